@@ -1,0 +1,1 @@
+"""How each shipped model is trained: one module a recipe, each runnable with `python -m`."""

@@ -1,0 +1,185 @@
+"""English grapheme-to-phoneme on the CMU Pronouncing Dictionary, stress removed.
+
+    python -m models.recipes.g2p train --run runs/g2p
+    python -m models.recipes.g2p evaluate runs/g2p/best.safetensors
+
+A killed `train` goes on from its last whole epoch when it is called again with the same `--run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from models import training
+from models.metrics import ErrorRates, score
+from models.recipes import cmudict_data as data
+from models.search import beam_search
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
+
+MODEL = "g2p-en"
+LABEL_SMOOTHING = 0.1
+MAX_TARGET_TOKENS = 40
+PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""source [B, S], decoder input [B, T] beginning with the start token, expected [B, T] ending with the end token."""
+
+
+def train(run: Path, config: training.TrainingConfig, model_config: Seq2SeqConfig, *, batch_size: int) -> None:
+    """Trains into the folder `run`, or goes on with the run that is there, and evaluates the best epoch."""
+    torch.manual_seed(config.seed)
+    model = Seq2Seq(model_config)
+    pairs = data.load("train").pairs
+    validation = data.load("validation")
+
+    def loss(module: nn.Module, batch: Batch) -> Tensor:
+        source, inputs, expected = batch
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = module(source, None, inputs)
+        return cross_entropy(
+            logits.float().flatten(0, 1), expected.flatten(), ignore_index=PAD_ID, label_smoothing=LABEL_SMOOTHING
+        )
+
+    history = training.train(
+        model,
+        run=run,
+        config=config,
+        batches=lambda epoch: make_batches(pairs, batch_size, seed=config.seed * 1_000_003 + epoch),
+        loss=loss,
+        validation_error=lambda module: evaluate(cast(Seq2Seq, module), validation, beam_size=1).word_error_rate,
+        metadata={"model": MODEL, "config": json.dumps(model_config.to_json())},
+    )
+    training.plot_curves(history, run / "curves.png", error_name="validation word error rate")
+    write_evaluation(run / "best.safetensors")
+
+
+def make_batches(pairs: list[tuple[str, data.Phonemes]], batch_size: int, *, seed: int) -> list[Batch]:
+    """Shuffled batches of sources of one length each, so that only targets need padding."""
+    shuffled = sorted(pairs)
+    generator = random.Random(seed)
+    generator.shuffle(shuffled)
+    by_length: dict[int, list[tuple[str, data.Phonemes]]] = defaultdict(list)
+    for pair in shuffled:
+        by_length[len(pair[0])].append(pair)
+    groups = [group[at : at + batch_size] for group in by_length.values() for at in range(0, len(group), batch_size)]
+    generator.shuffle(groups)
+    return [_to_batch(group) for group in groups]
+
+
+def evaluate(model: Seq2Seq, dictionary: data.Dictionary, *, beam_size: int, batch_size: int = 512) -> ErrorRates:
+    """Decodes every word of `dictionary` and scores it against the nearest of its pronunciations."""
+    hypotheses = transcribe(model, list(dictionary.words), beam_size=beam_size, batch_size=batch_size)
+    return score((hypotheses[word], references) for word, references in dictionary.words.items())
+
+
+def transcribe(model: Seq2Seq, words: list[str], *, beam_size: int, batch_size: int = 512) -> dict[str, list[str]]:
+    """The phonemes of each word. Raises KeyError for a letter outside the source vocabulary."""
+    names = data.phonemes()
+    by_length: dict[int, list[str]] = defaultdict(list)
+    for word in words:
+        by_length[len(word)].append(word)
+    found: dict[str, list[str]] = {}
+    for group in by_length.values():
+        for at in range(0, len(group), batch_size):
+            part = group[at : at + batch_size]
+            decoded = beam_search(
+                model,
+                _source(part),
+                None,
+                beam_size=beam_size,
+                max_tokens=MAX_TARGET_TOKENS,
+                bos_id=BOS_ID,
+                eos_id=EOS_ID,
+            )
+            for word, ids in zip(part, decoded, strict=True):
+                found[word] = [names[token] for token in ids]
+    return found
+
+
+def load_model(checkpoint: Path) -> Seq2Seq:
+    """The trained model of a checkpoint, in evaluation mode. Raises ValueError when it is another recipe's."""
+    weights, metadata = training.load_checkpoint(checkpoint)
+    if metadata.get("model") != MODEL:
+        raise ValueError(f"{checkpoint} is a checkpoint of {metadata.get('model')!r}, not of {MODEL!r}")
+    model = Seq2Seq(Seq2SeqConfig(**json.loads(metadata["config"])))
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def write_evaluation(checkpoint: Path) -> dict[str, object]:
+    """Scores a checkpoint on the test split, greedy and with a beam of 4, into `evaluation.json` beside it."""
+    model, test = load_model(checkpoint), data.load("test")
+    result: dict[str, object] = {
+        "task": "grapheme-to-phoneme, CMUdict without stress, nearest of the listed pronunciations",
+        "split": "SHA-256 of the word modulo 100: 0-4 validation, 5-14 test, 15-99 training",
+        "num_training_words": len(data.load("train").words),
+        "num_validation_words": len(data.load("validation").words),
+        "num_test_words": len(test.words),
+        "greedy": asdict(evaluate(model, test, beam_size=1)),
+        "beam_4": asdict(evaluate(model, test, beam_size=4)),
+    }
+    path = checkpoint.parent / "evaluation.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    return result
+
+
+def _to_batch(group: list[tuple[str, data.Phonemes]]) -> Batch:
+    ids = {phoneme: index for index, phoneme in enumerate(data.phonemes())}
+    longest = max(len(phonemes) for _, phonemes in group) + 1
+    inputs = torch.full((len(group), longest), PAD_ID)
+    expected = torch.full((len(group), longest), PAD_ID)
+    for row, (_, phonemes) in enumerate(group):
+        target = torch.tensor([ids[phoneme] for phoneme in phonemes])
+        inputs[row, 0] = BOS_ID
+        inputs[row, 1 : len(phonemes) + 1] = target
+        expected[row, : len(phonemes)] = target
+        expected[row, len(phonemes)] = EOS_ID
+    return _source([word for word, _ in group]), inputs, expected
+
+
+def _source(words: list[str]) -> Tensor:
+    ids = {grapheme: index for index, grapheme in enumerate(data.GRAPHEMES)}
+    return torch.tensor([[ids[letter] for letter in word] for word in words])
+
+
+def main() -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m models.recipes.g2p", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    defaults = training.TrainingConfig()
+    training_parser = commands.add_parser("train", help="train, or go on with a run that was stopped")
+    training_parser.add_argument("--run", type=Path, default=Path("runs/g2p"), help="folder of the run")
+    training_parser.add_argument("--epochs", type=int, default=defaults.epochs)
+    training_parser.add_argument("--hidden-size", type=int, default=256)
+    training_parser.add_argument("--batch-size", type=int, default=256)
+    training_parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    training_parser.add_argument("--seed", type=int, default=defaults.seed)
+    evaluation_parser = commands.add_parser("evaluate", help="score a checkpoint on the test split")
+    evaluation_parser.add_argument("checkpoint", type=Path)
+    arguments = parser.parse_args()
+    if arguments.command == "evaluate":
+        write_evaluation(arguments.checkpoint)
+        return
+    train(
+        arguments.run,
+        training.TrainingConfig(
+            epochs=arguments.epochs, learning_rate=arguments.learning_rate, seed=arguments.seed
+        ),
+        Seq2SeqConfig(len(data.GRAPHEMES), len(data.phonemes()), hidden_size=arguments.hidden_size),
+        batch_size=arguments.batch_size,
+    )
+
+
+if __name__ == "__main__":
+    main()

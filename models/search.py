@@ -1,0 +1,63 @@
+"""Greedy and beam search over a `Seq2Seq`, for evaluation while training. Serving has its own, over ONNX graphs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.seq2seq import Seq2Seq
+
+
+@torch.no_grad()
+def beam_search(
+    model: Seq2Seq,
+    source: Tensor,
+    source_lengths: Tensor | None,
+    *,
+    beam_size: int,
+    max_tokens: int,
+    bos_id: int,
+    eos_id: int,
+) -> list[list[int]]:
+    """The best target for each source by length-normalised log-probability; beam_size 1 is greedy search.
+
+    source: [B, S] int64; source_lengths: [B] or None. Returns B token lists without start and end tokens.
+    The score of a hypothesis is the mean log-probability of its tokens, the end token included.
+    """
+    rows, width = source.shape[0], beam_size
+    memory, memory_mask, hidden, cell = model.encoder(source, source_lengths)
+    memory, memory_mask = memory.repeat_interleave(width, 0), memory_mask.repeat_interleave(width, 0)
+    hidden, cell = hidden.repeat_interleave(width, 1), cell.repeat_interleave(width, 1)
+    first_row = torch.arange(rows, device=source.device).unsqueeze(1) * width  # [B, 1]
+
+    tokens = source.new_full((rows, width, 1), bos_id)
+    total = torch.full((rows, width), float("-inf"), device=source.device)
+    total[:, 0] = 0.0  # all beams of a row begin alike, so only one may compete
+    finished = torch.zeros(rows, width, dtype=torch.bool, device=source.device)
+    lengths = torch.zeros(rows, width, device=source.device)
+
+    for _ in range(max_tokens + 1):
+        logits, hidden, cell = model.decoder(
+            tokens[:, :, -1].reshape(-1, 1), None, hidden, cell, memory, memory_mask
+        )
+        step = logits[:, 0].float().log_softmax(-1).view(rows, width, -1)  # [B, K, V]
+        vocabulary = step.shape[-1]
+        only_eos = torch.full_like(step, float("-inf"))
+        only_eos[..., eos_id] = 0.0  # a finished beam stays as it is
+        step = torch.where(finished.unsqueeze(-1), only_eos, step)
+        candidates = total.unsqueeze(-1) + step
+        candidate_lengths = (lengths + (~finished)).unsqueeze(-1)
+        best = (candidates / candidate_lengths).flatten(1).topk(width, dim=1).indices  # [B, K]
+        parent, token = best // vocabulary, best % vocabulary
+        total = candidates.flatten(1).gather(1, best)
+        lengths = candidate_lengths.squeeze(-1).gather(1, parent)
+        finished = finished.gather(1, parent) | (token == eos_id)
+        tokens = torch.cat([tokens.gather(1, parent.unsqueeze(-1).expand_as(tokens)), token.unsqueeze(-1)], dim=2)
+        flat = (first_row + parent).flatten()
+        hidden, cell = hidden[:, flat], cell[:, flat]
+        if bool(finished.all()):
+            break
+
+    winner = (total / lengths).argmax(dim=1)
+    best_tokens = tokens[torch.arange(rows, device=source.device), winner, 1:].tolist()
+    return [row[: row.index(eos_id)] if eos_id in row else row for row in best_tokens]

@@ -1,0 +1,220 @@
+"""A small training loop: seeded, resumable after a kill, stopped early, with averaged weights.
+
+What a recipe owns (data, batches, evaluation) comes in as functions; what is here knows no task. A run is
+a folder: `last.safetensors` (weights, their average, optimiser moments), `best.safetensors` (the averaged
+weights of the best epoch) and `history.json`. Every epoch draws its randomness from (seed, epoch) alone, so a run that was
+killed and resumed is the run that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """learning_rate: the peak, after warm-up, decaying as a cosine to a hundredth of it over `epochs`.
+    average_decay: decay a step of the exponential moving average of the weights, which is what is evaluated and kept.
+    patience: epochs without a better validation score before training stops."""
+
+    epochs: int = 30
+    learning_rate: float = 1e-3
+    warmup_steps: int = 500
+    clip_norm: float = 1.0
+    average_decay: float = 0.999
+    patience: int = 6
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One line of a run's history. validation_error: the score that early stopping minimises."""
+
+    epoch: int
+    training_loss: float
+    validation_error: float
+
+
+def train(
+    model: nn.Module,
+    *,
+    run: Path,
+    config: TrainingConfig,
+    batches: Callable[[int], list[Batch]],
+    loss: Callable[[nn.Module, Batch], Tensor],
+    validation_error: Callable[[nn.Module], float],
+    metadata: dict[str, str],
+) -> list[Epoch]:
+    """Trains `model`, resuming from `run` when it holds an unfinished one, and returns the history.
+
+    batches(epoch): that epoch's batches, shuffled by the recipe from (seed, epoch). loss(model, batch): a scalar.
+    validation_error(model): called with the averaged weights. metadata goes into every checkpoint's header.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    history = _resume(run, model, average, optimizer)
+    steps_per_epoch = len(batches(0))
+    total_steps = config.epochs * steps_per_epoch
+
+    for epoch in range(len(history), config.epochs):
+        if _exhausted(history, config.patience):
+            break
+        torch.manual_seed(config.seed * 1_000_003 + epoch)
+        model.train()
+        loss_sum = 0.0
+        epoch_batches = batches(epoch)
+        progress = tqdm(epoch_batches, desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, mininterval=2.0)
+        for index, batch in enumerate(progress):
+            step = epoch * steps_per_epoch + index
+            rate = config.learning_rate * _rate_factor(step, config.warmup_steps, total_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            value = loss(model, batch)
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimizer.step()
+            decay = min(config.average_decay, (step + 1) / (step + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.values()), list(model.parameters()), 1.0 - decay)
+            loss_sum += value.item()
+        with _weights_of(model, average):
+            model.eval()
+            error = validation_error(model)
+        history.append(Epoch(epoch, loss_sum / len(epoch_batches), error))
+        print(
+            f"epoch {epoch + 1}: training loss {history[-1].training_loss:.4f}, validation error {error:.2%}",
+            flush=True,
+        )
+        _save(run, model, average, optimizer, history, metadata)
+    return history
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights and the metadata of a `best.safetensors`."""
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+    return load_file(path), metadata
+
+
+def load_history(run: Path) -> list[Epoch]:
+    """The history of a run, one entry an epoch; empty for a run that has not ended its first."""
+    path = run / "history.json"
+    return [Epoch(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
+
+
+def plot_curves(history: list[Epoch], path: Path, *, error_name: str) -> None:
+    """Draws training loss and validation error over the epochs into a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    epochs = [entry.epoch + 1 for entry in history]
+    figure, loss_axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    loss_axis.plot(epochs, [entry.training_loss for entry in history], color="tab:blue", label="training loss")
+    loss_axis.set(xlabel="epoch", ylabel="training loss (nats a token, label smoothing included)")
+    error_axis = loss_axis.twinx()
+    errors = [100 * entry.validation_error for entry in history]
+    error_axis.plot(epochs, errors, color="tab:orange", marker=".", label=error_name)
+    error_axis.set(ylabel=f"{error_name} (%)")
+    best = min(range(len(errors)), key=errors.__getitem__)
+    error_axis.annotate(f"{errors[best]:.1f} %", (epochs[best], errors[best]), xytext=(0, 10), textcoords="offset points")
+    figure.legend(loc="upper right", bbox_to_anchor=(0.9, 0.95))
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+class _weights_of:
+    """Swaps a model's parameters for others while a `with` block runs."""
+
+    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        self._model, self._weights = model, weights
+
+    def __enter__(self) -> None:
+        self._exchange()
+
+    def __exit__(self, *_: object) -> None:
+        self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, parameter in self._model.named_parameters():
+            kept = parameter.detach().clone()
+            parameter.copy_(self._weights[name])
+            self._weights[name].copy_(kept)
+
+
+def _rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+def _exhausted(history: list[Epoch], patience: int) -> bool:
+    if not history:
+        return False
+    best = min(history, key=lambda entry: entry.validation_error)
+    return history[-1].epoch - best.epoch >= patience
+
+
+def _save(
+    run: Path,
+    model: nn.Module,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Adam,
+    history: list[Epoch],
+    metadata: dict[str, str],
+) -> None:
+    header = {**metadata, "history": json.dumps([asdict(entry) for entry in history])}
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        moments = optimizer.state[parameter]
+        tensors[f"weights/{name}"] = parameter.detach()
+        tensors[f"average/{name}"] = average[name]
+        tensors[f"exp_avg/{name}"] = moments["exp_avg"]
+        tensors[f"exp_avg_sq/{name}"] = moments["exp_avg_sq"]
+        tensors[f"step/{name}"] = moments["step"]
+    if history[-1].validation_error == min(entry.validation_error for entry in history):
+        _replace(run / "best.safetensors", average, header)
+    _replace(run / "last.safetensors", tensors, header)
+    (run / "history.json").write_text(header["history"])
+
+
+def _replace(path: Path, tensors: Iterable[tuple[str, Tensor]] | dict[str, Tensor], header: dict[str, str]) -> None:
+    partial = path.with_suffix(".partial")
+    save_file({name: tensor.contiguous() for name, tensor in dict(tensors).items()}, partial, metadata=header)
+    os.replace(partial, path)
+
+
+def _resume(run: Path, model: nn.Module, average: dict[str, Tensor], optimizer: torch.optim.Adam) -> list[Epoch]:
+    path = run / "last.safetensors"
+    if not path.exists():
+        return []
+    tensors, metadata = load_checkpoint(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"weights/{name}"])
+            average[name].copy_(tensors[f"average/{name}"])
+            optimizer.state[parameter] = {
+                "step": tensors[f"step/{name}"],
+                "exp_avg": tensors[f"exp_avg/{name}"].clone(),
+                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].clone(),
+            }
+    return [Epoch(**entry) for entry in json.loads(metadata["history"])]
