@@ -116,13 +116,15 @@ def _attend_in_fixed_order(query: Tensor, memory: Tensor, memory_mask: Tensor) -
     A matrix-matrix product may split its inner sum differently for another number of queries or another
     padding, and a softmax operator's sum is a tree whose shape depends on the padding: both change bits.
     Here each query has products of its own, and the softmax's sum is a product with the mask, whose padded
-    terms are exact zeros at the end of the sum. With `S` padded to a multiple of 8 no bit moves.
+    terms are exact zeros at the end of the sum. With `S` padded to a multiple of 8 no bit moves. What is shared by
+    all queries stands on the left: a right operand without a batch of its own would let ONNX Runtime fold the
+    queries of a lone row into one matrix.
     """
-    scores = memory.unsqueeze(1) @ query.unsqueeze(-1)  # [B, 1, S, A] @ [B, T, A, 1] -> [B, T, S, 1]
-    scores = scores.transpose(2, 3)  # [B, T, 1, S]
-    real = memory_mask.unsqueeze(1).unsqueeze(1)  # [B, 1, 1, S]
+    keys = memory.unsqueeze(1)  # [B, 1, S, A]
+    real = memory_mask.unsqueeze(1).unsqueeze(3)  # [B, 1, S, 1]
+    scores = keys @ query.unsqueeze(-1)  # [B, 1, S, A] @ [B, T, A, 1] -> [B, T, S, 1]
     scores = torch.where(real, scores, torch.full((), float("-inf")))
-    weights = torch.exp(scores - scores.amax(dim=-1, keepdim=True))  # [B, T, 1, S], exact zeros where padded
-    total = weights @ real.transpose(2, 3).to(weights.dtype)  # [B, T, 1, 1]
-    attended = weights @ memory.unsqueeze(1)  # [B, T, 1, A]
-    return (attended / total).squeeze(2)
+    weights = torch.exp(scores - scores.amax(dim=2, keepdim=True))  # [B, T, S, 1], exact zeros where padded
+    total = real.transpose(2, 3).to(weights.dtype) @ weights  # [B, 1, 1, S] @ [B, T, S, 1] -> [B, T, 1, 1]
+    attended = keys.transpose(2, 3) @ weights  # [B, 1, A, S] @ [B, T, S, 1] -> [B, T, A, 1]
+    return (attended / total).squeeze(3)

@@ -1,0 +1,1 @@
+"""Generated from proto/carousel/v1; see scripts/proto."""

@@ -1,0 +1,81 @@
+"""A service in a child process, for as long as a `with` block runs: for demos, tests and trying things out."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+
+@dataclass(frozen=True, slots=True)
+class LocalService:
+    """A running service. target: for clients; metrics_url: for Prometheus; log: its log lines so far, as JSON text."""
+
+    target: str
+    metrics_url: str
+    process: subprocess.Popen[bytes]
+    log_file: IO[bytes]
+
+    @property
+    def log(self) -> list[dict[str, object]]:
+        """Every log line so far, oldest first."""
+        return _read_log(Path(self.log_file.name))
+
+    def stop(self, timeout_s: float = 30.0) -> int:
+        """Sends SIGTERM and returns the exit code. Raises subprocess.TimeoutExpired."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+
+@contextmanager
+def local_service(models: Path, flags: Mapping[str, object] | None = None) -> Iterator[LocalService]:
+    """Starts `python -m service` on free ports of the loopback interface and stops it at the end.
+
+    flags: by name without dashes in front, such as `{"max-sessions": 4}`. Raises RuntimeError with the log when it
+    does not start.
+    """
+    given = {"models": models, "port": 0, "metrics-port": 0, "log-format": "json", **(flags or {})}
+    arguments = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    with tempfile.NamedTemporaryFile(suffix=".log") as log_file:
+        process = subprocess.Popen([sys.executable, "-m", "service", *arguments], stderr=log_file)
+        try:
+            started = _wait_until_started(process, Path(log_file.name))
+            yield LocalService(
+                f"127.0.0.1:{started['port']}",
+                f"http://127.0.0.1:{started['metrics_port']}/metrics",
+                process,
+                log_file,
+            )
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            try:
+                process.wait(30.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_started(process: subprocess.Popen[bytes], log: Path) -> dict[str, object]:
+    for _ in range(1200):
+        for line in _read_log(log):
+            if line.get("event") == "server.started":
+                return line
+        try:
+            code = process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            continue
+        raise RuntimeError(f"the service ended with code {code}:\n{log.read_text()}")
+    raise RuntimeError(f"the service did not start within a minute:\n{log.read_text()}")
+
+
+def _read_log(path: Path) -> list[dict[str, object]]:
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]

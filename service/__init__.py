@@ -1,0 +1,1 @@
+"""The server. Needs no torch."""

@@ -1,0 +1,73 @@
+"""`python -m service`: reads the settings, then checks or serves."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import structlog
+from pydantic import ValidationError
+from pydantic_settings import CliApp, SettingsError
+
+from service.repository.repository import scan
+from service.server import Server, StartError
+from service.settings import Settings
+from service.telemetry import logging
+
+
+def main() -> int:
+    """The process's exit code: 0 after a clean stop, 1 when it could not start or a check failed, 2: settings."""
+    try:
+        settings = CliApp.run(Settings)
+    except (ValidationError, SettingsError) as error:
+        print(_told(error), file=sys.stderr)
+        return 2
+    if settings.check:
+        return check(settings)
+    logging.configure(settings.log_format, settings.log_level)
+    try:
+        asyncio.run(serve(settings))
+    except StartError as error:
+        structlog.get_logger().error("server.cannot_start", reason=str(error))
+        return 1
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until a signal comes. Raises StartError, and whatever crashed an engine."""
+    server = Server(settings)
+    try:
+        await server.start()
+        await server.wait()
+    finally:
+        await server.stop()
+
+
+def check(settings: Settings) -> int:
+    """Prints what each bundle is worth; 1 when one cannot be served, or there is none."""
+    try:
+        repository = scan(settings.models, num_threads=settings.num_threads)
+    except FileNotFoundError as error:
+        print(f"models: {error}", file=sys.stderr)
+        return 1
+    for model, version in sorted(repository.bundles):
+        print(f"ok      {model}/{version}")
+    for (model, version), problem in sorted(repository.problems.items()):
+        print(f"FAILED  {model}/{version}: {problem.reason}")
+    if not repository.bundles and not repository.problems:
+        print(f"no bundle in {settings.models}", file=sys.stderr)
+    return 0 if repository.bundles and not repository.problems else 1
+
+
+def _told(error: ValidationError | SettingsError) -> str:
+    if isinstance(error, SettingsError):
+        return str(error)
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        lines.append(f"{name} = {problem.get('input')!r}: {problem['msg']}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

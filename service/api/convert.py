@@ -1,0 +1,168 @@
+"""Messages to domain values and back, and only here. Every refusal names the field as the client spells it."""
+
+from __future__ import annotations
+
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import models_pb2, sessions_pb2
+from service.engine.decoding import Decoding, Sampling
+from service.engine.jobs import FinishReason, Generated, OutputKind, OutputSpec, StepOutput
+from service.errors import EmptySequenceError, InvalidFieldError
+from service.repository.bundle import Bundle
+from service.repository.repository import Problem
+from service.repository.vocabulary import Vocabulary
+from service.sessions.session import CloseReason, Session, State
+
+DEFAULT_OUTPUTS = OutputSpec()
+
+_OUTPUT_KINDS = {
+    pb.OUTPUT_KIND_UNSPECIFIED: OutputKind.NEXT_TOKEN,
+    pb.OUTPUT_KIND_NONE: OutputKind.NONE,
+    pb.OUTPUT_KIND_NEXT_TOKEN: OutputKind.NEXT_TOKEN,
+    pb.OUTPUT_KIND_TOP_K: OutputKind.TOP_K,
+    pb.OUTPUT_KIND_LOGITS: OutputKind.LOGITS,
+}
+_FINISH_REASONS = {
+    None: pb.FINISH_REASON_UNSPECIFIED,
+    FinishReason.EOS: pb.FINISH_REASON_EOS,
+    FinishReason.MAX_TOKENS: pb.FINISH_REASON_MAX_TOKENS,
+}
+_CLOSE_REASONS = {
+    CloseReason.CLIENT: pb.CLOSE_REASON_CLIENT,
+    CloseReason.DISCONNECT: pb.CLOSE_REASON_DISCONNECT,
+    CloseReason.IDLE: pb.CLOSE_REASON_IDLE,
+    CloseReason.SHUTDOWN: pb.CLOSE_REASON_SHUTDOWN,
+    CloseReason.FAILED: pb.CLOSE_REASON_FAILED,
+}
+_STATES = {
+    State.IDLE: sessions_pb2.SESSION_STATE_IDLE,
+    State.BUSY: sessions_pb2.SESSION_STATE_BUSY,
+    State.GENERATING: sessions_pb2.SESSION_STATE_GENERATING,
+    State.CLOSED: sessions_pb2.SESSION_STATE_UNSPECIFIED,
+}
+
+
+def sequence_ids(sequence: pb.Sequence, vocabulary: Vocabulary, *, field: str) -> list[int]:
+    """The ids of a sequence in whichever form it came. Raises InvalidFieldError and its kin."""
+    form = sequence.WhichOneof("form")
+    if form == "text":
+        return vocabulary.ids_of_text(sequence.text, field=f"{field}.text")
+    if form == "tokens":
+        ids = vocabulary.ids_of(sequence.tokens.names, field=f"{field}.tokens.names")
+    elif form == "ids":
+        ids = vocabulary.check_ids(sequence.ids.ids, field=f"{field}.ids.ids")
+    else:
+        raise InvalidFieldError(f"{field} has no form: one of text, tokens and ids must be given", field=field)
+    if not ids:
+        raise EmptySequenceError(f"{field}.{form} is empty: it must have 1 token or more", field=f"{field}.{form}")
+    return ids
+
+
+def source_ids(source: pb.Sequence, bundle: Bundle) -> list[int]:
+    """The ids of a source. Raises InvalidFieldError when the model has no encoder, else as `sequence_ids`."""
+    if bundle.source_vocabulary is None:
+        raise InvalidFieldError(f"source must not be given: {bundle.model} has no encoder", field="source")
+    return sequence_ids(source, bundle.source_vocabulary, field="source")
+
+
+def feed_ids(feed: pb.Feed, vocabulary: Vocabulary) -> list[int]:
+    """The ids that a feed brings; none when it brings none. Raises InvalidFieldError and its kin."""
+    if not feed.tokens:
+        return vocabulary.check_ids(feed.token_ids, field="feed.token_ids")
+    if feed.token_ids:
+        raise InvalidFieldError("feed.token_ids and feed.tokens are both given: give one", field="feed.tokens")
+    return vocabulary.ids_of(feed.tokens, field="feed.tokens")
+
+
+def output_spec(message: pb.OutputSpec, *, field: str) -> OutputSpec:
+    """What to return. Raises InvalidFieldError for a kind that does not exist."""
+    kind = _OUTPUT_KINDS.get(message.kind)
+    if kind is None:
+        raise InvalidFieldError(f"{field}.kind = {message.kind} is not an OutputKind", field=f"{field}.kind")
+    return OutputSpec(kind, message.top_k, message.every_position)
+
+
+def decoding(message: pb.Decoding, default_max_tokens: int) -> Decoding:
+    """How to generate. Ranges are checked by the domain."""
+    sampling = None
+    if message.HasField("sampling"):
+        given = message.sampling
+        sampling = Sampling(
+            temperature=given.temperature if given.HasField("temperature") else 1.0,
+            top_k=given.top_k if given.HasField("top_k") else None,
+            top_p=given.top_p if given.HasField("top_p") else 1.0,
+            seed=given.seed,
+        )
+    max_tokens = message.max_tokens if message.HasField("max_tokens") else default_max_tokens
+    return Decoding(max_tokens, sampling, message.log_probabilities)
+
+
+def source_tokens(ids: list[int], vocabulary: Vocabulary) -> list[pb.Token]:
+    """A source as the model read it."""
+    return [pb.Token(id=token_id, text=vocabulary.names[token_id]) for token_id in ids]
+
+
+def step_output(output: StepOutput, names: tuple[str, ...]) -> pb.StepOutput:
+    """What the model says comes next."""
+    if output.log_probabilities is not None:
+        pairs = zip(output.token_ids, output.log_probabilities, strict=True)
+        tokens = [pb.Token(id=token_id, text=names[token_id], log_probability=p) for token_id, p in pairs]
+        return pb.StepOutput(position=output.position, tokens=tokens)
+    tokens = [pb.Token(id=token_id, text=names[token_id]) for token_id in output.token_ids]
+    logits = None if output.logits is None else output.logits.tolist()
+    return pb.StepOutput(position=output.position, tokens=tokens, logits=logits)
+
+
+def generated(result: Generated, names: tuple[str, ...]) -> pb.Generated:
+    """One step of a generation."""
+    tokens = []
+    if result.token is not None:
+        tokens.append(pb.Token(id=result.token, text=names[result.token], log_probability=result.log_probability))
+    return pb.Generated(tokens=tokens, finish_reason=_FINISH_REASONS[result.finish_reason])
+
+
+def close_reason(reason: CloseReason) -> pb.CloseReason.ValueType:
+    """Why a session was closed."""
+    return _CLOSE_REASONS[reason]
+
+
+def session_info(session: Session, monotonic_now_s: float, now_s: float) -> sessions_pb2.SessionInfo:
+    """A live session. monotonic_now_s, now_s: the same moment by the monotonic clock and by Unix time, in seconds."""
+    bundle = session.served.bundle
+    info = sessions_pb2.SessionInfo(
+        session_id=session.id,
+        model=bundle.model,
+        version=bundle.version,
+        position=session.position,
+        state=_STATES[session.state],
+    )
+    info.open_time.FromNanoseconds(round(session.opened_at * 1e9))
+    info.last_used_time.FromNanoseconds(round((now_s - (monotonic_now_s - session.last_used_s)) * 1e9))
+    return info
+
+
+def model_info(bundle: Bundle) -> models_pb2.ModelInfo:
+    """A version that is served."""
+    manifest, source = bundle.manifest, bundle.source_vocabulary
+    return models_pb2.ModelInfo(
+        model=manifest.model,
+        version=manifest.version,
+        description=manifest.description,
+        status=models_pb2.MODEL_STATUS_SERVING,
+        has_encoder=manifest.encoder is not None,
+        source_vocabulary=source.names if source else (),
+        target_vocabulary=bundle.target_vocabulary.names,
+        max_source_length=manifest.encoder.max_source_length if manifest.encoder else 0,
+        max_tokens=manifest.max_tokens,
+        state_size_bytes=bundle.state_size_bytes,
+        manifest_digest=bundle.manifest_digest,
+    )
+
+
+def problem_info(problem: Problem) -> models_pb2.ModelInfo:
+    """A version that could not be loaded."""
+    return models_pb2.ModelInfo(
+        model=problem.model,
+        version=problem.version,
+        status=models_pb2.MODEL_STATUS_FAILED,
+        problem=problem.reason,
+    )

@@ -1,0 +1,80 @@
+"""What surrounds every call: its count and duration, and errors into statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from service.api.status import abort
+from service.errors import CarouselError
+from service.observer import ApiObserver
+
+_OURS = "/carousel.v1."
+_FIXED_TEXT = "internal error; the server's log says more"
+Behaviour = Callable[[Any, Any], Awaitable[Any]]
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Turns errors of the domain into statuses, and anything else into INTERNAL with a fixed text."""
+
+    def __init__(self, observer: ApiObserver) -> None:
+        self._observer = observer
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wraps the handlers of our own services, which are all coroutine functions."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(_OURS):
+            return handler
+        kinds = (
+            ("unary_unary", grpc.unary_unary_rpc_method_handler),
+            ("unary_stream", grpc.unary_stream_rpc_method_handler),
+            ("stream_stream", grpc.stream_stream_rpc_method_handler),
+        )
+        for name, make in kinds:
+            behaviour = getattr(handler, name)
+            if behaviour is not None:
+                wrapped: Any = self._wrap(behaviour, method)
+                return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return handler
+
+    def _wrap(self, behaviour: Behaviour, method: str) -> Behaviour:
+        observer = self._observer
+
+        async def call(request: Any, context: Any) -> Any:
+            began_s = time.monotonic()
+            code = grpc.StatusCode.OK
+            observer.call_started(method)
+            try:
+                return await behaviour(request, context)
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except CarouselError as error:
+                code = grpc.StatusCode.UNKNOWN
+                await abort(context, error)
+            except Exception as error:
+                code = grpc.StatusCode.INTERNAL
+                observer.handler_crashed(method, error)
+                await context.abort(code, _FIXED_TEXT)
+            finally:
+                if code is grpc.StatusCode.UNKNOWN:
+                    code = context.code() or code
+                observer.call_ended(method, _name(code), time.monotonic() - began_s)
+
+        return call
+
+
+def _name(code: grpc.StatusCode | int) -> str:
+    """A context gives its code as it was set: a `StatusCode`, or a number."""
+    if isinstance(code, int):
+        return next((c.name for c in grpc.StatusCode if c.value[0] == code), "UNKNOWN")
+    return code.name

@@ -1,0 +1,88 @@
+"""Domain errors to gRPC statuses: one table, and only here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NoReturn
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from carousel.v1 import error_pb2
+from service import errors
+
+DOMAIN = "carousel"
+METADATA_KEY = "carousel-error-bin"
+
+
+class Row(NamedTuple):
+    """A gRPC status code, and the stable name of the cause."""
+
+    code: grpc.StatusCode
+    reason: str
+
+
+TABLE: dict[type[errors.CarouselError], Row] = {
+    errors.InvalidFieldError: Row(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
+    errors.TokenOutOfVocabularyError: Row(grpc.StatusCode.INVALID_ARGUMENT, "TOKEN_OUT_OF_VOCABULARY"),
+    errors.UnknownTokenError: Row(grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_TOKEN"),
+    errors.EmptySequenceError: Row(grpc.StatusCode.INVALID_ARGUMENT, "EMPTY_SEQUENCE"),
+    errors.SequenceTooLongError: Row(grpc.StatusCode.INVALID_ARGUMENT, "SEQUENCE_TOO_LONG"),
+    errors.ModelNotFoundError: Row(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"),
+    errors.SessionNotFoundError: Row(grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND"),
+    errors.SessionIdInUseError: Row(grpc.StatusCode.ALREADY_EXISTS, "SESSION_ID_IN_USE"),
+    errors.SessionAlreadyOpenError: Row(grpc.StatusCode.FAILED_PRECONDITION, "SESSION_ALREADY_OPEN"),
+    errors.SessionNotOpenError: Row(grpc.StatusCode.FAILED_PRECONDITION, "SESSION_NOT_OPEN"),
+    errors.PositionMismatchError: Row(grpc.StatusCode.FAILED_PRECONDITION, "POSITION_MISMATCH"),
+    errors.IllegalRequestError: Row(grpc.StatusCode.FAILED_PRECONDITION, "ILLEGAL_REQUEST"),
+    errors.TooManySessionsError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_SESSIONS"),
+    errors.QueueFullError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+    errors.ShuttingDownError: Row(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN"),
+    errors.RequestCancelledError: Row(grpc.StatusCode.CANCELLED, "CANCELLED"),
+    errors.ModelUnavailableError: Row(grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE"),
+    errors.EngineError: Row(grpc.StatusCode.INTERNAL, "ENGINE_ERROR"),
+}
+
+
+def to_message(error: errors.CarouselError) -> error_pb2.Error:
+    """The error as it travels inside a stream. Raises KeyError for a class that the table lacks."""
+    row = TABLE[type(error)]
+    message = error_pb2.Error(
+        code=row.code.value[0],
+        message=error.message,
+        reason=row.reason,
+        field=error.field,
+        metadata={name: str(value) for name, value in error.facts.items()},
+    )
+    if error.retry_delay_s is not None:
+        message.retry_delay.FromNanoseconds(round(error.retry_delay_s * 1e9))
+    return message
+
+
+async def abort(context: grpc.aio.ServicerContext[object, object], error: errors.CarouselError) -> NoReturn:
+    """Ends a call with the error's status: `google.rpc.Status` details for everyone, and `carousel.v1.Error` for
+    clients without googleapis."""
+    message = to_message(error)
+    status = rpc_status.to_status(_rich_status(error, message))
+    own = ((METADATA_KEY, message.SerializeToString()),)
+    await context.abort(status.code, status.details, (*status.trailing_metadata, *own))
+
+
+def _rich_status(error: errors.CarouselError, message: error_pb2.Error) -> status_pb2.Status:
+    status = status_pb2.Status(code=message.code, message=message.message)
+    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo] = [
+        error_details_pb2.ErrorInfo(reason=message.reason, domain=DOMAIN, metadata=message.metadata)
+    ]
+    if message.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=message.field, description=message.message, reason=message.reason
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_delay_s is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=message.retry_delay))
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status

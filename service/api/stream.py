@@ -1,0 +1,276 @@
+"""One `Inference.Stream` call: its sessions, its requests, its responses.
+
+A reader takes requests in and a writer writes responses; between them nothing waits but the engine. Rules:
+
+1. A refused request is answered by an error and changes nothing; the stream goes on.
+2. When the client has sent its last request the call ends as soon as all of them are answered.
+3. However the call ends, every session opened on it is closed.
+4. While too many responses wait for a slow reader, no request is read: it slows itself alone.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from carousel.v1 import inference_pb2 as pb
+from service.api import convert
+from service.api.catalog import Catalog
+from service.api.outbox import Outbox
+from service.api.status import TABLE, to_message
+from service.engine.jobs import Encoded, Failed, Fed, Generated, GenerateJob, Result
+from service.errors import CarouselError, InvalidFieldError, SessionAlreadyOpenError, SessionNotOpenError
+from service.observer import ApiObserver
+from service.sessions.dispatcher import Dispatcher
+from service.sessions.registry import Registry
+from service.sessions.session import CloseReason, Request, Session
+
+_REQUESTS = ("open", "feed", "generate", "cancel", "close")
+
+
+class Stream:
+    """The state of one call. `handle` takes a request in; `outbox` holds what is to be written. Event loop only."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        registry: Registry,
+        dispatcher: Dispatcher,
+        observer: ApiObserver,
+        outbox: Outbox[pb.StreamResponse],
+    ) -> None:
+        self._catalog = catalog
+        self._registry = registry
+        self._dispatcher = dispatcher
+        self._observer = observer
+        self._outbox = outbox
+        self._sessions: dict[str, Session] = {}
+        self._generations: dict[Request, GenerateJob] = {}
+        self._num_unanswered = 0
+        self._is_last_read = False
+        self._handlers = {
+            "open": self._open,
+            "feed": self._feed,
+            "generate": self._generate,
+            "cancel": self._cancel,
+            "close": self._close,
+        }
+
+    def handle(self, request: pb.StreamRequest) -> None:
+        """Takes one request in. Whatever is wrong with it is answered."""
+        kind = request.WhichOneof("request")
+        try:
+            if kind is None:
+                raise InvalidFieldError(f"request is missing: one of {', '.join(_REQUESTS)} must be given")
+            self._handlers[kind](request)
+        except CarouselError as error:
+            session = self._meant(request, kind)
+            self._refuse(request.request_id, session.id if session else request.session_id, session, error)
+
+    def last_read(self) -> None:
+        """The client will send nothing more."""
+        self._is_last_read = True
+        self._end_if_done()
+
+    def disconnect(self) -> None:
+        """The call is over: closes every session that is still open."""
+        for session in self._sessions.values():
+            self._registry.close(session, CloseReason.DISCONNECT, notify=False)
+        self._sessions.clear()
+
+    def _open(self, request: pb.StreamRequest) -> None:
+        message = request.open
+        known = self._sessions.get(request.session_id)
+        if known is not None:
+            raise SessionAlreadyOpenError(
+                f"open: session {known.id!r} is open on this stream already, at position {known.position}",
+                field="session_id",
+                session_id=known.id,
+                position=known.position,
+            )
+        served = self._catalog.find(message.model, message.version)
+        source = convert.source_ids(message.source, served.bundle) if message.HasField("source") else None
+        outputs = None
+        if message.HasField("outputs"):
+            outputs = convert.output_spec(message.outputs, field="open.outputs")
+        self._num_unanswered += 1
+        try:
+            session = self._registry.open(
+                served,
+                request.session_id,
+                source,
+                outputs,
+                request_id=request.request_id,
+                reply=partial(self._on_opened, source),
+                on_closed=self._on_closed,
+            )
+        except CarouselError:
+            self._num_unanswered -= 1
+            raise
+        self._sessions[session.id] = session
+
+    def _feed(self, request: pb.StreamRequest) -> None:
+        message = request.feed
+        session = self._session(request, "feed")
+        tokens = convert.feed_ids(message, session.served.bundle.target_vocabulary)
+        outputs = convert.DEFAULT_OUTPUTS
+        if message.HasField("outputs"):
+            outputs = convert.output_spec(message.outputs, field="feed.outputs")
+        position = message.position if message.HasField("position") else None
+        self._dispatcher.feed(session, position, tokens, outputs, request_id=request.request_id, reply=self._on_fed)
+        self._num_unanswered += 1
+
+    def _generate(self, request: pb.StreamRequest) -> None:
+        message = request.generate
+        session = self._session(request, "generate")
+        decoding = convert.decoding(message.decoding, session.served.bundle.manifest.max_tokens)
+        job = self._dispatcher.generate(
+            session,
+            message.position if message.HasField("position") else None,
+            decoding,
+            request_id=request.request_id,
+            reply=self._on_generated,
+            field="generate.decoding",
+        )
+        self._generations[job.tag] = job
+        self._num_unanswered += 1
+
+    def _cancel(self, request: pb.StreamRequest) -> None:
+        session = self._session(request, "cancel")
+
+        def cancelled(count: int) -> None:
+            self._answer(
+                pb.StreamResponse(
+                    request_id=request.request_id,
+                    session_id=session.id,
+                    position=session.position,
+                    cancelled=pb.Cancelled(request_count=count),
+                )
+            )
+
+        self._dispatcher.cancel(session, cancelled)
+        self._num_unanswered += 1
+
+    def _close(self, request: pb.StreamRequest) -> None:
+        session = self._session(request, "close")
+
+        def closed() -> None:
+            self._answer(self._closed(request.request_id, session, CloseReason.CLIENT))
+
+        self._num_unanswered += 1
+        del self._sessions[session.id]
+        self._registry.close(session, CloseReason.CLIENT, notify=False, then=closed)
+
+    def _session(self, request: pb.StreamRequest, kind: str) -> Session:
+        session_id = request.session_id
+        if session_id:
+            session = self._sessions.get(session_id)
+            if session is None:
+                elsewhere = self._registry.get(session_id)
+                raise SessionNotOpenError(
+                    f"{kind}: session {elsewhere.id!r} was opened on another stream", field="session_id"
+                )
+            return session
+        if len(self._sessions) == 1:
+            return next(iter(self._sessions.values()))
+        if not self._sessions:
+            raise SessionNotOpenError(f"{kind}: no session is open on this stream: send open first")
+        raise InvalidFieldError(
+            f"session_id is missing: {len(self._sessions)} sessions are open on this stream", field="session_id"
+        )
+
+    def _meant(self, request: pb.StreamRequest, kind: str | None) -> Session | None:
+        """The session that a refused request was about, if it is one of ours."""
+        if not request.session_id and kind != "open" and len(self._sessions) == 1:
+            return next(iter(self._sessions.values()))
+        return self._sessions.get(request.session_id)
+
+    def _on_opened(self, source: list[int] | None, request: Request, result: Result) -> None:
+        session = request.session
+        if isinstance(result, Failed):
+            self._sessions.pop(session.id, None)
+            self._failed(request, result)
+            return
+        bundle = session.served.bundle
+        opened = pb.Opened(model=bundle.model, version=bundle.version)
+        if source is not None and bundle.source_vocabulary is not None:
+            opened.source.extend(convert.source_tokens(source, bundle.source_vocabulary))
+        if isinstance(result, Fed):
+            opened.output.CopyFrom(convert.step_output(result.outputs[0], bundle.target_vocabulary.names))
+        self._answer(pb.StreamResponse(request_id=request.request_id, session_id=session.id, opened=opened))
+
+    def _on_fed(self, request: Request, result: Result) -> None:
+        if not isinstance(result, Fed):
+            self._failed(request, result)
+            return
+        names = request.session.served.bundle.target_vocabulary.names
+        self._answer(
+            pb.StreamResponse(
+                request_id=request.request_id,
+                session_id=request.session.id,
+                position=result.position,
+                fed=pb.Fed(
+                    outputs=[convert.step_output(output, names) for output in result.outputs],
+                    replayed=request.replayed,
+                ),
+            )
+        )
+
+    def _on_generated(self, request: Request, result: Result) -> None:
+        if not isinstance(result, Generated):
+            self._generations.pop(request, None)
+            self._failed(request, result)
+            return
+        session = request.session
+        response = pb.StreamResponse(
+            request_id=request.request_id,
+            session_id=session.id,
+            position=result.position,
+            generated=convert.generated(result, session.served.bundle.target_vocabulary.names),
+        )
+        if result.finish_reason is None:
+            job = self._generations[request]
+            self._outbox.put(response, partial(self._dispatcher.granted, session, job, 1))
+        else:
+            del self._generations[request]
+            self._answer(response)
+
+    def _on_closed(self, session: Session, reason: CloseReason) -> None:
+        """Somebody else has closed a session of ours."""
+        if self._sessions.pop(session.id, None) is not None:
+            self._outbox.put(self._closed(0, session, reason))
+
+    def _closed(self, request_id: int, session: Session, reason: CloseReason) -> pb.StreamResponse:
+        return pb.StreamResponse(
+            request_id=request_id,
+            session_id=session.id,
+            position=session.position,
+            closed=pb.Closed(reason=convert.close_reason(reason)),
+        )
+
+    def _failed(self, request: Request, result: Result | Encoded) -> None:
+        assert isinstance(result, Failed)  # noqa: S101  # the callers have looked at every other result
+        self._refuse(request.request_id, request.session.id, request.session, result.error)
+        self._num_unanswered -= 1
+        self._end_if_done()
+
+    def _refuse(self, request_id: int, session_id: str, session: Session | None, error: CarouselError) -> None:
+        row = TABLE[type(error)]
+        model = session.served.bundle.model if session is not None else ""
+        self._observer.request_failed(model, row.code.name, row.reason)
+        self._outbox.put(
+            pb.StreamResponse(
+                request_id=request_id,
+                session_id=session_id,
+                position=session.position if session is not None else 0,
+                error=to_message(error),
+            )
+        )
+
+    def _answer(self, response: pb.StreamResponse) -> None:
+        self._outbox.put(response)
+        self._num_unanswered -= 1
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self._is_last_read and self._num_unanswered == 0:
+            self._outbox.close()

@@ -1,0 +1,151 @@
+"""Slots: a session's row in the contiguous arrays that hold every session's state and context.
+
+Owns the arrays and who has which row. Knows no session, no clock, no thread of its own.
+
+Rules:
+1. Slot 0 is nobody's: padded rows of a batch read it, and nothing is ever written to it.
+2. A slot is zero when it is handed out.
+3. A slot carries the generation of its row. Releasing moves the row to the next one, so releasing twice, or
+   using what was released, is an error and never somebody else's state.
+4. The arrays are allocated whole at the start and left untouched: the operating system gives a page its memory
+   when a session first writes to it, so room for a million sessions costs nothing until they come.
+
+`acquire` is called by one thread and everything else by another: they meet only in the free list, whose append
+and pop are atomic, and a row is never in the hands of both.
+
+Shapes: `B` rows of a batch, `S` source positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.repository.manifest import SOURCE_MULTIPLE, Manifest, TensorSpec
+
+Array = NDArray[np.generic]
+IntArray = NDArray[np.int64]
+
+
+class Slot(NamedTuple):
+    """A row and the generation in which it was handed out."""
+
+    row: int
+    generation: int
+
+
+class _Tensor:
+    """One state tensor of every slot: an array whose `axis` counts rows."""
+
+    def __init__(self, spec: TensorSpec, num_rows: int) -> None:
+        self.name = spec.name
+        self.axis = spec.shape.index("batch")
+        shape = [num_rows if axis == "batch" else int(axis) for axis in spec.shape]
+        self.values: Array = np.zeros(shape, dtype=spec.dtype)
+        self._before = (slice(None),) * self.axis
+
+    def at(self, rows: Any) -> tuple[Any, ...]:
+        """The index of `rows` along the batch axis."""
+        return (*self._before, rows)
+
+
+class Arena:
+    """State and context of up to `num_slots` sessions."""
+
+    def __init__(self, manifest: Manifest, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._states = [_Tensor(state.input, num_slots + 1) for state in manifest.states]
+        longest = manifest.encoder.max_source_length if manifest.encoder else 0
+        self._source_capacity = -(-longest // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
+        self._contexts: list[Array] = []
+        for context in manifest.contexts:
+            inner = [int(axis) for axis in context.input.shape[2:]]
+            shape = (num_slots + 1, self._source_capacity, *inner)
+            self._contexts.append(np.zeros(shape, dtype=context.input.dtype))
+        self._source_lengths = np.zeros(num_slots + 1, dtype=np.int64)
+        self._generations = np.zeros(num_slots + 1, dtype=np.int64)
+        self._free: list[int] = []
+        self._num_touched = 0
+        self._buffers: dict[int, list[Array]] = {}
+
+    @property
+    def num_used(self) -> int:
+        """Slots that are handed out."""
+        return self._num_touched - len(self._free)
+
+    def acquire(self) -> Slot | None:
+        """A zeroed slot, or None when all are taken."""
+        if self._free:
+            row = self._free.pop()
+            for state in self._states:
+                state.values[state.at(row)] = 0
+            for context in self._contexts:
+                context[row, : self._source_lengths[row]] = 0
+        elif self._num_touched < self.num_slots:
+            self._num_touched += 1
+            row = self._num_touched
+        else:
+            return None
+        self._source_lengths[row] = 0
+        return Slot(row, int(self._generations[row]))
+
+    def release(self, slot: Slot) -> None:
+        """Takes a slot back. Raises ValueError when it is not the row's present generation: released before."""
+        if self._generations[slot.row] != slot.generation:
+            raise ValueError(f"slot {slot.row} of generation {slot.generation} was released before")
+        self._generations[slot.row] += 1
+        self._free.append(slot.row)
+
+    def gather(self, rows: IntArray) -> list[Array]:
+        """Copies the state of `rows` into batch order.
+
+        rows: [B]; 0 for padding. Returns one array a state tensor, of the manifest's shape with batch = B, valid
+        until the next call with the same B (the buffers are reused). Raises nothing: rows are checked where they
+        are handed out.
+        """
+        buffers = self._buffers.get(len(rows))
+        if buffers is None:
+            shapes = [list(state.values.shape) for state in self._states]
+            for shape, state in zip(shapes, self._states, strict=True):
+                shape[state.axis] = len(rows)
+            buffers = [np.empty(shape, state.values.dtype) for shape, state in zip(shapes, self._states, strict=True)]
+            self._buffers[len(rows)] = buffers
+        for state, buffer in zip(self._states, buffers, strict=True):
+            # mode="clip" writes straight into `out`; the default mode copies through a buffer
+            state.values.take(rows, axis=state.axis, out=buffer, mode="clip")
+        return buffers
+
+    def scatter(self, rows: IntArray, values: list[Array], tensors: Sequence[int] | None = None) -> None:
+        """Writes state back.
+
+        rows: [B] distinct and not 0; values: one array a state tensor, of B rows or more, of which the first B
+        count; tensors: which state tensors they are, when not all.
+        """
+        states = self._states if tensors is None else [self._states[index] for index in tensors]
+        count = len(rows)
+        for state, value in zip(states, values, strict=True):
+            state.values[state.at(rows)] = value[state.at(slice(count))]
+
+    def set_context(self, rows: IntArray, lengths: IntArray, values: list[Array]) -> None:
+        """Stores what the encoder gave. rows, lengths: [B]; values: one [B', S, ...] array a context tensor, B' >= B.
+
+        Positions from a row's length on are left zero, whatever the encoder gave there.
+        """
+        for context, value in zip(self._contexts, values, strict=True):
+            for index, (row, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=True)):
+                context[row, :length] = value[index, :length]
+        self._source_lengths[rows] = lengths
+
+    def gather_context(self, rows: IntArray) -> list[Array]:
+        """The context of `rows` [B]: one [B, S, ...] array a context tensor, zero where padded.
+
+        S is the longest of them, rounded up to a multiple of 8.
+        """
+        if not self._contexts:
+            return []
+        longest = int(self._source_lengths[rows].max())
+        width = max(SOURCE_MULTIPLE, -(-longest // SOURCE_MULTIPLE) * SOURCE_MULTIPLE)
+        return [context[:, :width].take(rows, axis=0, mode="clip") for context in self._contexts]

@@ -1,0 +1,75 @@
+"""What engine and sessions report, and to whom: a small protocol that metrics and logs implement.
+
+Implementations must be quick, must not raise, and must be safe to call from several threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+GraphKind = Literal["encoder", "step"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """One run of a graph.
+
+    num_rows: sessions advanced; num_tokens: tokens consumed by them; capacity: rows times time of the padded run;
+    queue_s: time from submission to the batch's start, one for each request that began in it; gather_s, run_s,
+    commit_s: assembling the batch, running the graph, decoding and storing its results.
+    """
+
+    kind: GraphKind
+    num_rows: int
+    num_tokens: int
+    capacity: int
+    queue_s: tuple[float, ...]
+    gather_s: float
+    run_s: float
+    commit_s: float
+
+
+class EngineObserver(Protocol):
+    """Hears what one model's engine does."""
+
+    def batch_ran(self, report: BatchReport) -> None:
+        """A batch is done. Called by the engine's thread."""
+
+    def queue_changed(self, num_waiting: int) -> None:
+        """num_waiting: requests admitted and not yet answered. Called by the engine's thread, once a batch."""
+
+    def batch_failed(self, kind: GraphKind, num_rows: int, error: BaseException) -> None:
+        """A run of a graph raised `error`. Called by the engine's thread."""
+
+
+class SessionObserver(Protocol):
+    """Hears what becomes of sessions. Called by the event loop."""
+
+    def session_opened(self, model: str, version: int, session_id: str) -> None:
+        """A session was opened."""
+
+    def session_closed(self, model: str, version: int, session_id: str, reason: str, position: int) -> None:
+        """A session was closed. reason: the lower-case name of a `CloseReason`."""
+
+    def first_token(self, model: str, version: int, seconds: float) -> None:
+        """A generation gave its first token, so long after it was asked for."""
+
+    def request_answered(self, model: str, version: int, request: str, seconds: float, num_tokens: int) -> None:
+        """A feed or a generation was answered in full, so long after it was read. num_tokens: fed or generated."""
+
+
+class ApiObserver(Protocol):
+    """Hears of gRPC calls. Called by the event loop."""
+
+    def call_started(self, method: str) -> None:
+        """A call has come. method: such as `/carousel.v1.Inference/Stream`."""
+
+    def call_ended(self, method: str, code: str, seconds: float) -> None:
+        """It has ended. code: the gRPC status code's name, such as `OK`."""
+
+    def request_failed(self, model: str, code: str, reason: str) -> None:
+        """A request inside a stream was refused or failed. model: empty when it is not known."""
+
+    def handler_crashed(self, method: str, error: BaseException) -> None:
+        """A bug: a handler raised what it must not. The caller has got INTERNAL and a fixed text."""

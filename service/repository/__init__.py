@@ -1,0 +1,1 @@
+"""Bundles on disk: their contract, their checks, their loading."""

@@ -1,0 +1,166 @@
+"""One bundle, checked and loaded: manifest, vocabularies and ONNX Runtime sessions that agree with each other."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime as ort
+from pydantic import ValidationError
+
+from service.repository.manifest import FILE_NAME, Manifest, TensorSpec, sha256_of
+from service.repository.vocabulary import Vocabulary
+
+_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "bool": "tensor(bool)"}
+
+
+class BundleError(Exception):
+    """A bundle cannot be served; the message says why, naming the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle that has passed every check. The vocabularies are None and the encoder is None together."""
+
+    folder: Path
+    manifest: Manifest
+    manifest_digest: str
+    source_vocabulary: Vocabulary | None
+    target_vocabulary: Vocabulary
+    encoder: ort.InferenceSession | None
+    step: ort.InferenceSession
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.manifest.model
+
+    @property
+    def version(self) -> int:
+        """The version."""
+        return self.manifest.version
+
+    @property
+    def state_size_bytes(self) -> int:
+        """Bytes of state tensors that each session holds."""
+        itemsize = {"float32": 4, "int64": 8, "bool": 1}
+        return sum(
+            itemsize[state.input.dtype] * math.prod(axis for axis in state.input.shape if isinstance(axis, int))
+            for state in self.manifest.states
+        )
+
+
+def load_bundle(folder: Path, *, num_threads: int = 1) -> Bundle:
+    """Checks and loads `<model>/<version>/`. num_threads: ONNX Runtime's intra-op threads.
+
+    Raises BundleError: the manifest is missing or malformed, is another model's, a file is missing or has another
+    digest, a vocabulary is not what the manifest says, or a graph is not.
+    """
+    manifest_path = folder / FILE_NAME
+    try:
+        text = manifest_path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{FILE_NAME} cannot be read: {error.strerror}") from error
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise BundleError(f"{FILE_NAME} is malformed: {_first_problem(error)}") from error
+    if (manifest.model, str(manifest.version)) != (folder.parent.name, folder.name):
+        raise BundleError(
+            f"{FILE_NAME} is of {manifest.model}/{manifest.version}, but lies in {folder.parent.name}/{folder.name}"
+        )
+    for file in manifest.files:
+        _check_digest(folder / file, manifest.digests[file])
+    try:
+        source, target = _load_vocabularies(folder, manifest)
+    except (ValueError, OSError) as error:
+        raise BundleError(str(error)) from error
+    step = _load_graph(folder / manifest.step.file, num_threads)
+    _check_graph(manifest.step.file, step, _step_inputs(manifest), _step_outputs(manifest))
+    encoder = None
+    if manifest.encoder is not None:
+        encoder = _load_graph(folder / manifest.encoder.file, num_threads)
+        _check_graph(manifest.encoder.file, encoder, _encoder_inputs(manifest), _encoder_outputs(manifest))
+    return Bundle(folder, manifest, hashlib.sha256(text).hexdigest(), source, target, encoder, step)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
+
+
+def _check_digest(path: Path, expected: str) -> None:
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise BundleError(f"{path.name} cannot be read: {error.strerror}") from error
+    if found != expected:
+        raise BundleError(f"{path.name} has SHA-256 {found}, but the manifest gives it {expected}")
+
+
+def _load_vocabularies(folder: Path, manifest: Manifest) -> tuple[Vocabulary | None, Vocabulary]:
+    source = None
+    if manifest.source_vocabulary is not None:
+        spec = manifest.source_vocabulary
+        source = Vocabulary.load(folder / spec.file, spec, owner=f"the source vocabulary of {manifest.model}")
+    spec = manifest.target_vocabulary
+    return source, Vocabulary.load(folder / spec.file, spec, owner=f"the vocabulary of {manifest.model}")
+
+
+def _load_graph(path: Path, num_threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    # The pattern planner keeps a plan for every input shape it has seen, without bound.
+    options.enable_mem_pattern = False
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises classes of its own, all derived from Exception alone
+        raise BundleError(f"{path.name} is not a graph that ONNX Runtime can load: {error}") from error
+
+
+def _step_inputs(manifest: Manifest) -> list[TensorSpec]:
+    step = manifest.step
+    states = [state.input for state in manifest.states]
+    return [step.tokens, step.lengths, *states, *(context.input for context in manifest.contexts)]
+
+
+def _step_outputs(manifest: Manifest) -> list[TensorSpec]:
+    states = [state.input.model_copy(update={"name": state.output}) for state in manifest.states]
+    return [manifest.step.logits, *states]
+
+
+def _encoder_inputs(manifest: Manifest) -> list[TensorSpec]:
+    assert manifest.encoder is not None  # noqa: S101  # the caller has looked
+    return [manifest.encoder.source, manifest.encoder.lengths]
+
+
+def _encoder_outputs(manifest: Manifest) -> list[TensorSpec]:
+    initial = [s.input.model_copy(update={"name": s.initial}) for s in manifest.states if s.initial is not None]
+    return [*initial, *(c.input.model_copy(update={"name": c.output}) for c in manifest.contexts)]
+
+
+def _check_graph(file: str, session: ort.InferenceSession, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
+    found_inputs = {node.name: node for node in session.get_inputs()}
+    found_outputs = {node.name: node for node in session.get_outputs()}
+    surplus = sorted(set(found_inputs) - {spec.name for spec in inputs})
+    if surplus:
+        raise BundleError(f"{file} has an input {surplus[0]} that the manifest does not name")
+    for role, specs, found in (("input", inputs, found_inputs), ("output", outputs, found_outputs)):
+        for spec in specs:
+            if spec.name not in found:
+                raise BundleError(f"{file} has no {role} {spec.name}, which the manifest names")
+            _check_tensor(f"{file}: {role} {spec.name}", spec, found[spec.name])
+
+
+def _check_tensor(where: str, spec: TensorSpec, node: ort.NodeArg) -> None:
+    if node.type != _ORT_TYPES[spec.dtype]:
+        raise BundleError(f"{where} is {node.type}, but the manifest says {spec.dtype}")
+    fixed = [axis if isinstance(axis, int) else None for axis in node.shape]
+    expected = [axis if isinstance(axis, int) else None for axis in spec.shape]
+    if fixed != expected:
+        raise BundleError(f"{where} has shape {node.shape}, but the manifest says {list(spec.shape)}")

@@ -1,0 +1,207 @@
+"""The contract of a bundle: what `manifest.json` must say. The exporter writes it, the server believes nothing else.
+
+A bundle is one version's folder, `model_repository/<model>/<version>/`: ONNX graphs, vocabularies and this manifest.
+Shapes are lists of integers and of the symbolic axes `batch`, `time` and `source`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+FILE_NAME = "manifest.json"
+SOURCE_MULTIPLE = 8
+"""The source axis is always padded to a multiple of this: attention's bits do not depend on padding then."""
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Axis = Literal["batch", "time", "source"]
+Dtype = Literal["float32", "int64", "bool"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorSpec(_Part):
+    """One input or output of a graph."""
+
+    name: str
+    """The tensor's name in the graph."""
+    dtype: Dtype
+    """Its element type."""
+    shape: tuple[Axis | Annotated[int, Field(ge=1)], ...]
+    """Its axes: numbers, and the symbolic axes `batch`, `time`, `source`."""
+
+
+class StateSpec(_Part):
+    """One state tensor: what a step reads and writes again."""
+
+    name: str
+    """Its name to people and in the API, such as `hidden`."""
+    input: TensorSpec
+    """The step graph's input."""
+    output: str
+    """The name of the step graph's output that is the next value of that input."""
+    initial: str | None = None
+    """The name of the encoder's output that is its first value; none: zeros."""
+
+    @model_validator(mode="after")
+    def _one_batch_axis(self) -> Self:
+        if self.input.shape.count("batch") != 1 or "time" in self.input.shape or "source" in self.input.shape:
+            raise ValueError(f"state {self.name}: shape {list(self.input.shape)} must have one batch axis and no other")
+        return self
+
+
+class ContextSpec(_Part):
+    """One context tensor: what the encoder gives and every step reads. Padded with zeros along `source`."""
+
+    name: str
+    """Its name to people and in the API, such as `memory`."""
+    input: TensorSpec
+    """The step graph's input; its first axes are batch and source."""
+    output: str
+    """The name of the encoder's output that gives it."""
+
+    @model_validator(mode="after")
+    def _batch_then_source(self) -> Self:
+        if self.input.shape[:2] != ("batch", "source") or "time" in self.input.shape:
+            raise ValueError(f"context {self.name}: shape {list(self.input.shape)} must begin with batch, source")
+        return self
+
+
+class EncoderSpec(_Part):
+    """The graph that reads a source once. Its outputs are named by the states and contexts."""
+
+    file: FileName
+    """The ONNX file in the bundle."""
+    source: TensorSpec
+    """Token ids, int64 [batch, source], 0 where padded."""
+    lengths: TensorSpec
+    """Tokens in each row, int64 [batch]."""
+    max_source_length: Annotated[int, Field(ge=1, le=65536)]
+    """The longest source accepted, in tokens."""
+
+
+class StepSpec(_Part):
+    """The graph that advances a ragged batch of sessions by one token or a chunk of them."""
+
+    file: FileName
+    """The ONNX file in the bundle."""
+    tokens: TensorSpec
+    """Token ids, int64 [batch, time]."""
+    lengths: TensorSpec
+    """Tokens in each row, int64 [batch], 1 or more."""
+    logits: TensorSpec
+    """Unnormalised log-probabilities of the token after each, float32 [batch, time, vocabulary]."""
+
+
+class VocabularySpec(_Part):
+    """A vocabulary: one token a line in a UTF-8 file, the line number from 0 being its id."""
+
+    file: FileName
+    """The text file in the bundle."""
+    size: Annotated[int, Field(ge=2)]
+    """The number of its lines."""
+    tokenizer: Literal["characters", "whitespace"]
+    """How text is split into tokens; text is lower-cased first when `lowercase` is true."""
+    lowercase: bool = False
+    """Whether text is lower-cased before it is split."""
+
+
+class SpecialTokens(_Part):
+    """Ids with a meaning of their own in the target vocabulary, and padding in both."""
+
+    pad_id: Annotated[int, Field(ge=0)] = 0
+    """Fills rows up."""
+    bos_id: Annotated[int, Field(ge=0)] | None = None
+    """Start of sequence: run before a session's first token. None: the model has none."""
+    eos_id: Annotated[int, Field(ge=0)] | None = None
+    """End of sequence: generation ends at it. None: the model has none."""
+
+
+class Parity(_Part):
+    """How closely the graphs reproduce PyTorch, as the exporter measured it."""
+
+    tolerance: float
+    """The largest absolute difference that was allowed."""
+    max_abs_error: dict[str, float]
+    """The largest absolute difference seen, by tensor."""
+    num_rows: int
+    """Rows compared, of random ragged batches, stepwise and chunked."""
+
+
+class Manifest(_Part):
+    """What one bundle is and how to run it."""
+
+    format_version: Literal[1] = 1
+    """The version of this contract."""
+    model: ModelName
+    """The model's name: lower-case letters, digits, `.`, `_`, `-`."""
+    version: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    """The version's number."""
+    description: str
+    """One line about it."""
+    encoder: EncoderSpec | None = None
+    """The encoder; none for a model without a source."""
+    step: StepSpec
+    """The step graph."""
+    states: tuple[StateSpec, ...]
+    """The state tensors."""
+    contexts: tuple[ContextSpec, ...] = ()
+    """The context tensors."""
+    source_vocabulary: VocabularySpec | None = None
+    """The source's vocabulary; given exactly when there is an encoder."""
+    target_vocabulary: VocabularySpec
+    """The target's vocabulary."""
+    special_tokens: SpecialTokens
+    """Ids with a meaning of their own."""
+    max_tokens: Annotated[int, Field(ge=1)]
+    """Tokens generated at most when a request sets no limit."""
+    digests: dict[FileName, Sha256]
+    """SHA-256 of every other file of the bundle that is read at serving."""
+    exported_with: dict[str, str]
+    """Versions of the packages that made it, by package."""
+    parity: Parity
+    """How closely the graphs reproduce PyTorch."""
+    evaluation: dict[str, object]
+    """The recipe's evaluation, as it wrote it."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.encoder is None) != (self.source_vocabulary is None):
+            raise ValueError("encoder and source_vocabulary must be given together")
+        if self.encoder is None and (self.contexts or any(state.initial for state in self.states)):
+            raise ValueError("contexts and initial states need an encoder")
+        if not self.states:
+            raise ValueError("states must not be empty: a recurrent model has state")
+        size = self.target_vocabulary.size
+        if self.step.logits.shape != ("batch", "time", size):
+            raise ValueError(f"step.logits.shape {list(self.step.logits.shape)} must be [batch, time, {size}]")
+        for field, token_id in self.special_tokens:
+            if token_id is not None and token_id >= size:
+                raise ValueError(f"special_tokens.{field} = {token_id} is outside the vocabulary (0 to {size - 1})")
+        names = [state.name for state in self.states] + [context.name for context in self.contexts]
+        if len(set(names)) != len(names):
+            raise ValueError(f"states and contexts must have names of their own, not {names}")
+        missing = [file for file in self.files if file not in self.digests]
+        if missing:
+            raise ValueError(f"digests must name {', '.join(missing)}")
+        return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file, but this one, that serving reads."""
+        vocabularies = [v.file for v in (self.source_vocabulary, self.target_vocabulary) if v is not None]
+        graphs = [self.encoder.file] if self.encoder else []
+        return (*graphs, self.step.file, *vocabularies)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,80 @@
+"""The model repository: the folder of bundles, scanned and loaded. A bad bundle is reported and harms no other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from service.errors import ModelNotFoundError, ModelUnavailableError
+from service.repository.bundle import Bundle, BundleError, load_bundle
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A version that cannot be served, and why."""
+
+    model: str
+    version: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Repository:
+    """What a scan found: bundles that can be served, and problems, both by (model, version)."""
+
+    folder: Path
+    bundles: dict[tuple[str, int], Bundle] = field(default_factory=dict)
+    problems: dict[tuple[str, int], Problem] = field(default_factory=dict)
+
+    def find(self, model: str, version: int) -> Bundle:
+        """The bundle of a model; version 0 means the newest that is served.
+
+        Raises ModelNotFoundError naming what there is, and ModelUnavailableError for one that could not be loaded.
+        """
+        wanted = version or max((v for m, v in self.bundles if m == model), default=0)
+        bundle = self.bundles.get((model, wanted))
+        if bundle is not None:
+            return bundle
+        problem = self.problems.get((model, wanted)) if wanted else self._newest_problem(model)
+        if problem is not None:
+            raise ModelUnavailableError(
+                f"model {model!r} version {problem.version} could not be loaded: {problem.reason}",
+                model=model,
+                version=problem.version,
+            )
+        versions = sorted(v for m, v in self.bundles if m == model)
+        if versions:
+            listed = ", ".join(map(str, versions))
+            raise ModelNotFoundError(
+                f"version = {version} of model {model!r} does not exist: there is {listed}",
+                field="version",
+                model=model,
+            )
+        names = ", ".join(sorted({m for m, _ in self.bundles})) or "none"
+        raise ModelNotFoundError(f"model = {model!r} does not exist: there is {names}", field="model", model=model)
+
+    def _newest_problem(self, model: str) -> Problem | None:
+        found = [problem for (name, _), problem in self.problems.items() if name == model]
+        return max(found, key=lambda problem: problem.version, default=None)
+
+
+def scan(folder: Path, *, num_threads: int = 1) -> Repository:
+    """Loads every `<model>/<version>/` under `folder`, where version is a number; hidden entries are passed over.
+
+    Raises FileNotFoundError when `folder` is not a folder. Bundles that fail their checks become problems.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    repository = Repository(folder)
+    for model_folder in sorted(folder.iterdir()):
+        if not model_folder.is_dir() or model_folder.name.startswith("."):
+            continue
+        for version_folder in sorted(model_folder.iterdir()):
+            if not version_folder.is_dir() or not version_folder.name.isdecimal():
+                continue
+            key = (model_folder.name, int(version_folder.name))
+            try:
+                repository.bundles[key] = load_bundle(version_folder, num_threads=num_threads)
+            except BundleError as error:
+                repository.problems[key] = Problem(*key, str(error))
+    return repository

@@ -1,0 +1,87 @@
+"""What a request may ask of a model: checks that name the field, its value and what was expected.
+
+Pure. `field` arguments are the names of request fields as the caller spells them, such as `feed.outputs`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from service.engine.decoding import Decoding, Sampling
+from service.engine.jobs import OutputKind, OutputSpec
+from service.errors import EmptySequenceError, InvalidFieldError, SequenceTooLongError
+
+_SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_TOKEN_BYTES = 32
+"""About what a token takes on the wire with its name and log-probability."""
+
+
+def check_session_id(session_id: str) -> None:
+    """Raises InvalidFieldError unless the id is one that a client may choose."""
+    if not _SESSION_ID.fullmatch(session_id):
+        shown = session_id if len(session_id) <= 140 else session_id[:140] + "..."
+        raise InvalidFieldError(
+            f"session_id = {shown!r} must be 1 to 128 of the characters A-Z a-z 0-9 . _ : -", field="session_id"
+        )
+
+
+def check_length(num_tokens: int, limit: int, *, field: str) -> None:
+    """Raises EmptySequenceError for no token, SequenceTooLongError for more than `limit`."""
+    if num_tokens == 0:
+        raise EmptySequenceError(f"{field} is empty: it must have 1 token or more", field=field)
+    if num_tokens > limit:
+        raise SequenceTooLongError(f"{field} has {num_tokens} tokens, the limit is {limit}", field=field, limit=limit)
+
+
+def check_outputs(outputs: OutputSpec, *, num_tokens: int, vocabulary_size: int, max_bytes: int, field: str) -> None:
+    """Raises InvalidFieldError for a wrong top_k, SequenceTooLongError when the answer would be over `max_bytes`."""
+    if outputs.kind is OutputKind.TOP_K and not 1 <= outputs.top_k <= vocabulary_size:
+        raise InvalidFieldError(
+            f"{field}.top_k = {outputs.top_k} must be 1 to {vocabulary_size}, the vocabulary's size",
+            field=f"{field}.top_k",
+        )
+    if outputs.kind is not OutputKind.TOP_K and outputs.top_k:
+        raise InvalidFieldError(
+            f"{field}.top_k = {outputs.top_k} goes with OUTPUT_KIND_TOP_K alone", field=f"{field}.top_k"
+        )
+    each = {
+        OutputKind.NONE: 0,
+        OutputKind.NEXT_TOKEN: _TOKEN_BYTES,
+        OutputKind.TOP_K: _TOKEN_BYTES * outputs.top_k,
+        OutputKind.LOGITS: 4 * vocabulary_size,
+    }[outputs.kind]
+    total = each * (num_tokens if outputs.every_position else 1)
+    if total > max_bytes:
+        raise SequenceTooLongError(
+            f"{field} asks for an answer of about {total} bytes, the limit is {max_bytes}: feed fewer tokens at a time",
+            field=field,
+            limit=max_bytes,
+        )
+
+
+def check_decoding(decoding: Decoding, *, vocabulary_size: int, max_tokens: int, field: str) -> None:
+    """Raises InvalidFieldError naming the parameter that is out of its range."""
+    if not 1 <= decoding.max_tokens <= max_tokens:
+        raise InvalidFieldError(
+            f"{field}.max_tokens = {decoding.max_tokens} must be 1 to {max_tokens}", field=f"{field}.max_tokens"
+        )
+    if decoding.sampling is not None:
+        _check_sampling(decoding.sampling, vocabulary_size, f"{field}.sampling")
+
+
+def _check_sampling(sampling: Sampling, vocabulary_size: int, field: str) -> None:
+    if not (math.isfinite(sampling.temperature) and 0.0 < sampling.temperature <= 100.0):
+        raise InvalidFieldError(
+            f"{field}.temperature = {sampling.temperature:g} must be above 0 and at most 100",
+            field=f"{field}.temperature",
+        )
+    if sampling.top_k is not None and not 1 <= sampling.top_k <= vocabulary_size:
+        raise InvalidFieldError(
+            f"{field}.top_k = {sampling.top_k} must be 1 to {vocabulary_size}, the vocabulary's size",
+            field=f"{field}.top_k",
+        )
+    if not (math.isfinite(sampling.top_p) and 0.0 < sampling.top_p <= 1.0):
+        raise InvalidFieldError(
+            f"{field}.top_p = {sampling.top_p:g} must be above 0 and at most 1", field=f"{field}.top_p"
+        )

@@ -1,0 +1,171 @@
+"""What open sessions do: feeds, generations, cancellation.
+
+It checks a request against its session and its model, hands the engine one job, and brings the answer back. A refused
+request changes nothing. Event loop only; times come from the injected clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from service.engine.decoding import Decoding
+from service.engine.jobs import Fed, FeedJob, Generated, GenerateJob, Job, OutputSpec, Result
+from service.engine.stepper import position_mismatch
+from service.errors import QueueFullError
+from service.observer import SessionObserver
+from service.sessions.checks import check_decoding, check_length, check_outputs
+from service.sessions.limits import SessionLimits
+from service.sessions.session import Event, LastFeed, Reply, Request, Session, State
+from service.sessions.stores.base import SessionStore
+
+
+class Dispatcher:
+    """Gives sessions' requests to their engines. clock: monotonic seconds."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        limits: SessionLimits,
+        observer: SessionObserver,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limits = limits
+        self._store = store
+        self._observer = observer
+        self._clock = clock
+
+    def feed(
+        self,
+        session: Session,
+        position: int | None,
+        tokens: list[int],
+        outputs: OutputSpec,
+        *,
+        request_id: int,
+        reply: Reply,
+    ) -> None:
+        """Makes a session consume tokens from `position` on. A feed sent again is answered again and not applied again.
+
+        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError.
+        """
+        request = Request(session, request_id, reply, self._clock(), len(tokens))
+        last = session.last_feed
+        if position is not None and last is not None and last.is_repeated_by(position, tokens, outputs):
+            request.replayed = True
+            if last.result is None:
+                last.waiting.append(request)
+            else:
+                reply(request, last.result)
+            return
+        following = session.after(Event.FEED)
+        check_length(len(tokens), self.limits.max_feed_tokens, field="feed")
+        check_outputs(
+            outputs,
+            num_tokens=len(tokens),
+            vocabulary_size=session.served.bundle.manifest.target_vocabulary.size,
+            max_bytes=self.limits.max_answer_bytes,
+            field="feed.outputs",
+        )
+        self._check_turn(session, "feed.position", position)
+        job = FeedJob(reply=self._on_fed, tag=request, start=position, tokens=tokens, outputs=outputs)
+        session.served.engine.submit(session.lane, job)
+        session.last_feed = LastFeed(request, position, tokens, outputs)
+        self._admitted(session, following, request.began_s)
+
+    def generate(
+        self, session: Session, position: int | None, decoding: Decoding, *, request_id: int, reply: Reply, field: str
+    ) -> GenerateJob:
+        """Starts a generation and returns its job, for `granted`. `reply` is called for every token and for the end.
+
+        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError.
+        """
+        following = session.after(Event.GENERATE)
+        check_decoding(
+            decoding,
+            vocabulary_size=session.served.bundle.manifest.target_vocabulary.size,
+            max_tokens=self.limits.max_generate_tokens,
+            field=field,
+        )
+        self._check_turn(session, "generate.position", position)
+        request = Request(session, request_id, reply, self._clock())
+        job = GenerateJob(
+            reply=self._on_generated,
+            tag=request,
+            start=position,
+            decoding=decoding,
+            window=self.limits.generation_window,
+        )
+        session.served.engine.submit(session.lane, job)
+        session.last_feed = None
+        self._admitted(session, following, request.began_s)
+        return job
+
+    def cancel(self, session: Session, then: Callable[[int], None]) -> None:
+        """Ends the session's work in flight at a token boundary.
+
+        `then` gets the number of requests ended, after each was answered `Failed`.
+        """
+        session.served.engine.cancel(session.lane, then)
+
+    def granted(self, session: Session, job: GenerateJob, num_tokens: int) -> None:
+        """Tells that `num_tokens` of a generation have been written to the client, so that it may go on."""
+        session.served.engine.grant(session.lane, job, num_tokens)
+
+    def _check_turn(self, session: Session, field: str, position: int | None) -> None:
+        """Refuses what cannot be next. While work is in flight the engine, which knows when it ends, is the judge."""
+        if session.num_in_flight == 0 and position is not None and position != session.position:
+            raise position_mismatch(field, position, session.position)
+        if session.num_in_flight >= self.limits.max_in_flight:
+            raise QueueFullError(
+                f"session {session.id!r} has {session.num_in_flight} requests in flight, the most it may have:"
+                " read its answers",
+                retry_delay_s=0.1,
+                max_in_flight=self.limits.max_in_flight,
+            )
+
+    def _admitted(self, session: Session, following: State, now_s: float) -> None:
+        session.state = following
+        session.num_in_flight += 1
+        self._store.touch(session, now_s)
+
+    def _on_fed(self, job: Job, result: Result) -> None:
+        request: Request = job.tag
+        session = request.session
+        self._ended(session, result)
+        request.reply(request, result)
+        if isinstance(result, Fed):
+            self._answered(request, "feed")
+        last = session.last_feed
+        if last is not None and last.request is request:
+            last.result = result
+            last.start = result.position - len(last.tokens)
+            for repeat in last.waiting:
+                repeat.reply(repeat, result)
+            last.waiting.clear()
+
+    def _on_generated(self, job: Job, result: Result) -> None:
+        request: Request = job.tag
+        if isinstance(result, Generated) and result.token is not None:
+            if request.num_tokens == 0:
+                bundle = request.session.served.bundle
+                self._observer.first_token(bundle.model, bundle.version, self._clock() - request.began_s)
+            request.num_tokens += 1
+        if isinstance(result, Generated) and result.finish_reason is None:
+            request.session.position = result.position
+        else:
+            self._ended(request.session, result)
+            if isinstance(result, Generated):
+                self._answered(request, "generate")
+        request.reply(request, result)
+
+    def _ended(self, session: Session, result: Result) -> None:
+        session.ended(result)
+        if session.state is not State.CLOSED:
+            self._store.touch(session, self._clock())
+
+    def _answered(self, request: Request, name: str) -> None:
+        bundle = request.session.served.bundle
+        seconds = self._clock() - request.began_s
+        self._observer.request_answered(bundle.model, bundle.version, name, seconds, request.num_tokens)

@@ -1,0 +1,159 @@
+"""What a session is: its identity, its state, and the table of what may happen to it when.
+
+Pure: no asyncio, no clock, no engine thread. The table is the truth; the diagram in docs/architecture.md is drawn
+from it by `diagram`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from service.engine.engine import Engine
+from service.engine.jobs import Failed, Lane, OutputSpec, Result
+from service.errors import IllegalRequestError
+from service.repository.bundle import Bundle
+
+
+class State(Enum):
+    """What a session is doing."""
+
+    IDLE = "idle"
+    BUSY = "busy"
+    GENERATING = "generating"
+    CLOSED = "closed"
+
+
+class Event(Enum):
+    """What may happen to a session."""
+
+    FEED = "feed"
+    GENERATE = "generate"
+    FINISH = "finish"
+    CLOSE = "close"
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.IDLE, Event.FEED): State.BUSY,
+    (State.BUSY, Event.FEED): State.BUSY,
+    (State.IDLE, Event.GENERATE): State.GENERATING,
+    (State.BUSY, Event.GENERATE): State.GENERATING,
+    (State.BUSY, Event.FINISH): State.IDLE,
+    (State.GENERATING, Event.FINISH): State.IDLE,
+    (State.IDLE, Event.CLOSE): State.CLOSED,
+    (State.BUSY, Event.CLOSE): State.CLOSED,
+    (State.GENERATING, Event.CLOSE): State.CLOSED,
+}
+"""(state, event) to the next state. What is not here is illegal. Encoding the source counts as a feed; FINISH is the
+answer to the last request in flight."""
+
+
+class CloseReason(Enum):
+    """Why a session was closed."""
+
+    CLIENT = "client"
+    DISCONNECT = "disconnect"
+    IDLE = "idle"
+    SHUTDOWN = "shutdown"
+    FAILED = "failed"
+
+
+class Served(NamedTuple):
+    """A bundle and the engine that runs it."""
+
+    bundle: Bundle
+    engine: Engine
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request of one session on its way. reply(request, result) is called on the event loop, for a generation
+    many times.
+
+    began_s: monotonic seconds when it was read. num_tokens: fed or generated so far.
+    """
+
+    session: Session
+    request_id: int
+    reply: Reply
+    began_s: float
+    num_tokens: int = 0
+    replayed: bool = False
+
+
+Reply = Callable[[Request, Result], None]
+OnClosed = Callable[["Session", CloseReason], None]
+
+
+@dataclass(slots=True, eq=False)
+class LastFeed:
+    """The feed admitted last, kept so that it can be answered again.
+
+    start: None until it is known. waiting: repeats that came before the answer.
+    """
+
+    request: Request
+    start: int | None
+    tokens: list[int]
+    outputs: OutputSpec
+    result: Result | None = None
+    waiting: list[Request] = field(default_factory=list)
+
+    def is_repeated_by(self, start: int, tokens: list[int], outputs: OutputSpec) -> bool:
+        """Whether a feed is this one, sent again. One that failed is not there to be repeated."""
+        return (
+            start == self.start
+            and tokens == self.tokens
+            and outputs == self.outputs
+            and not isinstance(self.result, Failed)
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One sequence being processed. Event loop only.
+
+    serial: grows with every session opened. position: as of the last answer; the truth when nothing is in flight.
+    on_closed: told when somebody else than its stream closes it. opened_at: Unix seconds; last_used_s:
+    monotonic seconds.
+    """
+
+    id: str
+    serial: int
+    served: Served
+    lane: Lane
+    on_closed: OnClosed
+    opened_at: float
+    last_used_s: float
+    position: int = 0
+    state: State = State.IDLE
+    num_in_flight: int = 0
+    last_feed: LastFeed | None = None
+
+    def after(self, event: Event) -> State:
+        """The state that follows. Raises IllegalRequestError when the table does not allow the event."""
+        following = TRANSITIONS.get((self.state, event))
+        if following is None:
+            raise IllegalRequestError(
+                f"{event.value}: session {self.id!r} is {self.state.value} at position {self.position}"
+                + (": wait for its end, or cancel it" if self.state is State.GENERATING else ""),
+                session_id=self.id,
+                state=self.state.value,
+            )
+        return following
+
+    def ended(self, result: Result) -> None:
+        """Takes note of the last answer to one of its requests."""
+        self.position = result.position
+        self.num_in_flight -= 1
+        if self.num_in_flight == 0 and self.state is not State.CLOSED:
+            self.state = self.after(Event.FINISH)
+
+
+def diagram() -> str:
+    """The table of transitions as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", "    [*] --> idle: open"]
+    lines += [f"    {s.value} --> {n.value}: {e.value}" for (s, e), n in TRANSITIONS.items()]
+    return "\n".join([*lines, "    closed --> [*]"])

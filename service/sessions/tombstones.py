@@ -1,0 +1,63 @@
+"""Why sessions that are gone went: a bounded memory, so that who comes back is told."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from service.errors import SessionNotFoundError
+from service.sessions.session import CloseReason
+
+_TOLD = {
+    CloseReason.CLIENT: "was closed by a client",
+    CloseReason.DISCONNECT: "was closed because the stream that had opened it ended",
+    CloseReason.IDLE: "was closed because it was idle for too long",
+    CloseReason.SHUTDOWN: "was closed because the server shut down",
+    CloseReason.FAILED: "was closed because its source could not be encoded",
+}
+
+
+class Tombstone(NamedTuple):
+    """closed_at: Unix seconds."""
+
+    reason: CloseReason
+    position: int
+    closed_at: float
+
+
+class Tombstones:
+    """Remembers the last `capacity` sessions that were closed. Event loop only."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._by_id: OrderedDict[str, Tombstone] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def add(self, session_id: str, tombstone: Tombstone) -> None:
+        """Remembers a session; the oldest memory goes when there are too many."""
+        self._by_id[session_id] = tombstone
+        self._by_id.move_to_end(session_id)
+        if len(self._by_id) > self._capacity:
+            self._by_id.popitem(last=False)
+
+    def not_found(self, session_id: str) -> SessionNotFoundError:
+        """The error for a session that is not live, saying what became of it when that is known."""
+        tombstone = self._by_id.get(session_id)
+        if tombstone is None:
+            return SessionNotFoundError(
+                f"session_id = {session_id!r} is unknown: it was never opened here, or is long gone",
+                field="session_id",
+                session_id=session_id,
+            )
+        when = datetime.fromtimestamp(tombstone.closed_at, UTC).isoformat(timespec="seconds")
+        return SessionNotFoundError(
+            f"session_id = {session_id!r} is gone: it {_TOLD[tombstone.reason]}"
+            f" at position {tombstone.position}, {when}",
+            field="session_id",
+            session_id=session_id,
+            close_reason=tombstone.reason.value,
+            position=tombstone.position,
+        )

@@ -1,0 +1,1 @@
+"""Metrics and logs: what the observer protocol reports to."""

@@ -1,0 +1,138 @@
+"""The observer protocols, implemented: every report becomes metrics, and some become log lines.
+
+Label children are resolved once, here, and never on the hot path.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+from service.observer import BatchReport, GraphKind
+from service.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+
+class _Graph(NamedTuple):
+    step_seconds: Histogram
+    run_seconds: Histogram
+    batch_size: Histogram
+    steps: Counter
+    padded: Counter
+
+
+class EngineTelemetry:
+    """An `EngineObserver` of one model."""
+
+    def __init__(self, metrics: Metrics, model: str, version: int) -> None:
+        self._log_fields = {"model": model, "version": version}
+        labels = (model, str(version))
+        self._queue_seconds = metrics.queue_seconds.labels(*labels)
+        self._queue_depth = metrics.queue_depth.labels(*labels)
+        kinds: tuple[GraphKind, ...] = ("encoder", "step")
+        self._graphs = {
+            kind: _Graph(
+                metrics.step_seconds.labels(*labels, kind),
+                metrics.run_seconds.labels(*labels, kind),
+                metrics.batch_size.labels(*labels, kind),
+                metrics.steps.labels(*labels, kind),
+                metrics.padded.labels(*labels, kind),
+            )
+            for kind in kinds
+        }
+
+    def batch_ran(self, report: BatchReport) -> None:
+        """See `EngineObserver`."""
+        graph = self._graphs[report.kind]
+        graph.step_seconds.observe(report.gather_s + report.run_s + report.commit_s)
+        graph.run_seconds.observe(report.run_s)
+        graph.batch_size.observe(report.num_rows)
+        graph.steps.inc(report.num_tokens)
+        graph.padded.inc(report.capacity)
+        for seconds in report.queue_s:
+            self._queue_seconds.observe(seconds)
+
+    def queue_changed(self, num_waiting: int) -> None:
+        """See `EngineObserver`."""
+        self._queue_depth.set(num_waiting)
+
+    def batch_failed(self, kind: GraphKind, num_rows: int, error: BaseException) -> None:
+        """See `EngineObserver`."""
+        log.error("batch.failed", graph=kind, num_rows=num_rows, exc_info=error, **self._log_fields)
+
+
+class _Sessions(NamedTuple):
+    active: Gauge
+    opened: Counter
+    first_token_seconds: Histogram
+
+
+class SessionTelemetry:
+    """A `SessionObserver` and an `ApiObserver` of the whole server."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+        @cache
+        def of_model(model: str, version: int) -> _Sessions:
+            labels = (model, str(version))
+            return _Sessions(
+                metrics.sessions_active.labels(*labels),
+                metrics.sessions_opened.labels(*labels),
+                metrics.first_token_seconds.labels(*labels),
+            )
+
+        @cache
+        def of_request(model: str, version: int, request: str) -> tuple[Histogram, Counter]:
+            labels = (model, str(version), request)
+            return metrics.request_seconds.labels(*labels), metrics.tokens.labels(*labels)
+
+        self._of_model = of_model
+        self._of_request = of_request
+
+    def session_opened(self, model: str, version: int, session_id: str) -> None:
+        """See `SessionObserver`."""
+        sessions = self._of_model(model, version)
+        sessions.active.inc()
+        sessions.opened.inc()
+        log.debug("session.opened", session_id=session_id, model=model, version=version)
+
+    def session_closed(self, model: str, version: int, session_id: str, reason: str, position: int) -> None:
+        """See `SessionObserver`."""
+        self._of_model(model, version).active.dec()
+        self._metrics.sessions_closed.labels(model, str(version), reason).inc()
+        log.debug(
+            "session.closed", session_id=session_id, model=model, version=version, reason=reason, position=position
+        )
+
+    def first_token(self, model: str, version: int, seconds: float) -> None:
+        """See `SessionObserver`."""
+        self._of_model(model, version).first_token_seconds.observe(seconds)
+
+    def request_answered(self, model: str, version: int, request: str, seconds: float, num_tokens: int) -> None:
+        """See `SessionObserver`."""
+        latency, tokens = self._of_request(model, version, request)
+        latency.observe(seconds)
+        tokens.inc(num_tokens)
+
+    def call_started(self, method: str) -> None:
+        """See `ApiObserver`."""
+        self._metrics.calls_active.labels(method).inc()
+
+    def call_ended(self, method: str, code: str, seconds: float) -> None:
+        """See `ApiObserver`."""
+        self._metrics.calls_active.labels(method).dec()
+        self._metrics.calls.labels(method, code).inc()
+        self._metrics.call_seconds.labels(method).observe(seconds)
+
+    def request_failed(self, model: str, code: str, reason: str) -> None:
+        """See `ApiObserver`."""
+        self._metrics.errors.labels(model, code, reason).inc()
+
+    def handler_crashed(self, method: str, error: BaseException) -> None:
+        """See `ApiObserver`."""
+        log.error("handler.crashed", method=method, exc_info=error)
