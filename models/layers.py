@@ -107,7 +107,8 @@ class LuongAttention(nn.Module):
             return _attend_in_fixed_order(projected, memory, memory_mask)
         scores = projected @ memory.transpose(1, 2)  # [B, T, S]
         weights = scores.masked_fill(~memory_mask.unsqueeze(1), float("-inf")).softmax(dim=-1)
-        return weights @ memory
+        attended: Tensor = weights @ memory
+        return attended
 
 
 def _attend_in_fixed_order(query: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:

@@ -37,9 +37,7 @@ def beam_search(
     lengths = torch.zeros(rows, width, device=source.device)
 
     for _ in range(max_tokens + 1):
-        logits, hidden, cell = model.decoder(
-            tokens[:, :, -1].reshape(-1, 1), None, hidden, cell, memory, memory_mask
-        )
+        logits, hidden, cell = model.decoder(tokens[:, :, -1].reshape(-1, 1), None, hidden, cell, memory, memory_mask)
         step = logits[:, 0].float().log_softmax(-1).view(rows, width, -1)  # [B, K, V]
         vocabulary = step.shape[-1]
         only_eos = torch.full_like(step, float("-inf"))

@@ -30,6 +30,7 @@ class Seq2SeqConfig:
     dropout: float = 0.3
 
     def to_json(self) -> dict[str, int | float]:
+        """The sizes by name, as a checkpoint keeps them."""
         return asdict(self)
 
 
@@ -66,8 +67,11 @@ class Encoder(nn.Module):
             final_cell.append(cell)
         memory_mask = source != 0  # [B, S]
         memory = self.memory(outputs).transpose(0, 1)  # [B, S, A]
-        return memory, memory_mask, self._bridge(self.bridge_hidden, final_hidden), self._bridge(
-            self.bridge_cell, final_cell
+        return (
+            memory,
+            memory_mask,
+            self._bridge(self.bridge_hidden, final_hidden),
+            self._bridge(self.bridge_cell, final_cell),
         )
 
     @staticmethod
@@ -93,7 +97,7 @@ class Decoder(nn.Module):
         self.readout = nn.Linear(attended, size)
         self.logits = nn.Linear(size, config.target_vocabulary_size)
 
-    def forward(
+    def forward(  # noqa: PLR0917  # the graph's inputs, in its order
         self,
         tokens: Tensor,
         lengths: Tensor | None,

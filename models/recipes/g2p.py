@@ -9,6 +9,7 @@ A killed `train` goes on from its last whole epoch when it is called again with 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 from collections import defaultdict
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from models import training
+from models.curves import plot_curves
 from models.metrics import ErrorRates, score
 from models.recipes import cmudict_data as data
 from models.search import beam_search
@@ -59,7 +61,7 @@ def train(run: Path, config: training.TrainingConfig, model_config: Seq2SeqConfi
         validation_error=lambda module: evaluate(cast(Seq2Seq, module), validation, beam_size=1).word_error_rate,
         metadata={"model": MODEL, "config": json.dumps(model_config.to_json())},
     )
-    training.plot_curves(history, run / "curves.png", error_name="validation word error rate")
+    plot_curves(history, run / "curves.png", error_name="validation word error rate")
     write_evaluation(run / "best.safetensors")
 
 
@@ -120,6 +122,7 @@ def write_evaluation(checkpoint: Path) -> dict[str, object]:
     """Scores a checkpoint on the test split, greedy and with a beam of 4, into `evaluation.json` beside it."""
     model, test = load_model(checkpoint), data.load("test")
     result: dict[str, object] = {
+        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "task": "grapheme-to-phoneme, CMUdict without stress, nearest of the listed pronunciations",
         "split": "SHA-256 of the word modulo 100: 0-4 validation, 5-14 test, 15-99 training",
         "num_training_words": len(data.load("train").words),
@@ -173,9 +176,7 @@ def main() -> None:
         return
     train(
         arguments.run,
-        training.TrainingConfig(
-            epochs=arguments.epochs, learning_rate=arguments.learning_rate, seed=arguments.seed
-        ),
+        training.TrainingConfig(epochs=arguments.epochs, learning_rate=arguments.learning_rate, seed=arguments.seed),
         Seq2SeqConfig(len(data.GRAPHEMES), len(data.phonemes()), hidden_size=arguments.hidden_size),
         batch_size=arguments.batch_size,
     )

@@ -1,0 +1,84 @@
+"""The reference part of a model card, told from the manifest alone: what a caller sees, the graphs, the proofs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from service.repository.manifest import Manifest, VocabularySpec
+
+FILE_NAME = "README.md"
+
+
+def write_card(manifest: Manifest) -> str:
+    """A whole card, in Markdown, for a model of which there is nothing more to tell than its manifest."""
+    return f"# {manifest.model}, version {manifest.version}\n\n{manifest.description}\n\n{reference(manifest)}"
+
+
+def reference(manifest: Manifest) -> str:
+    """The sections every card ends with, in Markdown, each under a second-level heading."""
+    return "\n".join([*_text(manifest), *_graphs(manifest), *_proofs(manifest)])
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, an empty one after them."""
+    lines = [header, ["---"] * len(header), *rows]
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
+def _text(manifest: Manifest) -> list[str]:
+    rows = []
+    for side, vocabulary in (("source", manifest.source_vocabulary), ("target", manifest.target_vocabulary)):
+        if vocabulary is not None:
+            rows.append([side, f"`{vocabulary.file}`", str(vocabulary.size), _tokenizer(vocabulary)])
+    special = ", ".join(f"{name} {token_id}" for name, token_id in manifest.special_tokens if token_id is not None)
+    limit = f"At most {manifest.max_tokens} tokens are generated unless a request sets its own limit."
+    if manifest.encoder is not None:
+        limit = f"Sources of up to {manifest.encoder.max_source_length} tokens. {limit}"
+    return [
+        "## Vocabularies",
+        "",
+        *table(["side", "file", "tokens", "text is split into"], rows),
+        f"Special tokens: {special}. {limit}",
+        "",
+    ]
+
+
+def _tokenizer(vocabulary: VocabularySpec) -> str:
+    split = {"characters": "characters", "whitespace": "words between white space"}[vocabulary.tokenizer]
+    return f"{split}, lower-cased first" if vocabulary.lowercase else split
+
+
+def _graphs(manifest: Manifest) -> list[str]:
+    rows = []
+    for kind, parts in (("state", manifest.states), ("context", manifest.contexts)):
+        for part in parts:
+            shape = ", ".join(str(axis) for axis in part.input.shape)
+            rows.append([part.name, kind, part.input.dtype, f"[{shape}]"])
+    encoder = f"`{manifest.encoder.file}` reads a source once. " if manifest.encoder else ""
+    return [
+        "## Graphs",
+        "",
+        f"{encoder}`{manifest.step.file}` advances a ragged batch by one token or a chunk of them. A session carries:",
+        "",
+        *table(["tensor", "kind", "type", "shape"], rows),
+    ]
+
+
+def _proofs(manifest: Manifest) -> list[str]:
+    parity = manifest.parity
+    versions = ", ".join(f"{package} {version}" for package, version in manifest.exported_with.items())
+    errors = [[f"`{name}`", f"{error:.1e}"] for name, error in parity.max_abs_error.items()]
+    return [
+        "## Proofs",
+        "",
+        "Before this bundle was written its graphs were held against PyTorch in double precision, on "
+        f"{parity.num_rows} rows of random ragged batches, step by step and in chunks, with a tolerance of "
+        f"{parity.tolerance:g}:",
+        "",
+        *table(["tensor", "largest absolute error"], errors),
+        "And a row's outputs were found bit-identical alone and in batches, in any order, step by step and in chunks, "
+        "with more padding, and beside rows of NaN and infinity.",
+        "",
+        f"Exported with {versions}.",
+        "",
+    ]

@@ -1,0 +1,178 @@
+"""The model card of `g2p-en`: what it is, how good it is beside what is published, what it cannot do, whose data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from export import card
+from models.seq2seq import Seq2SeqConfig
+from service.repository.manifest import Manifest
+
+_PUBLISHED = (
+    # system, dictionary and split, word error rate %, phoneme error rate %
+    ("Phonetisaurus (finite-state transducers), as CMUSphinx reports", "CMUdict of today", "33.89", "-"),
+    ("Balacoon's transducer baseline", "CMUdict of today, 113,628 / 11,978 words", "33.54", "6.11"),
+    ("CMUSphinx g2p-seq2seq, LSTM 2x64", "CMUdict of today", "about 39", "-"),
+    ("CMUSphinx g2p-seq2seq, LSTM 2x512", "CMUdict of today", "about 31", "-"),
+    ("Phonetisaurus, as CMUSphinx reports", "PRONASYL 2007", "24.4", "-"),
+    ("Yao and Zweig 2015, bi-directional LSTM with alignments", "PRONASYL 2007", "23.55", "5.45"),
+    ("CMUSphinx g2p-seq2seq, LSTM 2x512", "PRONASYL 2007", "23.3", "-"),
+    ("Rao et al. 2015, deep bi-directional LSTM, CTC, 5-gram transducer", "PRONASYL 2007", "21.3", "-"),
+    ("Toshniwal and Livescu 2016, global attention, ensemble of 5", "PRONASYL 2007", "20.24", "4.69"),
+)
+
+Example = tuple[str, str, Sequence[str]]
+"""A word, the model's phonemes for it, and those the dictionary lists."""
+
+
+class Rates(BaseModel):
+    """Error rates of one way of decoding, as fractions (0.28 is 28 %)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    word_error_rate: float
+    """Words whose transcription differs from every listed pronunciation, over words."""
+    phoneme_error_rate: float
+    """Summed edit distance to the nearest listed pronunciation, over the summed length of those."""
+    num_words: int
+    """Words scored."""
+
+
+class Evaluation(BaseModel):
+    """What the recipe writes into `evaluation.json`; fields beyond these are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    checkpoint_sha256: str
+    """SHA-256 of the checkpoint that was measured, in hexadecimal."""
+    task: str
+    """What was measured, in words."""
+    split: str
+    """How words were divided, in words."""
+    num_training_words: int
+    """Words trained on."""
+    num_validation_words: int
+    """Words that chose the epoch."""
+    num_test_words: int
+    """Words scored."""
+    greedy: Rates
+    """Taking the likeliest phoneme at each step."""
+    beam_4: Rates
+    """Beam search of width 4, by mean log-probability."""
+
+
+def write_card(
+    manifest: Manifest,
+    evaluation: Evaluation,
+    config: Seq2SeqConfig,
+    *,
+    num_parameters: int,
+    examples: Sequence[Example],
+    curves_file: str | None,
+    licence_file: str,
+) -> str:
+    """The whole card, in Markdown. curves_file, licence_file: names of files beside it."""
+    lines = [f"# {manifest.model}, version {manifest.version}", "", f"{manifest.description}.", ""]
+    lines += _model(config, num_parameters, examples)
+    lines += _figures(evaluation)
+    lines += _training(evaluation, curves_file)
+    lines += _limits(manifest)
+    lines += _data(licence_file)
+    return "\n".join([*lines, card.reference(manifest)])
+
+
+def _model(config: Seq2SeqConfig, num_parameters: int, examples: Sequence[Example]) -> list[str]:
+    return [
+        f"An LSTM encoder-decoder with attention: {config.num_layers} bi-directional encoder layers and "
+        f"{config.num_layers} decoder layers of {config.hidden_size} units, embeddings of {config.embedding_size}, "
+        f"Luong's general attention of {config.attention_size} from the first decoder layer; "
+        f"{num_parameters:,} parameters, 32-bit floats.",
+        "",
+        "It reads a word letter by letter and gives its phonemes, one a step. Some words it was not trained on, "
+        "decoded greedily:",
+        "",
+        *card.table(
+            ["word", "its answer", "listed"], [[word, answer, ", ".join(listed)] for word, answer, listed in examples]
+        ),
+    ]
+
+
+def _figures(evaluation: Evaluation) -> list[str]:
+    ours = [
+        [
+            f"**this model, {way}**",
+            "CMUdict of today, our split",
+            _percent(r.word_error_rate),
+            _percent(r.phoneme_error_rate),
+        ]
+        for way, r in (("greedy", evaluation.greedy), ("beam of 4", evaluation.beam_4))
+    ]
+    return [
+        "## Figures",
+        "",
+        f"On {evaluation.num_test_words:,} test words, stress removed. A word counts as right when its "
+        "transcription is one of the listed pronunciations; the phoneme error rate is the edit distance to the nearest "
+        "of them over its length.",
+        "",
+        *card.table(["system", "data", "word error rate, %", "phoneme error rate, %"], [*ours, *_PUBLISHED]),
+        "**The split is our own**, so these figures stand beside the published ones, not in their table: today's "
+        "dictionary has no standard split, other authors drew theirs otherwise, and it is harder than the PRONASYL "
+        "2007 split (106,837 training and 12,000 test words), which does not come with the dictionary. The published "
+        "figures are as their authors report them; none was run again here.",
+        "",
+    ]
+
+
+def _training(evaluation: Evaluation, curves_file: str | None) -> list[str]:
+    curves = ["", f"![training loss and validation error by epoch]({curves_file})"] if curves_file else []
+    return [
+        "## Training",
+        "",
+        f"On {evaluation.num_training_words:,} words of the CMU Pronouncing Dictionary with all their pronunciations, "
+        f"{evaluation.num_validation_words:,} validation words choosing the epoch. All pronunciations of a word are on "
+        f"one side of the split: {evaluation.split}. Cross-entropy with label smoothing and teacher forcing, Adam, the "
+        "evaluated weights being a moving average.",
+        "",
+        "To make it again, from the project's root with the `train` extra installed:",
+        "",
+        "```sh",
+        "python -m models.recipes.g2p train --run runs/g2p",
+        "python -m export g2p runs/g2p/best.safetensors --to model_repository",
+        "```",
+        "",
+        "The seed is fixed, but another processor or another PyTorch rounds differently and ends in slightly other "
+        "weights.",
+        *curves,
+        "",
+    ]
+
+
+def _limits(manifest: Manifest) -> list[str]:
+    longest = manifest.encoder.max_source_length if manifest.encoder else 0
+    return [
+        "## Limits",
+        "",
+        f"- Words of the letters a to z and the apostrophe, of up to {longest} of them. No digits, hyphens, full "
+        "stops, accents or abbreviations: spell them out first.",
+        "- North American English as the dictionary transcribes it, without stress. Much of the dictionary is names, "
+        "and names of foreign origin are hard to tell from their spelling.",
+        "- A word has one transcription, whatever the sentence: `read` and `lead` are not told apart.",
+        "- It answers anything spelt with these letters, words or not, and does not say when it is guessing.",
+        "",
+    ]
+
+
+def _data(licence_file: str) -> list[str]:
+    return [
+        "## Data and licence",
+        "",
+        "The CMU Pronouncing Dictionary, Copyright (C) 1993-2015 Carnegie Mellon University, under the BSD-style "
+        f"licence in [{licence_file}]({licence_file}). The weights are under the project's own licence, Apache-2.0.",
+        "",
+    ]
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"

@@ -1,0 +1,100 @@
+"""PyTorch modules to ONNX graphs: plain operators, symbolic axes, and nothing of the machine that made them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from export.errors import ExportError
+from export.interface import Interface
+from models.layers import ONNX_DOMAIN_VERSION, LSTMLayer
+from service.repository.manifest import Dtype, TensorSpec
+
+OPSET = ONNX_DOMAIN_VERSION
+
+_EXAMPLE_SIZES = {"batch": 3, "time": 4, "source": 8}  # all different, and none 1, which torch would freeze
+_TORCH_DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
+
+
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """The serialised ONNX graphs of one model; encoder is None for a model without a source."""
+
+    step: bytes
+    encoder: bytes | None = None
+
+
+def export_graphs(interface: Interface, step: nn.Module, encoder: nn.Module | None = None) -> Graphs:
+    """Exports modules in evaluation mode, called as `export.interface` says. The same weights give the same bytes.
+
+    Adds export buffers to their LSTM layers (`prepare_for_export`). Raises ExportError when one is in training mode.
+    """
+    encoder_graph: bytes | None = None
+    if encoder is not None:
+        encoder_graph = _export(encoder, interface.encoder_inputs, interface.encoder_outputs)
+    return Graphs(step=_export(step, interface.step_inputs, interface.step_outputs), encoder=encoder_graph)
+
+
+def _export(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bytes:
+    if module.training:
+        raise ExportError(f"{type(module).__name__} is in training mode: call eval() before exporting it")
+    for layer in module.modules():
+        if isinstance(layer, LSTMLayer):
+            layer.prepare_for_export()
+    axes = {name: torch.export.Dim(name) for name in _EXAMPLE_SIZES}
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(_example(tensor) for tensor in inputs),
+            dynamo=True,
+            dynamic_shapes=tuple(
+                {position: axes[axis] for position, axis in enumerate(tensor.shape) if isinstance(axis, str)}
+                for tensor in inputs
+            ),
+            input_names=[tensor.name for tensor in inputs],
+            output_names=[tensor.name for tensor in outputs],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError(f"torch.onnx.export gave no graph for {type(module).__name__}")
+    graph = program.model_proto
+    _strip(graph)
+    onnx.checker.check_model(graph, full_check=True)
+    return graph.SerializeToString(deterministic=True)
+
+
+def _example(tensor: TensorSpec) -> Tensor:
+    """A tensor of the right shape to trace with; its values, all one, leave no mark on the graph."""
+    shape = [_EXAMPLE_SIZES[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
+    return torch.ones(shape, dtype=_TORCH_DTYPES[tensor.dtype])
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Takes out what torch notes of its own source: stack traces, file names, module paths, shapes of inner values."""
+    graph = model.graph
+    del graph.value_info[:]
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter: its warnings are about packages not installed and axes that share a name by intent."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)

@@ -1,0 +1,106 @@
+"""Invariance: a row's bits do not depend on its batch, its place in it, its chunks, its padding or its neighbours.
+
+A row that runs alone, step by step, is the reference. Everything here is compared bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from export.errors import ExportError
+from export.interface import Interface
+from export.parity import max_abs_error
+from export.runners import Runner
+from export.walks import Row, Walk, chunked, draw_rows, interleaved, padded_width, stepwise, walk
+from service.repository.manifest import SOURCE_MULTIPLE
+
+_SUBJECTS = 6
+_COMPANY_SIZES = (0, 1, 9, 58, 250)
+_MAX_TOKENS = 24
+_SPOILS = (float("nan"), float("inf"), 1e30, -1e30)
+
+
+def check_invariance(graphs: Runner, interface: Interface, *, seed: int = 0) -> None:
+    """Holds rows in company, in every case below, to the same rows alone.
+
+    Raises ExportError naming the tensor, the difference and the case when one bit differs, or when a context is not
+    zero past a row's source (the server pads contexts with zeros, so it must find them there too).
+    """
+    generator = np.random.default_rng(seed)
+    for company_size in _COMPANY_SIZES:
+        subjects = draw_rows(interface, generator, num_rows=_SUBJECTS, max_tokens=_MAX_TOKENS)
+        company = draw_rows(interface, generator, num_rows=company_size, max_tokens=_MAX_TOKENS)
+        alone = [walk(graphs, interface, [row], [stepwise(row)])[0] for row in subjects]
+        _check_padding(graphs, interface, [*subjects, *company])
+        for case, walks in _cases(graphs, interface, subjects, company, generator):
+            for row, expected, found in zip(subjects, alone, walks, strict=True):
+                _hold_equal(row, expected, found, case)
+
+
+def _cases(
+    graphs: Runner, interface: Interface, subjects: list[Row], company: list[Row], generator: np.random.Generator
+) -> Iterator[tuple[str, list[Walk]]]:
+    """Each case in words, and the subjects' walks in it."""
+    rows, count = [*subjects, *company], len(subjects)
+    batch = f"in a batch of {len(rows)}"
+
+    yield (
+        "alone, in one chunk instead of step by step",
+        [walk(graphs, interface, [row], [chunked(row)])[0] for row in subjects],
+    )
+    yield (
+        f"{batch}, in one chunk",
+        walk(graphs, interface, rows, [chunked(row) for row in rows])[:count],
+    )
+    yield (
+        f"{batch}, step by step",
+        walk(graphs, interface, rows, [stepwise(row) for row in rows])[:count],
+    )
+    order = generator.permutation(len(rows))
+    shuffled = [rows[index] for index in order]
+    walks = walk(graphs, interface, shuffled, [interleaved(row, generator) for row in shuffled])
+    yield f"{batch}, in another order, in chunks of other sizes", [walks[place] for place in np.argsort(order)[:count]]
+    if interface.encoder is not None:
+        for width in {SOURCE_MULTIPLE * int(extra) for extra in generator.integers(1, 9, 3)}:
+            wider = padded_width(rows) + width
+            yield (
+                f"{batch}, its source padded to {wider}",
+                walk(graphs, interface, rows, [chunked(row) for row in rows], source_width=wider)[:count],
+            )
+    spoilers = draw_rows(interface, generator, num_rows=len(_SPOILS), max_tokens=_MAX_TOKENS)
+    spoiled = [*rows, *spoilers]
+    for case, plan in (("in one chunk", chunked), ("step by step", stepwise)):
+        walks = walk(
+            graphs,
+            interface,
+            spoiled,
+            [plan(row) for row in spoiled],
+            spoiled={len(rows) + index: value for index, value in enumerate(_SPOILS)},
+        )
+        yield f"in a batch of {len(spoiled)} beside rows of NaN, infinity and 1e30, {case}", walks[:count]
+
+
+def _check_padding(graphs: Runner, interface: Interface, rows: Sequence[Row]) -> None:
+    if interface.encoder is None:
+        return
+    source = np.zeros((len(rows), padded_width(rows)), np.int64)
+    for place, row in enumerate(rows):
+        source[place, : len(row.source)] = row.source
+    outputs = graphs.encode(source, np.array([len(row.source) for row in rows], np.int64))
+    for context, array in zip(interface.contexts, outputs, strict=False):
+        for place, row in enumerate(rows):
+            if array[place, len(row.source) :].any():
+                raise ExportError(f"{context.output} is not zero past a source of {len(row.source)} tokens")
+
+
+def _hold_equal(row: Row, expected: Walk, found: Walk, case: str) -> None:
+    for name, reference in expected.items():
+        if found[name].tobytes() != reference.tobytes():
+            differing = np.sum(found[name] != reference)
+            raise ExportError(
+                f"{name} of a row is not bit for bit what it is alone when it runs {case}: "
+                f"{differing} of {reference.size} values differ, by up to {max_abs_error(found[name], reference):.3g} "
+                f"({len(row.source)} source and {len(row.tokens)} target tokens)"
+            )

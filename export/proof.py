@@ -1,0 +1,56 @@
+"""What must hold of graphs before a bundle of them is written: signature, parity, invariance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from export.errors import ExportError
+from export.graphs import Graphs
+from export.interface import Interface
+from export.invariance import check_invariance
+from export.parity import measure_parity
+from export.runners import OnnxRunner, TorchRunner, one_torch_thread
+from service.repository.manifest import Parity, TensorSpec
+
+_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool"}
+
+
+def prove(graphs: Graphs, interface: Interface, step: nn.Module, encoder: nn.Module | None = None) -> Parity:
+    """Proves the graphs of modules in evaluation mode, with ONNX Runtime; the same graphs give the same figures.
+
+    Returns the parity measured. Raises ExportError saying what does not hold, by how much, and in which case.
+    """
+    runner = OnnxRunner(graphs, interface)
+    check_signature(runner, interface)
+    with one_torch_thread():
+        parity = measure_parity(runner, TorchRunner(step, encoder), interface)
+    check_invariance(runner, interface)
+    return parity
+
+
+def check_signature(runner: OnnxRunner, interface: Interface) -> None:
+    """Holds the graphs' inputs and outputs (order, names, dtypes, symbolic shapes) to the interface.
+
+    Raises ExportError naming the graph and both signatures.
+    """
+    sides: list[tuple[str, Sequence[Any], Sequence[TensorSpec]]] = [
+        ("step inputs", runner.step_session.get_inputs(), interface.step_inputs),
+        ("step outputs", runner.step_session.get_outputs(), interface.step_outputs),
+    ]
+    if runner.encoder_session is not None:
+        sides += [
+            ("encoder inputs", runner.encoder_session.get_inputs(), interface.encoder_inputs),
+            ("encoder outputs", runner.encoder_session.get_outputs(), interface.encoder_outputs),
+        ]
+    for side, found, expected in sides:
+        has = [_described(node.name, _DTYPES.get(node.type, node.type), node.shape) for node in found]
+        must = [_described(tensor.name, tensor.dtype, tensor.shape) for tensor in expected]
+        if has != must:
+            raise ExportError(f"the {side} are {', '.join(has)}; the manifest says {', '.join(must)}")
+
+
+def _described(name: str, dtype: str, shape: Sequence[int | str | None]) -> str:
+    return f"{name} {dtype} [{', '.join(str(axis) for axis in shape)}]"

@@ -1,0 +1,115 @@
+"""Two ways to run one model, PyTorch's and ONNX Runtime's, behind one protocol, so that proofs can compare them.
+
+Arrays are in the shapes and dtypes that the interface gives them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from export.graphs import Graphs
+from export.interface import Interface
+
+Array = NDArray[Any]
+IntArray = NDArray[np.int64]
+
+
+class Runner(Protocol):
+    """Runs a model's encoder and its step."""
+
+    float_dtype: type[np.floating]
+    """What it computes in, and what its states and contexts are."""
+
+    def encode(self, source: IntArray, lengths: IntArray) -> list[Array]:
+        """source: [B, S] padded with 0; lengths: [B]. Returns the encoder's outputs in the interface's order."""
+
+    def step(self, tokens: IntArray, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
+        """tokens: [B, T]; lengths: [B]; carried: every state, then every context.
+
+        Returns the logits, [B, T, V], meaningless past a row's length, then every next state.
+        """
+
+
+class OnnxRunner:
+    """The exported graphs on ONNX Runtime's CPU provider with one intra-op thread, as serving runs them."""
+
+    float_dtype: type[np.floating] = np.float32
+
+    def __init__(self, graphs: Graphs, interface: Interface) -> None:
+        self.step_session = _session(graphs.step)
+        self.encoder_session = None if graphs.encoder is None else _session(graphs.encoder)
+        self._interface = interface
+
+    def encode(self, source: IntArray, lengths: IntArray) -> list[Array]:
+        """See `Runner`. Raises ValueError for a model without an encoder."""
+        if self.encoder_session is None:
+            raise ValueError("this model has no encoder")
+        names = [tensor.name for tensor in self._interface.encoder_inputs]
+        outputs = [tensor.name for tensor in self._interface.encoder_outputs]
+        found: list[Array] = self.encoder_session.run(outputs, dict(zip(names, (source, lengths), strict=True)))
+        return found
+
+    def step(self, tokens: IntArray, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
+        """See `Runner`."""
+        names = [tensor.name for tensor in self._interface.step_inputs]
+        outputs = [tensor.name for tensor in self._interface.step_outputs]
+        feeds = dict(zip(names, (tokens, lengths, *carried), strict=True))
+        found: list[Array] = self.step_session.run(outputs, feeds)
+        return found
+
+
+class TorchRunner:
+    """The PyTorch modules, in evaluation mode on the CPU, computing in double precision.
+
+    In single precision PyTorch's own rounding would be counted against the graphs: on g2p-en its logits are as far
+    from the double-precision ones as ONNX Runtime's are, 1e-4.
+    """
+
+    float_dtype: type[np.floating] = np.float64
+
+    def __init__(self, step: nn.Module, encoder: nn.Module | None = None) -> None:
+        self._step = copy.deepcopy(step).double()
+        self._encoder = None if encoder is None else copy.deepcopy(encoder).double()
+
+    def encode(self, source: IntArray, lengths: IntArray) -> list[Array]:
+        """See `Runner`. Raises ValueError for a model without an encoder."""
+        if self._encoder is None:
+            raise ValueError("this model has no encoder")
+        return _call(self._encoder, source, lengths)
+
+    def step(self, tokens: IntArray, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
+        """See `Runner`."""
+        return _call(self._step, tokens, lengths, *carried)
+
+
+@contextlib.contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Rows this small gain nothing from threads, and lose a hundredfold when a busy machine delays one of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def _call(module: nn.Module, *arrays: Array) -> list[Array]:
+    outputs: tuple[Tensor, ...] = module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+    return [output.numpy() for output in outputs]
+
+
+def _session(graph: bytes) -> Any:  # onnxruntime ships no types
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,161 @@
+"""Random ragged rows, and what a model answers when it walks through them, in any company and any chunks.
+
+Shapes: `B` batch, `T` time, `S` source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from export.interface import Interface
+from export.runners import Array, IntArray, Runner
+from service.repository.manifest import SOURCE_MULTIPLE, TensorSpec
+
+MAX_DRAWN_SOURCE = 64
+"""Sources drawn at random are at most this long, whatever longer ones the model accepts."""
+
+Plan = Sequence[int]
+"""How one row's tokens are fed: the number at each round, 0 when the row sits it out; they add up to its tokens."""
+
+Walk = dict[str, Array]
+"""All that one row was answered, by output: contexts at its real positions, initial states, logits, last states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One session's input. source: [S], empty for a model without an encoder; tokens: [T], at least one."""
+
+    source: IntArray
+    tokens: IntArray
+
+
+def draw_rows(interface: Interface, generator: np.random.Generator, *, num_rows: int, max_tokens: int) -> list[Row]:
+    """Rows of random ids, 1 and up, in random lengths from 1 to what the model (or `MAX_DRAWN_SOURCE`) allows."""
+    rows = []
+    for _ in range(num_rows):
+        source = np.empty(0, np.int64)
+        if interface.encoder is not None and interface.source_vocabulary_size is not None:
+            longest = min(interface.encoder.max_source_length, MAX_DRAWN_SOURCE)
+            source = generator.integers(1, interface.source_vocabulary_size, generator.integers(1, longest + 1))
+        tokens = generator.integers(1, interface.target_vocabulary_size, generator.integers(1, max_tokens + 1))
+        rows.append(Row(source, tokens))
+    return rows
+
+
+def stepwise(row: Row) -> Plan:
+    """One token a round."""
+    return (1,) * len(row.tokens)
+
+
+def chunked(row: Row) -> Plan:
+    """All tokens in one round."""
+    return (len(row.tokens),)
+
+
+def interleaved(row: Row, generator: np.random.Generator) -> Plan:
+    """Chunks of random sizes, with rounds sat out between them, as continuous batching has it."""
+    plan: list[int] = []
+    while (left := len(row.tokens) - sum(plan)) > 0:
+        plan.append(min(left, int(generator.integers(0, 6))))
+    return plan
+
+
+def padded_width(rows: Sequence[Row]) -> int:
+    """The least source width that holds every row and is a multiple of `SOURCE_MULTIPLE`."""
+    longest = max(len(row.source) for row in rows)
+    return -(-longest // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
+
+
+def walk(
+    runner: Runner,
+    interface: Interface,
+    rows: Sequence[Row],
+    plans: Sequence[Plan],
+    *,
+    source_width: int | None = None,
+    spoiled: Mapping[int, float] | None = None,
+) -> list[Walk]:
+    """Runs all rows as one batch, each by its own plan, and returns what each was answered.
+
+    source_width: the source axis, padded (default: `padded_width`). spoiled: rows whose states and contexts are
+    filled with a value before the first step, such as NaN.
+    """
+    contexts, states, walks = _begin(runner, interface, rows, source_width or padded_width(rows))
+    for index, value in (spoiled or {}).items():
+        for array, tensor in zip((*states, *contexts), interface.step_inputs[2:], strict=True):
+            if np.issubdtype(array.dtype, np.floating):
+                array[_row(tensor, index)] = value
+    answered: list[list[Array]] = [[] for _ in rows]
+    fed = [0] * len(rows)
+    for number in range(max(len(plan) for plan in plans)):
+        chunks = {index: plan[number] for index, plan in enumerate(plans) if number < len(plan) and plan[number]}
+        if not chunks:
+            continue
+        active = list(chunks)
+        tokens, lengths = _pad([rows[index].tokens[fed[index] : fed[index] + chunks[index]] for index in active])
+        carried = [
+            np.ascontiguousarray(np.take(array, active, axis=_batch_axis(tensor)))
+            for array, tensor in zip((*states, *contexts), interface.step_inputs[2:], strict=True)
+        ]
+        logits, *next_states = runner.step(tokens, lengths, carried)
+        for position, index in enumerate(active):
+            answered[index].append(logits[position, : chunks[index]])
+            fed[index] += chunks[index]
+            for array, advanced, state in zip(states, next_states, interface.states, strict=True):
+                array[_row(state.input, index)] = advanced[_row(state.input, position)]
+    for index, found in enumerate(walks):
+        found[interface.step.logits.name] = np.concatenate(answered[index])
+        for array, state in zip(states, interface.states, strict=True):
+            found[state.output] = array[_row(state.input, index)].copy()
+    return walks
+
+
+def _begin(
+    runner: Runner, interface: Interface, rows: Sequence[Row], source_width: int
+) -> tuple[list[Array], list[Array], list[Walk]]:
+    """Contexts and initial states in batch order, and walks that hold what the encoder answered each row."""
+    given: dict[str, Array] = {}
+    if interface.encoder is not None:
+        source, lengths = _pad([row.source for row in rows], source_width)
+        names = [tensor.name for tensor in interface.encoder_outputs]
+        given = {name: array.copy() for name, array in zip(names, runner.encode(source, lengths), strict=True)}
+    contexts = [given[context.output] for context in interface.contexts]
+    states = [
+        given[state.initial] if state.initial else _zeros(state.input, len(rows), runner.float_dtype)
+        for state in interface.states
+    ]
+    walks: list[Walk] = []
+    for index, row in enumerate(rows):
+        found: Walk = {}
+        for context, array in zip(interface.contexts, contexts, strict=True):
+            found[context.output] = array[index, : len(row.source)].copy()
+        for state, array in zip(interface.states, states, strict=True):
+            if state.initial:
+                found[state.initial] = array[_row(state.input, index)].copy()
+        walks.append(found)
+    return contexts, states, walks
+
+
+def _pad(sequences: Sequence[IntArray], width: int | None = None) -> tuple[IntArray, IntArray]:
+    """Ids [B, width] padded with 0, and lengths [B]."""
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    ids = np.zeros((len(sequences), width or int(lengths.max())), np.int64)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return ids, lengths
+
+
+def _zeros(tensor: TensorSpec, num_rows: int, float_dtype: type[np.floating]) -> Array:
+    return np.zeros([num_rows if axis == "batch" else int(axis) for axis in tensor.shape], float_dtype)
+
+
+def _batch_axis(tensor: TensorSpec) -> int:
+    return tensor.shape.index("batch")
+
+
+def _row(tensor: TensorSpec, index: int) -> tuple[slice | int, ...]:
+    """The index of one row of a tensor, whichever axis is the batch."""
+    return (*(slice(None),) * _batch_axis(tensor), index)

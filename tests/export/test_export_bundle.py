@@ -1,0 +1,212 @@
+"""A model becomes a bundle that answers as the model does; one that would not is not written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+import onnx
+import onnxruntime
+import torch
+
+from export.bundle import write_seq2seq
+from export.errors import ExportError
+from export.graphs import export_graphs
+from export.interface import seq2seq_interface
+from export.vocabulary import Vocabulary
+from models.layers import LSTMLayer
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
+from service.repository.manifest import Manifest, SpecialTokens, sha256_of
+
+CONFIG = Seq2SeqConfig(6, 7, embedding_size=8, hidden_size=16, attention_size=8)
+
+
+class WrongGateOrder(LSTMLayer):
+    """The classic mistake: PyTorch's gate order i, f, g, o given to ONNX, which wants i, o, f, c."""
+
+    def prepare_for_export(self) -> None:
+        super().prepare_for_export()
+        first, second, third, fourth = self.onnx_recurrence.chunk(4, dim=1)
+        self.onnx_recurrence = torch.cat([first, third, fourth, second], dim=1)
+
+
+def _model() -> Seq2Seq:
+    torch.manual_seed(0)
+    return Seq2Seq(CONFIG)
+
+
+def _write(model: Seq2Seq, to: Path, **options: Any) -> Path:
+    return write_seq2seq(
+        model,
+        to=to,
+        name="tiny",
+        description="A tiny model with random weights",
+        source=Vocabulary(("<pad>", "a", "b", "c", "d", "e"), "characters", lowercase=True),
+        target=Vocabulary(("<pad>", "<s>", "</s>", "A", "B", "C", "D"), "whitespace"),
+        special_tokens=SpecialTokens(pad_id=0, bos_id=1, eos_id=2),
+        evaluation={"error": 1.0},
+        max_source_length=24,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> Seq2Seq:
+    """The model that is exported, as training left it: in training mode."""
+    return _model()
+
+
+@pytest.fixture(scope="module")
+def bundle(model: Seq2Seq, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle, in a model repository of its own."""
+    return _write(model, tmp_path_factory.mktemp("repository"), extra_files={"notes.txt": b"beside it\n"})
+
+
+def test_the_bundle_holds_what_its_manifest_says(bundle: Path) -> None:
+    """Every file is there and has its digest, vocabularies have their sizes, and nothing half-made lies about."""
+    manifest = Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
+    assert (manifest.model, manifest.version) == ("tiny", 1)
+    assert bundle.parts[-2:] == ("tiny", "1")
+    assert {file.name for file in bundle.iterdir()} == {*manifest.files, "manifest.json", "README.md", "notes.txt"}
+    assert {file: sha256_of(bundle / file) for file in manifest.files} == manifest.digests
+    assert (bundle / "source.txt").read_text() == "<pad>\na\nb\nc\nd\ne\n"
+    assert len((bundle / "target.txt").read_text().splitlines()) == manifest.target_vocabulary.size
+    assert manifest.evaluation == {"error": 1.0}
+    assert set(manifest.exported_with) == {"torch", "onnx", "onnxscript", "onnxruntime"}
+    assert [path.name for path in bundle.parent.iterdir()] == ["1"]
+    assert bundle.stat().st_mode & 0o777 == bundle.parent.stat().st_mode & 0o777
+
+
+def test_the_manifest_records_the_parity_of_every_tensor(bundle: Path) -> None:
+    """Each output of both graphs has its largest error, none over the tolerance."""
+    parity = Manifest.model_validate_json((bundle / "manifest.json").read_bytes()).parity
+    assert set(parity.max_abs_error) == {
+        *("memory", "memory_mask", "hidden", "cell"),
+        *("logits", "next_hidden", "next_cell"),
+    }
+    assert max(parity.max_abs_error.values()) < 1e-5 < parity.tolerance
+    assert parity.num_rows > 100
+
+
+def test_the_graphs_answer_what_the_model_answers(model: Seq2Seq, bundle: Path) -> None:
+    """Driven by the manifest's names alone, token by token, they give the logits of teacher forcing."""
+    manifest = Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
+    assert manifest.encoder is not None
+    encoder = onnxruntime.InferenceSession(bundle / manifest.encoder.file)
+    step = onnxruntime.InferenceSession(bundle / manifest.step.file)
+    source, target = np.array([[3, 1, 4, 1, 5]]), np.array([[1, 3, 6, 4, 5, 2]])
+
+    feeds = {manifest.encoder.source.name: source, manifest.encoder.lengths.name: np.array([5])}
+    encoded = dict(zip([output.name for output in encoder.get_outputs()], encoder.run(None, feeds), strict=True))
+    carried = {context.input.name: encoded[context.output] for context in manifest.contexts}
+    carried |= {state.input.name: encoded[state.initial] for state in manifest.states if state.initial}
+    logits = []
+    for token in target[0]:
+        feeds = {manifest.step.tokens.name: np.array([[token]]), manifest.step.lengths.name: np.array([1]), **carried}
+        answer = dict(zip([output.name for output in step.get_outputs()], step.run(None, feeds), strict=True))
+        carried |= {state.input.name: answer[state.output] for state in manifest.states}
+        logits.append(answer[manifest.step.logits.name][0, 0])
+
+    with torch.no_grad():
+        expected = _in_evaluation(model)(torch.from_numpy(source), None, torch.from_numpy(target))
+    np.testing.assert_allclose(logits, expected[0].numpy(), atol=1e-5)
+
+
+def test_the_graphs_tell_nothing_of_the_machine(bundle: Path) -> None:
+    """No stack traces, source paths or module names, no doc strings, and all weights inside."""
+    for file in ("encoder.onnx", "step.onnx"):
+        content = (bundle / file).read_bytes()
+        for trace in (str(Path(__file__).parents[2]).encode(), b"site-packages", b"seq2seq", b"stack_trace", b"pkg."):
+            assert trace not in content
+        graph = onnx.load_from_string(content)
+        assert not graph.metadata_props
+        assert all(not node.metadata_props and not node.doc_string for node in graph.graph.node)
+        assert all(weight.data_location == onnx.TensorProto.DEFAULT for weight in graph.graph.initializer)
+        assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", 22)]
+
+
+def test_the_same_model_gives_the_same_bytes(model: Seq2Seq, bundle: Path) -> None:
+    """Exporting again changes no byte of the graphs, so digests tell models apart and nothing else."""
+    again = _in_evaluation(model)
+    graphs = export_graphs(seq2seq_interface(CONFIG, max_source_length=24), again.decoder, again.encoder)
+    assert graphs.encoder == (bundle / "encoder.onnx").read_bytes()
+    assert graphs.step == (bundle / "step.onnx").read_bytes()
+
+
+def test_the_model_is_left_as_it_was(model: Seq2Seq, bundle: Path) -> None:
+    """Export works on a copy: mode and weights stay, and no buffer is added."""
+    assert model.training
+    assert not list(model.buffers())
+    assert all(torch.equal(left, right) for left, right in zip(model.parameters(), _model().parameters(), strict=True))
+
+
+def test_the_card_tells_what_the_manifest_says(bundle: Path) -> None:
+    """The README gives the model, its tensors and its parity without anybody writing them down twice."""
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    card = (bundle / "README.md").read_text()
+    assert card.startswith("# tiny, version 1\n\nA tiny model with random weights\n")
+    assert "| memory | context | float32 | [batch, source, 8] |" in card
+    assert f"| `logits` | {manifest['parity']['max_abs_error']['logits']:.1e} |" in card
+
+
+def test_a_graph_that_disagrees_with_pytorch_is_not_written(tmp_path: Path) -> None:
+    """A layer exported with the wrong gate order is found by its error, and nothing reaches the disk."""
+    model = _model()
+    wrong = WrongGateOrder(CONFIG.embedding_size, CONFIG.hidden_size)
+    wrong.load_state_dict(model.decoder.layers[0].state_dict())
+    model.decoder.layers[0] = wrong
+    with pytest.raises(ExportError, match=r"is off by 0\.\d+ from PyTorch, more than 0.0005, for a row of \d+ source"):
+        _write(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_version_that_is_there_is_refused_before_any_work(model: Seq2Seq, bundle: Path) -> None:
+    """The bundle that is there stays, and the message says what to do."""
+    before = {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()}
+    with pytest.raises(ExportError, match=r"tiny/1 is there already: give it another version, or .* --replace"):
+        _write(model, bundle.parents[1])
+    assert {file.name: file.stat().st_mtime_ns for file in bundle.iterdir()} == before
+
+
+def test_a_vocabulary_of_another_size_is_refused(model: Seq2Seq, tmp_path: Path) -> None:
+    """A model is not written with names for more or fewer tokens than it has."""
+    with pytest.raises(ExportError, match="the source vocabulary has 3 tokens and the model 9"):
+        write_seq2seq(
+            Seq2Seq(Seq2SeqConfig(9, 7, hidden_size=16)),
+            to=tmp_path,
+            name="tiny",
+            description="",
+            source=Vocabulary(("<pad>", "a", "b"), "characters"),
+            target=Vocabulary(("<pad>", "<s>", "</s>", "A", "B", "C", "D"), "whitespace"),
+            special_tokens=SpecialTokens(),
+            evaluation={},
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (("<pad>", "a", "a"), "token 'a' is in the vocabulary twice, as 1 and 2"),
+        (("<pad>", ""), "token 1, '', cannot be a line of its own"),
+        (("<pad>", "a\nb"), "cannot be a line of its own"),
+        (("<pad>", "a\u2028b"), "cannot be a line of its own"),
+    ],
+)
+def test_a_vocabulary_that_lines_cannot_hold_is_refused(tokens: tuple[str, ...], message: str) -> None:
+    """One token a line must read back as the same tokens."""
+    with pytest.raises(ExportError, match=message):
+        Vocabulary(tokens, "characters").to_lines()
+
+
+def _in_evaluation(model: Seq2Seq) -> Seq2Seq:
+    copy = Seq2Seq(model.config).eval()
+    copy.load_state_dict(model.state_dict())
+    return copy

