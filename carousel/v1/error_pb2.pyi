@@ -64,7 +64,9 @@ class Error(_message.Message):
     """The request field at fault, such as `feed.token_ids[3]`; empty when no one field is."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Facts of the cause by name, such as `position` or `session_id`."""
+        """Facts of the cause by name. `position` tells where the session stands for POSITION_MISMATCH, and where it stood
+        when it was closed for SESSION_NOT_FOUND, together with `close_reason`, if that is remembered.
+        """
 
     @_builtins.property
     def retry_delay(self) -> _duration_pb2.Duration:

@@ -193,7 +193,8 @@ class StreamResponse(_message.Message):
     """The session; empty only in an error about a request that named none."""
     position: _builtins.int
     """The session's position after what this response tells: the number of target tokens it has consumed or
-    generated since it was opened. The start token is not counted, and neither is the end token.
+    generated since it was opened. The start token is not counted, and neither is the end token. In an error it is
+    where the session stood then; with requests in flight it may have moved on since.
     """
     @_builtins.property
     def opened(self) -> Global___Opened:
@@ -376,7 +377,8 @@ class Feed(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position that the first token has. When it is the session's position, the feed is applied. When it is
-    where the last feed began and the tokens are the same, nothing is applied and the same answer is given again.
+    where the last feed began and tokens and outputs are the same, nothing is applied and the same answer is given
+    again.
     Anything else is FAILED_PRECONDITION. Without it the feed is applied wherever the session is, and is not safe
     to send again.
     """
@@ -712,7 +714,8 @@ Global___Generated: _TypeAlias = Generated  # noqa: Y015
 @_typing.final
 class Cancel(_message.Message):
     """Ends the session's work in flight: feeds not yet begun are dropped, a feed or a generation under way stops at a
-    token boundary. Each cancelled request is answered with an error of code CANCELLED that tells the position.
+    token boundary, so that a feed may have been consumed in part. Each cancelled request is answered with an error of
+    code CANCELLED that tells the position. A source that is being encoded is not cancelled.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -1,0 +1,148 @@
+"""Messages to values, and failed calls to errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC
+from enum import StrEnum
+from typing import TypeVar
+
+import grpc
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.message import DecodeError
+
+from carousel import errors
+from carousel.errors import CarouselError
+from carousel.v1 import error_pb2, inference_pb2, models_pb2, sessions_pb2
+from carousel.values import (
+    CloseReason,
+    FinishReason,
+    ModelInfo,
+    ModelStatus,
+    SessionInfo,
+    SessionState,
+    Step,
+    StepOutput,
+    Token,
+)
+
+_ERROR_KEY = "carousel-error-bin"
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_CLASSES: dict[grpc.StatusCode, type[CarouselError]] = {
+    kind.code: kind
+    for kind in (
+        errors.InvalidArgumentError,
+        errors.OutOfRangeError,
+        errors.NotFoundError,
+        errors.AlreadyExistsError,
+        errors.FailedPreconditionError,
+        errors.ResourceExhaustedError,
+        errors.RequestCancelledError,
+        errors.DeadlineExceededError,
+        errors.UnavailableError,
+        errors.InternalError,
+        errors.UnimplementedError,
+    )
+}
+# grpc has no codes of its own for these two, only words.
+_CLOSED = "Channel closed!"
+_LOST = ("RST_STREAM", "Stream removed", "Internal error from Core")  # the last: asyncio, writing to a dead stream
+_LOST_CODES = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
+
+E = TypeVar("E", bound=StrEnum)
+
+
+def tokens(messages: Iterable[inference_pb2.Token]) -> tuple[Token, ...]:
+    """In their order."""
+    return tuple(Token(m.id, m.text, m.log_probability if m.HasField("log_probability") else None) for m in messages)
+
+
+def step_output(message: inference_pb2.StepOutput) -> StepOutput:
+    """One output."""
+    return StepOutput(message.position, tokens(message.tokens), tuple(message.logits))
+
+
+def step(message: inference_pb2.Fed, position: int) -> Step:
+    """position: the session's, after the feed."""
+    return Step(position, tuple(map(step_output, message.outputs)), message.replayed)
+
+
+def finish_reason(value: int) -> FinishReason | None:
+    """None while the generation goes on."""
+    return _enum(FinishReason, inference_pb2.FinishReason.DESCRIPTOR, value) if value else None
+
+
+def close_reason(value: int) -> CloseReason:
+    """UNSPECIFIED for one that this client does not know."""
+    return _enum(CloseReason, inference_pb2.CloseReason.DESCRIPTOR, value)
+
+
+def model_info(message: models_pb2.ModelInfo) -> ModelInfo:
+    """One version of a model."""
+    return ModelInfo(
+        model=message.model,
+        version=message.version,
+        description=message.description,
+        status=_enum(ModelStatus, models_pb2.ModelStatus.DESCRIPTOR, message.status),
+        problem=message.problem,
+        has_encoder=message.has_encoder,
+        source_vocabulary=tuple(message.source_vocabulary),
+        target_vocabulary=tuple(message.target_vocabulary),
+        max_source_length=message.max_source_length,
+        max_tokens=message.max_tokens,
+        state_size_bytes=message.state_size_bytes,
+        manifest_digest=message.manifest_digest,
+    )
+
+
+def session_info(message: sessions_pb2.SessionInfo) -> SessionInfo:
+    """One live session."""
+    return SessionInfo(
+        session_id=message.session_id,
+        model=message.model,
+        version=message.version,
+        position=message.position,
+        state=_enum(SessionState, sessions_pb2.SessionState.DESCRIPTOR, message.state),
+        open_time=message.open_time.ToDatetime(tzinfo=UTC),
+        last_used_time=message.last_used_time.ToDatetime(tzinfo=UTC),
+    )
+
+
+def error(message: error_pb2.Error) -> CarouselError:
+    """The error that a message of the server's describes."""
+    code = _CODES.get(message.code, grpc.StatusCode.UNKNOWN)
+    kind = _CLASSES.get(code, CarouselError)
+    if message.reason == "POSITION_MISMATCH" and message.metadata.get("position", "").isdecimal():
+        kind = errors.PositionMismatchError
+    return kind(
+        message.message,
+        code=code,
+        reason=message.reason,
+        field=message.field,
+        metadata=message.metadata,
+        retry_delay=message.retry_delay.ToTimedelta() if message.HasField("retry_delay") else None,
+    )
+
+
+def rpc_error(failure: grpc.RpcError) -> CarouselError:
+    """The error that a failed call describes: the server's own words when it sent any, else grpc's."""
+    pairs: Iterable[tuple[str, str | bytes]] = failure.trailing_metadata() or ()  # type: ignore[assignment]  # stubs err
+    for key, value in pairs:
+        if key == _ERROR_KEY and isinstance(value, bytes):
+            with suppress(DecodeError):
+                return error(error_pb2.Error.FromString(value))
+    code, details = failure.code(), failure.details() or ""
+    if _CLOSED in details:
+        return errors.RequestCancelledError("the client was closed")
+    if code in _LOST_CODES and any(words in details for words in _LOST):
+        return errors.UnavailableError(f"the connection was lost: {details}")
+    return _CLASSES.get(code, CarouselError)(details, code=code)
+
+
+def _enum(kind: type[E], descriptor: EnumDescriptor, value: int) -> E:
+    """The member of `kind` that a wire enum's value names; UNSPECIFIED for one that this client does not know."""
+    prefix = descriptor.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    known = descriptor.values_by_number.get(value)
+    name = known.name.removeprefix(prefix) if known else "UNSPECIFIED"
+    return kind.__members__.get(name, kind.__members__["UNSPECIFIED"])

@@ -1,0 +1,35 @@
+"""How channels and calls are set up, for both clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+ChannelOptions: TypeAlias = Sequence[tuple[str, Any]]
+Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
+
+MAX_MESSAGE_BYTES = 64 * 2**20
+"""The largest answer taken, unless the client was made with another limit."""
+
+
+def all_options(options: ChannelOptions, max_message_bytes: int) -> list[tuple[str, Any]]:
+    """Carousel's options, then the caller's: the last one of a name holds."""
+    return [
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # the server's limit decides, and its error says so
+        *options,
+    ]
+
+
+def session_metadata(session_id: str) -> Metadata:
+    """The header by which a proxy sends all calls of a session to one replica; none without an id.
+
+    An id that no header can hold goes without: the server refuses it, and says so better than grpc does.
+    """
+    if session_id.isascii() and session_id.isprintable() and session_id:
+        return (("x-session-id", session_id),)
+    return ()

@@ -1,0 +1,88 @@
+"""What a generation has brought so far. Pure: messages go in, tokens come out."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from carousel import _answers
+from carousel.errors import CarouselError, UnavailableError
+from carousel.v1 import inference_pb2 as pb
+from carousel.values import FinishReason, Token
+
+
+class GenerationState:
+    """Tokens that have come and were not taken yet, and how it ended.
+
+    request_id: of the request that started it on a session's stream; 0 before that, and off one. position: after the
+    tokens that have come. is_ended: nothing more will come.
+    """
+
+    def __init__(self) -> None:
+        self.request_id = 0
+        self.position = 0
+        self.finish_reason: FinishReason | None = None
+        self.is_ended = False
+        self._tokens: deque[Token] = deque()
+        self._error: CarouselError | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `take` has something to tell: a token, or the end."""
+        return bool(self._tokens) or self.is_ended
+
+    def take(self) -> Token | None:
+        """The next token; None when there is none now. Raises the error that ended the generation, once."""
+        if self._tokens:
+            return self._tokens.popleft()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return None
+
+    def receive(self, generated: pb.Generated, position: int) -> None:
+        """Takes note of tokens that came."""
+        if self.is_ended:
+            return
+        self._tokens.extend(_answers.tokens(generated.tokens))
+        self.position = position
+        self.finish_reason = _answers.finish_reason(generated.finish_reason)
+        self.is_ended = self.finish_reason is not None
+
+    def receive_response(self, response: pb.GenerateResponse) -> None:
+        """The same, of the one-call generation."""
+        self.receive(response.generated, response.position)
+
+    def stop(self) -> None:
+        """Takes note that nothing more will come. An error, unless the end was told."""
+        self.fail(UnavailableError("the server ended the call before the generation's end"))
+
+    def fail(self, error: CarouselError) -> None:
+        """Ends it with an error, raised once the tokens that came before are taken."""
+        if not self.is_ended:
+            self.is_ended = True
+            self._error = error
+
+    def leave(self) -> None:
+        """Ends it because nobody wants the rest."""
+        self.is_ended = True
+        self._tokens.clear()
+        self._error = None
+
+
+class GenerationFacts:
+    """What both kinds of generation tell of themselves."""
+
+    _state: GenerationState
+
+    @property
+    def position(self) -> int:
+        """The session's position after the tokens that the server is known to have chosen.
+
+        It may be ahead of the tokens taken here: those on their way count too.
+        """
+        return self._state.position
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it ended; None before its end has come, and when it was left early."""
+        return self._state.finish_reason

@@ -1,0 +1,148 @@
+"""Arguments to messages.
+
+The server judges values; here only what a message cannot hold is refused, with the name of the field.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from carousel.errors import InvalidArgumentError
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import models_pb2, sessions_pb2
+
+Source: TypeAlias = str | Sequence[str] | Sequence[int]
+"""A sequence: text, or tokens by name, or tokens by id."""
+
+Tokens: TypeAlias = str | int | Sequence[str] | Sequence[int]
+"""Tokens to feed: names or ids, or one of them."""
+
+
+def open_message(
+    model: str, *, source: Source | None, version: int, first: bool, top_k: int | None, logits: bool
+) -> pb.Open:
+    """`first`, or `top_k` or `logits` which imply it, asks what may come first."""
+    message = pb.Open(model=model, version=_uint(version, 32, "open.version"))
+    if source is not None:
+        message.source.CopyFrom(sequence_message(source, "open.source"))
+    if first or logits or top_k is not None:
+        message.outputs.CopyFrom(_outputs_message("open.outputs", top_k=top_k, logits=logits))
+    return message
+
+
+def feed_message(tokens: Tokens, *, top_k: int | None, logits: bool, outputs: bool, every_position: bool) -> pb.Feed:
+    """Without the position, which is the protocol's to fill in."""
+    names, ids = _split([tokens] if isinstance(tokens, str | int) else tokens, "feed.tokens", "feed.token_ids")
+    spec = _outputs_message("feed.outputs", top_k=top_k, logits=logits, outputs=outputs, every_position=every_position)
+    return pb.Feed(tokens=names, token_ids=ids, outputs=spec)
+
+
+def generate_request(
+    model: str, *, source: Source | None, version: int, prompt: Source | None, decoding: pb.Decoding
+) -> pb.GenerateRequest:
+    """The request of the one-call generation."""
+    message = pb.GenerateRequest(model=model, version=_uint(version, 32, "version"), decoding=decoding)
+    if source is not None:
+        message.source.CopyFrom(sequence_message(source, "source"))
+    if prompt is not None:
+        message.prompt.CopyFrom(sequence_message(prompt, "prompt"))
+    return message
+
+
+def model_request(model: str, version: int) -> models_pb2.ModelsGetRequest:
+    """Asks for one version of a model."""
+    return models_pb2.ModelsGetRequest(model=model, version=_uint(version, 32, "version"))
+
+
+def sessions_request(model: str | None, page_size: int) -> sessions_pb2.SessionsListRequest:
+    """Asks for the first page of sessions."""
+    return sessions_pb2.SessionsListRequest(model=model or "", page_size=_uint(page_size, 32, "page_size"))
+
+
+def next_page(
+    request: sessions_pb2.SessionsListRequest, response: sessions_pb2.SessionsListResponse
+) -> sessions_pb2.SessionsListRequest | None:
+    """Asks for the page after that one; None when it was the last."""
+    if not response.next_page_token:
+        return None
+    return sessions_pb2.SessionsListRequest(
+        model=request.model, page_size=request.page_size, page_token=response.next_page_token
+    )
+
+
+def decoding_message(
+    *,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    log_probabilities: bool = False,
+) -> pb.Decoding:
+    """Takes `values.DecodingOptions`. Any of temperature, top_k, top_p and seed selects sampling."""
+    message = pb.Decoding(log_probabilities=log_probabilities)
+    if max_tokens is not None:
+        message.max_tokens = _uint(max_tokens, 32, "decoding.max_tokens")
+    if any(option is not None for option in (temperature, top_k, top_p, seed)):
+        message.sampling.SetInParent()
+    if temperature is not None:
+        message.sampling.temperature = temperature
+    if top_k is not None:
+        message.sampling.top_k = _uint(top_k, 32, "decoding.sampling.top_k")
+    if top_p is not None:
+        message.sampling.top_p = top_p
+    if seed is not None:
+        message.sampling.seed = _uint(seed, 64, "decoding.sampling.seed")
+    return message
+
+
+def sequence_message(sequence: Source, field: str) -> pb.Sequence:
+    """A string is text; anything else is tokens by name or by id."""
+    if isinstance(sequence, str):
+        return pb.Sequence(text=sequence)
+    names, ids = _split(sequence, f"{field}.tokens.names", f"{field}.ids.ids")
+    if ids:
+        return pb.Sequence(ids=pb.TokenIds(ids=ids))
+    return pb.Sequence(tokens=pb.TokenNames(names=names))
+
+
+def _outputs_message(
+    field: str, *, top_k: int | None, logits: bool, outputs: bool = True, every_position: bool = False
+) -> pb.OutputSpec:
+    if (top_k is not None) + logits + (not outputs) > 1:
+        raise TypeError("of top_k, logits=True and outputs=False only one can be given")
+    message = pb.OutputSpec(kind=pb.OUTPUT_KIND_NEXT_TOKEN, every_position=every_position)
+    if top_k is not None:
+        message.kind = pb.OUTPUT_KIND_TOP_K
+        message.top_k = _uint(top_k, 32, f"{field}.top_k")
+    elif logits:
+        message.kind = pb.OUTPUT_KIND_LOGITS
+    elif not outputs:
+        message.kind = pb.OUTPUT_KIND_NONE
+    return message
+
+
+def _split(tokens: Iterable[object], names_field: str, ids_field: str) -> tuple[list[str], list[int]]:
+    """Names or ids: one of the two lists is empty."""
+    if isinstance(tokens, bytes | bytearray):
+        raise TypeError(f"tokens are given by name (str) or by id (int), not as {type(tokens).__name__}")
+    tokens = list(tokens)
+    names = [token for token in tokens if isinstance(token, str)]
+    if len(names) == len(tokens):
+        return names, []
+    if names:
+        raise TypeError(f"{names_field} or {ids_field}: tokens are given all by name (str) or all by id (int)")
+    return [], [_uint(token, 32, f"{ids_field}[{index}]") for index, token in enumerate(tokens)]
+
+
+def _uint(value: object, bits: int, field: str) -> int:
+    """Takes whatever Python takes as an index, so that an array's own integers will do."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{field} must be an integer, not {type(value).__name__}") from None
+    if not 0 <= number < 1 << bits:
+        raise InvalidArgumentError(f"{field} = {number} must be 0 to {(1 << bits) - 1}", field=field)
+    return number

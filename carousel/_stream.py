@@ -1,0 +1,80 @@
+"""A session's stream over blocking gRPC: carries conversations out."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import TypeVar
+
+import grpc
+
+from carousel import _answers
+from carousel._channel import session_metadata
+from carousel._deadline import Deadline
+from carousel._protocol import Conversation, SessionProtocol
+from carousel.errors import CarouselError, InternalError, UnavailableError
+from carousel.v1.inference_pb2 import StreamRequest, StreamResponse
+from carousel.v1.inference_pb2_grpc import InferenceStub
+
+T = TypeVar("T")
+
+
+class Stream:
+    """One gRPC stream. Used by one thread at a time.
+
+    gRPC can neither wait for a response for a limited time nor send without a thread of its own, so two daemon threads
+    stand between: gRPC's takes requests from the outbox, ours puts responses into the inbox. When the stream ends,
+    however it ends, ours puts the error there as the last item, releases gRPC's, and both end.
+    """
+
+    def __init__(self, stub: InferenceStub, protocol: SessionProtocol) -> None:
+        self._protocol = protocol
+        self._outbox: queue.SimpleQueue[StreamRequest | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[StreamResponse | CarouselError] = queue.SimpleQueue()
+        self._call = stub.Stream(iter(self._outbox.get, None), metadata=session_metadata(protocol.id))
+        self._reader = threading.Thread(target=self._read, name="carousel-stream", daemon=True)
+        self._reader.start()
+
+    def run(self, conversation: Conversation[T], deadline: Deadline) -> T:
+        """Carries a conversation out and returns its result.
+
+        Raises what the conversation raises; DeadlineExceededError when the deadline passes, dropping it; and what
+        ended the stream.
+        """
+        try:
+            request = next(conversation)
+            while True:
+                if request is not None:
+                    self._outbox.put(request)
+                request = conversation.send(self._receive(deadline))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def end(self, deadline: Deadline) -> None:
+        """Tells the server that nothing more will be sent, and waits for it to end the stream; then breaks it off."""
+        self._outbox.put(None)
+        self._reader.join(deadline.remaining())
+        self._call.cancel()
+        self._reader.join()
+
+    def _receive(self, deadline: Deadline) -> StreamResponse:
+        try:
+            received = self._inbox.get(timeout=deadline.remaining())
+        except queue.Empty:
+            raise deadline.exceeded() from None
+        if isinstance(received, CarouselError):
+            raise self._protocol.lost(received)
+        return received
+
+    def _read(self) -> None:
+        end: CarouselError = InternalError("the stream could not be read")
+        try:
+            for response in self._call:
+                self._inbox.put(response)
+            end = UnavailableError("the server ended the session's stream")
+        except grpc.RpcError as error:
+            end = _answers.rpc_error(error)
+        finally:
+            self._outbox.put(None)
+            self._inbox.put(end)

@@ -1,0 +1,173 @@
+"""The asyncio session and generation: `carousel.session` with awaits."""
+
+# ruff: noqa: ASYNC109 - the same `timeout` as in the blocking client; it also covers the wait for a turn
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, Unpack
+
+from carousel import _requests
+from carousel._async_stream import AsyncStream
+from carousel._deadline import Deadline, closing_deadline
+from carousel._generation import GenerationFacts, GenerationState
+from carousel._protocol import SessionFacts, SessionProtocol
+from carousel._requests import Tokens
+from carousel.errors import CarouselError
+from carousel.v1 import inference_pb2 as pb
+from carousel.values import DecodingOptions, Step, Token
+
+if TYPE_CHECKING:
+    from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
+
+
+class AsyncGeneration(GenerationFacts):
+    """Tokens as the server chooses them, one by one. Made by `AsyncClient.generate` and `AsyncSession.generate`.
+
+    Iterate over it once; leaving the loop early, or `aclose`, ends the generation at the server. asyncio finishes a
+    loop that was left with `break` a moment later, so use `async with` or `aclose` to have it ended, and the session's
+    position right, at once. Raises what ended it early: see `carousel.errors`. For one task at a time.
+    """
+
+    def __init__(
+        self, state: GenerationState, pull: Callable[[], Awaitable[None]], leave: Callable[[], Awaitable[None]]
+    ) -> None:
+        """pull: waits until the state is ready. leave: ends the generation at the server, raising nothing."""
+        self._state = state
+        self._pull = pull
+        self._leave = leave
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        try:
+            while (token := await self._take()) is not None:
+                yield token
+        finally:
+            await self.aclose()
+
+    async def __anext__(self) -> Token:
+        token = await self._take()
+        if token is None:
+            raise StopAsyncIteration
+        return token
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the generation at the server, if it goes on, and drops what has come of it.
+
+        A session's position is right again when this returns. Raises nothing: what is wrong with a session its next
+        call tells.
+        """
+        await self._leave()
+
+    async def _take(self) -> Token | None:
+        while not self._state.is_ready:
+            await self._pull()
+        return self._state.take()
+
+
+class AsyncSession(SessionFacts):
+    """A sequence that the server keeps the state of. Made by `AsyncClient.session`; close it, or use `async with`.
+
+    Tasks of one event loop may share it: their calls take turns.
+    """
+
+    def __init__(self, stub: InferenceAsyncStub, session_id: str, timeout: float | None) -> None:
+        """Not open yet: see `SessionOpening`. timeout: seconds for calls that set none; None for no limit."""
+        self._timeout = timeout
+        self._protocol = SessionProtocol(session_id)
+        self._stream = AsyncStream(stub, self._protocol)
+
+    async def feed(
+        self,
+        tokens: Tokens,
+        *,
+        top_k: int | None = None,
+        logits: bool = False,
+        outputs: bool = True,
+        every_position: bool = False,
+        timeout: float | None = None,
+    ) -> Step:
+        """Makes the session consume tokens and tells what comes next: see `Session.feed`.
+
+        A feed whose task is cancelled is like one whose time ran out: sending it again is safe.
+        """
+        message = _requests.feed_message(
+            tokens, top_k=top_k, logits=logits, outputs=outputs, every_position=every_position
+        )
+        return await self._stream.run(self._protocol.feed(message), Deadline(self._or_default(timeout)))
+
+    def generate(self, *, timeout: float | None = None, **decoding: Unpack[DecodingOptions]) -> AsyncGeneration:
+        """Lets the server choose the next tokens: see `Session.generate`."""
+        state = GenerationState()
+        message = _requests.decoding_message(**decoding)
+        deadline: Deadline | None = None
+
+        async def pull() -> None:
+            nonlocal deadline
+            deadline = deadline or Deadline(self._or_default(timeout))
+            await self._stream.run(self._protocol.pull(state, message), deadline)
+
+        async def leave() -> None:
+            with suppress(CarouselError):
+                await self._stream.run(self._protocol.leave(state), deadline or Deadline(None))
+
+        return AsyncGeneration(state, pull, leave)
+
+    async def close(self, timeout: float | None = None) -> None:
+        """Closes the session and its stream: see `Session.close`."""
+        deadline = closing_deadline(self._or_default(timeout))
+        try:
+            with suppress(CarouselError):
+                await self._stream.run(self._protocol.close(), deadline)
+        finally:
+            await self._stream.end(deadline)
+
+    async def _open(self, request: pb.Open) -> None:
+        deadline = Deadline(self._timeout)
+        try:
+            await self._stream.run(self._protocol.open(request), deadline)
+        except CarouselError:
+            await self._stream.end(closing_deadline(deadline.remaining()))
+            raise
+        except BaseException:
+            await self._stream.end(Deadline(0))
+            raise
+
+    def _or_default(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout
+
+
+class SessionOpening:
+    """What `AsyncClient.session` returns: `await` it for an open session, or enter it with `async with`."""
+
+    def __init__(self, stub: InferenceAsyncStub, request: pb.Open, session_id: str, timeout: float | None) -> None:
+        self._arguments = (stub, session_id, timeout)
+        self._request = request
+        self._session: AsyncSession | None = None
+
+    def __await__(self) -> Generator[object, None, AsyncSession]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> AsyncSession:
+        return await self._open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def _open(self) -> AsyncSession:
+        session = AsyncSession(*self._arguments)
+        await session._open(self._request)
+        self._session = session
+        return session

@@ -1,0 +1,150 @@
+"""What calls raise. The classes mirror the gRPC codes that the server answers with.
+
+    CarouselError                       any other code
+    ├── InvalidArgumentError            a field has a value that it must not have
+    ├── OutOfRangeError                 a value is past the end of what there is
+    ├── NotFoundError                   no such model, version or session
+    ├── AlreadyExistsError              the session id is in use
+    ├── FailedPreconditionError         not in the session's present state
+    │   ├── PositionMismatchError       the session is at another position
+    │   └── SessionClosedError          the session was closed; raised by the client itself
+    ├── ResourceExhaustedError          the server is full, or a message too large; see `retry_delay`
+    ├── RequestCancelledError           the request was ended before it was done
+    ├── DeadlineExceededError           no answer in time
+    ├── UnavailableError                the server cannot be reached, or the connection was lost
+    ├── InternalError                   the server's own fault
+    └── UnimplementedError              the server does not know the call
+
+A wrong type of argument is a TypeError, raised before anything is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from grpc import StatusCode
+
+from carousel.values import CloseReason
+
+
+class CarouselError(Exception):
+    """Root of the tree. May be pickled.
+
+    code: the canonical gRPC code. reason: a stable UPPER_SNAKE_CASE name of the cause, empty when the server gave
+    none. message: for people. field: the request field at fault, such as `feed.token_ids[3]`, or empty. metadata:
+    facts of the cause by name. retry_delay: how long to wait before trying again; None when that will not help.
+    """
+
+    code = StatusCode.UNKNOWN
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: StatusCode | None = None,
+        reason: str = "",
+        field: str = "",
+        metadata: Mapping[str, str] | None = None,
+        retry_delay: timedelta | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+        self.reason = reason
+        self.field = field
+        self.metadata = dict(metadata or {})
+        self.retry_delay = retry_delay
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.reason}]" if self.reason else self.message
+
+
+class InvalidArgumentError(CarouselError):
+    """A field has a value that it must not have."""
+
+    code = StatusCode.INVALID_ARGUMENT
+
+
+class OutOfRangeError(CarouselError):
+    """A value is past the end of what there is."""
+
+    code = StatusCode.OUT_OF_RANGE
+
+
+class NotFoundError(CarouselError):
+    """There is no such model, version or session."""
+
+    code = StatusCode.NOT_FOUND
+
+
+class AlreadyExistsError(CarouselError):
+    """The session id is in use."""
+
+    code = StatusCode.ALREADY_EXISTS
+
+
+class FailedPreconditionError(CarouselError):
+    """The request cannot be done in the session's present state."""
+
+    code = StatusCode.FAILED_PRECONDITION
+
+
+class PositionMismatchError(FailedPreconditionError):
+    """The session is at another position than the request was made for. The client has taken over the server's."""
+
+    @property
+    def expected_position(self) -> int:
+        """The session's position at the server."""
+        return int(self.metadata["position"])
+
+
+class SessionClosedError(FailedPreconditionError):
+    """The session was closed, by this client or by the server. Raised by the client without asking the server."""
+
+    @property
+    def close_reason(self) -> CloseReason:
+        """Why."""
+        return CloseReason(self.metadata["close_reason"])
+
+    @property
+    def position(self) -> int:
+        """The position at which it was closed."""
+        return int(self.metadata["position"])
+
+
+class ResourceExhaustedError(CarouselError):
+    """The server is full, or a message is too large. With a `retry_delay`, trying again after it may help."""
+
+    code = StatusCode.RESOURCE_EXHAUSTED
+
+
+class RequestCancelledError(CarouselError):
+    """The request was ended before it was done. `Session.position` tells how far it came."""
+
+    code = StatusCode.CANCELLED
+
+
+class DeadlineExceededError(CarouselError):
+    """No answer came in time. The request may have been carried out or not; feeding the same again is safe."""
+
+    code = StatusCode.DEADLINE_EXCEEDED
+
+
+class UnavailableError(CarouselError):
+    """The server cannot be reached, is leaving, or the connection was lost."""
+
+    code = StatusCode.UNAVAILABLE
+
+
+class InternalError(CarouselError):
+    """The server's own fault."""
+
+    code = StatusCode.INTERNAL
+
+
+class UnimplementedError(CarouselError):
+    """The server does not know the call."""
+
+    code = StatusCode.UNIMPLEMENTED

@@ -1,0 +1,161 @@
+"""The blocking session and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Self, Unpack
+
+from carousel import _requests
+from carousel._deadline import Deadline, closing_deadline
+from carousel._generation import GenerationFacts, GenerationState
+from carousel._protocol import SessionFacts, SessionProtocol
+from carousel._requests import Tokens
+from carousel._stream import Stream
+from carousel.errors import CarouselError
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1.inference_pb2_grpc import InferenceStub
+from carousel.values import DecodingOptions, Step, Token
+
+
+class Generation(GenerationFacts):
+    """Tokens as the server chooses them, one by one. Made by `Client.generate` and `Session.generate`.
+
+    Iterate over it once; leaving the loop early, or `close`, ends the generation at the server. Raises what ended it
+    early: see `carousel.errors`. For one thread at a time.
+    """
+
+    def __init__(self, state: GenerationState, pull: Callable[[], None], leave: Callable[[], None]) -> None:
+        """pull: waits until the state is ready. leave: ends the generation at the server, raising nothing."""
+        self._state = state
+        self._pull = pull
+        self._leave = leave
+
+    def __iter__(self) -> Iterator[Token]:
+        try:
+            while (token := self._take()) is not None:
+                yield token
+        finally:
+            self.close()
+
+    def __next__(self) -> Token:
+        token = self._take()
+        if token is None:
+            raise StopIteration
+        return token
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the generation at the server, if it goes on, and drops what has come of it.
+
+        A session's position is right again when this returns. Raises nothing: what is wrong with a session its next
+        call tells.
+        """
+        self._leave()
+
+    def _take(self) -> Token | None:
+        while not self._state.is_ready:
+            self._pull()
+        return self._state.take()
+
+
+class Session(SessionFacts):
+    """A sequence that the server keeps the state of. Made by `Client.session`; close it, or use `with`.
+
+    Its calls block. One thread at a time may use it.
+    """
+
+    def __init__(self, stub: InferenceStub, request: pb.Open, session_id: str, timeout: float | None) -> None:
+        """timeout: seconds for calls that set none, this opening included; None for no limit."""
+        self._timeout = timeout
+        self._protocol = SessionProtocol(session_id)
+        self._stream = Stream(stub, self._protocol)
+        deadline = Deadline(timeout)
+        try:
+            self._stream.run(self._protocol.open(request), deadline)
+        except CarouselError:
+            self._stream.end(closing_deadline(deadline.remaining()))
+            raise
+        except BaseException:
+            self._stream.end(Deadline(0))
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def feed(
+        self,
+        tokens: Tokens,
+        *,
+        top_k: int | None = None,
+        logits: bool = False,
+        outputs: bool = True,
+        every_position: bool = False,
+        timeout: float | None = None,
+    ) -> Step:
+        """Makes the session consume tokens and tells what comes next.
+
+        tokens: names or ids, or one of them. By default the most likely next token is returned. top_k: the k most
+        likely, with log-probabilities. logits: the logits of the whole vocabulary. outputs=False: nothing but the
+        position. every_position: an output after each token, not after the last alone. timeout: seconds; default the
+        client's.
+
+        Raises InvalidArgumentError for a token outside the vocabulary or none at all, having changed nothing.
+        DeadlineExceededError when no answer came in time: then the same feed may simply be sent again, and is applied
+        once. PositionMismatchError when something else is sent in its place and it was applied after all.
+        SessionClosedError, UnavailableError when the session is gone.
+        """
+        message = _requests.feed_message(
+            tokens, top_k=top_k, logits=logits, outputs=outputs, every_position=every_position
+        )
+        return self._stream.run(self._protocol.feed(message), Deadline(self._or_default(timeout)))
+
+    def generate(self, *, timeout: float | None = None, **decoding: Unpack[DecodingOptions]) -> Generation:
+        """Lets the server choose the next tokens, from where the session is. It starts when the first is asked for.
+
+        decoding: see `DecodingOptions`. timeout: seconds for the whole of it, from its start; default the client's. A
+        generation that is not at its end is ended by the session's next call.
+        """
+        state = GenerationState()
+        message = _requests.decoding_message(**decoding)
+        deadline: Deadline | None = None
+
+        def pull() -> None:
+            nonlocal deadline
+            deadline = deadline or Deadline(self._or_default(timeout))
+            self._stream.run(self._protocol.pull(state, message), deadline)
+
+        def leave() -> None:
+            with suppress(CarouselError):
+                self._stream.run(self._protocol.leave(state), deadline or Deadline(None))
+
+        return Generation(state, pull, leave)
+
+    def close(self, timeout: float | None = None) -> None:
+        """Closes the session and its stream. Closing it again does nothing.
+
+        timeout: seconds for the server to answer; default the client's, or else 5. Raises nothing: a server that does
+        not answer closes the session when it sees the stream end.
+        """
+        deadline = closing_deadline(self._or_default(timeout))
+        try:
+            with suppress(CarouselError):
+                self._stream.run(self._protocol.close(), deadline)
+        finally:
+            self._stream.end(deadline)
+
+    def _or_default(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout

@@ -1,0 +1,150 @@
+"""What calls return: frozen values with nothing of the wire in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import TypedDict
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended. EOS: the model chose its end token. MAX_TOKENS: as many as were asked for."""
+
+    UNSPECIFIED = "unspecified"
+    EOS = "eos"
+    MAX_TOKENS = "max_tokens"
+
+
+class CloseReason(StrEnum):
+    """Why a session was closed."""
+
+    UNSPECIFIED = "unspecified"
+    CLIENT = "client"
+    DISCONNECT = "disconnect"
+    IDLE = "idle"
+    SHUTDOWN = "shutdown"
+    FAILED = "failed"
+
+
+class ModelStatus(StrEnum):
+    """Whether a version of a model is served."""
+
+    UNSPECIFIED = "unspecified"
+    SERVING = "serving"
+    FAILED = "failed"
+
+
+class SessionState(StrEnum):
+    """What a session is doing."""
+
+    UNSPECIFIED = "unspecified"
+    IDLE = "idle"
+    BUSY = "busy"
+    GENERATING = "generating"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of a vocabulary. log_probability: natural logarithm, 0 or less; None where it was not asked for."""
+
+    id: int
+    text: str
+    log_probability: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What the model says comes next.
+
+    position: where it says so, in tokens consumed before. tokens: the most likely next ones, most likely first; empty
+    when logits were asked for. logits: [V] by token id, empty unless asked for.
+    """
+
+    position: int
+    tokens: tuple[Token, ...] = ()
+    logits: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The answer to a feed.
+
+    position: the session's position after it. outputs: one, or with `every_position` one for each token fed, or none
+    with `outputs=False`. replayed: the feed had been applied before; this is its answer again.
+    """
+
+    position: int
+    outputs: tuple[StepOutput, ...] = ()
+    replayed: bool = False
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The candidates for the next token after the last one fed, most likely first; empty if none were asked for."""
+        return self.outputs[-1].tokens if self.outputs else ()
+
+    @property
+    def token(self) -> Token:
+        """The most likely next token. Raises LookupError when the feed asked for logits, or for nothing."""
+        if not self.tokens:
+            raise LookupError("the feed asked for no tokens: it was sent with logits=True or outputs=False")
+        return self.tokens[0]
+
+    @property
+    def logits(self) -> tuple[float, ...]:
+        """The logits after the last token fed, [V] by token id; empty if they were not asked for."""
+        return self.outputs[-1].logits if self.outputs else ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A version of a model.
+
+    problem: why it is not served, empty when it is. source_vocabulary, target_vocabulary: names by id; the former is
+    empty without an encoder. max_source_length: in tokens, 0 without an encoder. max_tokens: generated at most when a
+    request sets no limit. state_size_bytes: held for each session. manifest_digest: SHA-256 in hexadecimal.
+    """
+
+    model: str
+    version: int
+    description: str
+    status: ModelStatus
+    problem: str
+    has_encoder: bool
+    source_vocabulary: tuple[str, ...]
+    target_vocabulary: tuple[str, ...]
+    max_source_length: int
+    max_tokens: int
+    state_size_bytes: int
+    manifest_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A live session as its server sees it. Times are in UTC."""
+
+    session_id: str
+    model: str
+    version: int
+    position: int
+    state: SessionState
+    open_time: datetime
+    last_used_time: datetime
+
+
+class DecodingOptions(TypedDict, total=False):
+    """How a generation chooses tokens. Without any sampling option the most likely one is taken each time.
+
+    max_tokens: at most so many, 1 or more (default: the model's limit). log_probabilities: give each token its own.
+    Any of the rest selects sampling. temperature: divides the logits, above 0 and at most 100 (default 1). top_k: draw
+    from the k most likely, 1 or more (default: all). top_p: draw from the most likely that together have this
+    probability, above 0 and at most 1 (default 1). seed: the same seed at the same position over the same logits
+    draws the same token (default 0).
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+    log_probabilities: bool

@@ -1,0 +1,183 @@
+"""A server of the whole contract around `FakeSession`, on threads of its own, on a port of its own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from carousel.v1 import error_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
+from carousel.v1 import inference_pb2 as pb
+
+from .fake_session import VOCABULARY, FakeSession
+
+MODEL = models_pb2.ModelInfo(
+    model="toy",
+    version=3,
+    description="a toy",
+    status=models_pb2.MODEL_STATUS_SERVING,
+    has_encoder=True,
+    source_vocabulary=["a"],
+    target_vocabulary=VOCABULARY,
+    max_source_length=9,
+    max_tokens=100,
+    state_size_bytes=64,
+    manifest_digest="ab",
+)
+
+
+class FakeServer(inference_pb2_grpc.InferenceServicer):
+    """What tests may do to it: `mute` and `unmute` its answers, `evict` a session, `abort` the streams, `kill` it."""
+
+    def __init__(self) -> None:
+        self.session = FakeSession()
+        self.requests: queue.SimpleQueue[pb.StreamRequest] = queue.SimpleQueue()
+        self.metadata: dict[str, str | bytes] = {}
+        self.cancelled = threading.Event()
+        self.stream_ended = threading.Event()
+        self._events: queue.SimpleQueue[pb.StreamRequest | Callable[[], list[pb.StreamResponse]] | None]
+        self._events = queue.SimpleQueue()
+        self._is_mute = False
+        self._held: list[pb.StreamResponse] = []
+        self._server = grpc.server(ThreadPoolExecutor(max_workers=4))
+        inference_pb2_grpc.add_InferenceServicer_to_server(self, self._server)
+        models_pb2_grpc.add_ModelsServicer_to_server(_Models(), self._server)
+        sessions_pb2_grpc.add_SessionsServicer_to_server(_Sessions(), self._server)
+        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def mute(self) -> None:
+        """From now on requests are carried out and their answers kept back."""
+        self._is_mute = True
+
+    def unmute(self) -> None:
+        """The answers kept back are written, and later ones at once."""
+        self._is_mute = False
+        self._events.put(lambda: [])
+
+    def evict(self) -> None:
+        """Closes the session as one that was idle for too long, and tells."""
+        self._events.put(lambda: [self.session.evict()])
+
+    def end_stream(self) -> None:
+        """Ends the stream as if nothing was wrong."""
+        self._events.put(None)
+
+    def kill(self) -> None:
+        """Breaks every connection off."""
+        stopped = self._server.stop(0)
+        self._events.put(None)
+        stopped.wait()
+
+    def Stream(
+        self, request_iterator: Iterator[pb.StreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.StreamResponse]:
+        self.metadata = {key: value for key, value in context.invocation_metadata()}  # noqa: C416  # two-item tuples
+        self.session, self._events = FakeSession(), queue.SimpleQueue()
+        reader = threading.Thread(target=self._read, args=(request_iterator,), daemon=True)
+        reader.start()
+        try:
+            while (event := self._events.get()) is not None:
+                answers = event() if callable(event) else self.session.handle(event)
+                self._held += answers
+                if not self._is_mute:
+                    held, self._held = self._held, []
+                    yield from held
+        finally:
+            self.stream_ended.set()
+
+    def Generate(self, request: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[pb.GenerateResponse]:
+        context.add_callback(self.cancelled.set)
+        session = FakeSession()
+        opening = pb.StreamRequest(request_id=1, open=pb.Open(model=request.model, source=request.source))
+        (opened,) = session.handle(opening)
+        if opened.HasField("error"):
+            context.set_trailing_metadata((("carousel-error-bin", opened.error.SerializeToString()),))
+            context.abort(grpc.StatusCode.NOT_FOUND, opened.error.message)
+        if request.HasField("prompt"):
+            feed = pb.Feed(tokens=request.prompt.tokens.names, position=0)
+            session.handle(pb.StreamRequest(request_id=2, session_id=session.id, feed=feed))
+        start = session.position
+        generate = pb.Generate(position=start, decoding=request.decoding)
+        answers = session.handle(pb.StreamRequest(request_id=3, session_id=session.id, generate=generate))
+        for answer in answers:
+            yield pb.GenerateResponse(position=answer.position, generated=answer.generated)
+        if session.is_generating:
+            self.cancelled.wait()
+
+    def _read(self, requests: Iterator[pb.StreamRequest]) -> None:
+        events = self._events
+        try:
+            for request in requests:
+                self.requests.put(request)
+                events.put(request)
+        except Exception:  # grpc has no class for it: the call was broken off
+            pass
+        finally:
+            events.put(None)
+
+
+class _Models(models_pb2_grpc.ModelsServicer):
+    def List(self, request: models_pb2.ModelsListRequest, context: object) -> models_pb2.ModelsListResponse:
+        broken = models_pb2.ModelInfo(model="wrong", version=1, status=models_pb2.MODEL_STATUS_FAILED, problem="torn")
+        return models_pb2.ModelsListResponse(models=[MODEL, broken])
+
+    def Get(self, request: models_pb2.ModelsGetRequest, context: grpc.ServicerContext) -> models_pb2.ModelsGetResponse:
+        if request.model == "full":
+            error = error_pb2.Error(code=8, message="full", reason="TOO_MANY_SESSIONS", retry_delay=Duration(seconds=2))
+            context.set_trailing_metadata((("carousel-error-bin", error.SerializeToString()),))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        if request.model != "toy":
+            context.abort(grpc.StatusCode.NOT_FOUND, f"model {request.model!r} is unknown")
+        return models_pb2.ModelsGetResponse(model=MODEL)
+
+
+class _Sessions(sessions_pb2_grpc.SessionsServicer):
+    """Has three sessions, s0 to s2, and pages of two."""
+
+    def List(
+        self, request: sessions_pb2.SessionsListRequest, context: grpc.ServicerContext
+    ) -> sessions_pb2.SessionsListResponse:
+        first = int(request.page_token or 0)
+        infos = [_session_info(f"s{i}", request.model or "toy") for i in range(first, min(first + 2, 3))]
+        token = str(first + 2) if first + 2 < 3 else ""
+        return sessions_pb2.SessionsListResponse(sessions=infos, next_page_token=token, total_count=3)
+
+    def Get(
+        self, request: sessions_pb2.SessionsGetRequest, context: grpc.ServicerContext
+    ) -> sessions_pb2.SessionsGetResponse:
+        header = dict(context.invocation_metadata())["x-session-id"]
+        assert header == request.session_id
+        return sessions_pb2.SessionsGetResponse(session=_session_info(request.session_id, "toy"))
+
+    def Close(
+        self, request: sessions_pb2.SessionsCloseRequest, context: grpc.ServicerContext
+    ) -> sessions_pb2.SessionsCloseResponse:
+        return sessions_pb2.SessionsCloseResponse(position=4, reason=pb.CLOSE_REASON_CLIENT)
+
+
+def _session_info(session_id: str, model: str) -> sessions_pb2.SessionInfo:
+    return sessions_pb2.SessionInfo(
+        session_id=session_id,
+        model=model,
+        version=3,
+        position=4,
+        state=sessions_pb2.SESSION_STATE_IDLE,
+        open_time=Timestamp(seconds=10),
+        last_used_time=Timestamp(seconds=20),
+    )

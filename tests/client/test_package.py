@@ -1,0 +1,118 @@
+"""What a user's program meets: the package's names, its imports, its errors, how it behaves at exit."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+
+import carousel
+from carousel import CarouselError, PositionMismatchError, ResourceExhaustedError, SessionClosedError, _answers
+from carousel import errors as errors_module
+from carousel.v1 import error_pb2
+from carousel.v1 import inference_pb2 as pb
+
+from .fake_server import FakeServer
+
+ROOT = Path(__file__).parents[2]
+
+
+def all_errors(root: type[CarouselError] = CarouselError) -> list[type[CarouselError]]:
+    return [root] + [leaf for kind in root.__subclasses__() for leaf in all_errors(kind)]
+
+
+def run(code: str) -> str:
+    """Runs a program in a fresh interpreter that must end by itself, soon and in silence."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_the_public_names_are_sorted_and_all_there() -> None:
+    assert carousel.__all__ == sorted(carousel.__all__)
+    public = {n for n, v in vars(carousel).items() if isinstance(v, type) and not n.startswith("_")}
+    assert public == set(carousel.__all__)
+
+
+def test_the_package_needs_grpc_and_protobuf_alone() -> None:
+    code = (
+        "import sys, grpc, google.protobuf; before = set(sys.modules); import carousel;"
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))"
+    )
+    assert set(run(code).split()) <= {"carousel", "google", "grpc"}
+    code = "import carousel, sys; print(*[name for name in sys.modules if name.startswith('google.')])"
+    assert all(
+        name.startswith("google.protobuf") or name in {"google._upb", "google._upb._message"}
+        for name in run(code).split()
+    )
+
+
+def test_a_program_that_closes_nothing_still_ends(server: FakeServer) -> None:
+    code = (
+        "from carousel import Client\n"
+        f"session = Client({server.target!r}).session('toy', 'stall')\n"
+        "print(next(session.generate()).text)"
+    )
+    assert run(code) == "A\n"
+
+
+def test_the_first_example_of_the_package_runs(server: FakeServer) -> None:
+    assert carousel.__doc__ is not None
+    example = carousel.__doc__.split("\n\n", 1)[1].split("`AsyncClient`")[0]
+    example = "\n".join(line.removeprefix("    ") for line in example.splitlines())
+    example = example.replace("localhost:50051", server.target).replace("g2p-en", "toy").replace('["K"]', '["A"]')
+    assert run(example).split() == ["A", "B", "C", "D", "A"]
+
+
+def test_the_tree_of_errors_is_drawn_as_it_is() -> None:
+    assert errors_module.__doc__ is not None
+    drawn = [word for word in errors_module.__doc__.split() if word.endswith("Error")][: len(all_errors())]
+    assert sorted(drawn) == sorted(kind.__name__ for kind in all_errors())
+
+
+@pytest.mark.parametrize("kind", all_errors())
+def test_errors_survive_pickling_and_copying(kind: type[CarouselError]) -> None:
+    facts = {"position": "3", "close_reason": "idle"}
+    error = kind("m", reason="R", field="f", metadata=facts, retry_delay=timedelta(seconds=1))
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is kind
+        assert vars(again) == vars(error)
+        assert (str(again), again.code) == ("m [R]", kind.code)
+    if isinstance(error, PositionMismatchError):
+        assert error.expected_position == 3
+    if isinstance(error, SessionClosedError):
+        assert (error.position, error.close_reason) == (3, carousel.CloseReason.IDLE)
+
+
+@pytest.mark.parametrize("code", list(grpc.StatusCode))
+def test_every_code_becomes_an_error_that_has_it(code: grpc.StatusCode) -> None:
+    error = _answers.error(error_pb2.Error(code=code.value[0], message="m"))
+    assert error.code is code
+    assert type(error).code in {code, grpc.StatusCode.UNKNOWN}
+    assert error.retry_delay is None
+    assert str(error) == "m"
+
+
+def test_a_code_that_nobody_knows_is_unknown() -> None:
+    assert _answers.error(error_pb2.Error(code=99)).code is grpc.StatusCode.UNKNOWN
+
+
+def test_an_error_keeps_what_the_server_sent() -> None:
+    message = error_pb2.Error(code=8, message="full", reason="QUEUE_FULL", field="feed", metadata={"limit": "4"})
+    message.retry_delay.FromMilliseconds(250)
+    error = _answers.error(message)
+    assert isinstance(error, ResourceExhaustedError)
+    assert (error.field, error.metadata, error.retry_delay) == ("feed", {"limit": "4"}, timedelta(milliseconds=250))
+
+
+def test_values_of_enums_that_are_newer_than_the_client_are_unspecified() -> None:
+    assert _answers.close_reason(99) is carousel.CloseReason.UNSPECIFIED
+    assert _answers.close_reason(pb.CLOSE_REASON_SHUTDOWN) is carousel.CloseReason.SHUTDOWN
