@@ -148,4 +148,5 @@ class Arena:
             return []
         longest = int(self._source_lengths[rows].max())
         width = max(SOURCE_MULTIPLE, -(-longest // SOURCE_MULTIPLE) * SOURCE_MULTIPLE)
-        return [context[:, :width].take(rows, axis=0, mode="clip") for context in self._contexts]
+        # indexing, not `take`: that would copy the whole of a view that is not contiguous before it takes from it
+        return [context[rows, :width] for context in self._contexts]

@@ -112,7 +112,6 @@ class Stepper:
             self._refuse(lane, job, position_mismatch("feed.position", job.start, lane.position))
             return
         self._pick_up(lane, [*lane.pending, *job.tokens])
-        lane.next_logits = None
         self._scheduler.add("step", lane, lane.num_remaining)
 
     def _begin_generate(self, lane: Lane, job: GenerateJob) -> None:

@@ -1,0 +1,110 @@
+"""A look at Carousel in a minute: starts the service, streams words through it, shows what it keeps and measures.
+
+./scripts/demo
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from carousel import Client
+from examples.local_service import LocalService, local_service
+
+MODELS = Path(__file__).parent.parent / "model_repository"
+MODEL = "g2p-en"
+UNSEEN = {
+    "elephant": "EH L AH F AH N T",
+    "sequence": "S IY K W AH N S",
+    "forget": "F AO R G EH T",
+    "gate": "G EY T",
+    "stream": "S T R IY M",
+}
+"""Words of the test split, which the model was not trained on, and what the dictionary has for them."""
+
+
+def main() -> int:
+    """Runs the demo; the exit code."""
+    print("Starting the service on the shipped model ...")
+    with local_service(MODELS) as service:
+        with Client(service.target) as client:
+            print(f"It listens on {service.target} and serves {', '.join(m.model for m in client.models())}.\n")
+            all_right = generate(client)
+            step_by_step(client)
+        show_latency(service)
+        print("\nStopping the service ...", end=" ", flush=True)
+        code = service.stop()
+        print("stopped cleanly." if code == 0 else f"it ended with code {code}.")
+    return 0 if code == 0 and all_right else 1
+
+
+def generate(client: Client) -> bool:
+    """Words in, phonemes out, each printed when it arrives. Whether all are as the dictionary has them."""
+    print("Words that it was not trained on, their phonemes as they arrive, and whether the dictionary agrees:")
+    all_right = True
+    for word, expected in UNSEEN.items():
+        print(f"  {word:<10}", end="", flush=True)
+        began = time.perf_counter()
+        arrivals = []
+        phonemes = []
+        for token in client.generate(MODEL, word):
+            arrivals.append(time.perf_counter() - began)
+            phonemes.append(token.text)
+            print(f" {token.text}", end="", flush=True)
+        is_right = " ".join(phonemes) == expected
+        all_right = all_right and is_right
+        padding = " " * (24 - len(" ".join(phonemes)))
+        verdict = "right" if is_right else f"WRONG: {expected}"
+        print(f"{padding} {verdict}; first after {1e3 * arrivals[0]:.1f} ms, last after {1e3 * arrivals[-1]:.1f} ms")
+    return all_right
+
+
+def step_by_step(client: Client) -> None:
+    """One session, fed token by token: the server keeps its state between the messages."""
+    word = "carousel"
+    print(f"\nOne session for {word!r}, fed by hand; the server keeps its hidden and cell state between the messages:")
+    with client.session(MODEL, source=word, top_k=2) as session:
+        kept = client.model(MODEL).state_size_bytes
+        step = session.first
+        while step is not None and step.tokens[0].text != "</s>":
+            best, second = step.tokens
+            print(
+                f"  position {session.position}, state of {kept} bytes: next is "
+                f"{best.text} ({_percent(best.log_probability)}) or {second.text} ({_percent(second.log_probability)})"
+            )
+            step = session.feed(best.id, top_k=2).outputs[-1]
+        info = client.sessions.get(session.id)
+        print(f"  position {info.position}: the end. The server lists session {info.session_id[:8]} as {info.state}.")
+
+
+def show_latency(service: LocalService) -> None:
+    """The histogram of the steps that the above has left behind, as Prometheus would read it."""
+    print("\nWhat Prometheus reads: carousel_step_latency_seconds of the step graph, by batch")
+    with urllib.request.urlopen(service.metrics_url, timeout=10) as response:
+        families = text_string_to_metric_families(response.read().decode())
+    buckets = [
+        (float(sample.labels["le"]), sample.value)
+        for family in families
+        for sample in family.samples
+        if sample.name == "carousel_step_latency_seconds_bucket" and sample.labels["graph"] == "step"
+    ]
+    below = 0.0
+    previous = 0.0
+    for upper, cumulative in buckets:
+        count = int(cumulative - below)
+        if count:
+            print(f"  {1e3 * previous:7.2f} to {1e3 * upper:7.2f} ms  {count:4d} {'#' * min(60, count)}")
+        below, previous = cumulative, upper
+
+
+def _percent(log_probability: float | None) -> str:
+    return "?" if log_probability is None else f"{100 * math.exp(log_probability):.0f} %"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

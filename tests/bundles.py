@@ -1,0 +1,114 @@
+"""Small bundles made on the spot, with ONNX alone: an LSTM language model of random weights."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from service.repository.manifest import (
+    FILE_NAME,
+    Manifest,
+    Parity,
+    SpecialTokens,
+    StateSpec,
+    StepSpec,
+    TensorSpec,
+    VocabularySpec,
+)
+
+EMBEDDING_SIZE, HIDDEN_SIZE, VOCABULARY_SIZE = 8, 24, 17
+EOS_ID = 3
+
+
+def write_language_model(
+    repository: Path,
+    *,
+    model: str = "tiny-lm",
+    version: int = 1,
+    bos_id: int | None = None,
+    eos_id: int | None = EOS_ID,
+    seed: int = 0,
+) -> Path:
+    """Writes `repository/model/version` and returns it. One LSTM layer; states `hidden` and `cell`, [1, B, H] each."""
+    folder = repository / model / str(version)
+    folder.mkdir(parents=True)
+    onnx.save(_step_graph(np.random.default_rng(seed)), folder / "step.onnx")
+    (folder / "target.txt").write_text("".join(f"t{index}\n" for index in range(VOCABULARY_SIZE)))
+    state = (1, "batch", HIDDEN_SIZE)
+    manifest = Manifest(
+        model=model,
+        version=version,
+        description="a random LSTM language model",
+        step=StepSpec(
+            file="step.onnx",
+            tokens=TensorSpec(name="tokens", dtype="int64", shape=("batch", "time")),
+            lengths=TensorSpec(name="lengths", dtype="int64", shape=("batch",)),
+            logits=TensorSpec(name="logits", dtype="float32", shape=("batch", "time", VOCABULARY_SIZE)),
+        ),
+        states=tuple(
+            StateSpec(name=n, input=TensorSpec(name=n, dtype="float32", shape=state), output=f"next_{n}")
+            for n in ("hidden", "cell")
+        ),
+        target_vocabulary=VocabularySpec(file="target.txt", size=VOCABULARY_SIZE, tokenizer="whitespace"),
+        special_tokens=SpecialTokens(bos_id=bos_id, eos_id=eos_id),
+        max_tokens=20,
+        digests={f: hashlib.sha256((folder / f).read_bytes()).hexdigest() for f in ("step.onnx", "target.txt")},
+        exported_with={"onnx": onnx.__version__},
+        parity=Parity(tolerance=0.0, max_abs_error={}, num_rows=0),
+        evaluation={},
+    )
+    (folder / FILE_NAME).write_text(manifest.model_dump_json())
+    return folder
+
+
+def _step_graph(generator: np.random.Generator) -> onnx.ModelProto:
+    def weight(name: str, *shape: int) -> TensorProto:
+        values: NDArray[np.float32] = (generator.standard_normal(shape) * 0.7).astype(np.float32)
+        return numpy_helper.from_array(values, name)
+
+    size = HIDDEN_SIZE
+    weights = [
+        weight("embedding", VOCABULARY_SIZE, EMBEDDING_SIZE),
+        weight("W", 1, 4 * size, EMBEDDING_SIZE),
+        weight("R", 1, 4 * size, size),
+        weight("B", 1, 8 * size),
+        weight("projection", size, VOCABULARY_SIZE),
+        numpy_helper.from_array(np.array([1], np.int64), "one"),
+    ]
+    nodes = [
+        helper.make_node("Transpose", ["tokens"], ["tokens_tb"], perm=[1, 0]),
+        helper.make_node("Gather", ["embedding", "tokens_tb"], ["embedded"]),
+        helper.make_node("Cast", ["lengths"], ["sequence_lens"], to=TensorProto.INT32),
+        helper.make_node(
+            "LSTM",
+            ["embedded", "W", "R", "B", "sequence_lens", "hidden", "cell"],
+            ["outputs", "next_hidden", "next_cell"],
+            hidden_size=size,
+        ),
+        helper.make_node("Squeeze", ["outputs", "one"], ["outputs_tbh"]),
+        helper.make_node("Transpose", ["outputs_tbh"], ["outputs_bth"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["outputs_bth", "projection"], ["logits"]),
+    ]
+    state: list[str | int | None] = [1, "batch", size]
+    graph = helper.make_graph(
+        nodes,
+        "step",
+        [
+            helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", "time"]),
+            helper.make_tensor_value_info("lengths", TensorProto.INT64, ["batch"]),
+            helper.make_tensor_value_info("hidden", TensorProto.FLOAT, state),
+            helper.make_tensor_value_info("cell", TensorProto.FLOAT, state),
+        ],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "time", VOCABULARY_SIZE]),
+            helper.make_tensor_value_info("next_hidden", TensorProto.FLOAT, state),
+            helper.make_tensor_value_info("next_cell", TensorProto.FLOAT, state),
+        ],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)

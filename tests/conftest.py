@@ -1,0 +1,38 @@
+"""Fixtures for all tests: repositories of bundles, and a real service in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from examples.local_service import LocalService, local_service
+from tests.bundles import write_language_model
+
+SHIPPED = Path(__file__).parent.parent / "model_repository"
+
+
+@pytest.fixture(scope="session")
+def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of random language models: `tiny-lm`, `tiny-bos` that has a start token, and `tiny-endless` that has
+    one and no end token."""
+    folder = tmp_path_factory.mktemp("repository")
+    write_language_model(folder)
+    write_language_model(folder, model="tiny-bos", bos_id=1, seed=1)
+    write_language_model(folder, model="tiny-endless", bos_id=1, eos_id=None, seed=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shipped_service() -> Iterator[LocalService]:
+    """A real service on the shipped bundles, shared by tests that leave it as they found it."""
+    with local_service(SHIPPED) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def tiny_service(tiny_repository: Path) -> Iterator[LocalService]:
+    """A real service on the tiny language models, shared by tests that leave it as they found it."""
+    with local_service(tiny_repository, {"log-level": "debug"}) as service:
+        yield service

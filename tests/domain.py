@@ -1,0 +1,122 @@
+"""Values of the domain made without a file or a graph: manifests, bundles, sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import onnxruntime as ort
+
+from service.engine.arena import Slot
+from service.engine.engine import Engine
+from service.engine.jobs import Lane
+from service.repository.bundle import Bundle
+from service.repository.manifest import (
+    Axis,
+    ContextSpec,
+    Dtype,
+    EncoderSpec,
+    Manifest,
+    Parity,
+    SpecialTokens,
+    StateSpec,
+    StepSpec,
+    TensorSpec,
+    VocabularySpec,
+)
+from service.repository.vocabulary import Vocabulary
+from service.sessions.session import CloseReason, Served, Session
+
+SOURCE_NAMES = ("a", "b", "c", "'", "é")
+TARGET_NAMES = ("<pad>", "<s>", "</s>", "AA", "B", "K")
+MAX_SOURCE_LENGTH = 20
+DIGEST = "0" * 64
+
+
+def state(name: str, shape: tuple[Axis | int, ...] = (1, "batch", 2), *, dtype: Dtype = "float32") -> StateSpec:
+    """A state tensor that starts at zero."""
+    return StateSpec(name=name, input=TensorSpec(name=name, dtype=dtype, shape=shape), output=f"next_{name}")
+
+
+def context(name: str, inner: tuple[int, ...] = (2,), *, dtype: Dtype = "float32") -> ContextSpec:
+    """A context tensor of shape [batch, source, *inner]."""
+    tensor = TensorSpec(name=name, dtype=dtype, shape=("batch", "source", *inner))
+    return ContextSpec(name=name, input=tensor, output=f"encoded_{name}")
+
+
+def manifest(
+    *,
+    states: Iterable[StateSpec] = (state("hidden"), state("cell")),
+    contexts: Iterable[ContextSpec] = (),
+    has_encoder: bool = False,
+    bos_id: int | None = 1,
+) -> Manifest:
+    """A manifest of the model `made`, version 3, whose files do not exist."""
+    size = len(TARGET_NAMES)
+    encoder = EncoderSpec(
+        file="encoder.onnx",
+        source=TensorSpec(name="source", dtype="int64", shape=("batch", "source")),
+        lengths=TensorSpec(name="source_lengths", dtype="int64", shape=("batch",)),
+        max_source_length=MAX_SOURCE_LENGTH,
+    )
+    source = VocabularySpec(file="source.txt", size=len(SOURCE_NAMES), tokenizer="characters", lowercase=True)
+    return Manifest(
+        model="made",
+        version=3,
+        description="made for a test",
+        encoder=encoder if has_encoder else None,
+        step=StepSpec(
+            file="step.onnx",
+            tokens=TensorSpec(name="tokens", dtype="int64", shape=("batch", "time")),
+            lengths=TensorSpec(name="lengths", dtype="int64", shape=("batch",)),
+            logits=TensorSpec(name="logits", dtype="float32", shape=("batch", "time", size)),
+        ),
+        states=tuple(states),
+        contexts=tuple(contexts),
+        source_vocabulary=source if has_encoder else None,
+        target_vocabulary=VocabularySpec(file="target.txt", size=size, tokenizer="whitespace"),
+        special_tokens=SpecialTokens(bos_id=bos_id, eos_id=2),
+        max_tokens=40,
+        digests=dict.fromkeys(("encoder.onnx", "step.onnx", "source.txt", "target.txt"), DIGEST),
+        exported_with={"onnx": "1.23"},
+        parity=Parity(tolerance=1e-5, max_abs_error={"logits": 1e-7}, num_rows=8),
+        evaluation={"word_error_rate": 0.29},
+    )
+
+
+def bundle(*, has_encoder: bool = False) -> Bundle:
+    """A bundle without graphs: nothing may be run."""
+    no_graph = cast(ort.InferenceSession, None)
+    source = Vocabulary(SOURCE_NAMES, owner="the source vocabulary of made", tokenizer="characters", lowercase=True)
+    return Bundle(
+        folder=Path("made/3"),
+        manifest=manifest(has_encoder=has_encoder),
+        manifest_digest=DIGEST,
+        source_vocabulary=source if has_encoder else None,
+        target_vocabulary=Vocabulary(
+            TARGET_NAMES, owner="the vocabulary of made", tokenizer="whitespace", lowercase=False
+        ),
+        encoder=no_graph if has_encoder else None,
+        step=no_graph,
+    )
+
+
+def session(session_id: str = "s1", serial: int = 1, **changes: Any) -> Session:
+    """An idle session of a bundle without graphs or engine, used last at 0. changes: fields of `Session`."""
+
+    def ignore(closed: Session, reason: CloseReason) -> None:
+        pass
+
+    made = Session(
+        session_id,
+        serial,
+        Served(bundle(), cast(Engine, None)),
+        Lane(Slot(serial, 0), []),
+        ignore,
+        opened_at=0.0,
+        last_used_s=0.0,
+    )
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made

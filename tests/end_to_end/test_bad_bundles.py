@@ -1,0 +1,165 @@
+"""A bundle that is not what its manifest says is not served; the server says why, and serves the others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from carousel.v1 import models_pb2, models_pb2_grpc
+from examples.local_service import local_service
+from service.repository.bundle import BundleError, load_bundle
+from service.repository.manifest import FILE_NAME, sha256_of
+from tests.bundles import write_language_model
+from tests.end_to_end.wire import lm, wire
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    manifest = json.loads((folder / FILE_NAME).read_text())
+    change(manifest)
+    (folder / FILE_NAME).write_text(json.dumps(manifest))
+
+
+def set_digest(folder: Path, file: str) -> None:
+    edit(folder, lambda manifest: manifest["digests"].__setitem__(file, sha256_of(folder / file)))
+
+
+def flip_a_byte(folder: Path) -> None:
+    data = bytearray((folder / "step.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "step.onnx").write_bytes(data)
+
+
+def truncate_graph(folder: Path) -> None:
+    (folder / "step.onnx").write_bytes((folder / "step.onnx").read_bytes()[:100])
+    set_digest(folder, "step.onnx")
+
+
+def drop_a_word(folder: Path) -> None:
+    lines = (folder / "target.txt").read_text().splitlines()
+    (folder / "target.txt").write_text("\n".join(lines[:-1]) + "\n")
+    set_digest(folder, "target.txt")
+
+
+def double_a_word(folder: Path) -> None:
+    lines = (folder / "target.txt").read_text().splitlines()
+    (folder / "target.txt").write_text("\n".join([*lines[:-1], lines[0]]) + "\n")
+    set_digest(folder, "target.txt")
+
+
+def break_json(folder: Path) -> None:
+    (folder / FILE_NAME).write_text("{")
+
+
+def of_state(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, lambda manifest: manifest["states"][0].update(values))
+
+
+def of_state_input(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, lambda manifest: manifest["states"][0]["input"].update(values))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "wrong digest": (flip_a_byte, "step.onnx has SHA-256 [0-9a-f]{64}, but the manifest gives it [0-9a-f]{64}"),
+    "missing graph": (lambda folder: (folder / "step.onnx").unlink(), "step.onnx cannot be read: No such file"),
+    "missing vocabulary": (lambda folder: (folder / "target.txt").unlink(), "target.txt cannot be read: No such file"),
+    "missing manifest": (lambda folder: (folder / FILE_NAME).unlink(), "manifest.json cannot be read: No such file"),
+    "manifest that is no JSON": (
+        break_json,
+        "manifest.json is malformed: Invalid JSON",
+    ),
+    "manifest without states": (
+        lambda folder: edit(folder, lambda manifest: manifest.pop("states")),
+        "manifest.json is malformed: states: Field required",
+    ),
+    "graph that is no graph": (truncate_graph, "step.onnx is not a graph that ONNX Runtime can load"),
+    "state that the graph lacks": (
+        of_state_input(name="memory_cell"),
+        "step.onnx has an input hidden that the manifest does not name",
+    ),
+    "state output that the graph lacks": (
+        of_state(output="nowhere"),
+        "step.onnx has no output nowhere, which the manifest names",
+    ),
+    "state of another shape": (
+        of_state_input(shape=[1, "batch", 99]),
+        r"step.onnx: input hidden has shape \[1, 'batch', 24\], but the manifest says \[1, 'batch', 99\]",
+    ),
+    "state of another type": (
+        of_state_input(dtype="int64"),
+        r"step.onnx: input hidden is tensor\(float\), but the manifest says int64",
+    ),
+    "another model's manifest": (
+        lambda folder: edit(folder, lambda manifest: manifest.update(model="other")),
+        "manifest.json is of other/1, but lies in tiny-lm/1",
+    ),
+    "short vocabulary": (drop_a_word, "target.txt has 16 lines, but the manifest gives it 17"),
+    "double word": (double_a_word, "target.txt names a token twice"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_bundle_is_not_loaded(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+    folder = write_language_model(tmp_path)
+    load_bundle(folder)
+    damage(folder)
+    with pytest.raises(BundleError, match=message):
+        load_bundle(folder)
+
+
+async def test_the_server_starts_without_a_bad_bundle_says_why_and_shows_it_in_health(tmp_path: Path) -> None:
+    write_language_model(tmp_path)
+    flip_a_byte(write_language_model(tmp_path, model="broken"))
+    shutil.copytree(tmp_path / "tiny-lm" / "1", tmp_path / "tiny-lm" / "2")  # says that it is version 1
+    with local_service(tmp_path) as service:
+        failed = [line for line in service.log if line["event"] == "model.failed"]
+        assert [(line["model"], line["version"]) for line in failed] == [("broken", 1), ("tiny-lm", 2)]
+        assert str(failed[0]["reason"]).startswith("step.onnx has SHA-256")
+        async with grpc.aio.insecure_channel(service.target) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            serving = health_pb2.HealthCheckResponse.SERVING
+            for name, status in {
+                "": serving,
+                "carousel.v1.Inference": serving,
+                "tiny-lm": serving,
+                "tiny-lm/1": serving,
+                "tiny-lm/2": health_pb2.HealthCheckResponse.NOT_SERVING,
+                "broken": health_pb2.HealthCheckResponse.NOT_SERVING,
+            }.items():
+                assert (await check(health_pb2.HealthCheckRequest(service=name))).status == status, name
+            listed = (await models_pb2_grpc.ModelsStub(channel).List(models_pb2.ModelsListRequest())).models
+            assert [(m.model, m.version, m.status) for m in listed] == [
+                ("broken", 1, models_pb2.MODEL_STATUS_FAILED),
+                ("tiny-lm", 1, models_pb2.MODEL_STATUS_SERVING),
+                ("tiny-lm", 2, models_pb2.MODEL_STATUS_FAILED),
+            ]
+            get = models_pb2_grpc.ModelsStub(channel).Get
+            assert (await get(models_pb2.ModelsGetRequest(model="broken"))).model.problem == failed[0]["reason"]
+        async with wire(service.target) as stream:
+            refused = await stream.ask(open=lm("broken"))
+            assert refused.error.code == grpc.StatusCode.UNAVAILABLE.value[0]
+            assert refused.error.message == f"model 'broken' version 1 could not be loaded: {failed[0]['reason']}"
+            assert (await stream.ask(open=lm())).opened.version == 1
+
+
+def test_check_tells_of_every_bundle_and_fails_when_one_is_bad(tmp_path: Path) -> None:
+    def check() -> tuple[int, str]:
+        command = [sys.executable, "-m", "service", "--check", "--models", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        return done.returncode, done.stdout
+
+    write_language_model(tmp_path)
+    assert check() == (0, "ok      tiny-lm/1\n")
+    flip_a_byte(write_language_model(tmp_path, model="broken"))
+    code, told = check()
+    assert code == 1
+    assert told.splitlines()[0] == "ok      tiny-lm/1"
+    assert told.splitlines()[1].startswith("FAILED  broken/1: step.onnx has SHA-256")

@@ -1,0 +1,169 @@
+"""The service as its operators see it: start, health, metrics, shutdown."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import inference_pb2_grpc
+from examples.local_service import LocalService, local_service
+from tests.conftest import SHIPPED
+from tests.end_to_end.wire import Wire, g2p, lm, wire
+
+
+def scrape(service: LocalService) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    with urllib.request.urlopen(service.metrics_url, timeout=10) as response:
+        text = response.read().decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_metrics_count_exactly_what_was_done(tmp_path: Path) -> None:
+    model = (("model", "g2p-en"), ("version", "1"))
+    with local_service(SHIPPED) as service:
+        async with wire(service.target) as stream:
+            await stream.ask("m", open=g2p())
+            await stream.ask("m", feed=pb.Feed(tokens=["K", "EH"]))
+            await stream.ask("m", feed=pb.Feed(tokens=["nope"]))
+            await stream.send("m", generate=pb.Generate())
+            tokens, _ = await stream.generated()
+            during = scrape(service)
+            await stream.ask("m", close=pb.Close())
+        after = scrape(service)
+
+    def value(name: str, *labels: tuple[str, str], of: dict[object, float] = after) -> float:  # type: ignore[assignment]
+        return of[f"carousel_{name}", tuple(sorted((*model, *labels)))]
+
+    assert value("sessions_active", of=during) == 1  # type: ignore[arg-type]
+    assert value("sessions_active") == 0
+    assert value("sessions_opened_total") == 1
+    assert value("sessions_closed_total", ("reason", "client")) == 1
+    assert value("tokens_total", ("request", "feed")) == 2
+    assert value("tokens_total", ("request", "generate")) == len(tokens)
+    assert value("request_latency_seconds_count", ("request", "feed")) == 1
+    assert value("request_latency_seconds_count", ("request", "generate")) == 1
+    assert value("time_to_first_token_seconds_count") == 1
+    # the start token and the two fed; then each generated one, to see what follows it
+    assert value("steps_total", ("graph", "step")) == 3 + len(tokens)
+    assert value("batch_size_count", ("graph", "encoder")) == 1
+    assert value("queue_depth") == 0
+    assert value("models_served") == 1
+    buckets = [float(dict(labels)["le"]) for name, labels in after if name.endswith("step_latency_seconds_bucket")]
+    assert min(buckets) == 0.0001
+    assert 10.0 in buckets
+    errors = ("carousel_errors_total", (("code", "INVALID_ARGUMENT"), ("model", "g2p-en"), ("reason", "UNKNOWN_TOKEN")))
+    assert after[errors] == 1
+
+
+async def test_reflection_describes_every_service(shipped_service: LocalService) -> None:
+    async with grpc.aio.insecure_channel(shipped_service.target) as channel:
+        call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        listed = {service.name for service in (await call.read()).list_services_response.service}
+        await call.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol="carousel.v1.Inference"))
+        files = (await call.read()).file_descriptor_response.file_descriptor_proto
+        call.cancel()
+    assert {"carousel.v1.Inference", "carousel.v1.Sessions", "carousel.v1.Models", "grpc.health.v1.Health"} <= listed
+    assert "carousel/v1/inference.proto" in {FileDescriptorProto.FromString(file).name for file in files}
+
+
+async def test_sigterm_turns_health_lets_generations_finish_refuses_what_is_new_and_exits_with_0(
+    tiny_repository: Path,
+) -> None:
+    with local_service(tiny_repository, {"shutdown-grace-s": 20}) as service:
+        async with wire(service.target) as stream, grpc.aio.insecure_channel(service.target) as channel:
+            health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+            assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
+            await stream.ask("quiet", open=lm())
+            await stream.ask("long", open=lm("tiny-endless"))
+            generate = await stream.send("long", generate=pb.Generate(decoding=pb.Decoding(max_tokens=20_000)))
+            last = await stream.read()
+            service.process.send_signal(signal.SIGTERM)
+            while (await health.read()).status != health_pb2.HealthCheckResponse.NOT_SERVING:
+                pass
+            new = await stream.send("new", open=lm())
+            refused, closed = None, set()
+            while (response := await stream.call.read()) is not grpc.aio.EOF:
+                if response.request_id == generate:
+                    last = response
+                elif response.request_id == new:
+                    refused = response.error
+                else:
+                    assert response.closed.reason == pb.CLOSE_REASON_SHUTDOWN
+                    closed.add(response.session_id)
+            assert (last.position, last.generated.finish_reason) == (20_000, pb.FINISH_REASON_MAX_TOKENS)
+            assert refused is not None
+            assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE.value[0], "SHUTTING_DOWN")
+            assert refused.message == "the server is shutting down: open the session elsewhere"
+            assert closed == {"long", "quiet"}
+            assert await stream.call.code() is grpc.StatusCode.OK
+        assert service.process.wait(30) == 0
+        events = [line["event"] for line in service.log]
+        assert events[-2:] == ["server.draining", "server.stopped"]
+
+
+async def test_a_generation_over_the_grace_time_is_cut_off(tiny_repository: Path) -> None:
+    with local_service(tiny_repository, {"shutdown-grace-s": 0.2}) as service:
+        async with wire(service.target) as stream:
+            await stream.ask("endless", open=lm("tiny-endless"))
+            await stream.send("endless", generate=pb.Generate(decoding=pb.Decoding(max_tokens=60_000)))
+            await stream.read()
+            service.process.send_signal(signal.SIGTERM)
+            assert service.process.wait(30) == 0
+
+
+async def test_a_client_may_ping_every_ten_seconds_and_more_often(shipped_service: LocalService) -> None:
+    # gRPC's own default would end the connection (GOAWAY, too_many_pings) after the third ping within 5 minutes
+    options = [
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    async with grpc.aio.insecure_channel(shipped_service.target, options=options) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        stream = Wire(stub.Stream())
+        assert (await stream.ask("pinged", open=g2p())).HasField("opened")
+        stream.call.cancel()
+    started = next(line for line in shipped_service.log if line["event"] == "server.started")
+    assert started["models"] == "g2p-en/1"
+
+
+def test_a_port_in_use_is_an_error_that_names_it(shipped_service: LocalService) -> None:
+    port = shipped_service.target.rpartition(":")[2]
+    command = [sys.executable, "-m", "service", "--models", str(SHIPPED), "--port", port, "--metrics-port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+
+
+def test_a_missing_repository_is_an_error_that_names_it(tmp_path: Path) -> None:
+    environment = {**os.environ, "CAROUSEL_MODELS": str(tmp_path / "nowhere")}
+    done = subprocess.run(
+        [sys.executable, "-m", "service"], capture_output=True, text=True, check=False, timeout=60, env=environment
+    )
+    assert done.returncode == 1
+    assert f"models: {tmp_path / 'nowhere'} is not a folder" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_server_stops_at_once_and_cleanly(tiny_repository: Path, number: signal.Signals) -> None:
+    with local_service(tiny_repository) as service:
+        service.process.send_signal(number)
+        assert service.process.wait(10) == 0
+        assert [line["event"] for line in service.log][-1] == "server.stopped"
+        assert not [line for line in service.log if line["level"] == "error"]

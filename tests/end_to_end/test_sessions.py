@@ -1,0 +1,341 @@
+"""What a session promises, against the real service: the same bits, exactly once, nothing held for the dead."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import grpc
+import numpy as np
+import pytest
+
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
+from examples.local_service import LocalService, local_service
+from tests.conftest import SHIPPED
+from tests.end_to_end.wire import Wire, g2p, lm, wire
+from tests.reference import ReferenceSession
+
+G2P = SHIPPED / "g2p-en" / "1"
+LOGITS = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS, every_position=True)
+WORDS = ["a", "carousel", "it's", "antidisestablishmentarianism", "gradient", "memory", "lstm", "onomatopoeia"]
+
+
+def source_ids(word: str) -> list[int]:
+    letters = (G2P / "source.txt").read_text().splitlines()
+    return [letters.index(letter) for letter in word]
+
+
+def phoneme_ids(word: str, count: int) -> list[int]:
+    """Some phonemes, the same ones for the same word."""
+    generator = random.Random(word)
+    return [generator.randrange(3, 42) for _ in range(count)]
+
+
+async def stream_session(stream: Wire, session_id: str, word: str, chunks: list[int]) -> bytes:
+    """Feeds a session in chunks of these sizes; the bits of every logit."""
+    await stream.ask(session_id, open=g2p(word))
+    tokens = phoneme_ids(word, sum(chunks))
+    logits: list[float] = []
+    position = 0
+    for size in chunks:
+        feed = pb.Feed(token_ids=tokens[position : position + size], position=position, outputs=LOGITS)
+        response = await stream.ask(session_id, feed=feed)
+        logits += [value for output in response.fed.outputs for value in output.logits]
+        position += size
+        assert response.position == position
+    return np.array(logits, np.float32).tobytes()
+
+
+def reference_bits(word: str, count: int) -> bytes:
+    session = ReferenceSession(G2P, source_ids(word))
+    return np.array([session.step(token) for token in phoneme_ids(word, count)], np.float32).tobytes()
+
+
+async def test_64_concurrent_sessions_each_give_the_bits_that_they_give_alone(shipped_service: LocalService) -> None:
+    generator = random.Random(0)
+    plans = []
+    for index in range(64):
+        word = WORDS[index % len(WORDS)]
+        chunks = [generator.choice([1, 1, 1, 2, 3, 7, 16]) for _ in range(12)]
+        plans.append((f"bits-{index}", word, chunks))
+
+    async def one(session_id: str, word: str, chunks: list[int]) -> bytes:
+        async with wire(shipped_service.target) as stream:
+            return await stream_session(stream, session_id, word, chunks)
+
+    together = await asyncio.gather(*(one(*plan) for plan in plans))
+    for (session_id, word, chunks), bits in list(zip(plans, together, strict=True))[::7]:
+        assert await one(f"{session_id}-alone", word, [1] * sum(chunks)) == bits
+    for (_, word, chunks), bits in zip(plans, together, strict=True):
+        assert bits == reference_bits(word, sum(chunks))
+
+
+async def test_a_stream_carries_many_sessions_and_answers_each(shipped_service: LocalService) -> None:
+    async with wire(shipped_service.target) as stream:
+        for index, word in enumerate(WORDS):
+            await stream.send(f"many-{index}", open=g2p(word))
+            await stream.send(f"many-{index}", generate=pb.Generate())
+        tokens: dict[str, list[str]] = {f"many-{index}": [] for index in range(len(WORDS))}
+        finished = 0
+        while finished < len(WORDS):
+            response = await stream.read()
+            tokens[response.session_id] += [token.text for token in response.generated.tokens]
+            finished += response.generated.finish_reason == pb.FINISH_REASON_EOS
+    names = (G2P / "target.txt").read_text().splitlines()
+    for index, word in enumerate(WORDS):
+        expected = ReferenceSession(G2P, source_ids(word)).generate(64)
+        assert tokens[f"many-{index}"] == [names[token] for token in expected]
+
+
+async def test_a_generation_streams_its_tokens_one_by_one(shipped_service: LocalService) -> None:
+    async with grpc.aio.insecure_channel(shipped_service.target) as channel:
+        request = pb.GenerateRequest(
+            model="g2p-en",
+            source=pb.Sequence(text="Carousel"),
+            prompt=pb.Sequence(tokens=pb.TokenNames(names=["K"])),
+            decoding=pb.Decoding(log_probabilities=True),
+        )
+        responses = [r async for r in inference_pb2_grpc.InferenceStub(channel).Generate(request)]
+    assert [len(response.generated.tokens) for response in responses] == [1] * (len(responses) - 1) + [0]
+    assert [response.position for response in responses[:-1]] == list(range(2, len(responses) + 1))
+    assert responses[-1].generated.finish_reason == pb.FINISH_REASON_EOS
+    assert all(-20 < r.generated.tokens[0].log_probability <= 0 for r in responses[:-1])
+
+
+async def test_open_with_outputs_tells_what_may_come_first(shipped_service: LocalService) -> None:
+    outputs = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
+    async with wire(shipped_service.target) as stream:
+        opened = (await stream.ask(open=g2p("Gate", outputs=outputs))).opened
+    assert [(token.id, token.text) for token in opened.source] == list(zip(source_ids("gate"), "gate", strict=True))
+    expected = ReferenceSession(G2P, source_ids("gate")).logits
+    assert expected is not None
+    assert np.array(opened.output.logits, np.float32).tobytes() == expected.tobytes()
+
+
+async def test_generation_goes_on_from_what_was_fed_and_feeding_from_what_was_generated(
+    shipped_service: LocalService,
+) -> None:
+    reference = ReferenceSession(G2P, source_ids("carousel"))
+    names = (G2P / "target.txt").read_text().splitlines()
+    async with wire(shipped_service.target) as stream:
+        await stream.ask(open=g2p())
+        await stream.ask(feed=pb.Feed(tokens=["S", "EH"]))
+        reference.step(names.index("S"))
+        reference.step(names.index("EH"))
+        await stream.send(generate=pb.Generate(position=2, decoding=pb.Decoding(max_tokens=2)))
+        tokens, last = await stream.generated()
+        assert tokens == [names[token] for token in reference.generate(2)]
+        assert last.generated.finish_reason == pb.FINISH_REASON_MAX_TOKENS
+        assert last.position == 4
+        fed = await stream.ask(feed=pb.Feed(tokens=["T"], position=4, outputs=LOGITS))
+        expected = reference.step(names.index("T"))
+        assert np.array(fed.fed.outputs[0].logits, np.float32).tobytes() == expected.tobytes()
+
+
+async def test_top_k_gives_the_most_likely_tokens_with_their_log_probabilities(shipped_service: LocalService) -> None:
+    async with wire(shipped_service.target) as stream:
+        await stream.ask(open=g2p())
+        top = pb.OutputSpec(kind=pb.OUTPUT_KIND_TOP_K, top_k=42)
+        tokens = (await stream.ask(feed=pb.Feed(tokens=["K"], outputs=top))).fed.outputs[0].tokens
+    probabilities = [token.log_probability for token in tokens]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(np.exp(probabilities)) == pytest.approx(1.0, abs=1e-5)
+    assert len({token.id for token in tokens}) == 42
+
+
+async def test_a_feed_sent_again_is_answered_again_and_applied_once(shipped_service: LocalService) -> None:
+    feed = pb.Feed(tokens=["K", "EH"], position=0, outputs=LOGITS)
+    async with wire(shipped_service.target) as stream:
+        await stream.ask(open=g2p())
+        # sent twice before the first answer, and once after it
+        first_id, second_id = await stream.send(feed=feed), await stream.send(feed=feed)
+        first, second = await stream.read(), await stream.read()
+        third = await stream.ask(feed=feed)
+        assert (first.request_id, second.request_id) == (first_id, second_id)
+        assert [r.fed.replayed for r in (first, second, third)] == [False, True, True]
+        assert first.fed.outputs == second.fed.outputs == third.fed.outputs
+        assert [r.position for r in (first, second, third)] == [2, 2, 2]
+        after = await stream.ask(feed=pb.Feed(tokens=["R"], position=2, outputs=LOGITS))
+        assert after.position == 3
+        too_late = await stream.ask(feed=feed)
+        assert too_late.error.reason == "POSITION_MISMATCH"
+        assert too_late.error.metadata["position"] == "3"
+
+
+async def test_pipelined_feeds_are_applied_in_order_and_a_wrong_one_harms_no_other(
+    shipped_service: LocalService,
+) -> None:
+    tokens = phoneme_ids("pipeline", 20)
+    async with wire(shipped_service.target) as stream:
+        await stream.send("pipe", open=g2p())
+        for position, token in enumerate(tokens):
+            await stream.send("pipe", feed=pb.Feed(token_ids=[token], position=position, outputs=LOGITS))
+            if position == 10:
+                await stream.send("pipe", feed=pb.Feed(token_ids=[token], position=99))
+        responses = [await stream.read() for _ in range(22)]
+    refused = [response for response in responses if response.HasField("error")]
+    assert [response.error.reason for response in refused] == ["POSITION_MISMATCH"]
+    logits = [value for r in responses if r.HasField("fed") for value in r.fed.outputs[0].logits]
+    reference = ReferenceSession(G2P, source_ids("carousel"))
+    expected = np.array([reference.step(token) for token in tokens], np.float32)
+    assert np.array(logits, np.float32).tobytes() == expected.tobytes()
+
+
+async def test_cancel_ends_a_generation_at_a_token_and_the_session_goes_on(tiny_service: LocalService) -> None:
+    decoding = pb.Decoding(max_tokens=60_000)
+    async with wire(tiny_service.target) as stream:
+        await stream.ask("c", open=lm("tiny-endless"))
+        generate = await stream.send("c", generate=pb.Generate(decoding=decoding))
+        for _ in range(5):
+            assert (await stream.read()).HasField("generated")
+        cancel = await stream.send("c", cancel=pb.Cancel())
+        response = await stream.read()
+        position = response.position
+        while response.HasField("generated"):
+            position = response.position
+            response = await stream.read()
+        assert response.request_id == generate
+        assert (response.error.code, response.error.reason) == (grpc.StatusCode.CANCELLED.value[0], "CANCELLED")
+        assert response.position == position
+        cancelled = await stream.read()
+        assert (cancelled.request_id, cancelled.cancelled.request_count) == (cancel, 1)
+        assert (await stream.ask("c", feed=pb.Feed(token_ids=[5], position=position))).position == position + 1
+
+
+async def info(service: LocalService, session_id: str) -> sessions_pb2.SessionInfo:
+    async with grpc.aio.insecure_channel(service.target) as channel:
+        stub = sessions_pb2_grpc.SessionsStub(channel)
+        return (await stub.Get(sessions_pb2.SessionsGetRequest(session_id=session_id))).session
+
+
+async def gone(service: LocalService, session_id: str) -> str:
+    """Waits until a session is gone; what the server says became of it."""
+    for _ in range(500):
+        try:
+            await info(service, session_id)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            return str(error.details())
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"session {session_id} is still there")
+
+
+@pytest.mark.parametrize("how", ["cancelled", "half-closed", "connection lost", "deadline"])
+async def test_whatever_ends_a_stream_frees_its_sessions(tiny_service: LocalService, how: str) -> None:
+    session_id = f"ends-{how.replace(' ', '-')}"
+    decoding = pb.Decoding(max_tokens=60_000)
+    channel = grpc.aio.insecure_channel(tiny_service.target)
+    timeout = 0.5 if how == "deadline" else None
+    stream = Wire(inference_pb2_grpc.InferenceStub(channel).Stream(timeout=timeout))
+    await stream.ask(session_id, open=lm("tiny-endless"))
+    assert (await info(tiny_service, session_id)).state == sessions_pb2.SESSION_STATE_IDLE
+    if how != "half-closed":
+        await stream.send(session_id, generate=pb.Generate(decoding=decoding))
+        await stream.read()
+    if how == "cancelled":
+        stream.call.cancel()
+    elif how == "half-closed":
+        await stream.call.done_writing()
+        assert await stream.call.code() is grpc.StatusCode.OK
+    elif how == "connection lost":
+        await channel.close(grace=None)
+    assert "the stream that had opened it ended" in await gone(tiny_service, session_id)
+    await channel.close(grace=None)
+
+
+async def test_a_half_closed_stream_still_gets_every_answer(shipped_service: LocalService) -> None:
+    async with wire(shipped_service.target) as stream:
+        await stream.send(open=g2p())
+        await stream.send(feed=pb.Feed(tokens=["K"]))
+        await stream.send(generate=pb.Generate())
+        await stream.call.done_writing()
+        assert (await stream.read()).HasField("opened")
+        assert (await stream.read()).HasField("fed")
+        tokens, _ = await stream.generated()
+        assert tokens
+        assert await stream.call.read() is grpc.aio.EOF
+        assert await stream.call.code() is grpc.StatusCode.OK
+
+
+async def test_an_idle_session_is_closed_and_its_stream_and_whoever_comes_back_are_told() -> None:
+    with local_service(SHIPPED, {"idle-timeout-s": 0.2}) as service:
+        async with wire(service.target) as stream:
+            await stream.ask("idle", open=g2p())
+            await stream.ask("idle", feed=pb.Feed(tokens=["K"]))
+            notice = await stream.read()
+            assert (notice.request_id, notice.session_id, notice.position) == (0, "idle", 1)
+            assert notice.closed.reason == pb.CLOSE_REASON_IDLE
+            back = await stream.ask("idle", feed=pb.Feed(tokens=["EH"], position=1))
+            assert back.error.code == grpc.StatusCode.NOT_FOUND.value[0]
+            assert back.error.message.startswith("session_id = 'idle' is gone: it was closed because it was idle")
+            assert back.error.metadata["close_reason"] == "idle"
+            assert back.error.metadata["position"] == "1"
+            assert (await stream.ask("idle", open=g2p())).HasField("opened")
+
+
+async def test_closing_a_session_from_outside_tells_its_stream(tiny_service: LocalService) -> None:
+    async with wire(tiny_service.target) as stream:
+        await stream.ask("outside", open=lm())
+        await stream.ask("outside", feed=pb.Feed(token_ids=[5, 6]))
+        async with grpc.aio.insecure_channel(tiny_service.target) as channel:
+            stub = sessions_pb2_grpc.SessionsStub(channel)
+            closed = await stub.Close(sessions_pb2.SessionsCloseRequest(session_id="outside"))
+        assert (closed.position, closed.reason) == (2, pb.CLOSE_REASON_CLIENT)
+        notice = await stream.read()
+        assert (notice.request_id, notice.closed.reason) == (0, pb.CLOSE_REASON_CLIENT)
+        assert "was closed by a client" in await gone(tiny_service, "outside")
+
+
+async def test_sessions_are_listed_page_by_page_in_the_order_of_opening(tiny_service: LocalService) -> None:
+    ids = [f"page-{index}" for index in range(7)]
+    async with wire(tiny_service.target) as stream, grpc.aio.insecure_channel(tiny_service.target) as channel:
+        for session_id in ids:
+            await stream.ask(session_id, open=lm())
+        await stream.ask("page-0", feed=pb.Feed(token_ids=[5]))  # using one does not move it
+        stub, token, found = sessions_pb2_grpc.SessionsStub(channel), "", []
+        while True:
+            request = sessions_pb2.SessionsListRequest(model="tiny-lm", page_size=3, page_token=token)
+            page = await stub.List(request)
+            assert len(page.sessions) <= 3
+            found += [session.session_id for session in page.sessions if session.session_id in ids]
+            token = page.next_page_token
+            if not token:
+                break
+    assert found == ids
+
+
+async def test_a_session_may_not_have_too_many_requests_in_flight(tiny_repository: object) -> None:
+    with local_service(SHIPPED, {"max-in-flight": 4}) as service:
+        async with wire(service.target) as stream:
+            await stream.ask("flood", open=g2p())
+            feeds = [await stream.send("flood", feed=pb.Feed(token_ids=[5] * 3000)) for _ in range(12)]
+            responses = [await stream.read() for _ in feeds]
+            refused = [r for r in responses if r.HasField("error")]
+            assert {r.error.reason for r in refused} == {"QUEUE_FULL"}
+            assert all(r.error.retry_delay.ToMilliseconds() == 100 for r in refused)
+            assert 4 <= len(responses) - len(refused) < 12
+            # what was refused was not applied, what was admitted was applied once
+            position = 3000 * (len(responses) - len(refused))
+            assert (await stream.ask("flood", feed=pb.Feed(token_ids=[5], position=position))).position == position + 1
+
+
+async def test_a_reader_that_stalls_is_not_generated_for_and_delays_nobody(tiny_service: LocalService) -> None:
+    decoding = pb.Decoding(max_tokens=60_000)
+    # the client's end of the connection takes in 64 KiB unread, and does not grow
+    narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
+    async with wire(tiny_service.target, narrow) as stalled, wire(tiny_service.target) as other:
+        await stalled.ask("stalled", open=lm("tiny-endless"))
+        await stalled.send("stalled", generate=pb.Generate(decoding=decoding))
+        await other.ask("other", open=lm("tiny-endless"))
+        positions: list[int] = []
+        while len(positions) < 3 or positions[-1] != positions[-3]:
+            for _ in range(200):
+                assert (await other.ask("other", feed=pb.Feed(token_ids=[5]))).HasField("fed")
+            positions.append((await info(tiny_service, "stalled")).position)
+            assert len(positions) < 200
+        # what is on its way fills that and the window of the generation, and no more: far from all that was asked for
+        assert 0 < positions[-1] < 10_000
+        for _ in range(positions[-1] + 100):
+            assert (await stalled.read()).HasField("generated")

@@ -1,0 +1,283 @@
+"""The engine over a real graph: same bits in any company, isolation, nothing leaked. Reference: tests/reference.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.engine.decoding import Decoding, Sampling
+from service.engine.engine import Engine, EngineLimits
+from service.engine.jobs import Failed, Fed, FeedJob, Generated, GenerateJob, Job, Lane, OutputKind, OutputSpec, Result
+from service.errors import EngineError, QueueFullError, RequestCancelledError, TooManySessionsError
+from service.observer import BatchReport, GraphKind
+from service.repository.bundle import load_bundle
+from tests.bundles import VOCABULARY_SIZE
+from tests.reference import ReferenceSession
+
+LOGITS = OutputSpec(OutputKind.LOGITS, every_position=True)
+FEEDS = st.lists(st.lists(st.integers(0, VOCABULARY_SIZE - 1), min_size=1, max_size=12), min_size=1, max_size=4)
+
+
+class Recorder:
+    """An `EngineObserver` that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.batches: list[BatchReport] = []
+        self.failures: list[BaseException] = []
+        self.num_waiting = 0
+
+    def batch_ran(self, report: BatchReport) -> None:
+        self.batches.append(report)
+
+    def queue_changed(self, num_waiting: int) -> None:
+        self.num_waiting = num_waiting
+
+    def batch_failed(self, kind: GraphKind, num_rows: int, error: BaseException) -> None:
+        self.failures.append(error)
+
+
+class Caller:
+    """Submits jobs to an engine and awaits their results."""
+
+    def __init__(self, engine: Engine, recorder: Recorder) -> None:
+        self.engine = engine
+        self.recorder = recorder
+
+    def feed(self, lane: Lane, tokens: list[int], outputs: OutputSpec = LOGITS) -> asyncio.Future[Result]:
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.engine.submit(lane, FeedJob(reply=_resolve, tag=future, start=None, tokens=tokens, outputs=outputs))
+        return future
+
+    def generate(
+        self, lane: Lane, decoding: Decoding, window: int = 10_000
+    ) -> tuple[GenerateJob, asyncio.Queue[Result]]:
+        queue: asyncio.Queue[Result] = asyncio.Queue()
+        job = GenerateJob(
+            reply=lambda job, result: queue.put_nowait(result), start=None, decoding=decoding, window=window
+        )
+        self.engine.submit(lane, job)
+        return job, queue
+
+    async def tokens(self, lane: Lane, decoding: Decoding) -> list[int]:
+        _, queue = self.generate(lane, decoding)
+        found = []
+        while True:
+            result = await queue.get()
+            assert isinstance(result, Generated)
+            if result.token is not None:
+                found.append(result.token)
+            if result.finish_reason is not None:
+                return found
+
+    async def closed(self, lane: Lane) -> None:
+        done = asyncio.Event()
+        self.engine.close(lane, done.set)
+        await done.wait()
+
+
+def _resolve(job: Job, result: Result) -> None:
+    job.tag.set_result(result)
+
+
+@asynccontextmanager
+async def running(folder: Path, limits: EngineLimits | None = None) -> AsyncIterator[Caller]:
+    recorder = Recorder()
+    crashes: list[BaseException] = []
+    limits = limits or EngineLimits(num_slots=300)
+    engine = Engine(load_bundle(folder), limits, recorder, asyncio.get_running_loop(), crashes.append)
+    engine.start()
+    try:
+        yield Caller(engine, recorder)
+    finally:
+        engine.stop()
+        assert not crashes
+
+
+def logits_of(result: Result) -> np.ndarray:
+    assert isinstance(result, Fed), result
+    return np.array([output.logits for output in result.outputs])
+
+
+def reference_logits(folder: Path, tokens: list[int]) -> np.ndarray:
+    session = ReferenceSession(folder)
+    return np.array([session.step(token) for token in tokens])
+
+
+@given(
+    sessions=st.lists(FEEDS, min_size=1, max_size=12),
+    limits=st.builds(
+        EngineLimits,
+        num_slots=st.just(20),
+        max_batch_rows=st.sampled_from([1, 3, 256]),
+        max_batch_tokens=st.sampled_from([1, 16, 256]),
+        max_chunk_tokens=st.sampled_from([1, 4, 32]),
+    ),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_session_gets_the_same_bits_in_any_batch_and_any_chunks(
+    tiny_repository: Path, sessions: list[list[list[int]]], limits: EngineLimits
+) -> None:
+    folder = tiny_repository / "tiny-lm" / "1"
+
+    async def serve() -> list[list[Result]]:
+        async with running(folder, limits) as caller:
+            futures = []
+            lanes = [caller.engine.open() for _ in sessions]
+            for lane, feeds in zip(lanes, sessions, strict=True):
+                futures.append([caller.feed(lane, tokens) for tokens in feeds])
+            return [[await future for future in row] for row in futures]
+
+    for feeds, results in zip(sessions, asyncio.run(serve()), strict=True):
+        got = np.concatenate([logits_of(result) for result in results])
+        expected = reference_logits(folder, [token for feed in feeds for token in feed])
+        assert got.tobytes() == expected.astype(np.float32).tobytes()
+
+
+async def test_generations_in_company_give_the_tokens_that_they_give_alone(tiny_repository: Path) -> None:
+    folder = tiny_repository / "tiny-bos" / "1"
+    decodings = [
+        Decoding(max_tokens=15 + seed % 7, sampling=None if seed % 3 == 0 else Sampling(temperature=1.5, seed=seed))
+        for seed in range(48)
+    ]
+    async with running(folder) as caller:
+        alone = [await caller.tokens(caller.engine.open(), decoding) for decoding in decodings]
+        lanes = [caller.engine.open() for _ in decodings]
+        together = await asyncio.gather(*map(caller.tokens, lanes, decodings))
+        assert max(report.num_rows for report in caller.recorder.batches) > 1
+    assert together == alone
+    assert alone[0] == ReferenceSession(folder).generate(decodings[0].max_tokens)
+    assert len({tuple(tokens) for tokens in alone}) > 10
+
+
+async def test_a_session_full_of_nan_changes_no_bit_of_its_neighbours(tiny_repository: Path) -> None:
+    folder = tiny_repository / "tiny-lm" / "1"
+    tokens = [5, 9, 2, 2, 7]
+    async with running(folder) as caller:
+        poisoned, healthy = caller.engine.open(), caller.engine.open()
+        await caller.feed(poisoned, [1])
+        for tensor in caller.engine._arena._states:
+            tensor.values[tensor.at(poisoned.slot.row)] = np.nan
+        results = [[caller.feed(poisoned, [t]), caller.feed(healthy, [t])] for t in tokens]
+        sick, sound = zip(*[[logits_of(await future) for future in pair] for pair in results], strict=True)
+        # the poisoned slot is given out again: its next owner starts from zeros
+        await caller.closed(poisoned)
+        heir = caller.engine.open()
+        assert heir.slot.row == poisoned.slot.row
+        inherited = logits_of(await caller.feed(heir, tokens))
+    expected = reference_logits(folder, tokens).astype(np.float32)
+    assert np.isnan(np.concatenate(sick)).all()
+    assert np.concatenate(sound).tobytes() == expected.tobytes()
+    assert inherited.tobytes() == expected.tobytes()
+
+
+async def test_a_long_feed_lets_others_steps_go_on_between_its_chunks(tiny_repository: Path) -> None:
+    async with running(tiny_repository / "tiny-lm" / "1") as caller:
+        nothing = OutputSpec(OutputKind.NONE)
+        long = caller.feed(caller.engine.open(), [4] * 20_000, nothing)
+        other = caller.engine.open()
+        steps = 0
+        while not long.done():
+            await caller.feed(other, [4], nothing)
+            steps += 1
+        assert steps > 20
+
+
+async def test_cancelled_work_leaves_a_session_that_goes_on_exactly_from_where_it_stopped(
+    tiny_repository: Path,
+) -> None:
+    folder = tiny_repository / "tiny-lm" / "1"
+    tokens = [int(t) for t in np.random.default_rng(0).integers(0, VOCABULARY_SIZE, 30_000)]
+    async with running(folder) as caller:
+        lane = caller.engine.open()
+        future = caller.feed(lane, tokens, OutputSpec(OutputKind.NONE))
+        behind = caller.feed(lane, [1], OutputSpec(OutputKind.NONE))
+        while len(caller.recorder.batches) < 5:  # noqa: ASYNC110  # the engine is another thread
+            await asyncio.sleep(0)
+        cancelled: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        caller.engine.cancel(lane, cancelled.set_result)
+        assert await cancelled == 2
+        for result in (await future, await behind):
+            assert isinstance(result, Failed)
+            assert isinstance(result.error, RequestCancelledError)
+        position = result.position
+        assert 0 < position < len(tokens)
+        rest = logits_of(await caller.feed(lane, tokens[position : position + 3]))
+    expected = reference_logits(folder, tokens[: position + 3])[-3:]
+    assert rest.tobytes() == expected.astype(np.float32).tobytes()
+
+
+async def test_a_generation_waits_for_its_reader_and_delays_nobody(tiny_repository: Path) -> None:
+    async with running(tiny_repository / "tiny-endless" / "1") as caller:
+        reader = caller.engine.open()
+        job, queue = caller.generate(reader, Decoding(max_tokens=10_000), window=8)
+        other = caller.engine.open()
+        for _ in range(40):
+            await caller.feed(other, [4], OutputSpec(OutputKind.NONE))
+        assert job.num_produced == 8
+        for _ in range(8):
+            assert isinstance(await queue.get(), Generated)
+        caller.engine.grant(reader, job, 8)
+        for _ in range(8):
+            assert isinstance(await queue.get(), Generated)
+        assert job.num_produced == 16
+
+
+async def test_ten_thousand_short_sessions_leave_nothing_behind(tiny_repository: Path) -> None:
+    async with running(tiny_repository / "tiny-bos" / "1", EngineLimits(num_slots=64)) as caller:
+        for _ in range(10_000 // 50):
+            lanes = [caller.engine.open() for _ in range(50)]
+            futures = [caller.feed(lane, [4, 5], OutputSpec()) for lane in lanes[:40]]
+            for lane in lanes[30:]:  # ten while they are being fed, ten that never were
+                caller.engine.close(lane)
+            await asyncio.gather(*futures)
+            await asyncio.gather(*map(caller.closed, lanes[:30]))
+        statistics = caller.engine.statistics
+        assert (statistics.slots_used, statistics.num_waiting) == (0, 0)
+        assert caller.engine._arena._num_touched <= 64
+        assert len(caller.engine._scheduler) == 0
+
+
+async def test_a_full_arena_and_a_full_queue_are_refused_at_once(tiny_repository: Path) -> None:
+    limits = EngineLimits(num_slots=2, max_waiting=3)
+    async with running(tiny_repository / "tiny-lm" / "1", limits) as caller:
+        lanes = [caller.engine.open(), caller.engine.open()]
+        with pytest.raises(TooManySessionsError, match="all 2 session slots are taken"):
+            caller.engine.open()
+        futures = [caller.feed(lanes[0], [1] * 1000, OutputSpec()) for _ in range(3)]
+        with pytest.raises(QueueFullError, match="3 requests wait already") as raised:
+            caller.feed(lanes[1], [1], OutputSpec())
+        assert raised.value.retry_delay_s
+        assert all(isinstance(result, Fed) for result in await asyncio.gather(*futures))
+        assert isinstance(await caller.feed(lanes[1], [1], OutputSpec()), Fed)
+
+
+async def test_a_failed_run_fails_its_requests_and_leaves_every_session_as_it_was(tiny_repository: Path) -> None:
+    folder = tiny_repository / "tiny-lm" / "1"
+    async with running(folder) as caller:
+        lane = caller.engine.open()
+        await caller.feed(lane, [5, 6], OutputSpec())
+        step, broken = caller.engine._runner._step, True
+
+        class Breaking:
+            def run(self, inputs: object) -> object:
+                if broken:
+                    raise RuntimeError("no memory")
+                return step.run(inputs)  # type: ignore[arg-type]
+
+        caller.engine._runner._step = Breaking()  # type: ignore[assignment]
+        result = await caller.feed(lane, [7], OutputSpec())
+        assert isinstance(result, Failed)
+        assert isinstance(result.error, EngineError)
+        assert result.position == 2
+        assert "no memory" not in result.error.message
+        assert [str(error) for error in caller.recorder.failures] == ["no memory"]
+        broken = False
+        again = logits_of(await caller.feed(lane, [7]))
+    assert again.tobytes() == reference_logits(folder, [5, 6, 7])[-1:].astype(np.float32).tobytes()

@@ -1,0 +1,393 @@
+"""A lane's answers are those of a plain list of tokens, whatever is asked of it and whenever it is cancelled.
+
+`walks.PlainSession` checks every answer when it comes; the tests here say what is asked.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from service.engine.decoding import Decoding, Sampling
+from service.engine.jobs import (
+    EncodeJob,
+    Failed,
+    Fed,
+    FeedJob,
+    FinishReason,
+    Generated,
+    OutputKind,
+    OutputSpec,
+)
+from service.errors import EngineError, IllegalRequestError, PositionMismatchError, RequestCancelledError
+from tests.engine.walks import BOS_ID, EOS_ID, VOCABULARY_SIZE, PlainSession, World, next_logits
+
+NUM_SESSIONS = 3
+WHICH = st.integers(0, NUM_SESSIONS - 1)
+TOKENS = st.lists(st.integers(0, VOCABULARY_SIZE - 1), min_size=1, max_size=9)
+OUTPUTS = st.builds(
+    lambda kind, k, every: OutputSpec(kind, k if kind is OutputKind.TOP_K else 0, every),
+    st.sampled_from(OutputKind),
+    st.integers(1, VOCABULARY_SIZE),
+    st.booleans(),
+)
+SAMPLINGS = st.none() | st.builds(Sampling, seed=st.integers(0, 1000), temperature=st.sampled_from([0.5, 5.0]))
+DECODINGS = st.builds(Decoding, st.integers(1, 6), SAMPLINGS, st.booleans())
+STARTS = st.sampled_from([None, None, 0, 0, 0, 0, 1, -1])
+"""Where a job says that it starts, from where the session will be; None: it does not say."""
+LOGITS = OutputSpec(OutputKind.LOGITS, every_position=True)
+
+
+class StepperMachine(RuleBasedStateMachine):
+    """Some sessions that are fed, generate, are cancelled, fail and are closed, in any order."""
+
+    @initialize(
+        bos_id=st.sampled_from([None, BOS_ID]),
+        limits=st.fixed_dictionaries(
+            {"rows": st.integers(1, 4), "tokens": st.integers(1, 16), "chunk": st.integers(1, 5)}
+        ),
+        sources=st.lists(st.none() | TOKENS, min_size=NUM_SESSIONS, max_size=NUM_SESSIONS),
+        outputs=st.none() | OUTPUTS,
+    )
+    def begin(
+        self, bos_id: int | None, limits: dict[str, int], sources: list[list[int] | None], outputs: OutputSpec | None
+    ) -> None:
+        self.world = World(bos_id=bos_id, **limits)
+        for source in sources:
+            self.world.open(source, outputs if bos_id is not None else None)
+
+    @rule(which=WHICH, tokens=TOKENS, outputs=OUTPUTS, start=STARTS)
+    def feed(self, which: int, tokens: list[int], outputs: OutputSpec, start: int | None) -> None:
+        session = self.world.sessions[which]
+        self.world.feed(session, tokens, outputs, self._start(session, start))
+
+    @rule(which=WHICH, decoding=DECODINGS, window=st.integers(1, 3), start=STARTS)
+    def generate(self, which: int, decoding: Decoding, window: int, start: int | None) -> None:
+        session = self.world.sessions[which]
+        self.world.generate(session, decoding, window, self._start(session, start))
+
+    @rule()
+    def run(self) -> None:
+        self.world.run()
+
+    @rule(which=WHICH, count=st.integers(1, 4))
+    def grant(self, which: int, count: int) -> None:
+        job = self.world.sessions[which].generation
+        if job is not None:
+            self.world.grant(job, min(count, job.num_produced - job.num_granted))
+
+    @rule(which=WHICH)
+    def cancel(self, which: int) -> None:
+        """A source that is being encoded is let be."""
+        session = self.world.sessions[which]
+        encoding = [job for job in session.unanswered if isinstance(job, EncodeJob)]
+        expected = len(session.unanswered) - len(encoding)
+        assert self.world.cancel(session) == expected
+        assert session.unanswered == encoding
+
+    @precondition(lambda self: len(self.world.scheduler) > 0)
+    @rule()
+    def fail(self) -> None:
+        batch = self.world.fail(EngineError("the graph failed"))
+        assert batch is not None
+        assert not any(session.unanswered for session in self.world.sessions if session.lane in batch.lanes)
+
+    @rule(which=WHICH)
+    def close(self, which: int) -> None:
+        self.world.close(self.world.sessions[which])
+        assert not self.world.sessions[which].unanswered
+
+    @invariant()
+    def a_lane_at_rest_is_whole(self) -> None:
+        """Its state has consumed every token but those pending, and it knows what comes next or has what to run."""
+        for session in self._sessions():
+            lane = session.lane
+            if lane.job is None and not lane.closed:
+                assert self.world.consumed[lane] + lane.pending == session.history
+                assert lane.position == len(session.tokens)
+                assert not lane.ticket
+                assert lane.pending or lane.next_logits is not None or not session.tokens
+
+    @invariant()
+    def a_generation_is_at_most_its_window_ahead(self) -> None:
+        for session in self._sessions():
+            job = session.generation
+            assert job is None or job.num_produced - job.num_granted <= job.window
+
+    @invariant()
+    def work_that_is_not_parked_waits_for_a_batch(self) -> None:
+        for session in self._sessions():
+            job = session.generation
+            is_parked = job is not None and job.num_produced - job.num_granted == job.window
+            assert bool(session.lane.ticket) == (bool(session.unanswered) and not is_parked)
+
+    def teardown(self) -> None:
+        """Every job is answered for good, once."""
+        if hasattr(self, "world"):
+            self.world.drain()
+            assert self.world.run() is None
+
+    def _sessions(self) -> list[PlainSession]:
+        return self.world.sessions if hasattr(self, "world") else []
+
+    def _start(self, session: PlainSession, offset: int | None) -> int | None:
+        if offset is None:
+            return None
+        ahead = sum(len(job.tokens) for job in session.unanswered if isinstance(job, FeedJob))
+        return max(0, len(session.tokens) + ahead + offset)
+
+
+StepperMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestStepper = StepperMachine.TestCase
+
+
+def failures(session: PlainSession) -> list[type[Exception]]:
+    return [type(result.error) for result in session.results if isinstance(result, Failed)]
+
+
+def eos_soon(world: World) -> PlainSession:
+    """A session whose model chooses its end token next."""
+    session = world.open()
+    for first in range(VOCABULARY_SIZE):
+        for second in range(VOCABULARY_SIZE):
+            tokens = [first, second]
+            if next_logits([*session.prefix, *tokens]).argmax() == EOS_ID:
+                world.feed(session, tokens)
+                world.drain()
+                session.results.clear()
+                return session
+    raise AssertionError("no two tokens lead to the end")
+
+
+def four_tokens() -> Decoding:
+    """A decoding that gives four tokens from the start of a session, not meeting the end token."""
+    for seed in range(1000):
+        world = World()
+        probe = world.open()
+        decoding = Decoding(4, Sampling(temperature=50.0, seed=seed))
+        world.generate(probe, decoding)
+        world.drain()
+        if len(probe.tokens) == 4:
+            return decoding
+    raise AssertionError("every seed meets the end token")
+
+
+def test_a_feed_is_cut_into_chunks_and_answered_once() -> None:
+    world = World(chunk=4)
+    session = world.open()
+    world.feed(session, [0, 1, 2, 3, 0, 1, 2, 3, 0], LOGITS)
+    widths = []
+    while session.unanswered:
+        batch = world.run()
+        assert batch is not None
+        widths.append(batch.widths)
+    assert widths == [[4], [4], [2]], "nine tokens and the start token"
+    (result,) = session.results
+    assert isinstance(result, Fed)
+    assert [output.position for output in result.outputs] == list(range(1, 10))
+
+
+def test_the_start_token_counts_for_no_position_and_gives_no_output_of_its_own() -> None:
+    world = World(chunk=1)
+    session = world.open()
+    world.feed(session, [2], LOGITS, start=0)
+    world.drain()
+    (result,) = session.results
+    assert isinstance(result, Fed)
+    assert [output.position for output in result.outputs] == [1]
+
+
+def test_opening_with_outputs_tells_what_may_come_first() -> None:
+    world = World()
+    session = world.open(outputs=LOGITS)
+    world.drain()
+    (result,) = session.results
+    assert isinstance(result, Fed)
+    assert [output.position for output in result.outputs] == [0]
+    world.feed(session, [1], LOGITS, start=0)
+    world.drain()
+    assert world.consumed[session.lane] == [BOS_ID, 1], "the start token is run once"
+
+
+def test_an_output_may_be_wanted_after_the_last_token_alone() -> None:
+    world = World(chunk=2)
+    session = world.open()
+    world.feed(session, [0, 1, 2], OutputSpec(OutputKind.NEXT_TOKEN))
+    world.drain()
+    (result,) = session.results
+    assert isinstance(result, Fed)
+    assert [output.position for output in result.outputs] == [3]
+
+
+def test_generating_after_a_feed_runs_nothing_before_the_first_token() -> None:
+    """What comes next is known from the feed."""
+    world = World()
+    session = world.open()
+    world.feed(session, [0])
+    world.drain()
+    world.generate(session, Decoding(1))
+    assert not session.unanswered
+    assert len(world.scheduler) == 0
+
+
+def test_generating_again_after_the_end_gives_the_end_again() -> None:
+    world = World()
+    session = eos_soon(world)
+    for _ in range(3):
+        world.generate(session, Decoding(5))
+        world.drain()
+    assert session.results == [Generated(2, None, None, FinishReason.EOS)] * 3
+
+
+def test_a_session_can_be_fed_on_after_the_end() -> None:
+    world = World()
+    session = eos_soon(world)
+    world.generate(session, Decoding(5))
+    world.feed(session, [1], start=2)
+    world.drain()
+    assert not failures(session)
+    assert len(session.tokens) == 3
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_generation_in_two_parts_is_the_generation_in_one(cut: int) -> None:
+    world = World()
+    whole, parts = world.open(), world.open()
+    decoding = four_tokens()
+    world.generate(whole, decoding)
+    for count in (cut, 4 - cut):
+        world.generate(parts, Decoding(count, decoding.sampling))
+    world.drain()
+    assert len(whole.tokens) == 4
+    assert parts.tokens == whole.tokens
+
+
+def test_a_feed_after_max_tokens_first_runs_the_token_that_was_generated_last() -> None:
+    world = World()
+    session = world.open()
+    world.generate(session, four_tokens())
+    world.feed(session, [0, 1], LOGITS, start=4)
+    world.drain()
+    assert not failures(session)
+    assert world.consumed[session.lane] == session.history
+
+
+def test_a_feed_that_is_cancelled_stops_at_a_token_boundary_and_the_next_goes_on_from_there() -> None:
+    world = World(chunk=2)
+    session = world.open()
+    world.feed(session, [0, 1, 2, 3, 0, 1, 2, 3])
+    world.run()
+    world.run()
+    assert world.cancel(session) == 1
+    assert session.tokens == [0, 1, 2], "two chunks, the first of which began with the start token"
+    world.feed(session, [3, 3], LOGITS, start=3)
+    world.generate(session, Decoding(3))
+    world.drain()
+    assert failures(session) == [RequestCancelledError]
+    assert world.consumed[session.lane][:6] == [BOS_ID, 0, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("bos_id", [None, BOS_ID])
+def test_a_feed_that_is_cancelled_before_it_ran_leaves_the_session_as_it_was(bos_id: int | None) -> None:
+    world = World(bos_id=bos_id)
+    session = world.open()
+    world.feed(session, [0, 1])
+    world.drain()
+    world.feed(session, [2])
+    world.cancel(session)
+    world.generate(session, Decoding(1))
+    world.drain()
+    assert failures(session) == [RequestCancelledError]
+    assert session.tokens[:2] == [0, 1]
+
+
+def test_a_generation_that_is_cancelled_keeps_the_tokens_it_gave() -> None:
+    world = World()
+    session, whole = world.open(), world.open()
+    decoding = four_tokens()
+    world.generate(whole, decoding)
+    world.drain()
+    job = world.generate(session, decoding, window=2)
+    while not job.parked:
+        world.run()
+    world.cancel(session)
+    world.grant(job, 2)
+    assert len(world.scheduler) == 0, "a grant that comes late wakes nobody"
+    assert session.tokens == whole.tokens[:2]
+    world.generate(session, Decoding(2, decoding.sampling), start=2)
+    world.drain()
+    assert session.tokens == whole.tokens
+
+
+def test_a_parked_generation_takes_no_part_in_batches_until_it_is_granted_room() -> None:
+    world = World()
+    session = world.open()
+    job = world.generate(session, four_tokens(), window=1)
+    world.run()
+    assert job.parked
+    assert world.run() is None
+    world.grant(job, 1)
+    assert not job.parked
+    world.run()
+    assert len(session.tokens) == 2
+    world.drain()
+    assert len(session.tokens) == 4
+
+
+def test_a_position_that_does_not_match_refuses_that_job_alone() -> None:
+    world = World()
+    session = world.open()
+    for start in (0, 0, 2, 9):
+        world.feed(session, [0, 1], start=start)
+    world.generate(session, Decoding(1), start=3)
+    world.generate(session, Decoding(1), start=4)
+    world.drain()
+    assert failures(session) == [PositionMismatchError] * 3
+    assert session.tokens[:4] == [0, 1, 0, 1]
+
+
+def test_a_model_without_a_start_token_must_be_fed_before_it_generates() -> None:
+    world = World(bos_id=None)
+    session = world.open()
+    world.generate(session, Decoding(1))
+    (result,) = session.results
+    assert isinstance(result, Failed)
+    assert isinstance(result.error, IllegalRequestError)
+    assert result.error.message == "generate: this model has no start token: feed a token first"
+
+
+def test_cancelling_lets_a_source_that_is_being_encoded_be() -> None:
+    world = World()
+    session = world.open(source=[1, 2, 3])
+    world.feed(session, [0])
+    assert world.cancel(session) == 1
+    world.feed(session, [1], LOGITS, start=0)
+    world.drain()
+    assert failures(session) == [RequestCancelledError]
+    assert world.consumed[session.lane] == [1, 2, 3, BOS_ID, 1]
+
+
+def test_a_closed_lane_refuses_jobs() -> None:
+    world = World()
+    session = world.open()
+    world.close(session)
+    world.feed(session, [0])
+    assert failures(session) == [RequestCancelledError]
+    assert len(world.scheduler) == 0
+
+
+def test_a_failed_run_ends_the_jobs_of_its_lanes_and_of_no_other() -> None:
+    world = World(rows=1)
+    first, second = world.open(), world.open()
+    for session in (first, second):
+        world.feed(session, [0, 1])
+        world.feed(session, [2])
+    world.fail(EngineError("the graph failed"))
+    world.drain()
+    assert failures(first) == [EngineError, EngineError]
+    assert failures(second) == []
+    world.feed(first, [0, 1], start=0)
+    world.drain()
+    assert first.tokens == [0, 1]

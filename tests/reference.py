@@ -1,0 +1,72 @@
+"""What serving must reproduce bit for bit: one session, alone, one token at a time, in a plain loop over the graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service.repository.manifest import FILE_NAME, SOURCE_MULTIPLE, Manifest
+
+FloatArray = NDArray[np.float32]
+
+
+class ReferenceSession:
+    """A session of the bundle in `folder`. source: token ids, for a model with an encoder."""
+
+    def __init__(self, folder: Path, source: list[int] | None = None) -> None:
+        self.manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._step = ort.InferenceSession(str(folder / self.manifest.step.file), options)
+        self._fixed: dict[str, NDArray[np.generic]] = {}
+        self._state = {
+            state.input.name: np.zeros([1 if axis == "batch" else int(axis) for axis in state.input.shape], np.float32)
+            for state in self.manifest.states
+        }
+        self.logits: FloatArray | None = None
+        if source is not None:
+            self._encode(folder, source, options)
+        if self.manifest.special_tokens.bos_id is not None:
+            self.step(self.manifest.special_tokens.bos_id)
+
+    def step(self, token: int) -> FloatArray:
+        """Consumes one token; returns the logits after it, [V]."""
+        feeds = {
+            self.manifest.step.tokens.name: np.array([[token]], np.int64),
+            self.manifest.step.lengths.name: np.array([1], np.int64),
+            **self._state,
+            **self._fixed,
+        }
+        names = [self.manifest.step.logits.name, *(state.output for state in self.manifest.states)]
+        logits, *states = self._step.run(names, feeds)
+        self._state = {s.input.name: value for s, value in zip(self.manifest.states, states, strict=True)}
+        self.logits = logits[0, 0]
+        return self.logits
+
+    def generate(self, max_tokens: int) -> list[int]:
+        """Greedy decoding from here, without the end token."""
+        tokens: list[int] = []
+        while len(tokens) < max_tokens:
+            assert self.logits is not None
+            token = int(self.logits.argmax())
+            if token == self.manifest.special_tokens.eos_id:
+                break
+            tokens.append(token)
+            self.step(token)
+        return tokens
+
+    def _encode(self, folder: Path, source: list[int], options: ort.SessionOptions) -> None:
+        spec = self.manifest.encoder
+        assert spec is not None
+        width = -(-len(source) // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
+        padded = np.zeros((1, width), np.int64)
+        padded[0, : len(source)] = source
+        encoder = ort.InferenceSession(str(folder / spec.file), options)
+        names = [c.output for c in self.manifest.contexts] + [s.initial for s in self.manifest.states if s.initial]
+        feeds = {spec.source.name: padded, spec.lengths.name: np.array([len(source)], np.int64)}
+        outputs = dict(zip(names, encoder.run(names, feeds), strict=True))
+        self._fixed = {c.input.name: outputs[c.output] for c in self.manifest.contexts}
+        self._state = {s.input.name: outputs[s.initial] for s in self.manifest.states if s.initial}

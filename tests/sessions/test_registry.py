@@ -1,0 +1,292 @@
+"""The registry and the dispatcher over a real engine, with a clock in hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.engine.decoding import Decoding
+from service.engine.engine import Engine, EngineLimits
+from service.engine.jobs import Encoded, Failed, Fed, Generated, OutputKind, OutputSpec, Result
+from service.errors import (
+    IllegalRequestError,
+    InvalidFieldError,
+    PositionMismatchError,
+    QueueFullError,
+    SessionIdInUseError,
+    SessionNotFoundError,
+    ShuttingDownError,
+    TooManySessionsError,
+)
+from service.repository.bundle import load_bundle
+from service.sessions.dispatcher import Dispatcher
+from service.sessions.limits import SessionLimits
+from service.sessions.registry import Registry
+from service.sessions.session import CloseReason, Request, Served, Session, State
+from service.sessions.stores.memory import MemoryStore
+
+
+class Events:
+    """A `SessionObserver` and an `EngineObserver` that writes down what happens to sessions."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def session_opened(self, model: str, version: int, session_id: str) -> None:
+        self.told.append(("opened", session_id))
+
+    def session_closed(self, model: str, version: int, session_id: str, reason: str, position: int) -> None:
+        self.told.append(("closed", session_id, reason, position))
+
+    def first_token(self, model: str, version: int, seconds: float) -> None:
+        self.told.append(("first token", seconds))
+
+    def request_answered(self, model: str, version: int, request: str, seconds: float, num_tokens: int) -> None:
+        self.told.append((request, seconds, num_tokens))
+
+    def batch_ran(self, report: object) -> None: ...
+
+    def queue_changed(self, num_waiting: int) -> None: ...
+
+    def batch_failed(self, kind: object, num_rows: int, error: BaseException) -> None: ...
+
+
+class House:
+    """A registry and a dispatcher with one engine, and a clock that moves when it is told to."""
+
+    def __init__(self, served: Served, limits: SessionLimits) -> None:
+        self.now_s = 1000.0
+        self.events = Events()
+        self.served = served
+        self.notices: list[tuple[str, CloseReason]] = []
+        store = MemoryStore()
+        self.registry = Registry(
+            store, limits, self.events, clock=lambda: self.now_s, wall_clock=lambda: self.now_s + 1.7e9
+        )
+        self.dispatcher = Dispatcher(store, limits, self.events, clock=lambda: self.now_s)
+
+    async def open(self, session_id: str = "", outputs: OutputSpec | None = None) -> Session:
+        answered: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        session = self.registry.open(
+            self.served,
+            session_id,
+            None,
+            outputs,
+            request_id=1,
+            reply=lambda _, result: answered.set_result(result),
+            on_closed=lambda closed, reason: self.notices.append((closed.id, reason)),
+        )
+        assert isinstance(await answered, Encoded | Fed)
+        return session
+
+    def feed(
+        self, session: Session, position: int | None, tokens: list[int], outputs: OutputSpec | None = None
+    ) -> asyncio.Future[tuple[Request, Result]]:
+        answered: asyncio.Future[tuple[Request, Result]] = asyncio.get_running_loop().create_future()
+        self.dispatcher.feed(
+            session,
+            position,
+            tokens,
+            outputs or OutputSpec(),
+            request_id=2,
+            reply=lambda request, result: answered.set_result((request, result)),
+        )
+        return answered
+
+    async def generate(self, session: Session, max_tokens: int) -> list[Generated]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        results: list[Generated] = []
+
+        def reply(request: Request, result: Result) -> None:
+            assert isinstance(result, Generated)
+            results.append(result)
+            if result.finish_reason is not None:
+                done.set_result(None)
+
+        self.dispatcher.generate(
+            session, None, Decoding(max_tokens), request_id=3, reply=reply, field="generate.decoding"
+        )
+        await done
+        return results
+
+
+@asynccontextmanager
+async def house(repository: Path, model: str = "tiny-endless", **limits: Any) -> AsyncIterator[House]:
+    bundle = load_bundle(repository / model / "1")
+    engine_limits = EngineLimits(num_slots=limits.get("max_sessions", 50))
+    engine = Engine(bundle, engine_limits, Events(), asyncio.get_running_loop(), lambda error: None)
+    engine.start()
+    try:
+        yield House(Served(bundle, engine), SessionLimits(**limits))
+    finally:
+        engine.stop()
+
+
+async def test_an_idle_session_expires_and_a_used_or_busy_one_does_not(tiny_repository: Path) -> None:
+    async with house(tiny_repository, idle_timeout_s=10.0) as it:
+        idle, used, busy = await it.open("idle"), await it.open("used"), await it.open("busy")
+        it.now_s += 9.0
+        await it.feed(used, 0, [5])
+        long = it.feed(busy, 0, [5] * 3000, OutputSpec(OutputKind.NONE))
+        it.now_s += 1.5
+        it.registry.expire()
+        assert (idle.state, used.state, busy.state) == (State.CLOSED, State.IDLE, State.BUSY)
+        assert it.notices == [("idle", CloseReason.IDLE)]
+        assert ("closed", "idle", "idle", 0) in it.events.told
+        assert isinstance((await long)[1], Fed)
+        it.now_s += 10.1
+        it.registry.expire()
+        assert len(it.registry) == 0
+        with pytest.raises(SessionNotFoundError, match="'used' is gone: it was closed because it was idle") as raised:
+            it.registry.get("used")
+        assert raised.value.facts["position"] == 1
+
+
+async def test_a_closed_id_is_free_at_once_and_its_work_is_answered_as_cancelled(tiny_repository: Path) -> None:
+    async with house(tiny_repository) as it:
+        first = await it.open("same")
+        answer = it.feed(first, 0, [5] * 5000, OutputSpec(OutputKind.NONE))
+        it.registry.close(first, CloseReason.CLIENT, notify=False)
+        it.registry.close(first, CloseReason.DISCONNECT, notify=False)
+        second = await it.open("same")
+        assert second is not first
+        assert isinstance((await answer)[1], Failed)
+        assert isinstance((await it.feed(second, 0, [5]))[1], Fed)
+        assert [event for event in it.events.told if event[0] == "closed"] == [("closed", "same", "client", 0)]
+        assert it.notices == []
+
+
+async def test_a_repeated_feed_is_applied_once_however_often_and_whenever_it_comes(tiny_repository: Path) -> None:
+    async with house(tiny_repository) as it:
+        session = await it.open()
+        futures = [it.feed(session, 0, [5, 6]) for _ in range(3)]
+        answers = [await future for future in futures] + [await it.feed(session, 0, [5, 6])]
+        assert [request.replayed for request, _ in answers] == [False, True, True, True]
+        assert all(result == answers[0][1] for _, result in answers)
+        assert session.position == 2
+        with pytest.raises(PositionMismatchError, match=r"feed.position = 0, but the session is at position 2"):
+            it.feed(session, 0, [5, 7])
+        with pytest.raises(PositionMismatchError):
+            it.feed(session, 0, [5, 6], OutputSpec(OutputKind.LOGITS))
+        await it.generate(session, 1)
+        with pytest.raises(PositionMismatchError, match="is at position 3"):
+            it.feed(session, 0, [5, 6])
+
+
+async def test_a_feed_without_position_can_be_repeated_once_its_position_is_known(tiny_repository: Path) -> None:
+    async with house(tiny_repository) as it:
+        session = await it.open()
+        await it.feed(session, None, [5])
+        await it.feed(session, None, [5])
+        assert session.position == 2
+        request, _ = await it.feed(session, 1, [5])
+        assert request.replayed
+        assert session.position == 2
+
+
+async def test_a_refused_request_changes_neither_state_nor_turn(tiny_repository: Path) -> None:
+    async with house(tiny_repository, max_in_flight=2, max_feed_tokens=4000, max_generate_tokens=9) as it:
+        session = await it.open()
+        for position, tokens, error in ((0, [], InvalidFieldError), (0, [5] * 4001, InvalidFieldError)):
+            with pytest.raises(error):
+                it.feed(session, position, tokens)
+        with pytest.raises(InvalidFieldError, match=r"generate\.decoding\.max_tokens = 10 must be 1 to 9"):
+            await it.generate(session, 10)
+        assert (session.state, session.num_in_flight, session.position) == (State.IDLE, 0, 0)
+        futures = [it.feed(session, None, [5] * 4000, OutputSpec(OutputKind.NONE)) for _ in range(2)]
+        with pytest.raises(QueueFullError, match="has 2 requests in flight"):
+            it.feed(session, None, [5])
+        assert (session.state, session.num_in_flight) == (State.BUSY, 2)
+        await asyncio.gather(*futures)
+        assert (session.state, session.num_in_flight, session.position) == (State.IDLE, 0, 8000)
+
+
+async def test_a_position_that_is_wrong_while_work_is_in_flight_harms_only_its_own_feed(tiny_repository: Path) -> None:
+    async with house(tiny_repository) as it:
+        session = await it.open()
+        first = it.feed(session, 0, [5] * 1000, OutputSpec(OutputKind.NONE))
+        wrong = it.feed(session, 7, [5])
+        right = it.feed(session, 1000, [6])
+        assert isinstance((await first)[1], Fed)
+        failed = (await wrong)[1]
+        assert isinstance(failed, Failed)
+        assert isinstance(failed.error, PositionMismatchError)
+        assert failed.position == 1000
+        assert (await right)[1].position == 1001
+
+
+async def test_cancel_answers_what_was_in_flight_and_tells_how_many(tiny_repository: Path) -> None:
+    async with house(tiny_repository) as it:
+        session = await it.open()
+        futures = [it.feed(session, None, [5] * 2000, OutputSpec(OutputKind.NONE)) for _ in range(3)]
+        cancelled: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        it.dispatcher.cancel(session, cancelled.set_result)
+        count = await cancelled
+        failed = [result for _, result in [await future for future in futures] if isinstance(result, Failed)]
+        assert len(failed) == count
+        assert session.state is State.IDLE
+        assert (await it.feed(session, session.position, [5]))[1].position == session.position
+
+
+async def test_nothing_opens_past_the_limit_or_under_a_used_id_or_while_draining(tiny_repository: Path) -> None:
+    async with house(tiny_repository, max_sessions=2) as it:
+        await it.open("a")
+        with pytest.raises(SessionIdInUseError, match="'a' is in use"):
+            await it.open("a")
+        last = await it.open("b")
+        with pytest.raises(TooManySessionsError, match="2 sessions are open"):
+            await it.open("c")
+        it.registry.is_draining = True
+        with pytest.raises(ShuttingDownError):
+            await it.open("d")
+        assert (await it.feed(last, 0, [5]))[1].position == 1  # what is open goes on
+        assert len(it.registry) == 2
+        it.registry.close_all()
+        assert it.notices == [("a", CloseReason.SHUTDOWN), ("b", CloseReason.SHUTDOWN)]
+
+
+async def test_outputs_at_open_need_a_start_token(tiny_repository: Path) -> None:
+    top_two = OutputSpec(OutputKind.TOP_K, 2)
+    async with house(tiny_repository, "tiny-lm") as it:
+        with pytest.raises(InvalidFieldError, match=r"open\.outputs needs a start token, and tiny-lm has none"):
+            await it.open(outputs=top_two)
+        assert len(it.registry) == 0
+    async with house(tiny_repository) as it:
+        session = await it.open(outputs=top_two)
+        assert (session.state, session.position) == (State.IDLE, 0)
+
+
+async def test_what_was_done_is_observed_with_its_time_and_tokens(tiny_repository: Path) -> None:
+    async with house(tiny_repository) as it:
+        session = await it.open("seen")
+        future = it.feed(session, 0, [5, 6, 7])
+        it.now_s += 2.0
+        await future
+        await it.generate(session, 4)
+        assert it.events.told == [("opened", "seen"), ("feed", 2.0, 3), ("first token", 0.0), ("generate", 0.0, 4)]
+
+
+async def test_feeding_while_generating_is_illegal_and_says_what_to_do(tiny_repository: Path) -> None:
+    async with house(tiny_repository, generation_window=2) as it:
+        session = await it.open("gen")
+        produced: asyncio.Queue[Result] = asyncio.Queue()
+        job = it.dispatcher.generate(
+            session,
+            0,
+            Decoding(5),
+            request_id=1,
+            reply=lambda _, result: produced.put_nowait(result),
+            field="generate.decoding",
+        )
+        with pytest.raises(IllegalRequestError, match=r"feed: session 'gen' is generating .* or cancel it"):
+            it.feed(session, None, [5])
+        for count in (2, 2, 1):
+            for _ in range(count):
+                assert isinstance(await produced.get(), Generated)
+            it.dispatcher.granted(session, job, count)
+        assert session.state is State.IDLE
