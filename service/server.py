@@ -152,8 +152,9 @@ class Server:
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes + 1024 * 1024),
             ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server behind it
-            # Clients may ping every 10 s, also between calls; by default they are cut off below 5 minutes.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            # Clients may ping as often as they like, also between calls; by default a third ping within 5 minutes ends
+            # the connection. A flood of pings is bounded by the transport itself.
+            ("grpc.http2.max_ping_strikes", 0),
             ("grpc.keepalive_permit_without_calls", 1),
             # The server pings too, so that a client that is gone without a word is noticed.
             ("grpc.keepalive_time_ms", 30_000),

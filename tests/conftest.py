@@ -29,6 +29,7 @@ def shipped_service() -> Iterator[LocalService]:
     """A real service on the shipped bundles, shared by tests that leave it as they found it."""
     with local_service(SHIPPED) as service:
         yield service
+        assert not [line for line in service.log if line["level"] == "error"]
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +37,4 @@ def tiny_service(tiny_repository: Path) -> Iterator[LocalService]:
     """A real service on the tiny language models, shared by tests that leave it as they found it."""
     with local_service(tiny_repository, {"log-level": "debug"}) as service:
         yield service
+        assert not [line for line in service.log if line["level"] == "error"]

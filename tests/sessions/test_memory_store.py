@@ -1,0 +1,102 @@
+"""The store in memory keeps two orders: of opening and of use."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from service.sessions.session import Session
+from service.sessions.stores.base import SessionStore
+from service.sessions.stores.memory import MemoryStore
+from tests import domain
+
+IDS = st.sampled_from("abcdef")
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Adds, uses and removes at will, beside a plain list of sessions. The clock never goes back."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.store: SessionStore = MemoryStore()
+        self.kept: list[Session] = []
+        self.now_s = 0.0
+        self.serial = 0
+
+    @rule(session_id=IDS)
+    def add(self, session_id: str) -> None:
+        if self._find(session_id) is None:
+            self.serial += 1
+            session = domain.session(session_id, self.serial, last_used_s=self.now_s)
+            self.store.add(session)
+            self.kept.append(session)
+
+    @rule(session_id=IDS)
+    def touch(self, session_id: str) -> None:
+        session = self._find(session_id)
+        if session is not None:
+            self.store.touch(session, self.now_s)
+            assert session.last_used_s == self.now_s
+
+    @rule(session_id=IDS)
+    def remove(self, session_id: str) -> None:
+        session = self._find(session_id)
+        if session is None:
+            with pytest.raises(KeyError):
+                self.store.remove(session_id)
+            return
+        self.store.remove(session_id)
+        self.kept.remove(session)
+
+    @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 10.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    @rule(ago_s=st.sampled_from([0.0, 0.5, 1.0, 5.0, 20.0]))
+    def unused(self, ago_s: float) -> None:
+        """Those last used before the time, the least recently used first."""
+        time_s = self.now_s - ago_s
+        found = self.store.unused_since(time_s)
+        assert {s.serial for s in found} == {s.serial for s in self.kept if s.last_used_s < time_s}
+        assert [s.last_used_s for s in found] == sorted(s.last_used_s for s in found)
+
+    @rule(serial=st.integers(0, 12))
+    def opened_after(self, serial: int) -> None:
+        """In the order of opening, whatever was used since."""
+        assert list(self.store.opened_after(serial)) == [s for s in self.kept if s.serial > serial]
+
+    @invariant()
+    def finds_what_it_keeps(self) -> None:
+        if hasattr(self, "store"):
+            assert len(self.store) == len(self.kept)
+            assert all(self.store.get(session_id) is self._find(session_id) for session_id in "abcdef")
+
+    def _find(self, session_id: str) -> Session | None:
+        return next((session for session in self.kept if session.id == session_id), None)
+
+
+StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestMemoryStore = StoreMachine.TestCase
+
+
+def test_the_least_recently_used_comes_first_of_those_used_at_different_times() -> None:
+    store = MemoryStore()
+    sessions = [domain.session(name, serial) for serial, name in enumerate("abc", 1)]
+    for session in sessions:
+        store.add(session)
+    for now_s, session in ((1.0, sessions[1]), (2.0, sessions[0]), (3.0, sessions[2]), (4.0, sessions[1])):
+        store.touch(session, now_s)
+    assert [session.id for session in store.unused_since(10.0)] == ["a", "c", "b"]
+    assert [session.id for session in store.unused_since(4.0)] == ["a", "c"], "used at that very time is not before it"
+    assert [session.id for session in store.opened_after(1)] == ["b", "c"]
+
+
+def test_the_sessions_that_are_found_unused_may_be_removed_while_they_are_looked_at() -> None:
+    store = MemoryStore()
+    for serial, name in enumerate("abc", 1):
+        store.add(domain.session(name, serial))
+    for session in store.unused_since(1.0):
+        store.remove(session.id)
+    assert len(store) == 0

@@ -1,0 +1,63 @@
+"""Who comes back to a session that is gone is told why it went, for as long as that is remembered."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.sessions.session import CloseReason
+from service.sessions.tombstones import Tombstone, Tombstones
+
+AT = 1_700_000_000.25
+TOLD = {
+    CloseReason.CLIENT: "was closed by a client",
+    CloseReason.DISCONNECT: "was closed because the stream that had opened it ended",
+    CloseReason.IDLE: "was closed because it was idle for too long",
+    CloseReason.SHUTDOWN: "was closed because the server shut down",
+    CloseReason.FAILED: "was closed because its source could not be encoded",
+}
+
+
+@pytest.mark.parametrize("reason", CloseReason)
+def test_a_closed_session_is_told_of_with_its_reason_position_and_time(reason: CloseReason) -> None:
+    tombstones = Tombstones(10)
+    tombstones.add("s1", Tombstone(reason, 7, AT))
+    error = tombstones.not_found("s1")
+    assert error.message == (f"session_id = 's1' is gone: it {TOLD[reason]} at position 7, 2023-11-14T22:13:20+00:00")
+    assert error.field == "session_id"
+    assert error.facts == {"session_id": "s1", "close_reason": reason.value, "position": 7}
+
+
+def test_a_session_that_was_never_there_is_told_of_as_unknown() -> None:
+    error = Tombstones(10).not_found("s1")
+    assert error.message == "session_id = 's1' is unknown: it was never opened here, or is long gone"
+    assert error.field == "session_id"
+    assert error.facts == {"session_id": "s1"}
+
+
+def test_an_id_that_was_closed_again_is_told_of_as_of_its_last_end() -> None:
+    """And counts as closed just now."""
+    tombstones = Tombstones(2)
+    tombstones.add("s1", Tombstone(CloseReason.IDLE, 1, AT))
+    tombstones.add("s2", Tombstone(CloseReason.IDLE, 2, AT))
+    tombstones.add("s1", Tombstone(CloseReason.CLIENT, 9, AT + 60))
+    assert len(tombstones) == 2
+    tombstones.add("s3", Tombstone(CloseReason.IDLE, 3, AT))
+    assert tombstones.not_found("s1").facts["position"] == 9
+    assert "22:14:20" in tombstones.not_found("s1").message
+    assert "is unknown" in tombstones.not_found("s2").message
+
+
+@given(st.integers(0, 5), st.lists(st.sampled_from("abcdefgh"), max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_just_the_last_ones_closed_are_remembered(capacity: int, closed: list[str]) -> None:
+    tombstones = Tombstones(capacity)
+    for position, session_id in enumerate(closed):
+        tombstones.add(session_id, Tombstone(CloseReason.IDLE, position, AT))
+        assert len(tombstones) <= capacity
+    latest = {session_id: position for position, session_id in enumerate(closed)}
+    kept = sorted(latest, key=lambda session_id: latest[session_id])[max(0, len(latest) - capacity) :]
+    for session_id in "abcdefgh":
+        expected = latest[session_id] if session_id in kept else None
+        assert tombstones.not_found(session_id).facts.get("position") == expected
