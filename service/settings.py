@@ -70,6 +70,8 @@ class Settings(BaseSettings):
     """Sessions times tokens of one run: bounds how long a batch can take."""
     max_chunk_tokens: Annotated[int, Field(ge=1)] = 32
     """Tokens of one session in one run: a longer feed is cut, and others' steps go on between."""
+    inline_s: Annotated[float, Field(ge=0)] = 0.0005
+    """Seconds that a batch may cost to run on the event loop; what costs more runs on the model's thread. 0: all do."""
     num_threads: Annotated[int, Field(ge=1)] = 1
     """ONNX Runtime's threads inside one operator, for each model."""
 
@@ -85,6 +87,7 @@ class Settings(BaseSettings):
             max_batch_rows=self.max_batch_rows,
             max_batch_tokens=self.max_batch_tokens,
             max_chunk_tokens=self.max_chunk_tokens,
+            inline_s=self.inline_s,
         )
 
     @property

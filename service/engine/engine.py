@@ -1,24 +1,33 @@
-"""One model's engine: a thread that schedules, runs, commits.
+"""One model's engine: schedule, run, commit.
 
-It owns the arena and every lane, sleeps until there is work, and takes at once what is ready: while a graph runs,
-the next batch gathers by itself (continuous, or cellular, batching: Gao et al., EuroSys 2018). What a batch gave goes
-back to the event loop in one call.
+It owns the arena and every lane and takes at once what is ready: while a batch runs, the next one gathers by itself
+(continuous, or cellular, batching: Gao et al., EuroSys 2018). What a batch gave is answered in one go.
 
-The event loop's side is `open`, `submit`, `cancel`, `close`, `grant`: all of them return at once. Nothing here knows
-sessions, gRPC or asyncio beyond the loop's `call_soon_threadsafe`.
+Where a batch runs is decided by what it costs. Handing it to a thread and back costs about as much as a small batch
+itself, so a batch that is known to be small runs on the event loop; a larger one runs on the engine's thread, which
+then drives until what is left is small. Both run the same code, so both give the same bits. Rules:
+
+1. One side drives at a time, and only the driver touches lanes, scheduler, stepper and the arena's rows.
+2. The event loop hands over by queueing a batch, the thread by a call on the event loop: only the event loop changes
+   who drives.
+3. The event loop's side, `open`, `submit`, `cancel`, `close`, `grant`, only ever appends to the inbox.
+
+Nothing here knows sessions, gRPC, or asyncio beyond the loop's `call_soon` and `call_soon_threadsafe`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from time import perf_counter
 
 from service.engine.arena import Arena
+from service.engine.costs import Costs
 from service.engine.jobs import Generated, GenerateJob, Job, Lane, Result
 from service.engine.runner import Runner
 from service.engine.scheduler import Batch, Scheduler
@@ -30,22 +39,30 @@ from service.repository.bundle import Bundle
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """num_slots: sessions at once; max_waiting: requests admitted and not yet answered; max_batch_rows: sessions in
-    a batch; max_batch_tokens: rows times width of one; max_chunk_tokens: tokens of one session in one."""
+    """What one engine is allowed.
+
+    num_slots: sessions at once; max_waiting: requests admitted and not yet answered; max_batch_rows: sessions in a
+    batch; max_batch_tokens: rows times width of one; max_chunk_tokens: tokens of one session in one; inline_s: the
+    most that a batch may cost, in seconds, to run on the event loop.
+    """
 
     num_slots: int = 10_000
     max_waiting: int = 16_384
     max_batch_rows: int = 256
     max_batch_tokens: int = 256
     max_chunk_tokens: int = 32
+    inline_s: float = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStatistics:
-    """slots_used: sessions that have a slot; num_waiting: requests admitted and not yet answered."""
+    """slots_used: sessions that have a slot; num_waiting: requests admitted and not yet answered; num_inline,
+    num_threaded: batches run on the event loop, and on the thread."""
 
     slots_used: int
     num_waiting: int
+    num_inline: int
+    num_threaded: int
 
 
 class Engine:
@@ -72,25 +89,33 @@ class Engine:
             max_chunk=limits.max_chunk_tokens,
         )
         self._stepper = Stepper(self._scheduler, bundle.manifest.special_tokens.eos_id)
-        self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._costs = Costs()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._after: list[Callable[[], None]] = []
         self._num_waiting = 0
+        self._num_inline = 0
+        self._num_threaded = 0
+        self._is_pump_due = False
+        self._is_thread_driving = False
+        self._handed_over: SimpleQueue[Batch | None] = SimpleQueue()
         name = f"engine-{bundle.model}-{bundle.version}"
-        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._drive, name=name, daemon=True)
 
     def start(self) -> None:
-        """Warms every batch size up, then starts the thread. Blocks while it warms up; any thread."""
-        self._runner.warm_up(self._limits.max_batch_rows)
+        """Warms every batch size up and measures it, then starts the thread. Blocks while it warms up; any thread."""
+        for kind, num_rows, seconds in self._runner.warm_up(self._limits.max_batch_rows):
+            self._costs.record(kind, num_rows, 1, seconds)
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the batch in hand, without answering what waits. Blocks; any thread."""
-        self._inbox.put(None)
+        """Ends the thread after what it drives. What waits then is never answered. Blocks; any thread."""
+        self._handed_over.put(None)
         self._thread.join()
 
     @property
     def statistics(self) -> EngineStatistics:
         """A view of the engine as it is now. Any thread."""
-        return EngineStatistics(self._arena.num_used, self._num_waiting)
+        return EngineStatistics(self._arena.num_used, self._num_waiting, self._num_inline, self._num_threaded)
 
     def open(self) -> Lane:
         """A lane with a zeroed slot. Raises TooManySessionsError when every slot is taken."""
@@ -115,7 +140,7 @@ class Engine:
         now_s = perf_counter()
         for job in jobs:
             job.submitted_s = now_s
-            self._inbox.put(partial(self._stepper.submit, lane, job))
+            self._ask(partial(self._stepper.submit, lane, job))
 
     def cancel(self, lane: Lane, then: Callable[[int], None]) -> None:
         """Ends the lane's jobs at a token boundary, answering each; then calls `then` on the event loop with their
@@ -123,10 +148,9 @@ class Engine:
 
         def act() -> None:
             count = self._stepper.cancel(lane, RequestCancelledError("the request was cancelled"))
-            self._flush()
-            self._loop.call_soon_threadsafe(then, count)
+            self._after.append(partial(then, count))
 
-        self._inbox.put(act)
+        self._ask(act)
 
     def close(self, lane: Lane, then: Callable[[], None] | None = None) -> None:
         """Ends the lane's jobs, answering each, and frees its slot before the next batch.
@@ -140,38 +164,74 @@ class Engine:
                 self._stepper.abandon(lane, RequestCancelledError("the session was closed"))
                 self._arena.release(lane.slot)
             if then is not None:
-                self._flush()
-                self._loop.call_soon_threadsafe(then)
+                self._after.append(then)
 
-        self._inbox.put(act)
+        self._ask(act)
 
     def grant(self, lane: Lane, job: GenerateJob, num_tokens: int) -> None:
         """Tells that `num_tokens` more of a generation have left the server."""
         job.num_granted += num_tokens
         if job.parked:
-            self._inbox.put(partial(self._stepper.resume, lane, job))
+            self._ask(partial(self._stepper.resume, lane, job))
 
-    def _main(self) -> None:
+    def _ask(self, act: Callable[[], None]) -> None:
+        self._inbox.append(act)
+        if not self._is_pump_due and not self._is_thread_driving:
+            self._is_pump_due = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """One turn of the event loop's driving: what came in, one batch, its answers."""
+        self._is_pump_due = False
+        if self._is_thread_driving:
+            return
         try:
-            while self._take_in(wait=not len(self._scheduler)):
-                batch = self._scheduler.next_batch()
-                if batch is not None:
-                    self._run(batch)
-                self._flush()
+            self._take_in()
+            batch = self._scheduler.next_batch()
+            if batch is not None and not self._costs.is_within(batch, self._limits.inline_s):
+                self._is_thread_driving = True
+                self._deliver(*self._gathered())
+                self._handed_over.put(batch)
+                return
+            if batch is not None:
+                self._run(batch)
+                self._num_inline += 1
+        except BaseException as error:
+            self._on_crash(error)
+            raise
+        self._deliver(*self._gathered())
+        if (len(self._scheduler) or self._inbox) and not self._is_pump_due:
+            self._is_pump_due = True
+            self._loop.call_soon(self._pump)
+
+    def _drive(self) -> None:
+        """The thread: runs what it is handed, and goes on until what is left is small."""
+        try:
+            while (batch := self._handed_over.get()) is not None:
+                following: Batch | None = batch
+                while following is not None:
+                    # one that turned out small is run here as well: it is cheaper than handing it back
+                    self._run(following)
+                    self._num_threaded += 1
+                    was_small = self._costs.is_within(following, self._limits.inline_s)
+                    self._take_in()
+                    following = None if was_small else self._scheduler.next_batch()
+                    self._loop.call_soon_threadsafe(self._deliver, *self._gathered())
+                self._loop.call_soon_threadsafe(self._take_back)
         except BaseException as error:  # a bug of ours: nobody would be answered any more, so the process must know
             self._loop.call_soon_threadsafe(self._on_crash, error)
             raise
 
-    def _take_in(self, *, wait: bool) -> bool:
-        """Carries out what the event loop asked for; False when it asked to stop."""
-        try:
-            act = self._inbox.get(block=wait)
-            while act is not None:
-                act()
-                act = self._inbox.get_nowait()
-        except Empty:
-            return True
-        return False
+    def _take_back(self) -> None:
+        self._is_thread_driving = False
+        if len(self._scheduler) or self._inbox:
+            self._pump()
+
+    def _take_in(self) -> None:
+        """Carries out what the event loop asked for."""
+        inbox = self._inbox
+        while inbox:
+            inbox.popleft()()
 
     def _run(self, batch: Batch) -> None:
         began = perf_counter()
@@ -182,7 +242,7 @@ class Engine:
             for lane in batch.lanes:
                 self._stepper.abandon(lane, EngineError("the model failed to run; the session is as it was before"))
             return
-        ended = perf_counter()
+        committing = perf_counter()
         queue_s = []
         for index, lane in enumerate(batch.lanes):
             job = lane.job
@@ -193,6 +253,8 @@ class Engine:
                 self._stepper.encoded(lane)
             else:
                 self._stepper.stepped(lane, batch.widths[index], ran.logits[index])
+        ended = perf_counter()
+        self._costs.record(batch.kind, len(batch.lanes), max(batch.widths), ended - began)
         self._observer.batch_ran(
             BatchReport(
                 batch.kind,
@@ -202,17 +264,17 @@ class Engine:
                 tuple(queue_s),
                 ran.gather_s,
                 ran.run_s,
-                perf_counter() - ended,
+                ended - committing,
             )
         )
 
-    def _flush(self) -> None:
-        results = self._stepper.results
-        if results:
-            self._stepper.results = []
-            self._loop.call_soon_threadsafe(self._deliver, results)
+    def _gathered(self) -> tuple[list[tuple[Job, Result]], list[Callable[[], None]]]:
+        """The answers that wait, and what is to be called after them; both are emptied."""
+        gathered = self._stepper.results, self._after
+        self._stepper.results, self._after = [], []
+        return gathered
 
-    def _deliver(self, results: list[tuple[Job, Result]]) -> None:
+    def _deliver(self, results: list[tuple[Job, Result]], after: list[Callable[[], None]]) -> None:
         """Answers on the event loop. One answer's failure is reported and takes no other down."""
         for job, result in results:
             if not (isinstance(result, Generated) and result.finish_reason is None):
@@ -221,4 +283,7 @@ class Engine:
                 job.reply(job, result)
             except Exception as error:  # a bug at the edge must not cost a neighbour its answer
                 self._loop.call_exception_handler({"message": "answering a request failed", "exception": error})
-        self._observer.queue_changed(self._num_waiting)
+        for call in after:
+            call()
+        if results:
+            self._observer.queue_changed(self._num_waiting)

@@ -18,6 +18,8 @@ from service.errors import CarouselError
 class OutputKind(Enum):
     """What a feed returns after a token."""
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
+
     NONE = "none"
     NEXT_TOKEN = "next_token"  # noqa: S105  # a token of a vocabulary
     TOP_K = "top_k"
@@ -44,6 +46,8 @@ class StepOutput(NamedTuple):
 
 class FinishReason(Enum):
     """Why a generation ended."""
+
+    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
 
     EOS = "eos"
     MAX_TOKENS = "max_tokens"

@@ -17,9 +17,10 @@ SOURCE_MULTIPLE = 8
 """The source axis is always padded to a multiple of this: attention's bits do not depend on padding then."""
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+VariantName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Axis = Literal["batch", "time", "source"]
+Axis = Literal["batch", "time", "source", "k"]
 Dtype = Literal["float32", "int64", "bool"]
 
 
@@ -69,8 +70,9 @@ class ContextSpec(_Part):
 
     @model_validator(mode="after")
     def _batch_then_source(self) -> Self:
-        if self.input.shape[:2] != ("batch", "source") or "time" in self.input.shape:
-            raise ValueError(f"context {self.name}: shape {list(self.input.shape)} must begin with batch, source")
+        shape = self.input.shape
+        if shape[:2] != ("batch", "source") or any(isinstance(axis, str) for axis in shape[2:]):
+            raise ValueError(f"context {self.name}: shape {list(shape)} must be batch, source, then numbers alone")
         return self
 
 
@@ -86,9 +88,29 @@ class EncoderSpec(_Part):
     max_source_length: Annotated[int, Field(ge=1, le=65536)]
     """The longest source accepted, in tokens."""
 
+    @model_validator(mode="after")
+    def _is_fed_as_promised(self) -> Self:
+        _check_is("encoder.source", self.source, "int64", ("batch", "source"))
+        _check_is("encoder.lengths", self.lengths, "int64", ("batch",))
+        return self
+
+
+class TopKSpec(_Part):
+    """Outputs of the step graph that spare fetching all logits when only the best tokens are asked for."""
+
+    k: TensorSpec
+    """Input: how many tokens, int64 [1]."""
+    log_probabilities: TensorSpec
+    """Natural log-probabilities of the k most likely tokens, most likely first, float32 [batch, time, k]."""
+    token_ids: TensorSpec
+    """Their ids, int64 [batch, time, k]; of equally likely ones the lowest first."""
+
 
 class StepSpec(_Part):
-    """The graph that advances a ragged batch of sessions by one token or a chunk of them."""
+    """The graph that advances a ragged batch of sessions by one token or a chunk of them.
+
+    It is run for the outputs that are asked for alone: what leads to no other may be left out of a run.
+    """
 
     file: FileName
     """The ONNX file in the bundle."""
@@ -98,6 +120,46 @@ class StepSpec(_Part):
     """Tokens in each row, int64 [batch], 1 or more."""
     logits: TensorSpec
     """Unnormalised log-probabilities of the token after each, float32 [batch, time, vocabulary]."""
+    next_token: TensorSpec | None = None
+    """The most likely token after each, int64 [batch, time]; of equally likely ones the lowest id. None: not given."""
+    top_k: TopKSpec | None = None
+    """The most likely tokens after each. None: not given."""
+    max_chunk: Annotated[int, Field(ge=1)] | None = None
+    """The most tokens of a row in one run. None: any number; 1: `time` is always 1."""
+
+    @model_validator(mode="after")
+    def _is_fed_as_promised(self) -> Self:
+        _check_is("step.tokens", self.tokens, "int64", ("batch", "time"))
+        _check_is("step.lengths", self.lengths, "int64", ("batch",))
+        return self
+
+
+class ReadoutSpec(_Part):
+    """The graph that tells what comes next from a state as it is, without a step: the bits of the step's own logits."""
+
+    file: FileName
+    """The ONNX file in the bundle."""
+    states: tuple[str, ...]
+    """Names of the states that it reads; its inputs have the step graph's names."""
+    contexts: tuple[str, ...] = ()
+    """Names of the contexts that it reads; likewise."""
+    logits: TensorSpec
+    """As the step's, for one position: float32 [batch, vocabulary]."""
+
+
+class VariantSpec(_Part):
+    """Another way to compute the same step: the same states, contexts and vocabularies, other arithmetic."""
+
+    step: StepSpec
+    """Its step graph."""
+    readout: ReadoutSpec | None = None
+    """Its readout, if it has one."""
+    description: str
+    """One line about it."""
+    parity: Parity
+    """How closely it reproduces the bundle's own step graph."""
+    evaluation: dict[str, object]
+    """The recipe's evaluation of it."""
 
 
 class VocabularySpec(_Part):
@@ -150,6 +212,10 @@ class Manifest(_Part):
     """The encoder; none for a model without a source."""
     step: StepSpec
     """The step graph."""
+    readout: ReadoutSpec | None = None
+    """The readout graph; none: the server keeps a session's last logits instead."""
+    variants: dict[VariantName, VariantSpec] = Field(default_factory=dict)
+    """Other arithmetic for the same model, by name, such as `int8`."""
     states: tuple[StateSpec, ...]
     """The state tensors."""
     contexts: tuple[ContextSpec, ...] = ()
@@ -180,8 +246,7 @@ class Manifest(_Part):
         if not self.states:
             raise ValueError("states must not be empty: a recurrent model has state")
         size = self.target_vocabulary.size
-        if self.step.logits.shape != ("batch", "time", size):
-            raise ValueError(f"step.logits.shape {list(self.step.logits.shape)} must be [batch, time, {size}]")
+        _check_is("step.logits", self.step.logits, "float32", ("batch", "time", size))
         for field, token_id in self.special_tokens:
             if token_id is not None and token_id >= size:
                 raise ValueError(f"special_tokens.{field} = {token_id} is outside the vocabulary (0 to {size - 1})")
@@ -197,8 +262,15 @@ class Manifest(_Part):
     def files(self) -> tuple[str, ...]:
         """Every file, but this one, that serving reads."""
         vocabularies = [v.file for v in (self.source_vocabulary, self.target_vocabulary) if v is not None]
-        graphs = [self.encoder.file] if self.encoder else []
-        return (*graphs, self.step.file, *vocabularies)
+        graphs = [part.file for part in (self.encoder, self.step, self.readout) if part is not None]
+        for variant in self.variants.values():
+            graphs += [part.file for part in (variant.step, variant.readout) if part is not None]
+        return (*graphs, *vocabularies)
+
+
+def _check_is(field: str, tensor: TensorSpec, dtype: Dtype, shape: tuple[Axis | int, ...]) -> None:
+    if (tensor.dtype, tensor.shape) != (dtype, shape):
+        raise ValueError(f"{field} must be {dtype} {list(shape)}, not {tensor.dtype} {list(tensor.shape)}")
 
 
 def sha256_of(path: Path) -> str:

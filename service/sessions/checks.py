@@ -45,19 +45,21 @@ def check_outputs(outputs: OutputSpec, *, num_tokens: int, vocabulary_size: int,
         raise InvalidFieldError(
             f"{field}.top_k = {outputs.top_k} goes with OUTPUT_KIND_TOP_K alone", field=f"{field}.top_k"
         )
-    each = {
-        OutputKind.NONE: 0,
-        OutputKind.NEXT_TOKEN: _TOKEN_BYTES,
-        OutputKind.TOP_K: _TOKEN_BYTES * outputs.top_k,
-        OutputKind.LOGITS: 4 * vocabulary_size,
-    }[outputs.kind]
-    total = each * (num_tokens if outputs.every_position else 1)
+    total = _answer_bytes(outputs.kind, outputs.top_k, vocabulary_size) * (num_tokens if outputs.every_position else 1)
     if total > max_bytes:
         raise SequenceTooLongError(
             f"{field} asks for an answer of about {total} bytes, the limit is {max_bytes}: feed fewer tokens at a time",
             field=field,
             limit=max_bytes,
         )
+
+
+def _answer_bytes(kind: OutputKind, top_k: int, vocabulary_size: int) -> int:
+    if kind is OutputKind.LOGITS:
+        return 4 * vocabulary_size
+    if kind is OutputKind.TOP_K:
+        return _TOKEN_BYTES * top_k
+    return _TOKEN_BYTES if kind is OutputKind.NEXT_TOKEN else 0
 
 
 def check_decoding(decoding: Decoding, *, vocabulary_size: int, max_tokens: int, field: str) -> None:

@@ -55,7 +55,7 @@ class Dispatcher:
         if position is not None and last is not None and last.is_repeated_by(position, tokens, outputs):
             request.replayed = True
             if last.result is None:
-                last.waiting.append(request)
+                last.waiting = [*(last.waiting or ()), request]
             else:
                 reply(request, last.result)
             return
@@ -141,9 +141,9 @@ class Dispatcher:
         if last is not None and last.request is request:
             last.result = result
             last.start = result.position - len(last.tokens)
-            for repeat in last.waiting:
+            for repeat in last.waiting or ():
                 repeat.reply(repeat, result)
-            last.waiting.clear()
+            last.waiting = None
 
     def _on_generated(self, job: Job, result: Result) -> None:
         request: Request = job.tag

@@ -7,7 +7,7 @@ from it by `diagram`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from service.repository.bundle import Bundle
 class State(Enum):
     """What a session is doing."""
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
+
     IDLE = "idle"
     BUSY = "busy"
     GENERATING = "generating"
@@ -28,6 +30,8 @@ class State(Enum):
 
 class Event(Enum):
     """What may happen to a session."""
+
+    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
 
     FEED = "feed"
     GENERATE = "generate"
@@ -53,6 +57,8 @@ answer to the last request in flight."""
 class CloseReason(Enum):
     """Why a session was closed."""
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
+
     CLIENT = "client"
     DISCONNECT = "disconnect"
     IDLE = "idle"
@@ -67,39 +73,43 @@ class Served(NamedTuple):
     engine: Engine
 
 
-@dataclass(slots=True, eq=False)
 class Request:
-    """One request of one session on its way. reply(request, result) is called on the event loop, for a generation
-    many times.
+    """One request of one session on its way. reply(request, result) is called on the event loop, for a generation many
+    times.
 
     began_s: monotonic seconds when it was read. num_tokens: fed or generated so far.
     """
 
-    session: Session
-    request_id: int
-    reply: Reply
-    began_s: float
-    num_tokens: int = 0
-    replayed: bool = False
+    __slots__ = ("began_s", "num_tokens", "replayed", "reply", "request_id", "session")
+
+    def __init__(self, session: Session, request_id: int, reply: Reply, began_s: float, num_tokens: int = 0) -> None:
+        self.session = session
+        self.request_id = request_id
+        self.reply = reply
+        self.began_s = began_s
+        self.num_tokens = num_tokens
+        self.replayed = False
 
 
 Reply = Callable[[Request, Result], None]
 OnClosed = Callable[["Session", CloseReason], None]
 
 
-@dataclass(slots=True, eq=False)
 class LastFeed:
     """The feed admitted last, kept so that it can be answered again.
 
     start: None until it is known. waiting: repeats that came before the answer.
     """
 
-    request: Request
-    start: int | None
-    tokens: list[int]
-    outputs: OutputSpec
-    result: Result | None = None
-    waiting: list[Request] = field(default_factory=list)
+    __slots__ = ("outputs", "request", "result", "start", "tokens", "waiting")
+
+    def __init__(self, request: Request, start: int | None, tokens: list[int], outputs: OutputSpec) -> None:
+        self.request = request
+        self.start = start
+        self.tokens = tokens
+        self.outputs = outputs
+        self.result: Result | None = None
+        self.waiting: list[Request] | None = None
 
     def is_repeated_by(self, start: int, tokens: list[int], outputs: OutputSpec) -> bool:
         """Whether a feed is this one, sent again. One that failed is not there to be repeated."""

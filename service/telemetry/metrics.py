@@ -5,7 +5,9 @@ Durations are in seconds. `model` and `version` label whatever belongs to a mode
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
+
+from service.telemetry.instruments import Counter, Gauge, Histogram
 
 MODEL = ("model", "version")
 SECONDS = (
@@ -25,13 +27,13 @@ class Metrics:
         self.registry = CollectorRegistry()
 
         def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...] = SECONDS) -> Histogram:
-            return Histogram(f"carousel_{name}", text, labels, buckets=buckets, registry=self.registry)
+            return Histogram(f"carousel_{name}", text, labels, self.registry, buckets)
 
         def counter(name: str, text: str, labels: tuple[str, ...]) -> Counter:
-            return Counter(f"carousel_{name}", text, labels, registry=self.registry)
+            return Counter(f"carousel_{name}", text, labels, self.registry)
 
         def gauge(name: str, text: str, labels: tuple[str, ...]) -> Gauge:
-            return Gauge(f"carousel_{name}", text, labels, registry=self.registry)
+            return Gauge(f"carousel_{name}", text, labels, self.registry)
 
         self.request_seconds = histogram(
             "request_latency_seconds", "From reading a request to its last answer", (*MODEL, "request")

@@ -9,20 +9,20 @@ from functools import cache
 from typing import NamedTuple
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
 
 from service.observer import BatchReport, GraphKind
+from service.telemetry.instruments import CounterChild, GaugeChild, HistogramChild
 from service.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
 
 class _Graph(NamedTuple):
-    step_seconds: Histogram
-    run_seconds: Histogram
-    batch_size: Histogram
-    steps: Counter
-    padded: Counter
+    step_seconds: HistogramChild
+    run_seconds: HistogramChild
+    batch_size: HistogramChild
+    steps: CounterChild
+    padded: CounterChild
 
 
 class EngineTelemetry:
@@ -66,9 +66,9 @@ class EngineTelemetry:
 
 
 class _Sessions(NamedTuple):
-    active: Gauge
-    opened: Counter
-    first_token_seconds: Histogram
+    active: GaugeChild
+    opened: CounterChild
+    first_token_seconds: HistogramChild
 
 
 class SessionTelemetry:
@@ -87,7 +87,7 @@ class SessionTelemetry:
             )
 
         @cache
-        def of_request(model: str, version: int, request: str) -> tuple[Histogram, Counter]:
+        def of_request(model: str, version: int, request: str) -> tuple[HistogramChild, CounterChild]:
             labels = (model, str(version), request)
             return metrics.request_seconds.labels(*labels), metrics.tokens.labels(*labels)
 

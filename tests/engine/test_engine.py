@@ -118,6 +118,8 @@ def reference_logits(folder: Path, tokens: list[int]) -> np.ndarray:
         max_batch_rows=st.sampled_from([1, 3, 256]),
         max_batch_tokens=st.sampled_from([1, 16, 256]),
         max_chunk_tokens=st.sampled_from([1, 4, 32]),
+        # all on the event loop, all on the thread, and each where its cost puts it
+        inline_s=st.sampled_from([10.0, 0.0, 0.00005]),
     ),
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -138,6 +140,18 @@ def test_a_session_gets_the_same_bits_in_any_batch_and_any_chunks(
         got = np.concatenate([logits_of(result) for result in results])
         expected = reference_logits(folder, [token for feed in feeds for token in feed])
         assert got.tobytes() == expected.astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("inline_s", [0.0, 10.0])
+async def test_a_batch_runs_where_its_cost_puts_it(tiny_repository: Path, inline_s: float) -> None:
+    async with running(tiny_repository / "tiny-lm" / "1", EngineLimits(num_slots=9, inline_s=inline_s)) as caller:
+        lanes = [caller.engine.open() for _ in range(9)]
+        for _ in range(20):
+            await asyncio.gather(*(caller.feed(lane, [4, 5]) for lane in lanes))
+        statistics = caller.engine.statistics
+    assert statistics.num_inline + statistics.num_threaded == len(caller.recorder.batches)
+    assert (statistics.num_inline == 0) is (inline_s == 0.0)
+    assert (statistics.num_threaded == 0) is (inline_s == 10.0)
 
 
 async def test_generations_in_company_give_the_tokens_that_they_give_alone(tiny_repository: Path) -> None:

@@ -83,5 +83,6 @@ def test_a_feed_is_repeated_by_the_same_position_tokens_and_outputs_alone() -> N
 
 def test_a_feed_that_failed_is_not_there_to_be_repeated() -> None:
     request = Request(domain.session(), 1, lambda request, result: None, 0.0)
-    last = LastFeed(request, 4, [1, 2], OutputSpec(), result=Failed(4, EngineError("failed")))
+    last = LastFeed(request, 4, [1, 2], OutputSpec())
+    last.result = Failed(4, EngineError("failed"))
     assert not last.is_repeated_by(4, [1, 2], OutputSpec())

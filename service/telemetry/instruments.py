@@ -1,0 +1,166 @@
+"""Counters, gauges and histograms for the hot path, exposed through prometheus_client.
+
+Its own instruments take a lock and search the buckets in Python at each observation, 1.2 to 1.7 microseconds; a step
+makes seven. These append to a list, 0.1 microseconds, and are sorted into buckets all at once: when they are read, or
+when many have come.
+
+Each child has one writer at a time; any thread may read. `labels` belongs where things are set up, never on the hot
+path.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.utils import floatToGoString
+
+_FOLD_AT = 8192
+Labels = tuple[str, ...]
+
+
+class CounterChild:
+    """A number that grows."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Adds `amount` >= 0."""
+        self.value += amount
+
+
+class GaugeChild:
+    """A number that goes up and down."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def set(self, value: float) -> None:
+        """Sets it."""
+        self.value = value
+
+    def inc(self) -> None:
+        """Adds one."""
+        self.value += 1.0
+
+    def dec(self) -> None:
+        """Takes one away."""
+        self.value -= 1.0
+
+
+class HistogramChild:
+    """Observations, counted by bucket. bounds: the upper bounds, rising, without infinity."""
+
+    __slots__ = ("_bounds", "_counts", "_lock", "_sum", "_waiting")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = np.array(bounds)
+        self._counts = np.zeros(len(bounds) + 1, np.int64)
+        self._sum = 0.0
+        self._waiting: list[float] = []
+        self._lock = threading.Lock()
+
+    def observe(self, value: float) -> None:
+        """Counts one value."""
+        waiting = self._waiting
+        waiting.append(value)
+        if len(waiting) >= _FOLD_AT:
+            self.fold()
+
+    def fold(self) -> tuple[list[int], float]:
+        """Sorts what waits into the buckets; the cumulative counts, the last being the total, and the sum."""
+        with self._lock:
+            count = len(self._waiting)
+            values = np.array(self._waiting[:count])
+            del self._waiting[:count]  # one step to other threads: what is appended meanwhile stays
+            # a bucket holds what is at most its bound
+            self._counts += np.bincount(np.searchsorted(self._bounds, values), minlength=len(self._counts))
+            self._sum += float(values.sum())
+            return np.cumsum(self._counts).tolist(), self._sum
+
+
+Child = TypeVar("Child", CounterChild, GaugeChild, HistogramChild)
+
+
+class _Instrument(Collector, Generic[Child]):
+    """The children of one metric, by label values."""
+
+    def __init__(self, name: str, text: str, labels: Labels, registry: CollectorRegistry) -> None:
+        self._name, self._text, self._label_names = name, text, labels
+        self._children: dict[Labels, Child] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> Child:
+        """The child of these label values, made when it is first asked for. Raises ValueError for a wrong number."""
+        if len(values) != len(self._label_names):
+            raise ValueError(f"{self._name} has the labels {self._label_names}, not {len(values)}")
+        child = self._children.get(values)
+        if child is None:
+            child = self._children.setdefault(values, self._make())
+        return child
+
+    def _make(self) -> Child:
+        raise NotImplementedError
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not read what is not there yet."""
+        return []
+
+
+class Counter(_Instrument[CounterChild]):
+    """Numbers that grow."""
+
+    def _make(self) -> CounterChild:
+        return CounterChild()
+
+    def collect(self) -> Iterable[Metric]:
+        """What Prometheus reads."""
+        family = CounterMetricFamily(self._name, self._text, labels=self._label_names)
+        for values, child in list(self._children.items()):
+            family.add_metric(values, child.value)
+        return [family]
+
+
+class Gauge(_Instrument[GaugeChild]):
+    """Numbers that go up and down."""
+
+    def _make(self) -> GaugeChild:
+        return GaugeChild()
+
+    def collect(self) -> Iterable[Metric]:
+        """What Prometheus reads."""
+        family = GaugeMetricFamily(self._name, self._text, labels=self._label_names)
+        for values, child in list(self._children.items()):
+            family.add_metric(values, child.value)
+        return [family]
+
+
+class Histogram(_Instrument[HistogramChild]):
+    """Observations counted by bucket. bounds: the buckets' upper bounds, rising, without infinity."""
+
+    def __init__(
+        self, name: str, text: str, labels: Labels, registry: CollectorRegistry, bounds: Sequence[float]
+    ) -> None:
+        self._bounds = bounds
+        super().__init__(name, text, labels, registry)
+
+    def _make(self) -> HistogramChild:
+        return HistogramChild(self._bounds)
+
+    def collect(self) -> Iterable[Metric]:
+        """What Prometheus reads."""
+        family = HistogramMetricFamily(self._name, self._text, labels=self._label_names)
+        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        for values, child in list(self._children.items()):
+            counts, total = child.fold()
+            family.add_metric(values, list(zip(bounds, map(float, counts), strict=True)), total)
+        return [family]

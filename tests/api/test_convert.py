@@ -1,0 +1,252 @@
+"""Messages to domain values and back: every enum value has its meaning, every refusal names the client's field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.descriptor import EnumDescriptor
+
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import models_pb2, sessions_pb2
+from service.api import convert
+from service.engine.decoding import Decoding, Sampling
+from service.engine.jobs import FinishReason, Generated, OutputKind, OutputSpec, StepOutput
+from service.errors import EmptySequenceError, InvalidFieldError, TokenOutOfVocabularyError, UnknownTokenError
+from service.repository.repository import Problem
+from service.repository.vocabulary import Vocabulary
+from service.sessions.session import CloseReason, State
+from tests import domain
+
+NAMES = domain.TARGET_NAMES
+
+
+def vocabulary() -> Vocabulary:
+    return domain.bundle().target_vocabulary
+
+
+def enum_names(descriptor: EnumDescriptor, prefix: str) -> set[str]:
+    """The names of an enum's values without their prefix."""
+    return {name.removeprefix(prefix) for name in descriptor.values_by_name}
+
+
+@pytest.mark.parametrize("number", pb.OutputKind.values())
+def test_every_output_kind_of_the_wire_is_one_of_ours(number: Any) -> None:
+    kind = convert.output_spec(pb.OutputSpec(kind=number), field="outputs").kind
+    name = pb.OutputKind.Name(number).removeprefix("OUTPUT_KIND_")
+    assert kind.name == ("NEXT_TOKEN" if name == "UNSPECIFIED" else name)
+
+
+def test_every_output_kind_of_ours_is_on_the_wire() -> None:
+    names = enum_names(pb.OutputKind.DESCRIPTOR, "OUTPUT_KIND_")
+    assert names - {"UNSPECIFIED"} == {kind.name for kind in OutputKind}
+
+
+@pytest.mark.parametrize("number", [5, 99, 2**31 - 1, -1])
+def test_an_output_kind_that_does_not_exist_is_refused(number: Any) -> None:
+    """A newer client may send one."""
+    with pytest.raises(InvalidFieldError) as refusal:
+        convert.output_spec(pb.OutputSpec(kind=number), field="feed.outputs")
+    assert refusal.value.message == f"feed.outputs.kind = {number} is not an OutputKind"
+    assert refusal.value.field == "feed.outputs.kind"
+
+
+def test_outputs_that_say_nothing_are_the_next_token_after_the_last() -> None:
+    assert convert.output_spec(pb.OutputSpec(), field="outputs") == OutputSpec(OutputKind.NEXT_TOKEN, 0, False)
+    assert convert.output_spec(pb.OutputSpec(), field="outputs") == convert.DEFAULT_OUTPUTS
+
+
+def test_outputs_keep_what_they_say() -> None:
+    message = pb.OutputSpec(kind=pb.OUTPUT_KIND_TOP_K, top_k=3, every_position=True)
+    assert convert.output_spec(message, field="outputs") == OutputSpec(OutputKind.TOP_K, 3, True)
+
+
+@pytest.mark.parametrize("reason", [None, *FinishReason])
+def test_every_finish_reason_has_its_own_on_the_wire(reason: FinishReason | None) -> None:
+    message = convert.generated(Generated(4, None, None, reason), NAMES)
+    name = "UNSPECIFIED" if reason is None else reason.name
+    assert message == pb.Generated(finish_reason=pb.FinishReason.Value(f"FINISH_REASON_{name}"))
+    assert enum_names(pb.FinishReason.DESCRIPTOR, "FINISH_REASON_") == {"UNSPECIFIED", *(r.name for r in FinishReason)}
+
+
+@pytest.mark.parametrize("reason", CloseReason)
+def test_every_close_reason_has_its_own_on_the_wire(reason: CloseReason) -> None:
+    assert convert.close_reason(reason) == pb.CloseReason.Value(f"CLOSE_REASON_{reason.name}")
+    assert enum_names(pb.CloseReason.DESCRIPTOR, "CLOSE_REASON_") == {"UNSPECIFIED", *(r.name for r in CloseReason)}
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_has_its_own_on_the_wire(state: State) -> None:
+    """But for closed: a session that is closed is not shown."""
+    info = convert.session_info(domain.session(state=state), 0.0, 0.0)
+    name = "UNSPECIFIED" if state is State.CLOSED else state.name
+    assert info.state == sessions_pb2.SessionState.Value(f"SESSION_STATE_{name}")
+    names = enum_names(sessions_pb2.SessionState.DESCRIPTOR, "SESSION_STATE_")
+    assert names == {"UNSPECIFIED", *(s.name for s in State if s is not State.CLOSED)}
+
+
+def test_a_model_is_served_or_it_has_failed() -> None:
+    names = enum_names(models_pb2.ModelStatus.DESCRIPTOR, "MODEL_STATUS_")
+    assert names == {"UNSPECIFIED", "SERVING", "FAILED"}
+
+
+@pytest.mark.parametrize(
+    ("sequence", "ids"),
+    [
+        (pb.Sequence(text="K AA B"), [5, 3, 4]),
+        (pb.Sequence(tokens=pb.TokenNames(names=["K", "</s>"])), [5, 2]),
+        (pb.Sequence(ids=pb.TokenIds(ids=[0, 5])), [0, 5]),
+    ],
+)
+def test_a_sequence_comes_as_text_as_names_or_as_ids(sequence: pb.Sequence, ids: list[int]) -> None:
+    assert convert.sequence_ids(sequence, vocabulary(), field="prompt") == ids
+
+
+def test_a_sequence_without_a_form_is_refused() -> None:
+    with pytest.raises(InvalidFieldError) as refusal:
+        convert.sequence_ids(pb.Sequence(), vocabulary(), field="prompt")
+    assert refusal.value.message == "prompt has no form: one of text, tokens and ids must be given"
+    assert refusal.value.field == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("sequence", "field"),
+    [
+        (pb.Sequence(text=""), "prompt.text"),
+        (pb.Sequence(text="  "), "prompt.text"),
+        (pb.Sequence(tokens=pb.TokenNames()), "prompt.tokens"),
+        (pb.Sequence(ids=pb.TokenIds()), "prompt.ids"),
+    ],
+)
+def test_an_empty_sequence_is_refused_in_every_form(sequence: pb.Sequence, field: str) -> None:
+    with pytest.raises(EmptySequenceError) as refusal:
+        convert.sequence_ids(sequence, vocabulary(), field="prompt")
+    assert refusal.value.message == f"{field} is empty: it must have 1 token or more"
+    assert refusal.value.field == field
+
+
+def test_what_is_unknown_in_a_sequence_is_named_as_the_client_spells_it() -> None:
+    with pytest.raises(UnknownTokenError, match=r"^prompt\.text\[1\] = 'Q' is not in the vocabulary of made$"):
+        convert.sequence_ids(pb.Sequence(text="K Q"), vocabulary(), field="prompt")
+    with pytest.raises(UnknownTokenError, match=r"^prompt\.tokens\.names\[0\] = 'Q' is not in the vocabulary of made$"):
+        convert.sequence_ids(pb.Sequence(tokens=pb.TokenNames(names=["Q"])), vocabulary(), field="prompt")
+    with pytest.raises(TokenOutOfVocabularyError, match=r"^prompt\.ids\.ids\[1\] = 6 is outside .* \(0 to 5\)$"):
+        convert.sequence_ids(pb.Sequence(ids=pb.TokenIds(ids=[5, 6])), vocabulary(), field="prompt")
+
+
+def test_a_source_is_read_by_the_source_vocabulary() -> None:
+    assert convert.source_ids(pb.Sequence(text="Cab"), domain.bundle(has_encoder=True)) == [2, 0, 1]
+
+
+def test_a_source_for_a_model_without_an_encoder_is_refused() -> None:
+    with pytest.raises(InvalidFieldError) as refusal:
+        convert.source_ids(pb.Sequence(text="cab"), domain.bundle())
+    assert refusal.value.message == "source must not be given: made has no encoder"
+    assert refusal.value.field == "source"
+
+
+def test_a_feed_brings_ids_or_names() -> None:
+    assert convert.feed_ids(pb.Feed(token_ids=[1, 5]), vocabulary()) == [1, 5]
+    assert convert.feed_ids(pb.Feed(tokens=["K", "AA"]), vocabulary()) == [5, 3]
+    assert convert.feed_ids(pb.Feed(), vocabulary()) == [], "the domain refuses that it is empty"
+
+
+def test_a_feed_that_brings_both_ids_and_names_is_refused() -> None:
+    with pytest.raises(InvalidFieldError) as refusal:
+        convert.feed_ids(pb.Feed(token_ids=[1], tokens=["K"]), vocabulary())
+    assert refusal.value.message == "feed.token_ids and feed.tokens are both given: give one"
+    assert refusal.value.field == "feed.tokens"
+
+
+def test_what_is_unknown_in_a_feed_is_named_as_the_client_spells_it() -> None:
+    with pytest.raises(TokenOutOfVocabularyError, match=r"^feed\.token_ids\[2\] = 4294967295 is outside .*\(0 to 5\)$"):
+        convert.feed_ids(pb.Feed(token_ids=[0, 1, 2**32 - 1]), vocabulary())
+    with pytest.raises(UnknownTokenError, match=r"^feed\.tokens\[0\] = '' is not in the vocabulary of made$"):
+        convert.feed_ids(pb.Feed(tokens=[""]), vocabulary())
+
+
+def test_a_decoding_that_says_nothing_is_greedy_to_the_models_limit() -> None:
+    assert convert.decoding(pb.Decoding(), 40) == Decoding(40, None, False)
+
+
+def test_sampling_that_says_nothing_has_the_documented_defaults() -> None:
+    assert convert.decoding(pb.Decoding(sampling=pb.Sampling()), 40).sampling == Sampling(1.0, None, 1.0, 0)
+
+
+def test_zeros_that_are_given_are_not_defaults() -> None:
+    """They are out of range, and the domain says so."""
+    message = pb.Decoding(max_tokens=0, sampling=pb.Sampling(temperature=0.0, top_k=0, top_p=0.0))
+    assert convert.decoding(message, 40) == Decoding(0, Sampling(0.0, 0, 0.0, 0))
+
+
+def test_a_decoding_keeps_what_it_says() -> None:
+    sampling = pb.Sampling(temperature=0.5, top_k=3, top_p=0.25, seed=2**64 - 1)
+    message = pb.Decoding(max_tokens=7, sampling=sampling, log_probabilities=True)
+    assert convert.decoding(message, 40) == Decoding(7, Sampling(0.5, 3, 0.25, 2**64 - 1), True)
+
+
+def test_a_source_is_told_as_it_was_read() -> None:
+    source = domain.bundle(has_encoder=True).source_vocabulary
+    assert source is not None
+    assert convert.source_tokens([2, 3], source) == [pb.Token(id=2, text="c"), pb.Token(id=3, text="'")]
+
+
+def test_an_output_of_the_next_token_has_no_log_probability() -> None:
+    message = convert.step_output(StepOutput(3, [5]), NAMES)
+    assert message == pb.StepOutput(position=3, tokens=[pb.Token(id=5, text="K")])
+    assert not message.tokens[0].HasField("log_probability")
+
+
+def test_an_output_of_the_top_k_has_log_probabilities_also_where_they_are_0() -> None:
+    message = convert.step_output(StepOutput(3, [5, 0], [0.0, -2.5]), NAMES)
+    tokens = [pb.Token(id=5, text="K", log_probability=0.0), pb.Token(id=0, text="<pad>", log_probability=-2.5)]
+    assert message == pb.StepOutput(position=3, tokens=tokens)
+    assert message.tokens[0].HasField("log_probability")
+
+
+def test_an_output_of_logits_keeps_every_bit() -> None:
+    logits = np.array([1e30, -1e-30, np.inf, -np.inf, 0.1, -0.0], np.float32)
+    message = convert.step_output(StepOutput(0, [], None, logits), NAMES)
+    assert np.array(message.logits, np.float32).tobytes() == logits.tobytes()
+
+
+def test_a_generated_token_has_a_log_probability_where_it_was_asked_for() -> None:
+    plain = convert.generated(Generated(1, 3, None, None), NAMES)
+    assert plain == pb.Generated(tokens=[pb.Token(id=3, text="AA")])
+    asked = convert.generated(Generated(1, 3, -0.5, FinishReason.MAX_TOKENS), NAMES)
+    token = pb.Token(id=3, text="AA", log_probability=-0.5)
+    assert asked == pb.Generated(tokens=[token], finish_reason=pb.FINISH_REASON_MAX_TOKENS)
+
+
+def test_a_session_is_shown_with_times_of_the_wall_clock() -> None:
+    session = domain.session("s9", position=12, opened_at=1_700_000_000.5, last_used_s=90.0)
+    info = convert.session_info(session, 100.0, 1_700_000_060.25)
+    assert (info.session_id, info.model, info.version, info.position) == ("s9", "made", 3, 12)
+    assert info.open_time.ToNanoseconds() / 1e9 == pytest.approx(1_700_000_000.5, abs=1e-6)
+    assert info.last_used_time.ToNanoseconds() / 1e9 == pytest.approx(1_700_000_050.25, abs=1e-6)
+
+
+@pytest.mark.parametrize("has_encoder", [False, True])
+def test_a_model_is_shown_with_its_vocabularies_and_limits(has_encoder: bool) -> None:
+    info = convert.model_info(domain.bundle(has_encoder=has_encoder))
+    assert info == models_pb2.ModelInfo(
+        model="made",
+        version=3,
+        description="made for a test",
+        status=models_pb2.MODEL_STATUS_SERVING,
+        has_encoder=has_encoder,
+        source_vocabulary=domain.SOURCE_NAMES if has_encoder else [],
+        target_vocabulary=domain.TARGET_NAMES,
+        max_source_length=domain.MAX_SOURCE_LENGTH if has_encoder else 0,
+        max_tokens=40,
+        state_size_bytes=2 * 2 * 4,
+        manifest_digest=domain.DIGEST,
+    )
+
+
+def test_a_model_that_failed_is_shown_with_its_problem() -> None:
+    info = convert.problem_info(Problem("g2p-en", 2, "step.onnx is missing"))
+    assert info == models_pb2.ModelInfo(
+        model="g2p-en", version=2, status=models_pb2.MODEL_STATUS_FAILED, problem="step.onnx is missing"
+    )

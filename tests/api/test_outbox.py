@@ -1,0 +1,180 @@
+"""An outbox keeps order, wakes who waits, and loses no wake-up however those who use it interleave."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.api.outbox import Outbox
+
+
+async def turn() -> None:
+    """Lets every task that can go on do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_responses_come_out_in_the_order_in_which_they_were_put() -> None:
+    outbox: Outbox[int] = Outbox(10)
+    for number in range(5):
+        outbox.put(number)
+    assert [await outbox.next() for _ in range(5)] == [(number, None) for number in range(5)]
+
+
+async def test_a_response_comes_with_what_to_call_when_it_is_written() -> None:
+    outbox: Outbox[str] = Outbox(10)
+    called: list[str] = []
+    outbox.put("a", lambda: called.append("a"))
+    taken = await outbox.next()
+    assert taken is not None
+    response, on_written = taken
+    assert (response, called) == ("a", [])
+    assert on_written is not None
+    on_written()
+    assert called == ["a"]
+
+
+async def test_who_waits_for_a_response_is_woken_by_one() -> None:
+    outbox: Outbox[int] = Outbox(10)
+    waiting = asyncio.create_task(outbox.next())
+    await turn()
+    assert not waiting.done()
+    outbox.put(1)
+    outbox.put(2)
+    assert await waiting == (1, None)
+    assert await outbox.next() == (2, None)
+
+
+async def test_a_closed_outbox_gives_what_is_left_and_then_none() -> None:
+    outbox: Outbox[int] = Outbox(10)
+    outbox.put(1)
+    outbox.close()
+    assert await outbox.next() == (1, None)
+    assert await outbox.next() is None
+    assert await outbox.next() is None
+
+
+async def test_closing_wakes_who_waits_for_a_response() -> None:
+    outbox: Outbox[int] = Outbox(10)
+    waiting = asyncio.create_task(outbox.next())
+    await turn()
+    outbox.close()
+    outbox.close()
+    assert await waiting is None
+
+
+async def test_a_response_put_after_closing_is_still_given() -> None:
+    """A notice may come between the last answer and the end."""
+    outbox: Outbox[int] = Outbox(10)
+    outbox.close()
+    outbox.put(1)
+    assert await outbox.next() == (1, None)
+    assert await outbox.next() is None
+
+
+async def test_it_takes_in_more_than_its_limit_and_tells_that_it_is_full() -> None:
+    outbox: Outbox[int] = Outbox(2)
+    fullness = []
+    for number in range(4):
+        fullness.append(outbox.is_full)
+        outbox.put(number)
+    assert fullness == [False, False, True, True]
+    taken = [await outbox.next() for _ in range(4)]
+    assert [response for response, _ in filter(None, taken)] == [0, 1, 2, 3]
+    assert not outbox.is_full
+
+
+async def test_room_is_there_at_once_when_it_is_not_full() -> None:
+    outbox: Outbox[int] = Outbox(1)
+    await outbox.room()
+
+
+async def test_room_comes_when_it_is_full_no_longer_and_not_before() -> None:
+    outbox: Outbox[int] = Outbox(2)
+    for number in range(4):
+        outbox.put(number)
+    waiting = asyncio.create_task(outbox.room())
+    for _ in range(2):
+        await outbox.next()
+        await turn()
+        assert not waiting.done()
+    await outbox.next()
+    await waiting
+
+
+async def test_room_that_is_taken_before_its_seeker_wakes_is_waited_for_again() -> None:
+    outbox: Outbox[int] = Outbox(1)
+    outbox.put(1)
+    waiting = asyncio.create_task(outbox.room())
+    await turn()
+    await outbox.next()
+    outbox.put(2)
+    await turn()
+    assert not waiting.done()
+    await outbox.next()
+    await waiting
+
+
+@pytest.mark.parametrize("wait", [Outbox.next, Outbox.room])
+async def test_who_gave_up_waiting_leaves_nothing_broken(wait: Callable[[Outbox[int]], Awaitable[Any]]) -> None:
+    outbox: Outbox[int] = Outbox(1)
+    if wait is Outbox.room:
+        outbox.put(0)
+    waiting = asyncio.ensure_future(wait(outbox))
+    await turn()
+    waiting.cancel()
+    await turn()
+    assert waiting.cancelled()
+    outbox.put(1)
+    outbox.close()
+    taken = []
+    while (response := await outbox.next()) is not None:
+        taken.append(response[0])
+    assert taken[-1] == 1
+    await outbox.room()
+
+
+@given(st.integers(1, 3), st.lists(st.sampled_from(["put", "put", "yield", "read", "seek"]), max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_no_wake_up_is_lost(limit: int, steps: list[str]) -> None:
+    """A reader waits only while there is nothing to read, a seeker only while it is full; all is read in order."""
+
+    async def play() -> None:
+        outbox: Outbox[int] = Outbox(limit)
+        taken: list[int] = []
+        num_put = 0
+        allowed = asyncio.Semaphore(0)
+
+        async def read() -> None:
+            while (response := await outbox.next()) is not None:
+                taken.append(response[0])
+                await allowed.acquire()
+
+        reader = asyncio.create_task(read())
+        seeker: asyncio.Task[None] | None = None
+        for step in steps:
+            if step == "put":
+                outbox.put(num_put)
+                num_put += 1
+            elif step == "read":
+                allowed.release()
+            elif step == "seek" and (seeker is None or seeker.done()):
+                seeker = asyncio.create_task(outbox.room())
+            else:
+                await turn()
+                if seeker is not None:
+                    assert seeker.done() or outbox.is_full
+        outbox.close()
+        for _ in range(num_put + 1):
+            allowed.release()
+            await turn()
+        assert reader.done(), "closed, and everything taken"
+        assert seeker is None or seeker.done(), "empty, and still somebody waits for room"
+        assert taken == list(range(num_put))
+
+    asyncio.run(play())

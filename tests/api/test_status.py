@@ -1,0 +1,170 @@
+"""Every error of the domain has a gRPC status, and its facts reach the client in both of the promised forms."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+import service
+from carousel.v1 import error_pb2
+from service import errors
+from service.api.status import DOMAIN, METADATA_KEY, TABLE, abort, to_message
+
+SOURCES = sorted(Path(service.__file__).parent.rglob("*.py"))
+NAMES = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+
+
+def subclasses(root: type[errors.CarouselError]) -> Iterator[type[errors.CarouselError]]:
+    for child in root.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+def made_in(source: Path) -> set[str]:
+    """The classes of errors that a module makes, by name."""
+    calls = [node for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    return {call.func.id for call in calls if isinstance(call.func, ast.Name)} & NAMES
+
+
+class Aborted(Exception):
+    """What a real context raises when a call is aborted."""
+
+
+class Context:
+    """As much of a gRPC context as `abort` uses."""
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Sequence[tuple[str, Any]] = ()
+    ) -> NoReturn:
+        self.code, self.details, self.metadata = code, details, dict(trailing_metadata)
+        raise Aborted
+
+
+async def aborted(error: errors.CarouselError) -> Context:
+    context: Any = Context()
+    with pytest.raises(Aborted):
+        await abort(context, error)
+    assert isinstance(context, Context)
+    return context
+
+
+def details(context: Context) -> dict[str, Any]:
+    """The details of the status that a call was aborted with, by the name of their type."""
+    status = status_pb2.Status.FromString(context.metadata["grpc-status-details-bin"])
+    assert status.code == context.code.value[0]
+    assert status.message == context.details
+    found: dict[str, Any] = {}
+    for packed in status.details:
+        name = packed.TypeName().rpartition(".")[2]
+        found[name] = getattr(error_details_pb2, name)()
+        assert packed.Unpack(found[name])
+    assert len(found) == len(status.details)
+    return found
+
+
+def test_every_leaf_of_the_tree_of_errors_has_a_row() -> None:
+    leaves = {kind for kind in subclasses(errors.CarouselError) if not kind.__subclasses__()}
+    assert leaves
+    assert leaves <= set(TABLE)
+
+
+def test_every_error_that_the_server_makes_has_a_row() -> None:
+    """Also those that are no leaves."""
+    rows = {kind.__name__ for kind in TABLE}
+    assert {source.name: made_in(source) - rows for source in SOURCES if made_in(source) - rows} == {}
+
+
+def test_every_row_is_of_an_error_that_the_server_makes() -> None:
+    made = set().union(*(made_in(source) for source in SOURCES))
+    assert {kind.__name__ for kind in TABLE} <= made
+
+
+def test_reasons_are_stable_names_of_their_own() -> None:
+    reasons = [row.reason for row in TABLE.values()]
+    assert len(set(reasons)) == len(reasons)
+    assert all(reason.isupper() and reason.replace("_", "").isalnum() for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("root", "codes"),
+    [
+        (errors.InvalidFieldError, {grpc.StatusCode.INVALID_ARGUMENT}),
+        (
+            errors.CallerError,
+            {
+                grpc.StatusCode.INVALID_ARGUMENT,
+                grpc.StatusCode.NOT_FOUND,
+                grpc.StatusCode.ALREADY_EXISTS,
+                grpc.StatusCode.FAILED_PRECONDITION,
+            },
+        ),
+        (errors.LoadError, {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}),
+        (errors.ServerError, {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE}),
+        (errors.RequestCancelledError, {grpc.StatusCode.CANCELLED}),
+    ],
+)
+def test_the_code_tells_whose_fault_it_is(root: type[errors.CarouselError], codes: set[grpc.StatusCode]) -> None:
+    assert {row.code for kind, row in TABLE.items() if issubclass(kind, root)} == codes
+
+
+@pytest.mark.parametrize("kind", TABLE)
+def test_a_message_carries_the_code_the_text_and_the_reason(kind: type[errors.CarouselError]) -> None:
+    message = to_message(kind("what is wrong"))
+    row = TABLE[kind]
+    assert message == error_pb2.Error(code=row.code.value[0], message="what is wrong", reason=row.reason)
+    assert not message.HasField("retry_delay")
+
+
+def test_a_message_carries_field_facts_and_retry_delay() -> None:
+    error = errors.QueueFullError("full", field="feed", retry_delay_s=1.25, max_waiting=7, model="g2p-en")
+    message = to_message(error)
+    assert message.code == 8
+    assert message.reason == "QUEUE_FULL"
+    assert message.field == "feed"
+    assert dict(message.metadata) == {"max_waiting": "7", "model": "g2p-en"}
+    assert message.retry_delay.ToNanoseconds() == 1_250_000_000
+
+
+def test_a_class_without_a_row_is_no_message() -> None:
+    """`LoadError` itself is never raised."""
+    with pytest.raises(KeyError):
+        to_message(errors.LoadError("full"))
+
+
+async def test_a_failed_call_carries_the_standard_details() -> None:
+    error = errors.TooManySessionsError("full", field="session_id", retry_delay_s=0.1, max_sessions=3)
+    context = await aborted(error)
+    assert context.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert context.details == "full"
+    violation = error_details_pb2.BadRequest.FieldViolation(
+        field="session_id", description="full", reason="TOO_MANY_SESSIONS"
+    )
+    delay = error_details_pb2.RetryInfo()
+    delay.retry_delay.FromMilliseconds(100)
+    assert details(context) == {
+        "ErrorInfo": error_details_pb2.ErrorInfo(
+            reason="TOO_MANY_SESSIONS", domain=DOMAIN, metadata={"max_sessions": "3"}
+        ),
+        "BadRequest": error_details_pb2.BadRequest(field_violations=[violation]),
+        "RetryInfo": delay,
+    }
+
+
+async def test_a_failed_call_carries_no_detail_that_says_nothing() -> None:
+    context = await aborted(errors.ModelNotFoundError("no such model"))
+    assert list(details(context)) == ["ErrorInfo"]
+
+
+@pytest.mark.parametrize("kind", TABLE)
+async def test_a_failed_call_carries_our_own_message_too(kind: type[errors.CarouselError]) -> None:
+    """For clients without the googleapis types; its text need not be ASCII."""
+    error = kind("source.text[0] = 'é'", field="source.text[0]", retry_delay_s=2.0, model="g2p-en")
+    context = await aborted(error)
+    assert context.code is TABLE[kind].code
+    assert error_pb2.Error.FromString(context.metadata[METADATA_KEY]) == to_message(error)

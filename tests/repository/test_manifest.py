@@ -1,0 +1,256 @@
+"""A manifest that contradicts itself is refused, with a message that says where."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from service.repository import manifest as contract
+from service.repository.manifest import Manifest, sha256_of
+from tests import domain
+
+CHANGES: list[tuple[str, dict[str, Any], str]] = [
+    # (what is wrong, what is changed by path, how the refusal reads)
+    ("a format of the future", {"format_version": 2}, "format_version: Input should be 1"),
+    ("a name in upper case", {"model": "G2P"}, "model: String should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$'"),
+    ("a name with a folder", {"model": "a/b"}, "model: String should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$'"),
+    ("a name too long", {"model": "a" * 65}, "model: String should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$'"),
+    ("version 0", {"version": 0}, "version: Input should be greater than or equal to 1"),
+    ("a version too big", {"version": 2**31}, "version: Input should be less than or equal to 2147483647"),
+    ("no limit", {"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
+    (
+        "a file elsewhere",
+        {"step.file": "../step.onnx"},
+        "step.file: String should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$'",
+    ),
+    (
+        "a digest cut short",
+        {"digests": {"step.onnx": "ab"}},
+        "digests.step.onnx: String should match pattern '^[0-9a-f]{64}$'",
+    ),
+    (
+        "a dtype that does not exist",
+        {"step.logits.dtype": "float16"},
+        "step.logits.dtype: Input should be 'float32', 'int64' or 'bool'",
+    ),
+    ("a vocabulary of one", {"target_vocabulary.size": 1}, "size: Input should be greater than or equal to 2"),
+    (
+        "a tokenizer that does not exist",
+        {"target_vocabulary.tokenizer": "bpe"},
+        "target_vocabulary.tokenizer: Input should be 'characters' or 'whitespace'",
+    ),
+    ("a source of no tokens", {"encoder.max_source_length": 0}, "encoder.max_source_length: Input should be greater"),
+    ("a negative id", {"special_tokens.eos_id": -1}, "special_tokens.eos_id: Input should be greater than or equal"),
+    (
+        "a state without a batch axis",
+        {"states.0.input.shape": [1, 2, 3]},
+        "state hidden: shape [1, 2, 3] must have one batch axis and no other",
+    ),
+    (
+        "a state with two batch axes",
+        {"states.0.input.shape": ["batch", "batch"]},
+        "state hidden: shape ['batch', 'batch'] must have one batch axis and no other",
+    ),
+    (
+        "a state with a time axis",
+        {"states.1.input.shape": ["batch", "time", 2]},
+        "state cell: shape ['batch', 'time', 2] must have one batch axis and no other",
+    ),
+    (
+        "a state with a source axis",
+        {"states.1.input.shape": ["batch", "source"]},
+        "state cell: shape ['batch', 'source'] must have one batch axis and no other",
+    ),
+    (
+        "a context without a source axis",
+        {"contexts.0.input.shape": ["batch", 2]},
+        "context memory: shape ['batch', 2] must be batch, source, then numbers alone",
+    ),
+    (
+        "a context in another order",
+        {"contexts.0.input.shape": ["source", "batch", 2]},
+        "context memory: shape ['source', 'batch', 2] must be batch, source, then numbers alone",
+    ),
+    (
+        "a context with a time axis",
+        {"contexts.0.input.shape": ["batch", "source", "time"]},
+        "context memory: shape ['batch', 'source', 'time'] must be batch, source, then numbers alone",
+    ),
+    (
+        "a context with two source axes",
+        {"contexts.0.input.shape": ["batch", "source", "source"]},
+        "context memory: shape ['batch', 'source', 'source'] must be batch, source, then numbers alone",
+    ),
+    ("an encoder without its vocabulary", {"source_vocabulary": None}, "encoder and source_vocabulary must be given"),
+    ("a vocabulary without its encoder", {"encoder": None}, "encoder and source_vocabulary must be given together"),
+    (
+        "contexts without an encoder",
+        {"encoder": None, "source_vocabulary": None},
+        "contexts and initial states need an encoder",
+    ),
+    (
+        "an initial state without an encoder",
+        {"encoder": None, "source_vocabulary": None, "contexts": [], "states.0.initial": "first_hidden"},
+        "contexts and initial states need an encoder",
+    ),
+    ("no state", {"states": []}, "states must not be empty: a recurrent model has state"),
+    (
+        "logits of another size",
+        {"step.logits.shape": ["batch", "time", 7]},
+        "step.logits must be float32 ['batch', 'time', 6], not float32 ['batch', 'time', 7]",
+    ),
+    (
+        "logits that are no floats",
+        {"step.logits.dtype": "int64"},
+        "step.logits must be float32 ['batch', 'time', 6], not int64 ['batch', 'time', 6]",
+    ),
+    (
+        "tokens that are no integers",
+        {"step.tokens.dtype": "float32"},
+        "step.tokens must be int64 ['batch', 'time'], not float32 ['batch', 'time']",
+    ),
+    (
+        "a step that takes one token alone",
+        {"step.tokens.shape": ["batch", 1]},
+        "step.tokens must be int64 ['batch', 'time'], not int64 ['batch', 1]",
+    ),
+    (
+        "lengths for the whole batch",
+        {"step.lengths.shape": [1]},
+        "step.lengths must be int64 ['batch'], not int64 [1]",
+    ),
+    (
+        "a source that is the other way round",
+        {"encoder.source.shape": ["source", "batch"]},
+        "encoder.source must be int64 ['batch', 'source'], not int64 ['source', 'batch']",
+    ),
+    (
+        "source lengths that are no integers",
+        {"encoder.lengths.dtype": "bool"},
+        "encoder.lengths must be int64 ['batch'], not bool ['batch']",
+    ),
+    (
+        "a token outside",
+        {"special_tokens.eos_id": 6},
+        "special_tokens.eos_id = 6 is outside the vocabulary (0 to 5)",
+    ),
+    ("padding outside", {"special_tokens.pad_id": 9}, "special_tokens.pad_id = 9 is outside the vocabulary (0 to 5)"),
+    (
+        "one name twice",
+        {"contexts.0.name": "cell"},
+        "states and contexts must have names of their own, not ['hidden', 'cell', 'cell']",
+    ),
+    (
+        "digests left out",
+        {"digests": {"encoder.onnx": domain.DIGEST}},
+        "digests must name step.onnx, source.txt, ",
+    ),
+]
+
+
+def whole() -> Manifest:
+    return domain.manifest(contexts=(domain.context("memory"),), has_encoder=True)
+
+
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    """The whole manifest as JSON has it, with what lies at each path set to something else."""
+    values = copy.deepcopy(whole().model_dump(mode="json"))
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        part: Any = values
+        for name in parents:
+            part = part[int(name)] if isinstance(part, list) else part[name]
+        part[last] = value
+    return values
+
+
+@pytest.mark.parametrize(("changes", "message"), [change[1:] for change in CHANGES], ids=[c[0] for c in CHANGES])
+def test_a_manifest_that_is_wrong_is_refused_saying_where(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        Manifest.model_validate(changed(changes))
+    told = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in refusal.value.errors()]
+    assert any(message in line for line in told), told
+
+
+PARTS = [
+    "",
+    "encoder",
+    "encoder.source",
+    "step",
+    "states.0",
+    "contexts.0",
+    "target_vocabulary",
+    "special_tokens",
+    "parity",
+]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "",
+        "encoder",
+        "encoder.source",
+        "step",
+        "states.0",
+        "contexts.0",
+        "target_vocabulary",
+        "special_tokens",
+        "parity",
+    ],
+)
+def test_a_field_that_the_contract_does_not_know_is_refused(part: str) -> None:
+    """Whatever part of the manifest it is in."""
+    with pytest.raises(ValidationError) as refusal:
+        Manifest.model_validate(changed({f"{part}.surprise".removeprefix("."): 1}))
+    (problem,) = refusal.value.errors()
+    assert problem["type"] == "extra_forbidden"
+    assert problem["loc"][-1] == "surprise"
+
+
+@pytest.mark.parametrize("field", ["model", "version", "step", "states", "target_vocabulary", "digests", "parity"])
+def test_a_field_that_is_missing_is_told(field: str) -> None:
+    values = changed({})
+    del values[field]
+    with pytest.raises(ValidationError) as refusal:
+        Manifest.model_validate(values)
+    assert [problem["loc"] for problem in refusal.value.errors()] == [(field,)]
+
+
+@pytest.mark.parametrize("has_encoder", [False, True])
+def test_a_manifest_read_back_from_its_json_is_the_same(has_encoder: bool) -> None:
+    written = domain.manifest(has_encoder=has_encoder)
+    read = Manifest.model_validate_json(written.model_dump_json())
+    assert read == written
+    assert read.model_dump_json() == written.model_dump_json()
+
+
+def test_a_manifest_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        whole().model = "other"  # type: ignore[misc]
+
+
+def test_the_files_are_those_that_serving_reads() -> None:
+    assert whole().files == ("encoder.onnx", "step.onnx", "source.txt", "target.txt")
+    assert domain.manifest().files == ("step.onnx", "target.txt")
+
+
+def test_every_field_of_the_contract_is_documented() -> None:
+    parts = [part for part in vars(contract).values() if isinstance(part, type) and issubclass(part, BaseModel)]
+    source = Path(contract.__file__).read_text(encoding="utf-8").splitlines()
+    for part in parts:
+        for field in part.model_fields:
+            line = next(number for number, text in enumerate(source) if text.startswith(f"    {field}: "))
+            assert source[line + 1].startswith('    """'), f"{part.__name__}.{field} has no docstring"
+
+
+def test_a_files_digest_is_that_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"carousel\n" * 100_000)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(b"carousel\n" * 100_000).hexdigest()
+    with pytest.raises(FileNotFoundError):
+        sha256_of(tmp_path / "other")

@@ -1,0 +1,235 @@
+"""Every knob has a flag and a variable, says what it is for, and refuses what is out of its range by name."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+from pydantic.fields import FieldInfo
+from pydantic_settings import CliApp
+
+from service.__main__ import main
+from service.settings import Settings
+from tests.bundles import write_language_model
+
+FIELDS = Settings.model_fields
+FLAGS = {name: "--" + name.replace("_", "-") for name in FIELDS}
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test must not depend on what its shell has set."""
+    for name in os.environ:
+        if name.upper().startswith("CAROUSEL_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A folder without a bundle: enough for `--check`, which says so at once."""
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of `python -m service ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["service", *arguments])
+    with pytest.raises(SystemExit) as end:
+        sys.exit(main())
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def other_value(name: str, field: FieldInfo) -> str:
+    """A value that is allowed and is not the default."""
+    default = field.default
+    if isinstance(default, bool):
+        return str(not default).lower()
+    if get_origin(field.annotation) is Literal:
+        return str(next(choice for choice in get_args(field.annotation) if choice != default))
+    if isinstance(default, int | float):
+        return str(default + 1)
+    return f"other-{name}"
+
+
+def test_the_defaults_need_no_variable_and_no_flag() -> None:
+    settings = CliApp.run(Settings, cli_args=[])
+    assert settings == Settings.model_construct()
+    assert settings.host == "127.0.0.1", "who wants to be reached from elsewhere must say so"
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_can_be_given_by_its_variable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    value = other_value(name, FIELDS[name])
+    monkeypatch.setenv(f"CAROUSEL_{name.upper()}", value)
+    settings = CliApp.run(Settings, cli_args=[])
+    found = getattr(settings, name)
+    assert found != FIELDS[name].default
+    assert str(found).lower() == value
+    assert {other for other in FIELDS if getattr(settings, other) != FIELDS[other].default} == {name}
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name != "check"])
+def test_a_flag_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    field = FIELDS[name]
+    monkeypatch.setenv(f"CAROUSEL_{name.upper()}", other_value(name, field))
+    settings = CliApp.run(Settings, cli_args=[FLAGS[name], str(field.default)])
+    assert getattr(settings, name) == field.default
+
+
+def test_a_switch_may_be_turned_off_by_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAROUSEL_CHECK", "1")
+    assert CliApp.run(Settings, cli_args=[]).check
+    assert CliApp.run(Settings, cli_args=["--check"]).check
+    assert not CliApp.run(Settings, cli_args=["--no-check"]).check
+
+
+def test_help_lists_every_setting_with_its_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--help") == 0
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert shown.startswith("usage: python -m service ")
+    for name, field in FIELDS.items():
+        assert field.description, f"{name} has no docstring"
+        assert f" {FLAGS[name]}" in shown
+        assert re.sub(r"\s+", " ", field.description) in shown
+
+
+@pytest.mark.parametrize("arguments", [["--nonsense", "1"], ["surplus"], ["--port"], ["--por", "1"]])
+def test_a_flag_that_does_not_exist_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path, arguments: list[str]
+) -> None:
+    """Also one cut short, and one without its value."""
+    assert run(monkeypatch, "--check", "--models", str(empty), *arguments) == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_variable_that_is_no_setting_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
+) -> None:
+    """Kubernetes sets some of its own for a service of that name."""
+    monkeypatch.setenv("CAROUSEL_SERVICE_HOST", "10.0.0.1")
+    assert run(monkeypatch, "--check", "--models", str(empty)) == 1
+    assert capsys.readouterr().err == f"no bundle in {empty}\n"
+
+
+OUT_OF_RANGE = [
+    ("port", "65536", "Input should be less than or equal to 65535"),
+    ("port", "-1", "Input should be greater than or equal to 0"),
+    ("port", "x", "Input should be a valid integer, unable to parse string as an integer"),
+    ("metrics_port", "65536", "Input should be less than or equal to 65535"),
+    ("log_format", "xml", "Input should be 'text' or 'json'"),
+    ("log_level", "loud", "Input should be 'debug', 'info', 'warning' or 'error'"),
+    ("max_sessions", "0", "Input should be greater than or equal to 1"),
+    ("max_sessions", "10000001", "Input should be less than or equal to 10000000"),
+    ("idle_timeout_s", "0", "Input should be greater than 0"),
+    ("idle_timeout_s", "nan", "Input should be greater than 0"),
+    ("inline_s", "-1", "Input should be greater than or equal to 0"),
+    ("max_in_flight", "0", "Input should be greater than or equal to 1"),
+    ("max_feed_tokens", "0", "Input should be greater than or equal to 1"),
+    ("max_generate_tokens", "0", "Input should be greater than or equal to 1"),
+    ("generation_window", "0", "Input should be greater than or equal to 1"),
+    ("max_message_bytes", "1023", "Input should be greater than or equal to 1024"),
+    ("max_message_bytes", "2147483648", "Input should be less than or equal to 2147483647"),
+    ("num_tombstones", "-1", "Input should be greater than or equal to 0"),
+    ("max_waiting", "0", "Input should be greater than or equal to 1"),
+    ("max_batch_rows", "0", "Input should be greater than or equal to 1"),
+    ("max_batch_rows", "1025", "Input should be less than or equal to 1024"),
+    ("max_batch_tokens", "0", "Input should be greater than or equal to 1"),
+    ("max_chunk_tokens", "0", "Input should be greater than or equal to 1"),
+    ("num_threads", "0", "Input should be greater than or equal to 1"),
+    ("shutdown_grace_s", "-0.5", "Input should be greater than or equal to 0"),
+    ("shutdown_grace_s", "nan", "Input should be greater than or equal to 0"),
+]
+
+
+@pytest.mark.parametrize("wrong", OUT_OF_RANGE, ids=lambda wrong: f"{wrong[0]}={wrong[1]}")
+@pytest.mark.parametrize("by", ["flag", "variable"])
+def test_a_value_out_of_its_range_ends_the_start_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], by: str, wrong: tuple[str, str, str]
+) -> None:
+    """With the setting, its value and what was expected, on one line, and exit code 2."""
+    name, value, message = wrong
+    arguments = ["--check"]
+    if by == "flag":
+        arguments.append(f"{FLAGS[name]}={value}")
+    else:
+        monkeypatch.setenv(f"CAROUSEL_{name.upper()}", value)
+    assert run(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"{name} = {value!r}: {message}\n"
+    assert captured.out == ""
+
+
+def test_every_number_has_a_range_that_is_tested() -> None:
+    numbers = {name for name, field in FIELDS.items() if field.annotation in (int, float)}
+    assert numbers == {name for name, *_ in OUT_OF_RANGE} - {"log_format", "log_level"}
+
+
+def test_several_values_out_of_range_are_all_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--check", "--port=-1", "--max-sessions=0") == 2
+    named = [line.partition(" = ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert named == ["port", "max_sessions"]
+
+
+def test_checking_a_folder_without_bundles_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
+) -> None:
+    assert run(monkeypatch, "--check", "--models", str(empty)) == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"no bundle in {empty}\n")
+
+
+def test_checking_a_folder_that_is_missing_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
+) -> None:
+    missing = empty / "missing"
+    assert run(monkeypatch, "--check", "--models", str(missing)) == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"models: {missing} is not a folder\n")
+
+
+def test_checking_names_each_bundle_and_what_is_wrong_with_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
+) -> None:
+    """What is no version's folder is passed over."""
+    for folder in ("b/2", "b/1", "a/1", "a/notes", ".git/1"):
+        (empty / folder).mkdir(parents=True)
+    assert run(monkeypatch, "--check", "--models", str(empty)) == 1
+    reason = "manifest.json cannot be read: No such file or directory"
+    assert capsys.readouterr().out == f"FAILED  a/1: {reason}\nFAILED  b/1: {reason}\nFAILED  b/2: {reason}\n"
+
+
+def test_checking_bundles_that_can_be_served_succeeds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
+) -> None:
+    for version in (2, 1):
+        write_language_model(empty, version=version)
+    assert run(monkeypatch, "--check", "--models", str(empty)) == 0
+    assert capsys.readouterr().out == "ok      tiny-lm/1\nok      tiny-lm/2\n"
+
+
+def test_checking_fails_when_one_bundle_of_many_cannot_be_served(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
+) -> None:
+    write_language_model(empty)
+    (write_language_model(empty, version=2) / "target.txt").unlink()
+    assert run(monkeypatch, "--check", "--models", str(empty)) == 1
+    reason = "target.txt cannot be read: No such file or directory"
+    assert capsys.readouterr().out == f"ok      tiny-lm/1\nFAILED  tiny-lm/2: {reason}\n"
+
+
+def test_the_limits_of_engines_and_sessions_are_what_was_set() -> None:
+    settings = CliApp.run(
+        Settings,
+        cli_args=["--max-sessions=3", "--max-batch-rows=5", "--max-chunk-tokens=7", "--max-message-bytes=2048"],
+    )
+    assert settings.engine_limits.num_slots == settings.session_limits.max_sessions == 3
+    assert (settings.engine_limits.max_batch_rows, settings.engine_limits.max_chunk_tokens) == (5, 7)
+    assert settings.session_limits.max_answer_bytes == 2048
