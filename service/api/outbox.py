@@ -23,6 +23,7 @@ class Outbox(Generic[Response]):
         self._arrival: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._closed = False
+        self._is_held = False
 
     @property
     def is_full(self) -> bool:
@@ -57,6 +58,23 @@ class Outbox(Generic[Response]):
             self._room = asyncio.get_running_loop().create_future()
             await self._room
 
+    def hold(self) -> bool:
+        """Keeps the task that waits in `next`, if one does, asleep until `let_go`: who holds writes in its place."""
+        self._is_held = self._arrival is not None and not self._arrival.done() and not self._waiting
+        return self._is_held
+
+    def take(self) -> tuple[Response, Callable[[], None] | None] | None:
+        """The oldest response, for who holds; None when there is none."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def let_go(self) -> None:
+        """Ends `hold`: the task that waits in `next` goes on if there is anything for it."""
+        self._is_held = False
+        if self._waiting or self._closed:
+            self._wake_up()
+
     def _wake_up(self) -> None:
+        if self._is_held:
+            return
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)

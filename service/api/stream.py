@@ -116,8 +116,12 @@ class Stream:
         if message.HasField("outputs"):
             outputs = convert.output_spec(message.outputs, field="feed.outputs")
         position = message.position if message.HasField("position") else None
-        self._dispatcher.feed(session, position, tokens, outputs, request_id=request.request_id, reply=self._on_fed)
-        self._num_unanswered += 1
+        self._num_unanswered += 1  # before: a lone session's feed is answered at once
+        try:
+            self._dispatcher.feed(session, position, tokens, outputs, request_id=request.request_id, reply=self._on_fed)
+        except CarouselError:
+            self._num_unanswered -= 1
+            raise
 
     def _generate(self, request: pb.StreamRequest) -> None:
         message = request.generate

@@ -1,82 +1,219 @@
-"""From logits to tokens: pure functions of one row each, so that a row's choice cannot depend on its batch.
+"""From logits to tokens: pure functions of a batch of rows, in which no row knows of another.
 
-`V` is the vocabulary's size.
+1. A row's result has the same bits alone, in any batch and at any place in it. So reductions run along the last axis
+   of a contiguous array, one row at a time in a fixed order; sums that decide a draw are running sums, whose prefixes
+   do not depend on how far they go on; all else is element by element.
+2. Nothing here raises or warns for any logits. A row with a NaN, with +inf, or with nothing but -inf has no
+   distribution: its choice is its argmax (NumPy's: the first NaN, if there is one) however it should be decoded.
+3. Equal logits rank by token id, the lowest first.
+
+`R` is the number of rows, `V` the vocabulary's size, `T` the number of target tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
-FloatRow = FloatArray
-"""One dimension, [V]."""
+from service.engine.sampling import (
+    FloatArray,
+    FloatRow,
+    IntArray,
+    Sampling,
+    sample,
+    sample_batch,
+    top_k,
+    top_k_batch,
+)
+
+__all__ = [
+    "Choice",
+    "Decoding",
+    "FinishReason",
+    "FloatArray",
+    "FloatRow",
+    "IntArray",
+    "Sampling",
+    "choose",
+    "choose_batch",
+    "greedy",
+    "log_softmax",
+    "log_softmax_batch",
+    "sample",
+    "sample_batch",
+    "score",
+    "top_k",
+    "top_k_batch",
+]
+
+_quiet = np.errstate(invalid="ignore", over="ignore")
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """Random choice. temperature > 0; top_k: 1 to V, None for all; 0 < top_p <= 1; seed: 0 to 2**64 - 1.
+class FinishReason(Enum):
+    """Why a generation ended: the end token, one of its stop tokens, or its limit."""
 
-    The filters apply in the order temperature, top-k, top-p.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    seed: int = 0
+    EOS = "eos"
+    STOP = "stop"
+    MAX_TOKENS = "max_tokens"
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How a generation chooses tokens. sampling: None is greedy. log_probabilities: report each token's."""
+    """How a generation chooses tokens.
+
+    sampling: None is greedy. log_probabilities: report each token's. repetition_penalty > 0: 1 is none. min_tokens: 0
+    to max_tokens, how many are generated before the end token or a stop token may be chosen. stop_ids: tokens, 0 to
+    V - 1, that end the generation as the end token does.
+    """
 
     max_tokens: int
     sampling: Sampling | None = None
     log_probabilities: bool = False
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
+    stop_ids: frozenset[int] = frozenset()
+    is_plain: bool = field(init=False, repr=False, compare=False)
+    """Whether its choice is always the argmax of the logits: stored, since every row of every batch is asked."""
+
+    def __post_init__(self) -> None:
+        is_plain = self.sampling is None and self.repetition_penalty == 1.0 and self.min_tokens == 0
+        object.__setattr__(self, "is_plain", is_plain)
+
+    def finish_reason(self, token: int, num_generated: int, eos_id: int | None) -> FinishReason | None:
+        """Why the generation ends with a token just chosen, or None: it goes on.
+
+        num_generated: tokens of the generation with this one. A token that ends it is not part of what it generated.
+        """
+        if token == eos_id:
+            return FinishReason.EOS
+        if token in self.stop_ids:
+            return FinishReason.STOP
+        return FinishReason.MAX_TOKENS if num_generated >= self.max_tokens else None
 
 
-def log_softmax(logits: FloatRow) -> FloatRow:
-    """[V] logits to [V] natural log-probabilities."""
-    shifted = logits - logits.max()
-    result: FloatRow = shifted - np.log(np.exp(shifted).sum())
-    return result
+@dataclass(slots=True, eq=False)
+class Choice:
+    """One row's question: what comes next? It may be kept for a whole generation and updated between its tokens.
+
+    position: of the session, 0 to 2**64 - 1; what the draw depends on beside the seed. num_generated: tokens generated
+    so far. seen: [any number] token ids already in the sequence, for the repetition penalty; duplicates change nothing
+    but the cost; None: the penalty is not applied. eos_id: the model's end token, if it has one.
+    """
+
+    decoding: Decoding
+    position: int
+    num_generated: int = 0
+    seen: IntArray | None = None
+    eos_id: int | None = None
+
+
+def choose_batch(logits: FloatArray, choices: Sequence[Choice]) -> tuple[IntArray, FloatArray]:
+    """The next token of each row. logits: [R, V].
+
+    Returns [R] token ids, and [R] their log-probabilities under the model alone, without penalty or filters; NaN in
+    rows that did not ask. When every token that may be chosen is impossible, a token that may not be is.
+    """
+    logits = np.ascontiguousarray(logits)
+    tokens = logits.argmax(axis=-1)
+    log_probabilities = np.full(len(choices), np.nan, np.float32)
+    special = [row for row, choice in enumerate(choices) if not choice.decoding.is_plain]
+    if special:
+        tokens[special] = _choose_special(logits[special], [choices[row] for row in special])
+    asked = [row for row, choice in enumerate(choices) if choice.decoding.log_probabilities]
+    if asked:
+        log_probabilities[asked] = score(logits[asked], tokens[asked])
+    return tokens, log_probabilities
+
+
+@_quiet
+def log_softmax_batch(logits: FloatArray) -> FloatArray:
+    """[R, V] logits to [R, V] natural log-probabilities, none above 0; NaN where a row has no distribution."""
+    shifted, log_totals = _shift(logits)
+    return shifted - log_totals
+
+
+@_quiet
+def score(logits: FloatArray, targets: IntArray) -> FloatArray:
+    """The log-probability of each token of a given target (teacher forcing).
+
+    logits: [T, V], targets: [T] tokens, 0 to V - 1, row by row what came next. Returns [T], the bits of
+    `log_softmax_batch`.
+    """
+    shifted, log_totals = _shift(logits)
+    return shifted[np.arange(len(targets)), targets] - log_totals[:, 0]
+
+
+def choose(
+    logits: FloatRow,
+    decoding: Decoding,
+    position: int,
+    *,
+    num_generated: int = 0,
+    seen: IntArray | None = None,
+    eos_id: int | None = None,
+) -> tuple[int, float | None]:
+    """`choose_batch` of one row [V]: the token, and its log-probability when it was asked for."""
+    choice = Choice(decoding, position, num_generated, seen, eos_id)
+    tokens, log_probabilities = choose_batch(logits[np.newaxis], [choice])
+    return int(tokens[0]), float(log_probabilities[0]) if decoding.log_probabilities else None
 
 
 def greedy(logits: FloatRow) -> int:
-    """The most likely token; of equally likely ones the lowest id."""
+    """The most likely token of one row [V]; of equally likely ones the lowest id."""
     return int(logits.argmax())
 
 
-def top_k(logits: FloatRow, k: int) -> NDArray[np.int64]:
-    """The k most likely tokens [k], most likely first; of equally likely ones the lowest id first."""
-    return np.argsort(-logits, kind="stable")[:k]
+def log_softmax(logits: FloatRow) -> FloatRow:
+    """`log_softmax_batch` of one row [V]."""
+    row: FloatRow = log_softmax_batch(logits[np.newaxis])[0]
+    return row
 
 
-def sample(logits: FloatRow, sampling: Sampling, position: int) -> int:
-    """Draws a token from [V] logits.
-
-    The draw is a Philox stream (Salmon et al. 2011) keyed by the seed at a counter given by the position: it depends on
-    nothing else, so a session draws the same token in any batch, and again after it was resumed.
-    """
-    order = np.argsort(-logits, kind="stable")
-    if sampling.top_k is not None:
-        order = order[: sampling.top_k]
-    scaled = logits[order].astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled - scaled[0])
-    cumulative = np.cumsum(weights / weights.sum())
-    if sampling.top_p < 1.0:
-        # the shortest prefix that reaches top_p; never empty
-        kept = int(np.searchsorted(cumulative, sampling.top_p)) + 1
-        cumulative = cumulative[:kept]
-    stream = np.random.Generator(np.random.Philox(key=sampling.seed, counter=position))
-    drawn = int(np.searchsorted(cumulative, stream.random() * cumulative[-1], side="right"))
-    return int(order[min(drawn, len(cumulative) - 1)])
+def _shift(logits: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """[R, V] logits less their row's largest, and [R, 1] the logarithm of their exponentials' sum, 0 or more."""
+    logits = np.ascontiguousarray(logits)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted, np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def choose(logits: FloatRow, decoding: Decoding, position: int) -> tuple[int, float | None]:
-    """The next token, and its log-probability under the unfiltered model when it was asked for."""
-    sampling = decoding.sampling
-    token = greedy(logits) if sampling is None else sample(logits, sampling, position)
-    return token, float(log_softmax(logits)[token]) if decoding.log_probabilities else None
+@_quiet
+def _choose_special(logits: FloatArray, choices: Sequence[Choice]) -> IntArray:
+    """Of rows whose choice may be another than the argmax. logits: [R, V], overwritten. Returns [R] token ids."""
+    _penalise(logits, choices)
+    _forbid_ends(logits, choices)
+    tokens: IntArray = logits.argmax(axis=-1)
+    sampled = [(row, one.decoding.sampling) for row, one in enumerate(choices) if one.decoding.sampling is not None]
+    if sampled:
+        rows = [row for row, _ in sampled]
+        samplings = [sampling for _, sampling in sampled]
+        tokens[rows] = sample_batch(logits[rows], samplings, [choices[row].position for row in rows])
+    return tokens
+
+
+def _penalise(logits: FloatArray, choices: Sequence[Choice]) -> None:
+    """Makes tokens that were seen less likely, or more: positive logits are divided by the penalty, negative ones
+    multiplied (Keskar et al. 2019, CTRL, section 4.1, in its sign-aware form that is in general use)."""
+    found = [
+        (row, choice.decoding.repetition_penalty, choice.seen)
+        for row, choice in enumerate(choices)
+        if choice.seen is not None and choice.decoding.repetition_penalty != 1.0
+    ]
+    if not found:
+        return
+    token_ids = np.concatenate([seen for _, _, seen in found])
+    counts = [len(seen) for _, _, seen in found]
+    rows = np.repeat([row for row, _, _ in found], counts)
+    penalties = np.repeat([penalty for _, penalty, _ in found], counts)
+    values = logits[rows, token_ids].astype(np.float64)
+    logits[rows, token_ids] = np.where(values > 0.0, values / penalties, values * penalties)
+
+
+def _forbid_ends(logits: FloatArray, choices: Sequence[Choice]) -> None:
+    """Makes what would end a generation impossible in rows that are not to end yet."""
+    for row, choice in enumerate(choices):
+        if choice.num_generated < choice.decoding.min_tokens:
+            ends = [*choice.decoding.stop_ids] if choice.eos_id is None else [*choice.decoding.stop_ids, choice.eos_id]
+            logits[row, ends] = -np.inf

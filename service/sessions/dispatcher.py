@@ -73,6 +73,7 @@ class Dispatcher:
         session.served.engine.submit(session.lane, job)
         session.last_feed = LastFeed(request, position, tokens, outputs)
         self._admitted(session, following, request.began_s)
+        session.served.engine.hasten(session.lane)
 
     def generate(
         self, session: Session, position: int | None, decoding: Decoding, *, request_id: int, reply: Reply, field: str

@@ -1,0 +1,155 @@
+"""Which tokens are the likeliest, and random draws among them.
+
+The rules are those of `decoding`: no row knows of another, no logits make anything raise. `R` is the number of rows,
+`V` the vocabulary's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine.philox import uniform
+
+FloatArray = NDArray[np.float32]
+FloatRow = FloatArray
+"""One dimension, [V]."""
+IntArray = NDArray[np.int64]
+DoubleArray = NDArray[np.float64]
+
+_BLOCK_SIZE = 1 << 15
+"""Logits that are worked on together, so that what is made of them stays in the cache: 64 rows of 8,000 tokens are
+sampled in a third of the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Random choice. temperature > 0; top_k: 1 to V, None for all; 0 < top_p <= 1; seed: 0 to 2**64 - 1.
+
+    The filters apply in the order temperature, top-k, top-p.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int = 0
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether it leaves tokens out."""
+        return self.top_k is not None or self.top_p < 1.0
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def sample_batch(logits: FloatArray, samplings: Sequence[Sampling], positions: Sequence[int]) -> IntArray:
+    """Draws a token from each row. logits: [R, V], samplings, positions: [R]. Returns [R] token ids.
+
+    A draw inverts the row's cumulative distribution, tokens in order of their likelihood when it is filtered, of their
+    ids when it is not, at a number that comes from the seed and the position alone: a session draws the same token in
+    any batch, and again after it was resumed. Top-p keeps the shortest prefix that reaches it, never none. A row that
+    has no distribution gives its argmax.
+    """
+    logits = np.ascontiguousarray(logits)
+    draws = uniform(np.array([one.seed for one in samplings], np.uint64), np.array(positions, np.uint64))
+    tokens = np.empty(len(samplings), np.int64)
+    for rows in _blocks(*logits.shape):
+        tokens[rows] = _draw_block(logits[rows], samplings[rows], draws[rows])
+    return tokens
+
+
+def top_k_batch(logits: FloatArray, k: int) -> IntArray:
+    """The k most likely tokens of each row, most likely first, of equal ones the lowest id first, NaN last.
+
+    logits: [R, V], k: 1 or more, V at the most count. Returns [R, k]. Raises nothing.
+    """
+    k = min(k, logits.shape[-1])
+    tokens = np.empty((len(logits), k), np.int64)
+    for rows in _blocks(*logits.shape):
+        tokens[rows] = _rank(logits[rows], k)
+    return tokens
+
+
+def sample(logits: FloatRow, sampling: Sampling, position: int) -> int:
+    """`sample_batch` of one row [V]."""
+    return int(sample_batch(logits[np.newaxis], [sampling], [position])[0])
+
+
+def top_k(logits: FloatRow, k: int) -> IntArray:
+    """`top_k_batch` of one row [V]. Returns [k]."""
+    ranked: IntArray = top_k_batch(logits[np.newaxis], k)[0]
+    return ranked
+
+
+def _blocks(num_rows: int, size: int) -> list[slice]:
+    """The rows of [num_rows, size], cut into runs of about a block."""
+    step = max(1, _BLOCK_SIZE // size)
+    return [slice(begin, begin + step) for begin in range(0, num_rows, step)]
+
+
+def _rank(logits: FloatArray, k: int) -> IntArray:
+    """`top_k_batch` of one block.
+
+    Sorts integers, the logit's order in the upper half and the token in the lower: no two are equal, so a partial sort
+    gives what a stable one would, at V = 8,000 some twenty times faster.
+    """
+    negated = np.subtract(np.float32(0.0), logits, order="C")  # both zeros become the one
+    negated[np.isnan(negated)] = np.nan  # of either sign, the largest
+    bits = negated.view(np.int32)
+    # a float's bits, those below the sign flipped when it is negative, order as the float does
+    keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32 | np.arange(logits.shape[-1])
+    if k < logits.shape[-1]:
+        keys = np.partition(keys, k - 1, axis=-1)[:, :k]
+    keys.sort(axis=-1)
+    return keys & 0xFFFFFFFF
+
+
+def _draw_block(logits: FloatArray, samplings: Sequence[Sampling], draws: DoubleArray) -> IntArray:
+    """`sample_batch` of one block. draws: [R] numbers in [0, 1)."""
+    best = logits.max(axis=-1, keepdims=True)
+    filtered = [row for row, one in enumerate(samplings) if one.is_filtered]
+    if len(filtered) == len(samplings):
+        tokens = _draw_filtered(logits, samplings, draws)
+    else:
+        tokens = _draw(logits, best, samplings, draws)
+        if filtered:
+            tokens[filtered] = _draw_filtered(logits[filtered], [samplings[row] for row in filtered], draws[filtered])
+    has_distribution = np.isfinite(best[:, 0])
+    return tokens if has_distribution.all() else np.where(has_distribution, tokens, logits.argmax(axis=-1))
+
+
+def _draw(logits: FloatArray, best: FloatArray, samplings: Sequence[Sampling], draws: DoubleArray) -> IntArray:
+    """Draws from all tokens, in the order of their ids."""
+    cumulative = _accumulate(logits, best, samplings)
+    tokens: IntArray = (cumulative > (draws * cumulative[:, -1])[:, np.newaxis]).argmax(axis=-1)
+    return tokens
+
+
+def _draw_filtered(logits: FloatArray, samplings: Sequence[Sampling], draws: DoubleArray) -> IntArray:
+    """Draws from the tokens that top-k and top-p leave, in the order of their likelihood."""
+    rows = np.arange(len(samplings))
+    size = logits.shape[-1]
+    limits = np.array([size if one.top_k is None else min(one.top_k, size) for one in samplings])
+    shares = np.array([one.top_p for one in samplings])
+    ranked = _rank(logits, int(limits.max()))
+    ordered = np.take_along_axis(logits, ranked, axis=-1)
+    cumulative = _accumulate(ordered, ordered[:, :1], samplings)
+    last = limits - 1
+    reached = (cumulative >= (shares * cumulative[rows, last])[:, np.newaxis]).argmax(axis=-1)
+    last = np.where(shares < 1.0, reached, last)
+    drawn = (cumulative > (draws * cumulative[rows, last])[:, np.newaxis]).argmax(axis=-1)
+    tokens: IntArray = ranked[rows, drawn]
+    return tokens
+
+
+def _accumulate(logits: FloatArray, best: FloatArray, samplings: Sequence[Sampling]) -> DoubleArray:
+    """[R, any] running sums of the tokens' weights, the most likely one's being 1. best: [R, 1].
+
+    The last one times a number below 1 rounds to less than itself, so that a draw always finds its token, and never one
+    of weight 0.
+    """
+    temperatures = np.array([[one.temperature] for one in samplings])
+    weights = np.exp((logits.astype(np.float64) - best) / temperatures)
+    return np.cumsum(weights, axis=-1)
