@@ -17,16 +17,35 @@ from service.repository.manifest import FILE_NAME, Manifest
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, or 1 when nothing was written."""
     parsed = _parser().parse_args(arguments)
-    from export.g2p import export_g2p  # noqa: PLC0415  # torch takes seconds to import; --help need not wait
-
-    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
     try:
-        folder = export_g2p(parsed.checkpoint, to=parsed.to, version=parsed.version, replace=parsed.replace)
+        folder = _export_g2p(parsed) if parsed.recipe == "g2p" else _export_random_lm(parsed)
     except (ExportError, ValidationError, OSError) as error:
         print(f"nothing was written: {error}", file=sys.stderr)
         return 1
     _report(folder)
     return 0
+
+
+def _export_g2p(parsed: argparse.Namespace) -> Path:
+    from export.g2p import export_g2p  # noqa: PLC0415  # torch takes seconds to import; --help need not wait
+
+    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
+    return export_g2p(parsed.checkpoint, to=parsed.to, version=parsed.version, replace=parsed.replace)
+
+
+def _export_random_lm(parsed: argparse.Namespace) -> Path:
+    from export.random_lm import export_random_lm  # noqa: PLC0415  # likewise
+
+    print(f"exporting {parsed.name} and proving its graph ...", flush=True)
+    return export_random_lm(
+        name=parsed.name,
+        hidden_size=parsed.hidden,
+        num_layers=parsed.layers,
+        vocabulary_size=parsed.vocabulary,
+        seed=parsed.seed,
+        to=parsed.to,
+        replace=parsed.replace,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,6 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     g2p.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
     g2p.add_argument("--version", type=_version, default=1, help="the bundle's version (default: 1)")
     g2p.add_argument("--replace", action="store_true", help="take the place of the version that is there")
+    random_lm = recipes.add_parser("random-lm", help="a language model of random weights, to measure with")
+    random_lm.add_argument("--name", required=True, help="the model's name")
+    random_lm.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
+    random_lm.add_argument("--hidden", type=int, default=128, help="units of each layer (default: 128)")
+    random_lm.add_argument("--layers", type=int, default=1, help="layers (default: 1)")
+    random_lm.add_argument("--vocabulary", type=int, default=64, help="tokens (default: 64)")
+    random_lm.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
+    random_lm.add_argument("--replace", action="store_true", help="take the place of the version that is there")
     return parser
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.language_model import LanguageModelConfig
 from models.seq2seq import Seq2SeqConfig
 from service.repository.manifest import ContextSpec, EncoderSpec, StateSpec, StepSpec, TensorSpec
 
@@ -59,12 +60,7 @@ def seq2seq_interface(config: Seq2SeqConfig, *, max_source_length: int) -> Inter
             lengths=TensorSpec(name="source_lengths", dtype="int64", shape=("batch",)),
             max_source_length=max_source_length,
         ),
-        step=StepSpec(
-            file="step.onnx",
-            tokens=TensorSpec(name="tokens", dtype="int64", shape=("batch", "time")),
-            lengths=TensorSpec(name="lengths", dtype="int64", shape=("batch",)),
-            logits=TensorSpec(name="logits", dtype="float32", shape=("batch", "time", config.target_vocabulary_size)),
-        ),
+        step=_step_spec(config.target_vocabulary_size),
         states=tuple(
             StateSpec(
                 name=name,
@@ -88,6 +84,28 @@ def seq2seq_interface(config: Seq2SeqConfig, *, max_source_length: int) -> Inter
         ),
         source_vocabulary_size=config.source_vocabulary_size,
         target_vocabulary_size=config.target_vocabulary_size,
+    )
+
+
+def language_model_interface(config: LanguageModelConfig) -> Interface:
+    """The interface of a `models.language_model.LanguageModel`: states hidden and cell, beginning at zero."""
+    state_shape = (config.num_layers, "batch", config.hidden_size)  # [L, B, H]
+    return Interface(
+        step=_step_spec(config.vocabulary_size),
+        states=tuple(
+            StateSpec(name=name, input=TensorSpec(name=name, dtype="float32", shape=state_shape), output=f"next_{name}")
+            for name in ("hidden", "cell")
+        ),
+        target_vocabulary_size=config.vocabulary_size,
+    )
+
+
+def _step_spec(vocabulary_size: int) -> StepSpec:
+    return StepSpec(
+        file="step.onnx",
+        tokens=TensorSpec(name="tokens", dtype="int64", shape=("batch", "time")),
+        lengths=TensorSpec(name="lengths", dtype="int64", shape=("batch",)),
+        logits=TensorSpec(name="logits", dtype="float32", shape=("batch", "time", vocabulary_size)),
     )
 
 

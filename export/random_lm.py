@@ -1,0 +1,33 @@
+"""Language models of random weights: nothing to learn from, but real graphs of any size to measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from export.bundle import write_language_model
+from export.vocabulary import Vocabulary
+from models.language_model import LanguageModelConfig, random_language_model
+from service.repository.manifest import SpecialTokens
+
+MAX_BYTES = 200_000_000
+
+
+def export_random_lm(
+    *, name: str, hidden_size: int, num_layers: int, vocabulary_size: int, seed: int, to: Path, replace: bool
+) -> Path:
+    """Writes `to/name/1`: the embedding as wide as the layers, no start token and no end token, tokens t0, t1, ...
+
+    Raises as `export.bundle.write_language_model` does.
+    """
+    config = LanguageModelConfig(vocabulary_size, hidden_size, hidden_size, num_layers)
+    return write_language_model(
+        random_language_model(config, seed=seed),
+        to=to,
+        name=name,
+        description=f"a random LSTM language model: {num_layers} x {hidden_size} units, {vocabulary_size} tokens",
+        vocabulary=Vocabulary(tuple(f"t{index}" for index in range(vocabulary_size)), "whitespace"),
+        special_tokens=SpecialTokens(),
+        evaluation={"seed": seed},
+        max_bytes=MAX_BYTES,
+        replace=replace,
+    )
