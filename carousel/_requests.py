@@ -80,6 +80,9 @@ def decoding_message(
     top_p: float | None = None,
     seed: int | None = None,
     log_probabilities: bool = False,
+    repetition_penalty: float | None = None,
+    min_tokens: int | None = None,
+    stop: Sequence[str] | Sequence[int] = (),
 ) -> pb.Decoding:
     """Takes `values.DecodingOptions`. Any of temperature, top_k, top_p and seed selects sampling."""
     message = pb.Decoding(log_probabilities=log_probabilities)
@@ -95,6 +98,14 @@ def decoding_message(
         message.sampling.top_p = top_p
     if seed is not None:
         message.sampling.seed = _uint(seed, 64, "decoding.sampling.seed")
+    if repetition_penalty is not None:
+        message.repetition_penalty = repetition_penalty
+    if min_tokens is not None:
+        message.min_tokens = _uint(min_tokens, 32, "decoding.min_tokens")
+    if stop:
+        names, ids = _split(stop, "decoding.stop_tokens", "decoding.stop_token_ids")
+        message.stop_tokens.extend(names)
+        message.stop_token_ids.extend(ids)
     return message
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -9,11 +10,13 @@ from typing import TypedDict
 
 
 class FinishReason(StrEnum):
-    """Why a generation ended. EOS: the model chose its end token. MAX_TOKENS: as many as were asked for."""
+    """Why a generation ended. EOS: the model chose its end token. STOP: one of the stop tokens. MAX_TOKENS: as many as
+    were asked for."""
 
     UNSPECIFIED = "unspecified"
     EOS = "eos"
     MAX_TOKENS = "max_tokens"
+    STOP = "stop"
 
 
 class CloseReason(StrEnum):
@@ -139,7 +142,9 @@ class DecodingOptions(TypedDict, total=False):
     Any of the rest selects sampling. temperature: divides the logits, above 0 and at most 100 (default 1). top_k: draw
     from the k most likely, 1 or more (default: all). top_p: draw from the most likely that together have this
     probability, above 0 and at most 1 (default 1). seed: the same seed at the same position over the same logits
-    draws the same token (default 0).
+    draws the same token (default 0). repetition_penalty: makes tokens already given less likely, above 0 and at most
+    100 (default 1: none). min_tokens: at least so many before the generation may end (default 0). stop: tokens, by name
+    or by id, that end it as the end token does.
     """
 
     max_tokens: int | None
@@ -148,3 +153,6 @@ class DecodingOptions(TypedDict, total=False):
     top_p: float | None
     seed: int | None
     log_probabilities: bool
+    repetition_penalty: float | None
+    min_tokens: int | None
+    stop: Sequence[str] | Sequence[int]

@@ -64,6 +64,8 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """The model chose its end token. The session stands before it: generating again would choose it again."""
     FINISH_REASON_MAX_TOKENS: _FinishReason.ValueType  # 2
     """`max_tokens` were generated. The session can go on."""
+    FINISH_REASON_STOP: _FinishReason.ValueType  # 3
+    """The model chose one of the stop tokens. The session stands before it."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why a generation ended."""
@@ -74,6 +76,8 @@ FINISH_REASON_EOS: FinishReason.ValueType  # 1
 """The model chose its end token. The session stands before it: generating again would choose it again."""
 FINISH_REASON_MAX_TOKENS: FinishReason.ValueType  # 2
 """`max_tokens` were generated. The session can go on."""
+FINISH_REASON_STOP: FinishReason.ValueType  # 3
+"""The model chose one of the stop tokens. The session stands before it."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 class _CloseReason:
@@ -613,13 +617,31 @@ class Decoding(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    MIN_TOKENS_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    STOP_TOKENS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """At most so many tokens, 1 or more, up to the server's limit. Default: the model's own limit."""
     log_probabilities: _builtins.bool
     """Return each token's log-probability. Default false."""
+    repetition_penalty: _builtins.float
+    """Makes tokens that this generation has given already less likely: their logits are divided by it when positive and
+    multiplied when negative. Above 0, at most 100. Default 1, which changes nothing.
+    """
+    min_tokens: _builtins.int
+    """At least so many tokens before the end token or a stop token may be chosen. At most `max_tokens`. Default 0."""
     @_builtins.property
     def sampling(self) -> Global___Sampling:
         """When set, tokens are drawn at random; when not, the most likely one is taken."""
+
+    @_builtins.property
+    def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Tokens that end the generation as the end token does, by number; beside those of `stop_tokens`."""
+
+    @_builtins.property
+    def stop_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Likewise, by name."""
 
     def __init__(
         self,
@@ -627,14 +649,23 @@ class Decoding(_message.Message):
         max_tokens: _builtins.int | None = ...,
         sampling: Global___Sampling | None = ...,
         log_probabilities: _builtins.bool = ...,
+        repetition_penalty: _builtins.float | None = ...,
+        min_tokens: _builtins.int = ...,
+        stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        stop_tokens: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "max_tokens", b"max_tokens", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_repetition_penalty", b"_repetition_penalty", "max_tokens", b"max_tokens", "repetition_penalty", b"repetition_penalty", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "log_probabilities", b"log_probabilities", "max_tokens", b"max_tokens", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_repetition_penalty", b"_repetition_penalty", "log_probabilities", b"log_probabilities", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "repetition_penalty", b"repetition_penalty", "sampling", b"sampling", "stop_token_ids", b"stop_token_ids", "stop_tokens", b"stop_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
 
 Global___Decoding: _TypeAlias = Decoding  # noqa: Y015
 
@@ -695,7 +726,7 @@ class Generated(_message.Message):
     """Why generation ended; unspecified while it goes on."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
-        """The tokens, in order; the end token is not among them."""
+        """The tokens, in order; the end token, or the stop token, is not among them."""
 
     def __init__(
         self,

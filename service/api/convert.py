@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2, sessions_pb2
-from service.engine.decoding import Decoding, Sampling
-from service.engine.jobs import FinishReason, Generated, OutputKind, OutputSpec, StepOutput
+from service.engine.decoding import Decoding, FinishReason, Sampling
+from service.engine.jobs import Generated, OutputKind, OutputSpec, StepOutput
 from service.errors import EmptySequenceError, InvalidFieldError
 from service.repository.bundle import Bundle
 from service.repository.repository import Problem
@@ -25,6 +25,7 @@ _FINISH_REASONS = {
     None: pb.FINISH_REASON_UNSPECIFIED,
     FinishReason.EOS: pb.FINISH_REASON_EOS,
     FinishReason.MAX_TOKENS: pb.FINISH_REASON_MAX_TOKENS,
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
 }
 _CLOSE_REASONS = {
     CloseReason.CLIENT: pb.CLOSE_REASON_CLIENT,
@@ -81,8 +82,8 @@ def output_spec(message: pb.OutputSpec, *, field: str) -> OutputSpec:
     return OutputSpec(kind, message.top_k, message.every_position)
 
 
-def decoding(message: pb.Decoding, default_max_tokens: int) -> Decoding:
-    """How to generate. Ranges are checked by the domain."""
+def decoding(message: pb.Decoding, vocabulary: Vocabulary, default_max_tokens: int, *, field: str) -> Decoding:
+    """How to generate. Ranges are checked by the domain; raises for stop tokens that the vocabulary lacks."""
     sampling = None
     if message.HasField("sampling"):
         given = message.sampling
@@ -92,8 +93,16 @@ def decoding(message: pb.Decoding, default_max_tokens: int) -> Decoding:
             top_p=given.top_p if given.HasField("top_p") else 1.0,
             seed=given.seed,
         )
-    max_tokens = message.max_tokens if message.HasField("max_tokens") else default_max_tokens
-    return Decoding(max_tokens, sampling, message.log_probabilities)
+    stop_ids = vocabulary.check_ids(message.stop_token_ids, field=f"{field}.stop_token_ids")
+    stop_ids += vocabulary.ids_of(message.stop_tokens, field=f"{field}.stop_tokens")
+    return Decoding(
+        message.max_tokens if message.HasField("max_tokens") else default_max_tokens,
+        sampling,
+        message.log_probabilities,
+        message.repetition_penalty if message.HasField("repetition_penalty") else 1.0,
+        message.min_tokens,
+        frozenset(stop_ids),
+    )
 
 
 def source_tokens(ids: list[int], vocabulary: Vocabulary) -> list[pb.Token]:

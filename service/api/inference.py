@@ -62,7 +62,9 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         prompt = None
         if request.HasField("prompt"):
             prompt = convert.sequence_ids(request.prompt, bundle.target_vocabulary, field="prompt")
-        decoding = convert.decoding(request.decoding, bundle.manifest.max_tokens)
+        decoding = convert.decoding(
+            request.decoding, bundle.target_vocabulary, bundle.manifest.max_tokens, field="decoding"
+        )
         outbox: Outbox[pb.GenerateResponse] = Outbox(_OUTBOX_LIMIT)
         generation = Generation(self._registry, self._dispatcher, outbox)
         try:

@@ -126,7 +126,10 @@ class Stream:
     def _generate(self, request: pb.StreamRequest) -> None:
         message = request.generate
         session = self._session(request, "generate")
-        decoding = convert.decoding(message.decoding, session.served.bundle.manifest.max_tokens)
+        bundle = session.served.bundle
+        decoding = convert.decoding(
+            message.decoding, bundle.target_vocabulary, bundle.manifest.max_tokens, field="generate.decoding"
+        )
         job = self._dispatcher.generate(
             session,
             message.position if message.HasField("position") else None,

@@ -55,6 +55,8 @@ _quiet = np.errstate(invalid="ignore", over="ignore")
 class FinishReason(Enum):
     """Why a generation ended: the end token, one of its stop tokens, or its limit."""
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
+
     EOS = "eos"
     STOP = "stop"
     MAX_TOKENS = "max_tokens"

@@ -261,6 +261,9 @@ class Engine:
             return
         committing = perf_counter()
         queue_s = []
+        chosen: dict[int, tuple[int, float]] = {}
+        if ran.logits is not None:
+            chosen = self._stepper.choose_together(batch.lanes, batch.widths, ran.logits)
         for index, lane in enumerate(batch.lanes):
             job = lane.job
             if job is not None and not job.started:
@@ -269,7 +272,7 @@ class Engine:
             if ran.logits is None:
                 self._stepper.encoded(lane)
             else:
-                self._stepper.stepped(lane, batch.widths[index], ran.logits[index])
+                self._stepper.stepped(lane, batch.widths[index], ran.logits[index], chosen.get(index))
         ended = perf_counter()
         self._costs.record(batch.kind, len(batch.lanes), max(batch.widths), ended - began)
         self._observer.batch_ran(

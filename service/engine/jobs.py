@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from service.engine.arena import Slot
-from service.engine.decoding import Decoding, FloatRow
+from service.engine.decoding import Choice, Decoding, FinishReason, FloatRow
 from service.errors import CarouselError
 
 
@@ -42,15 +42,6 @@ class StepOutput(NamedTuple):
     token_ids: list[int]
     log_probabilities: list[float] | None = None
     logits: FloatRow | None = None
-
-
-class FinishReason(Enum):
-    """Why a generation ended."""
-
-    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
-
-    EOS = "eos"
-    MAX_TOKENS = "max_tokens"
 
 
 class Encoded(NamedTuple):
@@ -121,12 +112,14 @@ class FeedJob(Job):
 class GenerateJob(Job):
     """Generates from `start` on. The engine may be at most `window` tokens ahead of what has been granted.
 
-    num_produced and parked are written by the engine's thread alone, num_granted by the event loop alone.
+    choice: what is asked of the decoder, kept up to date between tokens. num_produced and parked are written by who
+    drives the engine alone, num_granted by the event loop alone.
     """
 
     start: int | None
     decoding: Decoding
     window: int
+    choice: Choice | None = None
     num_produced: int = 0
     num_granted: int = 0
     parked: bool = False

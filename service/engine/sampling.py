@@ -136,9 +136,8 @@ def _draw_filtered(logits: FloatArray, samplings: Sequence[Sampling], draws: Dou
     ranked = _rank(logits, int(limits.max()))
     ordered = np.take_along_axis(logits, ranked, axis=-1)
     cumulative = _accumulate(ordered, ordered[:, :1], samplings)
-    last = limits - 1
-    reached = (cumulative >= (shares * cumulative[rows, last])[:, np.newaxis]).argmax(axis=-1)
-    last = np.where(shares < 1.0, reached, last)
+    # with top_p = 1 this leaves out only what is too little to count
+    last = (cumulative >= (shares * cumulative[rows, limits - 1])[:, np.newaxis]).argmax(axis=-1)
     drawn = (cumulative > (draws * cumulative[rows, last])[:, np.newaxis]).argmax(axis=-1)
     tokens: IntArray = ranked[rows, drawn]
     return tokens

@@ -11,14 +11,15 @@ The invariants of a lane:
 
 from __future__ import annotations
 
-from service.engine.decoding import FloatArray, FloatRow, choose, log_softmax, top_k
+import numpy as np
+
+from service.engine.decoding import Choice, FinishReason, FloatArray, FloatRow, choose_batch, log_softmax, top_k
 from service.engine.jobs import (
     Encoded,
     EncodeJob,
     Failed,
     Fed,
     FeedJob,
-    FinishReason,
     Generated,
     GenerateJob,
     Job,
@@ -86,14 +87,33 @@ class Stepper:
         """The encoder has run for the lane's job in hand."""
         self._finish(lane, Encoded(lane.position))
 
-    def stepped(self, lane: Lane, width: int, logits: FloatArray) -> None:
-        """The step graph has run `width` tokens of the lane's job in hand. logits: [T, V], T >= width."""
+    def choose_together(self, lanes: list[Lane], widths: list[int], logits: FloatArray) -> dict[int, tuple[int, float]]:
+        """The next tokens of all lanes that generate and have run what they had to, chosen in one go.
+
+        logits: [B, T, V], B >= the number of lanes. Returns (token, log-probability or NaN) by the lane's index.
+        """
+        rows = [
+            index
+            for index, (lane, width) in enumerate(zip(lanes, widths, strict=True))
+            if isinstance(lane.job, GenerateJob) and lane.num_remaining == width
+        ]
+        if not rows:
+            return {}
+        choices = [_choice(lanes[row]) for row in rows]
+        tokens, log_probabilities = choose_batch(logits[rows, [widths[row] - 1 for row in rows]], choices)
+        return dict(zip(rows, zip(tokens.tolist(), log_probabilities.tolist(), strict=True), strict=True))
+
+    def stepped(self, lane: Lane, width: int, logits: FloatArray, chosen: tuple[int, float] | None = None) -> None:
+        """The step graph has run `width` tokens of the lane's job in hand.
+
+        logits: [T, V], T >= width. chosen: what `choose_together` gave for the lane, if it was asked.
+        """
         job = lane.job
         lane.done += width
         if isinstance(job, FeedJob):
             self._fed(lane, job, width, logits)
         elif isinstance(job, GenerateJob):
-            self._choose(lane, job, logits[width - 1])
+            self._choose(lane, job, logits[width - 1], chosen)
 
     def _begin_next(self, lane: Lane) -> None:
         while lane.job is None and lane.jobs:
@@ -118,9 +138,11 @@ class Stepper:
         if job.start is not None and job.start != lane.position:
             self._refuse(lane, job, position_mismatch("generate.position", job.start, lane.position))
         elif lane.pending:
+            job.choice = Choice(job.decoding, lane.position, eos_id=self._eos_id)
             self._pick_up(lane, lane.pending)
             self._scheduler.add("step", lane, lane.num_remaining)
         elif lane.next_logits is not None:
+            job.choice = Choice(job.decoding, lane.position, eos_id=self._eos_id)
             self._choose(lane, job, lane.next_logits)
         else:
             error = IllegalRequestError("generate: this model has no start token: feed a token first")
@@ -161,19 +183,30 @@ class Stepper:
         else:
             self._scheduler.add("step", lane, lane.num_remaining)
 
-    def _choose(self, lane: Lane, job: GenerateJob, logits: FloatRow) -> None:
-        token, log_probability = choose(logits, job.decoding, lane.position)
-        if token == self._eos_id:
+    def _choose(self, lane: Lane, job: GenerateJob, logits: FloatRow, chosen: tuple[int, float] | None = None) -> None:
+        choice = _choice(lane)
+        if chosen is None:
+            tokens, log_probabilities = choose_batch(logits[np.newaxis], [choice])
+            chosen = int(tokens[0]), float(log_probabilities[0])
+        token = chosen[0]
+        log_probability = chosen[1] if job.decoding.log_probabilities else None
+        reason = job.decoding.finish_reason(token, job.num_produced + 1, self._eos_id)
+        if reason is FinishReason.EOS or reason is FinishReason.STOP:
             lane.next_logits = logits.copy()
-            self._finish(lane, Generated(lane.position, None, None, FinishReason.EOS))
+            self._finish(lane, Generated(lane.position, None, None, reason))
             return
         lane.next_logits = None
         lane.position += 1
         job.num_produced += 1
-        if job.num_produced >= job.decoding.max_tokens:
+        if reason is not None:
             lane.pending = [token]
-            self._finish(lane, Generated(lane.position, token, log_probability, FinishReason.MAX_TOKENS))
+            self._finish(lane, Generated(lane.position, token, log_probability, reason))
             return
+        choice.position = lane.position
+        choice.num_generated = job.num_produced
+        if job.decoding.repetition_penalty != 1.0:
+            seen = np.empty(0, np.int64) if choice.seen is None else choice.seen
+            choice.seen = np.unique(np.append(seen, token))
         self._answer(job, Generated(lane.position, token, log_probability, None))
         lane.inputs, lane.done, lane.num_pending = [token], 0, 1
         # Parked first and looked at again: the event loop grants first and looks at `parked` then, so one of the two
@@ -193,6 +226,13 @@ class Stepper:
 
     def _answer(self, job: Job, result: Result) -> None:
         self.results.append((job, result))
+
+
+def _choice(lane: Lane) -> Choice:
+    job = lane.job
+    assert isinstance(job, GenerateJob)  # noqa: S101  # the callers have looked
+    assert job.choice is not None  # noqa: S101  # made when the generation began
+    return job.choice
 
 
 def position_mismatch(field: str, given: int, position: int) -> PositionMismatchError:

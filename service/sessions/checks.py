@@ -68,6 +68,16 @@ def check_decoding(decoding: Decoding, *, vocabulary_size: int, max_tokens: int,
         raise InvalidFieldError(
             f"{field}.max_tokens = {decoding.max_tokens} must be 1 to {max_tokens}", field=f"{field}.max_tokens"
         )
+    if decoding.min_tokens > decoding.max_tokens:
+        raise InvalidFieldError(
+            f"{field}.min_tokens = {decoding.min_tokens} must be at most max_tokens, {decoding.max_tokens}",
+            field=f"{field}.min_tokens",
+        )
+    if not (math.isfinite(decoding.repetition_penalty) and 0.0 < decoding.repetition_penalty <= 100.0):
+        raise InvalidFieldError(
+            f"{field}.repetition_penalty = {decoding.repetition_penalty:g} must be above 0 and at most 100",
+            field=f"{field}.repetition_penalty",
+        )
     if decoding.sampling is not None:
         _check_sampling(decoding.sampling, vocabulary_size, f"{field}.sampling")
 

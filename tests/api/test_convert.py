@@ -11,8 +11,8 @@ from google.protobuf.descriptor import EnumDescriptor
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2, sessions_pb2
 from service.api import convert
-from service.engine.decoding import Decoding, Sampling
-from service.engine.jobs import FinishReason, Generated, OutputKind, OutputSpec, StepOutput
+from service.engine.decoding import Decoding, FinishReason, Sampling
+from service.engine.jobs import Generated, OutputKind, OutputSpec, StepOutput
 from service.errors import EmptySequenceError, InvalidFieldError, TokenOutOfVocabularyError, UnknownTokenError
 from service.repository.repository import Problem
 from service.repository.vocabulary import Vocabulary
@@ -167,23 +167,43 @@ def test_what_is_unknown_in_a_feed_is_named_as_the_client_spells_it() -> None:
 
 
 def test_a_decoding_that_says_nothing_is_greedy_to_the_models_limit() -> None:
-    assert convert.decoding(pb.Decoding(), 40) == Decoding(40, None, False)
+    assert convert.decoding(pb.Decoding(), vocabulary(), 40, field="d") == Decoding(40, None, False)
 
 
 def test_sampling_that_says_nothing_has_the_documented_defaults() -> None:
-    assert convert.decoding(pb.Decoding(sampling=pb.Sampling()), 40).sampling == Sampling(1.0, None, 1.0, 0)
+    assert convert.decoding(pb.Decoding(sampling=pb.Sampling()), vocabulary(), 40, field="d").sampling == Sampling(
+        1.0, None, 1.0, 0
+    )
 
 
 def test_zeros_that_are_given_are_not_defaults() -> None:
     """They are out of range, and the domain says so."""
     message = pb.Decoding(max_tokens=0, sampling=pb.Sampling(temperature=0.0, top_k=0, top_p=0.0))
-    assert convert.decoding(message, 40) == Decoding(0, Sampling(0.0, 0, 0.0, 0))
+    assert convert.decoding(message, vocabulary(), 40, field="d") == Decoding(0, Sampling(0.0, 0, 0.0, 0))
 
 
 def test_a_decoding_keeps_what_it_says() -> None:
     sampling = pb.Sampling(temperature=0.5, top_k=3, top_p=0.25, seed=2**64 - 1)
-    message = pb.Decoding(max_tokens=7, sampling=sampling, log_probabilities=True)
-    assert convert.decoding(message, 40) == Decoding(7, Sampling(0.5, 3, 0.25, 2**64 - 1), True)
+    message = pb.Decoding(
+        max_tokens=7,
+        sampling=sampling,
+        log_probabilities=True,
+        repetition_penalty=1.5,
+        min_tokens=2,
+        stop_token_ids=[4],
+        stop_tokens=[vocabulary().names[5]],
+    )
+    expected = Decoding(7, Sampling(0.5, 3, 0.25, 2**64 - 1), True, 1.5, 2, frozenset({4, 5}))
+    assert convert.decoding(message, vocabulary(), 40, field="d") == expected
+
+
+def test_a_stop_token_that_the_vocabulary_lacks_is_named() -> None:
+    for message, field in (
+        (pb.Decoding(stop_token_ids=[3, 6]), r"d\.stop_token_ids\[1\] = 6 is outside"),
+        (pb.Decoding(stop_tokens=["nope"]), r"d\.stop_tokens\[0\] = 'nope' is not in"),
+    ):
+        with pytest.raises((TokenOutOfVocabularyError, UnknownTokenError), match=field):
+            convert.decoding(message, vocabulary(), 40, field="d")
 
 
 def test_a_source_is_told_as_it_was_read() -> None:

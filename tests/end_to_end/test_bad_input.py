@@ -243,6 +243,27 @@ BAD_REQUESTS = {
         "generate.decoding.sampling.top_p = 1.5 must be above 0 and at most 1",
         "generate.decoding.sampling.top_p",
     ),
+    "repetition_penalty": Refusal(
+        {"generate": pb.Generate(decoding=pb.Decoding(repetition_penalty=0.0))},
+        Code.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        "generate.decoding.repetition_penalty = 0 must be above 0 and at most 100",
+        "generate.decoding.repetition_penalty",
+    ),
+    "min_tokens": Refusal(
+        {"generate": pb.Generate(decoding=pb.Decoding(max_tokens=4, min_tokens=5))},
+        Code.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        "generate.decoding.min_tokens = 5 must be at most max_tokens, 4",
+        "generate.decoding.min_tokens",
+    ),
+    "stop token id": Refusal(
+        {"generate": pb.Generate(decoding=pb.Decoding(stop_token_ids=[42]))},
+        Code.INVALID_ARGUMENT,
+        "TOKEN_OUT_OF_VOCABULARY",
+        "generate.decoding.stop_token_ids[0] = 42 is outside the vocabulary of g2p-en (0 to 41)",
+        "generate.decoding.stop_token_ids[0]",
+    ),
     "max_tokens": Refusal(
         {"generate": pb.Generate(decoding=pb.Decoding(max_tokens=0))},
         Code.INVALID_ARGUMENT,

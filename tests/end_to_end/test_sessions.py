@@ -203,6 +203,37 @@ async def test_cancel_ends_a_generation_at_a_token_and_the_session_goes_on(tiny_
         assert (await stream.ask("c", feed=pb.Feed(token_ids=[5], position=position))).position == position + 1
 
 
+async def test_a_stop_token_ends_a_generation_before_it_and_the_least_length_holds_the_end_off(
+    shipped_service: LocalService,
+) -> None:
+    async with wire(shipped_service.target) as stream:
+        await stream.ask("stop", open=g2p("elephant"))
+        stop = pb.Decoding(stop_tokens=["F"])
+        await stream.send("stop", generate=pb.Generate(decoding=stop))
+        tokens, last = await stream.generated()
+        assert (tokens, last.generated.finish_reason) == (["EH", "L", "AH"], pb.FINISH_REASON_STOP)
+        assert last.position == 3
+        await stream.send("stop", generate=pb.Generate(position=3))
+        tokens, last = await stream.generated()
+        assert (tokens, last.generated.finish_reason) == (["F", "AH", "N", "T"], pb.FINISH_REASON_EOS)
+        least = pb.Decoding(min_tokens=3, max_tokens=5)
+        await stream.send("stop", generate=pb.Generate(position=7, decoding=least))
+        tokens, _ = await stream.generated()
+        assert 3 <= len(tokens) <= 5
+
+
+async def test_a_repetition_penalty_makes_what_was_given_less_likely(tiny_service: LocalService) -> None:
+    async with wire(tiny_service.target) as stream:
+        distinct = []
+        for index, penalty in enumerate((1.0, 100.0)):
+            await stream.ask(f"again-{index}", open=lm("tiny-endless"))
+            decoding = pb.Decoding(max_tokens=16, repetition_penalty=penalty)
+            await stream.send(f"again-{index}", generate=pb.Generate(decoding=decoding))
+            tokens, _ = await stream.generated()
+            distinct.append(len(set(tokens)))
+        assert distinct[1] > distinct[0]
+
+
 async def info(service: LocalService, session_id: str) -> sessions_pb2.SessionInfo:
     async with grpc.aio.insecure_channel(service.target) as channel:
         stub = sessions_pb2_grpc.SessionsStub(channel)

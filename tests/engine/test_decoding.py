@@ -1,73 +1,108 @@
-"""Greedy choice, log-probabilities and sampling, against references written the plain way."""
+"""The choice of the next token, penalties and log-probabilities, against references written the plain way."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.decoding import Decoding, FloatRow, Sampling, choose, greedy, log_softmax, sample, top_k
+from service.engine.decoding import (
+    Choice,
+    Decoding,
+    FinishReason,
+    FloatArray,
+    FloatRow,
+    Sampling,
+    choose,
+    choose_batch,
+    greedy,
+    log_softmax,
+    log_softmax_batch,
+    sample,
+    score,
+)
 
 MODEST = settings(max_examples=100, deadline=None)
 ROWS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
 TIED_ROWS = st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=1, max_size=12)
+EXTREME_ROWS = st.lists(
+    st.sampled_from([1e30, -1e30, 3.4e38, -3.4e38, -math.inf, 0.0, -3.0, 2.0]), min_size=1, max_size=8
+).filter(lambda values: max(values) > -math.inf)
+AWKWARD = st.sampled_from([math.nan, math.inf, -math.inf, 3.4e38, -3.4e38, 1e-40, 0.0, -0.0])
+SIZE = 11
 SAMPLINGS = st.builds(
     Sampling,
     temperature=st.floats(0.05, 10),
-    top_k=st.none() | st.integers(1, 12),
+    top_k=st.none() | st.integers(1, SIZE),
     top_p=st.just(1.0) | st.floats(0.01, 1.0),
     seed=st.integers(0, 2**64 - 1),
 )
-POSITIONS = st.integers(0, 2**40)
+DECODINGS = st.builds(
+    Decoding,
+    max_tokens=st.just(20),
+    sampling=st.none() | SAMPLINGS,
+    log_probabilities=st.booleans(),
+    repetition_penalty=st.just(1.0) | st.floats(0.1, 5),
+    min_tokens=st.integers(0, 3),
+    stop_ids=st.frozensets(st.integers(0, SIZE - 1), max_size=2),
+)
+CHOICES = st.builds(
+    Choice,
+    DECODINGS,
+    position=st.integers(0, 2**40),
+    num_generated=st.integers(0, 5),
+    seen=st.none() | st.lists(st.integers(0, SIZE - 1), max_size=9).map(lambda seen: np.array(seen, np.int64)),
+    eos_id=st.none() | st.integers(0, SIZE - 1),
+)
+
+
+@st.composite
+def questions(draw: st.DrawFn) -> tuple[FloatArray, list[Choice]]:
+    """[R, V] logits, some of them awkward, and how each row is to choose."""
+    choices = draw(st.lists(CHOICES, min_size=1, max_size=9))
+    values = AWKWARD | st.floats(-20, 20, width=32)
+    rows = [draw(st.lists(values, min_size=SIZE, max_size=SIZE)) for _ in choices]
+    return np.array(rows, np.float32), choices
 
 
 def row(values: list[float]) -> FloatRow:
     return np.array(values, dtype=np.float32)
 
 
-def shares(logits: FloatRow, sampling: Sampling) -> list[tuple[int, float]]:
-    """Tokens with their probabilities after temperature and top-k, most likely first."""
-    scaled = [float(logit) / sampling.temperature for logit in logits]
-    order = sorted(range(len(scaled)), key=lambda token: (-scaled[token], token))[: sampling.top_k]
-    weights = [math.exp(scaled[token] - max(scaled)) for token in order]
-    return [(token, weight / math.fsum(weights)) for token, weight in zip(order, weights, strict=True)]
+def adjusted(logits: FloatRow, choice: Choice) -> FloatRow:
+    """The logits after the repetition penalty and the ban of what ends a generation, token by token."""
+    decoding = choice.decoding
+    ends = {*decoding.stop_ids, choice.eos_id} if choice.num_generated < decoding.min_tokens else set()
+    seen = set() if choice.seen is None else set(choice.seen.tolist())
+    values = []
+    for token, logit in enumerate(logits.tolist()):
+        value = logit
+        if token in seen and decoding.repetition_penalty != 1.0:
+            value = logit / decoding.repetition_penalty if logit > 0 else logit * decoding.repetition_penalty
+        values.append(-math.inf if token in ends else value)
+    with np.errstate(over="ignore"):
+        return row(values)
 
 
-def totals(given: list[tuple[int, float]]) -> list[float]:
-    """Of each token, and those before it, the probability together."""
-    return [math.fsum(share for _, share in given[: count + 1]) for count in range(len(given))]
-
-
-def permitted(logits: FloatRow, sampling: Sampling) -> list[tuple[int, float]]:
-    """Tokens that may be drawn with their probabilities, most likely first: temperature, then top-k, then top-p."""
-    given = shares(logits, sampling)
-    if sampling.top_p < 1.0:
-        kept = next((count for count, total in enumerate(totals(given), 1) if total >= sampling.top_p), len(given))
-        given = given[:kept]
-    whole = totals(given)[-1]
-    return [(token, share / whole) for token, share in given]
-
-
-def is_clear_of(threshold: float, given: list[tuple[int, float]]) -> bool:
-    """Whether rounding cannot decide on which side of the threshold a token falls."""
-    return all(abs(total - threshold) > 1e-9 for total in totals(given))
+def chosen_alone(logits: FloatRow, choice: Choice) -> tuple[int, float | None]:
+    return choose(
+        logits,
+        choice.decoding,
+        choice.position,
+        num_generated=choice.num_generated,
+        seen=choice.seen,
+        eos_id=choice.eos_id,
+    )
 
 
 @given(TIED_ROWS)
 @MODEST
 def test_greedy_takes_the_most_likely_and_of_equals_the_lowest_id(values: list[float]) -> None:
     assert greedy(row(values)) == values.index(max(values))
-
-
-@given(TIED_ROWS, st.integers(1, 12))
-@MODEST
-def test_top_k_is_ordered_by_likelihood_and_equals_by_id(values: list[float], k: int) -> None:
-    expected = sorted(range(len(values)), key=lambda token: (-values[token], token))[:k]
-    assert top_k(row(values), k).tolist() == expected
 
 
 @given(ROWS)
@@ -86,121 +121,38 @@ def test_log_softmax_of_a_large_vocabulary_sums_to_one() -> None:
     assert math.fsum(np.exp(log_softmax(logits).astype(np.float64))) == pytest.approx(1.0, abs=1e-4)
 
 
-@given(ROWS | TIED_ROWS, SAMPLINGS, POSITIONS)
-@settings(max_examples=300, deadline=None)
-def test_a_draw_is_the_filtered_distribution_inverted(values: list[float], sampling: Sampling, position: int) -> None:
-    """The token is the first whose share, summed from the most likely on, passes the draw."""
-    logits = row(values)
-    assume(sampling.top_p == 1.0 or is_clear_of(sampling.top_p, shares(logits, sampling)))
-    allowed = permitted(logits, sampling)
-    drawn = float(np.random.Generator(np.random.Philox(key=sampling.seed, counter=position)).random())
-    assume(is_clear_of(drawn, allowed))
-    expected = next(token for (token, _), total in zip(allowed, totals(allowed), strict=True) if total > drawn)
-    assert sample(logits, sampling, position) == expected
-
-
-@pytest.mark.parametrize(
-    ("sampling", "tokens"),
-    [
-        (Sampling(), {0, 1, 2, 3}),
-        (Sampling(top_k=3), {0, 1, 2}),
-        (Sampling(top_p=0.65), {0, 1}),
-        (Sampling(top_p=0.75), {0, 1, 2}),
-        # 0.4 of all is below 0.5; 0.4 of the two that top-k leaves is not
-        (Sampling(top_k=2, top_p=0.5), {0}),
-        (Sampling(top_p=0.5), {0, 1}),
-        # a high temperature flattens what top-p then looks at, a low one sharpens it
-        (Sampling(temperature=100.0, top_p=0.6), {0, 1, 2}),
-        (Sampling(temperature=0.1, top_p=0.6), {0}),
-        (Sampling(top_k=1), {0}),
-        (Sampling(top_p=1e-9), {0}),
-    ],
-)
-def test_filters_apply_in_the_order_temperature_top_k_top_p(sampling: Sampling, tokens: set[int]) -> None:
-    """Just these tokens are drawn when they have the probabilities 0.4, 0.3, 0.2 and 0.1."""
-    logits = np.log(row([0.4, 0.3, 0.2, 0.1]))
-    assert {sample(logits, sampling, position) for position in range(200)} == tokens
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(seed=11),
-        Sampling(seed=12, temperature=2.5),
-        Sampling(seed=13, top_k=5),
-        Sampling(seed=14, top_k=6, top_p=0.95),
-        Sampling(seed=2**64 - 1, temperature=0.7, top_p=0.98),
-    ],
-)
-def test_draws_at_successive_positions_follow_the_distribution(sampling: Sampling) -> None:
-    """Pearson's chi-square stays below its 99.9 % quantile; the seed is fixed, so it always does or never does."""
-    logits = row([1.0, 0.3, 2.0, -0.5, 0.9, 0.0, 1.4])
-    allowed = permitted(logits, sampling)
-    draws = 4000
-    counts = Counter(sample(logits, sampling, position) for position in range(draws))
-    assert set(counts) <= {token for token, _ in allowed}
-    statistic = sum((counts[token] - draws * share) ** 2 / (draws * share) for token, share in allowed)
-    quantiles = {3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46}
-    assert statistic < quantiles[len(allowed) - 1]
-
-
-def test_different_seeds_draw_independently_at_one_position() -> None:
-    """The chi-square of the pairs that two seeds draw at the same positions stays below its 99.9 % quantile."""
-    logits = row([0.0, 0.0, 0.0])
-    pairs = Counter(
-        (sample(logits, Sampling(seed=1), position), sample(logits, Sampling(seed=2), position))
-        for position in range(1800)
-    )
-    statistic = sum((pairs[left, right] - 200) ** 2 / 200 for left in range(3) for right in range(3))
-    assert statistic < 26.12
-
-
-@given(ROWS, SAMPLINGS, POSITIONS)
+@given(EXTREME_ROWS)
 @MODEST
-def test_the_same_seed_and_position_draw_the_same_token(values: list[float], sampling: Sampling, position: int) -> None:
-    assert sample(row(values), sampling, position) == sample(row(values), sampling, position)
-
-
-def test_positions_draw_differently() -> None:
-    """Two sequences of 64 draws from 1,000 equally likely tokens share next to nothing."""
-    logits = np.zeros(1000, np.float32)
-    first = [sample(logits, Sampling(seed=5), position) for position in range(64)]
-    later = [sample(logits, Sampling(seed=5), position) for position in range(64, 128)]
-    assert len(set(first)) > 50
-    assert sum(a == b for a, b in zip(first, later, strict=True)) < 3
-
-
-@given(ROWS | TIED_ROWS, st.floats(1e-12, 1e-3), st.integers(0, 1000))
-@MODEST
-def test_a_tiny_top_p_keeps_the_best_token(values: list[float], top_p: float, position: int) -> None:
-    logits = row(values)
-    assert sample(logits, Sampling(top_p=top_p), position) == greedy(logits)
-
-
-@given(ROWS | TIED_ROWS, st.integers(0, 1000))
-@MODEST
-def test_a_tiny_temperature_is_greedy_among_the_best(values: list[float], position: int) -> None:
-    drawn = sample(row(values), Sampling(temperature=1e-12), position)
-    assert values[drawn] == pytest.approx(max(values), abs=1e-9)
-
-
-EXTREME = st.lists(st.sampled_from([1e30, -1e30, -math.inf, 0.0, -3.0, 2.0]), min_size=1, max_size=8).filter(
-    lambda values: max(values) > -math.inf
-)
-
-
-@given(EXTREME, SAMPLINGS, st.integers(0, 1000))
-@MODEST
-def test_extreme_logits_are_ordinary(values: list[float], sampling: Sampling, position: int) -> None:
-    """A token whose logit is -inf is never drawn, and nothing becomes NaN."""
-    logits = row(values)
-    assert values[greedy(logits)] == max(values)
-    found = log_softmax(logits)
+def test_log_probabilities_of_extreme_logits_are_ordinary(values: list[float]) -> None:
+    """Nothing becomes NaN, and they still sum to one."""
+    found = log_softmax(row(values))
+    assert greedy(row(values)) == values.index(max(values))
     assert not np.isnan(found).any()
+    assert found.max() <= 0.0
     assert math.fsum(np.exp(found.astype(np.float64))) == pytest.approx(1.0, abs=1e-5)
-    assume(sampling.top_p == 1.0 or is_clear_of(sampling.top_p, shares(logits, sampling)))
-    drawn = sample(logits, sampling, position)
-    assert drawn in {token for token, share in permitted(logits, sampling) if share > 0.0}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 64, 100, 129, 1000, 8193])
+def test_log_probabilities_have_the_same_bits_alone_and_in_any_batch(size: int) -> None:
+    logits = np.random.default_rng(size).standard_normal((33, size)).astype(np.float32) * 4
+    logits[5], logits[6, 0], logits[7] = np.nan, np.inf, -np.inf
+    alone = np.stack([log_softmax(each) for each in logits])
+    for count in (1, 2, 5, 16, 33):
+        np.testing.assert_array_equal(log_softmax_batch(logits[:count]), alone[:count])
+    np.testing.assert_array_equal(log_softmax_batch(logits[::-1]), alone[::-1])
+    np.testing.assert_array_equal(log_softmax_batch(np.asfortranarray(logits)), alone)
+
+
+@given(st.data(), st.integers(1, 30), st.integers(1, 9))
+@MODEST
+def test_the_score_of_a_target_is_its_tokens_log_probabilities(data: st.DataObject, size: int, length: int) -> None:
+    """To the bit."""
+    logits = np.random.default_rng(size * 10 + length).standard_normal((length, size)).astype(np.float32)
+    targets = data.draw(st.lists(st.integers(0, size - 1), min_size=length, max_size=length))
+    expected = [log_softmax(each)[target] for each, target in zip(logits, targets, strict=True)]
+    found = score(logits, np.array(targets, np.int64))
+    assert found.dtype == np.float32
+    assert found.tolist() == expected
 
 
 def test_choose_tells_the_log_probability_of_the_unfiltered_model() -> None:
@@ -214,3 +166,92 @@ def test_choose_tells_the_log_probability_of_the_unfiltered_model() -> None:
         token, log_probability = choose(logits, Decoding(1, sampling, log_probabilities=True), position)
         assert token == sample(logits, sampling, position)
         assert log_probability == pytest.approx(float(log_softmax(logits)[token]))
+
+
+@given(questions())
+@settings(max_examples=200, deadline=None)
+def test_a_row_is_chosen_as_its_adjusted_logits_say(question: tuple[FloatArray, list[Choice]]) -> None:
+    """Penalty, then ban, then the draw or the argmax; the log-probability is that of the model as it is."""
+    logits, choices = question
+    tokens, log_probabilities = choose_batch(logits, choices)
+    for each, choice, token, found in zip(logits, choices, tokens.tolist(), log_probabilities, strict=True):
+        left, sampling = adjusted(each, choice), choice.decoding.sampling
+        assert token == (greedy(left) if sampling is None else sample(left, sampling, choice.position))
+        expected = log_softmax(each)[token] if choice.decoding.log_probabilities else np.float32(np.nan)
+        np.testing.assert_array_equal(found, expected)
+
+
+@given(questions(), st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_row_is_chosen_alone_as_in_any_batch(question: tuple[FloatArray, list[Choice]], data: st.DataObject) -> None:
+    """Whatever is in the others, NaN with it, and however they choose; and the logits are left as they were."""
+    logits, choices = question
+    before = logits.copy()
+    order = data.draw(st.permutations(range(len(choices))))
+    tokens, log_probabilities = choose_batch(logits[order], [choices[at] for at in order])
+    np.testing.assert_array_equal(logits, before)
+    for at, token, found in zip(order, tokens.tolist(), log_probabilities.tolist(), strict=True):
+        alone, log_probability = chosen_alone(logits[at], choices[at])
+        assert token == alone
+        np.testing.assert_array_equal(found, math.nan if log_probability is None else log_probability)
+    kept = choose_batch(logits, choices)
+    np.testing.assert_array_equal(kept[0][order], tokens)
+    np.testing.assert_array_equal(logits, before)
+
+
+@pytest.mark.parametrize(
+    ("logits", "penalty", "seen", "token"),
+    [
+        ([2.0, 1.5, -1.0], 1.0, [0], 0),
+        ([2.0, 1.5, -1.0], 1.5, [0], 1),
+        ([2.0, 1.5, -1.0], 1.5, [0, 0, 0], 1),  # once, however often it was seen
+        ([2.0, 1.5, -1.0], 1.5, [], 0),
+        ([2.0, 1.5, -1.0], 1.5, [0, 1], 0),
+        ([-1.0, -1.5, -4.0], 2.0, [0], 1),
+        ([-1.0, -1.5, -4.0], 0.5, [1], 1),  # below 1 it favours what was seen
+        ([0.0, -1.0], 9.0, [0], 0),  # of zero there is nothing to take
+    ],
+)
+def test_the_repetition_penalty_tells_against_tokens_seen(
+    logits: list[float], penalty: float, seen: list[int], token: int
+) -> None:
+    decoding = Decoding(1, repetition_penalty=penalty)
+    assert choose(row(logits), decoding, 0, seen=np.array(seen, np.int64))[0] == token
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(), Sampling(top_k=3), Sampling(top_p=0.99)])
+def test_what_ends_a_generation_is_not_chosen_before_min_tokens(sampling: Sampling | None) -> None:
+    logits = row([9.0, 1.0, 8.0, 0.5])
+    decoding = Decoding(9, sampling, min_tokens=2, stop_ids=frozenset({2}))
+    chosen = [{choose(logits, decoding, at, num_generated=n, eos_id=0)[0] for at in range(50)} for n in range(4)]
+    assert chosen[0] <= {1, 3}
+    assert chosen[1] <= {1, 3}
+    assert 0 in chosen[2]
+    assert 0 in chosen[3]
+
+
+def test_a_plain_decoding_is_one_whose_choice_is_the_argmax() -> None:
+    plain = Decoding(5)
+    assert plain.is_plain
+    assert replace(plain, log_probabilities=True, stop_ids=frozenset({1})).is_plain
+    for special in ({"sampling": Sampling()}, {"repetition_penalty": 1.1}, {"min_tokens": 1}):
+        assert not replace(plain, **special).is_plain
+
+
+def test_a_generation_ends_at_the_end_token_a_stop_token_or_its_limit() -> None:
+    decoding = Decoding(3, stop_ids=frozenset({4, 5}))
+    assert decoding.finish_reason(0, 1, eos_id=0) is FinishReason.EOS
+    assert decoding.finish_reason(0, 1, eos_id=None) is None
+    assert decoding.finish_reason(5, 3, eos_id=0) is FinishReason.STOP
+    assert decoding.finish_reason(1, 2, eos_id=0) is None
+    assert decoding.finish_reason(1, 3, eos_id=0) is FinishReason.MAX_TOKENS
+
+
+def test_no_rows_make_no_choice() -> None:
+    tokens, log_probabilities = choose_batch(np.empty((0, 5), np.float32), [])
+    assert tokens.shape == log_probabilities.shape == (0,)
+
+
+def test_a_row_of_nan_gives_its_first_nan_and_one_of_nothing_possible_its_first_token() -> None:
+    assert choose(row([1.0, math.nan, math.nan]), Decoding(1), 0)[0] == 1
+    assert choose(row([-math.inf] * 3), Decoding(1, Sampling()), 0)[0] == 0

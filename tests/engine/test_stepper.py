@@ -10,13 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.engine.decoding import Decoding, Sampling
+from service.engine.decoding import Decoding, FinishReason, Sampling
 from service.engine.jobs import (
     EncodeJob,
     Failed,
     Fed,
     FeedJob,
-    FinishReason,
     Generated,
     OutputKind,
     OutputSpec,
