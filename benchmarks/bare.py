@@ -1,0 +1,57 @@
+"""A bundle's step graph run bare: the loop that serving is measured against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service.repository.bundle import load_bundle
+from service.repository.manifest import Manifest
+
+Array = NDArray[np.generic]
+
+
+class BareStep:
+    """The step graph, its state handed from run to run. For models without an encoder."""
+
+    def __init__(self, manifest: Manifest, session: ort.InferenceSession, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._manifest = manifest
+        self._session = session
+        spec = manifest.step
+        choice = spec.next_token.name if spec.next_token else spec.logits.name
+        states = [state.output for state in manifest.states]
+        self._with_logits = [spec.logits.name, *states]
+        self._with_choice = [choice, *states]
+        self._picks = spec.next_token is not None
+        self._options = ort.RunOptions()
+        self._options.only_execute_path_to_fetches = True
+
+    def zeros(self, num_rows: int) -> list[Array]:
+        """A fresh state of `num_rows` rows."""
+        shapes = [[num_rows if axis == "batch" else int(axis) for axis in s.input.shape] for s in self._manifest.states]
+        return [np.zeros(shape, state.input.dtype) for shape, state in zip(shapes, self._manifest.states, strict=True)]
+
+    def step(self, tokens: Array, lengths: Array, state: list[Array]) -> tuple[Array, list[Array]]:
+        """One run. tokens: [B, T]; lengths: [B]. Returns logits [B, T, V] and the next state."""
+        logits, *following = self._session.run(self._with_logits, self._feeds(tokens, lengths, state), self._options)
+        return logits, following
+
+    def choose(self, tokens: Array, lengths: Array, state: list[Array]) -> tuple[Array, list[Array]]:
+        """One run. Returns the most likely next tokens, [B, T] int64, and the next state."""
+        chosen, *following = self._session.run(self._with_choice, self._feeds(tokens, lengths, state), self._options)
+        return (chosen if self._picks else chosen.argmax(axis=-1)), following
+
+    def _feeds(self, tokens: Array, lengths: Array, state: list[Array]) -> dict[str, Array]:
+        spec = self._manifest.step
+        names = [part.input.name for part in self._manifest.states]
+        return {spec.tokens.name: tokens, spec.lengths.name: lengths, **dict(zip(names, state, strict=True))}
+
+
+def load_step(folder: Path, num_threads: int = 1) -> BareStep:
+    """The step graph of a bundle, checked and loaded as the server does it."""
+    bundle = load_bundle(folder, num_threads=num_threads)
+    return BareStep(bundle.manifest, bundle.step, bundle.target_vocabulary.names)

@@ -1,0 +1,45 @@
+"""Servers and load generators in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+Seen = dict[str, float]
+
+
+@contextmanager
+def server(module: str, *arguments: str) -> Iterator[str]:
+    """`python -m benchmarks.servers.MODULE`; gives the address it listens on."""
+    command = [sys.executable, "-m", f"benchmarks.servers.{module}", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            if process.stdout is None:
+                raise RuntimeError("no pipe")
+            yield f"127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.terminate()
+
+
+def load(generator: str, target: str, **options: float | str) -> Seen:
+    """What a load generator saw: see `benchmarks.load`."""
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "benchmarks.load", generator, target, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    if done.returncode:
+        raise RuntimeError(f"the load generator failed:\n{done.stderr}")
+    seen: Seen = json.loads(done.stdout)
+    return seen
+
+
+def export(repository: Path, name: str, *, hidden: int, layers: int, vocabulary: int) -> None:
+    """Makes a language model of random weights, unless it is there."""
+    if (repository / name / "1").exists():
+        return
+    flags = ["--hidden", str(hidden), "--layers", str(layers), "--vocabulary", str(vocabulary)]
+    command = [sys.executable, "-m", "export", "random-lm", "--name", name, "--to", str(repository), *flags]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,1 @@
+"""What Carousel is measured against: servers of a few lines, each in a process of its own."""

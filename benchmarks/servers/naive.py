@@ -1,0 +1,43 @@
+"""What one writes by hand: a grpc.aio stream a client, its state in local variables, one `session.run` a message."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bare import load_step
+from benchmarks.servers.host import Context, serve
+from carousel.v1 import inference_pb2 as pb
+
+bundle = load_step(Path(sys.argv[1]), int(sys.argv[2]))
+
+
+async def stream(request_iterator: Any, context: Context) -> None:
+    """One session: opened by the first message, stepped by the others."""
+    state = bundle.zeros(1)
+    lengths = np.ones(1, np.int64)
+    async for request in request_iterator:
+        if request.WhichOneof("request") == "open":
+            await context.write(pb.StreamResponse(request_id=request.request_id, opened=pb.Opened(model="naive")))
+            continue
+        tokens = np.array([request.feed.token_ids], np.int64)
+        logits, state = bundle.step(tokens, lengths, state)
+        best = int(logits[0, -1].argmax())
+        position = request.feed.position + tokens.shape[1]
+        output = pb.StepOutput(position=position, tokens=[pb.Token(id=best, text=bundle.names[best])])
+        await context.write(
+            pb.StreamResponse(
+                request_id=request.request_id,
+                session_id=request.session_id,
+                position=position,
+                fed=pb.Fed(outputs=[output]),
+            )
+        )
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(stream))

@@ -1,0 +1,152 @@
+"""The benchmarks: what serving costs on top of the model, and of a wire that does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.bare import Array, load_step
+from benchmarks.measure import Report, alternate, seconds_a_call
+from benchmarks.processes import load, server
+from benchmarks.subjects import LARGE, SMALL, Subject
+from examples.local_service import local_service
+
+STREAMS = 64
+
+
+def echo(models: Path) -> Report:
+    """Steps a second at 64 streams of one session, one token a message, over a bare echo server's messages a second."""
+    report = Report("echo", f"steps/s at {STREAMS} streams over messages/s of a bare grpc.aio echo server")
+    with local_service(models) as service, server("echo") as echo_server:
+        report.rows.append(
+            alternate(
+                SMALL.name,
+                lambda: load("lockstep", service.target, streams=STREAMS)["per_second"],
+                lambda: load("lockstep", echo_server, streams=STREAMS)["per_second"],
+                unit="steps/s",
+                bound=0.85,
+            )
+        )
+    return report
+
+
+def naive(models: Path) -> Report:
+    """The same over what one writes by hand, with one thread an operator, and with ONNX Runtime's defaults."""
+    report = Report("naive", f"steps/s at {STREAMS} streams over a hand-written server, one session.run a message")
+    folder = str(SMALL.folder)
+    with (
+        local_service(models) as service,
+        server("naive", folder, "1") as one_thread,
+        server("naive", folder, "0") as default_threads,
+    ):
+        for subject, target in (("one thread", one_thread), ("onnxruntime's defaults", default_threads)):
+            report.rows.append(
+                alternate(
+                    subject,
+                    lambda: load("lockstep", service.target, streams=STREAMS)["per_second"],
+                    lambda target=target: load("lockstep", target, streams=STREAMS)["per_second"],  # type: ignore[misc]
+                    unit="steps/s",
+                    bound=2.5,
+                )
+            )
+    return report
+
+
+def latency(models: Path) -> Report:
+    """The median step of a lone stream over that of the echo server and one bare run of the graph."""
+    report = Report("latency", "p50 of a lone stream's step over (p50 of the echo server + one bare run)")
+    bare = load_step(SMALL.folder)
+    tokens, lengths, state = np.ones((1, 1), np.int64), np.ones(1, np.int64), bare.zeros(1)
+    with local_service(models) as service, server("echo") as echo_server:
+        report.rows.append(
+            alternate(
+                SMALL.name,
+                lambda: load("lockstep", service.target, streams=1)["p50_s"],
+                lambda: (
+                    load("lockstep", echo_server, streams=1)["p50_s"]
+                    + seconds_a_call(lambda: bare.step(tokens, lengths, state))
+                ),
+                unit="s",
+                bound=1.3,
+                must_be="at most",
+            )
+        )
+    return report
+
+
+def blocking(models: Path) -> Report:
+    """The 99th percentile of a step while another stream feeds 100,000 tokens at a time, over the same without it."""
+    report = Report("blocking", "p99 of 16 streams' steps while another feeds 100,000 tokens, over the same without")
+    with local_service(models) as service:
+        report.rows.append(
+            alternate(
+                SMALL.name,
+                lambda: load("lockstep", service.target, streams=16, long_feed=100_000)["p99_s"],
+                lambda: load("lockstep", service.target, streams=16)["p99_s"],
+                unit="s",
+                bound=2.0,
+                must_be="at most",
+            )
+        )
+    return report
+
+
+def growth(models: Path) -> Report:
+    """A step at position 1,000,000 over one at position 100."""
+    report = Report("growth", "p50 of a step at position 1,000,000 over one at position 100")
+    with local_service(models) as service:
+        seen = [load("growth", service.target, tokens=1_000_000, seconds=4) for _ in range(3)]
+    old, young = iter([run["old_s"] for run in seen]), iter([run["young_s"] for run in seen])
+    first = seen[0]  # `alternate` makes one round that does not count; inside, the two were stepped in turn already
+    report.rows.append(
+        alternate(
+            SMALL.name,
+            lambda: next(old, first["old_s"]),
+            lambda: next(young, first["young_s"]),
+            unit="s",
+            bound=1.05,
+            must_be="at most",
+            rounds=2,
+        )
+    )
+    return report
+
+
+def generate(models: Path) -> Report:
+    """Tokens a second of 64 streamed generations of 256 tokens over a bare greedy loop at batch 64."""
+    report = Report("generate", f"tokens/s of {STREAMS} streamed generations of 256 over a bare greedy loop")
+    with local_service(models) as service:
+        for subject, bound in ((SMALL, 0.5), (LARGE, 0.9)):
+            report.rows.append(
+                alternate(
+                    subject.name,
+                    lambda subject=subject: load(  # type: ignore[misc]
+                        "generations", service.target, model=subject.name, vocabulary=subject.vocabulary
+                    )["per_second"],
+                    lambda subject=subject: _bare_tokens_a_second(subject),  # type: ignore[misc]
+                    unit="tokens/s",
+                    bound=bound,
+                    rounds=3,
+                )
+            )
+    return report
+
+
+def _bare_tokens_a_second(subject: Subject, num_rows: int = STREAMS) -> float:
+    bare = load_step(subject.folder)
+    state, lengths = bare.zeros(num_rows), np.ones(num_rows, np.int64)
+    tokens: Array = (1 + np.arange(num_rows) % (subject.vocabulary - 1)).reshape(-1, 1)
+
+    def step() -> None:
+        nonlocal tokens, state
+        tokens, state = bare.choose(tokens, lengths, state)
+
+    step()
+    return num_rows / seconds_a_call(step, for_s=1.0)
+
+
+SUITE: dict[str, Callable[[Path], Report]] = {
+    function.__name__: function for function in (echo, naive, latency, blocking, growth, generate)
+}
