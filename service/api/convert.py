@@ -5,7 +5,7 @@ from __future__ import annotations
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2, sessions_pb2
 from service.engine.decoding import Decoding, FinishReason, Sampling
-from service.engine.jobs import Generated, OutputKind, OutputSpec, StepOutput
+from service.engine.jobs import OutputKind, OutputSpec, StepOutput
 from service.errors import EmptySequenceError, InvalidFieldError
 from service.repository.bundle import Bundle
 from service.repository.repository import Problem
@@ -121,12 +121,9 @@ def step_output(output: StepOutput, names: tuple[str, ...]) -> pb.StepOutput:
     return pb.StepOutput(position=output.position, tokens=tokens, logits=logits)
 
 
-def generated(result: Generated, names: tuple[str, ...]) -> pb.Generated:
-    """One step of a generation."""
-    tokens = []
-    if result.token is not None:
-        tokens.append(pb.Token(id=result.token, text=names[result.token], log_probability=result.log_probability))
-    return pb.Generated(tokens=tokens, finish_reason=_FINISH_REASONS[result.finish_reason])
+def finish_reason(reason: FinishReason | None) -> pb.FinishReason.ValueType:
+    """Why a generation ended; unspecified while it goes on."""
+    return _FINISH_REASONS[reason]
 
 
 def close_reason(reason: CloseReason) -> pb.CloseReason.ValueType:

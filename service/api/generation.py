@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import convert
 from service.api.outbox import Outbox
+from service.api.part import Part
 from service.engine.decoding import Decoding
 from service.engine.jobs import Failed, Generated, GenerateJob, OutputKind, OutputSpec, Result
 from service.errors import CarouselError, RequestCancelledError
@@ -24,6 +24,7 @@ class Generation:
         self._outbox = outbox
         self._session: Session | None = None
         self._job: GenerateJob | None = None
+        self._part: Part | None = None
         self._failure: CarouselError | None = None
 
     def start(self, served: Served, source: list[int] | None, prompt: list[int] | None, decoding: Decoding) -> None:
@@ -57,13 +58,20 @@ class Generation:
             if isinstance(result, Failed):
                 self._fail(result.error)
             return
-        names = request.session.served.bundle.target_vocabulary.names
-        response = pb.GenerateResponse(position=result.position, generated=convert.generated(result, names))
-        if result.finish_reason is None and self._job is not None:
-            self._outbox.put(response, partial(self._dispatcher.granted, request.session, self._job, 1))
-            return
-        self._outbox.put(response)
-        self._outbox.close()
+        part = self._part
+        if part is None or part.is_taken:
+            part = self._part = Part(request.session.served.bundle.target_vocabulary.names)
+            self._outbox.put_later(partial(self._response, part), partial(self._granted, request.session, part))
+        part.add(result)
+        if result.finish_reason is not None:
+            self._outbox.close()
+
+    def _response(self, part: Part) -> pb.GenerateResponse:
+        return pb.GenerateResponse(generated=part.take(), position=part.position)
+
+    def _granted(self, session: Session, part: Part) -> None:
+        if self._job is not None:
+            self._dispatcher.granted(session, self._job, len(part))
 
     def _on_closed(self, session: Session, reason: CloseReason) -> None:
         """Somebody else has closed the session, which ends its work before its time."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -13,7 +12,7 @@ from carousel.v1 import inference_pb2_grpc
 from service.api import convert
 from service.api.catalog import Catalog
 from service.api.generation import Generation
-from service.api.outbox import Outbox
+from service.api.outbox import Item, Outbox
 from service.api.stream import Stream
 from service.observer import ApiObserver
 from service.sessions.dispatcher import Dispatcher
@@ -95,7 +94,7 @@ async def _write(outbox: Outbox[Any], context: Context) -> None:
         await _write_one(taken, context)
 
 
-async def _write_one(taken: tuple[Any, Callable[[], None] | None], context: Context) -> None:
+async def _write_one(taken: Item[Any], context: Context) -> None:
     response, on_written = taken
     await context.write(response)
     if on_written is not None:

@@ -9,17 +9,22 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 Response = TypeVar("Response")
+Item: TypeAlias = tuple[Response, Callable[[], None] | None]
+"""A response, and what to call when it has been written."""
 
 
 class Outbox(Generic[Response]):
-    """Responses in order, each with what to call when it has been written. limit: responses at which it is full."""
+    """Responses in order, each as what makes it when its turn comes, with what to call when it has been written.
+
+    limit: responses at which it is full.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._waiting: deque[tuple[Response, Callable[[], None] | None]] = deque()
+        self._waiting: deque[tuple[Callable[[], Response], Callable[[], None] | None]] = deque()
         self._arrival: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._closed = False
@@ -32,7 +37,12 @@ class Outbox(Generic[Response]):
 
     def put(self, response: Response, on_written: Callable[[], None] | None = None) -> None:
         """Adds a response; never waits, and takes even what is over the limit."""
-        self._waiting.append((response, on_written))
+        self._waiting.append((lambda: response, on_written))
+        self._wake_up()
+
+    def put_later(self, make: Callable[[], Response], on_written: Callable[[], None]) -> None:
+        """Adds a response that is made when its turn comes."""
+        self._waiting.append((make, on_written))
         self._wake_up()
 
     def close(self) -> None:
@@ -40,17 +50,17 @@ class Outbox(Generic[Response]):
         self._closed = True
         self._wake_up()
 
-    async def next(self) -> tuple[Response, Callable[[], None] | None] | None:
+    async def next(self) -> Item[Response] | None:
         """The oldest response; None when there will be no more. One task at a time."""
         while not self._waiting:
             if self._closed:
                 return None
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
-        taken = self._waiting.popleft()
+        make, on_written = self._waiting.popleft()
         if self._room is not None and not self._room.done() and not self.is_full:
             self._room.set_result(None)
-        return taken
+        return make(), on_written
 
     async def room(self) -> None:
         """Waits until it is full no longer. One task at a time."""
@@ -63,9 +73,12 @@ class Outbox(Generic[Response]):
         self._is_held = self._arrival is not None and not self._arrival.done() and not self._waiting
         return self._is_held
 
-    def take(self) -> tuple[Response, Callable[[], None] | None] | None:
+    def take(self) -> Item[Response] | None:
         """The oldest response, for who holds; None when there is none."""
-        return self._waiting.popleft() if self._waiting else None
+        if not self._waiting:
+            return None
+        make, on_written = self._waiting.popleft()
+        return make(), on_written
 
     def let_go(self) -> None:
         """Ends `hold`: the task that waits in `next` goes on if there is anything for it."""

@@ -16,6 +16,7 @@ from carousel.v1 import inference_pb2 as pb
 from service.api import convert
 from service.api.catalog import Catalog
 from service.api.outbox import Outbox
+from service.api.part import Part, Parted
 from service.api.status import TABLE, to_message
 from service.engine.jobs import Encoded, Failed, Fed, Generated, GenerateJob, Result
 from service.errors import CarouselError, InvalidFieldError, SessionAlreadyOpenError, SessionNotOpenError
@@ -44,7 +45,7 @@ class Stream:
         self._observer = observer
         self._outbox = outbox
         self._sessions: dict[str, Session] = {}
-        self._generations: dict[Request, GenerateJob] = {}
+        self._generations: dict[Request, Parted] = {}
         self._num_unanswered = 0
         self._is_last_read = False
         self._handlers = {
@@ -138,7 +139,7 @@ class Stream:
             reply=self._on_generated,
             field="generate.decoding",
         )
-        self._generations[job.tag] = job
+        self._generations[job.tag] = Parted(job)
         self._num_unanswered += 1
 
     def _cancel(self, request: pb.StreamRequest) -> None:
@@ -227,19 +228,29 @@ class Stream:
             self._generations.pop(request, None)
             self._failed(request, result)
             return
-        session = request.session
-        response = pb.StreamResponse(
-            request_id=request.request_id,
-            session_id=session.id,
-            position=result.position,
-            generated=convert.generated(result, session.served.bundle.target_vocabulary.names),
-        )
-        if result.finish_reason is None:
-            job = self._generations[request]
-            self._outbox.put(response, partial(self._dispatcher.granted, session, job, 1))
-        else:
+        generation = self._generations[request]
+        part = generation.part
+        if part is None or part.is_taken:
+            part = generation.part = Part(request.session.served.bundle.target_vocabulary.names)
+            self._outbox.put_later(
+                partial(self._generated, request, part), partial(self._granted, request.session, generation.job, part)
+            )
+        part.add(result)
+        if result.finish_reason is not None:
             del self._generations[request]
-            self._answer(response)
+            self._num_unanswered -= 1
+            self._end_if_done()
+
+    def _generated(self, request: Request, part: Part) -> pb.StreamResponse:
+        return pb.StreamResponse(
+            request_id=request.request_id,
+            session_id=request.session.id,
+            generated=part.take(),
+            position=part.position,
+        )
+
+    def _granted(self, session: Session, job: GenerateJob, part: Part) -> None:
+        self._dispatcher.granted(session, job, len(part))
 
     def _on_closed(self, session: Session, reason: CloseReason) -> None:
         """Somebody else has closed a session of ours."""

@@ -12,7 +12,7 @@ from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2, sessions_pb2
 from service.api import convert
 from service.engine.decoding import Decoding, FinishReason, Sampling
-from service.engine.jobs import Generated, OutputKind, OutputSpec, StepOutput
+from service.engine.jobs import OutputKind, OutputSpec, StepOutput
 from service.errors import EmptySequenceError, InvalidFieldError, TokenOutOfVocabularyError, UnknownTokenError
 from service.repository.repository import Problem
 from service.repository.vocabulary import Vocabulary
@@ -64,7 +64,7 @@ def test_outputs_keep_what_they_say() -> None:
 
 @pytest.mark.parametrize("reason", [None, *FinishReason])
 def test_every_finish_reason_has_its_own_on_the_wire(reason: FinishReason | None) -> None:
-    message = convert.generated(Generated(4, None, None, reason), NAMES)
+    message = pb.Generated(finish_reason=convert.finish_reason(reason))
     name = "UNSPECIFIED" if reason is None else reason.name
     assert message == pb.Generated(finish_reason=pb.FinishReason.Value(f"FINISH_REASON_{name}"))
     assert enum_names(pb.FinishReason.DESCRIPTOR, "FINISH_REASON_") == {"UNSPECIFIED", *(r.name for r in FinishReason)}
@@ -229,14 +229,6 @@ def test_an_output_of_logits_keeps_every_bit() -> None:
     logits = np.array([1e30, -1e-30, np.inf, -np.inf, 0.1, -0.0], np.float32)
     message = convert.step_output(StepOutput(0, [], None, logits), NAMES)
     assert np.array(message.logits, np.float32).tobytes() == logits.tobytes()
-
-
-def test_a_generated_token_has_a_log_probability_where_it_was_asked_for() -> None:
-    plain = convert.generated(Generated(1, 3, None, None), NAMES)
-    assert plain == pb.Generated(tokens=[pb.Token(id=3, text="AA")])
-    asked = convert.generated(Generated(1, 3, -0.5, FinishReason.MAX_TOKENS), NAMES)
-    token = pb.Token(id=3, text="AA", log_probability=-0.5)
-    assert asked == pb.Generated(tokens=[token], finish_reason=pb.FINISH_REASON_MAX_TOKENS)
 
 
 def test_a_session_is_shown_with_times_of_the_wall_clock() -> None:

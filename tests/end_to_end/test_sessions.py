@@ -88,7 +88,7 @@ async def test_a_stream_carries_many_sessions_and_answers_each(shipped_service: 
         assert tokens[f"many-{index}"] == [names[token] for token in expected]
 
 
-async def test_a_generation_streams_its_tokens_one_by_one(shipped_service: LocalService) -> None:
+async def test_a_generation_streams_its_tokens_as_they_are_made(shipped_service: LocalService) -> None:
     async with grpc.aio.insecure_channel(shipped_service.target) as channel:
         request = pb.GenerateRequest(
             model="g2p-en",
@@ -97,10 +97,20 @@ async def test_a_generation_streams_its_tokens_one_by_one(shipped_service: Local
             decoding=pb.Decoding(log_probabilities=True),
         )
         responses = [r async for r in inference_pb2_grpc.InferenceStub(channel).Generate(request)]
-    assert [len(response.generated.tokens) for response in responses] == [1] * (len(responses) - 1) + [0]
-    assert [response.position for response in responses[:-1]] == list(range(2, len(responses) + 1))
+    # tokens that wait for the one before to be written leave together; the first waits for nobody
+    assert len(responses) > 1
+    position = 1
+    for response in responses:
+        position += len(response.generated.tokens)
+        assert response.position == position
+        assert bool(response.generated.finish_reason) is (response is responses[-1])
+    tokens = [token for response in responses for token in response.generated.tokens]
+    reference = ReferenceSession(G2P, source_ids("carousel"))
+    names = (G2P / "target.txt").read_text().splitlines()
+    reference.step(names.index("K"))
+    assert [token.text for token in tokens] == [names[token] for token in reference.generate(64)]
+    assert all(-20 < token.log_probability <= 0 for token in tokens)
     assert responses[-1].generated.finish_reason == pb.FINISH_REASON_EOS
-    assert all(-20 < r.generated.tokens[0].log_probability <= 0 for r in responses[:-1])
 
 
 async def test_open_with_outputs_tells_what_may_come_first(shipped_service: LocalService) -> None:
@@ -368,5 +378,5 @@ async def test_a_reader_that_stalls_is_not_generated_for_and_delays_nobody(tiny_
             assert len(positions) < 200
         # what is on its way fills that and the window of the generation, and no more: far from all that was asked for
         assert 0 < positions[-1] < 10_000
-        for _ in range(positions[-1] + 100):
-            assert (await stalled.read()).HasField("generated")
+        while (response := await stalled.read()).position < positions[-1] + 100:
+            assert response.HasField("generated")
