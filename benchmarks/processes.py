@@ -15,12 +15,26 @@ Seen = dict[str, float]
 @contextmanager
 def server(module: str, *arguments: str) -> Iterator[str]:
     """`python -m benchmarks.servers.MODULE`; gives the address it listens on."""
+    with told(module, *arguments) as line:
+        yield f"127.0.0.1:{int(line)}"
+
+
+@contextmanager
+def populated(repository: Path, model: str, num_sessions: int, *flags: str) -> Iterator[dict[str, int]]:
+    """The service with sessions open already: see `benchmarks.servers.populated`."""
+    with told("populated", str(repository), model, str(num_sessions), *flags) as line:
+        yield json.loads(line)
+
+
+@contextmanager
+def told(module: str, *arguments: str) -> Iterator[str]:
+    """`python -m benchmarks.servers.MODULE`; gives the first line that it prints."""
     command = [sys.executable, "-m", f"benchmarks.servers.{module}", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             if process.stdout is None:
                 raise RuntimeError("no pipe")
-            yield f"127.0.0.1:{int(process.stdout.readline())}"
+            yield process.stdout.readline()
         finally:
             process.terminate()
 

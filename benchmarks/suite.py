@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.bare import Array, load_step
-from benchmarks.measure import Report, alternate, seconds_a_call
-from benchmarks.processes import load, server
+from benchmarks.measure import Report, Row, alternate, seconds_a_call
+from benchmarks.processes import load, populated, server
 from benchmarks.subjects import LARGE, SMALL, Subject
 from examples.local_service import local_service
 
 STREAMS = 64
+MILLION = 1_000_000
 
 
 def echo(models: Path) -> Report:
@@ -134,6 +135,31 @@ def generate(models: Path) -> Report:
     return report
 
 
+def million(models: Path) -> Report:
+    """Resident memory of a million live sessions over their raw state; and steps a second over those with a thousand."""
+    report = Report("million", "with 1,000,000 live sessions of the small model")
+    raw = MILLION * 2 * SMALL.hidden * 4
+    few = populated(models, SMALL.name, 1_000)
+    with few as with_few, populated(models, SMALL.name, MILLION) as with_many:
+        grown = with_many["after"] - with_many["before"]
+        report.rows.append(Row("resident memory", grown, raw, grown / raw, [grown / raw], "bytes", 1.6, "at most"))
+        report.rows.append(
+            alternate(
+                "steps over the wire",
+                lambda: load("lockstep", f"127.0.0.1:{with_many['port']}", streams=STREAMS)["per_second"],
+                lambda: load("lockstep", f"127.0.0.1:{with_few['port']}", streams=STREAMS)["per_second"],
+                unit="steps/s",
+                bound=0.9,
+            )
+        )
+    with populated(models, SMALL.name, MILLION // 5, "--feed") as fed:
+        grown = (fed["after"] - fed["before"]) * 5
+        report.rows.append(
+            Row("memory, each fed once", grown, raw, grown / raw, [grown / raw], "bytes", None, "at most")
+        )
+    return report
+
+
 def _bare_tokens_a_second(subject: Subject, num_rows: int = STREAMS) -> float:
     bare = load_step(subject.folder)
     state, lengths = bare.zeros(num_rows), np.ones(num_rows, np.int64)
@@ -148,5 +174,5 @@ def _bare_tokens_a_second(subject: Subject, num_rows: int = STREAMS) -> float:
 
 
 SUITE: dict[str, Callable[[Path], Report]] = {
-    function.__name__: function for function in (echo, naive, latency, blocking, growth, generate)
+    function.__name__: function for function in (echo, naive, latency, blocking, growth, generate, million)
 }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from export.errors import ExportError
+from export.heads import add_heads
 from export.interface import Interface
 from models.layers import ONNX_DOMAIN_VERSION, LSTMLayer
 from service.repository.manifest import Dtype, TensorSpec
@@ -26,24 +27,37 @@ _TORCH_DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "int64": to
 
 @dataclass(frozen=True, slots=True)
 class Graphs:
-    """The serialised ONNX graphs of one model; encoder is None for a model without a source."""
+    """The serialised ONNX graphs of one model; encoder is None for a model without a source, readout without one."""
 
     step: bytes
     encoder: bytes | None = None
+    readout: bytes | None = None
 
 
-def export_graphs(interface: Interface, step: nn.Module, encoder: nn.Module | None = None) -> Graphs:
+def export_graphs(
+    interface: Interface, step: nn.Module, encoder: nn.Module | None = None, readout: nn.Module | None = None
+) -> Graphs:
     """Exports modules in evaluation mode, called as `export.interface` says. The same weights give the same bytes.
 
     Adds export buffers to their LSTM layers (`prepare_for_export`). Raises ExportError when one is in training mode.
     """
-    encoder_graph: bytes | None = None
+    step_graph = _export(step, interface.step_inputs, interface.step_outputs)
+    add_heads(step_graph, interface.step)
+    encoder_graph = readout_graph = None
     if encoder is not None:
-        encoder_graph = _export(encoder, interface.encoder_inputs, interface.encoder_outputs)
-    return Graphs(step=_export(step, interface.step_inputs, interface.step_outputs), encoder=encoder_graph)
+        encoder_graph = serialize(_export(encoder, interface.encoder_inputs, interface.encoder_outputs))
+    if readout is not None and interface.readout is not None:
+        readout_graph = serialize(_export(readout, interface.readout_inputs, (interface.readout.logits,)))
+    return Graphs(step=serialize(step_graph), encoder=encoder_graph, readout=readout_graph)
 
 
-def _export(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bytes:
+def serialize(model: onnx.ModelProto) -> bytes:
+    """A graph as a bundle keeps it, the same bytes for the same graph. Raises what the checker of ONNX raises."""
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString(deterministic=True)
+
+
+def _export(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> onnx.ModelProto:
     if module.training:
         raise ExportError(f"{type(module).__name__} is in training mode: call eval() before exporting it")
     for layer in module.modules():
@@ -66,10 +80,9 @@ def _export(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[T
         )
     if program is None:
         raise ExportError(f"torch.onnx.export gave no graph for {type(module).__name__}")
-    graph = program.model_proto
-    _strip(graph)
-    onnx.checker.check_model(graph, full_check=True)
-    return graph.SerializeToString(deterministic=True)
+    model: onnx.ModelProto = program.model_proto
+    _strip(model)
+    return model
 
 
 def _example(tensor: TensorSpec) -> Tensor:

@@ -2,7 +2,8 @@
 
 An encoder is a module called as `encoder(source, lengths)` that returns every context and then every initial state;
 a step is a module called as `step(tokens, lengths, *states, *contexts)` that returns the logits and then every next
-state, all in the order in which an `Interface` names them. A language model has no encoder and no contexts.
+state; a readout is a module called as `readout(*states, *contexts)`, of those that it reads, that returns the logits
+after them. All in the order in which an `Interface` names them. A language model has no encoder and no contexts.
 
 Shapes: `B` batch, `T` time, `S` source, `L` layers, `H` hidden, `A` attention size, `V` vocabulary.
 """
@@ -11,9 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from export.heads import NEXT_TOKEN, TOP_K
 from models.language_model import LanguageModelConfig
 from models.seq2seq import Seq2SeqConfig
-from service.repository.manifest import ContextSpec, EncoderSpec, StateSpec, StepSpec, TensorSpec
+from service.repository.manifest import ContextSpec, EncoderSpec, ReadoutSpec, StateSpec, StepSpec, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Interface:
     encoder: EncoderSpec | None = None
     contexts: tuple[ContextSpec, ...] = ()
     source_vocabulary_size: int | None = None
+    readout: ReadoutSpec | None = None
 
     @property
     def encoder_inputs(self) -> tuple[TensorSpec, ...]:
@@ -46,8 +49,23 @@ class Interface:
 
     @property
     def step_outputs(self) -> tuple[TensorSpec, ...]:
-        """The step graph's outputs in order: logits, every next state."""
+        """The step graph's outputs in order, but for the heads: logits, every next state."""
         return (self.step.logits, *(_renamed(state.input, state.output) for state in self.states))
+
+    @property
+    def head_outputs(self) -> tuple[TensorSpec, ...]:
+        """The step graph's last outputs in order: the next token, then log-probabilities and ids of the k best."""
+        top_k = self.step.top_k
+        next_token = () if self.step.next_token is None else (self.step.next_token,)
+        return next_token if top_k is None else (*next_token, top_k.log_probabilities, top_k.token_ids)
+
+    @property
+    def readout_inputs(self) -> tuple[TensorSpec, ...]:
+        """The readout graph's inputs in order: the states, then the contexts that it reads; none without a readout."""
+        if self.readout is None:
+            return ()
+        states = [state.input for state in self.states if state.name in self.readout.states]
+        return (*states, *(context.input for context in self.contexts if context.name in self.readout.contexts))
 
 
 def seq2seq_interface(config: Seq2SeqConfig, *, max_source_length: int) -> Interface:
@@ -84,6 +102,7 @@ def seq2seq_interface(config: Seq2SeqConfig, *, max_source_length: int) -> Inter
         ),
         source_vocabulary_size=config.source_vocabulary_size,
         target_vocabulary_size=config.target_vocabulary_size,
+        readout=_readout_spec(config.target_vocabulary_size, contexts=("memory", "memory_mask")),
     )
 
 
@@ -97,6 +116,7 @@ def language_model_interface(config: LanguageModelConfig) -> Interface:
             for name in ("hidden", "cell")
         ),
         target_vocabulary_size=config.vocabulary_size,
+        readout=_readout_spec(config.vocabulary_size),
     )
 
 
@@ -106,6 +126,17 @@ def _step_spec(vocabulary_size: int) -> StepSpec:
         tokens=TensorSpec(name="tokens", dtype="int64", shape=("batch", "time")),
         lengths=TensorSpec(name="lengths", dtype="int64", shape=("batch",)),
         logits=TensorSpec(name="logits", dtype="float32", shape=("batch", "time", vocabulary_size)),
+        next_token=NEXT_TOKEN,
+        top_k=TOP_K,
+    )
+
+
+def _readout_spec(vocabulary_size: int, contexts: tuple[str, ...] = ()) -> ReadoutSpec:
+    return ReadoutSpec(
+        file="readout.onnx",
+        states=("hidden",),
+        contexts=contexts,
+        logits=TensorSpec(name="logits", dtype="float32", shape=("batch", vocabulary_size)),
     )
 
 

@@ -57,6 +57,19 @@ class LanguageModel(nn.Module):
         return logits, torch.cat(next_hidden), torch.cat(next_cell)
 
 
+class LanguageModelReadout(nn.Module):
+    """What comes after a state as it is: the logits of the step that led to it, without a step."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.projection = model.projection
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: [L, B, H]. Returns logits [B, V]."""
+        logits: Tensor = self.projection(hidden[-1])
+        return logits
+
+
 def random_language_model(config: LanguageModelConfig, *, seed: int) -> LanguageModel:
     """An untrained model, every weight drawn from the uniform distribution of PyTorch's LSTM, +-1/sqrt(H)."""
     model = LanguageModel(config)

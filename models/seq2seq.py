@@ -122,9 +122,26 @@ class Decoder(nn.Module):
             if index == 0:
                 context = self.attention(outputs.transpose(0, 1), memory, memory_mask).transpose(0, 1)  # [T, B, A]
             outputs = torch.cat([outputs, context], dim=-1)  # [T, B, H + A]
-        readout = self.dropout(torch.tanh(self.readout(outputs)))
-        logits = self.logits(readout).transpose(0, 1)  # [B, T, V]
+        logits = self.read_out(outputs).transpose(0, 1)  # [B, T, V]
         return logits, torch.cat(next_hidden), torch.cat(next_cell)
+
+    def read_out(self, outputs: Tensor) -> Tensor:
+        """outputs: [..., H + A], the last layer's and what was attended. Returns logits [..., V]."""
+        logits: Tensor = self.logits(self.dropout(torch.tanh(self.readout(outputs))))
+        return logits
+
+
+class DecoderReadout(nn.Module):
+    """What comes after a state as it is: the logits of the step that led to it, without a step."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, hidden: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
+        """hidden: [L, B, H]; memory: [B, S, A]; memory_mask: [B, S] bool. Returns logits [B, V]."""
+        attended = self.decoder.attention(hidden[0].unsqueeze(1), memory, memory_mask).squeeze(1)  # [B, A]
+        return self.decoder.read_out(torch.cat([hidden[-1], attended], dim=-1))
 
 
 class Seq2Seq(nn.Module):

@@ -28,7 +28,7 @@ from time import perf_counter
 
 from service.engine.arena import Arena
 from service.engine.costs import Costs
-from service.engine.jobs import Generated, GenerateJob, Job, Lane, Result
+from service.engine.jobs import NO_TOKENS, Generated, GenerateJob, Job, Lane, Result
 from service.engine.runner import Runner
 from service.engine.scheduler import Batch, Scheduler
 from service.engine.stepper import Stepper
@@ -83,7 +83,8 @@ class Engine:
         self._observer = observer
         self._loop = loop
         self._on_crash = on_crash
-        self._bos_id = bundle.manifest.special_tokens.bos_id
+        bos_id = bundle.manifest.special_tokens.bos_id
+        self._first_pending = NO_TOKENS if bos_id is None else [bos_id]
         self._arena = Arena(bundle.manifest, limits.num_slots)
         self._runner = Runner(bundle, self._arena)
         self._scheduler = Scheduler(
@@ -131,7 +132,7 @@ class Engine:
                 retry_delay_s=1.0,
                 max_sessions=self._limits.num_slots,
             )
-        return Lane(slot, [] if self._bos_id is None else [self._bos_id])
+        return Lane(slot, self._first_pending)
 
     def submit(self, lane: Lane, *jobs: Job) -> None:
         """Queues jobs behind the lane's others, all or none. Raises QueueFullError past `max_waiting`."""

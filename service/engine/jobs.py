@@ -125,9 +125,17 @@ class GenerateJob(Job):
     parked: bool = False
 
 
+NO_TOKENS: list[int] = []
+"""Every lane's list while there is nothing in it: a million idle sessions share one. Never changed in place."""
+NO_JOBS: list[Job] = []
+"""Likewise."""
+
+
 @dataclass(slots=True, eq=False)
 class Lane:
-    """A session as its engine sees it. Once submitted, the engine's thread alone writes to it.
+    """A session as its engine sees it. Once submitted, who drives the engine alone writes to it.
+
+    Its lists are replaced, never changed in place: idle lanes share empty ones.
 
     position: target tokens consumed or generated. pending: tokens of the sequence that the state has not yet consumed
     (a start token, or the last token generated). next_logits: [V], what the state says comes next, when nothing is
@@ -139,9 +147,9 @@ class Lane:
     pending: list[int]
     position: int = 0
     next_logits: FloatRow | None = None
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=lambda: NO_JOBS)
     job: Job | None = None
-    inputs: list[int] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=lambda: NO_TOKENS)
     done: int = 0
     num_pending: int = 0
     ticket: int = 0

@@ -15,6 +15,8 @@ import numpy as np
 
 from service.engine.decoding import Choice, FinishReason, FloatArray, FloatRow, choose_batch, log_softmax, top_k
 from service.engine.jobs import (
+    NO_JOBS,
+    NO_TOKENS,
     Encoded,
     EncodeJob,
     Failed,
@@ -47,7 +49,7 @@ class Stepper:
         if lane.closed:
             self._answer(job, Failed(lane.position, RequestCancelledError("the session was closed")))
             return
-        lane.jobs.append(job)
+        lane.jobs = [*lane.jobs, job]
         if lane.job is None:
             self._begin_next(lane)
 
@@ -60,7 +62,7 @@ class Stepper:
         jobs = lane.jobs if lane.job is None else [lane.job, *lane.jobs]
         if isinstance(lane.job, FeedJob | GenerateJob):
             self._set_down(lane)
-        lane.job, lane.jobs = None, []
+        lane.job, lane.jobs = None, NO_JOBS
         for job in jobs:
             self._answer(job, Failed(lane.position, error))
         return len(jobs)
@@ -72,7 +74,7 @@ class Stepper:
         """
         if not isinstance(lane.job, EncodeJob):
             return self.abandon(lane, error)
-        dropped, lane.jobs = lane.jobs, []
+        dropped, lane.jobs = lane.jobs, NO_JOBS
         for job in dropped:
             self._answer(job, Failed(lane.position, error))
         return len(dropped)
@@ -117,7 +119,8 @@ class Stepper:
 
     def _begin_next(self, lane: Lane) -> None:
         while lane.job is None and lane.jobs:
-            job = lane.job = lane.jobs.pop(0)
+            job = lane.job = lane.jobs[0]
+            lane.jobs = lane.jobs[1:] or NO_JOBS
             if isinstance(job, EncodeJob):
                 self._scheduler.add("encoder", lane, len(job.source))
             elif isinstance(job, FeedJob):
@@ -155,14 +158,14 @@ class Stepper:
 
     def _pick_up(self, lane: Lane, inputs: list[int]) -> None:
         lane.inputs, lane.done, lane.num_pending = inputs, 0, len(lane.pending)
-        lane.pending = []
+        lane.pending = NO_TOKENS
 
     def _set_down(self, lane: Lane) -> None:
         """Makes a lane whose job ends in the middle whole again: what the state has not consumed and was not new stays
         pending."""
         if lane.done < lane.num_pending:
             lane.pending = lane.inputs[lane.done : lane.num_pending]
-        lane.inputs, lane.done, lane.num_pending = [], 0, 0
+        lane.inputs, lane.done, lane.num_pending = NO_TOKENS, 0, 0
 
     def _fed(self, lane: Lane, job: FeedJob, width: int, logits: FloatArray) -> None:
         assert job.start is not None  # noqa: S101  # set when the feed was begun
@@ -220,7 +223,7 @@ class Stepper:
         job = lane.job
         assert job is not None  # noqa: S101  # only a lane with a job in hand is ever run
         lane.job = None
-        lane.inputs, lane.done, lane.num_pending = [], 0, 0
+        lane.inputs, lane.done, lane.num_pending = NO_TOKENS, 0, 0
         self._answer(job, result)
         self._begin_next(lane)
 

@@ -126,8 +126,8 @@ class Session:
     """One sequence being processed. Event loop only.
 
     serial: grows with every session opened. position: as of the last answer; the truth when nothing is in flight.
-    on_closed: told when somebody else than its stream closes it. opened_at: Unix seconds; last_used_s:
-    monotonic seconds.
+    on_closed: told when somebody else than its stream closes it. opened_at: Unix seconds; last_used_s: monotonic
+    seconds. older, newer: its neighbours in the order of use, for the store alone.
     """
 
     id: str
@@ -141,6 +141,8 @@ class Session:
     state: State = State.IDLE
     num_in_flight: int = 0
     last_feed: LastFeed | None = None
+    older: Session | None = None
+    newer: Session | None = None
 
     def after(self, event: Event) -> State:
         """The state that follows. Raises IllegalRequestError when the table does not allow the event."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
@@ -175,7 +175,12 @@ class ArenaMachine(RuleBasedStateMachine):
         assert not any(row_of(spec, value, len(slots)).any() for spec, value in zip(STATES, states, strict=True))
 
 
-ArenaMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+ArenaMachine.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=30,
+    deadline=None,
+    phases=[phase for phase in Phase if phase is not Phase.explain],  # it takes longer than all the others
+)
 TestArena = ArenaMachine.TestCase
 
 

@@ -256,10 +256,9 @@ class World:
         while any(session.unanswered for session in self.sessions):
             if self.run() is None:
                 parked = [job for job in (s.generation for s in self.sessions) if job is not None and job.parked]
-                assert any(job.num_produced > job.num_granted for job in parked), (
-                    "a job is left, and nothing advances it"
-                )
-                for job in parked:
+                gave = [job for job in parked if job.num_produced > job.num_granted]
+                assert gave, "a job is left, and nothing will ever advance it"
+                for job in gave:
                     self.grant(job, job.num_produced - job.num_granted)
 
     def _submit(self, session: PlainSession, job: Job, start: int | None) -> None:

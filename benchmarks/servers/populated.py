@@ -1,0 +1,90 @@
+"""The service with many sessions open already: `python -m benchmarks.servers.populated REPOSITORY MODEL SESSIONS`.
+
+Prints one line of JSON: the port, and the resident memory before and after the sessions were opened and their state
+written to. `--feed`: by feeding each a token, as a client would; else by writing to the arrays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import logging
+import signal
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from service.engine.jobs import OutputKind, OutputSpec
+from service.server import Server
+from service.sessions.session import Served, Session
+from service.settings import Settings
+
+
+def resident_bytes() -> int:
+    """This process's resident memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def ignore(*_: Any) -> None:
+    """Answers nobody."""
+
+
+async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) -> None:
+    """Opens the sessions inside, then serves until SIGTERM."""
+    settings = Settings(
+        models=repository,
+        port=0,
+        metrics_port=0,
+        max_sessions=num_sessions + 100,
+        idle_timeout_s=1e6,
+        max_waiting=10**7,
+    )
+    server = Server(settings)
+    addresses = await server.start()
+    registry, engine = server._registry, server._engines[model, 1]
+    bundle = next(b for b in _bundles(server) if b.bundle.model == model)
+    gc.collect()
+    before = resident_bytes()
+    for begin in range(0, num_sessions, 10_000):
+        opened: list[Session] = [
+            registry.open(bundle, "", None, None, request_id=0, reply=ignore, on_closed=ignore)
+            for _ in range(begin, min(begin + 10_000, num_sessions))
+        ]
+        if feed:
+            for session in opened:
+                nothing = OutputSpec(OutputKind.NONE)
+                server._dispatcher.feed(session, 0, [1], nothing, request_id=0, reply=ignore)
+            while engine.statistics.num_waiting:  # noqa: ASYNC110  # a benchmark may look
+                await asyncio.sleep(0)
+    if not feed:
+        for state in engine._arena._states:
+            state.values[state.at(slice(1, num_sessions + 1))] = 1
+    gc.collect()
+    print(json.dumps({"port": addresses.port, "before": before, "after": resident_bytes()}), flush=True)
+    leave = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
+    await leave.wait()
+
+
+def _bundles(server: Server) -> list[Served]:
+    inference = server._inference
+    return [] if inference is None else list(inference._catalog._served.values())
+
+
+def main() -> None:
+    """The command line of the process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("repository", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("sessions", type=int)
+    parser.add_argument("--feed", action="store_true")
+    arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    asyncio.run(serve(arguments.repository, arguments.model, arguments.sessions, feed=arguments.feed))
+
+
+if __name__ == "__main__":
+    main()

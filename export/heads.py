@@ -1,0 +1,107 @@
+"""The heads of a step graph: the most likely token and the k most likely, told from the logits inside the graph.
+
+1. ONNX Runtime's inference builds run the whole graph whatever is fetched (`only_execute_path_to_fetches` is for its
+   training builds), so a head that is costly beside a step must be asked for: the k best lie in an `If` on `k`, which
+   is 0 unless it is fed. Not asked for, it costs about a microsecond.
+2. The most likely token is always computed. ONNX Runtime's ArgMax is scalar, 380 us for 64 rows of 8,000, and its
+   ReduceMax is not: of a large vocabulary the best of each block comes first, then the best block's best: 40 us.
+3. Both rank the logits, not the log-probabilities, whose rounding makes ties: the first of the k best is next_token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from service.repository.manifest import StepSpec, TensorSpec, TopKSpec
+
+NEXT_TOKEN = TensorSpec(name="next_token", dtype="int64", shape=("batch", "time"))
+TOP_K = TopKSpec(
+    k=TensorSpec(name="k", dtype="int64", shape=(1,)),
+    log_probabilities=TensorSpec(name="top_log_probabilities", dtype="float32", shape=("batch", "time", "k")),
+    token_ids=TensorSpec(name="top_token_ids", dtype="int64", shape=("batch", "time", "k")),
+)
+
+_ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+_MIN_VOCABULARY_IN_BLOCKS = 512
+_MIN_BLOCK, _MAX_BLOCK = 16, 128
+
+
+def add_heads(model: onnx.ModelProto, step: StepSpec) -> None:
+    """Adds the heads that `step` names to a step graph that ends in its logits, and the input `k` with them."""
+    size = step.logits.shape[-1]
+    if step.next_token is not None and isinstance(size, int):
+        _add_next_token(model.graph, step.logits.name, step.next_token, size)
+    if step.top_k is not None:
+        _add_top_k(model.graph, step.logits.name, step.top_k)
+
+
+def _add_next_token(graph: onnx.GraphProto, logits: str, output: TensorSpec, size: int) -> None:
+    graph.output.append(_value(output))
+    block = _block_size(size)
+    if block is None:
+        graph.node.append(helper.make_node("ArgMax", [logits], [output.name], axis=2, keepdims=0))
+        return
+    constants = {"block_shape": [0, 0, size // block, block], "block_size": [block], "in_block": [3], "token": [2]}
+    graph.initializer.extend(_int64(f"next_token/{name}", values) for name, values in constants.items())
+    for op, inputs, name, attributes in (
+        ("Reshape", [logits, "next_token/block_shape"], "blocks", {}),  # [B, T, V / block, block]
+        ("ReduceMax", ["next_token/blocks", "next_token/in_block"], "maxima", {"keepdims": 0}),
+        ("ArgMax", ["next_token/maxima"], "best_block", {"axis": 2}),  # [B, T, 1]
+        ("GatherND", ["next_token/blocks", "next_token/best_block"], "candidates", {"batch_dims": 2}),
+        ("ArgMax", ["next_token/candidates"], "place", {"axis": 2}),  # [B, T, 1]
+        ("Mul", ["next_token/best_block", "next_token/block_size"], "first", {}),
+        ("Add", ["next_token/first", "next_token/place"], "best", {}),
+    ):
+        graph.node.append(helper.make_node(op, inputs, [f"next_token/{name}"], **attributes))
+    graph.node.append(helper.make_node("Squeeze", ["next_token/best", "next_token/token"], [output.name]))
+
+
+def _block_size(size: int) -> int | None:
+    """The largest divisor of a large vocabulary's size that makes a good block; None: rank it whole."""
+    if size < _MIN_VOCABULARY_IN_BLOCKS:
+        return None
+    return max((block for block in range(_MIN_BLOCK, _MAX_BLOCK + 1) if size % block == 0), default=None)
+
+
+def _add_top_k(graph: onnx.GraphProto, logits: str, top_k: TopKSpec) -> None:
+    outputs = (top_k.log_probabilities, top_k.token_ids)
+    asked = helper.make_graph(
+        [
+            helper.make_node("TopK", [logits, top_k.k.name], ["top_k/logits", "top_k/asked_ids"], axis=2),
+            helper.make_node("LogSoftmax", [logits], ["top_k/all"], axis=2),
+            helper.make_node("GatherElements", ["top_k/all", "top_k/asked_ids"], ["top_k/asked"], axis=2),
+        ],
+        "asked",
+        [],
+        [_untold("top_k/asked", outputs[0]), _untold("top_k/asked_ids", outputs[1])],
+    )
+    nothing = helper.make_graph(
+        [
+            helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.zeros((0, 0, 0), dtype)))
+            for name, dtype in (("top_k/none", np.float32), ("top_k/no_ids", np.int64))
+        ],
+        "not_asked",
+        [],
+        [_untold("top_k/none", outputs[0]), _untold("top_k/no_ids", outputs[1])],
+    )
+    graph.input.append(_value(top_k.k))
+    graph.initializer.extend([_int64(top_k.k.name, [0]), _int64("top_k/zero", [0])])
+    graph.node.append(helper.make_node("Greater", [top_k.k.name, "top_k/zero"], ["top_k/is_asked"]))
+    names = [output.name for output in outputs]
+    graph.node.append(helper.make_node("If", ["top_k/is_asked"], names, then_branch=asked, else_branch=nothing))
+    graph.output.extend(_value(output) for output in outputs)
+
+
+def _int64(name: str, values: list[int]) -> TensorProto:
+    return numpy_helper.from_array(np.array(values, np.int64), name)
+
+
+def _value(tensor: TensorSpec) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(tensor.name, _ELEMENT_TYPES[tensor.dtype], list(tensor.shape))
+
+
+def _untold(name: str, tensor: TensorSpec) -> onnx.ValueInfoProto:
+    """A branch's output, whose shape is the branch's own affair."""
+    return helper.make_tensor_value_info(name, _ELEMENT_TYPES[tensor.dtype], None)
