@@ -136,7 +136,7 @@ def generate(models: Path) -> Report:
 
 
 def million(models: Path) -> Report:
-    """Resident memory of a million live sessions over their raw state; and steps a second over those with a thousand."""
+    """Memory of a million live sessions over their raw state; steps a second over those with a thousand."""
     report = Report("million", "with 1,000,000 live sessions of the small model")
     raw = MILLION * 2 * SMALL.hidden * 4
     few = populated(models, SMALL.name, 1_000)

@@ -35,7 +35,6 @@ from service.sessions.session import CloseReason, Event, OnClosed, Reply, Reques
 from service.sessions.stores.base import SessionStore
 from service.sessions.tombstones import Tombstone, Tombstones
 
-
 _ID_BYTES = 9
 """Random bytes of an id made here, 12 characters: of a million sessions two would meet once in ten thousand million."""
 
