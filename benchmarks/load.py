@@ -28,10 +28,12 @@ NOTHING = pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE)
 class Streams:
     """Streams over a few connections, each with one open session."""
 
-    def __init__(self, target: str, model: str) -> None:
+    def __init__(self, target: str, model: str, name: str = "load") -> None:
         self._model = model
+        # options that differ keep gRPC from sharing one connection among the channels
         self._channels = [
-            grpc.aio.insecure_channel(target, [("carousel.connection", number)]) for number in range(NUM_CHANNELS)
+            grpc.aio.insecure_channel(target, [("carousel.connection", f"{name}-{number}")])
+            for number in range(NUM_CHANNELS)
         ]
 
     async def open(self, index: int) -> Any:
@@ -74,8 +76,10 @@ async def lockstep(arguments: argparse.Namespace) -> Seen:
     stop_at_s = time.perf_counter() + arguments.seconds
     long_feed = None
     if arguments.long_feed:
+        # on a connection of its own: on a shared one its message would hold up the others' in the transport
+        alone = await Streams(arguments.target, arguments.model, "long").open(0)
         message = feed([1] * arguments.long_feed, NOTHING)
-        long_feed = asyncio.create_task(steps(await streams.open(0), [message], stop_at_s, []))
+        long_feed = asyncio.create_task(steps(alone, [message], stop_at_s, []))
     began = time.perf_counter()
     await asyncio.gather(*(steps(call, ready, stop_at_s, mine) for call, mine in zip(calls, latencies, strict=True)))
     elapsed = time.perf_counter() - began

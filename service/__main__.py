@@ -14,6 +14,8 @@ from service.server import Server, StartError
 from service.settings import Settings
 from service.telemetry import logging
 
+_SWITCH_INTERVAL_S = 0.0002
+
 
 def main() -> int:
     """The process's exit code: 0 after a clean stop, 1 when it could not start or a check failed, 2: settings."""
@@ -35,6 +37,9 @@ def main() -> int:
 
 async def serve(settings: Settings) -> None:
     """Serves until a signal comes. Raises StartError, and whatever crashed an engine."""
+    # An engine's thread that comes back from a run waits for the event loop to give up the GIL, by default for 5 ms,
+    # many times a batch.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     server = Server(settings)
     try:
         await server.start()

@@ -4,8 +4,10 @@ It owns the arena and every lane and takes at once what is ready: while a batch 
 (continuous, or cellular, batching: Gao et al., EuroSys 2018). What a batch gave is answered in one go.
 
 Where a batch runs is decided by what it costs. Handing it to a thread and back costs about as much as a small batch
-itself, so a batch that is known to be small runs on the event loop; a larger one runs on the engine's thread, which
-then drives until what is left is small. Both run the same code, so both give the same bits. Rules:
+itself, so a batch that is known to be small, and after which nothing goes on by itself, runs on the event loop. A
+larger one, a chunk of a long feed, a step of a generation run on the engine's thread, which then drives until nothing
+is ready: batch after batch on the event loop would starve the streams. Both run the same code, so both give the same
+bits. Rules:
 
 1. One side drives at a time, and only the driver touches lanes, scheduler, stepper and the arena's rows.
 2. The event loop hands over by queueing a batch, the thread by a call on the event loop: only the event loop changes
@@ -206,7 +208,7 @@ class Engine:
         try:
             self._take_in()
             batch = self._scheduler.next_batch()
-            if batch is not None and not self._costs.is_within(batch, self._limits.inline_s):
+            if batch is not None and not self._is_for_the_loop(batch):
                 self._is_thread_driving = True
                 self._deliver(*self._gathered())
                 self._handed_over.put(batch)
@@ -222,18 +224,24 @@ class Engine:
             self._is_pump_due = True
             self._loop.call_soon(self._pump)
 
+    def _is_for_the_loop(self, batch: Batch) -> bool:
+        """Whether a batch is small and leaves nothing behind that would go on by itself."""
+        goes_on = any(
+            isinstance(lane.job, GenerateJob) or lane.num_remaining > width
+            for lane, width in zip(batch.lanes, batch.widths, strict=True)
+        )
+        return not goes_on and self._costs.is_within(batch, self._limits.inline_s)
+
     def _drive(self) -> None:
-        """The thread: runs what it is handed, and goes on until what is left is small."""
+        """The thread: runs what it is handed, and goes on until nothing is ready."""
         try:
             while (batch := self._handed_over.get()) is not None:
                 following: Batch | None = batch
                 while following is not None:
-                    # one that turned out small is run here as well: it is cheaper than handing it back
                     self._run(following)
                     self._num_threaded += 1
-                    was_small = self._costs.is_within(following, self._limits.inline_s)
                     self._take_in()
-                    following = None if was_small else self._scheduler.next_batch()
+                    following = self._scheduler.next_batch()
                     self._loop.call_soon_threadsafe(self._deliver, *self._gathered())
                 self._loop.call_soon_threadsafe(self._take_back)
         except BaseException as error:  # a bug of ours: nobody would be answered any more, so the process must know
