@@ -11,8 +11,9 @@ import onnxruntime as ort
 from service.engine.arena import Slot
 from service.engine.engine import Engine
 from service.engine.jobs import Lane
-from service.repository.bundle import Bundle
+from service.repository.bundle import Bundle, VariantGraphs
 from service.repository.manifest import (
+    BASE_VARIANT,
     Axis,
     ContextSpec,
     Dtype,
@@ -98,7 +99,7 @@ def bundle(*, has_encoder: bool = False) -> Bundle:
             TARGET_NAMES, owner="the vocabulary of made", tokenizer="whitespace", lowercase=False
         ),
         encoder=no_graph if has_encoder else None,
-        step=no_graph,
+        variants={BASE_VARIANT: VariantGraphs(no_graph, manifest(has_encoder=has_encoder).step)},
     )
 
 

@@ -120,6 +120,77 @@ async def test_room_that_is_taken_before_its_seeker_wakes_is_waited_for_again() 
     await waiting
 
 
+async def test_a_response_may_be_made_when_its_turn_comes() -> None:
+    outbox: Outbox[str] = Outbox(10)
+    parts = ["a"]
+    outbox.put("first")
+    outbox.put_later(lambda: "".join(parts), parts.clear)
+    assert await outbox.next() == ("first", None)
+    parts.append("b")
+    taken = await outbox.next()
+    assert taken is not None
+    response, on_written = taken
+    assert response == "ab"
+    assert on_written is not None
+    on_written()
+    assert parts == []
+
+
+async def test_who_holds_takes_what_is_put_and_the_sleeper_sleeps_on() -> None:
+    outbox: Outbox[int] = Outbox(10)
+    waiting = asyncio.create_task(outbox.next())
+    await turn()
+    assert outbox.hold()
+    outbox.put(1)
+    outbox.put(2)
+    await turn()
+    assert not waiting.done()
+    assert outbox.take() == (1, None)
+    outbox.let_go()
+    assert await waiting == (2, None)
+
+
+async def test_nobody_can_hold_while_there_is_something_to_write_or_nobody_waits() -> None:
+    outbox: Outbox[int] = Outbox(10)
+    assert not outbox.hold(), "nobody waits"
+    waiting = asyncio.create_task(outbox.next())
+    await turn()
+    outbox.put(1)
+    assert not outbox.hold(), "it has been woken"
+    outbox.let_go()
+    assert await waiting == (1, None)
+    waiting = asyncio.create_task(outbox.next())
+    await turn()
+    outbox.close()
+    assert not outbox.hold(), "it has been woken to end"
+    assert await waiting is None
+
+
+async def test_letting_go_with_nothing_left_leaves_the_sleeper_asleep_until_something_comes() -> None:
+    outbox: Outbox[int] = Outbox(10)
+    waiting = asyncio.create_task(outbox.next())
+    await turn()
+    assert outbox.hold()
+    assert outbox.take() is None
+    outbox.let_go()
+    await turn()
+    assert not waiting.done()
+    outbox.put(1)
+    assert await waiting == (1, None)
+
+
+async def test_closing_while_somebody_holds_ends_the_sleeper_when_they_let_go() -> None:
+    outbox: Outbox[int] = Outbox(10)
+    waiting = asyncio.create_task(outbox.next())
+    await turn()
+    assert outbox.hold()
+    outbox.close()
+    await turn()
+    assert not waiting.done()
+    outbox.let_go()
+    assert await waiting is None
+
+
 @pytest.mark.parametrize("wait", [Outbox.next, Outbox.room])
 async def test_who_gave_up_waiting_leaves_nothing_broken(wait: Callable[[Outbox[int]], Awaitable[Any]]) -> None:
     outbox: Outbox[int] = Outbox(1)

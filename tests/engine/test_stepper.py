@@ -78,6 +78,13 @@ class StepperMachine(RuleBasedStateMachine):
             self.world.grant(job, min(count, job.num_produced - job.num_granted))
 
     @rule(which=WHICH)
+    def resume_needlessly(self, which: int) -> None:
+        """A grant may find a generation parked and be carried out when it has gone on and is parked again."""
+        job = self.world.sessions[which].generation
+        if job is not None:
+            self.world.stepper.resume(job.tag.lane, job)
+
+    @rule(which=WHICH)
     def cancel(self, which: int) -> None:
         """A source that is being encoded is let be."""
         session = self.world.sessions[which]
@@ -268,6 +275,24 @@ def test_a_generation_in_two_parts_is_the_generation_in_one(cut: int) -> None:
     assert parts.tokens == whole.tokens
 
 
+def test_sessions_that_generate_beside_one_that_is_fed_each_get_their_own_tokens() -> None:
+    widest = 0
+    for seed in range(20):
+        world = World()
+        fed, first, second = (world.open() for _ in range(3))
+        for session, token in ((fed, 0), (first, 1), (second, 2)):
+            world.feed(session, [token])
+        world.drain()
+        world.feed(fed, [3])
+        for session in (first, second):
+            world.generate(session, Decoding(4, Sampling(temperature=50.0, seed=seed)))
+        batch = world.run()
+        assert batch is not None
+        widest = max(widest, len(batch.lanes))
+        world.drain()
+    assert widest == 3, "the three were never in one batch"
+
+
 def test_a_feed_after_max_tokens_first_runs_the_token_that_was_generated_last() -> None:
     world = World()
     session = world.open()
@@ -338,6 +363,17 @@ def test_a_parked_generation_takes_no_part_in_batches_until_it_is_granted_room()
     assert len(session.tokens) == 2
     world.drain()
     assert len(session.tokens) == 4
+
+
+def test_resuming_without_a_grant_lets_no_generation_past_its_window() -> None:
+    world = World()
+    session = world.open()
+    job = world.generate(session, four_tokens(), window=1)
+    world.run()
+    assert job.parked
+    world.stepper.resume(session.lane, job)
+    assert job.parked
+    assert world.run() is None
 
 
 def test_a_position_that_does_not_match_refuses_that_job_alone() -> None:

@@ -221,21 +221,10 @@ class World:
         batch = self.scheduler.next_batch()
         if batch is None:
             return None
-        time = max(batch.widths)
-        for lane, width in zip(batch.lanes, batch.widths, strict=True):
-            job, consumed = lane.job, self.consumed[lane]
-            if batch.kind == "encoder":
-                assert isinstance(job, EncodeJob)
-                assert width == len(job.source)
-                consumed += job.source
-                self.stepper.encoded(lane)
-                continue
-            logits = np.full((time, VOCABULARY_SIZE), np.nan, np.float32)
-            for index, token in enumerate(lane.inputs[lane.done : lane.done + width]):
-                consumed.append(token)
-                logits[index] = next_logits(consumed)
-            self.stepper.stepped(lane, width, logits)
-            logits[:] = np.nan  # they are the runner's; what is to be kept must have been copied
+        if batch.kind == "encoder":
+            self._encode(batch)
+        else:
+            self._step(batch)
         self._deliver()
         return batch
 
@@ -260,6 +249,25 @@ class World:
                 assert gave, "a job is left, and nothing will ever advance it"
                 for job in gave:
                     self.grant(job, job.num_produced - job.num_granted)
+
+    def _encode(self, batch: Batch) -> None:
+        for lane, width in zip(batch.lanes, batch.widths, strict=True):
+            assert isinstance(lane.job, EncodeJob)
+            assert width == len(lane.job.source)
+            self.consumed[lane] += lane.job.source
+            self.stepper.encoded(lane)
+
+    def _step(self, batch: Batch) -> None:
+        """As the engine does it, with a row of padding at the end and garbage wherever no token was run."""
+        logits = np.full((len(batch.lanes) + 1, max(batch.widths), VOCABULARY_SIZE), np.nan, np.float32)
+        for row, (lane, width) in enumerate(zip(batch.lanes, batch.widths, strict=True)):
+            for index, token in enumerate(lane.inputs[lane.done : lane.done + width]):
+                self.consumed[lane].append(token)
+                logits[row, index] = next_logits(self.consumed[lane])
+        chosen = self.stepper.choose_together(batch.lanes, batch.widths, logits)
+        for row, (lane, width) in enumerate(zip(batch.lanes, batch.widths, strict=True)):
+            self.stepper.stepped(lane, width, logits[row], chosen.get(row))
+        logits[:] = np.nan  # they are the runner's; what is to be kept must have been copied
 
     def _submit(self, session: PlainSession, job: Job, start: int | None) -> None:
         session.unanswered.append(job)
