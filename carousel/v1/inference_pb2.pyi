@@ -97,7 +97,7 @@ class _CloseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseReas
     CLOSE_REASON_SHUTDOWN: _CloseReason.ValueType  # 4
     """The server is shutting down."""
     CLOSE_REASON_FAILED: _CloseReason.ValueType  # 5
-    """Its source could not be encoded."""
+    """Opening it failed, or was cancelled, after it was begun."""
 
 class CloseReason(_CloseReason, metaclass=_CloseReasonEnumTypeWrapper):
     """Why a session was closed."""
@@ -113,7 +113,7 @@ CLOSE_REASON_IDLE: CloseReason.ValueType  # 3
 CLOSE_REASON_SHUTDOWN: CloseReason.ValueType  # 4
 """The server is shutting down."""
 CLOSE_REASON_FAILED: CloseReason.ValueType  # 5
-"""Its source could not be encoded."""
+"""Opening it failed, or was cancelled, after it was begun."""
 Global___CloseReason: _TypeAlias = CloseReason  # noqa: Y015
 
 @_typing.final

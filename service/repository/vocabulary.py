@@ -28,7 +28,8 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path, spec: VocabularySpec, *, owner: str) -> Vocabulary:
         """Reads one token a line. Raises ValueError when the file's lines are not those that `spec` promises."""
-        names = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
+        names = text.removesuffix("\n").split("\n") if text else []
         if len(names) != spec.size:
             raise ValueError(f"{path.name} has {len(names)} lines, but the manifest gives it {spec.size}")
         if len(set(names)) != len(names):

@@ -14,7 +14,7 @@ _TOLD = {
     CloseReason.DISCONNECT: "was closed because the stream that had opened it ended",
     CloseReason.IDLE: "was closed because it was idle for too long",
     CloseReason.SHUTDOWN: "was closed because the server shut down",
-    CloseReason.FAILED: "was closed because its source could not be encoded",
+    CloseReason.FAILED: "was closed because opening it failed",
 }
 
 
