@@ -42,6 +42,8 @@ def _export_random_lm(parsed: argparse.Namespace) -> Path:
         hidden_size=parsed.hidden,
         num_layers=parsed.layers,
         vocabulary_size=parsed.vocabulary,
+        bos_id=parsed.bos,
+        eos_id=parsed.eos,
         seed=parsed.seed,
         to=parsed.to,
         replace=parsed.replace,
@@ -62,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     random_lm.add_argument("--hidden", type=int, default=128, help="units of each layer (default: 128)")
     random_lm.add_argument("--layers", type=int, default=1, help="layers (default: 1)")
     random_lm.add_argument("--vocabulary", type=int, default=64, help="tokens (default: 64)")
+    random_lm.add_argument("--bos", type=int, metavar="ID", help="the start token (default: none)")
+    random_lm.add_argument("--eos", type=int, metavar="ID", help="the end token (default: none)")
     random_lm.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
     random_lm.add_argument("--replace", action="store_true", help="take the place of the version that is there")
     return parser

@@ -18,8 +18,8 @@ from export.graphs import Graphs, export_graphs
 from export.interface import Interface, language_model_interface, seq2seq_interface
 from export.proof import prove
 from export.vocabulary import Vocabulary
-from models.language_model import LanguageModel
-from models.seq2seq import Seq2Seq
+from models.language_model import LanguageModel, LanguageModelReadout
+from models.seq2seq import DecoderReadout, Seq2Seq
 from service.repository.manifest import FILE_NAME, Manifest, SpecialTokens
 
 MAX_BUNDLE_BYTES = 16_000_000
@@ -62,6 +62,7 @@ def write_seq2seq(
         interface=seq2seq_interface(model.config, max_source_length=max_source_length),
         step=model.decoder,
         encoder=model.encoder,
+        readout=DecoderReadout(model.decoder).eval(),
         source=source,
         target=target,
         special_tokens=special_tokens,
@@ -96,6 +97,7 @@ def write_language_model(
         interface=language_model_interface(model.config),
         step=model,
         encoder=None,
+        readout=LanguageModelReadout(model).eval(),
         source=None,
         target=vocabulary,
         special_tokens=special_tokens,
@@ -114,6 +116,7 @@ class _Contents:
     interface: Interface
     step: nn.Module
     encoder: nn.Module | None
+    readout: nn.Module
     source: Vocabulary | None
     target: Vocabulary
     special_tokens: SpecialTokens
@@ -144,7 +147,7 @@ def _write(
     folder = place.repository / place.name / str(place.version)
     refuse_existing(folder, replace=place.replace)
     interface, source, target = contents.interface, contents.source, contents.target
-    graphs = export_graphs(interface, contents.step, contents.encoder)
+    graphs = export_graphs(interface, contents.step, contents.encoder, contents.readout)
     parity = prove(graphs, interface, contents.step, contents.encoder)
     files = {**_graph_files(graphs, interface), _TARGET_FILE: target.to_lines()}
     if source is not None:
@@ -155,6 +158,7 @@ def _write(
         description=contents.description,
         encoder=interface.encoder,
         step=interface.step,
+        readout=interface.readout,
         states=interface.states,
         contexts=interface.contexts,
         source_vocabulary=source.spec(_SOURCE_FILE) if source is not None else None,
@@ -180,4 +184,6 @@ def _graph_files(graphs: Graphs, interface: Interface) -> dict[str, bytes]:
     files = {interface.step.file: graphs.step}
     if interface.encoder is not None and graphs.encoder is not None:
         files[interface.encoder.file] = graphs.encoder
+    if interface.readout is not None and graphs.readout is not None:
+        files[interface.readout.file] = graphs.readout
     return files

@@ -41,11 +41,11 @@ def export_graphs(
 
     Adds export buffers to their LSTM layers (`prepare_for_export`). Raises ExportError when one is in training mode.
     """
-    step_graph = _export(step, interface.step_inputs, interface.step_outputs)
-    add_heads(step_graph, interface.step)
     encoder_graph = readout_graph = None
     if encoder is not None:
         encoder_graph = serialize(_export(encoder, interface.encoder_inputs, interface.encoder_outputs))
+    step_graph = _export(step, interface.step_inputs, interface.step_outputs)
+    add_heads(step_graph, interface.step)
     if readout is not None and interface.readout is not None:
         readout_graph = serialize(_export(readout, interface.readout_inputs, (interface.readout.logits,)))
     return Graphs(step=serialize(step_graph), encoder=encoder_graph, readout=readout_graph)

@@ -45,17 +45,20 @@ def _add_next_token(graph: onnx.GraphProto, logits: str, output: TensorSpec, siz
         return
     constants = {"block_shape": [0, 0, size // block, block], "block_size": [block], "in_block": [3], "token": [2]}
     graph.initializer.extend(_int64(f"next_token/{name}", values) for name, values in constants.items())
-    for op, inputs, name, attributes in (
-        ("Reshape", [logits, "next_token/block_shape"], "blocks", {}),  # [B, T, V / block, block]
-        ("ReduceMax", ["next_token/blocks", "next_token/in_block"], "maxima", {"keepdims": 0}),
-        ("ArgMax", ["next_token/maxima"], "best_block", {"axis": 2}),  # [B, T, 1]
-        ("GatherND", ["next_token/blocks", "next_token/best_block"], "candidates", {"batch_dims": 2}),
-        ("ArgMax", ["next_token/candidates"], "place", {"axis": 2}),  # [B, T, 1]
-        ("Mul", ["next_token/best_block", "next_token/block_size"], "first", {}),
-        ("Add", ["next_token/first", "next_token/place"], "best", {}),
-    ):
-        graph.node.append(helper.make_node(op, inputs, [f"next_token/{name}"], **attributes))
-    graph.node.append(helper.make_node("Squeeze", ["next_token/best", "next_token/token"], [output.name]))
+    values = ("blocks", "maxima", "best_block", "candidates", "first", "place", "best")
+    own = {name: f"next_token/{name}" for name in (*constants, *values)}
+    graph.node.extend(
+        [
+            helper.make_node("Reshape", [logits, own["block_shape"]], [own["blocks"]]),  # [B, T, V / block, block]
+            helper.make_node("ReduceMax", [own["blocks"], own["in_block"]], [own["maxima"]], keepdims=0),
+            helper.make_node("ArgMax", [own["maxima"]], [own["best_block"]], axis=2),  # [B, T, 1]
+            helper.make_node("GatherND", [own["blocks"], own["best_block"]], [own["candidates"]], batch_dims=2),
+            helper.make_node("ArgMax", [own["candidates"]], [own["place"]], axis=2),  # [B, T, 1]
+            helper.make_node("Mul", [own["best_block"], own["block_size"]], [own["first"]]),
+            helper.make_node("Add", [own["first"], own["place"]], [own["best"]]),
+            helper.make_node("Squeeze", [own["best"], own["token"]], [output.name]),
+        ]
+    )
 
 
 def _block_size(size: int) -> int | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from export.agreement import check_agreement
 from export.errors import ExportError
 from export.interface import Interface
 from export.parity import max_abs_error
@@ -25,14 +26,17 @@ _SPOILS = (float("nan"), float("inf"), 1e30, -1e30)
 def check_invariance(graphs: Runner, interface: Interface, *, seed: int = 0) -> None:
     """Holds rows in company, in every case below, to the same rows alone.
 
-    Raises ExportError naming the tensor, the difference and the case when one bit differs, or when a context is not
-    zero past a row's source (the server pads contexts with zeros, so it must find them there too).
+    Raises ExportError naming the tensor, the difference and the case when one bit differs, when a context is not zero
+    past a row's source (the server pads contexts with zeros, so it must find them there too), or when heads or readout
+    do not agree with the logits.
     """
     generator = np.random.default_rng(seed)
     for company_size in _COMPANY_SIZES:
         subjects = draw_rows(interface, generator, num_rows=_SUBJECTS, max_tokens=_MAX_TOKENS)
         company = draw_rows(interface, generator, num_rows=company_size, max_tokens=_MAX_TOKENS)
         alone = [walk(graphs, interface, [row], [stepwise(row)])[0] for row in subjects]
+        for found in alone:
+            check_agreement(found, interface)
         _check_padding(graphs, interface, [*subjects, *company])
         for case, walks in _cases(graphs, interface, subjects, company, generator):
             for row, expected, found in zip(subjects, alone, walks, strict=True):

@@ -1,4 +1,4 @@
-"""What must hold of graphs before a bundle of them is written: signature, parity, invariance."""
+"""What must hold of graphs before a bundle of them is written: signature, parity, agreement, invariance."""
 
 from __future__ import annotations
 
@@ -38,18 +38,36 @@ def check_signature(runner: OnnxRunner, interface: Interface) -> None:
     """
     sides: list[tuple[str, Sequence[Any], Sequence[TensorSpec]]] = [
         ("step inputs", runner.step_session.get_inputs(), interface.step_inputs),
-        ("step outputs", runner.step_session.get_outputs(), interface.step_outputs),
+        ("step outputs", runner.step_session.get_outputs(), (*interface.step_outputs, *interface.head_outputs)),
+        (
+            "step inputs that may be left out",
+            runner.step_session.get_overridable_initializers(),
+            () if interface.step.top_k is None else (interface.step.top_k.k,),
+        ),
     ]
     if runner.encoder_session is not None:
         sides += [
             ("encoder inputs", runner.encoder_session.get_inputs(), interface.encoder_inputs),
             ("encoder outputs", runner.encoder_session.get_outputs(), interface.encoder_outputs),
         ]
+    if runner.readout_session is not None and interface.readout is not None:
+        sides += [
+            ("readout inputs", runner.readout_session.get_inputs(), interface.readout_inputs),
+            ("readout outputs", runner.readout_session.get_outputs(), (interface.readout.logits,)),
+        ]
     for side, found, expected in sides:
         has = [_described(node.name, _DTYPES.get(node.type, node.type), node.shape) for node in found]
-        must = [_described(tensor.name, tensor.dtype, tensor.shape) for tensor in expected]
+        shapes = {node.name: node.shape for node in found} if interface.step.max_chunk == 1 else {}
+        promised = [_with_one_token(tensor, shapes.get(tensor.name, ())) for tensor in expected]
+        must = [_described(tensor.name, tensor.dtype, tensor.shape) for tensor in promised]
         if has != must:
             raise ExportError(f"the {side} are {', '.join(has)}; the manifest says {', '.join(must)}")
+
+
+def _with_one_token(tensor: TensorSpec, shape: Sequence[int | str | None]) -> TensorSpec:
+    """ONNX Runtime infers, of some outputs of a graph that takes one token a row, that their time axis is 1."""
+    axes = [1 if (axis, found) == ("time", 1) else axis for axis, found in zip(tensor.shape, shape, strict=False)]
+    return tensor.model_copy(update={"shape": (*axes, *tensor.shape[len(axes) :])})
 
 
 def _described(name: str, dtype: str, shape: Sequence[int | str | None]) -> str:

@@ -13,9 +13,18 @@ MAX_BYTES = 200_000_000
 
 
 def export_random_lm(
-    *, name: str, hidden_size: int, num_layers: int, vocabulary_size: int, seed: int, to: Path, replace: bool
+    *,
+    name: str,
+    hidden_size: int,
+    num_layers: int,
+    vocabulary_size: int,
+    bos_id: int | None = None,
+    eos_id: int | None = None,
+    seed: int,
+    to: Path,
+    replace: bool,
 ) -> Path:
-    """Writes `to/name/1`: the embedding as wide as the layers, no start token and no end token, tokens t0, t1, ...
+    """Writes `to/name/1`: the embedding as wide as the layers, tokens t0, t1, ..., of which two may be start and end.
 
     Raises as `export.bundle.write_language_model` does.
     """
@@ -26,7 +35,7 @@ def export_random_lm(
         name=name,
         description=f"a random LSTM language model: {num_layers} x {hidden_size} units, {vocabulary_size} tokens",
         vocabulary=Vocabulary(tuple(f"t{index}" for index in range(vocabulary_size)), "whitespace"),
-        special_tokens=SpecialTokens(),
+        special_tokens=SpecialTokens(bos_id=bos_id, eos_id=eos_id),
         evaluation={"seed": seed},
         max_bytes=MAX_BYTES,
         replace=replace,

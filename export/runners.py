@@ -23,8 +23,12 @@ Array = NDArray[Any]
 IntArray = NDArray[np.int64]
 
 
+PROVEN_K = 2
+"""How many of the best tokens are asked for when graphs are proven; every vocabulary has as many."""
+
+
 class Runner(Protocol):
-    """Runs a model's encoder and its step."""
+    """Runs a model's encoder, its step and its readout."""
 
     float_dtype: type[np.floating]
     """What it computes in, and what its states and contexts are."""
@@ -35,8 +39,12 @@ class Runner(Protocol):
     def step(self, tokens: IntArray, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
         """tokens: [B, T]; lengths: [B]; carried: every state, then every context.
 
-        Returns the logits, [B, T, V], meaningless past a row's length, then every next state.
+        Returns the logits, [B, T, V], meaningless past a row's length, then every next state, then what the heads say,
+        [B, T] or [B, T, `PROVEN_K`] each, when it has them.
         """
+
+    def read_out(self, carried: Sequence[Array]) -> Array | None:
+        """carried: every state, then every context. Returns logits, [B, V], or None without a readout."""
 
 
 class OnnxRunner:
@@ -47,6 +55,7 @@ class OnnxRunner:
     def __init__(self, graphs: Graphs, interface: Interface) -> None:
         self.step_session = _session(graphs.step)
         self.encoder_session = None if graphs.encoder is None else _session(graphs.encoder)
+        self.readout_session = None if graphs.readout is None else _session(graphs.readout)
         self._interface = interface
 
     def encode(self, source: IntArray, lengths: IntArray) -> list[Array]:
@@ -60,11 +69,23 @@ class OnnxRunner:
 
     def step(self, tokens: IntArray, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
         """See `Runner`."""
-        names = [tensor.name for tensor in self._interface.step_inputs]
-        outputs = [tensor.name for tensor in self._interface.step_outputs]
+        interface = self._interface
+        names = [tensor.name for tensor in interface.step_inputs]
+        outputs = [tensor.name for tensor in (*interface.step_outputs, *interface.head_outputs)]
         feeds = dict(zip(names, (tokens, lengths, *carried), strict=True))
+        if interface.step.top_k is not None:
+            feeds[interface.step.top_k.k.name] = np.array([PROVEN_K], np.int64)
         found: list[Array] = self.step_session.run(outputs, feeds)
         return found
+
+    def read_out(self, carried: Sequence[Array]) -> Array | None:
+        """See `Runner`."""
+        if self.readout_session is None:
+            return None
+        given = dict(zip([tensor.name for tensor in self._interface.step_inputs[2:]], carried, strict=True))
+        feeds = {tensor.name: given[tensor.name] for tensor in self._interface.readout_inputs}
+        (logits,) = self.readout_session.run(None, feeds)
+        return np.asarray(logits)
 
 
 class TorchRunner:
@@ -90,6 +111,10 @@ class TorchRunner:
         """See `Runner`."""
         return _call(self._step, tokens, lengths, *carried)
 
+    def read_out(self, carried: Sequence[Array]) -> Array | None:
+        """None: a readout is held to the step's logits, bit by bit, not to PyTorch."""
+        return None
+
 
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
@@ -112,4 +137,5 @@ def _session(graph: bytes) -> Any:  # onnxruntime ships no types
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # it warns of the heads' input k, which has a default and is meant to
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -21,7 +21,10 @@ Plan = Sequence[int]
 """How one row's tokens are fed: the number at each round, 0 when the row sits it out; they add up to its tokens."""
 
 Walk = dict[str, Array]
-"""All that one row was answered, by output: contexts at its real positions, initial states, logits, last states."""
+"""All that one row was answered, by output: contexts at its real positions, initial states, logits and heads at each
+token, last states, and under `READOUT` the readout of those."""
+
+READOUT = "readout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ def walk(
 ) -> list[Walk]:
     """Runs all rows as one batch, each by its own plan, and returns what each was answered.
 
+    A plan's chunks are cut to what the step graph takes at once, as serving cuts them.
+
     source_width: the source axis, padded (default: `padded_width`). spoiled: rows whose states and contexts are
     filled with a value before the first step, such as NaN.
     """
@@ -88,7 +93,9 @@ def walk(
         for array, tensor in zip((*states, *contexts), interface.step_inputs[2:], strict=True):
             if np.issubdtype(array.dtype, np.floating):
                 array[_row(tensor, index)] = value
-    answered: list[list[Array]] = [[] for _ in rows]
+    plans = [_cut(plan, interface.step.max_chunk) for plan in plans]
+    per_token = (interface.step.logits, *interface.head_outputs)
+    answered: list[list[list[Array]]] = [[[] for _ in per_token] for _ in rows]
     fed = [0] * len(rows)
     for number in range(max(len(plan) for plan in plans)):
         chunks = {index: plan[number] for index, plan in enumerate(plans) if number < len(plan) and plan[number]}
@@ -100,16 +107,21 @@ def walk(
             np.ascontiguousarray(np.take(array, active, axis=_batch_axis(tensor)))
             for array, tensor in zip((*states, *contexts), interface.step_inputs[2:], strict=True)
         ]
-        logits, *next_states = runner.step(tokens, lengths, carried)
+        logits, *others = runner.step(tokens, lengths, carried)
+        next_states, heads = others[: len(states)], others[len(states) :]
         for position, index in enumerate(active):
-            answered[index].append(logits[position, : chunks[index]])
+            for chunks_so_far, told in zip(answered[index], (logits, *heads), strict=False):
+                chunks_so_far.append(told[position, : chunks[index]])
             fed[index] += chunks[index]
             for array, advanced, state in zip(states, next_states, interface.states, strict=True):
                 array[_row(state.input, index)] = advanced[_row(state.input, position)]
+    readout = runner.read_out([*states, *contexts])
     for index, found in enumerate(walks):
-        found[interface.step.logits.name] = np.concatenate(answered[index])
+        found |= {tensor.name: np.concatenate(c) for tensor, c in zip(per_token, answered[index], strict=True) if c}
         for array, state in zip(states, interface.states, strict=True):
             found[state.output] = array[_row(state.input, index)].copy()
+        if readout is not None:
+            found[READOUT] = readout[index]
     return walks
 
 
@@ -137,6 +149,13 @@ def _begin(
                 found[state.initial] = array[_row(state.input, index)].copy()
         walks.append(found)
     return contexts, states, walks
+
+
+def _cut(plan: Plan, max_chunk: int | None) -> Plan:
+    if max_chunk is None:
+        return plan
+    whole = [[max_chunk] * (chunk // max_chunk) + [chunk % max_chunk] * (chunk % max_chunk > 0) for chunk in plan]
+    return [piece for chunk, pieces in zip(plan, whole, strict=True) for piece in (pieces if chunk else [0])]
 
 
 def _pad(sequences: Sequence[IntArray], width: int | None = None) -> tuple[IntArray, IntArray]:

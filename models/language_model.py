@@ -66,8 +66,8 @@ class LanguageModelReadout(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: [L, B, H]. Returns logits [B, V]."""
-        logits: Tensor = self.projection(hidden[-1])
-        return logits
+        logits: Tensor = self.projection(hidden[-1:])  # [1, B, V], as in a step: a plain matrix gets another product
+        return logits.squeeze(0)
 
 
 def random_language_model(config: LanguageModelConfig, *, seed: int) -> LanguageModel:

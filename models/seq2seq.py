@@ -140,8 +140,9 @@ class DecoderReadout(nn.Module):
 
     def forward(self, hidden: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
         """hidden: [L, B, H]; memory: [B, S, A]; memory_mask: [B, S] bool. Returns logits [B, V]."""
-        attended = self.decoder.attention(hidden[0].unsqueeze(1), memory, memory_mask).squeeze(1)  # [B, A]
-        return self.decoder.read_out(torch.cat([hidden[-1], attended], dim=-1))
+        attended = self.decoder.attention(hidden[:1].transpose(0, 1), memory, memory_mask).transpose(0, 1)  # [1, B, A]
+        # [1, B, V], as in a step: plain matrices get other products, of other bits
+        return self.decoder.read_out(torch.cat([hidden[-1:], attended], dim=-1)).squeeze(0)
 
 
 class Seq2Seq(nn.Module):

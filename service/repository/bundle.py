@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime as ort
 from pydantic import ValidationError
 
-from service.repository.manifest import FILE_NAME, Manifest, TensorSpec, sha256_of
+from service.repository.manifest import (
+    BASE_VARIANT,
+    FILE_NAME,
+    Manifest,
+    ReadoutSpec,
+    StepSpec,
+    TensorSpec,
+    sha256_of,
+)
 from service.repository.vocabulary import Vocabulary
 
 _ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "bool": "tensor(bool)"}
@@ -21,8 +30,21 @@ class BundleError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class VariantGraphs:
+    """One way to compute the model's step. readout and readout_spec are None together."""
+
+    step: ort.InferenceSession
+    step_spec: StepSpec
+    readout: ort.InferenceSession | None = None
+    readout_spec: ReadoutSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle that has passed every check. The vocabularies are None and the encoder is None together."""
+    """A bundle that has passed every check. The source vocabulary is None and the encoder is None together.
+
+    variants: by name; `BASE_VARIANT` is the manifest's own step and readout.
+    """
 
     folder: Path
     manifest: Manifest
@@ -30,7 +52,12 @@ class Bundle:
     source_vocabulary: Vocabulary | None
     target_vocabulary: Vocabulary
     encoder: ort.InferenceSession | None
-    step: ort.InferenceSession
+    variants: Mapping[str, VariantGraphs]
+
+    @property
+    def step(self) -> ort.InferenceSession:
+        """The step graph of the base."""
+        return self.variants[BASE_VARIANT].step
 
     @property
     def model(self) -> str:
@@ -77,13 +104,14 @@ def load_bundle(folder: Path, *, num_threads: int = 1) -> Bundle:
         source, target = _load_vocabularies(folder, manifest)
     except (ValueError, OSError) as error:
         raise BundleError(str(error)) from error
-    step = _load_graph(folder / manifest.step.file, num_threads)
-    _check_graph(manifest.step.file, step, _step_inputs(manifest), _step_outputs(manifest))
+    variants = {BASE_VARIANT: _load_variant(folder, manifest, manifest.step, manifest.readout, num_threads)}
+    for name, variant in manifest.variants.items():
+        variants[name] = _load_variant(folder, manifest, variant.step, variant.readout, num_threads)
     encoder = None
     if manifest.encoder is not None:
         encoder = _load_graph(folder / manifest.encoder.file, num_threads)
         _check_graph(manifest.encoder.file, encoder, _encoder_inputs(manifest), _encoder_outputs(manifest))
-    return Bundle(folder, manifest, hashlib.sha256(text).hexdigest(), source, target, encoder, step)
+    return Bundle(folder, manifest, hashlib.sha256(text).hexdigest(), source, target, encoder, variants)
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -123,15 +151,35 @@ def _load_graph(path: Path, num_threads: int) -> ort.InferenceSession:
         raise BundleError(f"{path.name} is not a graph that ONNX Runtime can load: {error}") from error
 
 
-def _step_inputs(manifest: Manifest) -> list[TensorSpec]:
-    step = manifest.step
+def _load_variant(
+    folder: Path, manifest: Manifest, step_spec: StepSpec, readout_spec: ReadoutSpec | None, num_threads: int
+) -> VariantGraphs:
+    step = _load_graph(folder / step_spec.file, num_threads)
+    optional = [] if step_spec.top_k is None else [step_spec.top_k.k]
+    inputs, outputs = _step_inputs(manifest, step_spec), _step_outputs(manifest, step_spec)
+    _check_graph(step_spec.file, step, inputs, outputs, optional, max_chunk=step_spec.max_chunk)
+    if readout_spec is None:
+        return VariantGraphs(step, step_spec)
+    readout = _load_graph(folder / readout_spec.file, num_threads)
+    _check_graph(readout_spec.file, readout, _readout_inputs(manifest, readout_spec), [readout_spec.logits])
+    return VariantGraphs(step, step_spec, readout, readout_spec)
+
+
+def _step_inputs(manifest: Manifest, step: StepSpec) -> list[TensorSpec]:
     states = [state.input for state in manifest.states]
     return [step.tokens, step.lengths, *states, *(context.input for context in manifest.contexts)]
 
 
-def _step_outputs(manifest: Manifest) -> list[TensorSpec]:
+def _step_outputs(manifest: Manifest, step: StepSpec) -> list[TensorSpec]:
     states = [state.input.model_copy(update={"name": state.output}) for state in manifest.states]
-    return [manifest.step.logits, *states]
+    next_token = [] if step.next_token is None else [step.next_token]
+    top_k = [] if step.top_k is None else [step.top_k.log_probabilities, step.top_k.token_ids]
+    return [step.logits, *states, *next_token, *top_k]
+
+
+def _readout_inputs(manifest: Manifest, readout: ReadoutSpec) -> list[TensorSpec]:
+    states = [state.input for state in manifest.states if state.name in readout.states]
+    return [*states, *(context.input for context in manifest.contexts if context.name in readout.contexts)]
 
 
 def _encoder_inputs(manifest: Manifest) -> list[TensorSpec]:
@@ -144,23 +192,42 @@ def _encoder_outputs(manifest: Manifest) -> list[TensorSpec]:
     return [*initial, *(c.input.model_copy(update={"name": c.output}) for c in manifest.contexts)]
 
 
-def _check_graph(file: str, session: ort.InferenceSession, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
+def _check_graph(
+    file: str,
+    session: ort.InferenceSession,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    optional: Sequence[TensorSpec] = (),
+    *,
+    max_chunk: int | None = None,
+) -> None:
+    """optional: inputs that have a default in the graph, and need not be fed."""
     found_inputs = {node.name: node for node in session.get_inputs()}
     found_outputs = {node.name: node for node in session.get_outputs()}
+    found_optional = {node.name: node for node in session.get_overridable_initializers()}
     surplus = sorted(set(found_inputs) - {spec.name for spec in inputs})
     if surplus:
-        raise BundleError(f"{file} has an input {surplus[0]} that the manifest does not name")
-    for role, specs, found in (("input", inputs, found_inputs), ("output", outputs, found_outputs)):
+        named = surplus[0] in {spec.name for spec in optional}
+        problem = "without a default" if named else "that the manifest does not name"
+        raise BundleError(f"{file} has an input {surplus[0]} {problem}")
+    for role, specs, found in (
+        ("input", inputs, found_inputs),
+        ("input with a default", optional, found_optional),
+        ("output", outputs, found_outputs),
+    ):
         for spec in specs:
             if spec.name not in found:
                 raise BundleError(f"{file} has no {role} {spec.name}, which the manifest names")
-            _check_tensor(f"{file}: {role} {spec.name}", spec, found[spec.name])
+            _check_tensor(f"{file}: {role} {spec.name}", spec, found[spec.name], max_chunk)
 
 
-def _check_tensor(where: str, spec: TensorSpec, node: ort.NodeArg) -> None:
+def _check_tensor(where: str, spec: TensorSpec, node: ort.NodeArg, max_chunk: int | None) -> None:
     if node.type != _ORT_TYPES[spec.dtype]:
         raise BundleError(f"{where} is {node.type}, but the manifest says {spec.dtype}")
     fixed = [axis if isinstance(axis, int) else None for axis in node.shape]
     expected = [axis if isinstance(axis, int) else None for axis in spec.shape]
+    if max_chunk == 1:  # ONNX Runtime infers, of some outputs, that their time axis is 1
+        lone = [index for index, axis in enumerate(spec.shape) if axis == "time" and fixed[index : index + 1] == [1]]
+        expected = [1 if index in lone else axis for index, axis in enumerate(expected)]
     if fixed != expected:
         raise BundleError(f"{where} has shape {node.shape}, but the manifest says {list(spec.shape)}")

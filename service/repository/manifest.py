@@ -1,7 +1,7 @@
 """The contract of a bundle: what `manifest.json` must say. The exporter writes it, the server believes nothing else.
 
 A bundle is one version's folder, `model_repository/<model>/<version>/`: ONNX graphs, vocabularies and this manifest.
-Shapes are lists of integers and of the symbolic axes `batch`, `time` and `source`.
+Shapes are lists of integers and of the symbolic axes `batch`, `time`, `source` and `k`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 FILE_NAME = "manifest.json"
+BASE_VARIANT = "fp32"
+"""The name of a manifest's own step and readout among the variants."""
 SOURCE_MULTIPLE = 8
 """The source axis is always padded to a multiple of this: attention's bits do not depend on padding then."""
 
@@ -36,7 +38,7 @@ class TensorSpec(_Part):
     dtype: Dtype
     """Its element type."""
     shape: tuple[Axis | Annotated[int, Field(ge=1)], ...]
-    """Its axes: numbers, and the symbolic axes `batch`, `time`, `source`."""
+    """Its axes: numbers, and the symbolic axes `batch`, `time`, `source` and `k`."""
 
 
 class StateSpec(_Part):
@@ -99,17 +101,24 @@ class TopKSpec(_Part):
     """Outputs of the step graph that spare fetching all logits when only the best tokens are asked for."""
 
     k: TensorSpec
-    """Input: how many tokens, int64 [1]."""
+    """Input: how many tokens, int64 [1]. Its default in the graph is 0: empty outputs that cost nothing."""
     log_probabilities: TensorSpec
     """Natural log-probabilities of the k most likely tokens, most likely first, float32 [batch, time, k]."""
     token_ids: TensorSpec
     """Their ids, int64 [batch, time, k]; of equally likely ones the lowest first."""
 
+    @model_validator(mode="after")
+    def _is_told_as_promised(self) -> Self:
+        _check_is("step.top_k.k", self.k, "int64", (1,))
+        _check_is("step.top_k.log_probabilities", self.log_probabilities, "float32", ("batch", "time", "k"))
+        _check_is("step.top_k.token_ids", self.token_ids, "int64", ("batch", "time", "k"))
+        return self
+
 
 class StepSpec(_Part):
     """The graph that advances a ragged batch of sessions by one token or a chunk of them.
 
-    It is run for the outputs that are asked for alone: what leads to no other may be left out of a run.
+    ONNX Runtime runs the whole graph whatever is fetched: of the heads only `top_k` can be left out of a run.
     """
 
     file: FileName
@@ -129,7 +138,8 @@ class StepSpec(_Part):
 
     @model_validator(mode="after")
     def _is_fed_as_promised(self) -> Self:
-        _check_is("step.tokens", self.tokens, "int64", ("batch", "time"))
+        for field, tensor in (("tokens", self.tokens), ("next_token", self.next_token or self.tokens)):
+            _check_is(f"step.{field}", tensor, "int64", ("batch", "time"))
         _check_is("step.lengths", self.lengths, "int64", ("batch",))
         return self
 
@@ -246,25 +256,36 @@ class Manifest(_Part):
         if not self.states:
             raise ValueError("states must not be empty: a recurrent model has state")
         size = self.target_vocabulary.size
-        _check_is("step.logits", self.step.logits, "float32", ("batch", "time", size))
+        if BASE_VARIANT in self.variants:
+            raise ValueError(f"variants must not name {BASE_VARIANT}: it is the manifest's own step")
+        self._check_graphs("", self.step, self.readout)
+        for name, variant in self.variants.items():
+            self._check_graphs(f"variants.{name}.", variant.step, variant.readout)
         for field, token_id in self.special_tokens:
             if token_id is not None and token_id >= size:
                 raise ValueError(f"special_tokens.{field} = {token_id} is outside the vocabulary (0 to {size - 1})")
         names = [state.name for state in self.states] + [context.name for context in self.contexts]
         if len(set(names)) != len(names):
             raise ValueError(f"states and contexts must have names of their own, not {names}")
-        missing = [file for file in self.files if file not in self.digests]
-        if missing:
+        if missing := [file for file in self.files if file not in self.digests]:
             raise ValueError(f"digests must name {', '.join(missing)}")
         return self
+
+    def _check_graphs(self, where: str, step: StepSpec, readout: ReadoutSpec | None) -> None:
+        size = self.target_vocabulary.size
+        _check_is(f"{where}step.logits", step.logits, "float32", ("batch", "time", size))
+        if readout is not None:
+            _check_is(f"{where}readout.logits", readout.logits, "float32", ("batch", size))
+            known = {state.name for state in self.states} | {context.name for context in self.contexts}
+            if unknown := {*readout.states, *readout.contexts} - known:
+                raise ValueError(f"{where}readout reads {min(unknown)}, which is no state and no context")
 
     @property
     def files(self) -> tuple[str, ...]:
         """Every file, but this one, that serving reads."""
         vocabularies = [v.file for v in (self.source_vocabulary, self.target_vocabulary) if v is not None]
-        graphs = [part.file for part in (self.encoder, self.step, self.readout) if part is not None]
-        for variant in self.variants.values():
-            graphs += [part.file for part in (variant.step, variant.readout) if part is not None]
+        variants = [part for variant in self.variants.values() for part in (variant.step, variant.readout)]
+        graphs = [part.file for part in (self.encoder, self.step, self.readout, *variants) if part is not None]
         return (*graphs, *vocabularies)
 
 

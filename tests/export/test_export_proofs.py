@@ -21,7 +21,7 @@ from export.invariance import check_invariance
 from export.proof import check_signature, prove
 from export.runners import Array, IntArray, OnnxRunner
 from models.layers import LSTMLayer
-from models.seq2seq import Seq2Seq, Seq2SeqConfig
+from models.seq2seq import DecoderReadout, Seq2Seq, Seq2SeqConfig
 from service.repository.manifest import StateSpec, StepSpec, TensorSpec
 
 CONFIG = Seq2SeqConfig(6, 7, embedding_size=8, hidden_size=16, attention_size=8)
@@ -53,8 +53,9 @@ class FaultyRunner:
         *,
         encode: Callable[[IntArray, list[Array]], None] | None = None,
         step: Callable[[IntArray, Sequence[Array], list[Array]], None] | None = None,
+        readout: Callable[[Array], None] | None = None,
     ) -> None:
-        self._graphs, self._encode, self._step = graphs, encode, step
+        self._graphs, self._encode, self._step, self._readout = graphs, encode, step, readout
 
     def encode(self, source: IntArray, lengths: IntArray) -> list[Array]:
         outputs = [array.copy() for array in self._graphs.encode(source, lengths)]
@@ -68,6 +69,14 @@ class FaultyRunner:
             self._step(tokens, carried, outputs)
         return outputs
 
+    def read_out(self, carried: Sequence[Array]) -> Array | None:
+        logits = self._graphs.read_out(carried)
+        if logits is None or self._readout is None:
+            return logits
+        logits = logits.copy()
+        self._readout(logits)
+        return logits
+
 
 @pytest.fixture(scope="module")
 def model() -> Seq2Seq:
@@ -79,7 +88,7 @@ def model() -> Seq2Seq:
 @pytest.fixture(scope="module")
 def graphs(model: Seq2Seq) -> Graphs:
     """Its graphs."""
-    return export_graphs(INTERFACE, model.decoder, model.encoder)
+    return export_graphs(INTERFACE, model.decoder, model.encoder, DecoderReadout(model.decoder).eval())
 
 
 def test_a_weight_that_changed_after_the_export_is_found(model: Seq2Seq, graphs: Graphs) -> None:
@@ -123,6 +132,11 @@ def _leak_of_padding(tokens: IntArray, carried: Sequence[Array], outputs: list[A
     outputs[0] += np.float32(1e-6) * np.float32(carried[2].shape[1] // 80)
 
 
+def _leak_into_a_head(tokens: IntArray, carried: Sequence[Array], outputs: list[Array]) -> None:
+    if len(tokens) > 1:
+        outputs[4] += np.float32(1e-6)
+
+
 def _leak_of_nan(tokens: IntArray, carried: Sequence[Array], outputs: list[Array]) -> None:
     if np.isnan(carried[0]).any():
         outputs[0][:] = np.nan
@@ -135,6 +149,7 @@ def _leak_of_nan(tokens: IntArray, carried: Sequence[Array], outputs: list[Array
         (_leak_of_place, r"^next_hidden of a row .* in a batch of"),
         (_leak_of_chunk, r"^next_cell of a row .* alone, in one chunk instead of step by step"),
         (_leak_of_padding, r"^logits of a row .* its source padded to (8|9)\d"),
+        (_leak_into_a_head, r"^top_log_probabilities of a row .* in a batch of 6, in one chunk"),
         (_leak_of_nan, r"^logits of a row .* beside rows of NaN, infinity and 1e30.* by up to inf"),
     ],
 )
@@ -144,6 +159,44 @@ def test_bits_that_depend_on_others_are_found(
     """Each fault, a millionth large, is caught in the case that is there for it, and named."""
     with pytest.raises(ExportError, match=message):
         check_invariance(FaultyRunner(OnnxRunner(graphs, INTERFACE), step=fault), INTERFACE)
+
+
+def _next_token_of_another(outputs: list[Array]) -> None:
+    outputs[3] += 1
+
+
+def _top_token_of_another(outputs: list[Array]) -> None:
+    outputs[5][..., 1] = outputs[5][..., 0]
+
+
+def _log_probability_too_high(outputs: list[Array]) -> None:
+    outputs[4] += np.float32(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (_next_token_of_another, "next_token is not the token of the highest logit"),
+        (_top_token_of_another, "top_token_ids are not the tokens of the highest logits, best first"),
+        (_log_probability_too_high, "top_log_probabilities are not the log-probabilities of the logits"),
+    ],
+)
+def test_a_head_that_disagrees_with_the_logits_is_found(
+    graphs: Graphs, fault: Callable[[list[Array]], None], message: str
+) -> None:
+    runner = FaultyRunner(OnnxRunner(graphs, INTERFACE), step=lambda tokens, carried, outputs: fault(outputs))
+    with pytest.raises(ExportError, match=f"^{message}$"):
+        check_invariance(runner, INTERFACE)
+
+
+def test_a_readout_that_is_not_the_steps_own_logits_is_found(graphs: Graphs) -> None:
+    """One bit is enough."""
+
+    def fault(logits: Array) -> None:
+        logits[:, 3] = np.nextafter(logits[:, 3], np.float32(9))
+
+    with pytest.raises(ExportError, match=r"^the readout is not bit for bit the logits of the step before it: off by"):
+        check_invariance(FaultyRunner(OnnxRunner(graphs, INTERFACE), readout=fault), INTERFACE)
 
 
 def test_a_context_that_is_not_zero_where_padded_is_found(graphs: Graphs) -> None:

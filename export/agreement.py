@@ -1,0 +1,37 @@
+"""Agreement: the heads and the readout say what the logits say."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from export.errors import ExportError
+from export.interface import Interface
+from export.runners import PROVEN_K
+from export.walks import READOUT, Walk
+
+LOG_PROBABILITY_TOLERANCE = 2e-5
+"""The largest relative error allowed in a log-probability: single precision over a sum of some thousand terms."""
+
+
+def check_agreement(found: Walk, interface: Interface) -> None:
+    """Holds one row's heads and readout to its logits. Raises ExportError naming the tensor that disagrees.
+
+    The readout has the bits of the last step's logits; tokens are those that a stable sort of the logits gives, so of
+    equal ones the lowest id; log-probabilities are within `LOG_PROBABILITY_TOLERANCE` of double precision.
+    """
+    logits = found[interface.step.logits.name]  # [T, V]
+    if READOUT in found and found[READOUT].tobytes() != logits[-1].tobytes():
+        off = float(np.abs(found[READOUT] - logits[-1]).max())
+        raise ExportError(f"the readout is not bit for bit the logits of the step before it: off by up to {off:.3g}")
+    next_token, top_k = interface.step.next_token, interface.step.top_k
+    if next_token is not None and not np.array_equal(found[next_token.name], logits.argmax(axis=1)):
+        raise ExportError(f"{next_token.name} is not the token of the highest logit")
+    if top_k is not None:
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :PROVEN_K]  # [T, k]
+        if not np.array_equal(found[top_k.token_ids.name], best):
+            raise ExportError(f"{top_k.token_ids.name} are not the tokens of the highest logits, best first")
+        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+        expected = np.take_along_axis(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), best, axis=1)
+        name = top_k.log_probabilities.name
+        if not np.allclose(found[name], expected, rtol=LOG_PROBABILITY_TOLERANCE, atol=LOG_PROBABILITY_TOLERANCE):
+            raise ExportError(f"{name} are not the log-probabilities of the logits")
