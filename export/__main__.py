@@ -11,7 +11,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from export.errors import ExportError
-from service.repository.manifest import FILE_NAME, Manifest
+from service.repository.manifest import FILE_NAME, Manifest, Parity
+
+INT8 = "int8"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,10 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export_g2p(parsed: argparse.Namespace) -> Path:
-    from export.g2p import export_g2p  # noqa: PLC0415  # torch takes seconds to import; --help need not wait
+    from export.bundle import MAX_BUNDLE_BYTES  # noqa: PLC0415  # torch takes seconds to import; --help need not wait
+    from export.g2p import export_g2p  # noqa: PLC0415  # likewise
 
     print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
-    return export_g2p(parsed.checkpoint, to=parsed.to, version=parsed.version, replace=parsed.replace)
+    return export_g2p(
+        parsed.checkpoint,
+        to=parsed.to,
+        version=parsed.version,
+        int8=INT8 in parsed.variants,
+        max_bytes=parsed.max_bytes or MAX_BUNDLE_BYTES,
+        replace=parsed.replace,
+    )
 
 
 def _export_random_lm(parsed: argparse.Namespace) -> Path:
@@ -45,6 +55,7 @@ def _export_random_lm(parsed: argparse.Namespace) -> Path:
         bos_id=parsed.bos,
         eos_id=parsed.eos,
         seed=parsed.seed,
+        int8=INT8 in parsed.variants,
         to=parsed.to,
         replace=parsed.replace,
     )
@@ -57,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     g2p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a best.safetensors of models.recipes.g2p")
     g2p.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
     g2p.add_argument("--version", type=_version, default=1, help="the bundle's version (default: 1)")
+    g2p.add_argument("--max-bytes", type=int, metavar="N", help="the most the bundle may weigh (default: 16000000)")
+    _add_variants(g2p)
     g2p.add_argument("--replace", action="store_true", help="take the place of the version that is there")
     random_lm = recipes.add_parser("random-lm", help="a language model of random weights, to measure with")
     random_lm.add_argument("--name", required=True, help="the model's name")
@@ -67,8 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     random_lm.add_argument("--bos", type=int, metavar="ID", help="the start token (default: none)")
     random_lm.add_argument("--eos", type=int, metavar="ID", help="the end token (default: none)")
     random_lm.add_argument("--seed", type=int, default=0, help="of the weights (default: 0)")
+    _add_variants(random_lm)
     random_lm.add_argument("--replace", action="store_true", help="take the place of the version that is there")
     return parser
+
+
+def _add_variants(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--variants", nargs="*", choices=[INT8], default=[], help="other arithmetic to write too")
 
 
 def _version(text: str) -> int:
@@ -82,11 +100,16 @@ def _report(folder: Path) -> None:
     print(f"wrote {folder}")
     for file in sorted(folder.iterdir()):
         print(f"  {file.name:<20}{file.stat().st_size:>12,} bytes")
-    parity = manifest.parity
-    print(f"parity with PyTorch on {parity.num_rows} rows, largest absolute error (at most {parity.tolerance:g}):")
+    _report_parity("parity with PyTorch", manifest.parity)
+    for name, variant in manifest.variants.items():
+        _report_parity(f"parity of {name} with the above", variant.parity)
+    print("a row's bits do not depend on batch, order, chunks, padding or neighbours: held")
+
+
+def _report_parity(title: str, parity: Parity) -> None:
+    print(f"{title} on {parity.num_rows} rows, largest absolute error (at most {parity.tolerance:g}):")
     for name, error in parity.max_abs_error.items():
         print(f"  {name:<20}{error:>12.1e}")
-    print("a row's bits do not depend on batch, order, chunks, padding or neighbours: held")
 
 
 if __name__ == "__main__":

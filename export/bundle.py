@@ -17,10 +17,11 @@ from export.folder import refuse_existing, write_folder
 from export.graphs import Graphs, export_graphs
 from export.interface import Interface, language_model_interface, seq2seq_interface
 from export.proof import prove
+from export.variants import INT8, Evaluate, make_int8
 from export.vocabulary import Vocabulary
 from models.language_model import LanguageModel, LanguageModelReadout
 from models.seq2seq import DecoderReadout, Seq2Seq
-from service.repository.manifest import FILE_NAME, Manifest, SpecialTokens
+from service.repository.manifest import FILE_NAME, Manifest, SpecialTokens, VariantSpec
 
 MAX_BUNDLE_BYTES = 16_000_000
 """The most a bundle may weigh unless its writer says otherwise: shipped bundles live in version control."""
@@ -44,13 +45,16 @@ def write_seq2seq(
     max_tokens: int = 64,
     write_card: Callable[[Manifest], str] = card.write_card,
     extra_files: Mapping[str, bytes] | None = None,
+    int8: bool = False,
+    evaluate_int8: Evaluate | None = None,
     max_bytes: int = MAX_BUNDLE_BYTES,
     replace: bool = False,
 ) -> Path:
     """Writes the bundle of `model` as `to/name/version` and returns that folder. The model itself is left as it is.
 
     max_source_length, max_tokens: in tokens. write_card: gives the README of a manifest. extra_files: what lies beside
-    it and is not read at serving, by name. replace: take the place of the version that is there. The same model and
+    it and is not read at serving, by name. int8: whether to make that variant, which `evaluate_int8` may refuse, given
+    both. replace: take the place of the version that is there. The same model and
     arguments give the same bytes. Raises, and writes nothing: ExportError when a proof fails, a vocabulary does not fit
     the model, the version is there already, or the bundle is over max_bytes; pydantic's ValidationError when an
     argument does not fit the manifest; OSError when the disk refuses.
@@ -69,6 +73,8 @@ def write_seq2seq(
         max_tokens=max_tokens,
         description=description,
         evaluation=evaluation,
+        int8=int8,
+        evaluate_int8=evaluate_int8,
     )
     place = _Place(to, name, version, max_bytes, replace)
     return _write(contents, place, write_card, extra_files or {})
@@ -87,6 +93,8 @@ def write_language_model(
     max_tokens: int = 256,
     write_card: Callable[[Manifest], str] = card.write_card,
     extra_files: Mapping[str, bytes] | None = None,
+    int8: bool = False,
+    evaluate_int8: Evaluate | None = None,
     max_bytes: int = MAX_BUNDLE_BYTES,
     replace: bool = False,
 ) -> Path:
@@ -104,6 +112,8 @@ def write_language_model(
         max_tokens=max_tokens,
         description=description,
         evaluation=evaluation,
+        int8=int8,
+        evaluate_int8=evaluate_int8,
     )
     place = _Place(to, name, version, max_bytes, replace)
     return _write(contents, place, write_card, extra_files or {})
@@ -123,6 +133,8 @@ class _Contents:
     max_tokens: int
     description: str
     evaluation: Mapping[str, object]
+    int8: bool
+    evaluate_int8: Evaluate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +164,11 @@ def _write(
     files = {**_graph_files(graphs, interface), _TARGET_FILE: target.to_lines()}
     if source is not None:
         files[_SOURCE_FILE] = source.to_lines()
+    variants: dict[str, VariantSpec] = {}
+    if contents.int8:
+        variant = make_int8(graphs, interface, contents.evaluate_int8)
+        variants[INT8] = variant.spec
+        files |= variant.files
     manifest = Manifest(
         model=place.name,
         version=place.version,
@@ -159,6 +176,7 @@ def _write(
         encoder=interface.encoder,
         step=interface.step,
         readout=interface.readout,
+        variants=variants,
         states=interface.states,
         contexts=interface.contexts,
         source_vocabulary=source.spec(_SOURCE_FILE) if source is not None else None,

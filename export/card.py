@@ -16,7 +16,7 @@ def write_card(manifest: Manifest) -> str:
 
 def reference(manifest: Manifest) -> str:
     """The sections every card ends with, in Markdown, each under a second-level heading."""
-    return "\n".join([*_text(manifest), *_graphs(manifest), *_proofs(manifest)])
+    return "\n".join([*_text(manifest), *_graphs(manifest), *_variants(manifest), *_proofs(manifest)])
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -55,12 +55,37 @@ def _graphs(manifest: Manifest) -> list[str]:
             shape = ", ".join(str(axis) for axis in part.input.shape)
             rows.append([part.name, kind, part.input.dtype, f"[{shape}]"])
     encoder = f"`{manifest.encoder.file}` reads a source once. " if manifest.encoder else ""
+    readout = f" `{manifest.readout.file}` tells what comes next from a state as it is." if manifest.readout else ""
     return [
         "## Graphs",
         "",
-        f"{encoder}`{manifest.step.file}` advances a ragged batch by one token or a chunk of them. A session carries:",
+        f"{encoder}`{manifest.step.file}` advances a ragged batch by one token or a chunk of them.{readout}",
+        "",
+        "A session carries:",
         "",
         *table(["tensor", "kind", "type", "shape"], rows),
+    ]
+
+
+def _variants(manifest: Manifest) -> list[str]:
+    if not manifest.variants:
+        return []
+    rows = [
+        [
+            f"`{name}`",
+            f"`{variant.step.file}`",
+            variant.description,
+            f"{variant.parity.max_abs_error[variant.step.logits.name]:.1e}",
+        ]
+        for name, variant in manifest.variants.items()
+    ]
+    return [
+        "## Variants",
+        "",
+        "The same step in other arithmetic, chosen when a session is opened. The last column is the largest difference "
+        "from the 32-bit logits over whole sequences of random tokens.",
+        "",
+        *table(["variant", "graph", "what it is", "logits off by"], rows),
     ]
 
 

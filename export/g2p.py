@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from export import g2p_card
-from export.bundle import write_seq2seq
+from export.bundle import MAX_BUNDLE_BYTES, write_seq2seq
 from export.errors import ExportError
 from export.g2p_card import Evaluation
+from export.g2p_int8 import evaluate
 from export.runners import one_torch_thread
 from export.vocabulary import Vocabulary
 from models.recipes import cmudict_data as data
@@ -28,8 +29,16 @@ _CURVES_FILE = "curves.png"
 _LICENCE_FILE = "LICENSE.cmudict"
 
 
-def export_g2p(checkpoint: Path, *, to: Path, version: int = 1, replace: bool = False) -> Path:
-    """Writes the bundle of a checkpoint as `to/g2p-en/version` and returns that folder.
+def export_g2p(
+    checkpoint: Path,
+    *,
+    to: Path,
+    version: int = 1,
+    int8: bool = False,
+    max_bytes: int = MAX_BUNDLE_BYTES,
+    replace: bool = False,
+) -> Path:
+    """Writes the bundle of a checkpoint as `to/g2p-en/version` and returns that folder. int8: with that variant.
 
     Beside the checkpoint it reads `evaluation.json`, which the recipe wrote, and takes `curves.png` along when it is
     there. Raises ExportError when either file is not what it should be, and as `export.bundle.write_seq2seq` does.
@@ -62,6 +71,9 @@ def export_g2p(checkpoint: Path, *, to: Path, version: int = 1, replace: bool = 
             licence_file=_LICENCE_FILE,
         ),
         extra_files=extra_files,
+        int8=int8,
+        evaluate_int8=evaluate,
+        max_bytes=max_bytes,
         replace=replace,
     )
 

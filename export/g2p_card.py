@@ -76,8 +76,8 @@ def write_card(
     """The whole card, in Markdown. curves_file, licence_file: names of files beside it."""
     lines = [f"# {manifest.model}, version {manifest.version}", "", f"{manifest.description}.", ""]
     lines += _model(config, num_parameters, examples)
-    lines += _figures(evaluation)
-    lines += _training(evaluation, curves_file)
+    lines += _figures(evaluation, manifest)
+    lines += _training(evaluation, curves_file, list(manifest.variants))
     lines += _limits(manifest)
     lines += _data(licence_file)
     return "\n".join([*lines, card.reference(manifest)])
@@ -99,7 +99,10 @@ def _model(config: Seq2SeqConfig, num_parameters: int, examples: Sequence[Exampl
     ]
 
 
-def _figures(evaluation: Evaluation) -> list[str]:
+def _figures(evaluation: Evaluation, manifest: Manifest) -> list[str]:
+    measured = [("greedy", evaluation.greedy), ("beam of 4", evaluation.beam_4)]
+    for name, variant in manifest.variants.items():
+        measured.append((f"{name}, greedy", Rates.model_validate(variant.evaluation["greedy"])))
     ours = [
         [
             f"**this model, {way}**",
@@ -107,7 +110,7 @@ def _figures(evaluation: Evaluation) -> list[str]:
             _percent(r.word_error_rate),
             _percent(r.phoneme_error_rate),
         ]
-        for way, r in (("greedy", evaluation.greedy), ("beam of 4", evaluation.beam_4))
+        for way, r in measured
     ]
     return [
         "## Figures",
@@ -125,7 +128,8 @@ def _figures(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _training(evaluation: Evaluation, curves_file: str | None) -> list[str]:
+def _training(evaluation: Evaluation, curves_file: str | None, variants: Sequence[str]) -> list[str]:
+    options = f" --variants {' '.join(variants)} --max-bytes 18000000" if variants else ""
     curves = ["", f"![training loss and validation error by epoch]({curves_file})"] if curves_file else []
     return [
         "## Training",
@@ -139,7 +143,7 @@ def _training(evaluation: Evaluation, curves_file: str | None) -> list[str]:
         "",
         "```sh",
         "python -m models.recipes.g2p train --run runs/g2p",
-        "python -m export g2p runs/g2p/best.safetensors --to model_repository",
+        f"python -m export g2p runs/g2p/best.safetensors --to model_repository{options}",
         "```",
         "",
         "The seed is fixed, but another processor or another PyTorch rounds differently and ends in slightly other "

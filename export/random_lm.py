@@ -21,6 +21,7 @@ def export_random_lm(
     bos_id: int | None = None,
     eos_id: int | None = None,
     seed: int,
+    int8: bool = False,
     to: Path,
     replace: bool,
 ) -> Path:
@@ -37,6 +38,7 @@ def export_random_lm(
         vocabulary=Vocabulary(tuple(f"t{index}" for index in range(vocabulary_size)), "whitespace"),
         special_tokens=SpecialTokens(bos_id=bos_id, eos_id=eos_id),
         evaluation={"seed": seed},
+        int8=int8,
         max_bytes=MAX_BYTES,
         replace=replace,
     )

@@ -1,0 +1,188 @@
+"""The int8 variant of a graph: its LSTM layers and big products in 8-bit integers, row by row.
+
+1. Every row is quantised by itself: its scale is its own largest absolute value over 127, to unsigned bytes around 128.
+   ONNX Runtime's own dynamic quantisation scales over the whole batch, so that a neighbour changes a row's bits.
+2. Weights have 7 bits, -63 to 63, and a scale for each output column: with 8, the products of an x86 processor without
+   VNNI saturate in pairs.
+3. An LSTM layer is one step written out, so a graph takes one token a row; the product is over [x, h] together.
+4. Everything else (embedding, attention, small products, the gates' own arithmetic) stays in 32-bit floats.
+5. A row that holds NaN or infinity gives NaN, as in floats: ReduceMax does not see NaN, so the row's sum is asked too.
+
+Integers are exact and each float operation is an operator of its own, so that the result is defined bit by bit, but for
+the last bits of Sigmoid and Tanh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from export.errors import ExportError
+
+FloatArray = NDArray[np.float32]
+
+NUM_ACTIVATION_STEPS = 127
+NUM_WEIGHT_STEPS = 63
+ZERO_POINT = 128
+MIN_SCALE = 1e-30
+"""Added to every scale: a row of zeros must not divide by zero."""
+MIN_WEIGHTS = 65_536
+"""A product of fewer weights is quicker, or as quick, as it is."""
+
+
+def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph of the same inputs and outputs that computes in 8-bit integers what is worth it.
+
+    Takes a step graph, of which one token a row may then be fed at once, or a readout. Raises ExportError for an LSTM
+    operator that is not the exporter's plain forward one.
+    """
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
+    graph = quantized.graph
+    rewriter = _Rewriter(graph)
+    del graph.node[:]
+    for node in model.graph.node:
+        if node.op_type == "LSTM":
+            rewriter.add_lstm(node)
+        elif node.op_type == "MatMul" and rewriter.is_big(node.input[1]):
+            rewriter.add_matmul(node)
+        else:
+            rewriter.add(node)
+    _drop_the_unused(graph)
+    return quantized
+
+
+def quantize_weights(weights: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
+    """weights: [K, N]. Returns them in 7 bits, [K, N], and the scale of each column, [N], with which to multiply."""
+    scales = np.maximum(np.abs(weights).max(axis=0) / np.float32(NUM_WEIGHT_STEPS), np.float32(MIN_SCALE))
+    return np.rint(weights / scales).astype(np.int8), scales.astype(np.float32)
+
+
+def lstm_weights(weight: FloatArray, recurrence: FloatArray, bias: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """ONNX's weight [1, 4H, I], recurrence [1, 4H, H] and bias [1, 8H] as one product: [I + H, 4H] and [4H]."""
+    joined = np.concatenate([weight[0], recurrence[0]], axis=1).T
+    from_input, from_hidden = np.split(bias[0], 2)
+    return np.ascontiguousarray(joined), from_input + from_hidden
+
+
+class _Rewriter:
+    """Writes nodes into a graph. What it quantises is time first, as the exporter has it: [1, B, ...]."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        self._renamed: dict[str, str] = {}
+        self._zero_points: str | None = None
+        for name, value in (
+            ("nothing", np.float32(0)),
+            ("min_scale", np.float32(MIN_SCALE)),
+            ("step", np.float32(1 / NUM_ACTIVATION_STEPS)),
+            ("zero_point", np.uint8(ZERO_POINT)),
+            ("row", np.array([2], np.int64)),
+            ("all_but_rows", np.array([0, 2], np.int64)),
+        ):
+            self._constant(name, np.asarray(value))
+
+    def is_big(self, name: str) -> bool:
+        """Whether `name` is a constant matrix that is worth quantising."""
+        weights = self._weights.get(name)
+        return weights is not None and weights.ndim == 2 and weights.size >= MIN_WEIGHTS
+
+    def add(self, node: onnx.NodeProto) -> None:
+        """Writes a node as it is, but for the names of what was rewritten before it; what only renames, not at all."""
+        inputs = [self._renamed.get(name, name) for name in node.input]
+        if node.op_type == "Squeeze" and node.input[0] in self._renamed:
+            self._renamed[node.output[0]] = inputs[0]  # an LSTM's outputs, which have no axis of directions here
+            return
+        copied = self._graph.node.add()
+        copied.CopyFrom(node)
+        copied.input[:] = inputs
+
+    def add_matmul(self, node: onnx.NodeProto) -> None:
+        """[1, B, K] by a constant [K, N]."""
+        x, weights = self._renamed.get(node.input[0], node.input[0]), self._weights[node.input[1]]
+        self._product(node.output[0], x, weights, node.output[0])
+
+    def add_lstm(self, node: onnx.NodeProto) -> None:
+        """One step of a layer. Gates stand in ONNX's order: i, o, f, c."""
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        size = attributes.pop("hidden_size", None)
+        if attributes.pop("direction", b"forward") != b"forward" or attributes or len(node.input) != 7:
+            raise ExportError(
+                f"the LSTM operator {node.name} is not one that can be quantised: only plain forward ones"
+            )
+        x, weight, recurrence, bias, _, hidden, cell = (self._renamed.get(name, name) for name in node.input)
+        outputs, next_hidden, next_cell = node.output
+        weights, bias_values = lstm_weights(self._weights[weight], self._weights[recurrence], self._weights[bias])
+        own = f"int8/{next_hidden}"
+        self._constant(f"{own}/bias", bias_values)
+        self._constant(f"{own}/three_and_one", np.array([3 * size, size], np.int64))
+        self._node("Concat", [x, hidden], f"{own}/joined", axis=2)  # [1, B, I + H]
+        self._product(own, f"{own}/joined", weights, f"{own}/products")  # [1, B, 4H]
+        self._node("Add", [f"{own}/products", f"{own}/bias"], f"{own}/gates")
+        self._node("Split", [f"{own}/gates", f"{own}/three_and_one"], f"{own}/iof", f"{own}/c", axis=2)
+        self._node("Sigmoid", [f"{own}/iof"], f"{own}/opened")
+        self._node("Tanh", [f"{own}/c"], f"{own}/candidate")
+        self._node("Split", [f"{own}/opened"], f"{own}/i", f"{own}/o", f"{own}/f", axis=2, num_outputs=3)
+        self._node("Mul", [f"{own}/f", cell], f"{own}/kept")
+        self._node("Mul", [f"{own}/i", f"{own}/candidate"], f"{own}/written")
+        self._node("Add", [f"{own}/kept", f"{own}/written"], next_cell)
+        self._node("Tanh", [next_cell], f"{own}/squashed")
+        self._node("Mul", [f"{own}/o", f"{own}/squashed"], next_hidden)
+        self._renamed[outputs] = next_hidden
+
+    def _product(self, own: str, x: str, weights: FloatArray, output: str) -> None:
+        """output = x weights. x: [1, B, K] of floats; weights: [K, N]; output: [1, B, N] of floats."""
+        own = own if own.startswith("int8/") else f"int8/{own}"
+        quantized, scales = quantize_weights(weights)
+        self._constant(f"{own}/weights", quantized)
+        self._constant(f"{own}/scales", scales)
+        self._node("Abs", [x], f"{own}/magnitudes")
+        self._node("ReduceMax", [f"{own}/magnitudes", "int8/row"], f"{own}/largest")  # [1, B, 1]
+        self._node("Mul", [f"{own}/largest", "int8/step"], f"{own}/steps")
+        self._node("ReduceSum", [x, "int8/row"], f"{own}/sum")
+        self._node("Mul", [f"{own}/sum", "int8/nothing"], f"{own}/zero_or_nan")
+        self._node("Sum", [f"{own}/steps", f"{own}/zero_or_nan", "int8/min_scale"], f"{own}/row_scales")  # [1, B, 1]
+        self._node("Squeeze", [f"{own}/row_scales", "int8/all_but_rows"], f"{own}/row_scale")  # [B]
+        self._node("QuantizeLinear", [x, f"{own}/row_scale", self._zero_point(own)], f"{own}/bytes", axis=1)
+        self._node("MatMulInteger", [f"{own}/bytes", f"{own}/weights", "int8/zero_point"], f"{own}/sums")
+        self._node("Cast", [f"{own}/sums"], f"{own}/float_sums", to=TensorProto.FLOAT)
+        self._node("Mul", [f"{own}/float_sums", f"{own}/scales"], f"{own}/by_column")
+        self._node("Mul", [f"{own}/by_column", f"{own}/row_scales"], output)
+
+    def _zero_point(self, own: str) -> str:
+        """The zero point once a row, [B]: QuantizeLinear wants as many as it has scales."""
+        if self._zero_points is None:
+            self._zero_points = "int8/zero_points"
+            self._node("Shape", [f"{own}/row_scale"], "int8/num_rows")
+            self._node("Expand", ["int8/zero_point", "int8/num_rows"], self._zero_points)
+        return self._zero_points
+
+    def _node(self, op_type: str, inputs: Sequence[str], *outputs: str, **attributes: int) -> None:
+        node = helper.make_node(op_type, inputs, outputs)
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+        self._graph.node.append(node)
+
+    def _constant(self, name: str, value: NDArray[np.generic]) -> None:
+        name = name if name.startswith("int8/") else f"int8/{name}"
+        self._graph.initializer.append(numpy_helper.from_array(value, name))
+
+
+def _drop_the_unused(graph: onnx.GraphProto) -> None:
+    """Takes out nodes and weights that lead to no output."""
+    used = {output.name for output in graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(list(graph.node)):
+        if used.intersection(node.output):
+            kept.append(node)
+            used.update(node.input)
+            for attribute in node.attribute:
+                used.update(name for inner in attribute.g.node for name in inner.input)
+    weights = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(kept))
+    graph.initializer.extend(weights)

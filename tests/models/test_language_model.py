@@ -1,0 +1,83 @@
+"""The language model: a chunk is its steps, rows do not touch, and the readout says what the last step said."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from models.language_model import LanguageModel, LanguageModelConfig, LanguageModelReadout, random_language_model
+from models.seq2seq import DecoderReadout, Seq2Seq, Seq2SeqConfig
+
+CONFIG = LanguageModelConfig(vocabulary_size=11, embedding_size=6, hidden_size=9, num_layers=2, dropout=0.5)
+
+
+@pytest.fixture
+def model() -> LanguageModel:
+    return random_language_model(CONFIG, seed=1)
+
+
+def test_a_ragged_chunk_is_its_steps(model: LanguageModel) -> None:
+    """Each row's logits and last state are those it has alone, token by token."""
+    lengths = torch.tensor([4, 1, 3])
+    tokens = torch.tensor([[1, 2, 3, 4], [5, 0, 0, 0], [6, 7, 8, 0]])
+    hidden, cell = torch.randn(2, 2, 3, 9, generator=torch.Generator().manual_seed(0)).unbind(0)
+    with torch.no_grad():
+        logits, next_hidden, next_cell = model(tokens, lengths, hidden, cell)
+        assert logits.shape == (3, 4, 11)
+        for row, length in enumerate(lengths.tolist()):
+            h, c = hidden[:, row : row + 1], cell[:, row : row + 1]
+            for position in range(length):
+                alone, h, c = model(tokens[row : row + 1, position : position + 1], None, h, c)
+                torch.testing.assert_close(logits[row, position], alone[0, 0])
+            torch.testing.assert_close(next_hidden[:, row : row + 1], h)
+            torch.testing.assert_close(next_cell[:, row : row + 1], c)
+
+
+def test_every_layer_has_a_state_of_its_own(model: LanguageModel) -> None:
+    """Changing the state of either layer changes what comes next."""
+    zeros = torch.zeros(2, 1, 9)
+    token = torch.tensor([[3]])
+    with torch.no_grad():
+        base, *_ = model(token, None, zeros, zeros)
+        for layer in range(2):
+            changed = zeros.clone()
+            changed[layer] = 0.5
+            for states in ((changed, zeros), (zeros, changed)):
+                logits, *_ = model(token, None, *states)
+                assert not torch.allclose(logits, base)
+
+
+def test_the_readout_of_a_state_is_what_the_step_to_it_said(model: LanguageModel) -> None:
+    zeros = torch.zeros(2, 3, 9)
+    with torch.no_grad():
+        logits, hidden, _ = model(torch.tensor([[1], [2], [3]]), None, zeros, zeros)
+        torch.testing.assert_close(LanguageModelReadout(model)(hidden), logits[:, 0])
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_the_readout_of_a_decoder_is_what_its_step_said(num_layers: int) -> None:
+    """Through attention, from the first layer's output and the last's."""
+    torch.manual_seed(0)
+    model = Seq2Seq(Seq2SeqConfig(6, 7, 8, 16, 8, num_layers=num_layers)).eval()
+    with torch.no_grad():
+        model.decoder.attention.query.weight *= 100  # so that it matters from where attention looks
+    source = torch.tensor([[1, 2, 3], [4, 5, 0]])
+    with torch.no_grad():
+        memory, mask, hidden, cell = model.encoder(source, torch.tensor([3, 2]))
+        logits, hidden, _ = model.decoder(torch.tensor([[1], [2]]), None, hidden, cell, memory, mask)
+        torch.testing.assert_close(DecoderReadout(model.decoder)(hidden, memory, mask), logits[:, 0])
+
+
+def test_random_weights_are_uniform_and_of_their_seed() -> None:
+    """Between -1/sqrt(H) and 1/sqrt(H), the same for one seed, others for another; in evaluation mode."""
+    models = [random_language_model(CONFIG, seed=seed) for seed in (1, 1, 2)]
+    weights = [torch.cat([parameter.flatten() for parameter in model.parameters()]) for model in models]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    bound = 1 / 3
+    assert weights[0].abs().max() <= bound
+    assert weights[0].std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert not models[0].training
