@@ -31,6 +31,9 @@ EVALUATION = {
 }
 
 
+_EXAMPLES = ("forget", "gate", "sequence", "streaming", "decoder", "enough")  # those of the card
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder as the recipe leaves it, of a model that has learnt nothing."""
@@ -81,6 +84,27 @@ def test_a_run_becomes_a_bundle(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert not printed.err
     assert f"wrote {bundle}" in printed.out
     assert len(printed.out.splitlines()) < 25
+
+
+def test_the_int8_variant_is_evaluated_and_told(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the words of the test split, by both graphs; the card has its error rates, the command what made it."""
+    few = data.Dictionary({"it's": (("IH", "T", "S"),), **dict.fromkeys(_EXAMPLES, (("G", "EY", "T"),))})
+    monkeypatch.setattr(data, "load", lambda split: few)
+    command = ["g2p", str(run / "best.safetensors"), "--to", str(tmp_path / "repository"), "--variants", "int8"]
+    assert main(command) == 0
+    bundle = tmp_path / "repository" / "g2p-en" / "1"
+    variant = Manifest.model_validate_json((bundle / "manifest.json").read_bytes()).variants["int8"]
+    assert variant.evaluation["max_loss"] == 0.003
+    assert variant.evaluation["greedy"]["num_words"] == len(few.words)  # type: ignore[index]
+    card = (bundle / "README.md").read_text()
+    assert "| **this model, int8, greedy** | CMUdict of today, our split | 100.00 |" in card
+    assert "--variants int8" in card
+    assert "parity of int8 with the above" in capsys.readouterr().out
+
+    assert main([*command, "--replace", "--max-bytes", "1000"]) == 1
+    assert "more than the 1000 allowed" in capsys.readouterr().err
 
 
 def test_a_run_without_evaluation_is_told_how_to_make_one(
