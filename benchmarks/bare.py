@@ -27,8 +27,6 @@ class BareStep:
         self._with_logits = [spec.logits.name, *states]
         self._with_choice = [choice, *states]
         self._picks = spec.next_token is not None
-        self._options = ort.RunOptions()
-        self._options.only_execute_path_to_fetches = True
 
     def zeros(self, num_rows: int) -> list[Array]:
         """A fresh state of `num_rows` rows."""
@@ -37,12 +35,12 @@ class BareStep:
 
     def step(self, tokens: Array, lengths: Array, state: list[Array]) -> tuple[Array, list[Array]]:
         """One run. tokens: [B, T]; lengths: [B]. Returns logits [B, T, V] and the next state."""
-        logits, *following = self._session.run(self._with_logits, self._feeds(tokens, lengths, state), self._options)
+        logits, *following = self._session.run(self._with_logits, self._feeds(tokens, lengths, state))
         return logits, following
 
     def choose(self, tokens: Array, lengths: Array, state: list[Array]) -> tuple[Array, list[Array]]:
         """One run. Returns the most likely next tokens, [B, T] int64, and the next state."""
-        chosen, *following = self._session.run(self._with_choice, self._feeds(tokens, lengths, state), self._options)
+        chosen, *following = self._session.run(self._with_choice, self._feeds(tokens, lengths, state))
         return (chosen if self._picks else chosen.argmax(axis=-1)), following
 
     def _feeds(self, tokens: Array, lengths: Array, state: list[Array]) -> dict[str, Array]:
