@@ -129,6 +129,8 @@ class StreamRequest(_message.Message):
     GENERATE_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     CLOSE_FIELD_NUMBER: _builtins.int
+    STEP_BATCH_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """Chosen by the client and returned in every response to this request. Default 0."""
     session_id: _builtins.str
@@ -155,6 +157,14 @@ class StreamRequest(_message.Message):
     def close(self) -> Global___Close:
         """Closes the session."""
 
+    @_builtins.property
+    def step_batch(self) -> Global___StepBatch:
+        """Makes many sessions of this stream consume tokens at once. `session_id` must be empty."""
+
+    @_builtins.property
+    def score(self) -> Global___Score:
+        """Tells how likely given continuations are. The session stays where it is."""
+
     def __init__(
         self,
         *,
@@ -165,12 +175,14 @@ class StreamRequest(_message.Message):
         generate: Global___Generate | None = ...,
         cancel: Global___Cancel | None = ...,
         close: Global___Close | None = ...,
+        step_batch: Global___StepBatch | None = ...,
+        score: Global___Score | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "close", b"close", "feed", b"feed", "generate", b"generate", "open", b"open", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "close", b"close", "feed", b"feed", "generate", b"generate", "open", b"open", "request", b"request", "score", b"score", "step_batch", b"step_batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "close", b"close", "feed", b"feed", "generate", b"generate", "open", b"open", "request", b"request", "request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "close", b"close", "feed", b"feed", "generate", b"generate", "open", b"open", "request", b"request", "request_id", b"request_id", "score", b"score", "session_id", b"session_id", "step_batch", b"step_batch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["open", "feed", "generate", "cancel", "close"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["open", "feed", "generate", "cancel", "close", "step_batch", "score"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -191,6 +203,8 @@ class StreamResponse(_message.Message):
     CANCELLED_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    BATCH_STEPPED_FIELD_NUMBER: _builtins.int
+    SCORED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """The `request_id` of the request that this answers; 0 for a notice that nobody asked for."""
     session_id: _builtins.str
@@ -224,6 +238,14 @@ class StreamResponse(_message.Message):
     def error(self) -> _error_pb2.Error:
         """The request was refused or failed."""
 
+    @_builtins.property
+    def batch_stepped(self) -> Global___BatchStepped:
+        """Answers `step_batch`; `session_id` is empty, and `position` 0."""
+
+    @_builtins.property
+    def scored(self) -> Global___Scored:
+        """Answers `score`."""
+
     def __init__(
         self,
         *,
@@ -236,12 +258,14 @@ class StreamResponse(_message.Message):
         cancelled: Global___Cancelled | None = ...,
         closed: Global___Closed | None = ...,
         error: _error_pb2.Error | None = ...,
+        batch_stepped: Global___BatchStepped | None = ...,
+        scored: Global___Scored | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "closed", b"closed", "error", b"error", "fed", b"fed", "generated", b"generated", "opened", b"opened", "response", b"response"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_stepped", b"batch_stepped", "cancelled", b"cancelled", "closed", b"closed", "error", b"error", "fed", b"fed", "generated", b"generated", "opened", b"opened", "response", b"response", "scored", b"scored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "closed", b"closed", "error", b"error", "fed", b"fed", "generated", b"generated", "opened", b"opened", "position", b"position", "request_id", b"request_id", "response", b"response", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_stepped", b"batch_stepped", "cancelled", b"cancelled", "closed", b"closed", "error", b"error", "fed", b"fed", "generated", b"generated", "opened", b"opened", "position", b"position", "request_id", b"request_id", "response", b"response", "scored", b"scored", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["opened", "fed", "generated", "cancelled", "closed", "error"]  # noqa: Y015
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["opened", "fed", "generated", "cancelled", "closed", "error", "batch_stepped", "scored"]  # noqa: Y015
     _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
 
@@ -257,10 +281,13 @@ class Open(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, such as `g2p-en`."""
     version: _builtins.int
     """The version, 1 or more; 0, the default, means the newest that is served."""
+    variant: _builtins.str
+    """Which of the bundle's variants computes the steps, such as `int8`. Default: `fp32`, which every bundle has."""
     @_builtins.property
     def source(self) -> Global___Sequence:
         """The source sequence. Required by models with an encoder, refused by others."""
@@ -276,10 +303,11 @@ class Open(_message.Message):
         version: _builtins.int = ...,
         source: Global___Sequence | None = ...,
         outputs: Global___OutputSpec | None = ...,
+        variant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "outputs", b"outputs", "source", b"source", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "outputs", b"outputs", "source", b"source", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -522,10 +550,16 @@ class Opened(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    HANDLE_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
     """The version that serves the session, as resolved at Open."""
+    handle: _builtins.int
+    """The session's name in `StepBatch`: 1 or more, never used again on this stream."""
+    variant: _builtins.str
+    """The variant that computes the session's steps."""
     @_builtins.property
     def source(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """The source as the model read it."""
@@ -541,10 +575,12 @@ class Opened(_message.Message):
         version: _builtins.int = ...,
         source: _abc.Iterable[Global___Token] | None = ...,
         output: Global___StepOutput | None = ...,
+        handle: _builtins.int = ...,
+        variant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "output", b"output", "source", b"source", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "model", b"model", "output", b"output", "source", b"source", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -577,6 +613,140 @@ class Fed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Fed: _TypeAlias = Fed  # noqa: Y015
+
+@_typing.final
+class StepBatch(_message.Message):
+    """Makes many sessions of this stream consume tokens, in one message. All columns have the order of `handles`. The
+    sessions must be of the same model, version and variant. They are independent of each other: one that is refused is
+    told of in the answer's `errors`, and the others go on.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLES_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def handles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The sessions, as `Opened.handle` named them, each at most once."""
+
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens by number: one for each session, or as many as `counts` says, one session's after the other's."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many tokens each session consumes, 1 or more. Default, when it is empty: one each."""
+
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The position that each session's first token has, as in `Feed.position`. When it is empty each is applied wherever
+        the session is, and the message is not safe to send again. When the last one is sent again as it was, nothing is
+        applied and the same answer is given again.
+        """
+
+    @_builtins.property
+    def outputs(self) -> Global___OutputSpec:
+        """What to return after the last token of each session; `every_position` is refused. Default: the next token."""
+
+    def __init__(
+        self,
+        *,
+        handles: _abc.Iterable[_builtins.int] | None = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        positions: _abc.Iterable[_builtins.int] | None = ...,
+        outputs: Global___OutputSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "handles", b"handles", "outputs", b"outputs", "positions", b"positions", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepBatch: _TypeAlias = StepBatch  # noqa: Y015
+
+@_typing.final
+class BatchStepped(_message.Message):
+    """The tokens were consumed. All columns have the order of `StepBatch.handles`; where a session was refused they hold 0."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    LOGITS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True when the message had been applied before and this is its answer again."""
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The sessions' positions after it; of those refused, where they stand."""
+
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For OUTPUT_KIND_NEXT_TOKEN one for each session, for OUTPUT_KIND_TOP_K `top_k`, by number."""
+
+    @_builtins.property
+    def log_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For OUTPUT_KIND_TOP_K: the natural logarithm of the probability of each of `token_ids`."""
+
+    @_builtins.property
+    def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For OUTPUT_KIND_LOGITS: as many for each session as the vocabulary has tokens, by id."""
+
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchError]:
+        """The sessions that were refused."""
+
+    def __init__(
+        self,
+        *,
+        positions: _abc.Iterable[_builtins.int] | None = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        log_probabilities: _abc.Iterable[_builtins.float] | None = ...,
+        logits: _abc.Iterable[_builtins.float] | None = ...,
+        errors: _abc.Iterable[Global___BatchError] | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "log_probabilities", b"log_probabilities", "logits", b"logits", "positions", b"positions", "replayed", b"replayed", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchStepped: _TypeAlias = BatchStepped  # noqa: Y015
+
+@_typing.final
+class BatchError(_message.Message):
+    """Why one session of a StepBatch was refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its place in `StepBatch.handles`, from 0."""
+    @_builtins.property
+    def error(self) -> _error_pb2.Error:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        error: _error_pb2.Error | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchError: _TypeAlias = BatchError  # noqa: Y015
 
 @_typing.final
 class Generate(_message.Message):
@@ -621,6 +791,7 @@ class Decoding(_message.Message):
     MIN_TOKENS_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     STOP_TOKENS_FIELD_NUMBER: _builtins.int
+    BEAM_SEARCH_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """At most so many tokens, 1 or more, up to the server's limit. Default: the model's own limit."""
     log_probabilities: _builtins.bool
@@ -643,6 +814,12 @@ class Decoding(_message.Message):
     def stop_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Likewise, by name."""
 
+    @_builtins.property
+    def beam_search(self) -> Global___BeamSearch:
+        """When set, the likeliest sequences are searched for instead of the likeliest token taken each time. Excludes
+        `sampling` and `repetition_penalty`. The answer comes at the end, in one part.
+        """
+
     def __init__(
         self,
         *,
@@ -653,10 +830,11 @@ class Decoding(_message.Message):
         min_tokens: _builtins.int = ...,
         stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         stop_tokens: _abc.Iterable[_builtins.str] | None = ...,
+        beam_search: Global___BeamSearch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_repetition_penalty", b"_repetition_penalty", "max_tokens", b"max_tokens", "repetition_penalty", b"repetition_penalty", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_repetition_penalty", b"_repetition_penalty", "beam_search", b"beam_search", "max_tokens", b"max_tokens", "repetition_penalty", b"repetition_penalty", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_repetition_penalty", b"_repetition_penalty", "log_probabilities", b"log_probabilities", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "repetition_penalty", b"repetition_penalty", "sampling", b"sampling", "stop_token_ids", b"stop_token_ids", "stop_tokens", b"stop_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_repetition_penalty", b"_repetition_penalty", "beam_search", b"beam_search", "log_probabilities", b"log_probabilities", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "repetition_penalty", b"repetition_penalty", "sampling", b"sampling", "stop_token_ids", b"stop_token_ids", "stop_tokens", b"stop_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
@@ -668,6 +846,45 @@ class Decoding(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
 
 Global___Decoding: _TypeAlias = Decoding  # noqa: Y015
+
+@_typing.final
+class BeamSearch(_message.Message):
+    """Search for the likeliest sequences, of which `beam_size` are followed at once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEAM_SIZE_FIELD_NUMBER: _builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    NUM_BEST_FIELD_NUMBER: _builtins.int
+    beam_size: _builtins.int
+    """How many: 1 to the server's limit. 1 is the greedy choice."""
+    length_penalty: _builtins.float
+    """How much length is made up for: a hypothesis' score is the sum of its log-probabilities over its length, the end
+    token counted, to this power. -10 to 10. Default 1, the mean; 0 compares sums.
+    """
+    num_best: _builtins.int
+    """How many hypotheses to return, best first: 1 to `beam_size`. Default 1."""
+    def __init__(
+        self,
+        *,
+        beam_size: _builtins.int = ...,
+        length_penalty: _builtins.float | None = ...,
+        num_best: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "_num_best", b"_num_best", "length_penalty", b"length_penalty", "num_best", b"num_best"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty", "_num_best", b"_num_best", "beam_size", b"beam_size", "length_penalty", b"length_penalty", "num_best", b"num_best"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__length_penalty: _TypeAlias = _typing.Literal["length_penalty"]  # noqa: Y015
+    _WhichOneofArgType__length_penalty: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__num_best: _TypeAlias = _typing.Literal["num_best"]  # noqa: Y015
+    _WhichOneofArgType__num_best: _TypeAlias = _typing.Literal["_num_best", b"_num_best"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_penalty) -> _WhichOneofReturnType__length_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_best) -> _WhichOneofReturnType__num_best | None: ...
+
+Global___BeamSearch: _TypeAlias = BeamSearch  # noqa: Y015
 
 @_typing.final
 class Sampling(_message.Message):
@@ -722,25 +939,155 @@ class Generated(_message.Message):
 
     TOKENS_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
+    HYPOTHESES_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why generation ended; unspecified while it goes on."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """The tokens, in order; the end token, or the stop token, is not among them."""
 
+    @_builtins.property
+    def hypotheses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hypothesis]:
+        """For a beam search, what was found, the best first: `tokens` are its, and the session stands after them. Empty when
+        the model gave no token a probability.
+        """
+
     def __init__(
         self,
         *,
         tokens: _abc.Iterable[Global___Token] | None = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
+        hypotheses: _abc.Iterable[Global___Hypothesis] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "hypotheses", b"hypotheses", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Generated: _TypeAlias = Generated  # noqa: Y015
+
+@_typing.final
+class Hypothesis(_message.Message):
+    """A sequence that a beam search has found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    score: _builtins.float
+    """What it is ranked by: `log_probability` over its length to the power of the length penalty."""
+    log_probability: _builtins.float
+    """The sum of its tokens' log-probabilities, the token that ended it with them."""
+    finish_reason: Global___FinishReason.ValueType
+    """Why it ended."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """Its tokens, each with its log-probability; the token that ended it is not among them."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___Token] | None = ...,
+        score: _builtins.float = ...,
+        log_probability: _builtins.float = ...,
+        finish_reason: Global___FinishReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "log_probability", b"log_probability", "score", b"score", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hypothesis: _TypeAlias = Hypothesis  # noqa: Y015
+
+@_typing.final
+class Score(_message.Message):
+    """Tells how likely given continuations of the session are, each from where the session is. The session stays there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    WITH_END_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """The position to score from; FAILED_PRECONDITION when the session is elsewhere. Optional."""
+    with_end: _builtins.bool
+    """Score the end token after each target too. Default false. Refused by models that have none."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sequence]:
+        """The continuations, 1 to the server's limit, in the target vocabulary."""
+
+    def __init__(
+        self,
+        *,
+        position: _builtins.int | None = ...,
+        targets: _abc.Iterable[Global___Sequence] | None = ...,
+        with_end: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "position", b"position", "targets", b"targets", "with_end", b"with_end"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__position: _TypeAlias = _typing.Literal["position"]  # noqa: Y015
+    _WhichOneofArgType__position: _TypeAlias = _typing.Literal["_position", b"_position"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__position) -> _WhichOneofReturnType__position | None: ...
+
+Global___Score: _TypeAlias = Score  # noqa: Y015
+
+@_typing.final
+class Scored(_message.Message):
+    """How likely the targets are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetScore]:
+        """One for each target, in order."""
+
+    def __init__(
+        self,
+        *,
+        scores: _abc.Iterable[Global___TargetScore] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scored: _TypeAlias = Scored  # noqa: Y015
+
+@_typing.final
+class TargetScore(_message.Message):
+    """How likely one target is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
+    LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
+    log_probability: _builtins.float
+    """The natural logarithm of its probability: the sum of those of its tokens."""
+    @_builtins.property
+    def log_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of each token given those before it, in order; with `with_end`, then of the end token."""
+
+    def __init__(
+        self,
+        *,
+        log_probability: _builtins.float = ...,
+        log_probabilities: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_probabilities", b"log_probabilities", "log_probability", b"log_probability"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TargetScore: _TypeAlias = TargetScore  # noqa: Y015
 
 @_typing.final
 class Cancel(_message.Message):
@@ -834,10 +1181,13 @@ class GenerateRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     DECODING_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
     """The version, 1 or more; 0, the default, means the newest that is served."""
+    variant: _builtins.str
+    """As in `Open`. Default: `fp32`."""
     @_builtins.property
     def source(self) -> Global___Sequence:
         """The source sequence. Required by models with an encoder, refused by others."""
@@ -858,10 +1208,11 @@ class GenerateRequest(_message.Message):
         source: Global___Sequence | None = ...,
         prompt: Global___Sequence | None = ...,
         decoding: Global___Decoding | None = ...,
+        variant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decoding", b"decoding", "prompt", b"prompt", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoding", b"decoding", "model", b"model", "prompt", b"prompt", "source", b"source", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoding", b"decoding", "model", b"model", "prompt", b"prompt", "source", b"source", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -894,3 +1245,79 @@ class GenerateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class ScoreRequest(_message.Message):
+    """Asks how likely targets are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    WITH_END_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name."""
+    version: _builtins.int
+    """The version, 1 or more; 0, the default, means the newest that is served."""
+    variant: _builtins.str
+    """As in `Open`. Default: `fp32`."""
+    with_end: _builtins.bool
+    """As in `Score`."""
+    @_builtins.property
+    def source(self) -> Global___Sequence:
+        """The source sequence. Required by models with an encoder, refused by others."""
+
+    @_builtins.property
+    def prompt(self) -> Global___Sequence:
+        """Target tokens to consume before scoring. Optional."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sequence]:
+        """The targets, as in `Score`."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+        variant: _builtins.str = ...,
+        source: Global___Sequence | None = ...,
+        prompt: Global___Sequence | None = ...,
+        targets: _abc.Iterable[Global___Sequence] | None = ...,
+        with_end: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "prompt", b"prompt", "source", b"source", "targets", b"targets", "variant", b"variant", "version", b"version", "with_end", b"with_end"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreRequest: _TypeAlias = ScoreRequest  # noqa: Y015
+
+@_typing.final
+class ScoreResponse(_message.Message):
+    """How likely the targets are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetScore]:
+        """One for each target, in order."""
+
+    def __init__(
+        self,
+        *,
+        scores: _abc.Iterable[Global___TargetScore] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015

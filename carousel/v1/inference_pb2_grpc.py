@@ -46,6 +46,11 @@ class InferenceStub:
                 request_serializer=carousel_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=carousel_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/carousel.v1.Inference/Score',
+                request_serializer=carousel_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=carousel_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer:
@@ -70,6 +75,13 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Score(self, request, context):
+        """How likely given targets are (teacher forcing), in one call, in a session that lives as long as the call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -82,6 +94,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=carousel_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=carousel_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=carousel_dot_v1_dot_inference__pb2.ScoreRequest.FromString,
+                    response_serializer=carousel_dot_v1_dot_inference__pb2.ScoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -140,6 +157,33 @@ class Inference:
             '/carousel.v1.Inference/Generate',
             carousel_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             carousel_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carousel.v1.Inference/Score',
+            carousel_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
+            carousel_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

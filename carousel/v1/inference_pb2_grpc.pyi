@@ -43,6 +43,8 @@ class InferenceStub:
     """
     Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
     """The whole of a generation in one call, in a session that lives as long as the call."""
+    Score: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]
+    """How likely given targets are (teacher forcing), in one call, in a session that lives as long as the call."""
 
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
@@ -59,6 +61,8 @@ class InferenceAsyncStub(InferenceStub):
     """
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
     """The whole of a generation in one call, in a session that lives as long as the call."""
+    Score: _aio.UnaryUnaryMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]  # type: ignore[assignment]
+    """How likely given targets are (teacher forcing), in one call, in a session that lives as long as the call."""
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
     """Runs models over sessions. A session is one sequence being processed: the server keeps its hidden and cell
@@ -84,5 +88,13 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.GenerateResponse], _abc.AsyncIterator[_inference_pb2.GenerateResponse]]:
         """The whole of a generation in one call, in a session that lives as long as the call."""
+
+    @_abc_1.abstractmethod
+    def Score(
+        self,
+        request: _inference_pb2.ScoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.ScoreResponse, _abc.Awaitable[_inference_pb2.ScoreResponse]]:
+        """How likely given targets are (teacher forcing), in one call, in a session that lives as long as the call."""
 
 def add_InferenceServicer_to_server(servicer: InferenceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

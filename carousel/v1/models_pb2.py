@@ -24,25 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x61rousel/v1/models.proto\x12\x0b\x63\x61rousel.v1\"\xa8\x02\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12(\n\x06status\x18\x04 \x01(\x0e\x32\x18.carousel.v1.ModelStatus\x12\x0f\n\x07problem\x18\x05 \x01(\t\x12\x13\n\x0bhas_encoder\x18\x06 \x01(\x08\x12\x19\n\x11source_vocabulary\x18\x07 \x03(\t\x12\x19\n\x11target_vocabulary\x18\x08 \x03(\t\x12\x19\n\x11max_source_length\x18\t \x01(\r\x12\x12\n\nmax_tokens\x18\n \x01(\r\x12\x18\n\x10state_size_bytes\x18\x0b \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x0c \x01(\t\"\x13\n\x11ModelsListRequest\"<\n\x12ModelsListResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.carousel.v1.ModelInfo\"2\n\x10ModelsGetRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\":\n\x11ModelsGetResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.carousel.v1.ModelInfo*^\n\x0bModelStatus\x12\x1c\n\x18MODEL_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_STATUS_SERVING\x10\x01\x12\x17\n\x13MODEL_STATUS_FAILED\x10\x02\x32\x97\x01\n\x06Models\x12G\n\x04List\x12\x1e.carousel.v1.ModelsListRequest\x1a\x1f.carousel.v1.ModelsListResponse\x12\x44\n\x03Get\x12\x1d.carousel.v1.ModelsGetRequest\x1a\x1e.carousel.v1.ModelsGetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x61rousel/v1/models.proto\x12\x0b\x63\x61rousel.v1\"\xba\x02\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12(\n\x06status\x18\x04 \x01(\x0e\x32\x18.carousel.v1.ModelStatus\x12\x0f\n\x07problem\x18\x05 \x01(\t\x12\x13\n\x0bhas_encoder\x18\x06 \x01(\x08\x12\x19\n\x11source_vocabulary\x18\x07 \x03(\t\x12\x19\n\x11target_vocabulary\x18\x08 \x03(\t\x12\x19\n\x11max_source_length\x18\t \x01(\r\x12\x12\n\nmax_tokens\x18\n \x01(\r\x12\x18\n\x10state_size_bytes\x18\x0b \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x0c \x01(\t\x12\x10\n\x08variants\x18\r \x03(\t\"\x13\n\x11ModelsListRequest\"<\n\x12ModelsListResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.carousel.v1.ModelInfo\"2\n\x10ModelsGetRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\":\n\x11ModelsGetResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.carousel.v1.ModelInfo*^\n\x0bModelStatus\x12\x1c\n\x18MODEL_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_STATUS_SERVING\x10\x01\x12\x17\n\x13MODEL_STATUS_FAILED\x10\x02\x32\x97\x01\n\x06Models\x12G\n\x04List\x12\x1e.carousel.v1.ModelsListRequest\x1a\x1f.carousel.v1.ModelsListResponse\x12\x44\n\x03Get\x12\x1d.carousel.v1.ModelsGetRequest\x1a\x1e.carousel.v1.ModelsGetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'carousel.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATUS']._serialized_start=535
-  _globals['_MODELSTATUS']._serialized_end=629
+  _globals['_MODELSTATUS']._serialized_start=553
+  _globals['_MODELSTATUS']._serialized_end=647
   _globals['_MODELINFO']._serialized_start=42
-  _globals['_MODELINFO']._serialized_end=338
-  _globals['_MODELSLISTREQUEST']._serialized_start=340
-  _globals['_MODELSLISTREQUEST']._serialized_end=359
-  _globals['_MODELSLISTRESPONSE']._serialized_start=361
-  _globals['_MODELSLISTRESPONSE']._serialized_end=421
-  _globals['_MODELSGETREQUEST']._serialized_start=423
-  _globals['_MODELSGETREQUEST']._serialized_end=473
-  _globals['_MODELSGETRESPONSE']._serialized_start=475
-  _globals['_MODELSGETRESPONSE']._serialized_end=533
-  _globals['_MODELS']._serialized_start=632
-  _globals['_MODELS']._serialized_end=783
+  _globals['_MODELINFO']._serialized_end=356
+  _globals['_MODELSLISTREQUEST']._serialized_start=358
+  _globals['_MODELSLISTREQUEST']._serialized_end=377
+  _globals['_MODELSLISTRESPONSE']._serialized_start=379
+  _globals['_MODELSLISTRESPONSE']._serialized_end=439
+  _globals['_MODELSGETREQUEST']._serialized_start=441
+  _globals['_MODELSGETREQUEST']._serialized_end=491
+  _globals['_MODELSGETRESPONSE']._serialized_start=493
+  _globals['_MODELSGETRESPONSE']._serialized_end=551
+  _globals['_MODELS']._serialized_start=650
+  _globals['_MODELS']._serialized_end=801
 # @@protoc_insertion_point(module_scope)

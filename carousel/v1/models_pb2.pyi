@@ -61,6 +61,7 @@ class ModelInfo(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     STATE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -89,6 +90,10 @@ class ModelInfo(_message.Message):
     def target_vocabulary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The target vocabulary by id."""
 
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The variants that Open may name, `fp32` first."""
+
     def __init__(
         self,
         *,
@@ -104,10 +109,11 @@ class ModelInfo(_message.Message):
         max_tokens: _builtins.int = ...,
         state_size_bytes: _builtins.int = ...,
         manifest_digest: _builtins.str = ...,
+        variants: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "has_encoder", b"has_encoder", "manifest_digest", b"manifest_digest", "max_source_length", b"max_source_length", "max_tokens", b"max_tokens", "model", b"model", "problem", b"problem", "source_vocabulary", b"source_vocabulary", "state_size_bytes", b"state_size_bytes", "status", b"status", "target_vocabulary", b"target_vocabulary", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "has_encoder", b"has_encoder", "manifest_digest", b"manifest_digest", "max_source_length", b"max_source_length", "max_tokens", b"max_tokens", "model", b"model", "problem", b"problem", "source_vocabulary", b"source_vocabulary", "state_size_bytes", b"state_size_bytes", "status", b"status", "target_vocabulary", b"target_vocabulary", "variants", b"variants", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,29 +26,29 @@ from carousel.v1 import inference_pb2 as carousel_dot_v1_dot_inference__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61rousel/v1/sessions.proto\x12\x0b\x63\x61rousel.v1\x1a\x1b\x63\x61rousel/v1/inference.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\x01\n\x0bSessionInfo\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x10\n\x08position\x18\x04 \x01(\x04\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.carousel.v1.SessionState\x12-\n\topen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"(\n\x12SessionsGetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"@\n\x13SessionsGetResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.carousel.v1.SessionInfo\"K\n\x13SessionsListRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"p\n\x14SessionsListResponse\x12*\n\x08sessions\x18\x01 \x03(\x0b\x32\x18.carousel.v1.SessionInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x04\"*\n\x14SessionsCloseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"S\n\x15SessionsCloseResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.carousel.v1.CloseReason*{\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SESSION_STATE_IDLE\x10\x01\x12\x16\n\x12SESSION_STATE_BUSY\x10\x02\x12\x1c\n\x18SESSION_STATE_GENERATING\x10\x03\x32\xf1\x01\n\x08Sessions\x12H\n\x03Get\x12\x1f.carousel.v1.SessionsGetRequest\x1a .carousel.v1.SessionsGetResponse\x12K\n\x04List\x12 .carousel.v1.SessionsListRequest\x1a!.carousel.v1.SessionsListResponse\x12N\n\x05\x43lose\x12!.carousel.v1.SessionsCloseRequest\x1a\".carousel.v1.SessionsCloseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61rousel/v1/sessions.proto\x12\x0b\x63\x61rousel.v1\x1a\x1b\x63\x61rousel/v1/inference.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x01\n\x0bSessionInfo\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x10\n\x08position\x18\x04 \x01(\x04\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.carousel.v1.SessionState\x12-\n\topen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07variant\x18\x08 \x01(\t\"(\n\x12SessionsGetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"@\n\x13SessionsGetResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.carousel.v1.SessionInfo\"K\n\x13SessionsListRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"p\n\x14SessionsListResponse\x12*\n\x08sessions\x18\x01 \x03(\x0b\x32\x18.carousel.v1.SessionInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x04\"*\n\x14SessionsCloseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"S\n\x15SessionsCloseResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.carousel.v1.CloseReason*{\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SESSION_STATE_IDLE\x10\x01\x12\x16\n\x12SESSION_STATE_BUSY\x10\x02\x12\x1c\n\x18SESSION_STATE_GENERATING\x10\x03\x32\xf1\x01\n\x08Sessions\x12H\n\x03Get\x12\x1f.carousel.v1.SessionsGetRequest\x1a .carousel.v1.SessionsGetResponse\x12K\n\x04List\x12 .carousel.v1.SessionsListRequest\x1a!.carousel.v1.SessionsListResponse\x12N\n\x05\x43lose\x12!.carousel.v1.SessionsCloseRequest\x1a\".carousel.v1.SessionsCloseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'carousel.v1.sessions_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SESSIONSTATE']._serialized_start=760
-  _globals['_SESSIONSTATE']._serialized_end=883
+  _globals['_SESSIONSTATE']._serialized_start=777
+  _globals['_SESSIONSTATE']._serialized_end=900
   _globals['_SESSIONINFO']._serialized_start=106
-  _globals['_SESSIONINFO']._serialized_end=330
-  _globals['_SESSIONSGETREQUEST']._serialized_start=332
-  _globals['_SESSIONSGETREQUEST']._serialized_end=372
-  _globals['_SESSIONSGETRESPONSE']._serialized_start=374
-  _globals['_SESSIONSGETRESPONSE']._serialized_end=438
-  _globals['_SESSIONSLISTREQUEST']._serialized_start=440
-  _globals['_SESSIONSLISTREQUEST']._serialized_end=515
-  _globals['_SESSIONSLISTRESPONSE']._serialized_start=517
-  _globals['_SESSIONSLISTRESPONSE']._serialized_end=629
-  _globals['_SESSIONSCLOSEREQUEST']._serialized_start=631
-  _globals['_SESSIONSCLOSEREQUEST']._serialized_end=673
-  _globals['_SESSIONSCLOSERESPONSE']._serialized_start=675
-  _globals['_SESSIONSCLOSERESPONSE']._serialized_end=758
-  _globals['_SESSIONS']._serialized_start=886
-  _globals['_SESSIONS']._serialized_end=1127
+  _globals['_SESSIONINFO']._serialized_end=347
+  _globals['_SESSIONSGETREQUEST']._serialized_start=349
+  _globals['_SESSIONSGETREQUEST']._serialized_end=389
+  _globals['_SESSIONSGETRESPONSE']._serialized_start=391
+  _globals['_SESSIONSGETRESPONSE']._serialized_end=455
+  _globals['_SESSIONSLISTREQUEST']._serialized_start=457
+  _globals['_SESSIONSLISTREQUEST']._serialized_end=532
+  _globals['_SESSIONSLISTRESPONSE']._serialized_start=534
+  _globals['_SESSIONSLISTRESPONSE']._serialized_end=646
+  _globals['_SESSIONSCLOSEREQUEST']._serialized_start=648
+  _globals['_SESSIONSCLOSEREQUEST']._serialized_end=690
+  _globals['_SESSIONSCLOSERESPONSE']._serialized_start=692
+  _globals['_SESSIONSCLOSERESPONSE']._serialized_end=775
+  _globals['_SESSIONS']._serialized_start=903
+  _globals['_SESSIONS']._serialized_end=1144
 # @@protoc_insertion_point(module_scope)

@@ -62,6 +62,7 @@ class SessionInfo(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     OPEN_TIME_FIELD_NUMBER: _builtins.int
     LAST_USED_TIME_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Its id."""
     model: _builtins.str
@@ -72,6 +73,8 @@ class SessionInfo(_message.Message):
     """The number of target tokens it has consumed or generated."""
     state: Global___SessionState.ValueType
     """What it is doing."""
+    variant: _builtins.str
+    """The variant that computes its steps."""
     @_builtins.property
     def open_time(self) -> _timestamp_pb2.Timestamp:
         """When it was opened."""
@@ -90,10 +93,11 @@ class SessionInfo(_message.Message):
         state: Global___SessionState.ValueType = ...,
         open_time: _timestamp_pb2.Timestamp | None = ...,
         last_used_time: _timestamp_pb2.Timestamp | None = ...,
+        variant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_used_time", b"last_used_time", "open_time", b"open_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_used_time", b"last_used_time", "model", b"model", "open_time", b"open_time", "position", b"position", "session_id", b"session_id", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_used_time", b"last_used_time", "model", b"model", "open_time", b"open_time", "position", b"position", "session_id", b"session_id", "state", b"state", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
