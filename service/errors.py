@@ -122,3 +122,10 @@ class ModelUnavailableError(ServerError):
 
 class EngineError(ServerError):
     """A graph run failed."""
+
+
+def position_mismatch(field: str, given: int, position: int) -> PositionMismatchError:
+    """The error for a request that starts elsewhere than where the session is."""
+    return PositionMismatchError(
+        f"{field} = {given}, but the session is at position {position}", field=field, position=position
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-GraphKind = Literal["encoder", "step"]
+GraphKind = Literal["encoder", "step", "readout"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service.engine.engine import EngineLimits
+from service.engine.limits import EngineLimits
 from service.engine.runner import ROW_BUCKETS
 from service.sessions.limits import SessionLimits
 

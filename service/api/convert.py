@@ -5,7 +5,8 @@ from __future__ import annotations
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2, sessions_pb2
 from service.engine.decoding import Decoding, FinishReason, Sampling
-from service.engine.jobs import OutputKind, OutputSpec, StepOutput
+from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.results import StepOutput
 from service.errors import EmptySequenceError, InvalidFieldError
 from service.repository.bundle import Bundle
 from service.repository.repository import Problem

@@ -8,7 +8,8 @@ from carousel.v1 import inference_pb2 as pb
 from service.api.outbox import Outbox
 from service.api.part import Part
 from service.engine.decoding import Decoding
-from service.engine.jobs import Failed, Generated, GenerateJob, OutputKind, OutputSpec, Result
+from service.engine.jobs import GenerateJob, OutputKind, OutputSpec
+from service.engine.results import Failed, Generated, Result
 from service.errors import CarouselError, RequestCancelledError
 from service.sessions.dispatcher import Dispatcher
 from service.sessions.registry import Registry
@@ -60,7 +61,7 @@ class Generation:
             return
         part = self._part
         if part is None or part.is_taken:
-            part = self._part = Part(request.session.served.bundle.target_vocabulary.names)
+            part = self._part = Part(request.session.served.bundle.target_vocabulary)
             self._outbox.put_later(partial(self._response, part), partial(self._granted, request.session, part))
         part.add(result)
         if result.finish_reason is not None:

@@ -18,7 +18,8 @@ from service.api.catalog import Catalog
 from service.api.outbox import Outbox
 from service.api.part import Part, Parted
 from service.api.status import TABLE, to_message
-from service.engine.jobs import Encoded, Failed, Fed, Generated, GenerateJob, Result
+from service.engine.jobs import GenerateJob
+from service.engine.results import Encoded, Failed, Fed, Generated, Result
 from service.errors import CarouselError, InvalidFieldError, SessionAlreadyOpenError, SessionNotOpenError
 from service.observer import ApiObserver
 from service.sessions.dispatcher import Dispatcher
@@ -231,7 +232,7 @@ class Stream:
         generation = self._generations[request]
         part = generation.part
         if part is None or part.is_taken:
-            part = generation.part = Part(request.session.served.bundle.target_vocabulary.names)
+            part = generation.part = Part(request.session.served.bundle.target_vocabulary)
             self._outbox.put_later(
                 partial(self._generated, request, part), partial(self._granted, request.session, generation.job, part)
             )

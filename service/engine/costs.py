@@ -44,7 +44,7 @@ class Costs:
 
     def is_within(self, batch: Batch, limit_s: float) -> bool:
         """Whether a batch is known to cost at most `limit_s`."""
-        seconds = self.estimate(batch.kind, len(batch.lanes), max(batch.widths))
+        seconds = self.estimate(batch.kind, batch.num_rows, batch.width)
         return seconds is not None and seconds <= limit_s
 
 

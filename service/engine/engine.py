@@ -14,6 +14,9 @@ bits. Rules:
    who drives.
 3. The event loop's side, `open`, `submit`, `cancel`, `close`, `grant`, only ever appends to the inbox.
 
+What a batch gave is put into the outgoing queue, and the event loop called unless it has been and has not come yet:
+what comes together meanwhile is answered together.
+
 Nothing here knows sessions, gRPC, or asyncio beyond the loop's `call_soon` and `call_soon_threadsafe`.
 """
 
@@ -23,55 +26,27 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from time import perf_counter
 
-from service.engine.arena import Arena
-from service.engine.costs import Costs
-from service.engine.jobs import NO_TOKENS, Generated, GenerateJob, Job, Lane, Result
-from service.engine.runner import Runner
-from service.engine.scheduler import Batch, Scheduler
-from service.engine.stepper import Stepper
-from service.errors import EngineError, QueueFullError, RequestCancelledError, TooManySessionsError
-from service.observer import BatchReport, EngineObserver
+from service.engine.arena import Arena, Slot
+from service.engine.jobs import NO_TOKENS, FrameJob, GenerateJob, Job, Lane, ScoreJob, SearchJob
+from service.engine.limits import EngineLimits, EngineStatistics
+from service.engine.results import Generated, Result, Stepped
+from service.engine.scheduler import Batch
+from service.engine.worker import Worker
+from service.errors import QueueFullError, RequestCancelledError, TooManySessionsError
+from service.observer import EngineObserver
 from service.repository.bundle import Bundle
+from service.repository.manifest import BASE_VARIANT
 
 _LONE_STREAK = 16
 """Feeds in a row by one lane after which it is taken to be alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """What one engine is allowed.
-
-    num_slots: sessions at once; max_waiting: requests admitted and not yet answered; max_batch_rows: sessions in a
-    batch; max_batch_tokens: rows times width of one; max_chunk_tokens: tokens of one session in one; inline_s: the
-    most that a batch may cost, in seconds, to run on the event loop.
-    """
-
-    num_slots: int = 10_000
-    max_waiting: int = 16_384
-    max_batch_rows: int = 256
-    max_batch_tokens: int = 256
-    max_chunk_tokens: int = 32
-    inline_s: float = 0.0005
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStatistics:
-    """slots_used: sessions that have a slot; num_waiting: requests admitted and not yet answered; num_inline,
-    num_threaded: batches run on the event loop, and on the thread."""
-
-    slots_used: int
-    num_waiting: int
-    num_inline: int
-    num_threaded: int
-
-
 class Engine:
-    """Runs one bundle. Except where said, call from the event loop's thread."""
+    """Runs one variant of a bundle. Except where said, call from the event loop's thread."""
 
     def __init__(
         self,
@@ -80,6 +55,8 @@ class Engine:
         observer: EngineObserver,
         loop: asyncio.AbstractEventLoop,
         on_crash: Callable[[BaseException], None],
+        *,
+        variant: str = BASE_VARIANT,
     ) -> None:
         self._limits = limits
         self._observer = observer
@@ -87,18 +64,16 @@ class Engine:
         self._on_crash = on_crash
         bos_id = bundle.manifest.special_tokens.bos_id
         self._first_pending = NO_TOKENS if bos_id is None else [bos_id]
-        self._arena = Arena(bundle.manifest, limits.num_slots)
-        self._runner = Runner(bundle, self._arena)
-        self._scheduler = Scheduler(
-            max_rows=limits.max_batch_rows,
-            max_tokens=limits.max_batch_tokens,
-            max_chunk=limits.max_chunk_tokens,
-        )
-        self._stepper = Stepper(self._scheduler, bundle.manifest.special_tokens.eos_id)
-        self._costs = Costs()
+        self._arena = Arena(bundle.manifest, limits.num_slots + limits.num_forks)
+        self._worker = Worker(bundle, variant, limits, observer, self._arena)
+        self._scheduler = self._worker.scheduler
+        self._stepper = self._worker.stepper
         self._inbox: deque[Callable[[], None]] = deque()
         self._after: list[Callable[[], None]] = []
+        self._outgoing: deque[tuple[list[tuple[Job, Result | Stepped]], list[Callable[[], None]]]] = deque()
+        self._is_delivery_due = False
         self._num_waiting = 0
+        self._num_forks = 0
         self._num_inline = 0
         self._num_threaded = 0
         self._is_pump_due = False
@@ -106,13 +81,12 @@ class Engine:
         self._streak = 0
         self._is_thread_driving = False
         self._handed_over: SimpleQueue[Batch | None] = SimpleQueue()
-        name = f"engine-{bundle.model}-{bundle.version}"
+        name = f"engine-{bundle.model}-{bundle.version}-{variant}"
         self._thread = threading.Thread(target=self._drive, name=name, daemon=True)
 
     def start(self) -> None:
         """Warms every batch size up and measures it, then starts the thread. Blocks while it warms up; any thread."""
-        for kind, num_rows, seconds in self._runner.warm_up(self._limits.max_batch_rows):
-            self._costs.record(kind, num_rows, 1, seconds)
+        self._worker.warm_up()
         self._thread.start()
 
     def stop(self) -> None:
@@ -123,11 +97,18 @@ class Engine:
     @property
     def statistics(self) -> EngineStatistics:
         """A view of the engine as it is now. Any thread."""
-        return EngineStatistics(self._arena.num_used, self._num_waiting, self._num_inline, self._num_threaded)
+        return EngineStatistics(
+            self._arena.num_used - self._num_forks,
+            self._num_forks,
+            self._num_waiting,
+            self._num_inline,
+            self._num_threaded,
+        )
 
     def open(self) -> Lane:
         """A lane with a zeroed slot. Raises TooManySessionsError when every slot is taken."""
-        slot = self._arena.acquire()
+        is_full = self._arena.num_used - self._num_forks >= self._limits.num_slots
+        slot = None if is_full else self._arena.acquire()
         if slot is None:
             raise TooManySessionsError(
                 f"all {self._limits.num_slots} session slots are taken: close a session, or try again later",
@@ -136,19 +117,43 @@ class Engine:
             )
         return Lane(slot, self._first_pending)
 
-    def submit(self, lane: Lane, *jobs: Job) -> None:
-        """Queues jobs behind the lane's others, all or none. Raises QueueFullError past `max_waiting`."""
-        if self._num_waiting + len(jobs) > self._limits.max_waiting:
+    def fork(self, count: int) -> list[Slot]:
+        """Slots for a `SearchJob` or a `ScoreJob` that is submitted next; its answer frees them.
+
+        Raises QueueFullError when there are not as many.
+        """
+        slots: list[Slot] = []
+        if self._num_forks + count <= self._limits.num_forks:
+            slots = [slot for slot in (self._arena.acquire() for _ in range(count)) if slot is not None]
+        if len(slots) < count:
+            self._ask(partial(self._release, slots))
             raise QueueFullError(
-                f"{self._num_waiting} requests wait already, the most this model's queue holds: try again later",
+                f"{self._num_forks} beams and targets are at work, and the most is {self._limits.num_forks}: try again"
+                " later",
                 retry_delay_s=0.1,
-                max_waiting=self._limits.max_waiting,
+                max_forks=self._limits.num_forks,
             )
-        self._num_waiting += len(jobs)
-        now_s = perf_counter()
+        self._num_forks += count
+        return slots
+
+    def submit(self, lane: Lane, *jobs: Job) -> None:
+        """Queues jobs behind the lane's others, all or none. Raises QueueFullError past `max_waiting`; the slots of a
+        job that was refused are freed."""
+        try:
+            self._admit(jobs)
+        except QueueFullError:
+            for job in jobs:
+                if isinstance(job, SearchJob | ScoreJob):
+                    self._num_forks -= len(job.slots)
+                    self._ask(partial(self._release, job.slots))
+            raise
         for job in jobs:
-            job.submitted_s = now_s
             self._ask(partial(self._stepper.submit, lane, job))
+
+    def submit_frame(self, frame: FrameJob) -> None:
+        """Queues a frame behind all its lanes' jobs. Raises QueueFullError past `max_waiting`."""
+        self._admit((frame,))
+        self._ask(partial(self._worker.frames.submit, frame))
 
     def hasten(self, lane: Lane) -> None:
         """Runs a small batch now, and answers it before returning, when nobody but `lane` has fed anything lately.
@@ -194,6 +199,37 @@ class Engine:
         if job.parked:
             self._ask(partial(self._stepper.resume, lane, job))
 
+    def is_called(self) -> bool:
+        """See `worker.Driver`."""
+        return bool(self._inbox or len(self._scheduler))
+
+    def is_listening(self) -> bool:
+        """See `worker.Driver`."""
+        return not self._is_delivery_due
+
+    def tell(self) -> None:
+        """See `worker.Driver`: passes on what came of jobs, from the engine's thread to the event loop."""
+        self._gather()
+        if self._outgoing and not self._is_delivery_due:
+            self._is_delivery_due = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _admit(self, jobs: tuple[Job, ...]) -> None:
+        if self._num_waiting + len(jobs) > self._limits.max_waiting:
+            raise QueueFullError(
+                f"{self._num_waiting} requests wait already, the most this model's queue holds: try again later",
+                retry_delay_s=0.1,
+                max_waiting=self._limits.max_waiting,
+            )
+        self._num_waiting += len(jobs)
+        now_s = perf_counter()
+        for job in jobs:
+            job.submitted_s = now_s
+
+    def _release(self, slots: list[Slot]) -> None:
+        for slot in slots:
+            self._arena.release(slot)
+
     def _ask(self, act: Callable[[], None]) -> None:
         self._inbox.append(act)
         if not self._is_pump_due and not self._is_thread_driving:
@@ -208,29 +244,23 @@ class Engine:
         try:
             self._take_in()
             batch = self._scheduler.next_batch()
-            if batch is not None and not self._is_for_the_loop(batch):
+            if batch is not None and not self._worker.is_small(batch):
                 self._is_thread_driving = True
-                self._deliver(*self._gathered())
+                self._gather()
+                self._deliver()
                 self._handed_over.put(batch)
                 return
             if batch is not None:
-                self._run(batch)
+                self._worker.run(batch)
                 self._num_inline += 1
         except BaseException as error:
             self._on_crash(error)
             raise
-        self._deliver(*self._gathered())
+        self._gather()
+        self._deliver()
         if (len(self._scheduler) or self._inbox) and not self._is_pump_due:
             self._is_pump_due = True
             self._loop.call_soon(self._pump)
-
-    def _is_for_the_loop(self, batch: Batch) -> bool:
-        """Whether a batch is small and leaves nothing behind that would go on by itself."""
-        goes_on = any(
-            isinstance(lane.job, GenerateJob) or lane.num_remaining > width
-            for lane, width in zip(batch.lanes, batch.widths, strict=True)
-        )
-        return not goes_on and self._costs.is_within(batch, self._limits.inline_s)
 
     def _drive(self) -> None:
         """The thread: runs what it is handed, and goes on until nothing is ready."""
@@ -238,11 +268,11 @@ class Engine:
             while (batch := self._handed_over.get()) is not None:
                 following: Batch | None = batch
                 while following is not None:
-                    self._run(following)
+                    self._worker.run_on(following, self)
                     self._num_threaded += 1
                     self._take_in()
                     following = self._scheduler.next_batch()
-                    self._loop.call_soon_threadsafe(self._deliver, *self._gathered())
+                    self.tell()
                 self._loop.call_soon_threadsafe(self._take_back)
         except BaseException as error:  # a bug of ours: nobody would be answered any more, so the process must know
             self._loop.call_soon_threadsafe(self._on_crash, error)
@@ -259,60 +289,29 @@ class Engine:
         while inbox:
             inbox.popleft()()
 
-    def _run(self, batch: Batch) -> None:
-        began = perf_counter()
-        try:
-            ran = self._runner.run(batch)
-        except Exception as error:  # ONNX Runtime raises classes of its own; whatever it was, the state is untouched
-            self._observer.batch_failed(batch.kind, len(batch.lanes), error)
-            for lane in batch.lanes:
-                self._stepper.abandon(lane, EngineError("the model failed to run; the session is as it was before"))
-            return
-        committing = perf_counter()
-        queue_s = []
-        chosen: dict[int, tuple[int, float]] = {}
-        if ran.logits is not None:
-            chosen = self._stepper.choose_together(batch.lanes, batch.widths, ran.logits)
-        for index, lane in enumerate(batch.lanes):
-            job = lane.job
-            if job is not None and not job.started:
-                job.started = True
-                queue_s.append(began - job.submitted_s)
-            if ran.logits is None:
-                self._stepper.encoded(lane)
-            else:
-                self._stepper.stepped(lane, batch.widths[index], ran.logits[index], chosen.get(index))
-        ended = perf_counter()
-        self._costs.record(batch.kind, len(batch.lanes), max(batch.widths), ended - began)
-        self._observer.batch_ran(
-            BatchReport(
-                batch.kind,
-                len(batch.lanes),
-                sum(batch.widths),
-                ran.capacity,
-                tuple(queue_s),
-                ran.gather_s,
-                ran.run_s,
-                ended - committing,
-            )
-        )
+    def _gather(self) -> None:
+        """Puts the answers that wait, and what is to be called after them, into the outgoing queue."""
+        if self._stepper.results or self._after:
+            self._outgoing.append((self._stepper.results, self._after))
+            self._stepper.results, self._after = [], []
 
-    def _gathered(self) -> tuple[list[tuple[Job, Result]], list[Callable[[], None]]]:
-        """The answers that wait, and what is to be called after them; both are emptied."""
-        gathered = self._stepper.results, self._after
-        self._stepper.results, self._after = [], []
-        return gathered
-
-    def _deliver(self, results: list[tuple[Job, Result]], after: list[Callable[[], None]]) -> None:
+    def _deliver(self) -> None:
         """Answers on the event loop. One answer's failure is reported and takes no other down."""
-        for job, result in results:
-            if not (isinstance(result, Generated) and result.finish_reason is None):
-                self._num_waiting -= 1
-            try:
-                job.reply(job, result)
-            except Exception as error:  # a bug at the edge must not cost a neighbour its answer
-                self._loop.call_exception_handler({"message": "answering a request failed", "exception": error})
-        for call in after:
-            call()
-        if results:
+        self._is_delivery_due = False  # first: what is put in from here on is delivered here, or by another call
+        is_any = False
+        while self._outgoing:
+            results, after = self._outgoing.popleft()
+            is_any = is_any or bool(results)
+            for job, result in results:
+                if not (isinstance(result, Generated) and result.finish_reason is None):
+                    self._num_waiting -= 1
+                    if isinstance(job, SearchJob | ScoreJob):
+                        self._num_forks -= len(job.slots)
+                try:
+                    job.reply(job, result)
+                except Exception as error:  # a bug at the edge must not cost a neighbour its answer
+                    self._loop.call_exception_handler({"message": "answering a request failed", "exception": error})
+            for call in after:
+                call()
+        if is_any:
             self._observer.queue_changed(self._num_waiting)

@@ -1,4 +1,4 @@
-"""One ONNX Runtime graph with its outputs in a fixed order."""
+"""One ONNX Runtime graph."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ Array = NDArray[np.generic]
 class Graph:
     """Runs a loaded graph. One thread at a time; ONNX Runtime releases the GIL while it runs."""
 
-    def __init__(self, session: ort.InferenceSession, outputs: Sequence[str]) -> None:
+    def __init__(self, session: ort.InferenceSession) -> None:
         self._session = session
-        self._outputs = list(outputs)
 
-    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
         """Runs the graph once. inputs: by name, of the shapes that the manifest gives. Returns new arrays, in the order
         of `outputs`. Raises what ONNX Runtime raises."""
-        outputs: list[Array] = self._session.run(self._outputs, inputs)
-        return outputs
+        results: list[Array] = self._session.run(outputs, inputs)
+        return results

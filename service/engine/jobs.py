@@ -1,4 +1,4 @@
-"""What an engine is asked to do for a session, what it answers, and where the session stands between the two.
+"""What an engine is asked to do for a session, and where the session stands meanwhile.
 
 A session is a `Lane` to the engine: a slot, a position and a queue of jobs that are done one after another.
 """
@@ -11,7 +11,9 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from service.engine.arena import Slot
-from service.engine.decoding import Choice, Decoding, FinishReason, FloatRow
+from service.engine.beam import BeamSearch
+from service.engine.decoding import Choice, Decoding, FloatArray, FloatRow
+from service.engine.results import StepOutput
 from service.errors import CarouselError
 
 
@@ -35,59 +37,21 @@ class OutputSpec(NamedTuple):
     every_position: bool = False
 
 
-class StepOutput(NamedTuple):
-    """What the model says comes next at `position`. logits: [V], for `OutputKind.LOGITS` alone."""
-
-    position: int
-    token_ids: list[int]
-    log_probabilities: list[float] | None = None
-    logits: FloatRow | None = None
-
-
-class Encoded(NamedTuple):
-    """Answers an `EncodeJob`."""
-
-    position: int
-
-
-class Fed(NamedTuple):
-    """Answers a `FeedJob`. position: after it."""
-
-    position: int
-    outputs: list[StepOutput]
-
-
-class Generated(NamedTuple):
-    """One of the answers to a `GenerateJob`: a token, the end, or both. position: after it."""
-
-    position: int
-    token: int | None
-    log_probability: float | None
-    finish_reason: FinishReason | None
-
-
-class Failed(NamedTuple):
-    """Answers any job that was not done, or not to its end. position: where the session stands."""
-
-    position: int
-    error: CarouselError
-
-
-Result = Encoded | Fed | Generated | Failed
-
-
 @dataclass(slots=True, eq=False, kw_only=True)
 class Job:
-    """One request of one session. reply(job, result) is called on the event loop.
+    """One request of one session, or of several. reply(job, result) is called on the event loop, with a `Result`, or
+    a `FrameJob`'s with a `Stepped`.
 
     tag: the caller's own, not looked at. submitted_s: a monotonic time, in seconds, set by the engine. started: whether
-    it has been in a batch.
+    it has been in a batch. whole, index: the job of which this is a part, whose answer goes there, and which part.
     """
 
-    reply: Callable[[Job, Result], None]
+    reply: Callable[[Any, Any], None]
     tag: Any = None
     submitted_s: float = 0.0
     started: bool = False
+    whole: FrameJob | SearchJob | ScoreJob | None = None
+    index: int = 0
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -99,13 +63,16 @@ class EncodeJob(Job):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class FeedJob(Job):
-    """Consumes tokens from `start` on, or None: from wherever the session is. No tokens: runs what is pending (a start
-    token) for its output."""
+    """Consumes tokens from `start` on, or None: from wherever the session is. No tokens: tells what comes next where it
+    is, for which what is pending is run. targets: what came after each of the tokens, whose log-probabilities are
+    collected as `scores`."""
 
     start: int | None
     tokens: list[int]
     outputs: OutputSpec
     collected: list[StepOutput] = field(default_factory=list)
+    targets: list[int] | None = None
+    scores: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -124,6 +91,79 @@ class GenerateJob(Job):
     num_granted: int = 0
     parked: bool = False
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the likeliest next token is all that it needs to know."""
+        return self.decoding.is_plain and not self.decoding.log_probabilities
+
+    @property
+    def room(self) -> int:
+        """How many tokens may be chosen in a row before the last one, or before its window is full."""
+        ahead = self.num_produced - self.num_granted
+        return min(self.decoding.max_tokens - self.num_produced - 1, self.window - ahead)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class SearchJob(Job):
+    """Searches for the likeliest continuations, then consumes the best. slots: of its rows, one a beam.
+
+    lane: the session's, set when it begins; group: the rows that wait to be run.
+    """
+
+    start: int | None
+    search: BeamSearch
+    slots: list[Slot]
+    lane: Lane | None = None
+    group: Group | None = None
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class ScoreJob(Job):
+    """Tells how likely continuations are; the session stays where it is. slots: one for each of the targets, none of
+    which is empty.
+
+    lane: the session's, set when it begins; lanes: those of the forks; scores: of each target's tokens so far.
+    """
+
+    start: int | None
+    targets: list[list[int]]
+    slots: list[Slot]
+    lane: Lane | None = None
+    lanes: list[Lane] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)
+    num_left: int = 0
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class FrameJob(Job):
+    """Many sessions consume tokens at once; it begins when it is its turn in every lane.
+
+    lanes: [N] distinct; starts: [N], or None: from wherever they are; tokens: one lane's after the other's; counts:
+    [N] how many each, None: one each. The rest is the engine's: its answer's columns as they come together, the rows
+    that wait to be run, the lanes where it is not yet its turn, and those that are not done.
+    """
+
+    lanes: list[Lane]
+    starts: list[int] | None
+    tokens: list[int]
+    counts: list[int] | None
+    outputs: OutputSpec
+    positions: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
+    logits: FloatArray | None = None
+    errors: list[tuple[int, CarouselError]] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    num_waiting: int = 0
+    num_left: int = 0
+
+    @property
+    def width(self) -> int:
+        """Tokens told for each session."""
+        if self.outputs.kind is OutputKind.NEXT_TOKEN:
+            return 1
+        return self.outputs.top_k if self.outputs.kind is OutputKind.TOP_K else 0
+
 
 NO_TOKENS: list[int] = []
 """Every lane's list while there is nothing in it: a million idle sessions share one. Never changed in place."""
@@ -137,10 +177,11 @@ class Lane:
 
     Its lists are replaced, never changed in place: idle lanes share empty ones.
 
-    position: target tokens consumed or generated. pending: tokens of the sequence that the state has not yet consumed
-    (a start token, or the last token generated). next_logits: [V], what the state says comes next, when nothing is
-    pending and it is known. inputs[done:]: what the job in hand still has to run, the first `num_pending` of
-    which came from `pending`.
+    row: of its slot; context_row: of the slot that has its context, its own unless it is a fork. position: target
+    tokens consumed or generated. pending: tokens of the sequence that the state has not yet consumed (a start token, or
+    the last token generated). next_logits: [V], what the state says comes next, when nothing is pending and it was
+    kept. inputs[done:]: what the job in hand still has to run, the first `num_pending` of which came from
+    `pending`.
     """
 
     slot: Slot
@@ -154,8 +195,35 @@ class Lane:
     num_pending: int = 0
     ticket: int = 0
     closed: bool = False
+    forked_from: Lane | None = None
 
     @property
     def num_remaining(self) -> int:
         """Tokens that the job in hand still has to run."""
         return len(self.inputs) - self.done
+
+    @property
+    def context_row(self) -> int:
+        """The row of the arena that has its context."""
+        return (self.forked_from or self).slot.row
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Rows that take one token each, together: those of a frame, or a search's beams.
+
+    reads, writes, contexts: [R] the rows of the arena that have their state, that get the next one, and that have their
+    context; tokens: [R]. lanes, places: of a frame, [R] the lanes and their places in it. wants_logits: whether a token
+    alone is not enough; top_k: how many of the likeliest are told, 0: none.
+    """
+
+    owner: FrameJob | SearchJob
+    reads: list[int]
+    writes: list[int]
+    contexts: list[int]
+    tokens: list[int]
+    wants_logits: bool
+    top_k: int = 0
+    lanes: list[Lane] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    ticket: int = 0

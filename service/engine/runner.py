@@ -11,54 +11,67 @@ from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from service.engine.arena import Arena
-from service.engine.decoding import FloatArray
+from service.engine.arena import Arena, IntArray
 from service.engine.graph import Array, Graph
-from service.engine.jobs import EncodeJob
+from service.engine.jobs import EncodeJob, Lane
+from service.engine.outcome import Outcome
 from service.engine.scheduler import Batch
+from service.engine.step_graph import StepGraph
+from service.engine.wants import Wants
 from service.observer import GraphKind
 from service.repository.bundle import Bundle
-from service.repository.manifest import SOURCE_MULTIPLE, StepSpec
+from service.repository.manifest import SOURCE_MULTIPLE
 
 ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """The batch sizes that graphs are run at: memory then does not grow with every size that traffic happens to make."""
 
 
 class Ran(NamedTuple):
-    """A batch that was run. logits: [B, T, V], or None for the encoder; capacity: rows times width with padding."""
+    """A batch that was run. outcome: None for the encoder; capacity: rows times width with padding."""
 
-    logits: FloatArray | None
+    outcome: Outcome | None
     capacity: int
     gather_s: float
     run_s: float
 
 
 class Runner:
-    """The graphs of one bundle over one arena. One thread at a time."""
+    """The graphs of one variant of a bundle over one arena. One thread at a time."""
 
-    def __init__(self, bundle: Bundle, arena: Arena) -> None:
+    def __init__(self, bundle: Bundle, variant: str, arena: Arena) -> None:
         manifest = bundle.manifest
+        graphs = bundle.variants[variant]
         self._manifest = manifest
         self._arena = arena
-        self._step_spec: StepSpec = manifest.step
-        self._step = Graph(bundle.step, [manifest.step.logits.name, *(s.output for s in manifest.states)])
-        self._step_inputs = [state.input.name for state in manifest.states] + [
-            context.input.name for context in manifest.contexts
-        ]
+        self._step = StepGraph(manifest, graphs.step, graphs.step_spec)
         self._initial = [state.initial for state in manifest.states]
-        self._encoder: Graph | None = None
-        if bundle.encoder is not None:
-            outputs = [name for name in self._initial if name] + [context.output for context in manifest.contexts]
-            self._encoder = Graph(bundle.encoder, outputs)
+        self._encoder = None if bundle.encoder is None else Graph(bundle.encoder)
+        self._encoder_outputs = [name for name in self._initial if name] + [c.output for c in manifest.contexts]
+        self._readout = None if graphs.readout is None else Graph(graphs.readout)
+        self._readout_spec = graphs.readout_spec
 
-    def run(self, batch: Batch) -> Ran:
+    @property
+    def has_readout(self) -> bool:
+        """Whether it can tell what comes next from a state alone."""
+        return self._readout is not None
+
+    def run(self, batch: Batch, wants: Wants) -> Ran:
         """Runs a batch and writes the new state to the arena.
 
         Raises what ONNX Runtime raises, having written nothing.
         """
-        return self._run_encoder(batch) if batch.kind == "encoder" else self._run_step(batch)
+        if batch.kind == "encoder":
+            return self._run_encoder(batch)
+        return self._run_step(batch, wants) if batch.kind == "step" else self._run_readout(batch)
+
+    def burst(self, lanes: list[Lane]) -> Burst:
+        """Prepares to step lanes again and again, one token each."""
+        return Burst(self._arena, self._step, [lane.slot.row for lane in lanes], [lane.context_row for lane in lanes])
+
+    def fork(self, row: int, forks: list[int]) -> None:
+        """Copies the state of a row to others."""
+        self._arena.scatter(np.array(forks), self._arena.gather(np.full(len(forks), row)))
 
     def warm_up(self, max_rows: int) -> Iterator[tuple[GraphKind, int, float]]:
         """Runs the graphs at every batch size up to the bucket of `max_rows`, on the row that is nobody's.
@@ -72,51 +85,87 @@ class Runner:
             lengths = np.ones(count, dtype=np.int64)
             for attempt in range(2):
                 began = perf_counter()
-                self._step.run(self._step_feeds(rows, ones, lengths))
+                self._step.run(ones, lengths, self._arena.gather(rows), self._contexts(rows), Wants(logits=True))
                 if attempt:
                     yield "step", count, perf_counter() - began
+            if self._readout is not None:
+                for attempt in range(2):
+                    began = perf_counter()
+                    self._read_out(rows)
+                    if attempt:
+                        yield "readout", count, perf_counter() - began
             if self._encoder is not None:
                 source = np.ones((count, SOURCE_MULTIPLE), dtype=np.int64)
                 for attempt in range(2):
                     began = perf_counter()
-                    self._encoder.run(self._encoder_feeds(source, lengths))
+                    self._encode(source, lengths)
                     if attempt:
                         # a cost counts by the width: one of SOURCE_MULTIPLE tokens, given for one
                         yield "encoder", count, (perf_counter() - began) / SOURCE_MULTIPLE
 
-    def _run_step(self, batch: Batch) -> Ran:
+    def _run_step(self, batch: Batch, wants: Wants) -> Ran:
         began = perf_counter()
-        count, width = len(batch.lanes), max(batch.widths)
-        size = ROW_BUCKETS[bisect_left(ROW_BUCKETS, count)]
-        rows = np.zeros(size, dtype=np.int64)
-        rows[:count] = [lane.slot.row for lane in batch.lanes]
+        lanes, groups = batch.lanes, batch.groups
+        count, width = batch.num_rows, batch.width
+        reads = writes = _rows([lane.slot.row for lane in lanes], [group.reads for group in groups], count)
+        if groups:
+            writes = _rows([lane.slot.row for lane in lanes], [group.writes for group in groups], count)
+        size = len(reads)
         lengths = np.ones(size, dtype=np.int64)
         tokens = np.zeros((size, width), dtype=np.int64)
         if width == 1:
-            tokens[:count, 0] = [lane.inputs[lane.done] for lane in batch.lanes]
+            fed = [lane.inputs[lane.done] for lane in lanes]
+            for group in groups:
+                fed += group.tokens
+            tokens[:count, 0] = fed
         else:
-            lengths[:count] = batch.widths
-            for index, (lane, wide) in enumerate(zip(batch.lanes, batch.widths, strict=True)):
+            lengths[: len(lanes)] = batch.widths
+            for index, (lane, wide) in enumerate(zip(lanes, batch.widths, strict=True)):
                 tokens[index, :wide] = lane.inputs[lane.done : lane.done + wide]
-        feeds = self._step_feeds(rows, tokens, lengths)
+            for group in groups:
+                raise AssertionError(group)  # groups wait in the queue of single tokens
+        contexts: list[Array] = []
+        if self._manifest.contexts:
+            owners = [lane.context_row for lane in lanes]
+            contexts = self._contexts(_rows(owners, [group.contexts for group in groups], count))
+        states = self._arena.gather(reads)
         gathered = perf_counter()
-        logits, *states = self._step.run(feeds)
+        outcome, states = self._step.run(tokens, lengths, states, contexts, wants)
         ran = perf_counter()
-        self._arena.scatter(rows[:count], states)
-        return Ran(logits[:count].astype(np.float32, copy=False), size * width, gathered - began, ran - gathered)
+        self._arena.scatter(writes[:count], states)
+        return Ran(outcome, size * width, gathered - began, ran - gathered)
 
-    def _step_feeds(self, rows: NDArray[np.int64], tokens: Array, lengths: Array) -> dict[str, Array]:
-        feeds = {self._step_spec.tokens.name: tokens, self._step_spec.lengths.name: lengths}
-        arrays = self._arena.gather(rows) + self._arena.gather_context(rows)
-        feeds.update(zip(self._step_inputs, arrays, strict=True))
-        return feeds
+    def _contexts(self, rows: IntArray) -> list[Array]:
+        return self._arena.gather_context(rows)
+
+    def _run_readout(self, batch: Batch) -> Ran:
+        began = perf_counter()
+        rows = _rows([lane.slot.row for lane in batch.lanes], [], batch.num_rows)
+        owners = _rows([lane.context_row for lane in batch.lanes], [], batch.num_rows)
+        gathered = perf_counter()
+        outcome = self._read_out(rows, owners)
+        return Ran(outcome, len(rows), gathered - began, perf_counter() - gathered)
+
+    def _read_out(self, rows: IntArray, context_rows: IntArray | None = None) -> Outcome:
+        spec, manifest = self._readout_spec, self._manifest
+        assert self._readout is not None  # noqa: S101  # only graphs with a readout are given such work
+        assert spec is not None  # noqa: S101  # they come together
+        feeds = {}
+        for state, array in zip(manifest.states, self._arena.gather(rows), strict=True):
+            if state.name in spec.states:
+                feeds[state.input.name] = array
+        contexts = self._contexts(rows if context_rows is None else context_rows)
+        for context, array in zip(manifest.contexts, contexts, strict=True):
+            if context.name in spec.contexts:
+                feeds[context.input.name] = array
+        (logits,) = self._readout.run([spec.logits.name], feeds)
+        return Outcome(logits[:, np.newaxis].astype(np.float32, copy=False))
 
     def _run_encoder(self, batch: Batch) -> Ran:
-        assert self._encoder is not None  # noqa: S101  # only models with an encoder are given encode jobs
         began = perf_counter()
-        count = len(batch.lanes)
-        size = ROW_BUCKETS[bisect_left(ROW_BUCKETS, count)]
-        width = -(-max(batch.widths) // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
+        rows = _rows([lane.slot.row for lane in batch.lanes], [], batch.num_rows)
+        count, size = batch.num_rows, len(rows)
+        width = -(-batch.width // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
         source = np.zeros((size, width), dtype=np.int64)
         lengths = np.ones(size, dtype=np.int64)
         lengths[:count] = batch.widths
@@ -125,17 +174,59 @@ class Runner:
             assert isinstance(job, EncodeJob)  # noqa: S101  # the stepper queues no other for the encoder
             source[index, : len(job.source)] = job.source
         source[count:, 0] = source[0, 0]  # a padded row must read some real token
-        rows = np.array([lane.slot.row for lane in batch.lanes], dtype=np.int64)
-        feeds = self._encoder_feeds(source, lengths)
         gathered = perf_counter()
-        outputs = self._encoder.run(feeds)
+        outputs = self._encode(source, lengths)
         ran = perf_counter()
         given = [index for index, name in enumerate(self._initial) if name]
-        self._arena.scatter(rows, outputs[: len(given)], given)
-        self._arena.set_context(rows, lengths[:count], outputs[len(given) :])
+        self._arena.scatter(rows[:count], outputs[: len(given)], given)
+        self._arena.set_context(rows[:count], lengths[:count], outputs[len(given) :])
         return Ran(None, size * width, gathered - began, ran - gathered)
 
-    def _encoder_feeds(self, source: Array, lengths: Array) -> dict[str, Array]:
+    def _encode(self, source: IntArray, lengths: IntArray) -> list[Array]:
         spec = self._manifest.encoder
-        assert spec is not None  # noqa: S101  # as above
-        return {spec.source.name: source, spec.lengths.name: lengths}
+        assert spec is not None  # noqa: S101  # only models with an encoder are given encode jobs
+        assert self._encoder is not None  # noqa: S101  # as above
+        return self._encoder.run(self._encoder_outputs, {spec.source.name: source, spec.lengths.name: lengths})
+
+
+class Burst:
+    """Rows that step again and again: their state goes from run to run, and back to the arena at the end.
+
+    rows, context_rows: [B].
+    """
+
+    def __init__(self, arena: Arena, step: StepGraph, rows: list[int], context_rows: list[int]) -> None:
+        self._arena = arena
+        self._step = step
+        self._count = len(rows)
+        self._rows = _rows(rows, [], self._count)
+        self._states: list[Array] = arena.gather(self._rows)
+        self._contexts = arena.gather_context(_rows(context_rows, [], self._count))
+        self._tokens = np.zeros((len(self._rows), 1), dtype=np.int64)
+        self._lengths = np.ones(len(self._rows), dtype=np.int64)
+
+    @property
+    def capacity(self) -> int:
+        """Rows with padding."""
+        return len(self._rows)
+
+    def step(self, tokens: IntArray | list[int], wants: Wants) -> Outcome:
+        """Consumes one token a row. tokens: [B]. Raises what ONNX Runtime raises, having changed nothing."""
+        self._tokens[: self._count, 0] = tokens
+        outcome, self._states = self._step.run(self._tokens, self._lengths, self._states, self._contexts, wants)
+        return outcome
+
+    def end(self) -> None:
+        """Writes the state to the arena."""
+        self._arena.scatter(self._rows[: self._count], self._states)
+
+
+def _rows(rows: list[int], more: list[list[int]], count: int) -> IntArray:
+    """Rows of the arena as an array, padded with nobody's up to a bucket."""
+    padded = np.zeros(ROW_BUCKETS[bisect_left(ROW_BUCKETS, count)], dtype=np.int64)
+    padded[: len(rows)] = rows
+    begin = len(rows)
+    for part in more:
+        padded[begin : begin + len(part)] = part
+        begin += len(part)
+    return padded

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 
 from service.engine.decoding import Decoding
-from service.engine.jobs import Fed, FeedJob, Generated, GenerateJob, Job, OutputSpec, Result
-from service.engine.stepper import position_mismatch
-from service.errors import QueueFullError
+from service.engine.jobs import FeedJob, GenerateJob, Job, OutputSpec
+from service.engine.results import Fed, Generated, Result
+from service.errors import QueueFullError, position_mismatch
 from service.observer import SessionObserver
 from service.sessions.checks import check_decoding, check_length, check_outputs
 from service.sessions.limits import SessionLimits
@@ -148,11 +148,11 @@ class Dispatcher:
 
     def _on_generated(self, job: Job, result: Result) -> None:
         request: Request = job.tag
-        if isinstance(result, Generated) and result.token is not None:
+        if isinstance(result, Generated) and result.token_ids:
             if request.num_tokens == 0:
                 bundle = request.session.served.bundle
                 self._observer.first_token(bundle.model, bundle.version, self._clock() - request.began_s)
-            request.num_tokens += 1
+            request.num_tokens += len(result.token_ids)
         if isinstance(result, Generated) and result.finish_reason is None:
             request.session.position = result.position
         else:

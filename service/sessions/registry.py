@@ -11,15 +11,8 @@ import time
 from collections.abc import Callable
 from itertools import islice
 
-from service.engine.jobs import (
-    Encoded,
-    EncodeJob,
-    Failed,
-    FeedJob,
-    Job,
-    OutputSpec,
-    Result,
-)
+from service.engine.jobs import EncodeJob, FeedJob, Job, OutputSpec
+from service.engine.results import Encoded, Failed, Result
 from service.errors import (
     CarouselError,
     EmptySequenceError,

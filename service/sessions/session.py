@@ -12,7 +12,8 @@ from enum import Enum
 from typing import NamedTuple
 
 from service.engine.engine import Engine
-from service.engine.jobs import Failed, Lane, OutputSpec, Result
+from service.engine.jobs import Lane, OutputSpec
+from service.engine.results import Failed, Result
 from service.errors import IllegalRequestError
 from service.repository.bundle import Bundle
 

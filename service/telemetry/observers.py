@@ -33,7 +33,7 @@ class EngineTelemetry:
         labels = (model, str(version))
         self._queue_seconds = metrics.queue_seconds.labels(*labels)
         self._queue_depth = metrics.queue_depth.labels(*labels)
-        kinds: tuple[GraphKind, ...] = ("encoder", "step")
+        kinds: tuple[GraphKind, ...] = ("encoder", "step", "readout")
         self._graphs = {
             kind: _Graph(
                 metrics.step_seconds.labels(*labels, kind),

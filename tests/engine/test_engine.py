@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,8 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.engine.decoding import Decoding, Sampling
-from service.engine.engine import Engine, EngineLimits
-from service.engine.jobs import Failed, Fed, FeedJob, Generated, GenerateJob, Job, Lane, OutputKind, OutputSpec, Result
+from service.engine.engine import Engine
+from service.engine.graph import Array
+from service.engine.jobs import FeedJob, GenerateJob, Job, Lane, OutputKind, OutputSpec
+from service.engine.limits import EngineLimits
+from service.engine.results import Failed, Fed, Generated, Result
 from service.errors import EngineError, QueueFullError, RequestCancelledError, TooManySessionsError
 from service.observer import BatchReport, GraphKind
 from service.repository.bundle import load_bundle
@@ -71,8 +74,7 @@ class Caller:
         while True:
             result = await queue.get()
             assert isinstance(result, Generated)
-            if result.token is not None:
-                found.append(result.token)
+            found += result.token_ids
             if result.finish_reason is not None:
                 return found
 
@@ -84,6 +86,16 @@ class Caller:
 
 def _resolve(job: Job, result: Result) -> None:
     job.tag.set_result(result)
+
+
+async def taken(queue: asyncio.Queue[Result], count: int) -> list[int]:
+    """Tokens of a generation, in as many answers as it gives, until there are `count` or more."""
+    tokens: list[int] = []
+    while len(tokens) < count:
+        result = await queue.get()
+        assert isinstance(result, Generated)
+        tokens += result.token_ids
+    return tokens
 
 
 @asynccontextmanager
@@ -235,11 +247,9 @@ async def test_a_generation_waits_for_its_reader_and_delays_nobody(tiny_reposito
         for _ in range(40):
             await caller.feed(other, [4], OutputSpec(OutputKind.NONE))
         assert job.num_produced == 8
-        for _ in range(8):
-            assert isinstance(await queue.get(), Generated)
+        assert len(await taken(queue, 8)) == 8
         caller.engine.grant(reader, job, 8)
-        for _ in range(8):
-            assert isinstance(await queue.get(), Generated)
+        assert len(await taken(queue, 8)) == 8
         assert job.num_produced == 16
 
 
@@ -277,15 +287,16 @@ async def test_a_failed_run_fails_its_requests_and_leaves_every_session_as_it_wa
     async with running(folder) as caller:
         lane = caller.engine.open()
         await caller.feed(lane, [5, 6], OutputSpec())
-        step, broken = caller.engine._runner._step, True
+        runner, broken = caller.engine._worker._runner, True
+        graph = runner._step._graph
 
         class Breaking:
-            def run(self, inputs: object) -> object:
+            def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
                 if broken:
                     raise RuntimeError("no memory")
-                return step.run(inputs)  # type: ignore[arg-type]
+                return graph.run(outputs, inputs)
 
-        caller.engine._runner._step = Breaking()  # type: ignore[assignment]
+        runner._step._graph = Breaking()  # type: ignore[assignment]
         result = await caller.feed(lane, [7], OutputSpec())
         assert isinstance(result, Failed)
         assert isinstance(result.error, EngineError)

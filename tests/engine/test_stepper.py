@@ -1,6 +1,6 @@
 """A lane's answers are those of a plain list of tokens, whatever is asked of it and whenever it is cancelled.
 
-`walks.PlainSession` checks every answer when it comes; the tests here say what is asked.
+`plain.PlainSession` checks every answer when it comes; the tests here say what is asked.
 """
 
 from __future__ import annotations
@@ -11,17 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from service.engine.decoding import Decoding, FinishReason, Sampling
-from service.engine.jobs import (
-    EncodeJob,
-    Failed,
-    Fed,
-    FeedJob,
-    Generated,
-    OutputKind,
-    OutputSpec,
-)
+from service.engine.jobs import EncodeJob, FeedJob, FrameJob, GenerateJob, OutputKind, OutputSpec
+from service.engine.results import Failed, Fed, Generated
 from service.errors import EngineError, IllegalRequestError, PositionMismatchError, RequestCancelledError
-from tests.engine.walks import BOS_ID, EOS_ID, VOCABULARY_SIZE, PlainSession, World, next_logits
+from tests.engine.plain import BOS_ID, EOS_ID, VOCABULARY_SIZE, PlainSession, next_logits
+from tests.engine.walks import World
 
 NUM_SESSIONS = 3
 WHICH = st.integers(0, NUM_SESSIONS - 1)
@@ -49,11 +43,17 @@ class StepperMachine(RuleBasedStateMachine):
         ),
         sources=st.lists(st.none() | TOKENS, min_size=NUM_SESSIONS, max_size=NUM_SESSIONS),
         outputs=st.none() | OUTPUTS,
+        has_readout=st.booleans(),
     )
     def begin(
-        self, bos_id: int | None, limits: dict[str, int], sources: list[list[int] | None], outputs: OutputSpec | None
+        self,
+        bos_id: int | None,
+        limits: dict[str, int],
+        sources: list[list[int] | None],
+        outputs: OutputSpec | None,
+        has_readout: bool,
     ) -> None:
-        self.world = World(bos_id=bos_id, **limits)
+        self.world = World(bos_id=bos_id, has_readout=has_readout, **limits)
         for source in sources:
             self.world.open(source, outputs if bos_id is not None else None)
 
@@ -66,6 +66,38 @@ class StepperMachine(RuleBasedStateMachine):
     def generate(self, which: int, decoding: Decoding, window: int, start: int | None) -> None:
         session = self.world.sessions[which]
         self.world.generate(session, decoding, window, self._start(session, start))
+
+    @rule(which=WHICH, beam_size=st.integers(1, 4), max_tokens=st.integers(1, 5), start=STARTS)
+    def search(self, which: int, beam_size: int, max_tokens: int, start: int | None) -> None:
+        session = self.world.sessions[which]
+        self.world.search(session, beam_size, max_tokens, self._start(session, start))
+
+    @rule(which=WHICH, continuations=st.lists(TOKENS, min_size=1, max_size=3), start=STARTS)
+    def score(self, which: int, continuations: list[list[int]], start: int | None) -> None:
+        session = self.world.sessions[which]
+        self.world.score(session, continuations, self._start(session, start))
+
+    @rule(
+        places=st.lists(WHICH, min_size=1, max_size=NUM_SESSIONS, unique=True),
+        tokens=st.lists(st.integers(0, VOCABULARY_SIZE - 1), min_size=12, max_size=12),
+        counts=st.none() | st.lists(st.integers(1, 4), min_size=NUM_SESSIONS, max_size=NUM_SESSIONS),
+        starts=st.none() | st.lists(STARTS.filter(lambda start: start is not None), min_size=3, max_size=3),
+        outputs=OUTPUTS,
+    )
+    def frame(
+        self,
+        places: list[int],
+        tokens: list[int],
+        counts: list[int] | None,
+        starts: list[int] | None,
+        outputs: OutputSpec,
+    ) -> None:
+        sessions = [self.world.sessions[place] for place in places]
+        if starts is not None:
+            starts = [self._start(session, start) or 0 for session, start in zip(sessions, starts, strict=False)]
+        counts = None if counts is None else counts[: len(sessions)]
+        size = len(sessions) if counts is None else sum(counts)
+        self.world.frame(sessions, tokens[:size], counts, starts, outputs._replace(every_position=False))
 
     @rule()
     def run(self) -> None:
@@ -89,21 +121,21 @@ class StepperMachine(RuleBasedStateMachine):
         """A source that is being encoded is let be."""
         session = self.world.sessions[which]
         encoding = [job for job in session.unanswered if isinstance(job, EncodeJob)]
-        expected = len(session.unanswered) - len(encoding)
-        assert self.world.cancel(session) == expected
-        assert session.unanswered == encoding
+        expected = [job for job in session.unanswered if not isinstance(job, FrameJob | EncodeJob)]
+        assert self.world.cancel(session) >= len(expected)
+        left = [job for job in session.unanswered if not isinstance(job, FrameJob)]
+        assert left == encoding, "a frame is answered when its other sessions are done, all else at once"
 
     @precondition(lambda self: len(self.world.scheduler) > 0)
     @rule()
     def fail(self) -> None:
-        batch = self.world.fail(EngineError("the graph failed"))
-        assert batch is not None
-        assert not any(session.unanswered for session in self.world.sessions if session.lane in batch.lanes)
+        for session in self.world.fail(EngineError("the graph failed")):
+            assert all(isinstance(job, FrameJob) for job in session.unanswered)
 
     @rule(which=WHICH)
     def close(self, which: int) -> None:
         self.world.close(self.world.sessions[which])
-        assert not self.world.sessions[which].unanswered
+        assert all(isinstance(job, FrameJob) for job in self.world.sessions[which].unanswered)
 
     @invariant()
     def a_lane_at_rest_is_whole(self) -> None:
@@ -111,10 +143,13 @@ class StepperMachine(RuleBasedStateMachine):
         for session in self._sessions():
             lane = session.lane
             if lane.job is None and not lane.closed:
-                assert self.world.consumed[lane] + lane.pending == session.history
+                assert self.world.consumed(session) + lane.pending == session.history
                 assert lane.position == len(session.tokens)
                 assert not lane.ticket
-                assert lane.pending or lane.next_logits is not None or not session.tokens
+                if self.world.stepper.keeps_logits:
+                    assert lane.pending or lane.next_logits is not None or not session.tokens
+                else:
+                    assert lane.next_logits is None, "what the state tells need not be kept"
 
     @invariant()
     def a_generation_is_at_most_its_window_ahead(self) -> None:
@@ -127,13 +162,15 @@ class StepperMachine(RuleBasedStateMachine):
         for session in self._sessions():
             job = session.generation
             is_parked = job is not None and job.num_produced - job.num_granted == job.window
-            assert bool(session.lane.ticket) == (bool(session.unanswered) and not is_parked)
+            if all(isinstance(one, FeedJob | GenerateJob | EncodeJob) for one in session.unanswered):
+                assert bool(session.lane.ticket) == (bool(session.unanswered) and not is_parked)
 
     def teardown(self) -> None:
         """Every job is answered for good, once."""
         if hasattr(self, "world"):
             self.world.drain()
             assert self.world.run() is None
+            assert not self.world.forks, "slots of beams and targets are given back"
 
     def _sessions(self) -> list[PlainSession]:
         return self.world.sessions if hasattr(self, "world") else []
@@ -146,7 +183,7 @@ class StepperMachine(RuleBasedStateMachine):
 
 
 StepperMachine.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=400,
     stateful_step_count=40,
     deadline=None,
     phases=[phase for phase in Phase if phase is not Phase.explain],  # it takes longer than all the others
@@ -219,7 +256,7 @@ def test_opening_with_outputs_tells_what_may_come_first() -> None:
     assert [output.position for output in result.outputs] == [0]
     world.feed(session, [1], LOGITS, start=0)
     world.drain()
-    assert world.consumed[session.lane] == [BOS_ID, 1], "the start token is run once"
+    assert world.consumed(session) == [BOS_ID, 1], "the start token is run once"
 
 
 def test_an_output_may_be_wanted_after_the_last_token_alone() -> None:
@@ -249,7 +286,7 @@ def test_generating_again_after_the_end_gives_the_end_again() -> None:
     for _ in range(3):
         world.generate(session, Decoding(5))
         world.drain()
-    assert session.results == [Generated(2, None, None, FinishReason.EOS)] * 3
+    assert session.results == [Generated(2, [], None, FinishReason.EOS)] * 3
 
 
 def test_a_session_can_be_fed_on_after_the_end() -> None:
@@ -300,7 +337,7 @@ def test_a_feed_after_max_tokens_first_runs_the_token_that_was_generated_last() 
     world.feed(session, [0, 1], LOGITS, start=4)
     world.drain()
     assert not failures(session)
-    assert world.consumed[session.lane] == session.history
+    assert world.consumed(session) == session.history
 
 
 def test_a_feed_that_is_cancelled_stops_at_a_token_boundary_and_the_next_goes_on_from_there() -> None:
@@ -315,7 +352,7 @@ def test_a_feed_that_is_cancelled_stops_at_a_token_boundary_and_the_next_goes_on
     world.generate(session, Decoding(3))
     world.drain()
     assert failures(session) == [RequestCancelledError]
-    assert world.consumed[session.lane][:6] == [BOS_ID, 0, 1, 2, 3, 3]
+    assert world.consumed(session)[:6] == [BOS_ID, 0, 1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("bos_id", [None, BOS_ID])
@@ -406,7 +443,7 @@ def test_cancelling_lets_a_source_that_is_being_encoded_be() -> None:
     world.feed(session, [1], LOGITS, start=0)
     world.drain()
     assert failures(session) == [RequestCancelledError]
-    assert world.consumed[session.lane] == [1, 2, 3, BOS_ID, 1]
+    assert world.consumed(session) == [1, 2, 3, BOS_ID, 1]
 
 
 def test_a_closed_lane_refuses_jobs() -> None:

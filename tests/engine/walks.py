@@ -2,181 +2,56 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
-
 import numpy as np
 
 from service.engine.arena import Slot
-from service.engine.decoding import Decoding, FinishReason, FloatRow, choose, log_softmax, top_k
-from service.engine.jobs import (
-    Encoded,
-    EncodeJob,
-    Failed,
-    Fed,
-    FeedJob,
-    Generated,
-    GenerateJob,
-    Job,
-    Lane,
-    OutputKind,
-    OutputSpec,
-    Result,
-    StepOutput,
-)
+from service.engine.beam import BeamSearch
+from service.engine.decoding import Decoding
+from service.engine.frames import Frames
+from service.engine.jobs import EncodeJob, FeedJob, FrameJob, GenerateJob, Job, Lane, OutputSpec, ScoreJob, SearchJob
+from service.engine.outcome import Outcome
+from service.engine.results import Result, Stepped
 from service.engine.scheduler import Batch, Scheduler
+from service.engine.searches import Searches
 from service.engine.stepper import Stepper
-from service.errors import (
-    CarouselError,
-    EngineError,
-    IllegalRequestError,
-    PositionMismatchError,
-    RequestCancelledError,
-)
+from service.engine.wants import wants_of
+from service.errors import CarouselError, RequestCancelledError
+from tests.engine.plain import BOS_ID, EOS_ID, VOCABULARY_SIZE, PlainSession, next_logits
 
-VOCABULARY_SIZE = 6
-BOS_ID = 4
-EOS_ID = 5
-
-
-def next_logits(history: Sequence[int]) -> FloatRow:
-    """[V] after a history of source, start token and target tokens: any function will do that tells histories apart."""
-    seed = zlib.crc32(bytes(history))
-    return np.array([zlib.crc32(bytes([t]), seed) % 997 / 100 for t in range(VOCABULARY_SIZE)], np.float32)
-
-
-def output_after(history: Sequence[int], spec: OutputSpec, position: int) -> StepOutput:
-    logits = next_logits(history)
-    if spec.kind is OutputKind.NEXT_TOKEN:
-        return StepOutput(position, [int(logits.argmax())])
-    if spec.kind is OutputKind.TOP_K:
-        best = top_k(logits, spec.top_k)
-        return StepOutput(position, best.tolist(), log_softmax(logits)[best].tolist())
-    return StepOutput(position, [], None, logits)
-
-
-def comparable(output: StepOutput) -> tuple[object, ...]:
-    return (*output[:3], None if output.logits is None else output.logits.tolist())
-
-
-class PlainSession:
-    """A list of tokens. Every answer that its lane gives is checked when it comes.
-
-    tokens: fed or generated. unanswered: jobs in order. may_end: whether jobs may be cancelled just now.
-    """
-
-    def __init__(self, lane: Lane, *, source: list[int] | None, bos_id: int | None) -> None:
-        self.lane = lane
-        self.prefix = [*(source or []), *([] if bos_id is None else [bos_id])]
-        self.has_start = bos_id is not None
-        self.tokens: list[int] = []
-        self.unanswered: list[Job] = []
-        self.starts: dict[Job, int | None] = {}
-        self.may_end = False
-        self.num_generated = 0
-        self.results: list[Result] = []
-
-    @property
-    def history(self) -> list[int]:
-        return self.prefix + self.tokens
-
-    @property
-    def generation(self) -> GenerateJob | None:
-        """The generation that is under way, if one is."""
-        return next((job for job in self.unanswered[:1] if isinstance(job, GenerateJob)), None)
-
-    def take(self, job: Job, result: Result) -> None:
-        """Checks one answer."""
-        self.results.append(result)
-        if isinstance(result, Failed):
-            self._failed(job, result)
-            return
-        assert job is self.unanswered[0], "jobs are answered in the order in which they came"
-        if isinstance(job, EncodeJob):
-            assert result == Encoded(0)
-            self._done(job)
-        elif isinstance(job, FeedJob):
-            assert isinstance(result, Fed)
-            self._fed(job, result)
-        elif isinstance(job, GenerateJob):
-            assert isinstance(result, Generated)
-            self._generated(job, result)
-
-    def _fed(self, job: FeedJob, result: Fed) -> None:
-        assert self.starts[job] in (None, len(self.tokens))
-        expected = []
-        for token in job.tokens:
-            self.tokens.append(token)
-            expected.append((list(self.history), len(self.tokens)))
-        if not (job.outputs.every_position and job.tokens):
-            expected = [(self.history, len(self.tokens))]
-        if job.outputs.kind is OutputKind.NONE:
-            expected = []
-        outputs = [output_after(history, job.outputs, position) for history, position in expected]
-        assert result.position == len(self.tokens)
-        assert [comparable(output) for output in result.outputs] == [comparable(output) for output in outputs]
-        self._done(job)
-
-    def _generated(self, job: GenerateJob, result: Generated) -> None:
-        assert self.num_generated or self.starts[job] in (None, len(self.tokens))
-        token, log_probability = choose(next_logits(self.history), job.decoding, len(self.tokens))
-        if token == EOS_ID:
-            assert result == Generated(len(self.tokens), None, None, FinishReason.EOS)
-            self._done(job)
-            return
-        self.tokens.append(token)
-        self.num_generated += 1
-        is_last = self.num_generated == job.decoding.max_tokens
-        reason = FinishReason.MAX_TOKENS if is_last else None
-        assert result == Generated(len(self.tokens), token, log_probability, reason)
-        if is_last:
-            self._done(job)
-
-    def _failed(self, job: Job, result: Failed) -> None:
-        assert job in self.unanswered, "a job is answered for good only once"
-        if isinstance(result.error, PositionMismatchError):
-            start = self.starts[job]
-            assert job is self.unanswered[0]
-            assert start not in (None, len(self.tokens))
-            name = "feed" if isinstance(job, FeedJob) else "generate"
-            assert (
-                result.error.message == f"{name}.position = {start}, but the session is at position {result.position}"
-            )
-        elif isinstance(result.error, IllegalRequestError):
-            assert job is self.unanswered[0]
-            assert isinstance(job, GenerateJob)
-            assert not self.has_start, "a start token can always be run"
-            assert not self.tokens, "there is something to go on from"
-        else:
-            assert isinstance(result.error, RequestCancelledError | EngineError)
-            assert self.may_end or self.lane.closed
-            if job is self.unanswered[0] and isinstance(job, FeedJob):
-                consumed = result.position - len(self.tokens)
-                assert 0 <= consumed <= max(0, len(job.tokens) - 1)
-                self.tokens += job.tokens[:consumed]
-        assert result.position == len(self.tokens)
-        self._done(job)
-
-    def _done(self, job: Job) -> None:
-        self.num_generated = 0
-        self.unanswered.remove(job)
+_FIRST_FORK = 100
 
 
 class World:
-    """Lanes, the scheduler and the stepper, and in the runner's place a list of consumed tokens for each lane."""
+    """Lanes, the scheduler and the stepper, and in the runner's place a list of consumed tokens for each row."""
 
-    def __init__(self, *, bos_id: int | None = BOS_ID, rows: int = 4, tokens: int = 8, chunk: int = 4) -> None:
+    def __init__(
+        self,
+        *,
+        bos_id: int | None = BOS_ID,
+        rows: int = 4,
+        tokens: int = 8,
+        chunk: int = 4,
+        has_readout: bool = False,
+    ) -> None:
         self.bos_id = bos_id
         self.scheduler = Scheduler(max_rows=rows, max_tokens=tokens, max_chunk=chunk)
-        self.stepper = Stepper(self.scheduler, EOS_ID)
+        self.stepper = Stepper(self.scheduler, EOS_ID, has_readout=has_readout, has_start=bos_id is not None)
+        self.frames = Frames(self.stepper, VOCABULARY_SIZE)
+        self.searches = Searches(self.stepper, self._fork, self._release)
         self.sessions: list[PlainSession] = []
-        self.consumed: dict[Lane, list[int]] = {}
+        self.state: dict[int, list[int]] = {}
+        self.forks: set[Slot] = set()
+        self.num_forked = 0
+
+    def consumed(self, session: PlainSession) -> list[int]:
+        """What the session's state has consumed."""
+        return self.state[session.lane.slot.row]
 
     def open(self, source: list[int] | None = None, outputs: OutputSpec | None = None) -> PlainSession:
         lane = Lane(Slot(len(self.sessions) + 1, 0), [] if self.bos_id is None else [self.bos_id])
         session = PlainSession(lane, source=source, bos_id=self.bos_id)
         self.sessions.append(session)
-        self.consumed[lane] = []
+        self.state[lane.slot.row] = []
         if source is not None:
             self._submit(session, EncodeJob(reply=_no_reply, tag=session, source=source), None)
         if outputs is not None:
@@ -197,6 +72,45 @@ class World:
         self._submit(session, job, start)
         return job
 
+    def search(self, session: PlainSession, beam_size: int, max_tokens: int, start: int | None = None) -> None:
+        def search() -> BeamSearch:
+            return BeamSearch(beam_size, max_tokens, EOS_ID, num_best=beam_size)
+
+        slots = self._acquire(beam_size)
+        job = SearchJob(reply=_no_reply, tag=session, start=start, search=search(), slots=slots)
+        session.searches[job] = search()
+        self._submit(session, job, start)
+
+    def score(self, session: PlainSession, targets: list[list[int]], start: int | None = None) -> None:
+        slots = self._acquire(len(targets))
+        job = ScoreJob(reply=_no_reply, tag=session, start=start, targets=targets, slots=slots)
+        self._submit(session, job, start)
+
+    def frame(
+        self,
+        sessions: list[PlainSession],
+        tokens: list[int],
+        counts: list[int] | None = None,
+        starts: list[int] | None = None,
+        outputs: OutputSpec | None = None,
+    ) -> FrameJob:
+        lanes = [session.lane for session in sessions]
+        job = FrameJob(
+            reply=_no_reply,
+            tag=sessions,
+            lanes=lanes,
+            starts=starts,
+            tokens=tokens,
+            counts=counts,
+            outputs=outputs or OutputSpec(),
+        )
+        for place, session in enumerate(sessions):
+            session.unanswered.append(job)
+            session.starts[job] = None if starts is None else starts[place]
+        self.frames.submit(job)
+        self._deliver()
+        return job
+
     def grant(self, job: GenerateJob, count: int) -> None:
         job.num_granted += count
         if job.parked:
@@ -205,10 +119,9 @@ class World:
 
     def cancel(self, session: PlainSession) -> int:
         """The number of jobs that were ended."""
-        session.may_end = True
+        session.ends()
         count = self.stepper.cancel(session.lane, RequestCancelledError("cancelled"))
         self._deliver()
-        session.may_end = False
         return count
 
     def close(self, session: PlainSession) -> None:
@@ -223,22 +136,30 @@ class World:
             return None
         if batch.kind == "encoder":
             self._encode(batch)
+        elif batch.kind == "readout":
+            self._read_out(batch)
         else:
             self._step(batch)
         self._deliver()
         return batch
 
-    def fail(self, error: CarouselError) -> Batch | None:
-        """The next batch's graph fails: nothing is consumed."""
+    def fail(self, error: CarouselError) -> list[PlainSession]:
+        """The next batch's graph fails: nothing is consumed. Returns the sessions that had a part in it."""
         batch = self.scheduler.next_batch()
-        for lane in batch.lanes if batch else ():
-            session = next(session for session in self.sessions if session.lane is lane)
-            lane.closed = isinstance(lane.job, EncodeJob)  # a session without its source is closed
-            session.may_end = True
+        assert batch is not None
+        lanes = [lane.forked_from or lane for lane in batch.lanes]
+        for group in batch.groups:
+            lanes += (
+                list(group.lanes) if isinstance(group.owner, FrameJob) else [group.owner.lane or Lane(Slot(0, 0), [])]
+            )
+        failed = [session for session in self.sessions if session.lane in lanes]
+        for session in failed:
+            session.lane.closed = isinstance(session.lane.job, EncodeJob)  # without its source it is closed
+            session.ends()
+        for lane in [*batch.lanes, *lanes]:
             self.stepper.abandon(lane, error)
-            self._deliver()
-            session.may_end = False
-        return batch
+        self._deliver()
+        return failed
 
     def drain(self) -> None:
         """Runs until nothing is left to be done, granting all that is asked for."""
@@ -254,20 +175,62 @@ class World:
         for lane, width in zip(batch.lanes, batch.widths, strict=True):
             assert isinstance(lane.job, EncodeJob)
             assert width == len(lane.job.source)
-            self.consumed[lane] += lane.job.source
+            self.state[lane.slot.row] += lane.job.source
             self.stepper.encoded(lane)
 
     def _step(self, batch: Batch) -> None:
         """As the engine does it, with a row of padding at the end and garbage wherever no token was run."""
-        logits = np.full((len(batch.lanes) + 1, max(batch.widths), VOCABULARY_SIZE), np.nan, np.float32)
-        for row, (lane, width) in enumerate(zip(batch.lanes, batch.widths, strict=True)):
+        assert batch.num_rows == len(batch.lanes) + sum(len(group.tokens) for group in batch.groups)
+        logits = np.full((batch.num_rows + 1, batch.width, VOCABULARY_SIZE), np.nan, np.float32)
+        following: dict[int, list[int]] = {}
+        rows = zip(batch.lanes, batch.widths, strict=True)
+        for row, (lane, width) in enumerate(rows):
+            consumed = following[lane.slot.row] = list(self.state[lane.slot.row])
             for index, token in enumerate(lane.inputs[lane.done : lane.done + width]):
-                self.consumed[lane].append(token)
-                logits[row, index] = next_logits(self.consumed[lane])
-        chosen = self.stepper.choose_together(batch.lanes, batch.widths, logits)
-        for row, (lane, width) in enumerate(zip(batch.lanes, batch.widths, strict=True)):
-            self.stepper.stepped(lane, width, logits[row], chosen.get(row))
+                consumed.append(token)
+                logits[row, index] = next_logits(consumed)
+        row = len(batch.lanes)
+        for group in batch.groups:
+            for read, write, token in zip(group.reads, group.writes, group.tokens, strict=True):
+                assert write not in following, "two rows of a batch write to one slot"
+                following[write] = [*self.state[read], token]
+                logits[row, 0] = next_logits(following[write])
+                row += 1
+        self.state.update(following)
+        outcome = self._outcome(batch, logits)
+        self.stepper.stepped(batch, outcome)
+        begin = len(batch.lanes)
+        for group in batch.groups:
+            count = len(group.tokens)
+            owner = self.frames if isinstance(group.owner, FrameJob) else self.searches
+            owner.stepped(group, outcome, begin)
+            begin += count
         logits[:] = np.nan  # they are the runner's; what is to be kept must have been copied
+
+    def _read_out(self, batch: Batch) -> None:
+        logits = np.array([[next_logits(self.state[lane.slot.row])] for lane in batch.lanes])
+        self.stepper.stepped(batch, Outcome(logits))
+
+    def _outcome(self, batch: Batch, logits: np.ndarray) -> Outcome:
+        """With a readout there are heads as well, and logits only when they are wanted."""
+        if self.stepper.keeps_logits:
+            return Outcome(logits)
+        wants = wants_of(batch, keeps_logits=False)
+        return Outcome(logits if wants.logits or wants.top_k else None, np.argmax(logits, axis=-1))
+
+    def _acquire(self, count: int) -> list[Slot]:
+        slots = [Slot(_FIRST_FORK + self.num_forked + index, 0) for index in range(count)]
+        self.num_forked += count
+        self.forks |= set(slots)
+        return slots
+
+    def _fork(self, row: int, rows: list[int]) -> None:
+        for fork in rows:
+            self.state[fork] = list(self.state[row])
+
+    def _release(self, slot: Slot) -> None:
+        self.forks.remove(slot)
+        self.state.pop(slot.row, None)
 
     def _submit(self, session: PlainSession, job: Job, start: int | None) -> None:
         session.unanswered.append(job)
@@ -278,7 +241,13 @@ class World:
     def _deliver(self) -> None:
         results, self.stepper.results = self.stepper.results, []
         for job, result in results:
-            job.tag.take(job, result)
+            if isinstance(job, FrameJob):
+                assert isinstance(result, Stepped)
+                for place, session in enumerate(job.tag):
+                    session.take_row(job, result, place)
+            else:
+                assert not isinstance(result, Stepped)
+                job.tag.take(job, result)
 
 
 def _no_reply(job: Job, result: Result) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from service.engine.decoding import Decoding
-from service.engine.engine import Engine, EngineLimits
-from service.engine.jobs import Encoded, Failed, Fed, Generated, OutputKind, OutputSpec, Result
+from service.engine.engine import Engine
+from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.limits import EngineLimits
+from service.engine.results import Encoded, Failed, Fed, Generated, Result
 from service.errors import (
     IllegalRequestError,
     InvalidFieldError,

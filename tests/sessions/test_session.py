@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from service.engine.jobs import Encoded, Failed, Fed, OutputKind, OutputSpec
+from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.results import Encoded, Failed, Fed
 from service.errors import EngineError, IllegalRequestError
 from service.sessions.session import TRANSITIONS, Event, LastFeed, Request, State, diagram
 from tests import domain

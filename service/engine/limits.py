@@ -1,0 +1,36 @@
+"""What an engine is allowed, and how it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What one engine is allowed.
+
+    num_slots: sessions at once; num_forks: copies of sessions' states at once, for beams and for targets that are
+    scored; max_waiting: requests admitted and not yet answered; max_batch_rows: sessions in a batch; max_batch_tokens:
+    rows times width of one; max_chunk_tokens: tokens of one session in one; inline_s: the most that a batch may cost,
+    in seconds, to run on the event loop.
+    """
+
+    num_slots: int = 10_000
+    num_forks: int = 1024
+    max_waiting: int = 16_384
+    max_batch_rows: int = 256
+    max_batch_tokens: int = 256
+    max_chunk_tokens: int = 32
+    inline_s: float = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """slots_used: sessions that have a slot; forks_used: copies of states; num_waiting: requests admitted and not yet
+    answered; num_inline, num_threaded: batches run on the event loop, and on the thread."""
+
+    slots_used: int
+    forks_used: int
+    num_waiting: int
+    num_inline: int
+    num_threaded: int

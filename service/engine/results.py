@@ -1,0 +1,82 @@
+"""What an engine answers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from service.engine.beam import Hypothesis
+from service.engine.decoding import FinishReason, FloatArray, FloatRow
+from service.errors import CarouselError
+
+
+class StepOutput(NamedTuple):
+    """What the model says comes next at `position`. logits: [V], for `OutputKind.LOGITS` alone."""
+
+    position: int
+    token_ids: list[int]
+    log_probabilities: list[float] | None = None
+    logits: FloatRow | None = None
+
+
+class Encoded(NamedTuple):
+    """Answers an `EncodeJob`."""
+
+    position: int
+
+
+class Fed(NamedTuple):
+    """Answers a `FeedJob`. position: after it."""
+
+    position: int
+    outputs: list[StepOutput]
+
+
+class Generated(NamedTuple):
+    """One of the answers to a `GenerateJob`: tokens, the end, or both. position: after it.
+
+    log_probabilities: one for each token, when they were asked for.
+    """
+
+    position: int
+    token_ids: list[int]
+    log_probabilities: list[float] | None
+    finish_reason: FinishReason | None
+
+
+class Searched(NamedTuple):
+    """Answers a `SearchJob`. position: after the first of the hypotheses, which are the best first."""
+
+    position: int
+    hypotheses: list[Hypothesis]
+
+
+class Scored(NamedTuple):
+    """Answers a `ScoreJob`. log_probabilities: of each target's tokens. position: where the session is, as before."""
+
+    position: int
+    log_probabilities: list[list[float]]
+
+
+class Stepped(NamedTuple):
+    """Answers a `FrameJob`: columns in the order of its lanes, N of them, 0 where one failed.
+
+    positions: [N] after it. token_ids: [N * k] the k most likely next tokens, k = 1 unless more were asked for.
+    log_probabilities: [N * k], for `OutputKind.TOP_K`. logits: [N, V], for `OutputKind.LOGITS`. errors: by place.
+    """
+
+    positions: list[int]
+    token_ids: list[int]
+    log_probabilities: list[float]
+    logits: FloatArray | None
+    errors: list[tuple[int, CarouselError]]
+
+
+class Failed(NamedTuple):
+    """Answers any job that was not done, or not to its end. position: where the session stands."""
+
+    position: int
+    error: CarouselError
+
+
+Result = Encoded | Fed | Generated | Searched | Scored | Failed
+"""Of a job of one session."""

@@ -1,0 +1,215 @@
+"""A plain session over a made-up model: a list of tokens that says what every answer of a lane must be."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.engine.beam import BeamSearch, Hypothesis
+from service.engine.decoding import FinishReason, FloatRow, choose, log_softmax, score, top_k
+from service.engine.jobs import EncodeJob, FeedJob, FrameJob, GenerateJob, Job, Lane, OutputKind, OutputSpec, ScoreJob
+from service.engine.results import Encoded, Failed, Fed, Generated, Result, Scored, Searched, StepOutput, Stepped
+from service.errors import CarouselError, EngineError, IllegalRequestError, PositionMismatchError, RequestCancelledError
+
+VOCABULARY_SIZE = 6
+BOS_ID = 4
+EOS_ID = 5
+
+
+def next_logits(history: Sequence[int]) -> FloatRow:
+    """[V] after a history of source, start token and target tokens: any function will do that tells histories apart."""
+    seed = zlib.crc32(bytes(history))
+    return np.array([zlib.crc32(bytes([t]), seed) % 997 / 100 for t in range(VOCABULARY_SIZE)], np.float32)
+
+
+def output_after(history: Sequence[int], spec: OutputSpec, position: int) -> StepOutput:
+    logits = next_logits(history)
+    if spec.kind is OutputKind.NEXT_TOKEN:
+        return StepOutput(position, [int(logits.argmax())])
+    if spec.kind is OutputKind.TOP_K:
+        best = top_k(logits, spec.top_k)
+        return StepOutput(position, best.tolist(), log_softmax(logits)[best].tolist())
+    return StepOutput(position, [], None, logits)
+
+
+def comparable(output: StepOutput) -> tuple[object, ...]:
+    return (*output[:3], None if output.logits is None else output.logits.tolist())
+
+
+def search_plainly(history: Sequence[int], search: BeamSearch) -> list[Hypothesis]:
+    """Runs a search one row after the other, each from the start."""
+    rows: list[list[int]] = [[]]
+    while not search.is_done:
+        step = search.advance(np.array([next_logits([*history, *row]) for row in rows]))
+        pairs = zip(step.parents.tolist(), step.tokens.tolist(), strict=True)
+        rows = [[*rows[parent], token] for parent, token in pairs]
+    return search.results()
+
+
+def score_plainly(history: Sequence[int], target: Sequence[int]) -> list[float]:
+    logits = np.array([next_logits([*history, *target[:index]]) for index in range(len(target))])
+    scores: list[float] = score(logits, np.array(target)).tolist()
+    return scores
+
+
+class PlainSession:
+    """A list of tokens. Every answer that its lane gives is checked when it comes.
+
+    tokens: fed or generated. unanswered: jobs in order. may_end: those that were cancelled, or whose run has failed.
+    """
+
+    def __init__(self, lane: Lane, *, source: list[int] | None, bos_id: int | None) -> None:
+        self.lane = lane
+        self.prefix = [*(source or []), *([] if bos_id is None else [bos_id])]
+        self.has_start = bos_id is not None
+        self.tokens: list[int] = []
+        self.unanswered: list[Job] = []
+        self.starts: dict[Job, int | None] = {}
+        self.searches: dict[Job, BeamSearch] = {}
+        self.may_end: set[Job] = set()
+        self.num_generated = 0
+        self.results: list[Result] = []
+
+    @property
+    def history(self) -> list[int]:
+        return self.prefix + self.tokens
+
+    @property
+    def generation(self) -> GenerateJob | None:
+        """The generation that is under way, if one is."""
+        return next((job for job in self.unanswered[:1] if isinstance(job, GenerateJob)), None)
+
+    def _is_next(self, job: Job) -> bool:
+        """Whether it is a job's turn. A frame whose row has failed is answered when its other rows are done."""
+        ahead = self.unanswered[: self.unanswered.index(job)]
+        return all(isinstance(one, FrameJob) and one in self.may_end for one in ahead)
+
+    def ends(self) -> None:
+        """All that is under way may fail from here on."""
+        self.may_end |= set(self.unanswered)
+
+    def take(self, job: Job, result: Result) -> None:
+        """Checks one answer."""
+        self.results.append(result)
+        if isinstance(result, Failed):
+            tokens = job.tokens if isinstance(job, FeedJob) else []
+            self._failed(job, result.error, result.position, tokens)
+            return
+        assert self._is_next(job), "jobs are answered in the order in which they came"
+        if isinstance(job, EncodeJob):
+            assert result == Encoded(0)
+            self._done(job)
+        elif isinstance(job, FeedJob):
+            assert isinstance(result, Fed)
+            self._fed(job, result)
+        elif isinstance(job, GenerateJob):
+            assert isinstance(result, Generated)
+            self._generated(job, result)
+        elif isinstance(job, ScoreJob):
+            assert result == Scored(len(self.tokens), [score_plainly(self.history, target) for target in job.targets])
+            self._done(job)
+        else:
+            hypotheses = search_plainly(self.history, self.searches[job])
+            self.tokens += hypotheses[0].tokens if hypotheses else []
+            assert result == Searched(len(self.tokens), hypotheses)
+            self._done(job)
+
+    def take_row(self, frame: FrameJob, result: Stepped, place: int) -> None:
+        """Checks one row of a frame's answer."""
+        count = 1 if frame.counts is None else frame.counts[place]
+        first = place if frame.counts is None else sum(frame.counts[:place])
+        tokens = frame.tokens[first : first + count]
+        errors = dict(result.errors)
+        columns = slice(place * frame.width, (place + 1) * frame.width)
+        if place in errors:
+            assert result.token_ids[columns] == [0] * frame.width
+            self._failed(frame, errors[place], result.positions[place], tokens)
+            return
+        assert self._is_next(frame), "jobs are answered in the order in which they came"
+        start = self.starts[frame]
+        assert start in (None, len(self.tokens))
+        self.tokens += tokens
+        assert result.positions[place] == len(self.tokens)
+        if frame.outputs.kind is not OutputKind.NONE:
+            expected = output_after(self.history, frame.outputs, len(self.tokens))
+            assert result.token_ids[columns] == expected.token_ids
+            if frame.outputs.kind is OutputKind.TOP_K:
+                assert result.log_probabilities[columns] == expected.log_probabilities
+            if frame.outputs.kind is OutputKind.LOGITS:
+                assert expected.logits is not None
+                assert result.logits is not None
+                assert result.logits[place].tolist() == expected.logits.tolist()
+        self._done(frame)
+
+    def _fed(self, job: FeedJob, result: Fed) -> None:
+        assert self.starts[job] in (None, len(self.tokens))
+        expected = []
+        for token in job.tokens:
+            self.tokens.append(token)
+            expected.append((list(self.history), len(self.tokens)))
+        if not (job.outputs.every_position and job.tokens):
+            expected = [(self.history, len(self.tokens))]
+        if job.outputs.kind is OutputKind.NONE:
+            expected = []
+        outputs = [output_after(history, job.outputs, position) for history, position in expected]
+        assert result.position == len(self.tokens)
+        assert [comparable(output) for output in result.outputs] == [comparable(output) for output in outputs]
+        self._done(job)
+
+    def _generated(self, job: GenerateJob, result: Generated) -> None:
+        """One answer, of one token or of several at once."""
+        assert self.num_generated or self.starts[job] in (None, len(self.tokens))
+        reason = None
+        for index, given in enumerate(result.token_ids):
+            token, log_probability = choose(next_logits(self.history), job.decoding, len(self.tokens))
+            assert given == token != EOS_ID
+            assert reason is None, "nothing comes after the end"
+            told = None if result.log_probabilities is None else result.log_probabilities[index]
+            assert told == log_probability
+            self.tokens.append(token)
+            self.num_generated += 1
+            if self.num_generated == job.decoding.max_tokens:
+                reason = FinishReason.MAX_TOKENS
+        if not result.token_ids:
+            assert choose(next_logits(self.history), job.decoding, len(self.tokens))[0] == EOS_ID
+            reason = FinishReason.EOS
+        assert (result.position, result.finish_reason) == (len(self.tokens), reason)
+        if reason is not None:
+            self._done(job)
+
+    def _failed(self, job: Job, error: CarouselError, position: int, tokens: list[int]) -> None:
+        """tokens: that the job may have consumed in part."""
+        assert job in self.unanswered, "a job is answered for good only once"
+        is_first = self._is_next(job)
+        if isinstance(error, PositionMismatchError):
+            start = self.starts[job]
+            assert is_first
+            assert start not in (None, len(self.tokens))
+            assert error.message.endswith(f" = {start}, but the session is at position {position}")
+        elif isinstance(error, IllegalRequestError):
+            assert is_first
+            assert not self.has_start, "a start token can always be run"
+            assert not self.tokens, "there is something to go on from"
+        else:
+            assert isinstance(error, RequestCancelledError | EngineError)
+            assert job in self.may_end or self.lane.closed
+            if job is self.unanswered[0] and isinstance(job, FeedJob | FrameJob):
+                consumed = max(0, position - len(self.tokens))
+                assert consumed <= max(0, len(tokens) - 1)
+                self.tokens += tokens[:consumed]
+            if job in self.searches and job is self.unanswered[0]:
+                # the best hypothesis may have been consumed in part
+                hypotheses = search_plainly(self.history, self.searches[job]) if position > len(self.tokens) else []
+                for hypothesis in hypotheses[:1]:
+                    self.tokens += hypothesis.tokens[: position - len(self.tokens)]
+        if not any(isinstance(one, FrameJob) for one in self.unanswered):
+            # a frame is answered when all its rows are done: this session's may be, or may have gone on meanwhile
+            assert position == len(self.tokens)
+        self._done(job)
+
+    def _done(self, job: Job) -> None:
+        if isinstance(job, GenerateJob):
+            self.num_generated = 0
+        self.unanswered.remove(job)
