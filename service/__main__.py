@@ -14,7 +14,7 @@ from service.server import Server, StartError
 from service.settings import Settings
 from service.telemetry import logging
 
-_SWITCH_INTERVAL_S = 0.0002
+_SWITCH_INTERVAL_S = 0.00005
 
 
 def main() -> int:

@@ -118,16 +118,23 @@ class Arena:
             state.values.take(rows, axis=state.axis, out=buffer, mode="clip")
         return buffers
 
-    def scatter(self, rows: IntArray, values: list[Array], tensors: Sequence[int] | None = None) -> None:
+    def scatter(
+        self,
+        rows: IntArray,
+        values: list[Array],
+        tensors: Sequence[int] | None = None,
+        *,
+        places: list[int] | None = None,
+    ) -> None:
         """Writes state back.
 
         rows: [B] distinct and not 0; values: one array a state tensor, of B rows or more, of which the first B
-        count; tensors: which state tensors they are, when not all.
+        count, or those at `places`, [B]; tensors: which state tensors they are, when not all.
         """
         states = self._states if tensors is None else [self._states[index] for index in tensors]
-        count = len(rows)
+        of_batch = slice(len(rows)) if places is None else places
         for state, value in zip(states, values, strict=True):
-            state.values[state.at(rows)] = value[state.at(slice(count))]
+            state.values[state.at(rows)] = value[state.at(of_batch)]
 
     def set_context(self, rows: IntArray, lengths: IntArray, values: list[Array]) -> None:
         """Stores what the encoder gave. rows, lengths: [B]; values: one [B', S, ...] array a context tensor, B' >= B.

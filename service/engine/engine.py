@@ -27,6 +27,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from queue import SimpleQueue
 from time import perf_counter
 
@@ -41,6 +42,8 @@ from service.observer import EngineObserver
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
 
+_REST = 2.0
+"""How long a burst's tokens wait before more are delivered, over what delivering the last ones took."""
 _LONE_STREAK = 16
 """Feeds in a row by one lane after which it is taken to be alone."""
 
@@ -72,6 +75,7 @@ class Engine:
         self._after: list[Callable[[], None]] = []
         self._outgoing: deque[tuple[list[tuple[Job, Result | Stepped]], list[Callable[[], None]]]] = deque()
         self._is_delivery_due = False
+        self._listens_at_s = 0.0
         self._num_waiting = 0
         self._num_forks = 0
         self._num_inline = 0
@@ -205,11 +209,15 @@ class Engine:
 
     def is_listening(self) -> bool:
         """See `worker.Driver`."""
-        return not self._is_delivery_due
+        return not self._is_delivery_due and perf_counter() >= self._listens_at_s
 
     def tell(self) -> None:
-        """See `worker.Driver`: passes on what came of jobs, from the engine's thread to the event loop."""
-        self._gather()
+        """See `worker.Driver`: passes on what came of jobs, from the engine's thread to the event loop.
+
+        Tokens of generations that go on wait until it listens.
+        """
+        if self.is_listening() or self._after or not all(map(_goes_on, self._stepper.results)):
+            self._gather()
         if self._outgoing and not self._is_delivery_due:
             self._is_delivery_due = True
             self._loop.call_soon_threadsafe(self._deliver)
@@ -273,6 +281,7 @@ class Engine:
                     self._take_in()
                     following = self._scheduler.next_batch()
                     self.tell()
+                self._gather()
                 self._loop.call_soon_threadsafe(self._take_back)
         except BaseException as error:  # a bug of ours: nobody would be answered any more, so the process must know
             self._loop.call_soon_threadsafe(self._on_crash, error)
@@ -280,6 +289,7 @@ class Engine:
 
     def _take_back(self) -> None:
         self._is_thread_driving = False
+        self._deliver()
         if len(self._scheduler) or self._inbox:
             self._pump()
 
@@ -298,12 +308,14 @@ class Engine:
     def _deliver(self) -> None:
         """Answers on the event loop. One answer's failure is reported and takes no other down."""
         self._is_delivery_due = False  # first: what is put in from here on is delivered here, or by another call
-        is_any = False
+        began, is_any, goes_on = perf_counter(), False, False
         while self._outgoing:
             results, after = self._outgoing.popleft()
             is_any = is_any or bool(results)
             for job, result in results:
-                if not (isinstance(result, Generated) and result.finish_reason is None):
+                if _goes_on((job, result)):
+                    goes_on = True
+                else:
                     self._num_waiting -= 1
                     if isinstance(job, SearchJob | ScoreJob):
                         self._num_forks -= len(job.slots)
@@ -315,3 +327,17 @@ class Engine:
                 call()
         if is_any:
             self._observer.queue_changed(self._num_waiting)
+        if goes_on:
+            self._listens_at_s = inf
+            self._loop.call_soon(self._rest, began)
+
+    def _rest(self, began_s: float) -> None:
+        """Tokens that were delivered are being written. A burst's next ones shall wait for as long again, so that a
+        half of the event loop is left for others, and what is told meanwhile leaves together."""
+        now_s = perf_counter()
+        self._listens_at_s = now_s + _REST * (now_s - began_s)
+
+
+def _goes_on(answered: tuple[Job, Result | Stepped]) -> bool:
+    """Whether a result is of a generation that goes on."""
+    return isinstance(answered[1], Generated) and answered[1].finish_reason is None

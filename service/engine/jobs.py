@@ -5,7 +5,7 @@ A session is a `Lane` to the engine: a slot, a position and a queue of jobs that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -98,9 +98,8 @@ class GenerateJob(Job):
 
     @property
     def room(self) -> int:
-        """How many tokens may be chosen in a row before the last one, or before its window is full."""
-        ahead = self.num_produced - self.num_granted
-        return min(self.decoding.max_tokens - self.num_produced - 1, self.window - ahead)
+        """How many tokens may be chosen before its window is full."""
+        return self.window - self.num_produced + self.num_granted
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -227,3 +226,15 @@ class Group:
     lanes: list[Lane] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     ticket: int = 0
+
+
+def begun(jobs: Iterable[Job | None], now_s: float) -> tuple[float, ...]:
+    """How long each of the jobs that begin now has waited, in seconds. They are begun from here on."""
+    waited = []
+    for job in jobs:
+        if job is not None:
+            whole = job.whole or job
+            if not whole.started:
+                whole.started = True
+                waited.append(now_s - whole.submitted_s)
+    return tuple(waited)

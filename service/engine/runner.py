@@ -190,7 +190,7 @@ class Runner:
 
 
 class Burst:
-    """Rows that step again and again: their state goes from run to run, and back to the arena at the end.
+    """Rows that step again and again: their state goes from run to run, and back to the arena when it is saved.
 
     rows, context_rows: [B].
     """
@@ -216,9 +216,9 @@ class Burst:
         outcome, self._states = self._step.run(self._tokens, self._lengths, self._states, self._contexts, wants)
         return outcome
 
-    def end(self) -> None:
-        """Writes the state to the arena."""
-        self._arena.scatter(self._rows[: self._count], self._states)
+    def save(self, places: list[int]) -> None:
+        """Writes the state of some of the rows to the arena."""
+        self._arena.scatter(self._rows[places], self._states, places=places)
 
 
 def _rows(rows: list[int], more: list[list[int]], count: int) -> IntArray:

@@ -132,6 +132,12 @@ class Stepper:
         lane.inputs, lane.done, lane.num_pending = token_ids[-1:], 0, 1
         self._answer(job, Generated(lane.position, token_ids, None, None))
 
+    def chose(self, lane: Lane, outcome: Outcome, row: int) -> None:
+        """The lane's generation goes on by the likeliest token of a row of an outcome, or ends with it."""
+        job = lane.job
+        assert isinstance(job, GenerateJob)  # noqa: S101  # the caller has looked
+        self._chosen(lane, job, None, outcome, (row, 0))
+
     def go_on(self, lane: Lane) -> None:
         """Runs a generation's last token, as soon as its window has room for the next."""
         job = lane.job

@@ -1,48 +1,25 @@
-"""Carries batches out: chooses, runs, commits, reports. Whoever drives the engine calls it, one thread at a time.
-
-Generations that take the likeliest token, and are alone, go in bursts: step after step over the same rows, whose state
-stays out of the arena until something else is to be done. Each step then costs little more than its run. A burst is cut
-at once by anything that comes in, and before a token that ends one of its generations, or its window, is committed by
-itself, so that what a session gets never depends on whether it went in a burst.
-"""
+"""Carries batches out: runs, commits, reports. Whoever drives the engine calls it, one thread at a time."""
 
 from __future__ import annotations
 
+from itertools import chain
 from time import perf_counter
-from typing import Protocol
-
-import numpy as np
 
 from service.engine.arena import Arena
+from service.engine.bursts import Bursts, Driver
 from service.engine.costs import Costs
 from service.engine.frames import Frames
-from service.engine.jobs import FrameJob, GenerateJob, Job
+from service.engine.jobs import FrameJob, GenerateJob, begun
 from service.engine.limits import EngineLimits
 from service.engine.outcome import Outcome
-from service.engine.runner import Burst, Runner
+from service.engine.runner import Runner
 from service.engine.scheduler import Batch, Scheduler
 from service.engine.searches import Searches
 from service.engine.stepper import Stepper
-from service.engine.wants import Wants, wants_of
+from service.engine.wants import wants_of
 from service.errors import EngineError
 from service.observer import BatchReport, EngineObserver
 from service.repository.bundle import Bundle
-
-_LEAST_BURST = 2
-"""Tokens that every generation must have room for, for a burst to be worth its while."""
-
-
-class Driver(Protocol):
-    """Who drives, as a burst sees it."""
-
-    def is_called(self) -> bool:
-        """Whether there is something else to do."""
-
-    def is_listening(self) -> bool:
-        """Whether what is told now is taken at once. What is not waits, and more may be told with it."""
-
-    def tell(self) -> None:
-        """Passes on what came of jobs."""
 
 
 class Worker:
@@ -67,9 +44,10 @@ class Worker:
             has_readout=self._runner.has_readout,
             has_start=special.bos_id is not None,
         )
-        self._vocabulary_size = bundle.manifest.target_vocabulary.size
-        self.frames = Frames(self.stepper, self._vocabulary_size)
+        vocabulary_size = bundle.manifest.target_vocabulary.size
+        self.frames = Frames(self.stepper, vocabulary_size)
         self._searches = Searches(self.stepper, self._runner.fork, arena.release)
+        self._bursts = Bursts(self._runner, self.stepper, observer, vocabulary_size)
         self._costs = Costs()
 
     def warm_up(self) -> None:
@@ -95,7 +73,8 @@ class Worker:
             self._fail(batch, error)
             return
         committing = perf_counter()
-        queue_s = _begun(batch, began)
+        jobs = [lane.job for lane in batch.lanes]
+        queue_s = begun(chain(jobs, (group.owner for group in batch.groups)), began)
         self._commit(batch, ran.outcome)
         ended = perf_counter()
         self._costs.record(batch.kind, batch.num_rows, batch.width, ended - began)
@@ -114,69 +93,12 @@ class Worker:
 
     def run_on(self, batch: Batch, driver: Driver) -> None:
         """Runs a batch, and when it can go in a burst goes on until the driver is called, or it must stop."""
-        jobs = [lane.job for lane in batch.lanes]
-        generations = [job for job in jobs if isinstance(job, GenerateJob) and job.takes_likeliest]
-        can_burst = batch.kind == "step" and not batch.groups and len(generations) == len(jobs)
-        if not can_burst or len(self.scheduler) or _room(generations) < _LEAST_BURST:
+        if not self._bursts.fits(batch):
             self.run(batch)
             return
-        burst = self._runner.burst(batch.lanes)
-        error: Exception | None = None
-        last: Outcome | None = None
-        try:
-            last = self._step_on(batch, generations, burst, driver)
-        except Exception as raised:  # as in `run`; the steps before it are committed
-            error = raised
-        burst.end()
-        if last is not None:
-            self.stepper.stepped(batch, last)
-            return
-        for lane in batch.lanes:
-            self.stepper.go_on(lane)
+        lanes, error = self._bursts.run(batch.lanes, driver)
         if error is not None:
-            self._fail(batch, error)
-
-    def _step_on(self, batch: Batch, generations: list[GenerateJob], burst: Burst, driver: Driver) -> Outcome | None:
-        """Steps until it must stop. Returns what the last step told, when that is not committed yet."""
-        is_end = np.zeros(self._vocabulary_size, np.bool_)
-        is_end[_ends(generations, self.stepper.eos_id)] = True
-        wants = Wants(logits=self.stepper.keeps_logits)
-        count = batch.num_rows
-        tokens = np.array([lane.inputs[0] for lane in batch.lanes])
-        room = _room(generations)
-        queue_s = _begun(batch, perf_counter())
-        steps: list[list[int]] = []
-        try:
-            while True:
-                began = perf_counter()
-                outcome = burst.step(tokens, wants)
-                committing = perf_counter()
-                assert outcome.next_tokens is not None  # noqa: S101  # of one token a row they are always told
-                tokens = outcome.next_tokens[:count, 0]
-                must_stop = bool(is_end[tokens].any())
-                if not must_stop:
-                    steps.append(tokens.tolist())
-                    room -= 1
-                    if not room or driver.is_listening():
-                        self._commit_steps(batch, steps)
-                        driver.tell()
-                        room = _room(generations)
-                times = committing - began, perf_counter() - committing
-                self._observer.batch_ran(BatchReport("step", count, count, burst.capacity, queue_s, 0.0, *times))
-                queue_s = ()
-                if must_stop:
-                    return outcome
-                if not room or driver.is_called():
-                    return None
-        finally:
-            self._commit_steps(batch, steps)
-
-    def _commit_steps(self, batch: Batch, steps: list[list[int]]) -> None:
-        """Commits what a burst has told: [steps, B] tokens, emptied."""
-        if steps:
-            for lane, token_ids in zip(batch.lanes, zip(*steps, strict=True), strict=True):
-                self.stepper.generated(lane, list(token_ids))
-            steps.clear()
+            self._fail(Batch("step", lanes, [1] * len(lanes), [], len(lanes)), error)
 
     def _commit(self, batch: Batch, outcome: Outcome | None) -> None:
         if outcome is None:
@@ -204,27 +126,3 @@ class Worker:
             for one in lanes:
                 if one is not None:
                     self.stepper.abandon(one, told)
-
-
-def _room(generations: list[GenerateJob]) -> int:
-    return min(job.room for job in generations)
-
-
-def _ends(generations: list[GenerateJob], eos_id: int | None) -> list[int]:
-    """Tokens that may end one of the generations."""
-    ends = set().union(*(job.decoding.stop_ids for job in generations))
-    return sorted(ends if eos_id is None else ends | {eos_id})
-
-
-def _begun(batch: Batch, now_s: float) -> tuple[float, ...]:
-    """How long each of the jobs that begin in a batch has waited, in seconds."""
-    waited = []
-    jobs: list[Job | None] = [lane.job for lane in batch.lanes]
-    jobs += [group.owner for group in batch.groups]
-    for job in jobs:
-        if job is not None:
-            whole = job.whole or job
-            if not whole.started:
-                whole.started = True
-                waited.append(now_s - whole.submitted_s)
-    return tuple(waited)
