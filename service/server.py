@@ -17,6 +17,7 @@ from prometheus_client import start_http_server
 
 from carousel.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from service.api.catalog import Catalog
+from service.api.domain import Domain
 from service.api.inference import Inference
 from service.api.interceptors import CallInterceptor
 from service.api.models import Models
@@ -24,6 +25,7 @@ from service.api.sessions import Sessions
 from service.engine.engine import Engine
 from service.repository.repository import Repository, scan
 from service.sessions.dispatcher import Dispatcher
+from service.sessions.frames import Frames
 from service.sessions.registry import Registry
 from service.sessions.stores.memory import MemoryStore
 from service.settings import Settings
@@ -63,8 +65,9 @@ class Server:
         store = MemoryStore()
         self._registry = Registry(store, settings.session_limits, self._telemetry)
         self._dispatcher = Dispatcher(store, settings.session_limits, self._telemetry)
+        self._frames = Frames(store, settings.session_limits, self._telemetry)
         self._health = health.aio.HealthServicer()
-        self._engines: dict[tuple[str, int], Engine] = {}
+        self._engines: dict[tuple[str, int, str], Engine] = {}
         self._inference: Inference | None = None
         self._grpc: grpc.aio.Server | None = None
         self._http: tuple[WSGIServer, Thread] | None = None
@@ -139,12 +142,14 @@ class Server:
             self._metrics.models_served.labels(problem.model, str(problem.version)).set(0)
             log.error("model.failed", model=problem.model, version=problem.version, reason=problem.reason)
         for key, bundle in repository.bundles.items():
-            telemetry = EngineTelemetry(self._metrics, bundle.model, bundle.version)
-            engine = Engine(bundle, self._settings.engine_limits, telemetry, loop, self._on_crash)
-            await asyncio.to_thread(engine.start)
-            self._engines[key] = engine
+            for variant in bundle.variants:
+                telemetry = EngineTelemetry(self._metrics, *key, variant)
+                limits = self._settings.engine_limits
+                engine = Engine(bundle, limits, telemetry, loop, self._on_crash, variant=variant)
+                await asyncio.to_thread(engine.start)
+                self._engines[*key, variant] = engine
             self._metrics.models_served.labels(bundle.model, str(bundle.version)).set(1)
-            log.info("model.loaded", model=bundle.model, version=bundle.version)
+            log.info("model.loaded", model=bundle.model, version=bundle.version, variants=list(bundle.variants))
 
     def _make_grpc(self, repository: Repository) -> grpc.aio.Server:
         settings = self._settings
@@ -162,7 +167,8 @@ class Server:
         ]
         server = grpc.aio.server(interceptors=(CallInterceptor(self._telemetry),), options=options)
         catalog = Catalog(repository, self._engines)
-        self._inference = Inference(catalog, self._registry, self._dispatcher, self._telemetry)
+        domain = Domain(catalog, self._registry, self._dispatcher, self._frames)
+        self._inference = Inference(domain, self._telemetry)
         inference_pb2_grpc.add_InferenceServicer_to_server(self._inference, server)
         sessions_pb2_grpc.add_SessionsServicer_to_server(Sessions(self._registry), server)
         models_pb2_grpc.add_ModelsServicer_to_server(Models(repository), server)

@@ -55,7 +55,9 @@ class Settings(BaseSettings):
     """Tokens in one feed."""
     max_generate_tokens: Annotated[int, Field(ge=1)] = 65_536
     """Tokens in one generation."""
-    generation_window: Annotated[int, Field(ge=1)] = 64
+    max_forks: Annotated[int, Field(ge=1, le=ROW_BUCKETS[-1])] = 64
+    """Beams of one search, and targets of one score."""
+    generation_window: Annotated[int, Field(ge=1)] = 256
     """Tokens that a generation may be ahead of what has been written to its client."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * 1024 * 1024
     """Size of one message, either way."""
@@ -64,6 +66,8 @@ class Settings(BaseSettings):
 
     max_waiting: Annotated[int, Field(ge=1)] = 16_384
     """Requests of one model that may wait for their answers."""
+    num_forks: Annotated[int, Field(ge=1)] = 1024
+    """Beams and targets of one model at once, each of which takes the memory of a session."""
     max_batch_rows: Annotated[int, Field(ge=1, le=ROW_BUCKETS[-1])] = 256
     """Sessions advanced by one run of a graph."""
     max_batch_tokens: Annotated[int, Field(ge=1)] = 256
@@ -83,6 +87,7 @@ class Settings(BaseSettings):
         """What each engine is allowed."""
         return EngineLimits(
             num_slots=self.max_sessions,
+            num_forks=max(self.num_forks, self.max_forks),
             max_waiting=self.max_waiting,
             max_batch_rows=self.max_batch_rows,
             max_batch_tokens=self.max_batch_tokens,
@@ -99,6 +104,7 @@ class Settings(BaseSettings):
             max_feed_tokens=self.max_feed_tokens,
             max_generate_tokens=self.max_generate_tokens,
             max_in_flight=self.max_in_flight,
+            max_forks=self.max_forks,
             generation_window=self.generation_window,
             max_answer_bytes=self.max_message_bytes,
             num_tombstones=self.num_tombstones,

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from export.heads import TOP_K, add_heads
 from service.repository.manifest import (
     FILE_NAME,
     Manifest,
     Parity,
+    ReadoutSpec,
     SpecialTokens,
     StateSpec,
     StepSpec,
     TensorSpec,
+    VariantSpec,
     VocabularySpec,
 )
 
@@ -33,23 +38,32 @@ def write_language_model(
     bos_id: int | None = None,
     eos_id: int | None = EOS_ID,
     seed: int = 0,
+    has_heads: bool = False,
+    variants: Mapping[str, int] = MappingProxyType({}),
 ) -> Path:
-    """Writes `repository/model/version` and returns it. One LSTM layer; states `hidden` and `cell`, [1, B, H] each."""
+    """Writes `repository/model/version` and returns it. One LSTM layer; states `hidden` and `cell`, [1, B, H] each.
+
+    has_heads: with heads and a readout; variants: by name, the seeds of other weights.
+    """
     folder = repository / model / str(version)
     folder.mkdir(parents=True)
-    onnx.save(_step_graph(np.random.default_rng(seed)), folder / "step.onnx")
     (folder / "target.txt").write_text("".join(f"t{index}\n" for index in range(VOCABULARY_SIZE)))
     state = (1, "batch", HIDDEN_SIZE)
+    step, readout = _write_graphs(folder, "", seed, has_heads=has_heads)
+    parity = Parity(tolerance=0.0, max_abs_error={}, num_rows=0)
+    others = {}
+    for name, other_seed in variants.items():
+        graphs = _write_graphs(folder, f"{name}.", other_seed, has_heads=has_heads)
+        others[name] = VariantSpec(
+            step=graphs[0], readout=graphs[1], description="other weights", parity=parity, evaluation={}
+        )
     manifest = Manifest(
         model=model,
         version=version,
         description="a random LSTM language model",
-        step=StepSpec(
-            file="step.onnx",
-            tokens=TensorSpec(name="tokens", dtype="int64", shape=("batch", "time")),
-            lengths=TensorSpec(name="lengths", dtype="int64", shape=("batch",)),
-            logits=TensorSpec(name="logits", dtype="float32", shape=("batch", "time", VOCABULARY_SIZE)),
-        ),
+        step=step,
+        readout=readout,
+        variants=others,
         states=tuple(
             StateSpec(name=n, input=TensorSpec(name=n, dtype="float32", shape=state), output=f"next_{n}")
             for n in ("hidden", "cell")
@@ -57,13 +71,50 @@ def write_language_model(
         target_vocabulary=VocabularySpec(file="target.txt", size=VOCABULARY_SIZE, tokenizer="whitespace"),
         special_tokens=SpecialTokens(bos_id=bos_id, eos_id=eos_id),
         max_tokens=20,
-        digests={f: hashlib.sha256((folder / f).read_bytes()).hexdigest() for f in ("step.onnx", "target.txt")},
+        digests={file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()},
         exported_with={"onnx": onnx.__version__},
-        parity=Parity(tolerance=0.0, max_abs_error={}, num_rows=0),
+        parity=parity,
         evaluation={},
     )
     (folder / FILE_NAME).write_text(manifest.model_dump_json())
     return folder
+
+
+def _write_graphs(folder: Path, prefix: str, seed: int, *, has_heads: bool) -> tuple[StepSpec, ReadoutSpec | None]:
+    """Writes a step graph, and with heads a readout beside it."""
+    step = StepSpec(
+        file=f"{prefix}step.onnx",
+        tokens=TensorSpec(name="tokens", dtype="int64", shape=("batch", "time")),
+        lengths=TensorSpec(name="lengths", dtype="int64", shape=("batch",)),
+        logits=TensorSpec(name="logits", dtype="float32", shape=("batch", "time", VOCABULARY_SIZE)),
+    )
+    model = _step_graph(np.random.default_rng(seed))
+    readout = None
+    if has_heads:
+        projection = next(one for one in model.graph.initializer if one.name == "projection")
+        onnx.save(_readout_graph(projection), folder / f"{prefix}readout.onnx")
+        logits = TensorSpec(name="logits", dtype="float32", shape=("batch", VOCABULARY_SIZE))
+        readout = ReadoutSpec(file=f"{prefix}readout.onnx", states=("hidden",), logits=logits)
+        next_token = TensorSpec(name="next_token", dtype="int64", shape=("batch", "time"))
+        step = step.model_copy(update={"next_token": next_token, "top_k": TOP_K})
+        add_heads(model, step)
+    onnx.save(model, folder / step.file)
+    return step, readout
+
+
+def _readout_graph(projection: TensorProto) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Squeeze", ["hidden", "zero"], ["outputs"]),
+        helper.make_node("MatMul", ["outputs", "projection"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "readout",
+        [helper.make_tensor_value_info("hidden", TensorProto.FLOAT, [1, "batch", HIDDEN_SIZE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", VOCABULARY_SIZE])],
+        [projection, numpy_helper.from_array(np.array([0], np.int64), "zero")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
 
 
 def _step_graph(generator: np.random.Generator) -> onnx.ModelProto:

@@ -15,12 +15,13 @@ SHIPPED = Path(__file__).parent.parent / "model_repository"
 
 @pytest.fixture(scope="session")
 def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of random language models: `tiny-lm`, `tiny-bos` that has a start token, and `tiny-endless` that has
-    one and no end token."""
+    """A repository of random language models: `tiny-lm`, `tiny-bos` that has a start token, `tiny-endless` that has one
+    and no end token, and `tiny-heads`, as `tiny-bos` but with heads, a readout, and a variant `other`."""
     folder = tmp_path_factory.mktemp("repository")
     write_language_model(folder)
     write_language_model(folder, model="tiny-bos", bos_id=1, seed=1)
     write_language_model(folder, model="tiny-endless", bos_id=1, eos_id=None, seed=2)
+    write_language_model(folder, model="tiny-heads", bos_id=1, seed=1, has_heads=True, variants={"other": 3})
     return folder
 
 

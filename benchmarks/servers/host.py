@@ -22,6 +22,7 @@ async def serve(stream: Callable[[Any, Context], Awaitable[None]]) -> None:
 
         Stream = staticmethod(stream)  # type: ignore[assignment]
         Generate = None  # type: ignore[assignment]  # nobody asks
+        Score = None  # type: ignore[assignment]  # likewise
 
     server = grpc.aio.server()
     inference_pb2_grpc.add_InferenceServicer_to_server(Servicer(), server)

@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 
 from service.engine.jobs import OutputKind, OutputSpec
+from service.repository.manifest import BASE_VARIANT
 from service.server import Server
 from service.sessions.session import Served, Session
 from service.settings import Settings
@@ -44,7 +45,7 @@ async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) 
     )
     server = Server(settings)
     addresses = await server.start()
-    registry, engine = server._registry, server._engines[model, 1]
+    registry, engine = server._registry, server._engines[model, 1, BASE_VARIANT]
     bundle = next(b for b in _bundles(server) if b.bundle.model == model)
     gc.collect()
     before = resident_bytes()
@@ -71,7 +72,7 @@ async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) 
 
 def _bundles(server: Server) -> list[Served]:
     inference = server._inference
-    return [] if inference is None else list(inference._catalog._served.values())
+    return [] if inference is None else list(inference._domain.catalog._served.values())
 
 
 def main() -> None:

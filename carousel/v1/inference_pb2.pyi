@@ -948,8 +948,8 @@ class Generated(_message.Message):
 
     @_builtins.property
     def hypotheses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hypothesis]:
-        """For a beam search, what was found, the best first: `tokens` are its, and the session stands after them. Empty when
-        the model gave no token a probability.
+        """For a beam search, what was found, the best first: `tokens` are its, and the session stands after them. Empty,
+        and the reason FINISH_REASON_EOS, when the model gave no token a probability.
         """
 
     def __init__(

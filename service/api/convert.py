@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import fsum
+
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2, sessions_pb2
-from service.engine.decoding import Decoding, FinishReason, Sampling
+from service.engine.beam import Hypothesis
+from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import StepOutput
 from service.errors import EmptySequenceError, InvalidFieldError
@@ -103,7 +107,21 @@ def decoding(message: pb.Decoding, vocabulary: Vocabulary, default_max_tokens: i
         message.repetition_penalty if message.HasField("repetition_penalty") else 1.0,
         message.min_tokens,
         frozenset(stop_ids),
+        _beam(message.beam_search) if message.HasField("beam_search") else None,
     )
+
+
+def _beam(message: pb.BeamSearch) -> Beam:
+    return Beam(
+        message.beam_size,
+        message.length_penalty if message.HasField("length_penalty") else 1.0,
+        message.num_best if message.HasField("num_best") else 1,
+    )
+
+
+def targets(message: Iterable[pb.Sequence], vocabulary: Vocabulary, *, field: str) -> list[list[int]]:
+    """The ids of each of the targets of a score. Raises as `sequence_ids`."""
+    return [sequence_ids(one, vocabulary, field=f"{field}[{at}]") for at, one in enumerate(message)]
 
 
 def source_tokens(ids: list[int], vocabulary: Vocabulary) -> list[pb.Token]:
@@ -120,6 +138,30 @@ def step_output(output: StepOutput, names: tuple[str, ...]) -> pb.StepOutput:
     tokens = [pb.Token(id=token_id, text=names[token_id]) for token_id in output.token_ids]
     logits = None if output.logits is None else output.logits.tolist()
     return pb.StepOutput(position=output.position, tokens=tokens, logits=logits)
+
+
+def found(hypotheses: list[Hypothesis], names: tuple[str, ...]) -> pb.Generated:
+    """What a beam search has found: the first of the hypotheses is what was generated."""
+    messages = []
+    for hypothesis in hypotheses:
+        pairs = zip(hypothesis.tokens, hypothesis.log_probabilities, strict=False)  # the token that ended it comes last
+        messages.append(
+            pb.Hypothesis(
+                tokens=[pb.Token(id=token, text=names[token], log_probability=p) for token, p in pairs],
+                score=hypothesis.score,
+                log_probability=hypothesis.log_probability,
+                finish_reason=_FINISH_REASONS[hypothesis.finish_reason],
+            )
+        )
+    if not messages:
+        return pb.Generated(finish_reason=pb.FINISH_REASON_EOS)
+    best = messages[0]
+    return pb.Generated(tokens=best.tokens, finish_reason=best.finish_reason, hypotheses=messages)
+
+
+def target_scores(scores: list[list[float]]) -> list[pb.TargetScore]:
+    """How likely targets are, given the log-probabilities of their tokens."""
+    return [pb.TargetScore(log_probability=fsum(ps), log_probabilities=ps) for ps in scores]
 
 
 def finish_reason(reason: FinishReason | None) -> pb.FinishReason.ValueType:
@@ -139,6 +181,7 @@ def session_info(session: Session, monotonic_now_s: float, now_s: float) -> sess
         session_id=session.id,
         model=bundle.model,
         version=bundle.version,
+        variant=session.served.variant,
         position=session.position,
         state=_STATES[session.state],
     )
@@ -153,6 +196,7 @@ def model_info(bundle: Bundle) -> models_pb2.ModelInfo:
     return models_pb2.ModelInfo(
         model=manifest.model,
         version=manifest.version,
+        variants=list(bundle.variants),
         description=manifest.description,
         status=models_pb2.MODEL_STATUS_SERVING,
         has_encoder=manifest.encoder is not None,

@@ -10,13 +10,12 @@ import grpc
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
 from service.api import convert
-from service.api.catalog import Catalog
-from service.api.generation import Generation
+from service.api.domain import Domain
+from service.api.one_shot import OneShot
 from service.api.outbox import Item, Outbox
 from service.api.stream import Stream
 from service.observer import ApiObserver
-from service.sessions.dispatcher import Dispatcher
-from service.sessions.registry import Registry
+from service.sessions.session import Served, Session
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _OUTBOX_LIMIT = 256
@@ -25,10 +24,8 @@ _OUTBOX_LIMIT = 256
 class Inference(inference_pb2_grpc.InferenceServicer):
     """Runs models over sessions."""
 
-    def __init__(self, catalog: Catalog, registry: Registry, dispatcher: Dispatcher, observer: ApiObserver) -> None:
-        self._catalog = catalog
-        self._registry = registry
-        self._dispatcher = dispatcher
+    def __init__(self, domain: Domain, observer: ApiObserver) -> None:
+        self._domain = domain
         self._observer = observer
         self._streams: set[Stream] = set()
 
@@ -42,7 +39,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def Stream(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """Many requests of many sessions, for as long as the client stays."""
         outbox: Outbox[pb.StreamResponse] = Outbox(_OUTBOX_LIMIT)
-        stream = Stream(self._catalog, self._registry, self._dispatcher, self._observer, outbox)
+        stream = Stream(self._domain, self._observer, outbox)
         self._streams.add(stream)
         try:
             async with asyncio.TaskGroup() as group:
@@ -55,23 +52,45 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """One generation in a session of its own."""
-        served = self._catalog.find(request.model, request.version)
-        bundle = served.bundle
-        source = convert.source_ids(request.source, bundle) if request.HasField("source") else None
-        prompt = None
-        if request.HasField("prompt"):
-            prompt = convert.sequence_ids(request.prompt, bundle.target_vocabulary, field="prompt")
+        served = self._domain.catalog.find(request.model, request.version, request.variant)
         decoding = convert.decoding(
-            request.decoding, bundle.target_vocabulary, bundle.manifest.max_tokens, field="decoding"
+            request.decoding, served.bundle.target_vocabulary, served.bundle.manifest.max_tokens, field="decoding"
         )
-        outbox: Outbox[pb.GenerateResponse] = Outbox(_OUTBOX_LIMIT)
-        generation = Generation(self._registry, self._dispatcher, outbox)
+        outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse] = Outbox(_OUTBOX_LIMIT)
+        call = OneShot(self._domain, outbox)
         try:
-            generation.start(served, source, prompt, decoding)
+            call.generate(_open(call, served, request), decoding)
             await _write(outbox, context)
-            generation.raise_failure()
+            call.raise_failure()
         finally:
-            generation.end()
+            call.end()
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        """How likely targets are, in a session of its own."""
+        served = self._domain.catalog.find(request.model, request.version, request.variant)
+        targets = convert.targets(request.targets, served.bundle.target_vocabulary, field="targets")
+        outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse] = Outbox(_OUTBOX_LIMIT)
+        call = OneShot(self._domain, outbox)
+        try:
+            call.score(_open(call, served, request), targets, with_end=request.with_end)
+            taken = await outbox.next()
+            call.raise_failure()
+            assert taken is not None  # noqa: S101  # closed without a response only by a failure
+            response = taken[0]
+            assert isinstance(response, pb.ScoreResponse)  # noqa: S101  # a score was asked for
+            return response
+        finally:
+            call.end()
+
+
+def _open(call: OneShot, served: Served, request: pb.GenerateRequest | pb.ScoreRequest) -> Session:
+    """Opens the session of a call, with the source and the prompt that its request has."""
+    bundle = served.bundle
+    source = convert.source_ids(request.source, bundle) if request.HasField("source") else None
+    prompt = None
+    if request.HasField("prompt"):
+        prompt = convert.sequence_ids(request.prompt, bundle.target_vocabulary, field="prompt")
+    return call.open(served, source, prompt)
 
 
 async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Context) -> None:

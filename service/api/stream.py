@@ -13,20 +13,19 @@ from __future__ import annotations
 from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import convert
-from service.api.catalog import Catalog
+from service.api import answers, convert
+from service.api.domain import Domain
+from service.api.frames import StreamFrames
 from service.api.outbox import Outbox
 from service.api.part import Part, Parted
-from service.api.status import TABLE, to_message
+from service.api.status import TABLE
 from service.engine.jobs import GenerateJob
-from service.engine.results import Encoded, Failed, Fed, Generated, Result
+from service.engine.results import Encoded, Failed, Fed, Generated, Result, Scored, Searched
 from service.errors import CarouselError, InvalidFieldError, SessionAlreadyOpenError, SessionNotOpenError
 from service.observer import ApiObserver
-from service.sessions.dispatcher import Dispatcher
-from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, Request, Session
 
-_REQUESTS = ("open", "feed", "generate", "cancel", "close")
+_REQUESTS = ("open", "feed", "generate", "score", "step_batch", "cancel", "close")
 
 
 class Stream:
@@ -34,18 +33,17 @@ class Stream:
 
     def __init__(
         self,
-        catalog: Catalog,
-        registry: Registry,
-        dispatcher: Dispatcher,
+        domain: Domain,
         observer: ApiObserver,
         outbox: Outbox[pb.StreamResponse],
     ) -> None:
-        self._catalog = catalog
-        self._registry = registry
-        self._dispatcher = dispatcher
+        self._catalog = domain.catalog
+        self._registry = domain.registry
+        self._dispatcher = domain.dispatcher
         self._observer = observer
         self._outbox = outbox
         self._sessions: dict[str, Session] = {}
+        self._frames = StreamFrames(domain.frames, self._answer)
         self._generations: dict[Request, Parted] = {}
         self._num_unanswered = 0
         self._is_last_read = False
@@ -53,6 +51,8 @@ class Stream:
             "open": self._open,
             "feed": self._feed,
             "generate": self._generate,
+            "score": self._score,
+            "step_batch": self._step_batch,
             "cancel": self._cancel,
             "close": self._close,
         }
@@ -89,7 +89,7 @@ class Stream:
                 session_id=known.id,
                 position=known.position,
             )
-        served = self._catalog.find(message.model, message.version)
+        served = self._catalog.find(message.model, message.version, message.variant)
         source = convert.source_ids(message.source, served.bundle) if message.HasField("source") else None
         outputs = None
         if message.HasField("outputs"):
@@ -109,6 +109,8 @@ class Stream:
             self._num_unanswered -= 1
             raise
         self._sessions[session.id] = session
+        if not session.handle:
+            self._frames.add(session)
 
     def _feed(self, request: pb.StreamRequest) -> None:
         message = request.feed
@@ -132,9 +134,22 @@ class Stream:
         decoding = convert.decoding(
             message.decoding, bundle.target_vocabulary, bundle.manifest.max_tokens, field="generate.decoding"
         )
+        position = message.position if message.HasField("position") else None
+        if decoding.beam is not None:
+            self._dispatcher.search(
+                session,
+                position,
+                decoding,
+                decoding.beam,
+                request_id=request.request_id,
+                reply=self._on_searched,
+                field="generate.decoding",
+            )
+            self._num_unanswered += 1
+            return
         job = self._dispatcher.generate(
             session,
-            message.position if message.HasField("position") else None,
+            position,
             decoding,
             request_id=request.request_id,
             reply=self._on_generated,
@@ -143,18 +158,33 @@ class Stream:
         self._generations[job.tag] = Parted(job)
         self._num_unanswered += 1
 
+    def _score(self, request: pb.StreamRequest) -> None:
+        message = request.score
+        session = self._session(request, "score")
+        self._dispatcher.score(
+            session,
+            message.position if message.HasField("position") else None,
+            convert.targets(message.targets, session.served.bundle.target_vocabulary, field="score.targets"),
+            with_end=message.with_end,
+            request_id=request.request_id,
+            reply=self._on_scored,
+            field="score.",
+        )
+        self._num_unanswered += 1
+
+    def _step_batch(self, request: pb.StreamRequest) -> None:
+        self._num_unanswered += 1  # before: a frame none of whose sessions can take part is answered at once
+        try:
+            self._frames.step(request)
+        except CarouselError:
+            self._num_unanswered -= 1
+            raise
+
     def _cancel(self, request: pb.StreamRequest) -> None:
         session = self._session(request, "cancel")
 
         def cancelled(count: int) -> None:
-            self._answer(
-                pb.StreamResponse(
-                    request_id=request.request_id,
-                    session_id=session.id,
-                    position=session.position,
-                    cancelled=pb.Cancelled(request_count=count),
-                )
-            )
+            self._answer(answers.cancelled(request.request_id, session, count))
 
         self._dispatcher.cancel(session, cancelled)
         self._num_unanswered += 1
@@ -163,10 +193,10 @@ class Stream:
         session = self._session(request, "close")
 
         def closed() -> None:
-            self._answer(self._closed(request.request_id, session, CloseReason.CLIENT))
+            self._answer(answers.closed(request.request_id, session, CloseReason.CLIENT))
 
         self._num_unanswered += 1
-        del self._sessions[session.id]
+        self._forget(session)
         self._registry.close(session, CloseReason.CLIENT, notify=False, then=closed)
 
     def _session(self, request: pb.StreamRequest, kind: str) -> Session:
@@ -193,36 +223,38 @@ class Stream:
             return next(iter(self._sessions.values()))
         return self._sessions.get(request.session_id)
 
+    def _forget(self, session: Session) -> None:
+        del self._sessions[session.id]
+        self._frames.remove(session)
+
     def _on_opened(self, source: list[int] | None, request: Request, result: Result) -> None:
         session = request.session
-        if isinstance(result, Failed):
-            self._sessions.pop(session.id, None)
-            self._failed(request, result)
+        if isinstance(result, Encoded | Fed):
+            if not session.handle:
+                self._frames.add(session)  # a session that needs no run is open before `open` has it
+            self._answer(answers.opened(request, result, source))
             return
-        bundle = session.served.bundle
-        opened = pb.Opened(model=bundle.model, version=bundle.version)
-        if source is not None and bundle.source_vocabulary is not None:
-            opened.source.extend(convert.source_tokens(source, bundle.source_vocabulary))
-        if isinstance(result, Fed):
-            opened.output.CopyFrom(convert.step_output(result.outputs[0], bundle.target_vocabulary.names))
-        self._answer(pb.StreamResponse(request_id=request.request_id, session_id=session.id, opened=opened))
+        if session.id in self._sessions:
+            self._forget(session)
+        self._failed(request, result)
 
     def _on_fed(self, request: Request, result: Result) -> None:
-        if not isinstance(result, Fed):
+        if isinstance(result, Fed):
+            self._answer(answers.fed(request, result))
+        else:
             self._failed(request, result)
-            return
-        names = request.session.served.bundle.target_vocabulary.names
-        self._answer(
-            pb.StreamResponse(
-                request_id=request.request_id,
-                session_id=request.session.id,
-                position=result.position,
-                fed=pb.Fed(
-                    outputs=[convert.step_output(output, names) for output in result.outputs],
-                    replayed=request.replayed,
-                ),
-            )
-        )
+
+    def _on_searched(self, request: Request, result: Result) -> None:
+        if isinstance(result, Searched):
+            self._answer(answers.found(request, result))
+        else:
+            self._failed(request, result)
+
+    def _on_scored(self, request: Request, result: Result) -> None:
+        if isinstance(result, Scored):
+            self._answer(answers.scored(request, result))
+        else:
+            self._failed(request, result)
 
     def _on_generated(self, request: Request, result: Result) -> None:
         if not isinstance(result, Generated):
@@ -255,16 +287,9 @@ class Stream:
 
     def _on_closed(self, session: Session, reason: CloseReason) -> None:
         """Somebody else has closed a session of ours."""
-        if self._sessions.pop(session.id, None) is not None:
-            self._outbox.put(self._closed(0, session, reason))
-
-    def _closed(self, request_id: int, session: Session, reason: CloseReason) -> pb.StreamResponse:
-        return pb.StreamResponse(
-            request_id=request_id,
-            session_id=session.id,
-            position=session.position,
-            closed=pb.Closed(reason=convert.close_reason(reason)),
-        )
+        if session.id in self._sessions:
+            self._forget(session)
+            self._outbox.put(answers.closed(0, session, reason))
 
     def _failed(self, request: Request, result: Result | Encoded) -> None:
         assert isinstance(result, Failed)  # noqa: S101  # the callers have looked at every other result
@@ -276,14 +301,7 @@ class Stream:
         row = TABLE[type(error)]
         model = session.served.bundle.model if session is not None else ""
         self._observer.request_failed(model, row.code.name, row.reason)
-        self._outbox.put(
-            pb.StreamResponse(
-                request_id=request_id,
-                session_id=session_id,
-                position=session.position if session is not None else 0,
-                error=to_message(error),
-            )
-        )
+        self._outbox.put(answers.refused(request_id, session_id, session, error))
 
     def _answer(self, response: pb.StreamResponse) -> None:
         self._outbox.put(response)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from service.engine.sampling import (
 )
 
 __all__ = [
+    "Beam",
     "Choice",
     "Decoding",
     "FinishReason",
@@ -62,13 +64,22 @@ class FinishReason(Enum):
     MAX_TOKENS = "max_tokens"
 
 
+class Beam(NamedTuple):
+    """Search for the likeliest sequences. beam_size: 1 or more, followed at once; length_penalty: -10 to 10; num_best:
+    how many are wanted, 1 to beam_size."""
+
+    beam_size: int
+    length_penalty: float = 1.0
+    num_best: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class Decoding:
     """How a generation chooses tokens.
 
-    sampling: None is greedy. log_probabilities: report each token's. repetition_penalty > 0: 1 is none. min_tokens: 0
-    to max_tokens, how many are generated before the end token or a stop token may be chosen. stop_ids: tokens, 0 to
-    V - 1, that end the generation as the end token does.
+    sampling: None is greedy. beam: search instead; excludes sampling and repetition_penalty. log_probabilities: report
+    each token's. repetition_penalty > 0: 1 is none. min_tokens: 0 to max_tokens, how many are generated before the end
+    token or a stop token may be chosen. stop_ids: tokens, 0 to V - 1, that end the generation as the end token does.
     """
 
     max_tokens: int
@@ -77,6 +88,7 @@ class Decoding:
     repetition_penalty: float = 1.0
     min_tokens: int = 0
     stop_ids: frozenset[int] = frozenset()
+    beam: Beam | None = None
     is_plain: bool = field(init=False, repr=False, compare=False)
     """Whether its choice is always the argmax of the logits: stored, since every row of every batch is asked."""
 

@@ -14,9 +14,6 @@ bits. Rules:
    who drives.
 3. The event loop's side, `open`, `submit`, `cancel`, `close`, `grant`, only ever appends to the inbox.
 
-What a batch gave is put into the outgoing queue, and the event loop called unless it has been and has not come yet:
-what comes together meanwhile is answered together.
-
 Nothing here knows sessions, gRPC, or asyncio beyond the loop's `call_soon` and `call_soon_threadsafe`.
 """
 
@@ -27,14 +24,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from math import inf
 from queue import SimpleQueue
 from time import perf_counter
 
 from service.engine.arena import Arena, Slot
 from service.engine.jobs import NO_TOKENS, FrameJob, GenerateJob, Job, Lane, ScoreJob, SearchJob
 from service.engine.limits import EngineLimits, EngineStatistics
-from service.engine.results import Generated, Result, Stepped
+from service.engine.outgoing import Outgoing, goes_on
 from service.engine.scheduler import Batch
 from service.engine.worker import Worker
 from service.errors import QueueFullError, RequestCancelledError, TooManySessionsError
@@ -42,8 +38,6 @@ from service.observer import EngineObserver
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
 
-_REST = 2.0
-"""How long a burst's tokens wait before more are delivered, over what delivering the last ones took."""
 _LONE_STREAK = 16
 """Feeds in a row by one lane after which it is taken to be alone."""
 
@@ -73,9 +67,7 @@ class Engine:
         self._stepper = self._worker.stepper
         self._inbox: deque[Callable[[], None]] = deque()
         self._after: list[Callable[[], None]] = []
-        self._outgoing: deque[tuple[list[tuple[Job, Result | Stepped]], list[Callable[[], None]]]] = deque()
-        self._is_delivery_due = False
-        self._listens_at_s = 0.0
+        self._outgoing = Outgoing(loop, self._ended)
         self._num_waiting = 0
         self._num_forks = 0
         self._num_inline = 0
@@ -209,18 +201,16 @@ class Engine:
 
     def is_listening(self) -> bool:
         """See `worker.Driver`."""
-        return not self._is_delivery_due and perf_counter() >= self._listens_at_s
+        return self._outgoing.is_listening()
 
     def tell(self) -> None:
         """See `worker.Driver`: passes on what came of jobs, from the engine's thread to the event loop.
 
         Tokens of generations that go on wait until it listens.
         """
-        if self.is_listening() or self._after or not all(map(_goes_on, self._stepper.results)):
+        if self.is_listening() or self._after or not all(map(goes_on, self._stepper.results)):
             self._gather()
-        if self._outgoing and not self._is_delivery_due:
-            self._is_delivery_due = True
-            self._loop.call_soon_threadsafe(self._deliver)
+        self._outgoing.call()
 
     def _admit(self, jobs: tuple[Job, ...]) -> None:
         if self._num_waiting + len(jobs) > self._limits.max_waiting:
@@ -255,7 +245,7 @@ class Engine:
             if batch is not None and not self._worker.is_small(batch):
                 self._is_thread_driving = True
                 self._gather()
-                self._deliver()
+                self._outgoing.deliver()
                 self._handed_over.put(batch)
                 return
             if batch is not None:
@@ -265,7 +255,7 @@ class Engine:
             self._on_crash(error)
             raise
         self._gather()
-        self._deliver()
+        self._outgoing.deliver()
         if (len(self._scheduler) or self._inbox) and not self._is_pump_due:
             self._is_pump_due = True
             self._loop.call_soon(self._pump)
@@ -289,7 +279,7 @@ class Engine:
 
     def _take_back(self) -> None:
         self._is_thread_driving = False
-        self._deliver()
+        self._outgoing.deliver()
         if len(self._scheduler) or self._inbox:
             self._pump()
 
@@ -302,42 +292,13 @@ class Engine:
     def _gather(self) -> None:
         """Puts the answers that wait, and what is to be called after them, into the outgoing queue."""
         if self._stepper.results or self._after:
-            self._outgoing.append((self._stepper.results, self._after))
+            self._outgoing.put(self._stepper.results, self._after)
             self._stepper.results, self._after = [], []
 
-    def _deliver(self) -> None:
-        """Answers on the event loop. One answer's failure is reported and takes no other down."""
-        self._is_delivery_due = False  # first: what is put in from here on is delivered here, or by another call
-        began, is_any, goes_on = perf_counter(), False, False
-        while self._outgoing:
-            results, after = self._outgoing.popleft()
-            is_any = is_any or bool(results)
-            for job, result in results:
-                if _goes_on((job, result)):
-                    goes_on = True
-                else:
-                    self._num_waiting -= 1
-                    if isinstance(job, SearchJob | ScoreJob):
-                        self._num_forks -= len(job.slots)
-                try:
-                    job.reply(job, result)
-                except Exception as error:  # a bug at the edge must not cost a neighbour its answer
-                    self._loop.call_exception_handler({"message": "answering a request failed", "exception": error})
-            for call in after:
-                call()
-        if is_any:
-            self._observer.queue_changed(self._num_waiting)
-        if goes_on:
-            self._listens_at_s = inf
-            self._loop.call_soon(self._rest, began)
-
-    def _rest(self, began_s: float) -> None:
-        """Tokens that were delivered are being written. A burst's next ones shall wait for as long again, so that a
-        half of the event loop is left for others, and what is told meanwhile leaves together."""
-        now_s = perf_counter()
-        self._listens_at_s = now_s + _REST * (now_s - began_s)
-
-
-def _goes_on(answered: tuple[Job, Result | Stepped]) -> bool:
-    """Whether a result is of a generation that goes on."""
-    return isinstance(answered[1], Generated) and answered[1].finish_reason is None
+    def _ended(self, jobs: list[Job]) -> None:
+        """Jobs were answered for good."""
+        self._num_waiting -= len(jobs)
+        for job in jobs:
+            if isinstance(job, SearchJob | ScoreJob):
+                self._num_forks -= len(job.slots)
+        self._observer.queue_changed(self._num_waiting)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 
-from service.engine.decoding import Decoding, Sampling
+from service.engine.decoding import Beam, Decoding, Sampling
 from service.engine.jobs import OutputKind, OutputSpec
 from service.errors import EmptySequenceError, InvalidFieldError, SequenceTooLongError
 
@@ -62,7 +62,17 @@ def _answer_bytes(kind: OutputKind, top_k: int, vocabulary_size: int) -> int:
     return _TOKEN_BYTES if kind is OutputKind.NEXT_TOKEN else 0
 
 
-def check_decoding(decoding: Decoding, *, vocabulary_size: int, max_tokens: int, field: str) -> None:
+def check_forks(count: int, limit: int, *, field: str) -> None:
+    """Raises EmptySequenceError for no target, SequenceTooLongError for more than `limit`."""
+    if count == 0:
+        raise EmptySequenceError(f"{field} is empty: it must have 1 target or more", field=field)
+    if count > limit:
+        raise SequenceTooLongError(f"{field} has {count} targets, the limit is {limit}", field=field, limit=limit)
+
+
+def check_decoding(
+    decoding: Decoding, *, vocabulary_size: int, max_tokens: int, max_beam_size: int, field: str
+) -> None:
     """Raises InvalidFieldError naming the parameter that is out of its range."""
     if not 1 <= decoding.max_tokens <= max_tokens:
         raise InvalidFieldError(
@@ -80,6 +90,8 @@ def check_decoding(decoding: Decoding, *, vocabulary_size: int, max_tokens: int,
         )
     if decoding.sampling is not None:
         _check_sampling(decoding.sampling, vocabulary_size, f"{field}.sampling")
+    if decoding.beam is not None:
+        _check_beam(decoding, decoding.beam, max_beam_size, field)
 
 
 def _check_sampling(sampling: Sampling, vocabulary_size: int, field: str) -> None:
@@ -97,3 +109,23 @@ def _check_sampling(sampling: Sampling, vocabulary_size: int, field: str) -> Non
         raise InvalidFieldError(
             f"{field}.top_p = {sampling.top_p:g} must be above 0 and at most 1", field=f"{field}.top_p"
         )
+
+
+def _check_beam(decoding: Decoding, beam: Beam, limit: int, field: str) -> None:
+    within = f"{field}.beam_search"
+    if not 1 <= beam.beam_size <= limit:
+        raise InvalidFieldError(
+            f"{within}.beam_size = {beam.beam_size} must be 1 to {limit}", field=f"{within}.beam_size"
+        )
+    if not 1 <= beam.num_best <= beam.beam_size:
+        raise InvalidFieldError(
+            f"{within}.num_best = {beam.num_best} must be 1 to beam_size, {beam.beam_size}", field=f"{within}.num_best"
+        )
+    if not -10.0 <= beam.length_penalty <= 10.0:  # NaN is not
+        raise InvalidFieldError(
+            f"{within}.length_penalty = {beam.length_penalty:g} must be -10 to 10", field=f"{within}.length_penalty"
+        )
+    if decoding.sampling is not None:
+        raise InvalidFieldError(f"{within} and {field}.sampling are both given: give one", field=within)
+    if decoding.repetition_penalty != 1.0:
+        raise InvalidFieldError(f"{within} and {field}.repetition_penalty are both given: give one", field=within)

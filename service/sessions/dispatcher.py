@@ -1,4 +1,4 @@
-"""What open sessions do: feeds, generations, cancellation.
+"""What open sessions do: feeds, generations, scores, cancellation.
 
 It checks a request against its session and its model, hands the engine one job, and brings the answer back. A refused
 request changes nothing. Event loop only; times come from the injected clock.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from service.engine.decoding import Decoding
-from service.engine.jobs import FeedJob, GenerateJob, Job, OutputSpec
-from service.engine.results import Fed, Generated, Result
-from service.errors import QueueFullError, position_mismatch
+from service.engine.beam import BeamSearch
+from service.engine.decoding import Beam, Decoding
+from service.engine.jobs import FeedJob, GenerateJob, Job, OutputSpec, ScoreJob, SearchJob
+from service.engine.results import Fed, Generated, Result, Scored, Searched
+from service.errors import InvalidFieldError, QueueFullError, position_mismatch
 from service.observer import SessionObserver
-from service.sessions.checks import check_decoding, check_length, check_outputs
+from service.sessions.checks import check_decoding, check_forks, check_length, check_outputs
 from service.sessions.limits import SessionLimits
 from service.sessions.session import Event, LastFeed, Reply, Request, Session, State
 from service.sessions.stores.base import SessionStore
@@ -78,18 +79,12 @@ class Dispatcher:
     def generate(
         self, session: Session, position: int | None, decoding: Decoding, *, request_id: int, reply: Reply, field: str
     ) -> GenerateJob:
-        """Starts a generation and returns its job, for `granted`. `reply` is called for every token and for the end.
+        """Starts a generation and returns its job, for `granted`. `reply` is called for every few tokens and for the
+        end. decoding: without a beam.
 
         Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError.
         """
-        following = session.after(Event.GENERATE)
-        check_decoding(
-            decoding,
-            vocabulary_size=session.served.bundle.manifest.target_vocabulary.size,
-            max_tokens=self.limits.max_generate_tokens,
-            field=field,
-        )
-        self._check_turn(session, "generate.position", position)
+        following = self._check_generate(session, position, decoding, field)
         request = Request(session, request_id, reply, self._clock())
         job = GenerateJob(
             reply=self._on_generated,
@@ -103,6 +98,78 @@ class Dispatcher:
         self._admitted(session, following, request.began_s)
         return job
 
+    def search(
+        self,
+        session: Session,
+        position: int | None,
+        decoding: Decoding,
+        beam: Beam,
+        *,
+        request_id: int,
+        reply: Reply,
+        field: str,
+    ) -> None:
+        """Starts a beam search. `reply` is called once, when the session has consumed the best that was found.
+
+        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError.
+        """
+        following = self._check_generate(session, position, decoding, field)
+        engine = session.served.engine
+        search = BeamSearch(
+            beam.beam_size,
+            decoding.max_tokens,
+            session.served.bundle.manifest.special_tokens.eos_id,
+            stop_ids=decoding.stop_ids,
+            min_tokens=decoding.min_tokens,
+            length_penalty=beam.length_penalty,
+            num_best=beam.num_best,
+        )
+        request = Request(session, request_id, reply, self._clock())
+        slots = engine.fork(beam.beam_size)
+        job = SearchJob(reply=self._on_searched, tag=request, start=position, search=search, slots=slots)
+        engine.submit(session.lane, job)
+        session.last_feed = None
+        self._admitted(session, following, request.began_s)
+
+    def score(
+        self,
+        session: Session,
+        position: int | None,
+        targets: list[list[int]],
+        *,
+        with_end: bool,
+        request_id: int,
+        reply: Reply,
+        field: str,
+    ) -> None:
+        """Tells how likely targets are from where the session is, each after itself by the end token if `with_end`.
+
+        field: the request's, of which `targets` is one. Raises InvalidFieldError, PositionMismatchError,
+        IllegalRequestError, QueueFullError.
+        """
+        following = session.after(Event.SCORE)
+        check_forks(len(targets), self.limits.max_forks, field=f"{field}targets")
+        for at, target in enumerate(targets):
+            check_length(len(target), self.limits.max_feed_tokens, field=f"{field}targets[{at}]")
+        check_length(sum(map(len, targets)), self.limits.max_feed_tokens, field=f"{field}targets")
+        if with_end:
+            eos_id = session.served.bundle.manifest.special_tokens.eos_id
+            if eos_id is None:
+                model = session.served.bundle.model
+                raise InvalidFieldError(
+                    f"{field}with_end must not be set: {model} has no end token", field=f"{field}with_end"
+                )
+            targets = [[*target, eos_id] for target in targets]
+        self._check_turn(session, "score.position", position)
+        request = Request(session, request_id, reply, self._clock(), sum(map(len, targets)))
+        engine = session.served.engine
+        slots = engine.fork(len(targets))
+        engine.submit(
+            session.lane,
+            ScoreJob(reply=self._on_scored, tag=request, start=position, targets=targets, slots=slots),
+        )
+        self._admitted(session, following, request.began_s)
+
     def cancel(self, session: Session, then: Callable[[int], None]) -> None:
         """Ends the session's work in flight at a token boundary.
 
@@ -113,6 +180,19 @@ class Dispatcher:
     def granted(self, session: Session, job: GenerateJob, num_tokens: int) -> None:
         """Tells that `num_tokens` of a generation have been written to the client, so that it may go on."""
         session.served.engine.grant(session.lane, job, num_tokens)
+
+    def _check_generate(self, session: Session, position: int | None, decoding: Decoding, field: str) -> State:
+        """Refuses a generation that cannot be next, or not so. Returns the state that follows."""
+        following = session.after(Event.GENERATE)
+        check_decoding(
+            decoding,
+            vocabulary_size=session.served.bundle.manifest.target_vocabulary.size,
+            max_tokens=self.limits.max_generate_tokens,
+            max_beam_size=self.limits.max_forks,
+            field=field,
+        )
+        self._check_turn(session, "generate.position", position)
+        return following
 
     def _check_turn(self, session: Session, field: str, position: int | None) -> None:
         """Refuses what cannot be next. While work is in flight the engine, which knows when it ends, is the judge."""
@@ -159,6 +239,21 @@ class Dispatcher:
             self._ended(request.session, result)
             if isinstance(result, Generated):
                 self._answered(request, "generate")
+        request.reply(request, result)
+
+    def _on_searched(self, job: Job, result: Result) -> None:
+        request: Request = job.tag
+        self._ended(request.session, result)
+        if isinstance(result, Searched):
+            request.num_tokens = len(result.hypotheses[0].tokens) if result.hypotheses else 0
+            self._answered(request, "generate")
+        request.reply(request, result)
+
+    def _on_scored(self, job: Job, result: Result) -> None:
+        request: Request = job.tag
+        self._ended(request.session, result)
+        if isinstance(result, Scored):
+            self._answered(request, "score")
         request.reply(request, result)
 
     def _ended(self, session: Session, result: Result) -> None:

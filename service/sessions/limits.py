@@ -9,14 +9,15 @@ from dataclasses import dataclass
 class SessionLimits:
     """max_sessions: live at once, of all models; idle_timeout_s: without a request, until a session is closed;
     max_feed_tokens: in one feed; max_generate_tokens: in one generation; max_in_flight: requests of one session not yet
-    answered; generation_window: tokens generated ahead of what has been written to the client; max_answer_bytes: of one
-    answer; num_tombstones: closed sessions remembered."""
+    answered; max_forks: beams of one search, targets of one score; generation_window: tokens generated ahead of what
+    has been written to the client; max_answer_bytes: of one answer; num_tombstones: closed sessions remembered."""
 
     max_sessions: int = 10_000
     idle_timeout_s: float = 300.0
     max_feed_tokens: int = 131_072
     max_generate_tokens: int = 65_536
     max_in_flight: int = 64
-    generation_window: int = 64
+    max_forks: int = 64
+    generation_window: int = 256
     max_answer_bytes: int = 4 * 1024 * 1024
     num_tombstones: int = 10_000

@@ -16,6 +16,7 @@ from service.engine.jobs import Lane, OutputSpec
 from service.engine.results import Failed, Result
 from service.errors import IllegalRequestError
 from service.repository.bundle import Bundle
+from service.repository.manifest import BASE_VARIANT
 
 
 class State(Enum):
@@ -36,6 +37,7 @@ class Event(Enum):
 
     FEED = "feed"
     GENERATE = "generate"
+    SCORE = "score"
     FINISH = "finish"
     CLOSE = "close"
 
@@ -43,6 +45,8 @@ class Event(Enum):
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.IDLE, Event.FEED): State.BUSY,
     (State.BUSY, Event.FEED): State.BUSY,
+    (State.IDLE, Event.SCORE): State.BUSY,
+    (State.BUSY, Event.SCORE): State.BUSY,
     (State.IDLE, Event.GENERATE): State.GENERATING,
     (State.BUSY, Event.GENERATE): State.GENERATING,
     (State.BUSY, Event.FINISH): State.IDLE,
@@ -68,10 +72,11 @@ class CloseReason(Enum):
 
 
 class Served(NamedTuple):
-    """A bundle and the engine that runs it."""
+    """A bundle and the engine that runs it, by one of its variants."""
 
     bundle: Bundle
     engine: Engine
+    variant: str = BASE_VARIANT
 
 
 class Request:
@@ -128,7 +133,8 @@ class Session:
 
     serial: grows with every session opened. position: as of the last answer; the truth when nothing is in flight.
     on_closed: told when somebody else than its stream closes it. opened_at: Unix seconds; last_used_s: monotonic
-    seconds. older, newer: its neighbours in the order of use, for the store alone.
+    seconds. handle: its name in frames, on its stream; 0: none yet. older, newer: its neighbours in the order of use,
+    for the store alone.
     """
 
     id: str
@@ -142,6 +148,7 @@ class Session:
     state: State = State.IDLE
     num_in_flight: int = 0
     last_feed: LastFeed | None = None
+    handle: int = 0
     older: Session | None = None
     newer: Session | None = None
 

@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry
 from service.telemetry.instruments import Counter, Gauge, Histogram
 
 MODEL = ("model", "version")
+VARIANT = (*MODEL, "variant")
+VARIANT = (*MODEL, "variant")
 SECONDS = (
     *(0.0001, 0.0002, 0.0003, 0.0005, 0.00075),
     *(0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075),
@@ -41,16 +43,16 @@ class Metrics:
         self.first_token_seconds = histogram(
             "time_to_first_token_seconds", "From reading a generate request to its first token", MODEL
         )
-        self.queue_seconds = histogram("request_queue_time_seconds", "From a request's arrival to its batch", MODEL)
+        self.queue_seconds = histogram("request_queue_time_seconds", "From a request's arrival to its batch", VARIANT)
         self.step_seconds = histogram(
-            "step_latency_seconds", "One batch, from assembling it to its results", (*MODEL, "graph")
+            "step_latency_seconds", "One batch, from assembling it to its results", (*VARIANT, "graph")
         )
-        self.run_seconds = histogram("graph_run_seconds", "The run of the graph alone, of one batch", (*MODEL, "graph"))
-        self.batch_size = histogram("batch_size", "Sessions advanced by one batch", (*MODEL, "graph"), ROWS)
+        self.run_seconds = histogram("graph_run_seconds", "The run of the graph alone", (*VARIANT, "graph"))
+        self.batch_size = histogram("batch_size", "Sessions advanced by one batch", (*VARIANT, "graph"), ROWS)
         self.tokens = counter("tokens_total", "Tokens that sessions consumed or generated", (*MODEL, "request"))
-        self.steps = counter("steps_total", "Tokens run through a graph", (*MODEL, "graph"))
-        self.padded = counter("padded_steps_total", "Rows times width of batches, with padding", (*MODEL, "graph"))
-        self.queue_depth = gauge("queue_depth", "Requests admitted and not yet answered", MODEL)
+        self.steps = counter("steps_total", "Tokens run through a graph", (*VARIANT, "graph"))
+        self.padded = counter("padded_steps_total", "Rows times width of batches, with padding", (*VARIANT, "graph"))
+        self.queue_depth = gauge("queue_depth", "Requests admitted and not yet answered", VARIANT)
         self.sessions_active = gauge("sessions_active", "Sessions open now", MODEL)
         self.sessions_opened = counter("sessions_opened_total", "Sessions opened", MODEL)
         self.sessions_closed = counter("sessions_closed_total", "Sessions closed, by reason", (*MODEL, "reason"))

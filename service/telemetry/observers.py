@@ -26,11 +26,11 @@ class _Graph(NamedTuple):
 
 
 class EngineTelemetry:
-    """An `EngineObserver` of one model."""
+    """An `EngineObserver` of one variant of a model."""
 
-    def __init__(self, metrics: Metrics, model: str, version: int) -> None:
-        self._log_fields = {"model": model, "version": version}
-        labels = (model, str(version))
+    def __init__(self, metrics: Metrics, model: str, version: int, variant: str) -> None:
+        self._log_fields = {"model": model, "version": version, "variant": variant}
+        labels = (model, str(version), variant)
         self._queue_seconds = metrics.queue_seconds.labels(*labels)
         self._queue_depth = metrics.queue_depth.labels(*labels)
         kinds: tuple[GraphKind, ...] = ("encoder", "step", "readout")

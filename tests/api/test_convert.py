@@ -255,6 +255,7 @@ def test_a_model_is_shown_with_its_vocabularies_and_limits(has_encoder: bool) ->
         max_tokens=40,
         state_size_bytes=2 * 2 * 4,
         manifest_digest=domain.DIGEST,
+        variants=["fp32"],
     )
 
 

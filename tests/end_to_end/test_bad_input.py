@@ -121,7 +121,7 @@ BAD_OPENS = {
         {},
         Code.INVALID_ARGUMENT,
         "INVALID_FIELD",
-        "request is missing: one of open, feed, generate, cancel, close must be given",
+        "request is missing: one of open, feed, generate, score, step_batch, cancel, close must be given",
         "",
     ),
 }

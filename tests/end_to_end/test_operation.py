@@ -50,6 +50,7 @@ async def test_metrics_count_exactly_what_was_done(tmp_path: Path) -> None:
     def value(name: str, *labels: tuple[str, str], of: dict[object, float] = after) -> float:  # type: ignore[assignment]
         return of[f"carousel_{name}", tuple(sorted((*model, *labels)))]
 
+    fp32 = ("variant", "fp32")
     assert value("sessions_active", of=during) == 1  # type: ignore[arg-type]
     assert value("sessions_active") == 0
     assert value("sessions_opened_total") == 1
@@ -60,9 +61,9 @@ async def test_metrics_count_exactly_what_was_done(tmp_path: Path) -> None:
     assert value("request_latency_seconds_count", ("request", "generate")) == 1
     assert value("time_to_first_token_seconds_count") == 1
     # the start token and the two fed; then each generated one, to see what follows it
-    assert value("steps_total", ("graph", "step")) == 3 + len(tokens)
-    assert value("batch_size_count", ("graph", "encoder")) == 1
-    assert value("queue_depth") == 0
+    assert value("steps_total", ("graph", "step"), fp32) == 3 + len(tokens)
+    assert value("batch_size_count", ("graph", "encoder"), fp32) == 1
+    assert value("queue_depth", fp32) == 0
     assert value("models_served") == 1
     buckets = [float(dict(labels)["le"]) for name, labels in after if name.endswith("step_latency_seconds_bucket")]
     assert min(buckets) == 0.0001

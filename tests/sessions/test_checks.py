@@ -128,7 +128,9 @@ def test_no_outputs_fit_any_limit() -> None:
 
 def refusal_of(decoding: Decoding) -> CarouselError:
     with pytest.raises(InvalidFieldError) as refusal:
-        check_decoding(decoding, vocabulary_size=VOCABULARY_SIZE, max_tokens=100, field="generate.decoding")
+        check_decoding(
+            decoding, vocabulary_size=VOCABULARY_SIZE, max_tokens=100, max_beam_size=8, field="generate.decoding"
+        )
     return refusal.value
 
 
@@ -143,7 +145,9 @@ def refusal_of(decoding: Decoding) -> CarouselError:
     ],
 )
 def test_a_decoding_within_its_ranges_passes(decoding: Decoding) -> None:
-    check_decoding(decoding, vocabulary_size=VOCABULARY_SIZE, max_tokens=100, field="generate.decoding")
+    check_decoding(
+        decoding, vocabulary_size=VOCABULARY_SIZE, max_tokens=100, max_beam_size=8, field="generate.decoding"
+    )
 
 
 @pytest.mark.parametrize("max_tokens", [0, 101])

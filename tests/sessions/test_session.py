@@ -16,8 +16,10 @@ PAIRS = list(itertools.product(State, Event))
 ALLOWED = {
     (State.IDLE, Event.FEED): State.BUSY,
     (State.IDLE, Event.GENERATE): State.GENERATING,
+    (State.IDLE, Event.SCORE): State.BUSY,
     (State.IDLE, Event.CLOSE): State.CLOSED,
     (State.BUSY, Event.FEED): State.BUSY,
+    (State.BUSY, Event.SCORE): State.BUSY,
     (State.BUSY, Event.GENERATE): State.GENERATING,
     (State.BUSY, Event.FINISH): State.IDLE,
     (State.BUSY, Event.CLOSE): State.CLOSED,

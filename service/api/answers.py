@@ -1,0 +1,98 @@
+"""What a stream answers: pure functions from results to responses."""
+
+from __future__ import annotations
+
+from carousel.v1 import inference_pb2 as pb
+from service.api import convert
+from service.api.status import to_message
+from service.engine.results import Encoded, Fed, Scored, Searched, Stepped
+from service.errors import CarouselError
+from service.sessions.session import CloseReason, Request, Session
+
+
+def opened(request: Request, result: Encoded | Fed, source: list[int] | None) -> pb.StreamResponse:
+    """A session is open. source: as the model read it."""
+    session = request.session
+    bundle = session.served.bundle
+    message = pb.Opened(
+        model=bundle.model, version=bundle.version, variant=session.served.variant, handle=session.handle
+    )
+    if source is not None and bundle.source_vocabulary is not None:
+        message.source.extend(convert.source_tokens(source, bundle.source_vocabulary))
+    if isinstance(result, Fed):
+        message.output.CopyFrom(convert.step_output(result.outputs[0], bundle.target_vocabulary.names))
+    return pb.StreamResponse(request_id=request.request_id, session_id=session.id, opened=message)
+
+
+def fed(request: Request, result: Fed) -> pb.StreamResponse:
+    """Tokens were consumed."""
+    names = request.session.served.bundle.target_vocabulary.names
+    outputs = [convert.step_output(output, names) for output in result.outputs]
+    return pb.StreamResponse(
+        request_id=request.request_id,
+        session_id=request.session.id,
+        position=result.position,
+        fed=pb.Fed(outputs=outputs, replayed=request.replayed),
+    )
+
+
+def found(request: Request, result: Searched) -> pb.StreamResponse:
+    """A beam search is done."""
+    names = request.session.served.bundle.target_vocabulary.names
+    return pb.StreamResponse(
+        request_id=request.request_id,
+        session_id=request.session.id,
+        position=result.position,
+        generated=convert.found(result.hypotheses, names),
+    )
+
+
+def scored(request: Request, result: Scored) -> pb.StreamResponse:
+    """Targets were scored."""
+    return pb.StreamResponse(
+        request_id=request.request_id,
+        session_id=request.session.id,
+        position=result.position,
+        scored=pb.Scored(scores=convert.target_scores(result.log_probabilities)),
+    )
+
+
+def stepped(result: Stepped) -> pb.BatchStepped:
+    """Many sessions consumed tokens."""
+    return pb.BatchStepped(
+        positions=result.positions,
+        token_ids=result.token_ids,
+        log_probabilities=result.log_probabilities,
+        logits=None if result.logits is None else result.logits.ravel().tolist(),
+        errors=[pb.BatchError(index=place, error=to_message(error)) for place, error in result.errors],
+    )
+
+
+def cancelled(request_id: int, session: Session, count: int) -> pb.StreamResponse:
+    """A session's work in flight has ended."""
+    return pb.StreamResponse(
+        request_id=request_id,
+        session_id=session.id,
+        position=session.position,
+        cancelled=pb.Cancelled(request_count=count),
+    )
+
+
+def closed(request_id: int, session: Session, reason: CloseReason) -> pb.StreamResponse:
+    """A session is closed."""
+    return pb.StreamResponse(
+        request_id=request_id,
+        session_id=session.id,
+        position=session.position,
+        closed=pb.Closed(reason=convert.close_reason(reason)),
+    )
+
+
+def refused(request_id: int, session_id: str, session: Session | None, error: CarouselError) -> pb.StreamResponse:
+    """A request was refused or has failed. session: the one that it was about, if it is known."""
+    return pb.StreamResponse(
+        request_id=request_id,
+        session_id=session_id,
+        position=0 if session is None else session.position,
+        error=to_message(error),
+    )

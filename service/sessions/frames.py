@@ -1,0 +1,253 @@
+"""Frames: many sessions that consume tokens by one request, and are answered by one.
+
+A session that cannot take part is told of in the answer, and the others go on. Event loop only; times come from the
+injected clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from service.engine.jobs import FrameJob, OutputKind, OutputSpec
+from service.engine.results import Stepped
+from service.errors import CarouselError, InvalidFieldError, QueueFullError
+from service.observer import SessionObserver
+from service.sessions.checks import check_length, check_outputs
+from service.sessions.limits import SessionLimits
+from service.sessions.session import Event, Session, State
+from service.sessions.stores.base import SessionStore
+
+_TOUCHES = 64
+"""How many times within its idle timeout a session is marked as used, at most: a mark costs as much as a step."""
+
+
+class FrameRequest:
+    """One frame on its way. reply(request, stepped) is called on the event loop, once.
+
+    sessions: those that take part, at `places` of the frame; refused: why the others do not, by place; positions: where
+    these stand, as far as they are known. began_s: monotonic seconds when it was read.
+    """
+
+    __slots__ = ("began_s", "num_tokens", "places", "positions", "refused", "reply", "request_id", "sessions")
+
+    def __init__(
+        self,
+        sessions: list[Session],
+        places: Sequence[int],
+        refused: dict[int, CarouselError],
+        *,
+        request_id: int,
+        reply: Callable[[FrameRequest, Stepped], None],
+    ) -> None:
+        self.sessions = sessions
+        self.places = places
+        self.refused = refused
+        self.positions: dict[int, int] = {}
+        self.request_id = request_id
+        self.reply = reply
+        self.began_s = 0.0
+        self.num_tokens = 0
+
+
+class Frames:
+    """Gives frames to their engine. clock: monotonic seconds."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        limits: SessionLimits,
+        observer: SessionObserver,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._limits = limits
+        self._observer = observer
+        self._clock = clock
+        self._touch_s = limits.idle_timeout_s / _TOUCHES
+
+    def step(
+        self,
+        found: list[Session | CarouselError],
+        tokens: list[int],
+        counts: list[int] | None,
+        positions: list[int] | None,
+        outputs: OutputSpec,
+        *,
+        request_id: int,
+        reply: Callable[[FrameRequest, Stepped], None],
+    ) -> None:
+        """Makes sessions consume tokens, `counts[i]` each or one, from `positions` on or from wherever they are.
+
+        found: N of them, each once, or why there is none. Raises InvalidFieldError and its kin for what is wrong with
+        the frame itself, and QueueFullError.
+        """
+        self._check_shape(len(found), tokens, counts, positions, outputs)
+        refused = self._refused(found)
+        places: Sequence[int] = range(len(found))
+        sessions = [one for place, one in enumerate(found) if isinstance(one, Session) and place not in refused]
+        if refused:
+            places = [place for place in places if place not in refused]
+            tokens, counts, positions = _select(places, tokens, counts, positions)
+        request = FrameRequest(sessions, places, refused, request_id=request_id, reply=reply)
+        request.began_s = self._clock()
+        request.num_tokens = len(tokens)
+        for place in refused:
+            session = found[place]
+            request.positions[place] = session.position if isinstance(session, Session) else 0
+        if not sessions:
+            reply(request, _spread(request, Stepped([], [], [], None, []), outputs))
+            return
+        served = sessions[0].served
+        if any(session.served.engine is not served.engine for session in sessions):
+            raise InvalidFieldError(
+                "step_batch.handles are of sessions of more than one model, version or variant: send a frame for each",
+                field="step_batch.handles",
+            )
+        check_outputs(
+            outputs._replace(every_position=True),  # one for each session
+            num_tokens=len(found),
+            vocabulary_size=served.bundle.manifest.target_vocabulary.size,
+            max_bytes=self._limits.max_answer_bytes,
+            field="step_batch.outputs",
+        )
+        lanes = [session.lane for session in sessions]
+        served.engine.submit_frame(
+            FrameJob(
+                reply=self._on_stepped,
+                tag=request,
+                lanes=lanes,
+                starts=positions,
+                tokens=tokens,
+                counts=counts,
+                outputs=outputs,
+            )
+        )
+        for session in sessions:
+            session.state = State.BUSY
+            session.num_in_flight += 1
+            session.last_feed = None
+
+    def _check_shape(
+        self,
+        size: int,
+        tokens: list[int],
+        counts: list[int] | None,
+        positions: list[int] | None,
+        outputs: OutputSpec,
+    ) -> None:
+        check_length(size, self._limits.max_feed_tokens, field="step_batch.handles")
+        check_length(len(tokens), self._limits.max_feed_tokens, field="step_batch.token_ids")
+        if counts is not None and len(counts) != size:
+            raise InvalidFieldError(
+                f"step_batch.counts has {len(counts)} entries, step_batch.handles {size}", field="step_batch.counts"
+            )
+        if counts is not None and min(counts) < 1:
+            at = next(at for at, count in enumerate(counts) if count < 1)
+            raise InvalidFieldError(
+                f"step_batch.counts[{at}] = {counts[at]} must be 1 or more", field=f"step_batch.counts[{at}]"
+            )
+        expected = size if counts is None else sum(counts)
+        if len(tokens) != expected:
+            told = "step_batch.handles has" if counts is None else "step_batch.counts add up to"
+            raise InvalidFieldError(
+                f"step_batch.token_ids has {len(tokens)} entries, {told} {expected}", field="step_batch.token_ids"
+            )
+        if positions is not None and len(positions) != size:
+            raise InvalidFieldError(
+                f"step_batch.positions has {len(positions)} entries, step_batch.handles {size}",
+                field="step_batch.positions",
+            )
+        if outputs.every_position:
+            raise InvalidFieldError(
+                "step_batch.outputs.every_position must not be set: a frame returns one output a session",
+                field="step_batch.outputs.every_position",
+            )
+
+    def _refused(self, found: list[Session | CarouselError]) -> dict[int, CarouselError]:
+        """Why some of the sessions cannot take part, by place."""
+        refused = {}
+        limit = self._limits.max_in_flight
+        for place, session in enumerate(found):
+            if isinstance(session, CarouselError):
+                refused[place] = session
+            elif session.state is State.GENERATING or session.num_in_flight >= limit:
+                try:
+                    session.after(Event.FEED)
+                    refused[place] = QueueFullError(
+                        f"session {session.id!r} has {session.num_in_flight} requests in flight, the most it may have:"
+                        " read its answers",
+                        retry_delay_s=0.1,
+                        max_in_flight=limit,
+                    )
+                except CarouselError as error:
+                    refused[place] = error
+        return refused
+
+    def _on_stepped(self, job: FrameJob, stepped: Stepped) -> None:
+        request: FrameRequest = job.tag
+        now_s = self._clock()
+        stale_s = now_s - self._touch_s
+        for session, position in zip(request.sessions, stepped.positions, strict=True):
+            session.num_in_flight -= 1
+            session.position = max(session.position, position)  # a row that was dropped may be told of late
+            if session.state is not State.CLOSED:
+                if not session.num_in_flight:
+                    session.state = State.IDLE
+                if session.last_used_s < stale_s:
+                    self._store.touch(session, now_s)
+        bundle = request.sessions[0].served.bundle
+        self._observer.request_answered(
+            bundle.model, bundle.version, "step_batch", now_s - request.began_s, request.num_tokens
+        )
+        request.reply(request, _spread(request, stepped, job.outputs))
+
+
+def _select(
+    places: Sequence[int], tokens: list[int], counts: list[int] | None, positions: list[int] | None
+) -> tuple[list[int], list[int] | None, list[int] | None]:
+    """Some places' columns of a frame."""
+    if counts is None:
+        tokens = [tokens[place] for place in places]
+    else:
+        ends = list(accumulate(counts, initial=0))
+        tokens = [token for place in places for token in tokens[ends[place] : ends[place + 1]]]
+        counts = [counts[place] for place in places]
+    return tokens, counts, None if positions is None else [positions[place] for place in places]
+
+
+def _spread(request: FrameRequest, stepped: Stepped, outputs: OutputSpec) -> Stepped:
+    """The answer with the places of those that were refused: where they stand, and 0 in each other column."""
+    if not request.refused:
+        return stepped
+    size, places = len(request.places) + len(request.refused), list(request.places)
+    width = {OutputKind.NEXT_TOKEN: 1, OutputKind.TOP_K: outputs.top_k}.get(outputs.kind, 0)
+
+    def column(values: list[Any], width: int) -> list[Any]:
+        if not values:
+            return [0] * (size * width)
+        whole = np.zeros((size, width), np.array(values[:1]).dtype)
+        whole[places] = np.array(values).reshape(-1, width)
+        spread: list[Any] = whole.ravel().tolist()
+        return spread
+
+    logits = None
+    if stepped.logits is not None:
+        logits = np.zeros((size, stepped.logits.shape[-1]), np.float32)
+        logits[places] = stepped.logits
+    positions = column(stepped.positions, 1)
+    for place, position in request.positions.items():
+        positions[place] = position
+    errors = [*((places[place], error) for place, error in stepped.errors), *request.refused.items()]
+    return Stepped(
+        positions,
+        column(stepped.token_ids, width),
+        column(stepped.log_probabilities, width) if outputs.kind is OutputKind.TOP_K else [],
+        logits,
+        sorted(errors, key=lambda one: one[0]),
+    )
