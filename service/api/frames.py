@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert
 from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError, SessionNotOpenError, TokenOutOfVocabularyError
-from service.sessions.frames import FrameRequest, Frames
+from service.sessions.frames import Frame, FrameRequest, Frames
 from service.sessions.session import Session
 
 Answer = Callable[[pb.StreamResponse], None]
 
 
-class _Frame:
+class _Sent:
     """A frame that was taken in. answer: None until it is known; repeats: requests that sent it again before."""
 
     __slots__ = ("answer", "message", "repeats")
@@ -37,7 +38,7 @@ class StreamFrames:
         self._answer = answer
         self._sessions: dict[int, Session] = {}
         self._last_handle = 0
-        self._last: _Frame | None = None
+        self._last: _Sent | None = None
 
     def add(self, session: Session) -> None:
         """Gives a session a handle."""
@@ -69,60 +70,51 @@ class StreamFrames:
             )
         tokens = list(message.token_ids)
         counts = list(message.counts) or None
-        frame = self._last = _Frame(message)
+        sent = self._last = _Sent(message)
+        found, refused = self._find(handles, tokens, counts)
+        frame = Frame(found, refused, tokens, counts, list(message.positions) or None, outputs)
         try:
-            self._frames.step(
-                self._found(handles, tokens, counts),
-                tokens,
-                counts,
-                list(message.positions) or None,
-                outputs,
-                request_id=request.request_id,
-                reply=partial(self._on_stepped, frame),
-            )
+            self._frames.step(frame, request_id=request.request_id, reply=partial(self._on_stepped, sent))
         except CarouselError:
             self._last = last
             raise
 
-    def _found(self, handles: list[int], tokens: list[int], counts: list[int] | None) -> list[Session | CarouselError]:
-        """The sessions, or why there is none: an unknown handle, or a token that its model lacks."""
-        known = self._sessions
-        try:
-            found: list[Session | CarouselError] = [known[handle] for handle in handles]
-        except KeyError:
-            found = [known.get(handle) or _unknown(at, handle) for at, handle in enumerate(handles)]
-        sessions = [session for session in found if isinstance(session, Session)]
-        if sessions and tokens and max(tokens) >= len(sessions[0].served.bundle.target_vocabulary):
-            begin = 0
-            for at, session in enumerate(found):
-                end = begin + (1 if counts is None or at >= len(counts) else counts[at])
-                if isinstance(session, Session):
-                    vocabulary = session.served.bundle.target_vocabulary
+    def _find(
+        self, handles: list[int], tokens: list[int], counts: list[int] | None
+    ) -> tuple[list[Session | None], dict[int, CarouselError]]:
+        """The sessions, and why some cannot take part: an unknown handle, or a token that their model lacks."""
+        found = [self._sessions.get(handle) for handle in handles]
+        refused: dict[int, CarouselError] = {}
+        for at, session in enumerate(found):
+            if session is None:
+                refused[at] = SessionNotOpenError(
+                    f"step_batch.handles[{at}] = {handles[at]} names no session that is open on this stream",
+                    field=f"step_batch.handles[{at}]",
+                )
+        sizes = {len(session.served.bundle.target_vocabulary) for session in found[:1] if session is not None}
+        if tokens and max(tokens) >= min(sizes, default=0):
+            ends = list(accumulate(counts or [1] * len(handles), initial=0))
+            for at, session in enumerate(found[: len(ends) - 1]):
+                if session is not None:
                     try:
-                        vocabulary.check_ids(tokens[begin:end], field=f"step_batch.token_ids of handles[{at}]")
+                        session.served.bundle.target_vocabulary.check_ids(
+                            tokens[ends[at] : ends[at + 1]], field=f"step_batch.token_ids of handles[{at}]"
+                        )
                     except TokenOutOfVocabularyError as error:
-                        found[at] = error
-                begin = end
-        return found
+                        refused[at] = error
+        return found, refused
 
-    def _on_stepped(self, frame: _Frame, request: FrameRequest, result: Stepped) -> None:
-        answer = frame.answer = answers.stepped(result)
+    def _on_stepped(self, sent: _Sent, request: FrameRequest, result: Stepped) -> None:
+        answer = sent.answer = answers.stepped(result)
         self._answer(pb.StreamResponse(request_id=request.request_id, batch_stepped=answer))
-        for request_id in frame.repeats:
-            self._repeat(request_id, frame)
+        for request_id in sent.repeats:
+            self._repeat(request_id, sent)
 
-    def _repeat(self, request_id: int, frame: _Frame) -> None:
+    def _repeat(self, request_id: int, sent: _Sent) -> None:
         """A frame was sent again."""
-        if frame.answer is None:
-            frame.repeats.append(request_id)
+        if sent.answer is None:
+            sent.repeats.append(request_id)
             return
-        response = pb.StreamResponse(request_id=request_id, batch_stepped=frame.answer)
+        response = pb.StreamResponse(request_id=request_id, batch_stepped=sent.answer)
         response.batch_stepped.replayed = True
         self._answer(response)
-
-
-def _unknown(at: int, handle: int) -> CarouselError:
-    return SessionNotOpenError(
-        f"step_batch.handles[{at}] = {handle} names no session that is open on this stream",
-        field=f"step_batch.handles[{at}]",
-    )

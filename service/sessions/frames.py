@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,22 @@ from service.sessions.stores.base import SessionStore
 
 _TOUCHES = 64
 """How many times within its idle timeout a session is marked as used, at most: a mark costs as much as a step."""
+
+
+class Frame(NamedTuple):
+    """What is asked. All columns have the order of the sessions.
+
+    sessions: N of them, each once, or None; refused: why some cannot take part, by place, as the caller knows;
+    tokens: one session's after the other's, `counts[i]` each, or one; positions: where they begin, or None: wherever
+    the sessions are; outputs: what to return after the last token of each.
+    """
+
+    sessions: list[Session | None]
+    refused: dict[int, CarouselError]
+    tokens: list[int]
+    counts: list[int] | None
+    positions: list[int] | None
+    outputs: OutputSpec
 
 
 class FrameRequest:
@@ -71,26 +87,14 @@ class Frames:
         self._clock = clock
         self._touch_s = limits.idle_timeout_s / _TOUCHES
 
-    def step(
-        self,
-        found: list[Session | CarouselError],
-        tokens: list[int],
-        counts: list[int] | None,
-        positions: list[int] | None,
-        outputs: OutputSpec,
-        *,
-        request_id: int,
-        reply: Callable[[FrameRequest, Stepped], None],
-    ) -> None:
-        """Makes sessions consume tokens, `counts[i]` each or one, from `positions` on or from wherever they are.
-
-        found: N of them, each once, or why there is none. Raises InvalidFieldError and its kin for what is wrong with
-        the frame itself, and QueueFullError.
-        """
-        self._check_shape(len(found), tokens, counts, positions, outputs)
-        refused = self._refused(found)
-        places: Sequence[int] = range(len(found))
-        sessions = [one for place, one in enumerate(found) if isinstance(one, Session) and place not in refused]
+    def step(self, frame: Frame, *, request_id: int, reply: Callable[[FrameRequest, Stepped], None]) -> None:
+        """Makes the sessions of a frame consume its tokens. Raises InvalidFieldError and its kin for what is wrong with
+        the frame itself, and QueueFullError."""
+        self._check_shape(frame)
+        tokens, counts, positions = frame.tokens, frame.counts, frame.positions
+        refused = frame.refused | self._refused(frame.sessions)
+        places: Sequence[int] = range(len(frame.sessions))
+        sessions = [one for place, one in enumerate(frame.sessions) if one is not None and place not in refused]
         if refused:
             places = [place for place in places if place not in refused]
             tokens, counts, positions = _select(places, tokens, counts, positions)
@@ -98,10 +102,10 @@ class Frames:
         request.began_s = self._clock()
         request.num_tokens = len(tokens)
         for place in refused:
-            session = found[place]
-            request.positions[place] = session.position if isinstance(session, Session) else 0
+            session = frame.sessions[place]
+            request.positions[place] = 0 if session is None else session.position
         if not sessions:
-            reply(request, _spread(request, Stepped([], [], [], None, []), outputs))
+            reply(request, _spread(request, Stepped([], [], [], None, []), frame.outputs))
             return
         served = sessions[0].served
         if any(session.served.engine is not served.engine for session in sessions):
@@ -110,73 +114,60 @@ class Frames:
                 field="step_batch.handles",
             )
         check_outputs(
-            outputs._replace(every_position=True),  # one for each session
-            num_tokens=len(found),
+            frame.outputs._replace(every_position=True),  # one for each session
+            num_tokens=len(places),
             vocabulary_size=served.bundle.manifest.target_vocabulary.size,
             max_bytes=self._limits.max_answer_bytes,
             field="step_batch.outputs",
         )
-        lanes = [session.lane for session in sessions]
-        served.engine.submit_frame(
-            FrameJob(
-                reply=self._on_stepped,
-                tag=request,
-                lanes=lanes,
-                starts=positions,
-                tokens=tokens,
-                counts=counts,
-                outputs=outputs,
-            )
+        job = FrameJob(
+            reply=self._on_stepped,
+            tag=request,
+            lanes=[session.lane for session in sessions],
+            starts=positions,
+            tokens=tokens,
+            counts=counts,
+            outputs=frame.outputs,
         )
+        served.engine.submit_frame(job)
         for session in sessions:
             session.state = State.BUSY
             session.num_in_flight += 1
             session.last_feed = None
 
-    def _check_shape(
-        self,
-        size: int,
-        tokens: list[int],
-        counts: list[int] | None,
-        positions: list[int] | None,
-        outputs: OutputSpec,
-    ) -> None:
+    def _check_shape(self, frame: Frame) -> None:
+        size, counts = len(frame.sessions), frame.counts
         check_length(size, self._limits.max_feed_tokens, field="step_batch.handles")
-        check_length(len(tokens), self._limits.max_feed_tokens, field="step_batch.token_ids")
-        if counts is not None and len(counts) != size:
-            raise InvalidFieldError(
-                f"step_batch.counts has {len(counts)} entries, step_batch.handles {size}", field="step_batch.counts"
-            )
+        check_length(len(frame.tokens), self._limits.max_feed_tokens, field="step_batch.token_ids")
+        for name, column in (("counts", counts), ("positions", frame.positions)):
+            if column is not None and len(column) != size:
+                raise InvalidFieldError(
+                    f"step_batch.{name} has {len(column)} entries, step_batch.handles {size}",
+                    field=f"step_batch.{name}",
+                )
         if counts is not None and min(counts) < 1:
             at = next(at for at, count in enumerate(counts) if count < 1)
             raise InvalidFieldError(
                 f"step_batch.counts[{at}] = {counts[at]} must be 1 or more", field=f"step_batch.counts[{at}]"
             )
         expected = size if counts is None else sum(counts)
-        if len(tokens) != expected:
+        if len(frame.tokens) != expected:
             told = "step_batch.handles has" if counts is None else "step_batch.counts add up to"
             raise InvalidFieldError(
-                f"step_batch.token_ids has {len(tokens)} entries, {told} {expected}", field="step_batch.token_ids"
+                f"step_batch.token_ids has {len(frame.tokens)} entries, {told} {expected}", field="step_batch.token_ids"
             )
-        if positions is not None and len(positions) != size:
-            raise InvalidFieldError(
-                f"step_batch.positions has {len(positions)} entries, step_batch.handles {size}",
-                field="step_batch.positions",
-            )
-        if outputs.every_position:
+        if frame.outputs.every_position:
             raise InvalidFieldError(
                 "step_batch.outputs.every_position must not be set: a frame returns one output a session",
                 field="step_batch.outputs.every_position",
             )
 
-    def _refused(self, found: list[Session | CarouselError]) -> dict[int, CarouselError]:
+    def _refused(self, found: list[Session | None]) -> dict[int, CarouselError]:
         """Why some of the sessions cannot take part, by place."""
-        refused = {}
+        refused: dict[int, CarouselError] = {}
         limit = self._limits.max_in_flight
         for place, session in enumerate(found):
-            if isinstance(session, CarouselError):
-                refused[place] = session
-            elif session.state is State.GENERATING or session.num_in_flight >= limit:
+            if session is not None and (session.state is State.GENERATING or session.num_in_flight >= limit):
                 try:
                     session.after(Event.FEED)
                     refused[place] = QueueFullError(
