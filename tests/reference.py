@@ -14,13 +14,14 @@ FloatArray = NDArray[np.float32]
 
 
 class ReferenceSession:
-    """A session of the bundle in `folder`. source: token ids, for a model with an encoder."""
+    """A session of the bundle in `folder`. source: token ids, for a model with an encoder. variant: None: the base."""
 
-    def __init__(self, folder: Path, source: list[int] | None = None) -> None:
+    def __init__(self, folder: Path, source: list[int] | None = None, variant: str | None = None) -> None:
         self.manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
-        self._step = ort.InferenceSession(str(folder / self.manifest.step.file), options)
+        step = self.manifest.step if variant is None else self.manifest.variants[variant].step
+        self._step = ort.InferenceSession(str(folder / step.file), options)
         self._fixed: dict[str, NDArray[np.generic]] = {}
         self._state = {
             state.input.name: np.zeros([1 if axis == "batch" else int(axis) for axis in state.input.shape], np.float32)

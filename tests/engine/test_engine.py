@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,113 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.engine.decoding import Decoding, Sampling
-from service.engine.engine import Engine
 from service.engine.graph import Array
-from service.engine.jobs import FeedJob, GenerateJob, Job, Lane, OutputKind, OutputSpec
+from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.limits import EngineLimits
-from service.engine.results import Failed, Fed, Generated, Result
+from service.engine.results import Failed, Fed, Result
 from service.errors import EngineError, QueueFullError, RequestCancelledError, TooManySessionsError
-from service.observer import BatchReport, GraphKind
-from service.repository.bundle import load_bundle
 from tests.bundles import VOCABULARY_SIZE
+from tests.engine.calling import logits_of, reference_logits, running, taken
 from tests.reference import ReferenceSession
 
-LOGITS = OutputSpec(OutputKind.LOGITS, every_position=True)
 FEEDS = st.lists(st.lists(st.integers(0, VOCABULARY_SIZE - 1), min_size=1, max_size=12), min_size=1, max_size=4)
-
-
-class Recorder:
-    """An `EngineObserver` that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.batches: list[BatchReport] = []
-        self.failures: list[BaseException] = []
-        self.num_waiting = 0
-
-    def batch_ran(self, report: BatchReport) -> None:
-        self.batches.append(report)
-
-    def queue_changed(self, num_waiting: int) -> None:
-        self.num_waiting = num_waiting
-
-    def batch_failed(self, kind: GraphKind, num_rows: int, error: BaseException) -> None:
-        self.failures.append(error)
-
-
-class Caller:
-    """Submits jobs to an engine and awaits their results."""
-
-    def __init__(self, engine: Engine, recorder: Recorder) -> None:
-        self.engine = engine
-        self.recorder = recorder
-
-    def feed(self, lane: Lane, tokens: list[int], outputs: OutputSpec = LOGITS) -> asyncio.Future[Result]:
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self.engine.submit(lane, FeedJob(reply=_resolve, tag=future, start=None, tokens=tokens, outputs=outputs))
-        return future
-
-    def generate(
-        self, lane: Lane, decoding: Decoding, window: int = 10_000
-    ) -> tuple[GenerateJob, asyncio.Queue[Result]]:
-        queue: asyncio.Queue[Result] = asyncio.Queue()
-        job = GenerateJob(
-            reply=lambda job, result: queue.put_nowait(result), start=None, decoding=decoding, window=window
-        )
-        self.engine.submit(lane, job)
-        return job, queue
-
-    async def tokens(self, lane: Lane, decoding: Decoding) -> list[int]:
-        _, queue = self.generate(lane, decoding)
-        found = []
-        while True:
-            result = await queue.get()
-            assert isinstance(result, Generated)
-            found += result.token_ids
-            if result.finish_reason is not None:
-                return found
-
-    async def closed(self, lane: Lane) -> None:
-        done = asyncio.Event()
-        self.engine.close(lane, done.set)
-        await done.wait()
-
-
-def _resolve(job: Job, result: Result) -> None:
-    job.tag.set_result(result)
-
-
-async def taken(queue: asyncio.Queue[Result], count: int) -> list[int]:
-    """Tokens of a generation, in as many answers as it gives, until there are `count` or more."""
-    tokens: list[int] = []
-    while len(tokens) < count:
-        result = await queue.get()
-        assert isinstance(result, Generated)
-        tokens += result.token_ids
-    return tokens
-
-
-@asynccontextmanager
-async def running(folder: Path, limits: EngineLimits | None = None) -> AsyncIterator[Caller]:
-    recorder = Recorder()
-    crashes: list[BaseException] = []
-    limits = limits or EngineLimits(num_slots=300)
-    engine = Engine(load_bundle(folder), limits, recorder, asyncio.get_running_loop(), crashes.append)
-    engine.start()
-    try:
-        yield Caller(engine, recorder)
-    finally:
-        engine.stop()
-        assert not crashes
-
-
-def logits_of(result: Result) -> np.ndarray:
-    assert isinstance(result, Fed), result
-    return np.array([output.logits for output in result.outputs])
-
-
-def reference_logits(folder: Path, tokens: list[int]) -> np.ndarray:
-    session = ReferenceSession(folder)
-    return np.array([session.step(token) for token in tokens])
 
 
 @given(

@@ -1,0 +1,127 @@
+"""Generations that go together in bursts: each gets what it gets alone, whatever ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.engine.decoding import Decoding, FinishReason
+from service.engine.graph import Array
+from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.results import Failed, Generated
+from service.errors import EngineError
+from tests.bundles import VOCABULARY_SIZE
+from tests.engine.calling import Caller, logits_of, running
+from tests.reference import ReferenceSession
+
+GENERATIONS = st.lists(
+    st.tuples(
+        st.integers(0, VOCABULARY_SIZE - 1),  # fed first, so that they differ
+        st.integers(1, 60),  # max_tokens
+        st.sampled_from([1, 3, 10_000]),  # window
+        st.sampled_from([frozenset[int](), frozenset({7}), frozenset({2, 5})]),  # stop tokens
+        st.integers(0, 40) | st.none(),  # cancelled after so many tokens
+    ),
+    min_size=1,
+    max_size=9,
+)
+
+
+@given(generations=GENERATIONS, model=st.sampled_from(["tiny-endless", "tiny-bos", "tiny-heads"]))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_generations_in_bursts_give_what_each_gives_alone_and_leave_its_state(
+    tiny_repository: Path,
+    generations: list[tuple[int, int, int, frozenset[int], int | None]],
+    model: str,
+) -> None:
+    folder = tiny_repository / model / "1"
+
+    async def one(caller: Caller, generation: tuple[int, int, int, frozenset[int], int | None]) -> None:
+        first, max_tokens, window, stops, cut = generation
+        lane = caller.engine.open()
+        await caller.feed(lane, [first], OutputSpec(OutputKind.NONE))
+        job, queue = caller.generate(lane, Decoding(max_tokens, stop_ids=stops), window)
+        tokens: list[int] = []
+        reason = None
+        while reason is None:
+            result = await queue.get()
+            if isinstance(result, Failed):
+                break
+            assert isinstance(result, Generated)
+            tokens += result.token_ids
+            reason = result.finish_reason
+            assert job.num_produced - job.num_granted <= window
+            caller.engine.grant(lane, job, len(result.token_ids))
+            if cut is not None and len(tokens) >= cut:
+                caller.engine.cancel(lane, lambda count: None)
+        last = logits_of(await caller.feed(lane, [1]))
+        session = ReferenceSession(folder)
+        session.step(first)
+        expected, why = greedy(session, max_tokens, stops)
+        assert tokens == expected[: len(tokens)]
+        if reason is not None:
+            assert (tokens, reason) == (expected, why)
+        else:
+            assert cut is not None
+        assert last.tobytes() == after(folder, [first, *tokens]).tobytes()
+        await caller.closed(lane)
+
+    async with running(folder) as caller:
+        await asyncio.gather(*(one(caller, generation) for generation in generations))
+        assert caller.engine.statistics.slots_used == 0
+
+
+def greedy(session: ReferenceSession, max_tokens: int, stops: frozenset[int]) -> tuple[list[int], FinishReason]:
+    tokens: list[int] = []
+    while True:
+        assert session.logits is not None
+        token = int(session.logits.argmax())
+        if token == session.manifest.special_tokens.eos_id:
+            return tokens, FinishReason.EOS
+        if token in stops:
+            return tokens, FinishReason.STOP
+        tokens.append(token)
+        if len(tokens) == max_tokens:
+            return tokens, FinishReason.MAX_TOKENS
+        session.step(token)
+
+
+def after(folder: Path, tokens: list[int]) -> np.ndarray:
+    """What the model says after some tokens and a last one of 1."""
+    session = ReferenceSession(folder)
+    for token in tokens:
+        session.step(token)
+    return np.array(session.step(1), np.float32)
+
+
+async def test_a_run_that_fails_in_a_burst_keeps_the_tokens_before_it(tiny_repository: Path) -> None:
+    folder = tiny_repository / "tiny-heads" / "1"
+    async with running(folder) as caller:
+        runner = caller.engine._worker._runner
+        graph, num_runs = runner._step._graph, 0
+
+        class Breaking:
+            def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
+                nonlocal num_runs
+                num_runs += 1
+                if num_runs == 30:
+                    raise RuntimeError("no memory")
+                return graph.run(outputs, inputs)
+
+        runner._step._graph = Breaking()  # type: ignore[assignment]
+        lane = caller.engine.open()
+        _, queue = caller.generate(lane, Decoding(60, stop_ids=frozenset()))
+        tokens: list[int] = []
+        while isinstance(result := await queue.get(), Generated) and result.finish_reason is None:
+            tokens += result.token_ids
+        assert isinstance(result, Failed)
+        assert isinstance(result.error, EngineError)
+        assert result.position == len(tokens) == 29
+        last = logits_of(await caller.feed(lane, [1]))
+    assert tokens == ReferenceSession(folder).generate(29)
+    assert last.tobytes() == after(folder, tokens).tobytes()
