@@ -12,8 +12,11 @@
 alone.
 """
 
+from carousel._batch import BatchStep
+from carousel.async_batch import AsyncSessionBatch
 from carousel.async_client import AsyncClient, AsyncSessions
 from carousel.async_session import AsyncGeneration, AsyncSession
+from carousel.batch import SessionBatch
 from carousel.client import Client, Sessions
 from carousel.errors import (
     AlreadyExistsError,
@@ -36,12 +39,14 @@ from carousel.values import (
     CloseReason,
     DecodingOptions,
     FinishReason,
+    Hypothesis,
     ModelInfo,
     ModelStatus,
     SessionInfo,
     SessionState,
     Step,
     StepOutput,
+    TargetScore,
     Token,
 )
 
@@ -50,7 +55,9 @@ __all__ = [
     "AsyncClient",
     "AsyncGeneration",
     "AsyncSession",
+    "AsyncSessionBatch",
     "AsyncSessions",
+    "BatchStep",
     "CarouselError",
     "Client",
     "CloseReason",
@@ -59,6 +66,7 @@ __all__ = [
     "FailedPreconditionError",
     "FinishReason",
     "Generation",
+    "Hypothesis",
     "InternalError",
     "InvalidArgumentError",
     "ModelInfo",
@@ -69,12 +77,14 @@ __all__ = [
     "RequestCancelledError",
     "ResourceExhaustedError",
     "Session",
+    "SessionBatch",
     "SessionClosedError",
     "SessionInfo",
     "SessionState",
     "Sessions",
     "Step",
     "StepOutput",
+    "TargetScore",
     "Token",
     "UnavailableError",
     "UnimplementedError",

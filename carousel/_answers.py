@@ -18,12 +18,14 @@ from carousel.v1 import error_pb2, inference_pb2, models_pb2, sessions_pb2
 from carousel.values import (
     CloseReason,
     FinishReason,
+    Hypothesis,
     ModelInfo,
     ModelStatus,
     SessionInfo,
     SessionState,
     Step,
     StepOutput,
+    TargetScore,
     Token,
 )
 
@@ -73,6 +75,24 @@ def finish_reason(value: int) -> FinishReason | None:
     return _enum(FinishReason, inference_pb2.FinishReason.DESCRIPTOR, value) if value else None
 
 
+def hypotheses(messages: Iterable[inference_pb2.Hypothesis]) -> tuple[Hypothesis, ...]:
+    """In their order."""
+    return tuple(
+        Hypothesis(
+            tokens(m.tokens),
+            m.score,
+            m.log_probability,
+            _enum(FinishReason, inference_pb2.FinishReason.DESCRIPTOR, m.finish_reason),
+        )
+        for m in messages
+    )
+
+
+def target_scores(messages: Iterable[inference_pb2.TargetScore]) -> tuple[TargetScore, ...]:
+    """In their order."""
+    return tuple(TargetScore(m.log_probability, tuple(m.log_probabilities)) for m in messages)
+
+
 def close_reason(value: int) -> CloseReason:
     """UNSPECIFIED for one that this client does not know."""
     return _enum(CloseReason, inference_pb2.CloseReason.DESCRIPTOR, value)
@@ -93,6 +113,7 @@ def model_info(message: models_pb2.ModelInfo) -> ModelInfo:
         max_tokens=message.max_tokens,
         state_size_bytes=message.state_size_bytes,
         manifest_digest=message.manifest_digest,
+        variants=tuple(message.variants),
     )
 
 
@@ -106,6 +127,7 @@ def session_info(message: sessions_pb2.SessionInfo) -> SessionInfo:
         state=_enum(SessionState, sessions_pb2.SessionState.DESCRIPTOR, message.state),
         open_time=message.open_time.ToDatetime(tzinfo=UTC),
         last_used_time=message.last_used_time.ToDatetime(tzinfo=UTC),
+        variant=message.variant,
     )
 
 

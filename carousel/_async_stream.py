@@ -11,7 +11,7 @@ import grpc
 from carousel import _answers
 from carousel._channel import session_metadata
 from carousel._deadline import Deadline
-from carousel._protocol import Conversation, SessionProtocol
+from carousel._protocol import Conversation, StreamOwner
 from carousel.errors import CarouselError, InternalError, RequestCancelledError, UnavailableError
 from carousel.v1.inference_pb2 import StreamRequest, StreamResponse
 
@@ -29,12 +29,12 @@ class AsyncStream:
     When the stream ends, however it ends, ours puts the error there as the last item, releases gRPC's, and both end.
     """
 
-    def __init__(self, stub: InferenceAsyncStub, protocol: SessionProtocol) -> None:
-        self._protocol = protocol
+    def __init__(self, stub: InferenceAsyncStub, owner: StreamOwner) -> None:
+        self._owner = owner
         self._outbox: asyncio.Queue[StreamRequest | None] = asyncio.Queue()
         self._inbox: asyncio.Queue[StreamResponse | CarouselError] = asyncio.Queue()
         self._turn = asyncio.Lock()
-        self._call = stub.Stream(self._requests(), metadata=session_metadata(protocol.id))
+        self._call = stub.Stream(self._requests(), metadata=session_metadata(owner.id))
         self._reader = asyncio.create_task(self._read(), name="carousel-stream")
 
     async def run(self, conversation: Conversation[T], deadline: Deadline) -> T:
@@ -51,13 +51,17 @@ class AsyncStream:
                         self._outbox.put_nowait(request)
                     received = await self._inbox.get()
                     if isinstance(received, CarouselError):
-                        raise self._protocol.lost(received)
+                        raise self._owner.lost(received)
                     request = conversation.send(received)
         except StopIteration as end:
             result: T = end.value
             return result
         except TimeoutError:
             raise deadline.exceeded() from None
+
+    def post(self, request: StreamRequest) -> None:
+        """Sends a request whose answer another conversation waits for."""
+        self._outbox.put_nowait(request)
 
     async def end(self, deadline: Deadline) -> None:
         """Tells the server that nothing more will be sent, and waits for it to end the stream; then breaks it off."""

@@ -7,7 +7,7 @@ from collections import deque
 from carousel import _answers
 from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import inference_pb2 as pb
-from carousel.values import FinishReason, Token
+from carousel.values import FinishReason, Hypothesis, Token
 
 
 class GenerationState:
@@ -22,6 +22,7 @@ class GenerationState:
         self.position = 0
         self.finish_reason: FinishReason | None = None
         self.is_ended = False
+        self.hypotheses: tuple[Hypothesis, ...] = ()
         self._tokens: deque[Token] = deque()
         self._error: CarouselError | None = None
 
@@ -45,6 +46,7 @@ class GenerationState:
             return
         self._tokens.extend(_answers.tokens(generated.tokens))
         self.position = position
+        self.hypotheses = _answers.hypotheses(generated.hypotheses)
         self.finish_reason = _answers.finish_reason(generated.finish_reason)
         self.is_ended = self.finish_reason is not None
 
@@ -86,3 +88,9 @@ class GenerationFacts:
     def finish_reason(self) -> FinishReason | None:
         """Why it ended; None before its end has come, and when it was left early."""
         return self._state.finish_reason
+
+    @property
+    def hypotheses(self) -> tuple[Hypothesis, ...]:
+        """What a beam search has found, the best first: its tokens are those of the generation. Empty before its end,
+        and without `beam_size`."""
+        return self._state.hypotheses

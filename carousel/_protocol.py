@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import grpc
 
@@ -27,10 +27,19 @@ from carousel import _answers
 from carousel._generation import GenerationState
 from carousel.errors import CarouselError, PositionMismatchError, RequestCancelledError, SessionClosedError
 from carousel.v1 import inference_pb2 as pb
-from carousel.values import CloseReason, Step, StepOutput, Token
+from carousel.values import CloseReason, Step, StepOutput, TargetScore, Token
 
 T = TypeVar("T")
 Conversation: TypeAlias = Generator[pb.StreamRequest | None, pb.StreamResponse, T]
+
+
+class StreamOwner(Protocol):
+    """What a stream knows of whose it is. id: the session's, when it has one alone."""
+
+    id: str
+
+    def lost(self, error: CarouselError) -> CarouselError:
+        """Takes note that the stream has ended. Returns what to raise."""
 
 
 class SessionProtocol:
@@ -40,6 +49,7 @@ class SessionProtocol:
         self.id = session_id
         self.model = ""
         self.version = 0
+        self.variant = ""
         self.position = 0
         self.source: tuple[Token, ...] = ()
         self.first: StepOutput | None = None
@@ -58,7 +68,7 @@ class SessionProtocol:
         response = yield from self._ask(pb.StreamRequest(open=request))
         self.id = response.session_id
         opened = response.opened
-        self.model, self.version = opened.model, opened.version
+        self.model, self.version, self.variant = opened.model, opened.version, opened.variant
         self.source = _answers.tokens(opened.source)
         self.first = _answers.step_output(opened.output) if opened.HasField("output") else None
 
@@ -68,6 +78,13 @@ class SessionProtocol:
         request.position = self.position
         response = yield from self._ask(pb.StreamRequest(feed=request))
         return _answers.step(response.fed, response.position)
+
+    def score(self, request: pb.Score) -> Conversation[tuple[TargetScore, ...]]:
+        """Scores from where the session is, which stays there."""
+        yield from self._settle()
+        request.position = self.position
+        response = yield from self._ask(pb.StreamRequest(score=request))
+        return _answers.target_scores(response.scored.scores)
 
     def pull(self, generation: GenerationState, decoding: pb.Decoding) -> Conversation[None]:
         """Goes on until the generation is ready to tell something. The first pull starts it."""
@@ -192,6 +209,11 @@ class SessionFacts:
     def version(self) -> int:
         """The version that serves the session, 1 or more."""
         return self._protocol.version
+
+    @property
+    def variant(self) -> str:
+        """Which way of computing the model serves the session, such as `fp32`."""
+        return self._protocol.variant
 
     @property
     def position(self) -> int:

@@ -21,10 +21,17 @@ Tokens: TypeAlias = str | int | Sequence[str] | Sequence[int]
 
 
 def open_message(
-    model: str, *, source: Source | None, version: int, first: bool, top_k: int | None, logits: bool
+    model: str,
+    *,
+    source: Source | None,
+    version: int,
+    variant: str,
+    first: bool = False,
+    top_k: int | None = None,
+    logits: bool = False,
 ) -> pb.Open:
     """`first`, or `top_k` or `logits` which imply it, asks what may come first."""
-    message = pb.Open(model=model, version=_uint(version, 32, "open.version"))
+    message = pb.Open(model=model, version=_uint(version, 32, "open.version"), variant=variant)
     if source is not None:
         message.source.CopyFrom(sequence_message(source, "open.source"))
     if first or logits or top_k is not None:
@@ -40,15 +47,85 @@ def feed_message(tokens: Tokens, *, top_k: int | None, logits: bool, outputs: bo
 
 
 def generate_request(
-    model: str, *, source: Source | None, version: int, prompt: Source | None, decoding: pb.Decoding
+    model: str, *, source: Source | None, version: int, variant: str, prompt: Source | None, decoding: pb.Decoding
 ) -> pb.GenerateRequest:
     """The request of the one-call generation."""
-    message = pb.GenerateRequest(model=model, version=_uint(version, 32, "version"), decoding=decoding)
+    message = pb.GenerateRequest(model=model, version=_uint(version, 32, "version"), variant=variant, decoding=decoding)
+    _fill(message, source, prompt)
+    return message
+
+
+def score_message(targets: Sequence[Source], *, with_end: bool) -> pb.Score:
+    """Without the position, which is the protocol's to fill in."""
+    messages = [sequence_message(target, f"score.targets[{at}]") for at, target in enumerate(_listed(targets))]
+    return pb.Score(targets=messages, with_end=with_end)
+
+
+def score_request(
+    model: str,
+    targets: Sequence[Source],
+    *,
+    source: Source | None,
+    version: int,
+    variant: str,
+    prompt: Source | None,
+    with_end: bool,
+) -> pb.ScoreRequest:
+    """The request of the one-call score."""
+    message = pb.ScoreRequest(
+        model=model,
+        version=_uint(version, 32, "version"),
+        variant=variant,
+        targets=[sequence_message(target, f"targets[{at}]") for at, target in enumerate(_listed(targets))],
+        with_end=with_end,
+    )
+    _fill(message, source, prompt)
+    return message
+
+
+def frame_message(
+    handles: Sequence[int],
+    tokens: Sequence[int] | Sequence[Sequence[int]],
+    positions: Sequence[int],
+    *,
+    top_k: int | None,
+    logits: bool,
+    outputs: bool,
+) -> pb.StepBatch:
+    """One token for each handle, or a sequence of them. Raises InvalidArgumentError when there are not as many."""
+    if len(tokens) != len(handles):
+        raise InvalidArgumentError(
+            f"step_batch.token_ids: there are tokens for {len(tokens)} sessions, and {len(handles)} sessions",
+            field="step_batch.token_ids",
+        )
+    message = pb.StepBatch(
+        handles=handles,
+        positions=positions,
+        outputs=_outputs_message("step_batch.outputs", top_k=top_k, logits=logits, outputs=outputs),
+    )
+    try:
+        if tokens and isinstance(tokens[0], Sequence):
+            each = [list(one) for one in tokens]  # type: ignore[arg-type]
+            message.counts.extend(map(len, each))
+            message.token_ids.extend(token for one in each for token in one)
+        else:
+            message.token_ids.extend(tokens)  # type: ignore[arg-type]
+    except ValueError as error:  # what 32 bits do not hold
+        raise InvalidArgumentError(f"step_batch.token_ids: {error}", field="step_batch.token_ids") from None
+    return message
+
+
+def _fill(message: pb.GenerateRequest | pb.ScoreRequest, source: Source | None, prompt: Source | None) -> None:
     if source is not None:
         message.source.CopyFrom(sequence_message(source, "source"))
     if prompt is not None:
         message.prompt.CopyFrom(sequence_message(prompt, "prompt"))
-    return message
+
+
+def _listed(targets: Sequence[Source]) -> Sequence[Source]:
+    if isinstance(targets, str) or (targets and isinstance(targets[0], int)):
+        raise TypeError("targets are given as a list of sequences, also when there is only one")
+    return targets
 
 
 def model_request(model: str, version: int) -> models_pb2.ModelsGetRequest:
@@ -83,6 +160,9 @@ def decoding_message(
     repetition_penalty: float | None = None,
     min_tokens: int | None = None,
     stop: Sequence[str] | Sequence[int] = (),
+    beam_size: int | None = None,
+    length_penalty: float | None = None,
+    num_best: int | None = None,
 ) -> pb.Decoding:
     """Takes `values.DecodingOptions`. Any of temperature, top_k, top_p and seed selects sampling."""
     message = pb.Decoding(log_probabilities=log_probabilities)
@@ -106,7 +186,19 @@ def decoding_message(
         names, ids = _split(stop, "decoding.stop_tokens", "decoding.stop_token_ids")
         message.stop_tokens.extend(names)
         message.stop_token_ids.extend(ids)
+    if any(option is not None for option in (beam_size, length_penalty, num_best)):
+        message.beam_search.CopyFrom(_beam_message(beam_size, length_penalty, num_best))
     return message
+
+
+def _beam_message(beam_size: int | None, length_penalty: float | None, num_best: int | None) -> pb.BeamSearch:
+    if beam_size is None:
+        raise TypeError("length_penalty and num_best go with beam_size alone")
+    return pb.BeamSearch(
+        beam_size=_uint(beam_size, 32, "decoding.beam_search.beam_size"),
+        length_penalty=length_penalty,
+        num_best=None if num_best is None else _uint(num_best, 32, "decoding.beam_search.num_best"),
+    )
 
 
 def sequence_message(sequence: Source, field: str) -> pb.Sequence:

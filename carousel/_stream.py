@@ -11,7 +11,7 @@ import grpc
 from carousel import _answers
 from carousel._channel import session_metadata
 from carousel._deadline import Deadline
-from carousel._protocol import Conversation, SessionProtocol
+from carousel._protocol import Conversation, StreamOwner
 from carousel.errors import CarouselError, InternalError, UnavailableError
 from carousel.v1.inference_pb2 import StreamRequest, StreamResponse
 from carousel.v1.inference_pb2_grpc import InferenceStub
@@ -27,11 +27,11 @@ class Stream:
     however it ends, ours puts the error there as the last item, releases gRPC's, and both end.
     """
 
-    def __init__(self, stub: InferenceStub, protocol: SessionProtocol) -> None:
-        self._protocol = protocol
+    def __init__(self, stub: InferenceStub, owner: StreamOwner) -> None:
+        self._owner = owner
         self._outbox: queue.SimpleQueue[StreamRequest | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[StreamResponse | CarouselError] = queue.SimpleQueue()
-        self._call = stub.Stream(iter(self._outbox.get, None), metadata=session_metadata(protocol.id))
+        self._call = stub.Stream(iter(self._outbox.get, None), metadata=session_metadata(owner.id))
         self._reader = threading.Thread(target=self._read, name="carousel-stream", daemon=True)
         self._reader.start()
 
@@ -51,6 +51,10 @@ class Stream:
             result: T = end.value
             return result
 
+    def post(self, request: StreamRequest) -> None:
+        """Sends a request whose answer another conversation waits for."""
+        self._outbox.put(request)
+
     def end(self, deadline: Deadline) -> None:
         """Tells the server that nothing more will be sent, and waits for it to end the stream; then breaks it off."""
         self._outbox.put(None)
@@ -64,7 +68,7 @@ class Stream:
         except queue.Empty:
             raise deadline.exceeded() from None
         if isinstance(received, CarouselError):
-            raise self._protocol.lost(received)
+            raise self._owner.lost(received)
         return received
 
     def _read(self) -> None:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
@@ -15,13 +15,14 @@ from carousel import _answers, _requests
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, Metadata, all_options, session_metadata
 from carousel._generation import GenerationState
 from carousel._requests import Source
+from carousel.async_batch import AsyncSessionBatch
 from carousel.async_session import AsyncGeneration, SessionOpening
 from carousel.errors import RequestCancelledError
 from carousel.v1 import models_pb2, sessions_pb2
 from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.v1.models_pb2_grpc import ModelsStub
 from carousel.v1.sessions_pb2_grpc import SessionsStub
-from carousel.values import DecodingOptions, ModelInfo, SessionInfo
+from carousel.values import DecodingOptions, ModelInfo, SessionInfo, TargetScore
 
 if TYPE_CHECKING:
     from carousel.v1.sessions_pb2_grpc import SessionsAsyncStub  # exists for type checkers alone
@@ -75,13 +76,19 @@ class AsyncClient:
         source: Source | None = None,
         *,
         version: int = 0,
+        variant: str = "",
         prompt: Source | None = None,
         timeout: float | None = None,
         **decoding: Unpack[DecodingOptions],
     ) -> AsyncGeneration:
         """One whole generation, in a session that lives as long as the call: see `Client.generate`."""
         request = _requests.generate_request(
-            model, source=source, version=version, prompt=prompt, decoding=_requests.decoding_message(**decoding)
+            model,
+            source=source,
+            version=version,
+            variant=variant,
+            prompt=prompt,
+            decoding=_requests.decoding_message(**decoding),
         )
         call = self._inference.Generate(request, timeout=self._timeout if timeout is None else timeout)
         responses = aiter(call)
@@ -107,12 +114,32 @@ class AsyncClient:
 
         return AsyncGeneration(state, pull, leave)
 
+    async def score(
+        self,
+        model: str,
+        targets: Sequence[Source],
+        source: Source | None = None,
+        *,
+        version: int = 0,
+        variant: str = "",
+        prompt: Source | None = None,
+        with_end: bool = False,
+        timeout: float | None = None,
+    ) -> tuple[TargetScore, ...]:
+        """How likely targets are, in a session that lives as long as the call: see `Client.score`."""
+        request = _requests.score_request(
+            model, targets, source=source, version=version, variant=variant, prompt=prompt, with_end=with_end
+        )
+        response = await _call(self._inference.Score, request, self._timeout if timeout is None else timeout)
+        return _answers.target_scores(response.scores)
+
     def session(
         self,
         model: str,
         source: Source | None = None,
         *,
         version: int = 0,
+        variant: str = "",
         session_id: str = "",
         first: bool = False,
         top_k: int | None = None,
@@ -120,8 +147,17 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> SessionOpening:
         """Opens a session, on a stream of its own, when it is awaited or entered: see `Client.session`."""
-        request = _requests.open_message(model, source=source, version=version, first=first, top_k=top_k, logits=logits)
+        request = _requests.open_message(
+            model, source=source, version=version, variant=variant, first=first, top_k=top_k, logits=logits
+        )
         return SessionOpening(self._inference, request, session_id, self._timeout if timeout is None else timeout)
+
+    def batch(
+        self, model: str, *, version: int = 0, variant: str = "", timeout: float | None = None
+    ) -> AsyncSessionBatch:
+        """Many sessions of one model on one stream, stepping together: see `Client.batch`."""
+        timeout = self._timeout if timeout is None else timeout
+        return AsyncSessionBatch(self._inference, model, version=version, variant=variant, timeout=timeout)
 
     async def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Every version of every model, served or not, by name and version."""

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
@@ -14,10 +14,10 @@ from carousel._async_stream import AsyncStream
 from carousel._deadline import Deadline, closing_deadline
 from carousel._generation import GenerationFacts, GenerationState
 from carousel._protocol import SessionFacts, SessionProtocol
-from carousel._requests import Tokens
+from carousel._requests import Source, Tokens
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
-from carousel.values import DecodingOptions, Step, Token
+from carousel.values import DecodingOptions, Step, TargetScore, Token
 
 if TYPE_CHECKING:
     from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
@@ -121,6 +121,13 @@ class AsyncSession(SessionFacts):
                 await self._stream.run(self._protocol.leave(state), deadline or Deadline(None))
 
         return AsyncGeneration(state, pull, leave)
+
+    async def score(
+        self, targets: Sequence[Source], *, with_end: bool = False, timeout: float | None = None
+    ) -> tuple[TargetScore, ...]:
+        """Tells how likely targets are from where the session is: see `Session.score`."""
+        message = _requests.score_message(targets, with_end=with_end)
+        return await self._stream.run(self._protocol.score(message), Deadline(self._or_default(timeout)))
 
     async def close(self, timeout: float | None = None) -> None:
         """Closes the session and its stream: see `Session.close`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -12,12 +12,13 @@ from carousel import _answers, _requests
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, Metadata, all_options, session_metadata
 from carousel._generation import GenerationState
 from carousel._requests import Source
+from carousel.batch import SessionBatch
 from carousel.session import Generation, Session
 from carousel.v1 import models_pb2, sessions_pb2
 from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.v1.models_pb2_grpc import ModelsStub
 from carousel.v1.sessions_pb2_grpc import SessionsStub
-from carousel.values import DecodingOptions, ModelInfo, SessionInfo
+from carousel.values import DecodingOptions, ModelInfo, SessionInfo, TargetScore
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -67,20 +68,27 @@ class Client:
         source: Source | None = None,
         *,
         version: int = 0,
+        variant: str = "",
         prompt: Source | None = None,
         timeout: float | None = None,
         **decoding: Unpack[DecodingOptions],
     ) -> Generation:
         """One whole generation, in a session that lives as long as the call. It starts at once.
 
-        source: text, or names, or ids; for models with an encoder. version: 0 means the newest. prompt: target tokens
-        to consume first. decoding: see `DecodingOptions`. timeout: seconds for the whole of it.
+        source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
+        computing it, such as `int8`; empty for `fp32`. prompt: target tokens to consume first. decoding: see
+        `DecodingOptions`. timeout: seconds for the whole of it.
 
         The iterator raises NotFoundError for a model that is not served, InvalidArgumentError, ResourceExhaustedError,
         DeadlineExceededError, UnavailableError.
         """
         request = _requests.generate_request(
-            model, source=source, version=version, prompt=prompt, decoding=_requests.decoding_message(**decoding)
+            model,
+            source=source,
+            version=version,
+            variant=variant,
+            prompt=prompt,
+            decoding=_requests.decoding_message(**decoding),
         )
         call = self._inference.Generate(request, timeout=self._timeout if timeout is None else timeout)
         state = GenerationState()
@@ -101,12 +109,38 @@ class Client:
 
         return Generation(state, pull, leave)
 
+    def score(
+        self,
+        model: str,
+        targets: Sequence[Source],
+        source: Source | None = None,
+        *,
+        version: int = 0,
+        variant: str = "",
+        prompt: Source | None = None,
+        with_end: bool = False,
+        timeout: float | None = None,
+    ) -> tuple[TargetScore, ...]:
+        """How likely targets are, in a session that lives as long as the call.
+
+        targets: a list of sequences, each text, or names, or ids. source, version, variant, prompt: as in `generate`.
+        with_end: each target with the end token after it. timeout: seconds; default the client's.
+
+        Raises NotFoundError, InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError, UnavailableError.
+        """
+        request = _requests.score_request(
+            model, targets, source=source, version=version, variant=variant, prompt=prompt, with_end=with_end
+        )
+        response = _call(self._inference.Score, request, self._timeout if timeout is None else timeout)
+        return _answers.target_scores(response.scores)
+
     def session(
         self,
         model: str,
         source: Source | None = None,
         *,
         version: int = 0,
+        variant: str = "",
         session_id: str = "",
         first: bool = False,
         top_k: int | None = None,
@@ -115,16 +149,27 @@ class Client:
     ) -> Session:
         """Opens a session, on a stream of its own.
 
-        source: text, or names, or ids; for models with an encoder. version: 0 means the newest. session_id: 1 to 128
-        of A-Z a-z 0-9 . _ : -; empty to have one made. first: also tell what may come first, as `Session.first`; top_k
+        source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
+        computing it, such as `int8`; empty for `fp32`. session_id: 1 to 128 of A-Z a-z 0-9 . _ : -; empty to have one
+        made. first: also tell what may come first, as `Session.first`; top_k
         and logits say how and imply it. timeout: seconds for the opening and for every call of the session that sets
         none; default the client's.
 
         Raises NotFoundError, InvalidArgumentError, AlreadyExistsError for a session id in use, ResourceExhaustedError
         when the server is full, DeadlineExceededError, UnavailableError.
         """
-        request = _requests.open_message(model, source=source, version=version, first=first, top_k=top_k, logits=logits)
+        request = _requests.open_message(
+            model, source=source, version=version, variant=variant, first=first, top_k=top_k, logits=logits
+        )
         return Session(self._inference, request, session_id, self._timeout if timeout is None else timeout)
+
+    def batch(self, model: str, *, version: int = 0, variant: str = "", timeout: float | None = None) -> SessionBatch:
+        """Many sessions of one model on one stream, stepping together: for gateways. None is open yet.
+
+        version, variant: as in `session`. timeout: seconds for its calls that set none; default the client's.
+        """
+        timeout = self._timeout if timeout is None else timeout
+        return SessionBatch(self._inference, model, version=version, variant=variant, timeout=timeout)
 
     def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Every version of every model, served or not, by name and version."""

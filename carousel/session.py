@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self, Unpack
@@ -11,12 +11,12 @@ from carousel import _requests
 from carousel._deadline import Deadline, closing_deadline
 from carousel._generation import GenerationFacts, GenerationState
 from carousel._protocol import SessionFacts, SessionProtocol
-from carousel._requests import Tokens
+from carousel._requests import Source, Tokens
 from carousel._stream import Stream
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1.inference_pb2_grpc import InferenceStub
-from carousel.values import DecodingOptions, Step, Token
+from carousel.values import DecodingOptions, Step, TargetScore, Token
 
 
 class Generation(GenerationFacts):
@@ -143,6 +143,20 @@ class Session(SessionFacts):
                 self._stream.run(self._protocol.leave(state), deadline or Deadline(None))
 
         return Generation(state, pull, leave)
+
+    def score(
+        self, targets: Sequence[Source], *, with_end: bool = False, timeout: float | None = None
+    ) -> tuple[TargetScore, ...]:
+        """Tells how likely targets are from where the session is, which stays there.
+
+        targets: a list of sequences, each text, or names, or ids. with_end: each with the end token after it. timeout:
+        seconds; default the client's.
+
+        Raises InvalidArgumentError for a token outside the vocabulary, no target, or more than the server takes at
+        once, ResourceExhaustedError when the server has too many at work, and what `feed` raises.
+        """
+        message = _requests.score_message(targets, with_end=with_end)
+        return self._stream.run(self._protocol.score(message), Deadline(self._or_default(timeout)))
 
     def close(self, timeout: float | None = None) -> None:
         """Closes the session and its stream. Closing it again does nothing.

@@ -100,12 +100,37 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A sequence that a beam search has found.
+
+    tokens: each with its log-probability, without the one that ended it. score: what it is ranked by, log_probability
+    over its length to the power of the length penalty. log_probability: the sum of its tokens', the one that ended it
+    with them. finish_reason: why it ended.
+    """
+
+    tokens: tuple[Token, ...]
+    score: float
+    log_probability: float
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class TargetScore:
+    """How likely a target is. log_probability: natural logarithm, the sum of log_probabilities: of each of its tokens
+    given those before it, and with `with_end` of the end token after them."""
+
+    log_probability: float
+    log_probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A version of a model.
 
     problem: why it is not served, empty when it is. source_vocabulary, target_vocabulary: names by id; the former is
     empty without an encoder. max_source_length: in tokens, 0 without an encoder. max_tokens: generated at most when a
-    request sets no limit. state_size_bytes: held for each session. manifest_digest: SHA-256 in hexadecimal.
+    request sets no limit. state_size_bytes: held for each session. manifest_digest: SHA-256 in hexadecimal. variants:
+    names of the ways to compute it, `fp32` and perhaps others such as `int8`.
     """
 
     model: str
@@ -120,6 +145,7 @@ class ModelInfo:
     max_tokens: int
     state_size_bytes: int
     manifest_digest: str
+    variants: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +159,7 @@ class SessionInfo:
     state: SessionState
     open_time: datetime
     last_used_time: datetime
+    variant: str
 
 
 class DecodingOptions(TypedDict, total=False):
@@ -145,6 +172,11 @@ class DecodingOptions(TypedDict, total=False):
     draws the same token (default 0). repetition_penalty: makes tokens already given less likely, above 0 and at most
     100 (default 1: none). min_tokens: at least so many before the generation may end (default 0). stop: tokens, by name
     or by id, that end it as the end token does.
+
+    beam_size: search for the likeliest sequences instead, following so many at once, 1 or more; goes with no sampling
+    option and no repetition_penalty. The tokens then come together, at the end. length_penalty: a sequence's score is
+    the sum of its log-probabilities over its length to this power, -10 to 10 (default 1). num_best: how many sequences
+    to return as `hypotheses`, 1 to beam_size (default 1).
     """
 
     max_tokens: int | None
@@ -156,3 +188,6 @@ class DecodingOptions(TypedDict, total=False):
     repetition_penalty: float | None
     min_tokens: int | None
     stop: Sequence[str] | Sequence[int]
+    beam_size: int | None
+    length_penalty: float | None
+    num_best: int | None

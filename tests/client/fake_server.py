@@ -28,6 +28,7 @@ MODEL = models_pb2.ModelInfo(
     target_vocabulary=VOCABULARY,
     max_source_length=9,
     max_tokens=100,
+    variants=["fp32", "int8"],
     state_size_bytes=64,
     manifest_digest="ab",
 )
@@ -120,6 +121,11 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         if session.is_generating:
             self.cancelled.wait()
 
+    def Score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreResponse:
+        """As a server of an older version answers."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        raise AssertionError("abort raises")
+
     def _read(self, requests: Iterator[pb.StreamRequest]) -> None:
         events = self._events
         try:
@@ -180,4 +186,5 @@ def _session_info(session_id: str, model: str) -> sessions_pb2.SessionInfo:
         state=sessions_pb2.SESSION_STATE_IDLE,
         open_time=Timestamp(seconds=10),
         last_used_time=Timestamp(seconds=20),
+        variant="int8",
     )

@@ -60,7 +60,7 @@ def feed(*ids: int, outputs: bool = True) -> pb.Feed:
 
 def opened(source: str = "ab") -> tuple[Wire, SessionProtocol]:
     wire, protocol = Wire(), SessionProtocol()
-    message = _requests.open_message("toy", source=source, version=0, first=False, top_k=None, logits=False)
+    message = _requests.open_message("toy", source=source, version=0, variant="", first=False, top_k=None, logits=False)
     wire.run(protocol.open(message))
     return wire, protocol
 
@@ -282,6 +282,6 @@ def test_what_is_closed_by_the_client_says_so() -> None:
 
 def test_an_opening_that_is_refused_raises_why() -> None:
     wire, protocol = Wire(), SessionProtocol()
-    message = _requests.open_message("none", source=None, version=0, first=False, top_k=None, logits=False)
+    message = _requests.open_message("none", source=None, version=0, variant="", first=False, top_k=None, logits=False)
     with pytest.raises(NotFoundError, match=r"model 'none' is unknown \[MODEL_NOT_FOUND\]"):
         wire.run(protocol.open(message))

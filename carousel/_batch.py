@@ -1,0 +1,146 @@
+"""Many sessions' half of a conversation with a server, on one stream. Pure: no I/O, no clock, no threads.
+
+As in `_protocol`, what waits for an answer is a conversation. Requests may also be posted ahead, their answers waited
+for later, in any order. The rules:
+
+1. Sessions have places, 0 and up, in the order of their opening, and handles that the server gave.
+2. A session's position is the one that its next frame begins at, those in flight counted. So a frame always says where
+   its sessions are, and one that is sent again is applied once.
+3. A row that is refused tells where its session is. Frames in flight behind it are refused for that session too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from carousel import _answers
+from carousel._protocol import Conversation
+from carousel.errors import CarouselError
+from carousel.v1 import inference_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStep:
+    """The answer to a step of many sessions: columns of N, in the order of `places`, 0 where a session was refused.
+
+    positions: after it; of those refused, where they stand. token_ids: the most likely next ones; with top_k so many
+    for each session, most likely first; empty when logits or nothing was asked for. log_probabilities: of each of
+    token_ids, with top_k. logits: with logits, as many for each session as the vocabulary has tokens. errors: why
+    sessions were refused, by place.
+    """
+
+    places: tuple[int, ...]
+    positions: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    log_probabilities: tuple[float, ...]
+    logits: tuple[float, ...]
+    errors: Mapping[int, CarouselError]
+    replayed: bool = False
+
+
+class _Frame(NamedTuple):
+    """A frame in flight. counts: tokens of each of its sessions."""
+
+    places: tuple[int, ...]
+    counts: tuple[int, ...]
+
+
+class BatchProtocol:
+    """The sessions of one stream."""
+
+    id = ""
+
+    def __init__(self) -> None:
+        self.handles: list[int] = []
+        self.positions: list[int] = []
+        self._last_request_id = 0
+        self._frames: OrderedDict[int, _Frame] = OrderedDict()
+        self._answers: dict[int, pb.StreamResponse] = {}
+        self._ended_by: CarouselError | None = None
+
+    @property
+    def num_in_flight(self) -> int:
+        """Frames that were sent, and whose answers were not yet taken."""
+        return len(self._frames)
+
+    def open(self, request: pb.Open, session_id: str) -> pb.StreamRequest:
+        """A request to send; see `opened`."""
+        return self._number(pb.StreamRequest(open=request, session_id=session_id))
+
+    def opened(self, request_id: int) -> Conversation[int]:
+        """Waits for the answer to an opening. Returns the session's place."""
+        response = yield from self._wait(request_id)
+        self.handles.append(response.opened.handle)
+        self.positions.append(0)
+        return len(self.handles) - 1
+
+    def frame(self, message: pb.StepBatch, places: Sequence[int]) -> pb.StreamRequest:
+        """A frame to send; see `stepped`. message: with the handles and the positions of those places."""
+        request = self._number(pb.StreamRequest(step_batch=message))
+        counts = tuple(message.counts) or (1,) * len(places)
+        for place, count in zip(places, counts, strict=True):
+            self.positions[place] += count
+        self._frames[request.request_id] = _Frame(tuple(places), counts)
+        return request
+
+    def stepped(self) -> Conversation[BatchStep]:
+        """Waits for the answer to the frame that was sent first of those in flight. Raises LookupError without any."""
+        if not self._frames:
+            raise LookupError("no step is in flight")
+        request_id, frame = next(iter(self._frames.items()))
+        try:
+            response = yield from self._wait(request_id)
+        except CarouselError:
+            if self._ended_by is None:  # refused as a whole: nobody has moved
+                del self._frames[request_id]
+                for place, count in zip(frame.places, frame.counts, strict=True):
+                    self.positions[place] -= count
+            raise
+        del self._frames[request_id]
+        message = response.batch_stepped
+        errors = {}
+        for refused in message.errors:
+            place = frame.places[refused.index]
+            errors[place] = _answers.error(refused.error)
+            self.positions[place] = message.positions[refused.index]
+        return BatchStep(
+            frame.places,
+            tuple(message.positions),
+            tuple(message.token_ids),
+            tuple(message.log_probabilities),
+            tuple(message.logits),
+            errors,
+            message.replayed,
+        )
+
+    def lost(self, error: CarouselError) -> CarouselError:
+        """Takes note that the stream has ended. Returns what to raise."""
+        self._ended_by = self._ended_by or error
+        return copy.copy(self._ended_by)
+
+    def check_open(self) -> None:
+        """Raises what ended the stream, if it has ended."""
+        if self._ended_by is not None:
+            raise copy.copy(self._ended_by)
+
+    def _wait(self, request_id: int) -> Conversation[pb.StreamResponse]:
+        """Waits for the answer to a request. Raises what refused it."""
+        self.check_open()
+        while request_id not in self._answers:
+            response = yield None
+            if response.request_id:  # else a notice: what it tells, the session's next step tells again
+                self._answers[response.request_id] = response
+        answer = self._answers.pop(request_id)
+        if answer.HasField("error"):
+            raise _answers.error(answer.error)
+        return answer
+
+    def _number(self, request: pb.StreamRequest) -> pb.StreamRequest:
+        self.check_open()
+        self._last_request_id += 1
+        request.request_id = self._last_request_id
+        return request

@@ -1,0 +1,129 @@
+"""The blocking batch of sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from carousel import _requests
+from carousel._batch import BatchProtocol, BatchStep
+from carousel._deadline import Deadline, closing_deadline
+from carousel._requests import Source
+from carousel._stream import Stream
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1.inference_pb2_grpc import InferenceStub
+
+
+class SessionBatch:
+    """Many sessions of one model that step together, a message for all of them: for gateways. Made by `Client.batch`.
+
+    Sessions have places, 0 and up, in the order of their opening. Close it, or use `with`: its sessions end with it.
+    Its calls block. One thread at a time may use it.
+    """
+
+    def __init__(self, stub: InferenceStub, model: str, *, version: int, variant: str, timeout: float | None) -> None:
+        """timeout: seconds for calls that set none; None for no limit."""
+        self._model = model
+        self._version = version
+        self._variant = variant
+        self._timeout = timeout
+        self._protocol = BatchProtocol()
+        self._stream = Stream(stub, self._protocol)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._protocol.handles)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Of each session, by place, the steps in flight counted."""
+        return tuple(self._protocol.positions)
+
+    def open(self, source: Source | None = None, *, session_id: str = "", timeout: float | None = None) -> int:
+        """Opens a session. Returns its place. source, session_id: as in `Client.session`. Raises what that raises."""
+        return self._open_all([(source, session_id)], timeout)[0]
+
+    def open_many(self, sources: Sequence[Source | None], *, timeout: float | None = None) -> list[int]:
+        """Opens a session for each source, None for a model without an encoder. Returns their places.
+
+        Raises what `Client.session` raises, for the first that is refused; those before it are open.
+        """
+        return self._open_all([(source, "") for source in sources], timeout)
+
+    def step(
+        self,
+        tokens: Sequence[int] | Sequence[Sequence[int]],
+        *,
+        places: Sequence[int] | None = None,
+        top_k: int | None = None,
+        logits: bool = False,
+        outputs: bool = True,
+        timeout: float | None = None,
+    ) -> BatchStep:
+        """Makes sessions consume tokens and tells what comes next in each, in one round trip.
+
+        tokens: by id, one for each session, or a sequence of them. places: which sessions; default all. top_k, logits,
+        outputs: as in `Session.feed`. timeout: seconds; default the client's.
+
+        A session that is refused is told of in `BatchStep.errors`, and the others go on. Raises InvalidArgumentError
+        when the step itself is wrong, DeadlineExceededError when no answer came in time: then `receive` waits for it
+        again. LookupError when other steps are in flight. UnavailableError when the stream is gone.
+        """
+        if self._protocol.num_in_flight:
+            raise LookupError("other steps are in flight: `receive` their answers first")
+        self.send(tokens, places=places, top_k=top_k, logits=logits, outputs=outputs)
+        return self.receive(timeout)
+
+    def send(
+        self,
+        tokens: Sequence[int] | Sequence[Sequence[int]],
+        *,
+        places: Sequence[int] | None = None,
+        top_k: int | None = None,
+        logits: bool = False,
+        outputs: bool = True,
+    ) -> None:
+        """Sends a step and does not wait for its answer: see `step`, and `receive`. Several may be in flight."""
+        protocol = self._protocol
+        places = range(len(protocol.handles)) if places is None else places
+        message = _requests.frame_message(
+            [protocol.handles[place] for place in places],
+            tokens,
+            [protocol.positions[place] for place in places],
+            top_k=top_k,
+            logits=logits,
+            outputs=outputs,
+        )
+        self._stream.post(protocol.frame(message, places))
+
+    def receive(self, timeout: float | None = None) -> BatchStep:
+        """Waits for the answer to the first of the steps in flight: see `step`. Raises LookupError without any."""
+        return self._stream.run(self._protocol.stepped(), Deadline(self._or_default(timeout)))
+
+    def close(self, timeout: float | None = None) -> None:
+        """Ends the stream, and with it the sessions. Closing it again does nothing.
+
+        timeout: seconds for the server to answer; default the client's, or else 5. Raises nothing.
+        """
+        self._stream.end(closing_deadline(self._or_default(timeout)))
+
+    def _open_all(self, sessions: list[tuple[Source | None, str]], timeout: float | None) -> list[int]:
+        deadline = Deadline(self._or_default(timeout))
+        sent: list[pb.StreamRequest] = []
+        for source, session_id in sessions:
+            message = _requests.open_message(self._model, source=source, version=self._version, variant=self._variant)
+            sent.append(self._protocol.open(message, session_id))
+        for request in sent:
+            self._stream.post(request)
+        return [self._stream.run(self._protocol.opened(request.request_id), deadline) for request in sent]
+
+    def _or_default(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout
