@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.measure import write
 from benchmarks.subjects import make
 from benchmarks.suite import SUITE
 
@@ -13,18 +14,16 @@ def main() -> None:
     """Runs what was named."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=[*SUITE, "all"], help="; ".join(f"{n}: {f.__doc__}" for n, f in SUITE.items()))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there (for `all`: FILE.NAME.json)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     arguments = parser.parse_args()
     models = make()
-    names = list(SUITE) if arguments.name == "all" else [arguments.name]
     reports = []
-    for name in names:
+    for name in SUITE if arguments.name == "all" else [arguments.name]:
         report = SUITE[name](models)
         report.print()
         reports.append(report)
-        if arguments.json is not None:
-            many = arguments.name == "all"
-            report.write(arguments.json.with_suffix(f".{name}.json") if many else arguments.json)
+    if arguments.json is not None:
+        write(reports, arguments.json)
     if len(reports) > 1:
         print("\nsummary")
         for report in reports:

@@ -9,7 +9,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.repository.bundle import load_bundle
-from service.repository.manifest import Manifest
+from service.repository.manifest import BASE_VARIANT, Manifest, StepSpec
 
 Array = NDArray[np.generic]
 
@@ -17,11 +17,13 @@ Array = NDArray[np.generic]
 class BareStep:
     """The step graph, its state handed from run to run. For models without an encoder."""
 
-    def __init__(self, manifest: Manifest, session: ort.InferenceSession, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, manifest: Manifest, spec: StepSpec, session: ort.InferenceSession, names: tuple[str, ...]
+    ) -> None:
         self.names = names
         self._manifest = manifest
         self._session = session
-        spec = manifest.step
+        self._spec = spec
         choice = spec.next_token.name if spec.next_token else spec.logits.name
         states = [state.output for state in manifest.states]
         self._with_logits = [spec.logits.name, *states]
@@ -44,12 +46,13 @@ class BareStep:
         return (chosen if self._picks else chosen.argmax(axis=-1)), following
 
     def _feeds(self, tokens: Array, lengths: Array, state: list[Array]) -> dict[str, Array]:
-        spec = self._manifest.step
+        spec = self._spec
         names = [part.input.name for part in self._manifest.states]
         return {spec.tokens.name: tokens, spec.lengths.name: lengths, **dict(zip(names, state, strict=True))}
 
 
-def load_step(folder: Path, num_threads: int = 1) -> BareStep:
+def load_step(folder: Path, num_threads: int = 1, variant: str = BASE_VARIANT) -> BareStep:
     """The step graph of a bundle, checked and loaded as the server does it."""
     bundle = load_bundle(folder, num_threads=num_threads)
-    return BareStep(bundle.manifest, bundle.step, bundle.target_vocabulary.names)
+    graphs = bundle.variants[variant]
+    return BareStep(bundle.manifest, graphs.step_spec, graphs.step, bundle.target_vocabulary.names)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.load lockstep 127.0.0.1:50051 --model lm-small --streams 64
 
-They write ready-made bytes and do not parse what they read, so that the server is what is measured.
+They write ready-made bytes and parse next to nothing of what they read, so that the server is what is measured.
 """
 
 from __future__ import annotations
@@ -14,45 +14,14 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import grpc
 import numpy as np
 
+from benchmarks.arrivals import arrivals
+from benchmarks.streams import NOTHING, Streams, feed
 from carousel.v1 import inference_pb2 as pb
 
-METHOD = "/carousel.v1.Inference/Stream"
-NUM_CHANNELS = 4
 Seen = dict[str, float]
-NOTHING = pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE)
-
-
-class Streams:
-    """Streams over a few connections, each with one open session."""
-
-    def __init__(self, target: str, model: str, name: str = "load") -> None:
-        self._model = model
-        # options that differ keep gRPC from sharing one connection among the channels
-        self._channels = [
-            grpc.aio.insecure_channel(target, [("carousel.connection", f"{name}-{number}")])
-            for number in range(NUM_CHANNELS)
-        ]
-
-    async def open(self, index: int) -> Any:
-        """A stream whose session is open."""
-        call: Any = self._channels[index % NUM_CHANNELS].stream_stream(METHOD)()
-        await call.write(pb.StreamRequest(open=pb.Open(model=self._model)).SerializeToString())
-        answer = pb.StreamResponse.FromString(await call.read())
-        if not answer.HasField("opened"):
-            raise RuntimeError(f"the server did not open a session: {answer}")
-        return call
-
-    async def close(self) -> None:
-        """Closes the connections."""
-        await asyncio.gather(*(channel.close() for channel in self._channels))
-
-
-def feed(tokens: list[int], outputs: pb.OutputSpec | None = None) -> bytes:
-    """A feed, ready to be written."""
-    return pb.StreamRequest(request_id=7, feed=pb.Feed(token_ids=tokens, outputs=outputs)).SerializeToString()
+ENDED = pb.Generated(finish_reason=pb.FINISH_REASON_MAX_TOKENS).SerializeToString()
 
 
 async def steps(call: Any, ready: list[bytes], stop_at_s: float, latencies: list[float]) -> None:
@@ -95,7 +64,7 @@ async def lockstep(arguments: argparse.Namespace) -> Seen:
 
 
 async def generations(arguments: argparse.Namespace) -> Seen:
-    """Every stream generates `--tokens` tokens, greedily, read one message after the other. Returns tokens a second."""
+    """Every stream generates `--tokens` tokens, greedily, `--rounds` times in a row. Returns tokens a second."""
     streams = Streams(arguments.target, arguments.model)
     calls = [await streams.open(index) for index in range(arguments.streams)]
     decoding = pb.Decoding(max_tokens=arguments.tokens)
@@ -105,16 +74,46 @@ async def generations(arguments: argparse.Namespace) -> Seen:
         await call.read()
 
     async def one(call: Any) -> None:
-        await call.write(message)
-        await call.done_writing()
-        while await call.read() is not grpc.aio.EOF:
-            pass
+        for _ in range(arguments.rounds):
+            await call.write(message)
+            # the reason is the last field of the last field: see the proto
+            while not (await call.read()).endswith(ENDED):
+                pass
 
     began = time.perf_counter()
     await asyncio.gather(*map(one, calls))
     elapsed = time.perf_counter() - began
     await streams.close()
-    return {"per_second": arguments.streams * arguments.tokens / elapsed}
+    return {"per_second": arguments.streams * arguments.tokens * arguments.rounds / elapsed}
+
+
+async def frames(arguments: argparse.Namespace) -> Seen:
+    """One stream of `--streams` sessions that step together, `--in-flight` frames ahead. Returns tokens a second."""
+    streams = Streams(arguments.target, arguments.model)
+    call = await streams.open(0)
+    opening = pb.StreamRequest(open=pb.Open(model=arguments.model)).SerializeToString()
+    for _ in range(arguments.streams - 1):
+        await call.write(opening)
+        await call.read()
+    handles = range(1, arguments.streams + 1)
+    ready = []
+    for shift in range(16):
+        tokens = [1 + (handle + shift) % (arguments.vocabulary - 1) for handle in handles]
+        step = pb.StepBatch(handles=handles, token_ids=tokens)
+        ready.append(pb.StreamRequest(request_id=7, step_batch=step).SerializeToString())
+    for message in ready[: arguments.in_flight]:
+        await call.write(message)
+    count, answer = 0, b""
+    began = time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < arguments.seconds:
+        answer = await call.read()
+        await call.write(ready[count % len(ready)])
+        count += 1
+    stepped = pb.StreamResponse.FromString(answer).batch_stepped
+    if stepped.errors or len(stepped.token_ids) != arguments.streams:
+        raise RuntimeError(f"a frame failed: {stepped}")
+    await streams.close()
+    return {"per_second": arguments.streams * count / elapsed}
 
 
 async def growth(arguments: argparse.Namespace) -> Seen:
@@ -137,7 +136,9 @@ async def growth(arguments: argparse.Namespace) -> Seen:
 GENERATORS: dict[str, Callable[[argparse.Namespace], Awaitable[Seen]]] = {
     "lockstep": lockstep,
     "generations": generations,
+    "frames": frames,
     "growth": growth,
+    "arrivals": arrivals,
 }
 
 
@@ -157,6 +158,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=64)
     parser.add_argument("--long-feed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--in-flight", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=1000.0)
     print(json.dumps(asyncio.run(run(parser.parse_args()))))
 
 

@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -54,28 +54,24 @@ class Report:
                 f" = {row.ratio:.3f} ({low:.3f} to {high:.3f}){bound}"
             )
 
-    def write(self, path: Path) -> None:
-        """Writes the rows as JSON, with a top-level `ratio`: a number, or one for each subject in the table's order."""
+    def as_json(self) -> dict[str, object]:
+        """The rows, with a top-level `ratio`: a number, or one for each subject in the table's order."""
         ratios = {row.subject: row.ratio for row in self.rows}
-        whole: dict[str, object] = {
+        return {
             "name": self.name,
             "question": self.question,
             "ratio": next(iter(ratios.values())) if len(ratios) == 1 else ratios,
-            "rows": [
-                {
-                    "subject": row.subject,
-                    "ours": row.ours,
-                    "theirs": row.theirs,
-                    "ratios": row.ratios,
-                    "unit": row.unit,
-                    "bound": row.bound,
-                    "must_be": row.must_be,
-                    "is_met": row.is_met,
-                }
-                for row in self.rows
-            ],
+            "rows": [{**asdict(row), "is_met": row.is_met} for row in self.rows],
         }
-        path.write_text(json.dumps(whole, indent=2) + "\n")
+
+
+def write(reports: list[Report], path: Path) -> None:
+    """Writes one benchmark's figures, or those of many, by name, with their ratios at the top."""
+    whole: dict[str, object] = reports[0].as_json()
+    if len(reports) > 1:
+        each = {report.name: report.as_json() for report in reports}
+        whole = {"name": "all", "ratio": {name: one["ratio"] for name, one in each.items()}, "benchmarks": each}
+    path.write_text(json.dumps(whole, indent=2) + "\n")
 
 
 def alternate(

@@ -48,12 +48,3 @@ def load(generator: str, target: str, **options: float | str) -> Seen:
         raise RuntimeError(f"the load generator failed:\n{done.stderr}")
     seen: Seen = json.loads(done.stdout)
     return seen
-
-
-def export(repository: Path, name: str, *, hidden: int, layers: int, vocabulary: int) -> None:
-    """Makes a language model of random weights, unless it is there."""
-    if (repository / name / "1").exists():
-        return
-    flags = ["--hidden", str(hidden), "--layers", str(layers), "--vocabulary", str(vocabulary)]
-    command = [sys.executable, "-m", "export", "random-lm", "--name", name, "--to", str(repository), *flags]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

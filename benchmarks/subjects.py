@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import export
+from service.repository.manifest import FILE_NAME, Manifest
 
 REPOSITORY = Path(__file__).parent.parent / "build" / "benchmarks"
 
@@ -18,6 +20,7 @@ class Subject:
     hidden: int
     layers: int
     vocabulary: int
+    variants: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -27,12 +30,36 @@ class Subject:
 
 SMALL = Subject("lm-small", 128, 1, 64)
 MEDIUM = Subject("lm-medium", 256, 2, 1_000)
-LARGE = Subject("lm-large", 512, 2, 8_000)
+LARGE = Subject("lm-large", 512, 2, 8_000, ("int8",))
 SUBJECTS = (SMALL, MEDIUM, LARGE)
 
 
 def make() -> Path:
     """Makes what is missing; the repository of all."""
     for subject in SUBJECTS:
-        export(REPOSITORY, subject.name, hidden=subject.hidden, layers=subject.layers, vocabulary=subject.vocabulary)
+        export(REPOSITORY, subject)
     return REPOSITORY
+
+
+def export(repository: Path, subject: Subject) -> None:
+    """Makes a language model of random weights, unless it is there with all its variants."""
+    manifest = subject.folder / FILE_NAME
+    if manifest.exists():
+        variants = Manifest.model_validate_json(manifest.read_bytes()).variants
+        if set(subject.variants) <= set(variants):
+            return
+    sizes = {"hidden": subject.hidden, "layers": subject.layers, "vocabulary": subject.vocabulary}
+    flags = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    variants_flag = ["--variants", *subject.variants] if subject.variants else []
+    command = [
+        sys.executable,
+        "-m",
+        "export",
+        "random-lm",
+        "--name",
+        subject.name,
+        "--to",
+        str(repository),
+        "--replace",
+    ]
+    subprocess.run([*command, *flags, *variants_flag], check=True, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Runs a stream handler as the `Inference` service on a free port, and prints the port."""
+"""Runs a stream handler as the `Inference` service on a free port, prints the port, and makes what it answers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -33,3 +34,17 @@ async def serve(stream: Callable[[Any, Context], Awaitable[None]]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
     await leave.wait()
     await server.stop(0)
+
+
+def opened(request: pb.StreamRequest, model: str) -> pb.StreamResponse:
+    """The answer to an open."""
+    return pb.StreamResponse(request_id=request.request_id, opened=pb.Opened(model=model))
+
+
+def fed(request: pb.StreamRequest, token: int, text: str) -> pb.StreamResponse:
+    """The answer to a feed, of the kind and size of the service's own: the next token."""
+    position = request.feed.position + len(request.feed.token_ids)
+    output = pb.StepOutput(position=position, tokens=[pb.Token(id=token, text=text)])
+    return pb.StreamResponse(
+        request_id=request.request_id, session_id=request.session_id, position=position, fed=pb.Fed(outputs=[output])
+    )

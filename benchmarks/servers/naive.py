@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bare import load_step
-from benchmarks.servers.host import Context, serve
-from carousel.v1 import inference_pb2 as pb
+from benchmarks.servers.host import Context, fed, opened, serve
 
 bundle = load_step(Path(sys.argv[1]), int(sys.argv[2]))
 
@@ -22,21 +21,12 @@ async def stream(request_iterator: Any, context: Context) -> None:
     lengths = np.ones(1, np.int64)
     async for request in request_iterator:
         if request.WhichOneof("request") == "open":
-            await context.write(pb.StreamResponse(request_id=request.request_id, opened=pb.Opened(model="naive")))
+            await context.write(opened(request, "naive"))
             continue
         tokens = np.array([request.feed.token_ids], np.int64)
         logits, state = bundle.step(tokens, lengths, state)
         best = int(logits[0, -1].argmax())
-        position = request.feed.position + tokens.shape[1]
-        output = pb.StepOutput(position=position, tokens=[pb.Token(id=best, text=bundle.names[best])])
-        await context.write(
-            pb.StreamResponse(
-                request_id=request.request_id,
-                session_id=request.session_id,
-                position=position,
-                fed=pb.Fed(outputs=[output]),
-            )
-        )
+        await context.write(fed(request, best, bundle.names[best]))
 
 
 if __name__ == "__main__":
