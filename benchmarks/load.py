@@ -101,19 +101,30 @@ async def frames(arguments: argparse.Namespace) -> Seen:
         tokens = [1 + (handle + shift) % (arguments.vocabulary - 1) for handle in handles]
         step = pb.StepBatch(handles=handles, token_ids=tokens)
         ready.append(pb.StreamRequest(request_id=7, step_batch=step).SerializeToString())
-    for message in ready[: arguments.in_flight]:
-        await call.write(message)
-    count, answer = 0, b""
+    room = asyncio.Semaphore(arguments.in_flight)
+    stop_at_s = time.perf_counter() + arguments.seconds
+    num_sent = 0
+
+    async def write() -> None:
+        nonlocal num_sent
+        while time.perf_counter() < stop_at_s:
+            await room.acquire()
+            await call.write(ready[num_sent % len(ready)])
+            num_sent += 1
+
+    writer = asyncio.create_task(write())
+    num_read, answer = 0, b""
     began = time.perf_counter()
-    while (elapsed := time.perf_counter() - began) < arguments.seconds:
+    while not writer.done() or num_read < num_sent:
         answer = await call.read()
-        await call.write(ready[count % len(ready)])
-        count += 1
+        room.release()
+        num_read += 1
+    elapsed = time.perf_counter() - began
     stepped = pb.StreamResponse.FromString(answer).batch_stepped
     if stepped.errors or len(stepped.token_ids) != arguments.streams:
         raise RuntimeError(f"a frame failed: {stepped}")
     await streams.close()
-    return {"per_second": arguments.streams * count / elapsed}
+    return {"per_second": arguments.streams * num_read / elapsed}
 
 
 async def growth(arguments: argparse.Namespace) -> Seen:

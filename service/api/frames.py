@@ -11,9 +11,10 @@ from itertools import accumulate
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert
+from service.engine.jobs import Lane
 from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError, SessionNotOpenError, TokenOutOfVocabularyError
-from service.sessions.frames import Frame, FrameRequest, Frames
+from service.sessions.frames import Frame, FrameRequest, Frames, lanes_of
 from service.sessions.session import Session
 
 Answer = Callable[[pb.StreamResponse], None]
@@ -30,6 +31,19 @@ class _Sent:
         self.repeats: list[int] = []
 
 
+class _Found:
+    """The sessions of a frame. refused: why some are not there; lanes: when all are; vocabulary_size: their model's."""
+
+    __slots__ = ("handles", "lanes", "refused", "sessions", "vocabulary_size")
+
+    def __init__(self, handles: list[int], sessions: list[Session | None]) -> None:
+        self.handles = handles
+        self.sessions = sessions
+        self.refused: dict[int, CarouselError] = {}
+        self.lanes: list[Lane] | None = None
+        self.vocabulary_size = 0
+
+
 class StreamFrames:
     """Takes frames in. answer: is called once for each that was not refused as a whole."""
 
@@ -39,6 +53,7 @@ class StreamFrames:
         self._sessions: dict[int, Session] = {}
         self._last_handle = 0
         self._last: _Sent | None = None
+        self._last_found: _Found | None = None
 
     def add(self, session: Session) -> None:
         """Gives a session a handle."""
@@ -49,6 +64,7 @@ class StreamFrames:
     def remove(self, session: Session) -> None:
         """Its handle is not used again."""
         self._sessions.pop(session.handle, None)
+        self._last_found = None
 
     def step(self, request: pb.StreamRequest) -> None:
         """Takes a frame in. Raises InvalidFieldError and its kin, and QueueFullError."""
@@ -63,46 +79,45 @@ class StreamFrames:
         if message.HasField("outputs"):
             outputs = convert.output_spec(message.outputs, field="step_batch.outputs")
         handles = list(message.handles)
-        if len(set(handles)) < len(handles):
-            at = next(at for at, handle in enumerate(handles) if handle in handles[:at])
-            raise InvalidFieldError(
-                f"step_batch.handles[{at}] = {handles[at]} is there twice", field=f"step_batch.handles[{at}]"
-            )
+        found = self._last_found
+        if found is None or found.handles != handles:
+            found = self._find(handles)
         tokens = list(message.token_ids)
         counts = list(message.counts) or None
         sent = self._last = _Sent(message)
-        found, refused = self._find(handles, tokens, counts)
-        frame = Frame(found, refused, tokens, counts, list(message.positions) or None, outputs)
+        refused = found.refused
+        if tokens and max(tokens) >= found.vocabulary_size:
+            refused = {**refused, **_out_of_vocabulary(found, tokens, counts)}
+        positions = list(message.positions) or None
+        frame = Frame(found.sessions, refused, tokens, counts, positions, outputs, found.lanes)
         try:
             self._frames.step(frame, request_id=request.request_id, reply=partial(self._on_stepped, sent))
         except CarouselError:
             self._last = last
             raise
 
-    def _find(
-        self, handles: list[int], tokens: list[int], counts: list[int] | None
-    ) -> tuple[list[Session | None], dict[int, CarouselError]]:
-        """The sessions, and why some cannot take part: an unknown handle, or a token that their model lacks."""
-        found = [self._sessions.get(handle) for handle in handles]
-        refused: dict[int, CarouselError] = {}
-        for at, session in enumerate(found):
+    def _find(self, handles: list[int]) -> _Found:
+        """The sessions. What was found for the last frame is kept: the next one is mostly of the same."""
+        if len(set(handles)) < len(handles):
+            at = next(at for at, handle in enumerate(handles) if handle in handles[:at])
+            raise InvalidFieldError(
+                f"step_batch.handles[{at}] = {handles[at]} is there twice", field=f"step_batch.handles[{at}]"
+            )
+        sessions = [self._sessions.get(handle) for handle in handles]
+        found = _Found(handles, sessions)
+        for at, session in enumerate(sessions):
             if session is None:
-                refused[at] = SessionNotOpenError(
+                found.refused[at] = SessionNotOpenError(
                     f"step_batch.handles[{at}] = {handles[at]} names no session that is open on this stream",
                     field=f"step_batch.handles[{at}]",
                 )
-        sizes = {len(session.served.bundle.target_vocabulary) for session in found[:1] if session is not None}
-        if tokens and max(tokens) >= min(sizes, default=0):
-            ends = list(accumulate(counts or [1] * len(handles), initial=0))
-            for at, session in enumerate(found[: len(ends) - 1]):
-                if session is not None:
-                    try:
-                        session.served.bundle.target_vocabulary.check_ids(
-                            tokens[ends[at] : ends[at + 1]], field=f"step_batch.token_ids of handles[{at}]"
-                        )
-                    except TokenOutOfVocabularyError as error:
-                        refused[at] = error
-        return found, refused
+        open_ones = [session for session in sessions if session is not None]
+        if open_ones:
+            found.vocabulary_size = len(open_ones[0].served.bundle.target_vocabulary)
+        if handles and not found.refused:
+            found.lanes = lanes_of(open_ones)
+            self._last_found = found
+        return found
 
     def _on_stepped(self, sent: _Sent, request: FrameRequest, result: Stepped) -> None:
         answer = sent.answer = answers.stepped(result)
@@ -118,3 +133,17 @@ class StreamFrames:
         response = pb.StreamResponse(request_id=request_id, batch_stepped=sent.answer)
         response.batch_stepped.replayed = True
         self._answer(response)
+
+
+def _out_of_vocabulary(found: _Found, tokens: list[int], counts: list[int] | None) -> dict[int, CarouselError]:
+    """The refusals of sessions whose tokens their model lacks."""
+    refused: dict[int, CarouselError] = {}
+    ends = list(accumulate(counts or [1] * len(found.handles), initial=0))
+    for at, session in enumerate(found.sessions[: len(ends) - 1]):
+        if session is not None:
+            field = f"step_batch.token_ids of handles[{at}]"
+            try:
+                session.served.bundle.target_vocabulary.check_ids(tokens[ends[at] : ends[at + 1]], field=field)
+            except TokenOutOfVocabularyError as error:
+                refused[at] = error
+    return refused

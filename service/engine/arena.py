@@ -7,7 +7,10 @@ Rules:
 2. A slot is zero when it is handed out.
 3. A slot carries the generation of its row. Releasing moves the row to the next one, so releasing twice, or
    using what was released, is an error and never somebody else's state.
-4. The arrays are allocated whole at the start and left untouched: the operating system gives a page its memory
+4. The state of the batch that was run last is kept aside, as the graph gave it, until somebody asks for anything else:
+   a batch of the same rows, as a lone session or a gateway's frame makes again and again, is then neither gathered nor
+   scattered.
+5. The arrays are allocated whole at the start and left untouched: the operating system gives a page its memory
    when a session first writes to it, so room for a million sessions costs nothing until they come.
 
 `acquire` is called by one thread and everything else by another: they meet only in the free list, whose append
@@ -70,6 +73,8 @@ class Arena:
         self._free: list[int] = []
         self._num_touched = 0
         self._buffers: dict[int, list[Array]] = {}
+        self._kept: tuple[bytes, IntArray, list[Array]] | None = None
+        """The rows of the batch that was run last, with padding and without, and its state."""
 
     @property
     def num_used(self) -> int:
@@ -96,16 +101,21 @@ class Arena:
         """Takes a slot back. Raises ValueError when it is not the row's present generation: released before."""
         if self._generations[slot.row] != slot.generation:
             raise ValueError(f"slot {slot.row} of generation {slot.generation} was released before")
+        self.flush()  # before the row is somebody else's
         self._generations[slot.row] += 1
         self._free.append(slot.row)
 
     def gather(self, rows: IntArray) -> list[Array]:
         """Copies the state of `rows` into batch order.
 
-        rows: [B]; 0 for padding. Returns one array a state tensor, of the manifest's shape with batch = B, valid
-        until the next call with the same B (the buffers are reused). Raises nothing: rows are checked where they
-        are handed out.
+        rows: [B]; 0 for padding, whose state means nothing. Returns one array a state tensor, of the manifest's shape
+        with batch = B, valid until the next call with the same B (the buffers are reused), and not to be written to.
+        Raises nothing: rows are checked where they are handed out.
         """
+        if self._kept is not None:
+            if self._kept[0] == rows.tobytes():
+                return self._kept[2]
+            self.flush()
         buffers = self._buffers.get(len(rows))
         if buffers is None:
             shapes = [list(state.values.shape) for state in self._states]
@@ -117,6 +127,23 @@ class Arena:
             # mode="clip" writes straight into `out`; the default mode copies through a buffer
             state.values.take(rows, axis=state.axis, out=buffer, mode="clip")
         return buffers
+
+    def keep(self, rows: IntArray, count: int, values: list[Array]) -> None:
+        """Takes the state that a batch has now: as `scatter` of the first `count` rows, when it is asked for.
+
+        rows: [B] as they were gathered; values: one [.., B, ..] array a state tensor, the arena's from now on.
+        """
+        key = rows.tobytes()
+        if self._kept is not None and self._kept[0] != key:
+            self.flush()
+        self._kept = (key, rows[:count], values)
+
+    def flush(self) -> None:
+        """Writes what was kept aside to the arrays."""
+        if self._kept is not None:
+            _, rows, values = self._kept
+            self._kept = None
+            self.scatter(rows, values)
 
     def scatter(
         self,
@@ -131,6 +158,7 @@ class Arena:
         rows: [B] distinct and not 0; values: one array a state tensor, of B rows or more, of which the first B
         count, or those at `places`, [B]; tensors: which state tensors they are, when not all.
         """
+        self.flush()  # which may be older state of the same rows
         states = self._states if tensors is None else [self._states[index] for index in tensors]
         of_batch = slice(len(rows)) if places is None else places
         for state, value in zip(states, values, strict=True):

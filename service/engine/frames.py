@@ -3,6 +3,9 @@
 A frame begins when it is its turn in all of its lanes, and holds them until all are done. Rows that take one token and
 have nothing pending, which is nearly all of them, go as groups; any other is a feed of its own, part of the frame. A
 row that fails takes no other with it.
+
+A gateway sends frame after frame of the same sessions. Those follow each other in a chain that is one for all lanes,
+and spare them their own queues, until one of the lanes is given anything else.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from service.engine.jobs import FeedJob, FrameJob, Group, Lane, OutputKind
 from service.engine.outcome import Outcome
 from service.engine.results import Failed, Fed, Result, StepOutput, Stepped
 from service.engine.stepper import Stepper
-from service.errors import CarouselError, RequestCancelledError, position_mismatch
+from service.errors import CarouselError, position_mismatch
 
 
 class Frames:
@@ -34,6 +37,10 @@ class Frames:
             frame.log_probabilities = [0.0] * (count * frame.width)
         elif frame.outputs.kind is OutputKind.LOGITS:
             frame.logits = np.zeros((count, self._vocabulary_size), np.float32)
+        head = lanes[0].job
+        if isinstance(head, FrameJob) and head.is_alone and head.lanes == lanes:
+            head.chain.append(frame)
+            return
         late = []
         for lane in lanes:
             if lane.job is None and not lane.closed:
@@ -42,11 +49,9 @@ class Frames:
                 late.append(lane)
         frame.num_waiting = len(late)
         for lane in late:
-            if lane.closed:
-                self.drop(lane, frame, RequestCancelledError("the session was closed"))
-            else:
-                lane.jobs = [*lane.jobs, frame]
+            self._stepper.submit(lane, frame)
         if not late:
+            frame.is_alone = True
             self._start(frame)
 
     def begin(self, lane: Lane, frame: FrameJob) -> None:
@@ -156,6 +161,8 @@ class Frames:
             else:
                 apart.append(place)
         offsets = self._offsets(frame) if apart else []
+        if apart:
+            frame.unchain()
         for place in apart:
             tokens = frame.tokens[offsets[place] : offsets[place + 1]]
             part = FeedJob(
@@ -204,11 +211,25 @@ class Frames:
         if frame.num_left or frame.num_waiting:
             return
         frame.num_waiting = -1  # it is answered once
+        following, frame.chain = frame.chain, []
         errors = sorted(frame.errors, key=lambda one: one[0])
         stepped = Stepped(frame.positions, frame.token_ids, frame.log_probabilities, frame.logits, errors)
         self._stepper.results.append((frame, stepped))
+        if following:
+            self._follow(following)
+            return
         for lane in frame.lanes:
             if lane.job is frame:
                 lane.job = None
                 if lane.jobs:
                     self._stepper.begin_next(lane)
+
+    def _follow(self, chain: list[FrameJob]) -> None:
+        """The next frame of a chain takes the lanes over."""
+        frame = chain.pop(0)
+        frame.chain = chain
+        frame.is_alone = True
+        frame.num_waiting = 0
+        for lane in frame.lanes:
+            lane.job = frame
+        self._start(frame)

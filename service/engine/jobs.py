@@ -139,7 +139,8 @@ class FrameJob(Job):
 
     lanes: [N] distinct; starts: [N], or None: from wherever they are; tokens: one lane's after the other's; counts:
     [N] how many each, None: one each. The rest is the engine's: its answer's columns as they come together, the rows
-    that wait to be run, the lanes where it is not yet its turn, and those that are not done.
+    that wait to be run, the lanes where it is not yet its turn, and those that are not done; chain: frames of the same
+    lanes that follow it; is_alone: whether it holds all of its lanes, and nothing but its chain waits in any of them.
     """
 
     lanes: list[Lane]
@@ -155,6 +156,8 @@ class FrameJob(Job):
     groups: list[Group] = field(default_factory=list)
     num_waiting: int = 0
     num_left: int = 0
+    chain: list[FrameJob] = field(default_factory=list)
+    is_alone: bool = False
 
     @property
     def width(self) -> int:
@@ -162,6 +165,15 @@ class FrameJob(Job):
         if self.outputs.kind is OutputKind.NEXT_TOKEN:
             return 1
         return self.outputs.top_k if self.outputs.kind is OutputKind.TOP_K else 0
+
+    def unchain(self) -> None:
+        """Puts what follows it into its lanes' own queues, because one of them is going another way."""
+        if self.is_alone:
+            self.is_alone = False
+            if self.chain:
+                for lane in self.lanes:
+                    lane.jobs = list(self.chain)
+                self.chain = []
 
 
 NO_TOKENS: list[int] = []

@@ -108,7 +108,7 @@ class Runner:
         lanes, groups = batch.lanes, batch.groups
         count, width = batch.num_rows, batch.width
         reads = writes = _rows([lane.slot.row for lane in lanes], [group.reads for group in groups], count)
-        if groups:
+        if any(group.writes is not group.reads for group in groups):
             writes = _rows([lane.slot.row for lane in lanes], [group.writes for group in groups], count)
         size = len(reads)
         lengths = np.ones(size, dtype=np.int64)
@@ -132,7 +132,7 @@ class Runner:
         gathered = perf_counter()
         outcome, states = self._step.run(tokens, lengths, states, contexts, wants)
         ran = perf_counter()
-        self._arena.scatter(writes[:count], states)
+        self._arena.keep(writes, count, states)
         return Ran(outcome, size * width, gathered - began, ran - gathered)
 
     def _contexts(self, rows: IntArray) -> list[Array]:

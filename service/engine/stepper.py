@@ -22,6 +22,7 @@ from service.engine.jobs import (
     NO_TOKENS,
     EncodeJob,
     FeedJob,
+    FrameJob,
     GenerateJob,
     Job,
     Lane,
@@ -60,6 +61,8 @@ class Stepper:
         if lane.closed:
             self._drop(lane, job, RequestCancelledError("the session was closed"))
             return
+        if isinstance(lane.job, FrameJob):
+            lane.job.unchain()
         lane.jobs = [*lane.jobs, job]
         if lane.job is None:
             self.begin_next(lane)
@@ -70,6 +73,8 @@ class Stepper:
         Returns how many they were.
         """
         self.scheduler.remove(lane)
+        if isinstance(lane.job, FrameJob):
+            lane.job.unchain()
         job, dropped = lane.job, lane.jobs
         lane.job, lane.jobs = None, NO_JOBS
         if isinstance(job, FeedJob | GenerateJob):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from service.engine.jobs import FrameJob, OutputKind, OutputSpec
+from service.engine.jobs import FrameJob, Lane, OutputKind, OutputSpec
 from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError, QueueFullError
 from service.observer import SessionObserver
@@ -31,7 +31,8 @@ class Frame(NamedTuple):
 
     sessions: N of them, each once, or None; refused: why some cannot take part, by place, as the caller knows;
     tokens: one session's after the other's, `counts[i]` each, or one; positions: where they begin, or None: wherever
-    the sessions are; outputs: what to return after the last token of each.
+    the sessions are; outputs: what to return after the last token of each; lanes: of the sessions, when it is known
+    that all are there and have one engine.
     """
 
     sessions: list[Session | None]
@@ -40,6 +41,7 @@ class Frame(NamedTuple):
     counts: list[int] | None
     positions: list[int] | None
     outputs: OutputSpec
+    lanes: list[Lane] | None = None
 
 
 class FrameRequest:
@@ -94,10 +96,12 @@ class Frames:
         tokens, counts, positions = frame.tokens, frame.counts, frame.positions
         refused = frame.refused | self._refused(frame.sessions)
         places: Sequence[int] = range(len(frame.sessions))
-        sessions = [one for place, one in enumerate(frame.sessions) if one is not None and place not in refused]
-        if refused:
+        lanes = frame.lanes
+        if refused or lanes is None:
             places = [place for place in places if place not in refused]
             tokens, counts, positions = _select(places, tokens, counts, positions)
+            lanes = None
+        sessions = [session for session in map(frame.sessions.__getitem__, places) if session is not None]
         request = FrameRequest(sessions, places, refused, request_id=request_id, reply=reply)
         request.began_s = self._clock()
         request.num_tokens = len(tokens)
@@ -108,11 +112,8 @@ class Frames:
             reply(request, _spread(request, Stepped([], [], [], None, []), frame.outputs))
             return
         served = sessions[0].served
-        if any(session.served.engine is not served.engine for session in sessions):
-            raise InvalidFieldError(
-                "step_batch.handles are of sessions of more than one model, version or variant: send a frame for each",
-                field="step_batch.handles",
-            )
+        if lanes is None:
+            lanes = lanes_of(sessions)
         check_outputs(
             frame.outputs._replace(every_position=True),  # one for each session
             num_tokens=len(places),
@@ -123,7 +124,7 @@ class Frames:
         job = FrameJob(
             reply=self._on_stepped,
             tag=request,
-            lanes=[session.lane for session in sessions],
+            lanes=lanes,
             starts=positions,
             tokens=tokens,
             counts=counts,
@@ -167,7 +168,7 @@ class Frames:
         refused: dict[int, CarouselError] = {}
         limit = self._limits.max_in_flight
         for place, session in enumerate(found):
-            if session is not None and (session.state is State.GENERATING or session.num_in_flight >= limit):
+            if session is not None and (session.num_in_flight >= limit or session.state is State.GENERATING):
                 try:
                     session.after(Event.FEED)
                     refused[place] = QueueFullError(
@@ -186,10 +187,10 @@ class Frames:
         stale_s = now_s - self._touch_s
         for session, position in zip(request.sessions, stepped.positions, strict=True):
             session.num_in_flight -= 1
-            session.position = max(session.position, position)  # a row that was dropped may be told of late
-            if session.state is not State.CLOSED:
-                if not session.num_in_flight:
-                    session.state = State.IDLE
+            if position > session.position:  # noqa: PLR1730  # a call would cost as much as all the rest
+                session.position = position
+            if not session.num_in_flight and session.state is not State.CLOSED:
+                session.state = State.IDLE
                 if session.last_used_s < stale_s:
                     self._store.touch(session, now_s)
         bundle = request.sessions[0].served.bundle
@@ -197,6 +198,17 @@ class Frames:
             bundle.model, bundle.version, "step_batch", now_s - request.began_s, request.num_tokens
         )
         request.reply(request, _spread(request, stepped, job.outputs))
+
+
+def lanes_of(sessions: list[Session]) -> list[Lane]:
+    """Raises InvalidFieldError when the sessions have not all the same engine."""
+    engine = sessions[0].served.engine
+    if any(session.served.engine is not engine for session in sessions):
+        raise InvalidFieldError(
+            "step_batch.handles are of sessions of more than one model, version or variant: send a frame for each",
+            field="step_batch.handles",
+        )
+    return [session.lane for session in sessions]
 
 
 def _select(

@@ -90,6 +90,7 @@ async def test_a_session_full_of_nan_changes_no_bit_of_its_neighbours(tiny_repos
     async with running(folder) as caller:
         poisoned, healthy = caller.engine.open(), caller.engine.open()
         await caller.feed(poisoned, [1])
+        caller.engine._arena.flush()
         for tensor in caller.engine._arena._states:
             tensor.values[tensor.at(poisoned.slot.row)] = np.nan
         results = [[caller.feed(poisoned, [t]), caller.feed(healthy, [t])] for t in tokens]

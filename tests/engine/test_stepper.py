@@ -99,6 +99,12 @@ class StepperMachine(RuleBasedStateMachine):
         size = len(sessions) if counts is None else sum(counts)
         self.world.frame(sessions, tokens[:size], counts, starts, outputs._replace(every_position=False))
 
+    @rule(count=st.integers(1, 3))
+    def frames_of_all(self, count: int) -> None:
+        """As a gateway sends them: of the same sessions, one after the other."""
+        for _ in range(count):
+            self.world.frame(list(self.world.sessions), [1] * NUM_SESSIONS)
+
     @rule()
     def run(self) -> None:
         self.world.run()
