@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from service.repository.bundle import load_bundle
 from service.repository.manifest import BASE_VARIANT, Manifest, StepSpec
+from service.repository.runtime import RuntimeOptions
 
 Array = NDArray[np.generic]
 
@@ -53,6 +54,6 @@ class BareStep:
 
 def load_step(folder: Path, num_threads: int = 1, variant: str = BASE_VARIANT) -> BareStep:
     """The step graph of a bundle, checked and loaded as the server does it."""
-    bundle = load_bundle(folder, num_threads=num_threads)
+    bundle = load_bundle(folder, RuntimeOptions(num_threads=num_threads))
     graphs = bundle.variants[variant]
     return BareStep(bundle.manifest, graphs.step_spec, graphs.step, bundle.target_vocabulary.names)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import structlog
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from service.repository.repository import scan
+from service.repository.repository import RepositoryError, scan
 from service.server import Server, StartError
-from service.settings import Settings
+from service.settings import Settings, unknown_variables
 from service.telemetry import logging
 
 _SWITCH_INTERVAL_S = 0.00005
@@ -27,6 +28,8 @@ def main() -> int:
     if settings.check:
         return check(settings)
     logging.configure(settings.log_format, settings.log_level)
+    for variable, nearest in unknown_variables(os.environ):
+        structlog.get_logger().warning("settings.unknown_variable", variable=variable, nearest=nearest)
     try:
         asyncio.run(serve(settings))
     except StartError as error:
@@ -51,9 +54,9 @@ async def serve(settings: Settings) -> None:
 def check(settings: Settings) -> int:
     """Prints what each bundle is worth; 1 when one cannot be served, or there is none."""
     try:
-        repository = scan(settings.models, num_threads=settings.num_threads)
-    except FileNotFoundError as error:
-        print(f"models: {error}", file=sys.stderr)
+        repository = scan(settings.models, settings.runtimes)
+    except RepositoryError as error:
+        print(error, file=sys.stderr)
         return 1
     for model, version in sorted(repository.bundles):
         print(f"ok      {model}/{version}")

@@ -23,7 +23,7 @@ from service.api.interceptors import CallInterceptor
 from service.api.models import Models
 from service.api.sessions import Sessions
 from service.engine.engine import Engine
-from service.repository.repository import Repository, scan
+from service.repository.repository import Repository, RepositoryError, scan
 from service.sessions.dispatcher import Dispatcher
 from service.sessions.frames import Frames
 from service.sessions.registry import Registry
@@ -79,9 +79,9 @@ class Server:
         """Loads the repository, warms the engines up, and listens. Raises StartError."""
         settings = self._settings
         try:
-            repository = await asyncio.to_thread(scan, settings.models, num_threads=settings.num_threads)
-        except FileNotFoundError as error:
-            raise StartError(f"models: {error}") from error
+            repository = await asyncio.to_thread(scan, settings.models, settings.runtimes)
+        except RepositoryError as error:
+            raise StartError(str(error)) from error
         await self._start_engines(repository)
         self._grpc = self._make_grpc(repository)
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +13,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.engine.limits import EngineLimits
 from service.engine.runner import ROW_BUCKETS
+from service.repository.runtime import Provider, RuntimeOptions, Runtimes
 from service.sessions.limits import SessionLimits
+
+_OF_KUBERNETES = re.compile(r"CAROUSEL_(SERVICE_|PORT_\d)")
+"""What Kubernetes sets for a service of that name."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -76,11 +83,25 @@ class Settings(BaseSettings):
     """Tokens of one session in one run: a longer feed is cut, and others' steps go on between."""
     inline_s: Annotated[float, Field(ge=0)] = 0.0005
     """Seconds that a batch may cost to run on the event loop; what costs more runs on the model's thread. 0: all do."""
-    num_threads: Annotated[int, Field(ge=1)] = 1
+    num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """ONNX Runtime's threads inside one operator, for each model."""
+    allow_spinning: bool = False
+    """Let ONNX Runtime's threads keep their cores busy while they wait for work."""
+    provider: Provider = "cpu"
+    """What runs the graphs; cuda needs an onnxruntime built for it."""
+    model_runtimes: dict[str, RuntimeOptions] = {}
+    """num_threads, allow_spinning and provider of single models, as JSON: {"g2p-en": {"num_threads": 2}}."""
 
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0
     """Seconds that running generations get to finish after SIGTERM."""
+
+    @property
+    def runtimes(self) -> Runtimes:
+        """How each model's graphs are run."""
+        default = RuntimeOptions(
+            num_threads=self.num_threads, allow_spinning=self.allow_spinning, provider=self.provider
+        )
+        return Runtimes(default, self.model_runtimes)
 
     @property
     def engine_limits(self) -> EngineLimits:
@@ -109,3 +130,16 @@ class Settings(BaseSettings):
             max_answer_bytes=self.max_message_bytes,
             num_tombstones=self.num_tombstones,
         )
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str | None]]:
+    """Environment variables that look like settings and are none, each with the setting that is spelt most like it."""
+    prefix = Settings.model_config["env_prefix"]
+    names = {name.upper() for name in Settings.model_fields}
+    told = []
+    for variable in sorted(environ):
+        name = variable.upper().removeprefix(prefix)
+        if name != variable.upper() and name not in names and not _OF_KUBERNETES.match(variable):
+            nearest = get_close_matches(name, names, 1)
+            told.append((variable, f"{prefix}{nearest[0]}" if nearest else None))
+    return told

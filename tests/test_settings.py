@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -13,11 +14,16 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import CliApp
 
 from service.__main__ import main
-from service.settings import Settings
+from service.repository.bundle import load_bundle
+from service.repository.repository import scan
+from service.repository.runtime import RuntimeOptions, Runtimes
+from service.settings import Settings, unknown_variables
 from tests.bundles import write_language_model
 
 FIELDS = Settings.model_fields
 FLAGS = {name: "--" + name.replace("_", "-") for name in FIELDS}
+OF_THEIR_OWN = ("provider", "model_runtimes")
+"""Settings that have tests of their own below."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +67,7 @@ def test_the_defaults_need_no_variable_and_no_flag() -> None:
     assert settings.host == "127.0.0.1", "who wants to be reached from elsewhere must say so"
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in OF_THEIR_OWN])
 def test_every_setting_can_be_given_by_its_variable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     value = other_value(name, FIELDS[name])
     monkeypatch.setenv(f"CAROUSEL_{name.upper()}", value)
@@ -72,7 +78,10 @@ def test_every_setting_can_be_given_by_its_variable(monkeypatch: pytest.MonkeyPa
     assert {other for other in FIELDS if getattr(settings, other) != FIELDS[other].default} == {name}
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if name != "check"])
+@pytest.mark.parametrize(
+    "name",
+    [name for name, field in FIELDS.items() if not isinstance(field.default, bool) and name not in OF_THEIR_OWN],
+)
 def test_a_flag_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     field = FIELDS[name]
     monkeypatch.setenv(f"CAROUSEL_{name.upper()}", other_value(name, field))
@@ -117,6 +126,74 @@ def test_a_variable_that_is_no_setting_is_passed_over(
     assert capsys.readouterr().err == f"no bundle in {empty}\n"
 
 
+def test_a_variable_that_looks_like_a_setting_and_is_none_is_told_of() -> None:
+    environ = {
+        "CAROUSEL_MAX_SESSION": "5",
+        "CAROUSEL_MAX_SESSIONS": "5",
+        "carousel_port": "1",
+        "CAROUSEL_ZZZZZZ": "1",
+        "CAROUSEL_SERVICE_PORT": "50051",
+        "CAROUSEL_PORT_50051_TCP_ADDR": "10.0.0.1",
+        "PATH": "/bin",
+    }
+    assert unknown_variables(environ) == [("CAROUSEL_MAX_SESSION", "CAROUSEL_MAX_SESSIONS"), ("CAROUSEL_ZZZZZZ", None)]
+
+
+def test_one_models_runtime_differs_in_what_is_given_of_it() -> None:
+    given = json.dumps({"g2p-en": {"allow_spinning": True}, "lm": {"num_threads": 4}})
+    settings = CliApp.run(Settings, cli_args=["--num-threads", "2", "--model-runtimes", given])
+    assert settings.runtimes.of("other") == RuntimeOptions(num_threads=2)
+    assert settings.runtimes.of("g2p-en") == RuntimeOptions(num_threads=2, allow_spinning=True)
+    assert settings.runtimes.of("lm") == RuntimeOptions(num_threads=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--provider", "cuda"], "provider = 'cuda': Value error, cuda is not available: this onnxruntime has "),
+        (["--provider", "tpu"], "provider = 'tpu': Input should be 'cpu' or 'cuda'"),
+        (
+            ["--model-runtimes", '{"g2p-en": {"provider": "cuda"}}'],
+            "model_runtimes.g2p-en.provider = 'cuda': Value error, cuda is not available",
+        ),
+        (
+            ["--model-runtimes", '{"g2p-en": {"num_threads": 0}}'],
+            "model_runtimes.g2p-en.num_threads = 0: Input should be greater than or equal to 1",
+        ),
+        (
+            ["--model-runtimes", '{"g2p-en": {"threads": 2}}'],
+            "model_runtimes.g2p-en.threads = 2: Extra inputs are not permitted",
+        ),
+    ],
+)
+def test_a_runtime_that_cannot_be_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert run(monkeypatch, "--check", *arguments) == 2
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_runtime_of_a_model_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_language_model(tmp_path)
+    given = '{"tiny": {"num_threads": 2}}'
+    assert run(monkeypatch, "--check", "--models", str(tmp_path), "--model-runtimes", given) == 1
+    assert capsys.readouterr().err == f"model_runtimes: 'tiny' is not in {tmp_path}: there is tiny-lm\n"
+
+
+def test_a_graph_is_loaded_as_its_models_runtime_says(tmp_path: Path) -> None:
+    folder = write_language_model(tmp_path)
+    runtimes = Runtimes(by_model={"tiny-lm": RuntimeOptions(num_threads=2, allow_spinning=True)})
+    options = scan(tmp_path, runtimes).bundles["tiny-lm", 1].step.get_session_options()
+    assert options.intra_op_num_threads == 2
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    usual = load_bundle(folder).step.get_session_options()
+    assert usual.intra_op_num_threads == 1
+    assert usual.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 OUT_OF_RANGE = [
     ("port", "65536", "Input should be less than or equal to 65535"),
     ("port", "-1", "Input should be greater than or equal to 0"),
@@ -144,6 +221,7 @@ OUT_OF_RANGE = [
     ("max_batch_rows", "1025", "Input should be less than or equal to 1024"),
     ("max_batch_tokens", "0", "Input should be greater than or equal to 1"),
     ("max_chunk_tokens", "0", "Input should be greater than or equal to 1"),
+    ("num_threads", "1025", "Input should be less than or equal to 1024"),
     ("num_threads", "0", "Input should be greater than or equal to 1"),
     ("shutdown_grace_s", "-0.5", "Input should be greater than or equal to 0"),
     ("shutdown_grace_s", "nan", "Input should be greater than or equal to 0"),

@@ -20,6 +20,7 @@ from service.repository.manifest import (
     TensorSpec,
     sha256_of,
 )
+from service.repository.runtime import RuntimeOptions
 from service.repository.vocabulary import Vocabulary
 
 _ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "bool": "tensor(bool)"}
@@ -79,8 +80,8 @@ class Bundle:
         )
 
 
-def load_bundle(folder: Path, *, num_threads: int = 1) -> Bundle:
-    """Checks and loads `<model>/<version>/`. num_threads: ONNX Runtime's intra-op threads.
+def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
+    """Checks and loads `<model>/<version>/`. runtime: how its graphs are run; None: by the defaults.
 
     Raises BundleError: the manifest is missing or malformed, is another model's, a file is missing or has another
     digest, a vocabulary is not what the manifest says, or a graph is not.
@@ -104,12 +105,13 @@ def load_bundle(folder: Path, *, num_threads: int = 1) -> Bundle:
         source, target = _load_vocabularies(folder, manifest)
     except (ValueError, OSError) as error:
         raise BundleError(str(error)) from error
-    variants = {BASE_VARIANT: _load_variant(folder, manifest, manifest.step, manifest.readout, num_threads)}
+    runtime = runtime or RuntimeOptions()
+    variants = {BASE_VARIANT: _load_variant(folder, manifest, manifest.step, manifest.readout, runtime)}
     for name, variant in manifest.variants.items():
-        variants[name] = _load_variant(folder, manifest, variant.step, variant.readout, num_threads)
+        variants[name] = _load_variant(folder, manifest, variant.step, variant.readout, runtime)
     encoder = None
     if manifest.encoder is not None:
-        encoder = _load_graph(folder / manifest.encoder.file, num_threads)
+        encoder = _load_graph(folder / manifest.encoder.file, runtime)
         _check_graph(manifest.encoder.file, encoder, _encoder_inputs(manifest), _encoder_outputs(manifest))
     return Bundle(folder, manifest, hashlib.sha256(text).hexdigest(), source, target, encoder, variants)
 
@@ -138,29 +140,23 @@ def _load_vocabularies(folder: Path, manifest: Manifest) -> tuple[Vocabulary | N
     return source, Vocabulary.load(folder / spec.file, spec, owner=f"the vocabulary of {manifest.model}")
 
 
-def _load_graph(path: Path, num_threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    # The pattern planner keeps a plan for every input shape it has seen, without bound.
-    options.enable_mem_pattern = False
-    options.log_severity_level = 3
+def _load_graph(path: Path, runtime: RuntimeOptions) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return runtime.load(str(path))
     except Exception as error:  # ONNX Runtime raises classes of its own, all derived from Exception alone
         raise BundleError(f"{path.name} is not a graph that ONNX Runtime can load: {error}") from error
 
 
 def _load_variant(
-    folder: Path, manifest: Manifest, step_spec: StepSpec, readout_spec: ReadoutSpec | None, num_threads: int
+    folder: Path, manifest: Manifest, step_spec: StepSpec, readout_spec: ReadoutSpec | None, runtime: RuntimeOptions
 ) -> VariantGraphs:
-    step = _load_graph(folder / step_spec.file, num_threads)
+    step = _load_graph(folder / step_spec.file, runtime)
     optional = [] if step_spec.top_k is None else [step_spec.top_k.k]
     inputs, outputs = _step_inputs(manifest, step_spec), _step_outputs(manifest, step_spec)
     _check_graph(step_spec.file, step, inputs, outputs, optional, max_chunk=step_spec.max_chunk)
     if readout_spec is None:
         return VariantGraphs(step, step_spec)
-    readout = _load_graph(folder / readout_spec.file, num_threads)
+    readout = _load_graph(folder / readout_spec.file, runtime)
     _check_graph(readout_spec.file, readout, _readout_inputs(manifest, readout_spec), [readout_spec.logits])
     return VariantGraphs(step, step_spec, readout, readout_spec)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from service.errors import ModelNotFoundError, ModelUnavailableError
 from service.repository.bundle import Bundle, BundleError, load_bundle
+from service.repository.runtime import Runtimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,19 @@ class Repository:
         return max(found, key=lambda problem: problem.version, default=None)
 
 
-def scan(folder: Path, *, num_threads: int = 1) -> Repository:
+class RepositoryError(Exception):
+    """A repository cannot be served as it was asked; the message says why, naming the setting."""
+
+
+def scan(folder: Path, runtimes: Runtimes | None = None) -> Repository:
     """Loads every `<model>/<version>/` under `folder`, where version is a number; hidden entries are passed over.
 
-    Raises FileNotFoundError when `folder` is not a folder. Bundles that fail their checks become problems.
+    Raises RepositoryError when `folder` is not a folder, or lacks a model that `runtimes` names. Bundles that fail
+    their checks become problems.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder")
+        raise RepositoryError(f"models: {folder} is not a folder")
+    runtimes = runtimes or Runtimes()
     repository = Repository(folder)
     for model_folder in sorted(folder.iterdir()):
         if not model_folder.is_dir() or model_folder.name.startswith("."):
@@ -74,7 +81,12 @@ def scan(folder: Path, *, num_threads: int = 1) -> Repository:
                 continue
             key = (model_folder.name, int(version_folder.name))
             try:
-                repository.bundles[key] = load_bundle(version_folder, num_threads=num_threads)
+                repository.bundles[key] = load_bundle(version_folder, runtimes.of(model_folder.name))
             except BundleError as error:
                 repository.problems[key] = Problem(*key, str(error))
+    there_are = {model for model, _ in (*repository.bundles, *repository.problems)}
+    for model in runtimes.by_model:
+        if model not in there_are:
+            names = ", ".join(sorted(there_are)) or "none"
+            raise RepositoryError(f"model_runtimes: {model!r} is not in {folder}: there is {names}")
     return repository

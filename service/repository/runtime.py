@@ -1,0 +1,67 @@
+"""How ONNX Runtime runs a model's graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+import onnxruntime as ort
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def _available(provider: str) -> str:
+    available = ort.get_available_providers()
+    if _PROVIDERS[provider] not in available:
+        raise ValueError(f"{provider} is not available: this onnxruntime has {', '.join(available)}")
+    return provider
+
+
+Provider = Annotated[Literal["cpu", "cuda"], AfterValidator(_available)]
+"""What runs graphs; one that this onnxruntime lacks is refused."""
+
+
+class RuntimeOptions(BaseModel):
+    """Options of one model's graphs. Frozen.
+
+    num_threads: inside one operator, 1 to 1024; a session's bits are proven not to depend on its batch for 1.
+    allow_spinning: whether threads that wait for work keep their cores busy: a little faster alone, and slower beside a
+    server that needs those cores (microsoft/onnxruntime#13808). provider: what runs them; `cuda` needs an onnxruntime
+    built for it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    allow_spinning: bool = False
+    provider: Provider = "cpu"
+
+    def load(self, path: str) -> ort.InferenceSession:
+        """Loads a graph. Raises what ONNX Runtime raises."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.num_threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.allow_spinning)))
+        # The pattern planner keeps a plan for every input shape it has seen, without bound.
+        options.enable_mem_pattern = False
+        options.log_severity_level = 3
+        providers = [_PROVIDERS[self.provider]]
+        if self.provider != "cpu":
+            providers.append(_PROVIDERS["cpu"])  # for operators that the other lacks
+        return ort.InferenceSession(path, options, providers=providers)
+
+
+@dataclass(frozen=True, slots=True)
+class Runtimes:
+    """The options of every model. by_model: those that differ, and only what was given of them counts."""
+
+    default: RuntimeOptions = field(default_factory=RuntimeOptions)
+    by_model: Mapping[str, RuntimeOptions] = field(default_factory=lambda: MappingProxyType({}))
+
+    def of(self, model: str) -> RuntimeOptions:
+        """One model's."""
+        given = self.by_model.get(model)
+        return self.default if given is None else self.default.model_copy(update=given.model_dump(exclude_unset=True))
