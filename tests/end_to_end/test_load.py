@@ -1,0 +1,65 @@
+"""Many clients at once: they share batches, and none is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import inference_pb2_grpc
+from examples.local_service import local_service
+from tests.end_to_end.test_operation import scrape
+from tests.end_to_end.wire import lm
+
+NUM_CLIENTS = 500
+NUM_FEEDS = 20
+
+
+async def test_500_clients_see_full_batches_and_each_is_served(tiny_repository: Path) -> None:
+    """Each a stream of its own, with many feeds in flight. The mean size of a batch is the metric's."""
+    channels = 8
+    with local_service(tiny_repository) as service:
+        options = [[("carousel.connection", number)] for number in range(channels)]
+        connections = [grpc.aio.insecure_channel(service.target, option) for option in options]
+
+        async def client(index: int) -> list[int]:
+            call = inference_pb2_grpc.InferenceStub(connections[index % channels]).Stream()
+            await call.write(pb.StreamRequest(open=lm("tiny-endless")))
+            await call.read()
+            for position in range(NUM_FEEDS):
+                await call.write(pb.StreamRequest(feed=pb.Feed(token_ids=[1 + index % 16], position=position)))
+            positions = []
+            for _ in range(NUM_FEEDS):
+                answer = await call.read()
+                assert isinstance(answer, pb.StreamResponse)
+                assert answer.HasField("fed"), answer
+                positions.append(answer.position)
+            call.cancel()
+            return positions
+
+        answered = await asyncio.gather(*map(client, range(NUM_CLIENTS)))
+        seen = scrape(service)
+        for connection in connections:
+            await connection.close()
+    assert answered == [list(range(1, NUM_FEEDS + 1))] * NUM_CLIENTS
+    assert mean_batch(seen, "tiny-endless") >= 8
+
+
+async def test_500_generations_go_in_batches_as_full_as_they_may_be(tiny_repository: Path) -> None:
+    with local_service(tiny_repository, {"max-batch-rows": 100}) as service:
+        async with grpc.aio.insecure_channel(service.target) as channel:
+            stub = inference_pb2_grpc.InferenceStub(channel)
+            request = pb.GenerateRequest(model="tiny-endless", decoding=pb.Decoding(max_tokens=500))
+
+            async def client() -> int:
+                return sum([len(response.generated.tokens) async for response in stub.Generate(request)])
+
+            assert await asyncio.gather(*(client() for _ in range(NUM_CLIENTS))) == [500] * NUM_CLIENTS
+        assert 50 <= mean_batch(scrape(service), "tiny-endless") <= 100
+
+
+def mean_batch(seen: dict[tuple[str, tuple[tuple[str, str], ...]], float], model: str) -> float:
+    labels = (("graph", "step"), ("model", model), ("variant", "fp32"), ("version", "1"))
+    return seen["carousel_batch_size_sum", labels] / seen["carousel_batch_size_count", labels]
