@@ -52,8 +52,8 @@ class BareStep:
         return {spec.tokens.name: tokens, spec.lengths.name: lengths, **dict(zip(names, state, strict=True))}
 
 
-def load_step(folder: Path, num_threads: int = 1, variant: str = BASE_VARIANT) -> BareStep:
+def load_step(folder: Path, variant: str = BASE_VARIANT, runtime: RuntimeOptions | None = None) -> BareStep:
     """The step graph of a bundle, checked and loaded as the server does it."""
-    bundle = load_bundle(folder, RuntimeOptions(num_threads=num_threads))
+    bundle = load_bundle(folder, runtime)
     graphs = bundle.variants[variant]
     return BareStep(bundle.manifest, graphs.step_spec, graphs.step, bundle.target_vocabulary.names)

@@ -41,8 +41,8 @@ def naive(models: Path) -> Report:
     folder = str(SMALL.folder)
     with (
         local_service(models) as service,
-        server("naive", folder, "1") as one_thread,
-        server("naive", folder, "0") as default_threads,
+        server("naive", folder, "one") as one_thread,
+        server("naive", folder, "defaults") as default_threads,
     ):
         for subject, target in (("one thread", one_thread), ("onnxruntime's defaults", default_threads)):
             report.rows.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import numpy as np
 
 from benchmarks.bare import load_step
 from benchmarks.servers.host import Context, fed, opened, serve
+from service.repository.runtime import RuntimeOptions
 
-bundle = load_step(Path(sys.argv[1]), int(sys.argv[2]))
+# what ONNX Runtime does by itself: a thread a core, and threads that wait keep their cores busy
+DEFAULTS = RuntimeOptions(num_threads=os.cpu_count() or 1, allow_spinning=True)
+bundle = load_step(Path(sys.argv[1]), runtime=DEFAULTS if sys.argv[2] == "defaults" else None)
 
 
 async def stream(request_iterator: Any, context: Context) -> None:
