@@ -20,20 +20,20 @@ def opened(request: Request, result: Encoded | Fed, source: list[int] | None) ->
     if source is not None and bundle.source_vocabulary is not None:
         message.source.extend(convert.source_tokens(source, bundle.source_vocabulary))
     if isinstance(result, Fed):
-        message.output.CopyFrom(convert.step_output(result.outputs[0], bundle.target_vocabulary.names))
+        convert.fill(message.output, result.outputs[0], bundle.target_vocabulary)
     return pb.StreamResponse(request_id=request.request_id, session_id=session.id, opened=message)
 
 
 def fed(request: Request, result: Fed) -> pb.StreamResponse:
     """Tokens were consumed."""
-    names = request.session.served.bundle.target_vocabulary.names
-    outputs = [convert.step_output(output, names) for output in result.outputs]
-    return pb.StreamResponse(
-        request_id=request.request_id,
-        session_id=request.session.id,
-        position=result.position,
-        fed=pb.Fed(outputs=outputs, replayed=request.replayed),
-    )
+    session = request.session
+    response = pb.StreamResponse(request_id=request.request_id, session_id=session.id, position=result.position)
+    message = response.fed
+    message.replayed = request.replayed  # also when it is false: setting it makes the answer one of this kind
+    vocabulary = session.served.bundle.target_vocabulary
+    for output in result.outputs:
+        convert.fill(message.outputs.add(), output, vocabulary)
+    return response
 
 
 def found(request: Request, result: Searched) -> pb.StreamResponse:

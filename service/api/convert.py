@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from math import fsum
 
 from carousel.v1 import inference_pb2 as pb
@@ -129,15 +130,24 @@ def source_tokens(ids: list[int], vocabulary: Vocabulary) -> list[pb.Token]:
     return [pb.Token(id=token_id, text=vocabulary.names[token_id]) for token_id in ids]
 
 
-def step_output(output: StepOutput, names: tuple[str, ...]) -> pb.StepOutput:
-    """What the model says comes next."""
+def fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary) -> None:
+    """What the model says comes next, into a message that is where it belongs: filling costs half of making one."""
+    message.position = output.position
     if output.log_probabilities is not None:
-        pairs = zip(output.token_ids, output.log_probabilities, strict=True)
-        tokens = [pb.Token(id=token_id, text=names[token_id], log_probability=p) for token_id, p in pairs]
-        return pb.StepOutput(position=output.position, tokens=tokens)
-    tokens = [pb.Token(id=token_id, text=names[token_id]) for token_id in output.token_ids]
-    logits = None if output.logits is None else output.logits.tolist()
-    return pb.StepOutput(position=output.position, tokens=tokens, logits=logits)
+        for token_id, log_probability in zip(output.token_ids, output.log_probabilities, strict=True):
+            message.tokens.add(id=token_id, text=vocabulary.names[token_id], log_probability=log_probability)
+    else:
+        tokens = token_messages(vocabulary)
+        for token_id in output.token_ids:
+            message.tokens.append(tokens[token_id])
+    if output.logits is not None:
+        message.logits.extend(output.logits.tolist())
+
+
+@cache
+def token_messages(vocabulary: Vocabulary) -> tuple[pb.Token, ...]:
+    """Every token without a log-probability, by id. Not to be changed."""
+    return tuple(pb.Token(id=token, text=name) for token, name in enumerate(vocabulary.names))
 
 
 def found(hypotheses: list[Hypothesis], names: tuple[str, ...]) -> pb.Generated:

@@ -213,14 +213,20 @@ def test_a_source_is_told_as_it_was_read() -> None:
     assert convert.source_tokens([2, 3], source) == [pb.Token(id=2, text="c"), pb.Token(id=3, text="'")]
 
 
+def filled(output: StepOutput) -> pb.StepOutput:
+    message = pb.StepOutput()
+    convert.fill(message, output, domain.bundle().target_vocabulary)
+    return message
+
+
 def test_an_output_of_the_next_token_has_no_log_probability() -> None:
-    message = convert.step_output(StepOutput(3, [5]), NAMES)
+    message = filled(StepOutput(3, [5]))
     assert message == pb.StepOutput(position=3, tokens=[pb.Token(id=5, text="K")])
     assert not message.tokens[0].HasField("log_probability")
 
 
 def test_an_output_of_the_top_k_has_log_probabilities_also_where_they_are_0() -> None:
-    message = convert.step_output(StepOutput(3, [5, 0], [0.0, -2.5]), NAMES)
+    message = filled(StepOutput(3, [5, 0], [0.0, -2.5]))
     tokens = [pb.Token(id=5, text="K", log_probability=0.0), pb.Token(id=0, text="<pad>", log_probability=-2.5)]
     assert message == pb.StepOutput(position=3, tokens=tokens)
     assert message.tokens[0].HasField("log_probability")
@@ -228,7 +234,7 @@ def test_an_output_of_the_top_k_has_log_probabilities_also_where_they_are_0() ->
 
 def test_an_output_of_logits_keeps_every_bit() -> None:
     logits = np.array([1e30, -1e-30, np.inf, -np.inf, 0.1, -0.0], np.float32)
-    message = convert.step_output(StepOutput(0, [], None, logits), NAMES)
+    message = filled(StepOutput(0, [], None, logits))
     assert np.array(message.logits, np.float32).tobytes() == logits.tobytes()
 
 
