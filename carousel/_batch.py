@@ -15,9 +15,9 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from carousel import _answers
+from carousel import _answers, _requests
 from carousel._protocol import Conversation
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
@@ -144,3 +144,61 @@ class BatchProtocol:
         self._last_request_id += 1
         request.request_id = self._last_request_id
         return request
+
+
+class Poster(Protocol):
+    """A stream that sends without waiting."""
+
+    def post(self, request: pb.StreamRequest) -> None:
+        """Sends a request whose answer another conversation waits for."""
+
+
+P = TypeVar("P", bound=Poster)
+
+
+class BatchFacts(Generic[P]):
+    """What both kinds of batch have in common: all that does not wait."""
+
+    _protocol: BatchProtocol
+    _stream: P
+
+    def __len__(self) -> int:
+        return len(self._protocol.handles)
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Of each session, by place, the steps in flight counted."""
+        return tuple(self._protocol.positions)
+
+    def send(
+        self,
+        tokens: Sequence[int] | Sequence[Sequence[int]],
+        *,
+        places: Sequence[int] | None = None,
+        top_k: int | None = None,
+        logits: bool = False,
+        outputs: bool = True,
+    ) -> None:
+        """Sends a step and does not wait for its answer: see `step`, and `receive`. Several may be in flight."""
+        protocol = self._protocol
+        places = range(len(protocol.handles)) if places is None else places
+        message = _requests.frame_message(
+            [protocol.handles[place] for place in places],
+            tokens,
+            [protocol.positions[place] for place in places],
+            top_k=top_k,
+            logits=logits,
+            outputs=outputs,
+        )
+        self._stream.post(protocol.frame(message, places))
+
+    def _check_none_in_flight(self) -> None:
+        if self._protocol.num_in_flight:
+            raise LookupError("other steps are in flight: `receive` their answers first")
+
+    def _send_openings(self, openings: Sequence[tuple[pb.Open, str]]) -> list[int]:
+        """Returns the requests' numbers."""
+        requests = [self._protocol.open(message, session_id) for message, session_id in openings]
+        for request in requests:
+            self._stream.post(request)
+        return [request.request_id for request in requests]

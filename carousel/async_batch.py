@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Self
 
 from carousel import _requests
 from carousel._async_stream import AsyncStream
-from carousel._batch import BatchProtocol, BatchStep
+from carousel._batch import BatchFacts, BatchProtocol, BatchStep
 from carousel._deadline import Deadline, closing_deadline
 from carousel._requests import Source
-from carousel.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:
     from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
 
 
-class AsyncSessionBatch:
+class AsyncSessionBatch(BatchFacts[AsyncStream]):
     """Many sessions of one model that step together, a message for all of them. Made by `AsyncClient.batch`.
 
     Sessions have places, 0 and up, in the order of their opening. Close it, or use `async with`: its sessions end with
@@ -45,14 +44,6 @@ class AsyncSessionBatch:
     ) -> None:
         await self.close()
 
-    def __len__(self) -> int:
-        return len(self._protocol.handles)
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """Of each session, by place, the steps in flight counted."""
-        return tuple(self._protocol.positions)
-
     async def open(self, source: Source | None = None, *, session_id: str = "", timeout: float | None = None) -> int:
         """Opens a session. Returns its place. source, session_id: as in `Client.session`. Raises what that raises."""
         return (await self._open_all([(source, session_id)], timeout))[0]
@@ -72,32 +63,9 @@ class AsyncSessionBatch:
         timeout: float | None = None,
     ) -> BatchStep:
         """Makes sessions consume tokens and tells what comes next in each: see `SessionBatch.step`."""
-        if self._protocol.num_in_flight:
-            raise LookupError("other steps are in flight: `receive` their answers first")
+        self._check_none_in_flight()
         self.send(tokens, places=places, top_k=top_k, logits=logits, outputs=outputs)
         return await self.receive(timeout)
-
-    def send(
-        self,
-        tokens: Sequence[int] | Sequence[Sequence[int]],
-        *,
-        places: Sequence[int] | None = None,
-        top_k: int | None = None,
-        logits: bool = False,
-        outputs: bool = True,
-    ) -> None:
-        """Sends a step and does not wait for its answer: see `step`, and `receive`. Several may be in flight."""
-        protocol = self._protocol
-        places = range(len(protocol.handles)) if places is None else places
-        message = _requests.frame_message(
-            [protocol.handles[place] for place in places],
-            tokens,
-            [protocol.positions[place] for place in places],
-            top_k=top_k,
-            logits=logits,
-            outputs=outputs,
-        )
-        self._stream.post(protocol.frame(message, places))
 
     async def receive(self, timeout: float | None = None) -> BatchStep:
         """Waits for the answer to the first of the steps in flight: see `step`. Raises LookupError without any."""
@@ -112,13 +80,13 @@ class AsyncSessionBatch:
 
     async def _open_all(self, sessions: list[tuple[Source | None, str]], timeout: float | None) -> list[int]:
         deadline = Deadline(self._or_default(timeout))
-        sent: list[pb.StreamRequest] = []
-        for source, session_id in sessions:
-            message = _requests.open_message(self._model, source=source, version=self._version, variant=self._variant)
-            sent.append(self._protocol.open(message, session_id))
-        for request in sent:
-            self._stream.post(request)
-        return [await self._stream.run(self._protocol.opened(request.request_id), deadline) for request in sent]
+        version, variant = self._version, self._variant
+        openings = [
+            (_requests.open_message(self._model, source=source, version=version, variant=variant), session_id)
+            for source, session_id in sessions
+        ]
+        numbers = self._send_openings(openings)
+        return [await self._stream.run(self._protocol.opened(number), deadline) for number in numbers]
 
     def _or_default(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout

@@ -7,15 +7,14 @@ from types import TracebackType
 from typing import Self
 
 from carousel import _requests
-from carousel._batch import BatchProtocol, BatchStep
+from carousel._batch import BatchFacts, BatchProtocol, BatchStep
 from carousel._deadline import Deadline, closing_deadline
 from carousel._requests import Source
 from carousel._stream import Stream
-from carousel.v1 import inference_pb2 as pb
 from carousel.v1.inference_pb2_grpc import InferenceStub
 
 
-class SessionBatch:
+class SessionBatch(BatchFacts[Stream]):
     """Many sessions of one model that step together, a message for all of them: for gateways. Made by `Client.batch`.
 
     Sessions have places, 0 and up, in the order of their opening. Close it, or use `with`: its sessions end with it.
@@ -38,14 +37,6 @@ class SessionBatch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def __len__(self) -> int:
-        return len(self._protocol.handles)
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """Of each session, by place, the steps in flight counted."""
-        return tuple(self._protocol.positions)
 
     def open(self, source: Source | None = None, *, session_id: str = "", timeout: float | None = None) -> int:
         """Opens a session. Returns its place. source, session_id: as in `Client.session`. Raises what that raises."""
@@ -77,32 +68,9 @@ class SessionBatch:
         when the step itself is wrong, DeadlineExceededError when no answer came in time: then `receive` waits for it
         again. LookupError when other steps are in flight. UnavailableError when the stream is gone.
         """
-        if self._protocol.num_in_flight:
-            raise LookupError("other steps are in flight: `receive` their answers first")
+        self._check_none_in_flight()
         self.send(tokens, places=places, top_k=top_k, logits=logits, outputs=outputs)
         return self.receive(timeout)
-
-    def send(
-        self,
-        tokens: Sequence[int] | Sequence[Sequence[int]],
-        *,
-        places: Sequence[int] | None = None,
-        top_k: int | None = None,
-        logits: bool = False,
-        outputs: bool = True,
-    ) -> None:
-        """Sends a step and does not wait for its answer: see `step`, and `receive`. Several may be in flight."""
-        protocol = self._protocol
-        places = range(len(protocol.handles)) if places is None else places
-        message = _requests.frame_message(
-            [protocol.handles[place] for place in places],
-            tokens,
-            [protocol.positions[place] for place in places],
-            top_k=top_k,
-            logits=logits,
-            outputs=outputs,
-        )
-        self._stream.post(protocol.frame(message, places))
 
     def receive(self, timeout: float | None = None) -> BatchStep:
         """Waits for the answer to the first of the steps in flight: see `step`. Raises LookupError without any."""
@@ -117,13 +85,13 @@ class SessionBatch:
 
     def _open_all(self, sessions: list[tuple[Source | None, str]], timeout: float | None) -> list[int]:
         deadline = Deadline(self._or_default(timeout))
-        sent: list[pb.StreamRequest] = []
-        for source, session_id in sessions:
-            message = _requests.open_message(self._model, source=source, version=self._version, variant=self._variant)
-            sent.append(self._protocol.open(message, session_id))
-        for request in sent:
-            self._stream.post(request)
-        return [self._stream.run(self._protocol.opened(request.request_id), deadline) for request in sent]
+        version, variant = self._version, self._variant
+        openings = [
+            (_requests.open_message(self._model, source=source, version=version, variant=variant), session_id)
+            for source, session_id in sessions
+        ]
+        numbers = self._send_openings(openings)
+        return [self._stream.run(self._protocol.opened(number), deadline) for number in numbers]
 
     def _or_default(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout

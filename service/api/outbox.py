@@ -35,9 +35,9 @@ class Outbox(Generic[Response]):
         """Whether nothing more should be taken in that will be answered here."""
         return len(self._waiting) >= self._limit
 
-    def put(self, response: Response, on_written: Callable[[], None] | None = None) -> None:
+    def put(self, response: Response) -> None:
         """Adds a response; never waits, and takes even what is over the limit."""
-        self._waiting.append((lambda: response, on_written))
+        self._waiting.append((lambda: response, None))
         self._wake_up()
 
     def put_later(self, make: Callable[[], Response], on_written: Callable[[], None]) -> None:
@@ -57,10 +57,7 @@ class Outbox(Generic[Response]):
                 return None
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
-        make, on_written = self._waiting.popleft()
-        if self._room is not None and not self._room.done() and not self.is_full:
-            self._room.set_result(None)
-        return make(), on_written
+        return self._take()
 
     async def room(self) -> None:
         """Waits until it is full no longer. One task at a time."""
@@ -75,16 +72,19 @@ class Outbox(Generic[Response]):
 
     def take(self) -> Item[Response] | None:
         """The oldest response, for who holds; None when there is none."""
-        if not self._waiting:
-            return None
-        make, on_written = self._waiting.popleft()
-        return make(), on_written
+        return self._take() if self._waiting else None
 
     def let_go(self) -> None:
         """Ends `hold`: the task that waits in `next` goes on if there is anything for it."""
         self._is_held = False
         if self._waiting or self._closed:
             self._wake_up()
+
+    def _take(self) -> Item[Response]:
+        make, on_written = self._waiting.popleft()
+        if self._room is not None and not self._room.done() and not self.is_full:
+            self._room.set_result(None)
+        return make(), on_written
 
     def _wake_up(self) -> None:
         if self._is_held:

@@ -29,7 +29,7 @@ async def test_responses_come_out_in_the_order_in_which_they_were_put() -> None:
 async def test_a_response_comes_with_what_to_call_when_it_is_written() -> None:
     outbox: Outbox[str] = Outbox(10)
     called: list[str] = []
-    outbox.put("a", lambda: called.append("a"))
+    outbox.put_later(lambda: "a", lambda: called.append("a"))
     taken = await outbox.next()
     assert taken is not None
     response, on_written = taken
