@@ -1,7 +1,7 @@
 """Bursts: generations that go on together, step after step, for as long as nothing else is to be done.
 
-Only such as take the likeliest token. Their state goes from run to run and stays out of the arena, and their tokens
-are committed many at a time, so that a step costs little more than its run. Rules:
+Their state goes from run to run and stays out of the arena, and their tokens are committed many at a time, so that a
+step costs little more than its run and, where it is not the likeliest token that is taken, the choice. Rules:
 
 1. A token that ends a generation, or fills its window, is committed as any other batch's is: what a session gets never
    depends on whether it went in a burst.
@@ -12,13 +12,14 @@ are committed many at a time, so that a step costs little more than its run. Rul
 
 from __future__ import annotations
 
+from math import nan
 from time import perf_counter
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.decoding import IntArray
+from service.engine.decoding import Choice, IntArray, choose_batch
 from service.engine.jobs import GenerateJob, Lane, begun
 from service.engine.outcome import Outcome
 from service.engine.runner import Burst, Runner
@@ -59,10 +60,7 @@ class Bursts:
         """Whether all of a batch can go in a burst, and nothing else waits."""
         if batch.kind != "step" or batch.groups or batch.width > 1 or len(self._stepper.scheduler):
             return False
-        return all(
-            isinstance(lane.job, GenerateJob) and lane.job.takes_likeliest and lane.job.room >= _LEAST_ROOM
-            for lane in batch.lanes
-        )
+        return all(isinstance(lane.job, GenerateJob) and lane.job.room >= _LEAST_ROOM for lane in batch.lanes)
 
     def run(self, lanes: list[Lane], driver: Driver) -> tuple[list[Lane], Exception | None]:
         """Steps lanes until the driver is called, or they must stop. Every token is committed then.
@@ -70,7 +68,6 @@ class Bursts:
         Returns the lanes that go on, and what a run raised, if one did: their state is as it was before that run.
         """
         progress = _Progress(lanes, self._runner.burst(lanes), self._stepper, self._vocabulary_size)
-        wants = Wants(logits=self._stepper.keeps_logits)
         error = None
         began = perf_counter()
         queue_s = begun((lane.job for lane in lanes), began)
@@ -79,7 +76,7 @@ class Bursts:
             num_rows = len(progress.active)
             began = perf_counter()
             try:
-                outcome = progress.burst.step(progress.tokens, wants)
+                outcome = progress.burst.step(progress.tokens, progress.wants)
             except Exception as raised:  # ONNX Runtime raises classes of its own
                 error = raised
                 break
@@ -102,8 +99,8 @@ class Bursts:
 class _Progress:
     """How far a burst's lanes are.
 
-    active: places of those that go on; tokens: [B] what comes next in each row; burst: their state; steps: [any, B]
-    tokens that are not yet committed.
+    active: places of those that go on; tokens: [B] what comes next in each row; burst: their state; wants: what their
+    runs have to tell.
     """
 
     def __init__(self, lanes: list[Lane], burst: Burst, stepper: Stepper, vocabulary_size: int) -> None:
@@ -114,6 +111,11 @@ class _Progress:
         self._lanes = lanes
         self._stepper = stepper
         self._steps: list[list[int]] = []
+        self._choosers = [place for place, job in enumerate(jobs) if not job.takes_likeliest]
+        self._scores: dict[int, list[float]] = {
+            place: [] for place in self._choosers if jobs[place].decoding.log_probabilities
+        }
+        self.wants = Wants(logits=stepper.keeps_logits or bool(self._choosers))
         self._is_end = np.zeros(vocabulary_size, np.bool_)
         self._is_end[_ends(jobs, stepper.eos_id)] = True
         self._left = np.array([job.decoding.max_tokens - job.num_produced for job in jobs])
@@ -127,11 +129,16 @@ class _Progress:
     def take(self, outcome: Outcome) -> None:
         """Takes in what a step told."""
         assert outcome.next_tokens is not None  # noqa: S101  # of one token a row they are always told
-        self.tokens = outcome.next_tokens[: len(self._lanes), 0].astype(np.int64, copy=False)
+        self.tokens = outcome.next_tokens[: len(self._lanes), 0].astype(np.int64)
+        scores = self._choose(outcome) if self._choosers else {}
         self._left -= 1
         ends = self._is_end[self.tokens] | (self._left == 0)
         if ends.any():
-            self._end_rows(ends, outcome)
+            self._end_rows(ends, scores, outcome)
+        for place in self._choosers:
+            _choice(self._lanes[place]).advance(int(self.tokens[place]))
+            if place in self._scores:
+                self._scores[place].append(scores[place])
         self._steps.append(self.tokens.tolist())
         self._room -= 1
         if not self._room:
@@ -142,9 +149,24 @@ class _Progress:
         if self._steps and self.active:
             columns = list(zip(*self._steps, strict=True))
             for place in self.active:
-                self._stepper.generated(self._lanes[place], list(columns[place]))
+                self._commit(place, list(columns[place]))
             self._room = min(_generation(self._lanes[place]).room for place in self.active)
         self._steps.clear()
+
+    def _commit(self, place: int, token_ids: list[int]) -> None:
+        scores = self._scores.get(place)
+        if scores is not None:
+            self._scores[place] = []
+        self._stepper.generated(self._lanes[place], token_ids, scores)
+
+    def _choose(self, outcome: Outcome) -> dict[int, float]:
+        """Puts the tokens of those that do not take the likeliest in its place. Returns their log-probabilities, NaN
+        where they were not asked for."""
+        assert outcome.logits is not None  # noqa: S101  # they were wanted
+        choices = [_choice(self._lanes[place]) for place in self._choosers]
+        chosen, scores = choose_batch(outcome.logits[self._choosers, 0], choices)
+        self.tokens[self._choosers] = chosen
+        return dict(zip(self._choosers, scores.tolist(), strict=True))
 
     def end(self) -> list[Lane]:
         """Commits everything, writes the state to the arena, and lets the lanes that go on wait for their next batch.
@@ -156,15 +178,22 @@ class _Progress:
             self._stepper.go_on(lane)
         return lanes
 
-    def _end_rows(self, ends: NDArray[np.bool_], outcome: Outcome) -> None:
+    def _end_rows(self, ends: NDArray[np.bool_], scores: dict[int, float], outcome: Outcome) -> None:
         ended = [place for place in self.active if ends[place]]
         self.active = [place for place in self.active if not ends[place]]
+        self._choosers = [place for place in self._choosers if not ends[place]]
         self.burst.save(ended)
         for place in ended:
-            lane = self._lanes[place]
             if self._steps:
-                self._stepper.generated(lane, [step[place] for step in self._steps])
-            self._stepper.chose(lane, outcome, place)
+                self._commit(place, [step[place] for step in self._steps])
+            token = int(self.tokens[place])
+            self._stepper.chose(self._lanes[place], token, scores.get(place, nan), outcome, place)
+
+
+def _choice(lane: Lane) -> Choice:
+    choice = _generation(lane).choice
+    assert choice is not None  # noqa: S101  # made when the generation began
+    return choice
 
 
 def _generation(lane: Lane) -> GenerateJob:

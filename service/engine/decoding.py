@@ -123,6 +123,14 @@ class Choice:
     seen: IntArray | None = None
     eos_id: int | None = None
 
+    def advance(self, token: int) -> None:
+        """The token was chosen, and does not end the generation."""
+        self.position += 1
+        self.num_generated += 1
+        if self.decoding.repetition_penalty != 1.0:
+            seen = np.empty(0, np.int64) if self.seen is None else self.seen
+            self.seen = np.unique(np.append(seen, token))
+
 
 def choose_batch(logits: FloatArray, choices: Sequence[Choice]) -> tuple[IntArray, FloatArray]:
     """The next token of each row. logits: [R, V].

@@ -2,7 +2,7 @@
 
 A frame begins when it is its turn in all of its lanes, and holds them until all are done. Rows that take one token and
 have nothing pending, which is nearly all of them, go as groups; any other is a feed of its own, part of the frame. A
-row that fails takes no other with it.
+row that fails takes no other with it, and its lane goes on at once.
 
 A gateway sends frame after frame of the same sessions. Those follow each other in a chain that is one for all lanes,
 and spare them their own queues, until one of the lanes is given anything else.
@@ -79,13 +79,13 @@ class Frames:
         lane.job = frame
 
     def part_ended(self, lane: Lane, part: FeedJob, result: Result) -> None:
-        """A row that was a feed of its own is done, or has failed. The frame holds its lane until all are done."""
+        """A row that was a feed of its own is done, and the frame holds its lane until all are; or it has failed."""
         frame = part.whole
         assert isinstance(frame, FrameJob)  # noqa: S101  # made below
-        lane.job = frame
         if isinstance(result, Failed):
             self._fail(lane, frame, result.error)
         elif isinstance(result, Fed):
+            lane.job = frame
             self._store(frame, part.index, result.position, result.outputs)
             frame.num_left -= 1
         self._end_if_done(frame)
@@ -147,7 +147,7 @@ class Frames:
     def _set_apart(self, frame: FrameJob) -> list[int]:
         """Refuses rows that are elsewhere, makes feeds of those that are not plain, and returns the places of the
         rest."""
-        plain, apart = [], []
+        plain, apart, elsewhere = [], [], []
         failed = {index for index, _ in frame.errors}
         for place, lane in enumerate(frame.lanes):
             if place in failed:
@@ -156,12 +156,13 @@ class Frames:
             count = 1 if frame.counts is None else frame.counts[place]
             if start is not None and start != lane.position:
                 self._fail(lane, frame, position_mismatch("step_batch.positions", start, lane.position))
+                elsewhere.append(lane)
             elif count == 1 and not lane.pending:
                 plain.append(place)
             else:
                 apart.append(place)
         offsets = self._offsets(frame) if apart else []
-        if apart:
+        if apart or elsewhere:
             frame.unchain()
         for place in apart:
             tokens = frame.tokens[offsets[place] : offsets[place + 1]]
@@ -169,6 +170,9 @@ class Frames:
                 reply=frame.reply, start=None, tokens=tokens, outputs=frame.outputs, whole=frame, index=place
             )
             self._stepper.begin_part(frame.lanes[place], part)
+        for lane in elsewhere:
+            lane.job = None
+            self._stepper.begin_next(lane)
         return plain
 
     @staticmethod

@@ -125,8 +125,8 @@ class Stepper:
             elif isinstance(job, GenerateJob):
                 self._chosen(lane, job, chosen.get(row), outcome, (row, width - 1))
 
-    def generated(self, lane: Lane, token_ids: list[int]) -> None:
-        """The lane's generation has gone on by several of the likeliest tokens, none of which ends it.
+    def generated(self, lane: Lane, token_ids: list[int], log_probabilities: list[float] | None) -> None:
+        """The lane's generation has gone on by several tokens, none of which ends it.
 
         The state has consumed all of them but the last.
         """
@@ -135,13 +135,13 @@ class Stepper:
         lane.position += len(token_ids)
         job.num_produced += len(token_ids)
         lane.inputs, lane.done, lane.num_pending = token_ids[-1:], 0, 1
-        self._answer(job, Generated(lane.position, token_ids, None, None))
+        self._answer(job, Generated(lane.position, token_ids, log_probabilities, None))
 
-    def chose(self, lane: Lane, outcome: Outcome, row: int) -> None:
-        """The lane's generation goes on by the likeliest token of a row of an outcome, or ends with it."""
+    def chose(self, lane: Lane, token: int, log_probability: float, outcome: Outcome, row: int) -> None:
+        """The lane's generation goes on by a token that a row of an outcome made it choose, or ends with it."""
         job = lane.job
         assert isinstance(job, GenerateJob)  # noqa: S101  # the caller has looked
-        self._chosen(lane, job, None, outcome, (row, 0))
+        self._chosen(lane, job, (token, log_probability), outcome, (row, 0))
 
     def go_on(self, lane: Lane) -> None:
         """Runs a generation's last token, as soon as its window has room for the next."""
@@ -287,10 +287,8 @@ class Stepper:
             lane.pending = [token]
             self._finish(lane, generated)
             return
-        if job.decoding.repetition_penalty != 1.0:
-            assert job.choice is not None  # noqa: S101  # made when the generation began
-            seen = np.empty(0, np.int64) if job.choice.seen is None else job.choice.seen
-            job.choice.seen = np.unique(np.append(seen, token))
+        assert job.choice is not None  # noqa: S101  # made when the generation began
+        job.choice.advance(token)
         lane.inputs, lane.done, lane.num_pending = [token], 0, 1
         self._answer(job, generated)
         self.go_on(lane)

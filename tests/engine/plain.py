@@ -54,6 +54,13 @@ def score_plainly(history: Sequence[int], target: Sequence[int]) -> list[float]:
     return scores
 
 
+def row_tokens(frame: FrameJob, place: int) -> list[int]:
+    """The tokens of one row."""
+    count = 1 if frame.counts is None else frame.counts[place]
+    first = place if frame.counts is None else sum(frame.counts[:place])
+    return frame.tokens[first : first + count]
+
+
 class PlainSession:
     """A list of tokens. Every answer that its lane gives is checked when it comes.
 
@@ -82,9 +89,7 @@ class PlainSession:
         return next((job for job in self.unanswered[:1] if isinstance(job, GenerateJob)), None)
 
     def _is_next(self, job: Job) -> bool:
-        """Whether it is a job's turn. A frame whose row has failed is answered when its other rows are done."""
-        ahead = self.unanswered[: self.unanswered.index(job)]
-        return all(isinstance(one, FrameJob) and one in self.may_end for one in ahead)
+        return job is self.unanswered[0]
 
     def ends(self) -> None:
         """All that is under way may fail from here on."""
@@ -117,15 +122,14 @@ class PlainSession:
             self._done(job)
 
     def take_row(self, frame: FrameJob, result: Stepped, place: int) -> None:
-        """Checks one row of a frame's answer."""
-        count = 1 if frame.counts is None else frame.counts[place]
-        first = place if frame.counts is None else sum(frame.counts[:place])
-        tokens = frame.tokens[first : first + count]
+        """Checks one row of a frame's answer. One that has failed may have been told of before: see `lose_row`."""
+        tokens = row_tokens(frame, place)
         errors = dict(result.errors)
         columns = slice(place * frame.width, (place + 1) * frame.width)
         if place in errors:
             assert result.token_ids[columns] == [0] * frame.width
-            self._failed(frame, errors[place], result.positions[place], tokens)
+            if frame in self.unanswered:
+                self.lose_row(frame, place, errors[place])
             return
         assert self._is_next(frame), "jobs are answered in the order in which they came"
         start = self.starts[frame]
@@ -142,6 +146,10 @@ class PlainSession:
                 assert result.logits is not None
                 assert result.logits[place].tolist() == expected.logits.tolist()
         self._done(frame)
+
+    def lose_row(self, frame: FrameJob, place: int, error: CarouselError) -> None:
+        """A frame's row has failed, and the session goes on without it. Its answer will tell."""
+        self._failed(frame, error, frame.positions[place], row_tokens(frame, place))
 
     def _fed(self, job: FeedJob, result: Fed) -> None:
         assert self.starts[job] in (None, len(self.tokens))
@@ -195,18 +203,19 @@ class PlainSession:
         else:
             assert isinstance(error, RequestCancelledError | EngineError)
             assert job in self.may_end or self.lane.closed
-            if job is self.unanswered[0] and isinstance(job, FeedJob | FrameJob):
+            if is_first and isinstance(job, FeedJob | FrameJob):
                 consumed = max(0, position - len(self.tokens))
                 assert consumed <= max(0, len(tokens) - 1)
                 self.tokens += tokens[:consumed]
-            if job in self.searches and job is self.unanswered[0]:
+            if job in self.searches and is_first:
                 # the best hypothesis may have been consumed in part
                 hypotheses = search_plainly(self.history, self.searches[job]) if position > len(self.tokens) else []
                 for hypothesis in hypotheses[:1]:
                     self.tokens += hypothesis.tokens[: position - len(self.tokens)]
-        if not any(isinstance(one, FrameJob) for one in self.unanswered):
-            # a frame is answered when all its rows are done: this session's may be, or may have gone on meanwhile
+        if is_first:
             assert position == len(self.tokens)
+        elif not isinstance(job, FrameJob) and not isinstance(self.unanswered[0], FrameJob):
+            assert position == len(self.tokens), "what a frame's row has consumed is known when it is told of"
         self._done(job)
 
     def _done(self, job: Job) -> None:

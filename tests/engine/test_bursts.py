@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.engine.decoding import Decoding, FinishReason
+from service.engine.decoding import Decoding, FinishReason, Sampling, choose
 from service.engine.graph import Array
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import Failed, Generated
@@ -19,6 +19,7 @@ from tests.bundles import VOCABULARY_SIZE
 from tests.engine.calling import Caller, logits_of, running
 from tests.reference import ReferenceSession
 
+Generation = tuple[int, int, int, frozenset[int], int | None, Sampling | None, float, bool]
 GENERATIONS = st.lists(
     st.tuples(
         st.integers(0, VOCABULARY_SIZE - 1),  # fed first, so that they differ
@@ -26,6 +27,9 @@ GENERATIONS = st.lists(
         st.sampled_from([1, 3, 10_000]),  # window
         st.sampled_from([frozenset[int](), frozenset({7}), frozenset({2, 5})]),  # stop tokens
         st.integers(0, 40) | st.none(),  # cancelled after so many tokens
+        st.none() | st.builds(Sampling, st.sampled_from([0.7, 1.5]), st.none() | st.just(5), seed=st.integers(0, 9)),
+        st.sampled_from([1.0, 3.0]),  # repetition penalty
+        st.booleans(),  # log-probabilities
     ),
     min_size=1,
     max_size=9,
@@ -36,17 +40,19 @@ GENERATIONS = st.lists(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_generations_in_bursts_give_what_each_gives_alone_and_leave_its_state(
     tiny_repository: Path,
-    generations: list[tuple[int, int, int, frozenset[int], int | None]],
+    generations: list[Generation],
     model: str,
 ) -> None:
     folder = tiny_repository / model / "1"
 
-    async def one(caller: Caller, generation: tuple[int, int, int, frozenset[int], int | None]) -> None:
-        first, max_tokens, window, stops, cut = generation
+    async def one(caller: Caller, generation: Generation) -> None:
+        first, max_tokens, window, stops, cut, sampling, penalty, scored = generation
+        decoding = Decoding(max_tokens, sampling, scored, repetition_penalty=penalty, stop_ids=stops)
         lane = caller.engine.open()
         await caller.feed(lane, [first], OutputSpec(OutputKind.NONE))
-        job, queue = caller.generate(lane, Decoding(max_tokens, stop_ids=stops), window)
+        job, queue = caller.generate(lane, decoding, window)
         tokens: list[int] = []
+        scores: list[float] = []
         reason = None
         while reason is None:
             result = await queue.get()
@@ -54,6 +60,7 @@ async def test_generations_in_bursts_give_what_each_gives_alone_and_leave_its_st
                 break
             assert isinstance(result, Generated)
             tokens += result.token_ids
+            scores += result.log_probabilities or []
             reason = result.finish_reason
             assert job.num_produced - job.num_granted <= window
             caller.engine.grant(lane, job, len(result.token_ids))
@@ -62,8 +69,9 @@ async def test_generations_in_bursts_give_what_each_gives_alone_and_leave_its_st
         last = logits_of(await caller.feed(lane, [1]))
         session = ReferenceSession(folder)
         session.step(first)
-        expected, why = greedy(session, max_tokens, stops)
+        expected, expected_scores, why = alone(session, decoding)
         assert tokens == expected[: len(tokens)]
+        assert scores == (expected_scores[: len(tokens)] if scored else [])
         if reason is not None:
             assert (tokens, reason) == (expected, why)
         else:
@@ -76,18 +84,23 @@ async def test_generations_in_bursts_give_what_each_gives_alone_and_leave_its_st
         assert caller.engine.statistics.slots_used == 0
 
 
-def greedy(session: ReferenceSession, max_tokens: int, stops: frozenset[int]) -> tuple[list[int], FinishReason]:
+def alone(session: ReferenceSession, decoding: Decoding) -> tuple[list[int], list[float], FinishReason]:
+    """Its tokens, their log-probabilities where they are asked for, and why it ends."""
     tokens: list[int] = []
+    scores: list[float] = []
+    eos_id = session.manifest.special_tokens.eos_id
     while True:
         assert session.logits is not None
-        token = int(session.logits.argmax())
-        if token == session.manifest.special_tokens.eos_id:
-            return tokens, FinishReason.EOS
-        if token in stops:
-            return tokens, FinishReason.STOP
+        seen = np.array(tokens, np.int64)
+        position = 1 + len(tokens)
+        token, score = choose(session.logits, decoding, position, num_generated=len(tokens), seen=seen, eos_id=eos_id)
+        reason = decoding.finish_reason(token, len(tokens) + 1, eos_id)
+        if reason in {FinishReason.EOS, FinishReason.STOP}:
+            return tokens, scores, reason
         tokens.append(token)
-        if len(tokens) == max_tokens:
-            return tokens, FinishReason.MAX_TOKENS
+        scores += [] if score is None else [score]
+        if reason is not None:
+            return tokens, scores, reason
         session.step(token)
 
 

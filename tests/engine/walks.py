@@ -241,13 +241,31 @@ class World:
     def _deliver(self) -> None:
         results, self.stepper.results = self.stepper.results, []
         for job, result in results:
-            if isinstance(job, FrameJob):
-                assert isinstance(result, Stepped)
-                for place, session in enumerate(job.tag):
+            sessions = job.tag if isinstance(job, FrameJob) else [job.tag]
+            for place, session in enumerate(sessions):
+                self._tell_lost(session, job)
+                if isinstance(job, FrameJob):
+                    assert isinstance(result, Stepped)
                     session.take_row(job, result, place)
-            else:
-                assert not isinstance(result, Stepped)
-                job.tag.take(job, result)
+                else:
+                    assert not isinstance(result, Stepped)
+                    session.take(job, result)
+        for session in self.sessions:
+            self._tell_lost(session, None)
+
+    @staticmethod
+    def _tell_lost(session: PlainSession, job: Job | None) -> None:
+        """Tells a session of its frames' rows that have failed: it goes on before the frame is answered.
+
+        Of those before a job, or of all.
+        """
+        for frame in list(session.unanswered):
+            if frame is job:
+                return
+            errors = dict(frame.errors) if isinstance(frame, FrameJob) else {}
+            for place, error in errors.items():
+                if frame.tag[place] is session:
+                    session.lose_row(frame, place, error)
 
 
 def _no_reply(job: Job, result: Result) -> None:
