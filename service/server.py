@@ -26,8 +26,8 @@ from service.engine.engine import Engine
 from service.repository.repository import Repository, RepositoryError, scan
 from service.sessions.dispatcher import Dispatcher
 from service.sessions.frames import Frames
+from service.sessions.live import LiveSessions
 from service.sessions.registry import Registry
-from service.sessions.stores.memory import MemoryStore
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 from service.telemetry.observers import EngineTelemetry, SessionTelemetry
@@ -62,10 +62,10 @@ class Server:
         self._settings = settings
         self._metrics = Metrics()
         self._telemetry = SessionTelemetry(self._metrics)
-        store = MemoryStore()
-        self._registry = Registry(store, settings.session_limits, self._telemetry)
-        self._dispatcher = Dispatcher(store, settings.session_limits, self._telemetry)
-        self._frames = Frames(store, settings.session_limits, self._telemetry)
+        live = LiveSessions()
+        self._registry = Registry(live, settings.session_limits, self._telemetry)
+        self._dispatcher = Dispatcher(live, settings.session_limits, self._telemetry)
+        self._frames = Frames(live, settings.session_limits, self._telemetry)
         self._health = health.aio.HealthServicer()
         self._engines: dict[tuple[str, int, str], Engine] = {}
         self._inference: Inference | None = None

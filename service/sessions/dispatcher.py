@@ -17,8 +17,8 @@ from service.errors import InvalidFieldError, QueueFullError, position_mismatch
 from service.observer import SessionObserver
 from service.sessions.checks import check_decoding, check_forks, check_length, check_outputs
 from service.sessions.limits import SessionLimits
+from service.sessions.live import LiveSessions
 from service.sessions.session import Event, LastFeed, Reply, Request, Session, State
-from service.sessions.stores.base import SessionStore
 
 
 class Dispatcher:
@@ -26,14 +26,14 @@ class Dispatcher:
 
     def __init__(
         self,
-        store: SessionStore,
+        live: LiveSessions,
         limits: SessionLimits,
         observer: SessionObserver,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
-        self._store = store
+        self._live = live
         self._observer = observer
         self._clock = clock
 
@@ -209,7 +209,7 @@ class Dispatcher:
     def _admitted(self, session: Session, following: State, now_s: float) -> None:
         session.state = following
         session.num_in_flight += 1
-        self._store.touch(session, now_s)
+        self._live.touch(session, now_s)
 
     def _on_fed(self, job: Job, result: Result) -> None:
         request: Request = job.tag
@@ -259,7 +259,7 @@ class Dispatcher:
     def _ended(self, session: Session, result: Result) -> None:
         session.ended(result)
         if session.state is not State.CLOSED:
-            self._store.touch(session, self._clock())
+            self._live.touch(session, self._clock())
 
     def _answered(self, request: Request, name: str) -> None:
         bundle = request.session.served.bundle

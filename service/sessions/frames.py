@@ -19,8 +19,8 @@ from service.errors import CarouselError, InvalidFieldError, QueueFullError
 from service.observer import SessionObserver
 from service.sessions.checks import check_length, check_outputs
 from service.sessions.limits import SessionLimits
+from service.sessions.live import LiveSessions
 from service.sessions.session import Event, Session, State
-from service.sessions.stores.base import SessionStore
 
 _TOUCHES = 64
 """How many times within its idle timeout a session is marked as used, at most: a mark costs as much as a step."""
@@ -77,13 +77,13 @@ class Frames:
 
     def __init__(
         self,
-        store: SessionStore,
+        live: LiveSessions,
         limits: SessionLimits,
         observer: SessionObserver,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store
+        self._live = live
         self._limits = limits
         self._observer = observer
         self._clock = clock
@@ -192,7 +192,7 @@ class Frames:
             if not session.num_in_flight and session.state is not State.CLOSED:
                 session.state = State.IDLE
                 if session.last_used_s < stale_s:
-                    self._store.touch(session, now_s)
+                    self._live.touch(session, now_s)
         bundle = request.sessions[0].served.bundle
         self._observer.request_answered(
             bundle.model, bundle.version, "step_batch", now_s - request.began_s, request.num_tokens

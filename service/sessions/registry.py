@@ -24,8 +24,8 @@ from service.errors import (
 from service.observer import SessionObserver
 from service.sessions.checks import check_length, check_outputs, check_session_id
 from service.sessions.limits import SessionLimits
+from service.sessions.live import LiveSessions
 from service.sessions.session import CloseReason, Event, OnClosed, Reply, Request, Served, Session, State
-from service.sessions.stores.base import SessionStore
 from service.sessions.tombstones import Tombstone, Tombstones
 
 _ID_BYTES = 9
@@ -37,7 +37,7 @@ class Registry:
 
     def __init__(
         self,
-        store: SessionStore,
+        live: LiveSessions,
         limits: SessionLimits,
         observer: SessionObserver,
         *,
@@ -46,7 +46,7 @@ class Registry:
     ) -> None:
         self.limits = limits
         self.is_draining = False
-        self._store = store
+        self._live = live
         self._observer = observer
         self._clock = clock
         self._wall_clock = wall_clock
@@ -54,23 +54,23 @@ class Registry:
         self._last_serial = 0
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self._live)
 
     @property
     def num_generating(self) -> int:
         """Sessions that are generating now."""
-        return sum(session.state is State.GENERATING for session in self._store.opened_after(0))
+        return sum(session.state is State.GENERATING for session in self._live.opened_after(0))
 
     def get(self, session_id: str) -> Session:
         """A live session. Raises SessionNotFoundError saying what became of it, if that is known."""
-        session = self._store.get(session_id)
+        session = self._live.get(session_id)
         if session is None:
             raise self._tombstones.not_found(session_id)
         return session
 
     def page(self, after_serial: int, size: int, model: str) -> list[Session]:
         """Up to `size` sessions opened after the one with that serial; of one model, or of all when it is empty."""
-        found = self._store.opened_after(after_serial)
+        found = self._live.opened_after(after_serial)
         return list(islice((s for s in found if not model or s.served.bundle.model == model), size))
 
     def open(
@@ -114,7 +114,7 @@ class Registry:
         except CarouselError:
             served.engine.close(lane)
             raise
-        self._store.add(session)
+        self._live.add(session)
         self._observer.session_opened(served.bundle.model, served.bundle.version, session.id)
         if jobs:
             session.state = session.after(Event.FEED)
@@ -138,7 +138,7 @@ class Registry:
         if session.state is State.CLOSED:
             return
         session.state = session.after(Event.CLOSE)
-        self._store.remove(session.id)
+        self._live.remove(session.id)
         self._tombstones.add(session.id, Tombstone(reason, session.position, self._wall_clock()))
         session.served.engine.close(session.lane, then)
         bundle = session.served.bundle
@@ -148,15 +148,15 @@ class Registry:
 
     def expire(self) -> None:
         """Closes the sessions that have been idle for longer than `idle_timeout_s`."""
-        for session in self._store.unused_since(self._clock() - self.limits.idle_timeout_s):
+        for session in self._live.unused_since(self._clock() - self.limits.idle_timeout_s):
             if session.state is State.IDLE:
                 self.close(session, CloseReason.IDLE, notify=True)
             else:
-                self._store.touch(session, self._clock())
+                self._live.touch(session, self._clock())
 
     def close_all(self) -> None:
         """Closes every session because the server shuts down, telling their streams."""
-        for session in list(self._store.opened_after(0)):
+        for session in list(self._live.opened_after(0)):
             self.close(session, CloseReason.SHUTDOWN, notify=True)
 
     def _check_open(
@@ -166,7 +166,7 @@ class Registry:
             raise ShuttingDownError("the server is shutting down: open the session elsewhere", retry_delay_s=1.0)
         if session_id:
             check_session_id(session_id)
-            if self._store.get(session_id) is not None:
+            if self._live.get(session_id) is not None:
                 raise SessionIdInUseError(
                     f"session_id = {session_id!r} is in use by another stream",
                     field="session_id",
@@ -192,7 +192,7 @@ class Registry:
                 raise InvalidFieldError(
                     f"open.outputs needs a start token, and {manifest.model} has none", field="open.outputs"
                 )
-        if len(self._store) >= self.limits.max_sessions:
+        if len(self._live) >= self.limits.max_sessions:
             raise TooManySessionsError(
                 f"{self.limits.max_sessions} sessions are open, the most this server holds: try again later",
                 retry_delay_s=1.0,
@@ -207,7 +207,7 @@ class Registry:
         request: Request = job.tag
         request.session.ended(result)
         if request.session.state is not State.CLOSED:
-            self._store.touch(request.session, self._clock())
+            self._live.touch(request.session, self._clock())
         if isinstance(result, Failed):
             self.close(request.session, CloseReason.FAILED, notify=False)
         request.reply(request, result)

@@ -28,9 +28,9 @@ from service.errors import (
 from service.repository.bundle import load_bundle
 from service.sessions.dispatcher import Dispatcher
 from service.sessions.limits import SessionLimits
+from service.sessions.live import LiveSessions
 from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, Request, Served, Session, State
-from service.sessions.stores.memory import MemoryStore
 
 
 class Events:
@@ -66,7 +66,7 @@ class House:
         self.events = Events()
         self.served = served
         self.notices: list[tuple[str, CloseReason]] = []
-        store = MemoryStore()
+        store = LiveSessions()
         self.registry = Registry(
             store, limits, self.events, clock=lambda: self.now_s, wall_clock=lambda: self.now_s + 1.7e9
         )

@@ -1,1 +1,1 @@
-"""Where sessions are kept, behind one protocol."""
+"""Where sessions outlive their process: records behind one protocol."""

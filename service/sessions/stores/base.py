@@ -1,33 +1,90 @@
-"""What a session store must do."""
+"""What a store of sessions' records must do. It knows bytes, and whose they are, and no session.
+
+A record belongs to the process that claimed it last, under an epoch that every claim makes greater (a fencing token:
+Kleppmann 2016). Rules:
+
+1. What `write` has returned for survives the end of the process, and of the machine as far as the store promises it.
+2. Only the owner writes, and only under its epoch: who was deprived of a record cannot change it any more.
+3. Only the record of an owner that is gone, or that has let it go, can be claimed. An owner that is there is told that
+   somebody wants it, by `heartbeat`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple, Protocol
 
-from service.sessions.session import Session
+
+class StoreError(Exception):
+    """The store cannot do it now: it is down, slow, or full. What was acknowledged before is not lost."""
 
 
-class SessionStore(Protocol):
-    """Keeps the live sessions by id, and knows which was used least recently. Event loop only."""
+class Standing(Enum):
+    """Whose a record is. OWNED: the writer's; FREE: anybody's who claims it; GONE: the session has ended, and the
+    payload says how."""
 
-    def __len__(self) -> int:
-        """How many sessions are kept."""
+    OWNED = "owned"
+    FREE = "free"
+    GONE = "gone"
 
-    def add(self, session: Session) -> None:
-        """Keeps a session whose id is not kept yet; it counts as just used."""
 
-    def get(self, session_id: str) -> Session | None:
-        """The session of that id."""
+class Write(NamedTuple):
+    """A change of one record. epoch: under which the writer has it; payload: None leaves the record's as it is;
+    expires_at: Unix seconds after which the record may vanish."""
 
-    def remove(self, session_id: str) -> None:
-        """Forgets a session. Raises KeyError when it is not kept."""
+    session_id: str
+    epoch: int
+    payload: bytes | None
+    expires_at: float
+    standing: Standing = Standing.OWNED
 
-    def touch(self, session: Session, now_s: float) -> None:
-        """Notes that a kept session was used at the monotonic time `now_s`."""
 
-    def unused_since(self, time_s: float) -> list[Session]:
-        """The sessions last used before the monotonic time `time_s`, the least recently used first."""
+class Claimed(NamedTuple):
+    """The record is the caller's. payload: None: reserved by its owner, which is gone, and never written."""
 
-    def opened_after(self, serial: int) -> Iterable[Session]:
-        """The sessions with a greater serial, in the order in which they were opened."""
+    epoch: int
+    payload: bytes | None
+
+
+class Held(NamedTuple):
+    """Another process has the record. It was told that somebody wants it."""
+
+    owner: str
+
+
+class Gone(NamedTuple):
+    """The session has ended. payload: as written."""
+
+    payload: bytes
+
+
+class StateStore(Protocol):
+    """Keeps records. One thread at a time; every call may block, and may raise StoreError."""
+
+    def reserve(self, session_id: str, expires_at: float) -> int | None:
+        """Takes an id that no record has, or one of a session that is gone. Returns the epoch; None: it is taken."""
+
+    def claim(self, session_id: str) -> Claimed | Held | Gone | None:
+        """Makes a record the caller's, under the next epoch, when its owner lets it or is gone, or is the caller. None:
+        there is no record."""
+
+    def write(self, writes: Sequence[Write]) -> set[str]:
+        """Changes records, of distinct sessions, in one go. A session without a record gets one, when its epoch is 1.
+
+        Returns the ids of those that were not written, because they are another's. When it raises, each may have been
+        written or not.
+        """
+
+    def heartbeat(self) -> list[str]:
+        """Tells that this process is there, which must be told more often than once in its lease's time. Returns the
+        ids of sessions of this process that others want."""
+
+    def set_aside(self, session_id: str) -> None:
+        """Moves a record that cannot be read out of the way, where an operator finds it."""
+
+    def sweep(self, limit: int) -> int:
+        """Removes up to `limit` expired records. Returns how many."""
+
+    def close(self) -> None:
+        """Lets go of everything that this process owns, as far as the store knows it by the process alone."""

@@ -1,74 +1,102 @@
-"""Sessions kept in this process's memory, and gone with it."""
+"""Records in this process's memory, and gone with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from service.sessions.session import Session
+from service.sessions.stores.base import Claimed, Gone, Held, Standing, Write
+
+
+@dataclass(slots=True)
+class _Record:
+    epoch: int
+    owner: str
+    standing: Standing
+    payload: bytes | None
+    expires_at: float
+
+
+@dataclass(slots=True)
+class Shelf:
+    """What several memory stores may share, as replicas share a server."""
+
+    records: dict[str, _Record] = field(default_factory=dict)
+    owners: dict[str, set[str]] = field(default_factory=dict)
+    """Those that are there, each with the ids that others want of it."""
+    aside: dict[str, _Record] = field(default_factory=dict)
 
 
 class MemoryStore:
-    """A `SessionStore`: a dictionary in the order of opening, and a list through the sessions in the order of use.
+    """A `StateStore`. shelf: what it shares with others; clock: Unix seconds."""
 
-    The links live in the sessions: 16 bytes each, where an OrderedDict takes 10 times as much.
-    """
+    def __init__(self, shelf: Shelf | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self.owner = secrets.token_hex(8)
+        self._shelf = Shelf() if shelf is None else shelf
+        self._clock = clock
+        self._shelf.owners[self.owner] = set()
 
-    def __init__(self) -> None:
-        self._by_opening: dict[str, Session] = {}
-        self._oldest: Session | None = None
-        self._newest: Session | None = None
+    def reserve(self, session_id: str, expires_at: float) -> int | None:
+        """See `StateStore`."""
+        record = self._find(session_id)
+        if record is not None and record.standing is not Standing.GONE:
+            return None
+        epoch = 1 if record is None else record.epoch + 1
+        self._shelf.records[session_id] = _Record(epoch, self.owner, Standing.OWNED, None, expires_at)
+        return epoch
 
-    def __len__(self) -> int:
-        return len(self._by_opening)
+    def claim(self, session_id: str) -> Claimed | Held | Gone | None:
+        """See `StateStore`."""
+        record = self._find(session_id)
+        if record is None:
+            return None
+        if record.standing is Standing.GONE:
+            return Gone(record.payload or b"")
+        if record.standing is Standing.OWNED and record.owner != self.owner and record.owner in self._shelf.owners:
+            self._shelf.owners[record.owner].add(session_id)
+            return Held(record.owner)
+        record.epoch += 1
+        record.owner, record.standing = self.owner, Standing.OWNED
+        return Claimed(record.epoch, record.payload)
 
-    def add(self, session: Session) -> None:
-        """See `SessionStore`."""
-        self._by_opening[session.id] = session
-        self._link(session)
+    def write(self, writes: Sequence[Write]) -> set[str]:
+        """See `StateStore`."""
+        refused = set()
+        for write in writes:
+            record = self._find(write.session_id)
+            if record is None and write.epoch == 1:
+                record = self._shelf.records[write.session_id] = _Record(1, self.owner, Standing.OWNED, None, 0.0)
+            if record is None or record.epoch != write.epoch or record.owner != self.owner:
+                refused.add(write.session_id)
+                continue
+            record.standing, record.expires_at = write.standing, write.expires_at
+            if write.payload is not None:
+                record.payload = write.payload
+        return refused
 
-    def get(self, session_id: str) -> Session | None:
-        """See `SessionStore`."""
-        return self._by_opening.get(session_id)
+    def heartbeat(self) -> list[str]:
+        """See `StateStore`."""
+        wanted, self._shelf.owners[self.owner] = self._shelf.owners.get(self.owner, set()), set()
+        return sorted(wanted)
 
-    def remove(self, session_id: str) -> None:
-        """See `SessionStore`."""
-        self._unlink(self._by_opening.pop(session_id))
+    def set_aside(self, session_id: str) -> None:
+        """See `StateStore`."""
+        self._shelf.aside[session_id] = self._shelf.records.pop(session_id)
 
-    def touch(self, session: Session, now_s: float) -> None:
-        """See `SessionStore`."""
-        session.last_used_s = now_s
-        if session is not self._newest:
-            self._unlink(session)
-            self._link(session)
+    def sweep(self, limit: int) -> int:
+        """See `StateStore`."""
+        now = self._clock()
+        expired = [name for name, record in self._shelf.records.items() if record.expires_at <= now][:limit]
+        for name in expired:
+            del self._shelf.records[name]
+        return len(expired)
 
-    def unused_since(self, time_s: float) -> list[Session]:
-        """See `SessionStore`."""
-        found = []
-        session = self._oldest
-        while session is not None and session.last_used_s < time_s:
-            found.append(session)
-            session = session.newer
-        return found
+    def close(self) -> None:
+        """See `StateStore`."""
+        self._shelf.owners.pop(self.owner, None)
 
-    def opened_after(self, serial: int) -> Iterable[Session]:
-        """See `SessionStore`."""
-        return (session for session in self._by_opening.values() if session.serial > serial)
-
-    def _link(self, session: Session) -> None:
-        session.older = self._newest
-        if self._newest is None:
-            self._oldest = session
-        else:
-            self._newest.newer = session
-        self._newest = session
-
-    def _unlink(self, session: Session) -> None:
-        if session.older is None:
-            self._oldest = session.newer
-        else:
-            session.older.newer = session.newer
-        if session.newer is None:
-            self._newest = session.older
-        else:
-            session.newer.older = session.older
-        session.older = session.newer = None
+    def _find(self, session_id: str) -> _Record | None:
+        record = self._shelf.records.get(session_id)
+        return None if record is None or record.expires_at <= self._clock() else record

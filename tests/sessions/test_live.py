@@ -7,9 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from service.sessions.live import LiveSessions
 from service.sessions.session import Session
-from service.sessions.stores.base import SessionStore
-from service.sessions.stores.memory import MemoryStore
 from tests import domain
 
 IDS = st.sampled_from("abcdef")
@@ -20,7 +19,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.store: SessionStore = MemoryStore()
+        self.store: LiveSessions = LiveSessions()
         self.kept: list[Session] = []
         self.now_s = 0.0
         self.serial = 0
@@ -78,11 +77,11 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-TestMemoryStore = StoreMachine.TestCase
+TestLiveSessions = StoreMachine.TestCase
 
 
 def test_the_least_recently_used_comes_first_of_those_used_at_different_times() -> None:
-    store = MemoryStore()
+    store = LiveSessions()
     sessions = [domain.session(name, serial) for serial, name in enumerate("abc", 1)]
     for session in sessions:
         store.add(session)
@@ -94,7 +93,7 @@ def test_the_least_recently_used_comes_first_of_those_used_at_different_times() 
 
 
 def test_the_sessions_that_are_found_unused_may_be_removed_while_they_are_looked_at() -> None:
-    store = MemoryStore()
+    store = LiveSessions()
     for serial, name in enumerate("abc", 1):
         store.add(domain.session(name, serial))
     for session in store.unused_since(1.0):
