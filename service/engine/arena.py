@@ -185,3 +185,29 @@ class Arena:
         width = max(SOURCE_MULTIPLE, -(-longest // SOURCE_MULTIPLE) * SOURCE_MULTIPLE)
         # indexing, not `take`: that would copy the whole of a view that is not contiguous before it takes from it
         return [context[rows, :width] for context in self._contexts]
+
+    def read(self, rows: list[int]) -> list[tuple[list[Array], list[Array]]]:
+        """Copies of the state and of the context of each of `rows`: arrays without the batch axis, and [S, ...] arrays
+        as long as the row's source."""
+        self.flush()
+        blocks = [state.values[state.at(rows)] for state in self._states]
+        copies = []
+        for place, row in enumerate(rows):
+            states = [block[state.at(place)] for state, block in zip(self._states, blocks, strict=True)]
+            length = int(self._source_lengths[row])
+            copies.append((states, [context[row, :length].copy() for context in self._contexts]))
+        return copies
+
+    def write(self, row: int, states: list[Array], contexts: list[Array]) -> None:
+        """Sets the state and the context of a row, as `read` gave them. Raises ValueError for other shapes."""
+        self.flush()
+        length = len(contexts[0]) if contexts else 0
+        for tensor, value in zip(self._states, states, strict=True):
+            target = tensor.values[tensor.at(row)]
+            if target.shape != value.shape:
+                raise ValueError(f"{tensor.name} is {list(value.shape)}, expected {list(target.shape)}")
+            tensor.values[tensor.at(row)] = value
+        for context, value in zip(self._contexts, contexts, strict=True):
+            context[row, :length] = value
+            context[row, length : self._source_lengths[row]] = 0
+        self._source_lengths[row] = length

@@ -22,16 +22,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
 from time import perf_counter
 
 from service.engine.arena import Arena, Slot
 from service.engine.jobs import NO_TOKENS, FrameJob, GenerateJob, Job, Lane, ScoreJob, SearchJob
+from service.engine.lane_state import LaneState
 from service.engine.limits import EngineLimits, EngineStatistics
 from service.engine.outgoing import Outgoing, goes_on
 from service.engine.scheduler import Batch
+from service.engine.transfer import read_lanes, write_lane
 from service.engine.worker import Worker
 from service.errors import QueueFullError, RequestCancelledError, TooManySessionsError
 from service.observer import EngineObserver
@@ -188,6 +190,16 @@ class Engine:
                 self._after.append(then)
 
         self._ask(act)
+
+    def read(self, lanes: Sequence[Lane], then: Callable[[list[LaneState | None]], None]) -> None:
+        """Copies lanes' state out as it is between two batches, then calls `then` on the event loop, after what came of
+        their jobs until then. None for a lane that is in the midst of a feed or of its source, or closed."""
+        self._ask(lambda: self._after.append(partial(then, read_lanes(self._arena, lanes))))
+
+    def write(self, lane: Lane, state: LaneState) -> None:
+        """Puts a lane that has no job where another was. What is submitted from here on finds it there. The arrays
+        must be of this model's shapes."""
+        self._ask(partial(write_lane, self._arena, lane, state))
 
     def grant(self, lane: Lane, job: GenerateJob, num_tokens: int) -> None:
         """Tells that `num_tokens` more of a generation have left the server."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from service.engine.arena import Slot
 from service.engine.beam import BeamSearch
-from service.engine.decoding import Choice, Decoding, FloatArray, FloatRow
+from service.engine.decoding import Choice, Decoding, FloatArray, FloatRow, IntArray
 from service.engine.results import StepOutput
 from service.errors import CarouselError
 
@@ -65,7 +65,7 @@ class EncodeJob(Job):
 class FeedJob(Job):
     """Consumes tokens from `start` on, or None: from wherever the session is. No tokens: tells what comes next where it
     is, for which what is pending is run. targets: what came after each of the tokens, whose log-probabilities are
-    collected as `scores`."""
+    collected as `scores`. has_mark: whether the lane's state after it is wanted."""
 
     start: int | None
     tokens: list[int]
@@ -73,6 +73,7 @@ class FeedJob(Job):
     collected: list[StepOutput] = field(default_factory=list)
     targets: list[int] | None = None
     scores: list[float] = field(default_factory=list)
+    has_mark: bool = False
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -80,13 +81,15 @@ class GenerateJob(Job):
     """Generates from `start` on. The engine may be at most `window` tokens ahead of what has been granted.
 
     choice: what is asked of the decoder, kept up to date between tokens. num_produced and parked are written by who
-    drives the engine alone, num_granted by the event loop alone.
+    drives the engine alone, num_granted by the event loop alone. One that goes on elsewhere begins with both at what it
+    has produced there, and with the tokens that the repetition penalty has seen there.
     """
 
     start: int | None
     decoding: Decoding
     window: int
     choice: Choice | None = None
+    seen: IntArray | None = None
     num_produced: int = 0
     num_granted: int = 0
     parked: bool = False

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from service.engine.beam import Hypothesis
 from service.engine.decoding import FinishReason, FloatArray, FloatRow
+from service.engine.lane_state import LaneState
 from service.errors import CarouselError
 
 
@@ -25,10 +26,11 @@ class Encoded(NamedTuple):
 
 
 class Fed(NamedTuple):
-    """Answers a `FeedJob`. position: after it."""
+    """Answers a `FeedJob`. position: after it. mark: the lane's state after it, when it was wanted."""
 
     position: int
     outputs: list[StepOutput]
+    mark: LaneState | None = None
 
 
 class Generated(NamedTuple):

@@ -13,20 +13,14 @@ The invariants of a lane:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from service.engine.conductor import Conductor
 from service.engine.decoding import Choice, FinishReason, score
-from service.engine.jobs import (
-    NO_JOBS,
-    NO_TOKENS,
-    EncodeJob,
-    FeedJob,
-    FrameJob,
-    GenerateJob,
-    Job,
-    Lane,
-)
+from service.engine.jobs import NO_JOBS, NO_TOKENS, EncodeJob, FeedJob, FrameJob, GenerateJob, Job, Lane
+from service.engine.lane_state import LaneState
 from service.engine.outcome import Outcome, choose_together
 from service.engine.results import Encoded, Failed, Fed, Generated, Result, Stepped
 from service.engine.scheduler import Batch, Scheduler
@@ -35,19 +29,27 @@ from service.errors import CarouselError, IllegalRequestError, RequestCancelledE
 
 class Stepper:
     """Advances lanes. eos_id: the token at which generations end, if the model has one; has_readout: whether a state
-    alone tells what comes next; has_start: whether that of a session that is at its start does, its start token run.
+    alone tells what comes next; has_start: whether that of a session that is at its start does, its start token run;
+    read: tells a lane's state, for marks.
 
     The thread that drives the engine alone.
     """
 
     def __init__(
-        self, scheduler: Scheduler, eos_id: int | None, *, has_readout: bool = False, has_start: bool = False
+        self,
+        scheduler: Scheduler,
+        eos_id: int | None,
+        *,
+        has_readout: bool = False,
+        has_start: bool = False,
+        read: Callable[[Lane], LaneState | None] = lambda lane: None,
     ) -> None:
         self.scheduler = scheduler
         self.eos_id = eos_id
         self.keeps_logits = not has_readout
         """Whether a lane's logits must outlive the run that gave them."""
         self._has_start = has_start
+        self._read = read
         self._conductors: dict[type[Job], Conductor] = {}
         self.results: list[tuple[Job, Result | Stepped]] = []
         """What came of jobs since it was last emptied, in order."""
@@ -199,7 +201,7 @@ class Stepper:
         if job.start is not None and job.start != lane.position:
             self._refuse(lane, job, position_mismatch("generate.position", job.start, lane.position))
             return
-        job.choice = Choice(job.decoding, lane.position, eos_id=self.eos_id)
+        job.choice = Choice(job.decoding, lane.position, job.num_produced, job.seen, self.eos_id)
         if lane.pending:
             self._pick_up(lane, lane.pending)
             self.scheduler.add("step", lane, lane.num_remaining)
@@ -259,7 +261,8 @@ class Stepper:
         if self.keeps_logits:
             lane.next_logits = outcome.row(row, width - 1).copy()
         if is_last:
-            self._finish(lane, Fed(lane.position, job.collected))
+            mark = self._read(lane) if job.has_mark else None
+            self._finish(lane, Fed(lane.position, job.collected, mark))
         else:
             self.scheduler.add("step", lane, lane.num_remaining)
 

@@ -16,6 +16,7 @@ from service.engine.runner import Runner
 from service.engine.scheduler import Batch, Scheduler
 from service.engine.searches import Searches
 from service.engine.stepper import Stepper
+from service.engine.transfer import read_lanes
 from service.engine.wants import wants_of
 from service.errors import EngineError
 from service.observer import BatchReport, EngineObserver
@@ -47,6 +48,7 @@ class Worker:
             special.eos_id,
             has_readout=self._runner.has_readout,
             has_start=special.bos_id is not None,
+            read=lambda lane: read_lanes(arena, [lane])[0],
         )
         vocabulary_size = bundle.manifest.target_vocabulary.size
         self.frames = Frames(self.stepper, vocabulary_size)
