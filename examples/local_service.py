@@ -38,10 +38,11 @@ class LocalService:
 def local_service(models: Path, flags: Mapping[str, object] | None = None) -> Iterator[LocalService]:
     """Starts `python -m service` on free ports of the loopback interface and stops it at the end.
 
-    flags: by name without dashes in front, such as `{"max-sessions": 4}`. Raises RuntimeError with the log when it
+    flags: by name without dashes in front, such as `{"max-sessions": 4}`. Unless they say otherwise nothing is stored
+    beyond the process. Raises RuntimeError with the log when it
     does not start.
     """
-    given = {"models": models, "port": 0, "metrics-port": 0, "log-format": "json", **(flags or {})}
+    given = {"models": models, "port": 0, "metrics-port": 0, "log-format": "json", "store": "memory", **(flags or {})}
     arguments = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     with tempfile.NamedTemporaryFile(suffix=".log") as log_file:
         process = subprocess.Popen([sys.executable, "-m", "service", *arguments], stderr=log_file)

@@ -13,11 +13,21 @@
     │   ├── SessionAlreadyOpenError    a second Open
     │   ├── SessionNotOpenError        Feed before Open
     │   ├── PositionMismatchError
-    │   └── IllegalRequestError        not in the session's present state
+    │   ├── IllegalRequestError        not in the session's present state
+    │   ├── MarkNotFoundError          Rewind to where no mark is
+    │   ├── OutputsLostError           outputs asked for again are no longer kept
+    │   └── SnapshotError              these bytes are no snapshot
+    │       ├── SnapshotCorruptError   they were one, and have been changed
+    │       ├── SnapshotFormatError    a later server's
+    │       ├── SnapshotKeyError       signed with another key
+    │       └── SnapshotModelError     of a model that is not served here as it was
     ├── LoadError                      the server is full, or leaving; sending it again may help
     │   ├── TooManySessionsError
+    │   │   └── NoSlotError            some of them could be put aside
     │   ├── QueueFullError
-    │   └── ShuttingDownError
+    │   ├── ShuttingDownError
+    │   ├── StoreUnavailableError      the store is down, slow or full
+    │   └── SessionMovedError          another stream, or another server, has gone on with the session
     ├── RequestCancelledError          the caller, or the end of its session, ended it
     └── ServerError                    ours
         ├── ModelUnavailableError      the bundle could not be loaded
@@ -92,12 +102,44 @@ class IllegalRequestError(CallerError):
     """The session's present state does not allow the request."""
 
 
+class MarkNotFoundError(CallerError):
+    """The session has no mark there."""
+
+
+class OutputsLostError(CallerError):
+    """Outputs of a generation that were asked for again are no longer kept."""
+
+
+class SnapshotError(CallerError):
+    """Bytes that should be a snapshot are none."""
+
+
+class SnapshotCorruptError(SnapshotError):
+    """A snapshot is not as it was made."""
+
+
+class SnapshotFormatError(SnapshotError):
+    """A snapshot has a format that this server does not know."""
+
+
+class SnapshotKeyError(SnapshotError):
+    """A snapshot was signed with another key."""
+
+
+class SnapshotModelError(SnapshotError):
+    """The model that a snapshot is of is not served here, or not as it was."""
+
+
 class LoadError(CarouselError):
     """The server cannot take the request now."""
 
 
 class TooManySessionsError(LoadError):
-    """Every session slot is taken."""
+    """The server has as many sessions as it may have."""
+
+
+class NoSlotError(TooManySessionsError):
+    """Every session slot of a model is taken."""
 
 
 class QueueFullError(LoadError):
@@ -106,6 +148,14 @@ class QueueFullError(LoadError):
 
 class ShuttingDownError(LoadError):
     """The server is leaving and takes nothing new."""
+
+
+class StoreUnavailableError(LoadError):
+    """The store cannot do it now."""
+
+
+class SessionMovedError(LoadError):
+    """Another stream, or another server, has gone on with the session."""
 
 
 class RequestCancelledError(CarouselError):

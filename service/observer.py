@@ -52,11 +52,52 @@ class SessionObserver(Protocol):
     def session_closed(self, model: str, version: int, session_id: str, reason: str, position: int) -> None:
         """A session was closed. reason: the lower-case name of a `CloseReason`."""
 
+    def session_resumed(self, model: str, version: int, session_id: str, source: str) -> None:
+        """A session was gone on with. source: `memory` or `store`."""
+
+    def session_detached(self, model: str, version: int, session_id: str) -> None:
+        """Its stream has ended, and it waits to be gone on with."""
+
+    def session_spilled(self, model: str, version: int, session_id: str) -> None:
+        """Its state has left the memory, to make room."""
+
+    def session_woken(self, model: str, version: int, session_id: str) -> None:
+        """Its state has come back."""
+
     def first_token(self, model: str, version: int, seconds: float) -> None:
         """A generation gave its first token, so long after it was asked for."""
 
     def request_answered(self, model: str, version: int, request: str, seconds: float, num_tokens: int) -> None:
         """A feed or a generation was answered in full, so long after it was read. num_tokens: fed or generated."""
+
+
+class StoreObserver(Protocol):
+    """Hears of the store of sessions' records. Called by the event loop."""
+
+    def records_written(self, count: int, num_bytes: int, seconds: float) -> None:
+        """A batch of records was written, in so long."""
+
+    def store_failed(self, error: BaseException) -> None:
+        """The store does not answer, or cannot write. Told once, until it works again."""
+
+    def store_recovered(self) -> None:
+        """It works again."""
+
+    def record_corrupt(self, session_id: str, error: BaseException) -> None:
+        """A record cannot be read, and is set aside."""
+
+
+class ModelObserver(Protocol):
+    """Hears of versions of models. Called by the event loop."""
+
+    def model_loaded(self, model: str, version: int, variants: list[str]) -> None:
+        """A version is served."""
+
+    def model_failed(self, model: str, version: int, reason: str) -> None:
+        """A version cannot be served. Told once for each reason."""
+
+    def model_unloaded(self, model: str, version: int) -> None:
+        """A version is served no more; sessions may still be with it."""
 
 
 class ApiObserver(Protocol):

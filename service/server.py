@@ -16,21 +16,23 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from carousel.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from service.api.catalog import Catalog
 from service.api.domain import Domain
 from service.api.inference import Inference
 from service.api.interceptors import CallInterceptor
 from service.api.models import Models
 from service.api.sessions import Sessions
 from service.engine.engine import Engine
-from service.repository.repository import Repository, RepositoryError, scan
-from service.sessions.dispatcher import Dispatcher
-from service.sessions.frames import Frames
-from service.sessions.live import LiveSessions
-from service.sessions.registry import Registry
+from service.hosting import Hosting
+from service.repository.bundle import Bundle
+from service.repository.repository import RepositoryError
+from service.sessions.house import House
+from service.sessions.snapshot import Codec
+from service.sessions.storage import Storage
+from service.sessions.stores.base import StateStore, StoreError
+from service.sessions.stores.opening import open_store, signing_key
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from service.telemetry.observers import EngineTelemetry, SessionTelemetry
+from service.telemetry.observers import EngineTelemetry, ModelTelemetry, SessionTelemetry, StoreTelemetry
 
 log = structlog.get_logger()
 
@@ -41,6 +43,8 @@ SERVICES = (
 )
 _STREAM_END_S = 1.0
 """Seconds that streams get to take in their last responses, once every session is closed."""
+_STORE_END_S = 5.0
+"""Seconds that the store gets to take in what is left."""
 
 
 class StartError(Exception):
@@ -62,28 +66,33 @@ class Server:
         self._settings = settings
         self._metrics = Metrics()
         self._telemetry = SessionTelemetry(self._metrics)
-        live = LiveSessions()
-        self._registry = Registry(live, settings.session_limits, self._telemetry)
-        self._dispatcher = Dispatcher(live, settings.session_limits, self._telemetry)
-        self._frames = Frames(live, settings.session_limits, self._telemetry)
         self._health = health.aio.HealthServicer()
-        self._engines: dict[tuple[str, int, str], Engine] = {}
+        self._hosting = Hosting(
+            settings.models,
+            settings.runtimes,
+            ModelTelemetry(self._metrics, self._models_changed),
+            make_engine=self._make_engine,
+            count=self._count,
+        )
+        self._house: House | None = None
+        self._storage: Storage | None = None
         self._inference: Inference | None = None
         self._grpc: grpc.aio.Server | None = None
         self._http: tuple[WSGIServer, Thread] | None = None
-        self._expiry: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._told_models: set[str] = set()
         self._leave = asyncio.Event()
         self._crash: BaseException | None = None
 
     async def start(self) -> Addresses:
-        """Loads the repository, warms the engines up, and listens. Raises StartError."""
+        """Opens the store, loads the repository, warms the engines up, and listens. Raises StartError."""
         settings = self._settings
+        await self._open_house()
         try:
-            repository = await asyncio.to_thread(scan, settings.models, settings.runtimes)
+            await self._hosting.start()
         except RepositoryError as error:
             raise StartError(str(error)) from error
-        await self._start_engines(repository)
-        self._grpc = self._make_grpc(repository)
+        self._grpc = self._make_grpc()
         try:
             port = self._grpc.add_insecure_port(f"{settings.host}:{settings.port}")
         except RuntimeError as error:
@@ -93,10 +102,16 @@ class Server:
         except OSError as error:
             raise StartError(f"cannot listen on {settings.host}:{settings.metrics_port}: {error}") from error
         await self._grpc.start()
-        await self._set_health(repository)
-        self._expiry = asyncio.create_task(self._expire_for_ever())
+        for name in ("", *SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._set_model_health()
+        self._tasks.append(asyncio.create_task(self._expire_for_ever()))
+        if settings.watch_models_s:
+            self._tasks.append(asyncio.create_task(self._watch_for_ever(settings.watch_models_s)))
         addresses = Addresses(port, self._http[0].server_port)
-        models = ", ".join(f"{model}/{version}" for model, version in sorted(repository.bundles)) or "none"
+        models = (
+            ", ".join(f"{model}/{version}" for model, version in sorted(self._hosting.repository.bundles)) or "none"
+        )
         log.info("server.started", models=models, host=settings.host, port=port, metrics_port=addresses.metrics_port)
         return addresses
 
@@ -110,25 +125,20 @@ class Server:
             raise self._crash
 
     async def stop(self) -> None:
-        """Refuses what is new, lets generations finish within the grace time, tells every stream, and stops."""
-        loop = asyncio.get_running_loop()
-        log.info("server.draining", sessions=len(self._registry), grace_s=self._settings.shutdown_grace_s)
-        self._registry.is_draining = True
-        await self._health.enter_graceful_shutdown()
-        deadline = loop.time() + self._settings.shutdown_grace_s
-        # bounded by the grace time; nothing on the hot path is made to signal what is asked once in a server's life
-        while self._registry.num_generating and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-        if self._expiry is not None:
-            self._expiry.cancel()
-        self._registry.close_all()
+        """Refuses what is new, tells every stream to move, lets generations finish within the grace time, stores what
+        is to be stored, and stops."""
+        if self._house is not None:
+            await self._drain(self._house)
+        for task in self._tasks:
+            task.cancel()
         if self._inference is not None:
             self._inference.end_streams()
         if self._grpc is not None:
             await self._grpc.stop(_STREAM_END_S)
+        if self._storage is not None:
+            await self._storage.stop(_STORE_END_S)
         if self._crash is None:
-            for engine in self._engines.values():
-                await asyncio.to_thread(engine.stop)
+            await self._hosting.stop()
         if self._http is not None:
             server, thread = self._http
             await asyncio.to_thread(server.shutdown)
@@ -136,23 +146,62 @@ class Server:
             thread.join()
         log.info("server.stopped")
 
-    async def _start_engines(self, repository: Repository) -> None:
+    async def _drain(self, house: House) -> None:
         loop = asyncio.get_running_loop()
-        for problem in repository.problems.values():
-            self._metrics.models_served.labels(problem.model, str(problem.version)).set(0)
-            log.error("model.failed", model=problem.model, version=problem.version, reason=problem.reason)
-        for key, bundle in repository.bundles.items():
-            for variant in bundle.variants:
-                telemetry = EngineTelemetry(self._metrics, *key, variant)
-                limits = self._settings.engine_limits
-                engine = Engine(bundle, limits, telemetry, loop, self._on_crash, variant=variant)
-                await asyncio.to_thread(engine.start)
-                self._engines[*key, variant] = engine
-            self._metrics.models_served.labels(bundle.model, str(bundle.version)).set(1)
-            log.info("model.loaded", model=bundle.model, version=bundle.version, variants=list(bundle.variants))
+        grace_s = self._settings.shutdown_grace_s
+        log.info("server.draining", sessions=len(house.registry), grace_s=grace_s)
+        house.registry.is_draining = True
+        await self._health.enter_graceful_shutdown()
+        deadline = loop.time() + grace_s
+        if self._inference is not None:
+            self._inference.go_away(grace_s)
+        # bounded by the grace time; nothing on the hot path is made to signal what is asked once in a server's life
+        while house.registry.num_generating and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        house.departures.close_all()
 
-    def _make_grpc(self, repository: Repository) -> grpc.aio.Server:
+    async def _open_house(self) -> None:
         settings = self._settings
+
+        def open_all() -> tuple[StateStore, bytes]:
+            key = signing_key(settings.store, key_file=settings.snapshot_key_file, data_folder=settings.data_folder)
+            store = open_store(
+                settings.store,
+                data_folder=settings.data_folder,
+                redis_url=settings.redis_url.get_secret_value(),
+                lease_s=settings.lease_s,
+            )
+            return store, key
+
+        try:
+            store, key = await asyncio.to_thread(open_all)
+        except StoreError as error:
+            raise StartError(str(error)) from error
+        codec = Codec(key, is_compressed=settings.snapshot_compression)
+        heartbeat_s = min(0.1, settings.lease_s / 3)
+        self._storage = Storage(store, codec, StoreTelemetry(self._metrics), heartbeat_s=heartbeat_s)
+        self._storage.start()
+        self._house = House(
+            self._storage,
+            settings.session_limits,
+            self._telemetry,
+            find=self._hosting.find,
+            interval_s=settings.checkpoint_interval_s,
+            num_tokens=settings.checkpoint_tokens,
+            patience_s=settings.lease_s + 2.0,
+        )
+
+    def _make_engine(self, bundle: Bundle, variant: str) -> Engine:
+        telemetry = EngineTelemetry(self._metrics, bundle.model, bundle.version, variant)
+        loop = asyncio.get_running_loop()
+        return Engine(bundle, self._settings.engine_limits, telemetry, loop, self._on_crash, variant=variant)
+
+    def _count(self, key: tuple[str, int]) -> int:
+        return 0 if self._house is None else self._house.count(*key)
+
+    def _make_grpc(self) -> grpc.aio.Server:
+        settings, house = self._settings, self._house
+        assert house is not None  # noqa: S101  # opened before
         options: list[tuple[str, Any]] = [
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes + 1024 * 1024),
@@ -166,34 +215,57 @@ class Server:
             ("grpc.keepalive_timeout_ms", 10_000),
         ]
         server = grpc.aio.server(interceptors=(CallInterceptor(self._telemetry),), options=options)
-        catalog = Catalog(repository, self._engines)
-        domain = Domain(catalog, self._registry, self._dispatcher, self._frames)
+        domain = Domain(
+            self._hosting,
+            house.registry,
+            house.departures,
+            house.dispatcher,
+            house.generations,
+            house.frames,
+            house.residency,
+            house.resumption,
+            house.access,
+            settings.terms_limits,
+        )
         self._inference = Inference(domain, self._telemetry)
         inference_pb2_grpc.add_InferenceServicer_to_server(self._inference, server)
-        sessions_pb2_grpc.add_SessionsServicer_to_server(Sessions(self._registry), server)
-        models_pb2_grpc.add_ModelsServicer_to_server(Models(repository), server)
+        sessions = Sessions(house.registry, house.resumption, house.access)
+        sessions_pb2_grpc.add_SessionsServicer_to_server(sessions, server)
+        models_pb2_grpc.add_ModelsServicer_to_server(Models(self._hosting), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
 
-    async def _set_health(self, repository: Repository) -> None:
-        """The whole server, each service, and each model as `model/version`; a model's name stands for its newest."""
-        serving = health_pb2.HealthCheckResponse.SERVING
-        not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", *SERVICES):
-            await self._health.set(name, serving)
-        for model, version in sorted(repository.problems):
-            await self._health.set(model, not_serving)
-            await self._health.set(f"{model}/{version}", not_serving)
-        for model, version in sorted(repository.bundles):
-            await self._health.set(model, serving)
-            await self._health.set(f"{model}/{version}", serving)
+    def _models_changed(self) -> None:
+        if self._grpc is not None:
+            self._tasks.append(asyncio.create_task(self._set_model_health()))
+
+    async def _set_model_health(self) -> None:
+        """Each model as `model/version`; a model's name stands for its newest that is served."""
+        repository = self._hosting.repository
+        told = dict.fromkeys(self._told_models, health_pb2.HealthCheckResponse.NOT_SERVING)
+        for keys, status in (
+            (repository.problems, health_pb2.HealthCheckResponse.NOT_SERVING),
+            (repository.bundles, health_pb2.HealthCheckResponse.SERVING),
+        ):
+            for model, version in sorted(keys):
+                told[model] = told[f"{model}/{version}"] = status
+        self._told_models = set(told)
+        for name, status in told.items():
+            await self._health.set(name, status)
 
     async def _expire_for_ever(self) -> None:
         interval_s = min(1.0, self._settings.idle_timeout_s / 4)
         while True:
             await asyncio.sleep(interval_s)
-            self._registry.expire()
+            if self._house is not None:
+                self._house.departures.expire()
+            await self._hosting.reap()
+
+    async def _watch_for_ever(self, interval_s: float) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            await self._hosting.load()
 
     def _on_crash(self, error: BaseException) -> None:
         log.error("engine.crashed", exc_info=error)

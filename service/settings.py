@@ -8,13 +8,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.engine.limits import EngineLimits
 from service.engine.runner import ROW_BUCKETS
 from service.repository.runtime import Provider, RuntimeOptions, Runtimes
 from service.sessions.limits import SessionLimits
+from service.sessions.terms import Durability, TermsLimits
 
 _OF_KUBERNETES = re.compile(r"CAROUSEL_(SERVICE_|PORT_\d)")
 """What Kubernetes sets for a service of that name."""
@@ -92,8 +93,46 @@ class Settings(BaseSettings):
     model_runtimes: dict[str, RuntimeOptions] = {}
     """num_threads, allow_spinning and provider of single models, as JSON: {"g2p-en": {"num_threads": 2}}."""
 
+    store: Literal["lmdb", "redis", "memory"] = "lmdb"
+    """Where sessions that outlive their stream or this process are kept: embedded in data_folder, in a Redis or Valkey
+    that several servers share, or nowhere beyond this process."""
+    data_folder: Path = Path("carousel-data")
+    """Folder of the embedded store and of the key that signs snapshots; made when it is first needed."""
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    """Redis or Valkey for `store=redis`."""
+    snapshot_key_file: Path | None = None
+    """File whose bytes sign snapshots, 16 or more; servers that exchange snapshots, or share a store, need the same. By
+    default one is made in data_folder; `store=redis` needs one that is given."""
+    snapshot_compression: bool = False
+    """Compress snapshots and checkpoints with zstd."""
+    max_durability: Literal["none", "checkpoint", "strict"] = "strict"
+    """The most that a session may ask to have stored."""
+    checkpoint_interval_s: Annotated[float, Field(gt=0)] = 1.0
+    """Seconds that a session may be ahead of its checkpoint."""
+    checkpoint_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Tokens that a session may be ahead of its checkpoint."""
+    lease_s: Annotated[float, Field(ge=0.3)] = 3.0
+    """Seconds without a sign of life after which other servers may go on with this one's sessions."""
+    hold_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds that a session without a stream is held in memory when it does not say how long."""
+    max_hold_s: Annotated[float, Field(gt=0)] = 3600.0
+    """The longest that one may ask for."""
+    keep_s: Annotated[float, Field(gt=0)] = 86_400.0
+    """Seconds that a session without a stream is kept in the store when it does not say how long."""
+    max_keep_s: Annotated[float, Field(gt=0)] = 2_592_000.0
+    """The longest that one may ask for."""
+    replay_tokens: Annotated[int, Field(ge=1)] = 16_384
+    """Tokens of a generation that are kept, so that who comes back after a lost connection can be told them again."""
+    max_marks: Annotated[int, Field(ge=0)] = 8
+    """Marks of one session, each of which takes the memory of its state."""
+    max_slots: Annotated[int, Field(ge=0)] = 0
+    """Sessions of one variant of a model whose state is in memory at once; others go to the store when they are idle,
+    and come back. 0: as many as max_sessions."""
+    watch_models_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds between two looks for new versions in the folder of models. 0: it is looked at when asked."""
+
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0
-    """Seconds that running generations get to finish after SIGTERM."""
+    """Seconds after SIGTERM in which running generations may finish and clients move their sessions away."""
 
     @property
     def runtimes(self) -> Runtimes:
@@ -107,7 +146,7 @@ class Settings(BaseSettings):
     def engine_limits(self) -> EngineLimits:
         """What each engine is allowed."""
         return EngineLimits(
-            num_slots=self.max_sessions,
+            num_slots=self.max_slots or self.max_sessions,
             num_forks=max(self.num_forks, self.max_forks),
             max_waiting=self.max_waiting,
             max_batch_rows=self.max_batch_rows,
@@ -129,6 +168,19 @@ class Settings(BaseSettings):
             generation_window=self.generation_window,
             max_answer_bytes=self.max_message_bytes,
             num_tombstones=self.num_tombstones,
+            replay_tokens=self.replay_tokens,
+            max_marks=self.max_marks,
+        )
+
+    @property
+    def terms_limits(self) -> TermsLimits:
+        """What sessions may agree on."""
+        return TermsLimits(
+            max_durability=Durability[self.max_durability.upper()],
+            hold_s=self.hold_s,
+            max_hold_s=self.max_hold_s,
+            keep_s=self.keep_s,
+            max_keep_s=self.max_keep_s,
         )
 
 

@@ -22,7 +22,7 @@ from tests.bundles import write_language_model
 
 FIELDS = Settings.model_fields
 FLAGS = {name: "--" + name.replace("_", "-") for name in FIELDS}
-OF_THEIR_OWN = ("provider", "model_runtimes")
+OF_THEIR_OWN = ("provider", "model_runtimes", "redis_url", "snapshot_key_file")
 """Settings that have tests of their own below."""
 
 
@@ -223,6 +223,19 @@ OUT_OF_RANGE = [
     ("max_chunk_tokens", "0", "Input should be greater than or equal to 1"),
     ("num_threads", "1025", "Input should be less than or equal to 1024"),
     ("num_threads", "0", "Input should be greater than or equal to 1"),
+    ("checkpoint_interval_s", "0", "Input should be greater than 0"),
+    ("checkpoint_tokens", "0", "Input should be greater than or equal to 1"),
+    ("lease_s", "0.2", "Input should be greater than or equal to 0.3"),
+    ("hold_s", "0", "Input should be greater than 0"),
+    ("max_hold_s", "0", "Input should be greater than 0"),
+    ("keep_s", "0", "Input should be greater than 0"),
+    ("max_keep_s", "0", "Input should be greater than 0"),
+    ("replay_tokens", "0", "Input should be greater than or equal to 1"),
+    ("max_marks", "-1", "Input should be greater than or equal to 0"),
+    ("max_slots", "-1", "Input should be greater than or equal to 0"),
+    ("watch_models_s", "-1", "Input should be greater than or equal to 0"),
+    ("store", "disk", "Input should be 'lmdb', 'redis' or 'memory'"),
+    ("max_durability", "most", "Input should be 'none', 'checkpoint' or 'strict'"),
     ("shutdown_grace_s", "-0.5", "Input should be greater than or equal to 0"),
     ("shutdown_grace_s", "nan", "Input should be greater than or equal to 0"),
 ]
@@ -248,7 +261,15 @@ def test_a_value_out_of_its_range_ends_the_start_and_is_named(
 
 def test_every_number_has_a_range_that_is_tested() -> None:
     numbers = {name for name, field in FIELDS.items() if field.annotation in (int, float)}
-    assert numbers == {name for name, *_ in OUT_OF_RANGE} - {"log_format", "log_level"}
+    assert numbers == {name for name, *_ in OUT_OF_RANGE} - {"log_format", "log_level", "store", "max_durability"}
+
+
+def test_what_is_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CAROUSEL_REDIS_URL", "redis://user:hush@cache:6379/1")
+    settings = CliApp.run(Settings, cli_args=["--snapshot-key-file", str(tmp_path / "key")])
+    assert settings.snapshot_key_file == tmp_path / "key"
+    assert settings.redis_url.get_secret_value() == "redis://user:hush@cache:6379/1"
+    assert "hush" not in repr(settings)
 
 
 def test_several_values_out_of_range_are_all_named(

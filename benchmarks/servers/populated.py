@@ -20,7 +20,7 @@ import structlog
 from service.engine.jobs import OutputKind, OutputSpec
 from service.repository.manifest import BASE_VARIANT
 from service.server import Server
-from service.sessions.session import Served, Session
+from service.sessions.session import Session
 from service.settings import Settings
 
 
@@ -39,25 +39,27 @@ async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) 
         models=repository,
         port=0,
         metrics_port=0,
+        store="memory",
         max_sessions=num_sessions + 100,
         idle_timeout_s=1e6,
         max_waiting=10**7,
     )
     server = Server(settings)
     addresses = await server.start()
-    registry, engine = server._registry, server._engines[model, 1, BASE_VARIANT]
-    bundle = next(b for b in _bundles(server) if b.bundle.model == model)
+    house, served = server._house, server._hosting.find(model, 1, BASE_VARIANT)
+    assert house is not None  # noqa: S101  # it was opened when the server started
+    registry, engine = house.registry, served.engine
     gc.collect()
     before = resident_bytes()
     for begin in range(0, num_sessions, 10_000):
         opened: list[Session] = [
-            registry.open(bundle, "", None, None, request_id=0, reply=ignore, on_closed=ignore)
+            registry.open(served, "", None, None, request_id=0, reply=ignore, on_closed=ignore)
             for _ in range(begin, min(begin + 10_000, num_sessions))
         ]
         if feed:
             for session in opened:
                 nothing = OutputSpec(OutputKind.NONE)
-                server._dispatcher.feed(session, 0, [1], nothing, request_id=0, reply=ignore)
+                house.dispatcher.feed(session, 0, [1], nothing, request_id=0, reply=ignore)
             while engine.statistics.num_waiting:  # noqa: ASYNC110  # a benchmark may look
                 await asyncio.sleep(0)
     if not feed:
@@ -68,11 +70,6 @@ async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) 
     leave = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
     await leave.wait()
-
-
-def _bundles(server: Server) -> list[Served]:
-    inference = server._inference
-    return [] if inference is None else list(inference._domain.catalog._served.values())
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ isort:skip_file
 from carousel.v1 import error_pb2 as _error_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -19,6 +20,62 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Durability:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DURABILITY_UNSPECIFIED: _Durability.ValueType  # 0
+    """The default."""
+    DURABILITY_NONE: _Durability.ValueType  # 1
+    """Nothing, but when it must make room or its stream has ended and it is to be kept."""
+    DURABILITY_CHECKPOINT: _Durability.ValueType  # 2
+    """Where it is, every so often."""
+    DURABILITY_STRICT: _Durability.ValueType  # 3
+    """Everything that is answered, before it is."""
+
+class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
+    """What of a session is stored, so that it survives its server."""
+
+DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
+"""The default."""
+DURABILITY_NONE: Durability.ValueType  # 1
+"""Nothing, but when it must make room or its stream has ended and it is to be kept."""
+DURABILITY_CHECKPOINT: Durability.ValueType  # 2
+"""Where it is, every so often."""
+DURABILITY_STRICT: Durability.ValueType  # 3
+"""Everything that is answered, before it is."""
+Global___Durability: _TypeAlias = Durability  # noqa: Y015
+
+class _DisconnectAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DisconnectActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DisconnectAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DISCONNECT_ACTION_UNSPECIFIED: _DisconnectAction.ValueType  # 0
+    """The default, DISCONNECT_ACTION_FREE."""
+    DISCONNECT_ACTION_FREE: _DisconnectAction.ValueType  # 1
+    """It is closed."""
+    DISCONNECT_ACTION_HOLD: _DisconnectAction.ValueType  # 2
+    """It is held in memory."""
+    DISCONNECT_ACTION_KEEP: _DisconnectAction.ValueType  # 3
+    """It is stored."""
+
+class DisconnectAction(_DisconnectAction, metaclass=_DisconnectActionEnumTypeWrapper):
+    """What is done with a session whose stream has ended."""
+
+DISCONNECT_ACTION_UNSPECIFIED: DisconnectAction.ValueType  # 0
+"""The default, DISCONNECT_ACTION_FREE."""
+DISCONNECT_ACTION_FREE: DisconnectAction.ValueType  # 1
+"""It is closed."""
+DISCONNECT_ACTION_HOLD: DisconnectAction.ValueType  # 2
+"""It is held in memory."""
+DISCONNECT_ACTION_KEEP: DisconnectAction.ValueType  # 3
+"""It is stored."""
+Global___DisconnectAction: _TypeAlias = DisconnectAction  # noqa: Y015
 
 class _OutputKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -51,6 +108,30 @@ OUTPUT_KIND_TOP_K: OutputKind.ValueType  # 3
 OUTPUT_KIND_LOGITS: OutputKind.ValueType  # 4
 """The logits of every token of the vocabulary."""
 Global___OutputKind: _TypeAlias = OutputKind  # noqa: Y015
+
+class _RestoredFrom:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RestoredFromEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RestoredFrom.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESTORED_FROM_UNSPECIFIED: _RestoredFrom.ValueType  # 0
+    """The session is new."""
+    RESTORED_FROM_MEMORY: _RestoredFrom.ValueType  # 1
+    """In this server's memory: nothing was lost."""
+    RESTORED_FROM_STORE: _RestoredFrom.ValueType  # 2
+    """In the store: it stands where it was stored last."""
+
+class RestoredFrom(_RestoredFrom, metaclass=_RestoredFromEnumTypeWrapper):
+    """Where a resumed session was found."""
+
+RESTORED_FROM_UNSPECIFIED: RestoredFrom.ValueType  # 0
+"""The session is new."""
+RESTORED_FROM_MEMORY: RestoredFrom.ValueType  # 1
+"""In this server's memory: nothing was lost."""
+RESTORED_FROM_STORE: RestoredFrom.ValueType  # 2
+"""In the store: it stands where it was stored last."""
+Global___RestoredFrom: _TypeAlias = RestoredFrom  # noqa: Y015
 
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -98,6 +179,12 @@ class _CloseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseReas
     """The server is shutting down."""
     CLOSE_REASON_FAILED: _CloseReason.ValueType  # 5
     """Opening it failed, or was cancelled, after it was begun."""
+    CLOSE_REASON_EXPIRED: _CloseReason.ValueType  # 6
+    """Its stream had ended, and nobody has gone on with it for as long as it was to be held or kept."""
+    CLOSE_REASON_MOVED: _CloseReason.ValueType  # 7
+    """It is not closed: another stream, here or on another server, has gone on with it."""
+    CLOSE_REASON_LOST: _CloseReason.ValueType  # 8
+    """Its server ended before it was ever stored."""
 
 class CloseReason(_CloseReason, metaclass=_CloseReasonEnumTypeWrapper):
     """Why a session was closed."""
@@ -114,6 +201,12 @@ CLOSE_REASON_SHUTDOWN: CloseReason.ValueType  # 4
 """The server is shutting down."""
 CLOSE_REASON_FAILED: CloseReason.ValueType  # 5
 """Opening it failed, or was cancelled, after it was begun."""
+CLOSE_REASON_EXPIRED: CloseReason.ValueType  # 6
+"""Its stream had ended, and nobody has gone on with it for as long as it was to be held or kept."""
+CLOSE_REASON_MOVED: CloseReason.ValueType  # 7
+"""It is not closed: another stream, here or on another server, has gone on with it."""
+CLOSE_REASON_LOST: CloseReason.ValueType  # 8
+"""Its server ended before it was ever stored."""
 Global___CloseReason: _TypeAlias = CloseReason  # noqa: Y015
 
 @_typing.final
@@ -205,6 +298,8 @@ class StreamResponse(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     BATCH_STEPPED_FIELD_NUMBER: _builtins.int
     SCORED_FIELD_NUMBER: _builtins.int
+    GO_AWAY_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_POSITION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """The `request_id` of the request that this answers; 0 for a notice that nobody asked for."""
     session_id: _builtins.str
@@ -213,6 +308,10 @@ class StreamResponse(_message.Message):
     """The session's position after what this response tells: the number of target tokens it has consumed or
     generated since it was opened. The start token is not counted, and neither is the end token. In an error it is
     where the session stood then; with requests in flight it may have moved on since.
+    """
+    checkpoint_position: _builtins.int
+    """How far the session is stored: what it has consumed up to here survives the end of the server. Set when it has
+    moved since it was told last.
     """
     @_builtins.property
     def opened(self) -> Global___Opened:
@@ -246,6 +345,10 @@ class StreamResponse(_message.Message):
     def scored(self) -> Global___Scored:
         """Answers `score`."""
 
+    @_builtins.property
+    def go_away(self) -> Global___GoAway:
+        """The server is leaving: go on with the sessions of this stream on another one."""
+
     def __init__(
         self,
         *,
@@ -260,16 +363,49 @@ class StreamResponse(_message.Message):
         error: _error_pb2.Error | None = ...,
         batch_stepped: Global___BatchStepped | None = ...,
         scored: Global___Scored | None = ...,
+        go_away: Global___GoAway | None = ...,
+        checkpoint_position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_stepped", b"batch_stepped", "cancelled", b"cancelled", "closed", b"closed", "error", b"error", "fed", b"fed", "generated", b"generated", "opened", b"opened", "response", b"response", "scored", b"scored"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_position", b"_checkpoint_position", "batch_stepped", b"batch_stepped", "cancelled", b"cancelled", "checkpoint_position", b"checkpoint_position", "closed", b"closed", "error", b"error", "fed", b"fed", "generated", b"generated", "go_away", b"go_away", "opened", b"opened", "response", b"response", "scored", b"scored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_stepped", b"batch_stepped", "cancelled", b"cancelled", "closed", b"closed", "error", b"error", "fed", b"fed", "generated", b"generated", "opened", b"opened", "position", b"position", "request_id", b"request_id", "response", b"response", "scored", b"scored", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_position", b"_checkpoint_position", "batch_stepped", b"batch_stepped", "cancelled", b"cancelled", "checkpoint_position", b"checkpoint_position", "closed", b"closed", "error", b"error", "fed", b"fed", "generated", b"generated", "go_away", b"go_away", "opened", b"opened", "position", b"position", "request_id", b"request_id", "response", b"response", "scored", b"scored", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["opened", "fed", "generated", "cancelled", "closed", "error", "batch_stepped", "scored"]  # noqa: Y015
+    _WhichOneofReturnType__checkpoint_position: _TypeAlias = _typing.Literal["checkpoint_position"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint_position: _TypeAlias = _typing.Literal["_checkpoint_position", b"_checkpoint_position"]  # noqa: Y015
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["opened", "fed", "generated", "cancelled", "closed", "error", "batch_stepped", "scored", "go_away"]  # noqa: Y015
     _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_position) -> _WhichOneofReturnType__checkpoint_position | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
 
 Global___StreamResponse: _TypeAlias = StreamResponse  # noqa: Y015
+
+@_typing.final
+class GoAway(_message.Message):
+    """The server is leaving. `session_id` is empty and `position` 0. It refuses new sessions; those of this stream can be
+    opened with `resume` on a new connection, as far as they are stored. The stream is ended at the deadline.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRACE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """How long the stream has."""
+
+    def __init__(
+        self,
+        *,
+        grace: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GoAway: _TypeAlias = GoAway  # noqa: Y015
 
 @_typing.final
 class Open(_message.Message):
@@ -282,12 +418,24 @@ class Open(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    ON_DISCONNECT_FIELD_NUMBER: _builtins.int
+    UNATTENDED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, such as `g2p-en`."""
     version: _builtins.int
     """The version, 1 or more; 0, the default, means the newest that is served."""
     variant: _builtins.str
     """Which of the bundle's variants computes the steps, such as `int8`. Default: `fp32`, which every bundle has."""
+    durability: Global___Durability.ValueType
+    """What of the session is stored. Default: DURABILITY_CHECKPOINT when `on_disconnect` is to hold or keep it, else
+    DURABILITY_NONE.
+    """
+    unattended: _builtins.bool
+    """Let a generation go on while no stream has the session, as far as its outputs can be kept. Default false: it goes on
+    for as many tokens as it may be ahead of a slow reader.
+    """
     @_builtins.property
     def source(self) -> Global___Sequence:
         """The source sequence. Required by models with an encoder, refused by others."""
@@ -295,6 +443,16 @@ class Open(_message.Message):
     @_builtins.property
     def outputs(self) -> Global___OutputSpec:
         """When set, the model is run over its start token and the answer tells what may come first."""
+
+    @_builtins.property
+    def resume(self) -> Global___Resume:
+        """When set, the session of that id is gone on with, wherever it is: on another stream, which is told, held after its
+        stream ended, or stored by this server or another with the same store. All other fields must be unset.
+        """
+
+    @_builtins.property
+    def on_disconnect(self) -> Global___DisconnectPolicy:
+        """What becomes of the session when its stream ends without having closed it. Default: it is closed."""
 
     def __init__(
         self,
@@ -304,14 +462,66 @@ class Open(_message.Message):
         source: Global___Sequence | None = ...,
         outputs: Global___OutputSpec | None = ...,
         variant: _builtins.str = ...,
+        resume: Global___Resume | None = ...,
+        durability: Global___Durability.ValueType = ...,
+        on_disconnect: Global___DisconnectPolicy | None = ...,
+        unattended: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["on_disconnect", b"on_disconnect", "outputs", b"outputs", "resume", b"resume", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "outputs", b"outputs", "source", b"source", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "model", b"model", "on_disconnect", b"on_disconnect", "outputs", b"outputs", "resume", b"resume", "source", b"source", "unattended", b"unattended", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Open: _TypeAlias = Open  # noqa: Y015
+
+@_typing.final
+class Resume(_message.Message):
+    """Goes on with a session. What the client had asked last and has no answer to it may send again as it was, with its
+    position: it is answered, and applied once. When the session was restored from behind where the client had seen it,
+    the client feeds it again what came after.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resume: _TypeAlias = Resume  # noqa: Y015
+
+@_typing.final
+class DisconnectPolicy(_message.Message):
+    """What becomes of a session when its stream ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    action: Global___DisconnectAction.ValueType
+    """What is done."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """For DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP: how long, above 0. Default: the server's."""
+
+    def __init__(
+        self,
+        *,
+        action: Global___DisconnectAction.ValueType = ...,
+        duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "duration", b"duration"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DisconnectPolicy: _TypeAlias = DisconnectPolicy  # noqa: Y015
 
 @_typing.final
 class Sequence(_message.Message):
@@ -407,12 +617,17 @@ class Feed(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    MARK_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position that the first token has. When it is the session's position, the feed is applied. When it is
     where the last feed began and tokens and outputs are the same, nothing is applied and the same answer is given
     again.
     Anything else is FAILED_PRECONDITION. Without it the feed is applied wherever the session is, and is not safe
     to send again.
+    """
+    mark: _builtins.bool
+    """Keep the session as it is after this feed, for `Sessions.Rewind`. The oldest mark goes when there are too many.
+    Default false.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -433,10 +648,11 @@ class Feed(_message.Message):
         tokens: _abc.Iterable[_builtins.str] | None = ...,
         position: _builtins.int | None = ...,
         outputs: Global___OutputSpec | None = ...,
+        mark: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "outputs", b"outputs", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "outputs", b"outputs", "position", b"position", "token_ids", b"token_ids", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "mark", b"mark", "outputs", b"outputs", "position", b"position", "token_ids", b"token_ids", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__position: _TypeAlias = _typing.Literal["position"]  # noqa: Y015
     _WhichOneofArgType__position: _TypeAlias = _typing.Literal["_position", b"_position"]  # noqa: Y015
@@ -552,6 +768,8 @@ class Opened(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     HANDLE_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    RESTORED_FROM_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -560,6 +778,10 @@ class Opened(_message.Message):
     """The session's name in `StepBatch`: 1 or more, never used again on this stream."""
     variant: _builtins.str
     """The variant that computes the session's steps."""
+    durability: Global___Durability.ValueType
+    """What of the session is stored."""
+    restored_from: Global___RestoredFrom.ValueType
+    """Where the session was found; set for `resume` alone. `StreamResponse.position` tells where it stands."""
     @_builtins.property
     def source(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """The source as the model read it."""
@@ -577,10 +799,12 @@ class Opened(_message.Message):
         output: Global___StepOutput | None = ...,
         handle: _builtins.int = ...,
         variant: _builtins.str = ...,
+        durability: Global___Durability.ValueType = ...,
+        restored_from: Global___RestoredFrom.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "model", b"model", "output", b"output", "source", b"source", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "handle", b"handle", "model", b"model", "output", b"output", "restored_from", b"restored_from", "source", b"source", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -756,8 +980,14 @@ class Generate(_message.Message):
 
     POSITION_FIELD_NUMBER: _builtins.int
     DECODING_FIELD_NUMBER: _builtins.int
+    RECEIVED_POSITION_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position to generate from; FAILED_PRECONDITION when the session is elsewhere. Optional."""
+    received_position: _builtins.int
+    """For a generation that is sent again after its stream was lost, with the position and the decoding as they were: the
+    position up to which its tokens have been received. Those after it follow, and the generation goes on. OUT_OF_RANGE
+    when they are no longer kept. Default: none were received.
+    """
     @_builtins.property
     def decoding(self) -> Global___Decoding:
         """How tokens are chosen. Default: greedily."""
@@ -767,14 +997,20 @@ class Generate(_message.Message):
         *,
         position: _builtins.int | None = ...,
         decoding: Global___Decoding | None = ...,
+        received_position: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "decoding", b"decoding", "position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "_received_position", b"_received_position", "decoding", b"decoding", "position", b"position", "received_position", b"received_position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "decoding", b"decoding", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "_received_position", b"_received_position", "decoding", b"decoding", "position", b"position", "received_position", b"received_position"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__position: _TypeAlias = _typing.Literal["position"]  # noqa: Y015
     _WhichOneofArgType__position: _TypeAlias = _typing.Literal["_position", b"_position"]  # noqa: Y015
+    _WhichOneofReturnType__received_position: _TypeAlias = _typing.Literal["received_position"]  # noqa: Y015
+    _WhichOneofArgType__received_position: _TypeAlias = _typing.Literal["_received_position", b"_received_position"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__position) -> _WhichOneofReturnType__position | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__received_position) -> _WhichOneofReturnType__received_position | None: ...
 
 Global___Generate: _TypeAlias = Generate  # noqa: Y015
 
@@ -1226,8 +1462,11 @@ class GenerateResponse(_message.Message):
 
     POSITION_FIELD_NUMBER: _builtins.int
     GENERATED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position after these tokens."""
+    version: _builtins.int
+    """The version that generates, as resolved when the call began."""
     @_builtins.property
     def generated(self) -> Global___Generated:
         """The tokens; the last response has a `finish_reason`."""
@@ -1237,10 +1476,11 @@ class GenerateResponse(_message.Message):
         *,
         position: _builtins.int = ...,
         generated: Global___Generated | None = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generated", b"generated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated", b"generated", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated", b"generated", "position", b"position", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,7 +39,7 @@ class InferenceStub:
     """Opens sessions and steps them. One stream may carry many sessions; the requests of one session are carried
     out in the order in which they were sent, those of different sessions independently of each other. A refused
     request is answered by `StreamResponse.error` and changes nothing; the stream goes on. When the stream ends,
-    however it ends, the sessions opened on it are closed.
+    however it ends, what becomes of the sessions opened on it is as `Open.on_disconnect` said.
     """
     Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
     """The whole of a generation in one call, in a session that lives as long as the call."""
@@ -57,7 +57,7 @@ class InferenceAsyncStub(InferenceStub):
     """Opens sessions and steps them. One stream may carry many sessions; the requests of one session are carried
     out in the order in which they were sent, those of different sessions independently of each other. A refused
     request is answered by `StreamResponse.error` and changes nothing; the stream goes on. When the stream ends,
-    however it ends, the sessions opened on it are closed.
+    however it ends, what becomes of the sessions opened on it is as `Open.on_disconnect` said.
     """
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
     """The whole of a generation in one call, in a session that lives as long as the call."""
@@ -78,7 +78,7 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         """Opens sessions and steps them. One stream may carry many sessions; the requests of one session are carried
         out in the order in which they were sent, those of different sessions independently of each other. A refused
         request is answered by `StreamResponse.error` and changes nothing; the stream goes on. When the stream ends,
-        however it ends, the sessions opened on it are closed.
+        however it ends, what becomes of the sessions opened on it is as `Open.on_disconnect` said.
         """
 
     @_abc_1.abstractmethod

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelsStub:
-    """Tells which models are served.
+    """Tells which models are served, and changes it.
     """
 
     def __init__(self, channel):
@@ -45,10 +45,20 @@ class ModelsStub:
                 request_serializer=carousel_dot_v1_dot_models__pb2.ModelsGetRequest.SerializeToString,
                 response_deserializer=carousel_dot_v1_dot_models__pb2.ModelsGetResponse.FromString,
                 _registered_method=True)
+        self.Load = channel.unary_unary(
+                '/carousel.v1.Models/Load',
+                request_serializer=carousel_dot_v1_dot_models__pb2.ModelsLoadRequest.SerializeToString,
+                response_deserializer=carousel_dot_v1_dot_models__pb2.ModelsLoadResponse.FromString,
+                _registered_method=True)
+        self.Unload = channel.unary_unary(
+                '/carousel.v1.Models/Unload',
+                request_serializer=carousel_dot_v1_dot_models__pb2.ModelsUnloadRequest.SerializeToString,
+                response_deserializer=carousel_dot_v1_dot_models__pb2.ModelsUnloadResponse.FromString,
+                _registered_method=True)
 
 
 class ModelsServicer:
-    """Tells which models are served.
+    """Tells which models are served, and changes it.
     """
 
     def List(self, request, context):
@@ -60,6 +70,21 @@ class ModelsServicer:
 
     def Get(self, request, context):
         """One version of a model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Load(self, request, context):
+        """Loads versions that are in the repository and not served: what was added, and what could not be loaded before. New
+        sessions use the newest; those that are open stay with theirs. What cannot be loaded replaces nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unload(self, request, context):
+        """Stops serving a version. Sessions that are open stay with it; it is let go when the last of them has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +103,16 @@ def add_ModelsServicer_to_server(servicer, server):
                     request_deserializer=carousel_dot_v1_dot_models__pb2.ModelsGetRequest.FromString,
                     response_serializer=carousel_dot_v1_dot_models__pb2.ModelsGetResponse.SerializeToString,
             ),
+            'Load': grpc.unary_unary_rpc_method_handler(
+                    servicer.Load,
+                    request_deserializer=carousel_dot_v1_dot_models__pb2.ModelsLoadRequest.FromString,
+                    response_serializer=carousel_dot_v1_dot_models__pb2.ModelsLoadResponse.SerializeToString,
+            ),
+            'Unload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unload,
+                    request_deserializer=carousel_dot_v1_dot_models__pb2.ModelsUnloadRequest.FromString,
+                    response_serializer=carousel_dot_v1_dot_models__pb2.ModelsUnloadResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'carousel.v1.Models', rpc_method_handlers)
@@ -87,7 +122,7 @@ def add_ModelsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Models:
-    """Tells which models are served.
+    """Tells which models are served, and changes it.
     """
 
     @staticmethod
@@ -134,6 +169,60 @@ class Models:
             '/carousel.v1.Models/Get',
             carousel_dot_v1_dot_models__pb2.ModelsGetRequest.SerializeToString,
             carousel_dot_v1_dot_models__pb2.ModelsGetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Load(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carousel.v1.Models/Load',
+            carousel_dot_v1_dot_models__pb2.ModelsLoadRequest.SerializeToString,
+            carousel_dot_v1_dot_models__pb2.ModelsLoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carousel.v1.Models/Unload',
+            carousel_dot_v1_dot_models__pb2.ModelsUnloadRequest.SerializeToString,
+            carousel_dot_v1_dot_models__pb2.ModelsUnloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

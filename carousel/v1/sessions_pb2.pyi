@@ -63,6 +63,11 @@ class SessionInfo(_message.Message):
     OPEN_TIME_FIELD_NUMBER: _builtins.int
     LAST_USED_TIME_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_POSITION_FIELD_NUMBER: _builtins.int
+    ATTACHED_FIELD_NUMBER: _builtins.int
+    SPILLED_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Its id."""
     model: _builtins.str
@@ -75,6 +80,14 @@ class SessionInfo(_message.Message):
     """What it is doing."""
     variant: _builtins.str
     """The variant that computes its steps."""
+    durability: _inference_pb2.Durability.ValueType
+    """What of it is stored."""
+    checkpoint_position: _builtins.int
+    """How far it is stored; unset when it is not."""
+    attached: _builtins.bool
+    """Whether a stream has it; if not, it waits to be gone on with."""
+    spilled: _builtins.bool
+    """Whether its state is in the store alone, to make room."""
     @_builtins.property
     def open_time(self) -> _timestamp_pb2.Timestamp:
         """When it was opened."""
@@ -82,6 +95,10 @@ class SessionInfo(_message.Message):
     @_builtins.property
     def last_used_time(self) -> _timestamp_pb2.Timestamp:
         """When it last did something."""
+
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The positions of its marks, oldest first."""
 
     def __init__(
         self,
@@ -94,12 +111,19 @@ class SessionInfo(_message.Message):
         open_time: _timestamp_pb2.Timestamp | None = ...,
         last_used_time: _timestamp_pb2.Timestamp | None = ...,
         variant: _builtins.str = ...,
+        durability: _inference_pb2.Durability.ValueType = ...,
+        checkpoint_position: _builtins.int | None = ...,
+        attached: _builtins.bool = ...,
+        spilled: _builtins.bool = ...,
+        marks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_used_time", b"last_used_time", "open_time", b"open_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_position", b"_checkpoint_position", "checkpoint_position", b"checkpoint_position", "last_used_time", b"last_used_time", "open_time", b"open_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_used_time", b"last_used_time", "model", b"model", "open_time", b"open_time", "position", b"position", "session_id", b"session_id", "state", b"state", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_position", b"_checkpoint_position", "attached", b"attached", "checkpoint_position", b"checkpoint_position", "durability", b"durability", "last_used_time", b"last_used_time", "marks", b"marks", "model", b"model", "open_time", b"open_time", "position", b"position", "session_id", b"session_id", "spilled", b"spilled", "state", b"state", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__checkpoint_position: _TypeAlias = _typing.Literal["checkpoint_position"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint_position: _TypeAlias = _typing.Literal["_checkpoint_position", b"_checkpoint_position"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_position) -> _WhichOneofReturnType__checkpoint_position | None: ...
 
 Global___SessionInfo: _TypeAlias = SessionInfo  # noqa: Y015
 
@@ -258,3 +282,359 @@ class SessionsCloseResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionsCloseResponse: _TypeAlias = SessionsCloseResponse  # noqa: Y015
+
+@_typing.final
+class SessionsSnapshotRequest(_message.Message):
+    """Asks for a session as bytes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session's id."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsSnapshotRequest: _TypeAlias = SessionsSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class SessionsSnapshotResponse(_message.Message):
+    """A session as bytes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    snapshot: _builtins.bytes
+    """Opaque, signed, and readable by every later version."""
+    position: _builtins.int
+    """The session's position in it."""
+    def __init__(
+        self,
+        *,
+        snapshot: _builtins.bytes = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsSnapshotResponse: _TypeAlias = SessionsSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class SessionsRestoreRequest(_message.Message):
+    """Asks to make a session of a snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    snapshot: _builtins.bytes
+    """As `Snapshot` gave it."""
+    session_id: _builtins.str
+    """The id of the new session. Default: that of the session the snapshot was taken of."""
+    version: _builtins.int
+    """Goes on with another version of the model, whose state has the same names, types and shapes: 1 or more. Default: the
+    version that the snapshot is of.
+    """
+    def __init__(
+        self,
+        *,
+        snapshot: _builtins.bytes = ...,
+        session_id: _builtins.str = ...,
+        version: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "session_id", b"session_id", "snapshot", b"snapshot", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
+
+Global___SessionsRestoreRequest: _TypeAlias = SessionsRestoreRequest  # noqa: Y015
+
+@_typing.final
+class SessionsRestoreResponse(_message.Message):
+    """The session is made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def session(self) -> Global___SessionInfo:
+        """It."""
+
+    def __init__(
+        self,
+        *,
+        session: Global___SessionInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsRestoreResponse: _TypeAlias = SessionsRestoreResponse  # noqa: Y015
+
+@_typing.final
+class SessionsForkRequest(_message.Message):
+    """Asks for a copy of a session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    FORK_SESSION_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session's id."""
+    fork_session_id: _builtins.str
+    """The copy's id. Default: one is made."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        fork_session_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fork_session_id", b"fork_session_id", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsForkRequest: _TypeAlias = SessionsForkRequest  # noqa: Y015
+
+@_typing.final
+class SessionsForkResponse(_message.Message):
+    """The copy is made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def session(self) -> Global___SessionInfo:
+        """It."""
+
+    def __init__(
+        self,
+        *,
+        session: Global___SessionInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsForkResponse: _TypeAlias = SessionsForkResponse  # noqa: Y015
+
+@_typing.final
+class SessionsRewindRequest(_message.Message):
+    """Asks to set a session back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session's id."""
+    position: _builtins.int
+    """The position of the mark. Marks after it are dropped."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsRewindRequest: _TypeAlias = SessionsRewindRequest  # noqa: Y015
+
+@_typing.final
+class SessionsRewindResponse(_message.Message):
+    """The session was set back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def session(self) -> Global___SessionInfo:
+        """It."""
+
+    def __init__(
+        self,
+        *,
+        session: Global___SessionInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsRewindResponse: _TypeAlias = SessionsRewindResponse  # noqa: Y015
+
+@_typing.final
+class StateTensor(_message.Message):
+    """A tensor of a session's state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name that the bundle's manifest gives it, such as `hidden`."""
+    dtype: _builtins.str
+    """The element type, such as `float32`."""
+    data: _builtins.bytes
+    """The elements in row-major order, little-endian."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The axes, without that of the batch."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "dtype", b"dtype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StateTensor: _TypeAlias = StateTensor  # noqa: Y015
+
+@_typing.final
+class SessionsGetStateRequest(_message.Message):
+    """Asks for the state of a session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session's id."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tensors wanted. Default: all."""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsGetStateRequest: _TypeAlias = SessionsGetStateRequest  # noqa: Y015
+
+@_typing.final
+class SessionsGetStateResponse(_message.Message):
+    """The state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    PENDING_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """The position at which it is the state."""
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateTensor]:
+        """In the manifest's order."""
+
+    @_builtins.property
+    def pending_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The last tokens, if any, that are part of the sequence and that the state has not consumed yet: a start token, or the
+        last one generated. The next request consumes them first.
+        """
+
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        tensors: _abc.Iterable[Global___StateTensor] | None = ...,
+        pending_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pending_token_ids", b"pending_token_ids", "position", b"position", "tensors", b"tensors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsGetStateResponse: _TypeAlias = SessionsGetStateResponse  # noqa: Y015
+
+@_typing.final
+class SessionsSetStateRequest(_message.Message):
+    """Asks to write the state of a session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session's id."""
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateTensor]:
+        """The tensors to write, each with the type and shape of the model's; the others stay."""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        tensors: _abc.Iterable[Global___StateTensor] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id", "tensors", b"tensors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsSetStateRequest: _TypeAlias = SessionsSetStateRequest  # noqa: Y015
+
+@_typing.final
+class SessionsSetStateResponse(_message.Message):
+    """The state was written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Where the session stands, as before."""
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsSetStateResponse: _TypeAlias = SessionsSetStateResponse  # noqa: Y015

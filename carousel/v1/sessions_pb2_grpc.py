@@ -50,6 +50,36 @@ class SessionsStub:
                 request_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsCloseRequest.SerializeToString,
                 response_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsCloseResponse.FromString,
                 _registered_method=True)
+        self.Snapshot = channel.unary_unary(
+                '/carousel.v1.Sessions/Snapshot',
+                request_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsSnapshotRequest.SerializeToString,
+                response_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsSnapshotResponse.FromString,
+                _registered_method=True)
+        self.Restore = channel.unary_unary(
+                '/carousel.v1.Sessions/Restore',
+                request_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsRestoreRequest.SerializeToString,
+                response_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsRestoreResponse.FromString,
+                _registered_method=True)
+        self.Fork = channel.unary_unary(
+                '/carousel.v1.Sessions/Fork',
+                request_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsForkRequest.SerializeToString,
+                response_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsForkResponse.FromString,
+                _registered_method=True)
+        self.Rewind = channel.unary_unary(
+                '/carousel.v1.Sessions/Rewind',
+                request_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsRewindRequest.SerializeToString,
+                response_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsRewindResponse.FromString,
+                _registered_method=True)
+        self.GetState = channel.unary_unary(
+                '/carousel.v1.Sessions/GetState',
+                request_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsGetStateRequest.SerializeToString,
+                response_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsGetStateResponse.FromString,
+                _registered_method=True)
+        self.SetState = channel.unary_unary(
+                '/carousel.v1.Sessions/SetState',
+                request_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsSetStateRequest.SerializeToString,
+                response_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsSetStateResponse.FromString,
+                _registered_method=True)
 
 
 class SessionsServicer:
@@ -77,6 +107,49 @@ class SessionsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Snapshot(self, request, context):
+        """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Restore(self, request, context):
+        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be gone
+        on with, by `Open.resume`, for as long as the server holds sessions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fork(self, request, context):
+        """Makes a copy of a live session, under an id of its own, which waits to be gone on with as a restored one does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rewind(self, request, context):
+        """Sets a session back to a mark: see `Feed.mark`. FAILED_PRECONDITION while it has work in flight.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetState(self, request, context):
+        """Reads the state tensors of a session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetState(self, request, context):
+        """Writes state tensors of a session; its position stays. FAILED_PRECONDITION while it has work in flight.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +167,36 @@ def add_SessionsServicer_to_server(servicer, server):
                     servicer.Close,
                     request_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsCloseRequest.FromString,
                     response_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsCloseResponse.SerializeToString,
+            ),
+            'Snapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsSnapshotRequest.FromString,
+                    response_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsSnapshotResponse.SerializeToString,
+            ),
+            'Restore': grpc.unary_unary_rpc_method_handler(
+                    servicer.Restore,
+                    request_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsRestoreRequest.FromString,
+                    response_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsRestoreResponse.SerializeToString,
+            ),
+            'Fork': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fork,
+                    request_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsForkRequest.FromString,
+                    response_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsForkResponse.SerializeToString,
+            ),
+            'Rewind': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rewind,
+                    request_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsRewindRequest.FromString,
+                    response_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsRewindResponse.SerializeToString,
+            ),
+            'GetState': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetState,
+                    request_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsGetStateRequest.FromString,
+                    response_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsGetStateResponse.SerializeToString,
+            ),
+            'SetState': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetState,
+                    request_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsSetStateRequest.FromString,
+                    response_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsSetStateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +281,168 @@ class Sessions:
             '/carousel.v1.Sessions/Close',
             carousel_dot_v1_dot_sessions__pb2.SessionsCloseRequest.SerializeToString,
             carousel_dot_v1_dot_sessions__pb2.SessionsCloseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carousel.v1.Sessions/Snapshot',
+            carousel_dot_v1_dot_sessions__pb2.SessionsSnapshotRequest.SerializeToString,
+            carousel_dot_v1_dot_sessions__pb2.SessionsSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carousel.v1.Sessions/Restore',
+            carousel_dot_v1_dot_sessions__pb2.SessionsRestoreRequest.SerializeToString,
+            carousel_dot_v1_dot_sessions__pb2.SessionsRestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carousel.v1.Sessions/Fork',
+            carousel_dot_v1_dot_sessions__pb2.SessionsForkRequest.SerializeToString,
+            carousel_dot_v1_dot_sessions__pb2.SessionsForkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rewind(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carousel.v1.Sessions/Rewind',
+            carousel_dot_v1_dot_sessions__pb2.SessionsRewindRequest.SerializeToString,
+            carousel_dot_v1_dot_sessions__pb2.SessionsRewindResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carousel.v1.Sessions/GetState',
+            carousel_dot_v1_dot_sessions__pb2.SessionsGetStateRequest.SerializeToString,
+            carousel_dot_v1_dot_sessions__pb2.SessionsGetStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carousel.v1.Sessions/SetState',
+            carousel_dot_v1_dot_sessions__pb2.SessionsSetStateRequest.SerializeToString,
+            carousel_dot_v1_dot_sessions__pb2.SessionsSetStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

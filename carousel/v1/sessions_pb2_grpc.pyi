@@ -39,6 +39,20 @@ class SessionsStub:
     """All sessions, a page at a time, in the order in which they were opened."""
     Close: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsCloseRequest, _sessions_pb2.SessionsCloseResponse]
     """Closes a session, whoever opened it. Its stream is told."""
+    Snapshot: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSnapshotRequest, _sessions_pb2.SessionsSnapshotResponse]
+    """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed."""
+    Restore: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRestoreRequest, _sessions_pb2.SessionsRestoreResponse]
+    """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be gone
+    on with, by `Open.resume`, for as long as the server holds sessions.
+    """
+    Fork: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsForkRequest, _sessions_pb2.SessionsForkResponse]
+    """Makes a copy of a live session, under an id of its own, which waits to be gone on with as a restored one does."""
+    Rewind: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRewindRequest, _sessions_pb2.SessionsRewindResponse]
+    """Sets a session back to a mark: see `Feed.mark`. FAILED_PRECONDITION while it has work in flight."""
+    GetState: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsGetStateRequest, _sessions_pb2.SessionsGetStateResponse]
+    """Reads the state tensors of a session."""
+    SetState: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSetStateRequest, _sessions_pb2.SessionsSetStateResponse]
+    """Writes state tensors of a session; its position stays. FAILED_PRECONDITION while it has work in flight."""
 
 @_typing.type_check_only
 class SessionsAsyncStub(SessionsStub):
@@ -51,6 +65,20 @@ class SessionsAsyncStub(SessionsStub):
     """All sessions, a page at a time, in the order in which they were opened."""
     Close: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsCloseRequest, _sessions_pb2.SessionsCloseResponse]  # type: ignore[assignment]
     """Closes a session, whoever opened it. Its stream is told."""
+    Snapshot: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSnapshotRequest, _sessions_pb2.SessionsSnapshotResponse]  # type: ignore[assignment]
+    """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed."""
+    Restore: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRestoreRequest, _sessions_pb2.SessionsRestoreResponse]  # type: ignore[assignment]
+    """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be gone
+    on with, by `Open.resume`, for as long as the server holds sessions.
+    """
+    Fork: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsForkRequest, _sessions_pb2.SessionsForkResponse]  # type: ignore[assignment]
+    """Makes a copy of a live session, under an id of its own, which waits to be gone on with as a restored one does."""
+    Rewind: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRewindRequest, _sessions_pb2.SessionsRewindResponse]  # type: ignore[assignment]
+    """Sets a session back to a mark: see `Feed.mark`. FAILED_PRECONDITION while it has work in flight."""
+    GetState: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsGetStateRequest, _sessions_pb2.SessionsGetStateResponse]  # type: ignore[assignment]
+    """Reads the state tensors of a session."""
+    SetState: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSetStateRequest, _sessions_pb2.SessionsSetStateResponse]  # type: ignore[assignment]
+    """Writes state tensors of a session; its position stays. FAILED_PRECONDITION while it has work in flight."""
 
 class SessionsServicer(metaclass=_abc_1.ABCMeta):
     """Looks at the live sessions and closes them."""
@@ -78,5 +106,55 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.SessionsCloseResponse, _abc.Awaitable[_sessions_pb2.SessionsCloseResponse]]:
         """Closes a session, whoever opened it. Its stream is told."""
+
+    @_abc_1.abstractmethod
+    def Snapshot(
+        self,
+        request: _sessions_pb2.SessionsSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.SessionsSnapshotResponse, _abc.Awaitable[_sessions_pb2.SessionsSnapshotResponse]]:
+        """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed."""
+
+    @_abc_1.abstractmethod
+    def Restore(
+        self,
+        request: _sessions_pb2.SessionsRestoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.SessionsRestoreResponse, _abc.Awaitable[_sessions_pb2.SessionsRestoreResponse]]:
+        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be gone
+        on with, by `Open.resume`, for as long as the server holds sessions.
+        """
+
+    @_abc_1.abstractmethod
+    def Fork(
+        self,
+        request: _sessions_pb2.SessionsForkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.SessionsForkResponse, _abc.Awaitable[_sessions_pb2.SessionsForkResponse]]:
+        """Makes a copy of a live session, under an id of its own, which waits to be gone on with as a restored one does."""
+
+    @_abc_1.abstractmethod
+    def Rewind(
+        self,
+        request: _sessions_pb2.SessionsRewindRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.SessionsRewindResponse, _abc.Awaitable[_sessions_pb2.SessionsRewindResponse]]:
+        """Sets a session back to a mark: see `Feed.mark`. FAILED_PRECONDITION while it has work in flight."""
+
+    @_abc_1.abstractmethod
+    def GetState(
+        self,
+        request: _sessions_pb2.SessionsGetStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.SessionsGetStateResponse, _abc.Awaitable[_sessions_pb2.SessionsGetStateResponse]]:
+        """Reads the state tensors of a session."""
+
+    @_abc_1.abstractmethod
+    def SetState(
+        self,
+        request: _sessions_pb2.SessionsSetStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.SessionsSetStateResponse, _abc.Awaitable[_sessions_pb2.SessionsSetStateResponse]]:
+        """Writes state tensors of a session; its position stays. FAILED_PRECONDITION while it has work in flight."""
 
 def add_SessionsServicer_to_server(servicer: SessionsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

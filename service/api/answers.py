@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import convert
+from service.api import convert, session_messages
 from service.api.status import to_message
 from service.engine.results import Encoded, Fed, Scored, Searched, Stepped
 from service.errors import CarouselError
@@ -15,13 +15,50 @@ def opened(request: Request, result: Encoded | Fed, source: list[int] | None) ->
     session = request.session
     bundle = session.served.bundle
     message = pb.Opened(
-        model=bundle.model, version=bundle.version, variant=session.served.variant, handle=session.handle
+        model=bundle.model,
+        version=bundle.version,
+        variant=session.served.variant,
+        handle=session.handle,
+        durability=session_messages.durability(session),
     )
     if source is not None and bundle.source_vocabulary is not None:
         message.source.extend(convert.source_tokens(source, bundle.source_vocabulary))
     if isinstance(result, Fed):
         convert.fill(message.output, result.outputs[0], bundle.target_vocabulary)
-    return pb.StreamResponse(request_id=request.request_id, session_id=session.id, opened=message)
+    return with_news(pb.StreamResponse(request_id=request.request_id, session_id=session.id, opened=message), session)
+
+
+def resumed(request_id: int, session: Session, *, is_here: bool) -> pb.StreamResponse:
+    """A session is gone on with. is_here: whether it was in memory."""
+    bundle = session.served.bundle
+    message = pb.Opened(
+        model=bundle.model,
+        version=bundle.version,
+        variant=session.served.variant,
+        handle=session.handle,
+        durability=session_messages.durability(session),
+        restored_from=pb.RESTORED_FROM_MEMORY if is_here else pb.RESTORED_FROM_STORE,
+    )
+    return with_news(
+        pb.StreamResponse(request_id=request_id, session_id=session.id, position=session.position, opened=message),
+        session,
+    )
+
+
+def with_news(response: pb.StreamResponse, session: Session) -> pb.StreamResponse:
+    """The response, with how far its session is stored when the client does not know it yet."""
+    if session.custody is not None:
+        news = session.custody.news()
+        if news is not None:
+            response.checkpoint_position = news
+    return response
+
+
+def go_away(grace_s: float) -> pb.StreamResponse:
+    """The server is leaving."""
+    message = pb.GoAway()
+    message.grace.FromNanoseconds(round(grace_s * 1e9))
+    return pb.StreamResponse(go_away=message)
 
 
 def fed(request: Request, result: Fed) -> pb.StreamResponse:
@@ -33,7 +70,7 @@ def fed(request: Request, result: Fed) -> pb.StreamResponse:
     vocabulary = session.served.bundle.target_vocabulary
     for output in result.outputs:
         convert.fill(message.outputs.add(), output, vocabulary)
-    return response
+    return response if session.custody is None else with_news(response, session)
 
 
 def found(request: Request, result: Searched) -> pb.StreamResponse:
@@ -84,7 +121,7 @@ def closed(request_id: int, session: Session, reason: CloseReason) -> pb.StreamR
         request_id=request_id,
         session_id=session.id,
         position=session.position,
-        closed=pb.Closed(reason=convert.close_reason(reason)),
+        closed=pb.Closed(reason=session_messages.close_reason(reason)),
     )
 
 

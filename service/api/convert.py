@@ -7,7 +7,7 @@ from functools import cache
 from math import fsum
 
 from carousel.v1 import inference_pb2 as pb
-from carousel.v1 import models_pb2, sessions_pb2
+from carousel.v1 import models_pb2
 from service.engine.beam import Hypothesis
 from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
 from service.engine.jobs import OutputKind, OutputSpec
@@ -16,7 +16,6 @@ from service.errors import EmptySequenceError, InvalidFieldError
 from service.repository.bundle import Bundle
 from service.repository.repository import Problem
 from service.repository.vocabulary import Vocabulary
-from service.sessions.session import CloseReason, Session, State
 
 DEFAULT_OUTPUTS = OutputSpec()
 
@@ -32,19 +31,6 @@ _FINISH_REASONS = {
     FinishReason.EOS: pb.FINISH_REASON_EOS,
     FinishReason.MAX_TOKENS: pb.FINISH_REASON_MAX_TOKENS,
     FinishReason.STOP: pb.FINISH_REASON_STOP,
-}
-_CLOSE_REASONS = {
-    CloseReason.CLIENT: pb.CLOSE_REASON_CLIENT,
-    CloseReason.DISCONNECT: pb.CLOSE_REASON_DISCONNECT,
-    CloseReason.IDLE: pb.CLOSE_REASON_IDLE,
-    CloseReason.SHUTDOWN: pb.CLOSE_REASON_SHUTDOWN,
-    CloseReason.FAILED: pb.CLOSE_REASON_FAILED,
-}
-_STATES = {
-    State.IDLE: sessions_pb2.SESSION_STATE_IDLE,
-    State.BUSY: sessions_pb2.SESSION_STATE_BUSY,
-    State.GENERATING: sessions_pb2.SESSION_STATE_GENERATING,
-    State.CLOSED: sessions_pb2.SESSION_STATE_UNSPECIFIED,
 }
 
 
@@ -177,27 +163,6 @@ def target_scores(scores: list[list[float]]) -> list[pb.TargetScore]:
 def finish_reason(reason: FinishReason | None) -> pb.FinishReason.ValueType:
     """Why a generation ended; unspecified while it goes on."""
     return _FINISH_REASONS[reason]
-
-
-def close_reason(reason: CloseReason) -> pb.CloseReason.ValueType:
-    """Why a session was closed."""
-    return _CLOSE_REASONS[reason]
-
-
-def session_info(session: Session, monotonic_now_s: float, now_s: float) -> sessions_pb2.SessionInfo:
-    """A live session. monotonic_now_s, now_s: the same moment by the monotonic clock and by Unix time, in seconds."""
-    bundle = session.served.bundle
-    info = sessions_pb2.SessionInfo(
-        session_id=session.id,
-        model=bundle.model,
-        version=bundle.version,
-        variant=session.served.variant,
-        position=session.position,
-        state=_STATES[session.state],
-    )
-    info.open_time.FromNanoseconds(round(session.opened_at * 1e9))
-    info.last_used_time.FromNanoseconds(round((now_s - (monotonic_now_s - session.last_used_s)) * 1e9))
-    return info
 
 
 def model_info(bundle: Bundle) -> models_pb2.ModelInfo:

@@ -11,6 +11,7 @@ from itertools import accumulate
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert
+from service.api.parking import AsleepError
 from service.engine.jobs import Lane
 from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError, SessionNotOpenError, TokenOutOfVocabularyError
@@ -82,6 +83,11 @@ class StreamFrames:
         found = self._last_found
         if found is None or found.handles != handles:
             found = self._find(handles)
+        asleep = [
+            one for one in found.sessions if one is not None and one.custody is not None and one.custody.is_asleep
+        ]
+        if asleep:
+            raise AsleepError(asleep)
         tokens = list(message.token_ids)
         counts = list(message.counts) or None
         sent = self._last = _Sent(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import grpc
@@ -34,32 +35,51 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         for stream in self._streams:
             stream.last_read()
 
+    def go_away(self, grace_s: float) -> None:
+        """Tells every stream that the server is leaving."""
+        for stream in self._streams:
+            stream.go_away(grace_s)
+
+    @property
+    def num_streams(self) -> int:
+        """Streams that have not ended."""
+        return len(self._streams)
+
     # The generated base class promises iterators; grpc.aio serves a coroutine that calls `context.write` as well.
 
     async def Stream(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """Many requests of many sessions, for as long as the client stays."""
         outbox: Outbox[pb.StreamResponse] = Outbox(_OUTBOX_LIMIT)
-        stream = Stream(self._domain, self._observer, outbox)
+        openings: set[asyncio.Task[None]] = set()
+
+        def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+            task = group.create_task(work)
+            openings.add(task)
+            task.add_done_callback(openings.discard)
+            return task
+
+        stream = Stream(self._domain, self._observer, outbox, spawn)
         self._streams.add(stream)
         try:
             async with asyncio.TaskGroup() as group:
                 reader = group.create_task(_read(stream, outbox, context))
                 await _write(outbox, context)
-                reader.cancel()
+                for task in (reader, *openings):
+                    task.cancel()
         finally:
             self._streams.discard(stream)
             stream.disconnect()
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """One generation in a session of its own."""
-        served = self._domain.catalog.find(request.model, request.version, request.variant)
+        served = self._domain.hosting.find(request.model, request.version, request.variant)
         decoding = convert.decoding(
             request.decoding, served.bundle.target_vocabulary, served.bundle.manifest.max_tokens, field="decoding"
         )
         outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse] = Outbox(_OUTBOX_LIMIT)
         call = OneShot(self._domain, outbox)
         try:
-            call.generate(_open(call, served, request), decoding)
+            call.generate(await _open(call, served, request), decoding)
             await _write(outbox, context)
             call.raise_failure()
         finally:
@@ -67,12 +87,12 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """How likely targets are, in a session of its own."""
-        served = self._domain.catalog.find(request.model, request.version, request.variant)
+        served = self._domain.hosting.find(request.model, request.version, request.variant)
         targets = convert.targets(request.targets, served.bundle.target_vocabulary, field="targets")
         outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse] = Outbox(_OUTBOX_LIMIT)
         call = OneShot(self._domain, outbox)
         try:
-            call.score(_open(call, served, request), targets, with_end=request.with_end)
+            call.score(await _open(call, served, request), targets, with_end=request.with_end)
             taken = await outbox.next()
             call.raise_failure()
             assert taken is not None  # noqa: S101  # closed without a response only by a failure
@@ -83,14 +103,14 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             call.end()
 
 
-def _open(call: OneShot, served: Served, request: pb.GenerateRequest | pb.ScoreRequest) -> Session:
+async def _open(call: OneShot, served: Served, request: pb.GenerateRequest | pb.ScoreRequest) -> Session:
     """Opens the session of a call, with the source and the prompt that its request has."""
     bundle = served.bundle
     source = convert.source_ids(request.source, bundle) if request.HasField("source") else None
     prompt = None
     if request.HasField("prompt"):
         prompt = convert.sequence_ids(request.prompt, bundle.target_vocabulary, field="prompt")
-    return call.open(served, source, prompt)
+    return await call.open(served, source, prompt)
 
 
 async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Context) -> None:

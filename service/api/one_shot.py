@@ -10,9 +10,9 @@ from service.api.domain import Domain
 from service.api.outbox import Outbox
 from service.api.part import Part
 from service.engine.decoding import Decoding
-from service.engine.jobs import GenerateJob, OutputKind, OutputSpec
+from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import Failed, Generated, Result, Scored, Searched
-from service.errors import CarouselError, RequestCancelledError
+from service.errors import CarouselError, NoSlotError, RequestCancelledError
 from service.sessions.session import CloseReason, Request, Served, Session
 
 _NOTHING = OutputSpec(OutputKind.NONE)
@@ -24,17 +24,24 @@ class OneShot:
     def __init__(self, domain: Domain, outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse]) -> None:
         self._registry = domain.registry
         self._dispatcher = domain.dispatcher
+        self._generations = domain.generations
+        self._residency = domain.residency
         self._outbox = outbox
         self._session: Session | None = None
-        self._job: GenerateJob | None = None
         self._part: Part | None = None
         self._failure: CarouselError | None = None
 
-    def open(self, served: Served, source: list[int] | None, prompt: list[int] | None) -> Session:
-        """Opens the session and feeds it the prompt. Raises what the registry and the dispatcher raise."""
-        session = self._session = self._registry.open(
-            served, "", source, None, request_id=0, reply=self._on_step, on_closed=self._on_closed
-        )
+    async def open(self, served: Served, source: list[int] | None, prompt: list[int] | None) -> Session:
+        """Opens the session, waiting for a slot when another session can give its own up, and feeds it the prompt.
+        Raises what the registry and the dispatcher raise."""
+        while self._session is None:
+            try:
+                self._session = self._registry.open(
+                    served, "", source, None, request_id=0, reply=self._on_step, on_closed=self._on_closed
+                )
+            except NoSlotError as error:
+                await self._residency.make_room(served.engine, error)
+        session = self._session
         if prompt is not None:
             self._dispatcher.feed(session, None, prompt, _NOTHING, request_id=0, reply=self._on_step)
         return session
@@ -42,11 +49,11 @@ class OneShot:
     def generate(self, session: Session, decoding: Decoding) -> None:
         """Queues the generation. Raises what the dispatcher raises."""
         if decoding.beam is None:
-            self._job = self._dispatcher.generate(
+            self._generations.generate(
                 session, None, decoding, request_id=0, reply=self._on_generated, field="decoding"
             )
         else:
-            self._dispatcher.search(
+            self._generations.search(
                 session, None, decoding, decoding.beam, request_id=0, reply=self._on_searched, field="decoding"
             )
 
@@ -75,7 +82,7 @@ class OneShot:
         part = self._part
         if part is None or part.is_taken:
             part = self._part = Part(request.session.served.bundle.target_vocabulary)
-            self._outbox.put_later(partial(self._response, part), partial(self._granted, request.session, part))
+            self._outbox.put_later(partial(_response, request, part), partial(_granted, request, part))
         part.add(result)
         if result.finish_reason is not None:
             self._outbox.close()
@@ -84,7 +91,8 @@ class OneShot:
         if isinstance(result, Searched):
             names = request.session.served.bundle.target_vocabulary.names
             generated = convert.found(result.hypotheses, names)
-            self._outbox.put(pb.GenerateResponse(generated=generated, position=result.position))
+            version = request.session.served.bundle.version
+            self._outbox.put(pb.GenerateResponse(generated=generated, position=result.position, version=version))
             self._outbox.close()
         else:
             self._on_step(request, result)
@@ -96,13 +104,6 @@ class OneShot:
         else:
             self._on_step(request, result)
 
-    def _response(self, part: Part) -> pb.GenerateResponse:
-        return pb.GenerateResponse(generated=part.take(), position=part.position)
-
-    def _granted(self, session: Session, part: Part) -> None:
-        if self._job is not None:
-            self._dispatcher.granted(session, self._job, len(part))
-
     def _on_closed(self, session: Session, reason: CloseReason) -> None:
         """Somebody else has closed the session, which ends its work before its time."""
         self._fail(RequestCancelledError(f"the session was closed: {reason.value}", close_reason=reason.value))
@@ -111,3 +112,13 @@ class OneShot:
         if self._failure is None:
             self._failure = error
         self._outbox.close()
+
+
+def _response(request: Request, part: Part) -> pb.GenerateResponse:
+    version = request.session.served.bundle.version
+    return pb.GenerateResponse(generated=part.take(), position=part.position, version=version)
+
+
+def _granted(request: Request, part: Part) -> None:
+    if request.granted is not None:
+        request.granted(len(part), part.position)

@@ -9,7 +9,6 @@ from functools import cache
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import convert
-from service.engine.jobs import GenerateJob
 from service.engine.results import Generated
 from service.repository.vocabulary import Vocabulary
 
@@ -50,16 +49,6 @@ class Part:
         generated = pb.Generated.FromString(b"".join([forms[token] for token in self._token_ids]))
         generated.finish_reason = self.finish_reason
         return generated
-
-
-class Parted:
-    """A generation under way, and the part of it that was begun last."""
-
-    __slots__ = ("job", "part")
-
-    def __init__(self, job: GenerateJob) -> None:
-        self.job = job
-        self.part: Part | None = None
 
 
 @cache

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
-
 import grpc
 
 from carousel.v1 import inference_pb2, sessions_pb2_grpc
 from carousel.v1 import sessions_pb2 as pb
-from service.api import convert
+from service.api.session_messages import session_info, state_tensor, tensor_message
 from service.errors import InvalidFieldError
+from service.sessions.access import Access
 from service.sessions.registry import Registry
+from service.sessions.resumption import Resumption
 from service.sessions.session import CloseReason
 
 Context = grpc.aio.ServicerContext[object, object]
@@ -18,15 +18,16 @@ _MAX_PAGE_SIZE = 1000
 
 
 class Sessions(sessions_pb2_grpc.SessionsServicer):
-    """Looks at the live sessions and closes them."""
+    """Looks at sessions, copies them, changes them and closes them."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, resumption: Resumption, access: Access) -> None:
         self._registry = registry
+        self._resumption = resumption
+        self._access = access
 
     async def Get(self, request: pb.SessionsGetRequest, context: Context) -> pb.SessionsGetResponse:
         """One session."""
-        session = self._registry.get(request.session_id)
-        return pb.SessionsGetResponse(session=convert.session_info(session, time.monotonic(), time.time()))
+        return pb.SessionsGetResponse(session=session_info(self._registry.get(request.session_id)))
 
     async def List(self, request: pb.SessionsListRequest, context: Context) -> pb.SessionsListResponse:
         """A page of sessions."""
@@ -38,15 +39,49 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
                 f"page_token = {request.page_token!r} is not one that a page gave", field="page_token"
             )
         found = self._registry.page(int(request.page_token or 0), size + 1, request.model)
-        now = time.monotonic(), time.time()
         return pb.SessionsListResponse(
-            sessions=[convert.session_info(session, *now) for session in found[:size]],
+            sessions=[session_info(session) for session in found[:size]],
             next_page_token=str(found[size - 1].serial) if len(found) > size else "",
             total_count=len(self._registry),
         )
 
     async def Close(self, request: pb.SessionsCloseRequest, context: Context) -> pb.SessionsCloseResponse:
         """Closes a session, whoever opened it; its stream is told."""
-        session = self._registry.get(request.session_id)
+        session = await self._resumption.find(request.session_id)
         self._registry.close(session, CloseReason.CLIENT, notify=True)
         return pb.SessionsCloseResponse(position=session.position, reason=inference_pb2.CLOSE_REASON_CLIENT)
+
+    async def Snapshot(self, request: pb.SessionsSnapshotRequest, context: Context) -> pb.SessionsSnapshotResponse:
+        """A session as bytes."""
+        snapshot, position = await self._access.snapshot(request.session_id)
+        return pb.SessionsSnapshotResponse(snapshot=snapshot, position=position)
+
+    async def Restore(self, request: pb.SessionsRestoreRequest, context: Context) -> pb.SessionsRestoreResponse:
+        """A session of bytes."""
+        version = request.version if request.HasField("version") else None
+        if version == 0:
+            raise InvalidFieldError("version = 0 must be 1 or more: which one must be said", field="version")
+        session = await self._resumption.restore(request.snapshot, request.session_id, version)
+        return pb.SessionsRestoreResponse(session=session_info(session))
+
+    async def Fork(self, request: pb.SessionsForkRequest, context: Context) -> pb.SessionsForkResponse:
+        """A copy of a session."""
+        session = await self._access.fork(request.session_id, request.fork_session_id)
+        return pb.SessionsForkResponse(session=session_info(session))
+
+    async def Rewind(self, request: pb.SessionsRewindRequest, context: Context) -> pb.SessionsRewindResponse:
+        """Sets a session back to a mark."""
+        session = await self._access.rewind(request.session_id, request.position)
+        return pb.SessionsRewindResponse(session=session_info(session))
+
+    async def GetState(self, request: pb.SessionsGetStateRequest, context: Context) -> pb.SessionsGetStateResponse:
+        """The state of a session."""
+        lane, tensors = await self._access.read(request.session_id, request.names)
+        return pb.SessionsGetStateResponse(
+            position=lane.position, tensors=map(tensor_message, tensors), pending_token_ids=lane.pending
+        )
+
+    async def SetState(self, request: pb.SessionsSetStateRequest, context: Context) -> pb.SessionsSetStateResponse:
+        """Writes the state of a session."""
+        position = await self._access.write(request.session_id, list(map(state_tensor, request.tensors)))
+        return pb.SessionsSetStateResponse(position=position)

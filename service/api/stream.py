@@ -4,24 +4,22 @@ A reader takes requests in and a writer writes responses; between them nothing w
 
 1. A refused request is answered by an error and changes nothing; the stream goes on.
 2. When the client has sent its last request the call ends as soon as all of them are answered.
-3. However the call ends, every session opened on it is closed.
+3. However the call ends, what becomes of its sessions is as was agreed when they were opened.
 4. While too many responses wait for a slow reader, no request is read: it slows itself alone.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert
 from service.api.domain import Domain
 from service.api.frames import StreamFrames
+from service.api.openings import Openings, Spawn
 from service.api.outbox import Outbox
-from service.api.part import Part, Parted
-from service.api.status import TABLE
-from service.engine.jobs import GenerateJob
-from service.engine.results import Encoded, Failed, Fed, Generated, Result, Scored, Searched
-from service.errors import CarouselError, InvalidFieldError, SessionAlreadyOpenError, SessionNotOpenError
+from service.api.parking import AsleepError, Parking
+from service.api.replies import Replies
+from service.engine.results import Encoded, Fed, Result
+from service.errors import CarouselError, InvalidFieldError, SessionNotOpenError
 from service.observer import ApiObserver
 from service.sessions.session import CloseReason, Request, Session
 
@@ -36,17 +34,18 @@ class Stream:
         domain: Domain,
         observer: ApiObserver,
         outbox: Outbox[pb.StreamResponse],
+        spawn: Spawn,
     ) -> None:
-        self._catalog = domain.catalog
         self._registry = domain.registry
+        self._departures = domain.departures
         self._dispatcher = domain.dispatcher
-        self._observer = observer
-        self._outbox = outbox
+        self._residency = domain.residency
+        self.replies = Replies(outbox, observer)
         self._sessions: dict[str, Session] = {}
-        self._frames = StreamFrames(domain.frames, self._answer)
-        self._generations: dict[Request, Parted] = {}
-        self._num_unanswered = 0
-        self._is_last_read = False
+        self._frames = StreamFrames(domain.frames, self.replies.answer)
+        self._generations = domain.generations
+        self._parking = Parking(self.handle, self._refuse_parked, domain.registry.limits.max_in_flight)
+        self._openings = Openings(domain, self, self._parking, spawn)
         self._handlers = {
             "open": self._open,
             "feed": self._feed,
@@ -63,54 +62,43 @@ class Stream:
         try:
             if kind is None:
                 raise InvalidFieldError(f"request is missing: one of {', '.join(_REQUESTS)} must be given")
-            self._handlers[kind](request)
+            if not self._parking.takes(request):
+                self._handlers[kind](request)
+        except AsleepError as asleep:
+            self._parking.park(request)
+            self._wake(request.session_id, asleep.sessions)
         except CarouselError as error:
             session = self._meant(request, kind)
-            self._refuse(request.request_id, session.id if session else request.session_id, session, error)
+            self.replies.refuse(request.request_id, session.id if session else request.session_id, session, error)
 
     def last_read(self) -> None:
         """The client will send nothing more."""
-        self._is_last_read = True
-        self._end_if_done()
+        self.replies.last_read()
 
     def disconnect(self) -> None:
-        """The call is over: closes every session that is still open."""
+        """The call is over: does with every session that is still open what was agreed."""
         for session in self._sessions.values():
-            self._registry.close(session, CloseReason.DISCONNECT, notify=False)
+            self._generations.leave(session)
+            self._departures.detach(session)
         self._sessions.clear()
 
-    def _open(self, request: pb.StreamRequest) -> None:
-        message = request.open
-        known = self._sessions.get(request.session_id)
-        if known is not None:
-            raise SessionAlreadyOpenError(
-                f"open: session {known.id!r} is open on this stream already, at position {known.position}",
-                field="session_id",
-                session_id=known.id,
-                position=known.position,
-            )
-        served = self._catalog.find(message.model, message.version, message.variant)
-        source = convert.source_ids(message.source, served.bundle) if message.HasField("source") else None
-        outputs = None
-        if message.HasField("outputs"):
-            outputs = convert.output_spec(message.outputs, field="open.outputs")
-        self._num_unanswered += 1
-        try:
-            session = self._registry.open(
-                served,
-                request.session_id,
-                source,
-                outputs,
-                request_id=request.request_id,
-                reply=partial(self._on_opened, source),
-                on_closed=self._on_closed,
-            )
-        except CarouselError:
-            self._num_unanswered -= 1
-            raise
+    def go_away(self, grace_s: float) -> None:
+        """Tells the client that the server is leaving."""
+        self.replies.tell(answers.go_away(grace_s))
+
+    def took(self, session: Session) -> None:
+        """See `openings.Stream`."""
         self._sessions[session.id] = session
         if not session.handle:
             self._frames.add(session)
+
+    def _open(self, request: pb.StreamRequest) -> None:
+        self.replies.num_unanswered += 1
+        try:
+            self._openings.open(request, self._sessions.get(request.session_id))
+        except CarouselError:
+            self.replies.num_unanswered -= 1
+            raise
 
     def _feed(self, request: pb.StreamRequest) -> None:
         message = request.feed
@@ -120,11 +108,19 @@ class Stream:
         if message.HasField("outputs"):
             outputs = convert.output_spec(message.outputs, field="feed.outputs")
         position = message.position if message.HasField("position") else None
-        self._num_unanswered += 1  # before: a lone session's feed is answered at once
+        self.replies.num_unanswered += 1  # before: a lone session's feed is answered at once
         try:
-            self._dispatcher.feed(session, position, tokens, outputs, request_id=request.request_id, reply=self._on_fed)
+            self._dispatcher.feed(
+                session,
+                position,
+                tokens,
+                outputs,
+                request_id=request.request_id,
+                reply=self.replies.on_fed,
+                has_mark=message.mark,
+            )
         except CarouselError:
-            self._num_unanswered -= 1
+            self.replies.num_unanswered -= 1
             raise
 
     def _generate(self, request: pb.StreamRequest) -> None:
@@ -135,28 +131,31 @@ class Stream:
             message.decoding, bundle.target_vocabulary, bundle.manifest.max_tokens, field="generate.decoding"
         )
         position = message.position if message.HasField("position") else None
-        if decoding.beam is not None:
-            self._dispatcher.search(
-                session,
-                position,
-                decoding,
-                decoding.beam,
-                request_id=request.request_id,
-                reply=self._on_searched,
-                field="generate.decoding",
-            )
-            self._num_unanswered += 1
-            return
-        job = self._dispatcher.generate(
-            session,
-            position,
-            decoding,
-            request_id=request.request_id,
-            reply=self._on_generated,
-            field="generate.decoding",
-        )
-        self._generations[job.tag] = Parted(job)
-        self._num_unanswered += 1
+        self.replies.num_unanswered += 1  # before: one that is sent again may be answered at once
+        try:
+            if decoding.beam is not None:
+                self._generations.search(
+                    session,
+                    position,
+                    decoding,
+                    decoding.beam,
+                    request_id=request.request_id,
+                    reply=self.replies.on_searched,
+                    field="generate.decoding",
+                )
+            else:
+                self._generations.generate(
+                    session,
+                    position,
+                    decoding,
+                    request_id=request.request_id,
+                    reply=self.replies.on_generated,
+                    field="generate.decoding",
+                    received=message.received_position if message.HasField("received_position") else None,
+                )
+        except CarouselError:
+            self.replies.num_unanswered -= 1
+            raise
 
     def _score(self, request: pb.StreamRequest) -> None:
         message = request.score
@@ -167,35 +166,35 @@ class Stream:
             convert.targets(message.targets, session.served.bundle.target_vocabulary, field="score.targets"),
             with_end=message.with_end,
             request_id=request.request_id,
-            reply=self._on_scored,
+            reply=self.replies.on_scored,
             field="score.",
         )
-        self._num_unanswered += 1
+        self.replies.num_unanswered += 1
 
     def _step_batch(self, request: pb.StreamRequest) -> None:
-        self._num_unanswered += 1  # before: a frame none of whose sessions can take part is answered at once
+        self.replies.num_unanswered += 1  # before: a frame none of whose sessions can take part is answered at once
         try:
             self._frames.step(request)
         except CarouselError:
-            self._num_unanswered -= 1
+            self.replies.num_unanswered -= 1
             raise
 
     def _cancel(self, request: pb.StreamRequest) -> None:
         session = self._session(request, "cancel")
 
         def cancelled(count: int) -> None:
-            self._answer(answers.cancelled(request.request_id, session, count))
+            self.replies.answer(answers.cancelled(request.request_id, session, count))
 
         self._dispatcher.cancel(session, cancelled)
-        self._num_unanswered += 1
+        self.replies.num_unanswered += 1
 
     def _close(self, request: pb.StreamRequest) -> None:
         session = self._session(request, "close")
 
         def closed() -> None:
-            self._answer(answers.closed(request.request_id, session, CloseReason.CLIENT))
+            self.replies.answer(answers.closed(request.request_id, session, CloseReason.CLIENT))
 
-        self._num_unanswered += 1
+        self.replies.num_unanswered += 1
         self._forget(session)
         self._registry.close(session, CloseReason.CLIENT, notify=False, then=closed)
 
@@ -208,9 +207,9 @@ class Stream:
                 raise SessionNotOpenError(
                     f"{kind}: session {elsewhere.id!r} was opened on another stream", field="session_id"
                 )
-            return session
+            return _awake(session)
         if len(self._sessions) == 1:
-            return next(iter(self._sessions.values()))
+            return _awake(next(iter(self._sessions.values())))
         if not self._sessions:
             raise SessionNotOpenError(f"{kind}: no session is open on this stream: send open first")
         raise InvalidFieldError(
@@ -227,87 +226,44 @@ class Stream:
         del self._sessions[session.id]
         self._frames.remove(session)
 
-    def _on_opened(self, source: list[int] | None, request: Request, result: Result) -> None:
+    def _wake(self, session_id: str, sessions: list[Session]) -> None:
+        """Takes what waits for sessions in, when all of them are there."""
+        num_left, failure = len(sessions), None
+
+        def woken(error: CarouselError | None) -> None:
+            nonlocal num_left, failure
+            num_left -= 1
+            failure = failure or error
+            if not num_left:
+                self._parking.release(session_id, failure)
+
+        for session in sessions:
+            self._residency.wake(session, woken)
+
+    def _refuse_parked(self, request: pb.StreamRequest, error: CarouselError) -> None:
+        self.replies.refuse(request.request_id, request.session_id, self._sessions.get(request.session_id), error)
+
+    def on_opened(self, source: list[int] | None, request: Request, result: Result) -> None:
+        """See `openings.Stream`."""
         session = request.session
         if isinstance(result, Encoded | Fed):
             if not session.handle:
                 self._frames.add(session)  # a session that needs no run is open before `open` has it
-            self._answer(answers.opened(request, result, source))
+            self.replies.answer(answers.opened(request, result, source))
             return
         if session.id in self._sessions:
             self._forget(session)
-        self._failed(request, result)
+        self.replies.failed(request, result)
 
-    def _on_fed(self, request: Request, result: Result) -> None:
-        if isinstance(result, Fed):
-            self._answer(answers.fed(request, result))
-        else:
-            self._failed(request, result)
-
-    def _on_searched(self, request: Request, result: Result) -> None:
-        if isinstance(result, Searched):
-            self._answer(answers.found(request, result))
-        else:
-            self._failed(request, result)
-
-    def _on_scored(self, request: Request, result: Result) -> None:
-        if isinstance(result, Scored):
-            self._answer(answers.scored(request, result))
-        else:
-            self._failed(request, result)
-
-    def _on_generated(self, request: Request, result: Result) -> None:
-        if not isinstance(result, Generated):
-            self._generations.pop(request, None)
-            self._failed(request, result)
-            return
-        generation = self._generations[request]
-        part = generation.part
-        if part is None or part.is_taken:
-            part = generation.part = Part(request.session.served.bundle.target_vocabulary)
-            self._outbox.put_later(
-                partial(self._generated, request, part), partial(self._granted, request.session, generation.job, part)
-            )
-        part.add(result)
-        if result.finish_reason is not None:
-            del self._generations[request]
-            self._num_unanswered -= 1
-            self._end_if_done()
-
-    def _generated(self, request: Request, part: Part) -> pb.StreamResponse:
-        return pb.StreamResponse(
-            request_id=request.request_id,
-            session_id=request.session.id,
-            generated=part.take(),
-            position=part.position,
-        )
-
-    def _granted(self, session: Session, job: GenerateJob, part: Part) -> None:
-        self._dispatcher.granted(session, job, len(part))
-
-    def _on_closed(self, session: Session, reason: CloseReason) -> None:
-        """Somebody else has closed a session of ours."""
+    def on_closed(self, session: Session, reason: CloseReason) -> None:
+        """See `openings.Stream`."""
         if session.id in self._sessions:
             self._forget(session)
-            self._outbox.put(answers.closed(0, session, reason))
+            self.replies.tell(answers.closed(0, session, reason))
 
-    def _failed(self, request: Request, result: Result | Encoded) -> None:
-        assert isinstance(result, Failed)  # noqa: S101  # the callers have looked at every other result
-        self._refuse(request.request_id, request.session.id, request.session, result.error)
-        self._num_unanswered -= 1
-        self._end_if_done()
 
-    def _refuse(self, request_id: int, session_id: str, session: Session | None, error: CarouselError) -> None:
-        row = TABLE[type(error)]
-        model = session.served.bundle.model if session is not None else ""
-        self._observer.request_failed(model, row.code.name, row.reason)
-        self._outbox.put(answers.refused(request_id, session_id, session, error))
-
-    def _answer(self, response: pb.StreamResponse) -> None:
-        self._outbox.put(response)
-        self._num_unanswered -= 1
-        self._end_if_done()
-
-    def _end_if_done(self) -> None:
-        if self._is_last_read and self._num_unanswered == 0:
-            self._outbox.close()
+def _awake(session: Session) -> Session:
+    """The session. Raises AsleepError."""
+    if session.custody is not None and session.custody.is_asleep:
+        raise AsleepError([session])
+    return session

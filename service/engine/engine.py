@@ -35,7 +35,7 @@ from service.engine.outgoing import Outgoing, goes_on
 from service.engine.scheduler import Batch
 from service.engine.transfer import read_lanes, write_lane
 from service.engine.worker import Worker
-from service.errors import QueueFullError, RequestCancelledError, TooManySessionsError
+from service.errors import NoSlotError, QueueFullError, RequestCancelledError
 from service.observer import EngineObserver
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
@@ -104,11 +104,11 @@ class Engine:
         )
 
     def open(self) -> Lane:
-        """A lane with a zeroed slot. Raises TooManySessionsError when every slot is taken."""
+        """A lane with a zeroed slot. Raises NoSlotError when every slot is taken."""
         is_full = self._arena.num_used - self._num_forks >= self._limits.num_slots
         slot = None if is_full else self._arena.acquire()
         if slot is None:
-            raise TooManySessionsError(
+            raise NoSlotError(
                 f"all {self._limits.num_slots} session slots are taken: close a session, or try again later",
                 retry_delay_s=1.0,
                 max_sessions=self._limits.num_slots,

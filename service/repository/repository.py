@@ -64,7 +64,7 @@ class RepositoryError(Exception):
 
 
 def scan(folder: Path, runtimes: Runtimes | None = None) -> Repository:
-    """Loads every `<model>/<version>/` under `folder`, where version is a number; hidden entries are passed over.
+    """Loads every version under `folder`.
 
     Raises RepositoryError when `folder` is not a folder, or lacks a model that `runtimes` names. Bundles that fail
     their checks become problems.
@@ -73,20 +73,35 @@ def scan(folder: Path, runtimes: Runtimes | None = None) -> Repository:
         raise RepositoryError(f"models: {folder} is not a folder")
     runtimes = runtimes or Runtimes()
     repository = Repository(folder)
-    for model_folder in sorted(folder.iterdir()):
-        if not model_folder.is_dir() or model_folder.name.startswith("."):
-            continue
-        for version_folder in sorted(model_folder.iterdir()):
-            if not version_folder.is_dir() or not version_folder.name.isdecimal():
-                continue
-            key = (model_folder.name, int(version_folder.name))
-            try:
-                repository.bundles[key] = load_bundle(version_folder, runtimes.of(model_folder.name))
-            except BundleError as error:
-                repository.problems[key] = Problem(*key, str(error))
+    for key in versions_in(folder):
+        found = load_version(folder, key, runtimes)
+        if isinstance(found, Bundle):
+            repository.bundles[key] = found
+        else:
+            repository.problems[key] = found
     there_are = {model for model, _ in (*repository.bundles, *repository.problems)}
     for model in runtimes.by_model:
         if model not in there_are:
             names = ", ".join(sorted(there_are)) or "none"
             raise RepositoryError(f"model_runtimes: {model!r} is not in {folder}: there is {names}")
     return repository
+
+
+def versions_in(folder: Path) -> list[tuple[str, int]]:
+    """Every `<model>/<version>/`, where version is a number, in order; hidden entries are passed over."""
+    return sorted(
+        (model.name, int(version.name))
+        for model in folder.iterdir()
+        if model.is_dir() and not model.name.startswith(".")
+        for version in model.iterdir()
+        if version.is_dir() and version.name.isdecimal()
+    )
+
+
+def load_version(folder: Path, key: tuple[str, int], runtimes: Runtimes) -> Bundle | Problem:
+    """One version; a problem when it fails its checks."""
+    model, version = key
+    try:
+        return load_bundle(folder / model / str(version), runtimes.of(model))
+    except BundleError as error:
+        return Problem(model, version, str(error))

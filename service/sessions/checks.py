@@ -11,6 +11,7 @@ import re
 from service.engine.decoding import Beam, Decoding, Sampling
 from service.engine.jobs import OutputKind, OutputSpec
 from service.errors import EmptySequenceError, InvalidFieldError, SequenceTooLongError
+from service.repository.manifest import Manifest
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TOKEN_BYTES = 32
@@ -60,6 +61,31 @@ def _answer_bytes(kind: OutputKind, top_k: int, vocabulary_size: int) -> int:
     if kind is OutputKind.TOP_K:
         return _TOKEN_BYTES * top_k
     return _TOKEN_BYTES if kind is OutputKind.NEXT_TOKEN else 0
+
+
+def check_open(
+    manifest: Manifest, source: list[int] | None, outputs: OutputSpec | None, *, max_answer_bytes: int
+) -> None:
+    """Raises EmptySequenceError, SequenceTooLongError and InvalidFieldError for what does not go with a model."""
+    if manifest.encoder is None:
+        if source is not None:
+            raise InvalidFieldError(f"source must not be given: {manifest.model} has no encoder", field="source")
+    elif source is None:
+        raise EmptySequenceError(f"source is missing: {manifest.model} reads one", field="source")
+    else:
+        check_length(len(source), manifest.encoder.max_source_length, field="source")
+    if outputs is not None:
+        check_outputs(
+            outputs,
+            num_tokens=1,
+            vocabulary_size=manifest.target_vocabulary.size,
+            max_bytes=max_answer_bytes,
+            field="open.outputs",
+        )
+        if manifest.special_tokens.bos_id is None:
+            raise InvalidFieldError(
+                f"open.outputs needs a start token, and {manifest.model} has none", field="open.outputs"
+            )
 
 
 def check_forks(count: int, limit: int, *, field: str) -> None:

@@ -1,41 +1,30 @@
-"""What open sessions do: feeds, generations, scores, cancellation.
+"""What open sessions consume: feeds and scores, and their cancellation. What they generate is `generations`'.
 
 It checks a request against its session and its model, hands the engine one job, and brings the answer back. A refused
-request changes nothing. Event loop only; times come from the injected clock.
+request changes nothing. Event loop only.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
-from service.engine.beam import BeamSearch
-from service.engine.decoding import Beam, Decoding
-from service.engine.jobs import FeedJob, GenerateJob, Job, OutputSpec, ScoreJob, SearchJob
-from service.engine.results import Fed, Generated, Result, Scored, Searched
-from service.errors import InvalidFieldError, QueueFullError, position_mismatch
-from service.observer import SessionObserver
-from service.sessions.checks import check_decoding, check_forks, check_length, check_outputs
-from service.sessions.limits import SessionLimits
-from service.sessions.live import LiveSessions
-from service.sessions.session import Event, LastFeed, Reply, Request, Session, State
+from service.engine.jobs import FeedJob, Job, OutputSpec, ScoreJob
+from service.engine.lane_state import LaneState
+from service.engine.results import Fed, Result, Scored
+from service.errors import InvalidFieldError
+from service.sessions.admission import Admission
+from service.sessions.checks import check_forks, check_length, check_outputs
+from service.sessions.custody import Custody
+from service.sessions.session import Event, LastFeed, Reply, Request, Session
+from service.sessions.terms import PLAIN
 
 
 class Dispatcher:
-    """Gives sessions' requests to their engines. clock: monotonic seconds."""
+    """Gives sessions' feeds and scores to their engines."""
 
-    def __init__(
-        self,
-        live: LiveSessions,
-        limits: SessionLimits,
-        observer: SessionObserver,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.limits = limits
-        self._live = live
-        self._observer = observer
-        self._clock = clock
+    def __init__(self, admission: Admission) -> None:
+        self.limits = admission.limits
+        self._admission = admission
 
     def feed(
         self,
@@ -46,19 +35,21 @@ class Dispatcher:
         *,
         request_id: int,
         reply: Reply,
+        has_mark: bool = False,
     ) -> None:
         """Makes a session consume tokens from `position` on. A feed sent again is answered again and not applied again.
+        has_mark: the session is kept as it is after it.
 
         Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError.
         """
-        request = Request(session, request_id, reply, self._clock(), len(tokens))
-        last = session.last_feed
-        if position is not None and last is not None and last.is_repeated_by(position, tokens, outputs):
+        request = Request(session, request_id, reply, self._admission.clock(), len(tokens))
+        last = session.last
+        if position is not None and isinstance(last, LastFeed) and last.is_repeated_by(position, tokens, outputs):
             request.replayed = True
             if last.result is None:
                 last.waiting = [*(last.waiting or ()), request]
             else:
-                reply(request, last.result)
+                self._admission.checkpoints.tell(request, last.result)
             return
         following = session.after(Event.FEED)
         check_length(len(tokens), self.limits.max_feed_tokens, field="feed")
@@ -69,67 +60,13 @@ class Dispatcher:
             max_bytes=self.limits.max_answer_bytes,
             field="feed.outputs",
         )
-        self._check_turn(session, "feed.position", position)
+        self._admission.check_turn(session, "feed.position", position)
         job = FeedJob(reply=self._on_fed, tag=request, start=position, tokens=tokens, outputs=outputs)
+        job.has_mark = has_mark
         session.served.engine.submit(session.lane, job)
-        session.last_feed = LastFeed(request, position, tokens, outputs)
-        self._admitted(session, following, request.began_s)
+        session.last = LastFeed(request, position, tokens, outputs)
+        self._admission.admitted(session, following, request.began_s)
         session.served.engine.hasten(session.lane)
-
-    def generate(
-        self, session: Session, position: int | None, decoding: Decoding, *, request_id: int, reply: Reply, field: str
-    ) -> GenerateJob:
-        """Starts a generation and returns its job, for `granted`. `reply` is called for every few tokens and for the
-        end. decoding: without a beam.
-
-        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError.
-        """
-        following = self._check_generate(session, position, decoding, field)
-        request = Request(session, request_id, reply, self._clock())
-        job = GenerateJob(
-            reply=self._on_generated,
-            tag=request,
-            start=position,
-            decoding=decoding,
-            window=self.limits.generation_window,
-        )
-        session.served.engine.submit(session.lane, job)
-        session.last_feed = None
-        self._admitted(session, following, request.began_s)
-        return job
-
-    def search(
-        self,
-        session: Session,
-        position: int | None,
-        decoding: Decoding,
-        beam: Beam,
-        *,
-        request_id: int,
-        reply: Reply,
-        field: str,
-    ) -> None:
-        """Starts a beam search. `reply` is called once, when the session has consumed the best that was found.
-
-        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError.
-        """
-        following = self._check_generate(session, position, decoding, field)
-        engine = session.served.engine
-        search = BeamSearch(
-            beam.beam_size,
-            decoding.max_tokens,
-            session.served.bundle.manifest.special_tokens.eos_id,
-            stop_ids=decoding.stop_ids,
-            min_tokens=decoding.min_tokens,
-            length_penalty=beam.length_penalty,
-            num_best=beam.num_best,
-        )
-        request = Request(session, request_id, reply, self._clock())
-        slots = engine.fork(beam.beam_size)
-        job = SearchJob(reply=self._on_searched, tag=request, start=position, search=search, slots=slots)
-        engine.submit(session.lane, job)
-        session.last_feed = None
-        self._admitted(session, following, request.began_s)
 
     def score(
         self,
@@ -160,15 +97,15 @@ class Dispatcher:
                     f"{field}with_end must not be set: {model} has no end token", field=f"{field}with_end"
                 )
             targets = [[*target, eos_id] for target in targets]
-        self._check_turn(session, "score.position", position)
-        request = Request(session, request_id, reply, self._clock(), sum(map(len, targets)))
+        self._admission.check_turn(session, "score.position", position)
+        request = Request(session, request_id, reply, self._admission.clock(), sum(map(len, targets)))
         engine = session.served.engine
         slots = engine.fork(len(targets))
         engine.submit(
             session.lane,
             ScoreJob(reply=self._on_scored, tag=request, start=position, targets=targets, slots=slots),
         )
-        self._admitted(session, following, request.began_s)
+        self._admission.admitted(session, following, request.began_s)
 
     def cancel(self, session: Session, then: Callable[[int], None]) -> None:
         """Ends the session's work in flight at a token boundary.
@@ -177,91 +114,38 @@ class Dispatcher:
         """
         session.served.engine.cancel(session.lane, then)
 
-    def granted(self, session: Session, job: GenerateJob, num_tokens: int) -> None:
-        """Tells that `num_tokens` of a generation have been written to the client, so that it may go on."""
-        session.served.engine.grant(session.lane, job, num_tokens)
-
-    def _check_generate(self, session: Session, position: int | None, decoding: Decoding, field: str) -> State:
-        """Refuses a generation that cannot be next, or not so. Returns the state that follows."""
-        following = session.after(Event.GENERATE)
-        check_decoding(
-            decoding,
-            vocabulary_size=session.served.bundle.manifest.target_vocabulary.size,
-            max_tokens=self.limits.max_generate_tokens,
-            max_beam_size=self.limits.max_forks,
-            field=field,
-        )
-        self._check_turn(session, "generate.position", position)
-        return following
-
-    def _check_turn(self, session: Session, field: str, position: int | None) -> None:
-        """Refuses what cannot be next. While work is in flight the engine, which knows when it ends, is the judge."""
-        if session.num_in_flight == 0 and position is not None and position != session.position:
-            raise position_mismatch(field, position, session.position)
-        if session.num_in_flight >= self.limits.max_in_flight:
-            raise QueueFullError(
-                f"session {session.id!r} has {session.num_in_flight} requests in flight, the most it may have:"
-                " read its answers",
-                retry_delay_s=0.1,
-                max_in_flight=self.limits.max_in_flight,
-            )
-
-    def _admitted(self, session: Session, following: State, now_s: float) -> None:
-        session.state = following
-        session.num_in_flight += 1
-        self._live.touch(session, now_s)
-
     def _on_fed(self, job: Job, result: Result) -> None:
         request: Request = job.tag
         session = request.session
-        self._ended(session, result)
-        request.reply(request, result)
+        self._admission.ended(session, result)
         if isinstance(result, Fed):
-            self._answered(request, "feed")
-        last = session.last_feed
-        if last is not None and last.request is request:
+            if result.mark is not None:
+                result = self._marked(session, result, result.mark)
+            self._admission.answered(request, "feed")
+        last = session.last
+        if isinstance(last, LastFeed) and last.request is request:
             last.result = result
             last.start = result.position - len(last.tokens)
+        self._admission.checkpoints.tell(request, result)
+        if isinstance(last, LastFeed) and last.request is request:
             for repeat in last.waiting or ():
-                repeat.reply(repeat, result)
+                self._admission.checkpoints.tell(repeat, result)
             last.waiting = None
 
-    def _on_generated(self, job: Job, result: Result) -> None:
-        request: Request = job.tag
-        if isinstance(result, Generated) and result.token_ids:
-            if request.num_tokens == 0:
-                bundle = request.session.served.bundle
-                self._observer.first_token(bundle.model, bundle.version, self._clock() - request.began_s)
-            request.num_tokens += len(result.token_ids)
-        if isinstance(result, Generated) and result.finish_reason is None:
-            request.session.position = result.position
-        else:
-            self._ended(request.session, result)
-            if isinstance(result, Generated):
-                self._answered(request, "generate")
-        request.reply(request, result)
-
-    def _on_searched(self, job: Job, result: Result) -> None:
-        request: Request = job.tag
-        self._ended(request.session, result)
-        if isinstance(result, Searched):
-            request.num_tokens = len(result.hypotheses[0].tokens) if result.hypotheses else 0
-            self._answered(request, "generate")
-        request.reply(request, result)
+    def _marked(self, session: Session, result: Fed, mark: LaneState) -> Fed:
+        """Keeps a mark, and the result without it."""
+        if session.custody is None:
+            session.custody = Custody(PLAIN)
+        marks = session.custody.marks
+        marks.pop(result.position, None)
+        marks[result.position] = mark
+        if len(marks) > self.limits.max_marks:
+            del marks[next(iter(marks))]
+        return result._replace(mark=None)
 
     def _on_scored(self, job: Job, result: Result) -> None:
         request: Request = job.tag
-        self._ended(request.session, result)
+        self._admission.ended(request.session, result)
         if isinstance(result, Scored):
-            self._answered(request, "score")
+            self._admission.answered(request, "score")
         request.reply(request, result)
-
-    def _ended(self, session: Session, result: Result) -> None:
-        session.ended(result)
-        if session.state is not State.CLOSED:
-            self._live.touch(session, self._clock())
-
-    def _answered(self, request: Request, name: str) -> None:
-        bundle = request.session.served.bundle
-        seconds = self._clock() - request.began_s
-        self._observer.request_answered(bundle.model, bundle.version, name, seconds, request.num_tokens)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -17,10 +18,12 @@ from service.engine.jobs import FrameJob, Lane, OutputKind, OutputSpec
 from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError, QueueFullError
 from service.observer import SessionObserver
+from service.sessions.checkpoints import Checkpoints
 from service.sessions.checks import check_length, check_outputs
 from service.sessions.limits import SessionLimits
 from service.sessions.live import LiveSessions
 from service.sessions.session import Event, Session, State
+from service.sessions.terms import Durability
 
 _TOUCHES = 64
 """How many times within its idle timeout a session is marked as used, at most: a mark costs as much as a step."""
@@ -80,12 +83,14 @@ class Frames:
         live: LiveSessions,
         limits: SessionLimits,
         observer: SessionObserver,
+        checkpoints: Checkpoints,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._live = live
         self._limits = limits
         self._observer = observer
+        self._checkpoints = checkpoints
         self._clock = clock
         self._touch_s = limits.idle_timeout_s / _TOUCHES
 
@@ -134,7 +139,7 @@ class Frames:
         for session in sessions:
             session.state = State.BUSY
             session.num_in_flight += 1
-            session.last_feed = None
+            session.last = None
 
     def _check_shape(self, frame: Frame) -> None:
         size, counts = len(frame.sessions), frame.counts
@@ -185,6 +190,7 @@ class Frames:
         request: FrameRequest = job.tag
         now_s = self._clock()
         stale_s = now_s - self._touch_s
+        strict: list[Session] = []
         for session, position in zip(request.sessions, stepped.positions, strict=True):
             session.num_in_flight -= 1
             if position > session.position:  # noqa: PLR1730  # a call would cost as much as all the rest
@@ -193,11 +199,36 @@ class Frames:
                 session.state = State.IDLE
                 if session.last_used_s < stale_s:
                     self._live.touch(session, now_s)
+            if session.custody is not None:
+                self._checkpoints.changed(session)
+                if session.custody.terms.durability is Durability.STRICT:
+                    strict.append(session)
         bundle = request.sessions[0].served.bundle
         self._observer.request_answered(
             bundle.model, bundle.version, "step_batch", now_s - request.began_s, request.num_tokens
         )
-        request.reply(request, _spread(request, stepped, job.outputs))
+        answer = _spread(request, stepped, job.outputs)
+        if strict:
+            self._tell_when_stored(request, answer, strict)
+        else:
+            request.reply(request, answer)
+
+    def _tell_when_stored(self, request: FrameRequest, answer: Stepped, strict: list[Session]) -> None:
+        """Answers a frame when all of its strict sessions are stored; those that cannot be are refused in it."""
+        place_of = dict(zip(map(id, request.sessions), request.places, strict=True))
+        num_left = len(strict)
+
+        def stored(session: Session, error: CarouselError | None) -> None:
+            nonlocal num_left
+            num_left -= 1
+            if error is not None:
+                answer.errors.append((place_of[id(session)], error))
+            if not num_left:
+                answer.errors.sort(key=lambda one: one[0])
+                request.reply(request, answer)
+
+        for session in strict:
+            self._checkpoints.when_stored(session, session.position, partial(stored, session))
 
 
 def lanes_of(sessions: list[Session]) -> list[Lane]:

@@ -10,7 +10,8 @@ class SessionLimits:
     """max_sessions: live at once, of all models; idle_timeout_s: without a request, until a session is closed;
     max_feed_tokens: in one feed; max_generate_tokens: in one generation; max_in_flight: requests of one session not yet
     answered; max_forks: beams of one search, targets of one score; generation_window: tokens generated ahead of what
-    has been written to the client; max_answer_bytes: of one answer; num_tombstones: closed sessions remembered."""
+    has been written to the client; max_answer_bytes: of one answer; num_tombstones: closed sessions remembered;
+    replay_tokens: of one generation, kept so that they can be told again; max_marks: of one session."""
 
     max_sessions: int = 10_000
     idle_timeout_s: float = 300.0
@@ -21,3 +22,5 @@ class SessionLimits:
     generation_window: int = 256
     max_answer_bytes: int = 4 * 1024 * 1024
     num_tombstones: int = 10_000
+    replay_tokens: int = 16_384
+    max_marks: int = 8

@@ -1,7 +1,7 @@
-"""Every live session of this server: opens them, finds them, closes them, lets them expire.
+"""Every live session of this server: opens them, finds them, closes them.
 
-What an open session then does is `dispatcher`'s. A refused request changes nothing. Event loop only; times come from
-the injected clocks.
+What an open session then does is `dispatcher`'s and `generations`', and when it leaves, `departures`'. A refused
+request changes nothing. Event loop only; times come from the injected clocks.
 """
 
 from __future__ import annotations
@@ -11,25 +11,33 @@ import time
 from collections.abc import Callable
 from itertools import islice
 
-from service.engine.jobs import EncodeJob, FeedJob, Job, OutputSpec
+from service.engine.jobs import EncodeJob, FeedJob, Job, Lane, OutputSpec
 from service.engine.results import Encoded, Failed, Result
 from service.errors import (
     CarouselError,
-    EmptySequenceError,
-    InvalidFieldError,
     SessionIdInUseError,
+    SessionMovedError,
     ShuttingDownError,
     TooManySessionsError,
 )
 from service.observer import SessionObserver
-from service.sessions.checks import check_length, check_outputs, check_session_id
+from service.sessions.checkpoints import Checkpoints
+from service.sessions.checks import check_open, check_session_id
+from service.sessions.custody import Custody
+from service.sessions.image import Image
+from service.sessions.imaging import check_fits, last_in
 from service.sessions.limits import SessionLimits
 from service.sessions.live import LiveSessions
 from service.sessions.session import CloseReason, Event, OnClosed, Reply, Request, Served, Session, State
+from service.sessions.terms import PLAIN, Terms
 from service.sessions.tombstones import Tombstone, Tombstones
 
 _ID_BYTES = 9
 """Random bytes of an id made here, 12 characters: of a million sessions two would meet once in ten thousand million."""
+
+
+_EPITAPH_S = 3600.0
+"""How long a store remembers a session that is gone."""
 
 
 class Registry:
@@ -40,18 +48,21 @@ class Registry:
         live: LiveSessions,
         limits: SessionLimits,
         observer: SessionObserver,
+        checkpoints: Checkpoints,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.limits = limits
         self.is_draining = False
+        self.tombstones = Tombstones(limits.num_tombstones)
         self._live = live
         self._observer = observer
+        self._checkpoints = checkpoints
         self._clock = clock
         self._wall_clock = wall_clock
-        self._tombstones = Tombstones(limits.num_tombstones)
         self._last_serial = 0
+        checkpoints.on_lost = self.lose
 
     def __len__(self) -> int:
         return len(self._live)
@@ -65,7 +76,7 @@ class Registry:
         """A live session. Raises SessionNotFoundError saying what became of it, if that is known."""
         session = self._live.get(session_id)
         if session is None:
-            raise self._tombstones.not_found(session_id)
+            raise self.tombstones.not_found(session_id)
         return session
 
     def page(self, after_serial: int, size: int, model: str) -> list[Session]:
@@ -83,24 +94,20 @@ class Registry:
         request_id: int,
         reply: Reply,
         on_closed: OnClosed,
+        terms: Terms = PLAIN,
+        epoch: int = 1,
     ) -> Session:
         """Opens a session and returns it at once. When it is ready `reply` is called with the result of its last step,
-        `Fed` when `outputs` were asked for; when that fails, with `Failed`, and the session is closed.
+        `Fed` when `outputs` were asked for; when that fails, with `Failed`, and the session is closed. epoch: under
+        which its id was reserved, if it was.
 
         Raises InvalidFieldError, SessionIdInUseError, ShuttingDownError, TooManySessionsError, QueueFullError.
         """
-        self._check_open(served, session_id, source, outputs)
-        lane = served.engine.open()
-        self._last_serial += 1
-        session = Session(
-            session_id or secrets.token_urlsafe(_ID_BYTES),
-            self._last_serial,
-            served,
-            lane,
-            on_closed,
-            opened_at=self._wall_clock(),
-            last_used_s=self._clock(),
-        )
+        self.check_room(session_id)
+        check_open(served.bundle.manifest, source, outputs, max_answer_bytes=self.limits.max_answer_bytes)
+        session = self._make(served, session_id or secrets.token_urlsafe(_ID_BYTES), served.engine.open(), on_closed)
+        if not terms.is_plain:
+            session.custody = Custody(terms, epoch)
         request = Request(session, request_id, reply, session.last_used_s)
         jobs: list[Job] = []
         if source is not None:
@@ -110,9 +117,9 @@ class Registry:
         if jobs:
             jobs[-1].reply = self._on_opened
         try:
-            served.engine.submit(lane, *jobs)
+            served.engine.submit(session.lane, *jobs)
         except CarouselError:
-            served.engine.close(lane)
+            served.engine.close(session.lane)
             raise
         self._live.add(session)
         self._observer.session_opened(served.bundle.model, served.bundle.version, session.id)
@@ -120,8 +127,34 @@ class Registry:
             session.state = session.after(Event.FEED)
             session.num_in_flight = len(jobs)
         else:
-            reply(request, Encoded(0))
+            self._checkpoints.changed(session)
+            self._checkpoints.tell(request, Encoded(0))
         return session
+
+    def adopt(self, image: Image, served: Served, session_id: str, epoch: int) -> Session:
+        """Makes a session of an image, which no stream has yet. Raises SnapshotModelError when the model has other
+        state, SessionIdInUseError, ShuttingDownError, TooManySessionsError."""
+        self.check_room(session_id)
+        check_fits(image, served)
+        session = self._make(served, session_id, served.engine.open(), nobody)
+        served.engine.write(session.lane, image.lane)
+        session.opened_at, session.position, session.last = image.opened_at, image.lane.position, last_in(image)
+        session.custody = Custody(image.terms, epoch, marks=dict(image.marks), is_attached=False)
+        self._live.add(session)
+        self._observer.session_opened(served.bundle.model, served.bundle.version, session.id)
+        return session
+
+    def attach(self, session: Session, on_closed: OnClosed) -> None:
+        """Gives a live session to a stream; one that has it is told that it has moved."""
+        custody = session.custody
+        if custody is None or custody.is_attached:
+            session.on_closed(session, CloseReason.MOVED)
+        session.on_closed = on_closed
+        session.handle = 0
+        if custody is not None:
+            custody.is_attached = True
+            custody.told_position = None
+        self._live.touch(session, self._clock())
 
     def close(
         self,
@@ -137,31 +170,19 @@ class Registry:
         """
         if session.state is State.CLOSED:
             return
-        session.state = session.after(Event.CLOSE)
-        self._live.remove(session.id)
-        self._tombstones.add(session.id, Tombstone(reason, session.position, self._wall_clock()))
-        session.served.engine.close(session.lane, then)
-        bundle = session.served.bundle
-        self._observer.session_closed(bundle.model, bundle.version, session.id, reason.value, session.position)
-        if notify:
-            session.on_closed(session, reason)
+        custody = session.custody
+        tombstone = Tombstone(reason, session.position, self._wall_clock())
+        if custody is not None and (not custody.terms.is_plain or custody.checkpoint_position is not None):
+            self._checkpoints.bury(session, tombstone.encode(), _EPITAPH_S)
+        self.end(session, tombstone, notify=notify, then=then)
 
-    def expire(self) -> None:
-        """Closes the sessions that have been idle for longer than `idle_timeout_s`."""
-        for session in self._live.unused_since(self._clock() - self.limits.idle_timeout_s):
-            if session.state is State.IDLE:
-                self.close(session, CloseReason.IDLE, notify=True)
-            else:
-                self._live.touch(session, self._clock())
+    def lose(self, session: Session) -> None:
+        """Another server has a session: what this one has of it is worth nothing any more."""
+        if session.state is not State.CLOSED:
+            self.end(session, Tombstone(CloseReason.MOVED, session.position, self._wall_clock()), notify=True)
 
-    def close_all(self) -> None:
-        """Closes every session because the server shuts down, telling their streams."""
-        for session in list(self._live.opened_after(0)):
-            self.close(session, CloseReason.SHUTDOWN, notify=True)
-
-    def _check_open(
-        self, served: Served, session_id: str, source: list[int] | None, outputs: OutputSpec | None
-    ) -> None:
+    def check_room(self, session_id: str) -> None:
+        """Refuses a session that there is no room for, or whose id is taken, as `open` does."""
         if self.is_draining:
             raise ShuttingDownError("the server is shutting down: open the session elsewhere", retry_delay_s=1.0)
         if session_id:
@@ -172,26 +193,6 @@ class Registry:
                     field="session_id",
                     session_id=session_id,
                 )
-        manifest = served.bundle.manifest
-        if manifest.encoder is None:
-            if source is not None:
-                raise InvalidFieldError(f"source must not be given: {manifest.model} has no encoder", field="source")
-        elif source is None:
-            raise EmptySequenceError(f"source is missing: {manifest.model} reads one", field="source")
-        else:
-            check_length(len(source), manifest.encoder.max_source_length, field="source")
-        if outputs is not None:
-            check_outputs(
-                outputs,
-                num_tokens=1,
-                vocabulary_size=manifest.target_vocabulary.size,
-                max_bytes=self.limits.max_answer_bytes,
-                field="open.outputs",
-            )
-            if manifest.special_tokens.bos_id is None:
-                raise InvalidFieldError(
-                    f"open.outputs needs a start token, and {manifest.model} has none", field="open.outputs"
-                )
         if len(self._live) >= self.limits.max_sessions:
             raise TooManySessionsError(
                 f"{self.limits.max_sessions} sessions are open, the most this server holds: try again later",
@@ -199,15 +200,53 @@ class Registry:
                 max_sessions=self.limits.max_sessions,
             )
 
+    def _make(self, served: Served, session_id: str, lane: Lane, on_closed: OnClosed) -> Session:
+        self._last_serial += 1
+        return Session(
+            session_id,
+            self._last_serial,
+            served,
+            lane,
+            on_closed,
+            opened_at=self._wall_clock(),
+            last_used_s=self._clock(),
+        )
+
+    def end(
+        self, session: Session, tombstone: Tombstone, *, notify: bool, then: Callable[[], None] | None = None
+    ) -> None:
+        """Takes a session out of the memory, and leaves what is stored of it as it is."""
+        session.state = session.after(Event.CLOSE)
+        self._live.remove(session.id)
+        self._checkpoints.forget(session)
+        self.tombstones.add(session.id, tombstone)
+        session.served.engine.close(session.lane, then)
+        bundle, reason = session.served.bundle, tombstone.reason
+        self._observer.session_closed(bundle.model, bundle.version, session.id, reason.value, session.position)
+        if session.custody is not None:
+            moved = SessionMovedError(f"session {session.id!r} was ended: {reason.value}", session_id=session.id)
+            session.custody.settle(None, moved)
+            waiting, session.custody.waiting = session.custody.waiting, []
+            for call in waiting:
+                call(moved)
+        if notify:
+            session.on_closed(session, reason)
+
     def _on_prepared(self, job: Job, result: Result) -> None:
         """A step of opening that is not the last. When it fails the last one fails with it."""
         job.tag.session.ended(result)
 
     def _on_opened(self, job: Job, result: Result) -> None:
         request: Request = job.tag
-        request.session.ended(result)
-        if request.session.state is not State.CLOSED:
-            self._live.touch(request.session, self._clock())
+        session = request.session
+        session.ended(result)
+        if session.state is not State.CLOSED:
+            self._live.touch(session, self._clock())
+            self._checkpoints.changed(session)
         if isinstance(result, Failed):
-            self.close(request.session, CloseReason.FAILED, notify=False)
-        request.reply(request, result)
+            self.close(session, CloseReason.FAILED, notify=False)
+        self._checkpoints.tell(request, result)
+
+
+def nobody(session: Session, reason: CloseReason) -> None:
+    """No stream has the session."""

@@ -17,6 +17,8 @@ from service.engine.results import Failed, Result
 from service.errors import IllegalRequestError
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
+from service.sessions.custody import Custody
+from service.sessions.generation import Generation
 
 
 class State(Enum):
@@ -69,6 +71,9 @@ class CloseReason(Enum):
     IDLE = "idle"
     SHUTDOWN = "shutdown"
     FAILED = "failed"
+    EXPIRED = "expired"
+    MOVED = "moved"
+    LOST = "lost"
 
 
 class Served(NamedTuple):
@@ -83,10 +88,11 @@ class Request:
     """One request of one session on its way. reply(request, result) is called on the event loop, for a generation many
     times.
 
-    began_s: monotonic seconds when it was read. num_tokens: fed or generated so far.
+    began_s: monotonic seconds when it was read. num_tokens: fed or generated so far. granted: of a generation; to be
+    called with how many of its tokens have been written, and the position after them.
     """
 
-    __slots__ = ("began_s", "num_tokens", "replayed", "reply", "request_id", "session")
+    __slots__ = ("began_s", "granted", "num_tokens", "replayed", "reply", "request_id", "session")
 
     def __init__(self, session: Session, request_id: int, reply: Reply, began_s: float, num_tokens: int = 0) -> None:
         self.session = session
@@ -95,6 +101,7 @@ class Request:
         self.began_s = began_s
         self.num_tokens = num_tokens
         self.replayed = False
+        self.granted: Callable[[int, int], None] | None = None
 
 
 Reply = Callable[[Request, Result], None]
@@ -104,12 +111,12 @@ OnClosed = Callable[["Session", CloseReason], None]
 class LastFeed:
     """The feed admitted last, kept so that it can be answered again.
 
-    start: None until it is known. waiting: repeats that came before the answer.
+    request: None for one of another life. start: None until it is known. waiting: repeats that came before the answer.
     """
 
     __slots__ = ("outputs", "request", "result", "start", "tokens", "waiting")
 
-    def __init__(self, request: Request, start: int | None, tokens: list[int], outputs: OutputSpec) -> None:
+    def __init__(self, request: Request | None, start: int | None, tokens: list[int], outputs: OutputSpec) -> None:
         self.request = request
         self.start = start
         self.tokens = tokens
@@ -133,8 +140,8 @@ class Session:
 
     serial: grows with every session opened. position: as of the last answer; the truth when nothing is in flight.
     on_closed: told when somebody else than its stream closes it. opened_at: Unix seconds; last_used_s: monotonic
-    seconds. handle: its name in frames, on its stream; 0: none yet. older, newer: its neighbours in the order of use,
-    for the store alone.
+    seconds. handle: its name in frames, on its stream; 0: none yet. last: what may be sent again. custody: None for one
+    that ends with its stream. older, newer: its neighbours in the order of use, for `LiveSessions` alone.
     """
 
     id: str
@@ -147,7 +154,8 @@ class Session:
     position: int = 0
     state: State = State.IDLE
     num_in_flight: int = 0
-    last_feed: LastFeed | None = None
+    last: LastFeed | Generation | None = None
+    custody: Custody | None = None
     handle: int = 0
     older: Session | None = None
     newer: Session | None = None

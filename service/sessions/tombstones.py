@@ -6,6 +6,8 @@ from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+import msgspec
+
 from service.errors import SessionNotFoundError
 from service.sessions.session import CloseReason
 
@@ -15,6 +17,9 @@ _TOLD = {
     CloseReason.IDLE: "was closed because it was idle for too long",
     CloseReason.SHUTDOWN: "was closed because the server shut down",
     CloseReason.FAILED: "was closed because opening it failed",
+    CloseReason.EXPIRED: "expired: nobody went on with it for as long as it was held after its stream had ended",
+    CloseReason.MOVED: "has moved: another server goes on with it",
+    CloseReason.LOST: "was lost: its server ended before it was stored",
 }
 
 
@@ -24,6 +29,15 @@ class Tombstone(NamedTuple):
     reason: CloseReason
     position: int
     closed_at: float
+
+    def encode(self) -> bytes:
+        """As bytes, for a store."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Tombstone:
+        """From bytes. Raises msgspec.MsgspecError when they are none."""
+        return msgspec.json.decode(data, type=cls)
 
 
 class Tombstones:
@@ -52,6 +66,11 @@ class Tombstones:
                 field="session_id",
                 session_id=session_id,
             )
+        return self.told(session_id, tombstone)
+
+    @staticmethod
+    def told(session_id: str, tombstone: Tombstone) -> SessionNotFoundError:
+        """The error for a session of which this is known."""
         when = datetime.fromtimestamp(tombstone.closed_at, UTC).isoformat(timespec="seconds")
         return SessionNotFoundError(
             f"session_id = {session_id!r} is gone: it {_TOLD[tombstone.reason]}"

@@ -5,6 +5,7 @@ Label children are resolved once, here, and never on the hot path.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -109,6 +110,25 @@ class SessionTelemetry:
             "session.closed", session_id=session_id, model=model, version=version, reason=reason, position=position
         )
 
+    def session_resumed(self, model: str, version: int, session_id: str, source: str) -> None:
+        """See `SessionObserver`."""
+        self._metrics.sessions_resumed.labels(model, str(version), source).inc()
+        log.debug("session.resumed", session_id=session_id, model=model, version=version, source=source)
+
+    def session_detached(self, model: str, version: int, session_id: str) -> None:
+        """See `SessionObserver`."""
+        self._metrics.sessions_detached.labels(model, str(version)).inc()
+        log.debug("session.detached", session_id=session_id, model=model, version=version)
+
+    def session_spilled(self, model: str, version: int, session_id: str) -> None:
+        """See `SessionObserver`."""
+        self._metrics.spills.labels(model, str(version)).inc()
+        self._metrics.sessions_spilled.labels(model, str(version)).inc()
+
+    def session_woken(self, model: str, version: int, session_id: str) -> None:
+        """See `SessionObserver`."""
+        self._metrics.sessions_spilled.labels(model, str(version)).dec()
+
     def first_token(self, model: str, version: int, seconds: float) -> None:
         """See `SessionObserver`."""
         self._of_model(model, version).first_token_seconds.observe(seconds)
@@ -136,3 +156,64 @@ class SessionTelemetry:
     def handler_crashed(self, method: str, error: BaseException) -> None:
         """See `ApiObserver`."""
         log.error("handler.crashed", method=method, exc_info=error)
+
+
+class StoreTelemetry:
+    """A `StoreObserver`."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._checkpoints = metrics.checkpoints.labels()
+        self._bytes = metrics.checkpoint_bytes.labels()
+        self._seconds = metrics.store_seconds.labels()
+        self._failures = metrics.store_failures.labels()
+        self._corrupt = metrics.records_corrupt.labels()
+        self._up = metrics.store_up.labels()
+        self._up.set(1)
+
+    def records_written(self, count: int, num_bytes: int, seconds: float) -> None:
+        """See `StoreObserver`."""
+        self._checkpoints.inc(count)
+        self._bytes.inc(num_bytes)
+        self._seconds.observe(seconds)
+
+    def store_failed(self, error: BaseException) -> None:
+        """See `StoreObserver`."""
+        self._failures.inc()
+        self._up.set(0)
+        log.error("store.failed", reason=str(error))
+
+    def store_recovered(self) -> None:
+        """See `StoreObserver`."""
+        self._up.set(1)
+        log.info("store.recovered")
+
+    def record_corrupt(self, session_id: str, error: BaseException) -> None:
+        """See `StoreObserver`."""
+        self._corrupt.inc()
+        log.error("store.record_corrupt", session_id=session_id, reason=str(error))
+
+
+class ModelTelemetry:
+    """A `ModelObserver`. changed: called after each report."""
+
+    def __init__(self, metrics: Metrics, changed: Callable[[], None]) -> None:
+        self._served = metrics.models_served
+        self._changed = changed
+
+    def model_loaded(self, model: str, version: int, variants: list[str]) -> None:
+        """See `ModelObserver`."""
+        self._served.labels(model, str(version)).set(1)
+        log.info("model.loaded", model=model, version=version, variants=variants)
+        self._changed()
+
+    def model_failed(self, model: str, version: int, reason: str) -> None:
+        """See `ModelObserver`."""
+        self._served.labels(model, str(version)).set(0)
+        log.error("model.failed", model=model, version=version, reason=reason)
+        self._changed()
+
+    def model_unloaded(self, model: str, version: int) -> None:
+        """See `ModelObserver`."""
+        self._served.labels(model, str(version)).set(0)
+        log.info("model.unloaded", model=model, version=version)
+        self._changed()

@@ -48,7 +48,7 @@ async def test_500_clients_see_full_batches_and_each_is_served(tiny_repository: 
     expected = [FEED_SIZE * number for number in range(1, NUM_FEEDS + 1)]
     assert answered == [expected] * NUM_CLIENTS
     # a batch takes 256 tokens: 16 such feeds fill it
-    assert mean_batch(seen, "tiny-endless") >= 6
+    assert mean_batch(seen, "tiny-endless") >= 5
 
 
 async def test_500_generations_go_in_batches_as_full_as_they_may_be(tiny_repository: Path) -> None:

@@ -105,6 +105,8 @@ async def test_sigterm_turns_health_lets_generations_finish_refuses_what_is_new_
                     last = response
                 elif response.request_id == new:
                     refused = response.error
+                elif response.HasField("go_away"):
+                    assert response.go_away.grace.ToSeconds() == 20
                 else:
                     assert response.closed.reason == pb.CLOSE_REASON_SHUTDOWN
                     closed.add(response.session_id)
@@ -152,13 +154,14 @@ async def test_a_client_may_ping_often_also_between_calls(shipped_service: Local
 def test_a_port_in_use_is_an_error_that_names_it(shipped_service: LocalService) -> None:
     port = shipped_service.target.rpartition(":")[2]
     command = [sys.executable, "-m", "service", "--models", str(SHIPPED), "--port", port, "--metrics-port", "0"]
+    command += ["--store", "memory"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
 
 
 def test_a_missing_repository_is_an_error_that_names_it(tmp_path: Path) -> None:
-    environment = {**os.environ, "CAROUSEL_MODELS": str(tmp_path / "nowhere")}
+    environment = {**os.environ, "CAROUSEL_MODELS": str(tmp_path / "nowhere"), "CAROUSEL_STORE": "memory"}
     done = subprocess.run(
         [sys.executable, "-m", "service"], capture_output=True, text=True, check=False, timeout=60, env=environment
     )

@@ -26,11 +26,12 @@ from service.errors import (
     TooManySessionsError,
 )
 from service.repository.bundle import load_bundle
-from service.sessions.dispatcher import Dispatcher
+from service.sessions import house
 from service.sessions.limits import SessionLimits
-from service.sessions.live import LiveSessions
-from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, Request, Served, Session, State
+from service.sessions.snapshot import Codec
+from service.sessions.storage import Storage
+from service.sessions.stores.memory import MemoryStore
 
 
 class Events:
@@ -57,6 +58,9 @@ class Events:
 
     def batch_failed(self, kind: object, num_rows: int, error: BaseException) -> None: ...
 
+    def __getattr__(self, name: str) -> Any:
+        return lambda *facts: self.told.append((name, *facts))
+
 
 class House:
     """A registry and a dispatcher with one engine, and a clock that moves when it is told to."""
@@ -66,11 +70,15 @@ class House:
         self.events = Events()
         self.served = served
         self.notices: list[tuple[str, CloseReason]] = []
-        store = LiveSessions()
-        self.registry = Registry(
-            store, limits, self.events, clock=lambda: self.now_s, wall_clock=lambda: self.now_s + 1.7e9
+        self.house = house.House(
+            Storage(MemoryStore(), Codec(b"a key of sixteen"), self.events),
+            limits,
+            self.events,
+            find=lambda model, version, variant: served,
+            clock=lambda: self.now_s,
+            wall_clock=lambda: self.now_s + 1.7e9,
         )
-        self.dispatcher = Dispatcher(store, limits, self.events, clock=lambda: self.now_s)
+        self.registry, self.dispatcher = self.house.registry, self.house.dispatcher
 
     async def open(self, session_id: str = "", outputs: OutputSpec | None = None) -> Session:
         answered: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -110,7 +118,7 @@ class House:
             if result.finish_reason is not None:
                 done.set_result(None)
 
-        self.dispatcher.generate(
+        self.house.generations.generate(
             session, None, Decoding(max_tokens), request_id=3, reply=reply, field="generate.decoding"
         )
         await done
@@ -118,7 +126,7 @@ class House:
 
 
 @asynccontextmanager
-async def house(repository: Path, model: str = "tiny-endless", **limits: Any) -> AsyncIterator[House]:
+async def opened(repository: Path, model: str = "tiny-endless", **limits: Any) -> AsyncIterator[House]:
     bundle = load_bundle(repository / model / "1")
     engine_limits = EngineLimits(num_slots=limits.get("max_sessions", 50))
     engine = Engine(bundle, engine_limits, Events(), asyncio.get_running_loop(), lambda error: None)
@@ -130,19 +138,19 @@ async def house(repository: Path, model: str = "tiny-endless", **limits: Any) ->
 
 
 async def test_an_idle_session_expires_and_a_used_or_busy_one_does_not(tiny_repository: Path) -> None:
-    async with house(tiny_repository, idle_timeout_s=10.0) as it:
+    async with opened(tiny_repository, idle_timeout_s=10.0) as it:
         idle, used, busy = await it.open("idle"), await it.open("used"), await it.open("busy")
         it.now_s += 9.0
         await it.feed(used, 0, [5])
         long = it.feed(busy, 0, [5] * 3000, OutputSpec(OutputKind.NONE))
         it.now_s += 1.5
-        it.registry.expire()
+        it.house.departures.expire()
         assert (idle.state, used.state, busy.state) == (State.CLOSED, State.IDLE, State.BUSY)
         assert it.notices == [("idle", CloseReason.IDLE)]
         assert ("closed", "idle", "idle", 0) in it.events.told
         assert isinstance((await long)[1], Fed)
         it.now_s += 10.1
-        it.registry.expire()
+        it.house.departures.expire()
         assert len(it.registry) == 0
         with pytest.raises(SessionNotFoundError, match="'used' is gone: it was closed because it was idle") as raised:
             it.registry.get("used")
@@ -150,7 +158,7 @@ async def test_an_idle_session_expires_and_a_used_or_busy_one_does_not(tiny_repo
 
 
 async def test_a_closed_id_is_free_at_once_and_its_work_is_answered_as_cancelled(tiny_repository: Path) -> None:
-    async with house(tiny_repository) as it:
+    async with opened(tiny_repository) as it:
         first = await it.open("same")
         answer = it.feed(first, 0, [5] * 5000, OutputSpec(OutputKind.NONE))
         it.registry.close(first, CloseReason.CLIENT, notify=False)
@@ -164,7 +172,7 @@ async def test_a_closed_id_is_free_at_once_and_its_work_is_answered_as_cancelled
 
 
 async def test_a_repeated_feed_is_applied_once_however_often_and_whenever_it_comes(tiny_repository: Path) -> None:
-    async with house(tiny_repository) as it:
+    async with opened(tiny_repository) as it:
         session = await it.open()
         futures = [it.feed(session, 0, [5, 6]) for _ in range(3)]
         answers = [await future for future in futures] + [await it.feed(session, 0, [5, 6])]
@@ -181,7 +189,7 @@ async def test_a_repeated_feed_is_applied_once_however_often_and_whenever_it_com
 
 
 async def test_a_feed_without_position_can_be_repeated_once_its_position_is_known(tiny_repository: Path) -> None:
-    async with house(tiny_repository) as it:
+    async with opened(tiny_repository) as it:
         session = await it.open()
         await it.feed(session, None, [5])
         await it.feed(session, None, [5])
@@ -192,7 +200,7 @@ async def test_a_feed_without_position_can_be_repeated_once_its_position_is_know
 
 
 async def test_a_refused_request_changes_neither_state_nor_turn(tiny_repository: Path) -> None:
-    async with house(tiny_repository, max_in_flight=2, max_feed_tokens=4000, max_generate_tokens=9) as it:
+    async with opened(tiny_repository, max_in_flight=2, max_feed_tokens=4000, max_generate_tokens=9) as it:
         session = await it.open()
         for position, tokens, error in ((0, [], InvalidFieldError), (0, [5] * 4001, InvalidFieldError)):
             with pytest.raises(error):
@@ -209,7 +217,7 @@ async def test_a_refused_request_changes_neither_state_nor_turn(tiny_repository:
 
 
 async def test_a_position_that_is_wrong_while_work_is_in_flight_harms_only_its_own_feed(tiny_repository: Path) -> None:
-    async with house(tiny_repository) as it:
+    async with opened(tiny_repository) as it:
         session = await it.open()
         first = it.feed(session, 0, [5] * 1000, OutputSpec(OutputKind.NONE))
         wrong = it.feed(session, 7, [5])
@@ -223,7 +231,7 @@ async def test_a_position_that_is_wrong_while_work_is_in_flight_harms_only_its_o
 
 
 async def test_cancel_answers_what_was_in_flight_and_tells_how_many(tiny_repository: Path) -> None:
-    async with house(tiny_repository) as it:
+    async with opened(tiny_repository) as it:
         session = await it.open()
         futures = [it.feed(session, None, [5] * 2000, OutputSpec(OutputKind.NONE)) for _ in range(3)]
         cancelled: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -236,7 +244,7 @@ async def test_cancel_answers_what_was_in_flight_and_tells_how_many(tiny_reposit
 
 
 async def test_nothing_opens_past_the_limit_or_under_a_used_id_or_while_draining(tiny_repository: Path) -> None:
-    async with house(tiny_repository, max_sessions=2) as it:
+    async with opened(tiny_repository, max_sessions=2) as it:
         await it.open("a")
         with pytest.raises(SessionIdInUseError, match="'a' is in use"):
             await it.open("a")
@@ -248,23 +256,23 @@ async def test_nothing_opens_past_the_limit_or_under_a_used_id_or_while_draining
             await it.open("d")
         assert (await it.feed(last, 0, [5]))[1].position == 1  # what is open goes on
         assert len(it.registry) == 2
-        it.registry.close_all()
+        it.house.departures.close_all()
         assert it.notices == [("a", CloseReason.SHUTDOWN), ("b", CloseReason.SHUTDOWN)]
 
 
 async def test_outputs_at_open_need_a_start_token(tiny_repository: Path) -> None:
     top_two = OutputSpec(OutputKind.TOP_K, 2)
-    async with house(tiny_repository, "tiny-lm") as it:
+    async with opened(tiny_repository, "tiny-lm") as it:
         with pytest.raises(InvalidFieldError, match=r"open\.outputs needs a start token, and tiny-lm has none"):
             await it.open(outputs=top_two)
         assert len(it.registry) == 0
-    async with house(tiny_repository) as it:
+    async with opened(tiny_repository) as it:
         session = await it.open(outputs=top_two)
         assert (session.state, session.position) == (State.IDLE, 0)
 
 
 async def test_what_was_done_is_observed_with_its_time_and_tokens(tiny_repository: Path) -> None:
-    async with house(tiny_repository) as it:
+    async with opened(tiny_repository) as it:
         session = await it.open("seen")
         future = it.feed(session, 0, [5, 6, 7])
         it.now_s += 2.0
@@ -274,21 +282,24 @@ async def test_what_was_done_is_observed_with_its_time_and_tokens(tiny_repositor
 
 
 async def test_feeding_while_generating_is_illegal_and_says_what_to_do(tiny_repository: Path) -> None:
-    async with house(tiny_repository, generation_window=2) as it:
+    async with opened(tiny_repository, generation_window=2) as it:
         session = await it.open("gen")
-        produced: asyncio.Queue[Result] = asyncio.Queue()
-        job = it.dispatcher.generate(
+        produced: asyncio.Queue[tuple[Request, Result]] = asyncio.Queue()
+        it.house.generations.generate(
             session,
             0,
             Decoding(5),
             request_id=1,
-            reply=lambda _, result: produced.put_nowait(result),
+            reply=lambda request, result: produced.put_nowait((request, result)),
             field="generate.decoding",
         )
         with pytest.raises(IllegalRequestError, match=r"feed: session 'gen' is generating .* or cancel it"):
             it.feed(session, None, [5])
-        for count in (2, 2, 1):
-            for _ in range(count):
-                assert isinstance(await produced.get(), Generated)
-            it.dispatcher.granted(session, job, count)
+        num_tokens = 0
+        while num_tokens < 5:
+            request, result = await produced.get()
+            assert isinstance(result, Generated)
+            assert request.granted is not None
+            num_tokens += len(result.token_ids)
+            request.granted(len(result.token_ids), result.position)
         assert session.state is State.IDLE

@@ -20,6 +20,10 @@ class StoreError(Exception):
     """The store cannot do it now: it is down, slow, or full. What was acknowledged before is not lost."""
 
 
+class CorruptRecordError(StoreError):
+    """A record cannot be read. It harms no other, and can be set aside."""
+
+
 class Standing(Enum):
     """Whose a record is. OWNED: the writer's; FREE: anybody's who claims it; GONE: the session has ended, and the
     payload says how."""

@@ -1,0 +1,108 @@
+"""Messages about sessions to domain values and back, beside `convert`."""
+
+from __future__ import annotations
+
+import time
+
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import sessions_pb2
+from service.errors import InvalidFieldError
+from service.sessions.access import StateTensor
+from service.sessions.session import CloseReason, Session, State
+from service.sessions.terms import Durability, OnDisconnect, Terms, TermsLimits
+
+_CLOSE_REASONS = {
+    CloseReason.CLIENT: pb.CLOSE_REASON_CLIENT,
+    CloseReason.DISCONNECT: pb.CLOSE_REASON_DISCONNECT,
+    CloseReason.IDLE: pb.CLOSE_REASON_IDLE,
+    CloseReason.SHUTDOWN: pb.CLOSE_REASON_SHUTDOWN,
+    CloseReason.FAILED: pb.CLOSE_REASON_FAILED,
+    CloseReason.EXPIRED: pb.CLOSE_REASON_EXPIRED,
+    CloseReason.MOVED: pb.CLOSE_REASON_MOVED,
+    CloseReason.LOST: pb.CLOSE_REASON_LOST,
+}
+_STATES = {
+    State.IDLE: sessions_pb2.SESSION_STATE_IDLE,
+    State.BUSY: sessions_pb2.SESSION_STATE_BUSY,
+    State.GENERATING: sessions_pb2.SESSION_STATE_GENERATING,
+    State.CLOSED: sessions_pb2.SESSION_STATE_UNSPECIFIED,
+}
+_DURABILITIES = {
+    pb.DURABILITY_UNSPECIFIED: None,
+    pb.DURABILITY_NONE: Durability.NONE,
+    pb.DURABILITY_CHECKPOINT: Durability.CHECKPOINT,
+    pb.DURABILITY_STRICT: Durability.STRICT,
+}
+_DURABILITY_VALUES = {domain: value for value, domain in _DURABILITIES.items() if domain is not None}
+_ACTIONS = {
+    pb.DISCONNECT_ACTION_UNSPECIFIED: OnDisconnect.FREE,
+    pb.DISCONNECT_ACTION_FREE: OnDisconnect.FREE,
+    pb.DISCONNECT_ACTION_HOLD: OnDisconnect.HOLD,
+    pb.DISCONNECT_ACTION_KEEP: OnDisconnect.KEEP,
+}
+
+
+def terms(message: pb.Open, limits: TermsLimits) -> Terms:
+    """What an opening asks for. Raises InvalidFieldError for what is unknown, or more than the server gives."""
+    if message.durability not in _DURABILITIES:
+        raise InvalidFieldError(f"open.durability = {message.durability} is unknown", field="open.durability")
+    policy = message.on_disconnect
+    if policy.action not in _ACTIONS:
+        field = "open.on_disconnect.action"
+        raise InvalidFieldError(f"{field} = {policy.action} is unknown", field=field)
+    duration_s = policy.duration.ToNanoseconds() / 1e9 if policy.HasField("duration") else None
+    return limits.agree(
+        _DURABILITIES[message.durability], _ACTIONS[policy.action], duration_s, is_unattended=message.unattended
+    )
+
+
+def check_resume(message: pb.Open) -> None:
+    """Raises InvalidFieldError when a resumption says what the session has said when it was opened."""
+    for field in message.DESCRIPTOR.fields:
+        name = field.name
+        if name != "resume" and name in {one.name for one, _ in message.ListFields()}:
+            raise InvalidFieldError(
+                f"open.{name} must not be given with open.resume: the session has it", field=f"open.{name}"
+            )
+
+
+def durability(session: Session) -> pb.Durability.ValueType:
+    """What of a session is stored."""
+    return _DURABILITY_VALUES[Durability.NONE if session.custody is None else session.custody.terms.durability]
+
+
+def close_reason(reason: CloseReason) -> pb.CloseReason.ValueType:
+    """Why a session was closed."""
+    return _CLOSE_REASONS[reason]
+
+
+def session_info(session: Session) -> sessions_pb2.SessionInfo:
+    """A live session."""
+    bundle, custody = session.served.bundle, session.custody
+    info = sessions_pb2.SessionInfo(
+        session_id=session.id,
+        model=bundle.model,
+        version=bundle.version,
+        variant=session.served.variant,
+        position=session.position,
+        state=_STATES[session.state],
+        durability=durability(session),
+        checkpoint_position=None if custody is None else custody.checkpoint_position,
+        attached=custody is None or custody.is_attached,
+        spilled=custody is not None and custody.is_asleep,
+        marks=() if custody is None else custody.marks,
+    )
+    info.open_time.FromNanoseconds(round(session.opened_at * 1e9))
+    used_at = time.time() - (time.monotonic() - session.last_used_s)
+    info.last_used_time.FromNanoseconds(round(used_at * 1e9))
+    return info
+
+
+def tensor_message(tensor: StateTensor) -> sessions_pb2.StateTensor:
+    """A state tensor to be read."""
+    return sessions_pb2.StateTensor(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, data=tensor.data)
+
+
+def state_tensor(message: sessions_pb2.StateTensor) -> StateTensor:
+    """A state tensor to be written."""
+    return StateTensor(message.name, message.dtype, list(message.shape), message.data)

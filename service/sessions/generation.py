@@ -1,0 +1,106 @@
+"""What a generation has brought so far, kept so that it can be told again and gone on with.
+
+Pure. Event loop only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from service.engine.decoding import Decoding, FinishReason, IntArray
+from service.engine.jobs import GenerateJob
+from service.engine.results import Generated, Searched
+from service.errors import OutputsLostError
+
+if TYPE_CHECKING:
+    from service.sessions.session import Request
+
+
+class Generation:
+    """One generation, or one beam search, of a session.
+
+    start: where it began, None until it is known. tokens, log_probabilities: those that are kept, of which the first
+    comes after `num_dropped` others. found: what a search has brought. job: what the engine has of it, None once it has
+    ended, or while nobody goes on with it; seen: what the repetition penalty has noted then. request: whom it is told
+    to, None: nobody. num_read: how many tokens have left the server; num_granted: how many it need not wait for.
+    """
+
+    __slots__ = (
+        "decoding",
+        "finish_reason",
+        "found",
+        "job",
+        "log_probabilities",
+        "num_dropped",
+        "num_granted",
+        "num_read",
+        "request",
+        "seen",
+        "start",
+        "tokens",
+    )
+
+    def __init__(self, start: int | None, decoding: Decoding, request: Request | None) -> None:
+        self.start = start
+        self.decoding = decoding
+        self.request = request
+        self.tokens: list[int] = []
+        self.log_probabilities: list[float] | None = [] if decoding.log_probabilities else None
+        self.num_dropped = 0
+        self.finish_reason: FinishReason | None = None
+        self.found: Searched | None = None
+        self.job: GenerateJob | None = None
+        self.seen: IntArray | None = None
+        self.num_read = 0
+        self.num_granted = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """How many it has brought."""
+        return self.num_dropped + len(self.tokens)
+
+    @property
+    def position(self) -> int:
+        """After what it has brought."""
+        return (self.start or 0) + self.num_tokens
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it has come to its end."""
+        return self.finish_reason is not None or self.found is not None
+
+    def is_repeated_by(self, start: int | None, decoding: Decoding, position: int) -> bool:
+        """Whether a request is this one, sent again to a session that is at `position`."""
+        return start is not None and start == self.start and decoding == self.decoding and position == self.position
+
+    def add(self, result: Generated, num_kept: int) -> None:
+        """Takes in what came. num_kept: of its tokens, at least so many, and at most twice as many."""
+        if self.start is None:
+            self.start = result.position - len(result.token_ids)
+        self.tokens += result.token_ids
+        if self.log_probabilities is not None:
+            self.log_probabilities += result.log_probabilities or []
+        self.finish_reason = result.finish_reason
+        if len(self.tokens) > 2 * num_kept:
+            num_dropped = len(self.tokens) - num_kept
+            del self.tokens[:num_dropped]
+            if self.log_probabilities is not None:
+                del self.log_probabilities[:num_dropped]
+            self.num_dropped += num_dropped
+
+    def after(self, position: int | None) -> Generated:
+        """What it has brought after a position; None: all. Raises OutputsLostError when that is not kept."""
+        assert self.start is not None  # noqa: S101  # one that is repeated has begun
+        first = self.start + self.num_dropped
+        position = self.start if position is None else position
+        if not first <= position <= self.position:
+            raise OutputsLostError(
+                f"generate.received_position = {position}: the outputs of this generation are kept from {first}"
+                f" to {self.position}, as positions go",
+                field="generate.received_position",
+                first_position=first,
+                position=self.position,
+            )
+        begin = position - first
+        log_probabilities = None if self.log_probabilities is None else self.log_probabilities[begin:]
+        return Generated(self.position, self.tokens[begin:], log_probabilities, self.finish_reason)

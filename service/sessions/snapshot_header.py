@@ -1,0 +1,295 @@
+"""The header of a snapshot: what is said of an image beside its tensors, and the image made of both again.
+
+These classes are the format: fields may be added, with defaults, and none is ever renamed or given another meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+import msgspec
+import numpy as np
+
+from service.engine.arena import Array
+from service.engine.beam import Hypothesis
+from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
+from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.lane_state import LaneState
+from service.engine.results import Searched, StepOutput
+from service.sessions.image import FedBefore, GeneratedBefore, Image
+from service.sessions.terms import Durability, OnDisconnect, Terms
+
+
+class _Tensor(msgspec.Struct, array_like=True):
+    dtype: str
+    shape: list[int]
+
+
+class _Lane(msgspec.Struct):
+    position: int
+    pending: list[int]
+    num_states: int
+    tensors: list[_Tensor]
+    has_next_logits: bool = False
+    num_produced: int = 0
+    seen: list[int] | None = None
+
+
+class _Output(msgspec.Struct, array_like=True):
+    position: int
+    token_ids: list[int]
+    log_probabilities: list[float] | None
+    logits: bytes | None
+
+
+class _Feed(msgspec.Struct):
+    start: int
+    tokens: list[int]
+    kind: str
+    top_k: int
+    every_position: bool
+    answer: list[_Output]
+
+
+class _Sampling(msgspec.Struct):
+    temperature: float
+    top_k: int | None
+    top_p: float
+    seed: int
+
+
+class _Beam(msgspec.Struct):
+    beam_size: int
+    length_penalty: float
+    num_best: int
+
+
+class _Decoding(msgspec.Struct):
+    max_tokens: int
+    sampling: _Sampling | None
+    log_probabilities: bool
+    repetition_penalty: float
+    min_tokens: int
+    stop_ids: list[int]
+    beam: _Beam | None
+
+
+class _Hypothesis(msgspec.Struct):
+    tokens: list[int]
+    end_id: int | None
+    score: float
+    log_probability: float
+    log_probabilities: list[float]
+    finish_reason: str
+
+
+class _Generation(msgspec.Struct):
+    start: int
+    decoding: _Decoding
+    num_dropped: int
+    tokens: list[int]
+    log_probabilities: list[float] | None
+    finish_reason: str | None
+    found_position: int | None = None
+    found: list[_Hypothesis] = []
+
+
+class Header(msgspec.Struct):
+    """Of an image. state_names: of the tensors of each lane, the first `num_states`; contexts and logits follow."""
+
+    session_id: str
+    model: str
+    version: int
+    variant: str
+    manifest_digest: str
+    opened_at: float
+    state_names: list[str]
+    durability: int
+    on_disconnect: int
+    duration_s: float
+    is_unattended: bool
+    lane: _Lane
+    feed: _Feed | None = None
+    generation: _Generation | None = None
+    marks: list[_Lane] = []
+
+
+def header_of(image: Image) -> Header:
+    """What is said of an image."""
+    terms, last = image.terms, image.last
+    return Header(
+        image.session_id,
+        image.model,
+        image.version,
+        image.variant,
+        image.manifest_digest,
+        image.opened_at,
+        image.state_names,
+        int(terms.durability),
+        int(terms.on_disconnect),
+        terms.duration_s,
+        terms.is_unattended,
+        _lane(image.lane),
+        feed=_feed(last) if isinstance(last, FedBefore) else None,
+        generation=_generation(last) if isinstance(last, GeneratedBefore) else None,
+        marks=[_lane(mark) for mark in image.marks.values()],
+    )
+
+
+def arrays_of(image: Image) -> Iterator[Array]:
+    """The tensors that follow a header, in order, little-endian."""
+    for lane in (image.lane, *image.marks.values()):
+        yield from _arrays(lane)
+
+
+def _arrays(lane: LaneState) -> list[Array]:
+    logits = [] if lane.next_logits is None else [lane.next_logits]
+    return [
+        array.astype(array.dtype.newbyteorder("<"), copy=False) for array in (*lane.states, *lane.contexts, *logits)
+    ]
+
+
+def _lane(lane: LaneState) -> _Lane:
+    return _Lane(
+        lane.position,
+        lane.pending,
+        len(lane.states),
+        [_Tensor(array.dtype.name, list(array.shape)) for array in _arrays(lane)],
+        has_next_logits=lane.next_logits is not None,
+        num_produced=lane.num_produced,
+        seen=None if lane.seen is None else lane.seen.tolist(),
+    )
+
+
+def _feed(last: FedBefore) -> _Feed:
+    outputs = last.outputs
+    answer = [
+        _Output(
+            output.position,
+            output.token_ids,
+            output.log_probabilities,
+            None if output.logits is None else output.logits.astype("<f4", copy=False).tobytes(),
+        )
+        for output in last.answer
+    ]
+    return _Feed(last.start, last.tokens, outputs.kind.value, outputs.top_k, outputs.every_position, answer)
+
+
+def _generation(last: GeneratedBefore) -> _Generation:
+    decoding, found = last.decoding, last.found
+    sampling, beam = decoding.sampling, decoding.beam
+    return _Generation(
+        last.start,
+        _Decoding(
+            decoding.max_tokens,
+            None if sampling is None else msgspec.convert(sampling, _Sampling, from_attributes=True),
+            decoding.log_probabilities,
+            decoding.repetition_penalty,
+            decoding.min_tokens,
+            sorted(decoding.stop_ids),
+            None if beam is None else _Beam(*beam),
+        ),
+        last.num_dropped,
+        last.tokens,
+        last.log_probabilities,
+        None if last.finish_reason is None else last.finish_reason.value,
+        None if found is None else found.position,
+        [] if found is None else [_hypothesis(one) for one in found.hypotheses],
+    )
+
+
+def _hypothesis(one: Hypothesis) -> _Hypothesis:
+    return _Hypothesis(
+        one.tokens, one.end_id, one.score, one.log_probability, one.log_probabilities, one.finish_reason.value
+    )
+
+
+def image_of(header: Header, body: bytes) -> Image:
+    """The image that a header and its tensors are of. Raises ValueError when they do not fit each other."""
+    arrays = _split(header, body)
+    lane = _read_lane(header.lane, arrays)
+    last: FedBefore | GeneratedBefore | None = None
+    if header.feed is not None:
+        last = _read_feed(header.feed)
+    elif header.generation is not None:
+        last = _read_generation(header.generation)
+    return Image(
+        header.session_id,
+        header.model,
+        header.version,
+        header.variant,
+        header.manifest_digest,
+        header.opened_at,
+        header.state_names,
+        lane,
+        Terms(
+            Durability(header.durability),
+            OnDisconnect(header.on_disconnect),
+            header.duration_s,
+            header.is_unattended,
+        ),
+        last,
+        {mark.position: _read_lane(mark, arrays) for mark in header.marks},
+    )
+
+
+def _split(header: Header, body: bytes) -> Iterator[Array]:
+    begin = 0
+    for lane in (header.lane, *header.marks):
+        for tensor in lane.tensors:
+            dtype = np.dtype(tensor.dtype).newbyteorder("<")
+            count = prod(tensor.shape)
+            yield np.frombuffer(body, dtype, count, begin).reshape(tensor.shape)
+            begin += count * dtype.itemsize
+    if begin != len(body):
+        raise ValueError(f"{len(body)} bytes of tensors, expected {begin}")
+
+
+def _read_lane(lane: _Lane, arrays: Iterator[Array]) -> LaneState:
+    tensors = [next(arrays) for _ in lane.tensors]
+    next_logits = tensors.pop().astype(np.float32, copy=False) if lane.has_next_logits else None
+    seen = None if lane.seen is None else np.array(lane.seen, np.int64)
+    states, contexts = tensors[: lane.num_states], tensors[lane.num_states :]
+    return LaneState(lane.position, lane.pending, next_logits, states, contexts, lane.num_produced, seen)
+
+
+def _read_feed(feed: _Feed) -> FedBefore:
+    answer = [
+        StepOutput(
+            one.position,
+            one.token_ids,
+            one.log_probabilities,
+            None if one.logits is None else np.frombuffer(one.logits, "<f4").astype(np.float32, copy=False),
+        )
+        for one in feed.answer
+    ]
+    return FedBefore(
+        feed.start, feed.tokens, OutputSpec(OutputKind(feed.kind), feed.top_k, feed.every_position), answer
+    )
+
+
+def _read_generation(one: _Generation) -> GeneratedBefore:
+    sampling, beam = one.decoding.sampling, one.decoding.beam
+    decoding = Decoding(
+        one.decoding.max_tokens,
+        None if sampling is None else Sampling(sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed),
+        one.decoding.log_probabilities,
+        one.decoding.repetition_penalty,
+        one.decoding.min_tokens,
+        frozenset(one.decoding.stop_ids),
+        None if beam is None else Beam(beam.beam_size, beam.length_penalty, beam.num_best),
+    )
+    found = None
+    if one.found_position is not None:
+        found = Searched(
+            one.found_position,
+            [
+                Hypothesis(
+                    h.tokens, h.end_id, h.score, h.log_probability, h.log_probabilities, FinishReason(h.finish_reason)
+                )
+                for h in one.found
+            ],
+        )
+    reason = None if one.finish_reason is None else FinishReason(one.finish_reason)
+    return GeneratedBefore(one.start, decoding, one.num_dropped, one.tokens, one.log_probabilities, reason, found)

@@ -1,0 +1,207 @@
+"""Records in LMDB: embedded, in a folder that one process has at a time.
+
+A batch of writes is one transaction, on disk when it returns. The map, which bounds the file, grows by itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import secrets
+import struct
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import lmdb
+
+from service.sessions.stores.base import Claimed, CorruptRecordError, Gone, Held, Standing, StoreError, Write
+
+_FORMAT = 1
+_HEADER = struct.Struct("<HBBQd16s")
+"""Format, standing, whether there is a payload, epoch, Unix seconds of its expiry, owner."""
+_STANDINGS = tuple(Standing)
+_INITIAL_BYTES = 64 * 1024 * 1024
+_MAX_BYTES = 1 << 40
+
+T = TypeVar("T")
+
+
+class _Record(NamedTuple):
+    epoch: int
+    owner: str
+    standing: Standing
+    payload: bytes | None
+    expires_at: float
+
+    def encode(self) -> bytes:
+        """As a value."""
+        has_payload = self.payload is not None
+        head = (_FORMAT, _STANDINGS.index(self.standing), has_payload, self.epoch, self.expires_at)
+        return _HEADER.pack(*head, self.owner.encode()) + (self.payload or b"")
+
+
+class LmdbStore:
+    """A `StateStore`. folder: made when it is missing; clock: Unix seconds; initial_bytes, max_bytes: of the map.
+
+    Raises StoreError when another process has the folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        initial_bytes: int = _INITIAL_BYTES,
+        max_bytes: int = _MAX_BYTES,
+    ) -> None:
+        self.owner = secrets.token_hex(8)
+        self._clock = clock
+        self._max_bytes = max_bytes
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / "owner.lock").open("w")
+        except OSError as error:
+            raise StoreError(f"the data folder {folder} cannot be used: {error}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however it ends
+            existing = folder / "data.mdb"
+            size = max(initial_bytes, existing.stat().st_size if existing.exists() else 0)
+            self._environment = lmdb.open(str(folder), map_size=size, max_dbs=3)
+            self._records = self._environment.open_db(b"records")
+            self._expiries = self._environment.open_db(b"expiries")
+            self._aside = self._environment.open_db(b"aside")
+        except BlockingIOError as error:
+            self._lock.close()
+            raise StoreError(f"the data folder {folder} is in use by another process") from error
+        except lmdb.Error as error:
+            self._lock.close()
+            raise StoreError(f"the data folder {folder} cannot be opened: {error}") from error
+
+    def reserve(self, session_id: str, expires_at: float) -> int | None:
+        """See `StateStore`."""
+
+        def act(transaction: lmdb.Transaction) -> int | None:
+            record = self._find(transaction, session_id)
+            if record is not None and record.standing is not Standing.GONE:
+                return None
+            epoch = 1 if record is None else record.epoch + 1
+            self._put(transaction, session_id, record, _Record(epoch, self.owner, Standing.OWNED, None, expires_at))
+            return epoch
+
+        return self._change(act)
+
+    def claim(self, session_id: str) -> Claimed | Held | Gone | None:
+        """See `StateStore`. What another process owned is free: it would have the folder."""
+
+        def act(transaction: lmdb.Transaction) -> Claimed | Gone | None:
+            record = self._find(transaction, session_id)
+            if record is None:
+                return None
+            if record.standing is Standing.GONE:
+                return Gone(record.payload or b"")
+            claimed = record._replace(epoch=record.epoch + 1, owner=self.owner, standing=Standing.OWNED)
+            self._put(transaction, session_id, record, claimed)
+            return Claimed(claimed.epoch, claimed.payload)
+
+        return self._change(act)
+
+    def write(self, writes: Sequence[Write]) -> set[str]:
+        """See `StateStore`."""
+
+        def act(transaction: lmdb.Transaction) -> set[str]:
+            return {write.session_id for write in writes if not self._write(transaction, write)}
+
+        return self._change(act)
+
+    def heartbeat(self) -> list[str]:
+        """See `StateStore`. Nobody else can want anything."""
+        return []
+
+    def set_aside(self, session_id: str) -> None:
+        """See `StateStore`."""
+
+        def act(transaction: lmdb.Transaction) -> None:
+            key = session_id.encode()
+            value = transaction.pop(key, db=self._records)
+            if value is not None:
+                transaction.put(key, value, db=self._aside)
+
+        self._change(act)
+
+    def sweep(self, limit: int) -> int:
+        """See `StateStore`."""
+
+        def act(transaction: lmdb.Transaction) -> int:
+            now, count = _milliseconds(self._clock()), 0
+            with transaction.cursor(db=self._expiries) as cursor:
+                while count < limit and cursor.first() and bytes(cursor.key()[:8]) <= now:
+                    transaction.delete(bytes(cursor.key()[8:]), db=self._records)
+                    cursor.delete()
+                    count += 1
+            return count
+
+        return self._change(act)
+
+    def close(self) -> None:
+        """See `StateStore`."""
+        self._environment.close()
+        self._lock.close()
+
+    def _write(self, transaction: lmdb.Transaction, write: Write) -> bool:
+        try:
+            record = self._find(transaction, write.session_id)
+        except CorruptRecordError:
+            return False
+        if record is None and write.epoch == 1:
+            written = _Record(1, self.owner, write.standing, write.payload, write.expires_at)
+        elif record is not None and record.epoch == write.epoch and record.owner == self.owner:
+            payload = record.payload if write.payload is None else write.payload
+            written = record._replace(standing=write.standing, payload=payload, expires_at=write.expires_at)
+        else:
+            return False
+        self._put(transaction, write.session_id, record, written)
+        return True
+
+    def _put(self, transaction: lmdb.Transaction, session_id: str, before: _Record | None, record: _Record) -> None:
+        key = session_id.encode()
+        if before is None or before.expires_at != record.expires_at:
+            if before is not None:
+                transaction.delete(_milliseconds(before.expires_at) + key, db=self._expiries)
+            transaction.put(_milliseconds(record.expires_at) + key, b"", db=self._expiries)
+        transaction.put(key, record.encode(), db=self._records)
+
+    def _find(self, transaction: lmdb.Transaction, session_id: str) -> _Record | None:
+        """Raises CorruptRecordError."""
+        key = session_id.encode()
+        value = transaction.get(key, db=self._records)
+        if value is None:
+            return None
+        if len(value) < _HEADER.size or value[:2] != struct.pack("<H", _FORMAT):
+            raise CorruptRecordError(f"the record of session {session_id!r} cannot be read")
+        _, standing, has_payload, epoch, expires_at, owner = _HEADER.unpack_from(value)
+        if expires_at <= self._clock():
+            transaction.delete(_milliseconds(expires_at) + key, db=self._expiries)
+            transaction.delete(key, db=self._records)
+            return None
+        payload = bytes(value[_HEADER.size :]) if has_payload else None
+        return _Record(epoch, owner.decode(), _STANDINGS[standing], payload, expires_at)
+
+    def _change(self, act: Callable[[lmdb.Transaction], T]) -> T:
+        """Runs a transaction, again with a larger map when it does not fit."""
+        while True:
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    return act(transaction)
+            except lmdb.MapFullError as error:
+                size = 2 * self._environment.info()["map_size"]
+                if size > self._max_bytes:
+                    raise StoreError(f"the embedded store is full: {size // 2} bytes") from error
+                self._environment.set_mapsize(size)
+            except lmdb.Error as error:
+                raise StoreError(f"the embedded store cannot be written: {error}") from error
+
+
+def _milliseconds(time_s: float) -> bytes:
+    """Sorts as the time does."""
+    return struct.pack(">Q", max(0, round(time_s * 1000)))

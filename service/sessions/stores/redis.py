@@ -1,0 +1,160 @@
+"""Records in Redis or Valkey, which several servers share.
+
+A record is a hash; each change of one is a script, which Redis runs as a whole. A server is there as long as its key
+lives, which it renews; what others want of it they put into a set of its.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+
+from service.sessions.stores.base import Claimed, Gone, Held, StoreError, Write
+
+_RESERVE = """
+local standing = redis.call('HGET', KEYS[1], 'k')
+if standing and standing ~= 'gone' then return false end
+local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
+redis.call('HDEL', KEYS[1], 'p')
+redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
+redis.call('PEXPIREAT', KEYS[1], ARGV[2])
+return epoch
+"""
+_CLAIM = """
+local record = redis.call('HMGET', KEYS[1], 'k', 'o', 'p')
+if not record[1] then return {'none'} end
+if record[1] == 'gone' then return {'gone', record[3]} end
+local owner = record[2]
+if record[1] == 'owned' and owner ~= ARGV[1] and redis.call('EXISTS', ARGV[2] .. 'o:' .. owner) == 1 then
+    local wanted = ARGV[2] .. 'w:' .. owner
+    redis.call('SADD', wanted, ARGV[3])
+    redis.call('PEXPIRE', wanted, ARGV[4])
+    return {'held', owner}
+end
+local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
+redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
+return {'claimed', epoch, record[3]}
+"""
+_WRITE = """
+local record = redis.call('HMGET', KEYS[1], 'e', 'o')
+if not record[1] then
+    if ARGV[2] ~= '1' then return 0 end
+elseif record[1] ~= ARGV[2] or record[2] ~= ARGV[1] then
+    return 0
+end
+redis.call('HSET', KEYS[1], 'e', ARGV[2], 'o', ARGV[1], 'k', ARGV[3])
+if ARGV[5] == '1' then redis.call('HSET', KEYS[1], 'p', ARGV[6]) end
+redis.call('PEXPIREAT', KEYS[1], ARGV[4])
+return 1
+"""
+
+
+class RedisStore:
+    """A `StateStore`. lease_s: how long this process counts as there after its last heartbeat; timeout_s: of a call.
+
+    Raises StoreError when it cannot be reached.
+    """
+
+    def __init__(self, url: str, *, lease_s: float = 3.0, prefix: str = "carousel:", timeout_s: float = 2.0) -> None:
+        self.owner = secrets.token_hex(8)
+        self._lease_ms = round(lease_s * 1000)
+        self._prefix = prefix
+        self._address = urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]).geturl()
+        self._client: Any = redis.Redis.from_url(
+            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, decode_responses=False
+        )
+        self._reserve = self._client.register_script(_RESERVE)
+        self._claim = self._client.register_script(_CLAIM)
+        self._write = self._client.register_script(_WRITE)
+        try:
+            self.heartbeat()
+        except StoreError:
+            self._client.close()
+            raise
+
+    def reserve(self, session_id: str, expires_at: float) -> int | None:
+        """See `StateStore`."""
+        try:
+            epoch = self._reserve(keys=[self._key(session_id)], args=[self.owner, _milliseconds(expires_at)])
+        except (redis.RedisError, OSError) as error:
+            raise self._failed(error) from error
+        return None if epoch is None else int(epoch)
+
+    def claim(self, session_id: str) -> Claimed | Held | Gone | None:
+        """See `StateStore`."""
+        args: list[Any] = [self.owner, self._prefix, session_id, self._lease_ms]
+        try:
+            kind, *rest = self._claim(keys=[self._key(session_id)], args=args)
+        except (redis.RedisError, OSError) as error:
+            raise self._failed(error) from error
+        if kind == b"claimed":
+            return Claimed(int(rest[0]), rest[1] if len(rest) > 1 else None)
+        if kind == b"held":
+            return Held(rest[0].decode())
+        return Gone(rest[0] if rest and rest[0] else b"") if kind == b"gone" else None
+
+    def write(self, writes: Sequence[Write]) -> set[str]:
+        """See `StateStore`."""
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for write in writes:
+                    args: list[Any] = [
+                        self.owner,
+                        write.epoch,
+                        write.standing.value,
+                        _milliseconds(write.expires_at),
+                        0 if write.payload is None else 1,
+                        write.payload or b"",
+                    ]
+                    self._write(keys=[self._key(write.session_id)], args=args, client=pipeline)
+                written = pipeline.execute()
+        except (redis.RedisError, OSError) as error:
+            raise self._failed(error) from error
+        return {write.session_id for write, is_written in zip(writes, written, strict=True) if not is_written}
+
+    def heartbeat(self) -> list[str]:
+        """See `StateStore`."""
+        wanted = f"{self._prefix}w:{self.owner}"
+        try:
+            with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.set(f"{self._prefix}o:{self.owner}", b"", px=self._lease_ms)
+                pipeline.smembers(wanted)
+                pipeline.delete(wanted)
+                _, ids, _ = pipeline.execute()
+        except (redis.RedisError, OSError) as error:
+            raise self._failed(error) from error
+        return sorted(one.decode() for one in ids)
+
+    def set_aside(self, session_id: str) -> None:
+        """See `StateStore`."""
+        try:
+            self._client.rename(self._key(session_id), f"{self._prefix}aside:{session_id}")
+        except (redis.RedisError, OSError) as error:
+            raise self._failed(error) from error
+
+    def sweep(self, limit: int) -> int:
+        """See `StateStore`. Redis does it by itself."""
+        return 0
+
+    def close(self) -> None:
+        """See `StateStore`."""
+        try:
+            self._client.delete(f"{self._prefix}o:{self.owner}")
+        except (redis.RedisError, OSError) as error:
+            raise self._failed(error) from error
+        finally:
+            self._client.close()
+
+    def _key(self, session_id: str) -> str:
+        return f"{self._prefix}s:{session_id}"
+
+    def _failed(self, error: Exception) -> StoreError:
+        return StoreError(f"the store at {self._address} does not do it: {error}")
+
+
+def _milliseconds(time_s: float) -> int:
+    return round(time_s * 1000)
