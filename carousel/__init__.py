@@ -14,10 +14,11 @@ alone.
 
 from carousel._batch import BatchStep
 from carousel.async_batch import AsyncSessionBatch
-from carousel.async_client import AsyncClient, AsyncSessions
+from carousel.async_client import AsyncClient
 from carousel.async_session import AsyncGeneration, AsyncSession
+from carousel.async_sessions import AsyncSessions
 from carousel.batch import SessionBatch
-from carousel.client import Client, Sessions
+from carousel.client import Client
 from carousel.errors import (
     AlreadyExistsError,
     CarouselError,
@@ -35,6 +36,7 @@ from carousel.errors import (
     UnimplementedError,
 )
 from carousel.session import Generation, Session
+from carousel.sessions import Sessions
 from carousel.values import (
     CloseReason,
     DecodingOptions,
@@ -44,6 +46,7 @@ from carousel.values import (
     ModelStatus,
     SessionInfo,
     SessionState,
+    StateTensor,
     Step,
     StepOutput,
     TargetScore,
@@ -82,6 +85,7 @@ __all__ = [
     "SessionInfo",
     "SessionState",
     "Sessions",
+    "StateTensor",
     "Step",
     "StepOutput",
     "TargetScore",

@@ -23,6 +23,7 @@ from carousel.values import (
     ModelStatus,
     SessionInfo,
     SessionState,
+    StateTensor,
     Step,
     StepOutput,
     TargetScore,
@@ -128,7 +129,17 @@ def session_info(message: sessions_pb2.SessionInfo) -> SessionInfo:
         open_time=message.open_time.ToDatetime(tzinfo=UTC),
         last_used_time=message.last_used_time.ToDatetime(tzinfo=UTC),
         variant=message.variant,
+        durability=inference_pb2.Durability.Name(message.durability).removeprefix("DURABILITY_").lower(),
+        checkpoint_position=message.checkpoint_position if message.HasField("checkpoint_position") else None,
+        attached=message.attached,
+        spilled=message.spilled,
+        marks=tuple(message.marks),
     )
+
+
+def state_tensor(message: sessions_pb2.StateTensor) -> StateTensor:
+    """A tensor of a session's state."""
+    return StateTensor(message.name, message.dtype, tuple(message.shape), message.data)
 
 
 def error(message: error_pb2.Error) -> CarouselError:

@@ -10,8 +10,9 @@ import grpc
 
 from carousel import _answers
 from carousel._channel import session_metadata
+from carousel._conversation import Conversation
 from carousel._deadline import Deadline
-from carousel._protocol import Conversation, StreamOwner
+from carousel._protocol import StreamOwner
 from carousel.errors import CarouselError, InternalError, RequestCancelledError, UnavailableError
 from carousel.v1.inference_pb2 import StreamRequest, StreamResponse
 
@@ -49,7 +50,7 @@ class AsyncStream:
                 while True:
                     if request is not None:
                         self._outbox.put_nowait(request)
-                    received = await self._inbox.get()
+                    received = await self.receive()
                     if isinstance(received, CarouselError):
                         raise self._owner.lost(received)
                     request = conversation.send(received)
@@ -62,6 +63,10 @@ class AsyncStream:
     def post(self, request: StreamRequest) -> None:
         """Sends a request whose answer another conversation waits for."""
         self._outbox.put_nowait(request)
+
+    async def receive(self) -> StreamResponse | CarouselError:
+        """The next response, or once what ended the stream."""
+        return await self._inbox.get()
 
     async def end(self, deadline: Deadline) -> None:
         """Tells the server that nothing more will be sent, and waits for it to end the stream; then breaks it off."""

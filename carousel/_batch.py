@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from carousel import _answers, _requests
-from carousel._protocol import Conversation
+from carousel._conversation import Conversation
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
 

@@ -14,7 +14,8 @@ class GenerationState:
     """Tokens that have come and were not taken yet, and how it ended.
 
     request_id: of the request that started it on a session's stream; 0 before that, and off one. position: after the
-    tokens that have come. is_ended: nothing more will come.
+    tokens that have come. is_ended: nothing more will come. version: of the model, of the one-call generation, once it
+    is known.
     """
 
     def __init__(self) -> None:
@@ -22,6 +23,7 @@ class GenerationState:
         self.position = 0
         self.finish_reason: FinishReason | None = None
         self.is_ended = False
+        self.version = 0
         self.hypotheses: tuple[Hypothesis, ...] = ()
         self._tokens: deque[Token] = deque()
         self._error: CarouselError | None = None
@@ -41,17 +43,19 @@ class GenerationState:
         return None
 
     def receive(self, generated: pb.Generated, position: int) -> None:
-        """Takes note of tokens that came."""
+        """Takes note of tokens that came; of those that have come before, as their position tells, only of the rest."""
         if self.is_ended:
             return
-        self._tokens.extend(_answers.tokens(generated.tokens))
-        self.position = position
+        num_known = max(0, self.position - (position - len(generated.tokens)))
+        self._tokens.extend(_answers.tokens(generated.tokens[num_known:]))
+        self.position = max(self.position, position)
         self.hypotheses = _answers.hypotheses(generated.hypotheses)
         self.finish_reason = _answers.finish_reason(generated.finish_reason)
         self.is_ended = self.finish_reason is not None
 
     def receive_response(self, response: pb.GenerateResponse) -> None:
         """The same, of the one-call generation."""
+        self.version = response.version
         self.receive(response.generated, response.position)
 
     def stop(self) -> None:

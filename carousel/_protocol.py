@@ -18,19 +18,17 @@ waits no longer just drops the generator. The rules:
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol
 
 import grpc
 
 from carousel import _answers
+from carousel._conversation import Conversation
 from carousel._generation import GenerationState
+from carousel._recovery import Recovery
 from carousel.errors import CarouselError, PositionMismatchError, RequestCancelledError, SessionClosedError
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import CloseReason, Step, StepOutput, TargetScore, Token
-
-T = TypeVar("T")
-Conversation: TypeAlias = Generator[pb.StreamRequest | None, pb.StreamResponse, T]
 
 
 class StreamOwner(Protocol):
@@ -43,10 +41,14 @@ class StreamOwner(Protocol):
 
 
 class SessionProtocol:
-    """One session. One conversation at a time; the attributes are true between conversations."""
+    """One session. One conversation at a time; the attributes are true between conversations.
 
-    def __init__(self, session_id: str = "") -> None:
+    recovery: None for a session that ends with its stream.
+    """
+
+    def __init__(self, session_id: str = "", recovery: Recovery | None = None) -> None:
         self.id = session_id
+        self.recovery = recovery
         self.model = ""
         self.version = 0
         self.variant = ""
@@ -66,11 +68,24 @@ class SessionProtocol:
     def open(self, request: pb.Open) -> Conversation[None]:
         """Opens the session and fills in what is known of it."""
         response = yield from self._ask(pb.StreamRequest(open=request))
+        if self.recovery is not None:
+            self.recovery.opened(response)
         self.id = response.session_id
         opened = response.opened
         self.model, self.version, self.variant = opened.model, opened.version, opened.variant
         self.source = _answers.tokens(opened.source)
         self.first = _answers.step_output(opened.output) if opened.HasField("output") else None
+
+    def resume(self) -> Conversation[None]:
+        """Goes on with the session on a new stream, on which nothing else is under way. See `Recovery.resume`."""
+        assert self.recovery is not None  # noqa: S101  # one that ends with its stream is never gone on with
+        yield from self.recovery.resume(self._numbered, self.position)
+
+    def rewound(self, position: int) -> None:
+        """The session was set back, or its state was written, by another call."""
+        self.position = position
+        if self.recovery is not None:
+            self.recovery.rewound(position)
 
     def feed(self, request: pb.Feed) -> Conversation[Step]:
         """Feeds from where the session is."""
@@ -164,7 +179,7 @@ class SessionProtocol:
         elif generation is not None and response.request_id == generation.request_id:
             if kind == "generated":
                 generation.receive(response.generated, response.position)
-                self.position = response.position
+                self.position = generation.position
             elif kind == "error":
                 generation.fail(self._refused(response))
                 generation.position = self.position
@@ -184,6 +199,12 @@ class SessionProtocol:
             raise copy.copy(self._ended_by)
 
     def _number(self, request: pb.StreamRequest) -> pb.StreamRequest:
+        request = self._numbered(request)
+        if self.recovery is not None:
+            self.recovery.sent(request)
+        return request
+
+    def _numbered(self, request: pb.StreamRequest) -> pb.StreamRequest:
         self._last_request_id += 1
         request.request_id = self._last_request_id
         request.session_id = self.id

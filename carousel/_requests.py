@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from carousel.errors import InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2, sessions_pb2
+from carousel.values import StateTensor
 
 Source: TypeAlias = str | Sequence[str] | Sequence[int]
 """A sequence: text, or tokens by name, or tokens by id."""
 
 Tokens: TypeAlias = str | int | Sequence[str] | Sequence[int]
 """Tokens to feed: names or ids, or one of them."""
+
+
+class Lasting(NamedTuple):
+    """What a session asks for beyond its stream: see `Client.session`."""
+
+    on_disconnect: str
+    hold_s: float | None
+    durability: str | None
+    unattended: bool
 
 
 def open_message(
@@ -29,6 +39,7 @@ def open_message(
     first: bool = False,
     top_k: int | None = None,
     logits: bool = False,
+    lasting: Lasting | None = None,
 ) -> pb.Open:
     """`first`, or `top_k` or `logits` which imply it, asks what may come first."""
     message = pb.Open(model=model, version=_uint(version, 32, "open.version"), variant=variant)
@@ -36,14 +47,18 @@ def open_message(
         message.source.CopyFrom(sequence_message(source, "open.source"))
     if first or logits or top_k is not None:
         message.outputs.CopyFrom(_outputs_message("open.outputs", top_k=top_k, logits=logits))
+    if lasting is not None:
+        _fill_lasting(message, lasting)
     return message
 
 
-def feed_message(tokens: Tokens, *, top_k: int | None, logits: bool, outputs: bool, every_position: bool) -> pb.Feed:
+def feed_message(
+    tokens: Tokens, *, top_k: int | None, logits: bool, outputs: bool, every_position: bool, mark: bool = False
+) -> pb.Feed:
     """Without the position, which is the protocol's to fill in."""
     names, ids = _split([tokens] if isinstance(tokens, str | int) else tokens, "feed.tokens", "feed.token_ids")
     spec = _outputs_message("feed.outputs", top_k=top_k, logits=logits, outputs=outputs, every_position=every_position)
-    return pb.Feed(tokens=names, token_ids=ids, outputs=spec)
+    return pb.Feed(tokens=names, token_ids=ids, outputs=spec, mark=mark)
 
 
 def generate_request(
@@ -115,6 +130,26 @@ def frame_message(
     return message
 
 
+def _fill_lasting(message: pb.Open, lasting: Lasting) -> None:
+    """Raises InvalidArgumentError for a word that is none of those that there are."""
+    try:
+        message.on_disconnect.action = pb.DisconnectAction.Value(f"DISCONNECT_ACTION_{lasting.on_disconnect.upper()}")
+    except ValueError:
+        raise InvalidArgumentError(
+            f"on_disconnect = {lasting.on_disconnect!r} must be 'free', 'hold' or 'keep'", field="open.on_disconnect"
+        ) from None
+    if lasting.hold_s is not None:
+        message.on_disconnect.duration.FromNanoseconds(round(lasting.hold_s * 1e9))
+    if lasting.durability is not None:
+        try:
+            message.durability = pb.Durability.Value(f"DURABILITY_{lasting.durability.upper()}")
+        except ValueError:
+            raise InvalidArgumentError(
+                f"durability = {lasting.durability!r} must be 'none', 'checkpoint' or 'strict'", field="open.durability"
+            ) from None
+    message.unattended = lasting.unattended
+
+
 def _fill(message: pb.GenerateRequest | pb.ScoreRequest, source: Source | None, prompt: Source | None) -> None:
     if source is not None:
         message.source.CopyFrom(sequence_message(source, "source"))
@@ -147,6 +182,18 @@ def next_page(
     return sessions_pb2.SessionsListRequest(
         model=request.model, page_size=request.page_size, page_token=response.next_page_token
     )
+
+
+def restore_request(snapshot: bytes, session_id: str, version: int | None) -> sessions_pb2.SessionsRestoreRequest:
+    """Makes a session of a snapshot."""
+    wanted = None if version is None else _uint(version, 32, "version")
+    return sessions_pb2.SessionsRestoreRequest(snapshot=snapshot, session_id=session_id, version=wanted)
+
+
+def state_request(session_id: str, tensors: Iterable[StateTensor]) -> sessions_pb2.SessionsSetStateRequest:
+    """Writes state tensors."""
+    messages = [sessions_pb2.StateTensor(name=t.name, dtype=t.dtype, shape=t.shape, data=t.data) for t in tensors]
+    return sessions_pb2.SessionsSetStateRequest(session_id=session_id, tensors=messages)
 
 
 def decoding_message(

@@ -10,8 +10,9 @@ import grpc
 
 from carousel import _answers
 from carousel._channel import session_metadata
+from carousel._conversation import Conversation
 from carousel._deadline import Deadline
-from carousel._protocol import Conversation, StreamOwner
+from carousel._protocol import StreamOwner
 from carousel.errors import CarouselError, InternalError, UnavailableError
 from carousel.v1.inference_pb2 import StreamRequest, StreamResponse
 from carousel.v1.inference_pb2_grpc import InferenceStub
@@ -46,7 +47,10 @@ class Stream:
             while True:
                 if request is not None:
                     self._outbox.put(request)
-                request = conversation.send(self._receive(deadline))
+                received = self.receive(deadline)
+                if isinstance(received, CarouselError):
+                    raise self._owner.lost(received)
+                request = conversation.send(received)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -62,14 +66,12 @@ class Stream:
         self._call.cancel()
         self._reader.join()
 
-    def _receive(self, deadline: Deadline) -> StreamResponse:
+    def receive(self, deadline: Deadline) -> StreamResponse | CarouselError:
+        """The next response, or once what ended the stream. Raises DeadlineExceededError."""
         try:
-            received = self._inbox.get(timeout=deadline.remaining())
+            return self._inbox.get(timeout=deadline.remaining())
         except queue.Empty:
             raise deadline.exceeded() from None
-        if isinstance(received, CarouselError):
-            raise self._owner.lost(received)
-        return received
 
     def _read(self) -> None:
         end: CarouselError = InternalError("the stream could not be read")

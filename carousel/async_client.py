@@ -5,27 +5,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import secrets
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 import grpc
 
 from carousel import _answers, _requests
-from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, Metadata, all_options, session_metadata
+from carousel._async_unary import is_cancelled, unary
+from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_options
+from carousel._deadline import Deadline
 from carousel._generation import GenerationState
+from carousel._protocol import SessionProtocol
+from carousel._recovery import Backoff, Recovery
 from carousel._requests import Source
 from carousel.async_batch import AsyncSessionBatch
 from carousel.async_session import AsyncGeneration, SessionOpening
-from carousel.errors import RequestCancelledError
-from carousel.v1 import models_pb2, sessions_pb2
+from carousel.async_sessions import AsyncSessions
+from carousel.errors import CarouselError, RequestCancelledError
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import models_pb2
 from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.v1.models_pb2_grpc import ModelsStub
 from carousel.v1.sessions_pb2_grpc import SessionsStub
-from carousel.values import DecodingOptions, ModelInfo, SessionInfo, TargetScore
+from carousel.values import DecodingOptions, ModelInfo, TargetScore
 
 if TYPE_CHECKING:
-    from carousel.v1.sessions_pb2_grpc import SessionsAsyncStub  # exists for type checkers alone
+    pass  # exists for type checkers alone
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -78,6 +85,7 @@ class AsyncClient:
         version: int = 0,
         variant: str = "",
         prompt: Source | None = None,
+        resume_timeout: float = 60.0,
         timeout: float | None = None,
         **decoding: Unpack[DecodingOptions],
     ) -> AsyncGeneration:
@@ -90,23 +98,36 @@ class AsyncClient:
             prompt=prompt,
             decoding=_requests.decoding_message(**decoding),
         )
-        call = self._inference.Generate(request, timeout=self._timeout if timeout is None else timeout)
+        deadline = Deadline(self._timeout if timeout is None else timeout)
+        call = self._inference.Generate(request, timeout=deadline.remaining())
         responses = aiter(call)
-        state = GenerationState()
+        state, backoff = GenerationState(), Backoff(resume_timeout)
 
         async def pull() -> None:
-            try:
-                async for response in responses:
-                    state.receive_response(response)
-                    if state.is_ready and not state.is_ended:
+            nonlocal call, responses
+            while True:
+                try:
+                    async for response in responses:
+                        state.receive_response(response)
+                        if state.is_ready and not state.is_ended:
+                            return
+                    state.stop()
+                    return
+                except asyncio.CancelledError:
+                    if is_cancelled():
+                        raise
+                    state.fail(RequestCancelledError("the client was closed"))
+                    return
+                except grpc.RpcError as error:
+                    try:
+                        delay_s = backoff.again(_answers.rpc_error(error), state.position, deadline.remaining())
+                    except CarouselError as last:
+                        state.fail(last)
                         return
-                state.stop()
-            except grpc.RpcError as error:
-                state.fail(_answers.rpc_error(error))
-            except asyncio.CancelledError:
-                if _is_cancelled():
-                    raise
-                state.fail(RequestCancelledError("the client was closed"))
+                await asyncio.sleep(delay_s)
+                request.version = state.version or request.version
+                call = self._inference.Generate(request, timeout=deadline.remaining())
+                responses = aiter(call)
 
         async def leave() -> None:
             state.leave()
@@ -130,7 +151,7 @@ class AsyncClient:
         request = _requests.score_request(
             model, targets, source=source, version=version, variant=variant, prompt=prompt, with_end=with_end
         )
-        response = await _call(self._inference.Score, request, self._timeout if timeout is None else timeout)
+        response = await unary(self._inference.Score, request, self._timeout if timeout is None else timeout)
         return _answers.target_scores(response.scores)
 
     def session(
@@ -144,13 +165,45 @@ class AsyncClient:
         first: bool = False,
         top_k: int | None = None,
         logits: bool = False,
+        on_disconnect: str = "hold",
+        hold_s: float | None = None,
+        durability: str | None = None,
+        unattended: bool = False,
+        resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> SessionOpening:
         """Opens a session, on a stream of its own, when it is awaited or entered: see `Client.session`."""
+        lasting = _requests.Lasting(on_disconnect, hold_s, durability, unattended)
         request = _requests.open_message(
-            model, source=source, version=version, variant=variant, first=first, top_k=top_k, logits=logits
+            model,
+            source=source,
+            version=version,
+            variant=variant,
+            first=first,
+            top_k=top_k,
+            logits=logits,
+            lasting=lasting,
         )
-        return SessionOpening(self._inference, request, session_id, self._timeout if timeout is None else timeout)
+        recovery = None if on_disconnect == "free" else Recovery(request, resume_timeout)
+        if recovery is not None:
+            session_id = session_id or secrets.token_urlsafe(9)  # to be gone on with, it must be known from the start
+        protocol = SessionProtocol(session_id, recovery)
+        return SessionOpening(
+            self._inference, request, protocol, self._timeout if timeout is None else timeout, self.sessions
+        )
+
+    def resume(self, session_id: str, *, resume_timeout: float = 60.0, timeout: float | None = None) -> SessionOpening:
+        """Goes on with a session that somebody has opened, wherever it is: held, stored, restored from a snapshot, a
+        fork, or on another stream, which is told. `Session.position` tells where it stands.
+
+        resume_timeout, timeout: as in `session`. Raises NotFoundError, which tells what became of a session that is
+        gone, FailedPreconditionError when it cannot be gone on with here, UnavailableError.
+        """
+        request = pb.Open(resume=pb.Resume())
+        protocol = SessionProtocol(session_id, Recovery(None, resume_timeout))
+        return SessionOpening(
+            self._inference, request, protocol, self._timeout if timeout is None else timeout, self.sessions
+        )
 
     def batch(
         self, model: str, *, version: int = 0, variant: str = "", timeout: float | None = None
@@ -162,62 +215,11 @@ class AsyncClient:
     async def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Every version of every model, served or not, by name and version."""
         request = models_pb2.ModelsListRequest()
-        response = await _call(self._models.List, request, self._timeout if timeout is None else timeout)
+        response = await unary(self._models.List, request, self._timeout if timeout is None else timeout)
         return tuple(map(_answers.model_info, response.models))
 
     async def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> ModelInfo:
         """One version of a model; 0 means the newest that is served. Raises NotFoundError."""
         request = _requests.model_request(name, version)
-        response = await _call(self._models.Get, request, self._timeout if timeout is None else timeout)
+        response = await unary(self._models.Get, request, self._timeout if timeout is None else timeout)
         return _answers.model_info(response.model)
-
-
-class AsyncSessions:
-    """The live sessions of a server, whoever opened them: `AsyncClient.sessions`. See `Sessions`."""
-
-    def __init__(self, stub: SessionsAsyncStub, timeout: float | None) -> None:
-        self._stub = stub
-        self._timeout = timeout
-
-    async def list(self, model: str | None = None, *, page_size: int = 0) -> AsyncIterator[SessionInfo]:
-        """All sessions, or those of one model, in the order in which they were opened: see `Sessions.list`."""
-        request: sessions_pb2.SessionsListRequest | None = _requests.sessions_request(model, page_size)
-        while request is not None:
-            response = await _call(self._stub.List, request, self._timeout)
-            for message in response.sessions:
-                yield _answers.session_info(message)
-            request = _requests.next_page(request, response)
-
-    async def get(self, session_id: str) -> SessionInfo:
-        """One session. Raises NotFoundError, which tells why a session that is gone went, if that is known."""
-        request = sessions_pb2.SessionsGetRequest(session_id=session_id)
-        response = await _call(self._stub.Get, request, self._timeout, session_metadata(session_id))
-        return _answers.session_info(response.session)
-
-    async def close(self, session_id: str) -> int:
-        """Closes a session, whoever opened it; its owner is told. Returns its last position. Raises NotFoundError."""
-        request = sessions_pb2.SessionsCloseRequest(session_id=session_id)
-        response = await _call(self._stub.Close, request, self._timeout, session_metadata(session_id))
-        return response.position
-
-
-async def _call(
-    method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
-    request: Request,
-    timeout: float | None,
-    metadata: Metadata = (),
-) -> Response:
-    try:
-        return await method(request, timeout=timeout, metadata=metadata)
-    except grpc.RpcError as error:
-        raise _answers.rpc_error(error) from error
-    except asyncio.CancelledError:
-        if _is_cancelled():
-            raise
-        raise RequestCancelledError("the client was closed") from None
-
-
-def _is_cancelled() -> bool:
-    """Whether it is this task that was cancelled, and not the call, by the client's closing."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

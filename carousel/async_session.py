@@ -10,11 +10,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
 from carousel import _requests
-from carousel._async_stream import AsyncStream
+from carousel._async_line import AsyncLine
 from carousel._deadline import Deadline, closing_deadline
 from carousel._generation import GenerationFacts, GenerationState
 from carousel._protocol import SessionFacts, SessionProtocol
 from carousel._requests import Source, Tokens
+from carousel.async_sessions import AsyncSessions
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import DecodingOptions, Step, TargetScore, Token
@@ -80,11 +81,14 @@ class AsyncSession(SessionFacts):
     Tasks of one event loop may share it: their calls take turns.
     """
 
-    def __init__(self, stub: InferenceAsyncStub, session_id: str, timeout: float | None) -> None:
+    def __init__(
+        self, stub: InferenceAsyncStub, protocol: SessionProtocol, timeout: float | None, sessions: AsyncSessions
+    ) -> None:
         """Not open yet: see `SessionOpening`. timeout: seconds for calls that set none; None for no limit."""
         self._timeout = timeout
-        self._protocol = SessionProtocol(session_id)
-        self._stream = AsyncStream(stub, self._protocol)
+        self._protocol = protocol
+        self._sessions = sessions
+        self._line = AsyncLine(stub, protocol)
 
     async def feed(
         self,
@@ -94,6 +98,7 @@ class AsyncSession(SessionFacts):
         logits: bool = False,
         outputs: bool = True,
         every_position: bool = False,
+        mark: bool = False,
         timeout: float | None = None,
     ) -> Step:
         """Makes the session consume tokens and tells what comes next: see `Session.feed`.
@@ -101,9 +106,9 @@ class AsyncSession(SessionFacts):
         A feed whose task is cancelled is like one whose time ran out: sending it again is safe.
         """
         message = _requests.feed_message(
-            tokens, top_k=top_k, logits=logits, outputs=outputs, every_position=every_position
+            tokens, top_k=top_k, logits=logits, outputs=outputs, every_position=every_position, mark=mark
         )
-        return await self._stream.run(self._protocol.feed(message), Deadline(self._or_default(timeout)))
+        return await self._line.run(self._protocol.feed(message), Deadline(self._or_default(timeout)))
 
     def generate(self, *, timeout: float | None = None, **decoding: Unpack[DecodingOptions]) -> AsyncGeneration:
         """Lets the server choose the next tokens: see `Session.generate`."""
@@ -114,11 +119,11 @@ class AsyncSession(SessionFacts):
         async def pull() -> None:
             nonlocal deadline
             deadline = deadline or Deadline(self._or_default(timeout))
-            await self._stream.run(self._protocol.pull(state, message), deadline)
+            await self._line.run(self._protocol.pull(state, message), deadline)
 
         async def leave() -> None:
             with suppress(CarouselError):
-                await self._stream.run(self._protocol.leave(state), deadline or Deadline(None))
+                await self._line.run(self._protocol.leave(state), deadline or Deadline(None))
 
         return AsyncGeneration(state, pull, leave)
 
@@ -127,26 +132,30 @@ class AsyncSession(SessionFacts):
     ) -> tuple[TargetScore, ...]:
         """Tells how likely targets are from where the session is: see `Session.score`."""
         message = _requests.score_message(targets, with_end=with_end)
-        return await self._stream.run(self._protocol.score(message), Deadline(self._or_default(timeout)))
+        return await self._line.run(self._protocol.score(message), Deadline(self._or_default(timeout)))
+
+    async def rewind(self, position: int) -> None:
+        """Sets the session back to a mark: see `Session.rewind`."""
+        self._protocol.rewound((await self._sessions.rewind(self.id, position)).position)
 
     async def close(self, timeout: float | None = None) -> None:
         """Closes the session and its stream: see `Session.close`."""
         deadline = closing_deadline(self._or_default(timeout))
         try:
             with suppress(CarouselError):
-                await self._stream.run(self._protocol.close(), deadline)
+                await self._line.run(self._protocol.close(), deadline, 0.0)
         finally:
-            await self._stream.end(deadline)
+            await self._line.end(deadline)
 
     async def _open(self, request: pb.Open) -> None:
         deadline = Deadline(self._timeout)
         try:
-            await self._stream.run(self._protocol.open(request), deadline)
+            await self._line.run(self._protocol.open(request), deadline)
         except CarouselError:
-            await self._stream.end(closing_deadline(deadline.remaining()))
+            await self._line.end(closing_deadline(deadline.remaining()))
             raise
         except BaseException:
-            await self._stream.end(Deadline(0))
+            await self._line.end(Deadline(0))
             raise
 
     def _or_default(self, timeout: float | None) -> float | None:
@@ -156,8 +165,15 @@ class AsyncSession(SessionFacts):
 class SessionOpening:
     """What `AsyncClient.session` returns: `await` it for an open session, or enter it with `async with`."""
 
-    def __init__(self, stub: InferenceAsyncStub, request: pb.Open, session_id: str, timeout: float | None) -> None:
-        self._arguments = (stub, session_id, timeout)
+    def __init__(
+        self,
+        stub: InferenceAsyncStub,
+        request: pb.Open,
+        protocol: SessionProtocol,
+        timeout: float | None,
+        sessions: AsyncSessions,
+    ) -> None:
+        self._arguments = (stub, protocol, timeout, sessions)
         self._request = request
         self._session: AsyncSession | None = None
 

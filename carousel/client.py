@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import secrets
+import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 import grpc
 
 from carousel import _answers, _requests
-from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, Metadata, all_options, session_metadata
+from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_options
+from carousel._deadline import Deadline
 from carousel._generation import GenerationState
+from carousel._protocol import SessionProtocol
+from carousel._recovery import Backoff, Recovery
 from carousel._requests import Source
+from carousel._unary import unary
 from carousel.batch import SessionBatch
+from carousel.errors import CarouselError
 from carousel.session import Generation, Session
-from carousel.v1 import models_pb2, sessions_pb2
+from carousel.sessions import Sessions
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import models_pb2
 from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.v1.models_pb2_grpc import ModelsStub
 from carousel.v1.sessions_pb2_grpc import SessionsStub
-from carousel.values import DecodingOptions, ModelInfo, SessionInfo, TargetScore
+from carousel.values import DecodingOptions, ModelInfo, TargetScore
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -70,6 +79,7 @@ class Client:
         version: int = 0,
         variant: str = "",
         prompt: Source | None = None,
+        resume_timeout: float = 60.0,
         timeout: float | None = None,
         **decoding: Unpack[DecodingOptions],
     ) -> Generation:
@@ -77,7 +87,9 @@ class Client:
 
         source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
         computing it, such as `int8`; empty for `fp32`. prompt: target tokens to consume first. decoding: see
-        `DecodingOptions`. timeout: seconds for the whole of it.
+        `DecodingOptions`. resume_timeout: seconds to try to go on after a lost connection: the tokens are generated
+        again, by the same version, and those that have come already are passed over. timeout: seconds for the whole of
+        it.
 
         The iterator raises NotFoundError for a model that is not served, InvalidArgumentError, ResourceExhaustedError,
         DeadlineExceededError, UnavailableError.
@@ -90,18 +102,28 @@ class Client:
             prompt=prompt,
             decoding=_requests.decoding_message(**decoding),
         )
-        call = self._inference.Generate(request, timeout=self._timeout if timeout is None else timeout)
-        state = GenerationState()
+        deadline = Deadline(self._timeout if timeout is None else timeout)
+        call = self._inference.Generate(request, timeout=deadline.remaining())
+        state, backoff = GenerationState(), Backoff(resume_timeout)
 
         def pull() -> None:
-            try:
-                for response in call:
-                    state.receive_response(response)
-                    if state.is_ready and not state.is_ended:
+            nonlocal call
+            while True:
+                try:
+                    for response in call:
+                        state.receive_response(response)
+                        if state.is_ready and not state.is_ended:
+                            return
+                    state.stop()
+                    return
+                except grpc.RpcError as error:
+                    try:
+                        time.sleep(backoff.again(_answers.rpc_error(error), state.position, deadline.remaining()))
+                    except CarouselError as last:
+                        state.fail(last)
                         return
-                state.stop()
-            except grpc.RpcError as error:
-                state.fail(_answers.rpc_error(error))
+                request.version = state.version or request.version
+                call = self._inference.Generate(request, timeout=deadline.remaining())
 
         def leave() -> None:
             state.leave()
@@ -131,7 +153,7 @@ class Client:
         request = _requests.score_request(
             model, targets, source=source, version=version, variant=variant, prompt=prompt, with_end=with_end
         )
-        response = _call(self._inference.Score, request, self._timeout if timeout is None else timeout)
+        response = unary(self._inference.Score, request, self._timeout if timeout is None else timeout)
         return _answers.target_scores(response.scores)
 
     def session(
@@ -145,23 +167,56 @@ class Client:
         first: bool = False,
         top_k: int | None = None,
         logits: bool = False,
+        on_disconnect: str = "hold",
+        hold_s: float | None = None,
+        durability: str | None = None,
+        unattended: bool = False,
+        resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> Session:
         """Opens a session, on a stream of its own.
 
         source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
         computing it, such as `int8`; empty for `fp32`. session_id: 1 to 128 of A-Z a-z 0-9 . _ : -; empty to have one
-        made. first: also tell what may come first, as `Session.first`; top_k
-        and logits say how and imply it. timeout: seconds for the opening and for every call of the session that sets
-        none; default the client's.
+        made. first: also tell what may come first, as `Session.first`; top_k and logits say how and imply it. timeout:
+        seconds for the opening and for every call of the session that sets none; default the client's. on_disconnect:
+        what becomes of the session when its stream is lost: `hold` keeps it in the server's memory, `keep` in its
+        store, for `hold_s` seconds, by default the server's; `free` closes it. Unless it is `free` the session is gone
+        on with by itself, on another stream, and on another server that has the same store: whoever uses it only waits,
+        for up to `resume_timeout` seconds. durability: `checkpoint` stores it every so often, and what came after is
+        fed to it again from here; `strict` stores everything before it is answered; `none` leaves it in memory.
+        Default: `checkpoint`, or `none` with `free`. unattended: a generation goes on while no stream has the session.
 
         Raises NotFoundError, InvalidArgumentError, AlreadyExistsError for a session id in use, ResourceExhaustedError
         when the server is full, DeadlineExceededError, UnavailableError.
         """
+        lasting = _requests.Lasting(on_disconnect, hold_s, durability, unattended)
         request = _requests.open_message(
-            model, source=source, version=version, variant=variant, first=first, top_k=top_k, logits=logits
+            model,
+            source=source,
+            version=version,
+            variant=variant,
+            first=first,
+            top_k=top_k,
+            logits=logits,
+            lasting=lasting,
         )
-        return Session(self._inference, request, session_id, self._timeout if timeout is None else timeout)
+        recovery = None if on_disconnect == "free" else Recovery(request, resume_timeout)
+        if recovery is not None:
+            session_id = session_id or secrets.token_urlsafe(9)  # to be gone on with, it must be known from the start
+        protocol = SessionProtocol(session_id, recovery)
+        return Session(self._inference, request, protocol, self._timeout if timeout is None else timeout, self.sessions)
+
+    def resume(self, session_id: str, *, resume_timeout: float = 60.0, timeout: float | None = None) -> Session:
+        """Goes on with a session that somebody has opened, wherever it is: held, stored, restored from a snapshot, a
+        fork, or on another stream, which is told. `Session.position` tells where it stands.
+
+        resume_timeout, timeout: as in `session`. Raises NotFoundError, which tells what became of a session that is
+        gone, FailedPreconditionError when it cannot be gone on with here, UnavailableError.
+        """
+        request = pb.Open(resume=pb.Resume())
+        protocol = SessionProtocol(session_id, Recovery(None, resume_timeout))
+        return Session(self._inference, request, protocol, self._timeout if timeout is None else timeout, self.sessions)
 
     def batch(self, model: str, *, version: int = 0, variant: str = "", timeout: float | None = None) -> SessionBatch:
         """Many sessions of one model on one stream, stepping together: for gateways. None is open yet.
@@ -174,53 +229,11 @@ class Client:
     def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Every version of every model, served or not, by name and version."""
         request = models_pb2.ModelsListRequest()
-        response = _call(self._models.List, request, self._timeout if timeout is None else timeout)
+        response = unary(self._models.List, request, self._timeout if timeout is None else timeout)
         return tuple(map(_answers.model_info, response.models))
 
     def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> ModelInfo:
         """One version of a model; 0 means the newest that is served. Raises NotFoundError."""
         request = _requests.model_request(name, version)
-        response = _call(self._models.Get, request, self._timeout if timeout is None else timeout)
+        response = unary(self._models.Get, request, self._timeout if timeout is None else timeout)
         return _answers.model_info(response.model)
-
-
-class Sessions:
-    """The live sessions of a server, whoever opened them: `Client.sessions`. Threads may share it."""
-
-    def __init__(self, stub: SessionsStub, timeout: float | None) -> None:
-        self._stub = stub
-        self._timeout = timeout
-
-    def list(self, model: str | None = None, *, page_size: int = 0) -> Iterator[SessionInfo]:
-        """All sessions, or those of one model, in the order in which they were opened.
-
-        Pages are fetched as they are needed. page_size: 1 to 1,000; 0 for the server's default.
-        """
-        request: sessions_pb2.SessionsListRequest | None = _requests.sessions_request(model, page_size)
-        while request is not None:
-            response = _call(self._stub.List, request, self._timeout)
-            yield from map(_answers.session_info, response.sessions)
-            request = _requests.next_page(request, response)
-
-    def get(self, session_id: str) -> SessionInfo:
-        """One session. Raises NotFoundError, which tells why a session that is gone went, if that is known."""
-        request = sessions_pb2.SessionsGetRequest(session_id=session_id)
-        response = _call(self._stub.Get, request, self._timeout, session_metadata(session_id))
-        return _answers.session_info(response.session)
-
-    def close(self, session_id: str) -> int:
-        """Closes a session, whoever opened it; its owner is told. Returns its last position. Raises NotFoundError."""
-        request = sessions_pb2.SessionsCloseRequest(session_id=session_id)
-        return _call(self._stub.Close, request, self._timeout, session_metadata(session_id)).position
-
-
-def _call(
-    method: grpc.UnaryUnaryMultiCallable[Request, Response],
-    request: Request,
-    timeout: float | None,
-    metadata: Metadata = (),
-) -> Response:
-    try:
-        return method(request, timeout=timeout, metadata=metadata)
-    except grpc.RpcError as error:
-        raise _answers.rpc_error(error) from error

@@ -10,10 +10,11 @@ from typing import Self, Unpack
 from carousel import _requests
 from carousel._deadline import Deadline, closing_deadline
 from carousel._generation import GenerationFacts, GenerationState
+from carousel._line import Line
 from carousel._protocol import SessionFacts, SessionProtocol
 from carousel._requests import Source, Tokens
-from carousel._stream import Stream
 from carousel.errors import CarouselError
+from carousel.sessions import Sessions
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.values import DecodingOptions, Step, TargetScore, Token
@@ -73,19 +74,27 @@ class Session(SessionFacts):
     Its calls block. One thread at a time may use it.
     """
 
-    def __init__(self, stub: InferenceStub, request: pb.Open, session_id: str, timeout: float | None) -> None:
+    def __init__(
+        self,
+        stub: InferenceStub,
+        request: pb.Open,
+        protocol: SessionProtocol,
+        timeout: float | None,
+        sessions: Sessions,
+    ) -> None:
         """timeout: seconds for calls that set none, this opening included; None for no limit."""
         self._timeout = timeout
-        self._protocol = SessionProtocol(session_id)
-        self._stream = Stream(stub, self._protocol)
+        self._protocol = protocol
+        self._sessions = sessions
+        self._line = Line(stub, protocol)
         deadline = Deadline(timeout)
         try:
-            self._stream.run(self._protocol.open(request), deadline)
+            self._line.run(self._protocol.open(request), deadline)
         except CarouselError:
-            self._stream.end(closing_deadline(deadline.remaining()))
+            self._line.end(closing_deadline(deadline.remaining()))
             raise
         except BaseException:
-            self._stream.end(Deadline(0))
+            self._line.end(Deadline(0))
             raise
 
     def __enter__(self) -> Self:
@@ -104,14 +113,15 @@ class Session(SessionFacts):
         logits: bool = False,
         outputs: bool = True,
         every_position: bool = False,
+        mark: bool = False,
         timeout: float | None = None,
     ) -> Step:
         """Makes the session consume tokens and tells what comes next.
 
         tokens: names or ids, or one of them. By default the most likely next token is returned. top_k: the k most
         likely, with log-probabilities. logits: the logits of the whole vocabulary. outputs=False: nothing but the
-        position. every_position: an output after each token, not after the last alone. timeout: seconds; default the
-        client's.
+        position. every_position: an output after each token, not after the last alone. mark: keep the session as it is
+        after this feed, for `rewind`. timeout: seconds; default the client's.
 
         Raises InvalidArgumentError for a token outside the vocabulary or none at all, having changed nothing.
         DeadlineExceededError when no answer came in time: then the same feed may simply be sent again, and is applied
@@ -119,9 +129,9 @@ class Session(SessionFacts):
         SessionClosedError, UnavailableError when the session is gone.
         """
         message = _requests.feed_message(
-            tokens, top_k=top_k, logits=logits, outputs=outputs, every_position=every_position
+            tokens, top_k=top_k, logits=logits, outputs=outputs, every_position=every_position, mark=mark
         )
-        return self._stream.run(self._protocol.feed(message), Deadline(self._or_default(timeout)))
+        return self._line.run(self._protocol.feed(message), Deadline(self._or_default(timeout)))
 
     def generate(self, *, timeout: float | None = None, **decoding: Unpack[DecodingOptions]) -> Generation:
         """Lets the server choose the next tokens, from where the session is. It starts when the first is asked for.
@@ -136,11 +146,11 @@ class Session(SessionFacts):
         def pull() -> None:
             nonlocal deadline
             deadline = deadline or Deadline(self._or_default(timeout))
-            self._stream.run(self._protocol.pull(state, message), deadline)
+            self._line.run(self._protocol.pull(state, message), deadline)
 
         def leave() -> None:
             with suppress(CarouselError):
-                self._stream.run(self._protocol.leave(state), deadline or Deadline(None))
+                self._line.run(self._protocol.leave(state), deadline or Deadline(None))
 
         return Generation(state, pull, leave)
 
@@ -156,7 +166,12 @@ class Session(SessionFacts):
         once, ResourceExhaustedError when the server has too many at work, and what `feed` raises.
         """
         message = _requests.score_message(targets, with_end=with_end)
-        return self._stream.run(self._protocol.score(message), Deadline(self._or_default(timeout)))
+        return self._line.run(self._protocol.score(message), Deadline(self._or_default(timeout)))
+
+    def rewind(self, position: int) -> None:
+        """Sets the session back to a mark. Raises FailedPreconditionError when there is none at that position, or a
+        generation goes on."""
+        self._protocol.rewound(self._sessions.rewind(self.id, position).position)
 
     def close(self, timeout: float | None = None) -> None:
         """Closes the session and its stream. Closing it again does nothing.
@@ -167,9 +182,9 @@ class Session(SessionFacts):
         deadline = closing_deadline(self._or_default(timeout))
         try:
             with suppress(CarouselError):
-                self._stream.run(self._protocol.close(), deadline)
+                self._line.run(self._protocol.close(), deadline, 0.0)
         finally:
-            self._stream.end(deadline)
+            self._line.end(deadline)
 
     def _or_default(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout

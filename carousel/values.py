@@ -28,6 +28,9 @@ class CloseReason(StrEnum):
     IDLE = "idle"
     SHUTDOWN = "shutdown"
     FAILED = "failed"
+    EXPIRED = "expired"
+    MOVED = "moved"
+    LOST = "lost"
 
 
 class ModelStatus(StrEnum):
@@ -150,7 +153,11 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """A live session as its server sees it. Times are in UTC."""
+    """A live session as its server sees it. Times are in UTC.
+
+    durability: what of it is stored. checkpoint_position: how far, None: it is not. attached: whether a stream has it.
+    spilled: whether its state is in the store alone, to make room. marks: where it can be set back to, oldest first.
+    """
 
     session_id: str
     model: str
@@ -160,6 +167,25 @@ class SessionInfo:
     open_time: datetime
     last_used_time: datetime
     variant: str
+    durability: str = "none"
+    checkpoint_position: int | None = None
+    attached: bool = True
+    spilled: bool = False
+    marks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """A tensor of a session's state: one of the names in the bundle's manifest, such as `hidden`.
+
+    dtype: such as `float32`. shape: without the axis of the batch. data: row-major, little-endian: with NumPy,
+    `np.frombuffer(data, dtype).reshape(shape)`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
 
 
 class DecodingOptions(TypedDict, total=False):

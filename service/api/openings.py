@@ -58,7 +58,9 @@ class Openings:
                 raise InvalidFieldError("session_id is missing: open.resume goes on with a session", field="session_id")
             if known is None:
                 self._later(request, self._resume(request))
-                return
+            else:
+                self._stream.replies.answer(answers.resumed(request.request_id, known, is_here=True))
+            return
         if known is not None:
             raise SessionAlreadyOpenError(
                 f"open: session {known.id!r} is open on this stream already, at position {known.position}",

@@ -187,4 +187,8 @@ def _session_info(session_id: str, model: str) -> sessions_pb2.SessionInfo:
         open_time=Timestamp(seconds=10),
         last_used_time=Timestamp(seconds=20),
         variant="int8",
+        durability=pb.DURABILITY_STRICT,
+        checkpoint_position=3,
+        attached=True,
+        marks=[1, 2],
     )

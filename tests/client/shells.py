@@ -64,7 +64,7 @@ class BlockingShell(Shell):
         self.client = Client(target, **options)
 
     async def open(self, model: str = "toy", source: Any = "ab", **options: Any) -> OpenSession:
-        return BlockingSession(self.client.session(model, source, **options))
+        return BlockingSession(self.client.session(model, source, **{"on_disconnect": "free", **options}))
 
     async def generate(self, model: str, source: Any = "ab", **options: Any) -> list[Token]:
         return list(self.client.generate(model, source, **options))
@@ -112,7 +112,7 @@ class AsyncioShell(Shell):
         self.client = AsyncClient(target, **options)
 
     async def open(self, model: str = "toy", source: Any = "ab", **options: Any) -> OpenSession:
-        return AsyncioSession(await self.client.session(model, source, **options))
+        return AsyncioSession(await self.client.session(model, source, **{"on_disconnect": "free", **options}))
 
     async def generate(self, model: str, source: Any = "ab", **options: Any) -> list[Token]:
         return [token async for token in self.client.generate(model, source, **options)]

@@ -6,7 +6,7 @@ import pytest
 
 from carousel import InvalidArgumentError, PositionMismatchError, UnavailableError
 from carousel._batch import BatchProtocol, BatchStep
-from carousel._protocol import Conversation
+from carousel._conversation import Conversation
 from carousel._requests import frame_message
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb

@@ -38,5 +38,7 @@ async def test_sessions_are_listed_page_by_page_found_and_closed(shell: Shell) -
     infos = await shell.list_sessions("other")
     assert [(info.session_id, info.model) for info in infos] == [("s0", "other"), ("s1", "other"), ("s2", "other")]
     opened, used = datetime.fromtimestamp(10, UTC), datetime.fromtimestamp(20, UTC)
-    assert await shell.get_session("mine") == SessionInfo("mine", "toy", 3, 4, SessionState.IDLE, opened, used, "int8")
+    assert await shell.get_session("mine") == SessionInfo(
+        "mine", "toy", 3, 4, SessionState.IDLE, opened, used, "int8", "strict", 3, attached=True, marks=(1, 2)
+    )
     assert await shell.close_session("mine") == 4

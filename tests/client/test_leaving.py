@@ -12,7 +12,7 @@ from .fake_server import FakeServer
 
 
 def test_a_loop_that_is_broken_off_has_ended_its_generation(server: FakeServer) -> None:
-    with Client(server.target) as client, client.session("toy", "stall") as session:
+    with Client(server.target) as client, client.session("toy", "stall", on_disconnect="free") as session:
         generation = session.generate()
         for token in generation:
             assert token.text == "A"
@@ -24,7 +24,7 @@ def test_a_loop_that_is_broken_off_has_ended_its_generation(server: FakeServer) 
 
 
 async def test_a_loop_that_is_broken_off_has_ended_before_the_next_call(server: FakeServer) -> None:
-    async with AsyncClient(server.target) as client, client.session("toy", "stall") as session:
+    async with AsyncClient(server.target) as client, client.session("toy", "stall", on_disconnect="free") as session:
         async for token in session.generate():
             assert token.text == "A"
             break
@@ -49,14 +49,14 @@ async def test_a_loop_over_a_call_that_is_broken_off_cancels_it_soon(server: Fak
 
 
 def test_a_generation_in_a_with_block_ends_with_it(server: FakeServer) -> None:
-    with Client(server.target) as client, client.session("toy", "stall") as session:
+    with Client(server.target) as client, client.session("toy", "stall", on_disconnect="free") as session:
         with session.generate() as generation:
             assert next(generation).text == "A"
         assert session.position == 3
 
 
 def test_leaving_a_loop_is_silent_when_the_server_is_gone(server: FakeServer) -> None:
-    with Client(server.target) as client, client.session("toy", "stall") as session:
+    with Client(server.target) as client, client.session("toy", "stall", on_disconnect="free") as session:
         for _ in session.generate():
             server.kill()
             break
@@ -64,7 +64,7 @@ def test_leaving_a_loop_is_silent_when_the_server_is_gone(server: FakeServer) ->
 
 def test_a_session_closes_with_its_block_even_when_the_block_fails(server: FakeServer) -> None:
     with Client(server.target) as client:
-        with pytest.raises(InvalidArgumentError), client.session("toy") as session:
+        with pytest.raises(InvalidArgumentError), client.session("toy", on_disconnect="free") as session:
             session.feed("X")
         assert session.closed
         assert server.stream_ended.wait(5)
@@ -73,7 +73,7 @@ def test_a_session_closes_with_its_block_even_when_the_block_fails(server: FakeS
 async def test_an_async_session_closes_with_its_block_even_when_the_block_fails(server: FakeServer) -> None:
     async with AsyncClient(server.target) as client:
         with pytest.raises(InvalidArgumentError):
-            async with client.session("toy") as session:
+            async with client.session("toy", on_disconnect="free") as session:
                 await session.feed("X")
         assert session.closed
         assert await asyncio.to_thread(server.stream_ended.wait, 5)
@@ -83,12 +83,12 @@ async def test_an_opening_that_fails_leaves_no_task(server: FakeServer) -> None:
     async with AsyncClient(server.target) as client:
         before = asyncio.all_tasks()
         with pytest.raises(NotFoundError):
-            await client.session("none")
+            await client.session("none", on_disconnect="free")
         assert not {task for task in asyncio.all_tasks() - before if task.get_name() == "carousel-stream"}
 
 
 async def test_a_feed_whose_task_was_cancelled_may_be_sent_again(server: FakeServer) -> None:
-    async with AsyncClient(server.target) as client, client.session("toy") as session:
+    async with AsyncClient(server.target) as client, client.session("toy", on_disconnect="free") as session:
         server.requests.get()
         server.mute()
         task = asyncio.create_task(session.feed("A"))
@@ -102,7 +102,7 @@ async def test_a_feed_whose_task_was_cancelled_may_be_sent_again(server: FakeSer
 
 
 async def test_concurrent_feeds_of_one_session_take_turns(server: FakeServer) -> None:
-    async with AsyncClient(server.target) as client, client.session("toy") as session:
+    async with AsyncClient(server.target) as client, client.session("toy", on_disconnect="free") as session:
         steps = await asyncio.gather(*(session.feed(2 + i % 4) for i in range(20)))
         assert [step.position for step in steps] == list(range(1, 21))
         assert server.session.consumed == [2 + i % 4 for i in range(20)]
@@ -113,7 +113,7 @@ async def test_calls_under_way_end_when_the_client_is_closed(server: FakeServer)
     generation = client.generate("toy", "stall")
     assert [(await anext(generation)).text for _ in range(3)] == ["A", "B", "C"]
     rest = asyncio.create_task(anext(generation))
-    session = await client.session("toy", "stall")
+    session = await client.session("toy", "stall", on_disconnect="free")
     server.mute()
     feed = asyncio.create_task(session.feed("A"))
     while server.requests.get().WhichOneof("request") != "open":

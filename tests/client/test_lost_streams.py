@@ -72,7 +72,7 @@ def test_a_lost_session_that_nobody_closes_leaves_no_thread(
     with Client(target) as client:
         client.models()
         before = set(threading.enumerate())
-        session = client.session("toy", "stall")
+        session = client.session("toy", "stall", on_disconnect="free")
         threads = set(threading.enumerate()) - before
         assert "carousel-stream" in {thread.name for thread in threads}
         process.kill()
@@ -90,7 +90,7 @@ async def test_a_lost_session_that_nobody_closes_leaves_no_task(
     async with AsyncClient(target) as client:
         await client.models()
         before = asyncio.all_tasks()
-        session = await client.session("toy", "stall")
+        session = await client.session("toy", "stall", on_disconnect="free")
         tasks = asyncio.all_tasks() - before
         assert "carousel-stream" in {task.get_name() for task in tasks}
         process.kill()
@@ -118,7 +118,7 @@ async def test_closing_the_client_ends_its_sessions(shell: Shell, server: FakeSe
 
 def test_a_closed_session_leaves_no_thread(server: FakeServer) -> None:
     with Client(server.target) as client:
-        with client.session("toy") as session:
+        with client.session("toy", on_disconnect="free") as session:
             session.feed("A")
             assert "carousel-stream" in {thread.name for thread in threading.enumerate()}
         assert "carousel-stream" not in {thread.name for thread in threading.enumerate()}

@@ -20,8 +20,9 @@ from carousel import (
     UnavailableError,
     _requests,
 )
+from carousel._conversation import Conversation
 from carousel._generation import GenerationState
-from carousel._protocol import Conversation, SessionProtocol
+from carousel._protocol import SessionProtocol
 from carousel.v1 import inference_pb2 as pb
 
 from .fake_session import FakeSession

@@ -1,0 +1,38 @@
+"""Calls of one request and one response, over asyncio gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+import grpc
+
+from carousel import _answers
+from carousel._channel import Metadata
+from carousel.errors import RequestCancelledError
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+async def unary(
+    method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+    request: Request,
+    timeout: float | None,  # noqa: ASYNC109  # gRPC's own, which the server hears of
+    metadata: Metadata = (),
+) -> Response:
+    """Raises the error that the call fails with."""
+    try:
+        return await method(request, timeout=timeout, metadata=metadata)
+    except grpc.RpcError as error:
+        raise _answers.rpc_error(error) from error
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
+        raise RequestCancelledError("the client was closed") from None
+
+
+def is_cancelled() -> bool:
+    """Whether it is this task that was cancelled, and not the call, by the client's closing."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,79 @@
+"""The asyncio client's calls about sessions, whoever opened them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from carousel import _answers, _requests
+from carousel._async_unary import unary
+from carousel._channel import session_metadata
+from carousel.v1 import sessions_pb2
+from carousel.values import SessionInfo, StateTensor
+
+if TYPE_CHECKING:
+    from carousel.v1.sessions_pb2_grpc import SessionsAsyncStub  # exists for type checkers alone
+
+
+class AsyncSessions:
+    """The live sessions of a server, whoever opened them: `AsyncClient.sessions`. See `Sessions`."""
+
+    def __init__(self, stub: SessionsAsyncStub, timeout: float | None) -> None:
+        self._stub = stub
+        self._timeout = timeout
+
+    async def list(self, model: str | None = None, *, page_size: int = 0) -> AsyncIterator[SessionInfo]:
+        """All sessions, or those of one model, in the order in which they were opened: see `Sessions.list`."""
+        request: sessions_pb2.SessionsListRequest | None = _requests.sessions_request(model, page_size)
+        while request is not None:
+            response = await unary(self._stub.List, request, self._timeout)
+            for message in response.sessions:
+                yield _answers.session_info(message)
+            request = _requests.next_page(request, response)
+
+    async def get(self, session_id: str) -> SessionInfo:
+        """One session. Raises NotFoundError, which tells why a session that is gone went, if that is known."""
+        request = sessions_pb2.SessionsGetRequest(session_id=session_id)
+        response = await unary(self._stub.Get, request, self._timeout, session_metadata(session_id))
+        return _answers.session_info(response.session)
+
+    async def close(self, session_id: str) -> int:
+        """Closes a session, whoever opened it; its owner is told. Returns its last position. Raises NotFoundError."""
+        request = sessions_pb2.SessionsCloseRequest(session_id=session_id)
+        response = await unary(self._stub.Close, request, self._timeout, session_metadata(session_id))
+        return response.position
+
+    async def snapshot(self, session_id: str) -> bytes:
+        """A session as bytes: see `Sessions.snapshot`."""
+        request = sessions_pb2.SessionsSnapshotRequest(session_id=session_id)
+        response = await unary(self._stub.Snapshot, request, self._timeout, session_metadata(session_id))
+        return response.snapshot
+
+    async def restore(self, snapshot: bytes, *, session_id: str = "", version: int | None = None) -> SessionInfo:
+        """Makes a session of a snapshot: see `Sessions.restore`."""
+        request = _requests.restore_request(snapshot, session_id, version)
+        response = await unary(self._stub.Restore, request, self._timeout, session_metadata(session_id))
+        return _answers.session_info(response.session)
+
+    async def fork(self, session_id: str, fork_session_id: str = "") -> SessionInfo:
+        """Makes a copy of a session: see `Sessions.fork`."""
+        request = sessions_pb2.SessionsForkRequest(session_id=session_id, fork_session_id=fork_session_id)
+        response = await unary(self._stub.Fork, request, self._timeout, session_metadata(session_id))
+        return _answers.session_info(response.session)
+
+    async def rewind(self, session_id: str, position: int) -> SessionInfo:
+        """Sets a session back to a mark: see `Sessions.rewind`."""
+        request = sessions_pb2.SessionsRewindRequest(session_id=session_id, position=position)
+        response = await unary(self._stub.Rewind, request, self._timeout, session_metadata(session_id))
+        return _answers.session_info(response.session)
+
+    async def get_state(self, session_id: str, *names: str) -> tuple[StateTensor, ...]:
+        """The state tensors of a session: see `Sessions.get_state`."""
+        request = sessions_pb2.SessionsGetStateRequest(session_id=session_id, names=names)
+        response = await unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
+        return tuple(map(_answers.state_tensor, response.tensors))
+
+    async def set_state(self, session_id: str, *tensors: StateTensor) -> None:
+        """Writes state tensors of a session: see `Sessions.set_state`."""
+        request = _requests.state_request(session_id, tensors)
+        await unary(self._stub.SetState, request, self._timeout, session_metadata(session_id))

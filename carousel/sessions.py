@@ -1,0 +1,87 @@
+"""The blocking client's calls about sessions, whoever opened them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from carousel import _answers, _requests
+from carousel._channel import session_metadata
+from carousel._unary import unary
+from carousel.v1 import sessions_pb2
+from carousel.v1.sessions_pb2_grpc import SessionsStub
+from carousel.values import SessionInfo, StateTensor
+
+
+class Sessions:
+    """The live sessions of a server, whoever opened them: `Client.sessions`. Threads may share it."""
+
+    def __init__(self, stub: SessionsStub, timeout: float | None) -> None:
+        self._stub = stub
+        self._timeout = timeout
+
+    def list(self, model: str | None = None, *, page_size: int = 0) -> Iterator[SessionInfo]:
+        """All sessions, or those of one model, in the order in which they were opened.
+
+        Pages are fetched as they are needed. page_size: 1 to 1,000; 0 for the server's default.
+        """
+        request: sessions_pb2.SessionsListRequest | None = _requests.sessions_request(model, page_size)
+        while request is not None:
+            response = unary(self._stub.List, request, self._timeout)
+            yield from map(_answers.session_info, response.sessions)
+            request = _requests.next_page(request, response)
+
+    def get(self, session_id: str) -> SessionInfo:
+        """One session. Raises NotFoundError, which tells why a session that is gone went, if that is known."""
+        request = sessions_pb2.SessionsGetRequest(session_id=session_id)
+        response = unary(self._stub.Get, request, self._timeout, session_metadata(session_id))
+        return _answers.session_info(response.session)
+
+    def close(self, session_id: str) -> int:
+        """Closes a session, whoever opened it; its owner is told. Returns its last position. Raises NotFoundError."""
+        request = sessions_pb2.SessionsCloseRequest(session_id=session_id)
+        return unary(self._stub.Close, request, self._timeout, session_metadata(session_id)).position
+
+    def snapshot(self, session_id: str) -> bytes:
+        """A session as bytes, signed by the server, for `restore`: its state, what it has read, what it is generating.
+        Raises NotFoundError."""
+        request = sessions_pb2.SessionsSnapshotRequest(session_id=session_id)
+        return unary(self._stub.Snapshot, request, self._timeout, session_metadata(session_id)).snapshot
+
+    def restore(self, snapshot: bytes, *, session_id: str = "", version: int | None = None) -> SessionInfo:
+        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key; go on with it
+        by `Client.resume`. session_id: empty for that of the session it was taken of. version: another version of the
+        model to go on with, whose state has the same names, types and shapes.
+
+        Raises InvalidArgumentError, FailedPreconditionError when the model is not served as it was, AlreadyExistsError,
+        and CarouselError of code DATA_LOSS, PERMISSION_DENIED or UNIMPLEMENTED for bytes that were changed, signed with
+        another key, or are a later server's.
+        """
+        request = _requests.restore_request(snapshot, session_id, version)
+        response = unary(self._stub.Restore, request, self._timeout, session_metadata(session_id))
+        return _answers.session_info(response.session)
+
+    def fork(self, session_id: str, fork_session_id: str = "") -> SessionInfo:
+        """Makes a copy of a session, without what it is generating; go on with it by `Client.resume`. fork_session_id:
+        empty to have one made. Raises NotFoundError, AlreadyExistsError, ResourceExhaustedError."""
+        request = sessions_pb2.SessionsForkRequest(session_id=session_id, fork_session_id=fork_session_id)
+        response = unary(self._stub.Fork, request, self._timeout, session_metadata(session_id))
+        return _answers.session_info(response.session)
+
+    def rewind(self, session_id: str, position: int) -> SessionInfo:
+        """Sets a session back to a mark; the owner of a session had better use its own `rewind`. Raises NotFoundError,
+        FailedPreconditionError when it has no mark there, or is at work."""
+        request = sessions_pb2.SessionsRewindRequest(session_id=session_id, position=position)
+        response = unary(self._stub.Rewind, request, self._timeout, session_metadata(session_id))
+        return _answers.session_info(response.session)
+
+    def get_state(self, session_id: str, *names: str) -> tuple[StateTensor, ...]:
+        """The state tensors of a session, all when no name is given. Raises NotFoundError, InvalidArgumentError."""
+        request = sessions_pb2.SessionsGetStateRequest(session_id=session_id, names=names)
+        response = unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
+        return tuple(map(_answers.state_tensor, response.tensors))
+
+    def set_state(self, session_id: str, *tensors: StateTensor) -> None:
+        """Writes state tensors of a session, each as the model's are; the others stay, and so does its position. Raises
+        NotFoundError, InvalidArgumentError, FailedPreconditionError when it is at work."""
+        request = _requests.state_request(session_id, tensors)
+        unary(self._stub.SetState, request, self._timeout, session_metadata(session_id))

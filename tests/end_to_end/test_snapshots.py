@@ -1,0 +1,212 @@
+"""Sessions as bytes, copies of them, marks in them, and their state tensors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import sessions_pb2 as sp
+from carousel.v1 import sessions_pb2_grpc
+from examples.local_service import LocalService, local_service
+from tests.bundles import write_language_model
+from tests.end_to_end.wire import Wire, wire
+from tests.reference import ReferenceSession
+
+LOGITS = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
+RESUME = pb.Open(resume=pb.Resume())
+
+
+@dataclass
+class Both:
+    """A stream, and the calls about sessions."""
+
+    stream: Wire
+    sessions: sessions_pb2_grpc.SessionsAsyncStub
+
+    async def logits(self, session_id: str, token: int) -> list[float]:
+        fed = await self.stream.ask(session_id, feed=pb.Feed(token_ids=[token], outputs=LOGITS))
+        assert fed.HasField("fed"), fed
+        return list(fed.fed.outputs[0].logits)
+
+
+@asynccontextmanager
+async def both(service: LocalService) -> AsyncIterator[Both]:
+    async with wire(service.target) as stream, grpc.aio.insecure_channel(service.target) as channel:
+        yield Both(stream, sessions_pb2_grpc.SessionsStub(channel))
+
+
+async def refusal(call: object) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call  # type: ignore[misc]
+    return raised.value.code(), raised.value.details() or ""
+
+
+async def test_a_snapshot_makes_the_same_session_again_whatever_it_was_doing(
+    shipped_service: LocalService,
+) -> None:
+    async with both(shipped_service) as it:
+        source = pb.Sequence(text="carousel")
+        await it.stream.ask("orig", open=pb.Open(model="g2p-en", source=source))
+        await it.stream.ask("orig", feed=pb.Feed(tokens=["K"], position=0))
+        await it.stream.send("orig", generate=pb.Generate(position=1, decoding=pb.Decoding(max_tokens=2)))
+        await it.stream.generated()
+        snapshot = await it.sessions.Snapshot(sp.SessionsSnapshotRequest(session_id="orig"))
+        assert snapshot.position == 3
+        request = sp.SessionsRestoreRequest(snapshot=snapshot.snapshot, session_id="copy")
+        restored = (await it.sessions.Restore(request)).session
+        assert (restored.session_id, restored.position, restored.attached) == ("copy", 3, False)
+        opened = await it.stream.ask("copy", open=RESUME)
+        assert opened.position == 3
+        for session_id in ("orig", "copy"):
+            await it.stream.send(session_id, generate=pb.Generate(position=3))
+            tokens, last = await it.stream.generated()
+            if session_id == "orig":
+                expected = tokens, last.position
+            assert (tokens, last.position) == expected
+            await it.stream.ask(session_id, close=pb.Close())
+
+
+async def test_a_snapshot_of_another_key_or_model_or_that_was_changed_is_refused(
+    tiny_service: LocalService, tiny_repository: Path, tmp_path: Path
+) -> None:
+    write_language_model(tmp_path, model="tiny-endless", bos_id=1, eos_id=None, seed=77)
+    key = tmp_path / "key"
+    key.write_bytes(b"0123456789abcdef")
+    async with both(tiny_service) as it:
+        await it.stream.ask("mine", open=pb.Open(model="tiny-endless"))
+        theirs = (await it.sessions.Snapshot(sp.SessionsSnapshotRequest(session_id="mine"))).snapshot
+    with local_service(tiny_repository, {"snapshot-key-file": key}) as service:
+        async with both(service) as it:
+            await it.stream.ask("mine", open=pb.Open(model="tiny-endless"))
+            data = (await it.sessions.Snapshot(sp.SessionsSnapshotRequest(session_id="mine"))).snapshot
+
+            async def restore(data: bytes, version: int | None = None) -> tuple[grpc.StatusCode, str]:
+                return await refusal(it.sessions.Restore(sp.SessionsRestoreRequest(snapshot=data, version=version)))
+
+            code, text = await restore(theirs)
+            assert (code, "signed with another key" in text) == (grpc.StatusCode.PERMISSION_DENIED, True)
+            code, text = await restore(b"nothing")
+            assert (code, "does not begin as one" in text) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+            code, text = await restore(data[:-1])
+            assert (code, "checksum" in text) == (grpc.StatusCode.DATA_LOSS, True)
+            code, text = await restore(data)
+            assert (code, "'mine' is in use" in text) == (grpc.StatusCode.ALREADY_EXISTS, True)
+            code, text = await restore(data, version=9)
+            assert (code, "version = 9" in text) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+    with local_service(tmp_path, {"snapshot-key-file": key}) as service:
+        async with both(service) as it:
+            code, text = await refusal(it.sessions.Restore(sp.SessionsRestoreRequest(snapshot=data)))
+            assert (code, "of another bundle" in text) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+            moved = await it.sessions.Restore(sp.SessionsRestoreRequest(snapshot=data, version=1))
+            assert moved.session.version == 1
+
+
+async def test_a_fork_goes_its_own_way(tiny_service: LocalService, tiny_repository: Path) -> None:
+    async with both(tiny_service) as it:
+        await it.stream.ask("trunk", open=pb.Open(model="tiny-endless"))
+        await it.logits("trunk", 5)
+        fork = (await it.sessions.Fork(sp.SessionsForkRequest(session_id="trunk", fork_session_id="branch"))).session
+        assert (fork.session_id, fork.position) == ("branch", 1)
+        await it.stream.ask("branch", open=RESUME)
+        for session_id, token in (("trunk", 6), ("branch", 7)):
+            reference = ReferenceSession(tiny_repository / "tiny-endless" / "1")
+            reference.step(5)
+            assert await it.logits(session_id, token) == reference.step(token).tolist()
+        code, text = await refusal(
+            it.sessions.Fork(sp.SessionsForkRequest(session_id="trunk", fork_session_id="trunk"))
+        )
+        assert (code, "is the session itself" in text) == (grpc.StatusCode.ALREADY_EXISTS, True)
+        for session_id in ("trunk", "branch"):
+            await it.stream.ask(session_id, close=pb.Close())
+
+
+async def test_a_session_goes_back_to_its_marks_and_forgets_those_after(
+    tiny_service: LocalService, tiny_repository: Path
+) -> None:
+    async with both(tiny_service) as it:
+        await it.stream.ask("marked", open=pb.Open(model="tiny-endless"))
+        for position, token in enumerate((5, 6, 7)):
+            await it.stream.ask("marked", feed=pb.Feed(token_ids=[token], position=position, mark=position < 2))
+        info = (await it.sessions.Get(sp.SessionsGetRequest(session_id="marked"))).session
+        assert list(info.marks) == [1, 2]
+        rewound = (await it.sessions.Rewind(sp.SessionsRewindRequest(session_id="marked", position=1))).session
+        assert (rewound.position, list(rewound.marks)) == (1, [1])
+        reference = ReferenceSession(tiny_repository / "tiny-endless" / "1")
+        reference.step(5)
+        assert await it.logits("marked", 9) == reference.step(9).tolist()
+        code, text = await refusal(it.sessions.Rewind(sp.SessionsRewindRequest(session_id="marked", position=2)))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert text == "position = 2: session 'marked' has no mark there; its marks: 1"
+        await it.stream.ask("marked", close=pb.Close())
+
+
+async def test_marks_are_bounded_and_the_oldest_goes(tiny_service: LocalService) -> None:
+    async with both(tiny_service) as it:
+        await it.stream.ask("many", open=pb.Open(model="tiny-endless"))
+        for position in range(12):
+            await it.stream.ask("many", feed=pb.Feed(token_ids=[5], position=position, mark=True))
+        info = (await it.sessions.Get(sp.SessionsGetRequest(session_id="many"))).session
+        assert list(info.marks) == list(range(5, 13))
+        await it.stream.ask("many", close=pb.Close())
+
+
+async def test_state_is_read_and_written_by_name_and_its_type_and_shape_are_checked(
+    tiny_service: LocalService,
+) -> None:
+    async with both(tiny_service) as it:
+        for session_id in ("from", "to"):
+            await it.stream.ask(session_id, open=pb.Open(model="tiny-endless"))
+        for token in (5, 6, 7):
+            await it.logits("from", token)
+        await it.logits("to", 3)
+        state = await it.sessions.GetState(sp.SessionsGetStateRequest(session_id="from"))
+        assert state.position == 3
+        assert [tensor.name for tensor in state.tensors] == ["hidden", "cell"]
+        tensor = state.tensors[0]
+        assert len(tensor.data) == 4 * int(np.prod(list(tensor.shape)))
+        only = await it.sessions.GetState(sp.SessionsGetStateRequest(session_id="from", names=["cell"]))
+        assert list(only.tensors) == [state.tensors[1]]
+        written = await it.sessions.SetState(sp.SessionsSetStateRequest(session_id="to", tensors=state.tensors))
+        assert written.position == 1
+        assert await it.logits("to", 8) == await it.logits("from", 8)
+        wrong = sp.StateTensor(name="gate", dtype="float32", shape=tensor.shape, data=tensor.data)
+        told = {
+            "tensors[0].name: 'gate' is no state tensor of the model: hidden, cell": wrong,
+            "tensors[0].dtype = 'float64' must be 'float32', as hidden is": sp.StateTensor(
+                name="hidden", dtype="float64", shape=tensor.shape, data=tensor.data
+            ),
+            f"tensors[0].shape = [3] must be {list(tensor.shape)}, as hidden is": sp.StateTensor(
+                name="hidden", dtype="float32", shape=[3], data=tensor.data
+            ),
+            f"tensors[0].data has 4 bytes, float32{list(tensor.shape)} has {len(tensor.data)}": sp.StateTensor(
+                name="hidden", dtype="float32", shape=tensor.shape, data=b"1234"
+            ),
+        }
+        for expected, given in told.items():
+            request = sp.SessionsSetStateRequest(session_id="to", tensors=[given])
+            assert await refusal(it.sessions.SetState(request)) == (grpc.StatusCode.INVALID_ARGUMENT, expected)
+        code, text = await refusal(it.sessions.SetState(sp.SessionsSetStateRequest(session_id="to")))
+        assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, "tensors is empty: it must have 1 tensor or more")
+        for session_id in ("from", "to"):
+            await it.stream.ask(session_id, close=pb.Close())
+
+
+async def test_what_is_not_there_cannot_be_looked_into(tiny_service: LocalService) -> None:
+    async with both(tiny_service) as it:
+        for call in (
+            it.sessions.Snapshot(sp.SessionsSnapshotRequest(session_id="nobody")),
+            it.sessions.Fork(sp.SessionsForkRequest(session_id="nobody")),
+            it.sessions.Rewind(sp.SessionsRewindRequest(session_id="nobody")),
+            it.sessions.GetState(sp.SessionsGetStateRequest(session_id="nobody")),
+            it.sessions.SetState(sp.SessionsSetStateRequest(session_id="nobody")),
+        ):
+            code, text = await refusal(call)
+            assert code is grpc.StatusCode.NOT_FOUND
+            assert "session_id = 'nobody' is unknown" in text
