@@ -1,0 +1,81 @@
+"""Real services beside ours, started on free ports of the loopback interface and stopped by their process.
+
+Without the program a test is skipped, or fails where CAROUSEL_REQUIRE_SERVICES is 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+def program(name: str) -> str:
+    """The path of a program."""
+    found = shutil.which(name)
+    if found is None:
+        message = f"{name} is not on this machine"
+        if os.environ.get("CAROUSEL_REQUIRE_SERVICES") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Returns when something listens on a port."""
+    for _ in range(400):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert process.poll() is None, f"it ended with code {process.returncode}"
+        time.sleep(0.025)
+    raise AssertionError(f"nothing listens on port {port}")
+
+
+class RedisServer:
+    """A `redis-server`, which keeps what it has on disk at once, so that it is there again after `stop` and `start`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._program, self._folder = program("redis-server"), folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Starts it on its port."""
+        command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_for_port(self.port, self._process)
+
+    def stop(self) -> None:
+        """Kills it."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[RedisServer]:
+    """A Redis of its own."""
+    server = RedisServer(folder)
+    try:
+        yield server
+    finally:
+        server.stop()

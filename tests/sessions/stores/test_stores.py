@@ -1,0 +1,336 @@
+"""Every store keeps records as the plain one in memory does, and whose they are."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from service.sessions.stores.base import (
+    Claimed,
+    CorruptRecordError,
+    Gone,
+    Held,
+    Standing,
+    StateStore,
+    StoreError,
+    Write,
+)
+from service.sessions.stores.lmdb import LmdbStore
+from service.sessions.stores.memory import MemoryStore, Shelf
+from service.sessions.stores.opening import signing_key
+from service.sessions.stores.redis import RedisStore
+from tests.services import RedisServer, redis_server
+
+LATER = time.time() + 3600.0
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis that the tests of this session share; each uses ids of its own."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "lmdb", "redis"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStore]:
+    made: StateStore
+    if request.param == "memory":
+        made = MemoryStore()
+    elif request.param == "lmdb":
+        made = LmdbStore(tmp_path / "lmdb")
+    else:
+        made = RedisStore(request.getfixturevalue("redis").url, prefix=f"{tmp_path}:")
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[StateStore, StateStore]]:
+    """Two servers' views of one store."""
+    one: StateStore
+    other: StateStore
+    if request.param == "memory":
+        shelf = Shelf()
+        one, other = MemoryStore(shelf), MemoryStore(shelf)
+    else:
+        url = request.getfixturevalue("redis").url
+        one, other = (RedisStore(url, prefix=f"{tmp_path}:") for _ in range(2))
+    yield one, other
+    one.close()
+    other.close()
+
+
+def write(session_id: str, epoch: int, payload: bytes | None, standing: Standing = Standing.OWNED) -> Write:
+    return Write(session_id, epoch, payload, LATER, standing)
+
+
+def test_what_was_written_is_there_and_each_claim_has_a_greater_epoch(store: StateStore) -> None:
+    assert store.claim("a") is None
+    assert store.write([write("a", 1, b"one"), write("b", 1, b"\0\xff")]) == set()
+    assert store.claim("a") == Claimed(2, b"one")
+    assert store.claim("a") == Claimed(3, b"one")
+    assert store.write([write("a", 3, None)]) == set(), "without a payload the record's stays"
+    assert store.claim("b") == Claimed(2, b"\0\xff")
+
+
+def test_a_write_under_an_older_epoch_is_refused_and_harms_no_other_of_its_batch(store: StateStore) -> None:
+    store.write([write("a", 1, b"one")])
+    store.claim("a")
+    assert store.write([write("a", 1, b"late"), write("b", 1, b"fresh"), write("c", 2, b"never there")]) == {"a", "c"}
+    assert store.claim("a") == Claimed(3, b"one")
+    assert store.claim("b") == Claimed(2, b"fresh")
+    assert store.claim("c") is None
+
+
+def test_an_id_is_reserved_once_and_again_when_its_session_is_gone(store: StateStore) -> None:
+    assert store.reserve("a", LATER) == 1
+    assert store.reserve("a", LATER) is None
+    assert store.claim("a") == Claimed(2, None)
+    store.write([write("a", 2, b"how", Standing.GONE)])
+    assert store.claim("a") == Gone(b"how")
+    assert store.reserve("a", LATER) == 3
+    assert store.claim("a") == Claimed(4, None)
+
+
+def test_a_record_vanishes_when_its_time_is_over(store: StateStore) -> None:
+    store.write([Write("a", 1, b"short", time.time() + 0.05), write("b", 1, b"long")])
+    time.sleep(0.1)
+    store.sweep(10)
+    assert store.claim("a") is None
+    assert store.claim("b") == Claimed(2, b"long")
+    assert store.reserve("a", LATER) == 1
+
+
+def test_a_record_that_is_set_aside_is_not_there(store: StateStore) -> None:
+    store.write([write("a", 1, b"torn"), write("b", 1, b"whole")])
+    store.set_aside("a")
+    assert store.claim("a") is None
+    assert store.claim("b") == Claimed(2, b"whole")
+
+
+def test_an_owner_that_is_there_is_asked_and_lets_go(pair: tuple[StateStore, StateStore]) -> None:
+    one, other = pair
+    one.write([write("a", 1, b"mine")])
+    assert isinstance(other.claim("a"), Held)
+    assert isinstance(other.claim("a"), Held)
+    assert one.heartbeat() == ["a"]
+    assert one.heartbeat() == []
+    assert one.write([write("a", 1, b"yours", Standing.FREE)]) == set()
+    assert other.claim("a") == Claimed(2, b"yours")
+    assert one.write([write("a", 1, b"too late")]) == {"a"}
+    assert isinstance(one.claim("a"), Held)
+
+
+def test_what_an_owner_had_that_is_gone_may_be_claimed(pair: tuple[StateStore, StateStore]) -> None:
+    one, other = pair
+    one.write([write("a", 1, b"left")])
+    one.close()
+    assert other.claim("a") == Claimed(2, b"left")
+
+
+def test_an_owner_that_gives_no_sign_of_life_loses_what_it_has(redis: RedisServer, tmp_path: Path) -> None:
+    one = RedisStore(redis.url, lease_s=0.3, prefix=f"{tmp_path}:")
+    other = RedisStore(redis.url, prefix=f"{tmp_path}:")
+    one.write([write("a", 1, b"left")])
+    assert isinstance(other.claim("a"), Held)
+    time.sleep(0.4)
+    assert other.claim("a") == Claimed(2, b"left")
+    one.heartbeat()
+    assert one.write([write("a", 1, b"a ghost's")]) == {"a"}
+    one.close()
+    other.close()
+
+
+def test_redis_may_go_away_and_come_back(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        store = RedisStore(server.url, timeout_s=0.5)
+        store.write([write("a", 1, b"before")])
+        server.stop()
+        for call in (store.heartbeat, lambda: store.claim("a"), lambda: store.write([write("a", 1, b"x")])):
+            with pytest.raises(StoreError, match="does not do it"):
+                call()
+        server.start()
+        store.heartbeat()
+        assert store.write([write("a", 1, b"after")]) == set()
+        assert store.claim("a") == Claimed(2, b"after")
+        store.close()
+
+
+def test_a_redis_that_is_not_there_is_told_of_without_its_password() -> None:
+    with pytest.raises(StoreError, match=r"redis://127.0.0.1:1/0") as raised:
+        RedisStore("redis://user:hush@127.0.0.1:1/0")
+    assert "hush" not in str(raised.value)
+
+
+def test_the_embedded_store_grows_past_its_first_size(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, initial_bytes=1 << 20)
+    payload = bytes(2000)
+    for begin in range(0, 12_000, 1000):
+        assert not store.write([write(str(index), 1, payload) for index in range(begin, begin + 1000)])
+    assert store.claim("11999") == Claimed(2, payload)
+    store.close()
+
+
+def test_a_full_embedded_store_loses_nothing_that_it_has_taken(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, initial_bytes=1 << 20, max_bytes=1 << 21)
+    payload, taken = bytes(4000), 0
+    with pytest.raises(StoreError, match="full"):
+        for taken in range(10_000):
+            store.write([write(str(taken), 1, payload)])
+    store.close()
+    store = LmdbStore(tmp_path)
+    assert all(store.claim(str(index)) == Claimed(2, payload) for index in range(taken))
+    assert store.claim(str(taken)) is None
+    store.close()
+
+
+def test_a_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    with pytest.raises(StoreError, match=f"{tmp_path} is in use by another process"):
+        LmdbStore(tmp_path)
+    store.close()
+    LmdbStore(tmp_path).close()
+
+
+def test_a_torn_record_is_told_of_and_set_aside(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    store.write([write("a", 1, b"one"), write("b", 1, b"two")])
+    with store._environment.begin(write=True) as transaction:
+        transaction.put(b"a", b"?", db=store._records)
+    with pytest.raises(CorruptRecordError, match="'a' cannot be read"):
+        store.claim("a")
+    assert store.write([write("a", 1, b"over it")]) == {"a"}
+    store.set_aside("a")
+    assert store.claim("a") is None
+    assert store.claim("b") == Claimed(2, b"two")
+    store.close()
+
+
+def test_what_was_acknowledged_survives_the_death_of_the_process(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from service.sessions.stores.base import Write
+from service.sessions.stores.lmdb import LmdbStore
+store = LmdbStore(Path({str(tmp_path)!r}))
+store.write([Write(str(index), 1, str(index).encode(), {LATER}) for index in range(500)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    store = LmdbStore(tmp_path)
+    assert all(store.claim(str(index)) == Claimed(2, str(index).encode()) for index in range(500))
+    store.close()
+
+
+def test_a_key_is_made_once_and_a_given_one_is_checked(tmp_path: Path) -> None:
+    made = signing_key("lmdb", key_file=None, data_folder=tmp_path / "data")
+    assert len(made) == 32
+    assert signing_key("lmdb", key_file=None, data_folder=tmp_path / "data") == made
+    assert (tmp_path / "data" / "snapshot.key").stat().st_mode & 0o077 == 0
+    short = tmp_path / "short"
+    short.write_bytes(b"short")
+    with pytest.raises(StoreError, match="has 5 bytes, it must have 16 or more"):
+        signing_key("redis", key_file=short, data_folder=tmp_path)
+    with pytest.raises(StoreError, match="needs snapshot_key_file"):
+        signing_key("redis", key_file=None, data_folder=tmp_path)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Two servers over one store beside the same two over the plain one. Either may die and be followed by another."""
+
+    make: Callable[[], StateStore]
+    num_servers = 2
+
+    @initialize()
+    def begin(self) -> None:
+        self.shelf = Shelf()
+        self.prepare()
+        self.stores = [type(self).make() for _ in range(self.num_servers)]
+        self.plain = [MemoryStore(self.shelf) for _ in range(self.num_servers)]
+
+    def prepare(self) -> None:
+        """Makes an empty store."""
+
+    @rule(server=st.integers(0, 1), name=st.sampled_from("abc"))
+    def claim(self, server: int, name: str) -> None:
+        server %= self.num_servers
+        found, expected = self.stores[server].claim(name), self.plain[server].claim(name)
+        if isinstance(expected, Held):
+            assert isinstance(found, Held)
+        else:
+            assert found == expected
+
+    @rule(server=st.integers(0, 1), name=st.sampled_from("abc"))
+    def reserve(self, server: int, name: str) -> None:
+        server %= self.num_servers
+        assert self.stores[server].reserve(name, LATER) == self.plain[server].reserve(name, LATER)
+
+    @rule(
+        server=st.integers(0, 1),
+        names=st.lists(st.sampled_from("abc"), unique=True, min_size=1),
+        epoch=st.integers(1, 4),
+        payload=st.none() | st.binary(max_size=3),
+        standing=st.sampled_from(Standing),
+    )
+    def write(self, server: int, names: list[str], epoch: int, payload: bytes | None, standing: Standing) -> None:
+        server %= self.num_servers
+        if standing is Standing.GONE:
+            payload = payload or b"how"
+        writes = [write(name, epoch, payload, standing) for name in names]
+        assert self.stores[server].write(writes) == self.plain[server].write(writes)
+
+    @rule(server=st.integers(0, 1))
+    def beat(self, server: int) -> None:
+        server %= self.num_servers
+        assert self.stores[server].heartbeat() == self.plain[server].heartbeat()
+
+    @rule(server=st.integers(0, 1))
+    def die(self, server: int) -> None:
+        server %= self.num_servers
+        self.stores[server].close()
+        self.plain[server].close()
+        self.stores[server] = type(self).make()
+        self.plain[server] = MemoryStore(self.shelf)
+
+    def teardown(self) -> None:
+        for store in getattr(self, "stores", []):
+            store.close()
+
+
+class LmdbMachine(StoreMachine):
+    num_servers = 1
+
+    def prepare(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        type(self).make = lambda: LmdbStore(self.folder)
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "folder"):
+            shutil.rmtree(self.folder)
+
+
+def test_the_embedded_store_is_as_the_plain_one() -> None:
+    run_state_machine_as_test(LmdbMachine, settings=settings(max_examples=60, stateful_step_count=30, deadline=None))
+
+
+def test_redis_is_as_the_plain_one(redis: RedisServer) -> None:
+    class RedisMachine(StoreMachine):
+        number = 0
+
+        def prepare(self) -> None:
+            RedisMachine.number += 1
+            prefix = f"machine-{RedisMachine.number}:"
+            RedisMachine.make = lambda: RedisStore(redis.url, prefix=prefix)
+
+    run_state_machine_as_test(RedisMachine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None))
