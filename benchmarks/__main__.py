@@ -1,10 +1,12 @@
-"""`python -m benchmarks NAME`: one benchmark, or `all` of them, with a table and, with `--json`, a file."""
+"""`python -m benchmarks NAME`: one benchmark, or `all` of them, with a table and, with `--json`, a file; or `chaos`."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from benchmarks import chaos
 from benchmarks.measure import write
 from benchmarks.subjects import make
 from benchmarks.suite import SUITE
@@ -12,6 +14,8 @@ from benchmarks.suite import SUITE
 
 def main() -> None:
     """Runs what was named."""
+    if sys.argv[1:2] == ["chaos"]:
+        sys.exit(chaos.main(sys.argv[2:]))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=[*SUITE, "all"], help="; ".join(f"{n}: {f.__doc__}" for n, f in SUITE.items()))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")

@@ -50,7 +50,12 @@ _CLASSES: dict[grpc.StatusCode, type[CarouselError]] = {
 }
 # grpc has no codes of its own for these two, only words.
 _CLOSED = "Channel closed!"
-_LOST = ("RST_STREAM", "Stream removed", "Internal error from Core")  # the last: asyncio, writing to a dead stream
+_LOST = (
+    "RST_STREAM",
+    "Stream removed",
+    "CANCELLED",  # by the peer: what is cancelled here says more
+    "Internal error from Core",  # asyncio, writing to a dead stream
+)
 _LOST_CODES = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
 
 E = TypeVar("E", bound=StrEnum)

@@ -187,7 +187,7 @@ class Generations:
             return
         if isinstance(result, Generated):
             generation.add(result, self.limits.replay_tokens + self.limits.generation_window)
-        else:
+        elif session.state is not State.CLOSED:  # one that is let go is stored as it was before this end of its work
             session.last = None
         listener = generation.request
         if is_ended:
@@ -209,7 +209,7 @@ class Generations:
             if generation is not None:
                 generation.start = result.position - len(best)
                 generation.tokens, generation.found = best, result
-        else:
+        elif session.state is not State.CLOSED:
             session.last = None
         listener = request if generation is None else generation.request
         if listener is not None:

