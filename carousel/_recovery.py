@@ -20,7 +20,9 @@ import grpc
 from carousel import _answers
 from carousel._conversation import Conversation
 from carousel.errors import CarouselError, UnavailableError
+from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
+from carousel.values import CloseReason
 
 _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 2.0
@@ -125,10 +127,13 @@ class Recovery:
         if kind == "go_away":
             raise LostError(UnavailableError("the server is leaving", reason="GO_AWAY"))
         is_asked = response.request_id in self._unanswered
-        if self._is_open and is_asked and kind == "error" and response.error.reason in _TRANSIENT:
+        if self._is_open and is_asked and kind == "error" and _is_elsewhere(response.error):
             raise LostError(_answers.error(response.error))
-        if kind == "closed" and self._is_kept and response.closed.reason == pb.CLOSE_REASON_IDLE:
-            raise LostError(UnavailableError("the session rests in the store"))
+        if kind == "closed" and (
+            response.closed.reason == pb.CLOSE_REASON_MOVED
+            or (self._is_kept and response.closed.reason == pb.CLOSE_REASON_IDLE)
+        ):
+            raise LostError(UnavailableError("the session is in the store, or with another server"))
         self._learn(response)
         request = self._unanswered.get(response.request_id)
         if kind == "generated":
@@ -150,8 +155,10 @@ class Recovery:
         """
         response = yield from _ask(number(pb.StreamRequest(open=pb.Open(resume=pb.Resume()))))
         if response.HasField("error"):
+            if _is_elsewhere(response.error):
+                raise UnavailableError(response.error.message, reason=response.error.reason)
             is_gone = response.error.code == grpc.StatusCode.NOT_FOUND.value[0]
-            was_told = response.error.metadata.get("close_reason", "lost") not in ("lost", "moved")
+            was_told = response.error.metadata.get("close_reason", "lost") != "lost"
             can_begin_anew = self._is_stored and self._checkpoint is None and not self._history.start
             if not is_gone or was_told or not can_begin_anew or self._opening is None:
                 raise _answers.error(response.error)
@@ -174,6 +181,8 @@ class Recovery:
             for feed in feeds:
                 response = yield from _ask(number(pb.StreamRequest(feed=feed)))
                 if response.HasField("error"):
+                    if _is_elsewhere(response.error):
+                        raise UnavailableError(response.error.message, reason=response.error.reason)
                     raise _answers.error(response.error)
                 self._learn(response)
         for request in self._unanswered.values():
@@ -236,6 +245,11 @@ class Backoff:
         if error.code is not grpc.StatusCode.UNAVAILABLE or not position:
             raise error
         return self.next(error, remaining_s)
+
+
+def _is_elsewhere(error: error_pb2.Error) -> bool:
+    """Whether an error tells that the session is to be looked for again, or the request sent again later."""
+    return error.reason in _TRANSIENT or error.metadata.get("close_reason") == CloseReason.MOVED
 
 
 def _ask(request: pb.StreamRequest) -> Conversation[pb.StreamResponse]:

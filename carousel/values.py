@@ -31,6 +31,7 @@ class CloseReason(StrEnum):
     EXPIRED = "expired"
     MOVED = "moved"
     LOST = "lost"
+    TAKEN = "taken"
 
 
 class ModelStatus(StrEnum):

@@ -182,9 +182,13 @@ class _CloseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseReas
     CLOSE_REASON_EXPIRED: _CloseReason.ValueType  # 6
     """Its stream had ended, and nobody has gone on with it for as long as it was to be held or kept."""
     CLOSE_REASON_MOVED: _CloseReason.ValueType  # 7
-    """It is not closed: another stream, here or on another server, has gone on with it."""
+    """It is not closed: it was stored for another server that wants it, or because this one is leaving. Who goes on with
+    it finds it.
+    """
     CLOSE_REASON_LOST: _CloseReason.ValueType  # 8
     """Its server ended before it was ever stored."""
+    CLOSE_REASON_TAKEN: _CloseReason.ValueType  # 9
+    """It is not closed: another stream of this server has gone on with it."""
 
 class CloseReason(_CloseReason, metaclass=_CloseReasonEnumTypeWrapper):
     """Why a session was closed."""
@@ -204,9 +208,13 @@ CLOSE_REASON_FAILED: CloseReason.ValueType  # 5
 CLOSE_REASON_EXPIRED: CloseReason.ValueType  # 6
 """Its stream had ended, and nobody has gone on with it for as long as it was to be held or kept."""
 CLOSE_REASON_MOVED: CloseReason.ValueType  # 7
-"""It is not closed: another stream, here or on another server, has gone on with it."""
+"""It is not closed: it was stored for another server that wants it, or because this one is leaving. Who goes on with
+it finds it.
+"""
 CLOSE_REASON_LOST: CloseReason.ValueType  # 8
 """Its server ended before it was ever stored."""
+CLOSE_REASON_TAKEN: CloseReason.ValueType  # 9
+"""It is not closed: another stream of this server has gone on with it."""
 Global___CloseReason: _TypeAlias = CloseReason  # noqa: Y015
 
 @_typing.final

@@ -20,6 +20,7 @@ _CLOSE_REASONS = {
     CloseReason.EXPIRED: pb.CLOSE_REASON_EXPIRED,
     CloseReason.MOVED: pb.CLOSE_REASON_MOVED,
     CloseReason.LOST: pb.CLOSE_REASON_LOST,
+    CloseReason.TAKEN: pb.CLOSE_REASON_TAKEN,
 }
 _STATES = {
     State.IDLE: sessions_pb2.SESSION_STATE_IDLE,

@@ -145,10 +145,10 @@ class Registry:
         return session
 
     def attach(self, session: Session, on_closed: OnClosed) -> None:
-        """Gives a live session to a stream; one that has it is told that it has moved."""
+        """Gives a live session to a stream; one that has it is told that it was taken."""
         custody = session.custody
         if custody is None or custody.is_attached:
-            session.on_closed(session, CloseReason.MOVED)
+            session.on_closed(session, CloseReason.TAKEN)
         session.on_closed = on_closed
         session.handle = 0
         if custody is not None:

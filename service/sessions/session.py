@@ -74,6 +74,7 @@ class CloseReason(Enum):
     EXPIRED = "expired"
     MOVED = "moved"
     LOST = "lost"
+    TAKEN = "taken"
 
 
 class Served(NamedTuple):

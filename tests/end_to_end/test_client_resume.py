@@ -103,7 +103,7 @@ def test_a_session_that_others_opened_is_gone_on_with(tiny_service: LocalService
                 for token in (5, 6):
                     reference.step(token)
                 assert list(second.feed(7, logits=True).outputs[0].logits) == reference.step(7).tolist()
-                with pytest.raises(SessionClosedError, match="moved"):
+                with pytest.raises(SessionClosedError, match="taken"):
                     first.feed(1)
         with pytest.raises(NotFoundError, match="was closed by a client"):
             client.resume("handed-over")

@@ -97,7 +97,7 @@ async def test_another_stream_takes_a_session_over_and_the_first_is_told(tiny_se
         await first.ask("taken", open=held())
         await go_on(second, "taken")
         notice = await first.read()
-        assert (notice.session_id, notice.closed.reason) == ("taken", pb.CLOSE_REASON_MOVED)
+        assert (notice.session_id, notice.closed.reason) == ("taken", pb.CLOSE_REASON_TAKEN)
         refused = await first.ask("taken", feed=pb.Feed(token_ids=[5]))
         assert refused.error.reason == "SESSION_NOT_OPEN"
         await second.ask("taken", close=pb.Close())

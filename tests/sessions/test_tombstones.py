@@ -18,6 +18,7 @@ TOLD = {
     CloseReason.FAILED: "was closed because opening it failed",
     CloseReason.EXPIRED: "expired: nobody went on with it for as long as it was held after its stream had ended",
     CloseReason.MOVED: "has moved: another server goes on with it",
+    CloseReason.TAKEN: "was taken over by another stream",
     CloseReason.LOST: "was lost: its server ended before it was stored",
 }
 
