@@ -38,7 +38,7 @@ async def steps(call: Any, ready: list[bytes], stop_at_s: float, latencies: list
 async def lockstep(arguments: argparse.Namespace) -> Seen:
     """Every stream in lockstep with the server for some seconds; `--long-feed`: beside one that feeds so many tokens at
     a time. Returns steps a second, and percentiles of a step's latency."""
-    streams = Streams(arguments.target, arguments.model)
+    streams = Streams(arguments.target, arguments.model, durability=arguments.durability)
     calls = [await streams.open(index) for index in range(arguments.streams)]
     ready = [feed([1 + index % (arguments.vocabulary - 1)]) for index in range(64)]
     latencies: list[list[float]] = [[] for _ in calls]
@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=64)
     parser.add_argument("--long-feed", type=int, default=0)
+    parser.add_argument("--durability", default="none")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--in-flight", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1000.0)

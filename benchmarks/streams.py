@@ -18,8 +18,11 @@ NOTHING = pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE)
 class Streams:
     """Streams over a few connections, each with one open session."""
 
-    def __init__(self, target: str, model: str, name: str = "load") -> None:
-        self._model = model
+    def __init__(self, target: str, model: str, name: str = "load", *, durability: str = "none") -> None:
+        """durability: see `Open`; sessions that are stored are held too."""
+        self._opening = pb.Open(model=model, durability=pb.Durability.Value(f"DURABILITY_{durability.upper()}"))
+        if durability != "none":
+            self._opening.on_disconnect.action = pb.DISCONNECT_ACTION_HOLD
         # options that differ keep gRPC from sharing one connection among the channels
         self._channels = [
             grpc.aio.insecure_channel(target, [("carousel.connection", f"{name}-{number}")])
@@ -29,7 +32,7 @@ class Streams:
     async def open(self, index: int) -> Any:
         """A stream whose session is open."""
         call: Any = self._channels[index % NUM_CHANNELS].stream_stream(METHOD)()
-        await call.write(pb.StreamRequest(open=pb.Open(model=self._model)).SerializeToString())
+        await call.write(pb.StreamRequest(open=self._opening).SerializeToString())
         answer = pb.StreamResponse.FromString(await call.read())
         if not answer.HasField("opened"):
             raise RuntimeError(f"the server did not open a session: {answer}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.bare import Array, BareStep, load_step
 from benchmarks.curve import open_loop
+from benchmarks.faults import Redis
 from benchmarks.measure import Report, Row, alternate, seconds_a_call
 from benchmarks.processes import load, populated, server
 from benchmarks.subjects import LARGE, SMALL, Subject
@@ -216,7 +219,36 @@ def _bare_tokens_a_second(subject: Subject, num_rows: int = STREAMS) -> float:
     return num_rows / seconds_a_call(step, for_s=1.0)
 
 
+def durability(models: Path) -> Report:
+    """Steps a second of `echo`'s streams with write-behind on, over the same without."""
+    report = Report("durability", f"steps/s at {STREAMS} streams with checkpoints every second over without")
+    for store in ("lmdb", "redis"):
+        with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+            folder = Path(name)
+            flags: dict[str, object] = {"store": store, "data-folder": folder}
+            if store == "redis":
+                redis = Redis(folder)
+                redis.start()
+                stack.callback(redis.stop)
+                (folder / "key").write_bytes(bytes(32))
+                flags |= {"redis-url": redis.url, "snapshot-key-file": folder / "key"}
+            target = stack.enter_context(local_service(models, flags)).target
+            report.rows.append(_with_durability(f"{store}, checkpoint", target, "checkpoint", 0.9))
+            report.rows.append(_with_durability(f"{store}, strict", target, "strict", None))
+    return report
+
+
+def _with_durability(subject: str, target: str, kind: str, bound: float | None) -> Row:
+    return alternate(
+        subject,
+        lambda: load("lockstep", target, streams=STREAMS, durability=kind)["per_second"],
+        lambda: load("lockstep", target, streams=STREAMS)["per_second"],
+        unit="steps/s",
+        bound=bound,
+    )
+
+
 SUITE: dict[str, Callable[[Path], Report]] = {
     function.__name__: function
-    for function in (echo, naive, latency, blocking, growth, generate, frames, million, int8, open_loop)
+    for function in (echo, naive, latency, blocking, growth, generate, frames, million, int8, durability, open_loop)
 }

@@ -255,5 +255,8 @@ def _is_elsewhere(error: error_pb2.Error) -> bool:
 def _ask(request: pb.StreamRequest) -> Conversation[pb.StreamResponse]:
     response = yield request
     while response.request_id != request.request_id:
+        kind = response.WhichOneof("response")
+        if kind == "go_away" or (kind == "closed" and response.closed.reason == pb.CLOSE_REASON_MOVED):
+            raise UnavailableError("the server is leaving, or another one has the session")
         response = yield None
     return response

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
@@ -15,6 +16,7 @@ from service.api.domain import Domain
 from service.api.one_shot import OneShot
 from service.api.outbox import Item, Outbox
 from service.api.stream import Stream
+from service.errors import InvalidFieldError
 from service.observer import ApiObserver
 from service.sessions.session import Served, Session
 
@@ -64,11 +66,14 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             async with asyncio.TaskGroup() as group:
                 reader = group.create_task(_read(stream, outbox, context))
                 await _write(outbox, context)
+                malformed = reader.done() and reader.result()
                 for task in (reader, *openings):
                     task.cancel()
         finally:
             self._streams.discard(stream)
             stream.disconnect()
+        if malformed:
+            raise InvalidFieldError("a message is not a StreamRequest: the stream cannot go on after it")
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """One generation in a session of its own."""
@@ -113,28 +118,45 @@ async def _open(call: OneShot, served: Served, request: pb.GenerateRequest | pb.
     return await call.open(served, source, prompt)
 
 
-async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Context) -> None:
-    while (request := await context.read()) is not grpc.aio.EOF:
+async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Context) -> bool:
+    """Takes requests in, up to the last. Returns whether a message was none, which ends the stream."""
+    while True:
+        try:
+            request = await context.read()
+        except DecodeError:
+            outbox.close()
+            return True
+        if request is grpc.aio.EOF:
+            break
         if outbox.hold():
             # a lone session is answered before `handle` returns: its answer is written from here, sparing a task switch
             stream.handle(request)
-            if (taken := outbox.take()) is not None:
-                await _write_one(taken, context)
+            is_there = (taken := outbox.take()) is None or await _write_one(taken, context)
             outbox.let_go()
+            if not is_there:
+                outbox.close()
+                return False
         else:
             stream.handle(request)
         if outbox.is_full:
             await outbox.room()
     stream.last_read()
+    return False
 
 
 async def _write(outbox: Outbox[Any], context: Context) -> None:
     while (taken := await outbox.next()) is not None:
-        await _write_one(taken, context)
+        if not await _write_one(taken, context):
+            return
 
 
-async def _write_one(taken: Item[Any], context: Context) -> None:
+async def _write_one(taken: Item[Any], context: Context) -> bool:
+    """Returns whether the client is still there."""
     response, on_written = taken
-    await context.write(response)
+    try:
+        await context.write(response)
+    except grpc.aio.InternalError:  # what grpc says of a client that has left meanwhile
+        return False
     if on_written is not None:
         on_written()
+    return True

@@ -82,6 +82,8 @@ class Resumption:
         check_session_id(session_id)
         is_here = self._live.get(session_id) is not None
         session = await self.find(session_id)
+        if self._live.get(session_id) is not session:  # it has left again, in the turn in which it came
+            raise self._registry.tombstones.not_found(session_id)
         if session.custody is None:
             session.custody = Custody(PLAIN)
         self._generations.leave(session)

@@ -1,0 +1,337 @@
+"""Sessions through everything that may happen to them, beside a plain list of tokens.
+
+Open, feed, generate, cancel, mark, rewind, fork, snapshot, restore, detach, resume, spill, checkpoint, crash, move to
+another server, close: whatever the order, a session says what a plain loop over the graph says after the same tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from service.engine.decoding import Decoding
+from service.engine.engine import Engine
+from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.limits import EngineLimits
+from service.engine.results import Failed, Fed, Generated, Result
+from service.errors import NoSlotError, SessionNotFoundError
+from service.repository.bundle import Bundle, load_bundle
+from service.sessions.house import House
+from service.sessions.limits import SessionLimits
+from service.sessions.session import CloseReason, Served, Session
+from service.sessions.snapshot import Codec
+from service.sessions.storage import Storage
+from service.sessions.stores.memory import MemoryStore, Shelf
+from service.sessions.terms import Durability, OnDisconnect, Terms
+from tests.reference import ReferenceSession
+from tests.sessions.test_registry import Events
+
+LOGITS = OutputSpec(OutputKind.LOGITS)
+TOKENS = st.lists(st.integers(0, 16), min_size=1, max_size=5)
+NUM_SLOTS = 3
+T = TypeVar("T")
+
+
+class Server:
+    """Sessions over one engine with few slots, and a store that servers share."""
+
+    def __init__(self, bundle: Bundle, shelf: Shelf) -> None:
+        loop = asyncio.get_running_loop()
+        limits = EngineLimits(num_slots=NUM_SLOTS, num_forks=8)
+        self.engine = Engine(bundle, limits, Events(), loop, lambda error: None)
+        self.engine.start()
+        self.served = Served(bundle, self.engine)
+        self.store = MemoryStore(shelf)
+        self.storage = Storage(self.store, Codec(b"a key of sixteen"), Events(), heartbeat_s=0.005)
+        self.storage.start()
+        self.house = House(
+            self.storage,
+            SessionLimits(max_sessions=50, generation_window=4),
+            Events(),
+            find=lambda model, version, variant: self.served,
+            interval_s=1e6,
+            num_tokens=1_000_000,
+        )
+
+    async def crash(self) -> None:
+        """Ends it as a kill does: nothing more is stored, and its lease runs out."""
+        for task in self.storage._tasks:
+            task.cancel()
+        await asyncio.gather(*self.storage._tasks, return_exceptions=True)
+        self.store.close()
+        self.storage._thread.shutdown()
+        await asyncio.to_thread(self.engine.stop)
+
+
+class Lives(RuleBasedStateMachine):
+    """tokens, marks: what each session has consumed, and where it was marked; homes: which server has it, None: it was
+    crashed; durable: whether it is stored."""
+
+    served_bundle: Bundle
+    folder: Path
+
+    @initialize()
+    def begin(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.shelf = Shelf()
+        self.servers = [self.run(self._server()) for _ in range(2)]
+        self.tokens: dict[str, list[int]] = {}
+        self.marks: dict[str, set[int]] = {}
+        self.homes: dict[str, int] = {}
+        self.durable: set[str] = set()
+        self.snapshots: list[tuple[bytes, list[int]]] = []
+        self.told_gone: set[str] = set()
+        self.last = 0
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(asyncio.wait_for(work, 20))
+
+    async def _server(self) -> Server:
+        return Server(self.served_bundle, self.shelf)
+
+    def pick(self, number: int) -> str:
+        return sorted(self.tokens)[number % len(self.tokens)]
+
+    def new_name(self) -> str:
+        self.last += 1
+        return f"s{self.last}"
+
+    def knows(self, name: str, tokens: list[int], home: int, *, durable: bool, marks: set[int] | None = None) -> None:
+        self.tokens[name], self.homes[name], self.marks[name] = list(tokens), home, set(marks or ())
+        if durable:
+            self.durable.add(name)
+
+    async def _session(self, name: str) -> Session:
+        """The session, awake."""
+        house = self.servers[self.homes[name]].house
+        session = house.live.get(name)
+        assert session is not None, f"{name} is not there"
+        await house.residency.awake(session)
+        return session
+
+    async def _feed(self, name: str, tokens: list[int], *, mark: bool = False) -> None:
+        session = await self._session(name)
+        answered: asyncio.Future[Result] = self.loop.create_future()
+        self.servers[self.homes[name]].house.dispatcher.feed(
+            session,
+            len(self.tokens[name]),
+            tokens,
+            LOGITS,
+            request_id=1,
+            reply=lambda _, result: answered.set_result(result),
+            has_mark=mark,
+        )
+        result = await answered
+        assert isinstance(result, Fed), result
+        self.tokens[name] += tokens
+        assert result.position == len(self.tokens[name])
+        assert result.outputs[0].logits is not None
+        assert result.outputs[0].logits.tolist() == expected_logits(self.folder, self.tokens[name])
+        if mark:
+            self.marks[name].add(len(self.tokens[name]))
+
+    @rule(server=st.integers(0, 1), terms=st.sampled_from([None, Durability.CHECKPOINT, Durability.STRICT]))
+    def open(self, server: int, terms: Durability | None) -> None:
+        async def act() -> None:
+            house, name = self.servers[server].house, self.new_name()
+            agreed = Terms() if terms is None else Terms(terms, OnDisconnect.HOLD, 1000.0)
+            epoch = 1 if terms is None else await house.resumption.reserve(name, agreed)
+            answered: asyncio.Future[Result] = self.loop.create_future()
+            while True:
+                try:
+                    house.registry.open(
+                        self.servers[server].served,
+                        name,
+                        None,
+                        None,
+                        request_id=1,
+                        reply=lambda _, result: answered.set_result(result),
+                        on_closed=lambda session, reason: None,
+                        terms=agreed,
+                        epoch=epoch,
+                    )
+                    break
+                except NoSlotError as error:
+                    await house.residency.make_room(self.servers[server].engine, error)
+            assert not isinstance(await answered, Failed)
+            self.knows(name, [], server, durable=terms is not None)
+
+        self.run(act())
+
+    @precondition(lambda self: self.tokens)
+    @rule(number=st.integers(0, 9), tokens=TOKENS, mark=st.booleans())
+    def feed(self, number: int, tokens: list[int], mark: bool) -> None:
+        self.run(self._feed(self.pick(number), tokens, mark=mark))
+
+    @precondition(lambda self: self.tokens)
+    @rule(number=st.integers(0, 9), count=st.integers(1, 12), cut=st.integers(1, 12))
+    def generate(self, number: int, count: int, cut: int) -> None:
+        """Greedily, and cancelled when so many have come."""
+
+        async def act() -> None:
+            name = self.pick(number)
+            house, session = self.servers[self.homes[name]].house, await self._session(name)
+            told: asyncio.Queue[tuple[Any, Result]] = asyncio.Queue()
+            house.generations.generate(
+                session,
+                len(self.tokens[name]),
+                Decoding(count),
+                request_id=1,
+                reply=lambda request, result: told.put_nowait((request, result)),
+                field="generate.decoding",
+            )
+            reference = ReferenceSession(self.folder)
+            for token in self.tokens[name]:
+                reference.step(token)
+            expected = reference.generate(count)
+            found: list[int] = []
+            while True:
+                request, result = await told.get()
+                if isinstance(result, Failed):
+                    assert result.position == len(self.tokens[name]) + len(found)
+                    break
+                assert isinstance(result, Generated)
+                found += result.token_ids
+                request.granted(len(result.token_ids), result.position)
+                if result.finish_reason is not None:
+                    break
+                if len(found) >= cut:
+                    house.dispatcher.cancel(session, lambda count: None)
+            assert found == expected[: len(found)]
+            self.tokens[name] += found
+
+        self.run(act())
+
+    @precondition(lambda self: any(self.marks.values()))
+    @rule(number=st.integers(0, 9), which=st.integers(0, 9))
+    def rewind(self, number: int, which: int) -> None:
+        name = sorted(name for name in self.marks if self.marks[name])[number % sum(map(bool, self.marks.values()))]
+        position = sorted(self.marks[name])[which % len(self.marks[name])]
+        self.run(self.servers[self.homes[name]].house.access.rewind(name, position))
+        self.tokens[name] = self.tokens[name][:position]
+        self.marks[name] = {mark for mark in self.marks[name] if mark <= position}
+
+    @precondition(lambda self: self.tokens)
+    @rule(number=st.integers(0, 9))
+    def fork(self, number: int) -> None:
+        name, fork = self.pick(number), self.new_name()
+        self.run(self.servers[self.homes[name]].house.access.fork(name, fork))
+        self.knows(fork, self.tokens[name], self.homes[name], durable=name in self.durable, marks=self.marks[name])
+
+    @precondition(lambda self: self.tokens)
+    @rule(number=st.integers(0, 9))
+    def snapshot(self, number: int) -> None:
+        name = self.pick(number)
+        data, position = self.run(self.servers[self.homes[name]].house.access.snapshot(name))
+        assert position == len(self.tokens[name])
+        self.snapshots.append((data, list(self.tokens[name])))
+
+    @precondition(lambda self: self.snapshots)
+    @rule(which=st.integers(0, 9), server=st.integers(0, 1))
+    def restore(self, which: int, server: int) -> None:
+        """A snapshot, under another name; not to be stored, as what it was of may not have been."""
+        data, tokens = self.snapshots[which % len(self.snapshots)]
+        name = self.new_name()
+        session = self.run(self.servers[server].house.resumption.restore(data, name, None))
+        assert session.custody is not None
+        durable = session.custody.terms.durability is not Durability.NONE
+        self.knows(name, tokens, server, durable=durable, marks=set(session.custody.marks))
+
+    @rule(server=st.integers(0, 1))
+    def checkpoint(self, server: int) -> None:
+        async def act() -> None:
+            self.servers[server].house.checkpoints.flush()
+            await asyncio.sleep(0.005)
+            await self.servers[server].storage.drained()
+
+        self.run(act())
+
+    @precondition(lambda self: self.durable & set(self.tokens))
+    @rule(number=st.integers(0, 9), server=st.integers(0, 1))
+    def resume(self, number: int, server: int) -> None:
+        """On the same server or on the other, which asks for it: nothing is lost."""
+        names = sorted(self.durable & set(self.tokens))
+        name = names[number % len(names)]
+        session, _ = self.run(self.servers[server].house.resumption.resume(name, lambda session, reason: None))
+        assert session.position == len(self.tokens[name])
+        self.homes[name] = server
+
+    @rule(server=st.integers(0, 1))
+    def crash(self, server: int) -> None:
+        """What was not stored is fed again by whoever holds it: here it is forgotten."""
+
+        async def act() -> None:
+            await self.servers[server].crash()
+            self.servers[server] = Server(self.served_bundle, self.shelf)
+            for name in sorted(name for name, home in self.homes.items() if home == server):
+                stored = None
+                if name in self.durable:
+                    try:
+                        house = self.servers[server].house
+                        session, is_here = await house.resumption.resume(name, lambda session, reason: None)
+                        assert not is_here
+                        stored = session.position
+                    except SessionNotFoundError as error:
+                        self.told_gone.add(str(error.facts.get("close_reason")))
+                if stored is None:
+                    del self.tokens[name], self.homes[name], self.marks[name]
+                    continue
+                assert stored <= len(self.tokens[name]) or self.marks[name]
+                assert session.custody is not None
+                self.tokens[name] = self.tokens[name][:stored]
+                self.marks[name] = set(session.custody.marks)
+                await self._feed(name, [5])
+
+        self.run(act())
+
+    @precondition(lambda self: self.tokens)
+    @rule(number=st.integers(0, 9))
+    def close(self, number: int) -> None:
+        async def act() -> None:
+            name = self.pick(number)
+            house = self.servers[self.homes[name]].house
+            session = house.live.get(name)
+            assert session is not None
+            house.registry.close(session, CloseReason.CLIENT, notify=False)
+            with pytest.raises(SessionNotFoundError, match="was closed by a client"):
+                await house.resumption.resume(name, lambda session, reason: None)
+            del self.tokens[name], self.homes[name], self.marks[name]
+
+        self.run(act())
+
+    def teardown(self) -> None:
+        if not hasattr(self, "servers"):
+            return
+        assert self.told_gone <= {"None", "lost"}
+        for index, server in enumerate(self.servers):
+            at_home = [name for name, home in self.homes.items() if home == index]
+            assert sorted(session.id for session in server.house.live.opened_after(0)) == sorted(at_home)
+            self.run(asyncio.sleep(0.01))
+            assert server.engine.statistics.slots_used <= min(NUM_SLOTS, len(at_home))
+            self.run(server.crash())
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+
+
+def expected_logits(folder: Path, tokens: list[int]) -> list[float]:
+    reference = ReferenceSession(folder)
+    for token in tokens:
+        reference.step(token)
+    assert reference.logits is not None
+    return [float(value) for value in reference.logits]
+
+
+@pytest.mark.parametrize("model", ["tiny-endless", "tiny-heads"])
+def test_sessions_live_through_everything(tiny_repository: Path, model: str) -> None:
+    class OfModel(Lives):
+        served_bundle = load_bundle(tiny_repository / model / "1")
+        folder = tiny_repository / model / "1"
+
+    run_state_machine_as_test(OfModel, settings=settings(max_examples=40, stateful_step_count=40, deadline=None))
