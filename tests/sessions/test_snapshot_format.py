@@ -1,0 +1,128 @@
+"""Snapshots that earlier versions wrote are read for ever; bytes that are none, or not as they were, are refused."""
+
+from __future__ import annotations
+
+import hmac
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.engine.beam import Hypothesis
+from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
+from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.lane_state import LaneState
+from service.engine.results import Searched, StepOutput
+from service.errors import SnapshotCorruptError, SnapshotError, SnapshotFormatError, SnapshotKeyError
+from service.sessions.image import FedBefore, GeneratedBefore, Image
+from service.sessions.snapshot import Codec
+from service.sessions.terms import Durability, OnDisconnect, Terms
+
+FIXTURES = Path(__file__).parent / "fixtures"
+KEY = b"the key of the fixtures"
+
+
+def lane(position: int, *, pending: list[int], num_produced: int = 0) -> LaneState:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3) / 8
+    return LaneState(
+        position,
+        pending,
+        None if pending else np.array([0.5, -1.0, np.inf], np.float32),
+        [values, values + 1],
+        [np.full((4, 2), position, np.float32)],
+        num_produced,
+        np.array([3, 5], np.int64) if num_produced else None,
+    )
+
+
+def images() -> dict[str, Image]:
+    """One of each kind of what a session may have done last."""
+    terms = Terms(Durability.STRICT, OnDisconnect.KEEP, 12.5, is_unattended=True)
+    outputs = [StepOutput(7, [4, 2], [-0.5, -1.5]), StepOutput(8, [], None, np.array([1.0, 2.0, 3.0], np.float32))]
+    fed = FedBefore(6, [1, 2], OutputSpec(OutputKind.TOP_K, 2, every_position=True), outputs)
+    sampling = Sampling(0.7, 5, 0.9, 2**64 - 1)
+    decoding = Decoding(
+        30, sampling, log_probabilities=True, repetition_penalty=1.25, min_tokens=3, stop_ids=frozenset({9, 4})
+    )
+    going_on = GeneratedBefore(5, decoding, 1, [3, 5], [-0.25, -0.5], None)
+    beam = Decoding(9, beam=Beam(4, 0.5, 2))
+    hypotheses = [Hypothesis([1, 2], 0, 0.5, -1.0, [-0.5, -0.25, -0.25], FinishReason.EOS)]
+    searched = GeneratedBefore(6, beam, 0, [1, 2], None, None, Searched(8, hypotheses))
+    common = ("s-1", "g2p-en", 3, "int8", "ab" * 32, 1_700_000_000.5, ["hidden", "cell"])
+    return {
+        "fed": Image(*common, lane(8, pending=[]), terms, fed, {3: lane(3, pending=[1]), 6: lane(6, pending=[])}),
+        "generating": Image(*common, lane(8, pending=[5], num_produced=3), terms, going_on),
+        "searched": Image(*common, lane(8, pending=[]), Terms(), searched),
+    }
+
+
+def same(one: object, other: object) -> bool:
+    """Equality, of arrays by their bits."""
+    return repr(one) == repr(other) and _bits(one) == _bits(other)
+
+
+def _bits(value: object) -> list[bytes]:
+    if isinstance(value, np.ndarray):
+        return [value.tobytes()]
+    if isinstance(value, Image):
+        return [bits for part in (value.lane, value.last, *value.marks.values()) for bits in _bits(part)]
+    if isinstance(value, FedBefore):
+        return _bits(value.answer)
+    if isinstance(value, list | tuple):
+        return [bits for part in value for bits in _bits(part)]
+    return []
+
+
+@pytest.mark.parametrize("name", images())
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_an_image_comes_back_as_it_was(name: str, is_compressed: bool) -> None:
+    codec, image = Codec(KEY, is_compressed=is_compressed), images()[name]
+    decoded = Codec(KEY).decode(codec.encode(image))
+    assert same(decoded, image)
+    assert decoded.lane.states[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.snapshot")), ids=lambda path: path.stem)
+def test_a_snapshot_of_an_earlier_version_is_read_for_ever(path: Path) -> None:
+    """The files are never made anew. A later format has files of its own."""
+    assert same(Codec(KEY).decode(path.read_bytes()), images()[path.stem.partition("-")[0]])
+
+
+def test_there_is_a_fixture_of_each_kind() -> None:
+    assert {path.stem for path in FIXTURES.glob("*-1.snapshot")} == {f"{name}-1" for name in images()}
+
+
+@given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_one_flipped_bit_is_noticed_wherever_it_is(at: int, bit: int) -> None:
+    data = bytearray(Codec(KEY).encode(images()["fed"]))
+    data[at % len(data)] ^= 1 << bit
+    with pytest.raises(SnapshotCorruptError if at % len(data) >= 4 else SnapshotError):
+        Codec(KEY).decode(bytes(data))
+
+
+@given(data=st.binary(max_size=200))
+def test_bytes_that_are_no_snapshot_are_refused(data: bytes) -> None:
+    for prefix in (b"", b"CRSL"):
+        with pytest.raises(SnapshotError):
+            Codec(KEY).decode(prefix + data)
+
+
+def test_another_key_a_forged_tag_and_a_later_format_each_have_their_error() -> None:
+    data = Codec(KEY).encode(images()["fed"])
+    with pytest.raises(SnapshotKeyError, match="signed with another key"):
+        Codec(b"another key of the same").decode(data)
+
+    def sealed(signed: bytes, tag: bytes) -> bytes:
+        return signed + tag + struct.pack("<I", zlib.crc32(signed + tag))
+
+    signed = data[:-36]
+    assert sealed(signed, data[-36:-4]) == data
+    with pytest.raises(SnapshotCorruptError, match="changed after it was signed"):
+        Codec(KEY).decode(sealed(signed[:-1] + b"?", data[-36:-4]))
+    later = signed[:4] + struct.pack("<H", 2) + signed[6:]
+    with pytest.raises(SnapshotFormatError, match="format 2, and this server reads format 1"):
+        Codec(KEY).decode(sealed(later, hmac.digest(KEY, later, "sha256")))
