@@ -20,11 +20,20 @@ from enum import Enum
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
-from service.errors import StoreUnavailableError
+from service.errors import SnapshotCorruptError, StoreUnavailableError
 from service.observer import StoreObserver
 from service.sessions.image import Image
 from service.sessions.snapshot import Codec
-from service.sessions.stores.base import Claimed, Gone, Held, Standing, StateStore, StoreError, Write
+from service.sessions.stores.base import (
+    Claimed,
+    CorruptRecordError,
+    Gone,
+    Held,
+    Standing,
+    StateStore,
+    StoreError,
+    Write,
+)
 
 _BATCH = 1024
 _SWEEP = 1000
@@ -116,10 +125,16 @@ class Storage:
 
     async def claim(self, session_id: str) -> Claimed | Held | Gone | None:
         """See `StateStore.claim`. What waits to be written of the session is written before. Raises
-        StoreUnavailableError."""
+        StoreUnavailableError, and SnapshotCorruptError for a record that cannot be read, which is set aside."""
         if session_id in self._pending:
             await self.drained()
-        return await self._call(self._store.claim, session_id)
+        try:
+            return await self._call(self._store.claim, session_id)
+        except CorruptRecordError as error:
+            await self.set_aside(session_id, error)
+            raise SnapshotCorruptError(
+                f"the record of session {session_id!r} cannot be read, and was set aside", session_id=session_id
+            ) from error
 
     async def reserve(self, session_id: str, expires_at: float) -> int | None:
         """See `StateStore.reserve`. Raises StoreUnavailableError."""
@@ -133,6 +148,8 @@ class Storage:
     async def _call(self, call: Callable[..., T], *args: Any) -> T:
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+        except CorruptRecordError:
+            raise
         except StoreError as error:
             self._fails(error)
             raise StoreUnavailableError(

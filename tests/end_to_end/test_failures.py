@@ -1,0 +1,202 @@
+"""When the store fails, when a record is torn, when a server leaves, when models come and go: sessions live on."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+from pathlib import Path
+
+import grpc
+import pytest
+
+from carousel import AsyncClient
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
+from examples.local_service import local_service
+from service.sessions.stores.lmdb import LmdbStore
+from tests.bundles import write_language_model
+from tests.end_to_end.wire import wire
+from tests.reference import ReferenceSession
+from tests.services import redis_server
+
+RESUME = pb.Open(resume=pb.Resume())
+
+
+def held(durability: pb.Durability.ValueType, model: str = "tiny-endless") -> pb.Open:
+    policy = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
+    return pb.Open(model=model, on_disconnect=policy, durability=durability)
+
+
+async def test_a_store_that_is_down_refuses_strict_sessions_and_lets_others_go_on(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(bytes(16))
+    with redis_server(tmp_path) as redis:
+        flags = {"store": "redis", "redis-url": redis.url, "snapshot-key-file": key, "checkpoint-interval-s": 0.1}
+        with local_service(tiny_repository, flags) as service:
+            async with wire(service.target) as stream:
+                await stream.ask("strict", open=held(pb.DURABILITY_STRICT))
+                await stream.ask("loose", open=held(pb.DURABILITY_CHECKPOINT))
+                await stream.ask("strict", feed=pb.Feed(token_ids=[5], position=0))
+                redis.stop()
+                for position in range(3):
+                    fed = await stream.ask("loose", feed=pb.Feed(token_ids=[5], position=position))
+                    assert fed.HasField("fed"), fed
+                refused = await stream.ask("strict", feed=pb.Feed(token_ids=[6], position=1))
+                assert (refused.error.code, refused.error.reason) == (
+                    grpc.StatusCode.UNAVAILABLE.value[0],
+                    "STORE_UNAVAILABLE",
+                )
+                assert refused.error.retry_delay.ToMilliseconds() == 1000
+                assert "send the request again" in refused.error.message
+                await asyncio.sleep(0.5)
+                redis.start()
+                for _ in range(100):
+                    again = await stream.ask("strict", feed=pb.Feed(token_ids=[6], position=1))
+                    if again.HasField("fed"):
+                        break
+                    await asyncio.sleep(0.05)
+                assert (again.position, again.fed.replayed, again.checkpoint_position) == (2, True, 2)
+                for _ in range(100):
+                    fed = await stream.ask("loose", feed=pb.Feed(token_ids=[5]))
+                    if fed.HasField("checkpoint_position"):
+                        break
+                    await asyncio.sleep(0.02)
+                assert fed.checkpoint_position >= 3
+            events = [line["event"] for line in service.log if str(line["event"]).startswith("store.")]
+            assert events == ["store.failed", "store.recovered"]
+
+
+async def test_a_torn_record_is_set_aside_reported_and_harms_no_other(tiny_repository: Path, tmp_path: Path) -> None:
+    flags = {"store": "lmdb", "data-folder": tmp_path, "checkpoint-interval-s": 0.05}
+    with local_service(tiny_repository, flags) as service:
+        async with wire(service.target) as stream:
+            for name in ("torn", "whole", "broken"):
+                await stream.ask(name, open=held(pb.DURABILITY_STRICT))
+                await stream.ask(name, feed=pb.Feed(token_ids=[5], position=0))
+    store = LmdbStore(tmp_path / "sessions")
+    with store._environment.begin(write=True, db=store._records) as transaction:
+        value = bytearray(transaction.get(b"torn"))
+        value[-100] ^= 1
+        transaction.put(b"torn", bytes(value))
+        transaction.put(b"broken", b"?")
+    store.close()
+    with local_service(tiny_repository, flags) as service:
+        async with wire(service.target) as stream:
+            torn = await stream.ask("torn", open=RESUME)
+            assert torn.error.reason == "SNAPSHOT_CORRUPT"
+            broken = await stream.ask("broken", open=RESUME)
+            assert broken.error.reason == "SNAPSHOT_CORRUPT"
+            whole = await stream.ask("whole", open=RESUME)
+            assert whole.position == 1
+            gone = await stream.ask("torn", open=RESUME)
+            assert gone.error.reason == "SESSION_NOT_FOUND"
+        told = [line["session_id"] for line in service.log if line["event"] == "store.record_corrupt"]
+        assert told == ["torn", "broken"]
+
+
+async def test_a_rolling_restart_loses_and_doubles_nothing(tiny_repository: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(bytes(16))
+    with redis_server(tmp_path) as redis:
+        flags = {"store": "redis", "redis-url": redis.url, "snapshot-key-file": key, "shutdown-grace-s": 5}
+        with local_service(tiny_repository, flags) as old, local_service(tiny_repository, flags) as new:
+            async with wire(old.target) as stream, wire(new.target) as other:
+                await stream.ask("moving", open=held(pb.DURABILITY_CHECKPOINT))
+                await stream.ask("moving", feed=pb.Feed(token_ids=[5, 6, 7], position=0))
+                old.process.send_signal(signal.SIGTERM)
+                notice = await stream.read()
+                assert notice.HasField("go_away")
+                assert notice.go_away.grace.ToSeconds() == 5
+                opened = await other.ask("moving", open=RESUME)
+                assert (opened.position, opened.opened.restored_from) == (3, pb.RESTORED_FROM_STORE)
+                reference = ReferenceSession(tiny_repository / "tiny-endless" / "1")
+                for token in (5, 6, 7):
+                    reference.step(token)
+                outputs = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
+                fed = await other.ask("moving", feed=pb.Feed(token_ids=[8], position=3, outputs=outputs))
+                assert list(fed.fed.outputs[0].logits) == reference.step(8).tolist()
+            assert old.process.wait(10) == 0
+
+
+async def test_two_servers_never_both_have_a_session(tiny_repository: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(bytes(16))
+    with redis_server(tmp_path) as redis:
+        flags = {"store": "redis", "redis-url": redis.url, "snapshot-key-file": key}
+        with local_service(tiny_repository, flags) as one, local_service(tiny_repository, flags) as other:
+            async with wire(one.target) as first, wire(other.target) as second:
+                await first.ask("wanted", open=held(pb.DURABILITY_CHECKPOINT))
+                await first.ask("wanted", feed=pb.Feed(token_ids=[5], position=0))
+                taken = await first.ask("wanted", feed=pb.Feed(token_ids=[6], position=1))
+                assert taken.position == 2
+                for index in range(4):
+                    here, there = (second, first) if index % 2 == 0 else (first, second)
+                    opened = await here.ask("wanted", open=RESUME)
+                    assert opened.position == 2 + index, "what was not stored yet was, before it was let go"
+                    notice = await there.read()
+                    assert notice.closed.reason == pb.CLOSE_REASON_MOVED
+                    refused = await there.ask("wanted", feed=pb.Feed(token_ids=[7]))
+                    assert refused.error.metadata["close_reason"] == "moved"
+                    fed = await here.ask("wanted", feed=pb.Feed(token_ids=[7], position=2 + index))
+                    assert fed.position == 3 + index
+                in_use = await first.ask("wanted", open=held(pb.DURABILITY_CHECKPOINT))
+                assert in_use.error.reason == "SESSION_ID_IN_USE"
+
+
+async def test_versions_come_and_go_and_sessions_stay_with_theirs(tmp_path: Path) -> None:
+    write_language_model(tmp_path, model="lm", bos_id=1, eos_id=None, seed=1)
+    with local_service(tmp_path) as service:
+        async with wire(service.target) as stream, grpc.aio.insecure_channel(service.target) as channel:
+            models: models_pb2_grpc.ModelsAsyncStub = models_pb2_grpc.ModelsStub(channel)
+            sessions: sessions_pb2_grpc.SessionsAsyncStub = sessions_pb2_grpc.SessionsStub(channel)
+            old = await stream.ask("old", open=pb.Open(model="lm"))
+            assert old.opened.version == 1
+            snapshot = (await sessions.Snapshot(sessions_pb2.SessionsSnapshotRequest(session_id="old"))).snapshot
+            write_language_model(tmp_path, model="lm", bos_id=1, eos_id=None, seed=2, version=2)
+            shutil.copytree(tmp_path / "lm" / "1", tmp_path / "lm" / "3")
+            (tmp_path / "lm" / "3" / "step.onnx").write_bytes(b"torn")
+            loaded = await models.Load(models_pb2.ModelsLoadRequest())
+            told = [(info.version, info.status) for info in loaded.models]
+            assert told == [
+                (1, models_pb2.MODEL_STATUS_SERVING),
+                (2, models_pb2.MODEL_STATUS_SERVING),
+                (3, models_pb2.MODEL_STATUS_FAILED),
+            ]
+            new = await stream.ask("new", open=pb.Open(model="lm"))
+            assert new.opened.version == 2, "a bad bundle replaces no good one"
+            outputs = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
+            for name, version in (("old", 1), ("new", 2)):
+                reference = ReferenceSession(tmp_path / "lm" / str(version))
+                fed = await stream.ask(name, feed=pb.Feed(token_ids=[5], outputs=outputs))
+                assert list(fed.fed.outputs[0].logits) == reference.step(5).tolist()
+            unloaded = await models.Unload(models_pb2.ModelsUnloadRequest(model="lm", version=1))
+            assert unloaded.session_count == 1
+            fed = await stream.ask("old", feed=pb.Feed(token_ids=[6]))
+            assert fed.HasField("fed"), "it stays with its version"
+            refused = await stream.ask("late", open=pb.Open(model="lm", version=1))
+            assert refused.error.reason == "MODEL_NOT_FOUND"
+            with pytest.raises(grpc.aio.AioRpcError, match="which is not served here") as raised:
+                request = sessions_pb2.SessionsRestoreRequest(snapshot=snapshot, session_id="again")
+                await sessions.Restore(request)
+            assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+            request = sessions_pb2.SessionsRestoreRequest(snapshot=snapshot, session_id="again", version=2)
+            assert (await sessions.Restore(request)).session.version == 2
+            with pytest.raises(grpc.aio.AioRpcError, match="has no such version"):
+                await models.Load(models_pb2.ModelsLoadRequest(model="other"))
+            assert (await stream.ask("old", close=pb.Close())).HasField("closed")
+
+
+async def test_the_folder_of_models_can_be_watched(tmp_path: Path) -> None:
+    write_language_model(tmp_path, model="lm", bos_id=1, seed=1)
+    with local_service(tmp_path, {"watch-models-s": 0.05}) as service:
+        write_language_model(tmp_path, model="lm", bos_id=1, seed=2, version=2)
+        async with AsyncClient(service.target) as client:
+            for _ in range(200):
+                async with client.session("lm") as session:
+                    if session.version == 2:
+                        break
+                await asyncio.sleep(0.05)
+            assert session.version == 2
