@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.faults import Envoy, Proxy, Redis, Replica
 from benchmarks.subjects import REPOSITORY, SMALL, export
-from carousel import AsyncClient, AsyncSession
+from carousel import AsyncClient, AsyncSession, UnavailableError
 from examples.local_service import local_service
 
 SHIPPED = Path(__file__).parent.parent / "model_repository" / "g2p-en"
@@ -64,8 +64,13 @@ class Script:
         self.num_tokens = 0
 
     async def open(self, client: AsyncClient, **options: Any) -> AsyncSession:
-        """The session."""
-        return await client.session(self.model, self.source, **options)
+        """The session. There is nothing to go on with before it is open: as any program, it tries again."""
+        for _ in range(600):
+            try:
+                return await client.session(self.model, self.source, **options)
+            except UnavailableError:
+                await asyncio.sleep(0.1)
+        raise TimeoutError("no server has opened a session within a minute")
 
     async def step(self, session: AsyncSession) -> None:
         """The next request."""

@@ -78,7 +78,7 @@ async def test_a_torn_record_is_set_aside_reported_and_harms_no_other(tiny_repos
                 await stream.ask(name, feed=pb.Feed(token_ids=[5], position=0))
     store = LmdbStore(tmp_path / "sessions")
     with store._environment.begin(write=True, db=store._records) as transaction:
-        value = bytearray(transaction.get(b"torn"))
+        value = bytearray(transaction.get(b"torn") or b"")
         value[-100] ^= 1
         transaction.put(b"torn", bytes(value))
         transaction.put(b"broken", b"?")
@@ -142,7 +142,7 @@ async def test_two_servers_never_both_have_a_session(tiny_repository: Path, tmp_
                     assert refused.error.metadata["close_reason"] == "moved"
                     fed = await here.ask("wanted", feed=pb.Feed(token_ids=[7], position=2 + index))
                     assert fed.position == 3 + index
-                in_use = await first.ask("wanted", open=held(pb.DURABILITY_CHECKPOINT))
+                in_use = await second.ask("wanted", open=held(pb.DURABILITY_CHECKPOINT))
                 assert in_use.error.reason == "SESSION_ID_IN_USE"
 
 
@@ -178,8 +178,8 @@ async def test_versions_come_and_go_and_sessions_stay_with_theirs(tmp_path: Path
             assert fed.HasField("fed"), "it stays with its version"
             refused = await stream.ask("late", open=pb.Open(model="lm", version=1))
             assert refused.error.reason == "MODEL_NOT_FOUND"
+            request = sessions_pb2.SessionsRestoreRequest(snapshot=snapshot, session_id="again")
             with pytest.raises(grpc.aio.AioRpcError, match="which is not served here") as raised:
-                request = sessions_pb2.SessionsRestoreRequest(snapshot=snapshot, session_id="again")
                 await sessions.Restore(request)
             assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
             request = sessions_pb2.SessionsRestoreRequest(snapshot=snapshot, session_id="again", version=2)
