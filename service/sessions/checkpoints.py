@@ -146,9 +146,11 @@ class Checkpoints:
         self._storage.put(put, lambda outcome: None)
 
     def forget(self, session: Session) -> None:
-        """A session is stored no more: it was closed, or is another's."""
+        """A session need not be stored again as it is: it was closed, is another's, or is stored."""
         self._dirty.discard(session)
         self._urgent.discard(session)
+        if session.custody is not None:
+            session.custody.is_dirty = False
 
     def flush(self) -> None:
         """Stores at once what is not stored yet."""
@@ -176,7 +178,10 @@ class Checkpoints:
         by_engine: dict[Engine, list[Session]] = {}
         for session in sessions:
             custody = session.custody
-            if custody is None or custody.is_asleep or session.state is State.CLOSED:
+            if custody is None or session.state is State.CLOSED:
+                continue
+            if custody.is_asleep:  # stored as it is, or about to be
+                custody.is_dirty = False
                 continue
             if custody.is_writing:
                 self._again(session, custody)

@@ -20,8 +20,8 @@ class Custody:
     epoch: under which this server has its record. checkpoint_position: how far it is stored, None: not; told_position:
     what its client knows of that. is_dirty: whether it has moved since; is_writing: whether it is being stored.
     is_attached: whether a stream has it; held_until_s: if not, the monotonic time at which it is closed. is_asleep:
-    whether its state is in the store alone; waiting: what is to be done when it is back. due: answers that wait until
-    their position is stored. marks: by position, oldest first.
+    whether its state is on its way to the store, or there alone: is_away; waiting: what is to be done when it is back.
+    due: answers that wait until their position is stored. marks: by position, oldest first.
     """
 
     terms: Terms
@@ -33,6 +33,7 @@ class Custody:
     is_attached: bool = True
     held_until_s: float = 0.0
     is_asleep: bool = False
+    is_away: bool = False
     waiting: list[WhenDone] = field(default_factory=list)
     due: list[tuple[int, WhenDone]] = field(default_factory=list)
     marks: dict[int, LaneState] = field(default_factory=dict)

@@ -69,6 +69,11 @@ class Generation:
         """Whether it has come to its end."""
         return self.finish_reason is not None or self.found is not None
 
+    @property
+    def is_suspended(self) -> bool:
+        """Whether it came with a restored session, and nobody has gone on with it yet."""
+        return self.job is None and not self.is_ended and self.num_tokens > 0
+
     def is_repeated_by(self, start: int | None, decoding: Decoding, position: int) -> bool:
         """Whether a request is this one, sent again to a session that is at `position`."""
         return start is not None and start == self.start and decoding == self.decoding and position == self.position

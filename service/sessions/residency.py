@@ -50,30 +50,31 @@ class Residency:
     async def make_room(self, engine: Engine, error: NoSlotError) -> None:
         """Frees a slot of an engine that has none. Raises `error` when no session can give its own up, and
         StoreUnavailableError."""
-        for session in self._live.awake():
-            if session.served.engine is engine and session.state is State.IDLE and not session.num_in_flight:
-                break
-        else:
+        session = self._idlest(engine)
+        if session is None:
             raise error
-        if session.custody is None:
-            session.custody = Custody(PLAIN)
-        custody = session.custody
-        if custody.is_writing:
-            await self._storage.drained()
+        custody = session.custody = session.custody or Custody(PLAIN)
         self._live.lull(session)
+        # whatever becomes of who needs the slot: a session must not stay half asleep
+        await asyncio.shield(self._start(self._put_aside(session, custody)))
+
+    async def _put_aside(self, session: Session, custody: Custody) -> None:
+        """Stores a session and gives its slot up. Raises StoreUnavailableError."""
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._checkpoints.store(session, lambda outcome: None if done.done() else done.set_result(outcome))
-        outcome = await asyncio.shield(done)
+        outcome = await done
         if self._live.get(session.id) is not session:
             return  # it was closed, which has freed its slot too
         if outcome is Outcome.STORED:
             self._checkpoints.forget(session)
+            custody.is_away = True
             session.served.engine.close(session.lane)
             self._observer.session_spilled(session.served.bundle.model, session.served.bundle.version, session.id)
             if custody.waiting:
                 self._start(self._wake(session, custody))
             return
         self._live.rouse(session)
+        self._checkpoints.changed(session)
         self._tell(custody, None)
         raise StoreUnavailableError("no session could be put aside: the store does not take it", retry_delay_s=1.0)
 
@@ -82,7 +83,7 @@ class Residency:
         custody = session.custody
         assert custody is not None  # noqa: S101  # or it could not sleep
         custody.waiting.append(then)
-        if len(custody.waiting) == 1 and session.lane.closed:
+        if len(custody.waiting) == 1 and custody.is_away:
             self._start(self._wake(session, custody))
 
     async def awake(self, session: Session) -> None:
@@ -95,6 +96,14 @@ class Residency:
         if error is not None:
             raise error
 
+    def _idlest(self, engine: Engine) -> Session | None:
+        """The session of an engine that was idle for longest, and is not being stored."""
+        for session in self._live.awake():
+            is_writing = session.custody is not None and session.custody.is_writing
+            if session.served.engine is engine and session.state is State.IDLE and not is_writing:
+                return session
+        return None
+
     async def _wake(self, session: Session, custody: Custody) -> None:
         try:
             await self._load(session, custody)
@@ -103,6 +112,7 @@ class Residency:
                 self._registry.close(session, CloseReason.LOST, notify=True)
             self._tell(custody, error)
             return
+        custody.is_away = False
         self._live.rouse(session)
         self._observer.session_woken(session.served.bundle.model, session.served.bundle.version, session.id)
         self._tell(custody, None)
@@ -138,7 +148,16 @@ class Residency:
         for call in waiting:
             call(error)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, CarouselError):  # those are told to who waits
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "waking a session failed", "exception": error}
+            )

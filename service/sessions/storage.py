@@ -168,10 +168,10 @@ class Storage:
                 self._has_pending.clear()
             began_s = perf_counter()
             refused: set[str] = set()
-            failure: StoreError | None = None
+            failure: Exception | None = None
             try:
                 refused, num_bytes = await loop.run_in_executor(self._thread, self._write, [put for put, _ in batch])
-            except StoreError as error:
+            except Exception as error:  # a bug of ours must not end the writing for all
                 failure = error
                 self._fails(error)
             else:
@@ -199,11 +199,11 @@ class Storage:
             beats += 1
             with suppress(StoreUnavailableError):
                 for session_id in await self._call(self._store.heartbeat):
-                    self.on_wanted(session_id)
+                    asyncio.get_running_loop().call_soon(self.on_wanted, session_id)
                 if beats % _SWEEP_EVERY == 0:
                     await self._call(self._store.sweep, _SWEEP)
 
-    def _fails(self, error: StoreError) -> None:
+    def _fails(self, error: Exception) -> None:
         if not self.is_failing:
             self.is_failing = True
             self._observer.store_failed(error)

@@ -205,3 +205,36 @@ async def test_sessions_spill_when_slots_run_out_and_come_back(tiny_repository: 
                     feed = pb.Feed(token_ids=[2 + round_], position=1 + round_, outputs=LOGITS)
                     fed = await stream.ask(f"s{index}", feed=feed)
                     assert list(fed.fed.outputs[0].logits) == reference.step(2 + round_).tolist()
+
+
+async def test_a_generation_that_nobody_went_on_with_yet_outlives_one_more_server(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    """Restored, and stored again before it was asked for."""
+    flags = {"store": "lmdb", "data-folder": tmp_path, "shutdown-grace-s": 0}
+    expected = ReferenceSession(tiny_repository / "tiny-endless" / "1").generate(5000)
+    decoding = pb.Decoding(max_tokens=5000)
+    received: list[int] = []
+    with local_service(tiny_repository, flags) as service:
+        async with wire(service.target) as stream:
+            await stream.ask("twice", open=held())
+            await stream.send("twice", generate=pb.Generate(position=0, decoding=decoding))
+            received += [token.id for token in (await stream.read()).generated.tokens]
+            service.stop()
+    with local_service(tiny_repository, flags) as service:
+        async with wire(service.target) as stream:
+            opened = await go_on(stream, "twice")
+            assert 0 < opened.position < 5000
+            service.stop()
+    with local_service(tiny_repository, flags) as service:
+        async with wire(service.target) as stream:
+            await go_on(stream, "twice")
+            generate = pb.Generate(position=0, decoding=decoding, received_position=len(received))
+            await stream.send("twice", generate=generate)
+            while True:
+                response = await stream.read()
+                assert response.HasField("generated"), response
+                received += [token.id for token in response.generated.tokens]
+                if response.generated.finish_reason:
+                    break
+    assert received == expected
