@@ -220,7 +220,10 @@ async def run(store: str, models: Path, *, sessions: int, kills: int, seed: int)
         if script.told != told:
             figures.mismatches += 1
             at = next(at for at, (one, other) in enumerate(zip(script.told, told, strict=True)) if one != other)
-            figures.errors.append(f"session {number} ({script.model}) was told otherwise from request {at} on")
+            figures.errors.append(
+                f"session {number} ({script.model}) was told otherwise from request {at} on:"
+                f" {str(script.told[at])[:300]} where it should have been {str(told[at])[:300]}"
+            )
     return figures
 
 

@@ -15,8 +15,9 @@ from service.sessions.terms import PLAIN
 def image_of(session: Session, lane: LaneState) -> Image:
     """A session as its lane was; all that came of its jobs until then must have been told."""
     served, custody, last = session.served, session.custody, session.last
-    if isinstance(last, Generation) and last.is_suspended and last.position == lane.position:
-        lane = lane._replace(num_produced=last.num_tokens, seen=last.seen)  # nobody has gone on with it yet
+    is_suspended = isinstance(last, Generation) and last.is_suspended and last.position == lane.position
+    if isinstance(last, Generation) and is_suspended and not lane.num_produced:  # nobody has gone on with it yet
+        lane = lane._replace(num_produced=last.num_tokens, seen=last.seen)
     return Image(
         session.id,
         served.bundle.model,

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
-from carousel.v1 import sessions_pb2, sessions_pb2_grpc
+from carousel.v1 import inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from examples.local_service import LocalService, local_service
 from tests.end_to_end.wire import Wire, wire
 from tests.reference import ReferenceSession
@@ -208,12 +208,15 @@ async def test_sessions_spill_when_slots_run_out_and_come_back(tiny_repository: 
 
 
 async def test_a_generation_that_nobody_went_on_with_yet_outlives_one_more_server(
-    tiny_repository: Path, tmp_path: Path
+    tiny_service: LocalService, tiny_repository: Path, tmp_path: Path
 ) -> None:
-    """Restored, and stored again before it was asked for."""
+    """Restored, and stored again before it was asked for; with what its repetition penalty has seen."""
     flags = {"store": "lmdb", "data-folder": tmp_path, "shutdown-grace-s": 0}
-    expected = ReferenceSession(tiny_repository / "tiny-endless" / "1").generate(5000)
-    decoding = pb.Decoding(max_tokens=5000)
+    decoding = pb.Decoding(max_tokens=5000, repetition_penalty=1.05, sampling=pb.Sampling(seed=7))
+    async with grpc.aio.insecure_channel(tiny_service.target) as channel:
+        request = pb.GenerateRequest(model="tiny-endless", decoding=decoding)
+        call = inference_pb2_grpc.InferenceStub(channel).Generate(request)
+        expected = [token.id async for response in call for token in response.generated.tokens]
     received: list[int] = []
     with local_service(tiny_repository, flags) as service:
         async with wire(service.target) as stream:
