@@ -113,9 +113,8 @@ def session(session_id: str = "s1", serial: int = 1, **changes: Any) -> Session:
         session_id,
         serial,
         Served(bundle(), cast(Engine, None)),
-        Lane(Slot(serial, 0), []),
+        Lane(Slot(1, 0), []),
         ignore,
-        opened_at=0.0,
         last_used_s=0.0,
     )
     for name, value in changes.items():

@@ -21,7 +21,8 @@ class Custody:
     what its client knows of that. is_dirty: whether it has moved since; is_writing: whether it is being stored.
     is_attached: whether a stream has it; held_until_s: if not, the monotonic time at which it is closed. is_asleep:
     whether its state is on its way to the store, or there alone: is_away; waiting: what is to be done when it is back.
-    due: answers that wait until their position is stored. marks: by position, oldest first.
+    due: answers that wait until their position is stored. marks: by position, oldest first. opened_at: Unix seconds, of
+    one that was not opened here.
     """
 
     terms: Terms
@@ -37,6 +38,7 @@ class Custody:
     waiting: list[WhenDone] = field(default_factory=list)
     due: list[tuple[int, WhenDone]] = field(default_factory=list)
     marks: dict[int, LaneState] = field(default_factory=dict)
+    opened_at: float | None = None
 
     def news(self) -> int | None:
         """The position that is stored, when the client does not know it yet; told from here on."""

@@ -138,8 +138,10 @@ class Registry:
         check_fits(image, served)
         session = self._make(served, session_id, served.engine.open(), nobody)
         served.engine.write(session.lane, image.lane)
-        session.opened_at, session.position, session.last = image.opened_at, image.lane.position, last_in(image)
-        session.custody = Custody(image.terms, epoch, marks=dict(image.marks), is_attached=False)
+        session.position, session.last = image.lane.position, last_in(image)
+        session.custody = Custody(
+            image.terms, epoch, marks=dict(image.marks), is_attached=False, opened_at=image.opened_at
+        )
         self._live.add(session)
         self._observer.session_opened(served.bundle.model, served.bundle.version, session.id)
         return session
@@ -201,14 +203,13 @@ class Registry:
             )
 
     def _make(self, served: Served, session_id: str, lane: Lane, on_closed: OnClosed) -> Session:
-        self._last_serial += 1
+        self._last_serial = max(self._last_serial + 1, int(self._wall_clock() * 1e6))
         return Session(
             session_id,
             self._last_serial,
             served,
             lane,
             on_closed,
-            opened_at=self._wall_clock(),
             last_used_s=self._clock(),
         )
 

@@ -139,10 +139,11 @@ class LastFeed:
 class Session:
     """One sequence being processed. Event loop only.
 
-    serial: grows with every session opened. position: as of the last answer; the truth when nothing is in flight.
-    on_closed: told when somebody else than its stream closes it. opened_at: Unix seconds; last_used_s: monotonic
-    seconds. handle: its name in frames, on its stream; 0: none yet. last: what may be sent again. custody: None for one
-    that ends with its stream. older, newer: its neighbours in the order of use, for `LiveSessions` alone.
+    serial: Unix microseconds at which this server took it in, or a little more: no two have the same. position: as of
+    the last answer; the truth when nothing is in flight. on_closed: told when somebody else than its stream closes it.
+    last_used_s: monotonic seconds. handle: its name in frames, on its stream; 0: none yet. last: what may be sent
+    again. custody: None for one that ends with its stream. older, newer: its neighbours in the order of use, for
+    `LiveSessions` alone.
     """
 
     id: str
@@ -150,7 +151,6 @@ class Session:
     served: Served
     lane: Lane
     on_closed: OnClosed
-    opened_at: float
     last_used_s: float
     position: int = 0
     state: State = State.IDLE
@@ -160,6 +160,12 @@ class Session:
     handle: int = 0
     older: Session | None = None
     newer: Session | None = None
+
+    @property
+    def opened_at(self) -> float:
+        """When it was opened, wherever that was: Unix seconds."""
+        restored = None if self.custody is None else self.custody.opened_at
+        return self.serial / 1e6 if restored is None else restored
 
     def after(self, event: Event) -> State:
         """The state that follows. Raises IllegalRequestError when the table does not allow the event."""

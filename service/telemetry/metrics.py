@@ -11,7 +11,6 @@ from service.telemetry.instruments import Counter, Gauge, Histogram
 
 MODEL = ("model", "version")
 VARIANT = (*MODEL, "variant")
-VARIANT = (*MODEL, "variant")
 SECONDS = (
     *(0.0001, 0.0002, 0.0003, 0.0005, 0.00075),
     *(0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075),

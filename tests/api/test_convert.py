@@ -240,7 +240,7 @@ def test_an_output_of_logits_keeps_every_bit() -> None:
 
 
 def test_a_session_is_shown_with_times_of_the_wall_clock() -> None:
-    session = domain.session("s9", position=12, opened_at=1_700_000_000.5, last_used_s=time.monotonic() - 10.0)
+    session = domain.session("s9", 1_700_000_000_500_000, position=12, last_used_s=time.monotonic() - 10.0)
     info = session_messages.session_info(session)
     assert (info.session_id, info.model, info.version, info.position) == ("s9", "made", 3, 12)
     assert info.open_time.ToNanoseconds() / 1e9 == pytest.approx(1_700_000_000.5, abs=1e-6)
