@@ -238,6 +238,22 @@ def durability(models: Path) -> Report:
     return report
 
 
+def metrics(models: Path) -> Report:
+    """Steps a second of `echo`'s streams, over the same of a service that keeps no metrics."""
+    report = Report("metrics", f"steps/s at {STREAMS} streams over those without any metric")
+    with local_service(models) as service, server("silent", str(models)) as silent:
+        report.rows.append(
+            alternate(
+                SMALL.name,
+                lambda: load("lockstep", service.target, streams=STREAMS)["per_second"],
+                lambda: load("lockstep", silent, streams=STREAMS)["per_second"],
+                unit="steps/s",
+                bound=0.97,
+            )
+        )
+    return report
+
+
 def _with_durability(subject: str, target: str, kind: str, bound: float | None) -> Row:
     return alternate(
         subject,
@@ -250,5 +266,18 @@ def _with_durability(subject: str, target: str, kind: str, bound: float | None) 
 
 SUITE: dict[str, Callable[[Path], Report]] = {
     function.__name__: function
-    for function in (echo, naive, latency, blocking, growth, generate, frames, million, int8, durability, open_loop)
+    for function in (
+        echo,
+        naive,
+        latency,
+        blocking,
+        growth,
+        generate,
+        frames,
+        million,
+        int8,
+        durability,
+        metrics,
+        open_loop,
+    )
 }

@@ -5,6 +5,7 @@ Implementations must be quick, must not raise, and must be safe to call from sev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -67,6 +68,15 @@ class SessionObserver(Protocol):
     def first_token(self, model: str, version: int, seconds: float) -> None:
         """A generation gave its first token, so long after it was asked for."""
 
+    def next_tokens(self, model: str, version: int, seconds: float) -> None:
+        """A generation went on. seconds: since its last token, divided by the tokens that came."""
+
+    def request_replayed(self, model: str, version: int, request: str) -> None:
+        """A feed or a generation was sent again, and is answered again."""
+
+    def snapshot_made(self, num_bytes: int) -> None:
+        """A session was made bytes, for a client."""
+
     def request_answered(self, model: str, version: int, request: str, seconds: float, num_tokens: int) -> None:
         """A feed or a generation was answered in full, so long after it was read. num_tokens: fed or generated."""
 
@@ -74,8 +84,17 @@ class SessionObserver(Protocol):
 class StoreObserver(Protocol):
     """Hears of the store of sessions' records. Called by the event loop."""
 
-    def records_written(self, count: int, num_bytes: int, seconds: float) -> None:
-        """A batch of records was written, in so long."""
+    def records_written(self, sizes: Sequence[int], seconds: float) -> None:
+        """A batch of records was written, in so long. sizes: in bytes, one for each."""
+
+    def record_read(self, seconds: float) -> None:
+        """A record was looked for, in so long."""
+
+    def session_stored(self, seconds: float) -> None:
+        """A session's checkpoint was written, so long after it had moved."""
+
+    def operation_failed(self, operation: str) -> None:
+        """The store has failed to do something: `read`, `write` or `heartbeat`."""
 
     def store_failed(self, error: BaseException) -> None:
         """The store does not answer, or cannot write. Told once, until it works again."""
@@ -103,14 +122,17 @@ class ModelObserver(Protocol):
 class ApiObserver(Protocol):
     """Hears of gRPC calls. Called by the event loop."""
 
-    def call_started(self, method: str) -> None:
-        """A call has come. method: such as `/carousel.v1.Inference/Stream`."""
+    def call_started(self, method: str, peer: str) -> None:
+        """A call has come. method: such as `/carousel.v1.Inference/Stream`; peer: the connection it came by."""
 
-    def call_ended(self, method: str, code: str, seconds: float) -> None:
+    def call_ended(self, method: str, peer: str, code: str, seconds: float) -> None:
         """It has ended. code: the gRPC status code's name, such as `OK`."""
 
+    def response_written(self, seconds: float) -> None:
+        """A response was handed to the transport, which took so long."""
+
     def request_failed(self, model: str, code: str, reason: str) -> None:
-        """A request inside a stream was refused or failed. model: empty when it is not known."""
+        """A request inside a stream, or a call, was refused or failed. model: empty when it is not known."""
 
     def handler_crashed(self, method: str, error: BaseException) -> None:
         """A bug: a handler raised what it must not. The caller has got INTERNAL and a fixed text."""

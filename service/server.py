@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import weakref
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any
@@ -32,7 +33,7 @@ from service.sessions.stores.base import StateStore, StoreError
 from service.sessions.stores.opening import open_store, signing_key
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
-from service.telemetry.observers import EngineTelemetry, ModelTelemetry, SessionTelemetry, StoreTelemetry
+from service.telemetry.observers import EngineTelemetry, ModelTelemetry, Occupancy, SessionTelemetry, StoreTelemetry
 
 log = structlog.get_logger()
 
@@ -190,11 +191,25 @@ class Server:
             num_tokens=settings.checkpoint_tokens,
             patience_s=settings.lease_s + 2.0,
         )
+        checkpoints = self._house.checkpoints
+        self._metrics.checkpoint_lag.labels().set_function(lambda: checkpoints.lag_s)
 
     def _make_engine(self, bundle: Bundle, variant: str) -> Engine:
         telemetry = EngineTelemetry(self._metrics, bundle.model, bundle.version, variant)
         loop = asyncio.get_running_loop()
-        return Engine(bundle, self._settings.engine_limits, telemetry, loop, self._on_crash, variant=variant)
+        limits = self._settings.engine_limits
+        engine = Engine(bundle, limits, telemetry, loop, self._on_crash, variant=variant)
+        there = weakref.ref(engine)
+
+        def occupancy() -> Occupancy:
+            engine = there()  # which is let go when its version is unloaded
+            if engine is None:
+                return Occupancy(0, 0)
+            seen = engine.statistics
+            return Occupancy(seen.slots_used, seen.forks_used)
+
+        telemetry.watch(occupancy, num_slots=limits.num_slots, state_bytes=engine.session_bytes)
+        return engine
 
     def _count(self, key: tuple[str, int]) -> int:
         return 0 if self._house is None else self._house.count(*key)

@@ -10,7 +10,8 @@ import pytest
 from examples.local_service import LocalService, local_service
 from tests.bundles import write_language_model
 
-SHIPPED = Path(__file__).parent.parent / "model_repository"
+ROOT = Path(__file__).parent.parent
+SHIPPED = ROOT / "model_repository"
 
 
 @pytest.fixture(scope="session")

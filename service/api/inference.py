@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from time import perf_counter
 from typing import Any
 
 import grpc
@@ -64,8 +65,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self._streams.add(stream)
         try:
             async with asyncio.TaskGroup() as group:
-                reader = group.create_task(_read(stream, outbox, context))
-                await _write(outbox, context)
+                reader = group.create_task(_read(stream, outbox, context, self._observer))
+                await _write(outbox, context, self._observer)
                 malformed = reader.done() and reader.result()
                 for task in (reader, *openings):
                     task.cancel()
@@ -85,7 +86,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         call = OneShot(self._domain, outbox)
         try:
             call.generate(await _open(call, served, request), decoding)
-            await _write(outbox, context)
+            await _write(outbox, context, self._observer)
             call.raise_failure()
         finally:
             call.end()
@@ -118,7 +119,7 @@ async def _open(call: OneShot, served: Served, request: pb.GenerateRequest | pb.
     return await call.open(served, source, prompt)
 
 
-async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Context) -> bool:
+async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Context, observer: ApiObserver) -> bool:
     """Takes requests in, up to the last. Returns whether a message was none, which ends the stream."""
     while True:
         try:
@@ -131,7 +132,7 @@ async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Cont
         if outbox.hold():
             # a lone session is answered before `handle` returns: its answer is written from here, sparing a task switch
             stream.handle(request)
-            is_there = (taken := outbox.take()) is None or await _write_one(taken, context)
+            is_there = (taken := outbox.take()) is None or await _write_one(taken, context, observer)
             outbox.let_go()
             if not is_there:
                 outbox.close()
@@ -144,19 +145,21 @@ async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Cont
     return False
 
 
-async def _write(outbox: Outbox[Any], context: Context) -> None:
+async def _write(outbox: Outbox[Any], context: Context, observer: ApiObserver) -> None:
     while (taken := await outbox.next()) is not None:
-        if not await _write_one(taken, context):
+        if not await _write_one(taken, context, observer):
             return
 
 
-async def _write_one(taken: Item[Any], context: Context) -> bool:
+async def _write_one(taken: Item[Any], context: Context, observer: ApiObserver) -> bool:
     """Returns whether the client is still there."""
     response, on_written = taken
+    began_s = perf_counter()
     try:
         await context.write(response)
     except grpc.aio.InternalError:  # what grpc says of a client that has left meanwhile
         return False
+    observer.response_written(perf_counter() - began_s)
     if on_written is not None:
         on_written()
     return True

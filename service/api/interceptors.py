@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from service.api.status import abort
+from service.api.status import TABLE, abort
 from service.errors import CarouselError
 from service.observer import ApiObserver
 
@@ -52,7 +52,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Any, context: Any) -> Any:
             began_s = time.monotonic()
             code = grpc.StatusCode.OK
-            observer.call_started(method)
+            peer = context.peer()
+            observer.call_started(method, peer)
             try:
                 return await behaviour(request, context)
             except asyncio.CancelledError:
@@ -60,6 +61,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 raise
             except CarouselError as error:
                 code = grpc.StatusCode.UNKNOWN
+                row = TABLE[type(error)]
+                observer.request_failed("", row.code.name, row.reason)
                 await abort(context, error)
             except Exception as error:
                 code = grpc.StatusCode.INTERNAL
@@ -68,7 +71,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             finally:
                 if code is grpc.StatusCode.UNKNOWN:
                     code = context.code() or code
-                observer.call_ended(method, _name(code), time.monotonic() - began_s)
+                observer.call_ended(method, peer, _name(code), time.monotonic() - began_s)
 
         return call
 

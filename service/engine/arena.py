@@ -77,6 +77,12 @@ class Arena:
         """The rows of the batch that was run last, with padding and without, and its state."""
 
     @property
+    def row_bytes(self) -> int:
+        """What the arrays have for one slot."""
+        arrays = [*(tensor.values for tensor in self._states), *self._contexts, self._source_lengths]
+        return sum(array.nbytes for array in arrays) // (self.num_slots + 1)
+
+    @property
     def num_used(self) -> int:
         """Slots that are handed out."""
         return self._num_touched - len(self._free)

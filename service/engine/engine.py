@@ -45,7 +45,8 @@ _LONE_STREAK = 16
 
 
 class Engine:
-    """Runs one variant of a bundle. Except where said, call from the event loop's thread."""
+    """Runs one variant of a bundle. Except where said, call from the event loop's thread. session_bytes: of the state and
+    context of one session."""
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class Engine:
         bos_id = bundle.manifest.special_tokens.bos_id
         self._first_pending = NO_TOKENS if bos_id is None else [bos_id]
         self._arena = Arena(bundle.manifest, limits.num_slots + limits.num_forks)
+        self.session_bytes = self._arena.row_bytes
         self._worker = Worker(bundle, variant, limits, observer, self._arena)
         self._scheduler = self._worker.scheduler
         self._stepper = self._worker.stepper

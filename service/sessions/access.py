@@ -21,6 +21,7 @@ from service.errors import (
     SessionIdInUseError,
     StoreUnavailableError,
 )
+from service.observer import SessionObserver
 from service.repository.manifest import TensorSpec
 from service.sessions.checkpoints import Checkpoints
 from service.sessions.image import Image
@@ -58,19 +59,24 @@ class Access:
         resumption: Resumption,
         residency: Residency,
         checkpoints: Checkpoints,
+        *,
         codec: Codec,
+        observer: SessionObserver,
     ) -> None:
         self._live = live
         self._resumption = resumption
         self._residency = residency
         self._checkpoints = checkpoints
         self._codec = codec
+        self._observer = observer
 
     async def snapshot(self, session_id: str) -> tuple[bytes, int]:
         """A session as bytes, and its position in them. Raises SessionNotFoundError and what bringing it here
         raises."""
         image = await self._image(await self._find(session_id))
-        return await asyncio.to_thread(self._codec.encode, image), image.lane.position
+        snapshot = await asyncio.to_thread(self._codec.encode, image)
+        self._observer.snapshot_made(len(snapshot))
+        return snapshot, image.lane.position
 
     async def fork(self, session_id: str, fork_id: str) -> Session:
         """A copy of a session, without what it is generating. fork_id: empty to have one made. Raises what `snapshot`

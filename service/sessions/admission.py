@@ -67,3 +67,18 @@ class Admission:
         bundle = request.session.served.bundle
         seconds = self.clock() - request.began_s
         self.observer.request_answered(bundle.model, bundle.version, name, seconds, request.num_tokens)
+
+    def went_on(self, request: Request, num_tokens: int) -> None:
+        """A generation has brought so many tokens, which is reported."""
+        bundle, now_s = request.session.served.bundle, self.clock()
+        if request.num_tokens == 0:
+            self.observer.first_token(bundle.model, bundle.version, now_s - request.began_s)
+        else:
+            self.observer.next_tokens(bundle.model, bundle.version, (now_s - request.last_s) / num_tokens)
+        request.last_s = now_s
+        request.num_tokens += num_tokens
+
+    def replayed(self, request: Request, name: str) -> None:
+        """A request that was sent again is answered again, which is reported."""
+        bundle = request.session.served.bundle
+        self.observer.request_replayed(bundle.model, bundle.version, name)

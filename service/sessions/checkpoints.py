@@ -49,6 +49,7 @@ class Checkpoints:
         interval_s: float = 1.0,
         num_tokens: int = 1024,
         idle_timeout_s: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.on_lost: OnLost = lambda session: None
@@ -57,6 +58,8 @@ class Checkpoints:
         self._num_tokens = num_tokens
         self._idle_timeout_s = idle_timeout_s
         self._wall_clock = wall_clock
+        self._clock = clock
+        self._ahead: dict[Session, float] = {}
         self._dirty: set[Session] = set()
         self._urgent: set[Session] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -70,6 +73,7 @@ class Checkpoints:
         if not custody.is_dirty:
             custody.is_dirty = True
             self._dirty.add(session)
+            self._ahead.setdefault(session, self._clock())
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._flush)
         if session.position - (custody.checkpoint_position or 0) >= self._num_tokens:
@@ -149,6 +153,7 @@ class Checkpoints:
         """A session need not be stored again as it is: it was closed, is another's, or is stored."""
         self._dirty.discard(session)
         self._urgent.discard(session)
+        self._ahead.pop(session, None)
         if session.custody is not None:
             session.custody.is_dirty = False
 
@@ -156,6 +161,12 @@ class Checkpoints:
         """Stores at once what is not stored yet."""
         self._urgent |= self._dirty
         self._flush_urgent()
+
+    @property
+    def lag_s(self) -> float:
+        """How long ago the session moved that waits longest for its checkpoint; 0 when none waits. Any thread."""
+        since_s = list(self._ahead.values())
+        return self._clock() - min(since_s) if since_s else 0.0
 
     def _hasten(self, session: Session) -> None:
         self._urgent.add(session)
@@ -227,6 +238,7 @@ class Checkpoints:
             self.on_lost(session)
         elif outcome is Outcome.STORED:
             custody.checkpoint_position = position
+            self._stored_at_last(session, custody)
             custody.settle(position, None)
         else:
             custody.settle(
@@ -236,6 +248,14 @@ class Checkpoints:
                     retry_delay_s=1.0,
                 ),
             )
+
+    def _stored_at_last(self, session: Session, custody: Custody) -> None:
+        now_s = self._clock()
+        since_s = self._ahead.pop(session, None)
+        if since_s is not None:
+            self._storage.observer.session_stored(now_s - since_s)
+        if custody.is_dirty:  # it has moved since it was read out
+            self._ahead[session] = now_s
 
     def _again(self, session: Session, custody: Custody) -> None:
         custody.is_dirty = True

@@ -46,6 +46,7 @@ class Dispatcher:
         last = session.last
         if position is not None and isinstance(last, LastFeed) and last.is_repeated_by(position, tokens, outputs):
             request.replayed = True
+            self._admission.replayed(request, "feed")
             if last.result is None:
                 last.waiting = [*(last.waiting or ()), request]
             else:

@@ -93,6 +93,7 @@ class Generations:
         last = _repeated(session, position, decoding)
         if last is not None:
             last.request = request
+            self._admission.replayed(request, "generate")
             if last.found is not None:
                 self._admission.checkpoints.tell(request, last.found)
             return
@@ -138,6 +139,7 @@ class Generations:
         told = last.after(received)
         request.granted = partial(self._read, session, last)
         request.replayed = True
+        self._admission.replayed(request, "generate")
         last.request = None if last.is_ended else request
         if last.is_ended:
             self._admission.checkpoints.tell(request, told)
@@ -166,12 +168,7 @@ class Generations:
         request: Request = job.tag
         session = request.session
         if isinstance(result, Generated) and result.token_ids:
-            if request.num_tokens == 0:
-                bundle = session.served.bundle
-                self._admission.observer.first_token(
-                    bundle.model, bundle.version, self._admission.clock() - request.began_s
-                )
-            request.num_tokens += len(result.token_ids)
+            self._admission.went_on(request, len(result.token_ids))
         is_ended = not isinstance(result, Generated) or result.finish_reason is not None
         if is_ended:
             self._admission.ended(session, result)

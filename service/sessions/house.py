@@ -45,6 +45,7 @@ class House:
             interval_s=interval_s,
             num_tokens=num_tokens,
             idle_timeout_s=limits.idle_timeout_s,
+            clock=clock,
             wall_clock=wall_clock,
         )
         self.registry = Registry(self.live, limits, observer, self.checkpoints, clock=clock, wall_clock=wall_clock)
@@ -69,7 +70,9 @@ class House:
             find=find,
             patience_s=patience_s,
         )
-        self.access = Access(self.live, self.resumption, self.residency, self.checkpoints, storage.codec)
+        self.access = Access(
+            self.live, self.resumption, self.residency, self.checkpoints, codec=storage.codec, observer=observer
+        )
 
     def count(self, model: str, version: int) -> int:
         """How many live sessions are with a version."""

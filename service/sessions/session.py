@@ -89,11 +89,12 @@ class Request:
     """One request of one session on its way. reply(request, result) is called on the event loop, for a generation many
     times.
 
-    began_s: monotonic seconds when it was read. num_tokens: fed or generated so far. granted: of a generation; to be
+    began_s: monotonic seconds when it was read; last_s: when its last tokens came. num_tokens: fed or generated so
+    far. granted: of a generation; to be
     called with how many of its tokens have been written, and the position after them.
     """
 
-    __slots__ = ("began_s", "granted", "num_tokens", "replayed", "reply", "request_id", "session")
+    __slots__ = ("began_s", "granted", "last_s", "num_tokens", "replayed", "reply", "request_id", "session")
 
     def __init__(self, session: Session, request_id: int, reply: Reply, began_s: float, num_tokens: int = 0) -> None:
         self.session = session
@@ -101,6 +102,7 @@ class Request:
         self.reply = reply
         self.began_s = began_s
         self.num_tokens = num_tokens
+        self.last_s = began_s
         self.replayed = False
         self.granted: Callable[[int, int], None] | None = None
 

@@ -82,7 +82,7 @@ class Storage:
         self.on_wanted = on_wanted
         self.is_failing = False
         self._store = store
-        self._observer = observer
+        self.observer = observer
         self._heartbeat_s = heartbeat_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._pending: dict[str, tuple[Put, list[Then]]] = {}
@@ -128,13 +128,16 @@ class Storage:
         StoreUnavailableError, and SnapshotCorruptError for a record that cannot be read, which is set aside."""
         if session_id in self._pending:
             await self.drained()
+        began_s = perf_counter()
         try:
-            return await self._call(self._store.claim, session_id)
+            claimed = await self._call(self._store.claim, session_id)
         except CorruptRecordError as error:
             await self.set_aside(session_id, error)
             raise SnapshotCorruptError(
                 f"the record of session {session_id!r} cannot be read, and was set aside", session_id=session_id
             ) from error
+        self.observer.record_read(perf_counter() - began_s)
+        return claimed
 
     async def reserve(self, session_id: str, expires_at: float) -> int | None:
         """See `StateStore.reserve`. Raises StoreUnavailableError."""
@@ -142,7 +145,7 @@ class Storage:
 
     async def set_aside(self, session_id: str, error: Exception) -> None:
         """Moves a record that cannot be read out of the way, and reports it."""
-        self._observer.record_corrupt(session_id, error)
+        self.observer.record_corrupt(session_id, error)
         await self._call(self._store.set_aside, session_id)
 
     async def _call(self, call: Callable[..., T], *args: Any) -> T:
@@ -151,7 +154,7 @@ class Storage:
         except CorruptRecordError:
             raise
         except StoreError as error:
-            self._fails(error)
+            self._fails(error, "heartbeat" if call in (self._store.heartbeat, self._store.sweep) else "read")
             raise StoreUnavailableError(
                 "the session store does not answer: try again later", retry_delay_s=1.0
             ) from error
@@ -170,13 +173,13 @@ class Storage:
             refused: set[str] = set()
             failure: Exception | None = None
             try:
-                refused, num_bytes = await loop.run_in_executor(self._thread, self._write, [put for put, _ in batch])
+                refused, sizes = await loop.run_in_executor(self._thread, self._write, [put for put, _ in batch])
             except Exception as error:  # a bug of ours must not end the writing for all
                 failure = error
-                self._fails(error)
+                self._fails(error, "write")
             else:
                 self._works()
-                self._observer.records_written(len(batch), num_bytes, perf_counter() - began_s)
+                self.observer.records_written(sizes, perf_counter() - began_s)
             for put, thens in batch:
                 outcome = Outcome.REFUSED if put.session_id in refused else Outcome.STORED
                 for then in thens:
@@ -184,13 +187,15 @@ class Storage:
             if not self._pending:
                 self._is_idle.set()
 
-    def _write(self, puts: Sequence[Put]) -> tuple[set[str], int]:
-        """The store's thread. Returns the ids that were refused, and how many bytes were written."""
+    def _write(self, puts: Sequence[Put]) -> tuple[set[str], list[int]]:
+        """The store's thread. Returns the ids that were refused, and the sizes of the images that were written."""
         writes = []
         for put in puts:
             payload = put.epitaph if put.image is None else self.codec.encode(put.image)
             writes.append(Write(put.session_id, put.epoch, payload, put.expires_at, put.standing))
-        return self._store.write(writes), sum(len(write.payload or b"") for write in writes)
+        return self._store.write(writes), [
+            len(write.payload or b"") for put, write in zip(puts, writes, strict=True) if put.image is not None
+        ]
 
     async def _beat_for_ever(self) -> None:
         beats = 0
@@ -203,12 +208,13 @@ class Storage:
                 if beats % _SWEEP_EVERY == 0:
                     await self._call(self._store.sweep, _SWEEP)
 
-    def _fails(self, error: Exception) -> None:
+    def _fails(self, error: Exception, operation: str) -> None:
+        self.observer.operation_failed(operation)
         if not self.is_failing:
             self.is_failing = True
-            self._observer.store_failed(error)
+            self.observer.store_failed(error)
 
     def _works(self) -> None:
         if self.is_failing:
             self.is_failing = False
-            self._observer.store_recovered()
+            self.observer.store_recovered()

@@ -11,8 +11,8 @@ path.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -37,12 +37,21 @@ class CounterChild:
 
 
 class GaugeChild:
-    """A number that goes up and down."""
+    """A number that goes up and down, or one that is asked for when it is read."""
 
-    __slots__ = ("value",)
+    __slots__ = ("_ask", "value")
 
     def __init__(self) -> None:
         self.value = 0.0
+        self._ask: Callable[[], float] | None = None
+
+    def set_function(self, ask: Callable[[], float]) -> None:
+        """From here on the value is what `ask` says; it must be safe to call from any thread."""
+        self._ask = ask
+
+    def read(self) -> float:
+        """The value now."""
+        return self.value if self._ask is None else self._ask()
 
     def set(self, value: float) -> None:
         """Sets it."""
@@ -92,17 +101,19 @@ Child = TypeVar("Child", CounterChild, GaugeChild, HistogramChild)
 
 
 class _Instrument(Collector, Generic[Child]):
-    """The children of one metric, by label values."""
+    """The children of one metric, by label values. kind: Prometheus's word for it."""
+
+    kind: ClassVar[str]
 
     def __init__(self, name: str, text: str, labels: Labels, registry: CollectorRegistry) -> None:
-        self._name, self._text, self._label_names = name, text, labels
+        self.name, self.text, self.label_names = name, text, labels
         self._children: dict[Labels, Child] = {}
         registry.register(self)
 
     def labels(self, *values: str) -> Child:
         """The child of these label values, made when it is first asked for. Raises ValueError for a wrong number."""
-        if len(values) != len(self._label_names):
-            raise ValueError(f"{self._name} has the labels {self._label_names}, not {len(values)}")
+        if len(values) != len(self.label_names):
+            raise ValueError(f"{self.name} has the labels {self.label_names}, not {len(values)}")
         child = self._children.get(values)
         if child is None:
             child = self._children.setdefault(values, self._make())
@@ -119,12 +130,14 @@ class _Instrument(Collector, Generic[Child]):
 class Counter(_Instrument[CounterChild]):
     """Numbers that grow."""
 
+    kind = "counter"
+
     def _make(self) -> CounterChild:
         return CounterChild()
 
     def collect(self) -> Iterable[Metric]:
         """What Prometheus reads."""
-        family = CounterMetricFamily(self._name, self._text, labels=self._label_names)
+        family = CounterMetricFamily(self.name, self.text, labels=self.label_names)
         for values, child in list(self._children.items()):
             family.add_metric(values, child.value)
         return [family]
@@ -133,33 +146,37 @@ class Counter(_Instrument[CounterChild]):
 class Gauge(_Instrument[GaugeChild]):
     """Numbers that go up and down."""
 
+    kind = "gauge"
+
     def _make(self) -> GaugeChild:
         return GaugeChild()
 
     def collect(self) -> Iterable[Metric]:
         """What Prometheus reads."""
-        family = GaugeMetricFamily(self._name, self._text, labels=self._label_names)
+        family = GaugeMetricFamily(self.name, self.text, labels=self.label_names)
         for values, child in list(self._children.items()):
-            family.add_metric(values, child.value)
+            family.add_metric(values, child.read())
         return [family]
 
 
 class Histogram(_Instrument[HistogramChild]):
     """Observations counted by bucket. bounds: the buckets' upper bounds, rising, without infinity."""
 
+    kind = "histogram"
+
     def __init__(
         self, name: str, text: str, labels: Labels, registry: CollectorRegistry, bounds: Sequence[float]
     ) -> None:
-        self._bounds = bounds
+        self.bounds = bounds
         super().__init__(name, text, labels, registry)
 
     def _make(self) -> HistogramChild:
-        return HistogramChild(self._bounds)
+        return HistogramChild(self.bounds)
 
     def collect(self) -> Iterable[Metric]:
         """What Prometheus reads."""
-        family = HistogramMetricFamily(self._name, self._text, labels=self._label_names)
-        bounds = [*map(floatToGoString, self._bounds), "+Inf"]
+        family = HistogramMetricFamily(self.name, self.text, labels=self.label_names)
+        bounds = [*map(floatToGoString, self.bounds), "+Inf"]
         for values, child in list(self._children.items()):
             counts, total = child.fold()
             family.add_metric(values, list(zip(bounds, map(float, counts), strict=True)), total)

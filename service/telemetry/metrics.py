@@ -1,16 +1,23 @@
-"""The Prometheus metrics: every name, label and bucket, in one place.
+"""The Prometheus metrics: every name, label and bucket, in one place. `docs/metrics.md` is made of it.
 
-Durations are in seconds. `model` and `version` label whatever belongs to a model; no label ever holds a session id.
+Durations are in seconds, sizes in bytes. `model` and `version` label whatever belongs to a model; no label ever holds
+what a client can choose freely, such as a session id.
 """
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TypeVar
 
-from service.telemetry.instruments import Counter, Gauge, Histogram
+import onnxruntime
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from service.telemetry.instruments import Counter, Gauge, Histogram, Labels
 
 MODEL = ("model", "version")
 VARIANT = (*MODEL, "variant")
+GRAPH = (*VARIANT, "graph")
 SECONDS = (
     *(0.0001, 0.0002, 0.0003, 0.0005, 0.00075),
     *(0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075),
@@ -19,54 +26,185 @@ SECONDS = (
     *(1.0, 2.0, 5.0, 10.0),
 )
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+BYTES = tuple(4.0**power for power in range(5, 16))
+LAG = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
 
 
 class Metrics:
-    """The metrics of one server, in a registry of its own. Safe to use from any thread."""
+    """The metrics of one server, in a registry of its own. Safe to use from any thread.
+
+    sections: the instruments, by what they are about, in the order in which they are documented.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.sections: dict[str, list[Counter | Gauge | Histogram]] = {}
+        self._requests()
+        self._engine()
+        self._sessions()
+        self._store()
+        self._models()
+        self._calls()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
 
-        def histogram(name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...] = SECONDS) -> Histogram:
-            return Histogram(f"carousel_{name}", text, labels, self.registry, buckets)
-
-        def counter(name: str, text: str, labels: tuple[str, ...]) -> Counter:
-            return Counter(f"carousel_{name}", text, labels, self.registry)
-
-        def gauge(name: str, text: str, labels: tuple[str, ...]) -> Gauge:
-            return Gauge(f"carousel_{name}", text, labels, self.registry)
-
-        self.request_seconds = histogram(
-            "request_latency_seconds", "From reading a request to its last answer", (*MODEL, "request")
+    def _requests(self) -> None:
+        section = "Requests: what clients wait for"
+        self.request_seconds = self._histogram(
+            section, "request_latency_seconds", "From reading a request to its last answer", (*MODEL, "request")
         )
-        self.first_token_seconds = histogram(
-            "time_to_first_token_seconds", "From reading a generate request to its first token", MODEL
+        self.first_token_seconds = self._histogram(
+            section, "time_to_first_token_seconds", "From reading a generate request to its first token", MODEL
         )
-        self.queue_seconds = histogram("request_queue_time_seconds", "From a request's arrival to its batch", VARIANT)
-        self.step_seconds = histogram(
-            "step_latency_seconds", "One batch, from assembling it to its results", (*VARIANT, "graph")
+        self.inter_token_seconds = self._histogram(
+            section, "inter_token_latency_seconds", "Between two tokens of a generation, by the mean of a burst", MODEL
         )
-        self.run_seconds = histogram("graph_run_seconds", "The run of the graph alone", (*VARIANT, "graph"))
-        self.batch_size = histogram("batch_size", "Sessions advanced by one batch", (*VARIANT, "graph"), ROWS)
-        self.tokens = counter("tokens_total", "Tokens that sessions consumed or generated", (*MODEL, "request"))
-        self.steps = counter("steps_total", "Tokens run through a graph", (*VARIANT, "graph"))
-        self.padded = counter("padded_steps_total", "Rows times width of batches, with padding", (*VARIANT, "graph"))
-        self.queue_depth = gauge("queue_depth", "Requests admitted and not yet answered", VARIANT)
-        self.sessions_active = gauge("sessions_active", "Sessions open now", MODEL)
-        self.sessions_opened = counter("sessions_opened_total", "Sessions opened", MODEL)
-        self.sessions_closed = counter("sessions_closed_total", "Sessions closed, by reason", (*MODEL, "reason"))
-        self.sessions_resumed = counter("sessions_resumed_total", "Sessions gone on with", (*MODEL, "source"))
-        self.sessions_detached = counter("sessions_detached_total", "Sessions whose stream ended and left them", MODEL)
-        self.sessions_spilled = gauge("sessions_spilled", "Sessions whose state is in the store alone, for room", MODEL)
-        self.spills = counter("session_spills_total", "Sessions put aside, to make room", MODEL)
-        self.checkpoints = counter("checkpoints_total", "Records of sessions written to the store", ())
-        self.checkpoint_bytes = counter("checkpoint_bytes_total", "Bytes of them", ())
-        self.store_seconds = histogram("store_write_seconds", "A batch of writes to the store", ())
-        self.store_failures = counter("store_failures_total", "Times that the store began to fail", ())
-        self.store_up = gauge("store_up", "1 while the store does what it is asked, 0 while it fails", ())
-        self.records_corrupt = counter("corrupt_records_total", "Records that could not be read and were set aside", ())
-        self.errors = counter("errors_total", "Requests refused or failed, in streams", ("model", "code", "reason"))
-        self.calls = counter("calls_total", "gRPC calls ended, by status code", ("method", "code"))
-        self.call_seconds = histogram("call_duration_seconds", "gRPC calls, whole", ("method",))
-        self.calls_active = gauge("calls_active", "gRPC calls going on", ("method",))
-        self.models_served = gauge("models_served", "1 for a version that is served, 0 for one that failed", MODEL)
+        self.tokens = self._counter(
+            section, "tokens_total", "Tokens that sessions consumed or generated", (*MODEL, "request")
+        )
+        self.replayed = self._counter(
+            section, "replayed_requests_total", "Requests that were sent again and answered again", (*MODEL, "request")
+        )
+        self.errors = self._counter(
+            section, "errors_total", "Requests and calls refused or failed, by reason", ("model", "code", "reason")
+        )
+
+    def _engine(self) -> None:
+        section = "Engine: where a step's time goes"
+        self.queue_seconds = self._histogram(
+            section, "request_queue_time_seconds", "From a request's arrival to its first batch", VARIANT
+        )
+        self.step_seconds = self._histogram(
+            section, "step_latency_seconds", "One batch, from assembling it to its results", GRAPH
+        )
+        self.gather_seconds = self._histogram(
+            section, "batch_assembly_seconds", "Picking a batch's rows and gathering their state", GRAPH
+        )
+        self.run_seconds = self._histogram(section, "graph_run_seconds", "The run of the graph alone", GRAPH)
+        self.commit_seconds = self._histogram(
+            section, "batch_commit_seconds", "Choosing tokens and storing the state that a run gave", GRAPH
+        )
+        self.write_seconds = self._histogram(
+            section,
+            "response_write_seconds",
+            "Handing one response to the transport, which waits for a slow reader",
+            (),
+        )
+        self.batch_size = self._histogram(section, "batch_size", "Sessions advanced by one batch", GRAPH, ROWS)
+        self.steps = self._counter(section, "steps_total", "Tokens run through a graph", GRAPH)
+        self.padded = self._counter(
+            section, "padded_steps_total", "Rows times width of batches; steps over this is how full they are", GRAPH
+        )
+        self.queue_depth = self._gauge(section, "queue_depth", "Requests admitted and not yet answered", VARIANT)
+        self.slots = self._gauge(section, "slots", "Sessions whose state may be in memory at once", VARIANT)
+        self.slots_used = self._gauge(section, "slots_used", "Those that are", VARIANT)
+        self.forks_used = self._gauge(section, "forks_used", "Beams and scored targets at work", VARIANT)
+        self.state_bytes = self._gauge(
+            section, "session_state_bytes", "Of the state and context of one session", VARIANT
+        )
+        self.batch_failures = self._counter(section, "batch_failures_total", "Runs of a graph that failed", GRAPH)
+
+    def _sessions(self) -> None:
+        section = "Sessions: their lives"
+        self.sessions_active = self._gauge(section, "sessions_active", "Sessions open now", MODEL)
+        self.sessions_opened = self._counter(section, "sessions_opened_total", "Sessions opened", MODEL)
+        self.sessions_closed = self._counter(
+            section, "sessions_closed_total", "Sessions closed, by reason", (*MODEL, "reason")
+        )
+        self.sessions_resumed = self._counter(
+            section,
+            "sessions_resumed_total",
+            "Sessions gone on with, by where they were",
+            (*MODEL, "source"),
+        )
+        self.sessions_detached = self._counter(
+            section, "sessions_detached_total", "Sessions whose stream ended and left them", MODEL
+        )
+        self.sessions_spilled = self._gauge(
+            section, "sessions_spilled", "Sessions whose state is in the store alone, for room", MODEL
+        )
+        self.spills = self._counter(section, "session_spills_total", "Sessions put aside, to make room", MODEL)
+
+    def _store(self) -> None:
+        section = "Store: what outlives the process"
+        self.store_up = self._gauge(section, "store_up", "1 while the store does what it is asked, 0 while it fails")
+        self.checkpoints = self._counter(section, "checkpoints_total", "Records of sessions written to the store")
+        self.checkpoint_bytes = self._counter(section, "checkpoint_bytes_total", "Bytes of them")
+        self.snapshot_bytes = self._histogram(
+            section,
+            "snapshot_bytes",
+            "Sessions as bytes: checkpoints, and snapshots asked for",
+            ("use",),
+            BYTES,
+        )
+        self.checkpoint_delay = self._histogram(
+            section,
+            "checkpoint_delay_seconds",
+            "From a session's first move since a checkpoint to its next",
+            buckets=LAG,
+        )
+        self.checkpoint_lag = self._gauge(
+            section,
+            "checkpoint_lag_seconds",
+            "How long ago the session moved that waits longest for its checkpoint",
+            (),
+        )
+        self.store_seconds = self._histogram(section, "store_write_seconds", "A batch of writes to the store")
+        self.store_read_seconds = self._histogram(
+            section, "store_read_seconds", "Finding, and claiming, a session's record"
+        )
+        self.store_errors = self._counter(
+            section, "store_errors_total", "Operations that the store has failed", ("operation",)
+        )
+        self.store_failures = self._counter(
+            section, "store_failures_total", "Times that the store began to fail, after it had worked"
+        )
+        self.records_corrupt = self._counter(
+            section, "corrupt_records_total", "Records that could not be read and were set aside"
+        )
+
+    def _models(self) -> None:
+        section = "Models and the process"
+        self.models_served = self._gauge(
+            section, "models_served", "1 for a version that is served, 0 for one that failed or was unloaded", MODEL
+        )
+        self.model_loads = self._counter(
+            section, "model_loads_total", "Versions loaded, by result: ok or failed", (*MODEL, "result")
+        )
+        build = self._gauge(section, "build_info", "Always 1", ("version", "python_version", "onnxruntime_version"))
+        build.labels(_version(), platform.python_version(), onnxruntime.__version__).set(1)
+
+    def _calls(self) -> None:
+        section = "gRPC calls"
+        self.calls = self._counter(section, "calls_total", "gRPC calls ended, by status code", ("method", "code"))
+        self.call_seconds = self._histogram(section, "call_duration_seconds", "gRPC calls, whole", ("method",))
+        self.calls_active = self._gauge(
+            section, "calls_active", "gRPC calls going on; those of Stream are the open streams", ("method",)
+        )
+        self.connections_active = self._gauge(
+            section, "connections_active", "Clients' connections that have a call going on"
+        )
+
+    def _histogram(
+        self, section: str, name: str, text: str, labels: Labels = (), buckets: tuple[float, ...] = SECONDS
+    ) -> Histogram:
+        return self._keep(section, Histogram(f"carousel_{name}", text, labels, self.registry, buckets))
+
+    def _counter(self, section: str, name: str, text: str, labels: Labels = ()) -> Counter:
+        return self._keep(section, Counter(f"carousel_{name}", text, labels, self.registry))
+
+    def _gauge(self, section: str, name: str, text: str, labels: Labels = ()) -> Gauge:
+        return self._keep(section, Gauge(f"carousel_{name}", text, labels, self.registry))
+
+    def _keep(self, section: str, instrument: Instrument) -> Instrument:
+        self.sections.setdefault(section, []).append(instrument)
+        return instrument
+
+
+def _version() -> str:
+    try:
+        return version("carousel-serving")
+    except PackageNotFoundError:  # run from a folder that is not installed
+        return "unknown"

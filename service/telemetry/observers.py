@@ -5,7 +5,8 @@ Label children are resolved once, here, and never on the hot path.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -20,10 +21,20 @@ log = structlog.get_logger()
 
 class _Graph(NamedTuple):
     step_seconds: HistogramChild
+    gather_seconds: HistogramChild
     run_seconds: HistogramChild
+    commit_seconds: HistogramChild
     batch_size: HistogramChild
     steps: CounterChild
     padded: CounterChild
+    failures: CounterChild
+
+
+class Occupancy(NamedTuple):
+    """Sessions that have a slot; beams and scored targets that have one."""
+
+    num_sessions: int
+    num_forks: int
 
 
 class EngineTelemetry:
@@ -32,25 +43,39 @@ class EngineTelemetry:
     def __init__(self, metrics: Metrics, model: str, version: int, variant: str) -> None:
         self._log_fields = {"model": model, "version": version, "variant": variant}
         labels = (model, str(version), variant)
+        self._metrics, self._labels = metrics, labels
         self._queue_seconds = metrics.queue_seconds.labels(*labels)
         self._queue_depth = metrics.queue_depth.labels(*labels)
         kinds: tuple[GraphKind, ...] = ("encoder", "step", "readout")
         self._graphs = {
             kind: _Graph(
                 metrics.step_seconds.labels(*labels, kind),
+                metrics.gather_seconds.labels(*labels, kind),
                 metrics.run_seconds.labels(*labels, kind),
+                metrics.commit_seconds.labels(*labels, kind),
                 metrics.batch_size.labels(*labels, kind),
                 metrics.steps.labels(*labels, kind),
                 metrics.padded.labels(*labels, kind),
+                metrics.batch_failures.labels(*labels, kind),
             )
             for kind in kinds
         }
+
+    def watch(self, read: Callable[[], Occupancy], *, num_slots: int, state_bytes: int) -> None:
+        """Tells how full the engine is, asked when it is to be told. read: safe to call from any thread."""
+        metrics, labels = self._metrics, self._labels
+        metrics.slots.labels(*labels).set(num_slots)
+        metrics.state_bytes.labels(*labels).set(state_bytes)
+        metrics.slots_used.labels(*labels).set_function(lambda: read().num_sessions)
+        metrics.forks_used.labels(*labels).set_function(lambda: read().num_forks)
 
     def batch_ran(self, report: BatchReport) -> None:
         """See `EngineObserver`."""
         graph = self._graphs[report.kind]
         graph.step_seconds.observe(report.gather_s + report.run_s + report.commit_s)
+        graph.gather_seconds.observe(report.gather_s)
         graph.run_seconds.observe(report.run_s)
+        graph.commit_seconds.observe(report.commit_s)
         graph.batch_size.observe(report.num_rows)
         graph.steps.inc(report.num_tokens)
         graph.padded.inc(report.capacity)
@@ -63,6 +88,7 @@ class EngineTelemetry:
 
     def batch_failed(self, kind: GraphKind, num_rows: int, error: BaseException) -> None:
         """See `EngineObserver`."""
+        self._graphs[kind].failures.inc()
         log.error("batch.failed", graph=kind, num_rows=num_rows, exc_info=error, **self._log_fields)
 
 
@@ -70,6 +96,7 @@ class _Sessions(NamedTuple):
     active: GaugeChild
     opened: CounterChild
     first_token_seconds: HistogramChild
+    inter_token_seconds: HistogramChild
 
 
 class SessionTelemetry:
@@ -77,6 +104,10 @@ class SessionTelemetry:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._peers: Counter[str] = Counter()
+        self._connections = metrics.connections_active.labels()
+        self._write_seconds = metrics.write_seconds.labels()
+        self._snapshot_bytes = metrics.snapshot_bytes.labels("snapshot")
 
         @cache
         def of_model(model: str, version: int) -> _Sessions:
@@ -85,6 +116,7 @@ class SessionTelemetry:
                 metrics.sessions_active.labels(*labels),
                 metrics.sessions_opened.labels(*labels),
                 metrics.first_token_seconds.labels(*labels),
+                metrics.inter_token_seconds.labels(*labels),
             )
 
         @cache
@@ -133,21 +165,43 @@ class SessionTelemetry:
         """See `SessionObserver`."""
         self._of_model(model, version).first_token_seconds.observe(seconds)
 
+    def next_tokens(self, model: str, version: int, seconds: float) -> None:
+        """See `SessionObserver`."""
+        self._of_model(model, version).inter_token_seconds.observe(seconds)
+
+    def request_replayed(self, model: str, version: int, request: str) -> None:
+        """See `SessionObserver`."""
+        self._metrics.replayed.labels(model, str(version), request).inc()
+
+    def snapshot_made(self, num_bytes: int) -> None:
+        """See `SessionObserver`."""
+        self._snapshot_bytes.observe(num_bytes)
+
     def request_answered(self, model: str, version: int, request: str, seconds: float, num_tokens: int) -> None:
         """See `SessionObserver`."""
         latency, tokens = self._of_request(model, version, request)
         latency.observe(seconds)
         tokens.inc(num_tokens)
 
-    def call_started(self, method: str) -> None:
+    def call_started(self, method: str, peer: str) -> None:
         """See `ApiObserver`."""
         self._metrics.calls_active.labels(method).inc()
+        self._peers[peer] += 1
+        self._connections.set(len(self._peers))
 
-    def call_ended(self, method: str, code: str, seconds: float) -> None:
+    def call_ended(self, method: str, peer: str, code: str, seconds: float) -> None:
         """See `ApiObserver`."""
+        self._peers[peer] -= 1
+        if not self._peers[peer]:
+            del self._peers[peer]
+        self._connections.set(len(self._peers))
         self._metrics.calls_active.labels(method).dec()
         self._metrics.calls.labels(method, code).inc()
         self._metrics.call_seconds.labels(method).observe(seconds)
+
+    def response_written(self, seconds: float) -> None:
+        """See `ApiObserver`."""
+        self._write_seconds.observe(seconds)
 
     def request_failed(self, model: str, code: str, reason: str) -> None:
         """See `ApiObserver`."""
@@ -167,14 +221,32 @@ class StoreTelemetry:
         self._seconds = metrics.store_seconds.labels()
         self._failures = metrics.store_failures.labels()
         self._corrupt = metrics.records_corrupt.labels()
+        self._errors = {name: metrics.store_errors.labels(name) for name in ("read", "write", "heartbeat")}
+        self._sizes = metrics.snapshot_bytes.labels("checkpoint")
+        self._read_seconds = metrics.store_read_seconds.labels()
+        self._delay = metrics.checkpoint_delay.labels()
         self._up = metrics.store_up.labels()
         self._up.set(1)
 
-    def records_written(self, count: int, num_bytes: int, seconds: float) -> None:
+    def records_written(self, sizes: Sequence[int], seconds: float) -> None:
         """See `StoreObserver`."""
-        self._checkpoints.inc(count)
-        self._bytes.inc(num_bytes)
+        self._checkpoints.inc(len(sizes))
+        self._bytes.inc(sum(sizes))
         self._seconds.observe(seconds)
+        for size in sizes:
+            self._sizes.observe(size)
+
+    def record_read(self, seconds: float) -> None:
+        """See `StoreObserver`."""
+        self._read_seconds.observe(seconds)
+
+    def session_stored(self, seconds: float) -> None:
+        """See `StoreObserver`."""
+        self._delay.observe(seconds)
+
+    def operation_failed(self, operation: str) -> None:
+        """See `StoreObserver`."""
+        self._errors[operation].inc()
 
     def store_failed(self, error: BaseException) -> None:
         """See `StoreObserver`."""
@@ -198,17 +270,20 @@ class ModelTelemetry:
 
     def __init__(self, metrics: Metrics, changed: Callable[[], None]) -> None:
         self._served = metrics.models_served
+        self._loads = metrics.model_loads
         self._changed = changed
 
     def model_loaded(self, model: str, version: int, variants: list[str]) -> None:
         """See `ModelObserver`."""
         self._served.labels(model, str(version)).set(1)
+        self._loads.labels(model, str(version), "ok").inc()
         log.info("model.loaded", model=model, version=version, variants=variants)
         self._changed()
 
     def model_failed(self, model: str, version: int, reason: str) -> None:
         """See `ModelObserver`."""
         self._served.labels(model, str(version)).set(0)
+        self._loads.labels(model, str(version), "failed").inc()
         log.error("model.failed", model=model, version=version, reason=reason)
         self._changed()
 

@@ -19,8 +19,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import sessions_pb2, sessions_pb2_grpc
 from examples.local_service import LocalService, local_service
-from tests.conftest import SHIPPED
+from service.telemetry.metrics import Metrics
+from service.telemetry.reference import markdown
+from tests.conftest import ROOT, SHIPPED
 from tests.end_to_end.wire import g2p, lm, wire
 
 
@@ -65,11 +68,64 @@ async def test_metrics_count_exactly_what_was_done(tmp_path: Path) -> None:
     assert value("batch_size_count", ("graph", "encoder"), fp32) == 1
     assert value("queue_depth", fp32) == 0
     assert value("models_served") == 1
+    assert value("inter_token_latency_seconds_count") >= 1
+    assert value("batch_assembly_seconds_count", ("graph", "step"), fp32) == value(
+        "step_latency_seconds_count", ("graph", "step"), fp32
+    )
+    assert value("slots_used", fp32, of=during) == 1  # type: ignore[arg-type]
+    assert value("slots_used", fp32) == 0
+    assert value("session_state_bytes", fp32) > 2 * 4 * 256
+    assert value("model_loads_total", ("result", "ok")) == 1
+    assert during["carousel_connections_active", ()] == 1
+    assert after["carousel_connections_active", ()] == 0
+    assert after["carousel_response_write_seconds_count", ()] >= 5
+    assert [labels for name, labels in after if name == "carousel_build_info"]
+    assert after["process_resident_memory_bytes", ()] > 1e7
     buckets = [float(dict(labels)["le"]) for name, labels in after if name.endswith("step_latency_seconds_bucket")]
     assert min(buckets) == 0.0001
     assert 10.0 in buckets
     errors = ("carousel_errors_total", (("code", "INVALID_ARGUMENT"), ("model", "g2p-en"), ("reason", "UNKNOWN_TOKEN")))
     assert after[errors] == 1
+
+
+async def test_metrics_of_durability_tell_what_was_stored_and_what_waits(tmp_path: Path) -> None:
+    with local_service(SHIPPED, {"store": "lmdb", "data-folder": tmp_path, "checkpoint-interval-s": 0.3}) as service:
+        async with wire(service.target) as stream:
+            opening = g2p()
+            opening.durability = pb.DURABILITY_CHECKPOINT
+            await stream.ask("m", open=opening)
+            await stream.ask("m", feed=pb.Feed(tokens=["K"], position=0))
+            await stream.ask("m", feed=pb.Feed(tokens=["K"], position=0))
+            waiting = scrape(service)
+            for _ in range(100):
+                await asyncio.sleep(0.05)
+                stored = scrape(service)
+                if stored["carousel_checkpoints_total", ()] >= 1 and not stored["carousel_checkpoint_lag_seconds", ()]:
+                    break
+            async with grpc.aio.insecure_channel(service.target) as channel:
+                stub = sessions_pb2_grpc.SessionsStub(channel)
+                snapshot = (await stub.Snapshot(sessions_pb2.SessionsSnapshotRequest(session_id="m"))).snapshot
+            told = scrape(service)
+    assert 0 < waiting["carousel_checkpoint_lag_seconds", ()] < 5
+    assert stored["carousel_checkpoint_lag_seconds", ()] == 0
+    assert 0 < stored["carousel_checkpoint_delay_seconds_sum", ()] < 5
+    assert stored["carousel_snapshot_bytes_sum", (("use", "checkpoint"),)] > 1000
+    assert told["carousel_snapshot_bytes_sum", (("use", "snapshot"),)] == len(snapshot)
+    replayed = (("model", "g2p-en"), ("request", "feed"), ("version", "1"))
+    assert told["carousel_replayed_requests_total", replayed] == 1
+    assert told["carousel_store_up", ()] == 1
+
+
+def test_no_label_of_a_metric_can_be_chosen_by_clients() -> None:
+    known = {"model", "version", "variant", "graph", "request", "reason", "code", "method", "source", "use"}
+    known |= {"operation", "result", "python_version", "onnxruntime_version"}
+    for instruments in Metrics().sections.values():
+        for instrument in instruments:
+            assert set(instrument.label_names) <= known
+
+
+def test_the_reference_of_metrics_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == markdown(), "run ./scripts/generate"
 
 
 async def test_reflection_describes_every_service(shipped_service: LocalService) -> None:

@@ -1,0 +1,47 @@
+"""The service with nobody to hear what it does: no metric is kept. Prints the port.
+
+python -m benchmarks.servers.silent MODELS
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+from service import server
+from service.settings import Settings
+from service.telemetry import logging
+
+
+class Deaf:
+    """An observer of everything that does nothing."""
+
+    def __init__(self, *facts: Any) -> None:
+        """Takes what the real ones take."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _ignore
+
+
+def _ignore(*facts: object, **named: object) -> None:
+    """Nobody hears it."""
+
+
+async def main() -> None:
+    """Serves until SIGTERM."""
+    sys.setswitchinterval(0.00005)
+    logging.configure("json", "error")
+    for name in ("EngineTelemetry", "SessionTelemetry", "StoreTelemetry"):
+        setattr(server, name, Deaf)
+    one = server.Server(Settings(models=Path(sys.argv[1]), port=0, metrics_port=0, store="memory"))
+    print((await one.start()).port, flush=True)
+    await one.wait()
+    await one.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
