@@ -116,9 +116,10 @@ class Frames:
         """It is the frame's turn in every lane."""
         lanes = frame.lanes
         places: list[int] | range = range(len(lanes))
+        elsewhere: list[Lane] = []
         is_plain = frame.counts is None and not frame.errors and not any(lane.pending for lane in lanes)
         if not (is_plain and frame.starts in (None, [lane.position for lane in lanes])):
-            places = self._set_apart(frame)
+            places, elsewhere = self._set_apart(frame)
         is_logits = frame.outputs.kind is OutputKind.LOGITS
         size = self._scheduler.max_rows
         for begin in range(0, len(places), size):
@@ -143,10 +144,14 @@ class Frames:
             frame.groups.append(group)
             self._scheduler.add("step", group, 1)
         self._end_if_done(frame)
+        for lane in elsewhere:  # last: what follows may end at once, and is answered after the frame
+            if lane.job is frame:
+                lane.job = None
+                self._stepper.begin_next(lane)
 
-    def _set_apart(self, frame: FrameJob) -> list[int]:
+    def _set_apart(self, frame: FrameJob) -> tuple[list[int], list[Lane]]:
         """Refuses rows that are elsewhere, makes feeds of those that are not plain, and returns the places of the
-        rest."""
+        rest, and the lanes of those that were refused."""
         plain, apart, elsewhere = [], [], []
         failed = {index for index, _ in frame.errors}
         for place, lane in enumerate(frame.lanes):
@@ -170,10 +175,7 @@ class Frames:
                 reply=frame.reply, start=None, tokens=tokens, outputs=frame.outputs, whole=frame, index=place
             )
             self._stepper.begin_part(frame.lanes[place], part)
-        for lane in elsewhere:
-            lane.job = None
-            self._stepper.begin_next(lane)
-        return plain
+        return plain, elsewhere
 
     @staticmethod
     def _offsets(frame: FrameJob) -> list[int]:

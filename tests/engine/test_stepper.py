@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from service.engine.decoding import Decoding, FinishReason, Sampling
-from service.engine.jobs import EncodeJob, FeedJob, FrameJob, GenerateJob, OutputKind, OutputSpec
+from service.engine.jobs import EncodeJob, FeedJob, FrameJob, GenerateJob, Job, OutputKind, OutputSpec
 from service.engine.results import Failed, Fed, Generated
 from service.errors import EngineError, IllegalRequestError, PositionMismatchError, RequestCancelledError
 from tests.engine.plain import BOS_ID, EOS_ID, VOCABULARY_SIZE, PlainSession, next_logits
@@ -474,3 +474,21 @@ def test_a_failed_run_ends_the_jobs_of_its_lanes_and_of_no_other() -> None:
     world.feed(first, [0, 1], start=0)
     world.drain()
     assert first.tokens == [0, 1]
+
+
+def test_a_frame_whose_rows_are_all_elsewhere_is_answered_before_what_follows_it() -> None:
+    """Also when what follows has its answer at once."""
+    order: list[type[Job]] = []
+
+    class Recording(World):
+        def _deliver(self) -> None:
+            order.extend(type(job) for job, _ in self.stepper.results)
+            super()._deliver()
+
+    world = Recording()
+    session = world.open()
+    world.feed(session, [1])
+    world.frame([session], [1], starts=[0])
+    world.generate(session, Decoding(1))
+    world.drain()
+    assert order == [FeedJob, FrameJob, GenerateJob]

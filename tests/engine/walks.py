@@ -257,8 +257,10 @@ class World:
     def _tell_lost(session: PlainSession, job: Job | None) -> None:
         """Tells a session of its frames' rows that have failed: it goes on before the frame is answered.
 
-        Of those before a job, or of all.
+        Of those before a job, or of all. A job that is a frame may have been told of already.
         """
+        if job is not None and job not in session.unanswered:
+            return
         for frame in list(session.unanswered):
             if frame is job:
                 return
