@@ -28,10 +28,12 @@ from carousel.errors import (
     InvalidArgumentError,
     NotFoundError,
     OutOfRangeError,
+    PermissionDeniedError,
     PositionMismatchError,
     RequestCancelledError,
     ResourceExhaustedError,
     SessionClosedError,
+    UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
 )
@@ -76,6 +78,7 @@ __all__ = [
     "ModelStatus",
     "NotFoundError",
     "OutOfRangeError",
+    "PermissionDeniedError",
     "PositionMismatchError",
     "RequestCancelledError",
     "ResourceExhaustedError",
@@ -90,6 +93,7 @@ __all__ = [
     "StepOutput",
     "TargetScore",
     "Token",
+    "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
 ]

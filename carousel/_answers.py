@@ -45,6 +45,8 @@ _CLASSES: dict[grpc.StatusCode, type[CarouselError]] = {
         errors.DeadlineExceededError,
         errors.UnavailableError,
         errors.InternalError,
+        errors.UnauthenticatedError,
+        errors.PermissionDeniedError,
         errors.UnimplementedError,
     )
 }

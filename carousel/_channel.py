@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import grpc
+
 ChannelOptions: TypeAlias = Sequence[tuple[str, Any]]
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
@@ -23,6 +25,18 @@ def all_options(options: ChannelOptions, max_message_bytes: int) -> list[tuple[s
         ("grpc.max_send_message_length", -1),  # the server's limit decides, and its error says so
         *options,
     ]
+
+
+def all_credentials(credentials: grpc.ChannelCredentials | None, token: str | None) -> grpc.ChannelCredentials | None:
+    """What a channel is secured by; None for plain text.
+
+    A token goes over TLS, or in plain text to this machine alone: to any other host such a channel does not connect.
+    """
+    if token is None:
+        return credentials
+    return grpc.composite_channel_credentials(
+        credentials or grpc.local_channel_credentials(), grpc.access_token_call_credentials(token)
+    )
 
 
 def session_metadata(session_id: str) -> Metadata:

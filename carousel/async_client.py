@@ -8,13 +8,13 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
 import grpc
 
 from carousel import _answers, _requests
 from carousel._async_unary import is_cancelled, unary
-from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_options
+from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
 from carousel._deadline import Deadline
 from carousel._generation import GenerationState
 from carousel._protocol import SessionProtocol
@@ -30,9 +30,6 @@ from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.v1.models_pb2_grpc import ModelsStub
 from carousel.v1.sessions_pb2_grpc import SessionsStub
 from carousel.values import DecodingOptions, ModelInfo, TargetScore
-
-if TYPE_CHECKING:
-    pass  # exists for type checkers alone
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -50,15 +47,15 @@ class AsyncClient:
         *,
         timeout: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         channel_options: ChannelOptions = (),
     ) -> None:
         """See `Client`."""
         options = all_options(channel_options, max_message_bytes)
+        secured = all_credentials(credentials, token)
         self._channel = (
-            grpc.aio.secure_channel(target, credentials, options)
-            if credentials
-            else grpc.aio.insecure_channel(target, options)
+            grpc.aio.secure_channel(target, secured, options) if secured else grpc.aio.insecure_channel(target, options)
         )
         self._timeout = timeout
         self._inference = InferenceStub(self._channel)

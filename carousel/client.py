@@ -11,7 +11,7 @@ from typing import Self, TypeVar, Unpack
 import grpc
 
 from carousel import _answers, _requests
-from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_options
+from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
 from carousel._deadline import Deadline
 from carousel._generation import GenerationState
 from carousel._protocol import SessionProtocol
@@ -42,17 +42,21 @@ class Client:
         *,
         timeout: float | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         channel_options: ChannelOptions = (),
     ) -> None:
         """target: such as `localhost:50051`. timeout: seconds for every call that sets none; None for no limit.
 
-        credentials: for TLS; plain text without. max_message_bytes: the largest answer taken. channel_options: gRPC's
-        own, such as `("grpc.keepalive_time_ms", 20_000)`; they win over ours.
+        credentials: for TLS, such as `grpc.ssl_channel_credentials(ca, key, certificate)`; plain text without. token:
+        by which the server knows its caller; without TLS it is sent to servers on this machine alone.
+        max_message_bytes: the largest answer taken. channel_options: gRPC's own, such as
+        `("grpc.keepalive_time_ms", 20_000)`; they win over ours.
         """
         options = all_options(channel_options, max_message_bytes)
+        secured = all_credentials(credentials, token)
         self._channel = (
-            grpc.secure_channel(target, credentials, options) if credentials else grpc.insecure_channel(target, options)
+            grpc.secure_channel(target, secured, options) if secured else grpc.insecure_channel(target, options)
         )
         self._timeout = timeout
         self._inference = InferenceStub(self._channel)

@@ -3,6 +3,8 @@
     CarouselError                       any other code
     ├── InvalidArgumentError            a field has a value that it must not have
     ├── OutOfRangeError                 a value is past the end of what there is
+    ├── UnauthenticatedError            the server does not know who asks: see `token`
+    ├── PermissionDeniedError           it does, and they may not
     ├── NotFoundError                   no such model, version or session
     ├── AlreadyExistsError              the session id is in use
     ├── FailedPreconditionError         not in the session's present state
@@ -71,6 +73,18 @@ class OutOfRangeError(CarouselError):
     """A value is past the end of what there is."""
 
     code = StatusCode.OUT_OF_RANGE
+
+
+class UnauthenticatedError(CarouselError):
+    """The server does not know who asks: it wants a token, or a certificate."""
+
+    code = StatusCode.UNAUTHENTICATED
+
+
+class PermissionDeniedError(CarouselError):
+    """The server knows who asks, and they may not."""
+
+    code = StatusCode.PERMISSION_DENIED
 
 
 class NotFoundError(CarouselError):

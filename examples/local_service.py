@@ -38,12 +38,12 @@ class LocalService:
 def local_service(models: Path, flags: Mapping[str, object] | None = None) -> Iterator[LocalService]:
     """Starts `python -m service` on free ports of the loopback interface and stops it at the end.
 
-    flags: by name without dashes in front, such as `{"max-sessions": 4}`. Unless they say otherwise nothing is stored
-    beyond the process. Raises RuntimeError with the log when it
-    does not start.
+    flags: by name without dashes in front, such as `{"max-sessions": 4}`; True and False turn a switch on and off.
+    Unless they say otherwise nothing is stored beyond the process. Raises RuntimeError with the log when it does not
+    start.
     """
     given = {"models": models, "port": 0, "metrics-port": 0, "log-format": "json", "store": "memory", **(flags or {})}
-    arguments = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    arguments = [part for name, value in given.items() for part in _flag(name, value)]
     with tempfile.NamedTemporaryFile(suffix=".log") as log_file:
         process = subprocess.Popen([sys.executable, "-m", "service", *arguments], stderr=log_file)
         try:
@@ -62,6 +62,12 @@ def local_service(models: Path, flags: Mapping[str, object] | None = None) -> It
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _flag(name: str, value: object) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", str(value)]
 
 
 def _wait_until_started(process: subprocess.Popen[bytes], log: Path) -> dict[str, object]:

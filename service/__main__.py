@@ -1,4 +1,7 @@
-"""`python -m service`: reads the settings, then checks or serves."""
+"""`python -m service`: reads the settings, then checks or serves. `python -m service health`: asks one that runs.
+
+`python -m service token NAME`: makes a token for a principal.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ import structlog
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
+from service.api.principals import new_token
+from service.doors import StartError
+from service.probe import probe
 from service.repository.repository import RepositoryError, scan
-from service.server import Server, StartError
+from service.server import Server
 from service.settings import Settings, unknown_variables
 from service.telemetry import logging
 
@@ -20,11 +26,16 @@ _SWITCH_INTERVAL_S = 0.00005
 
 def main() -> int:
     """The process's exit code: 0 after a clean stop, 1 when it could not start or a check failed, 2: settings."""
+    command, *arguments = sys.argv[1:] or [""]
+    if command == "token":
+        return make_token(arguments)
     try:
-        settings = CliApp.run(Settings)
+        settings = CliApp.run(Settings, cli_args=arguments if command == "health" else sys.argv[1:])
     except (ValidationError, SettingsError) as error:
         print(_told(error), file=sys.stderr)
         return 2
+    if command == "health":
+        return probe(settings)
     if settings.check:
         return check(settings)
     logging.configure(settings.log_format, settings.log_level)
@@ -49,6 +60,17 @@ async def serve(settings: Settings) -> None:
         await server.wait()
     finally:
         await server.stop()
+
+
+def make_token(arguments: list[str]) -> int:
+    """Prints a new token, and what the file of tokens has of it."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m service token NAME", file=sys.stderr)
+        return 2
+    token, digest = new_token()
+    print(f"token (shown once): {token}", file=sys.stderr)
+    print(f'[principals.{arguments[0]}]\ntoken_sha256 = ["{digest}"]')
+    return 0
 
 
 def check(settings: Settings) -> int:

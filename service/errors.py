@@ -21,10 +21,14 @@
     │       ├── SnapshotFormatError    a later server's
     │       ├── SnapshotKeyError       signed with another key
     │       └── SnapshotModelError     of a model that is not served here as it was
+    ├── AccessError                    the caller may not do this
+    │   ├── UnauthenticatedError       nobody knows who it is
+    │   └── ForbiddenError             it is known, and may not
     ├── LoadError                      the server is full, or leaving; sending it again may help
     │   ├── TooManySessionsError
     │   │   └── NoSlotError            some of them could be put aside
     │   ├── QueueFullError
+    │   ├── RateLimitedError           the principal asks too often
     │   ├── ShuttingDownError
     │   ├── StoreUnavailableError      the store is down, slow or full
     │   └── SessionMovedError          another stream, or another server, has gone on with the session
@@ -130,6 +134,18 @@ class SnapshotModelError(SnapshotError):
     """The model that a snapshot is of is not served here, or not as it was."""
 
 
+class AccessError(CarouselError):
+    """The caller may not do this."""
+
+
+class UnauthenticatedError(AccessError):
+    """Who calls is not known."""
+
+
+class ForbiddenError(AccessError):
+    """Who calls may not do this."""
+
+
 class LoadError(CarouselError):
     """The server cannot take the request now."""
 
@@ -144,6 +160,10 @@ class NoSlotError(TooManySessionsError):
 
 class QueueFullError(LoadError):
     """A bounded queue is full."""
+
+
+class RateLimitedError(LoadError):
+    """The principal makes more requests than it may."""
 
 
 class ShuttingDownError(LoadError):

@@ -7,7 +7,6 @@ import signal
 import weakref
 from dataclasses import dataclass
 from threading import Thread
-from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 import grpc
@@ -22,6 +21,7 @@ from service.api.inference import Inference
 from service.api.interceptors import CallInterceptor
 from service.api.models import Models
 from service.api.sessions import Sessions
+from service.doors import StartError, listen, make_probes, make_server, principals
 from service.engine.engine import Engine
 from service.hosting import Hosting
 from service.repository.bundle import Bundle
@@ -48,16 +48,13 @@ _STORE_END_S = 5.0
 """Seconds that the store gets to take in what is left."""
 
 
-class StartError(Exception):
-    """The server cannot start; the message says why."""
-
-
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a started server listens. Ports are the real ones, also where 0 was asked for."""
+    """Where a started server listens. Ports are the real ones, also where 0 was asked for; 0: not there."""
 
     port: int
     metrics_port: int
+    health_port: int
 
 
 class Server:
@@ -79,6 +76,7 @@ class Server:
         self._storage: Storage | None = None
         self._inference: Inference | None = None
         self._grpc: grpc.aio.Server | None = None
+        self._probes: grpc.aio.Server | None = None
         self._http: tuple[WSGIServer, Thread] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._told_models: set[str] = set()
@@ -94,26 +92,35 @@ class Server:
         except RepositoryError as error:
             raise StartError(str(error)) from error
         self._grpc = self._make_grpc()
+        port, health_port = listen(self._grpc, settings), 0
+        probes = make_probes(settings, self._health)
         try:
-            port = self._grpc.add_insecure_port(f"{settings.host}:{settings.port}")
-        except RuntimeError as error:
-            raise StartError(f"cannot listen on {settings.host}:{settings.port}: {error}") from error
-        try:
-            self._http = start_http_server(settings.metrics_port, settings.host, self._metrics.registry)
+            if settings.metrics:
+                self._http = start_http_server(settings.metrics_port, settings.host, self._metrics.registry)
         except OSError as error:
             raise StartError(f"cannot listen on {settings.host}:{settings.metrics_port}: {error}") from error
         await self._grpc.start()
+        if probes is not None:
+            self._probes, health_port = probes
+            await self._probes.start()
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await self._set_model_health()
         self._tasks.append(asyncio.create_task(self._expire_for_ever()))
         if settings.watch_models_s:
             self._tasks.append(asyncio.create_task(self._watch_for_ever(settings.watch_models_s)))
-        addresses = Addresses(port, self._http[0].server_port)
+        addresses = Addresses(port, 0 if self._http is None else self._http[0].server_port, health_port)
         models = (
             ", ".join(f"{model}/{version}" for model, version in sorted(self._hosting.repository.bundles)) or "none"
         )
-        log.info("server.started", models=models, host=settings.host, port=port, metrics_port=addresses.metrics_port)
+        log.info(
+            "server.started",
+            models=models,
+            host=settings.host,
+            port=port,
+            metrics_port=addresses.metrics_port,
+            health_port=health_port,
+        )
         return addresses
 
     async def wait(self) -> None:
@@ -136,6 +143,8 @@ class Server:
             self._inference.end_streams()
         if self._grpc is not None:
             await self._grpc.stop(_STREAM_END_S)
+        if self._probes is not None:
+            await self._probes.stop(0)
         if self._storage is not None:
             await self._storage.stop(_STORE_END_S)
         if self._crash is None:
@@ -217,19 +226,7 @@ class Server:
     def _make_grpc(self) -> grpc.aio.Server:
         settings, house = self._settings, self._house
         assert house is not None  # noqa: S101  # opened before
-        options: list[tuple[str, Any]] = [
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes + 1024 * 1024),
-            ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server behind it
-            # Clients may ping as often as they like, also between calls; by default a third ping within 5 minutes ends
-            # the connection. A flood of pings is bounded by the transport itself.
-            ("grpc.http2.max_ping_strikes", 0),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # The server pings too, so that a client that is gone without a word is noticed.
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-        ]
-        server = grpc.aio.server(interceptors=(CallInterceptor(self._telemetry),), options=options)
+        server = make_server(settings, (CallInterceptor(self._telemetry, principals(settings).find),))
         domain = Domain(
             self._hosting,
             house.registry,
@@ -248,7 +245,8 @@ class Server:
         sessions_pb2_grpc.add_SessionsServicer_to_server(sessions, server)
         models_pb2_grpc.add_ModelsServicer_to_server(Models(self._hosting), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        if settings.reflection:
+            reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
 
     def _models_changed(self) -> None:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.engine.limits import EngineLimits
@@ -52,6 +52,26 @@ class Settings(BaseSettings):
     """Form of the log lines."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged; debug tells of every session."""
+
+    reflection: bool = True
+    """Tell what services there are to who asks by gRPC's reflection."""
+    metrics: bool = True
+    """Serve `/metrics`."""
+    health_port: Port | None = None
+    """Another port that serves gRPC's health alone, in plain text and for everybody: for probes, when the services want
+    TLS."""
+    tls_cert_file: Path | None = None
+    """PEM file of the server's certificate and those that vouch for it; with it, clients must use TLS. It is read again
+    when it changes."""
+    tls_key_file: Path | None = None
+    """PEM file of its private key."""
+    tls_client_ca_file: Path | None = None
+    """PEM file of the authorities one of which must vouch for a client's certificate (mutual TLS)."""
+    tokens_file: Path | None = None
+    """TOML file of principals and the hashes of their tokens, see `python -m service token`; with it, every call must
+    bring one. It is read again when it changes. Without it, who reaches the server may do everything."""
+    max_metadata_bytes: Annotated[int, Field(ge=1024, le=2**20)] = 16 * 1024
+    """Size of one call's metadata."""
 
     max_sessions: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     """Sessions open at once. A slot takes memory only once a session has used it."""
@@ -133,6 +153,14 @@ class Settings(BaseSettings):
 
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0
     """Seconds after SIGTERM in which running generations may finish and clients move their sessions away."""
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file go together: give both, or neither")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError("tls_client_ca_file needs tls_cert_file and tls_key_file")
+        return self
 
     @property
     def runtimes(self) -> Runtimes:

@@ -24,8 +24,9 @@ def test_every_link_leads_to_a_file(document: Path) -> None:
             assert (document.parent / target).exists(), target
 
 
-def test_every_test_that_the_architecture_names_exists() -> None:
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "architecture.md").read_text()))
+@pytest.mark.parametrize("document", ["architecture.md", "security.md"])
+def test_every_test_that_a_document_names_exists(document: str) -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / document).read_text()))
     sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert named
     assert {name for name in named if f"def {name}(" not in sources} == set()

@@ -22,7 +22,17 @@ from tests.bundles import write_language_model
 
 FIELDS = Settings.model_fields
 FLAGS = {name: "--" + name.replace("_", "-") for name in FIELDS}
-OF_THEIR_OWN = ("provider", "model_runtimes", "redis_url", "snapshot_key_file")
+OF_THEIR_OWN = (
+    "provider",
+    "model_runtimes",
+    "redis_url",
+    "snapshot_key_file",
+    "health_port",
+    "tls_cert_file",
+    "tls_key_file",
+    "tls_client_ca_file",
+    "tokens_file",
+)
 """Settings that have tests of their own below."""
 
 
@@ -199,6 +209,9 @@ OUT_OF_RANGE = [
     ("port", "-1", "Input should be greater than or equal to 0"),
     ("port", "x", "Input should be a valid integer, unable to parse string as an integer"),
     ("metrics_port", "65536", "Input should be less than or equal to 65535"),
+    ("health_port", "65536", "Input should be less than or equal to 65535"),
+    ("max_metadata_bytes", "1023", "Input should be greater than or equal to 1024"),
+    ("max_metadata_bytes", "1048577", "Input should be less than or equal to 1048576"),
     ("log_format", "xml", "Input should be 'text' or 'json'"),
     ("log_level", "loud", "Input should be 'debug', 'info', 'warning' or 'error'"),
     ("max_sessions", "0", "Input should be greater than or equal to 1"),
@@ -261,7 +274,44 @@ def test_a_value_out_of_its_range_ends_the_start_and_is_named(
 
 def test_every_number_has_a_range_that_is_tested() -> None:
     numbers = {name for name, field in FIELDS.items() if field.annotation in (int, float)}
-    assert numbers == {name for name, *_ in OUT_OF_RANGE} - {"log_format", "log_level", "store", "max_durability"}
+    assert numbers == {name for name, *_ in OUT_OF_RANGE} - {
+        "log_format",
+        "log_level",
+        "store",
+        "max_durability",
+        "health_port",
+    }
+
+
+def test_files_of_certificates_and_tokens_can_be_given(tmp_path: Path) -> None:
+    settings = CliApp.run(
+        Settings,
+        cli_args=[
+            "--tls-cert-file=a",
+            "--tls-key-file=b",
+            "--tls-client-ca-file=c",
+            "--tokens-file=d",
+            "--health-port=1",
+        ],
+    )
+    files = (settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file, settings.tokens_file)
+    assert files == tuple(map(Path, "abcd"))
+    assert settings.health_port == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--tls-cert-file=a"], "tls_cert_file and tls_key_file go together: give both, or neither"),
+        (["--tls-key-file=a"], "tls_cert_file and tls_key_file go together: give both, or neither"),
+        (["--tls-client-ca-file=a"], "tls_client_ca_file needs tls_cert_file and tls_key_file"),
+    ],
+)
+def test_half_of_what_tls_needs_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    assert run(monkeypatch, "--check", *arguments) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_what_is_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class SessionInfo(_message.Message):
     SPILLED_FIELD_NUMBER: _builtins.int
     MARKS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """Its id."""
+    """Its id. To an admin, another principal's is told, and may be asked for, as `principal/id`."""
     model: _builtins.str
     """The model's name."""
     version: _builtins.int

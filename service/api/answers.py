@@ -25,7 +25,7 @@ def opened(request: Request, result: Encoded | Fed, source: list[int] | None) ->
         message.source.extend(convert.source_tokens(source, bundle.source_vocabulary))
     if isinstance(result, Fed):
         convert.fill(message.output, result.outputs[0], bundle.target_vocabulary)
-    return with_news(pb.StreamResponse(request_id=request.request_id, session_id=session.id, opened=message), session)
+    return with_news(pb.StreamResponse(request_id=request.request_id, session_id=session.name, opened=message), session)
 
 
 def resumed(request_id: int, session: Session, *, is_here: bool) -> pb.StreamResponse:
@@ -40,7 +40,7 @@ def resumed(request_id: int, session: Session, *, is_here: bool) -> pb.StreamRes
         restored_from=pb.RESTORED_FROM_MEMORY if is_here else pb.RESTORED_FROM_STORE,
     )
     return with_news(
-        pb.StreamResponse(request_id=request_id, session_id=session.id, position=session.position, opened=message),
+        pb.StreamResponse(request_id=request_id, session_id=session.name, position=session.position, opened=message),
         session,
     )
 
@@ -64,7 +64,7 @@ def go_away(grace_s: float) -> pb.StreamResponse:
 def fed(request: Request, result: Fed) -> pb.StreamResponse:
     """Tokens were consumed."""
     session = request.session
-    response = pb.StreamResponse(request_id=request.request_id, session_id=session.id, position=result.position)
+    response = pb.StreamResponse(request_id=request.request_id, session_id=session.name, position=result.position)
     message = response.fed
     message.replayed = request.replayed  # also when it is false: setting it makes the answer one of this kind
     vocabulary = session.served.bundle.target_vocabulary
@@ -78,7 +78,7 @@ def found(request: Request, result: Searched) -> pb.StreamResponse:
     names = request.session.served.bundle.target_vocabulary.names
     return pb.StreamResponse(
         request_id=request.request_id,
-        session_id=request.session.id,
+        session_id=request.session.name,
         position=result.position,
         generated=convert.found(result.hypotheses, names),
     )
@@ -88,7 +88,7 @@ def scored(request: Request, result: Scored) -> pb.StreamResponse:
     """Targets were scored."""
     return pb.StreamResponse(
         request_id=request.request_id,
-        session_id=request.session.id,
+        session_id=request.session.name,
         position=result.position,
         scored=pb.Scored(scores=convert.target_scores(result.log_probabilities)),
     )
@@ -109,7 +109,7 @@ def cancelled(request_id: int, session: Session, count: int) -> pb.StreamRespons
     """A session's work in flight has ended."""
     return pb.StreamResponse(
         request_id=request_id,
-        session_id=session.id,
+        session_id=session.name,
         position=session.position,
         cancelled=pb.Cancelled(request_count=count),
     )
@@ -119,7 +119,7 @@ def closed(request_id: int, session: Session, reason: CloseReason) -> pb.StreamR
     """A session is closed."""
     return pb.StreamResponse(
         request_id=request_id,
-        session_id=session.id,
+        session_id=session.name,
         position=session.position,
         closed=pb.Closed(reason=session_messages.close_reason(reason)),
     )

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
 from service.api import convert
+from service.api.caller import CALLER
 from service.api.domain import Domain
 from service.api.one_shot import OneShot
 from service.api.outbox import Item, Outbox
@@ -61,7 +62,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             task.add_done_callback(openings.discard)
             return task
 
-        stream = Stream(self._domain, self._observer, outbox, spawn)
+        stream = Stream(self._domain, CALLER.get(), self._observer, outbox, spawn)
         self._streams.add(stream)
         try:
             async with asyncio.TaskGroup() as group:
@@ -83,7 +84,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             request.decoding, served.bundle.target_vocabulary, served.bundle.manifest.max_tokens, field="decoding"
         )
         outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse] = Outbox(_OUTBOX_LIMIT)
-        call = OneShot(self._domain, outbox)
+        call = OneShot(self._domain, CALLER.get(), outbox)
         try:
             call.generate(await _open(call, served, request), decoding)
             await _write(outbox, context, self._observer)
@@ -96,7 +97,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         served = self._domain.hosting.find(request.model, request.version, request.variant)
         targets = convert.targets(request.targets, served.bundle.target_vocabulary, field="targets")
         outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse] = Outbox(_OUTBOX_LIMIT)
-        call = OneShot(self._domain, outbox)
+        call = OneShot(self._domain, CALLER.get(), outbox)
         try:
             call.score(await _open(call, served, request), targets, with_end=request.with_end)
             taken = await outbox.next()

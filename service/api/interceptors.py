@@ -1,28 +1,35 @@
-"""What surrounds every call: its count and duration, and errors into statuses."""
+"""What surrounds every call: who it comes from, its count and duration, and errors into statuses."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import grpc
 
+from service.api.caller import CALLER, Caller
 from service.api.status import TABLE, abort
-from service.errors import CarouselError
+from service.errors import CarouselError, UnauthenticatedError
 from service.observer import ApiObserver
 
 _OURS = "/carousel.v1."
+_STREAM = "/carousel.v1.Inference/Stream"
+_HEALTH = "/grpc.health.v1."
 _FIXED_TEXT = "internal error; the server's log says more"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Find = Callable[[str | None], Caller]
+"""Who an `authorization` header is of. Raises UnauthenticatedError."""
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Turns errors of the domain into statuses, and anything else into INTERNAL with a fixed text."""
 
-    def __init__(self, observer: ApiObserver) -> None:
+    def __init__(self, observer: ApiObserver, find: Find) -> None:
         self._observer = observer
+        self._find = find
 
     async def intercept_service(
         self,
@@ -32,8 +39,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """Wraps the handlers of our own services, which are all coroutine functions."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(_OURS):
+        if handler is None or method.startswith(_HEALTH):
             return handler
+        metadata = dict(handler_call_details.invocation_metadata)
+        authorization = cast("str | None", metadata.get("authorization"))
+        if not method.startswith(_OURS):  # reflection
+            return self._guarded(handler, authorization)
         kinds = (
             ("unary_unary", grpc.unary_unary_rpc_method_handler),
             ("unary_stream", grpc.unary_stream_rpc_method_handler),
@@ -42,12 +53,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         for name, make in kinds:
             behaviour = getattr(handler, name)
             if behaviour is not None:
-                wrapped: Any = self._wrap(behaviour, method)
+                wrapped: Any = self._wrap(behaviour, method, authorization)
                 return make(wrapped, handler.request_deserializer, handler.response_serializer)
         return handler
 
-    def _wrap(self, behaviour: Behaviour, method: str) -> Behaviour:
-        observer = self._observer
+    def _guarded(self, handler: Handler, authorization: str | None) -> Handler:
+        """The handler, or one that refuses the call."""
+        try:
+            self._find(authorization)
+        except UnauthenticatedError as error:
+            refusal = error
+
+            async def refuse(request: Any, context: Any) -> None:
+                await abort(context, refusal)
+
+            return grpc.unary_unary_rpc_method_handler(refuse)
+        return handler
+
+    def _wrap(self, behaviour: Behaviour, method: str, authorization: str | None) -> Behaviour:
+        observer, find = self._observer, self._find
+        is_stream = method == _STREAM
 
         async def call(request: Any, context: Any) -> Any:
             began_s = time.monotonic()
@@ -55,6 +80,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             peer = context.peer()
             observer.call_started(method, peer)
             try:
+                caller = find(authorization)
+                if not is_stream:  # of which each message counts
+                    caller.admit()
+                CALLER.set(caller)
                 return await behaviour(request, context)
             except asyncio.CancelledError:
                 code = grpc.StatusCode.CANCELLED

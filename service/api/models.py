@@ -7,6 +7,7 @@ import grpc
 from carousel.v1 import models_pb2 as pb
 from carousel.v1 import models_pb2_grpc
 from service.api import convert
+from service.api.caller import CALLER
 from service.errors import ModelUnavailableError
 from service.hosting import Hosting
 from service.repository.bundle import Bundle
@@ -38,11 +39,13 @@ class Models(models_pb2_grpc.ModelsServicer):
 
     async def Load(self, request: pb.ModelsLoadRequest, context: Context) -> pb.ModelsLoadResponse:
         """What is new."""
+        CALLER.get().check_admin("load")
         found = await self._hosting.load(request.model, request.version)
         return pb.ModelsLoadResponse(models=map(_info, found))
 
     async def Unload(self, request: pb.ModelsUnloadRequest, context: Context) -> pb.ModelsUnloadResponse:
         """One version."""
+        CALLER.get().check_admin("unload")
         count = await self._hosting.unload(request.model, request.version)
         return pb.ModelsUnloadResponse(session_count=count)
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import convert
+from service.api.caller import Caller
 from service.api.domain import Domain
 from service.api.outbox import Outbox
 from service.api.part import Part
@@ -21,7 +22,8 @@ _NOTHING = OutputSpec(OutputKind.NONE)
 class OneShot:
     """The state of one call. `outbox` gets its responses, and is closed after the last. Event loop only."""
 
-    def __init__(self, domain: Domain, outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse]) -> None:
+    def __init__(self, domain: Domain, caller: Caller, outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse]) -> None:
+        self._caller = caller
         self._registry = domain.registry
         self._dispatcher = domain.dispatcher
         self._generations = domain.generations
@@ -36,8 +38,15 @@ class OneShot:
         Raises what the registry and the dispatcher raise."""
         while self._session is None:
             try:
+                self._caller.check_room(self._registry)
                 self._session = self._registry.open(
-                    served, "", source, None, request_id=0, reply=self._on_step, on_closed=self._on_closed
+                    served,
+                    self._caller.new_key(""),
+                    source,
+                    None,
+                    request_id=0,
+                    reply=self._on_step,
+                    on_closed=self._on_closed,
                 )
             except NoSlotError as error:
                 await self._residency.make_room(served.engine, error)

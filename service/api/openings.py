@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert, session_messages
+from service.api.caller import Caller
 from service.api.domain import Domain
 from service.api.parking import Parking
 from service.api.replies import Replies
@@ -42,8 +43,9 @@ class Stream(Protocol):
 class Openings:
     """Opens the sessions of one stream."""
 
-    def __init__(self, domain: Domain, stream: Stream, parking: Parking, spawn: Spawn) -> None:
+    def __init__(self, domain: Domain, caller: Caller, stream: Stream, parking: Parking, spawn: Spawn) -> None:
         self._domain = domain
+        self._caller = caller
         self._stream = stream
         self._parking = parking
         self._spawn = spawn
@@ -63,9 +65,9 @@ class Openings:
             return
         if known is not None:
             raise SessionAlreadyOpenError(
-                f"open: session {known.id!r} is open on this stream already, at position {known.position}",
+                f"open: session {known.name!r} is open on this stream already, at position {known.position}",
                 field="session_id",
-                session_id=known.id,
+                session_id=known.name,
                 position=known.position,
             )
         served = self._domain.hosting.find(message.model, message.version, message.variant)
@@ -84,9 +86,10 @@ class Openings:
         outputs = None
         if message.HasField("outputs"):
             outputs = convert.output_spec(message.outputs, field="open.outputs")
+        self._caller.check_room(self._domain.registry)
         session = self._domain.registry.open(
             served,
-            request.session_id,
+            self._caller.new_key(request.session_id),
             source,
             outputs,
             request_id=request.request_id,
@@ -110,7 +113,7 @@ class Openings:
         self._parking.release(request.session_id, None)
 
     async def _reserve(self, request: pb.StreamRequest, served: Served, terms: Terms) -> None:
-        epoch = await self._domain.resumption.reserve(request.session_id, terms)
+        epoch = await self._domain.resumption.reserve(self._caller.key(request.session_id), terms)
         await self._open_in_turn(request, served, terms, epoch, None)
 
     async def _open_in_turn(
@@ -127,6 +130,7 @@ class Openings:
                 return
 
     async def _resume(self, request: pb.StreamRequest) -> None:
-        session, is_here = await self._domain.resumption.resume(request.session_id, self._on_closed)
+        key = self._caller.key(request.session_id)
+        session, is_here = await self._domain.resumption.resume(key, self._on_closed)
         self._stream.took(session)
         self._stream.replies.answer(answers.resumed(request.request_id, session, is_here=is_here))

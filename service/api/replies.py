@@ -76,7 +76,7 @@ class Replies:
     def _generated(self, request: Request, part: Part) -> pb.StreamResponse:
         response = pb.StreamResponse(
             request_id=request.request_id,
-            session_id=request.session.id,
+            session_id=request.session.name,
             generated=part.take(),
             position=part.position,
         )
@@ -85,7 +85,7 @@ class Replies:
     def failed(self, request: Request, result: Result) -> None:
         """A request has failed."""
         assert isinstance(result, Failed)  # noqa: S101  # the callers have looked at every other result
-        self.refuse(request.request_id, request.session.id, request.session, result.error)
+        self.refuse(request.request_id, request.session.name, request.session, result.error)
         self.done()
 
     def refuse(self, request_id: int, session_id: str, session: Session | None, error: CarouselError) -> None:

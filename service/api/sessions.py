@@ -6,12 +6,13 @@ import grpc
 
 from carousel.v1 import inference_pb2, sessions_pb2_grpc
 from carousel.v1 import sessions_pb2 as pb
+from service.api.caller import CALLER
 from service.api.session_messages import session_info, state_tensor, tensor_message
 from service.errors import InvalidFieldError
 from service.sessions.access import Access
 from service.sessions.registry import Registry
 from service.sessions.resumption import Resumption
-from service.sessions.session import CloseReason
+from service.sessions.session import CloseReason, Session
 
 Context = grpc.aio.ServicerContext[object, object]
 _MAX_PAGE_SIZE = 1000
@@ -27,7 +28,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
 
     async def Get(self, request: pb.SessionsGetRequest, context: Context) -> pb.SessionsGetResponse:
         """One session."""
-        return pb.SessionsGetResponse(session=session_info(self._registry.get(request.session_id)))
+        return pb.SessionsGetResponse(session=_info(self._registry.get(CALLER.get().any_key(request.session_id))))
 
     async def List(self, request: pb.SessionsListRequest, context: Context) -> pb.SessionsListResponse:
         """A page of sessions."""
@@ -38,22 +39,24 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
             raise InvalidFieldError(
                 f"page_token = {request.page_token!r} is not one that a page gave", field="page_token"
             )
-        found = self._registry.page(int(request.page_token or 0), size + 1, request.model)
+        principal = CALLER.get().principal
+        owner = None if principal.is_admin else principal.name
+        found = self._registry.page(int(request.page_token or 0), size + 1, request.model, owner)
         return pb.SessionsListResponse(
-            sessions=[session_info(session) for session in found[:size]],
+            sessions=[_info(session) for session in found[:size]],
             next_page_token=str(found[size - 1].serial) if len(found) > size else "",
-            total_count=len(self._registry),
+            total_count=len(self._registry) if owner is None else self._registry.count(owner),
         )
 
     async def Close(self, request: pb.SessionsCloseRequest, context: Context) -> pb.SessionsCloseResponse:
         """Closes a session, whoever opened it; its stream is told."""
-        session = await self._resumption.find(request.session_id)
+        session = await self._resumption.find(CALLER.get().any_key(request.session_id))
         self._registry.close(session, CloseReason.CLIENT, notify=True)
         return pb.SessionsCloseResponse(position=session.position, reason=inference_pb2.CLOSE_REASON_CLIENT)
 
     async def Snapshot(self, request: pb.SessionsSnapshotRequest, context: Context) -> pb.SessionsSnapshotResponse:
         """A session as bytes."""
-        snapshot, position = await self._access.snapshot(request.session_id)
+        snapshot, position = await self._access.snapshot(CALLER.get().any_key(request.session_id))
         return pb.SessionsSnapshotResponse(snapshot=snapshot, position=position)
 
     async def Restore(self, request: pb.SessionsRestoreRequest, context: Context) -> pb.SessionsRestoreResponse:
@@ -61,27 +64,41 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         version = request.version if request.HasField("version") else None
         if version == 0:
             raise InvalidFieldError("version = 0 must be 1 or more: which one must be said", field="version")
-        session = await self._resumption.restore(request.snapshot, request.session_id, version)
-        return pb.SessionsRestoreResponse(session=session_info(session))
+        caller = CALLER.get()
+        caller.check_room(self._registry)
+        session = await self._resumption.restore(request.snapshot, request.session_id, version, caller.new_key)
+        return pb.SessionsRestoreResponse(session=_info(session))
 
     async def Fork(self, request: pb.SessionsForkRequest, context: Context) -> pb.SessionsForkResponse:
         """A copy of a session."""
-        session = await self._access.fork(request.session_id, request.fork_session_id)
-        return pb.SessionsForkResponse(session=session_info(session))
+        caller = CALLER.get()
+        caller.check_room(self._registry)
+        key = caller.any_key(request.session_id)
+        session = await self._access.fork(key, caller.new_key(request.fork_session_id))
+        return pb.SessionsForkResponse(session=_info(session))
 
     async def Rewind(self, request: pb.SessionsRewindRequest, context: Context) -> pb.SessionsRewindResponse:
         """Sets a session back to a mark."""
-        session = await self._access.rewind(request.session_id, request.position)
-        return pb.SessionsRewindResponse(session=session_info(session))
+        session = await self._access.rewind(CALLER.get().any_key(request.session_id), request.position)
+        return pb.SessionsRewindResponse(session=_info(session))
 
     async def GetState(self, request: pb.SessionsGetStateRequest, context: Context) -> pb.SessionsGetStateResponse:
         """The state of a session."""
-        lane, tensors = await self._access.read(request.session_id, request.names)
+        lane, tensors = await self._access.read(CALLER.get().any_key(request.session_id), request.names)
         return pb.SessionsGetStateResponse(
             position=lane.position, tensors=map(tensor_message, tensors), pending_token_ids=lane.pending
         )
 
     async def SetState(self, request: pb.SessionsSetStateRequest, context: Context) -> pb.SessionsSetStateResponse:
         """Writes the state of a session."""
-        position = await self._access.write(request.session_id, list(map(state_tensor, request.tensors)))
+        position = await self._access.write(
+            CALLER.get().any_key(request.session_id), list(map(state_tensor, request.tensors))
+        )
         return pb.SessionsSetStateResponse(position=position)
+
+
+def _info(session: Session) -> pb.SessionInfo:
+    """A session, called as its caller calls it."""
+    info = session_info(session)
+    info.session_id = CALLER.get().shown(session.id)
+    return info

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert
+from service.api.caller import Caller
 from service.api.domain import Domain
 from service.api.frames import StreamFrames
 from service.api.openings import Openings, Spawn
@@ -32,10 +33,12 @@ class Stream:
     def __init__(
         self,
         domain: Domain,
+        caller: Caller,
         observer: ApiObserver,
         outbox: Outbox[pb.StreamResponse],
         spawn: Spawn,
     ) -> None:
+        self._caller = caller
         self._registry = domain.registry
         self._departures = domain.departures
         self._dispatcher = domain.dispatcher
@@ -45,7 +48,7 @@ class Stream:
         self._frames = StreamFrames(domain.frames, self.replies.answer)
         self._generations = domain.generations
         self._parking = Parking(self.handle, self._refuse_parked, domain.registry.limits.max_in_flight)
-        self._openings = Openings(domain, self, self._parking, spawn)
+        self._openings = Openings(domain, caller, self, self._parking, spawn)
         self._handlers = {
             "open": self._open,
             "feed": self._feed,
@@ -60,6 +63,7 @@ class Stream:
         """Takes one request in. Whatever is wrong with it is answered."""
         kind = request.WhichOneof("request")
         try:
+            self._caller.admit()
             if kind is None:
                 raise InvalidFieldError(f"request is missing: one of {', '.join(_REQUESTS)} must be given")
             if not self._parking.takes(request):
@@ -69,7 +73,7 @@ class Stream:
             self._wake(request.session_id, asleep.sessions)
         except CarouselError as error:
             session = self._meant(request, kind)
-            self.replies.refuse(request.request_id, session.id if session else request.session_id, session, error)
+            self.replies.refuse(request.request_id, session.name if session else request.session_id, session, error)
 
     def last_read(self) -> None:
         """The client will send nothing more."""
@@ -88,7 +92,7 @@ class Stream:
 
     def took(self, session: Session) -> None:
         """See `openings.Stream`."""
-        self._sessions[session.id] = session
+        self._sessions[session.name] = session
         if not session.handle:
             self._frames.add(session)
 
@@ -203,9 +207,9 @@ class Stream:
         if session_id:
             session = self._sessions.get(session_id)
             if session is None:
-                elsewhere = self._registry.get(session_id)
+                elsewhere = self._registry.get(self._caller.key(session_id))
                 raise SessionNotOpenError(
-                    f"{kind}: session {elsewhere.id!r} was opened on another stream", field="session_id"
+                    f"{kind}: session {elsewhere.name!r} was opened on another stream", field="session_id"
                 )
             return _awake(session)
         if len(self._sessions) == 1:
@@ -223,7 +227,7 @@ class Stream:
         return self._sessions.get(request.session_id)
 
     def _forget(self, session: Session) -> None:
-        del self._sessions[session.id]
+        del self._sessions[session.name]
         self._frames.remove(session)
 
     def _wake(self, session_id: str, sessions: list[Session]) -> None:
@@ -251,13 +255,13 @@ class Stream:
                 self._frames.add(session)  # a session that needs no run is open before `open` has it
             self.replies.answer(answers.opened(request, result, source))
             return
-        if session.id in self._sessions:
+        if session.name in self._sessions:
             self._forget(session)
         self.replies.failed(request, result)
 
     def on_closed(self, session: Session, reason: CloseReason) -> None:
         """See `openings.Stream`."""
-        if session.id in self._sessions:
+        if session.name in self._sessions:
             self._forget(session)
             self.replies.tell(answers.closed(0, session, reason))
 

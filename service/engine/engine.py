@@ -45,8 +45,10 @@ _LONE_STREAK = 16
 
 
 class Engine:
-    """Runs one variant of a bundle. Except where said, call from the event loop's thread. session_bytes: of the state and
-    context of one session."""
+    """Runs one variant of a bundle. Except where said, call from the event loop's thread.
+
+    session_bytes: of the state and context of one session.
+    """
 
     def __init__(
         self,

@@ -83,7 +83,9 @@ class Access:
         raises, SessionIdInUseError and TooManySessionsError."""
         session = await self._find(session_id)
         if fork_id == session.id:
-            raise SessionIdInUseError(f"fork_session_id = {fork_id!r} is the session itself", field="fork_session_id")
+            raise SessionIdInUseError(
+                f"fork_session_id = {session.name!r} is the session itself", field="fork_session_id"
+            )
         image = await self._image(session)
         image = replace(image, lane=image.lane._replace(num_produced=0, seen=None), last=None)
         return await self._resumption.settle(image, session.served, fork_id)
@@ -98,7 +100,7 @@ class Access:
         if mark is None:
             told = ", ".join(map(str, marks)) or "none"
             raise MarkNotFoundError(
-                f"position = {position}: session {session.id!r} has no mark there; its marks: {told}",
+                f"position = {position}: session {session.name!r} has no mark there; its marks: {told}",
                 field="position",
                 marks=told,
             )
@@ -173,8 +175,8 @@ class Access:
     def _check_idle(self, session: Session, what: str) -> None:
         if session.state is not State.IDLE:
             raise IllegalRequestError(
-                f"{what}: session {session.id!r} is {session.state.value}: wait for its answers",
-                session_id=session.id,
+                f"{what}: session {session.name!r} is {session.state.value}: wait for its answers",
+                session_id=session.name,
                 state=session.state.value,
             )
 
@@ -187,7 +189,7 @@ class Access:
         self._checkpoints.store(session, lambda outcome: None if done.done() else done.set_result(outcome))
         if await done is Outcome.FAILED:
             raise StoreUnavailableError(
-                f"session {session.id!r} was changed, but could not be stored so", retry_delay_s=1.0
+                f"session {session.name!r} was changed, but could not be stored so", retry_delay_s=1.0
             )
 
 

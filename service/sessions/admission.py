@@ -42,7 +42,7 @@ class Admission:
             raise position_mismatch(field, position, session.position)
         if session.num_in_flight >= self.limits.max_in_flight:
             raise QueueFullError(
-                f"session {session.id!r} has {session.num_in_flight} requests in flight, the most it may have:"
+                f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may have:"
                 " read its answers",
                 retry_delay_s=0.1,
                 max_in_flight=self.limits.max_in_flight,

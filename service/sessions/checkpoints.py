@@ -244,7 +244,8 @@ class Checkpoints:
             custody.settle(
                 None,
                 StoreUnavailableError(
-                    f"session {session.id!r} was answered, but the answer could not be stored: send the request again",
+                    f"session {session.name!r} was answered, but the answer could not be stored: send the request"
+                    " again",
                     retry_delay_s=1.0,
                 ),
             )

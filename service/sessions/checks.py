@@ -13,7 +13,8 @@ from service.engine.jobs import OutputKind, OutputSpec
 from service.errors import EmptySequenceError, InvalidFieldError, SequenceTooLongError
 from service.repository.manifest import Manifest
 
-_SESSION_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_SESSION_ID = re.compile(r"(?:[A-Za-z0-9._-]{1,64}/)?[A-Za-z0-9._:-]{1,128}")
+"""With the principal whose it is in front, which the API adds."""
 _TOKEN_BYTES = 32
 """About what a token takes on the wire with its name and log-probability."""
 
@@ -21,10 +22,15 @@ _TOKEN_BYTES = 32
 def check_session_id(session_id: str) -> None:
     """Raises InvalidFieldError unless the id is one that a client may choose."""
     if not _SESSION_ID.fullmatch(session_id):
-        shown = session_id if len(session_id) <= 140 else session_id[:140] + "..."
-        raise InvalidFieldError(
-            f"session_id = {shown!r} must be 1 to 128 of the characters A-Z a-z 0-9 . _ : -", field="session_id"
-        )
+        raise invalid_session_id(session_id)
+
+
+def invalid_session_id(session_id: str) -> InvalidFieldError:
+    """The error for an id that no client may choose."""
+    shown = session_id if len(session_id) <= 140 else session_id[:140] + "..."
+    return InvalidFieldError(
+        f"session_id = {shown!r} must be 1 to 128 of the characters A-Z a-z 0-9 . _ : -", field="session_id"
+    )
 
 
 def check_length(num_tokens: int, limit: int, *, field: str) -> None:

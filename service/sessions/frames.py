@@ -177,8 +177,8 @@ class Frames:
                 try:
                     session.after(Event.FEED)
                     refused[place] = QueueFullError(
-                        f"session {session.id!r} has {session.num_in_flight} requests in flight, the most it may have:"
-                        " read its answers",
+                        f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may"
+                        " have: read its answers",
                         retry_delay_s=0.1,
                         max_in_flight=limit,
                     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from service.sessions.session import Session
+from service.sessions.session import Session, owner_of
 
 
 class _Order:
@@ -48,6 +49,7 @@ class LiveSessions:
 
     def __init__(self) -> None:
         self._by_opening: dict[str, Session] = {}
+        self._owned: Counter[str] = Counter()
         self._awake = _Order()
         self._asleep = _Order()
 
@@ -57,7 +59,13 @@ class LiveSessions:
     def add(self, session: Session) -> None:
         """Keeps a session whose id is not kept yet; it counts as just used."""
         self._by_opening[session.id] = session
+        if owner := owner_of(session.id):
+            self._owned[owner] += 1
         self._awake.link(session)
+
+    def count(self, owner: str) -> int:
+        """How many a principal has; for nobody in particular, how many there are."""
+        return self._owned[owner] if owner else len(self)
 
     def get(self, session_id: str) -> Session | None:
         """The session of that id."""
@@ -66,6 +74,8 @@ class LiveSessions:
     def remove(self, session_id: str) -> None:
         """Forgets a session. Raises KeyError when it is not kept."""
         session = self._by_opening.pop(session_id)
+        if owner := owner_of(session_id):
+            self._owned[owner] -= 1
         self._order(session).unlink(session)
 
     def touch(self, session: Session, now_s: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 from service.engine.jobs import EncodeJob, FeedJob, Job, Lane, OutputSpec
@@ -28,7 +28,18 @@ from service.sessions.image import Image
 from service.sessions.imaging import check_fits, last_in
 from service.sessions.limits import SessionLimits
 from service.sessions.live import LiveSessions
-from service.sessions.session import CloseReason, Event, OnClosed, Reply, Request, Served, Session, State
+from service.sessions.session import (
+    CloseReason,
+    Event,
+    OnClosed,
+    Reply,
+    Request,
+    Served,
+    Session,
+    State,
+    name_of,
+    owner_of,
+)
 from service.sessions.terms import PLAIN, Terms
 from service.sessions.tombstones import Tombstone, Tombstones
 
@@ -79,10 +90,19 @@ class Registry:
             raise self.tombstones.not_found(session_id)
         return session
 
-    def page(self, after_serial: int, size: int, model: str) -> list[Session]:
-        """Up to `size` sessions opened after the one with that serial; of one model, or of all when it is empty."""
-        found = self._live.opened_after(after_serial)
-        return list(islice((s for s in found if not model or s.served.bundle.model == model), size))
+    def count(self, owner: str) -> int:
+        """How many live sessions a principal has."""
+        return self._live.count(owner)
+
+    def page(self, after_serial: int, size: int, model: str, owner: str | None = None) -> list[Session]:
+        """Up to `size` sessions opened after the one with that serial; of one model, or of all when it is empty; of one
+        principal, or of all for None."""
+        found: Iterable[Session] = self._live.opened_after(after_serial)
+        if model:
+            found = (session for session in found if session.served.bundle.model == model)
+        if owner is not None:
+            found = (session for session in found if owner_of(session.id) == owner)
+        return list(islice(found, size))
 
     def open(
         self,
@@ -191,9 +211,9 @@ class Registry:
             check_session_id(session_id)
             if self._live.get(session_id) is not None:
                 raise SessionIdInUseError(
-                    f"session_id = {session_id!r} is in use by another stream",
+                    f"session_id = {name_of(session_id)!r} is in use by another stream",
                     field="session_id",
-                    session_id=session_id,
+                    session_id=name_of(session_id),
                 )
         if len(self._live) >= self.limits.max_sessions:
             raise TooManySessionsError(
@@ -225,7 +245,7 @@ class Registry:
         bundle, reason = session.served.bundle, tombstone.reason
         self._observer.session_closed(bundle.model, bundle.version, session.id, reason.value, session.position)
         if session.custody is not None:
-            moved = SessionMovedError(f"session {session.id!r} was ended: {reason.value}", session_id=session.id)
+            moved = SessionMovedError(f"session {session.name!r} was ended: {reason.value}", session_id=session.name)
             session.custody.settle(None, moved)
             waiting, session.custody.waiting = session.custody.waiting, []
             for call in waiting:

@@ -30,7 +30,7 @@ from service.sessions.image import Image
 from service.sessions.live import LiveSessions
 from service.sessions.registry import Registry
 from service.sessions.residency import Residency
-from service.sessions.session import CloseReason, OnClosed, Served, Session
+from service.sessions.session import CloseReason, OnClosed, Served, Session, name_of
 from service.sessions.storage import Outcome, Put, Storage
 from service.sessions.stores.base import Claimed, Gone, Held, Standing
 from service.sessions.terms import PLAIN, Terms
@@ -113,21 +113,24 @@ class Resumption:
         epoch = await self._storage.reserve(session_id, expires_at)
         if epoch is None:
             raise SessionIdInUseError(
-                f"session_id = {session_id!r} is in use: there is a stored session of that name",
+                f"session_id = {name_of(session_id)!r} is in use: there is a stored session of that name",
                 field="session_id",
-                session_id=session_id,
+                session_id=name_of(session_id),
             )
         return epoch
 
-    async def restore(self, data: bytes, session_id: str, version: int | None) -> Session:
-        """Makes a session of a snapshot. session_id: empty for the snapshot's; version: None for the snapshot's.
+    async def restore(
+        self, data: bytes, name: str, version: int | None, key: Callable[[str], str] = lambda name: name
+    ) -> Session:
+        """Makes a session of a snapshot. name: empty for the snapshot's; version: None for the snapshot's; key: gives
+        the id of a name.
 
         Raises SnapshotError and its kin, SessionIdInUseError, StoreUnavailableError, ShuttingDownError,
         TooManySessionsError.
         """
         image = self._storage.codec.decode(data)
         served = self._served(image, version)
-        return await self.settle(image, served, session_id or image.session_id)
+        return await self.settle(image, served, key(name or name_of(image.session_id)))
 
     async def settle(self, image: Image, served: Served, session_id: str) -> Session:
         """Makes a session of an image, under an id that nobody has; empty: one is made."""
@@ -172,9 +175,9 @@ class Resumption:
             assert isinstance(claimed, Held)  # noqa: S101  # there is no fourth
             if asyncio.get_running_loop().time() >= deadline:
                 raise StoreUnavailableError(
-                    f"session {session_id!r} is with another server, which has not let it go: try again later",
+                    f"session {name_of(session_id)!r} is with another server, which has not let it go: try again later",
                     retry_delay_s=1.0,
-                    session_id=session_id,
+                    session_id=name_of(session_id),
                 )
             await asyncio.sleep(_POLL_S)
 

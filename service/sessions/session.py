@@ -141,11 +141,11 @@ class LastFeed:
 class Session:
     """One sequence being processed. Event loop only.
 
-    serial: Unix microseconds at which this server took it in, or a little more: no two have the same. position: as of
-    the last answer; the truth when nothing is in flight. on_closed: told when somebody else than its stream closes it.
-    last_used_s: monotonic seconds. handle: its name in frames, on its stream; 0: none yet. last: what may be sent
-    again. custody: None for one that ends with its stream. older, newer: its neighbours in the order of use, for
-    `LiveSessions` alone.
+    id: `principal/name`, or the name alone when nobody in particular opened it. serial: Unix microseconds at which this
+    server took it in, or a little more: no two have the same. position: as of the last answer; the truth when nothing
+    is in flight. on_closed: told when somebody else than its stream closes it. last_used_s: monotonic seconds. handle:
+    its name in frames, on its stream; 0: none yet. last: what may be sent again. custody: None for one that ends with
+    its stream. older, newer: its neighbours in the order of use, for `LiveSessions` alone.
     """
 
     id: str
@@ -164,6 +164,11 @@ class Session:
     newer: Session | None = None
 
     @property
+    def name(self) -> str:
+        """Its id, as its principal calls it."""
+        return name_of(self.id)
+
+    @property
     def opened_at(self) -> float:
         """When it was opened, wherever that was: Unix seconds."""
         restored = None if self.custody is None else self.custody.opened_at
@@ -174,9 +179,9 @@ class Session:
         following = TRANSITIONS.get((self.state, event))
         if following is None:
             raise IllegalRequestError(
-                f"{event.value}: session {self.id!r} is {self.state.value} at position {self.position}"
+                f"{event.value}: session {self.name!r} is {self.state.value} at position {self.position}"
                 + (": wait for its end, or cancel it" if self.state is State.GENERATING else ""),
-                session_id=self.id,
+                session_id=self.name,
                 state=self.state.value,
             )
         return following
@@ -187,6 +192,16 @@ class Session:
         self.num_in_flight -= 1
         if self.num_in_flight == 0 and self.state is not State.CLOSED:
             self.state = self.after(Event.FINISH)
+
+
+def name_of(session_id: str) -> str:
+    """The name in an id."""
+    return session_id[session_id.find("/") + 1 :]
+
+
+def owner_of(session_id: str) -> str:
+    """The principal in an id; empty for nobody in particular."""
+    return session_id[: max(session_id.find("/"), 0)]
 
 
 def diagram() -> str:

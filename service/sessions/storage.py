@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 from service.errors import SnapshotCorruptError, StoreUnavailableError
 from service.observer import StoreObserver
 from service.sessions.image import Image
+from service.sessions.session import name_of
 from service.sessions.snapshot import Codec
 from service.sessions.stores.base import (
     Claimed,
@@ -134,7 +135,8 @@ class Storage:
         except CorruptRecordError as error:
             await self.set_aside(session_id, error)
             raise SnapshotCorruptError(
-                f"the record of session {session_id!r} cannot be read, and was set aside", session_id=session_id
+                f"the record of session {name_of(session_id)!r} cannot be read, and was set aside",
+                session_id=name_of(session_id),
             ) from error
         self.observer.record_read(perf_counter() - began_s)
         return claimed

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from service.errors import SessionNotFoundError
-from service.sessions.session import CloseReason
+from service.sessions.session import CloseReason, name_of
 
 _TOLD = {
     CloseReason.CLIENT: "was closed by a client",
@@ -63,9 +63,9 @@ class Tombstones:
         tombstone = self._by_id.get(session_id)
         if tombstone is None:
             return SessionNotFoundError(
-                f"session_id = {session_id!r} is unknown: it was never opened here, or is long gone",
+                f"session_id = {name_of(session_id)!r} is unknown: it was never opened here, or is long gone",
                 field="session_id",
-                session_id=session_id,
+                session_id=name_of(session_id),
             )
         return self.told(session_id, tombstone)
 
@@ -74,10 +74,10 @@ class Tombstones:
         """The error for a session of which this is known."""
         when = datetime.fromtimestamp(tombstone.closed_at, UTC).isoformat(timespec="seconds")
         return SessionNotFoundError(
-            f"session_id = {session_id!r} is gone: it {_TOLD[tombstone.reason]}"
+            f"session_id = {name_of(session_id)!r} is gone: it {_TOLD[tombstone.reason]}"
             f" at position {tombstone.position}, {when}",
             field="session_id",
-            session_id=session_id,
+            session_id=name_of(session_id),
             close_reason=tombstone.reason.value,
             position=tombstone.position,
         )

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import onnx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from onnx.external_data_helper import set_external_data
 
 from carousel.v1 import models_pb2, models_pb2_grpc
 from examples.local_service import local_service
@@ -53,6 +55,31 @@ def double_a_word(folder: Path) -> None:
     lines = (folder / "target.txt").read_text().splitlines()
     (folder / "target.txt").write_text("\n".join([*lines[:-1], lines[0]]) + "\n")
     set_digest(folder, "target.txt")
+
+
+def put_weights_at(place: str) -> Callable[[Path], None]:
+    """Moves a weight of the step graph into a file beside the bundle, which the graph calls by this place."""
+
+    def damage(folder: Path) -> None:
+        graph = onnx.load(folder / "step.onnx")
+        weight = graph.graph.initializer[0]
+        (folder.parent / "weights.bin").write_bytes(weight.raw_data)
+        (folder / "link.bin").symlink_to(folder.parent / "weights.bin")
+        set_external_data(weight, place.format(folder=folder), 0, len(weight.raw_data))
+        weight.ClearField("raw_data")
+        weight.data_location = onnx.TensorProto.EXTERNAL
+        (folder / "step.onnx").write_bytes(graph.SerializeToString())
+        set_digest(folder, "step.onnx")
+
+    return damage
+
+
+def use_an_operator_of_ones_own(folder: Path) -> None:
+    graph = onnx.load(folder / "step.onnx")
+    graph.graph.node[0].domain = "of.my.own"
+    graph.opset_import.append(onnx.helper.make_opsetid("of.my.own", 1))
+    (folder / "step.onnx").write_bytes(graph.SerializeToString())
+    set_digest(folder, "step.onnx")
 
 
 def break_json(folder: Path) -> None:
@@ -100,6 +127,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "another model's manifest": (
         lambda folder: edit(folder, lambda manifest: manifest.update(model="other")),
         "manifest.json is of other/1, but lies in tiny-lm/1",
+    ),
+    "weights in the folder above": (put_weights_at("../weights.bin"), "step.onnx .* path escapes model directory"),
+    "weights at an absolute path": (put_weights_at("{folder}/../weights.bin"), "step.onnx .* data path"),
+    "weights behind a link": (put_weights_at("link.bin"), "step.onnx .* path escapes model directory"),
+    "operator of one's own": (use_an_operator_of_ones_own, "step.onnx is not a graph that ONNX Runtime can load"),
+    "graph in the folder above": (
+        lambda folder: edit(folder, lambda manifest: manifest["step"].update(file="../step.onnx")),
+        "manifest.json is malformed: step.file: String should match pattern",
     ),
     "short vocabulary": (drop_a_word, "target.txt has 16 lines, but the manifest gives it 17"),
     "double word": (double_a_word, "target.txt names a token twice"),

@@ -16,7 +16,7 @@ from service.sessions.checks import check_decoding, check_length, check_outputs,
 VOCABULARY_SIZE = 42
 
 
-@pytest.mark.parametrize("session_id", ["a", "A-Z.a_z:0-9", "x" * 128, "0", "."])
+@pytest.mark.parametrize("session_id", ["a", "A-Z.a_z:0-9", "x" * 128, "0", ".", "principal/a"])
 def test_a_session_id_may_have_up_to_128_plain_characters(session_id: str) -> None:
     check_session_id(session_id)
 
@@ -28,7 +28,9 @@ def test_a_session_id_may_have_up_to_128_plain_characters(session_id: str) -> No
         ("a b", "'a b'"),
         ("a\n", "'a\\n'"),
         ("é", "'é'"),
-        ("a/b", "'a/b'"),
+        ("a/b/c", "'a/b/c'"),
+        ("/b", "'/b'"),
+        ("a:b/c", "'a:b/c'"),
         ("x" * 129, repr("x" * 129)),
         ("y" * 1000, repr("y" * 140 + "...")),
     ],

@@ -1,0 +1,100 @@
+"""Who a call comes from, what it may ask, and what its sessions are called inside.
+
+A session belongs to the principal that opened it: inside it is called `principal/id`, so that two principals may use
+one id, and none ever meets another's. Event loop only.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from service.errors import ForbiddenError, RateLimitedError, TooManySessionsError
+from service.sessions.checks import invalid_session_id
+from service.sessions.registry import Registry
+from service.sessions.session import name_of, owner_of
+
+_ID_BYTES = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """name: empty for nobody in particular. is_admin: may see and change what is others'. None: no limit."""
+
+    name: str
+    is_admin: bool = False
+    max_sessions: int | None = None
+    max_requests_per_s: float | None = None
+
+
+class Caller:
+    """One principal, in all of its calls. clock: monotonic seconds."""
+
+    def __init__(self, principal: Principal, clock: Callable[[], float] = time.monotonic) -> None:
+        self.principal = principal
+        self._clock = clock
+        self._allowance = 1.0
+        self._counted_at_s = -float("inf")
+
+    def admit(self) -> None:
+        """Counts one request. Raises RateLimitedError when there were too many (a token bucket, one second deep)."""
+        rate = self.principal.max_requests_per_s
+        if rate is None:
+            return
+        now_s = self._clock()
+        depth = max(1.0, rate)
+        self._allowance = min(depth, self._allowance + (now_s - self._counted_at_s) * rate)
+        self._counted_at_s = now_s
+        if self._allowance < 1.0:
+            raise RateLimitedError(
+                f"principal {self.principal.name!r} may make {rate:g} requests a second: try again later",
+                retry_delay_s=(1.0 - self._allowance) / rate,
+                max_requests_per_s=rate,
+            )
+        self._allowance -= 1.0
+
+    def check_admin(self, what: str) -> None:
+        """Raises ForbiddenError unless the principal may do what concerns all."""
+        if not self.principal.is_admin:
+            raise ForbiddenError(f"{what}: principal {self.principal.name!r} is no admin")
+
+    def check_room(self, registry: Registry) -> None:
+        """Raises TooManySessionsError when the principal has as many live sessions as it may have."""
+        limit = self.principal.max_sessions
+        if limit is not None and registry.count(self.principal.name) >= limit:
+            raise TooManySessionsError(
+                f"principal {self.principal.name!r} has {limit} sessions open, the most it may have: close one",
+                retry_delay_s=1.0,
+                max_sessions=limit,
+            )
+
+    def new_key(self, session_id: str) -> str:
+        """What a new session is called inside; an empty id stays empty, or gets one. Raises InvalidFieldError."""
+        if session_id or not self.principal.name:
+            return self.key(session_id)
+        return f"{self.principal.name}/{secrets.token_urlsafe(_ID_BYTES)}"
+
+    def key(self, session_id: str) -> str:
+        """What a session of the caller's is called inside. Raises InvalidFieldError."""
+        if "/" in session_id:
+            raise invalid_session_id(session_id)
+        return f"{self.principal.name}/{session_id}" if self.principal.name else session_id
+
+    def any_key(self, session_id: str) -> str:
+        """What a session is called inside that may be another's, `principal/id`, if the caller is an admin with a name.
+        Raises InvalidFieldError."""
+        if self.principal.is_admin and self.principal.name and "/" in session_id:
+            return session_id
+        return self.key(session_id)
+
+    def shown(self, key: str) -> str:
+        """What the caller calls a session."""
+        return name_of(key) if owner_of(key) == self.principal.name else key
+
+
+NOBODY = Caller(Principal("", is_admin=True))
+CALLER: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
+"""Whose call this is, for handlers."""

@@ -1,0 +1,80 @@
+"""TLS: the server's certificate and key, and whose certificates clients must have, read again when the files change.
+
+gRPC asks before every handshake, from threads of its own; sessions that are connected stay so.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+
+
+class CertificateError(Exception):
+    """A certificate, or a key, cannot be read; the message says which."""
+
+
+class Certificates:
+    """on_change(error): told, by any thread, when the files have changed: with None when the new ones are in use, and
+    with why not when they cannot be read, and the ones before are kept. Raises CertificateError at the start."""
+
+    def __init__(
+        self, cert: Path, key: Path, client_ca: Path | None, on_change: Callable[[CertificateError | None], None]
+    ) -> None:
+        self._files = [path for path in (cert, key, client_ca) if path is not None]
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._stamps = self._look()
+        self._first = self._read()
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """For `add_secure_port`."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._first,
+            self._fetch,  # type: ignore[arg-type]  # None is what gRPC documents for "as before"
+            require_client_authentication=len(self._files) == 3,
+        )
+
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """The configuration to use from now on; None for the one before."""
+        with self._lock:
+            try:
+                stamps = self._look()
+                if stamps == self._stamps:
+                    return None
+                self._stamps = stamps
+                configuration = self._read()
+            except CertificateError as error:
+                self._on_change(error)
+                return None
+        self._on_change(None)
+        return configuration
+
+    def _look(self) -> list[tuple[int, int]]:
+        return [(status.st_mtime_ns, status.st_ino) for status in (_stat(path) for path in self._files)]
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        cert, key, *client_ca = [_pem(path) for path in self._files]
+        if b"PRIVATE KEY" not in key:
+            raise CertificateError(f"{self._files[1]} has no private key")
+        return grpc.ssl_server_certificate_configuration([(key, cert)], client_ca[0] if client_ca else None)
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise CertificateError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _pem(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CertificateError(f"{path} cannot be read: {error.strerror}") from None
+    if b"-----BEGIN " not in data:
+        raise CertificateError(f"{path} is not PEM")
+    return data

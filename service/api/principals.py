@@ -1,0 +1,143 @@
+"""Who may call: principals and the hashes of their tokens, in a TOML file that is read again when it changes.
+
+    [principals.app]
+    token_sha256 = ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]
+    max_sessions = 100         # live at once; default: no limit but the server's
+    max_requests_per_s = 2000  # messages of streams, and other calls; bursts of a second's worth are let through
+    admin = false              # may see and change sessions of others, and load and unload models
+
+A token has 32 random bytes, so its plain hash is not to be guessed. `python -m service token` makes one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from service.api.caller import NOBODY, Caller, Principal
+from service.errors import UnauthenticatedError
+
+_LOOK_EVERY_S = 1.0
+_SCHEME = "bearer "
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+class TokenFileError(Exception):
+    """The file cannot be read, or is not as it must be; the message says what is wrong, without any token."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    token_sha256: list[Sha256] = Field(min_length=1)
+    max_sessions: int | None = Field(default=None, ge=0)
+    max_requests_per_s: float | None = Field(default=None, gt=0)
+    admin: bool = False
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    principals: dict[Name, _Entry]
+
+
+class Principals:
+    """Finds who has a token. on_error: told of a file that cannot be read any more; what it said before holds.
+
+    Event loop only. clock: monotonic seconds. Raises TokenFileError when the file is no good at the start.
+    """
+
+    def __init__(
+        self, path: Path, on_error: Callable[[TokenFileError], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._path = path
+        self._on_error = on_error
+        self._clock = clock
+        self._callers: dict[str, Caller] = {}
+        self._by_digest: list[tuple[bytes, Caller]] = []
+        self._seen = self._stamp()
+        self._looked_at_s = clock()
+        self._take(_read(path))
+
+    def find(self, authorization: str | None) -> Caller:
+        """The caller of an `authorization` header. Raises UnauthenticatedError, which does not tell what was given."""
+        self._look()
+        if authorization is None:
+            raise UnauthenticatedError("the call has no authorization: this server wants `Bearer` and a token")
+        if authorization[: len(_SCHEME)].lower() != _SCHEME:
+            raise UnauthenticatedError("authorization is of another scheme: this server wants `Bearer` and a token")
+        digest = hashlib.sha256(authorization[len(_SCHEME) :].strip().encode()).digest()
+        found = None
+        for known, caller in self._by_digest:  # all of them: how long it takes tells nothing
+            if secrets.compare_digest(known, digest):
+                found = caller
+        if found is None:
+            raise UnauthenticatedError("the token is not known to this server")
+        return found
+
+    def _look(self) -> None:
+        now_s = self._clock()
+        if now_s - self._looked_at_s < _LOOK_EVERY_S:
+            return
+        self._looked_at_s = now_s
+        try:
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self._seen = stamp
+                self._take(_read(self._path))
+        except TokenFileError as error:
+            self._on_error(error)
+
+    def _take(self, file: _File) -> None:
+        self._by_digest = []
+        for name, entry in file.principals.items():
+            principal = Principal(
+                name,
+                is_admin=entry.admin,
+                max_sessions=entry.max_sessions,
+                max_requests_per_s=entry.max_requests_per_s,
+            )
+            caller = self._callers.setdefault(name, Caller(principal, self._clock))
+            caller.principal = principal
+            self._by_digest += [(bytes.fromhex(digest), caller) for digest in entry.token_sha256]
+
+    def _stamp(self) -> tuple[int, int]:
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise TokenFileError(f"tokens_file: {self._path} cannot be read: {error.strerror}") from None
+        return status.st_mtime_ns, status.st_ino
+
+
+class Everybody:
+    """No tokens: all who reach the server are one principal without a name, which may do everything."""
+
+    def find(self, authorization: str | None) -> Caller:
+        """Nobody in particular."""
+        return NOBODY
+
+
+def new_token() -> tuple[str, str]:
+    """A token, and what the file has of it."""
+    token = secrets.token_urlsafe(32)
+    return token, hashlib.sha256(token.encode()).hexdigest()
+
+
+def _read(path: Path) -> _File:
+    try:
+        return _File.model_validate(tomllib.loads(path.read_text()))
+    except OSError as error:
+        raise TokenFileError(f"tokens_file: {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TokenFileError(f"tokens_file: {path} is no TOML: {error}") from None
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise TokenFileError(f"tokens_file: {path}: {told}") from None

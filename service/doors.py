@@ -1,0 +1,89 @@
+"""Where the server listens, and who may come in: ports, TLS, probes and principals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2_grpc
+
+from service.api.credentials import CertificateError, Certificates
+from service.api.principals import Everybody, Principals, TokenFileError
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why."""
+
+
+def make_server(settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
+    """A server of the services, without any yet."""
+    options = [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes + 1024 * 1024),
+        # the first is where a call may be refused, at random, the second where it must be
+        ("grpc.max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server behind it
+        # Clients may ping as often as they like, also between calls; by default a third ping within 5 minutes ends
+        # the connection. A flood of pings is bounded by the transport itself.
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # The server pings too, so that a client that is gone without a word is noticed.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+    ]
+    return grpc.aio.server(interceptors=interceptors, options=options)
+
+
+def listen(server: grpc.aio.Server, settings: Settings) -> int:
+    """Adds the port of the services, and returns which it is. Raises StartError."""
+    address = f"{settings.host}:{settings.port}"
+    try:
+        if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+            certificates = Certificates(
+                settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file, _tell_of_certificates
+            )
+            return int(server.add_secure_port(address, certificates.server_credentials()))
+        if settings.host not in _LOOPBACK and settings.tokens_file is None:
+            log.warning("server.open_to_all", host=settings.host, hint="see docs/security.md")
+        return int(server.add_insecure_port(address))
+    except CertificateError as error:
+        raise StartError(str(error)) from error
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {address}: {error}") from error
+
+
+def make_probes(settings: Settings, servicer: health.aio.HealthServicer) -> tuple[grpc.aio.Server, int] | None:
+    """A server of health alone, and its port; None when there is to be none. Raises StartError."""
+    if settings.health_port is None:
+        return None
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    address = f"{settings.host}:{settings.health_port}"
+    try:
+        return server, int(server.add_insecure_port(address))
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {address}: {error}") from error
+
+
+def principals(settings: Settings) -> Principals | Everybody:
+    """Who may call. Raises StartError when the file of tokens is no good."""
+    if settings.tokens_file is None:
+        return Everybody()
+    try:
+        return Principals(settings.tokens_file, lambda error: log.error("tokens.not_reloaded", reason=str(error)))
+    except TokenFileError as error:
+        raise StartError(str(error)) from error
+
+
+def _tell_of_certificates(error: CertificateError | None) -> None:
+    if error is None:
+        log.info("tls.reloaded")
+    else:
+        log.error("tls.not_reloaded", reason=str(error))

@@ -1,0 +1,31 @@
+"""`python -m service health`: asks a server on this machine whether it serves, for container health checks.
+
+The same settings as the server's tell where it listens; where it wants TLS, `health_port` must be set.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.settings import Settings
+
+
+def probe(settings: Settings, timeout_s: float = 3.0) -> int:
+    """The process's exit code: 0 when it serves, 1 when it does not, or does not answer."""
+    port = settings.port if settings.health_port is None else settings.health_port
+    if settings.tls_cert_file is not None and settings.health_port is None:
+        print("health_port is not set: with TLS it is where health is asked for in plain text", file=sys.stderr)
+        return 2
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "[::]") else settings.host  # noqa: S104  # compared
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        try:
+            response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+        except grpc.RpcError as error:
+            print(f"{host}:{port}: {error.code().name}: {error.details()}", file=sys.stderr)
+            return 1
+    name = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+    print(name)
+    return 0 if response.status == health_pb2.HealthCheckResponse.SERVING else 1

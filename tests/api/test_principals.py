@@ -1,0 +1,212 @@
+"""Who a token is of, how often they may ask, and what their sessions are called."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from service.api.caller import NOBODY, Caller, Principal
+from service.api.principals import Everybody, Principals, TokenFileError, new_token
+from service.errors import ForbiddenError, InvalidFieldError, RateLimitedError, UnauthenticatedError
+
+ALICE, ALICE_2, BOB = "alices-token", "alices-other-token", "bobs-token"
+
+
+class Clock:
+    """Monotonic seconds that a test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def write(path: Path, text: str) -> None:
+    """Replaces the file, as secrets are replaced, so that it has another inode."""
+    beside = path.with_suffix(".new")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def entry(name: str, *tokens: str, more: str = "") -> str:
+    return f"[principals.{name}]\ntoken_sha256 = {[digest(token) for token in tokens]}\n{more}\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens.toml"
+    write(path, entry("alice", ALICE, ALICE_2, more="admin = true") + entry("bob", BOB, more="max_sessions = 3"))
+    return path
+
+
+def no_error(error: TokenFileError) -> None:
+    raise AssertionError(error)
+
+
+def test_a_principal_is_found_by_any_of_its_tokens(path: Path) -> None:
+    principals = Principals(path, no_error)
+    alice = principals.find(f"Bearer {ALICE}")
+    assert alice is principals.find(f"bearer {ALICE_2}"), "limits count for all of its tokens"
+    assert alice.principal == Principal("alice", is_admin=True)
+    assert principals.find(f"Bearer {BOB}").principal == Principal("bob", max_sessions=3)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "told"),
+    [
+        (None, "the call has no authorization"),
+        ("", "authorization is of another scheme"),
+        (f"Basic {ALICE}", "authorization is of another scheme"),
+        (ALICE, "authorization is of another scheme"),
+        ("Bearer ", "the token is not known"),
+        ("Bearer alices-toke", "the token is not known"),
+        (f"Bearer {digest(ALICE)}", "the token is not known"),
+        ("Bearer é", "the token is not known"),
+    ],
+)
+def test_anybody_else_is_refused_without_being_quoted(path: Path, authorization: str | None, told: str) -> None:
+    with pytest.raises(UnauthenticatedError, match=told) as refusal:
+        Principals(path, no_error).find(authorization)
+    assert "alice" not in refusal.value.message
+
+
+def test_every_hash_is_compared_in_constant_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those behind the one that fits, by the standard library's comparison."""
+    compared = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return one == other
+
+    monkeypatch.setattr("service.api.principals.secrets.compare_digest", compare)
+    Principals(path, no_error).find(f"Bearer {ALICE}")
+    known = [bytes.fromhex(digest(token)) for token in (ALICE, ALICE_2, BOB)]
+    assert compared == [(one, known[0]) for one in known]
+
+
+def test_the_file_is_read_again_when_it_changes(path: Path) -> None:
+    clock = Clock()
+    principals = Principals(path, no_error, clock)
+    bob = principals.find(f"Bearer {BOB}")
+    write(path, entry("bob", "another", more="max_sessions = 5"))
+    assert principals.find(f"Bearer {BOB}") is bob, "it is looked at once a second at most"
+    clock.now_s += 1.0
+    with pytest.raises(UnauthenticatedError):
+        principals.find(f"Bearer {BOB}")
+    assert principals.find("Bearer another") is bob, "who keeps its count of requests"
+    assert bob.principal.max_sessions == 5
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: write(path, "[")], ids=["gone", "no TOML"])
+def test_a_file_that_is_no_good_any_more_is_told_of_and_the_one_before_holds(
+    path: Path, spoil: Callable[[Path], None]
+) -> None:
+    clock, errors = Clock(), list[TokenFileError]()
+    principals = Principals(path, errors.append, clock)
+    spoil(path)
+    clock.now_s += 1.0
+    assert principals.find(f"Bearer {BOB}").principal.name == "bob"
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "principals: Field required"),
+        ("[principals.x]", "principals.x.token_sha256: Field required"),
+        ("[principals.x]\ntoken_sha256 = []", "principals.x.token_sha256: List should have at least 1 item"),
+        ("[principals.x]\ntoken_sha256 = ['hush']", "principals.x.token_sha256.0: String should match pattern"),
+        (entry("x", "y", more="max_sessions = -1"), "principals.x.max_sessions: Input should be greater than or equal"),
+        (entry("x", "y", more="max_requests_per_s = 0"), "principals.x.max_requests_per_s: Input should be greater"),
+        (entry("x", "y", more="is_admin = true"), "principals.x.is_admin: Extra inputs are not permitted"),
+        (entry('"a/b"', "y"), "principals.a/b"),
+        ("[", "is no TOML"),
+        ("\udcff", "is no TOML"),
+    ],
+)
+def test_a_file_that_is_no_good_names_the_field_and_shows_no_hash(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(TokenFileError, match=told) as refusal:
+        Principals(path, no_error)
+    assert "hush" not in str(refusal.value)
+    assert digest("y") not in str(refusal.value)
+
+
+def test_a_file_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
+    with pytest.raises(TokenFileError, match="cannot be read: No such file"):
+        Principals(tmp_path / "none", no_error)
+
+
+def test_a_new_token_is_long_and_never_the_same() -> None:
+    tokens = {new_token()[0] for _ in range(100)}
+    assert len(tokens) == 100
+    assert min(map(len, tokens)) >= 43, "32 random bytes"
+    token, of_it = new_token()
+    assert of_it == digest(token)
+
+
+def test_without_tokens_all_are_nobody_and_may_do_everything() -> None:
+    assert Everybody().find(None) is NOBODY
+    NOBODY.check_admin("load")
+    NOBODY.admit()
+    assert NOBODY.key("a") == NOBODY.any_key("a") == NOBODY.new_key("a") == NOBODY.shown("a") == "a"
+    assert NOBODY.new_key("") == ""
+
+
+def test_requests_are_let_through_at_their_rate_with_bursts_of_a_second() -> None:
+    clock = Clock()
+    caller = Caller(Principal("bob", max_requests_per_s=4.0), clock)
+
+    for waited_s, count in ((0.0, 4), (0.5, 2), (100.0, 4)):
+        clock.now_s += waited_s
+        for _ in range(count):
+            caller.admit()
+        with pytest.raises(RateLimitedError) as refusal:
+            caller.admit()
+        assert refusal.value.retry_delay_s == 0.25
+
+
+def test_less_than_one_request_a_second_is_a_rate_too() -> None:
+    clock = Clock()
+    caller = Caller(Principal("bob", max_requests_per_s=0.1), clock)
+    caller.admit()
+    clock.now_s += 9.0
+    with pytest.raises(RateLimitedError, match=r"principal 'bob' may make 0\.1 requests a second"):
+        caller.admit()
+    clock.now_s += 1.1
+    caller.admit()
+
+
+def test_sessions_of_principals_never_meet() -> None:
+    alice, bob = Caller(Principal("alice", is_admin=True)), Caller(Principal("bob"))
+    assert alice.key("s") != bob.key("s")
+    assert bob.new_key("") != bob.new_key("")
+    assert bob.new_key("").startswith("bob/")
+    assert bob.shown(bob.key("s")) == "s"
+    assert alice.shown(bob.key("s")) == "bob/s"
+    assert alice.any_key("bob/s") == bob.key("s")
+
+
+@pytest.mark.parametrize("session_id", ["alice/s", "/s", "bob/"])
+def test_nobody_but_an_admin_reaches_others_by_a_slash(session_id: str) -> None:
+    bob, nobody = Caller(Principal("bob")), NOBODY
+    for caller in (bob, nobody):
+        for key in (caller.key, caller.any_key, caller.new_key):
+            with pytest.raises(InvalidFieldError, match="must be 1 to 128 of the characters"):
+                key(session_id)
+
+
+def test_only_admins_may_do_what_concerns_all() -> None:
+    Caller(Principal("alice", is_admin=True)).check_admin("load")
+    with pytest.raises(ForbiddenError, match="load: principal 'bob' is no admin"):
+        Caller(Principal("bob")).check_admin("load")
