@@ -1,1 +1,6 @@
 """The server. Needs no torch."""
+
+import os
+
+# ONNX Runtime's published builds report to their makers unless this is set before they are first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

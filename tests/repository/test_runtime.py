@@ -1,0 +1,19 @@
+"""How graphs are run, and what the library that runs them does not do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["service.repository.runtime", "export.runners"])
+def test_onnx_runtime_reports_to_nobody(tmp_path: Path, module: str) -> None:
+    """It leaves an identifier in the home folder when it does."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_", "CI"))}
+    command = [sys.executable, "-c", f"import {module}, onnxruntime; onnxruntime.SessionOptions()"]
+    subprocess.run(command, env={**environment, "HOME": str(tmp_path)}, check=True, timeout=60)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "icrosoft" in str(path)]
