@@ -63,7 +63,7 @@ class SessionObserver(Protocol):
         """Its state has left the memory, to make room."""
 
     def session_woken(self, model: str, version: int, session_id: str) -> None:
-        """Its state has come back."""
+        """It is put aside no more: its state has come back, or it was closed."""
 
     def first_token(self, model: str, version: int, seconds: float) -> None:
         """A generation gave its first token, so long after it was asked for."""

@@ -79,3 +79,19 @@ def redis_server(folder: Path) -> Iterator[RedisServer]:
         yield server
     finally:
         server.stop()
+
+
+@contextmanager
+def prometheus_server(folder: Path, config: str) -> Iterator[str]:
+    """A Prometheus of its own with this configuration; its URL."""
+    path, port = folder / "prometheus.yml", free_port()
+    path.write_text(config)
+    command = [program("prometheus"), f"--config.file={path}", f"--storage.tsdb.path={folder / 'tsdb'}"]
+    command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
+    process = subprocess.Popen(command)
+    try:
+        wait_for_port(port, process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()

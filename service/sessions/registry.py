@@ -243,6 +243,8 @@ class Registry:
         self.tombstones.add(session.id, tombstone)
         session.served.engine.close(session.lane, then)
         bundle, reason = session.served.bundle, tombstone.reason
+        if session.custody is not None and session.custody.is_asleep:
+            self._observer.session_woken(bundle.model, bundle.version, session.id)
         self._observer.session_closed(bundle.model, bundle.version, session.id, reason.value, session.position)
         if session.custody is not None:
             moved = SessionMovedError(f"session {session.name!r} was ended: {reason.value}", session_id=session.name)

@@ -116,6 +116,26 @@ async def test_metrics_of_durability_tell_what_was_stored_and_what_waits(tmp_pat
     assert told["carousel_store_up", ()] == 1
 
 
+async def test_sessions_that_are_closed_while_they_are_put_aside_are_put_aside_no_more(tmp_path: Path) -> None:
+    flags = {"store": "lmdb", "data-folder": tmp_path, "max-slots": 2}
+    with local_service(SHIPPED, flags) as service:
+        async with wire(service.target) as stream:
+            opening = g2p()
+            opening.on_disconnect.action = pb.DISCONNECT_ACTION_KEEP
+            for name in "abcd":
+                await stream.ask(name, open=opening)
+            during = scrape(service)
+            async with grpc.aio.insecure_channel(service.target) as channel:
+                for name in "abcd":
+                    await sessions_pb2_grpc.SessionsStub(channel).Close(
+                        sessions_pb2.SessionsCloseRequest(session_id=name)
+                    )
+        after = scrape(service)
+    spilled = ("carousel_sessions_spilled", (("model", "g2p-en"), ("version", "1")))
+    assert during[spilled] == 2
+    assert after[spilled] == 0
+
+
 def test_no_label_of_a_metric_can_be_chosen_by_clients() -> None:
     known = {"model", "version", "variant", "graph", "request", "reason", "code", "method", "source", "use"}
     known |= {"operation", "result", "python_version", "onnxruntime_version"}

@@ -1,0 +1,1 @@
+"""Grafana's dashboards as code; `./scripts/generate` writes the JSON that Grafana reads."""

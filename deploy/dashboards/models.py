@@ -1,0 +1,190 @@
+"""What versions of models do."""
+
+from __future__ import annotations
+
+from deploy.dashboards.panels import Dashboard, Panel, Query, Row
+from deploy.dashboards.queries import EMPTY, QUIET, VERSION, mean, percentile_by_graph, percentiles, rate
+
+DASHBOARD = Dashboard(
+    uid="carousel-models",
+    title="Models",
+    description="Each version's work: batches and how full they are, and where a step's time goes.",
+    variables=("instance", "model", "version"),
+    rows=(
+        Row(
+            "Versions",
+            (
+                Panel(
+                    "Served",
+                    "Servers that serve each version; 0 where it failed or was unloaded.",
+                    "short",
+                    (
+                        Query(
+                            f"sum by (model, version) (carousel_models_served{{{VERSION}}})",
+                            "{{model}}/{{version}}",
+                        ),
+                    ),
+                    EMPTY,
+                    "stat",
+                ),
+                Panel(
+                    "State of a session",
+                    "Bytes of state and context that each session of a variant holds in memory.",
+                    "bytes",
+                    (
+                        Query(
+                            f"max by (model, version, variant) (carousel_session_state_bytes{{{VERSION}}})",
+                            "{{model}}/{{version}} {{variant}}",
+                        ),
+                    ),
+                    EMPTY,
+                    "stat",
+                ),
+                Panel(
+                    "Loads",
+                    "Versions loaded since the servers started, and loads that failed.",
+                    "short",
+                    (
+                        Query(
+                            f"sum by (result) (carousel_model_loads_total{{{VERSION}}})",
+                            "{{result}}",
+                        ),
+                    ),
+                    EMPTY,
+                    "stat",
+                ),
+            ),
+        ),
+        Row(
+            "Batches",
+            (
+                Panel(
+                    "Steps",
+                    "Tokens run through each version's graphs, a second.",
+                    "cps",
+                    (
+                        Query(
+                            rate("carousel_steps_total", "model, version, variant, graph", VERSION),
+                            "{{model}}/{{version}} {{variant}} {{graph}}",
+                        ),
+                    ),
+                    QUIET,
+                    is_stacked=True,
+                ),
+                Panel(
+                    "Batch size",
+                    "Mean of sessions that one run advances: what continuous batching gains.",
+                    "short",
+                    (
+                        Query(
+                            mean("carousel_batch_size", "model, version, variant, graph", VERSION),
+                            "{{model}}/{{version}} {{variant}} {{graph}}",
+                        ),
+                    ),
+                    QUIET,
+                ),
+                Panel(
+                    "Batch fill",
+                    "Steps over rows times width: the rest is padding of chunks of different lengths.",
+                    "percentunit",
+                    (
+                        Query(
+                            f"carousel:batch_fill:ratio_rate1m{{{VERSION}}}",
+                            "{{instance}} {{model}}/{{version}} {{variant}}",
+                        ),
+                    ),
+                    QUIET,
+                ),
+                Panel(
+                    "Batch sizes, spread",
+                    "How many batches a second had how many sessions.",
+                    "short",
+                    (Query(rate("carousel_batch_size_bucket", "le", f'{VERSION},graph="step"'), "{{le}}"),),
+                    QUIET,
+                    "heatmap",
+                    12,
+                ),
+                Panel(
+                    "Runs",
+                    "Runs of each graph, a second, and those that failed.",
+                    "ops",
+                    (
+                        Query(
+                            rate("carousel_step_latency_seconds_count", "model, version, graph", VERSION),
+                            "{{model}}/{{version}} {{graph}}",
+                        ),
+                        Query(
+                            rate("carousel_batch_failures_total", "model, version, graph", VERSION),
+                            "{{model}}/{{version}} {{graph}} failed",
+                        ),
+                    ),
+                    QUIET,
+                    width=12,
+                ),
+            ),
+        ),
+        Row(
+            "Where a step's time goes",
+            (
+                Panel(
+                    "Waiting for a batch",
+                    "From a request's arrival to its first batch.",
+                    "s",
+                    percentiles("carousel_request_queue_time_seconds", VERSION),
+                    QUIET,
+                ),
+                Panel(
+                    "Assembling a batch (p95)",
+                    "Picking rows and gathering their state.",
+                    "s",
+                    (percentile_by_graph("carousel_batch_assembly_seconds"),),
+                    QUIET,
+                ),
+                Panel(
+                    "Running the graph (p95)",
+                    "ONNX Runtime alone.",
+                    "s",
+                    (percentile_by_graph("carousel_graph_run_seconds"),),
+                    QUIET,
+                ),
+                Panel(
+                    "Storing what came of it (p95)",
+                    "Choosing tokens, scattering state.",
+                    "s",
+                    (percentile_by_graph("carousel_batch_commit_seconds"),),
+                    QUIET,
+                ),
+                Panel(
+                    "Share of the graph",
+                    "Of a batch's time, what the graph's run takes: the rest is ours.",
+                    "percentunit",
+                    (
+                        Query(
+                            f"{rate('carousel_graph_run_seconds_sum', 'model, version, graph', VERSION)} / "
+                            f"({rate('carousel_step_latency_seconds_sum', 'model, version, graph', VERSION)} > 0)",
+                            "{{model}}/{{version}} {{graph}}",
+                        ),
+                    ),
+                    QUIET,
+                ),
+                Panel(
+                    "Slots",
+                    "Sessions in memory, those that may be, and beams and targets at work.",
+                    "short",
+                    (
+                        Query(
+                            f"sum by (model, version) (carousel_slots_used{{{VERSION}}})",
+                            "{{model}}/{{version}} used",
+                        ),
+                        Query(f"sum by (model, version) (carousel_slots{{{VERSION}}})", "{{model}}/{{version}} all"),
+                        Query(
+                            f"sum by (model, version) (carousel_forks_used{{{VERSION}}})",
+                            "{{model}}/{{version}} forks",
+                        ),
+                    ),
+                    EMPTY,
+                ),
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,190 @@
+"""What a panel is to us, and how Grafana's SDK builds it: none is without unit, description and empty state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, timeseries
+from grafana_foundation_sdk.models import common as common_models
+from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+DATASOURCE_UID = "carousel-prometheus"
+"""As deploy/grafana/provisioning has it."""
+WIDTH = 24
+_SOURCE = models.DataSourceRef(type_val="prometheus", uid=DATASOURCE_UID)
+_HEIGHTS = {"timeseries": 8, "stat": 4, "heatmap": 9}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """expr: PromQL, with Grafana's variables; legend: by labels of the result, such as `{{model}}`."""
+
+    expr: str
+    legend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """unit: Grafana's name of it. empty: shown when there is nothing; says what that means. width: of 24 columns.
+    limits: a value each from which on a stat is yellow, and red."""
+
+    title: str
+    description: str
+    unit: str
+    queries: tuple[Query, ...]
+    empty: str
+    kind: Literal["timeseries", "stat", "heatmap"] = "timeseries"
+    width: int = 8
+    is_stacked: bool = False
+    limits: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Panels under a heading, side by side, in as many lines as they need."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboard:
+    """variables: which of `instance`, `model` and `version` it can be narrowed to."""
+
+    uid: str
+    title: str
+    description: str
+    rows: tuple[Row, ...]
+    variables: tuple[str, ...] = ("instance", "model")
+
+
+Built = timeseries.Panel | stat.Panel | heatmap.Panel
+
+
+def build(one: Dashboard) -> models.Dashboard:
+    """As Grafana reads it. Ids and places come of the order of rows and panels."""
+    built = (
+        dashboard.Dashboard(f"Carousel / {one.title}")
+        .uid(one.uid)
+        .description(one.description)
+        .tags(["carousel"])
+        .readonly()
+        .refresh("10s")
+        .time("now-30m", "now")
+        .timezone("browser")
+        .tooltip(models.DashboardCursorSync.CROSSHAIR)
+        .link(
+            dashboard.DashboardLink("Carousel")
+            .type(models.DashboardLinkType.DASHBOARDS)
+            .tags(["carousel"])
+            .as_dropdown(False)
+            .keep_time(True)
+            .include_vars(True)
+        )
+    )
+    for name in one.variables:
+        built.with_variable(_variable(name))
+    number, y = 1, 0
+    for row in one.rows:
+        built.with_row(dashboard.Row(row.title).id(number).grid_pos(models.GridPos(h=1, w=WIDTH, x=0, y=y)))
+        number, y = number + 1, y + 1
+        x = height = 0
+        for panel in row.panels:
+            if x + panel.width > WIDTH:
+                x, y, height = 0, y + height, 0
+            place = models.GridPos(h=_HEIGHTS[panel.kind], w=panel.width, x=x, y=y)
+            built.with_panel(_panel(panel).id(number).grid_pos(place))
+            number, x, height = number + 1, x + panel.width, max(height, place.h)
+        y += height
+    return built.build()
+
+
+def _variable(name: str) -> dashboard.QueryVariable:
+    seen = {"instance": 'up{job="carousel"}', "model": "carousel_models_served", "version": "carousel_models_served"}
+    return (
+        dashboard.QueryVariable(name)
+        .label(name)
+        .datasource(_SOURCE)
+        .query(f"label_values({seen[name]}, {name})")
+        .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+    )
+
+
+def _panel(panel: Panel) -> Built:
+    built: Built
+    if panel.kind == "stat":
+        built = _stat(panel)
+    elif panel.kind == "heatmap":
+        built = _heatmap(panel)
+    else:
+        built = _graph(panel)
+    built.title(panel.title).description(panel.description).unit(panel.unit).no_value(panel.empty).datasource(_SOURCE)
+    for index, query in enumerate(panel.queries):
+        target = (
+            prometheus.Dataquery()
+            .expr(query.expr)
+            .legend_format(query.legend)
+            .ref_id(chr(ord("A") + index))
+            .datasource(_SOURCE)
+            .range()
+        )
+        if panel.kind == "heatmap":
+            target.format(PromQueryFormat.HEATMAP)
+        built.with_target(target)
+    return built
+
+
+def _graph(panel: Panel) -> timeseries.Panel:
+    built = (
+        timeseries.Panel()
+        .line_width(1)
+        .fill_opacity(30 if panel.is_stacked else 8)
+        .show_points(common_models.VisibilityMode.NEVER)
+        .min(0)
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(common_models.LegendDisplayMode.LIST)
+            .placement(common_models.LegendPlacement.BOTTOM)
+            .show_legend(True)
+        )
+        .tooltip(
+            common.VizTooltipOptions()
+            .mode(common_models.TooltipDisplayMode.MULTI)
+            .sort(common_models.SortOrder.DESCENDING)
+        )
+    )
+    if panel.is_stacked:
+        built.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL))
+    return built
+
+
+def _stat(panel: Panel) -> stat.Panel:
+    steps = [models.Threshold(value=None, color="green")]
+    if panel.limits is not None:
+        steps += [
+            models.Threshold(value=value, color=color)
+            for value, color in zip(panel.limits, ("orange", "red"), strict=True)
+        ]
+    return (
+        stat.Panel()
+        .graph_mode(common_models.BigValueGraphMode.AREA)
+        .color_mode(common_models.BigValueColorMode.VALUE)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
+    )
+
+
+def _heatmap(panel: Panel) -> heatmap.Panel:
+    return (
+        heatmap.Panel()
+        .color(heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Spectral").steps(64).exponent(0.5))
+        .y_axis(heatmap.YAxisConfig().unit(panel.unit))
+        .cell_gap(1)
+        .show_legend()
+    )

@@ -1,0 +1,34 @@
+"""PromQL that panels have in common. Variables in it are Grafana's."""
+
+from __future__ import annotations
+
+from deploy.dashboards.panels import Query
+
+HERE = 'instance=~"$instance"'
+MODEL = 'instance=~"$instance",model=~"$model"'
+VERSION = f'{MODEL},version=~"$version"'
+EMPTY = "No server is scraped"
+QUIET = "No traffic"
+
+
+def rate(metric: str, by: str = "", where: str = MODEL) -> str:
+    """A counter's rate, summed; by: labels that are kept."""
+    grouped = f" by ({by})" if by else ""
+    return f"sum{grouped} (rate({metric}{{{where}}}[$__rate_interval]))"
+
+
+def percentiles(metric: str, where: str = MODEL) -> tuple[Query, ...]:
+    """The 50th, 95th and 99th of a histogram."""
+    buckets = f"sum by (le) (rate({metric}_bucket{{{where}}}[$__rate_interval]))"
+    return tuple(Query(f"histogram_quantile({p / 100:g}, {buckets})", f"p{p}") for p in (50, 95, 99))
+
+
+def percentile_by_graph(metric: str, p: float = 0.95) -> Query:
+    """One percentile of a histogram, for each graph of each version."""
+    buckets = f"sum by (le, model, version, graph) (rate({metric}_bucket{{{VERSION}}}[$__rate_interval]))"
+    return Query(f"histogram_quantile({p:g}, {buckets})", "{{model}}/{{version}} {{graph}}")
+
+
+def mean(metric: str, by: str, where: str) -> str:
+    """Of what a histogram observed."""
+    return f"{rate(metric + '_sum', by, where)} / ({rate(metric + '_count', by, where)} > 0)"

@@ -1,0 +1,162 @@
+"""The dashboards are what the code makes, and show what a real Prometheus has of a real service at work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.dashboards.__main__ import texts
+from deploy.dashboards.evaluate import QueryError, Series, expand, legend, query_range
+from examples.local_service import local_service
+from examples.traffic import run
+from service.telemetry.metrics import Metrics
+from tests.conftest import ROOT, SHIPPED
+from tests.services import prometheus_server
+
+GRAFANA = ROOT / "deploy" / "grafana"
+DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((GRAFANA / "dashboards").glob("*.json"))}
+SECONDS = 12.0
+VARIABLES = {"instance": ".*", "model": ".*", "version": ".*", "__rate_interval": "5s"}
+MAY_BE_EMPTY = {"Refused for load", "Store errors"}
+"""What a service at work need not have."""
+
+
+def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+PANELS = [(name, panel) for name, dashboard in DASHBOARDS.items() for panel in panels(dashboard)]
+IDS = [f"{name}: {panel['title']}" for name, panel in PANELS]
+
+
+def prometheus_config(targets: list[str]) -> str:
+    """Ours, with other targets, and faster."""
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(ROOT / "deploy" / "prometheus" / "rules.yml")]
+    (job,) = [job for job in config["scrape_configs"] if job["job_name"] == "carousel"]
+    del job["dns_sd_configs"]
+    job["static_configs"] = [{"targets": targets}]
+    config["scrape_configs"] = [job]
+    return yaml.safe_dump(config)
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, float]]:
+    """The URL of a Prometheus that has watched a service at work, and when that ended, in Unix seconds."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    flags = {"store": "lmdb", "data-folder": folder / "data", "max-slots": 12, "checkpoint-interval-s": 0.2}
+    with local_service(SHIPPED, flags) as service:
+        target = service.metrics_url.removeprefix("http://").removesuffix("/metrics")
+        with prometheus_server(folder, prometheus_config([target])) as url:
+            assert asyncio.run(run(service.target, SECONDS)) > 100
+            yield url, time.time()
+
+
+def shown(prometheus: tuple[str, float], target: dict[str, Any]) -> list[Series]:
+    url, end = prometheus
+    return query_range(url, expand(target["expr"], VARIABLES), end - SECONDS + 2, end, 1.0)
+
+
+@pytest.mark.parametrize(("name", "panel"), PANELS, ids=IDS)
+def test_every_query_of_a_panel_has_what_the_panel_shows(
+    prometheus: tuple[str, float], name: str, panel: dict[str, Any]
+) -> None:
+    """No error, data where there must be some, and every label of the legend."""
+    found = [(target, shown(prometheus, target)) for target in panel["targets"]]
+    for target, lines in found:
+        legends = [legend(target["legendFormat"], line.labels) for line in lines]
+        assert len(set(legends)) == len(legends), "no two lines have one legend"
+        assert "" not in legends
+    values = [value for _, lines in found for line in lines for _, value in line.points if not math.isnan(value)]
+    assert values or panel["title"] in MAY_BE_EMPTY
+    assert min(values, default=0) >= 0
+    if panel["fieldConfig"]["defaults"]["unit"] == "percentunit":
+        assert max(values) <= 1
+
+
+def test_what_panels_show_is_of_all_that_the_service_tells(prometheus: tuple[str, float]) -> None:
+    """Every metric is on a panel or in a rule, but for those named here, and no panel has one that there is not."""
+    rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text()
+    asked = " ".join(target["expr"] for _, panel in PANELS for target in panel["targets"]) + rules
+    told = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"carousel_\w+", asked)}
+    known = {family.name + ("_total" if family.type == "counter" else "") for family in Metrics().registry.collect()}
+    ours = {name for name in known if name.startswith("carousel_")}
+    assert told <= ours
+    assert ours - told == {"carousel_build_info", "carousel_call_duration_seconds", "carousel_store_failures_total"}
+
+
+def test_a_query_that_is_wrong_is_found(prometheus: tuple[str, float]) -> None:
+    with pytest.raises(QueryError, match="parse error"):
+        query_range(prometheus[0], "sum(", 0, 1, 1)
+    with pytest.raises(KeyError):
+        expand("up{job=~'$job'}", VARIABLES)
+    with pytest.raises(KeyError):
+        legend("{{model}}", {})
+
+
+def test_the_objectives_are_computed(prometheus: tuple[str, float]) -> None:
+    url, end = prometheus
+    (errors,) = query_range(url, "carousel:request_errors:ratio_rate5m", end, end, 1)
+    assert errors.points[0][1] == 0, "what callers do wrong is no error of the server"
+    (slow,) = query_range(url, "carousel:slow_feeds:ratio_rate5m", end, end, 1)
+    assert 0 <= slow.points[0][1] < 0.5
+
+
+def test_the_files_are_what_the_code_makes() -> None:
+    """`./scripts/generate` writes them."""
+    assert {path.name: path.read_text() for path in (GRAFANA / "dashboards").iterdir()} == texts()
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_ids_are_unique_and_panels_do_not_overlap(name: str) -> None:
+    every = DASHBOARDS[name]["panels"]
+    assert len({panel["id"] for panel in every}) == len(every)
+    assert len({panel["title"] for panel in every}) == len(every)
+
+    def cells(panel: dict[str, Any]) -> set[tuple[int, int]]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        return {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+
+    for one, other in combinations(every, 2):
+        assert not cells(one) & cells(other), (one["title"], other["title"])
+
+
+@pytest.mark.parametrize(("name", "panel"), PANELS, ids=IDS)
+def test_a_panel_has_unit_description_and_empty_state(name: str, panel: dict[str, Any]) -> None:
+    defaults = panel["fieldConfig"]["defaults"]
+    assert defaults["unit"]
+    assert defaults["noValue"]
+    assert panel["description"].endswith(".")
+    assert all(target["legendFormat"] for target in panel["targets"])
+
+
+def test_every_source_is_the_one_that_is_provisioned() -> None:
+    provisioned = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "prometheus.yml").read_text())
+    (uid,) = [source["uid"] for source in provisioned["datasources"]]
+    for _, panel in PANELS:
+        sources = [panel["datasource"], *(target["datasource"] for target in panel["targets"])]
+        assert [source["uid"] for source in sources] == [uid] * len(sources)
+    for dashboard in DASHBOARDS.values():
+        assert {variable["datasource"]["uid"] for variable in dashboard["templating"]["list"]} == {uid}
+    assert len({dashboard["uid"] for dashboard in DASHBOARDS.values()}) == len(DASHBOARDS)
+
+
+def test_the_folders_that_are_provisioned_are_those_that_compose_mounts() -> None:
+    provider = yaml.safe_load((GRAFANA / "provisioning" / "dashboards" / "carousel.yml").read_text())["providers"][0]
+    mounts = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["grafana"]["volumes"]
+    assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in mounts
+    assert "./deploy/grafana/provisioning:/etc/grafana/provisioning:ro" in mounts
+    for path in (GRAFANA / "dashboards", GRAFANA / "provisioning"):
+        assert Path(path).is_dir()
