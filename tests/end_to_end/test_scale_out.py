@@ -1,0 +1,139 @@
+"""Three replicas behind the Envoy that is deployed, and Redis: they come and go under load, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from carousel import Client
+from examples.local_envoy import LocalEnvoy, local_envoy
+from examples.local_service import LocalService, local_service
+from examples.smoke import across
+from tests.conftest import SHIPPED
+from tests.end_to_end.test_operation import scrape
+from tests.services import program, redis_server
+
+
+class Fleet:
+    """Replicas, and the Envoy in front of them."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        redis = stack.enter_context(redis_server(folder))
+        key = folder / "snapshot.key"
+        key.write_bytes(os.urandom(32))
+        self._flags = {"store": "redis", "redis-url": redis.url, "snapshot-key-file": key, "shutdown-grace-s": 3}
+        self._stack = stack
+        self.replicas: list[LocalService] = []
+        for _ in range(3):
+            self.add()
+        self.envoy: LocalEnvoy = stack.enter_context(local_envoy(self._ports(), folder))
+
+    def add(self) -> LocalService:
+        """One more, which Envoy does not know yet."""
+        replica = self._stack.enter_context(local_service(SHIPPED, self._flags))
+        self.replicas.append(replica)
+        return replica
+
+    def remove(self, replica: LocalService) -> None:
+        """One less: it drains, ends, and is taken from the list."""
+        assert replica.stop() == 0
+        self.replicas.remove(replica)
+        self.route()
+
+    def kill(self, replica: LocalService) -> None:
+        """One less, without a word to anybody; Envoy must find out by itself."""
+        replica.process.kill()
+        replica.process.wait()
+        self.replicas.remove(replica)
+
+    def route(self) -> None:
+        """Tells Envoy who there is."""
+        self.envoy.route_to(self._ports())
+
+    def _ports(self) -> list[int]:
+        return [int(replica.target.rpartition(":")[2]) for replica in self.replicas]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    program("envoy")
+    with ExitStack() as stack:
+        yield Fleet(stack, tmp_path)
+
+
+def counted(replica: LocalService, name: str, **labels: str) -> float:
+    wanted = set(labels.items())
+    return sum(value for (sample, has), value in scrape(replica).items() if sample == name and wanted <= set(has))
+
+
+def test_a_replica_that_is_added_and_one_that_is_removed_lose_nothing(fleet: Fleet) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        told = threads.submit(across, fleet.envoy.target)
+        time.sleep(1.5)
+        leaving = fleet.replicas[0]
+        assert counted(leaving, "carousel_sessions_active") > 0
+        added = fleet.add()
+        fleet.route()
+        time.sleep(2.0)
+        held = counted(leaving, "carousel_sessions_active")
+        elsewhere = [replica for replica in fleet.replicas if replica is not leaving]
+        before = sum(counted(replica, "carousel_sessions_resumed_total", source="store") for replica in elsewhere)
+        fleet.remove(leaving)
+        assert "the same bits as at once" in told.result(60)
+    moved = sum(counted(replica, "carousel_sessions_resumed_total", source="store") for replica in elsewhere) - before
+    assert moved >= held > 0, "each of its sessions has gone on elsewhere"
+    with Client(fleet.envoy.target) as client:
+        for number in range(40):
+            with client.session("g2p-en", source="gate", session_id=f"later-{number}"):
+                pass
+    assert counted(added, "carousel_sessions_opened_total") > 0, "it has its share of what is new"
+
+
+def test_a_replica_that_is_killed_is_not_seen_by_new_calls(fleet: Fleet) -> None:
+    """Its own sessions go on elsewhere from their checkpoints; calls that open others never fail."""
+    with ThreadPoolExecutor(1) as threads, Client(fleet.envoy.target, timeout=10.0) as client:
+        told = threads.submit(across, fleet.envoy.target)
+        time.sleep(2.0)
+        fleet.kill(fleet.replicas[1])
+        until, count = time.monotonic() + 3.0, 0
+        while time.monotonic() < until:
+            call = client.generate("g2p-en", "gate", resume_timeout=0.0)
+            assert [token.text for token in call] == ["G", "EY", "T"]
+            count += 1
+        assert count > 10
+        assert "the same bits as at once" in told.result(60)
+
+
+def test_all_calls_of_a_session_go_to_one_replica(fleet: Fleet) -> None:
+    """Also those of other connections: the id alone decides."""
+    for number in range(12):
+        name = f"one-{number}"
+        for source, expected in (("opened", 1), ("again", 1)):
+            with Client(fleet.envoy.target) as client:
+                if source == "opened":
+                    client.session("g2p-en", source="gate", session_id=name, on_disconnect="keep").feed(["G"])
+                else:
+                    assert client.sessions.get(name).position == expected
+                    with client.resume(name) as session:
+                        session.feed(["EY"])
+    from_store = sum(counted(one, "carousel_sessions_resumed_total", source="store") for one in fleet.replicas)
+    from_memory = sum(counted(one, "carousel_sessions_resumed_total", source="memory") for one in fleet.replicas)
+    assert (from_store, from_memory) == (0, 12)
+    assert sum(counted(one, "carousel_sessions_opened_total") > 0 for one in fleet.replicas) == 3, "they share"
+
+
+def test_envoy_tells_that_no_replica_is_there(fleet: Fleet) -> None:
+    for replica in list(fleet.replicas):
+        fleet.kill(replica)
+    with grpc.insecure_channel(fleet.envoy.target) as channel:
+        with pytest.raises(grpc.RpcError) as refusal:
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
