@@ -1,0 +1,1 @@
+"""The command `carousel`. Needs the extra `cli`."""

@@ -1,0 +1,107 @@
+"""`carousel bench`: what a server gives to sessions that ask as fast as they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Annotated
+
+import typer
+
+from carousel.cli.connection import Connection
+from carousel.cli.printing import AsJson, print_json, print_table, progress
+
+
+def bench(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="The model's name.")],
+    sessions: Annotated[int, typer.Option(min=1, max=10_000, help="At once.")] = 16,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For how long.")] = 10.0,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens a message.")] = 1,
+    version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
+    variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the random tokens.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Feeds sessions random tokens, each again as soon as it is answered, and tells how many and how fast.
+
+    This client is Python, and takes a core of its own long before a server is at its end: see docs/performance.md.
+    """
+    connection: Connection = context.obj
+    latencies, elapsed_s = asyncio.run(
+        _run(connection, model, sessions, seconds, tokens, version=version, variant=variant, seed=seed)
+    )
+    latencies.sort()
+
+    def percentile(share: float) -> float:
+        return latencies[min(len(latencies) - 1, int(share * len(latencies)))] * 1e3 if latencies else 0.0
+
+    found = {
+        "sessions": sessions,
+        "messages": len(latencies),
+        "tokens_per_s": len(latencies) * tokens / elapsed_s,
+        "messages_per_s": len(latencies) / elapsed_s,
+        "p50_ms": percentile(0.5),
+        "p95_ms": percentile(0.95),
+        "p99_ms": percentile(0.99),
+        "max_ms": percentile(1.0),
+    }
+    if as_json:
+        print_json({name: round(value, 3) for name, value in found.items()})
+        return
+    shown = {name: f"{value:,.2f}" if name.endswith("_ms") else f"{value:,.0f}" for name, value in found.items()}
+    print_table([f"{name.upper()}#" for name in shown], [list(shown.values())], empty="")
+
+
+async def _run(
+    connection: Connection,
+    model: str,
+    num_sessions: int,
+    seconds: float,
+    num_tokens: int,
+    *,
+    version: int,
+    variant: str,
+    seed: int,
+) -> tuple[list[float], float]:
+    latencies: list[float] = []
+    async with connection.async_client() as client:
+        info = await client.model(model, version=version)
+        opened = [
+            await client.session(
+                model, _source(info.source_vocabulary, seed), version=version, variant=variant, on_disconnect="free"
+            )
+            for _ in range(num_sessions)
+        ]
+        began_s = time.perf_counter()
+        with progress() as bar:
+            task = bar.add_task("feeding", total=round(seconds))
+
+            async def tick() -> None:
+                while True:
+                    bar.update(task, completed=int(time.perf_counter() - began_s))
+                    await asyncio.sleep(0.25)
+
+            async def work(number: int) -> None:
+                chance = random.Random(seed + number)
+                ids = range(len(info.target_vocabulary))
+                while time.perf_counter() - began_s < seconds:
+                    asked_s = time.perf_counter()
+                    await opened[number].feed(chance.choices(ids, k=num_tokens))
+                    latencies.append(time.perf_counter() - asked_s)
+
+            ticking = asyncio.create_task(tick())
+            try:
+                await asyncio.gather(*map(work, range(num_sessions)))
+            finally:
+                ticking.cancel()
+        elapsed_s = time.perf_counter() - began_s
+        for session in opened:
+            await session.close()
+    return latencies, elapsed_s
+
+
+def _source(vocabulary: tuple[str, ...], seed: int) -> list[int] | None:
+    """A source of eight random tokens, for models that read one."""
+    return random.Random(seed).choices(range(4, len(vocabulary)), k=8) if vocabulary else None

@@ -1,0 +1,16 @@
+"""Where the command starts: tells what is to be installed when it is not there."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Runs the command line, and exits."""
+    try:
+        from carousel.cli.app import main as run  # noqa: PLC0415  # it may not be installed
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        sys.exit("the command line needs more: pip install 'carousel-serving[cli]'")
+    run()

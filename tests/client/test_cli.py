@@ -1,0 +1,157 @@
+"""The command line, run as its users run it, against a real service."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.local_service import LocalService
+
+COMMAND = [sys.executable, "-m", "carousel.cli.app"]
+
+
+class Shell:
+    """Runs commands against one service."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def run(self, *words: str, typed: str | bytes = "", code: int = 0) -> subprocess.CompletedProcess[bytes]:
+        """Runs one, which must end with this exit code."""
+        given = typed if isinstance(typed, bytes) else typed.encode()
+        command = [*COMMAND, "--target", self.target, *words]
+        done = subprocess.run(command, input=given, capture_output=True, timeout=60, check=False)
+        assert done.returncode == code, done.stderr.decode()
+        return done
+
+    def out(self, *words: str, typed: str = "") -> str:
+        return self.run(*words, typed=typed).stdout.decode()
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.out(*words, "--json"))
+
+
+@pytest.fixture
+def shell(shipped_service: LocalService) -> Shell:
+    return Shell(shipped_service.target)
+
+
+def test_models_are_listed(shell: Shell) -> None:
+    assert "g2p-en" in shell.out("models")
+    (model,) = shell.json("models")
+    assert (model["model"], model["version"], model["status"]) == ("g2p-en", 1, "serving")
+
+
+def test_generate_prints_tokens_and_tells_programs_why_it_ended(shell: Shell) -> None:
+    assert shell.out("generate", "g2p-en", "gate") == "G EY T\n"
+    told = {"source": "gate", "tokens": ["G", "EY", "T"], "finish_reason": "eos"}
+    assert shell.json("generate", "g2p-en", "gate") == told
+    assert shell.json("generate", "g2p-en", "gate", "--max-tokens", "1")["finish_reason"] == "max_tokens"
+
+
+def test_generate_takes_a_file_of_sources(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "words").write_text("gate\n\nforget\n")
+    assert shell.out("generate", "g2p-en", "-i", str(tmp_path / "words")) == "G EY T\nF AO R G EH T\n"
+    assert shell.out("generate", "g2p-en", "-i", "-", typed="gate\n") == "G EY T\n"
+
+
+def test_generate_searches(shell: Shell) -> None:
+    lines = shell.out("generate", "g2p-en", "elephant", "--beam-size", "4", "--num-best", "2").splitlines()
+    assert len(lines) == 2
+    assert lines[0].split()[1:] == ["EH", "L", "AH", "F", "AH", "N", "T"]
+    scores = [one["score"] for one in shell.json("generate", "g2p-en", "elephant", "--beam-size", "4")["hypotheses"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_a_session_by_hand(shell: Shell) -> None:
+    """It shows what comes first, feeds, takes back, generates, survives a wrong token, and is gone on with."""
+    typed = "G\n\n:where\n:back\n:where\nnope\n:generate 2\n:what\n"
+    done = shell.run("stream", "g2p-en", "gate", "--id", "by-hand", "--keep", typed=typed)
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert out.count("PROBABILITY") == 3
+    assert [line for line in out.splitlines() if line.startswith("session")] == [
+        "session by-hand, position 2",
+        "session by-hand, position 1",
+    ]
+    assert "EY T" in out
+    assert "feed.tokens[0] = 'nope' is not in the vocabulary" in err
+    assert ":generate [N]" in err
+    assert "position 3" in shell.out("stream", "g2p-en", "--id", "by-hand", "--resume", typed=":where\n:quit\n:where\n")
+    shell.run("sessions", "get", "by-hand", code=4)
+
+
+def test_sessions_are_seen_copied_and_closed(shell: Shell, tmp_path: Path) -> None:
+    shell.run("stream", "g2p-en", "gate", "--id", "mine", "--keep", typed="G EY\n")
+    assert "mine" in shell.out("sessions", "list")
+    assert shell.json("sessions", "get", "mine")["position"] == 2
+    shell.run("sessions", "snapshot", "mine", "--to", str(tmp_path / "mine"))
+    piped = shell.run("sessions", "snapshot", "mine", "--to", "-").stdout
+    assert len(piped) == (tmp_path / "mine").stat().st_size
+    restored = shell.run("sessions", "restore", "-", "--id", "copied", "--json", typed=piped).stdout
+    assert json.loads(restored)["position"] == 2
+    listed = [json.loads(line)["session_id"] for line in shell.out("sessions", "list", "--json").splitlines()]
+    assert {"mine", "copied"} <= set(listed)
+    shell.run("sessions", "close", "mine", "copied")
+    assert shell.run("sessions", "list", "--model", "none").stderr.decode() == "no sessions\n"
+
+
+def test_bench_counts(shell: Shell) -> None:
+    found = shell.json("bench", "g2p-en", "--sessions", "4", "--seconds", "0.5", "--tokens", "2")
+    assert found["messages"] > 10
+    assert found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"] <= found["max_ms"]
+    assert found["tokens_per_s"] == pytest.approx(2 * found["messages_per_s"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("generate", "nope", "x"), 4, "model = 'nope' does not exist"),
+        (("generate", "g2p-en"), 1, "source is missing"),
+        (("generate",), 2, "Missing argument"),
+        (("generate", "g2p-en", "x", "--top-k", "0"), 2, "top-k"),
+        (("generate", "g2p-en", "x", "-i", "y"), 2, "not both"),
+        (("sessions", "get", "nobody"), 4, "session_id = 'nobody' is unknown"),
+        (("sessions", "restore", "/nowhere"), 2, "No such file"),
+        (("stream", "g2p-en", "--resume"), 2, "--resume needs --id"),
+        (("nonsense",), 2, "No such command"),
+        (("--cert", "x", "models"), 2, "--cert and --key go together"),
+    ],
+)
+def test_what_is_wrong_is_told_and_has_its_exit_code(
+    shell: Shell, words: tuple[str, ...], code: int, told: str
+) -> None:
+    done = shell.run(*words, code=code)
+    assert told in done.stderr.decode()
+    assert done.stdout == b""
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_server_that_is_not_there_has_its_exit_code() -> None:
+    done = Shell("127.0.0.1:1").run("--timeout", "1", "models", "--json", code=3)
+    assert json.loads(done.stderr)["error"]["code"] == "UNAVAILABLE"
+
+
+def test_help_tells_of_every_command_and_option(shell: Shell) -> None:
+    assert all(name in shell.out("--help") for name in ("models", "generate", "stream", "sessions", "bench", "--token"))
+    assert "Exit codes" in shell.out("--help")
+    for command in ("models", "generate", "stream", "bench"):
+        assert "Usage:" in shell.out(command, "--help")
+    assert all(name in shell.out("sessions", "--help") for name in ("list", "get", "snapshot", "restore", "close"))
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_shells_can_complete(shell: Shell, name: str) -> None:
+    script = shell.out("--show-completion", name)
+    assert "_COMPLETE" in script
+    assert f"complete_{name}" in script
+
+
+def test_without_its_libraries_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; from carousel.cli.entry import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (1, "the command line needs more: pip install 'carousel-serving[cli]'\n")
