@@ -17,6 +17,8 @@ from service.repository.runtime import Provider, RuntimeOptions, Runtimes
 from service.sessions.limits import SessionLimits
 from service.sessions.terms import Durability, TermsLimits
 
+_OF_THE_CLIENT = {"TARGET", "TOKEN"}
+"""What the command `carousel` reads."""
 _OF_KUBERNETES = re.compile(r"CAROUSEL_(SERVICE_|PORT_\d)")
 """What Kubernetes sets for a service of that name."""
 
@@ -219,7 +221,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str | None]
     told = []
     for variable in sorted(environ):
         name = variable.upper().removeprefix(prefix)
-        if name != variable.upper() and name not in names and not _OF_KUBERNETES.match(variable):
+        if name != variable.upper() and name not in names | _OF_THE_CLIENT and not _OF_KUBERNETES.match(variable):
             nearest = get_close_matches(name, names, 1)
             told.append((variable, f"{prefix}{nearest[0]}" if nearest else None))
     return told

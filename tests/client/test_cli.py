@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -145,10 +146,17 @@ def test_help_tells_of_every_command_and_option(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
-def test_shells_can_complete(shell: Shell, name: str) -> None:
-    script = shell.out("--show-completion", name)
-    assert "_COMPLETE" in script
-    assert f"complete_{name}" in script
+def test_shells_complete(name: str) -> None:
+    """What `--install-completion` writes, and what it asks for."""
+    command = [str(Path(sys.executable).parent / "carousel")]
+
+    def ask(**variables: str) -> str:
+        environment = {**os.environ, **variables}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=30).stdout
+
+    assert "_CAROUSEL_COMPLETE" in ask(_CAROUSEL_COMPLETE=f"source_{name}")
+    if name == "bash":
+        assert ask(_CAROUSEL_COMPLETE="complete_bash", COMP_WORDS="carousel sess", COMP_CWORD="1").strip() == "sessions"
 
 
 def test_without_its_libraries_it_says_what_to_install() -> None:
