@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -11,6 +12,9 @@ from grpc_health.v1 import health, health_pb2_grpc
 from service.api.credentials import CertificateError, Certificates
 from service.api.principals import Everybody, Principals, TokenFileError
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.telemetry.tracing import Tracing
 
 log = structlog.get_logger()
 
@@ -80,6 +84,17 @@ def principals(settings: Settings) -> Principals | Everybody:
         return Principals(settings.tokens_file, lambda error: log.error("tokens.not_reloaded", reason=str(error)))
     except TokenFileError as error:
         raise StartError(str(error)) from error
+
+
+def make_tracing(settings: Settings) -> Tracing | None:
+    """Where traces go; None when there are none. Raises StartError without what it needs."""
+    if not settings.otlp_endpoint:
+        return None
+    try:
+        from service.telemetry.tracing import Tracing  # noqa: PLC0415  # it may not be installed
+    except ModuleNotFoundError as error:
+        raise StartError("otlp_endpoint needs more: pip install 'carousel-serving[tracing]'") from error
+    return Tracing(settings.otlp_endpoint, settings.trace_ratio)
 
 
 def _tell_of_certificates(error: CertificateError | None) -> None:

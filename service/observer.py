@@ -5,9 +5,10 @@ Implementations must be quick, must not raise, and must be safe to call from sev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 GraphKind = Literal["encoder", "step", "readout"]
 
@@ -31,8 +32,40 @@ class BatchReport:
     commit_s: float
 
 
+class RequestTrace(Protocol):
+    """Follows one request through the server. trace_id: 32 hexadecimal digits."""
+
+    trace_id: str
+
+    def batch_ran(self, report: BatchReport) -> None:
+        """A batch that the request has a part in is done, just now. Called by the engine's thread."""
+
+    def ended(self, request: str, model: str, version: int, num_tokens: int) -> None:
+        """It was answered in full. Called by the event loop."""
+
+
+class CallTrace(Protocol):
+    """Follows one gRPC call. Called by the event loop."""
+
+    def request(self) -> RequestTrace:
+        """A request in it was read."""
+
+    def ended(self, code: str) -> None:
+        """The call has ended. code: the gRPC status code's name."""
+
+
+CALL_TRACE: ContextVar[CallTrace | None] = ContextVar("call_trace", default=None)
+"""Of the call that is being handled, when it is traced."""
+
+
 class EngineObserver(Protocol):
-    """Hears what one model's engine does."""
+    """Hears what one model's engine does. is_tracing: whether it wants to know whose batches they are."""
+
+    is_tracing: bool
+
+    def batch_traced(self, tags: Sequence[Any], report: BatchReport) -> None:
+        """A batch is done, in which the jobs with these tags have a part. Called by the engine's thread, if
+        `is_tracing`, after `batch_ran`."""
 
     def batch_ran(self, report: BatchReport) -> None:
         """A batch is done. Called by the engine's thread."""
@@ -77,7 +110,9 @@ class SessionObserver(Protocol):
     def snapshot_made(self, num_bytes: int) -> None:
         """A session was made bytes, for a client."""
 
-    def request_answered(self, model: str, version: int, request: str, seconds: float, num_tokens: int) -> None:
+    def request_answered(
+        self, model: str, version: int, request: str, seconds: float, num_tokens: int, *, trace: RequestTrace | None
+    ) -> None:
         """A feed or a generation was answered in full, so long after it was read. num_tokens: fed or generated."""
 
 
@@ -124,6 +159,9 @@ class ApiObserver(Protocol):
 
     def call_started(self, method: str, peer: str) -> None:
         """A call has come. method: such as `/carousel.v1.Inference/Stream`; peer: the connection it came by."""
+
+    def trace_call(self, method: str, metadata: Mapping[str, str]) -> CallTrace | None:
+        """A call has come; its trace, if it is to be traced."""
 
     def call_ended(self, method: str, peer: str, code: str, seconds: float) -> None:
         """It has ended. code: the gRPC status code's name, such as `OK`."""

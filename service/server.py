@@ -21,7 +21,7 @@ from service.api.inference import Inference
 from service.api.interceptors import CallInterceptor
 from service.api.models import Models
 from service.api.sessions import Sessions
-from service.doors import StartError, listen, make_probes, make_server, principals
+from service.doors import StartError, listen, make_probes, make_server, make_tracing, principals
 from service.engine.engine import Engine
 from service.hosting import Hosting
 from service.repository.bundle import Bundle
@@ -63,7 +63,8 @@ class Server:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._metrics = Metrics()
-        self._telemetry = SessionTelemetry(self._metrics)
+        self._tracing = make_tracing(settings)
+        self._telemetry = SessionTelemetry(self._metrics, self._tracing)
         self._health = health.aio.HealthServicer()
         self._hosting = Hosting(
             settings.models,
@@ -154,6 +155,8 @@ class Server:
             await asyncio.to_thread(server.shutdown)
             server.server_close()
             thread.join()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.stop)
         log.info("server.stopped")
 
     async def _drain(self, house: House) -> None:
@@ -204,7 +207,8 @@ class Server:
         self._metrics.checkpoint_lag.labels().set_function(lambda: checkpoints.lag_s)
 
     def _make_engine(self, bundle: Bundle, variant: str) -> Engine:
-        telemetry = EngineTelemetry(self._metrics, bundle.model, bundle.version, variant)
+        is_tracing = self._tracing is not None
+        telemetry = EngineTelemetry(self._metrics, bundle.model, bundle.version, variant, is_tracing=is_tracing)
         loop = asyncio.get_running_loop()
         limits = self._settings.engine_limits
         engine = Engine(bundle, limits, telemetry, loop, self._on_crash, variant=variant)

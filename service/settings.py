@@ -75,6 +75,12 @@ class Settings(BaseSettings):
     max_metadata_bytes: Annotated[int, Field(ge=1024, le=2**20)] = 16 * 1024
     """Size of one call's metadata."""
 
+    otlp_endpoint: str = ""
+    """Where traces are sent by OTLP over gRPC, such as `http://collector:4317`; empty: there are none. Needs the extra
+    `tracing`."""
+    trace_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """How many of the calls are traced that come without a trace of their own; 1: all."""
+
     max_sessions: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
     """Sessions open at once. A slot takes memory only once a session has used it."""
     idle_timeout_s: Annotated[float, Field(gt=0)] = 300.0

@@ -212,6 +212,8 @@ OUT_OF_RANGE = [
     ("health_port", "65536", "Input should be less than or equal to 65535"),
     ("max_metadata_bytes", "1023", "Input should be greater than or equal to 1024"),
     ("max_metadata_bytes", "1048577", "Input should be less than or equal to 1048576"),
+    ("trace_ratio", "-0.1", "Input should be greater than or equal to 0"),
+    ("trace_ratio", "1.1", "Input should be less than or equal to 1"),
     ("log_format", "xml", "Input should be 'text' or 'json'"),
     ("log_level", "loud", "Input should be 'debug', 'info', 'warning' or 'error'"),
     ("max_sessions", "0", "Input should be greater than or equal to 1"),

@@ -12,7 +12,7 @@ import grpc
 from service.api.caller import CALLER, Caller
 from service.api.status import TABLE, abort
 from service.errors import CarouselError, UnauthenticatedError
-from service.observer import ApiObserver
+from service.observer import CALL_TRACE, ApiObserver
 
 _OURS = "/carousel.v1."
 _STREAM = "/carousel.v1.Inference/Stream"
@@ -41,10 +41,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith(_HEALTH):
             return handler
-        metadata = dict(handler_call_details.invocation_metadata)
-        authorization = cast("str | None", metadata.get("authorization"))
+        metadata = cast("dict[str, str]", dict(handler_call_details.invocation_metadata))
         if not method.startswith(_OURS):  # reflection
-            return self._guarded(handler, authorization)
+            return self._guarded(handler, metadata.get("authorization"))
         kinds = (
             ("unary_unary", grpc.unary_unary_rpc_method_handler),
             ("unary_stream", grpc.unary_stream_rpc_method_handler),
@@ -53,7 +52,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         for name, make in kinds:
             behaviour = getattr(handler, name)
             if behaviour is not None:
-                wrapped: Any = self._wrap(behaviour, method, authorization)
+                wrapped: Any = self._wrap(behaviour, method, metadata)
                 return make(wrapped, handler.request_deserializer, handler.response_serializer)
         return handler
 
@@ -70,7 +69,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return grpc.unary_unary_rpc_method_handler(refuse)
         return handler
 
-    def _wrap(self, behaviour: Behaviour, method: str, authorization: str | None) -> Behaviour:
+    def _wrap(self, behaviour: Behaviour, method: str, metadata: dict[str, str]) -> Behaviour:
         observer, find = self._observer, self._find
         is_stream = method == _STREAM
 
@@ -79,8 +78,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.OK
             peer = context.peer()
             observer.call_started(method, peer)
+            trace = observer.trace_call(method, metadata)
+            CALL_TRACE.set(trace)
             try:
-                caller = find(authorization)
+                caller = find(metadata.get("authorization"))
                 if not is_stream:  # of which each message counts
                     caller.admit()
                 CALLER.set(caller)
@@ -101,6 +102,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if code is grpc.StatusCode.UNKNOWN:
                     code = context.code() or code
                 observer.call_ended(method, peer, _name(code), time.monotonic() - began_s)
+                if trace is not None:
+                    trace.ended(_name(code))
 
         return call
 

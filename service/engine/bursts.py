@@ -68,6 +68,7 @@ class Bursts:
         Returns the lanes that go on, and what a run raised, if one did: their state is as it was before that run.
         """
         progress = _Progress(lanes, self._runner.burst(lanes), self._stepper, self._vocabulary_size)
+        tags = [lane.job.tag for lane in lanes if lane.job is not None]
         error = None
         began = perf_counter()
         queue_s = begun((lane.job for lane in lanes), began)
@@ -87,9 +88,10 @@ class Bursts:
                 driver.tell()
             ended = perf_counter()
             times = committing - began, ended - committing
-            self._observer.batch_ran(
-                BatchReport("step", num_rows, num_rows, progress.burst.capacity, queue_s, 0.0, *times)
-            )
+            report = BatchReport("step", num_rows, num_rows, progress.burst.capacity, queue_s, 0.0, *times)
+            self._observer.batch_ran(report)
+            if self._observer.is_tracing:
+                self._observer.batch_traced(tags, report)
             queue_s = ()
             if ended >= ready_at_s and driver.is_called():
                 break

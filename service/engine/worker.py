@@ -85,18 +85,21 @@ class Worker:
         self._commit(batch, ran.outcome)
         ended = perf_counter()
         self._costs.record(batch.kind, batch.num_rows, batch.width, ended - began)
-        self._observer.batch_ran(
-            BatchReport(
-                batch.kind,
-                batch.num_rows,
-                batch.num_tokens,
-                ran.capacity,
-                queue_s,
-                ran.gather_s,
-                ran.run_s,
-                ended - committing,
-            )
+        report = BatchReport(
+            batch.kind,
+            batch.num_rows,
+            batch.num_tokens,
+            ran.capacity,
+            queue_s,
+            ran.gather_s,
+            ran.run_s,
+            ended - committing,
         )
+        self._observer.batch_ran(report)
+        if self._observer.is_tracing:
+            owners = {id(job.whole or job): job.whole or job for job in jobs if job is not None}
+            owners |= {id(group.owner): group.owner for group in batch.groups}
+            self._observer.batch_traced([job.tag for job in owners.values()], report)
 
     def run_on(self, batch: Batch, driver: Driver) -> None:
         """Runs a batch, and when it can go in a burst goes on until the driver is called, or it must stop."""

@@ -66,7 +66,9 @@ class Admission:
         """A request was done, and is reported."""
         bundle = request.session.served.bundle
         seconds = self.clock() - request.began_s
-        self.observer.request_answered(bundle.model, bundle.version, name, seconds, request.num_tokens)
+        self.observer.request_answered(
+            bundle.model, bundle.version, name, seconds, request.num_tokens, trace=request.trace
+        )
 
     def went_on(self, request: Request, num_tokens: int) -> None:
         """A generation has brought so many tokens, which is reported."""

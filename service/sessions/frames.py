@@ -17,7 +17,7 @@ import numpy as np
 from service.engine.jobs import FrameJob, Lane, OutputKind, OutputSpec
 from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError, QueueFullError
-from service.observer import SessionObserver
+from service.observer import CALL_TRACE, SessionObserver
 from service.sessions.checkpoints import Checkpoints
 from service.sessions.checks import check_length, check_outputs
 from service.sessions.limits import SessionLimits
@@ -54,7 +54,7 @@ class FrameRequest:
     these stand, as far as they are known. began_s: monotonic seconds when it was read.
     """
 
-    __slots__ = ("began_s", "num_tokens", "places", "positions", "refused", "reply", "request_id", "sessions")
+    __slots__ = ("began_s", "num_tokens", "places", "positions", "refused", "reply", "request_id", "sessions", "trace")
 
     def __init__(
         self,
@@ -73,6 +73,8 @@ class FrameRequest:
         self.reply = reply
         self.began_s = 0.0
         self.num_tokens = 0
+        call = CALL_TRACE.get()
+        self.trace = None if call is None else call.request()
 
 
 class Frames:
@@ -205,7 +207,7 @@ class Frames:
                     strict.append(session)
         bundle = request.sessions[0].served.bundle
         self._observer.request_answered(
-            bundle.model, bundle.version, "step_batch", now_s - request.began_s, request.num_tokens
+            bundle.model, bundle.version, "step_batch", now_s - request.began_s, request.num_tokens, trace=request.trace
         )
         answer = _spread(request, stepped, job.outputs)
         if strict:

@@ -266,6 +266,8 @@ class Registry:
         if session.state is not State.CLOSED:
             self._live.touch(session, self._clock())
             self._checkpoints.changed(session)
+        if request.trace is not None:
+            request.trace.ended("open", session.served.bundle.model, session.served.bundle.version, 0)
         if isinstance(result, Failed):
             self.close(session, CloseReason.FAILED, notify=False)
         self._checkpoints.tell(request, result)

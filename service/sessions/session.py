@@ -15,6 +15,7 @@ from service.engine.engine import Engine
 from service.engine.jobs import Lane, OutputSpec
 from service.engine.results import Failed, Result
 from service.errors import IllegalRequestError
+from service.observer import CALL_TRACE
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
 from service.sessions.custody import Custody
@@ -90,11 +91,11 @@ class Request:
     times.
 
     began_s: monotonic seconds when it was read; last_s: when its last tokens came. num_tokens: fed or generated so
-    far. granted: of a generation; to be
-    called with how many of its tokens have been written, and the position after them.
+    far. granted: of a generation; to be called with how many of its tokens have been written, and the position after
+    them. trace: None when its call is not traced.
     """
 
-    __slots__ = ("began_s", "granted", "last_s", "num_tokens", "replayed", "reply", "request_id", "session")
+    __slots__ = ("began_s", "granted", "last_s", "num_tokens", "replayed", "reply", "request_id", "session", "trace")
 
     def __init__(self, session: Session, request_id: int, reply: Reply, began_s: float, num_tokens: int = 0) -> None:
         self.session = session
@@ -105,6 +106,8 @@ class Request:
         self.last_s = began_s
         self.replayed = False
         self.granted: Callable[[int, int], None] | None = None
+        call = CALL_TRACE.get()
+        self.trace = None if call is None else call.request()
 
 
 Reply = Callable[[Request, Result], None]

@@ -11,12 +11,14 @@ path.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 _FOLD_AT = 8192
@@ -69,13 +71,15 @@ class GaugeChild:
 class HistogramChild:
     """Observations, counted by bucket. bounds: the upper bounds, rising, without infinity."""
 
-    __slots__ = ("_bounds", "_counts", "_lock", "_sum", "_waiting")
+    __slots__ = ("_bounds", "_counts", "_lock", "_sum", "_waiting", "exemplars")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = np.array(bounds)
         self._counts = np.zeros(len(bounds) + 1, np.int64)
         self._sum = 0.0
         self._waiting: list[float] = []
+        self.exemplars: dict[int, Exemplar] = {}
+        """By bucket, the trace that was told last."""
         self._lock = threading.Lock()
 
     def observe(self, value: float) -> None:
@@ -84,6 +88,11 @@ class HistogramChild:
         waiting.append(value)
         if len(waiting) >= _FOLD_AT:
             self.fold()
+
+    def exemplify(self, value: float, trace_id: str) -> None:
+        """Tells of which trace one value was; `observe` counts it."""
+        bucket = int(np.searchsorted(self._bounds, value))
+        self.exemplars[bucket] = Exemplar({"trace_id": trace_id}, value, time.time())
 
     def fold(self) -> tuple[list[int], float]:
         """Sorts what waits into the buckets; the cumulative counts, the last being the total, and the sum."""
@@ -179,5 +188,9 @@ class Histogram(_Instrument[HistogramChild]):
         bounds = [*map(floatToGoString, self.bounds), "+Inf"]
         for values, child in list(self._children.items()):
             counts, total = child.fold()
-            family.add_metric(values, list(zip(bounds, map(float, counts), strict=True)), total)
+            buckets: list[Any] = [
+                (bound, float(count), child.exemplars[index]) if index in child.exemplars else (bound, float(count))
+                for index, (bound, count) in enumerate(zip(bounds, counts, strict=True))
+            ]
+            family.add_metric(values, buckets, total)
         return [family]

@@ -6,15 +6,18 @@ Label children are resolved once, here, and never on the hot path.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
-from service.observer import BatchReport, GraphKind
+from service.observer import BatchReport, CallTrace, GraphKind, RequestTrace
 from service.telemetry.instruments import CounterChild, GaugeChild, HistogramChild
 from service.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from service.telemetry.tracing import Tracing
 
 log = structlog.get_logger()
 
@@ -40,7 +43,8 @@ class Occupancy(NamedTuple):
 class EngineTelemetry:
     """An `EngineObserver` of one variant of a model."""
 
-    def __init__(self, metrics: Metrics, model: str, version: int, variant: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, version: int, variant: str, *, is_tracing: bool = False) -> None:
+        self.is_tracing = is_tracing
         self._log_fields = {"model": model, "version": version, "variant": variant}
         labels = (model, str(version), variant)
         self._metrics, self._labels = metrics, labels
@@ -82,6 +86,13 @@ class EngineTelemetry:
         for seconds in report.queue_s:
             self._queue_seconds.observe(seconds)
 
+    def batch_traced(self, tags: Sequence[Any], report: BatchReport) -> None:
+        """See `EngineObserver`. tags: requests, most of them."""
+        for request in tags:
+            trace: RequestTrace | None = getattr(request, "trace", None)
+            if trace is not None:
+                trace.batch_ran(report)
+
     def queue_changed(self, num_waiting: int) -> None:
         """See `EngineObserver`."""
         self._queue_depth.set(num_waiting)
@@ -102,8 +113,9 @@ class _Sessions(NamedTuple):
 class SessionTelemetry:
     """A `SessionObserver` and an `ApiObserver` of the whole server."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._metrics = metrics
+        self._tracing = tracing
         self._peers: Counter[str] = Counter()
         self._connections = metrics.connections_active.labels()
         self._write_seconds = metrics.write_seconds.labels()
@@ -177,11 +189,20 @@ class SessionTelemetry:
         """See `SessionObserver`."""
         self._snapshot_bytes.observe(num_bytes)
 
-    def request_answered(self, model: str, version: int, request: str, seconds: float, num_tokens: int) -> None:
+    def request_answered(
+        self, model: str, version: int, request: str, seconds: float, num_tokens: int, *, trace: RequestTrace | None
+    ) -> None:
         """See `SessionObserver`."""
         latency, tokens = self._of_request(model, version, request)
         latency.observe(seconds)
         tokens.inc(num_tokens)
+        if trace is not None:
+            latency.exemplify(seconds, trace.trace_id)
+            trace.ended(request, model, version, num_tokens)
+
+    def trace_call(self, method: str, metadata: Mapping[str, str]) -> CallTrace | None:
+        """See `ApiObserver`."""
+        return None if self._tracing is None else self._tracing.call(method, metadata)
 
     def call_started(self, method: str, peer: str) -> None:
         """See `ApiObserver`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,6 +28,11 @@ class Recorder:
         self.batches: list[BatchReport] = []
         self.failures: list[BaseException] = []
         self.num_waiting = 0
+        self.is_tracing = False
+        self.traced: list[Sequence[object]] = []
+
+    def batch_traced(self, tags: Sequence[object], report: BatchReport) -> None:
+        self.traced.append(tags)
 
     def batch_ran(self, report: BatchReport) -> None:
         self.batches.append(report)

@@ -49,10 +49,16 @@ class Events:
     def first_token(self, model: str, version: int, seconds: float) -> None:
         self.told.append(("first token", seconds))
 
-    def request_answered(self, model: str, version: int, request: str, seconds: float, num_tokens: int) -> None:
+    def request_answered(
+        self, model: str, version: int, request: str, seconds: float, num_tokens: int, *, trace: object
+    ) -> None:
         self.told.append((request, seconds, num_tokens))
 
+    is_tracing = False
+
     def batch_ran(self, report: object) -> None: ...
+
+    def batch_traced(self, tags: object, report: object) -> None: ...
 
     def queue_changed(self, num_waiting: int) -> None: ...
 

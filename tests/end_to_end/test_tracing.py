@@ -1,0 +1,189 @@
+"""Traces, as a collector gets them: the caller's context, a span a request, and where its time went."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from carousel import Client
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import inference_pb2_grpc
+from examples.local_service import LocalService, local_service
+from tests.conftest import SHIPPED
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = "00f067aa0ba902b7"
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps the spans that it gets. A tree is told as names within names."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self._server = grpc.server(ThreadPoolExecutor(2))
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
+        add(self, self._server)
+        self._server.start()
+
+    def Export(  # gRPC's name
+        self, request: trace_service_pb2.ExportTraceServiceRequest, context: object
+    ) -> trace_service_pb2.ExportTraceServiceResponse:
+        for resource in request.resource_spans:
+            assert {"service.name": "carousel"}.items() <= {
+                one.key: one.value.string_value for one in resource.resource.attributes
+            }.items()
+            for scope in resource.scope_spans:
+                self.spans += scope.spans
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def stop(self) -> None:
+        self._server.stop(0).wait()
+
+    def named(self, name: str) -> list[Span]:
+        return [span for span in self.spans if span.name == name]
+
+    def under(self, parent: Span) -> list[Span]:
+        return sorted(
+            (span for span in self.spans if span.parent_span_id == parent.span_id),
+            key=lambda span: span.start_time_unix_nano,
+        )
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    yield collector
+    collector.stop()
+
+
+def traced(collector: Collector, **flags: object) -> dict[str, object]:
+    return {"otlp-endpoint": f"http://127.0.0.1:{collector.port}", **{k.replace("_", "-"): v for k, v in flags.items()}}
+
+
+def generate(service: LocalService, flags: str) -> None:
+    """A generation by a caller that has a trace of its own. flags: of W3C's `traceparent`: 01 is sampled."""
+    with grpc.insecure_channel(service.target) as channel:
+        request = pb.GenerateRequest(model="g2p-en", source=pb.Sequence(text="gate"))
+        metadata = (("traceparent", f"00-{TRACE}-{PARENT}-{flags}"),)
+        assert list(inference_pb2_grpc.InferenceStub(channel).Generate(request, metadata=metadata))
+
+
+def attributes(span: Span) -> dict[str, object]:
+    return {one.key: getattr(one.value, str(one.value.WhichOneof("value"))) for one in span.attributes}
+
+
+def test_a_call_is_part_of_its_callers_trace_and_tells_where_its_time_went(collector: Collector) -> None:
+    with local_service(SHIPPED, traced(collector)) as service:
+        generate(service, "01")
+        service.stop()  # what was not sent yet is sent
+    (call,) = collector.named("carousel.v1.Inference/Generate")
+    assert (call.trace_id.hex(), call.parent_span_id.hex()) == (TRACE, PARENT)
+    assert call.kind == Span.SPAN_KIND_SERVER
+    assert attributes(call)["rpc.grpc.status"] == "OK"
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
+    requests = collector.under(call)
+    assert [span.name for span in requests] == ["open", "generate"]
+    told = attributes(requests[1])
+    assert (told["carousel.model"], told["carousel.version"], told["carousel.tokens"]) == ("g2p-en", 1, 3)
+    for request in requests:
+        inside = collector.under(request)
+        assert inside[0].name == "queue"
+        assert {span.name for span in inside[1:]} == {"batch"}
+        for batch in inside[1:]:
+            (run,) = collector.under(batch)
+            assert run.name == "run"
+            assert batch.start_time_unix_nano <= run.start_time_unix_nano
+            assert run.end_time_unix_nano <= batch.end_time_unix_nano
+        assert call.start_time_unix_nano <= request.start_time_unix_nano
+    graphs = [[attributes(batch)["carousel.graph"] for batch in collector.under(one)[1:]] for one in requests]
+    assert graphs[0] == ["encoder"]
+    assert set(map(str, graphs[1])) == {"step"}
+
+
+def test_requests_of_a_stream_have_a_span_each_and_errors_a_status(collector: Collector) -> None:
+    with local_service(SHIPPED, traced(collector)) as service:
+        with Client(service.target) as client:
+            with client.session("g2p-en", source="gate") as session:
+                session.feed(["G"])
+                session.feed(["EY", "T"])
+                session.score([["K"]])
+            with client.batch("g2p-en") as batch:
+                batch.open_many(["gate", "gate"])
+                batch.step([7, 7])
+        service.stop()
+    names = [span.name for span in collector.spans]
+    assert names.count("feed") == 2
+    assert names.count("score") == names.count("step_batch") == 1
+    streams = collector.named("carousel.v1.Inference/Stream")
+    assert len(streams) == 2
+    by_stream = [sorted({span.name for span in collector.under(stream)}) for stream in streams]
+    assert sorted(by_stream) == [["feed", "open", "score"], ["open", "step_batch"]]
+    for name in ("feed", "score", "step_batch"):
+        for request in collector.named(name):
+            assert {"queue", "batch"} <= {span.name for span in collector.under(request)}, name
+
+
+def test_what_is_not_sampled_is_not_sent(collector: Collector) -> None:
+    """By the caller's word; without one, by the ratio."""
+    with local_service(SHIPPED, traced(collector, trace_ratio=0)) as service:
+        generate(service, "00")
+        with Client(service.target) as client:
+            list(client.generate("g2p-en", "gate"))
+        generate(service, "01")
+        service.stop()
+    assert len(collector.named("carousel.v1.Inference/Generate")) == 1
+
+
+def test_latencies_have_the_trace_as_exemplar(collector: Collector) -> None:
+    """For scrapers that ask for OpenMetrics; others get what they always got."""
+    with local_service(SHIPPED, traced(collector)) as service:
+        generate(service, "01")
+        asked = urllib.request.Request(service.metrics_url, headers={"Accept": "application/openmetrics-text"})
+        with urllib.request.urlopen(asked, timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        with urllib.request.urlopen(service.metrics_url, timeout=10) as response:
+            assert TRACE not in response.read().decode()
+    exemplars = [line for line in lines if TRACE in line]
+    assert len(exemplars) == 1
+    assert exemplars[0].startswith("carousel_request_latency_seconds_bucket{")
+    assert 'request="generate"' in exemplars[0]
+
+
+def test_a_collector_that_is_not_there_holds_nothing_up(tiny_repository: Path) -> None:
+    with local_service(tiny_repository, {"otlp-endpoint": "http://127.0.0.1:1"}) as service:
+        with Client(service.target, timeout=5.0) as client:
+            assert len(list(client.generate("tiny-endless", max_tokens=300))) == 300
+        began_s = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - began_s < 20
+
+
+def test_without_its_library_it_says_what_to_install(tiny_repository: Path) -> None:
+    code = (
+        "import sys; sys.modules['opentelemetry.exporter'] = None; from service.__main__ import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, "--otlp-endpoint", "http://127.0.0.1:1", "--models", str(tiny_repository)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "pip install 'carousel-serving[tracing]'" in done.stderr + done.stdout
+
+
+def test_nothing_of_it_is_imported_when_there_are_no_traces() -> None:
+    code = (
+        "import service.__main__, service.server, sys;"
+        "print([n for n in sys.modules if n.startswith(('opentelemetry.exporter', 'service.telemetry.tracing'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n"
