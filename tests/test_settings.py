@@ -32,6 +32,7 @@ OF_THEIR_OWN = (
     "tls_key_file",
     "tls_client_ca_file",
     "tokens_file",
+    "trace_ratio",
 )
 """Settings that have tests of their own below."""
 
@@ -283,6 +284,12 @@ def test_every_number_has_a_range_that_is_tested() -> None:
         "max_durability",
         "health_port",
     }
+
+
+def test_a_part_of_the_calls_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAROUSEL_TRACE_RATIO", "0.25")
+    assert CliApp.run(Settings, cli_args=[]).trace_ratio == 0.25
+    assert CliApp.run(Settings, cli_args=["--trace-ratio", "0"]).trace_ratio == 0
 
 
 def test_files_of_certificates_and_tokens_can_be_given(tmp_path: Path) -> None:
