@@ -160,8 +160,9 @@ DASHBOARD = Dashboard(
                     "percentunit",
                     (
                         Query(
-                            f"{rate('carousel_graph_run_seconds_sum', 'model, version, graph', VERSION)} / "
-                            f"({rate('carousel_step_latency_seconds_sum', 'model, version, graph', VERSION)} > 0)",
+                            # clamped: a batch may end between the reading of the one and of the other
+                            f"clamp_max({rate('carousel_graph_run_seconds_sum', 'model, version, graph', VERSION)} / "
+                            f"({rate('carousel_step_latency_seconds_sum', 'model, version, graph', VERSION)} > 0), 1)",
                             "{{model}}/{{version}} {{graph}}",
                         ),
                     ),

@@ -80,10 +80,14 @@ class Checkpoints:
             self._hasten(session)
 
     def tell(self, request: Request, result: Result) -> None:
-        """Answers a request; for a strict session as soon as what is told is stored."""
+        """Answers a request; for a strict session as soon as what is told is stored. Failures need no storing, and wait
+        for the answers before them."""
         custody = request.session.custody
-        if custody is None or custody.terms.durability is not Durability.STRICT or isinstance(result, Failed):
+        if custody is None or custody.terms.durability is not Durability.STRICT:
             request.reply(request, result)
+            return
+        if isinstance(result, Failed):
+            self.in_turn(request.session, partial(request.reply, request, result))
             return
 
         def answer(error: CarouselError | None) -> None:
@@ -93,6 +97,14 @@ class Checkpoints:
             request.reply(request, result if error is None else Failed(request.session.position, error))
 
         self.when_stored(request.session, result.position, answer)
+
+    def in_turn(self, session: Session, call: Callable[[], None]) -> None:
+        """Calls `call` after the answers of a session that wait until they are stored."""
+        custody = session.custody
+        if custody is not None and custody.due:
+            custody.due.append((custody.due[-1][0], lambda _: call()))
+        else:
+            call()
 
     def when_stored(self, session: Session, position: int, call: WhenDone) -> None:
         """Calls `call` when a strict session is stored up to a position."""

@@ -7,6 +7,7 @@ request changes nothing. Event loop only.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from service.engine.jobs import FeedJob, Job, OutputSpec, ScoreJob
 from service.engine.lane_state import LaneState
@@ -113,7 +114,8 @@ class Dispatcher:
 
         `then` gets the number of requests ended, after each was answered `Failed`.
         """
-        session.served.engine.cancel(session.lane, then)
+        checkpoints = self._admission.checkpoints
+        session.served.engine.cancel(session.lane, lambda count: checkpoints.in_turn(session, partial(then, count)))
 
     def _on_fed(self, job: Job, result: Result) -> None:
         request: Request = job.tag

@@ -241,3 +241,27 @@ async def test_a_generation_that_nobody_went_on_with_yet_outlives_one_more_serve
                 if response.generated.finish_reason:
                     break
     assert received == expected
+
+
+async def test_a_strict_generation_that_is_cancelled_has_told_all_its_tokens_before(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    """Its tokens wait until they are stored, and its end waits behind them."""
+    with local_service(tiny_repository, {"store": "lmdb", "data-folder": tmp_path}) as service:
+        async with wire(service.target) as stream:
+            await stream.ask("s", open=held(durability=pb.DURABILITY_STRICT))
+            position = 0
+            for _ in range(30):
+                generating = await stream.send("s", generate=pb.Generate(decoding=pb.Decoding(max_tokens=5000)))
+                first = await stream.read()
+                position += len(first.generated.tokens)
+                cancelling = await stream.send("s", cancel=pb.Cancel())
+                ended: list[int] = []
+                while cancelling not in ended:
+                    response = await stream.read()
+                    ended += [response.request_id] if response.WhichOneof("response") != "generated" else []
+                    if response.HasField("generated"):
+                        assert generating not in ended, "nothing of it comes after its end"
+                        position += len(response.generated.tokens)
+                    assert response.position == position
+                assert ended == [generating, cancelling]
