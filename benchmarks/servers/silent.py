@@ -18,7 +18,9 @@ from service.telemetry import logging
 class Deaf:
     """An observer of everything that does nothing."""
 
-    def __init__(self, *facts: Any) -> None:
+    is_tracing = False
+
+    def __init__(self, *facts: Any, **named: Any) -> None:
         """Takes what the real ones take."""
 
     def __getattr__(self, name: str) -> Any:
