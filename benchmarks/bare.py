@@ -25,9 +25,9 @@ class BareStep:
         self._manifest = manifest
         self._session = session
         self._spec = spec
-        choice = spec.next_token.name if spec.next_token else spec.logits.name
+        choice = spec.next_token.name if spec.next_token else spec.output.name
         states = [state.output for state in manifest.states]
-        self._with_logits = [spec.logits.name, *states]
+        self._with_logits = [spec.output.name, *states]
         self._with_choice = [choice, *states]
         self._picks = spec.next_token is not None
 
@@ -49,11 +49,13 @@ class BareStep:
     def _feeds(self, tokens: Array, lengths: Array, state: list[Array]) -> dict[str, Array]:
         spec = self._spec
         names = [part.input.name for part in self._manifest.states]
-        return {spec.tokens.name: tokens, spec.lengths.name: lengths, **dict(zip(names, state, strict=True))}
+        feeds = {spec.input.name: tokens, **dict(zip(names, state, strict=True))}
+        return feeds if spec.lengths is None else {**feeds, spec.lengths.name: lengths}
 
 
 def load_step(folder: Path, variant: str = BASE_VARIANT, runtime: RuntimeOptions | None = None) -> BareStep:
     """The step graph of a bundle, checked and loaded as the server does it."""
     bundle = load_bundle(folder, runtime)
     graphs = bundle.variants[variant]
-    return BareStep(bundle.manifest, graphs.step_spec, graphs.step, bundle.target_vocabulary.names)
+    names = () if bundle.target_vocabulary is None else bundle.target_vocabulary.names
+    return BareStep(bundle.manifest, graphs.step_spec, graphs.step, names)

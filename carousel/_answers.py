@@ -70,7 +70,13 @@ def tokens(messages: Iterable[inference_pb2.Token]) -> tuple[Token, ...]:
 
 def step_output(message: inference_pb2.StepOutput) -> StepOutput:
     """One output."""
-    return StepOutput(message.position, tokens(message.tokens), tuple(message.logits))
+    return StepOutput(
+        message.position,
+        tokens(message.tokens),
+        tuple(message.logits),
+        tuple(message.values),
+        {one.name: tuple(one.values) for one in message.trace},
+    )
 
 
 def step(message: inference_pb2.Fed, position: int) -> Step:
@@ -122,6 +128,14 @@ def model_info(message: models_pb2.ModelInfo) -> ModelInfo:
         state_size_bytes=message.state_size_bytes,
         manifest_digest=message.manifest_digest,
         variants=tuple(message.variants),
+        input_vocabulary=tuple(message.input_vocabulary),
+        tokenizer=message.tokenizer,
+        feature_size=message.feature_size,
+        source_feature_size=message.source_feature_size,
+        value_size=message.value_size,
+        can_generate=message.can_generate,
+        trace=tuple(message.trace),
+        max_batch_rows=message.max_batch_rows,
     )
 
 

@@ -19,6 +19,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from carousel import _answers, _requests
 from carousel._conversation import Conversation
+from carousel._tensors import Features
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
 
@@ -30,7 +31,7 @@ class BatchStep:
     positions: after it; of those refused, where they stand. token_ids: the most likely next ones; with top_k so many
     for each session, most likely first; empty when logits or nothing was asked for. log_probabilities: of each of
     token_ids, with top_k. logits: with logits, as many for each session as the vocabulary has tokens. errors: why
-    sessions were refused, by place.
+    sessions were refused, by place. values: of a model that gives those, as many for each session as it gives.
     """
 
     places: tuple[int, ...]
@@ -40,6 +41,7 @@ class BatchStep:
     logits: tuple[float, ...]
     errors: Mapping[int, CarouselError]
     replayed: bool = False
+    values: tuple[float, ...] = ()
 
 
 class _Frame(NamedTuple):
@@ -115,6 +117,7 @@ class BatchProtocol:
             tuple(message.logits),
             errors,
             message.replayed,
+            tuple(message.values),
         )
 
     def lost(self, error: CarouselError) -> CarouselError:
@@ -172,8 +175,9 @@ class BatchFacts(Generic[P]):
 
     def send(
         self,
-        tokens: Sequence[int] | Sequence[Sequence[int]],
+        tokens: Sequence[int] | Sequence[Sequence[int]] | None = None,
         *,
+        features: Features | None = None,
         places: Sequence[int] | None = None,
         top_k: int | None = None,
         logits: bool = False,
@@ -186,6 +190,7 @@ class BatchFacts(Generic[P]):
             [protocol.handles[place] for place in places],
             tokens,
             [protocol.positions[place] for place in places],
+            features=features,
             top_k=top_k,
             logits=logits,
             outputs=outputs,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from carousel import _answers
+from carousel._tensors import Vector, vectors
 from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import FinishReason, Hypothesis, Token
@@ -25,7 +27,7 @@ class GenerationState:
         self.is_ended = False
         self.version = 0
         self.hypotheses: tuple[Hypothesis, ...] = ()
-        self._tokens: deque[Token] = deque()
+        self._tokens: deque[Token | Vector] = deque()
         self._error: CarouselError | None = None
 
     @property
@@ -33,8 +35,9 @@ class GenerationState:
         """Whether `take` has something to tell: a token, or the end."""
         return bool(self._tokens) or self.is_ended
 
-    def take(self) -> Token | None:
-        """The next token; None when there is none now. Raises the error that ended the generation, once."""
+    def take(self) -> Token | Vector | None:
+        """The next token, or of a model that gives values the next of those; None when there is none now. Raises the
+        error that ended the generation, once."""
         if self._tokens:
             return self._tokens.popleft()
         if self._error is not None:
@@ -46,8 +49,11 @@ class GenerationState:
         """Takes note of tokens that came; of those that have come before, as their position tells, only of the rest."""
         if self.is_ended:
             return
-        num_known = max(0, self.position - (position - len(generated.tokens)))
-        self._tokens.extend(_answers.tokens(generated.tokens[num_known:]))
+        found: Sequence[Token | Vector] = _answers.tokens(generated.tokens)
+        if generated.HasField("values"):
+            found = vectors(generated.values)
+        num_known = max(0, self.position - (position - len(found)))
+        self._tokens.extend(found[num_known:])
         self.position = max(self.position, position)
         self.hypotheses = _answers.hypotheses(generated.hypotheses)
         self.finish_reason = _answers.finish_reason(generated.finish_reason)

@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import grpc
 
 from carousel import _answers
 from carousel._conversation import Conversation
+from carousel._tensors import joined, pieces
 from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import CloseReason
+
+Consumed: TypeAlias = Sequence[str] | Sequence[int] | Sequence[bytes]
+"""Tokens by name or by id, or vectors as they are on the wire."""
 
 _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 2.0
@@ -40,10 +44,10 @@ class LostError(Exception):
 
 
 class _Piece(NamedTuple):
-    """Tokens that the session consumed, by name or by id. start: the position of the first."""
+    """Tokens that the session consumed, by name or by id, or vectors. start: the position of the first."""
 
     start: int
-    tokens: Sequence[str] | Sequence[int]
+    tokens: Consumed
 
     @property
     def end(self) -> int:
@@ -57,7 +61,7 @@ class History:
         self.start = self.end = start
         self._pieces: list[_Piece] = []
 
-    def add(self, position: int, tokens: Sequence[str] | Sequence[int]) -> None:
+    def add(self, position: int, tokens: Consumed) -> None:
         """Tokens were consumed from a position on. What is known already is passed over; after a gap all before it is
         forgotten."""
         if position > self.end:
@@ -87,8 +91,10 @@ class History:
             tokens = piece.tokens[max(0, begin - piece.start) : end - piece.start if end < piece.end else None]
             if piece.end > begin and piece.start < end:
                 feed = pb.Feed(position=max(begin, piece.start), outputs=pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE))
-                if isinstance(tokens[0], str):
-                    feed.tokens.extend(tokens)  # type: ignore[arg-type]  # all are of the first's kind
+                if isinstance(tokens[0], bytes):
+                    feed.features.CopyFrom(joined(tokens))  # type: ignore[arg-type]  # all are of the first's kind
+                elif isinstance(tokens[0], str):
+                    feed.tokens.extend(tokens)  # type: ignore[arg-type]  # likewise
                 else:
                     feed.token_ids.extend(tokens)  # type: ignore[arg-type]  # likewise
                 yield feed
@@ -137,12 +143,14 @@ class Recovery:
         self._learn(response)
         request = self._unanswered.get(response.request_id)
         if kind == "generated":
-            ids = [token.id for token in response.generated.tokens]
-            self._consumed(response.position - len(ids), ids)
+            made: Consumed = [token.id for token in response.generated.tokens]
+            if response.generated.HasField("values"):
+                made = pieces(response.generated.values)
+            self._consumed(response.position - len(made), made)
             if not response.generated.finish_reason:
                 return
         elif request is not None and kind == "fed":
-            self._consumed(request.feed.position, list(request.feed.tokens) or list(request.feed.token_ids))
+            self._consumed(request.feed.position, _consumed_by(request.feed))
         elif kind in ("error", "cancelled") and response.position > self._history.end:
             self._history.restart(response.position)
         self._unanswered.pop(response.request_id, None)
@@ -205,7 +213,7 @@ class Recovery:
             self._checkpoint = response.checkpoint_position
             self._history.forget(response.checkpoint_position)
 
-    def _consumed(self, position: int, tokens: Sequence[str] | Sequence[int]) -> None:
+    def _consumed(self, position: int, tokens: Consumed) -> None:
         if self._is_stored:
             self._history.add(position, tokens)
         else:
@@ -250,6 +258,12 @@ class Backoff:
 def _is_elsewhere(error: error_pb2.Error) -> bool:
     """Whether an error tells that the session is to be looked for again, or the request sent again later."""
     return error.reason in _TRANSIENT or error.metadata.get("close_reason") == CloseReason.MOVED
+
+
+def _consumed_by(feed: pb.Feed) -> Consumed:
+    if feed.HasField("features"):
+        return pieces(feed.features)
+    return list(feed.tokens) or list(feed.token_ids)
 
 
 def _ask(request: pb.StreamRequest) -> Conversation[pb.StreamResponse]:

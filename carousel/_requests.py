@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
+from carousel._tensors import Features, is_features, tensor_message
 from carousel.errors import InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
-from carousel.v1 import models_pb2, sessions_pb2
-from carousel.values import StateTensor
 
-Source: TypeAlias = str | Sequence[str] | Sequence[int]
-"""A sequence: text, or tokens by name, or tokens by id."""
+Source: TypeAlias = str | Sequence[str] | Sequence[int] | Features
+"""A sequence: text, or tokens by name, or tokens by id; or vectors of features, of models that read those."""
 
 Tokens: TypeAlias = str | int | Sequence[str] | Sequence[int]
 """Tokens to feed: names or ids, or one of them."""
@@ -42,7 +41,7 @@ def open_message(
     lasting: Lasting | None = None,
 ) -> pb.Open:
     """`first`, or `top_k` or `logits` which imply it, asks what may come first."""
-    message = pb.Open(model=model, version=_uint(version, 32, "open.version"), variant=variant)
+    message = pb.Open(model=model, version=uint(version, 32, "open.version"), variant=variant)
     if source is not None:
         message.source.CopyFrom(sequence_message(source, "open.source"))
     if first or logits or top_k is not None:
@@ -53,11 +52,26 @@ def open_message(
 
 
 def feed_message(
-    tokens: Tokens, *, top_k: int | None, logits: bool, outputs: bool, every_position: bool, mark: bool = False
+    tokens: Tokens | None,
+    *,
+    features: Features | None = None,
+    top_k: int | None,
+    logits: bool,
+    outputs: bool,
+    every_position: bool,
+    mark: bool = False,
+    trace: bool = False,
 ) -> pb.Feed:
     """Without the position, which is the protocol's to fill in."""
-    names, ids = _split([tokens] if isinstance(tokens, str | int) else tokens, "feed.tokens", "feed.token_ids")
     spec = _outputs_message("feed.outputs", top_k=top_k, logits=logits, outputs=outputs, every_position=every_position)
+    spec.trace = trace
+    if features is not None:
+        if tokens is not None:
+            raise TypeError("of tokens and features only one can be given")
+        return pb.Feed(features=tensor_message(features, "feed.features"), outputs=spec, mark=mark)
+    if tokens is None:
+        raise TypeError("tokens or features must be given")
+    names, ids = _split([tokens] if isinstance(tokens, str | int) else tokens, "feed.tokens", "feed.token_ids")
     return pb.Feed(tokens=names, token_ids=ids, outputs=spec, mark=mark)
 
 
@@ -65,7 +79,7 @@ def generate_request(
     model: str, *, source: Source | None, version: int, variant: str, prompt: Source | None, decoding: pb.Decoding
 ) -> pb.GenerateRequest:
     """The request of the one-call generation."""
-    message = pb.GenerateRequest(model=model, version=_uint(version, 32, "version"), variant=variant, decoding=decoding)
+    message = pb.GenerateRequest(model=model, version=uint(version, 32, "version"), variant=variant, decoding=decoding)
     _fill(message, source, prompt)
     return message
 
@@ -89,7 +103,7 @@ def score_request(
     """The request of the one-call score."""
     message = pb.ScoreRequest(
         model=model,
-        version=_uint(version, 32, "version"),
+        version=uint(version, 32, "version"),
         variant=variant,
         targets=[sequence_message(target, f"targets[{at}]") for at, target in enumerate(_listed(targets))],
         with_end=with_end,
@@ -100,14 +114,26 @@ def score_request(
 
 def frame_message(
     handles: Sequence[int],
-    tokens: Sequence[int] | Sequence[Sequence[int]],
+    tokens: Sequence[int] | Sequence[Sequence[int]] | None,
     positions: Sequence[int],
     *,
+    features: Features | None = None,
     top_k: int | None,
     logits: bool,
     outputs: bool,
 ) -> pb.StepBatch:
-    """One token for each handle, or a sequence of them. Raises InvalidArgumentError when there are not as many."""
+    """One token for each handle, or a sequence of them; or one vector. Raises InvalidArgumentError when there are not
+    as many."""
+    if (tokens is None) == (features is None):
+        raise TypeError("of tokens and features one must be given")
+    if features is not None:
+        return pb.StepBatch(
+            handles=handles,
+            positions=positions,
+            features=tensor_message(features, "step_batch.features"),
+            outputs=_outputs_message("step_batch.outputs", top_k=top_k, logits=logits, outputs=outputs),
+        )
+    tokens = tokens or ()
     if len(tokens) != len(handles):
         raise InvalidArgumentError(
             f"step_batch.token_ids: there are tokens for {len(tokens)} sessions, and {len(handles)} sessions",
@@ -158,42 +184,9 @@ def _fill(message: pb.GenerateRequest | pb.ScoreRequest, source: Source | None, 
 
 
 def _listed(targets: Sequence[Source]) -> Sequence[Source]:
-    if isinstance(targets, str) or (targets and isinstance(targets[0], int)):
+    if isinstance(targets, str) or (len(targets) and isinstance(targets[0], int)):
         raise TypeError("targets are given as a list of sequences, also when there is only one")
     return targets
-
-
-def model_request(model: str, version: int) -> models_pb2.ModelsGetRequest:
-    """Asks for one version of a model."""
-    return models_pb2.ModelsGetRequest(model=model, version=_uint(version, 32, "version"))
-
-
-def sessions_request(model: str | None, page_size: int) -> sessions_pb2.SessionsListRequest:
-    """Asks for the first page of sessions."""
-    return sessions_pb2.SessionsListRequest(model=model or "", page_size=_uint(page_size, 32, "page_size"))
-
-
-def next_page(
-    request: sessions_pb2.SessionsListRequest, response: sessions_pb2.SessionsListResponse
-) -> sessions_pb2.SessionsListRequest | None:
-    """Asks for the page after that one; None when it was the last."""
-    if not response.next_page_token:
-        return None
-    return sessions_pb2.SessionsListRequest(
-        model=request.model, page_size=request.page_size, page_token=response.next_page_token
-    )
-
-
-def restore_request(snapshot: bytes, session_id: str, version: int | None) -> sessions_pb2.SessionsRestoreRequest:
-    """Makes a session of a snapshot."""
-    wanted = None if version is None else _uint(version, 32, "version")
-    return sessions_pb2.SessionsRestoreRequest(snapshot=snapshot, session_id=session_id, version=wanted)
-
-
-def state_request(session_id: str, tensors: Iterable[StateTensor]) -> sessions_pb2.SessionsSetStateRequest:
-    """Writes state tensors."""
-    messages = [sessions_pb2.StateTensor(name=t.name, dtype=t.dtype, shape=t.shape, data=t.data) for t in tensors]
-    return sessions_pb2.SessionsSetStateRequest(session_id=session_id, tensors=messages)
 
 
 def decoding_message(
@@ -214,21 +207,21 @@ def decoding_message(
     """Takes `values.DecodingOptions`. Any of temperature, top_k, top_p and seed selects sampling."""
     message = pb.Decoding(log_probabilities=log_probabilities)
     if max_tokens is not None:
-        message.max_tokens = _uint(max_tokens, 32, "decoding.max_tokens")
+        message.max_tokens = uint(max_tokens, 32, "decoding.max_tokens")
     if any(option is not None for option in (temperature, top_k, top_p, seed)):
         message.sampling.SetInParent()
     if temperature is not None:
         message.sampling.temperature = temperature
     if top_k is not None:
-        message.sampling.top_k = _uint(top_k, 32, "decoding.sampling.top_k")
+        message.sampling.top_k = uint(top_k, 32, "decoding.sampling.top_k")
     if top_p is not None:
         message.sampling.top_p = top_p
     if seed is not None:
-        message.sampling.seed = _uint(seed, 64, "decoding.sampling.seed")
+        message.sampling.seed = uint(seed, 64, "decoding.sampling.seed")
     if repetition_penalty is not None:
         message.repetition_penalty = repetition_penalty
     if min_tokens is not None:
-        message.min_tokens = _uint(min_tokens, 32, "decoding.min_tokens")
+        message.min_tokens = uint(min_tokens, 32, "decoding.min_tokens")
     if stop:
         names, ids = _split(stop, "decoding.stop_tokens", "decoding.stop_token_ids")
         message.stop_tokens.extend(names)
@@ -242,16 +235,19 @@ def _beam_message(beam_size: int | None, length_penalty: float | None, num_best:
     if beam_size is None:
         raise TypeError("length_penalty and num_best go with beam_size alone")
     return pb.BeamSearch(
-        beam_size=_uint(beam_size, 32, "decoding.beam_search.beam_size"),
+        beam_size=uint(beam_size, 32, "decoding.beam_search.beam_size"),
         length_penalty=length_penalty,
-        num_best=None if num_best is None else _uint(num_best, 32, "decoding.beam_search.num_best"),
+        num_best=None if num_best is None else uint(num_best, 32, "decoding.beam_search.num_best"),
     )
 
 
 def sequence_message(sequence: Source, field: str) -> pb.Sequence:
-    """A string is text; anything else is tokens by name or by id."""
+    """A string is text; a table of numbers is features; anything else is tokens by name or by id."""
     if isinstance(sequence, str):
         return pb.Sequence(text=sequence)
+    if is_features(sequence):
+        return pb.Sequence(features=tensor_message(cast(Features, sequence), f"{field}.features"))
+    sequence = cast(Sequence[str] | Sequence[int], sequence)
     names, ids = _split(sequence, f"{field}.tokens.names", f"{field}.ids.ids")
     if ids:
         return pb.Sequence(ids=pb.TokenIds(ids=ids))
@@ -263,10 +259,10 @@ def _outputs_message(
 ) -> pb.OutputSpec:
     if (top_k is not None) + logits + (not outputs) > 1:
         raise TypeError("of top_k, logits=True and outputs=False only one can be given")
-    message = pb.OutputSpec(kind=pb.OUTPUT_KIND_NEXT_TOKEN, every_position=every_position)
+    message = pb.OutputSpec(every_position=every_position)  # by default the next token, or the values
     if top_k is not None:
         message.kind = pb.OUTPUT_KIND_TOP_K
-        message.top_k = _uint(top_k, 32, f"{field}.top_k")
+        message.top_k = uint(top_k, 32, f"{field}.top_k")
     elif logits:
         message.kind = pb.OUTPUT_KIND_LOGITS
     elif not outputs:
@@ -284,11 +280,11 @@ def _split(tokens: Iterable[object], names_field: str, ids_field: str) -> tuple[
         return names, []
     if names:
         raise TypeError(f"{names_field} or {ids_field}: tokens are given all by name (str) or all by id (int)")
-    return [], [_uint(token, 32, f"{ids_field}[{index}]") for index, token in enumerate(tokens)]
+    return [], [uint(token, 32, f"{ids_field}[{index}]") for index, token in enumerate(tokens)]
 
 
-def _uint(value: object, bits: int, field: str) -> int:
-    """Takes whatever Python takes as an index, so that an array's own integers will do."""
+def uint(value: object, bits: int, field: str) -> int:
+    """A number of so many bits. Takes whatever Python takes as an index, so that an array's own integers will do."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:

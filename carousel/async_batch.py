@@ -13,6 +13,7 @@ from carousel._async_stream import AsyncStream
 from carousel._batch import BatchFacts, BatchProtocol, BatchStep
 from carousel._deadline import Deadline, closing_deadline
 from carousel._requests import Source
+from carousel._tensors import Features
 
 if TYPE_CHECKING:
     from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
@@ -54,8 +55,9 @@ class AsyncSessionBatch(BatchFacts[AsyncStream]):
 
     async def step(
         self,
-        tokens: Sequence[int] | Sequence[Sequence[int]],
+        tokens: Sequence[int] | Sequence[Sequence[int]] | None = None,
         *,
+        features: Features | None = None,
         places: Sequence[int] | None = None,
         top_k: int | None = None,
         logits: bool = False,
@@ -64,7 +66,7 @@ class AsyncSessionBatch(BatchFacts[AsyncStream]):
     ) -> BatchStep:
         """Makes sessions consume tokens and tells what comes next in each: see `SessionBatch.step`."""
         self._check_none_in_flight()
-        self.send(tokens, places=places, top_k=top_k, logits=logits, outputs=outputs)
+        self.send(tokens, features=features, places=places, top_k=top_k, logits=logits, outputs=outputs)
         return await self.receive(timeout)
 
     async def receive(self, timeout: float | None = None) -> BatchStep:

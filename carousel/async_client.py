@@ -12,7 +12,7 @@ from typing import Self, TypeVar, Unpack
 
 import grpc
 
-from carousel import _answers, _requests
+from carousel import _admin_requests, _answers, _requests
 from carousel._async_unary import is_cancelled, unary
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
 from carousel._deadline import Deadline
@@ -20,6 +20,7 @@ from carousel._generation import GenerationState
 from carousel._protocol import SessionProtocol
 from carousel._recovery import Backoff, Recovery
 from carousel._requests import Source
+from carousel._tensors import Features, Vector
 from carousel.async_batch import AsyncSessionBatch
 from carousel.async_session import AsyncGeneration, SessionOpening
 from carousel.async_sessions import AsyncSessions
@@ -132,6 +133,23 @@ class AsyncClient:
 
         return AsyncGeneration(state, pull, leave)
 
+    async def forecast(
+        self,
+        model: str,
+        horizon: int,
+        source: Source | None = None,
+        *,
+        features: Features | None = None,
+        version: int = 0,
+        variant: str = "",
+        timeout: float | None = None,
+    ) -> list[Vector]:
+        """The values of a model that goes on by itself: see `Client.forecast`."""
+        generation = self.generate(
+            model, source, version=version, variant=variant, prompt=features, timeout=timeout, max_tokens=horizon
+        )
+        return await generation.vectors()
+
     async def score(
         self,
         model: str,
@@ -217,6 +235,6 @@ class AsyncClient:
 
     async def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> ModelInfo:
         """One version of a model; 0 means the newest that is served. Raises NotFoundError."""
-        request = _requests.model_request(name, version)
+        request = _admin_requests.model_request(name, version)
         response = await unary(self._models.Get, request, self._timeout if timeout is None else timeout)
         return _answers.model_info(response.model)

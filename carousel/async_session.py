@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack, cast
 
 from carousel import _requests
 from carousel._async_line import AsyncLine
@@ -15,6 +15,7 @@ from carousel._deadline import Deadline, closing_deadline
 from carousel._generation import GenerationFacts, GenerationState
 from carousel._protocol import SessionFacts, SessionProtocol
 from carousel._requests import Source, Tokens
+from carousel._tensors import Features, Vector
 from carousel.async_sessions import AsyncSessions
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
@@ -43,7 +44,7 @@ class AsyncGeneration(GenerationFacts):
     async def __aiter__(self) -> AsyncIterator[Token]:
         try:
             while (token := await self._take()) is not None:
-                yield token
+                yield cast(Token, token)
         finally:
             await self.aclose()
 
@@ -51,7 +52,7 @@ class AsyncGeneration(GenerationFacts):
         token = await self._take()
         if token is None:
             raise StopAsyncIteration
-        return token
+        return cast(Token, token)
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,7 +70,15 @@ class AsyncGeneration(GenerationFacts):
         """
         await self._leave()
 
-    async def _take(self) -> Token | None:
+    async def vectors(self) -> list[Vector]:
+        """All that is generated, of a model that gives values, when it is done."""
+        found: list[Vector] = []
+        async with self:
+            while (vector := await self._take()) is not None:
+                found.append(cast(Vector, vector))
+        return found
+
+    async def _take(self) -> Token | Vector | None:
         while not self._state.is_ready:
             await self._pull()
         return self._state.take()
@@ -92,13 +101,15 @@ class AsyncSession(SessionFacts):
 
     async def feed(
         self,
-        tokens: Tokens,
+        tokens: Tokens | None = None,
         *,
+        features: Features | None = None,
         top_k: int | None = None,
         logits: bool = False,
         outputs: bool = True,
         every_position: bool = False,
         mark: bool = False,
+        trace: bool = False,
         timeout: float | None = None,
     ) -> Step:
         """Makes the session consume tokens and tells what comes next: see `Session.feed`.
@@ -106,7 +117,14 @@ class AsyncSession(SessionFacts):
         A feed whose task is cancelled is like one whose time ran out: sending it again is safe.
         """
         message = _requests.feed_message(
-            tokens, top_k=top_k, logits=logits, outputs=outputs, every_position=every_position, mark=mark
+            tokens,
+            features=features,
+            top_k=top_k,
+            logits=logits,
+            outputs=outputs,
+            every_position=every_position,
+            mark=mark,
+            trace=trace,
         )
         return await self._line.run(self._protocol.feed(message), Deadline(self._or_default(timeout)))
 
@@ -126,6 +144,10 @@ class AsyncSession(SessionFacts):
                 await self._line.run(self._protocol.leave(state), deadline or Deadline(None))
 
         return AsyncGeneration(state, pull, leave)
+
+    async def forecast(self, horizon: int, *, timeout: float | None = None) -> list[Vector]:
+        """Lets a model that gives values go on by itself: see `Session.forecast`."""
+        return await self.generate(max_tokens=horizon, timeout=timeout).vectors()
 
     async def score(
         self, targets: Sequence[Source], *, with_end: bool = False, timeout: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from carousel import _answers, _requests
+from carousel import _admin_requests, _answers
 from carousel._async_unary import unary
 from carousel._channel import session_metadata
 from carousel.v1 import sessions_pb2
@@ -24,12 +24,12 @@ class AsyncSessions:
 
     async def list(self, model: str | None = None, *, page_size: int = 0) -> AsyncIterator[SessionInfo]:
         """All sessions, or those of one model, in the order in which they were opened: see `Sessions.list`."""
-        request: sessions_pb2.SessionsListRequest | None = _requests.sessions_request(model, page_size)
+        request: sessions_pb2.SessionsListRequest | None = _admin_requests.sessions_request(model, page_size)
         while request is not None:
             response = await unary(self._stub.List, request, self._timeout)
             for message in response.sessions:
                 yield _answers.session_info(message)
-            request = _requests.next_page(request, response)
+            request = _admin_requests.next_page(request, response)
 
     async def get(self, session_id: str) -> SessionInfo:
         """One session. Raises NotFoundError, which tells why a session that is gone went, if that is known."""
@@ -51,7 +51,7 @@ class AsyncSessions:
 
     async def restore(self, snapshot: bytes, *, session_id: str = "", version: int | None = None) -> SessionInfo:
         """Makes a session of a snapshot: see `Sessions.restore`."""
-        request = _requests.restore_request(snapshot, session_id, version)
+        request = _admin_requests.restore_request(snapshot, session_id, version)
         response = await unary(self._stub.Restore, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)
 
@@ -75,5 +75,5 @@ class AsyncSessions:
 
     async def set_state(self, session_id: str, *tensors: StateTensor) -> None:
         """Writes state tensors of a session: see `Sessions.set_state`."""
-        request = _requests.state_request(session_id, tensors)
+        request = _admin_requests.state_request(session_id, tensors)
         await unary(self._stub.SetState, request, self._timeout, session_metadata(session_id))

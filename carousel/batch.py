@@ -11,6 +11,7 @@ from carousel._batch import BatchFacts, BatchProtocol, BatchStep
 from carousel._deadline import Deadline, closing_deadline
 from carousel._requests import Source
 from carousel._stream import Stream
+from carousel._tensors import Features
 from carousel.v1.inference_pb2_grpc import InferenceStub
 
 
@@ -51,8 +52,9 @@ class SessionBatch(BatchFacts[Stream]):
 
     def step(
         self,
-        tokens: Sequence[int] | Sequence[Sequence[int]],
+        tokens: Sequence[int] | Sequence[Sequence[int]] | None = None,
         *,
+        features: Features | None = None,
         places: Sequence[int] | None = None,
         top_k: int | None = None,
         logits: bool = False,
@@ -61,15 +63,16 @@ class SessionBatch(BatchFacts[Stream]):
     ) -> BatchStep:
         """Makes sessions consume tokens and tells what comes next in each, in one round trip.
 
-        tokens: by id, one for each session, or a sequence of them. places: which sessions; default all. top_k, logits,
-        outputs: as in `Session.feed`. timeout: seconds; default the client's.
+        tokens: by id, one for each session, or a sequence of them. features: instead, of models that read those, one
+        vector for each. places: which sessions; default all. top_k, logits, outputs: as in `Session.feed`. timeout:
+        seconds; default the client's.
 
         A session that is refused is told of in `BatchStep.errors`, and the others go on. Raises InvalidArgumentError
         when the step itself is wrong, DeadlineExceededError when no answer came in time: then `receive` waits for it
         again. LookupError when other steps are in flight. UnavailableError when the stream is gone.
         """
         self._check_none_in_flight()
-        self.send(tokens, places=places, top_k=top_k, logits=logits, outputs=outputs)
+        self.send(tokens, features=features, places=places, top_k=top_k, logits=logits, outputs=outputs)
         return self.receive(timeout)
 
     def receive(self, timeout: float | None = None) -> BatchStep:

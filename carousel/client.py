@@ -10,13 +10,14 @@ from typing import Self, TypeVar, Unpack
 
 import grpc
 
-from carousel import _answers, _requests
+from carousel import _admin_requests, _answers, _requests
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
 from carousel._deadline import Deadline
 from carousel._generation import GenerationState
 from carousel._protocol import SessionProtocol
 from carousel._recovery import Backoff, Recovery
 from carousel._requests import Source
+from carousel._tensors import Features, Vector
 from carousel._unary import unary
 from carousel.batch import SessionBatch
 from carousel.errors import CarouselError
@@ -135,6 +136,27 @@ class Client:
 
         return Generation(state, pull, leave)
 
+    def forecast(
+        self,
+        model: str,
+        horizon: int,
+        source: Source | None = None,
+        *,
+        features: Features | None = None,
+        version: int = 0,
+        variant: str = "",
+        timeout: float | None = None,
+    ) -> list[Vector]:
+        """The values of a model that gives those and goes on by itself, in a session that lives as long as the call.
+
+        horizon: steps. source, version, variant, timeout: as in `generate`; a source of such a model is vectors.
+        features: vectors for its steps to consume first. Raises what the iterator of `generate` raises.
+        """
+        generation = self.generate(
+            model, source, version=version, variant=variant, prompt=features, timeout=timeout, max_tokens=horizon
+        )
+        return generation.vectors()
+
     def score(
         self,
         model: str,
@@ -238,6 +260,6 @@ class Client:
 
     def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> ModelInfo:
         """One version of a model; 0 means the newest that is served. Raises NotFoundError."""
-        request = _requests.model_request(name, version)
+        request = _admin_requests.model_request(name, version)
         response = unary(self._models.Get, request, self._timeout if timeout is None else timeout)
         return _answers.model_info(response.model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, Unpack, cast
 
 from carousel import _requests
 from carousel._deadline import Deadline, closing_deadline
@@ -13,6 +13,7 @@ from carousel._generation import GenerationFacts, GenerationState
 from carousel._line import Line
 from carousel._protocol import SessionFacts, SessionProtocol
 from carousel._requests import Source, Tokens
+from carousel._tensors import Features, Vector
 from carousel.errors import CarouselError
 from carousel.sessions import Sessions
 from carousel.v1 import inference_pb2 as pb
@@ -36,7 +37,7 @@ class Generation(GenerationFacts):
     def __iter__(self) -> Iterator[Token]:
         try:
             while (token := self._take()) is not None:
-                yield token
+                yield cast(Token, token)
         finally:
             self.close()
 
@@ -44,7 +45,12 @@ class Generation(GenerationFacts):
         token = self._take()
         if token is None:
             raise StopIteration
-        return token
+        return cast(Token, token)
+
+    def vectors(self) -> list[Vector]:
+        """All that is generated, of a model that gives values, when it is done."""
+        with self:
+            return list(iter(lambda: cast(Vector, self._take()), None))
 
     def __enter__(self) -> Self:
         return self
@@ -62,7 +68,7 @@ class Generation(GenerationFacts):
         """
         self._leave()
 
-    def _take(self) -> Token | None:
+    def _take(self) -> Token | Vector | None:
         while not self._state.is_ready:
             self._pull()
         return self._state.take()
@@ -107,21 +113,25 @@ class Session(SessionFacts):
 
     def feed(
         self,
-        tokens: Tokens,
+        tokens: Tokens | None = None,
         *,
+        features: Features | None = None,
         top_k: int | None = None,
         logits: bool = False,
         outputs: bool = True,
         every_position: bool = False,
         mark: bool = False,
+        trace: bool = False,
         timeout: float | None = None,
     ) -> Step:
         """Makes the session consume tokens and tells what comes next.
 
-        tokens: names or ids, or one of them. By default the most likely next token is returned. top_k: the k most
-        likely, with log-probabilities. logits: the logits of the whole vocabulary. outputs=False: nothing but the
-        position. every_position: an output after each token, not after the last alone. mark: keep the session as it is
-        after this feed, for `rewind`. timeout: seconds; default the client's.
+        tokens: names or ids, or one of them. features: instead, of models that read those, vectors, [steps, features]:
+        nested sequences of numbers, or an array such as NumPy's. By default the most likely next token is returned, or
+        the values of a model that gives those. top_k: the k most likely, with log-probabilities. logits: the logits of
+        the whole vocabulary. outputs=False: nothing but the position. every_position: an output after each token, not
+        after the last alone. mark: keep the session as it is after this feed, for `rewind`. trace: also what the steps
+        did inside, of models that can be looked into. timeout: seconds; default the client's.
 
         Raises InvalidArgumentError for a token outside the vocabulary or none at all, having changed nothing.
         DeadlineExceededError when no answer came in time: then the same feed may simply be sent again, and is applied
@@ -129,7 +139,14 @@ class Session(SessionFacts):
         SessionClosedError, UnavailableError when the session is gone.
         """
         message = _requests.feed_message(
-            tokens, top_k=top_k, logits=logits, outputs=outputs, every_position=every_position, mark=mark
+            tokens,
+            features=features,
+            top_k=top_k,
+            logits=logits,
+            outputs=outputs,
+            every_position=every_position,
+            mark=mark,
+            trace=trace,
         )
         return self._line.run(self._protocol.feed(message), Deadline(self._or_default(timeout)))
 
@@ -153,6 +170,14 @@ class Session(SessionFacts):
                 self._line.run(self._protocol.leave(state), deadline or Deadline(None))
 
         return Generation(state, pull, leave)
+
+    def forecast(self, horizon: int, *, timeout: float | None = None) -> list[Vector]:
+        """Lets a model that gives values go on by itself from where the session is, which then stands after it.
+
+        horizon: steps, 1 to the server's limit. Returns as many vectors. timeout: seconds for the whole of it; default
+        the client's. Raises InvalidArgumentError for a model that cannot, and what `feed` raises.
+        """
+        return self.generate(max_tokens=horizon, timeout=timeout).vectors()
 
     def score(
         self, targets: Sequence[Source], *, with_end: bool = False, timeout: float | None = None

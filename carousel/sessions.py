@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from carousel import _answers, _requests
+from carousel import _admin_requests, _answers
 from carousel._channel import session_metadata
 from carousel._unary import unary
 from carousel.v1 import sessions_pb2
@@ -24,11 +24,11 @@ class Sessions:
 
         Pages are fetched as they are needed. page_size: 1 to 1,000; 0 for the server's default.
         """
-        request: sessions_pb2.SessionsListRequest | None = _requests.sessions_request(model, page_size)
+        request: sessions_pb2.SessionsListRequest | None = _admin_requests.sessions_request(model, page_size)
         while request is not None:
             response = unary(self._stub.List, request, self._timeout)
             yield from map(_answers.session_info, response.sessions)
-            request = _requests.next_page(request, response)
+            request = _admin_requests.next_page(request, response)
 
     def get(self, session_id: str) -> SessionInfo:
         """One session. Raises NotFoundError, which tells why a session that is gone went, if that is known."""
@@ -56,7 +56,7 @@ class Sessions:
         and CarouselError of code DATA_LOSS, PERMISSION_DENIED or UNIMPLEMENTED for bytes that were changed, signed with
         another key, or are a later server's.
         """
-        request = _requests.restore_request(snapshot, session_id, version)
+        request = _admin_requests.restore_request(snapshot, session_id, version)
         response = unary(self._stub.Restore, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)
 
@@ -83,5 +83,5 @@ class Sessions:
     def set_state(self, session_id: str, *tensors: StateTensor) -> None:
         """Writes state tensors of a session, each as the model's are; the others stay, and so does its position. Raises
         NotFoundError, InvalidArgumentError, FailedPreconditionError when it is at work."""
-        request = _requests.state_request(session_id, tensors)
+        request = _admin_requests.state_request(session_id, tensors)
         unary(self._stub.SetState, request, self._timeout, session_metadata(session_id))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import TypedDict
@@ -65,12 +65,15 @@ class StepOutput:
     """What the model says comes next.
 
     position: where it says so, in tokens consumed before. tokens: the most likely next ones, most likely first; empty
-    when logits were asked for. logits: [V] by token id, empty unless asked for.
+    when logits were asked for. logits: [V] by token id, empty unless asked for. values: what a model that gives values
+    gave. trace: what the step to here did inside, by name, such as `layer0.forget_gate`; empty unless asked for.
     """
 
     position: int
     tokens: tuple[Token, ...] = ()
     logits: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
+    trace: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,16 @@ class Step:
     def logits(self) -> tuple[float, ...]:
         """The logits after the last token fed, [V] by token id; empty if they were not asked for."""
         return self.outputs[-1].logits if self.outputs else ()
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """What a model that gives values gave after the last step fed; empty for other models."""
+        return self.outputs[-1].values if self.outputs else ()
+
+    @property
+    def trace(self) -> Mapping[str, tuple[float, ...]]:
+        """What the last step did inside, by name; empty unless asked for."""
+        return self.outputs[-1].trace if self.outputs else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +147,12 @@ class ModelInfo:
     problem: why it is not served, empty when it is. source_vocabulary, target_vocabulary: names by id; the former is
     empty without an encoder. max_source_length: in tokens, 0 without an encoder. max_tokens: generated at most when a
     request sets no limit. state_size_bytes: held for each session. manifest_digest: SHA-256 in hexadecimal. variants:
-    names of the ways to compute it, `fp32` and perhaps others such as `int8`.
+    names of the ways to compute it, `fp32` and perhaps others such as `int8`. input_vocabulary: of the tokens that
+    steps read, empty when it is the target's, or when they read vectors. tokenizer: how text becomes those tokens,
+    `characters` or `whitespace`. feature_size, source_feature_size: numbers in each vector that steps, and the encoder,
+    read; 0 when they read tokens. value_size: values that a step gives, 0 when it gives logits. can_generate: whether
+    it can go on by itself. trace: what can be seen inside a step, by name. max_batch_rows: sessions that it steps
+    together, 0 for any number.
     """
 
     model: str
@@ -150,6 +168,14 @@ class ModelInfo:
     state_size_bytes: int
     manifest_digest: str
     variants: tuple[str, ...]
+    input_vocabulary: tuple[str, ...] = ()
+    tokenizer: str = ""
+    feature_size: int = 0
+    source_feature_size: int = 0
+    value_size: int = 0
+    can_generate: bool = True
+    trace: tuple[str, ...] = ()
+    max_batch_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from export.errors import ExportError
 from service.repository.manifest import FILE_NAME, Manifest, Parity
+
+if TYPE_CHECKING:
+    from export.bundle import BundleOptions
 
 INT8 = "int8"
 
@@ -20,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, or 1 when nothing was written."""
     parsed = _parser().parse_args(arguments)
     try:
-        folder = _export_g2p(parsed) if parsed.recipe == "g2p" else _export_random_lm(parsed)
+        folder = _EXPORTS[parsed.recipe](parsed)
     except (ExportError, ValidationError, OSError) as error:
         print(f"nothing was written: {error}", file=sys.stderr)
         return 1
@@ -61,6 +66,57 @@ def _export_random_lm(parsed: argparse.Namespace) -> Path:
     )
 
 
+def _export_pychar(parsed: argparse.Namespace) -> Path:
+    from export.pychar import DESCRIPTION, export_pychar  # noqa: PLC0415  # likewise
+    from models.recipes.pychar import MODEL  # noqa: PLC0415  # likewise
+
+    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
+    return export_pychar(parsed.checkpoint, **_options(parsed, MODEL, DESCRIPTION))
+
+
+def _export_stress(parsed: argparse.Namespace) -> Path:
+    from export.stress import DESCRIPTION, export_stress  # noqa: PLC0415  # likewise
+    from models.recipes.stress import MODEL  # noqa: PLC0415  # likewise
+
+    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
+    return export_stress(parsed.checkpoint, **_options(parsed, MODEL, DESCRIPTION))
+
+
+def _export_co2(parsed: argparse.Namespace) -> Path:
+    from export.co2 import DESCRIPTION, export_co2  # noqa: PLC0415  # likewise
+    from models.recipes.co2 import MODEL  # noqa: PLC0415  # likewise
+
+    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
+    return export_co2(parsed.checkpoint, **_options(parsed, MODEL, DESCRIPTION))
+
+
+def _options(parsed: argparse.Namespace, name: str, description: str) -> BundleOptions:
+    """What a recipe's command says of its bundle."""
+    evaluation = json.loads((parsed.checkpoint.parent / "evaluation.json").read_bytes())
+    return {
+        "to": parsed.to,
+        "name": name,
+        "description": description,
+        "evaluation": evaluation,
+        "version": parsed.version,
+        "replace": parsed.replace,
+    }
+
+
+_EXPORTS: dict[str, Callable[[argparse.Namespace], Path]] = {
+    "g2p": _export_g2p,
+    "pychar": _export_pychar,
+    "stress": _export_stress,
+    "co2": _export_co2,
+    "random-lm": _export_random_lm,
+}
+_RECIPES = {
+    "pychar": "Python source, character by character: the bundle pychar-en",
+    "stress": "phonemes of running speech to stress: the bundle stress-en",
+    "co2": "atmospheric carbon dioxide, months ahead: the bundle co2-forecast",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m export", description="Exports a checkpoint to a verified bundle.")
     recipes = parser.add_subparsers(dest="recipe", required=True, metavar="RECIPE")
@@ -71,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     g2p.add_argument("--max-bytes", type=int, metavar="N", help="the most the bundle may weigh (default: 16000000)")
     _add_variants(g2p)
     g2p.add_argument("--replace", action="store_true", help="take the place of the version that is there")
+    for name, about in _RECIPES.items():
+        recipe = recipes.add_parser(name, help=about)
+        recipe.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a best.safetensors of that recipe")
+        recipe.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
+        recipe.add_argument("--version", type=_version, default=1, help="the bundle's version (default: 1)")
+        recipe.add_argument("--replace", action="store_true", help="take the place of the version that is there")
     random_lm = recipes.add_parser("random-lm", help="a language model of random weights, to measure with")
     random_lm.add_argument("--name", required=True, help="the model's name")
     random_lm.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")

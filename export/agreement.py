@@ -19,7 +19,7 @@ def check_agreement(found: Walk, interface: Interface) -> None:
     The readout has the bits of the last step's logits; tokens are those that a stable sort of the logits gives, so of
     equal ones the lowest id; log-probabilities are within `LOG_PROBABILITY_TOLERANCE` of double precision.
     """
-    logits = found[interface.step.logits.name]  # [T, V]
+    logits = found[interface.step.output.name]  # [T, V]
     if READOUT in found and found[READOUT].tobytes() != logits[-1].tobytes():
         off = float(np.abs(found[READOUT] - logits[-1]).max())
         raise ExportError(f"the readout is not bit for bit the logits of the step before it: off by up to {off:.3g}")

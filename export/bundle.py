@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version as version_of
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from torch import nn
 
@@ -15,187 +16,231 @@ from export import card
 from export.errors import ExportError
 from export.folder import refuse_existing, write_folder
 from export.graphs import Graphs, export_graphs
-from export.interface import Interface, language_model_interface, seq2seq_interface
+from export.interface import (
+    Interface,
+    forecaster_interface,
+    language_model_interface,
+    seq2seq_interface,
+    tagger_interface,
+)
 from export.proof import prove
+from export.trace import make_trace
 from export.variants import INT8, Evaluate, make_int8
 from export.vocabulary import Vocabulary
-from models.language_model import LanguageModel, LanguageModelReadout
+from models.forecaster import Forecaster
+from models.language_model import LanguageModel
 from models.seq2seq import DecoderReadout, Seq2Seq
-from service.repository.manifest import FILE_NAME, Manifest, SpecialTokens, VariantSpec
+from models.tagger import Tagger
+from models.token_stack import TokenReadout
+from service.repository.manifest import FILE_NAME, Manifest, Parity, SpecialTokens, VariantSpec
 
 MAX_BUNDLE_BYTES = 16_000_000
 """The most a bundle may weigh unless its writer says otherwise: shipped bundles live in version control."""
+MAX_TOKENS = 256
 
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
-_SOURCE_FILE, _TARGET_FILE = "source.txt", "target.txt"
+_SOURCE_FILE, _INPUT_FILE, _TARGET_FILE = "source.txt", "input.txt", "target.txt"
+
+
+class _Required(TypedDict):
+    to: Path
+    name: str
+    description: str
+    evaluation: Mapping[str, object]
+
+
+class BundleOptions(_Required, total=False):
+    """What every bundle is told, whatever the model.
+
+    to, name, version: it is written as `to/name/version`, of version 1 unless told otherwise. description: one line.
+    evaluation: the recipe's. max_tokens: generated at most when a request sets no limit. write_card: gives the README
+    of a manifest. extra_files: what lies beside it and is not read at serving, by name. int8: whether to make that
+    variant, which `evaluate_int8` may refuse, given both. trace: whether to make the graph that looks inside; it is
+    made unless told otherwise. max_bytes: the most that the bundle may weigh. replace: take the place of the version
+    that is there.
+    """
+
+    version: int
+    max_tokens: int
+    write_card: Callable[[Manifest], str]
+    extra_files: Mapping[str, bytes]
+    int8: bool
+    evaluate_int8: Evaluate | None
+    trace: bool
+    max_bytes: int
+    replace: bool
 
 
 def write_seq2seq(
     model: Seq2Seq,
     *,
-    to: Path,
-    name: str,
-    version: int = 1,
-    description: str,
     source: Vocabulary,
     target: Vocabulary,
     special_tokens: SpecialTokens,
-    evaluation: Mapping[str, object],
     max_source_length: int = 64,
-    max_tokens: int = 64,
-    write_card: Callable[[Manifest], str] = card.write_card,
-    extra_files: Mapping[str, bytes] | None = None,
-    int8: bool = False,
-    evaluate_int8: Evaluate | None = None,
-    max_bytes: int = MAX_BUNDLE_BYTES,
-    replace: bool = False,
+    **options: Unpack[BundleOptions],
 ) -> Path:
-    """Writes the bundle of `model` as `to/name/version` and returns that folder. The model itself is left as it is.
+    """Writes the bundle of `model` and returns its folder. The model itself is left as it is.
 
-    max_source_length, max_tokens: in tokens. write_card: gives the README of a manifest. extra_files: what lies beside
-    it and is not read at serving, by name. int8: whether to make that variant, which `evaluate_int8` may refuse, given
-    both. replace: take the place of the version that is there. The same model and
-    arguments give the same bytes. Raises, and writes nothing: ExportError when a proof fails, a vocabulary does not fit
-    the model, the version is there already, or the bundle is over max_bytes; pydantic's ValidationError when an
-    argument does not fit the manifest; OSError when the disk refuses.
+    max_source_length: in tokens. The same model and arguments give the same bytes. Raises, and writes nothing:
+    ExportError when a proof fails, a vocabulary does not fit the model, the version is there already, or the bundle is
+    over max_bytes; pydantic's ValidationError when an argument does not fit the manifest; OSError when the disk
+    refuses.
     """
     _check_vocabulary("source", source, model.config.source_vocabulary_size)
     _check_vocabulary("target", target, model.config.target_vocabulary_size)
     model = copy.deepcopy(model).cpu().float().eval()
-    contents = _Contents(
+    contents = Contents(
         interface=seq2seq_interface(model.config, max_source_length=max_source_length),
         step=model.decoder,
         encoder=model.encoder,
         readout=DecoderReadout(model.decoder).eval(),
-        source=source,
-        target=target,
+        vocabularies=Vocabularies(source=source, target=target),
         special_tokens=special_tokens,
-        max_tokens=max_tokens,
-        description=description,
-        evaluation=evaluation,
-        int8=int8,
-        evaluate_int8=evaluate_int8,
     )
-    place = _Place(to, name, version, max_bytes, replace)
-    return _write(contents, place, write_card, extra_files or {})
+    options.setdefault("max_tokens", 64)
+    return write_bundle(contents, **options)
 
 
 def write_language_model(
-    model: LanguageModel,
-    *,
-    to: Path,
-    name: str,
-    version: int = 1,
-    description: str,
-    vocabulary: Vocabulary,
-    special_tokens: SpecialTokens,
-    evaluation: Mapping[str, object],
-    max_tokens: int = 256,
-    write_card: Callable[[Manifest], str] = card.write_card,
-    extra_files: Mapping[str, bytes] | None = None,
-    int8: bool = False,
-    evaluate_int8: Evaluate | None = None,
-    max_bytes: int = MAX_BUNDLE_BYTES,
-    replace: bool = False,
+    model: LanguageModel, *, vocabulary: Vocabulary, special_tokens: SpecialTokens, **options: Unpack[BundleOptions]
 ) -> Path:
-    """Writes the bundle of a language model as `to/name/version` and returns that folder: see `write_seq2seq`."""
+    """Writes the bundle of a language model and returns its folder: see `write_seq2seq`."""
     _check_vocabulary("target", vocabulary, model.config.vocabulary_size)
     model = copy.deepcopy(model).cpu().float().eval()
-    contents = _Contents(
+    contents = Contents(
         interface=language_model_interface(model.config),
         step=model,
-        encoder=None,
-        readout=LanguageModelReadout(model).eval(),
-        source=None,
-        target=vocabulary,
+        readout=TokenReadout(model).eval(),
+        vocabularies=Vocabularies(target=vocabulary),
         special_tokens=special_tokens,
-        max_tokens=max_tokens,
-        description=description,
-        evaluation=evaluation,
-        int8=int8,
-        evaluate_int8=evaluate_int8,
     )
-    place = _Place(to, name, version, max_bytes, replace)
-    return _write(contents, place, write_card, extra_files or {})
+    return write_bundle(contents, **options)
+
+
+def write_tagger(model: Tagger, *, vocabulary: Vocabulary, tags: Vocabulary, **options: Unpack[BundleOptions]) -> Path:
+    """Writes the bundle of a tagger and returns its folder: see `write_seq2seq`. vocabulary: of what it reads."""
+    _check_vocabulary("input", vocabulary, model.config.vocabulary_size)
+    _check_vocabulary("target", tags, model.config.num_tags)
+    model = copy.deepcopy(model).cpu().float().eval()
+    contents = Contents(
+        interface=tagger_interface(model.config),
+        step=model,
+        readout=TokenReadout(model).eval(),
+        vocabularies=Vocabularies(input=vocabulary, target=tags),
+    )
+    return write_bundle(contents, **options)
+
+
+def write_forecaster(model: Forecaster, *, max_source_length: int = 1024, **options: Unpack[BundleOptions]) -> Path:
+    """Writes the bundle of a forecaster and returns its folder: see `write_seq2seq`. max_source_length: in steps."""
+    model = copy.deepcopy(model).cpu().float().eval()
+    contents = Contents(
+        interface=forecaster_interface(model.config, max_source_length=max_source_length),
+        step=model.decoder,
+        encoder=model.encoder,
+    )
+    return write_bundle(contents, **options)
 
 
 @dataclass(frozen=True, slots=True)
-class _Contents:
-    """What a bundle is made of."""
+class Vocabularies:
+    """Of the source, of what steps read when it is not the target's, and of the logits. None: there are numbers."""
+
+    source: Vocabulary | None = None
+    input: Vocabulary | None = None
+    target: Vocabulary | None = None
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The bundle's, by name."""
+        named = ((_SOURCE_FILE, self.source), (_INPUT_FILE, self.input), (_TARGET_FILE, self.target))
+        return {file: vocabulary.to_lines() for file, vocabulary in named if vocabulary is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A model in evaluation mode: its modules, called as the interface says, and its vocabularies."""
 
     interface: Interface
     step: nn.Module
-    encoder: nn.Module | None
-    readout: nn.Module
-    source: Vocabulary | None
-    target: Vocabulary
-    special_tokens: SpecialTokens
-    max_tokens: int
-    description: str
-    evaluation: Mapping[str, object]
-    int8: bool
-    evaluate_int8: Evaluate | None
+    encoder: nn.Module | None = None
+    readout: nn.Module | None = None
+    vocabularies: Vocabularies = field(default_factory=Vocabularies)
+    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a bundle goes."""
+def write_bundle(contents: Contents, **options: Unpack[BundleOptions]) -> Path:
+    """Exports, proves and writes a model: see `write_seq2seq`."""
+    _refuse_existing(options)
+    interface = contents.interface
+    graphs = export_graphs(interface, contents.step, contents.encoder, contents.readout)
+    parity = prove(graphs, interface, contents.step, contents.encoder)
+    return write_graphs(graphs, interface, contents.vocabularies, contents.special_tokens, parity, **options)
 
-    repository: Path
-    name: str
-    version: int
-    max_bytes: int
-    replace: bool
+
+def write_graphs(  # what a bundle is made of
+    graphs: Graphs,
+    interface: Interface,
+    vocabularies: Vocabularies,
+    special_tokens: SpecialTokens,
+    parity: Parity,
+    **options: Unpack[BundleOptions],
+) -> Path:
+    """Writes proven graphs as a bundle: see `write_seq2seq`."""
+    folder = _refuse_existing(options)
+    files = {**_graph_files(graphs, interface), **vocabularies.files}
+    variants: dict[str, VariantSpec] = {}
+    if options.get("int8", False):
+        variant = make_int8(graphs, interface, options.get("evaluate_int8"))
+        variants[INT8] = variant.spec
+        files |= variant.files
+    trace = make_trace(graphs.step, interface) if options.get("trace", True) else None
+    if trace is not None:
+        files[trace.spec.file] = trace.graph
+    source, read, target = vocabularies.source, vocabularies.input, vocabularies.target
+    manifest = Manifest(
+        model=options["name"],
+        version=options.get("version", 1),
+        description=options["description"],
+        encoder=interface.encoder,
+        step=interface.step,
+        readout=interface.readout if graphs.readout is not None else None,
+        variants=variants,
+        states=interface.states,
+        contexts=interface.contexts,
+        trace=None if trace is None else trace.spec,
+        source_vocabulary=None if source is None else source.spec(_SOURCE_FILE),
+        input_vocabulary=None if read is None else read.spec(_INPUT_FILE),
+        target_vocabulary=None if target is None else target.spec(_TARGET_FILE),
+        start=interface.start,
+        special_tokens=special_tokens,
+        max_tokens=options.get("max_tokens", MAX_TOKENS),
+        digests={file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
+        exported_with={package: version_of(package) for package in _PACKAGES},
+        parity=parity,
+        evaluation=dict(options["evaluation"]),
+    )
+    files[FILE_NAME] = (manifest.model_dump_json(indent=2) + "\n").encode()
+    files[card.FILE_NAME] = options.get("write_card", card.write_card)(manifest).encode()
+    files = {**options.get("extra_files", {}), **files}
+    total, limit = sum(len(content) for content in files.values()), options.get("max_bytes", MAX_BUNDLE_BYTES)
+    if total > limit:
+        raise ExportError(f"the bundle would weigh {total} bytes, more than the {limit} allowed")
+    write_folder(folder, files, replace=options.get("replace", False))
+    return folder
+
+
+def _refuse_existing(options: BundleOptions) -> Path:
+    """The bundle's folder, which must not be there already unless it is to be replaced."""
+    folder = options["to"] / options["name"] / str(options.get("version", 1))
+    refuse_existing(folder, replace=options.get("replace", False))
+    return folder
 
 
 def _check_vocabulary(side: str, vocabulary: Vocabulary, size: int) -> None:
     if len(vocabulary.tokens) != size:
         raise ExportError(f"the {side} vocabulary has {len(vocabulary.tokens)} tokens and the model {size}")
-
-
-def _write(
-    contents: _Contents, place: _Place, write_card: Callable[[Manifest], str], extra_files: Mapping[str, bytes]
-) -> Path:
-    folder = place.repository / place.name / str(place.version)
-    refuse_existing(folder, replace=place.replace)
-    interface, source, target = contents.interface, contents.source, contents.target
-    graphs = export_graphs(interface, contents.step, contents.encoder, contents.readout)
-    parity = prove(graphs, interface, contents.step, contents.encoder)
-    files = {**_graph_files(graphs, interface), _TARGET_FILE: target.to_lines()}
-    if source is not None:
-        files[_SOURCE_FILE] = source.to_lines()
-    variants: dict[str, VariantSpec] = {}
-    if contents.int8:
-        variant = make_int8(graphs, interface, contents.evaluate_int8)
-        variants[INT8] = variant.spec
-        files |= variant.files
-    manifest = Manifest(
-        model=place.name,
-        version=place.version,
-        description=contents.description,
-        encoder=interface.encoder,
-        step=interface.step,
-        readout=interface.readout,
-        variants=variants,
-        states=interface.states,
-        contexts=interface.contexts,
-        source_vocabulary=source.spec(_SOURCE_FILE) if source is not None else None,
-        target_vocabulary=target.spec(_TARGET_FILE),
-        special_tokens=contents.special_tokens,
-        max_tokens=contents.max_tokens,
-        digests={file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
-        exported_with={package: version_of(package) for package in _PACKAGES},
-        parity=parity,
-        evaluation=dict(contents.evaluation),
-    )
-    files[FILE_NAME] = (manifest.model_dump_json(indent=2) + "\n").encode()
-    files[card.FILE_NAME] = write_card(manifest).encode()
-    files = {**extra_files, **files}
-    total = sum(len(content) for content in files.values())
-    if total > place.max_bytes:
-        raise ExportError(f"the bundle would weigh {total} bytes, more than the {place.max_bytes} allowed")
-    write_folder(folder, files, replace=place.replace)
-    return folder
 
 
 def _graph_files(graphs: Graphs, interface: Interface) -> dict[str, bytes]:

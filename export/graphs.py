@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from export.errors import ExportError
 from export.heads import add_heads
 from export.interface import Interface
-from models.layers import ONNX_DOMAIN_VERSION, LSTMLayer
+from models.recurrent import ONNX_DOMAIN_VERSION, RecurrentLayer
 from service.repository.manifest import Dtype, TensorSpec
 
 OPSET = ONNX_DOMAIN_VERSION
@@ -61,7 +63,7 @@ def _export(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[T
     if module.training:
         raise ExportError(f"{type(module).__name__} is in training mode: call eval() before exporting it")
     for layer in module.modules():
-        if isinstance(layer, LSTMLayer):
+        if isinstance(layer, RecurrentLayer):
             layer.prepare_for_export()
     axes = {name: torch.export.Dim(name) for name in _EXAMPLE_SIZES}
     with _quiet(), torch.no_grad():
@@ -69,9 +71,12 @@ def _export(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[T
             module,
             tuple(_example(tensor) for tensor in inputs),
             dynamo=True,
-            dynamic_shapes=tuple(
-                {position: axes[axis] for position, axis in enumerate(tensor.shape) if isinstance(axis, str)}
-                for tensor in inputs
+            dynamic_shapes=_as_called(
+                module,
+                [
+                    {position: axes[axis] for position, axis in enumerate(tensor.shape) if isinstance(axis, str)}
+                    for tensor in inputs
+                ],
             ),
             input_names=[tensor.name for tensor in inputs],
             output_names=[tensor.name for tensor in outputs],
@@ -83,6 +88,15 @@ def _export(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[T
     model: onnx.ModelProto = program.model_proto
     _strip(model)
     return model
+
+
+def _as_called(module: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:
+    """The dynamic shapes of arguments as `torch.export` wants them: those that `*name` takes together are one."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(shapes)
+    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:first], tuple(shapes[first:]))
 
 
 def _example(tensor: TensorSpec) -> Tensor:

@@ -30,11 +30,11 @@ _MIN_BLOCK, _MAX_BLOCK = 16, 128
 
 def add_heads(model: onnx.ModelProto, step: StepSpec) -> None:
     """Adds the heads that `step` names to a step graph that ends in its logits, and the input `k` with them."""
-    size = step.logits.shape[-1]
+    size = step.output.shape[-1]
     if step.next_token is not None and isinstance(size, int):
-        _add_next_token(model.graph, step.logits.name, step.next_token, size)
+        _add_next_token(model.graph, step.output.name, step.next_token, size)
     if step.top_k is not None:
-        _add_top_k(model.graph, step.logits.name, step.top_k)
+        _add_top_k(model.graph, step.output.name, step.top_k)
 
 
 def _add_next_token(graph: onnx.GraphProto, logits: str, output: TensorSpec, size: int) -> None:

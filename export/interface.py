@@ -1,34 +1,45 @@
 """What an exported model looks like from outside: the tensors of its graphs, in order. What a manifest is made of.
 
 An encoder is a module called as `encoder(source, lengths)` that returns every context and then every initial state;
-a step is a module called as `step(tokens, lengths, *states, *contexts)` that returns the logits and then every next
-state; a readout is a module called as `readout(*states, *contexts)`, of those that it reads, that returns the logits
-after them. All in the order in which an `Interface` names them. A language model has no encoder and no contexts.
+a step is a module called as `step(tokens, lengths, *states, *contexts)`, or with features for tokens, and without
+lengths when it has none, that returns the logits, or values, and then every next state; a readout is a module called as
+`readout(*states, *contexts)`, of those that it reads, that returns the logits after them. All in the order in which an
+`Interface` names them. A language model has no encoder and no contexts.
 
 Shapes: `B` batch, `T` time, `S` source, `L` layers, `H` hidden, `A` attention size, `V` vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from export.heads import NEXT_TOKEN, TOP_K
+from models.forecaster import ForecasterConfig
 from models.language_model import LanguageModelConfig
+from models.recurrent import state_names
 from models.seq2seq import Seq2SeqConfig
+from models.tagger import TaggerConfig
 from service.repository.manifest import ContextSpec, EncoderSpec, ReadoutSpec, StateSpec, StepSpec, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A model's graphs, states and contexts; source_vocabulary_size is given exactly when there is an encoder."""
+    """A model's graphs, states and contexts.
+
+    source_vocabulary_size, step_vocabulary_size: of the tokens that the encoder and the step read; None where there is
+    no encoder, and where they read features. start: see the manifest's.
+    """
 
     step: StepSpec
     states: tuple[StateSpec, ...]
-    target_vocabulary_size: int
+    step_vocabulary_size: int | None
     encoder: EncoderSpec | None = None
     contexts: tuple[ContextSpec, ...] = ()
     source_vocabulary_size: int | None = None
     readout: ReadoutSpec | None = None
+    start: Literal["last_of_source"] | None = None
 
     @property
     def encoder_inputs(self) -> tuple[TensorSpec, ...]:
@@ -43,14 +54,19 @@ class Interface:
 
     @property
     def step_inputs(self) -> tuple[TensorSpec, ...]:
-        """The step graph's inputs in order: tokens, lengths, every state, every context."""
-        states = [state.input for state in self.states]
-        return (self.step.tokens, self.step.lengths, *states, *(context.input for context in self.contexts))
+        """The step graph's inputs in order: tokens or features, lengths, every state, every context."""
+        lengths = () if self.step.lengths is None else (self.step.lengths,)
+        return (self.step.input, *lengths, *self.carried_inputs)
+
+    @property
+    def carried_inputs(self) -> tuple[TensorSpec, ...]:
+        """Those of them that are carried along: every state, every context."""
+        return (*(state.input for state in self.states), *(context.input for context in self.contexts))
 
     @property
     def step_outputs(self) -> tuple[TensorSpec, ...]:
-        """The step graph's outputs in order, but for the heads: logits, every next state."""
-        return (self.step.logits, *(_renamed(state.input, state.output) for state in self.states))
+        """The step graph's outputs in order, but for the heads: logits or values, every next state."""
+        return (self.step.output, *(_renamed(state.input, state.output) for state in self.states))
 
     @property
     def head_outputs(self) -> tuple[TensorSpec, ...]:
@@ -69,8 +85,15 @@ class Interface:
 
 
 def seq2seq_interface(config: Seq2SeqConfig, *, max_source_length: int) -> Interface:
-    """The interface of a `models.seq2seq.Seq2Seq`: states hidden and cell, contexts memory and memory_mask."""
-    state_shape = (config.num_layers, "batch", config.hidden_size)  # [L, B, H]
+    """The interface of a `models.seq2seq.Seq2Seq`: its cell's states, and with attention the contexts memory and
+    memory_mask."""
+    contexts: tuple[ContextSpec, ...] = ()
+    if config.attention != "none":
+        memory = TensorSpec(name="memory", dtype="float32", shape=("batch", "source", config.attention_size))
+        mask = TensorSpec(name="memory_mask", dtype="bool", shape=("batch", "source"))
+        contexts = tuple(ContextSpec(name=one.name, input=one, output=one.name) for one in (memory, mask))
+    size = config.target_vocabulary_size
+    names = state_names(config.cell)
     return Interface(
         encoder=EncoderSpec(
             file="encoder.onnx",
@@ -78,45 +101,78 @@ def seq2seq_interface(config: Seq2SeqConfig, *, max_source_length: int) -> Inter
             lengths=TensorSpec(name="source_lengths", dtype="int64", shape=("batch",)),
             max_source_length=max_source_length,
         ),
-        step=_step_spec(config.target_vocabulary_size),
-        states=tuple(
-            StateSpec(
-                name=name,
-                input=TensorSpec(name=name, dtype="float32", shape=state_shape),
-                output=f"next_{name}",
-                initial=name,
-            )
-            for name in ("hidden", "cell")
-        ),
-        contexts=(
-            ContextSpec(
-                name="memory",
-                input=TensorSpec(name="memory", dtype="float32", shape=("batch", "source", config.attention_size)),
-                output="memory",
-            ),
-            ContextSpec(
-                name="memory_mask",
-                input=TensorSpec(name="memory_mask", dtype="bool", shape=("batch", "source")),
-                output="memory_mask",
-            ),
-        ),
+        step=_step_spec(size),
+        states=_states(names, (config.hidden_size,) * len(names), config.num_layers, is_initial=True),
+        contexts=contexts,
         source_vocabulary_size=config.source_vocabulary_size,
-        target_vocabulary_size=config.target_vocabulary_size,
-        readout=_readout_spec(config.target_vocabulary_size, contexts=("memory", "memory_mask")),
+        step_vocabulary_size=size,
+        readout=_readout_spec(size, contexts=tuple(context.name for context in contexts)),
     )
 
 
 def language_model_interface(config: LanguageModelConfig) -> Interface:
-    """The interface of a `models.language_model.LanguageModel`: states hidden and cell, beginning at zero."""
-    state_shape = (config.num_layers, "batch", config.hidden_size)  # [L, B, H]
+    """The interface of a `models.language_model.LanguageModel`: its cell's states, beginning at zero."""
     return Interface(
         step=_step_spec(config.vocabulary_size),
-        states=tuple(
-            StateSpec(name=name, input=TensorSpec(name=name, dtype="float32", shape=state_shape), output=f"next_{name}")
-            for name in ("hidden", "cell")
-        ),
-        target_vocabulary_size=config.vocabulary_size,
+        states=_states_of_stack(config),
+        step_vocabulary_size=config.vocabulary_size,
         readout=_readout_spec(config.vocabulary_size),
+    )
+
+
+def tagger_interface(config: TaggerConfig) -> Interface:
+    """The interface of a `models.tagger.Tagger`: its cell's states, beginning at zero."""
+    return Interface(
+        step=_step_spec(config.num_tags),
+        states=_states_of_stack(config),
+        step_vocabulary_size=config.vocabulary_size,
+        readout=_readout_spec(config.num_tags),
+    )
+
+
+def forecaster_interface(config: ForecasterConfig, *, max_source_length: int) -> Interface:
+    """The interface of a `models.forecaster.Forecaster`: its cell's states and the level, all given by the encoder."""
+    names, size = state_names(config.cell), config.feature_size
+    level = TensorSpec(name="level", dtype="float32", shape=("batch", size))
+    states = _states(names, (config.hidden_size,) * len(names), config.num_layers, is_initial=True)
+    return Interface(
+        encoder=EncoderSpec(
+            file="encoder.onnx",
+            source=TensorSpec(name="source", dtype="float32", shape=("batch", "source", size)),
+            lengths=TensorSpec(name="source_lengths", dtype="int64", shape=("batch",)),
+            max_source_length=max_source_length,
+        ),
+        step=StepSpec(
+            file="step.onnx",
+            features=TensorSpec(name="features", dtype="float32", shape=("batch", "time", size)),
+            lengths=TensorSpec(name="lengths", dtype="int64", shape=("batch",)),
+            values=TensorSpec(name="values", dtype="float32", shape=("batch", "time", size)),
+            feeds_back=True,
+        ),
+        states=(*states, StateSpec(name="level", input=level, output="next_level", initial="level")),
+        step_vocabulary_size=None,
+        start="last_of_source",
+    )
+
+
+def _states_of_stack(config: LanguageModelConfig | TaggerConfig) -> tuple[StateSpec, ...]:
+    names = state_names(config.cell)
+    sizes = (config.projection_size or config.hidden_size, config.hidden_size)
+    return _states(names, sizes[: len(names)], config.num_layers)
+
+
+def _states(
+    names: Sequence[str], sizes: Sequence[int], num_layers: int, *, is_initial: bool = False
+) -> tuple[StateSpec, ...]:
+    """is_initial: whether the encoder gives their first values."""
+    return tuple(
+        StateSpec(
+            name=name,
+            input=TensorSpec(name=name, dtype="float32", shape=(num_layers, "batch", size)),  # [L, B, size]
+            output=f"next_{name}",
+            initial=name if is_initial else None,
+        )
+        for name, size in zip(names, sizes, strict=True)
     )
 
 

@@ -89,7 +89,8 @@ def _cases(
 def _check_padding(graphs: Runner, interface: Interface, rows: Sequence[Row]) -> None:
     if interface.encoder is None:
         return
-    source = np.zeros((len(rows), padded_width(rows)), np.int64)
+    first = rows[0].source
+    source = np.zeros((len(rows), padded_width(rows), *first.shape[1:]), first.dtype)
     for place, row in enumerate(rows):
         source[place, : len(row.source)] = row.source
     outputs = graphs.encode(source, np.array([len(row.source) for row in rows], np.int64))

@@ -14,14 +14,13 @@ the last bits of Sigmoid and Tanh.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
+from export.surgery import Writer, drop_the_unused
 
 FloatArray = NDArray[np.float32]
 
@@ -52,7 +51,7 @@ def quantize(model: onnx.ModelProto) -> onnx.ModelProto:
             rewriter.add_matmul(node)
         else:
             rewriter.add(node)
-    _drop_the_unused(graph)
+    drop_the_unused(graph)
     return quantized
 
 
@@ -69,11 +68,11 @@ def lstm_weights(weight: FloatArray, recurrence: FloatArray, bias: FloatArray) -
     return np.ascontiguousarray(joined), from_input + from_hidden
 
 
-class _Rewriter:
+class _Rewriter(Writer):
     """Writes nodes into a graph. What it quantises is time first, as the exporter has it: [1, B, ...]."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        self._graph = graph
+        super().__init__(graph, "int8/")
         self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self._renamed: dict[str, str] = {}
         self._zero_points: str | None = None
@@ -85,7 +84,7 @@ class _Rewriter:
             ("row", np.array([2], np.int64)),
             ("all_but_rows", np.array([0, 2], np.int64)),
         ):
-            self._constant(name, np.asarray(value))
+            self.constant(name, np.asarray(value))
 
     def is_big(self, name: str) -> bool:
         """Whether `name` is a constant matrix that is worth quantising."""
@@ -98,7 +97,7 @@ class _Rewriter:
         if node.op_type == "Squeeze" and node.input[0] in self._renamed:
             self._renamed[node.output[0]] = inputs[0]  # an LSTM's outputs, which have no axis of directions here
             return
-        copied = self._graph.node.add()
+        copied = self.graph.node.add()
         copied.CopyFrom(node)
         copied.input[:] = inputs
 
@@ -119,70 +118,45 @@ class _Rewriter:
         outputs, next_hidden, next_cell = node.output
         weights, bias_values = lstm_weights(self._weights[weight], self._weights[recurrence], self._weights[bias])
         own = f"int8/{next_hidden}"
-        self._constant(f"{own}/bias", bias_values)
-        self._constant(f"{own}/three_and_one", np.array([3 * size, size], np.int64))
-        self._node("Concat", [x, hidden], f"{own}/joined", axis=2)  # [1, B, I + H]
+        self.constant(f"{own}/bias", bias_values)
+        self.constant(f"{own}/three_and_one", np.array([3 * size, size], np.int64))
+        self.node("Concat", [x, hidden], f"{own}/joined", axis=2)  # [1, B, I + H]
         self._product(own, f"{own}/joined", weights, f"{own}/products")  # [1, B, 4H]
-        self._node("Add", [f"{own}/products", f"{own}/bias"], f"{own}/gates")
-        self._node("Split", [f"{own}/gates", f"{own}/three_and_one"], f"{own}/iof", f"{own}/c", axis=2)
-        self._node("Sigmoid", [f"{own}/iof"], f"{own}/opened")
-        self._node("Tanh", [f"{own}/c"], f"{own}/candidate")
-        self._node("Split", [f"{own}/opened"], f"{own}/i", f"{own}/o", f"{own}/f", axis=2, num_outputs=3)
-        self._node("Mul", [f"{own}/f", cell], f"{own}/kept")
-        self._node("Mul", [f"{own}/i", f"{own}/candidate"], f"{own}/written")
-        self._node("Add", [f"{own}/kept", f"{own}/written"], next_cell)
-        self._node("Tanh", [next_cell], f"{own}/squashed")
-        self._node("Mul", [f"{own}/o", f"{own}/squashed"], next_hidden)
+        self.node("Add", [f"{own}/products", f"{own}/bias"], f"{own}/gates")
+        self.node("Split", [f"{own}/gates", f"{own}/three_and_one"], f"{own}/iof", f"{own}/c", axis=2)
+        self.node("Sigmoid", [f"{own}/iof"], f"{own}/opened")
+        self.node("Tanh", [f"{own}/c"], f"{own}/candidate")
+        self.node("Split", [f"{own}/opened"], f"{own}/i", f"{own}/o", f"{own}/f", axis=2, num_outputs=3)
+        self.node("Mul", [f"{own}/f", cell], f"{own}/kept")
+        self.node("Mul", [f"{own}/i", f"{own}/candidate"], f"{own}/written")
+        self.node("Add", [f"{own}/kept", f"{own}/written"], next_cell)
+        self.node("Tanh", [next_cell], f"{own}/squashed")
+        self.node("Mul", [f"{own}/o", f"{own}/squashed"], next_hidden)
         self._renamed[outputs] = next_hidden
 
     def _product(self, own: str, x: str, weights: FloatArray, output: str) -> None:
         """output = x weights. x: [1, B, K] of floats; weights: [K, N]; output: [1, B, N] of floats."""
         own = own if own.startswith("int8/") else f"int8/{own}"
         quantized, scales = quantize_weights(weights)
-        self._constant(f"{own}/weights", quantized)
-        self._constant(f"{own}/scales", scales)
-        self._node("Abs", [x], f"{own}/magnitudes")
-        self._node("ReduceMax", [f"{own}/magnitudes", "int8/row"], f"{own}/largest")  # [1, B, 1]
-        self._node("Mul", [f"{own}/largest", "int8/step"], f"{own}/steps")
-        self._node("ReduceSum", [x, "int8/row"], f"{own}/sum")
-        self._node("Mul", [f"{own}/sum", "int8/nothing"], f"{own}/zero_or_nan")
-        self._node("Sum", [f"{own}/steps", f"{own}/zero_or_nan", "int8/min_scale"], f"{own}/row_scales")  # [1, B, 1]
-        self._node("Squeeze", [f"{own}/row_scales", "int8/all_but_rows"], f"{own}/row_scale")  # [B]
-        self._node("QuantizeLinear", [x, f"{own}/row_scale", self._zero_point(own)], f"{own}/bytes", axis=1)
-        self._node("MatMulInteger", [f"{own}/bytes", f"{own}/weights", "int8/zero_point"], f"{own}/sums")
-        self._node("Cast", [f"{own}/sums"], f"{own}/float_sums", to=TensorProto.FLOAT)
-        self._node("Mul", [f"{own}/float_sums", f"{own}/scales"], f"{own}/by_column")
-        self._node("Mul", [f"{own}/by_column", f"{own}/row_scales"], output)
+        self.constant(f"{own}/weights", quantized)
+        self.constant(f"{own}/scales", scales)
+        self.node("Abs", [x], f"{own}/magnitudes")
+        self.node("ReduceMax", [f"{own}/magnitudes", "int8/row"], f"{own}/largest")  # [1, B, 1]
+        self.node("Mul", [f"{own}/largest", "int8/step"], f"{own}/steps")
+        self.node("ReduceSum", [x, "int8/row"], f"{own}/sum")
+        self.node("Mul", [f"{own}/sum", "int8/nothing"], f"{own}/zero_or_nan")
+        self.node("Sum", [f"{own}/steps", f"{own}/zero_or_nan", "int8/min_scale"], f"{own}/row_scales")  # [1, B, 1]
+        self.node("Squeeze", [f"{own}/row_scales", "int8/all_but_rows"], f"{own}/row_scale")  # [B]
+        self.node("QuantizeLinear", [x, f"{own}/row_scale", self._zero_point(own)], f"{own}/bytes", axis=1)
+        self.node("MatMulInteger", [f"{own}/bytes", f"{own}/weights", "int8/zero_point"], f"{own}/sums")
+        self.node("Cast", [f"{own}/sums"], f"{own}/float_sums", to=TensorProto.FLOAT)
+        self.node("Mul", [f"{own}/float_sums", f"{own}/scales"], f"{own}/by_column")
+        self.node("Mul", [f"{own}/by_column", f"{own}/row_scales"], output)
 
     def _zero_point(self, own: str) -> str:
         """The zero point once a row, [B]: QuantizeLinear wants as many as it has scales."""
         if self._zero_points is None:
             self._zero_points = "int8/zero_points"
-            self._node("Shape", [f"{own}/row_scale"], "int8/num_rows")
-            self._node("Expand", ["int8/zero_point", "int8/num_rows"], self._zero_points)
+            self.node("Shape", [f"{own}/row_scale"], "int8/num_rows")
+            self.node("Expand", ["int8/zero_point", "int8/num_rows"], self._zero_points)
         return self._zero_points
-
-    def _node(self, op_type: str, inputs: Sequence[str], *outputs: str, **attributes: int) -> None:
-        node = helper.make_node(op_type, inputs, outputs)
-        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
-        self._graph.node.append(node)
-
-    def _constant(self, name: str, value: NDArray[np.generic]) -> None:
-        name = name if name.startswith("int8/") else f"int8/{name}"
-        self._graph.initializer.append(numpy_helper.from_array(value, name))
-
-
-def _drop_the_unused(graph: onnx.GraphProto) -> None:
-    """Takes out nodes and weights that lead to no output."""
-    used = {output.name for output in graph.output}
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(list(graph.node)):
-        if used.intersection(node.output):
-            kept.append(node)
-            used.update(node.input)
-            for attribute in node.attribute:
-                used.update(name for inner in attribute.g.node for name in inner.input)
-    weights = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(reversed(kept))
-    graph.initializer.extend(weights)

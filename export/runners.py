@@ -33,11 +33,12 @@ class Runner(Protocol):
     float_dtype: type[np.floating]
     """What it computes in, and what its states and contexts are."""
 
-    def encode(self, source: IntArray, lengths: IntArray) -> list[Array]:
-        """source: [B, S] padded with 0; lengths: [B]. Returns the encoder's outputs in the interface's order."""
+    def encode(self, source: Array, lengths: IntArray) -> list[Array]:
+        """source: [B, S], or features [B, S, F], padded with 0; lengths: [B]. Returns the encoder's outputs in the
+        interface's order."""
 
-    def step(self, tokens: IntArray, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
-        """tokens: [B, T]; lengths: [B]; carried: every state, then every context.
+    def step(self, tokens: Array, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
+        """tokens: [B, T], or features [B, T, F]; lengths: [B]; carried: every state, then every context.
 
         Returns the logits, [B, T, V], meaningless past a row's length, then every next state, then what the heads say,
         [B, T] or [B, T, `PROVEN_K`] each, when it has them.
@@ -58,7 +59,7 @@ class OnnxRunner:
         self.readout_session = None if graphs.readout is None else _session(graphs.readout)
         self._interface = interface
 
-    def encode(self, source: IntArray, lengths: IntArray) -> list[Array]:
+    def encode(self, source: Array, lengths: IntArray) -> list[Array]:
         """See `Runner`. Raises ValueError for a model without an encoder."""
         if self.encoder_session is None:
             raise ValueError("this model has no encoder")
@@ -67,12 +68,14 @@ class OnnxRunner:
         found: list[Array] = self.encoder_session.run(outputs, dict(zip(names, (source, lengths), strict=True)))
         return found
 
-    def step(self, tokens: IntArray, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
+    def step(self, tokens: Array, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
         """See `Runner`."""
         interface = self._interface
-        names = [tensor.name for tensor in interface.step_inputs]
         outputs = [tensor.name for tensor in (*interface.step_outputs, *interface.head_outputs)]
-        feeds = dict(zip(names, (tokens, lengths, *carried), strict=True))
+        feeds: dict[str, Array] = {interface.step.input.name: tokens}
+        if interface.step.lengths is not None:
+            feeds[interface.step.lengths.name] = lengths
+        feeds |= {tensor.name: array for tensor, array in zip(interface.carried_inputs, carried, strict=True)}
         if interface.step.top_k is not None:
             feeds[interface.step.top_k.k.name] = np.array([PROVEN_K], np.int64)
         found: list[Array] = self.step_session.run(outputs, feeds)
@@ -82,7 +85,7 @@ class OnnxRunner:
         """See `Runner`."""
         if self.readout_session is None:
             return None
-        given = dict(zip([tensor.name for tensor in self._interface.step_inputs[2:]], carried, strict=True))
+        given = dict(zip([tensor.name for tensor in self._interface.carried_inputs], carried, strict=True))
         feeds = {tensor.name: given[tensor.name] for tensor in self._interface.readout_inputs}
         (logits,) = self.readout_session.run(None, feeds)
         return np.asarray(logits)
@@ -101,15 +104,15 @@ class TorchRunner:
         self._step = copy.deepcopy(step).double()
         self._encoder = None if encoder is None else copy.deepcopy(encoder).double()
 
-    def encode(self, source: IntArray, lengths: IntArray) -> list[Array]:
+    def encode(self, source: Array, lengths: IntArray) -> list[Array]:
         """See `Runner`. Raises ValueError for a model without an encoder."""
         if self._encoder is None:
             raise ValueError("this model has no encoder")
-        return _call(self._encoder, source, lengths)
+        return _call(self._encoder, _double(source), lengths)
 
-    def step(self, tokens: IntArray, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
+    def step(self, tokens: Array, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
         """See `Runner`."""
-        return _call(self._step, tokens, lengths, *carried)
+        return _call(self._step, _double(tokens), lengths, *carried)
 
     def read_out(self, carried: Sequence[Array]) -> Array | None:
         """None: a readout is held to the step's logits, bit by bit, not to PyTorch."""
@@ -125,6 +128,11 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _double(array: Array) -> Array:
+    """Features in double precision; ids as they are."""
+    return array.astype(np.float64) if np.issubdtype(array.dtype, np.floating) else array
 
 
 @torch.inference_mode()

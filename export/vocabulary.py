@@ -8,26 +8,50 @@ from typing import Literal
 from export.errors import ExportError
 from service.repository.manifest import VocabularySpec
 
+_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """tokens: in the order of their ids; tokenizer, lowercase: how text becomes tokens, as `VocabularySpec` has it."""
+    """tokens: in the order of their ids; tokenizer, lowercase, unknown_id: how text becomes tokens, as `VocabularySpec`
+    has it."""
 
     tokens: tuple[str, ...]
     tokenizer: Literal["characters", "whitespace"]
     lowercase: bool = False
+    unknown_id: int | None = None
+
+    @property
+    def escaped(self) -> bool:
+        """Whether the file must be: some token cannot be a line of its own, or would be read as an escape."""
+        return any(token.splitlines() != [token] or "\\" in token for token in self.tokens if token)
 
     def to_lines(self) -> bytes:
-        """The text file, UTF-8. Raises ExportError for a token twice, an empty one, or one that breaks a line."""
+        """The text file, UTF-8. Raises ExportError for a token twice, or an empty one."""
         seen: dict[str, int] = {}
         for token_id, token in enumerate(self.tokens):
             if token in seen:
                 raise ExportError(f"token {token!r} is in the vocabulary twice, as {seen[token]} and {token_id}")
-            if not token or token.splitlines() != [token]:
-                raise ExportError(f"token {token_id}, {token!r}, cannot be a line of its own")
+            if not token:
+                raise ExportError(f"token {token_id} is empty")
             seen[token] = token_id
-        return "".join(f"{token}\n" for token in self.tokens).encode()
+        escaped = self.escaped
+        return "".join(f"{_escape(token) if escaped else token}\n" for token in self.tokens).encode()
 
     def spec(self, file: str) -> VocabularySpec:
         """What the manifest says of it, kept in `file`."""
-        return VocabularySpec(file=file, size=len(self.tokens), tokenizer=self.tokenizer, lowercase=self.lowercase)
+        return VocabularySpec(
+            file=file,
+            size=len(self.tokens),
+            tokenizer=self.tokenizer,
+            lowercase=self.lowercase,
+            escaped=self.escaped,
+            unknown_id=self.unknown_id,
+        )
+
+
+def _escape(token: str) -> str:
+    return "".join(
+        _ESCAPES.get(character) or (character if character.isprintable() else f"\\u{ord(character):04x}")
+        for character in token
+    )

@@ -29,23 +29,32 @@ READOUT = "readout"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One session's input. source: [S], empty for a model without an encoder; tokens: [T], at least one."""
+    """One session's input. source: [S] tokens or [S, F] features, empty for a model without an encoder; tokens: [T], or
+    [T, F] features, at least one."""
 
-    source: IntArray
-    tokens: IntArray
+    source: Array
+    tokens: Array
 
 
 def draw_rows(interface: Interface, generator: np.random.Generator, *, num_rows: int, max_tokens: int) -> list[Row]:
-    """Rows of random ids, 1 and up, in random lengths from 1 to what the model (or `MAX_DRAWN_SOURCE`) allows."""
-    rows = []
+    """Rows of random ids, 1 and up, or of normal features, in random lengths from 1 to what the model (or
+    `MAX_DRAWN_SOURCE`) allows."""
+    encoder, rows = interface.encoder, []
     for _ in range(num_rows):
-        source = np.empty(0, np.int64)
-        if interface.encoder is not None and interface.source_vocabulary_size is not None:
-            longest = min(interface.encoder.max_source_length, MAX_DRAWN_SOURCE)
-            source = generator.integers(1, interface.source_vocabulary_size, generator.integers(1, longest + 1))
-        tokens = generator.integers(1, interface.target_vocabulary_size, generator.integers(1, max_tokens + 1))
+        source: Array = np.empty(0, np.int64)
+        if encoder is not None:
+            longest = min(encoder.max_source_length, MAX_DRAWN_SOURCE)
+            source = _draw(generator, longest, interface.source_vocabulary_size, encoder.feature_size)
+        tokens = _draw(generator, max_tokens, interface.step_vocabulary_size, interface.step.feature_size)
         rows.append(Row(source, tokens))
     return rows
+
+
+def _draw(generator: np.random.Generator, longest: int, vocabulary_size: int | None, feature_size: int) -> Array:
+    length = int(generator.integers(1, longest + 1))
+    if vocabulary_size is not None:
+        return generator.integers(1, vocabulary_size, length)
+    return generator.standard_normal((length, feature_size)).astype(np.float32)
 
 
 def stepwise(row: Row) -> Plan:
@@ -90,11 +99,11 @@ def walk(
     """
     contexts, states, walks = _begin(runner, interface, rows, source_width or padded_width(rows))
     for index, value in (spoiled or {}).items():
-        for array, tensor in zip((*states, *contexts), interface.step_inputs[2:], strict=True):
+        for array, tensor in zip((*states, *contexts), interface.carried_inputs, strict=True):
             if np.issubdtype(array.dtype, np.floating):
                 array[_row(tensor, index)] = value
     plans = [_cut(plan, interface.step.max_chunk) for plan in plans]
-    per_token = (interface.step.logits, *interface.head_outputs)
+    per_token = (interface.step.output, *interface.head_outputs)
     answered: list[list[list[Array]]] = [[[] for _ in per_token] for _ in rows]
     fed = [0] * len(rows)
     for number in range(max(len(plan) for plan in plans)):
@@ -105,7 +114,7 @@ def walk(
         tokens, lengths = _pad([rows[index].tokens[fed[index] : fed[index] + chunks[index]] for index in active])
         carried = [
             np.ascontiguousarray(np.take(array, active, axis=_batch_axis(tensor)))
-            for array, tensor in zip((*states, *contexts), interface.step_inputs[2:], strict=True)
+            for array, tensor in zip((*states, *contexts), interface.carried_inputs, strict=True)
         ]
         logits, *others = runner.step(tokens, lengths, carried)
         next_states, heads = others[: len(states)], others[len(states) :]
@@ -158,10 +167,11 @@ def _cut(plan: Plan, max_chunk: int | None) -> Plan:
     return [piece for chunk, pieces in zip(plan, whole, strict=True) for piece in (pieces if chunk else [0])]
 
 
-def _pad(sequences: Sequence[IntArray], width: int | None = None) -> tuple[IntArray, IntArray]:
-    """Ids [B, width] padded with 0, and lengths [B]."""
+def _pad(sequences: Sequence[Array], width: int | None = None) -> tuple[Array, IntArray]:
+    """Ids [B, width], or features [B, width, F], padded with 0, and lengths [B]."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int64)
-    ids = np.zeros((len(sequences), width or int(lengths.max())), np.int64)
+    first = sequences[0]
+    ids = np.zeros((len(sequences), width or int(lengths.max()), *first.shape[1:]), first.dtype)
     for row, sequence in zip(ids, sequences, strict=True):
         row[: len(sequence)] = sequence
     return ids, lengths

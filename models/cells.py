@@ -1,20 +1,104 @@
-"""Recurrent cells written out gate by gate, as their papers give them.
+"""Recurrent cells written out gate by gate, as their papers give them: the family of the LSTM, and what it replaced.
 
-These are for reading and for testing: training and export use `models.layers`, whose fused kernels
-are held equal to these cells by the tests.
+These are for reading, for looking inside and for testing: `models.recurrent` runs whole sequences through them, or
+through PyTorch's fused kernels, which the tests hold equal to these cells.
 
-Shapes: `B` batch, `I` input size, `H` hidden size.
+A cell carries state tensors, of which the first, `hidden`, is its output. All cells are for training and inference, and
+safe to share between threads for inference.
+
+Shapes: `B` batch, `I` input size, `H` hidden size, `P` projection size.
 """
 
 from __future__ import annotations
 
 import math
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 
-class LSTMCell(nn.Module):
+class Cell(nn.Module):
+    """What all cells have in common. input_size: I; hidden_size: H."""
+
+    state_names: ClassVar[tuple[str, ...]] = ("hidden",)
+    """Of its state tensors, in the order in which `forward` takes and returns them."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """The sizes of its state tensors, in the order of `state_names`."""
+        return (self.hidden_size,) * len(self.state_names)
+
+    def gates(self, inputs: Tensor, *states: Tensor) -> dict[str, Tensor]:
+        """One step, looked inside: every gate by its name, and every state after the step. Shapes as in `forward`."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """One step. inputs: [B, I]; states: one [B, size] for each of `state_sizes`. Returns the next states."""
+        found = self.gates(inputs, *states)
+        return tuple(found[name] for name in self.state_names)
+
+
+class RNNCell(Cell):
+    """The vanilla recurrent network (Elman, "Finding structure in time", 1990):
+
+        h' = tanh(W x + U h + b)
+
+    Its gradient goes back through U and the tanh at every step, so it vanishes or explodes (Pascanu et al. 2013).
+    nonlinearity: tanh, or as in PyTorch's `nn.RNN` relu.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, *, nonlinearity: Literal["tanh", "relu"] = "tanh") -> None:
+        super().__init__(input_size, hidden_size)
+        self.joined = _gate(input_size, hidden_size)
+        self.squash = torch.tanh if nonlinearity == "tanh" else torch.relu
+
+    def gates(self, inputs: Tensor, *states: Tensor) -> dict[str, Tensor]:
+        """See `Cell.gates`: the next hidden state is all that there is."""
+        (hidden,) = states
+        return {"hidden": self.squash(self.joined(torch.cat([inputs, hidden], dim=1)))}
+
+
+class LSTM1997Cell(Cell):
+    """The LSTM as it began: input and output gates around the constant error carousel, and no forget gate.
+
+    Hochreiter and Schmidhuber, "Long short-term memory" (1997):
+
+        i = sigmoid(W_i x + U_i h + b_i)      input gate: how much of the candidate is written
+        g = tanh(W_g x + U_g h + b_g)         candidate
+        c' = c + i * g                        the carousel: along it dc'/dc = 1, for ever
+        o = sigmoid(W_o x + U_o h + b_o)      output gate: how much of the cell is shown
+        h' = o * tanh(c')
+
+    The paper squashes candidate and cell by logistic functions centred on zero; tanh, their usual form since, is used.
+    """
+
+    state_names = ("hidden", "cell")
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size, hidden_size)
+        self.input_gate = _gate(input_size, hidden_size)
+        self.candidate = _gate(input_size, hidden_size)
+        self.output_gate = _gate(input_size, hidden_size)
+
+    def gates(self, inputs: Tensor, *states: Tensor) -> dict[str, Tensor]:
+        """See `Cell.gates`."""
+        hidden, cell = states
+        joined = torch.cat([inputs, hidden], dim=1)  # [B, I + H]
+        admit = torch.sigmoid(self.input_gate(joined))
+        candidate = torch.tanh(self.candidate(joined))
+        cell = cell + admit * candidate
+        show = torch.sigmoid(self.output_gate(joined))
+        hidden = show * torch.tanh(cell)
+        return {"input_gate": admit, "output_gate": show, "candidate": candidate, "cell": cell, "hidden": hidden}
+
+
+class LSTMCell(Cell):
     """The contemporary LSTM cell: the constant error carousel with a forget gate.
 
     Gers, Schmidhuber, Cummins, "Learning to forget" (1999), over Hochreiter and Schmidhuber (1997):
@@ -26,53 +110,185 @@ class LSTMCell(nn.Module):
         o = sigmoid(W_o x + U_o h + b_o)      output gate: how much of the cell is shown
         h' = o * tanh(c')
 
-    No peepholes; one bias a gate. Inference and training; safe to share between threads for inference.
+    No peepholes; one bias a gate.
     """
 
+    state_names = ("hidden", "cell")
+
     def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        super().__init__(input_size, hidden_size)
         self.forget_gate = _gate(input_size, hidden_size)
         self.input_gate = _gate(input_size, hidden_size)
         self.candidate = _gate(input_size, hidden_size)
         self.output_gate = _gate(input_size, hidden_size)
 
-    def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """One step. inputs: [B, I]; hidden, cell: [B, H]. Returns the next (hidden, cell), [B, H] each."""
+    def gates(self, inputs: Tensor, *states: Tensor) -> dict[str, Tensor]:
+        """See `Cell.gates`."""
+        hidden, cell = states
         joined = torch.cat([inputs, hidden], dim=1)  # [B, I + H]
         forget = torch.sigmoid(self.forget_gate(joined))
         admit = torch.sigmoid(self.input_gate(joined))
         candidate = torch.tanh(self.candidate(joined))
         cell = forget * cell + admit * candidate
         show = torch.sigmoid(self.output_gate(joined))
-        return show * torch.tanh(cell), cell
-
-    @classmethod
-    def from_lstm(cls, lstm: nn.LSTM, layer: int = 0) -> LSTMCell:
-        """A cell with the weights of one forward layer of an `nn.LSTM`.
-
-        PyTorch stacks the gates in the order i, f, g, o and keeps two biases a gate; their sum is what counts.
-        Raises ValueError for an LSTM without biases or with a projection.
-        """
-        if not lstm.bias or lstm.proj_size:
-            raise ValueError("from_lstm takes an nn.LSTM with bias=True and proj_size=0")
-        weight_x: Tensor = getattr(lstm, f"weight_ih_l{layer}")
-        weight_h: Tensor = getattr(lstm, f"weight_hh_l{layer}")
-        bias: Tensor = getattr(lstm, f"bias_ih_l{layer}") + getattr(lstm, f"bias_hh_l{layer}")
-        cell = cls(weight_x.shape[1], lstm.hidden_size)
-        gates = (cell.input_gate, cell.forget_gate, cell.candidate, cell.output_gate)
-        joined = torch.cat([weight_x, weight_h], dim=1)  # [4H, I + H]
-        with torch.no_grad():
-            for gate, weight, gate_bias in zip(gates, joined.chunk(4), bias.chunk(4), strict=True):
-                gate.weight.copy_(weight)
-                gate.bias.copy_(gate_bias)
-        return cell
+        hidden = show * torch.tanh(cell)
+        return _lstm_gates(admit, forget, show, candidate, cell, hidden)
 
 
-def _gate(input_size: int, hidden_size: int) -> nn.Linear:
-    gate = nn.Linear(input_size + hidden_size, hidden_size)
+class PeepholeLSTMCell(LSTMCell):
+    """The LSTM whose gates see the carousel itself (Gers, Schraudolph, Schmidhuber, "Learning precise timing", 2002):
+
+        f = sigmoid(W_f x + U_f h + p_f * c + b_f)
+        i = sigmoid(W_i x + U_i h + p_i * c + b_i)
+        c' = f * c + i * tanh(W_g x + U_g h + b_g)
+        o = sigmoid(W_o x + U_o h + p_o * c' + b_o)      the output gate sees the cell as it is after the step
+        h' = o * tanh(c')
+
+    Each p is a vector: a gate sees its own unit's cell alone. ONNX's LSTM has them as its input `P`.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size, hidden_size)
+        bound = 1.0 / math.sqrt(hidden_size)
+        self.input_peephole = nn.Parameter(torch.empty(hidden_size).uniform_(-bound, bound))
+        self.forget_peephole = nn.Parameter(torch.empty(hidden_size).uniform_(-bound, bound))
+        self.output_peephole = nn.Parameter(torch.empty(hidden_size).uniform_(-bound, bound))
+
+    def gates(self, inputs: Tensor, *states: Tensor) -> dict[str, Tensor]:
+        """See `Cell.gates`."""
+        hidden, cell = states
+        joined = torch.cat([inputs, hidden], dim=1)  # [B, I + H]
+        forget = torch.sigmoid(self.forget_gate(joined) + self.forget_peephole * cell)
+        admit = torch.sigmoid(self.input_gate(joined) + self.input_peephole * cell)
+        candidate = torch.tanh(self.candidate(joined))
+        cell = forget * cell + admit * candidate
+        show = torch.sigmoid(self.output_gate(joined) + self.output_peephole * cell)
+        hidden = show * torch.tanh(cell)
+        return _lstm_gates(admit, forget, show, candidate, cell, hidden)
+
+
+class CoupledLSTMCell(Cell):
+    """The LSTM that forgets exactly as much as it writes (CIFG; Greff et al., "LSTM: a search space odyssey", 2017):
+
+        i = sigmoid(W_i x + U_i h + b_i),  f = 1 - i
+        c' = f * c + i * tanh(W_g x + U_g h + b_g)
+        h' = sigmoid(W_o x + U_o h + b_o) * tanh(c')
+
+    A quarter of the weights fewer. ONNX's LSTM has it as its attribute `input_forget`.
+    """
+
+    state_names = ("hidden", "cell")
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size, hidden_size)
+        self.input_gate = _gate(input_size, hidden_size)
+        self.candidate = _gate(input_size, hidden_size)
+        self.output_gate = _gate(input_size, hidden_size)
+
+    def gates(self, inputs: Tensor, *states: Tensor) -> dict[str, Tensor]:
+        """See `Cell.gates`."""
+        hidden, cell = states
+        joined = torch.cat([inputs, hidden], dim=1)  # [B, I + H]
+        admit = torch.sigmoid(self.input_gate(joined))
+        forget = 1.0 - admit
+        candidate = torch.tanh(self.candidate(joined))
+        cell = forget * cell + admit * candidate
+        show = torch.sigmoid(self.output_gate(joined))
+        hidden = show * torch.tanh(cell)
+        return _lstm_gates(admit, forget, show, candidate, cell, hidden)
+
+
+class ProjectedLSTMCell(Cell):
+    """The LSTM whose output is a projection of what the cell shows (Sak, Senior, Beaufays, "LSTM recurrent neural
+    network architectures for large scale acoustic modeling", 2014; PyTorch's `proj_size`):
+
+        f, i, g, o, c' as in the LSTM, of x and of the projected h
+        h' = W_p (o * tanh(c'))               [P], with P < H
+
+    Its hidden state has P units and its cell state H.
+    """
+
+    state_names = ("hidden", "cell")
+
+    def __init__(self, input_size: int, hidden_size: int, projection_size: int) -> None:
+        super().__init__(input_size, hidden_size)
+        self.projection_size = projection_size
+        self.forget_gate = _gate(input_size, hidden_size, projection_size)
+        self.input_gate = _gate(input_size, hidden_size, projection_size)
+        self.candidate = _gate(input_size, hidden_size, projection_size)
+        self.output_gate = _gate(input_size, hidden_size, projection_size)
+        self.projection = nn.Linear(hidden_size, projection_size, bias=False)
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """P and H."""
+        return self.projection_size, self.hidden_size
+
+    def gates(self, inputs: Tensor, *states: Tensor) -> dict[str, Tensor]:
+        """See `Cell.gates`."""
+        hidden, cell = states
+        joined = torch.cat([inputs, hidden], dim=1)  # [B, I + P]
+        forget = torch.sigmoid(self.forget_gate(joined))
+        admit = torch.sigmoid(self.input_gate(joined))
+        candidate = torch.tanh(self.candidate(joined))
+        cell = forget * cell + admit * candidate
+        show = torch.sigmoid(self.output_gate(joined))
+        hidden = self.projection(show * torch.tanh(cell))
+        return _lstm_gates(admit, forget, show, candidate, cell, hidden)
+
+
+class GRUCell(Cell):
+    """The gated recurrent unit (Cho et al., "Learning phrase representations", 2014), in the form of cuDNN and PyTorch,
+    which resets after the product:
+
+        r = sigmoid(W_r x + U_r h + b_r)                       reset gate: how much of the past the candidate sees
+        z = sigmoid(W_z x + U_z h + b_z)                       update gate: how much of the past is kept
+        n = tanh(W_n x + b_n + r * (U_n h + d_n))              candidate
+        h' = (1 - z) * n + z * h
+
+    ONNX's GRU has that form as its attribute `linear_before_reset`.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size, hidden_size)
+        self.reset_gate = _gate(input_size, hidden_size)
+        self.update_gate = _gate(input_size, hidden_size)
+        self.candidate_of_input = _uniform(nn.Linear(input_size, hidden_size), hidden_size)
+        self.candidate_of_hidden = _uniform(nn.Linear(hidden_size, hidden_size), hidden_size)
+
+    def gates(self, inputs: Tensor, *states: Tensor) -> dict[str, Tensor]:
+        """See `Cell.gates`."""
+        (hidden,) = states
+        joined = torch.cat([inputs, hidden], dim=1)  # [B, I + H]
+        reset = torch.sigmoid(self.reset_gate(joined))
+        update = torch.sigmoid(self.update_gate(joined))
+        candidate = torch.tanh(self.candidate_of_input(inputs) + reset * self.candidate_of_hidden(hidden))
+        hidden = (1.0 - update) * candidate + update * hidden
+        return {"reset_gate": reset, "update_gate": update, "candidate": candidate, "hidden": hidden}
+
+
+def _lstm_gates(  # noqa: PLR0917  # the parts of an LSTM, in the order of the carousel
+    admit: Tensor, forget: Tensor, show: Tensor, candidate: Tensor, cell: Tensor, hidden: Tensor
+) -> dict[str, Tensor]:
+    return {
+        "input_gate": admit,
+        "forget_gate": forget,
+        "output_gate": show,
+        "candidate": candidate,
+        "cell": cell,
+        "hidden": hidden,
+    }
+
+
+def _gate(input_size: int, hidden_size: int, fed_back_size: int | None = None) -> nn.Linear:
+    """One gate's weights over [x, h]."""
+    fed_back = hidden_size if fed_back_size is None else fed_back_size
+    return _uniform(nn.Linear(input_size + fed_back, hidden_size), hidden_size)
+
+
+def _uniform(linear: nn.Linear, hidden_size: int) -> nn.Linear:
+    """Weights drawn as PyTorch draws those of its recurrent layers, uniform within 1/sqrt(H)."""
     bound = 1.0 / math.sqrt(hidden_size)
-    nn.init.uniform_(gate.weight, -bound, bound)
-    nn.init.uniform_(gate.bias, -bound, bound)
-    return gate
+    nn.init.uniform_(linear.weight, -bound, bound)
+    nn.init.uniform_(linear.bias, -bound, bound)
+    return linear

@@ -9,20 +9,28 @@ from matplotlib.figure import Figure
 from models.training import Epoch
 
 
-def plot_curves(history: list[Epoch], path: Path, *, error_name: str) -> None:
-    """Draws training loss and validation error over the epochs into a PNG."""
+def plot_curves(
+    history: list[Epoch],
+    path: Path,
+    *,
+    error_name: str,
+    loss_name: str = "training loss (nats per token)",
+    is_share: bool = True,
+) -> None:
+    """Draws training loss and validation error over the epochs into a PNG. is_share: the error is one, told in %."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     loss_axis = figure.subplots()
     epochs = [entry.epoch + 1 for entry in history]
     loss_axis.plot(epochs, [entry.training_loss for entry in history], color="tab:blue", label="training loss")
-    loss_axis.set(xlabel="epoch", ylabel="training loss (nats per token)")
+    loss_axis.set(xlabel="epoch", ylabel=loss_name)
     error_axis = loss_axis.twinx()
-    errors = [100 * entry.validation_error for entry in history]
+    errors = [(100 if is_share else 1) * entry.validation_error for entry in history]
+    unit = " %" if is_share else ""
     error_axis.plot(epochs, errors, color="tab:orange", marker=".", label=error_name)
-    error_axis.set(ylabel=f"{error_name} (%)")
+    error_axis.set(ylabel=f"{error_name} (%)" if is_share else error_name)
     best = min(range(len(errors)), key=errors.__getitem__)
     error_axis.annotate(
-        f"best: {errors[best]:.1f} %",
+        f"best: {errors[best]:.3g}{unit}",
         (epochs[best], errors[best]),
         xytext=(0, 14),
         textcoords="offset points",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.recurrent import state_names
 from models.seq2seq import Seq2Seq
 
 
@@ -25,9 +26,10 @@ def beam_search(
     The score of a hypothesis is the mean log-probability of its tokens, the end token included.
     """
     rows, width = source.shape[0], beam_size
-    memory, memory_mask, hidden, cell = model.encoder(source, source_lengths)
-    memory, memory_mask = memory.repeat_interleave(width, 0), memory_mask.repeat_interleave(width, 0)
-    hidden, cell = hidden.repeat_interleave(width, 1), cell.repeat_interleave(width, 1)
+    carried = model.carried(source, source_lengths)
+    num_states = len(state_names(model.config.cell))
+    states = [state.repeat_interleave(width, 1) for state in carried[:num_states]]
+    contexts = [context.repeat_interleave(width, 0) for context in carried[num_states:]]
     first_row = torch.arange(rows, device=source.device).unsqueeze(1) * width  # [B, 1]
 
     tokens = source.new_full((rows, width, 1), bos_id)
@@ -37,7 +39,7 @@ def beam_search(
     lengths = torch.zeros(rows, width, device=source.device)
 
     for _ in range(max_tokens + 1):
-        logits, hidden, cell = model.decoder(tokens[:, :, -1].reshape(-1, 1), None, hidden, cell, memory, memory_mask)
+        logits, *states = model.decoder(tokens[:, :, -1].reshape(-1, 1), None, *states, *contexts)
         step = logits[:, 0].float().log_softmax(-1).view(rows, width, -1)  # [B, K, V]
         vocabulary = step.shape[-1]
         only_eos = torch.full_like(step, float("-inf"))
@@ -52,7 +54,7 @@ def beam_search(
         finished = finished.gather(1, parent) | (token == eos_id)
         tokens = torch.cat([tokens.gather(1, parent.unsqueeze(-1).expand_as(tokens)), token.unsqueeze(-1)], dim=2)
         flat = (first_row + parent).flatten()
-        hidden, cell = hidden[:, flat], cell[:, flat]
+        states = [state[:, flat] for state in states]
         if bool(finished.all()):
             break
 

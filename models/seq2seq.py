@@ -1,4 +1,4 @@
-"""The attention encoder-decoder: a bi-directional LSTM encoder, a bridge, an LSTM decoder.
+"""The encoder-decoder, with attention or without: a bi-directional encoder, a bridge, a decoder.
 
 The decoder is built so that a chunk of steps is one run of each layer: attention looks from the first
 layer's output and feeds the layers above (as in GNMT, Wu et al. 2016), so no step needs the previous
@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from models.layers import LSTMLayer, LuongAttention
+from models.attention import AttentionKind, BahdanauAttention, LuongAttention
+from models.recurrent import CellKind, RecurrentLayer, state_names
 
 
 @dataclass(frozen=True, slots=True)
 class Seq2SeqConfig:
-    """The sizes of a `Seq2Seq`. Token 0 of both vocabularies is padding."""
+    """The sizes of a `Seq2Seq`. Token 0 of both vocabularies is padding. cell: any but "lstm-projected"."""
 
     source_vocabulary_size: int
     target_vocabulary_size: int
@@ -28,8 +29,15 @@ class Seq2SeqConfig:
     attention_size: int = 128
     num_layers: int = 2
     dropout: float = 0.3
+    cell: CellKind = "lstm"
+    attention: AttentionKind = "luong"
 
-    def to_json(self) -> dict[str, int | float]:
+    @property
+    def attended_size(self) -> int:
+        """Of what attention adds to an output; 0 without it."""
+        return 0 if self.attention == "none" else self.attention_size
+
+    def to_json(self) -> dict[str, int | float | str]:
         """The sizes by name, as a checkpoint keeps them."""
         return asdict(self)
 
@@ -44,35 +52,37 @@ class Encoder(nn.Module):
         self.embedding = nn.Embedding(config.source_vocabulary_size, config.embedding_size, padding_idx=0)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            LSTMLayer(config.embedding_size if layer == 0 else 2 * size, size, bidirectional=True)
+            RecurrentLayer(config.cell, config.embedding_size if layer == 0 else 2 * size, size, bidirectional=True)
             for layer in range(config.num_layers)
         )
-        self.memory = nn.Linear(2 * size, config.attention_size, bias=False)
-        self.bridge_hidden = nn.Linear(2 * size, size)
-        self.bridge_cell = nn.Linear(2 * size, size)
+        if config.attention != "none":
+            self.memory = nn.Linear(2 * size, config.attention_size, bias=False)
+        for name in state_names(config.cell):
+            self.add_module(f"bridge_{name}", nn.Linear(2 * size, size))
 
-    def forward(self, source: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, source: Tensor, lengths: Tensor | None) -> tuple[Tensor, ...]:
         """source: [B, S] int64, 0 where padded; lengths: [B] int64 in 1..S, or None when every row is S long.
 
-        Returns memory [B, S, A] (zero where padded), memory_mask [B, S] bool, hidden [L, B, H], cell [L, B, H].
+        Returns memory [B, S, A] (zero where padded) and memory_mask [B, S] bool, neither without attention, then the
+        states, [L, B, H] each.
         """
         rows = source.shape[0]
+        names = state_names(self.config.cell)
         outputs = self.dropout(self.embedding(source)).transpose(0, 1)  # [S, B, E]
-        final_hidden, final_cell = [], []
         zeros = outputs.new_zeros(2, rows, self.config.hidden_size)
+        finals: list[tuple[Tensor, ...]] = []
         for layer in self.layers:
-            outputs, hidden, cell = layer(outputs, lengths, zeros, zeros)
+            outputs, *final = layer(outputs, lengths, *(zeros for _ in names))  # [2, B, H] each
             outputs = self.dropout(outputs)
-            final_hidden.append(hidden)  # [2, B, H]
-            final_cell.append(cell)
-        memory_mask = source != 0  # [B, S]
+            finals.append(tuple(final))
+        states = [
+            self._bridge(self.get_submodule(f"bridge_{name}"), list(final))
+            for name, final in zip(names, zip(*finals, strict=True), strict=True)
+        ]
+        if self.config.attention == "none":
+            return tuple(states)
         memory = self.memory(outputs).transpose(0, 1)  # [B, S, A]
-        return (
-            memory,
-            memory_mask,
-            self._bridge(self.bridge_hidden, final_hidden),
-            self._bridge(self.bridge_cell, final_cell),
-        )
+        return (memory, source != 0, *states)
 
     @staticmethod
     def _bridge(bridge: nn.Module, finals: list[Tensor]) -> Tensor:
@@ -87,43 +97,40 @@ class Decoder(nn.Module):
     def __init__(self, config: Seq2SeqConfig) -> None:
         super().__init__()
         self.config = config
-        size, attended = config.hidden_size, config.hidden_size + config.attention_size
+        size, attended = config.hidden_size, config.hidden_size + config.attended_size
         self.embedding = nn.Embedding(config.target_vocabulary_size, config.embedding_size, padding_idx=0)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            LSTMLayer(config.embedding_size if layer == 0 else attended, size) for layer in range(config.num_layers)
+            RecurrentLayer(config.cell, config.embedding_size if layer == 0 else attended, size)
+            for layer in range(config.num_layers)
         )
-        self.attention = LuongAttention(size, config.attention_size)
+        if config.attention == "luong":
+            self.attention: nn.Module = LuongAttention(size, config.attention_size)
+        elif config.attention == "bahdanau":
+            self.attention = BahdanauAttention(size, config.attention_size)
         self.readout = nn.Linear(attended, size)
         self.logits = nn.Linear(size, config.target_vocabulary_size)
 
-    def forward(  # noqa: PLR0917  # the graph's inputs, in its order
-        self,
-        tokens: Tensor,
-        lengths: Tensor | None,
-        hidden: Tensor,
-        cell: Tensor,
-        memory: Tensor,
-        memory_mask: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """tokens: [B, T] int64; lengths: [B] int64 in 1..T, or None; hidden, cell: [L, B, H]; memory: [B, S, A];
-        memory_mask: [B, S] bool.
+    def forward(self, tokens: Tensor, lengths: Tensor | None, *carried: Tensor) -> tuple[Tensor, ...]:
+        """tokens: [B, T] int64; lengths: [B] int64 in 1..T, or None; carried: the states, [L, B, H] each, then with
+        attention memory: [B, S, A], and memory_mask: [B, S] bool.
 
-        Returns logits [B, T, V] (meaningless past a row's length), next hidden and next cell, [L, B, H].
+        Returns logits [B, T, V] (meaningless past a row's length) and the next states.
         """
+        num_states = len(state_names(self.config.cell))
+        states, contexts = carried[:num_states], carried[num_states:]
         outputs = self.dropout(self.embedding(tokens)).transpose(0, 1)  # [T, B, E]
-        context = outputs.new_zeros(0)
-        next_hidden, next_cell = [], []
+        attended: list[Tensor] = []  # [T, B, A], when there is attention
+        following: list[tuple[Tensor, ...]] = []
         for index, layer in enumerate(self.layers):
-            outputs, h, c = layer(outputs, lengths, hidden[index : index + 1], cell[index : index + 1])
+            outputs, *states_of_layer = layer(outputs, lengths, *(state[index : index + 1] for state in states))
             outputs = self.dropout(outputs)
-            next_hidden.append(h)
-            next_cell.append(c)
-            if index == 0:
-                context = self.attention(outputs.transpose(0, 1), memory, memory_mask).transpose(0, 1)  # [T, B, A]
-            outputs = torch.cat([outputs, context], dim=-1)  # [T, B, H + A]
+            following.append(tuple(states_of_layer))
+            if index == 0 and contexts:
+                attended = [self.attention(outputs.transpose(0, 1), *contexts).transpose(0, 1)]
+            outputs = torch.cat([outputs, *attended], dim=-1)  # [T, B, H + A]
         logits = self.read_out(outputs).transpose(0, 1)  # [B, T, V]
-        return logits, torch.cat(next_hidden), torch.cat(next_cell)
+        return (logits, *(torch.cat(tensors) for tensors in zip(*following, strict=True)))
 
     def read_out(self, outputs: Tensor) -> Tensor:
         """outputs: [..., H + A], the last layer's and what was attended. Returns logits [..., V]."""
@@ -138,11 +145,15 @@ class DecoderReadout(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, hidden: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
-        """hidden: [L, B, H]; memory: [B, S, A]; memory_mask: [B, S] bool. Returns logits [B, V]."""
-        attended = self.decoder.attention(hidden[:1].transpose(0, 1), memory, memory_mask).transpose(0, 1)  # [1, B, A]
+    def forward(self, hidden: Tensor, *contexts: Tensor) -> Tensor:
+        """hidden: [L, B, H]; contexts: with attention memory, [B, S, A], and memory_mask, [B, S] bool. Returns logits
+        [B, V]."""
+        parts = [hidden[-1:]]
+        if contexts:
+            query = hidden[:1].transpose(0, 1)
+            parts.append(self.decoder.attention(query, *contexts).transpose(0, 1))  # [1, B, A]
         # [1, B, V], as in a step: plain matrices get other products, of other bits
-        return self.decoder.read_out(torch.cat([hidden[-1:], attended], dim=-1)).squeeze(0)
+        return self.decoder.read_out(torch.cat(parts, dim=-1)).squeeze(0)
 
 
 class Seq2Seq(nn.Module):
@@ -159,6 +170,11 @@ class Seq2Seq(nn.Module):
 
         Returns the logits of the token after each target token, [B, T, V].
         """
-        memory, memory_mask, hidden, cell = self.encoder(source, source_lengths)
-        logits, _, _ = self.decoder(target, None, hidden, cell, memory, memory_mask)
-        return logits  # type: ignore[no-any-return]  # nn.Module calls are untyped
+        logits: Tensor = self.decoder(target, None, *self.carried(source, source_lengths))[0]
+        return logits
+
+    def carried(self, source: Tensor, source_lengths: Tensor | None) -> tuple[Tensor, ...]:
+        """What the decoder begins with: the states, then the contexts."""
+        num_contexts = 0 if self.config.attention == "none" else 2
+        found = self.encoder(source, source_lengths)
+        return (*found[num_contexts:], *found[:num_contexts])

@@ -8,13 +8,14 @@ was killed and resumed is the run that was not.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 Batch = TypeVar("Batch")
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def train(
             error = validation_error(model)
         history.append(Epoch(epoch, loss_sum / len(epoch_batches), error))
         print(
-            f"epoch {epoch + 1}: training loss {history[-1].training_loss:.4f}, validation error {error:.2%}",
+            f"epoch {epoch + 1}: training loss {history[-1].training_loss:.4f}, validation error {error:.4f}",
             flush=True,
         )
         _save(run, model, average, optimizer, history, metadata)
@@ -110,6 +112,26 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(path, framework="pt") as file:
         metadata: dict[str, str] = file.metadata() or {}
     return load_file(path), metadata
+
+
+def load_trained(checkpoint: Path, name: str, build: Callable[[dict[str, Any]], Model]) -> Model:
+    """The trained model of a checkpoint, in evaluation mode. name: of the recipe; build: makes a model of its sizes.
+    Raises ValueError when the checkpoint is another recipe's."""
+    weights, metadata = load_checkpoint(checkpoint)
+    if metadata.get("model") != name:
+        raise ValueError(f"{checkpoint} is a checkpoint of {metadata.get('model')!r}, not of {name!r}")
+    model = build(json.loads(metadata["config"]))
+    model.load_state_dict(weights)
+    model.eval()
+    return model
+
+
+def write_evaluation(checkpoint: Path, found: dict[str, object]) -> dict[str, object]:
+    """Writes what a recipe found of a checkpoint as `evaluation.json` beside it, and prints and returns it."""
+    result = {"checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(), **found}
+    (checkpoint.parent / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    return result
 
 
 def load_history(run: Path) -> list[Epoch]:

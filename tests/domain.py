@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 from service.engine.arena import Slot
 from service.engine.engine import Engine
+from service.engine.items import Item
 from service.engine.jobs import Lane
 from service.repository.bundle import Bundle, VariantGraphs
 from service.repository.manifest import (
@@ -44,6 +45,11 @@ def context(name: str, inner: tuple[int, ...] = (2,), *, dtype: Dtype = "float32
     """A context tensor of shape [batch, source, *inner]."""
     tensor = TensorSpec(name=name, dtype=dtype, shape=("batch", "source", *inner))
     return ContextSpec(name=name, input=tensor, output=f"encoded_{name}")
+
+
+def ids(items: Iterable[Item]) -> list[int]:
+    """Items that are tokens, as such."""
+    return [item for item in items if isinstance(item, int)]
 
 
 def manifest(
@@ -86,18 +92,23 @@ def manifest(
     )
 
 
+def vocabulary() -> Vocabulary:
+    """Of what the model `made` reads and gives."""
+    return Vocabulary(TARGET_NAMES, owner="the vocabulary of made", tokenizer="whitespace", lowercase=False)
+
+
 def bundle(*, has_encoder: bool = False) -> Bundle:
     """A bundle without graphs: nothing may be run."""
     no_graph = cast(ort.InferenceSession, None)
     source = Vocabulary(SOURCE_NAMES, owner="the source vocabulary of made", tokenizer="characters", lowercase=True)
+    target = vocabulary()
     return Bundle(
         folder=Path("made/3"),
         manifest=manifest(has_encoder=has_encoder),
         manifest_digest=DIGEST,
         source_vocabulary=source if has_encoder else None,
-        target_vocabulary=Vocabulary(
-            TARGET_NAMES, owner="the vocabulary of made", tokenizer="whitespace", lowercase=False
-        ),
+        step_vocabulary=target,
+        target_vocabulary=target,
         encoder=no_graph if has_encoder else None,
         variants={BASE_VARIANT: VariantGraphs(no_graph, manifest(has_encoder=has_encoder).step)},
     )

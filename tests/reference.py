@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 from service.repository.manifest import FILE_NAME, SOURCE_MULTIPLE, Manifest
 
 FloatArray = NDArray[np.float32]
+Item = int | Sequence[float] | FloatArray
 
 
 class ReferenceSession:
-    """A session of the bundle in `folder`. source: token ids, for a model with an encoder. variant: None: the base."""
+    """A session of the bundle in `folder`. source: token ids or vectors, of a model with an encoder. variant: None:
+    the base."""
 
-    def __init__(self, folder: Path, source: list[int] | None = None, variant: str | None = None) -> None:
+    def __init__(self, folder: Path, source: Sequence[Item] | None = None, variant: str | None = None) -> None:
         self.manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -24,24 +27,31 @@ class ReferenceSession:
         self._step = ort.InferenceSession(str(folder / step.file), options)
         self._fixed: dict[str, NDArray[np.generic]] = {}
         self._state = {
-            state.input.name: np.zeros([1 if axis == "batch" else int(axis) for axis in state.input.shape], np.float32)
+            state.input.name: np.zeros(
+                [1 if axis == "batch" else int(axis) for axis in state.input.shape], state.input.dtype
+            )
             for state in self.manifest.states
         }
         self.logits: FloatArray | None = None
         if source is not None:
             self._encode(folder, source, options)
+        if self.manifest.start is not None and source is not None:
+            self.step(source[-1])
         if self.manifest.special_tokens.bos_id is not None:
             self.step(self.manifest.special_tokens.bos_id)
 
-    def step(self, token: int) -> FloatArray:
-        """Consumes one token; returns the logits after it, [V]."""
+    def step(self, token: Item) -> FloatArray:
+        """Consumes one token, or one vector; returns the logits, or the values, after it, [V]."""
+        spec = self.manifest.step
         feeds = {
-            self.manifest.step.tokens.name: np.array([[token]], np.int64),
-            self.manifest.step.lengths.name: np.array([1], np.int64),
+            spec.input.name: np.array([[token]], spec.input.dtype),
+            **{one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in spec.constants},
             **self._state,
             **self._fixed,
         }
-        names = [self.manifest.step.logits.name, *(state.output for state in self.manifest.states)]
+        if spec.lengths is not None:
+            feeds[spec.lengths.name] = np.array([1], np.int64)
+        names = [spec.output.name, *(state.output for state in self.manifest.states)]
         logits, *states = self._step.run(names, feeds)
         self._state = {s.input.name: value for s, value in zip(self.manifest.states, states, strict=True)}
         self.logits = logits[0, 0]
@@ -59,11 +69,21 @@ class ReferenceSession:
             self.step(token)
         return tokens
 
-    def _encode(self, folder: Path, source: list[int], options: ort.SessionOptions) -> None:
+    def forecast(self, horizon: int) -> list[FloatArray]:
+        """Its own values, fed back."""
+        values: list[FloatArray] = []
+        for _ in range(horizon):
+            assert self.logits is not None
+            values.append(self.logits)
+            self.step(self.logits)
+        return values
+
+    def _encode(self, folder: Path, source: Sequence[Item], options: ort.SessionOptions) -> None:
         spec = self.manifest.encoder
         assert spec is not None
         width = -(-len(source) // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
-        padded = np.zeros((1, width), np.int64)
+        features = (spec.feature_size,) if spec.feature_size else ()
+        padded = np.zeros((1, width, *features), spec.source.dtype)
         padded[0, : len(source)] = source
         encoder = ort.InferenceSession(str(folder / spec.file), options)
         names = [c.output for c in self.manifest.contexts] + [s.initial for s in self.manifest.states if s.initial]

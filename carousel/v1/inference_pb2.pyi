@@ -84,7 +84,7 @@ class _OutputKind:
 class _OutputKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     OUTPUT_KIND_UNSPECIFIED: _OutputKind.ValueType  # 0
-    """The default, OUTPUT_KIND_NEXT_TOKEN."""
+    """The default."""
     OUTPUT_KIND_NONE: _OutputKind.ValueType  # 1
     """Nothing but the position."""
     OUTPUT_KIND_NEXT_TOKEN: _OutputKind.ValueType  # 2
@@ -93,12 +93,14 @@ class _OutputKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputKind
     """The k most likely next tokens with their log-probabilities, most likely first."""
     OUTPUT_KIND_LOGITS: _OutputKind.ValueType  # 4
     """The logits of every token of the vocabulary."""
+    OUTPUT_KIND_VALUES: _OutputKind.ValueType  # 5
+    """The values that the model gives; of models without a target vocabulary, and of no others."""
 
 class OutputKind(_OutputKind, metaclass=_OutputKindEnumTypeWrapper):
     """The kinds of output."""
 
 OUTPUT_KIND_UNSPECIFIED: OutputKind.ValueType  # 0
-"""The default, OUTPUT_KIND_NEXT_TOKEN."""
+"""The default."""
 OUTPUT_KIND_NONE: OutputKind.ValueType  # 1
 """Nothing but the position."""
 OUTPUT_KIND_NEXT_TOKEN: OutputKind.ValueType  # 2
@@ -107,6 +109,8 @@ OUTPUT_KIND_TOP_K: OutputKind.ValueType  # 3
 """The k most likely next tokens with their log-probabilities, most likely first."""
 OUTPUT_KIND_LOGITS: OutputKind.ValueType  # 4
 """The logits of every token of the vocabulary."""
+OUTPUT_KIND_VALUES: OutputKind.ValueType  # 5
+"""The values that the model gives; of models without a target vocabulary, and of no others."""
 Global___OutputKind: _TypeAlias = OutputKind  # noqa: Y015
 
 class _RestoredFrom:
@@ -533,13 +537,14 @@ Global___DisconnectPolicy: _TypeAlias = DisconnectPolicy  # noqa: Y015
 
 @_typing.final
 class Sequence(_message.Message):
-    """A sequence of tokens, in one of three forms."""
+    """A sequence of tokens, in one of three forms, or of vectors of features."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text, split into tokens by the bundle's vocabulary (by characters or by spaces)."""
     @_builtins.property
@@ -550,22 +555,55 @@ class Sequence(_message.Message):
     def ids(self) -> Global___TokenIds:
         """Tokens by number."""
 
+    @_builtins.property
+    def features(self) -> Global___Tensor:
+        """Vectors, [steps, features]; of models that read those, and of no others."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         tokens: Global___TokenNames | None = ...,
         ids: Global___TokenIds | None = ...,
+        features: Global___Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "ids", b"ids", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "form", b"form", "ids", b"ids", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "ids", b"ids", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "form", b"form", "ids", b"ids", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["text", "tokens", "ids"]  # noqa: Y015
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["text", "tokens", "ids", "features"]  # noqa: Y015
     _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
 
 Global___Sequence: _TypeAlias = Sequence  # noqa: Y015
+
+@_typing.final
+class Tensor(_message.Message):
+    """An array of numbers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHAPE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Its elements, row-major: 32-bit floats, little-endian."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its axes."""
+
+    def __init__(
+        self,
+        *,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
 class TokenNames(_message.Message):
@@ -617,7 +655,9 @@ Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
 @_typing.final
 class Feed(_message.Message):
-    """Makes the session consume tokens. Exactly one of `token_ids` and `tokens` must be given, with 1 token or more."""
+    """Makes the session consume tokens, or vectors of features: what is said of tokens holds for those. Exactly one of
+    `token_ids`, `tokens` and `features` must be given, with 1 token or more.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -626,6 +666,7 @@ class Feed(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     MARK_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position that the first token has. When it is the session's position, the feed is applied. When it is
     where the last feed began and tokens and outputs are the same, nothing is applied and the same answer is given
@@ -643,11 +684,17 @@ class Feed(_message.Message):
 
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tokens by name, as the target vocabulary spells them."""
+        """Tokens by name, as the vocabulary spells them that the model reads: its target vocabulary, or a tagger's input
+        vocabulary.
+        """
 
     @_builtins.property
     def outputs(self) -> Global___OutputSpec:
         """What to return. Default: the next token."""
+
+    @_builtins.property
+    def features(self) -> Global___Tensor:
+        """Vectors, [steps, features]; of models that read those, and of no others."""
 
     def __init__(
         self,
@@ -657,10 +704,11 @@ class Feed(_message.Message):
         position: _builtins.int | None = ...,
         outputs: Global___OutputSpec | None = ...,
         mark: _builtins.bool = ...,
+        features: Global___Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "outputs", b"outputs", "position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "features", b"features", "outputs", b"outputs", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "mark", b"mark", "outputs", b"outputs", "position", b"position", "token_ids", b"token_ids", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "features", b"features", "mark", b"mark", "outputs", b"outputs", "position", b"position", "token_ids", b"token_ids", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__position: _TypeAlias = _typing.Literal["position"]  # noqa: Y015
     _WhichOneofArgType__position: _TypeAlias = _typing.Literal["_position", b"_position"]  # noqa: Y015
@@ -677,22 +725,28 @@ class OutputSpec(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     EVERY_POSITION_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     kind: Global___OutputKind.ValueType
-    """The kind of output. Default: OUTPUT_KIND_NEXT_TOKEN."""
+    """The kind of output. Default: OUTPUT_KIND_NEXT_TOKEN, and OUTPUT_KIND_VALUES of models that give values."""
     top_k: _builtins.int
     """For OUTPUT_KIND_TOP_K: how many candidates, 1 to the vocabulary's size."""
     every_position: _builtins.bool
     """Return an output after each token fed, not after the last alone. Default false."""
+    trace: _builtins.bool
+    """Return what a look inside the step tells, too: its gates and states. The model must have a trace. What is fed is
+    then run one token at a time. Refused by `Open`, `StepBatch` and `Score`. Default false.
+    """
     def __init__(
         self,
         *,
         kind: Global___OutputKind.ValueType = ...,
         top_k: _builtins.int = ...,
         every_position: _builtins.bool = ...,
+        trace: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["every_position", b"every_position", "kind", b"kind", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every_position", b"every_position", "kind", b"kind", "top_k", b"top_k", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -739,6 +793,8 @@ class StepOutput(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     LOGITS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position at which it says so: the number of tokens consumed before."""
     @_builtins.property
@@ -749,20 +805,58 @@ class StepOutput(_message.Message):
     def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """For OUTPUT_KIND_LOGITS: one number for each token of the vocabulary, by id."""
 
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For OUTPUT_KIND_VALUES: what the model gives."""
+
+    @_builtins.property
+    def trace(self) -> _containers.RepeatedCompositeFieldContainer[Global___Trace]:
+        """With `OutputSpec.trace`: what the step to this position did inside."""
+
     def __init__(
         self,
         *,
         position: _builtins.int = ...,
         tokens: _abc.Iterable[Global___Token] | None = ...,
         logits: _abc.Iterable[_builtins.float] | None = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        trace: _abc.Iterable[Global___Trace] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logits", b"logits", "position", b"position", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logits", b"logits", "position", b"position", "tokens", b"tokens", "trace", b"trace", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepOutput: _TypeAlias = StepOutput  # noqa: Y015
+
+@_typing.final
+class Trace(_message.Message):
+    """A gate, a state, or where attention looked, in one step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, as the bundle's manifest has it, such as `layer0.forget_gate`."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Unit by unit; of attention, source token by source token."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Trace: _TypeAlias = Trace  # noqa: Y015
 
 @_typing.final
 class Opened(_message.Message):
@@ -860,6 +954,7 @@ class StepBatch(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def handles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The sessions, as `Opened.handle` named them, each at most once."""
@@ -883,6 +978,10 @@ class StepBatch(_message.Message):
     def outputs(self) -> Global___OutputSpec:
         """What to return after the last token of each session; `every_position` is refused. Default: the next token."""
 
+    @_builtins.property
+    def features(self) -> Global___Tensor:
+        """Instead of `token_ids`: vectors, [steps, features], as many as there would be tokens."""
+
     def __init__(
         self,
         *,
@@ -891,10 +990,11 @@ class StepBatch(_message.Message):
         counts: _abc.Iterable[_builtins.int] | None = ...,
         positions: _abc.Iterable[_builtins.int] | None = ...,
         outputs: Global___OutputSpec | None = ...,
+        features: Global___Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "outputs", b"outputs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "handles", b"handles", "outputs", b"outputs", "positions", b"positions", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "features", b"features", "handles", b"handles", "outputs", b"outputs", "positions", b"positions", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -910,6 +1010,7 @@ class BatchStepped(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     LOGITS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
@@ -931,6 +1032,10 @@ class BatchStepped(_message.Message):
         """For OUTPUT_KIND_LOGITS: as many for each session as the vocabulary has tokens, by id."""
 
     @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """For OUTPUT_KIND_VALUES: as many for each session as the model gives."""
+
+    @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchError]:
         """The sessions that were refused."""
 
@@ -941,12 +1046,13 @@ class BatchStepped(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         log_probabilities: _abc.Iterable[_builtins.float] | None = ...,
         logits: _abc.Iterable[_builtins.float] | None = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
         errors: _abc.Iterable[Global___BatchError] | None = ...,
         replayed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "log_probabilities", b"log_probabilities", "logits", b"logits", "positions", b"positions", "replayed", b"replayed", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "log_probabilities", b"log_probabilities", "logits", b"logits", "positions", b"positions", "replayed", b"replayed", "token_ids", b"token_ids", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1184,6 +1290,7 @@ class Generated(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     HYPOTHESES_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why generation ended; unspecified while it goes on."""
     @_builtins.property
@@ -1196,16 +1303,21 @@ class Generated(_message.Message):
         and the reason FINISH_REASON_EOS, when the model gave no token a probability.
         """
 
+    @_builtins.property
+    def values(self) -> Global___Tensor:
+        """Instead of `tokens`, of models that give values: the vectors, [steps, values]."""
+
     def __init__(
         self,
         *,
         tokens: _abc.Iterable[Global___Token] | None = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
         hypotheses: _abc.Iterable[Global___Hypothesis] | None = ...,
+        values: Global___Tensor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "hypotheses", b"hypotheses", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "hypotheses", b"hypotheses", "tokens", b"tokens", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -62,6 +62,14 @@ class ModelInfo(_message.Message):
     STATE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
     VARIANTS_FIELD_NUMBER: _builtins.int
+    INPUT_VOCABULARY_FIELD_NUMBER: _builtins.int
+    FEATURE_SIZE_FIELD_NUMBER: _builtins.int
+    VALUE_SIZE_FIELD_NUMBER: _builtins.int
+    SOURCE_FEATURE_SIZE_FIELD_NUMBER: _builtins.int
+    CAN_GENERATE_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_ROWS_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -82,6 +90,18 @@ class ModelInfo(_message.Message):
     """Bytes of state that each session of it holds."""
     manifest_digest: _builtins.str
     """SHA-256 of the bundle's manifest, in hexadecimal."""
+    feature_size: _builtins.int
+    """Numbers in each vector that steps read; 0 when they read tokens."""
+    value_size: _builtins.int
+    """Values that a step gives; 0 when it gives logits over the target vocabulary."""
+    source_feature_size: _builtins.int
+    """Numbers in each vector of a source; 0 when it is of tokens, and without an encoder."""
+    can_generate: _builtins.bool
+    """True when the model can go on by itself: Generate."""
+    max_batch_rows: _builtins.int
+    """Rows that the model takes in one run; 0 for any number. 1: sessions are not batched, but run one by one."""
+    tokenizer: _builtins.str
+    """How text becomes the tokens that steps read: `characters` or `whitespace`; empty when they read vectors."""
     @_builtins.property
     def source_vocabulary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The source vocabulary by id; empty without an encoder."""
@@ -93,6 +113,14 @@ class ModelInfo(_message.Message):
     @_builtins.property
     def variants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The variants that Open may name, `fp32` first."""
+
+    @_builtins.property
+    def input_vocabulary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The vocabulary of the tokens that steps read, by id, where it is not the target's: a tagger's. Else empty."""
+
+    @_builtins.property
+    def trace(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What `OutputSpec.trace` tells, by name; empty when the model cannot be looked into."""
 
     def __init__(
         self,
@@ -110,10 +138,18 @@ class ModelInfo(_message.Message):
         state_size_bytes: _builtins.int = ...,
         manifest_digest: _builtins.str = ...,
         variants: _abc.Iterable[_builtins.str] | None = ...,
+        input_vocabulary: _abc.Iterable[_builtins.str] | None = ...,
+        feature_size: _builtins.int = ...,
+        value_size: _builtins.int = ...,
+        source_feature_size: _builtins.int = ...,
+        can_generate: _builtins.bool = ...,
+        trace: _abc.Iterable[_builtins.str] | None = ...,
+        max_batch_rows: _builtins.int = ...,
+        tokenizer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "has_encoder", b"has_encoder", "manifest_digest", b"manifest_digest", "max_source_length", b"max_source_length", "max_tokens", b"max_tokens", "model", b"model", "problem", b"problem", "source_vocabulary", b"source_vocabulary", "state_size_bytes", b"state_size_bytes", "status", b"status", "target_vocabulary", b"target_vocabulary", "variants", b"variants", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_generate", b"can_generate", "description", b"description", "feature_size", b"feature_size", "has_encoder", b"has_encoder", "input_vocabulary", b"input_vocabulary", "manifest_digest", b"manifest_digest", "max_batch_rows", b"max_batch_rows", "max_source_length", b"max_source_length", "max_tokens", b"max_tokens", "model", b"model", "problem", b"problem", "source_feature_size", b"source_feature_size", "source_vocabulary", b"source_vocabulary", "state_size_bytes", b"state_size_bytes", "status", b"status", "target_vocabulary", b"target_vocabulary", "tokenizer", b"tokenizer", "trace", b"trace", "value_size", b"value_size", "variants", b"variants", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -562,6 +562,7 @@ class SessionsGetStateResponse(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     PENDING_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PENDING_FEATURES_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position at which it is the state."""
     @_builtins.property
@@ -574,16 +575,21 @@ class SessionsGetStateResponse(_message.Message):
         last one generated. The next request consumes them first.
         """
 
+    @_builtins.property
+    def pending_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Instead, of a model that reads features: vectors, 32-bit floats, little-endian."""
+
     def __init__(
         self,
         *,
         position: _builtins.int = ...,
         tensors: _abc.Iterable[Global___StateTensor] | None = ...,
         pending_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        pending_features: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pending_token_ids", b"pending_token_ids", "position", b"position", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pending_features", b"pending_features", "pending_token_ids", b"pending_token_ids", "position", b"position", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,7 +9,6 @@ A killed `train` goes on from its last whole epoch when it is called again with 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 from collections import defaultdict
@@ -110,19 +109,13 @@ def transcribe(model: Seq2Seq, words: list[str], *, beam_size: int, batch_size: 
 
 def load_model(checkpoint: Path) -> Seq2Seq:
     """The trained model of a checkpoint, in evaluation mode. Raises ValueError when it is another recipe's."""
-    weights, metadata = training.load_checkpoint(checkpoint)
-    if metadata.get("model") != MODEL:
-        raise ValueError(f"{checkpoint} is a checkpoint of {metadata.get('model')!r}, not of {MODEL!r}")
-    model = Seq2Seq(Seq2SeqConfig(**json.loads(metadata["config"])))
-    model.load_state_dict(weights)
-    return model.eval()
+    return training.load_trained(checkpoint, MODEL, lambda sizes: Seq2Seq(Seq2SeqConfig(**sizes)))
 
 
 def write_evaluation(checkpoint: Path) -> dict[str, object]:
     """Scores a checkpoint on the test split, greedy and with a beam of 4, into `evaluation.json` beside it."""
     model, test = load_model(checkpoint), data.load("test")
-    result: dict[str, object] = {
-        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+    found: dict[str, object] = {
         "task": "grapheme-to-phoneme, CMUdict without stress, nearest of the listed pronunciations",
         "split": "SHA-256 of the word modulo 100: 0-4 validation, 5-14 test, 15-99 training",
         "num_training_words": len(data.load("train").words),
@@ -131,10 +124,7 @@ def write_evaluation(checkpoint: Path) -> dict[str, object]:
         "greedy": asdict(evaluate(model, test, beam_size=1)),
         "beam_4": asdict(evaluate(model, test, beam_size=4)),
     }
-    path = checkpoint.parent / "evaluation.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
-    return result
+    return training.write_evaluation(checkpoint, found)
 
 
 def _to_batch(group: list[tuple[str, data.Phonemes]]) -> Batch:

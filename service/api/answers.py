@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from carousel.v1 import inference_pb2 as pb
 from service.api import convert, session_messages
 from service.api.status import to_message
+from service.engine.items import Item
 from service.engine.results import Encoded, Fed, Scored, Searched, Stepped
 from service.errors import CarouselError
 from service.sessions.session import CloseReason, Request, Session
 
 
-def opened(request: Request, result: Encoded | Fed, source: list[int] | None) -> pb.StreamResponse:
+def opened(request: Request, result: Encoded | Fed, source: Sequence[Item] | None) -> pb.StreamResponse:
     """A session is open. source: as the model read it."""
     session = request.session
     bundle = session.served.bundle
@@ -75,12 +78,11 @@ def fed(request: Request, result: Fed) -> pb.StreamResponse:
 
 def found(request: Request, result: Searched) -> pb.StreamResponse:
     """A beam search is done."""
-    names = request.session.served.bundle.target_vocabulary.names
     return pb.StreamResponse(
         request_id=request.request_id,
         session_id=request.session.name,
         position=result.position,
-        generated=convert.found(result.hypotheses, names),
+        generated=convert.found(result.hypotheses, request.session.served.bundle),
     )
 
 
@@ -94,13 +96,15 @@ def scored(request: Request, result: Scored) -> pb.StreamResponse:
     )
 
 
-def stepped(result: Stepped) -> pb.BatchStepped:
-    """Many sessions consumed tokens."""
+def stepped(result: Stepped, *, gives_values: bool) -> pb.BatchStepped:
+    """Many sessions consumed tokens. gives_values: whether what is told in logits is values."""
+    numbers = [] if result.logits is None else result.logits.ravel().tolist()
     return pb.BatchStepped(
         positions=result.positions,
         token_ids=result.token_ids,
         log_probabilities=result.log_probabilities,
-        logits=None if result.logits is None else result.logits.ravel().tolist(),
+        logits=[] if gives_values else numbers,
+        values=numbers if gives_values else [],
         errors=[pb.BatchError(index=place, error=to_message(error)) for place, error in result.errors],
     )
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from math import fsum
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2
+from service.api import tensors
 from service.engine.beam import Hypothesis
 from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
+from service.engine.items import Item
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import StepOutput
 from service.errors import EmptySequenceError, InvalidFieldError
@@ -17,15 +19,14 @@ from service.repository.bundle import Bundle
 from service.repository.repository import Problem
 from service.repository.vocabulary import Vocabulary
 
-DEFAULT_OUTPUTS = OutputSpec()
-
 _OUTPUT_KINDS = {
-    pb.OUTPUT_KIND_UNSPECIFIED: OutputKind.NEXT_TOKEN,
     pb.OUTPUT_KIND_NONE: OutputKind.NONE,
     pb.OUTPUT_KIND_NEXT_TOKEN: OutputKind.NEXT_TOKEN,
     pb.OUTPUT_KIND_TOP_K: OutputKind.TOP_K,
     pb.OUTPUT_KIND_LOGITS: OutputKind.LOGITS,
+    pb.OUTPUT_KIND_VALUES: OutputKind.VALUES,
 }
+_NEXT_TOKEN, _VALUES = OutputSpec(), OutputSpec(OutputKind.VALUES)
 _FINISH_REASONS = {
     None: pb.FINISH_REASON_UNSPECIFIED,
     FinishReason.EOS: pb.FINISH_REASON_EOS,
@@ -50,11 +51,58 @@ def sequence_ids(sequence: pb.Sequence, vocabulary: Vocabulary, *, field: str) -
     return ids
 
 
-def source_ids(source: pb.Sequence, bundle: Bundle) -> list[int]:
-    """The ids of a source. Raises InvalidFieldError when the model has no encoder, else as `sequence_ids`."""
-    if bundle.source_vocabulary is None:
+def source_items(source: pb.Sequence, bundle: Bundle) -> Sequence[Item]:
+    """What a source has. Raises InvalidFieldError when the model has no encoder, and its kin."""
+    encoder = bundle.manifest.encoder
+    if encoder is None:
         raise InvalidFieldError(f"source must not be given: {bundle.model} has no encoder", field="source")
-    return sequence_ids(source, bundle.source_vocabulary, field="source")
+    return _items(source, bundle.source_vocabulary, encoder.feature_size, bundle.model, field="source")
+
+
+def prompt_items(prompt: pb.Sequence, bundle: Bundle) -> Sequence[Item]:
+    """What steps are to consume first. Raises InvalidFieldError and its kin."""
+    size = bundle.manifest.step.feature_size
+    return _items(prompt, bundle.step_vocabulary, size, bundle.model, field="prompt")
+
+
+def feed_items(feed: pb.Feed, bundle: Bundle) -> Sequence[Item]:
+    """What a feed brings; nothing when it brings nothing. Raises InvalidFieldError and its kin."""
+    if bundle.step_vocabulary is not None:
+        if feed.HasField("features"):
+            raise _reads("tokens", bundle.model, field="feed.features")
+        return feed_ids(feed, bundle.step_vocabulary)
+    if feed.tokens or feed.token_ids:
+        raise _reads("features", bundle.model, field="feed.tokens" if feed.tokens else "feed.token_ids")
+    if not feed.HasField("features"):
+        return []
+    return tensors.vectors(feed.features, bundle.manifest.step.feature_size, field="feed.features")
+
+
+def frame_items(message: pb.StepBatch, bundle: Bundle) -> Sequence[Item]:
+    """What a frame brings; tokens are yet to be checked. Raises InvalidFieldError and its kin."""
+    if bundle.step_vocabulary is not None:
+        if message.HasField("features"):
+            raise _reads("tokens", bundle.model, field="step_batch.features")
+        return list(message.token_ids)
+    if message.token_ids:
+        raise _reads("features", bundle.model, field="step_batch.token_ids")
+    return tensors.vectors(message.features, bundle.manifest.step.feature_size, field="step_batch.features")
+
+
+def _items(
+    sequence: pb.Sequence, vocabulary: Vocabulary | None, feature_size: int, model: str, *, field: str
+) -> Sequence[Item]:
+    if vocabulary is None:
+        if sequence.WhichOneof("form") != "features":
+            raise _reads("features", model, field=field)
+        return tensors.vectors(sequence.features, feature_size, field=f"{field}.features")
+    if sequence.WhichOneof("form") == "features":
+        raise _reads("tokens", model, field=f"{field}.features")
+    return sequence_ids(sequence, vocabulary, field=field)
+
+
+def _reads(what: str, model: str, *, field: str) -> InvalidFieldError:
+    return InvalidFieldError(f"{field} is not what {model} reads: give it {what}", field=field)
 
 
 def feed_ids(feed: pb.Feed, vocabulary: Vocabulary) -> list[int]:
@@ -66,15 +114,20 @@ def feed_ids(feed: pb.Feed, vocabulary: Vocabulary) -> list[int]:
     return vocabulary.ids_of(feed.tokens, field="feed.tokens")
 
 
-def output_spec(message: pb.OutputSpec, *, field: str) -> OutputSpec:
+def default_outputs(bundle: Bundle) -> OutputSpec:
+    """What is returned when nothing is said."""
+    return _VALUES if bundle.target_vocabulary is None else _NEXT_TOKEN
+
+
+def output_spec(message: pb.OutputSpec, bundle: Bundle, *, field: str) -> OutputSpec:
     """What to return. Raises InvalidFieldError for a kind that does not exist."""
-    kind = _OUTPUT_KINDS.get(message.kind)
+    kind = _OUTPUT_KINDS.get(message.kind) if message.kind else default_outputs(bundle).kind
     if kind is None:
         raise InvalidFieldError(f"{field}.kind = {message.kind} is not an OutputKind", field=f"{field}.kind")
-    return OutputSpec(kind, message.top_k, message.every_position)
+    return OutputSpec(kind, message.top_k, message.every_position, message.trace)
 
 
-def decoding(message: pb.Decoding, vocabulary: Vocabulary, default_max_tokens: int, *, field: str) -> Decoding:
+def decoding(message: pb.Decoding, vocabulary: Vocabulary | None, default_max_tokens: int, *, field: str) -> Decoding:
     """How to generate. Ranges are checked by the domain; raises for stop tokens that the vocabulary lacks."""
     sampling = None
     if message.HasField("sampling"):
@@ -85,8 +138,13 @@ def decoding(message: pb.Decoding, vocabulary: Vocabulary, default_max_tokens: i
             top_p=given.top_p if given.HasField("top_p") else 1.0,
             seed=given.seed,
         )
-    stop_ids = vocabulary.check_ids(message.stop_token_ids, field=f"{field}.stop_token_ids")
-    stop_ids += vocabulary.ids_of(message.stop_tokens, field=f"{field}.stop_tokens")
+    stop_ids: list[int] = []
+    if vocabulary is not None:
+        stop_ids += vocabulary.check_ids(message.stop_token_ids, field=f"{field}.stop_token_ids")
+        stop_ids += vocabulary.ids_of(message.stop_tokens, field=f"{field}.stop_tokens")
+    elif message.stop_token_ids or message.stop_tokens:
+        name = f"{field}.stop_tokens" if message.stop_tokens else f"{field}.stop_token_ids"
+        raise InvalidFieldError(f"{name} must not be given: the model gives values, and no tokens", field=name)
     return Decoding(
         message.max_tokens if message.HasField("max_tokens") else default_max_tokens,
         sampling,
@@ -106,19 +164,30 @@ def _beam(message: pb.BeamSearch) -> Beam:
     )
 
 
-def targets(message: Iterable[pb.Sequence], vocabulary: Vocabulary, *, field: str) -> list[list[int]]:
-    """The ids of each of the targets of a score. Raises as `sequence_ids`."""
+def targets(message: Iterable[pb.Sequence], vocabulary: Vocabulary | None, *, field: str) -> list[list[int]]:
+    """The ids of each of the targets of a score. Raises as `sequence_ids`, and InvalidFieldError without a
+    vocabulary."""
+    if vocabulary is None:
+        raise InvalidFieldError(f"{field} must not be given: the model gives values, and no tokens", field=field)
     return [sequence_ids(one, vocabulary, field=f"{field}[{at}]") for at, one in enumerate(message)]
 
 
-def source_tokens(ids: list[int], vocabulary: Vocabulary) -> list[pb.Token]:
+def source_tokens(ids: Sequence[Item], vocabulary: Vocabulary) -> list[pb.Token]:
     """A source as the model read it."""
-    return [pb.Token(id=token_id, text=vocabulary.names[token_id]) for token_id in ids]
+    tokens = token_messages(vocabulary)
+    return [tokens[token_id] for token_id in ids if isinstance(token_id, int)]
 
 
-def fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary) -> None:
+def fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary | None) -> None:
     """What the model says comes next, into a message that is where it belongs: filling costs half of making one."""
     message.position = output.position
+    if output.trace is not None:
+        for name, told in output.trace.items():
+            message.trace.add(name=name, values=told.tolist())
+    if vocabulary is None:
+        if output.logits is not None:
+            message.values.extend(output.logits.tolist())
+        return
     if output.log_probabilities is not None:
         for token_id, log_probability in zip(output.token_ids, output.log_probabilities, strict=True):
             message.tokens.add(id=token_id, text=vocabulary.names[token_id], log_probability=log_probability)
@@ -136,8 +205,9 @@ def token_messages(vocabulary: Vocabulary) -> tuple[pb.Token, ...]:
     return tuple(pb.Token(id=token, text=name) for token, name in enumerate(vocabulary.names))
 
 
-def found(hypotheses: list[Hypothesis], names: tuple[str, ...]) -> pb.Generated:
+def found(hypotheses: list[Hypothesis], bundle: Bundle) -> pb.Generated:
     """What a beam search has found: the first of the hypotheses is what was generated."""
+    names = () if bundle.target_vocabulary is None else bundle.target_vocabulary.names
     messages = []
     for hypothesis in hypotheses:
         pairs = zip(hypothesis.tokens, hypothesis.log_probabilities, strict=False)  # the token that ended it comes last
@@ -167,7 +237,8 @@ def finish_reason(reason: FinishReason | None) -> pb.FinishReason.ValueType:
 
 def model_info(bundle: Bundle) -> models_pb2.ModelInfo:
     """A version that is served."""
-    manifest, source = bundle.manifest, bundle.source_vocabulary
+    manifest, source, read = bundle.manifest, bundle.source_vocabulary, bundle.step_vocabulary
+    target = bundle.target_vocabulary
     return models_pb2.ModelInfo(
         model=manifest.model,
         version=manifest.version,
@@ -176,7 +247,15 @@ def model_info(bundle: Bundle) -> models_pb2.ModelInfo:
         status=models_pb2.MODEL_STATUS_SERVING,
         has_encoder=manifest.encoder is not None,
         source_vocabulary=source.names if source else (),
-        target_vocabulary=bundle.target_vocabulary.names,
+        source_feature_size=manifest.encoder.feature_size if manifest.encoder else 0,
+        input_vocabulary=read.names if read and manifest.input_vocabulary else (),
+        tokenizer=read.tokenizer if read else "",
+        feature_size=manifest.step.feature_size,
+        target_vocabulary=target.names if target else (),
+        value_size=manifest.step.value_size,
+        can_generate=manifest.can_generate,
+        trace=[output.name for output in manifest.trace.outputs] if manifest.trace else (),
+        max_batch_rows=manifest.step.max_rows or 0,
         max_source_length=manifest.encoder.max_source_length if manifest.encoder else 0,
         max_tokens=manifest.max_tokens,
         state_size_bytes=bundle.state_size_bytes,

@@ -5,16 +5,18 @@ Event loop only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert
 from service.api.parking import AsleepError
-from service.engine.jobs import Lane
+from service.engine.items import Item
+from service.engine.jobs import Lane, OutputSpec
 from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError, SessionNotOpenError, TokenOutOfVocabularyError
+from service.repository.bundle import Bundle
 from service.sessions.frames import Frame, FrameRequest, Frames, lanes_of
 from service.sessions.session import Session
 
@@ -22,27 +24,30 @@ Answer = Callable[[pb.StreamResponse], None]
 
 
 class _Sent:
-    """A frame that was taken in. answer: None until it is known; repeats: requests that sent it again before."""
+    """A frame that was taken in. gives_values: whether its answer is values; answer: None until it is known; repeats:
+    requests that sent it again before."""
 
-    __slots__ = ("answer", "message", "repeats")
+    __slots__ = ("answer", "gives_values", "message", "repeats")
 
-    def __init__(self, message: pb.StepBatch) -> None:
+    def __init__(self, message: pb.StepBatch, *, gives_values: bool) -> None:
         self.message = message
+        self.gives_values = gives_values
         self.answer: pb.BatchStepped | None = None
         self.repeats: list[int] = []
 
 
 class _Found:
-    """The sessions of a frame. refused: why some are not there; lanes: when all are; vocabulary_size: their model's."""
+    """The sessions of a frame. refused: why some are not there; lanes: when all are; bundle: of the first
+    that is."""
 
-    __slots__ = ("handles", "lanes", "refused", "sessions", "vocabulary_size")
+    __slots__ = ("bundle", "handles", "lanes", "refused", "sessions")
 
     def __init__(self, handles: list[int], sessions: list[Session | None]) -> None:
         self.handles = handles
         self.sessions = sessions
         self.refused: dict[int, CarouselError] = {}
         self.lanes: list[Lane] | None = None
-        self.vocabulary_size = 0
+        self.bundle: Bundle | None = None
 
 
 class StreamFrames:
@@ -76,9 +81,6 @@ class StreamFrames:
         if last is not None and message.positions and message == last.message:
             self._repeat(request.request_id, last)
             return
-        outputs = convert.DEFAULT_OUTPUTS
-        if message.HasField("outputs"):
-            outputs = convert.output_spec(message.outputs, field="step_batch.outputs")
         handles = list(message.handles)
         found = self._last_found
         if found is None or found.handles != handles:
@@ -88,12 +90,20 @@ class StreamFrames:
         ]
         if asleep:
             raise AsleepError(asleep)
-        tokens = list(message.token_ids)
+        bundle = found.bundle
+        tokens: Sequence[Item] = list(message.token_ids)
+        outputs = OutputSpec()
+        if bundle is not None:
+            tokens = convert.frame_items(message, bundle)
+            outputs = convert.default_outputs(bundle)
+            if message.HasField("outputs"):
+                outputs = convert.output_spec(message.outputs, bundle, field="step_batch.outputs")
         counts = list(message.counts) or None
-        sent = self._last = _Sent(message)
+        sent = self._last = _Sent(message, gives_values=bundle is not None and bundle.target_vocabulary is None)
         refused = found.refused
-        if tokens and max(tokens) >= found.vocabulary_size:
-            refused = {**refused, **_out_of_vocabulary(found, tokens, counts)}
+        vocabulary = None if bundle is None else bundle.step_vocabulary
+        if vocabulary is not None and max(message.token_ids, default=0) >= len(vocabulary):
+            refused = {**refused, **_out_of_vocabulary(found, list(message.token_ids), counts)}
         positions = list(message.positions) or None
         frame = Frame(found.sessions, refused, tokens, counts, positions, outputs, found.lanes)
         try:
@@ -119,14 +129,14 @@ class StreamFrames:
                 )
         open_ones = [session for session in sessions if session is not None]
         if open_ones:
-            found.vocabulary_size = len(open_ones[0].served.bundle.target_vocabulary)
+            found.bundle = open_ones[0].served.bundle
         if handles and not found.refused:
             found.lanes = lanes_of(open_ones)
             self._last_found = found
         return found
 
     def _on_stepped(self, sent: _Sent, request: FrameRequest, result: Stepped) -> None:
-        answer = sent.answer = answers.stepped(result)
+        answer = sent.answer = answers.stepped(result, gives_values=sent.gives_values)
         self._answer(pb.StreamResponse(request_id=request.request_id, batch_stepped=answer))
         for request_id in sent.repeats:
             self._repeat(request_id, sent)
@@ -146,10 +156,10 @@ def _out_of_vocabulary(found: _Found, tokens: list[int], counts: list[int] | Non
     refused: dict[int, CarouselError] = {}
     ends = list(accumulate(counts or [1] * len(found.handles), initial=0))
     for at, session in enumerate(found.sessions[: len(ends) - 1]):
-        if session is not None:
+        if session is not None and session.served.bundle.step_vocabulary is not None:
             field = f"step_batch.token_ids of handles[{at}]"
             try:
-                session.served.bundle.target_vocabulary.check_ids(tokens[ends[at] : ends[at + 1]], field=field)
+                session.served.bundle.step_vocabulary.check_ids(tokens[ends[at] : ends[at + 1]], field=field)
             except TokenOutOfVocabularyError as error:
                 refused[at] = error
     return refused

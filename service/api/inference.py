@@ -113,10 +113,10 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 async def _open(call: OneShot, served: Served, request: pb.GenerateRequest | pb.ScoreRequest) -> Session:
     """Opens the session of a call, with the source and the prompt that its request has."""
     bundle = served.bundle
-    source = convert.source_ids(request.source, bundle) if request.HasField("source") else None
+    source = convert.source_items(request.source, bundle) if request.HasField("source") else None
     prompt = None
     if request.HasField("prompt"):
-        prompt = convert.sequence_ids(request.prompt, bundle.target_vocabulary, field="prompt")
+        prompt = convert.prompt_items(request.prompt, bundle)
     return await call.open(served, source, prompt)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
@@ -11,6 +12,7 @@ from service.api.domain import Domain
 from service.api.outbox import Outbox
 from service.api.part import Part
 from service.engine.decoding import Decoding
+from service.engine.items import Item
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import Failed, Generated, Result, Scored, Searched
 from service.errors import CarouselError, NoSlotError, RequestCancelledError
@@ -33,7 +35,7 @@ class OneShot:
         self._part: Part | None = None
         self._failure: CarouselError | None = None
 
-    async def open(self, served: Served, source: list[int] | None, prompt: list[int] | None) -> Session:
+    async def open(self, served: Served, source: Sequence[Item] | None, prompt: Sequence[Item] | None) -> Session:
         """Opens the session, waiting for a slot when another session can give its own up, and feeds it the prompt.
         Raises what the registry and the dispatcher raise."""
         while self._session is None:
@@ -90,7 +92,7 @@ class OneShot:
             return
         part = self._part
         if part is None or part.is_taken:
-            part = self._part = Part(request.session.served.bundle.target_vocabulary)
+            part = self._part = Part(request.session.served.bundle)
             self._outbox.put_later(partial(_response, request, part), partial(_granted, request, part))
         part.add(result)
         if result.finish_reason is not None:
@@ -98,8 +100,7 @@ class OneShot:
 
     def _on_searched(self, request: Request, result: Result) -> None:
         if isinstance(result, Searched):
-            names = request.session.served.bundle.target_vocabulary.names
-            generated = convert.found(result.hypotheses, names)
+            generated = convert.found(result.hypotheses, request.session.served.bundle)
             version = request.session.served.bundle.version
             self._outbox.put(pb.GenerateResponse(generated=generated, position=result.position, version=version))
             self._outbox.close()

@@ -7,7 +7,7 @@ theirs that come meanwhile are parked. Event loop only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from service.api.caller import Caller
 from service.api.domain import Domain
 from service.api.parking import Parking
 from service.api.replies import Replies
+from service.engine.items import Item
 from service.engine.results import Result
 from service.errors import CarouselError, InvalidFieldError, NoSlotError, SessionAlreadyOpenError
 from service.sessions.session import OnClosed, Request, Served, Session
@@ -30,7 +31,7 @@ class Stream(Protocol):
 
     replies: Replies
 
-    def on_opened(self, source: list[int] | None, request: Request, result: Result) -> None:
+    def on_opened(self, source: Sequence[Item] | None, request: Request, result: Result) -> None:
         """A session is open, or could not be opened."""
 
     def on_closed(self, session: Session, reason: Any) -> None:
@@ -82,10 +83,10 @@ class Openings:
 
     def _open(self, request: pb.StreamRequest, served: Served, terms: Terms, epoch: int) -> None:
         message = request.open
-        source = convert.source_ids(message.source, served.bundle) if message.HasField("source") else None
+        source = convert.source_items(message.source, served.bundle) if message.HasField("source") else None
         outputs = None
         if message.HasField("outputs"):
-            outputs = convert.output_spec(message.outputs, field="open.outputs")
+            outputs = convert.output_spec(message.outputs, served.bundle, field="open.outputs")
         self._caller.check_room(self._domain.registry)
         session = self._domain.registry.open(
             served,

@@ -8,19 +8,21 @@ from __future__ import annotations
 from functools import cache
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import convert
+from service.api import convert, tensors
+from service.engine.items import Item
 from service.engine.results import Generated
+from service.repository.bundle import Bundle
 from service.repository.vocabulary import Vocabulary
 
 
 class Part:
-    """Tokens of one generation, in order."""
+    """Tokens of one generation, in order; or vectors, of a model that gives values."""
 
-    __slots__ = ("_log_probabilities", "_token_ids", "_vocabulary", "finish_reason", "is_taken", "position")
+    __slots__ = ("_bundle", "_log_probabilities", "_token_ids", "finish_reason", "is_taken", "position")
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-        self._token_ids: list[int] = []
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._token_ids: list[Item] = []
         self._log_probabilities: list[float] = []
         self.position = 0
         self.finish_reason = pb.FINISH_REASON_UNSPECIFIED
@@ -40,13 +42,18 @@ class Part:
     def take(self) -> pb.Generated:
         """The message; nothing can be added from now on."""
         self.is_taken = True
+        vocabulary = self._bundle.target_vocabulary
+        if vocabulary is None:
+            values = tensors.tensor(self._token_ids, self._bundle.manifest.output_size)
+            return pb.Generated(values=values, finish_reason=self.finish_reason)
+        token_ids: list[int] = self._token_ids  # type: ignore[assignment]  # a model of a vocabulary chooses tokens
         if self._log_probabilities:
-            names = self._vocabulary.names
-            pairs = zip(self._token_ids, self._log_probabilities, strict=True)
+            names = vocabulary.names
+            pairs = zip(token_ids, self._log_probabilities, strict=True)
             tokens = [pb.Token(id=token, text=names[token], log_probability=p) for token, p in pairs]
             return pb.Generated(tokens=tokens, finish_reason=self.finish_reason)
-        forms = _wire_forms(self._vocabulary)
-        generated = pb.Generated.FromString(b"".join([forms[token] for token in self._token_ids]))
+        forms = _wire_forms(vocabulary)
+        generated = pb.Generated.FromString(b"".join([forms[token] for token in token_ids]))
         generated.finish_reason = self.finish_reason
         return generated
 

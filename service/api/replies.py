@@ -66,7 +66,7 @@ class Replies:
             return
         part = self._parts.get(request)
         if part is None or part.is_taken:
-            part = self._parts[request] = Part(request.session.served.bundle.target_vocabulary)
+            part = self._parts[request] = Part(request.session.served.bundle)
             self._outbox.put_later(partial(self._generated, request, part), partial(_granted, request, part))
         part.add(result)
         if result.finish_reason is not None:

@@ -86,7 +86,10 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         """The state of a session."""
         lane, tensors = await self._access.read(CALLER.get().any_key(request.session_id), request.names)
         return pb.SessionsGetStateResponse(
-            position=lane.position, tensors=map(tensor_message, tensors), pending_token_ids=lane.pending
+            position=lane.position,
+            tensors=map(tensor_message, tensors),
+            pending_token_ids=[item for item in lane.pending if isinstance(item, int)],
+            pending_features=[item for item in lane.pending if isinstance(item, bytes)],
         )
 
     async def SetState(self, request: pb.SessionsSetStateRequest, context: Context) -> pb.SessionsSetStateResponse:

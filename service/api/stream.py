@@ -10,6 +10,8 @@ A reader takes requests in and a writer writes responses; between them nothing w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert
 from service.api.caller import Caller
@@ -19,6 +21,7 @@ from service.api.openings import Openings, Spawn
 from service.api.outbox import Outbox
 from service.api.parking import AsleepError, Parking
 from service.api.replies import Replies
+from service.engine.items import Item
 from service.engine.results import Encoded, Fed, Result
 from service.errors import CarouselError, InvalidFieldError, SessionNotOpenError
 from service.observer import ApiObserver
@@ -107,10 +110,11 @@ class Stream:
     def _feed(self, request: pb.StreamRequest) -> None:
         message = request.feed
         session = self._session(request, "feed")
-        tokens = convert.feed_ids(message, session.served.bundle.target_vocabulary)
-        outputs = convert.DEFAULT_OUTPUTS
+        bundle = session.served.bundle
+        tokens = convert.feed_items(message, bundle)
+        outputs = convert.default_outputs(bundle)
         if message.HasField("outputs"):
-            outputs = convert.output_spec(message.outputs, field="feed.outputs")
+            outputs = convert.output_spec(message.outputs, bundle, field="feed.outputs")
         position = message.position if message.HasField("position") else None
         self.replies.num_unanswered += 1  # before: a lone session's feed is answered at once
         try:
@@ -247,7 +251,7 @@ class Stream:
     def _refuse_parked(self, request: pb.StreamRequest, error: CarouselError) -> None:
         self.replies.refuse(request.request_id, request.session_id, self._sessions.get(request.session_id), error)
 
-    def on_opened(self, source: list[int] | None, request: Request, result: Result) -> None:
+    def on_opened(self, source: Sequence[Item] | None, request: Request, result: Result) -> None:
         """See `openings.Stream`."""
         session = request.session
         if isinstance(result, Encoded | Fed):

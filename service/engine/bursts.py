@@ -50,11 +50,11 @@ class Driver(Protocol):
 class Bursts:
     """Runs bursts. The thread that drives the engine alone."""
 
-    def __init__(self, runner: Runner, stepper: Stepper, observer: EngineObserver, vocabulary_size: int) -> None:
+    def __init__(self, runner: Runner, stepper: Stepper, observer: EngineObserver, output_size: int) -> None:
         self._runner = runner
         self._stepper = stepper
         self._observer = observer
-        self._vocabulary_size = vocabulary_size
+        self._output_size = output_size
 
     def fits(self, batch: Batch) -> bool:
         """Whether all of a batch can go in a burst, and nothing else waits."""
@@ -67,7 +67,7 @@ class Bursts:
 
         Returns the lanes that go on, and what a run raised, if one did: their state is as it was before that run.
         """
-        progress = _Progress(lanes, self._runner.burst(lanes), self._stepper, self._vocabulary_size)
+        progress = _Progress(lanes, self._runner.burst(lanes), self._stepper, self._output_size)
         tags = [lane.job.tag for lane in lanes if lane.job is not None]
         error = None
         began = perf_counter()
@@ -105,7 +105,7 @@ class _Progress:
     runs have to tell.
     """
 
-    def __init__(self, lanes: list[Lane], burst: Burst, stepper: Stepper, vocabulary_size: int) -> None:
+    def __init__(self, lanes: list[Lane], burst: Burst, stepper: Stepper, output_size: int) -> None:
         jobs = [_generation(lane) for lane in lanes]
         self.active = list(range(len(lanes)))
         self.tokens: IntArray = np.array([lane.inputs[0] for lane in lanes])
@@ -118,7 +118,7 @@ class _Progress:
             place: [] for place in self._choosers if jobs[place].decoding.log_probabilities
         }
         self.wants = Wants(logits=stepper.keeps_logits or bool(self._choosers))
-        self._is_end = np.zeros(vocabulary_size, np.bool_)
+        self._is_end = np.zeros(output_size, np.bool_)
         self._is_end[_ends(jobs, stepper.eos_id)] = True
         self._left = np.array([job.decoding.max_tokens - job.num_produced for job in jobs])
         self._room = min(job.room for job in jobs)

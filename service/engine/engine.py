@@ -28,6 +28,7 @@ from queue import SimpleQueue
 from time import perf_counter
 
 from service.engine.arena import Arena, Slot
+from service.engine.items import Item
 from service.engine.jobs import NO_TOKENS, FrameJob, GenerateJob, Job, Lane, ScoreJob, SearchJob
 from service.engine.lane_state import LaneState
 from service.engine.limits import EngineLimits, EngineStatistics
@@ -45,10 +46,8 @@ _LONE_STREAK = 16
 
 
 class Engine:
-    """Runs one variant of a bundle. Except where said, call from the event loop's thread.
-
-    session_bytes: of the state and context of one session.
-    """
+    """Runs one variant of a bundle. Except where said, call from the event loop's thread. session_bytes: of the state
+    and context of one session."""
 
     def __init__(
         self,
@@ -65,7 +64,8 @@ class Engine:
         self._loop = loop
         self._on_crash = on_crash
         bos_id = bundle.manifest.special_tokens.bos_id
-        self._first_pending = NO_TOKENS if bos_id is None else [bos_id]
+        self._first_pending: list[Item] = NO_TOKENS if bos_id is None else [bos_id]
+        self._starts_with_source = bundle.manifest.start == "last_of_source"
         self._arena = Arena(bundle.manifest, limits.num_slots + limits.num_forks)
         self.session_bytes = self._arena.row_bytes
         self._worker = Worker(bundle, variant, limits, observer, self._arena)
@@ -107,8 +107,8 @@ class Engine:
             self._num_threaded,
         )
 
-    def open(self) -> Lane:
-        """A lane with a zeroed slot. Raises NoSlotError when every slot is taken."""
+    def open(self, source: Sequence[Item] = ()) -> Lane:
+        """A lane with a zeroed slot. source: what it is to read. Raises NoSlotError when every slot is taken."""
         is_full = self._arena.num_used - self._num_forks >= self._limits.num_slots
         slot = None if is_full else self._arena.acquire()
         if slot is None:
@@ -117,7 +117,7 @@ class Engine:
                 retry_delay_s=1.0,
                 max_sessions=self._limits.num_slots,
             )
-        return Lane(slot, self._first_pending)
+        return Lane(slot, list(source[-1:]) if self._starts_with_source else self._first_pending)
 
     def fork(self, count: int) -> list[Slot]:
         """Slots for a `SearchJob` or a `ScoreJob` that is submitted next; its answer frees them.

@@ -22,10 +22,10 @@ from service.errors import CarouselError, position_mismatch
 class Frames:
     """Carries out `FrameJob`s over a stepper's lanes. The thread that drives the engine alone."""
 
-    def __init__(self, stepper: Stepper, vocabulary_size: int) -> None:
+    def __init__(self, stepper: Stepper, output_size: int) -> None:
         self._stepper = stepper
         self._scheduler = stepper.scheduler
-        self._vocabulary_size = vocabulary_size
+        self._output_size = output_size
         stepper.add(FrameJob, self)
 
     def submit(self, frame: FrameJob) -> None:
@@ -35,8 +35,8 @@ class Frames:
         frame.positions, frame.token_ids = [0] * count, [0] * (count * frame.width)
         if frame.outputs.kind is OutputKind.TOP_K:
             frame.log_probabilities = [0.0] * (count * frame.width)
-        elif frame.outputs.kind is OutputKind.LOGITS:
-            frame.logits = np.zeros((count, self._vocabulary_size), np.float32)
+        elif frame.outputs.kind.is_vector:
+            frame.logits = np.zeros((count, self._output_size), np.float32)
         head = lanes[0].job
         if isinstance(head, FrameJob) and head.is_alone and head.lanes == lanes:
             head.chain.append(frame)
@@ -120,7 +120,7 @@ class Frames:
         is_plain = frame.counts is None and not frame.errors and not any(lane.pending for lane in lanes)
         if not (is_plain and frame.starts in (None, [lane.position for lane in lanes])):
             places, elsewhere = self._set_apart(frame)
-        is_logits = frame.outputs.kind is OutputKind.LOGITS
+        is_logits = frame.outputs.kind.is_vector
         size = self._scheduler.max_rows
         for begin in range(0, len(places), size):
             some = places[begin : begin + size]
@@ -199,7 +199,7 @@ class Frames:
         row = group.lanes.index(lane)
         # the three lists of rows may be one
         group.reads = group.writes = group.contexts = group.reads[:row] + group.reads[row + 1 :]
-        group.tokens = group.tokens[:row] + group.tokens[row + 1 :]
+        group.tokens = [*group.tokens[:row], *group.tokens[row + 1 :]]
         del group.lanes[row], group.places[row]
         if not group.lanes:
             self._scheduler.remove(group)

@@ -1,11 +1,13 @@
 """What an engine is asked to do for a session, and where the session stands meanwhile.
 
-A session is a `Lane` to the engine: a slot, a position and a queue of jobs that are done one after another.
+A session is a `Lane` to the engine: a slot, a position and a queue of jobs that are done one after another. What is
+called a token here is an `Item`: of a model that reads features, a vector; and what is called its logits, the values
+that such a model may give instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 from service.engine.arena import Slot
 from service.engine.beam import BeamSearch
 from service.engine.decoding import Choice, Decoding, FloatArray, FloatRow, IntArray
+from service.engine.items import Item
 from service.engine.results import StepOutput
 from service.errors import CarouselError
 
@@ -26,15 +29,22 @@ class OutputKind(Enum):
     NEXT_TOKEN = "next_token"  # noqa: S105  # a token of a vocabulary
     TOP_K = "top_k"
     LOGITS = "logits"
+    VALUES = "values"
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is all that the model gives, number by number."""
+        return self is OutputKind.LOGITS or self is OutputKind.VALUES
 
 
 class OutputSpec(NamedTuple):
     """What a feed returns. top_k: for `OutputKind.TOP_K`, 1 to the vocabulary's size. every_position: after each
-    token, not the last alone."""
+    token, not the last alone. has_trace: what a look inside the step tells, too."""
 
     kind: OutputKind = OutputKind.NEXT_TOKEN
     top_k: int = 0
     every_position: bool = False
+    has_trace: bool = False
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -58,7 +68,7 @@ class Job:
 class EncodeJob(Job):
     """Reads the source: the first job of a session of a model with an encoder."""
 
-    source: list[int]
+    source: Sequence[Item]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -68,7 +78,7 @@ class FeedJob(Job):
     collected as `scores`. has_mark: whether the lane's state after it is wanted."""
 
     start: int | None
-    tokens: list[int]
+    tokens: Sequence[Item]
     outputs: OutputSpec
     collected: list[StepOutput] = field(default_factory=list)
     targets: list[int] | None = None
@@ -148,7 +158,7 @@ class FrameJob(Job):
 
     lanes: list[Lane]
     starts: list[int] | None
-    tokens: list[int]
+    tokens: Sequence[Item]
     counts: list[int] | None
     outputs: OutputSpec
     positions: list[int] = field(default_factory=list)
@@ -179,7 +189,7 @@ class FrameJob(Job):
                 self.chain = []
 
 
-NO_TOKENS: list[int] = []
+NO_TOKENS: list[Item] = []
 """Every lane's list while there is nothing in it: a million idle sessions share one. Never changed in place."""
 NO_JOBS: list[Job] = []
 """Likewise."""
@@ -199,12 +209,12 @@ class Lane:
     """
 
     slot: Slot
-    pending: list[int]
+    pending: list[Item]
     position: int = 0
     next_logits: FloatRow | None = None
     jobs: list[Job] = field(default_factory=lambda: NO_JOBS)
     job: Job | None = None
-    inputs: list[int] = field(default_factory=lambda: NO_TOKENS)
+    inputs: list[Item] = field(default_factory=lambda: NO_TOKENS)
     done: int = 0
     num_pending: int = 0
     ticket: int = 0
@@ -235,7 +245,7 @@ class Group:
     reads: list[int]
     writes: list[int]
     contexts: list[int]
-    tokens: list[int]
+    tokens: Sequence[Item]
     wants_logits: bool
     top_k: int = 0
     lanes: list[Lane] = field(default_factory=list)

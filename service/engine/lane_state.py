@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from service.engine.arena import Array
 from service.engine.decoding import FloatRow, IntArray
+from service.engine.items import Item
 
 
 class LaneState(NamedTuple):
@@ -18,7 +19,7 @@ class LaneState(NamedTuple):
     """
 
     position: int
-    pending: list[int]
+    pending: list[Item]
     next_logits: FloatRow | None
     states: list[Array]
     contexts: list[Array]

@@ -11,6 +11,7 @@ import numpy as np
 
 from service.engine.decoding import FloatArray, FloatRow, choose_batch, log_softmax, top_k
 from service.engine.graph import Array
+from service.engine.items import Item, Items
 from service.engine.jobs import GenerateJob, OutputKind, OutputSpec
 from service.engine.results import StepOutput
 from service.engine.scheduler import Batch
@@ -18,9 +19,10 @@ from service.engine.scheduler import Batch
 
 class Outcome:
     """logits: [B, T, V], or None when they were not wanted. next_tokens: [B, T], or None when the graph has no such
-    head. top_log_probabilities, top_ids: [B, T, K] likewise, or when nobody asked."""
+    head. top_log_probabilities, top_ids: [B, T, K] likewise, or when nobody asked. gives_values: whether the logits are
+    values. trace: what a look inside told, [B, T, units] each, by name; empty when nobody asked."""
 
-    __slots__ = ("_lists", "logits", "next_tokens", "top_ids", "top_log_probabilities")
+    __slots__ = ("_lists", "gives_values", "logits", "next_tokens", "top_ids", "top_log_probabilities", "trace")
 
     def __init__(
         self,
@@ -28,13 +30,17 @@ class Outcome:
         next_tokens: Array | None = None,
         top_log_probabilities: Array | None = None,
         top_ids: Array | None = None,
+        *,
+        gives_values: bool = False,
     ) -> None:
-        if next_tokens is None and logits is not None and logits.shape[1] == 1:
+        if next_tokens is None and logits is not None and logits.shape[1] == 1 and not gives_values:
             next_tokens = logits.argmax(axis=-1)
         self.logits = logits
         self.next_tokens = next_tokens
         self.top_log_probabilities = top_log_probabilities
         self.top_ids = top_ids
+        self.gives_values = gives_values
+        self.trace: dict[str, FloatArray] = {}
         self._lists: list[list[int]] | None = None
 
     def row(self, row: int, column: int) -> FloatRow:
@@ -42,6 +48,10 @@ class Outcome:
         assert self.logits is not None  # noqa: S101  # who asks has wanted them
         logits: FloatRow = self.logits[row, column]
         return logits
+
+    def next_item(self, row: int, column: int) -> Item:
+        """What comes next: the likeliest token, or the values as a vector."""
+        return Items.vector(self.row(row, column)) if self.gives_values else self.next_token(row, column)
 
     def next_token(self, row: int, column: int) -> int:
         """The likeliest next token."""
@@ -61,13 +71,17 @@ class Outcome:
 
     def output(self, row: int, column: int, spec: OutputSpec, position: int) -> StepOutput | None:
         """What a feed asked for after one of its tokens."""
+        output = None
         if spec.kind is OutputKind.NEXT_TOKEN:
-            return StepOutput(position, [self.next_token(row, column)])
-        if spec.kind is OutputKind.TOP_K:
-            return StepOutput(position, *self.top_k(row, column, spec.top_k))
-        if spec.kind is OutputKind.LOGITS:
-            return StepOutput(position, [], None, np.array(self.row(row, column)))
-        return None
+            output = StepOutput(position, [self.next_token(row, column)])
+        elif spec.kind is OutputKind.TOP_K:
+            output = StepOutput(position, *self.top_k(row, column, spec.top_k))
+        elif spec.kind.is_vector:
+            output = StepOutput(position, [], None, np.array(self.row(row, column)))
+        if spec.has_trace and self.trace:
+            trace = {name: np.array(told[row, column]) for name, told in self.trace.items()}
+            output = (output or StepOutput(position, []))._replace(trace=trace)
+        return output
 
 
 def choose_together(batch: Batch, outcome: Outcome) -> dict[int, tuple[int, float]]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from service.engine.beam import Hypothesis
 from service.engine.decoding import FinishReason, FloatArray, FloatRow
+from service.engine.items import Item
 from service.engine.lane_state import LaneState
 from service.errors import CarouselError
 
 
 class StepOutput(NamedTuple):
-    """What the model says comes next at `position`. logits: [V], for `OutputKind.LOGITS` alone."""
+    """What the model says comes next at `position`. logits: [V], for `OutputKind.LOGITS` and `OutputKind.VALUES` alone.
+    trace: what a look inside the step told, [units] or [source] each, by name."""
 
     position: int
     token_ids: list[int]
     log_probabilities: list[float] | None = None
     logits: FloatRow | None = None
+    trace: dict[str, FloatRow] | None = None
 
 
 class Encoded(NamedTuple):
@@ -40,7 +44,7 @@ class Generated(NamedTuple):
     """
 
     position: int
-    token_ids: list[int]
+    token_ids: Sequence[Item]
     log_probabilities: list[float] | None
     finish_reason: FinishReason | None
 

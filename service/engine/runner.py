@@ -14,10 +14,12 @@ import numpy as np
 
 from service.engine.arena import Arena, IntArray
 from service.engine.graph import Array, Graph
+from service.engine.items import Items
 from service.engine.jobs import EncodeJob, Lane
 from service.engine.outcome import Outcome
 from service.engine.scheduler import Batch
 from service.engine.step_graph import StepGraph
+from service.engine.trace_graph import TraceGraph
 from service.engine.wants import Wants
 from service.observer import GraphKind
 from service.repository.bundle import Bundle
@@ -45,6 +47,9 @@ class Runner:
         self._manifest = manifest
         self._arena = arena
         self._step = StepGraph(manifest, graphs.step, graphs.step_spec)
+        self._trace = None if bundle.trace is None else TraceGraph(manifest, bundle.trace)
+        self._items = Items(manifest.step.feature_size)
+        self._source_items = Items(0 if manifest.encoder is None else manifest.encoder.feature_size)
         self._initial = [state.initial for state in manifest.states]
         self._encoder = None if bundle.encoder is None else Graph(bundle.encoder)
         self._encoder_outputs = [name for name in self._initial if name] + [c.output for c in manifest.contexts]
@@ -81,7 +86,7 @@ class Runner:
         """
         for count in ROW_BUCKETS[: bisect_left(ROW_BUCKETS, max_rows) + 1]:
             rows = np.zeros(count, dtype=np.int64)
-            ones = np.ones((count, 1), dtype=np.int64)
+            ones = self._items.blank(count, 1) + 1
             lengths = np.ones(count, dtype=np.int64)
             for attempt in range(2):
                 began = perf_counter()
@@ -95,7 +100,7 @@ class Runner:
                     if attempt:
                         yield "readout", count, perf_counter() - began
             if self._encoder is not None:
-                source = np.ones((count, SOURCE_MULTIPLE), dtype=np.int64)
+                source = self._source_items.blank(count, SOURCE_MULTIPLE) + 1
                 for attempt in range(2):
                     began = perf_counter()
                     self._encode(source, lengths)
@@ -112,16 +117,16 @@ class Runner:
             writes = _rows([lane.slot.row for lane in lanes], [group.writes for group in groups], count)
         size = len(reads)
         lengths = np.ones(size, dtype=np.int64)
-        tokens = np.zeros((size, width), dtype=np.int64)
+        tokens = self._items.blank(size, width)
         if width == 1:
             fed = [lane.inputs[lane.done] for lane in lanes]
             for group in groups:
                 fed += group.tokens
-            tokens[:count, 0] = fed
+            tokens[:count, 0] = self._items.array(fed)
         else:
             lengths[: len(lanes)] = batch.widths
             for index, (lane, wide) in enumerate(zip(lanes, batch.widths, strict=True)):
-                tokens[index, :wide] = lane.inputs[lane.done : lane.done + wide]
+                tokens[index, :wide] = self._items.array(lane.inputs[lane.done : lane.done + wide])
             for group in groups:
                 raise AssertionError(group)  # groups wait in the queue of single tokens
         contexts: list[Array] = []
@@ -130,7 +135,11 @@ class Runner:
             contexts = self._contexts(_rows(owners, [group.contexts for group in groups], count))
         states = self._arena.gather(reads)
         gathered = perf_counter()
+        trace = {}
+        if wants.trace and self._trace is not None:  # before the run: the arena's arrays are its own afterwards
+            trace = self._trace.run(tokens, lengths, states, contexts)
         outcome, states = self._step.run(tokens, lengths, states, contexts, wants)
+        outcome.trace = trace
         ran = perf_counter()
         self._arena.keep(writes, count, states)
         return Ran(outcome, size * width, gathered - began, ran - gathered)
@@ -166,13 +175,13 @@ class Runner:
         rows = _rows([lane.slot.row for lane in batch.lanes], [], batch.num_rows)
         count, size = batch.num_rows, len(rows)
         width = -(-batch.width // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
-        source = np.zeros((size, width), dtype=np.int64)
+        source = self._source_items.blank(size, width)
         lengths = np.ones(size, dtype=np.int64)
         lengths[:count] = batch.widths
         for index, lane in enumerate(batch.lanes):
             job = lane.job
             assert isinstance(job, EncodeJob)  # noqa: S101  # the stepper queues no other for the encoder
-            source[index, : len(job.source)] = job.source
+            source[index, : len(job.source)] = self._source_items.array(job.source)
         source[count:, 0] = source[0, 0]  # a padded row must read some real token
         gathered = perf_counter()
         outputs = self._encode(source, lengths)
@@ -182,7 +191,7 @@ class Runner:
         self._arena.set_context(rows[:count], lengths[:count], outputs[len(given) :])
         return Ran(None, size * width, gathered - began, ran - gathered)
 
-    def _encode(self, source: IntArray, lengths: IntArray) -> list[Array]:
+    def _encode(self, source: Array, lengths: IntArray) -> list[Array]:
         spec = self._manifest.encoder
         assert spec is not None  # noqa: S101  # only models with an encoder are given encode jobs
         assert self._encoder is not None  # noqa: S101  # as above

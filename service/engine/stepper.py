@@ -13,12 +13,13 @@ The invariants of a lane:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from service.engine.conductor import Conductor
-from service.engine.decoding import Choice, FinishReason, score
+from service.engine.decoding import Choice, FinishReason, FloatRow, score
+from service.engine.items import Item
 from service.engine.jobs import NO_JOBS, NO_TOKENS, EncodeJob, FeedJob, FrameJob, GenerateJob, Job, Lane
 from service.engine.lane_state import LaneState
 from service.engine.outcome import Outcome, choose_together
@@ -28,12 +29,9 @@ from service.errors import CarouselError, IllegalRequestError, RequestCancelledE
 
 
 class Stepper:
-    """Advances lanes. eos_id: the token at which generations end, if the model has one; has_readout: whether a state
-    alone tells what comes next; has_start: whether that of a session that is at its start does, its start token run;
-    read: tells a lane's state, for marks.
-
-    The thread that drives the engine alone.
-    """
+    """Advances lanes; the thread that drives the engine alone. eos_id: the token at which generations end, if the model
+    has one; has_readout: whether a state alone tells what comes next; has_start: whether that of a session that is at
+    its start does, its start token run; gives_values: whether it is values; read: tells a lane's state, for marks."""
 
     def __init__(
         self,
@@ -42,13 +40,14 @@ class Stepper:
         *,
         has_readout: bool = False,
         has_start: bool = False,
+        gives_values: bool = False,
         read: Callable[[Lane], LaneState | None] = lambda lane: None,
     ) -> None:
         self.scheduler = scheduler
         self.eos_id = eos_id
         self.keeps_logits = not has_readout
-        """Whether a lane's logits must outlive the run that gave them."""
         self._has_start = has_start
+        self._gives_values = gives_values
         self._read = read
         self._conductors: dict[type[Job], Conductor] = {}
         self.results: list[tuple[Job, Result | Stepped]] = []
@@ -127,7 +126,7 @@ class Stepper:
             elif isinstance(job, GenerateJob):
                 self._chosen(lane, job, chosen.get(row), outcome, (row, width - 1))
 
-    def generated(self, lane: Lane, token_ids: list[int], log_probabilities: list[float] | None) -> None:
+    def generated(self, lane: Lane, token_ids: Sequence[Item], log_probabilities: list[float] | None) -> None:
         """The lane's generation has gone on by several tokens, none of which ends it.
 
         The state has consumed all of them but the last.
@@ -136,7 +135,7 @@ class Stepper:
         assert isinstance(job, GenerateJob)  # noqa: S101  # the caller has looked
         lane.position += len(token_ids)
         job.num_produced += len(token_ids)
-        lane.inputs, lane.done, lane.num_pending = token_ids[-1:], 0, 1
+        lane.inputs, lane.done, lane.num_pending = list(token_ids[-1:]), 0, 1
         self._answer(job, Generated(lane.position, token_ids, log_probabilities, None))
 
     def chose(self, lane: Lane, token: int, log_probability: float, outcome: Outcome, row: int) -> None:
@@ -191,9 +190,9 @@ class Stepper:
             self._refuse(lane, job, position_mismatch("feed.position", job.start, lane.position))
         elif lane.pending or job.tokens:
             self._pick_up(lane, [*lane.pending, *job.tokens])
-            self.scheduler.add("step", lane, lane.num_remaining)
+            self._queue(lane, job)
         elif lane.next_logits is not None:
-            self._told(lane, job, Outcome(lane.next_logits[np.newaxis, np.newaxis]), 0)
+            self._told(lane, job, self._known(lane.next_logits), 0)
         else:
             self._read_out(lane, job)
 
@@ -206,8 +205,7 @@ class Stepper:
             self._pick_up(lane, lane.pending)
             self.scheduler.add("step", lane, lane.num_remaining)
         elif lane.next_logits is not None:
-            known = Outcome(lane.next_logits[np.newaxis, np.newaxis])
-            self.stepped(Batch("readout", [lane], [1], [], 1), known)
+            self.stepped(Batch("readout", [lane], [1], [], 1), self._known(lane.next_logits))
         else:
             self._read_out(lane, job)
 
@@ -230,7 +228,7 @@ class Stepper:
         else:
             conductor.drop(lane, job, error)
 
-    def _pick_up(self, lane: Lane, inputs: list[int]) -> None:
+    def _pick_up(self, lane: Lane, inputs: list[Item]) -> None:
         lane.inputs, lane.done, lane.num_pending = inputs, 0, len(lane.pending)
         lane.pending = NO_TOKENS
 
@@ -264,7 +262,14 @@ class Stepper:
             mark = self._read(lane) if job.has_mark else None
             self._finish(lane, Fed(lane.position, job.collected, mark))
         else:
-            self.scheduler.add("step", lane, lane.num_remaining)
+            self._queue(lane, job)
+
+    def _queue(self, lane: Lane, job: FeedJob) -> None:
+        """Has what is left of a feed run: of one that is looked into, one token at a time."""
+        self.scheduler.add("step", lane, 1 if job.outputs.has_trace else lane.num_remaining)
+
+    def _known(self, logits: FloatRow) -> Outcome:
+        return Outcome(logits[np.newaxis, np.newaxis], gives_values=self._gives_values)
 
     def _told(self, lane: Lane, job: FeedJob, outcome: Outcome, row: int) -> None:
         """A feed of no tokens knows what comes next without having run any."""
@@ -274,7 +279,7 @@ class Stepper:
     def _chosen(
         self, lane: Lane, job: GenerateJob, chosen: tuple[int, float] | None, outcome: Outcome, at: tuple[int, int]
     ) -> None:
-        token = outcome.next_token(*at) if chosen is None else chosen[0]
+        token: Item = outcome.next_item(*at) if chosen is None else chosen[0]
         reason = job.decoding.finish_reason(token, job.num_produced + 1, self.eos_id)
         if reason is FinishReason.EOS or reason is FinishReason.STOP:
             if self.keeps_logits:
@@ -291,7 +296,8 @@ class Stepper:
             self._finish(lane, generated)
             return
         assert job.choice is not None  # noqa: S101  # made when the generation began
-        job.choice.advance(token)
+        if isinstance(token, int):
+            job.choice.advance(token)
         lane.inputs, lane.done, lane.num_pending = [token], 0, 1
         self._answer(job, generated)
         self.go_on(lane)

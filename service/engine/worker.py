@@ -39,7 +39,7 @@ class Worker:
         self._observer = observer
         self._runner = Runner(bundle, variant, arena)
         self.scheduler = Scheduler(
-            max_rows=limits.max_batch_rows,
+            max_rows=bundle.variants[variant].step_spec.max_rows or limits.max_batch_rows,
             max_tokens=limits.max_batch_tokens,
             max_chunk=min(limits.max_chunk_tokens, max_chunk),
         )
@@ -48,17 +48,19 @@ class Worker:
             special.eos_id,
             has_readout=self._runner.has_readout,
             has_start=special.bos_id is not None,
+            gives_values=bundle.manifest.step.values is not None,
             read=lambda lane: read_lanes(arena, [lane])[0],
         )
-        vocabulary_size = bundle.manifest.target_vocabulary.size
-        self.frames = Frames(self.stepper, vocabulary_size)
+        output_size = bundle.manifest.output_size
+        self.frames = Frames(self.stepper, output_size)
         self._searches = Searches(self.stepper, self._runner.fork, arena.release)
-        self._bursts = Bursts(self._runner, self.stepper, observer, vocabulary_size)
+        self._bursts = Bursts(self._runner, self.stepper, observer, output_size)
+        self._takes_bursts = bundle.manifest.step.tokens is not None
         self._costs = Costs()
 
     def warm_up(self) -> None:
         """Runs every batch size and measures it."""
-        for kind, num_rows, seconds in self._runner.warm_up(self._limits.max_batch_rows):
+        for kind, num_rows, seconds in self._runner.warm_up(self.scheduler.max_rows):
             self._costs.record(kind, num_rows, 1, seconds)
 
     def is_small(self, batch: Batch) -> bool:
@@ -103,7 +105,7 @@ class Worker:
 
     def run_on(self, batch: Batch, driver: Driver) -> None:
         """Runs a batch, and when it can go in a burst goes on until the driver is called, or it must stop."""
-        if not self._bursts.fits(batch):
+        if not (self._takes_bursts and self._bursts.fits(batch)):
             self.run(batch)
             return
         lanes, error = self._bursts.run(batch.lanes, driver)

@@ -8,22 +8,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 from pydantic import ValidationError
 
 from service.repository.manifest import (
     BASE_VARIANT,
     FILE_NAME,
+    Dtype,
     Manifest,
     ReadoutSpec,
     StepSpec,
     TensorSpec,
+    VocabularySpec,
     sha256_of,
 )
 from service.repository.runtime import RuntimeOptions
 from service.repository.vocabulary import Vocabulary
 
-_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "bool": "tensor(bool)"}
+_ORT_TYPES: dict[Dtype, str] = {
+    "float32": "tensor(float)",
+    "float64": "tensor(double)",
+    "float16": "tensor(float16)",
+    "int64": "tensor(int64)",
+    "int32": "tensor(int32)",
+    "bool": "tensor(bool)",
+}
 
 
 class BundleError(Exception):
@@ -42,8 +52,10 @@ class VariantGraphs:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle that has passed every check. The source vocabulary is None and the encoder is None together.
+    """A bundle that has passed every check.
 
+    source_vocabulary: of an encoder of tokens; step_vocabulary: of the tokens that steps read, the target's own or
+    another; target_vocabulary: of the logits. Each is None where there are numbers instead. trace: None without one.
     variants: by name; `BASE_VARIANT` is the manifest's own step and readout.
     """
 
@@ -51,9 +63,11 @@ class Bundle:
     manifest: Manifest
     manifest_digest: str
     source_vocabulary: Vocabulary | None
-    target_vocabulary: Vocabulary
+    step_vocabulary: Vocabulary | None
+    target_vocabulary: Vocabulary | None
     encoder: ort.InferenceSession | None
     variants: Mapping[str, VariantGraphs]
+    trace: ort.InferenceSession | None = None
 
     @property
     def step(self) -> ort.InferenceSession:
@@ -73,9 +87,9 @@ class Bundle:
     @property
     def state_size_bytes(self) -> int:
         """Bytes of state tensors that each session holds."""
-        itemsize = {"float32": 4, "int64": 8, "bool": 1}
         return sum(
-            itemsize[state.input.dtype] * math.prod(axis for axis in state.input.shape if isinstance(axis, int))
+            np.dtype(state.input.dtype).itemsize
+            * math.prod(axis for axis in state.input.shape if isinstance(axis, int))
             for state in self.manifest.states
         )
 
@@ -102,7 +116,7 @@ def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
     for file in manifest.files:
         _check_digest(folder / file, manifest.digests[file])
     try:
-        source, target = _load_vocabularies(folder, manifest)
+        source, step, target = _load_vocabularies(folder, manifest)
     except (ValueError, OSError) as error:
         raise BundleError(str(error)) from error
     runtime = runtime or RuntimeOptions()
@@ -113,7 +127,14 @@ def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
     if manifest.encoder is not None:
         encoder = _load_graph(folder / manifest.encoder.file, runtime)
         _check_graph(manifest.encoder.file, encoder, _encoder_inputs(manifest), _encoder_outputs(manifest))
-    return Bundle(folder, manifest, hashlib.sha256(text).hexdigest(), source, target, encoder, variants)
+    trace = None
+    if manifest.trace is not None:
+        trace = _load_graph(folder / manifest.trace.file, runtime)
+        told = [output.tensor for output in manifest.trace.outputs]
+        inputs = _step_inputs(manifest, manifest.step)
+        _check_graph(manifest.trace.file, trace, inputs, told, max_chunk=1, takes_all=False)
+    digest = hashlib.sha256(text).hexdigest()
+    return Bundle(folder, manifest, digest, source, step, target, encoder, variants, trace)
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -131,13 +152,19 @@ def _check_digest(path: Path, expected: str) -> None:
         raise BundleError(f"{path.name} has SHA-256 {found}, but the manifest gives it {expected}")
 
 
-def _load_vocabularies(folder: Path, manifest: Manifest) -> tuple[Vocabulary | None, Vocabulary]:
-    source = None
-    if manifest.source_vocabulary is not None:
-        spec = manifest.source_vocabulary
-        source = Vocabulary.load(folder / spec.file, spec, owner=f"the source vocabulary of {manifest.model}")
-    spec = manifest.target_vocabulary
-    return source, Vocabulary.load(folder / spec.file, spec, owner=f"the vocabulary of {manifest.model}")
+def _load_vocabularies(
+    folder: Path, manifest: Manifest
+) -> tuple[Vocabulary | None, Vocabulary | None, Vocabulary | None]:
+    """Of the source, of what steps read, and of what they give."""
+
+    def load(spec: VocabularySpec | None, what: str) -> Vocabulary | None:
+        return None if spec is None else Vocabulary.load(folder / spec.file, spec, owner=f"{what} of {manifest.model}")
+
+    source = load(manifest.source_vocabulary, "the source vocabulary")
+    target = load(manifest.target_vocabulary, "the vocabulary")
+    if manifest.input_vocabulary is not None:
+        return source, load(manifest.input_vocabulary, "the input vocabulary"), target
+    return source, target if manifest.step.tokens is not None else None, target
 
 
 def _load_graph(path: Path, runtime: RuntimeOptions) -> ort.InferenceSession:
@@ -153,7 +180,8 @@ def _load_variant(
     step = _load_graph(folder / step_spec.file, runtime)
     optional = [] if step_spec.top_k is None else [step_spec.top_k.k]
     inputs, outputs = _step_inputs(manifest, step_spec), _step_outputs(manifest, step_spec)
-    _check_graph(step_spec.file, step, inputs, outputs, optional, max_chunk=step_spec.max_chunk)
+    limits = (step_spec.max_chunk, step_spec.max_rows)
+    _check_graph(step_spec.file, step, inputs, outputs, optional, max_chunk=limits[0], max_rows=limits[1])
     if readout_spec is None:
         return VariantGraphs(step, step_spec)
     readout = _load_graph(folder / readout_spec.file, runtime)
@@ -163,14 +191,16 @@ def _load_variant(
 
 def _step_inputs(manifest: Manifest, step: StepSpec) -> list[TensorSpec]:
     states = [state.input for state in manifest.states]
-    return [step.tokens, step.lengths, *states, *(context.input for context in manifest.contexts)]
+    lengths = [] if step.lengths is None else [step.lengths]
+    constants = [TensorSpec(name=one.name, dtype=one.dtype, shape=one.shape) for one in step.constants]
+    return [step.input, *lengths, *states, *(context.input for context in manifest.contexts), *constants]
 
 
 def _step_outputs(manifest: Manifest, step: StepSpec) -> list[TensorSpec]:
     states = [state.input.model_copy(update={"name": state.output}) for state in manifest.states]
     next_token = [] if step.next_token is None else [step.next_token]
     top_k = [] if step.top_k is None else [step.top_k.log_probabilities, step.top_k.token_ids]
-    return [step.logits, *states, *next_token, *top_k]
+    return [step.output, *states, *next_token, *top_k]
 
 
 def _readout_inputs(manifest: Manifest, readout: ReadoutSpec) -> list[TensorSpec]:
@@ -196,8 +226,11 @@ def _check_graph(
     optional: Sequence[TensorSpec] = (),
     *,
     max_chunk: int | None = None,
+    max_rows: int | None = None,
+    takes_all: bool = True,
 ) -> None:
-    """optional: inputs that have a default in the graph, and need not be fed."""
+    """optional: inputs that have a default in the graph, and need not be fed. takes_all: whether it must have every
+    input, not some of them."""
     found_inputs = {node.name: node for node in session.get_inputs()}
     found_outputs = {node.name: node for node in session.get_outputs()}
     found_optional = {node.name: node for node in session.get_overridable_initializers()}
@@ -212,18 +245,26 @@ def _check_graph(
         ("output", outputs, found_outputs),
     ):
         for spec in specs:
+            if spec.name not in found and role == "input" and not takes_all:
+                continue
             if spec.name not in found:
                 raise BundleError(f"{file} has no {role} {spec.name}, which the manifest names")
-            _check_tensor(f"{file}: {role} {spec.name}", spec, found[spec.name], max_chunk)
+            _check_tensor(f"{file}: {role} {spec.name}", spec, found[spec.name], _lone_axes(max_chunk, max_rows))
 
 
-def _check_tensor(where: str, spec: TensorSpec, node: ort.NodeArg, max_chunk: int | None) -> None:
+def _lone_axes(max_chunk: int | None, max_rows: int | None) -> set[str]:
+    """The axes that may be fixed at 1 in the graph."""
+    limits = {"time": max_chunk, "batch": max_rows}
+    return {axis for axis, limit in limits.items() if limit == 1}
+
+
+def _check_tensor(where: str, spec: TensorSpec, node: ort.NodeArg, lone_axes: set[str]) -> None:
     if node.type != _ORT_TYPES[spec.dtype]:
         raise BundleError(f"{where} is {node.type}, but the manifest says {spec.dtype}")
     fixed = [axis if isinstance(axis, int) else None for axis in node.shape]
     expected = [axis if isinstance(axis, int) else None for axis in spec.shape]
-    if max_chunk == 1:  # ONNX Runtime infers, of some outputs, that their time axis is 1
-        lone = [index for index, axis in enumerate(spec.shape) if axis == "time" and fixed[index : index + 1] == [1]]
-        expected = [1 if index in lone else axis for index, axis in enumerate(expected)]
+    for index, axis in enumerate(spec.shape):  # ONNX Runtime infers such sizes where the graph has none
+        if axis in lone_axes and fixed[index : index + 1] == [1]:
+            expected[index] = 1
     if fixed != expected:
         raise BundleError(f"{where} has shape {node.shape}, but the manifest says {list(spec.shape)}")

@@ -1,7 +1,7 @@
 """The contract of a bundle: what `manifest.json` must say. The exporter writes it, the server believes nothing else.
 
 A bundle is one version's folder, `model_repository/<model>/<version>/`: ONNX graphs, vocabularies and this manifest.
-Shapes are lists of integers and of the symbolic axes `batch`, `time`, `source` and `k`.
+Its parts are in `specs`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,50 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
+
+from service.repository.specs import (
+    Axis,
+    ConstantSpec,
+    ContextSpec,
+    Dtype,
+    EncoderSpec,
+    FileName,
+    Part,
+    ReadoutSpec,
+    StateSpec,
+    StepSpec,
+    TensorSpec,
+    TopKSpec,
+    TraceOutputSpec,
+    TraceSpec,
+    VocabularySpec,
+    check_is,
+)
+
+__all__ = [
+    "BASE_VARIANT",
+    "FILE_NAME",
+    "SOURCE_MULTIPLE",
+    "Axis",
+    "ConstantSpec",
+    "ContextSpec",
+    "Dtype",
+    "EncoderSpec",
+    "Manifest",
+    "Parity",
+    "ReadoutSpec",
+    "SpecialTokens",
+    "StateSpec",
+    "StepSpec",
+    "TensorSpec",
+    "TopKSpec",
+    "TraceOutputSpec",
+    "TraceSpec",
+    "VariantSpec",
+    "VocabularySpec",
+    "sha256_of",
+]
 
 FILE_NAME = "manifest.json"
 BASE_VARIANT = "fp32"
@@ -20,144 +63,10 @@ SOURCE_MULTIPLE = 8
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 VariantName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Axis = Literal["batch", "time", "source", "k"]
-Dtype = Literal["float32", "int64", "bool"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TensorSpec(_Part):
-    """One input or output of a graph."""
-
-    name: str
-    """The tensor's name in the graph."""
-    dtype: Dtype
-    """Its element type."""
-    shape: tuple[Axis | Annotated[int, Field(ge=1)], ...]
-    """Its axes: numbers, and the symbolic axes `batch`, `time`, `source` and `k`."""
-
-
-class StateSpec(_Part):
-    """One state tensor: what a step reads and writes again."""
-
-    name: str
-    """Its name to people and in the API, such as `hidden`."""
-    input: TensorSpec
-    """The step graph's input."""
-    output: str
-    """The name of the step graph's output that is the next value of that input."""
-    initial: str | None = None
-    """The name of the encoder's output that is its first value; none: zeros."""
-
-    @model_validator(mode="after")
-    def _one_batch_axis(self) -> Self:
-        if self.input.shape.count("batch") != 1 or "time" in self.input.shape or "source" in self.input.shape:
-            raise ValueError(f"state {self.name}: shape {list(self.input.shape)} must have one batch axis and no other")
-        return self
-
-
-class ContextSpec(_Part):
-    """One context tensor: what the encoder gives and every step reads. Padded with zeros along `source`."""
-
-    name: str
-    """Its name to people and in the API, such as `memory`."""
-    input: TensorSpec
-    """The step graph's input; its first axes are batch and source."""
-    output: str
-    """The name of the encoder's output that gives it."""
-
-    @model_validator(mode="after")
-    def _batch_then_source(self) -> Self:
-        shape = self.input.shape
-        if shape[:2] != ("batch", "source") or any(isinstance(axis, str) for axis in shape[2:]):
-            raise ValueError(f"context {self.name}: shape {list(shape)} must be batch, source, then numbers alone")
-        return self
-
-
-class EncoderSpec(_Part):
-    """The graph that reads a source once. Its outputs are named by the states and contexts."""
-
-    file: FileName
-    """The ONNX file in the bundle."""
-    source: TensorSpec
-    """Token ids, int64 [batch, source], 0 where padded."""
-    lengths: TensorSpec
-    """Tokens in each row, int64 [batch]."""
-    max_source_length: Annotated[int, Field(ge=1, le=65536)]
-    """The longest source accepted, in tokens."""
-
-    @model_validator(mode="after")
-    def _is_fed_as_promised(self) -> Self:
-        _check_is("encoder.source", self.source, "int64", ("batch", "source"))
-        _check_is("encoder.lengths", self.lengths, "int64", ("batch",))
-        return self
-
-
-class TopKSpec(_Part):
-    """Outputs of the step graph that spare fetching all logits when only the best tokens are asked for."""
-
-    k: TensorSpec
-    """Input: how many tokens, int64 [1]. Its default in the graph is 0: empty outputs that cost nothing."""
-    log_probabilities: TensorSpec
-    """Natural log-probabilities of the k most likely tokens, most likely first, float32 [batch, time, k]."""
-    token_ids: TensorSpec
-    """Their ids, int64 [batch, time, k]; of equally likely ones the lowest first."""
-
-    @model_validator(mode="after")
-    def _is_told_as_promised(self) -> Self:
-        _check_is("step.top_k.k", self.k, "int64", (1,))
-        _check_is("step.top_k.log_probabilities", self.log_probabilities, "float32", ("batch", "time", "k"))
-        _check_is("step.top_k.token_ids", self.token_ids, "int64", ("batch", "time", "k"))
-        return self
-
-
-class StepSpec(_Part):
-    """The graph that advances a ragged batch of sessions by one token or a chunk of them.
-
-    ONNX Runtime runs the whole graph whatever is fetched: of the heads only `top_k` can be left out of a run.
-    """
-
-    file: FileName
-    """The ONNX file in the bundle."""
-    tokens: TensorSpec
-    """Token ids, int64 [batch, time]."""
-    lengths: TensorSpec
-    """Tokens in each row, int64 [batch], 1 or more."""
-    logits: TensorSpec
-    """Unnormalised log-probabilities of the token after each, float32 [batch, time, vocabulary]."""
-    next_token: TensorSpec | None = None
-    """The most likely token after each, int64 [batch, time]; of equally likely ones the lowest id. None: not given."""
-    top_k: TopKSpec | None = None
-    """The most likely tokens after each. None: not given."""
-    max_chunk: Annotated[int, Field(ge=1)] | None = None
-    """The most tokens of a row in one run. None: any number; 1: `time` is always 1."""
-
-    @model_validator(mode="after")
-    def _is_fed_as_promised(self) -> Self:
-        for field, tensor in (("tokens", self.tokens), ("next_token", self.next_token or self.tokens)):
-            _check_is(f"step.{field}", tensor, "int64", ("batch", "time"))
-        _check_is("step.lengths", self.lengths, "int64", ("batch",))
-        return self
-
-
-class ReadoutSpec(_Part):
-    """The graph that tells what comes next from a state as it is, without a step: the bits of the step's own logits."""
-
-    file: FileName
-    """The ONNX file in the bundle."""
-    states: tuple[str, ...]
-    """Names of the states that it reads; its inputs have the step graph's names."""
-    contexts: tuple[str, ...] = ()
-    """Names of the contexts that it reads; likewise."""
-    logits: TensorSpec
-    """As the step's, for one position: float32 [batch, vocabulary]."""
-
-
-class VariantSpec(_Part):
+class VariantSpec(Part):
     """Another way to compute the same step: the same states, contexts and vocabularies, other arithmetic."""
 
     step: StepSpec
@@ -172,21 +81,8 @@ class VariantSpec(_Part):
     """The recipe's evaluation of it."""
 
 
-class VocabularySpec(_Part):
-    """A vocabulary: one token a line in a UTF-8 file, the line number from 0 being its id."""
-
-    file: FileName
-    """The text file in the bundle."""
-    size: Annotated[int, Field(ge=2)]
-    """The number of its lines."""
-    tokenizer: Literal["characters", "whitespace"]
-    """How text is split into tokens; text is lower-cased first when `lowercase` is true."""
-    lowercase: bool = False
-    """Whether text is lower-cased before it is split."""
-
-
-class SpecialTokens(_Part):
-    """Ids with a meaning of their own in the target vocabulary, and padding in both."""
+class SpecialTokens(Part):
+    """Ids with a meaning of their own in the vocabulary that steps read, and padding in the source's too."""
 
     pad_id: Annotated[int, Field(ge=0)] = 0
     """Fills rows up."""
@@ -196,8 +92,8 @@ class SpecialTokens(_Part):
     """End of sequence: generation ends at it. None: the model has none."""
 
 
-class Parity(_Part):
-    """How closely the graphs reproduce PyTorch, as the exporter measured it."""
+class Parity(Part):
+    """How closely the graphs reproduce the model that they were made from, as the exporter measured it."""
 
     tolerance: float
     """The largest absolute difference that was allowed."""
@@ -207,7 +103,7 @@ class Parity(_Part):
     """Rows compared, of random ragged batches, stepwise and chunked."""
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """What one bundle is and how to run it."""
 
     format_version: Literal[1] = 1
@@ -230,11 +126,19 @@ class Manifest(_Part):
     """The state tensors."""
     contexts: tuple[ContextSpec, ...] = ()
     """The context tensors."""
+    trace: TraceSpec | None = None
+    """The graph that looks inside a step; none: it cannot be looked into."""
     source_vocabulary: VocabularySpec | None = None
-    """The source's vocabulary; given exactly when there is an encoder."""
-    target_vocabulary: VocabularySpec
-    """The target's vocabulary."""
-    special_tokens: SpecialTokens
+    """The source's vocabulary; given exactly when there is an encoder of tokens."""
+    input_vocabulary: VocabularySpec | None = None
+    """The vocabulary of the tokens that steps read, where it is another than the target's: a tagger's."""
+    target_vocabulary: VocabularySpec | None = None
+    """The vocabulary of the logits, and of the tokens that steps read unless they have their own. None: the model gives
+    values."""
+    start: Literal["last_of_source"] | None = None
+    """What is run before a session's first step, of a model that reads features: the last vector of the source. A model
+    of tokens has a start token instead."""
+    special_tokens: SpecialTokens = SpecialTokens()
     """Ids with a meaning of their own."""
     max_tokens: Annotated[int, Field(ge=1)]
     """Tokens generated at most when a request sets no limit."""
@@ -249,21 +153,19 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        if (self.encoder is None) != (self.source_vocabulary is None):
-            raise ValueError("encoder and source_vocabulary must be given together")
+        reads_tokens = self.encoder is not None and not self.encoder.feature_size
+        if reads_tokens != (self.source_vocabulary is not None):
+            raise ValueError("encoder and source_vocabulary must be given together, for an encoder of tokens")
         if self.encoder is None and (self.contexts or any(state.initial for state in self.states)):
             raise ValueError("contexts and initial states need an encoder")
         if not self.states:
             raise ValueError("states must not be empty: a recurrent model has state")
-        size = self.target_vocabulary.size
+        self._check_vocabularies()
         if BASE_VARIANT in self.variants:
             raise ValueError(f"variants must not name {BASE_VARIANT}: it is the manifest's own step")
         self._check_graphs("", self.step, self.readout)
         for name, variant in self.variants.items():
             self._check_graphs(f"variants.{name}.", variant.step, variant.readout)
-        for field, token_id in self.special_tokens:
-            if token_id is not None and token_id >= size:
-                raise ValueError(f"special_tokens.{field} = {token_id} is outside the vocabulary (0 to {size - 1})")
         names = [state.name for state in self.states] + [context.name for context in self.contexts]
         if len(set(names)) != len(names):
             raise ValueError(f"states and contexts must have names of their own, not {names}")
@@ -271,27 +173,63 @@ class Manifest(_Part):
             raise ValueError(f"digests must name {', '.join(missing)}")
         return self
 
+    def _check_vocabularies(self) -> None:
+        target, read = self.target_vocabulary, self.step_vocabulary
+        if (target is None) != (self.step.logits is None):
+            raise ValueError("target_vocabulary and step.logits must be given together")
+        if (read is None) != (self.step.tokens is None):
+            raise ValueError("tokens that steps read need a vocabulary, and features have none")
+        if self.input_vocabulary is not None and self.step.tokens is None:
+            raise ValueError("input_vocabulary goes with step.tokens alone")
+        if self.start is not None and (self.encoder is None or self.encoder.feature_size != self.step.feature_size):
+            raise ValueError("start needs an encoder whose vectors are as long as the step's features")
+        for field, token_id in self.special_tokens:
+            size = 1 if read is None else read.size
+            if token_id is not None and token_id >= size:
+                raise ValueError(f"special_tokens.{field} = {token_id} is outside the vocabulary (0 to {size - 1})")
+
     def _check_graphs(self, where: str, step: StepSpec, readout: ReadoutSpec | None) -> None:
-        size = self.target_vocabulary.size
-        _check_is(f"{where}step.logits", step.logits, "float32", ("batch", "time", size))
+        if (step.tokens is None, step.values is None) != (self.step.tokens is None, self.step.values is None):
+            raise ValueError(f"{where}step must read and give what the manifest's own step does")
+        size = self.output_size
+        check_is(
+            f"{where}step.{'values' if step.logits is None else 'logits'}",
+            step.output,
+            "float32",
+            ("batch", "time", size),
+        )
         if readout is not None:
-            _check_is(f"{where}readout.logits", readout.logits, "float32", ("batch", size))
+            check_is(f"{where}readout.logits", readout.logits, "float32", ("batch", size))
             known = {state.name for state in self.states} | {context.name for context in self.contexts}
             if unknown := {*readout.states, *readout.contexts} - known:
                 raise ValueError(f"{where}readout reads {min(unknown)}, which is no state and no context")
 
     @property
+    def step_vocabulary(self) -> VocabularySpec | None:
+        """The vocabulary of the tokens that steps read; None when they read features."""
+        if self.step.tokens is None:
+            return None
+        return self.target_vocabulary if self.input_vocabulary is None else self.input_vocabulary
+
+    @property
+    def output_size(self) -> int:
+        """Logits or values that a step gives."""
+        return self.step.value_size if self.target_vocabulary is None else self.target_vocabulary.size
+
+    @property
+    def can_generate(self) -> bool:
+        """Whether what a step gives can be what the next one reads."""
+        if self.step.tokens is None:
+            return self.step.feeds_back
+        return self.step.logits is not None and self.input_vocabulary is None
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Every file, but this one, that serving reads."""
-        vocabularies = [v.file for v in (self.source_vocabulary, self.target_vocabulary) if v is not None]
+        vocabularies = [v.file for v in (self.source_vocabulary, self.input_vocabulary, self.target_vocabulary) if v]
         variants = [part for variant in self.variants.values() for part in (variant.step, variant.readout)]
-        graphs = [part.file for part in (self.encoder, self.step, self.readout, *variants) if part is not None]
+        graphs = [part.file for part in (self.encoder, self.step, self.readout, self.trace, *variants) if part]
         return (*graphs, *vocabularies)
-
-
-def _check_is(field: str, tensor: TensorSpec, dtype: Dtype, shape: tuple[Axis | int, ...]) -> None:
-    if (tensor.dtype, tensor.shape) != (dtype, shape):
-        raise ValueError(f"{field} must be {dtype} {list(shape)}, not {tensor.dtype} {list(tensor.shape)}")
 
 
 def sha256_of(path: Path) -> str:

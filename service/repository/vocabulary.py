@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from service.errors import EmptySequenceError, TokenOutOfVocabularyError, UnknownTokenError
 from service.repository.manifest import VocabularySpec
+
+_ESCAPE = re.compile(r"\\([nrt\\]|u[0-9a-f]{4})")
+_ESCAPED = re.compile(r"(?:[^\\]|\\([nrt\\]|u[0-9a-f]{4}))*")
+_CHARACTERS = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
 class Vocabulary:
@@ -15,9 +20,13 @@ class Vocabulary:
     Immutable once made; safe to share between threads.
     """
 
-    def __init__(self, names: Sequence[str], *, owner: str, tokenizer: str, lowercase: bool) -> None:
+    def __init__(
+        self, names: Sequence[str], *, owner: str, tokenizer: str, lowercase: bool, unknown_id: int | None = None
+    ) -> None:
         self.names = tuple(names)
         self.owner = owner
+        self.tokenizer = tokenizer
+        self._unknown_id = unknown_id
         self._ids = {name: index for index, name in enumerate(names)}
         self._by_characters = tokenizer == "characters"
         self._lowercase = lowercase
@@ -30,11 +39,13 @@ class Vocabulary:
         """Reads one token a line. Raises ValueError when the file's lines are not those that `spec` promises."""
         text = path.read_text(encoding="utf-8")
         names = text.removesuffix("\n").split("\n") if text else []
+        if spec.escaped:
+            names = [_unescaped(name, path.name) for name in names]
         if len(names) != spec.size:
             raise ValueError(f"{path.name} has {len(names)} lines, but the manifest gives it {spec.size}")
         if len(set(names)) != len(names):
             raise ValueError(f"{path.name} names a token twice")
-        return cls(names, owner=owner, tokenizer=spec.tokenizer, lowercase=spec.lowercase)
+        return cls(names, owner=owner, tokenizer=spec.tokenizer, lowercase=spec.lowercase, unknown_id=spec.unknown_id)
 
     def check_ids(self, ids: Iterable[int], *, field: str) -> list[int]:
         """The ids as a list. Raises TokenOutOfVocabularyError naming the first that is none of this vocabulary's."""
@@ -47,10 +58,11 @@ class Vocabulary:
         return checked
 
     def ids_of(self, names: Iterable[str], *, field: str) -> list[int]:
-        """The ids of token names. Raises UnknownTokenError naming the first that is not in the vocabulary."""
+        """The ids of token names. Raises UnknownTokenError naming the first that the vocabulary lacks, unless it has a
+        token that stands for those."""
         ids = []
         for at, name in enumerate(names):
-            token_id = self._ids.get(name)
+            token_id = self._ids.get(name, self._unknown_id)
             if token_id is None:
                 raise UnknownTokenError(f"{field}[{at}] = {name!r} is not in {self.owner}", field=f"{field}[{at}]")
             ids.append(token_id)
@@ -63,3 +75,11 @@ class Vocabulary:
         if not pieces:
             raise EmptySequenceError(f"{field} is empty: it must have 1 token or more", field=field)
         return self.ids_of(pieces, field=field)
+
+
+def _unescaped(line: str, file: str) -> str:
+    r"""A name of an escaped file: `\n`, `\r`, `\t`, `\\` and `\u` with four hexadecimal digits stand for a character.
+    Raises ValueError for any other backslash."""
+    if _ESCAPED.fullmatch(line) is None:
+        raise ValueError(f"{file} has a line {line!r} that is not escaped as it should be")
+    return _ESCAPE.sub(lambda match: _CHARACTERS.get(match[1]) or chr(int(match[1][1:], 16)), line)

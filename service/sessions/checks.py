@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from service.engine.decoding import Beam, Decoding, Sampling
+from service.engine.items import Item
 from service.engine.jobs import OutputKind, OutputSpec
 from service.errors import EmptySequenceError, InvalidFieldError, SequenceTooLongError
-from service.repository.manifest import Manifest
+from service.repository.manifest import BASE_VARIANT, Manifest
 
 _SESSION_ID = re.compile(r"(?:[A-Za-z0-9._-]{1,64}/)?[A-Za-z0-9._:-]{1,128}")
 """With the principal whose it is in front, which the API adds."""
@@ -41,8 +43,35 @@ def check_length(num_tokens: int, limit: int, *, field: str) -> None:
         raise SequenceTooLongError(f"{field} has {num_tokens} tokens, the limit is {limit}", field=field, limit=limit)
 
 
-def check_outputs(outputs: OutputSpec, *, num_tokens: int, vocabulary_size: int, max_bytes: int, field: str) -> None:
-    """Raises InvalidFieldError for a wrong top_k, SequenceTooLongError when the answer would be over `max_bytes`."""
+def check_kind(manifest: Manifest, variant: str, outputs: OutputSpec, *, field: str) -> None:
+    """Raises InvalidFieldError for outputs that the model does not have."""
+    gives_values = manifest.target_vocabulary is None
+    if outputs.kind is not OutputKind.NONE and (outputs.kind is OutputKind.VALUES) != gives_values:
+        expected = "it gives values" if gives_values else "it gives no values, but logits over a vocabulary"
+        raise InvalidFieldError(
+            f"{field}.kind = OUTPUT_KIND_{outputs.kind.name} is not for {manifest.model}: {expected}",
+            field=f"{field}.kind",
+        )
+    if outputs.has_trace and (manifest.trace is None or variant != BASE_VARIANT):
+        told = f"{manifest.model} has no trace" if manifest.trace is None else f"variant {variant} has no trace"
+        raise InvalidFieldError(f"{field}.trace must not be set: {told}", field=f"{field}.trace")
+
+
+def trace_size(manifest: Manifest) -> int:
+    """How many numbers a look inside one step tells, at most."""
+    longest = 0 if manifest.encoder is None else manifest.encoder.max_source_length
+    outputs = () if manifest.trace is None else manifest.trace.outputs
+    last_axes = [output.tensor.shape[-1] for output in outputs]
+    return sum(axis if isinstance(axis, int) else longest for axis in last_axes)
+
+
+def check_outputs(
+    outputs: OutputSpec, *, num_tokens: int, vocabulary_size: int, max_bytes: int, field: str, trace_size: int = 0
+) -> None:
+    """Raises InvalidFieldError for a wrong top_k, SequenceTooLongError when the answer would be over `max_bytes`.
+
+    vocabulary_size: logits, or values, that a step gives.
+    """
     if outputs.kind is OutputKind.TOP_K and not 1 <= outputs.top_k <= vocabulary_size:
         raise InvalidFieldError(
             f"{field}.top_k = {outputs.top_k} must be 1 to {vocabulary_size}, the vocabulary's size",
@@ -52,7 +81,8 @@ def check_outputs(outputs: OutputSpec, *, num_tokens: int, vocabulary_size: int,
         raise InvalidFieldError(
             f"{field}.top_k = {outputs.top_k} goes with OUTPUT_KIND_TOP_K alone", field=f"{field}.top_k"
         )
-    total = _answer_bytes(outputs.kind, outputs.top_k, vocabulary_size) * (num_tokens if outputs.every_position else 1)
+    each = _answer_bytes(outputs.kind, outputs.top_k, vocabulary_size) + 4 * trace_size * outputs.has_trace
+    total = each * (num_tokens if outputs.every_position else 1)
     if total > max_bytes:
         raise SequenceTooLongError(
             f"{field} asks for an answer of about {total} bytes, the limit is {max_bytes}: feed fewer tokens at a time",
@@ -62,7 +92,7 @@ def check_outputs(outputs: OutputSpec, *, num_tokens: int, vocabulary_size: int,
 
 
 def _answer_bytes(kind: OutputKind, top_k: int, vocabulary_size: int) -> int:
-    if kind is OutputKind.LOGITS:
+    if kind.is_vector:
         return 4 * vocabulary_size
     if kind is OutputKind.TOP_K:
         return _TOKEN_BYTES * top_k
@@ -70,7 +100,7 @@ def _answer_bytes(kind: OutputKind, top_k: int, vocabulary_size: int) -> int:
 
 
 def check_open(
-    manifest: Manifest, source: list[int] | None, outputs: OutputSpec | None, *, max_answer_bytes: int
+    manifest: Manifest, source: Sequence[Item] | None, outputs: OutputSpec | None, *, max_answer_bytes: int
 ) -> None:
     """Raises EmptySequenceError, SequenceTooLongError and InvalidFieldError for what does not go with a model."""
     if manifest.encoder is None:
@@ -81,14 +111,19 @@ def check_open(
     else:
         check_length(len(source), manifest.encoder.max_source_length, field="source")
     if outputs is not None:
+        check_kind(manifest, BASE_VARIANT, outputs, field="open.outputs")
+        if outputs.has_trace:
+            raise InvalidFieldError(
+                "open.outputs.trace must not be set: only a feed looks inside", field="open.outputs.trace"
+            )
         check_outputs(
             outputs,
             num_tokens=1,
-            vocabulary_size=manifest.target_vocabulary.size,
+            vocabulary_size=manifest.output_size,
             max_bytes=max_answer_bytes,
             field="open.outputs",
         )
-        if manifest.special_tokens.bos_id is None:
+        if manifest.special_tokens.bos_id is None and manifest.start is None:
             raise InvalidFieldError(
                 f"open.outputs needs a start token, and {manifest.model} has none", field="open.outputs"
             )
@@ -100,6 +135,37 @@ def check_forks(count: int, limit: int, *, field: str) -> None:
         raise EmptySequenceError(f"{field} is empty: it must have 1 target or more", field=field)
     if count > limit:
         raise SequenceTooLongError(f"{field} has {count} targets, the limit is {limit}", field=field, limit=limit)
+
+
+def check_reads_what_it_gives(manifest: Manifest, *, field: str) -> None:
+    """Raises InvalidFieldError unless what the model gives is tokens that it reads."""
+    if manifest.target_vocabulary is None or not manifest.can_generate:
+        raise InvalidFieldError(
+            f"{field} must not be given: {manifest.model} does not read the tokens that it tells the likelihood of",
+            field=field,
+        )
+
+
+def check_can_generate(manifest: Manifest, decoding: Decoding, field: str) -> None:
+    """Raises InvalidFieldError when the model cannot go on by itself, or not so."""
+    if not manifest.can_generate:
+        raise InvalidFieldError(
+            f"{manifest.model} cannot generate: what a step gives is not what the next one reads", field="generate"
+        )
+    if manifest.target_vocabulary is not None:
+        return
+    for name, is_given in (
+        ("sampling", decoding.sampling is not None),
+        ("log_probabilities", decoding.log_probabilities),
+        ("repetition_penalty", decoding.repetition_penalty != 1.0),
+        ("min_tokens", decoding.min_tokens > 0),
+        ("beam_search", decoding.beam is not None),
+    ):
+        if is_given:
+            raise InvalidFieldError(
+                f"{field}.{name} must not be given: {manifest.model} gives values, among which there is no choice",
+                field=f"{field}.{name}",
+            )
 
 
 def check_decoding(

@@ -6,15 +6,23 @@ request changes nothing. Event loop only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+from service.engine.items import Item
 from service.engine.jobs import FeedJob, Job, OutputSpec, ScoreJob
 from service.engine.lane_state import LaneState
 from service.engine.results import Fed, Result, Scored
 from service.errors import InvalidFieldError
 from service.sessions.admission import Admission
-from service.sessions.checks import check_forks, check_length, check_outputs
+from service.sessions.checks import (
+    check_forks,
+    check_kind,
+    check_length,
+    check_outputs,
+    check_reads_what_it_gives,
+    trace_size,
+)
 from service.sessions.custody import Custody
 from service.sessions.session import Event, LastFeed, Reply, Request, Session
 from service.sessions.terms import PLAIN
@@ -31,7 +39,7 @@ class Dispatcher:
         self,
         session: Session,
         position: int | None,
-        tokens: list[int],
+        tokens: Sequence[Item],
         outputs: OutputSpec,
         *,
         request_id: int,
@@ -55,12 +63,15 @@ class Dispatcher:
             return
         following = session.after(Event.FEED)
         check_length(len(tokens), self.limits.max_feed_tokens, field="feed")
+        manifest = session.served.bundle.manifest
+        check_kind(manifest, session.served.variant, outputs, field="feed.outputs")
         check_outputs(
             outputs,
             num_tokens=len(tokens),
-            vocabulary_size=session.served.bundle.manifest.target_vocabulary.size,
+            vocabulary_size=manifest.output_size,
             max_bytes=self.limits.max_answer_bytes,
             field="feed.outputs",
+            trace_size=trace_size(manifest),
         )
         self._admission.check_turn(session, "feed.position", position)
         job = FeedJob(reply=self._on_fed, tag=request, start=position, tokens=tokens, outputs=outputs)
@@ -87,6 +98,7 @@ class Dispatcher:
         IllegalRequestError, QueueFullError.
         """
         following = session.after(Event.SCORE)
+        check_reads_what_it_gives(session.served.bundle.manifest, field=f"{field}targets")
         check_forks(len(targets), self.limits.max_forks, field=f"{field}targets")
         for at, target in enumerate(targets):
             check_length(len(target), self.limits.max_feed_tokens, field=f"{field}targets[{at}]")

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from service.engine.items import Item
 from service.engine.jobs import FrameJob, Lane, OutputKind, OutputSpec
 from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError, QueueFullError
 from service.observer import CALL_TRACE, SessionObserver
 from service.sessions.checkpoints import Checkpoints
-from service.sessions.checks import check_length, check_outputs
+from service.sessions.checks import check_kind, check_length, check_outputs
 from service.sessions.limits import SessionLimits
 from service.sessions.live import LiveSessions
 from service.sessions.session import Event, Session, State
@@ -40,7 +41,7 @@ class Frame(NamedTuple):
 
     sessions: list[Session | None]
     refused: dict[int, CarouselError]
-    tokens: list[int]
+    tokens: Sequence[Item]
     counts: list[int] | None
     positions: list[int] | None
     outputs: OutputSpec
@@ -121,10 +122,12 @@ class Frames:
         served = sessions[0].served
         if lanes is None:
             lanes = lanes_of(sessions)
+        manifest = served.bundle.manifest
+        check_kind(manifest, served.variant, frame.outputs, field="step_batch.outputs")
         check_outputs(
             frame.outputs._replace(every_position=True),  # one for each session
             num_tokens=len(places),
-            vocabulary_size=served.bundle.manifest.target_vocabulary.size,
+            vocabulary_size=manifest.output_size,
             max_bytes=self._limits.max_answer_bytes,
             field="step_batch.outputs",
         )
@@ -163,6 +166,10 @@ class Frames:
             told = "step_batch.handles has" if counts is None else "step_batch.counts add up to"
             raise InvalidFieldError(
                 f"step_batch.token_ids has {len(frame.tokens)} entries, {told} {expected}", field="step_batch.token_ids"
+            )
+        if frame.outputs.has_trace:
+            raise InvalidFieldError(
+                "step_batch.outputs.trace must not be set: only a feed looks inside", field="step_batch.outputs.trace"
             )
         if frame.outputs.every_position:
             raise InvalidFieldError(
@@ -245,8 +252,8 @@ def lanes_of(sessions: list[Session]) -> list[Lane]:
 
 
 def _select(
-    places: Sequence[int], tokens: list[int], counts: list[int] | None, positions: list[int] | None
-) -> tuple[list[int], list[int] | None, list[int] | None]:
+    places: Sequence[int], tokens: Sequence[Item], counts: list[int] | None, positions: list[int] | None
+) -> tuple[Sequence[Item], list[int] | None, list[int] | None]:
     """Some places' columns of a frame."""
     if counts is None:
         tokens = [tokens[place] for place in places]

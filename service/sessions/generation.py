@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from service.engine.decoding import Decoding, FinishReason, IntArray
+from service.engine.items import Item
 from service.engine.jobs import GenerateJob
 from service.engine.results import Generated, Searched
 from service.errors import OutputsLostError
@@ -44,7 +45,7 @@ class Generation:
         self.start = start
         self.decoding = decoding
         self.request = request
-        self.tokens: list[int] = []
+        self.tokens: list[Item] = []
         self.log_probabilities: list[float] | None = [] if decoding.log_probabilities else None
         self.num_dropped = 0
         self.finish_reason: FinishReason | None = None

@@ -12,7 +12,7 @@ from service.engine.decoding import Beam, Decoding
 from service.engine.jobs import GenerateJob, Job, SearchJob
 from service.engine.results import Generated, Result, Searched
 from service.sessions.admission import Admission
-from service.sessions.checks import check_decoding
+from service.sessions.checks import check_can_generate, check_decoding
 from service.sessions.generation import Generation
 from service.sessions.session import Event, Reply, Request, Session, State
 
@@ -124,9 +124,11 @@ class Generations:
     def _check_generate(self, session: Session, position: int | None, decoding: Decoding, field: str) -> State:
         """Refuses a generation that cannot be next, or not so. Returns the state that follows."""
         following = session.after(Event.GENERATE)
+        manifest = session.served.bundle.manifest
+        check_can_generate(manifest, decoding, field)
         check_decoding(
             decoding,
-            vocabulary_size=session.served.bundle.manifest.target_vocabulary.size,
+            vocabulary_size=manifest.output_size,
             max_tokens=self.limits.max_generate_tokens,
             max_beam_size=self.limits.max_forks,
             field=field,
@@ -205,7 +207,7 @@ class Generations:
             self._admission.answered(request, "generate")
             if generation is not None:
                 generation.start = result.position - len(best)
-                generation.tokens, generation.found = best, result
+                generation.tokens, generation.found = [*best], result
         elif session.state is not State.CLOSED:
             session.last = None
         listener = request if generation is None else generation.request

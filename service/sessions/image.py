@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.engine.decoding import Decoding, FinishReason
+from service.engine.items import Item
 from service.engine.jobs import OutputSpec
 from service.engine.lane_state import LaneState
 from service.engine.results import Searched, StepOutput
@@ -16,7 +18,7 @@ class FedBefore:
     """The last feed and its answer. start: where it began."""
 
     start: int
-    tokens: list[int]
+    tokens: Sequence[Item]
     outputs: OutputSpec
     answer: list[StepOutput]
 
@@ -28,7 +30,7 @@ class GeneratedBefore:
     start: int
     decoding: Decoding
     num_dropped: int
-    tokens: list[int]
+    tokens: Sequence[Item]
     log_probabilities: list[float] | None
     finish_reason: FinishReason | None
     found: Searched | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from service.engine.items import ITEM_SIZE
 from service.engine.lane_state import LaneState
 from service.engine.results import Fed
 from service.errors import SnapshotModelError
@@ -76,10 +77,16 @@ def check_fits(image: Image, served: Served) -> None:
 
 
 def _check_vocabulary(image: Image, manifest: Manifest, told: str) -> None:
-    size = manifest.target_vocabulary.size
+    read, size = manifest.step_vocabulary, manifest.output_size
     logits = image.lane.next_logits
-    if (logits is not None and len(logits) != size) or max(image.lane.pending, default=0) >= size:
-        raise SnapshotModelError(f"snapshot is of another vocabulary than {told}'s of {size} tokens", field="version")
+    if read is None:
+        num_bytes = ITEM_SIZE * manifest.step.feature_size
+        fits = all(isinstance(item, bytes) and len(item) == num_bytes for item in image.lane.pending)
+    else:
+        fits = all(isinstance(item, int) and item < read.size for item in image.lane.pending)
+    if not fits or (logits is not None and len(logits) != size):
+        what = f"of {size} values" if manifest.target_vocabulary is None else f"vocabulary of {size} tokens"
+        raise SnapshotModelError(f"snapshot is of another {what} than {told}'s", field="version")
 
 
 def _inner_shape(spec: TensorSpec) -> list[int | None]:

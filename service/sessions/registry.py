@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
+from service.engine.items import Item
 from service.engine.jobs import EncodeJob, FeedJob, Job, Lane, OutputSpec
 from service.engine.results import Encoded, Failed, Result
 from service.errors import (
@@ -108,7 +109,7 @@ class Registry:
         self,
         served: Served,
         session_id: str,
-        source: list[int] | None,
+        source: Sequence[Item] | None,
         outputs: OutputSpec | None,
         *,
         request_id: int,
@@ -125,7 +126,8 @@ class Registry:
         """
         self.check_room(session_id)
         check_open(served.bundle.manifest, source, outputs, max_answer_bytes=self.limits.max_answer_bytes)
-        session = self._make(served, session_id or secrets.token_urlsafe(_ID_BYTES), served.engine.open(), on_closed)
+        lane = served.engine.open(source or ())
+        session = self._make(served, session_id or secrets.token_urlsafe(_ID_BYTES), lane, on_closed)
         if not terms.is_plain:
             session.custody = Custody(terms, epoch)
         request = Request(session, request_id, reply, session.last_used_s)

@@ -6,12 +6,13 @@ from it by `diagram`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
 from service.engine.engine import Engine
+from service.engine.items import Item
 from service.engine.jobs import Lane, OutputSpec
 from service.engine.results import Failed, Result
 from service.errors import IllegalRequestError
@@ -122,7 +123,7 @@ class LastFeed:
 
     __slots__ = ("outputs", "request", "result", "start", "tokens", "waiting")
 
-    def __init__(self, request: Request | None, start: int | None, tokens: list[int], outputs: OutputSpec) -> None:
+    def __init__(self, request: Request | None, start: int | None, tokens: Sequence[Item], outputs: OutputSpec) -> None:
         self.request = request
         self.start = start
         self.tokens = tokens
@@ -130,7 +131,7 @@ class LastFeed:
         self.result: Result | None = None
         self.waiting: list[Request] | None = None
 
-    def is_repeated_by(self, start: int, tokens: list[int], outputs: OutputSpec) -> bool:
+    def is_repeated_by(self, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> bool:
         """Whether a feed is this one, sent again. One that failed is not there to be repeated."""
         return (
             start == self.start

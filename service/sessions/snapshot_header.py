@@ -13,7 +13,7 @@ import numpy as np
 
 from service.engine.arena import Array
 from service.engine.beam import Hypothesis
-from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
+from service.engine.decoding import Beam, Decoding, FinishReason, FloatRow, Sampling
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.lane_state import LaneState
 from service.engine.results import Searched, StepOutput
@@ -28,7 +28,7 @@ class _Tensor(msgspec.Struct, array_like=True):
 
 class _Lane(msgspec.Struct):
     position: int
-    pending: list[int]
+    pending: list[int | bytes]
     num_states: int
     tensors: list[_Tensor]
     has_next_logits: bool = False
@@ -41,15 +41,17 @@ class _Output(msgspec.Struct, array_like=True):
     token_ids: list[int]
     log_probabilities: list[float] | None
     logits: bytes | None
+    trace: dict[str, bytes] | None = None
 
 
 class _Feed(msgspec.Struct):
     start: int
-    tokens: list[int]
+    tokens: list[int | bytes]
     kind: str
     top_k: int
     every_position: bool
     answer: list[_Output]
+    has_trace: bool = False
 
 
 class _Sampling(msgspec.Struct):
@@ -88,7 +90,7 @@ class _Generation(msgspec.Struct):
     start: int
     decoding: _Decoding
     num_dropped: int
-    tokens: list[int]
+    tokens: list[int | bytes]
     log_probabilities: list[float] | None
     finish_reason: str | None
     found_position: int | None = None
@@ -169,11 +171,24 @@ def _feed(last: FedBefore) -> _Feed:
             output.position,
             output.token_ids,
             output.log_probabilities,
-            None if output.logits is None else output.logits.astype("<f4", copy=False).tobytes(),
+            None if output.logits is None else _bytes(output.logits),
+            None if output.trace is None else {name: _bytes(told) for name, told in output.trace.items()},
         )
         for output in last.answer
     ]
-    return _Feed(last.start, last.tokens, outputs.kind.value, outputs.top_k, outputs.every_position, answer)
+    return _Feed(
+        last.start,
+        list(last.tokens),
+        outputs.kind.value,
+        outputs.top_k,
+        outputs.every_position,
+        answer,
+        outputs.has_trace,
+    )
+
+
+def _bytes(row: FloatRow) -> bytes:
+    return row.astype("<f4", copy=False).tobytes()
 
 
 def _generation(last: GeneratedBefore) -> _Generation:
@@ -191,7 +206,7 @@ def _generation(last: GeneratedBefore) -> _Generation:
             None if beam is None else _Beam(*beam),
         ),
         last.num_dropped,
-        last.tokens,
+        list(last.tokens),
         last.log_probabilities,
         None if last.finish_reason is None else last.finish_reason.value,
         None if found is None else found.position,
@@ -260,13 +275,17 @@ def _read_feed(feed: _Feed) -> FedBefore:
             one.position,
             one.token_ids,
             one.log_probabilities,
-            None if one.logits is None else np.frombuffer(one.logits, "<f4").astype(np.float32, copy=False),
+            None if one.logits is None else _floats(one.logits),
+            None if one.trace is None else {name: _floats(told) for name, told in one.trace.items()},
         )
         for one in feed.answer
     ]
-    return FedBefore(
-        feed.start, feed.tokens, OutputSpec(OutputKind(feed.kind), feed.top_k, feed.every_position), answer
-    )
+    spec = OutputSpec(OutputKind(feed.kind), feed.top_k, feed.every_position, feed.has_trace)
+    return FedBefore(feed.start, feed.tokens, spec, answer)
+
+
+def _floats(data: bytes) -> FloatRow:
+    return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
 
 
 def _read_generation(one: _Generation) -> GeneratedBefore:

@@ -17,15 +17,10 @@ from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import StepOutput
 from service.errors import EmptySequenceError, InvalidFieldError, TokenOutOfVocabularyError, UnknownTokenError
 from service.repository.repository import Problem
-from service.repository.vocabulary import Vocabulary
 from service.sessions.session import CloseReason, State
 from tests import domain
 
 NAMES = domain.TARGET_NAMES
-
-
-def vocabulary() -> Vocabulary:
-    return domain.bundle().target_vocabulary
 
 
 def enum_names(descriptor: EnumDescriptor, prefix: str) -> set[str]:
@@ -35,7 +30,7 @@ def enum_names(descriptor: EnumDescriptor, prefix: str) -> set[str]:
 
 @pytest.mark.parametrize("number", pb.OutputKind.values())
 def test_every_output_kind_of_the_wire_is_one_of_ours(number: Any) -> None:
-    kind = convert.output_spec(pb.OutputSpec(kind=number), field="outputs").kind
+    kind = convert.output_spec(pb.OutputSpec(kind=number), domain.bundle(), field="outputs").kind
     name = pb.OutputKind.Name(number).removeprefix("OUTPUT_KIND_")
     assert kind.name == ("NEXT_TOKEN" if name == "UNSPECIFIED" else name)
 
@@ -45,23 +40,27 @@ def test_every_output_kind_of_ours_is_on_the_wire() -> None:
     assert names - {"UNSPECIFIED"} == {kind.name for kind in OutputKind}
 
 
-@pytest.mark.parametrize("number", [5, 99, 2**31 - 1, -1])
+@pytest.mark.parametrize("number", [6, 99, 2**31 - 1, -1])
 def test_an_output_kind_that_does_not_exist_is_refused(number: Any) -> None:
     """A newer client may send one."""
     with pytest.raises(InvalidFieldError) as refusal:
-        convert.output_spec(pb.OutputSpec(kind=number), field="feed.outputs")
+        convert.output_spec(pb.OutputSpec(kind=number), domain.bundle(), field="feed.outputs")
     assert refusal.value.message == f"feed.outputs.kind = {number} is not an OutputKind"
     assert refusal.value.field == "feed.outputs.kind"
 
 
 def test_outputs_that_say_nothing_are_the_next_token_after_the_last() -> None:
-    assert convert.output_spec(pb.OutputSpec(), field="outputs") == OutputSpec(OutputKind.NEXT_TOKEN, 0, False)
-    assert convert.output_spec(pb.OutputSpec(), field="outputs") == convert.DEFAULT_OUTPUTS
+    assert convert.output_spec(pb.OutputSpec(), domain.bundle(), field="outputs") == OutputSpec(
+        OutputKind.NEXT_TOKEN, 0, False
+    )
+    assert convert.output_spec(pb.OutputSpec(), domain.bundle(), field="outputs") == convert.default_outputs(
+        domain.bundle()
+    )
 
 
 def test_outputs_keep_what_they_say() -> None:
     message = pb.OutputSpec(kind=pb.OUTPUT_KIND_TOP_K, top_k=3, every_position=True)
-    assert convert.output_spec(message, field="outputs") == OutputSpec(OutputKind.TOP_K, 3, True)
+    assert convert.output_spec(message, domain.bundle(), field="outputs") == OutputSpec(OutputKind.TOP_K, 3, True)
 
 
 @pytest.mark.parametrize("reason", [None, *FinishReason])
@@ -102,12 +101,12 @@ def test_a_model_is_served_or_it_has_failed() -> None:
     ],
 )
 def test_a_sequence_comes_as_text_as_names_or_as_ids(sequence: pb.Sequence, ids: list[int]) -> None:
-    assert convert.sequence_ids(sequence, vocabulary(), field="prompt") == ids
+    assert convert.sequence_ids(sequence, domain.vocabulary(), field="prompt") == ids
 
 
 def test_a_sequence_without_a_form_is_refused() -> None:
     with pytest.raises(InvalidFieldError) as refusal:
-        convert.sequence_ids(pb.Sequence(), vocabulary(), field="prompt")
+        convert.sequence_ids(pb.Sequence(), domain.vocabulary(), field="prompt")
     assert refusal.value.message == "prompt has no form: one of text, tokens and ids must be given"
     assert refusal.value.field == "prompt"
 
@@ -123,65 +122,65 @@ def test_a_sequence_without_a_form_is_refused() -> None:
 )
 def test_an_empty_sequence_is_refused_in_every_form(sequence: pb.Sequence, field: str) -> None:
     with pytest.raises(EmptySequenceError) as refusal:
-        convert.sequence_ids(sequence, vocabulary(), field="prompt")
+        convert.sequence_ids(sequence, domain.vocabulary(), field="prompt")
     assert refusal.value.message == f"{field} is empty: it must have 1 token or more"
     assert refusal.value.field == field
 
 
 def test_what_is_unknown_in_a_sequence_is_named_as_the_client_spells_it() -> None:
     with pytest.raises(UnknownTokenError, match=r"^prompt\.text\[1\] = 'Q' is not in the vocabulary of made$"):
-        convert.sequence_ids(pb.Sequence(text="K Q"), vocabulary(), field="prompt")
+        convert.sequence_ids(pb.Sequence(text="K Q"), domain.vocabulary(), field="prompt")
     with pytest.raises(UnknownTokenError, match=r"^prompt\.tokens\.names\[0\] = 'Q' is not in the vocabulary of made$"):
-        convert.sequence_ids(pb.Sequence(tokens=pb.TokenNames(names=["Q"])), vocabulary(), field="prompt")
+        convert.sequence_ids(pb.Sequence(tokens=pb.TokenNames(names=["Q"])), domain.vocabulary(), field="prompt")
     with pytest.raises(TokenOutOfVocabularyError, match=r"^prompt\.ids\.ids\[1\] = 6 is outside .* \(0 to 5\)$"):
-        convert.sequence_ids(pb.Sequence(ids=pb.TokenIds(ids=[5, 6])), vocabulary(), field="prompt")
+        convert.sequence_ids(pb.Sequence(ids=pb.TokenIds(ids=[5, 6])), domain.vocabulary(), field="prompt")
 
 
 def test_a_source_is_read_by_the_source_vocabulary() -> None:
-    assert convert.source_ids(pb.Sequence(text="Cab"), domain.bundle(has_encoder=True)) == [2, 0, 1]
+    assert convert.source_items(pb.Sequence(text="Cab"), domain.bundle(has_encoder=True)) == [2, 0, 1]
 
 
 def test_a_source_for_a_model_without_an_encoder_is_refused() -> None:
     with pytest.raises(InvalidFieldError) as refusal:
-        convert.source_ids(pb.Sequence(text="cab"), domain.bundle())
+        convert.source_items(pb.Sequence(text="cab"), domain.bundle())
     assert refusal.value.message == "source must not be given: made has no encoder"
     assert refusal.value.field == "source"
 
 
 def test_a_feed_brings_ids_or_names() -> None:
-    assert convert.feed_ids(pb.Feed(token_ids=[1, 5]), vocabulary()) == [1, 5]
-    assert convert.feed_ids(pb.Feed(tokens=["K", "AA"]), vocabulary()) == [5, 3]
-    assert convert.feed_ids(pb.Feed(), vocabulary()) == [], "the domain refuses that it is empty"
+    assert convert.feed_ids(pb.Feed(token_ids=[1, 5]), domain.vocabulary()) == [1, 5]
+    assert convert.feed_ids(pb.Feed(tokens=["K", "AA"]), domain.vocabulary()) == [5, 3]
+    assert convert.feed_ids(pb.Feed(), domain.vocabulary()) == [], "the domain refuses that it is empty"
 
 
 def test_a_feed_that_brings_both_ids_and_names_is_refused() -> None:
     with pytest.raises(InvalidFieldError) as refusal:
-        convert.feed_ids(pb.Feed(token_ids=[1], tokens=["K"]), vocabulary())
+        convert.feed_ids(pb.Feed(token_ids=[1], tokens=["K"]), domain.vocabulary())
     assert refusal.value.message == "feed.token_ids and feed.tokens are both given: give one"
     assert refusal.value.field == "feed.tokens"
 
 
 def test_what_is_unknown_in_a_feed_is_named_as_the_client_spells_it() -> None:
     with pytest.raises(TokenOutOfVocabularyError, match=r"^feed\.token_ids\[2\] = 4294967295 is outside .*\(0 to 5\)$"):
-        convert.feed_ids(pb.Feed(token_ids=[0, 1, 2**32 - 1]), vocabulary())
+        convert.feed_ids(pb.Feed(token_ids=[0, 1, 2**32 - 1]), domain.vocabulary())
     with pytest.raises(UnknownTokenError, match=r"^feed\.tokens\[0\] = '' is not in the vocabulary of made$"):
-        convert.feed_ids(pb.Feed(tokens=[""]), vocabulary())
+        convert.feed_ids(pb.Feed(tokens=[""]), domain.vocabulary())
 
 
 def test_a_decoding_that_says_nothing_is_greedy_to_the_models_limit() -> None:
-    assert convert.decoding(pb.Decoding(), vocabulary(), 40, field="d") == Decoding(40, None, False)
+    assert convert.decoding(pb.Decoding(), domain.vocabulary(), 40, field="d") == Decoding(40, None, False)
 
 
 def test_sampling_that_says_nothing_has_the_documented_defaults() -> None:
-    assert convert.decoding(pb.Decoding(sampling=pb.Sampling()), vocabulary(), 40, field="d").sampling == Sampling(
-        1.0, None, 1.0, 0
-    )
+    assert convert.decoding(
+        pb.Decoding(sampling=pb.Sampling()), domain.vocabulary(), 40, field="d"
+    ).sampling == Sampling(1.0, None, 1.0, 0)
 
 
 def test_zeros_that_are_given_are_not_defaults() -> None:
     """They are out of range, and the domain says so."""
     message = pb.Decoding(max_tokens=0, sampling=pb.Sampling(temperature=0.0, top_k=0, top_p=0.0))
-    assert convert.decoding(message, vocabulary(), 40, field="d") == Decoding(0, Sampling(0.0, 0, 0.0, 0))
+    assert convert.decoding(message, domain.vocabulary(), 40, field="d") == Decoding(0, Sampling(0.0, 0, 0.0, 0))
 
 
 def test_a_decoding_keeps_what_it_says() -> None:
@@ -193,10 +192,10 @@ def test_a_decoding_keeps_what_it_says() -> None:
         repetition_penalty=1.5,
         min_tokens=2,
         stop_token_ids=[4],
-        stop_tokens=[vocabulary().names[5]],
+        stop_tokens=[domain.vocabulary().names[5]],
     )
     expected = Decoding(7, Sampling(0.5, 3, 0.25, 2**64 - 1), True, 1.5, 2, frozenset({4, 5}))
-    assert convert.decoding(message, vocabulary(), 40, field="d") == expected
+    assert convert.decoding(message, domain.vocabulary(), 40, field="d") == expected
 
 
 def test_a_stop_token_that_the_vocabulary_lacks_is_named() -> None:
@@ -205,7 +204,7 @@ def test_a_stop_token_that_the_vocabulary_lacks_is_named() -> None:
         (pb.Decoding(stop_tokens=["nope"]), r"d\.stop_tokens\[0\] = 'nope' is not in"),
     ):
         with pytest.raises((TokenOutOfVocabularyError, UnknownTokenError), match=field):
-            convert.decoding(message, vocabulary(), 40, field="d")
+            convert.decoding(message, domain.vocabulary(), 40, field="d")
 
 
 def test_a_source_is_told_as_it_was_read() -> None:
@@ -263,6 +262,8 @@ def test_a_model_is_shown_with_its_vocabularies_and_limits(has_encoder: bool) ->
         state_size_bytes=2 * 2 * 4,
         manifest_digest=domain.DIGEST,
         variants=["fp32"],
+        can_generate=True,
+        tokenizer="whitespace",
     )
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from carousel.v1 import inference_pb2 as pb
 from service.api.part import Part
 from service.engine.decoding import FinishReason
 from service.engine.results import Generated
 from service.repository.vocabulary import Vocabulary
+from tests import domain
 
 NAMES = ("<pad>", "<s>", "</s>", "AA", "B")
-VOCABULARY = Vocabulary(NAMES, owner="the target vocabulary", tokenizer="whitespace", lowercase=False)
+BUNDLE = replace(
+    domain.bundle(),
+    target_vocabulary=Vocabulary(NAMES, owner="the target vocabulary", tokenizer="whitespace", lowercase=False),
+)
 
 
 def test_a_token_has_a_log_probability_where_it_was_asked_for() -> None:
-    part = Part(VOCABULARY)
+    part = Part(BUNDLE)
     part.add(Generated(2, [3, 4], [-1.5, -0.25], None))
     part.add(Generated(3, [4], [-0.5], None))
     expected = [(3, "AA", -1.5), (4, "B", -0.25), (4, "B", -0.5)]
@@ -22,7 +28,7 @@ def test_a_token_has_a_log_probability_where_it_was_asked_for() -> None:
 
 
 def test_tokens_without_log_probabilities_are_those_of_messages_made_one_by_one() -> None:
-    part = Part(VOCABULARY)
+    part = Part(BUNDLE)
     part.add(Generated(2, [0, 4], None, None))
     part.add(Generated(4, [3, 3], None, None))
     expected = [pb.Token(id=token, text=NAMES[token]) for token in (0, 4, 3, 3)]
@@ -30,7 +36,7 @@ def test_tokens_without_log_probabilities_are_those_of_messages_made_one_by_one(
 
 
 def test_it_is_where_its_last_token_is_and_ends_as_its_generation_does() -> None:
-    part = Part(VOCABULARY)
+    part = Part(BUNDLE)
     assert not part.is_taken
     for position in (5, 6, 7):
         part.add(Generated(position, [3], None, FinishReason.MAX_TOKENS if position == 7 else None))
@@ -40,7 +46,7 @@ def test_it_is_where_its_last_token_is_and_ends_as_its_generation_does() -> None
 
 
 def test_an_end_without_a_token_adds_none() -> None:
-    part = Part(VOCABULARY)
+    part = Part(BUNDLE)
     part.add(Generated(4, [], None, FinishReason.EOS))
     assert (len(part), part.position) == (0, 4)
     assert part.take() == pb.Generated(finish_reason=pb.FINISH_REASON_EOS)

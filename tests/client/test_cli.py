@@ -44,8 +44,10 @@ def shell(shipped_service: LocalService) -> Shell:
 
 def test_models_are_listed(shell: Shell) -> None:
     assert "g2p-en" in shell.out("models")
-    (model,) = shell.json("models")
-    assert (model["model"], model["version"], model["status"]) == ("g2p-en", 1, "serving")
+    models = shell.json("models")
+    assert [(model["model"], model["version"], model["status"]) for model in models] == [
+        (name, 1, "serving") for name in ("co2-forecast", "g2p-en", "pychar-en", "stress-en")
+    ]
 
 
 def test_generate_prints_tokens_and_tells_programs_why_it_ended(shell: Shell) -> None:

@@ -17,6 +17,7 @@ from carousel import (
     PositionMismatchError,
     RequestCancelledError,
     SessionClosedError,
+    Token,
     UnavailableError,
     _requests,
 )
@@ -158,6 +159,7 @@ def take_all(wire: Wire, protocol: SessionProtocol, state: GenerationState, deco
         token = state.take()
         if token is None:
             return texts
+        assert isinstance(token, Token)
         texts.append(token.text)
 
 

@@ -37,7 +37,7 @@ BAD_OPENS = {
         {"open": pb.Open(model="nope")},
         Code.NOT_FOUND,
         "MODEL_NOT_FOUND",
-        "model = 'nope' does not exist: there is g2p-en",
+        "model = 'nope' does not exist: there is co2-forecast, g2p-en, pychar-en, stress-en",
         "model",
     ),
     "unknown version": Refusal(

@@ -16,6 +16,7 @@ from service.engine.limits import EngineLimits
 from service.engine.results import Fed, Generated, Result
 from service.observer import BatchReport, GraphKind
 from service.repository.bundle import load_bundle
+from tests.domain import ids
 from tests.reference import ReferenceSession
 
 LOGITS = OutputSpec(OutputKind.LOGITS, every_position=True)
@@ -68,11 +69,11 @@ class Caller:
 
     async def tokens(self, lane: Lane, decoding: Decoding) -> list[int]:
         _, queue = self.generate(lane, decoding)
-        found = []
+        found: list[int] = []
         while True:
             result = await queue.get()
             assert isinstance(result, Generated)
-            found += result.token_ids
+            found += ids(result.token_ids)
             if result.finish_reason is not None:
                 return found
 
@@ -92,7 +93,7 @@ async def taken(queue: asyncio.Queue[Result], count: int) -> list[int]:
     while len(tokens) < count:
         result = await queue.get()
         assert isinstance(result, Generated)
-        tokens += result.token_ids
+        tokens += ids(result.token_ids)
     return tokens
 
 

@@ -12,6 +12,7 @@ from service.engine.decoding import FinishReason, FloatRow, choose, log_softmax,
 from service.engine.jobs import EncodeJob, FeedJob, FrameJob, GenerateJob, Job, Lane, OutputKind, OutputSpec, ScoreJob
 from service.engine.results import Encoded, Failed, Fed, Generated, Result, Scored, Searched, StepOutput, Stepped
 from service.errors import CarouselError, EngineError, IllegalRequestError, PositionMismatchError, RequestCancelledError
+from tests.domain import ids
 
 VOCABULARY_SIZE = 6
 BOS_ID = 4
@@ -58,7 +59,7 @@ def row_tokens(frame: FrameJob, place: int) -> list[int]:
     """The tokens of one row."""
     count = 1 if frame.counts is None else frame.counts[place]
     first = place if frame.counts is None else sum(frame.counts[:place])
-    return frame.tokens[first : first + count]
+    return ids(frame.tokens[first : first + count])
 
 
 class PlainSession:
@@ -99,7 +100,7 @@ class PlainSession:
         """Checks one answer."""
         self.results.append(result)
         if isinstance(result, Failed):
-            tokens = job.tokens if isinstance(job, FeedJob) else []
+            tokens = ids(job.tokens) if isinstance(job, FeedJob) else []
             self._failed(job, result.error, result.position, tokens)
             return
         assert self._is_next(job), "jobs are answered in the order in which they came"
@@ -154,7 +155,7 @@ class PlainSession:
     def _fed(self, job: FeedJob, result: Fed) -> None:
         assert self.starts[job] in (None, len(self.tokens))
         expected = []
-        for token in job.tokens:
+        for token in ids(job.tokens):
             self.tokens.append(token)
             expected.append((list(self.history), len(self.tokens)))
         if not (job.outputs.every_position and job.tokens):

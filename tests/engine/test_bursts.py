@@ -16,6 +16,7 @@ from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import Failed, Generated
 from service.errors import EngineError
 from tests.bundles import VOCABULARY_SIZE
+from tests.domain import ids
 from tests.engine.calling import Caller, logits_of, running
 from tests.reference import ReferenceSession
 
@@ -59,7 +60,7 @@ async def test_generations_in_bursts_give_what_each_gives_alone_and_leave_its_st
             if isinstance(result, Failed):
                 break
             assert isinstance(result, Generated)
-            tokens += result.token_ids
+            tokens += ids(result.token_ids)
             scores += result.log_probabilities or []
             reason = result.finish_reason
             assert job.num_produced - job.num_granted <= window
@@ -131,7 +132,7 @@ async def test_a_run_that_fails_in_a_burst_keeps_the_tokens_before_it(tiny_repos
         _, queue = caller.generate(lane, Decoding(60, stop_ids=frozenset()))
         tokens: list[int] = []
         while isinstance(result := await queue.get(), Generated) and result.finish_reason is None:
-            tokens += result.token_ids
+            tokens += ids(result.token_ids)
         assert isinstance(result, Failed)
         assert isinstance(result.error, EngineError)
         assert result.position == len(tokens) == 29

@@ -16,6 +16,7 @@ from service.engine.searches import Searches
 from service.engine.stepper import Stepper
 from service.engine.wants import wants_of
 from service.errors import CarouselError, RequestCancelledError
+from tests.domain import ids
 from tests.engine.plain import BOS_ID, EOS_ID, VOCABULARY_SIZE, PlainSession, next_logits
 
 _FIRST_FORK = 100
@@ -175,7 +176,7 @@ class World:
         for lane, width in zip(batch.lanes, batch.widths, strict=True):
             assert isinstance(lane.job, EncodeJob)
             assert width == len(lane.job.source)
-            self.state[lane.slot.row] += lane.job.source
+            self.state[lane.slot.row] += ids(lane.job.source)
             self.stepper.encoded(lane)
 
     def _step(self, batch: Batch) -> None:
@@ -186,12 +187,12 @@ class World:
         rows = zip(batch.lanes, batch.widths, strict=True)
         for row, (lane, width) in enumerate(rows):
             consumed = following[lane.slot.row] = list(self.state[lane.slot.row])
-            for index, token in enumerate(lane.inputs[lane.done : lane.done + width]):
+            for index, token in enumerate(ids(lane.inputs[lane.done : lane.done + width])):
                 consumed.append(token)
                 logits[row, index] = next_logits(consumed)
         row = len(batch.lanes)
         for group in batch.groups:
-            for read, write, token in zip(group.reads, group.writes, group.tokens, strict=True):
+            for read, write, token in zip(group.reads, group.writes, ids(group.tokens), strict=True):
                 assert write not in following, "two rows of a batch write to one slot"
                 following[write] = [*self.state[read], token]
                 logits[row, 0] = next_logits(following[write])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from models.language_model import LanguageModel
-from models.layers import LSTMLayer
+from models.recurrent import RecurrentLayer
 
 FloatArray = NDArray[np.float32]
 
@@ -45,11 +45,11 @@ def product(rows: FloatArray, weights: FloatArray) -> FloatArray:
 
 
 def lstm_step(
-    layer: LSTMLayer, inputs: FloatArray, hidden: FloatArray, cell: FloatArray
+    layer: RecurrentLayer, inputs: FloatArray, hidden: FloatArray, cell: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """One step of a layer. inputs: [B, I]; hidden, cell: [B, H]. Returns the next (hidden, cell)."""
     joined = np.concatenate([inputs, hidden], axis=1)  # [B, I + H]
-    parameter = {name: value.detach().numpy() for name, value in layer.lstm.named_parameters()}
+    parameter = {name: value.detach().numpy() for name, value in layer.rnn.named_parameters()}
     weights = np.concatenate([parameter["weight_ih_l0"], parameter["weight_hh_l0"]], axis=1).T  # [I + H, 4H]
     bias = parameter["bias_ih_l0"] + parameter["bias_hh_l0"]
     i, f, g, o = np.split(product(joined, weights) + bias, 4, axis=1)  # PyTorch's order
@@ -63,8 +63,8 @@ def step(
     """tokens: [B]; hidden, cell: [L, B, H]. Returns logits [B, V], next hidden and next cell. Every product is int8."""
     outputs = model.embedding.weight.detach().numpy()[tokens]
     next_hidden, next_cell = np.empty_like(hidden), np.empty_like(cell)
-    for index, layer in enumerate(model.layers):
-        assert isinstance(layer, LSTMLayer)
+    for index, layer in enumerate(model.stack.layers):
+        assert isinstance(layer, RecurrentLayer)
         outputs, next_cell[index] = lstm_step(layer, outputs, hidden[index], cell[index])
         next_hidden[index] = outputs
     logits = product(outputs, model.projection.weight.detach().numpy().T) + model.projection.bias.detach().numpy()

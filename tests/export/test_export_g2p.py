@@ -60,6 +60,7 @@ def test_a_run_becomes_a_bundle(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert manifest.version == 3
     assert manifest.source_vocabulary is not None
     assert (manifest.source_vocabulary.tokenizer, manifest.source_vocabulary.lowercase) == ("characters", True)
+    assert manifest.target_vocabulary is not None
     assert (manifest.target_vocabulary.tokenizer, manifest.target_vocabulary.lowercase) == ("whitespace", False)
     assert (bundle / "source.txt").read_text().splitlines() == list(data.GRAPHEMES)
     assert (bundle / "target.txt").read_text().splitlines() == list(data.phonemes())

@@ -23,8 +23,9 @@ from export.errors import ExportError
 from export.graphs import Graphs, export_graphs
 from export.interface import language_model_interface
 from export.variants import Variant, make_int8
-from models.language_model import LanguageModel, LanguageModelConfig, LanguageModelReadout, random_language_model
+from models.language_model import LanguageModel, LanguageModelConfig, random_language_model
 from models.recipes import cmudict_data as data
+from models.token_stack import TokenReadout
 from service.repository.bundle import load_bundle
 from tests.export import int8_reference as reference
 
@@ -44,7 +45,7 @@ def model() -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def graphs(model: LanguageModel) -> Graphs:
-    return export_graphs(INTERFACE, model, readout=LanguageModelReadout(model).eval())
+    return export_graphs(INTERFACE, model, readout=TokenReadout(model).eval())
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ def test_a_random_language_model_becomes_a_bundle_that_steps_as_pytorch_does(tmp
     folder = tmp_path / "lm-tiny" / "1"
     bundle = load_bundle(folder)
     assert bundle.encoder is None
+    assert bundle.target_vocabulary is not None
     assert bundle.target_vocabulary.names == tuple(f"t{index}" for index in range(9))
     assert bundle.state_size_bytes == 2 * 2 * 12 * 4
 

@@ -20,7 +20,7 @@ from export.interface import Interface, seq2seq_interface
 from export.invariance import check_invariance
 from export.proof import check_signature, prove
 from export.runners import Array, IntArray, OnnxRunner
-from models.layers import LSTMLayer
+from models.recurrent import RecurrentLayer
 from models.seq2seq import DecoderReadout, Seq2Seq, Seq2SeqConfig
 from service.repository.manifest import StateSpec, StepSpec, TensorSpec
 
@@ -34,7 +34,7 @@ class LanguageModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(9, 4)
-        self.layer = LSTMLayer(4, 8)
+        self.layer = RecurrentLayer("lstm", 4, 8)
         self.logits = nn.Linear(8, 9)
 
     def forward(self, tokens: Tensor, lengths: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,7 +245,7 @@ def test_a_model_without_an_encoder_is_exported_and_proven_too() -> None:
             )
             for name in ("hidden", "cell")
         ),
-        target_vocabulary_size=9,
+        step_vocabulary_size=9,
     )
     model = LanguageModel().eval()
     graphs = export_graphs(interface, model)

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 import torch
 from torch import nn
 
-from models.cells import LSTMCell
+from models.recurrent import cell_of
 
 B, T, X, H = 3, 7, 5, 8  # X: input size
 
@@ -22,7 +22,7 @@ def _seeded() -> None:
 def test_an_unrolled_cell_answers_what_nn_lstm_answers() -> None:
     """Step by step, from any state, the outputs and the last state are those of the fused kernel."""
     lstm = nn.LSTM(X, H)
-    cell_module = LSTMCell.from_lstm(lstm)
+    cell_module = cell_of(lstm)
     inputs, hidden, cell = torch.randn(T, B, X), torch.randn(B, H), torch.randn(B, H)
     expected, (last_hidden, last_cell) = lstm(inputs, (hidden.unsqueeze(0), cell.unsqueeze(0)))
     for step, output in zip(inputs, expected, strict=True):
@@ -32,10 +32,10 @@ def test_an_unrolled_cell_answers_what_nn_lstm_answers() -> None:
     torch.testing.assert_close(cell, last_cell[0])
 
 
-def test_from_lstm_takes_any_layer_of_a_stack() -> None:
+def test_cell_of_takes_any_layer_of_a_stack() -> None:
     """Layer 1's cell, fed layer 0's outputs, gives the stack's outputs."""
     lstm = nn.LSTM(X, H, num_layers=2)
-    cells = [LSTMCell.from_lstm(lstm, layer) for layer in range(2)]
+    cells = [cell_of(lstm, layer) for layer in range(2)]
     inputs = torch.randn(T, B, X)
     expected, _ = lstm(inputs)
     states = [(torch.zeros(B, H), torch.zeros(B, H)) for _ in cells]
@@ -50,7 +50,7 @@ def test_from_lstm_takes_any_layer_of_a_stack() -> None:
 def test_a_cell_learns_as_nn_lstm_does() -> None:
     """The gradient of a loss by the inputs is the same through both."""
     lstm = nn.LSTM(X, H)
-    cell_module = LSTMCell.from_lstm(lstm)
+    cell_module = cell_of(lstm)
     ours, theirs = (torch.ones(T, B, X, requires_grad=True) for _ in range(2))
     hidden, cell = torch.zeros(B, H), torch.zeros(B, H)
     for step in ours:
@@ -58,10 +58,3 @@ def test_a_cell_learns_as_nn_lstm_does() -> None:
     torch.autograd.backward(hidden.square().sum())
     torch.autograd.backward(lstm(theirs)[0][-1].square().sum())
     torch.testing.assert_close(ours.grad, theirs.grad)
-
-
-@pytest.mark.parametrize("options", [{"bias": False}, {"proj_size": 4}])
-def test_from_lstm_refuses_what_the_cell_cannot_express(options: dict[str, int]) -> None:
-    """An LSTM without biases or with a projection is refused in words."""
-    with pytest.raises(ValueError, match="bias=True and proj_size=0"):
-        LSTMCell.from_lstm(nn.LSTM(X, H, **options))

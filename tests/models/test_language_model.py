@@ -8,8 +8,10 @@ pytest.importorskip("torch")
 
 import torch
 
-from models.language_model import LanguageModel, LanguageModelConfig, LanguageModelReadout, random_language_model
+from models.attention import LuongAttention
+from models.language_model import LanguageModel, LanguageModelConfig, random_language_model
 from models.seq2seq import DecoderReadout, Seq2Seq, Seq2SeqConfig
+from models.token_stack import TokenReadout
 
 CONFIG = LanguageModelConfig(vocabulary_size=11, embedding_size=6, hidden_size=9, num_layers=2, dropout=0.5)
 
@@ -54,7 +56,7 @@ def test_the_readout_of_a_state_is_what_the_step_to_it_said(model: LanguageModel
     zeros = torch.zeros(2, 3, 9)
     with torch.no_grad():
         logits, hidden, _ = model(torch.tensor([[1], [2], [3]]), None, zeros, zeros)
-        torch.testing.assert_close(LanguageModelReadout(model)(hidden), logits[:, 0])
+        torch.testing.assert_close(TokenReadout(model)(hidden), logits[:, 0])
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
@@ -63,6 +65,7 @@ def test_the_readout_of_a_decoder_is_what_its_step_said(num_layers: int) -> None
     torch.manual_seed(0)
     model = Seq2Seq(Seq2SeqConfig(6, 7, 8, 16, 8, num_layers=num_layers)).eval()
     with torch.no_grad():
+        assert isinstance(model.decoder.attention, LuongAttention)
         model.decoder.attention.query.weight *= 100  # so that it matters from where attention looks
     source = torch.tensor([[1, 2, 3], [4, 5, 0]])
     with torch.no_grad():

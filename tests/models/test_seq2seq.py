@@ -9,7 +9,8 @@ pytest.importorskip("torch")
 import torch
 from torch import Tensor
 
-from models.layers import LSTMLayer, LuongAttention
+from models.attention import LuongAttention
+from models.recurrent import RecurrentLayer
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
 
 CONFIG = Seq2SeqConfig(9, 7, embedding_size=5, hidden_size=8, attention_size=6)
@@ -24,7 +25,7 @@ def _seeded() -> None:
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_ragged_layer_runs_each_row_as_if_it_were_alone(bidirectional: bool) -> None:
     """Outputs up to a row's length and its last states are its own; outputs past its length are zero."""
-    layer = LSTMLayer(4, 8, bidirectional=bidirectional)
+    layer = RecurrentLayer("lstm", 4, 8, bidirectional=bidirectional)
     inputs = torch.randn(max(LENGTHS), len(LENGTHS), 4)
     hidden, cell = torch.randn(2, layer.num_directions, len(LENGTHS), 8)
     outputs, last_hidden, last_cell = layer(inputs, torch.tensor(LENGTHS), hidden, cell)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "a dtype that does not exist",
-        {"step.logits.dtype": "float16"},
-        "step.logits.dtype: Input should be 'float32', 'int64' or 'bool'",
+        {"step.logits.dtype": "float8"},
+        "step.logits.dtype: Input should be 'float32', 'float64', 'float16', 'int64', 'int32' or 'bool'",
     ),
     ("a vocabulary of one", {"target_vocabulary.size": 1}, "size: Input should be greater than or equal to 2"),
     (
@@ -213,7 +214,7 @@ def test_a_field_that_the_contract_does_not_know_is_refused(part: str) -> None:
     assert problem["loc"][-1] == "surprise"
 
 
-@pytest.mark.parametrize("field", ["model", "version", "step", "states", "target_vocabulary", "digests", "parity"])
+@pytest.mark.parametrize("field", ["model", "version", "step", "states", "digests", "parity"])
 def test_a_field_that_is_missing_is_told(field: str) -> None:
     values = changed({})
     del values[field]
@@ -242,8 +243,8 @@ def test_the_files_are_those_that_serving_reads() -> None:
 
 def test_every_field_of_the_contract_is_documented() -> None:
     parts = [part for part in vars(contract).values() if isinstance(part, type) and issubclass(part, BaseModel)]
-    source = Path(contract.__file__).read_text(encoding="utf-8").splitlines()
     for part in parts:
+        source = Path(inspect.getfile(part)).read_text(encoding="utf-8").splitlines()
         for field in part.model_fields:
             line = next(number for number, text in enumerate(source) if text.startswith(f"    {field}: "))
             assert source[line + 1].startswith('    """'), f"{part.__name__}.{field} has no docstring"

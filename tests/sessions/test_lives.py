@@ -30,6 +30,7 @@ from service.sessions.snapshot import Codec
 from service.sessions.storage import Storage
 from service.sessions.stores.memory import MemoryStore, Shelf
 from service.sessions.terms import Durability, OnDisconnect, Terms
+from tests.domain import ids
 from tests.reference import ReferenceSession
 from tests.sessions.test_registry import Events
 
@@ -198,7 +199,7 @@ class Lives(RuleBasedStateMachine):
                     assert result.position == len(self.tokens[name]) + len(found)
                     break
                 assert isinstance(result, Generated)
-                found += result.token_ids
+                found += ids(result.token_ids)
                 request.granted(len(result.token_ids), result.position)
                 if result.finish_reason is not None:
                     break

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from service.engine.beam import Hypothesis
 from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
+from service.engine.items import Item
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.lane_state import LaneState
 from service.engine.results import Searched, StepOutput
@@ -26,7 +27,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 KEY = b"the key of the fixtures"
 
 
-def lane(position: int, *, pending: list[int], num_produced: int = 0) -> LaneState:
+def lane(position: int, *, pending: list[Item], num_produced: int = 0) -> LaneState:
     values = np.arange(6, dtype=np.float32).reshape(2, 3) / 8
     return LaneState(
         position,

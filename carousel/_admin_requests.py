@@ -1,0 +1,42 @@
+"""Arguments to messages about models and about sessions that others have opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from carousel._requests import uint
+from carousel.v1 import models_pb2, sessions_pb2
+from carousel.values import StateTensor
+
+
+def model_request(model: str, version: int) -> models_pb2.ModelsGetRequest:
+    """Asks for one version of a model."""
+    return models_pb2.ModelsGetRequest(model=model, version=uint(version, 32, "version"))
+
+
+def sessions_request(model: str | None, page_size: int) -> sessions_pb2.SessionsListRequest:
+    """Asks for the first page of sessions."""
+    return sessions_pb2.SessionsListRequest(model=model or "", page_size=uint(page_size, 32, "page_size"))
+
+
+def next_page(
+    request: sessions_pb2.SessionsListRequest, response: sessions_pb2.SessionsListResponse
+) -> sessions_pb2.SessionsListRequest | None:
+    """Asks for the page after that one; None when it was the last."""
+    if not response.next_page_token:
+        return None
+    return sessions_pb2.SessionsListRequest(
+        model=request.model, page_size=request.page_size, page_token=response.next_page_token
+    )
+
+
+def restore_request(snapshot: bytes, session_id: str, version: int | None) -> sessions_pb2.SessionsRestoreRequest:
+    """Makes a session of a snapshot."""
+    wanted = None if version is None else uint(version, 32, "version")
+    return sessions_pb2.SessionsRestoreRequest(snapshot=snapshot, session_id=session_id, version=wanted)
+
+
+def state_request(session_id: str, tensors: Iterable[StateTensor]) -> sessions_pb2.SessionsSetStateRequest:
+    """Writes state tensors."""
+    messages = [sessions_pb2.StateTensor(name=t.name, dtype=t.dtype, shape=t.shape, data=t.data) for t in tensors]
+    return sessions_pb2.SessionsSetStateRequest(session_id=session_id, tensors=messages)

@@ -1,0 +1,69 @@
+"""The bundle of `models.recipes.co2`: atmospheric carbon dioxide, months ahead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Unpack
+
+from export.bundle import BundleOptions, write_forecaster
+from export.recipe_card import Evaluation, Story, write_card
+from export.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from models.forecaster import Forecaster
+from models.recipes import co2 as recipe
+
+DESCRIPTION = "Monthly atmospheric carbon dioxide in parts per million, forecast from the months before"
+MAX_SOURCE_LENGTH = 480
+MAX_TOKENS = 120
+
+
+def export_co2(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
+    """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `evaluation.json`,
+    `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
+    model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
+    evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.co2")
+    curves = curves_of(checkpoint)
+    story = _story(model, evaluation)
+    options.setdefault("extra_files", curves)
+    options.setdefault("max_tokens", MAX_TOKENS)
+    options.setdefault(
+        "write_card",
+        lambda manifest: write_card(manifest, evaluation, story, curves_file=CURVES_FILE if curves else None),
+    )
+    return write_forecaster(model, max_source_length=MAX_SOURCE_LENGTH, **options)
+
+
+def _story(model: Forecaster, evaluation: Evaluation) -> Story:
+    config = model.config
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Story(
+        about=[
+            f"An LSTM encoder-decoder: {config.num_layers} layer each of {config.hidden_size} units; "
+            f"{num_parameters:,} parameters, 32-bit floats. It reads and gives parts per million; inside, all is "
+            "relative to the last month read, so that a level that was never seen is none to it.",
+            "Open a session with the months that are known as its source, a tensor `[months, 1]` with 36 of them or "
+            "about as many, and generate the months to come. When a month has been observed, feed it: the forecast "
+            "goes on from there.",
+        ],
+        figures=[
+            ["forecast", "mean absolute error, ppm"],
+            ["**this model**", f"{evaluation.figure('mean_absolute_error'):.3f}"],
+            ["seasonal naive: as a year before", f"{evaluation.figure('seasonal_naive'):.3f}"],
+            [
+                "seasonal naive with drift: and the year's gain once more",
+                f"{evaluation.figure('seasonal_naive_with_drift'):.3f}",
+            ],
+        ],
+        figures_note=f"Over {evaluation.figure('num_test_windows'):.0f} windows and the 12 months after each.",
+        commands=[
+            "python -m models.recipes.co2 train --run runs/co2",
+            "python -m export co2 runs/co2/best.safetensors --to model_repository",
+        ],
+        limits=[
+            "One number a month, no interval around it.",
+            "Trained on windows of 36 months and judged 12 months ahead; further ahead errors add up.",
+            "One site, to 2001. It has no other knowledge of the world than this series.",
+        ],
+        data="C. D. Keeling and T. P. Whorf, atmospheric CO2 concentrations derived from flask air samples at sites in "
+        "the SIO network, in: Trends: A Compendium of Data on Global Change, Oak Ridge National Laboratory, 2004. "
+        "Public domain; as statsmodels ships it. The weights are under the project's own licence, Apache-2.0.",
+    )

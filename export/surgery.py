@@ -1,0 +1,48 @@
+"""What is done to graphs whatever they become: constants, nodes, and leaving out what leads to no output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+
+class Writer:
+    """Adds nodes and constants to a graph. prefix: before the name of each constant that has not it already."""
+
+    def __init__(self, graph: onnx.GraphProto, prefix: str) -> None:
+        self.graph = graph
+        self.prefix = prefix
+
+    def node(
+        self, op_type: str, inputs: Sequence[str], *outputs: str, **attributes: int | float | Sequence[int]
+    ) -> None:
+        """Adds a node."""
+        node = helper.make_node(op_type, inputs, outputs)
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+        self.graph.node.append(node)
+
+    def constant(self, name: str, value: NDArray[np.generic]) -> str:
+        """Adds a constant, and returns its name."""
+        name = name if name.startswith(self.prefix) else f"{self.prefix}{name}"
+        self.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+
+def drop_the_unused(graph: onnx.GraphProto) -> None:
+    """Takes out nodes and weights that lead to no output."""
+    used = {output.name for output in graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(list(graph.node)):
+        if used.intersection(node.output):
+            kept.append(node)
+            used.update(node.input)
+            for attribute in node.attribute:
+                used.update(name for inner in attribute.g.node for name in inner.input)
+    weights = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(kept))
+    graph.initializer.extend(weights)

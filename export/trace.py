@@ -1,0 +1,153 @@
+"""The trace graph: a step graph whose recurrent operators are written out, so that gates and states can be seen.
+
+1. It is made from the proven step graph alone, so every model has one whose layers are ONNX's `RNN`, `GRU` and
+   `LSTM`, or the `Scan` of a projected layer, whoever exported it. A step graph with none of these has none.
+2. It takes one step a row. What it tells is for eyes: its bits may differ from the step's own in the last place, and
+   are held to the step's states within `TOLERANCE`.
+3. Its weights are not stored twice: they are external data that lie in the step graph's own file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from export.errors import ExportError
+from export.interface import Interface
+from export.runners import OnnxRunner
+from export.surgery import drop_the_unused
+from export.unroll import Unroller
+from export.walks import draw_rows
+from service.repository.manifest import TensorSpec, TraceOutputSpec, TraceSpec
+
+FILE = "trace.onnx"
+TOLERANCE = 1e-4
+"""The largest absolute difference allowed between a state in the trace and the step's own."""
+
+_MIN_SHARED_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A trace graph and what the manifest says of it."""
+
+    spec: TraceSpec
+    graph: bytes
+
+
+def make_trace(step: bytes, interface: Interface) -> Trace | None:
+    """The trace of a proven step graph, held to it; None when there is nothing to look into.
+
+    Raises ExportError when what it tells is not what the step does.
+    """
+    model = onnx.load_from_string(step)
+    writer = Unroller(model.graph)
+    for node in list(model.graph.node):
+        writer.take(node)
+    writer.add_attention()
+    if not writer.told:
+        return None
+    del model.graph.node[:], model.graph.output[:], model.graph.value_info[:]
+    model.graph.node.extend(writer.written)
+    outputs = [
+        TraceOutputSpec(
+            name=name, tensor=TensorSpec(name=f"trace/{name}", dtype="float32", shape=("batch", "time", size))
+        )
+        for name, size in writer.told.items()
+    ]
+    for output in outputs:
+        shape = ["batch", 1, *output.tensor.shape[2:]]
+        value = helper.make_tensor_value_info(output.tensor.name, TensorProto.FLOAT, shape)
+        model.graph.output.append(value)
+    drop_the_unused(model.graph)
+    _drop_unused_inputs(model.graph)
+    onnx.checker.check_model(model, full_check=True)
+    spec = TraceSpec(file=FILE, outputs=tuple(outputs))
+    _share_weights(model.graph, step, interface.step.file)
+    graph = model.SerializeToString(deterministic=True)
+    _prove(step, graph, spec, interface)
+    return Trace(spec, graph)
+
+
+def _drop_unused_inputs(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input}
+    used |= {
+        name
+        for node in graph.node
+        for attribute in node.attribute
+        for inner in attribute.g.node
+        for name in inner.input
+    }
+    kept = [value for value in graph.input if value.name in used]
+    del graph.input[:]
+    graph.input.extend(kept)
+
+
+def _share_weights(graph: onnx.GraphProto, step: bytes, file: str) -> None:
+    """Makes constants that the step graph's file holds too external data in it."""
+    for tensor in graph.initializer:
+        data = numpy_helper.to_array(tensor).tobytes()
+        place = step.find(data) if len(data) >= _MIN_SHARED_BYTES else -1
+        if place < 0:
+            continue
+        tensor.ClearField("raw_data")
+        for name in ("float_data", "int64_data"):
+            tensor.ClearField(name)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", file), ("offset", str(place)), ("length", str(len(data)))):
+            tensor.external_data.add(key=key, value=value)
+
+
+def _prove(step: bytes, graph: bytes, spec: TraceSpec, interface: Interface) -> None:
+    """Holds every state in the trace to the step's own, of random rows after their first tokens."""
+    from export.graphs import Graphs  # noqa: PLC0415  # which imports nothing of this
+
+    generator = np.random.default_rng(0)
+    rows = draw_rows(interface, generator, num_rows=7, max_tokens=1)
+    tokens = np.stack([row.tokens[:1] for row in rows])
+    lengths = np.ones(len(rows), np.int64)
+    carried = [_random(tensor, len(rows), generator) for tensor in interface.carried_inputs]
+    outputs = OnnxRunner(Graphs(step=step), interface).step(tokens, lengths, carried)
+    states = outputs[1 : 1 + len(interface.states)]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in ((interface.step.file, step), (spec.file, graph)):
+            (Path(folder) / name).write_bytes(content)
+        session = onnxruntime.InferenceSession(str(Path(folder) / spec.file), providers=["CPUExecutionProvider"])
+    names = [interface.step.input.name, *(() if interface.step.lengths is None else (interface.step.lengths.name,))]
+    values = [tokens, lengths][: len(names)] + carried
+    given = dict(zip([*names, *(tensor.name for tensor in interface.carried_inputs)], values, strict=True))
+    feeds = {node.name: given[node.name] for node in session.get_inputs()}
+    told = dict(zip([output.name for output in spec.outputs], session.run(None, feeds), strict=True))
+    found = [told[name][:, 0] for name in told if name.endswith((".hidden", ".cell"))]
+    known = np.concatenate([np.moveaxis(state, -2, 0).reshape(len(rows), -1) for state in states if state.ndim > 1], 1)
+    for tensor in found:
+        place = _find_columns(known, tensor)
+        if place is None:
+            raise ExportError(
+                "the trace's states are not those of the step graph: no state of the step is like one of them"
+            )
+
+
+def _find_columns(known: NDArray[np.float32], tensor: NDArray[np.float32]) -> int | None:
+    """Where the columns of a state lie among those of all states."""
+    width = tensor.shape[1]
+    for place in range(known.shape[1] - width + 1):
+        if np.abs(known[:, place : place + width] - tensor).max() <= TOLERANCE:
+            return place
+    return None
+
+
+def _random(tensor: TensorSpec, num_rows: int, generator: np.random.Generator) -> NDArray[np.generic]:
+    """Values of a state or a context: of a context of 8 source tokens, all of them real."""
+    sizes = {"batch": num_rows, "source": 8}
+    shape = [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
+    if tensor.dtype == "bool":
+        return np.ones(shape, np.bool_)
+    return (generator.standard_normal(shape) * 0.5).astype(tensor.dtype)

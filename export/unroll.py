@@ -1,0 +1,237 @@
+"""One step of each recurrent operator, written out in plain ones, with its gates and states told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from export.errors import ExportError
+from export.surgery import Writer
+
+_FAMILY = ("LSTM", "GRU", "RNN")
+_GATES_OF_SCAN = ("input_gate", "forget_gate", "candidate", "output_gate")
+
+
+@dataclass(slots=True)
+class _Layer:
+    """The parts of one operator node. size: units."""
+
+    node: onnx.NodeProto
+    size: int
+    attributes: dict[str, object] = field(default_factory=dict)
+
+
+class Unroller(Writer):
+    """Writes the nodes of a step graph again, one step at a time. told: the trace's outputs, and their sizes."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        super().__init__(graph, "trace/")
+        self._weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        self._num_layers = 0
+        self.written: list[onnx.NodeProto] = []
+        self.told: dict[str, int | str] = {}
+        self.constant("zero", np.array([0], np.int64))
+        self.constant("one", np.array([1], np.int64))
+
+    def node(
+        self, op_type: str, inputs: Sequence[str], *outputs: str, **attributes: int | float | Sequence[int]
+    ) -> None:
+        """See `Writer.node`: kept aside."""
+        super().node(op_type, inputs, *outputs, **attributes)
+        self.written.append(self.graph.node.pop())
+
+    def take(self, node: onnx.NodeProto) -> None:
+        """Writes a node out, or as it is."""
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        if node.op_type in _FAMILY and attributes.pop("direction", b"forward") == b"forward":
+            size = attributes.pop("hidden_size", None)
+            layer = _Layer(node, size if isinstance(size, int) else self._weights[node.input[2]].shape[2], attributes)
+            getattr(self, f"_{node.op_type.lower()}")(layer)
+            self._num_layers += 1
+        elif node.op_type == "Scan" and _is_projected(node):
+            self._scan(node)
+            self._num_layers += 1
+        else:
+            self.written.append(node)
+
+    def add_attention(self) -> None:
+        """Tells where each attention looked: the weights over the source, which add up to 1."""
+        producers = {name: node for node in self.written for name in node.output}
+        for node in list(self.written):
+            if node.op_type != "Div":
+                continue
+            products = [producers.get(name) for name in node.input]
+            if any(product is None or product.op_type != "MatMul" for product in products):
+                continue
+            weights = {product.input[1] for product in products if product is not None}
+            source = producers.get(next(iter(weights)))
+            if len(weights) == 1 and source is not None and source.op_type == "Exp":
+                name = f"attention{sum(one.startswith('attention') for one in self.told) or ''}"
+                self.node("Div", [source.output[0], node.input[1]], f"trace/{name}/weights")  # [B, 1, S, 1]
+                last = self.constant(f"{name}/last", np.array([3], np.int64))
+                self.node("Squeeze", [f"trace/{name}/weights", last], f"trace/{name}")
+                self.told[name] = "source"
+
+    def _own(self, name: str) -> str:
+        return f"trace/layer{self._num_layers}/{name}"
+
+    def _tell(self, name: str, value: str, size: int) -> None:
+        """value: [B, H]. Told as [B, 1, H]."""
+        told = f"layer{self._num_layers}.{name}"
+        self.node("Unsqueeze", [value, "trace/one"], f"trace/{told}")
+        self.told[told] = size
+
+    def _state(self, layer: _Layer, index: int, name: str) -> str:
+        """The state that an operator begins with, [B, H]; zeros when it is given none."""
+        given = layer.node.input[index] if len(layer.node.input) > index else ""
+        if not given:
+            raise ExportError(f"the operator {layer.node.name} begins at zero, and not where the last step ended")
+        self.node("Squeeze", [given, "trace/zero"], self._own(f"before/{name}"))
+        return self._own(f"before/{name}")
+
+    def _products(self, layer: _Layer, hidden: str, num_gates: int) -> tuple[list[str], list[str]]:
+        """For each gate in the operator's order, [B, H]: W x with half of the bias, and R h with the other half."""
+        node, size = layer.node, layer.size
+        self.node("Squeeze", [node.input[0], "trace/zero"], self._own("x"))
+        bias = (
+            self._weights[node.input[3]][0]
+            if len(node.input) > 3 and node.input[3]
+            else np.zeros(2 * num_gates * size, np.float32)
+        )
+        pieces = []
+        for part, vector, weights, half in (
+            ("of_x", self._own("x"), node.input[1], bias[: num_gates * size]),
+            ("of_h", hidden, node.input[2], bias[num_gates * size :]),
+        ):
+            self.node("Squeeze", [weights, "trace/zero"], self._own(f"{part}/weights"))
+            constant = self.constant(self._own(f"{part}/bias"), np.ascontiguousarray(half))
+            self.node("Gemm", [vector, self._own(f"{part}/weights"), constant], self._own(part), transB=1)
+            names = [self._own(f"{part}/{gate}") for gate in range(num_gates)]
+            if num_gates == 1:
+                self.node("Identity", [self._own(part)], names[0])
+            else:
+                self.node("Split", [self._own(part)], *names, axis=1, num_outputs=num_gates)
+            pieces.append(names)
+        return pieces[0], pieces[1]
+
+    def _end(self, layer: _Layer, *states: str) -> None:
+        """The operator's own outputs: all that was shown, [1, 1, B, H], and the states after it, [1, B, H]."""
+        for output, state in zip(layer.node.output[1:], states, strict=False):
+            if output:
+                self.node("Unsqueeze", [state, "trace/zero"], output)
+        if layer.node.output[0]:
+            both = self.constant(self._own("front"), np.array([0, 1], np.int64))
+            self.node("Unsqueeze", [states[0], both], layer.node.output[0])
+
+    def _sum(self, name: str, *terms: str) -> str:
+        self.node("Sum", terms, self._own(name))
+        return self._own(name)
+
+    def _lstm(self, layer: _Layer) -> None:
+        is_coupled = bool(layer.attributes.pop("input_forget", 0))
+        if layer.attributes:
+            raise ExportError(f"the LSTM {layer.node.name} has {min(layer.attributes)}: it cannot be looked into")
+        hidden, cell = self._state(layer, 5, "hidden"), self._state(layer, 6, "cell")
+        of_x, of_h = self._products(layer, hidden, 4)  # i, o, f, c
+        peepholes = layer.node.input[7] if len(layer.node.input) > 7 else ""
+        seen: list[list[str]] = [[], [], []]
+        if peepholes:
+            for place, vector in enumerate(self._weights[peepholes][0].reshape(3, -1)):
+                seen[place].append(self.constant(self._own(f"peephole/{place}"), vector))
+
+        def gate(name: str, place: int, of_cell: str) -> str:
+            terms = [of_x[place], of_h[place]]
+            for vector in seen[place]:
+                self.node("Mul", [vector, of_cell], self._own(f"{name}/peeped"))
+                terms.append(self._own(f"{name}/peeped"))
+            self.node("Sigmoid", [self._sum(f"{name}/sum", *terms)], self._own(name))
+            return self._own(name)
+
+        admit = gate("input_gate", 0, cell)
+        if is_coupled:
+            self.node("Sub", [self.constant("unit", np.array(1, np.float32)), admit], self._own("forget_gate"))
+            forget = self._own("forget_gate")
+        else:
+            forget = gate("forget_gate", 2, cell)
+        self.node("Tanh", [self._sum("candidate/sum", of_x[3], of_h[3])], self._own("candidate"))
+        self.node("Mul", [forget, cell], self._own("kept"))
+        self.node("Mul", [admit, self._own("candidate")], self._own("written"))
+        self.node("Add", [self._own("kept"), self._own("written")], self._own("cell"))
+        show = gate("output_gate", 1, self._own("cell"))
+        self.node("Tanh", [self._own("cell")], self._own("squashed"))
+        self.node("Mul", [show, self._own("squashed")], self._own("hidden"))
+        for name in ("input_gate", "forget_gate", "output_gate", "candidate", "cell", "hidden"):
+            self._tell(name, self._own(name), layer.size)
+        self._end(layer, self._own("hidden"), self._own("cell"))
+
+    def _gru(self, layer: _Layer) -> None:
+        if not layer.attributes.pop("linear_before_reset", 0) or layer.attributes:
+            raise ExportError(f"the GRU {layer.node.name} is not PyTorch's: it cannot be looked into")
+        hidden = self._state(layer, 5, "hidden")
+        of_x, of_h = self._products(layer, hidden, 3)  # z, r, h
+        for place, name in ((0, "update_gate"), (1, "reset_gate")):
+            self.node("Sigmoid", [self._sum(f"{name}/sum", of_x[place], of_h[place])], self._own(name))
+        self.node("Mul", [self._own("reset_gate"), of_h[2]], self._own("of_past"))
+        self.node("Tanh", [self._sum("candidate/sum", of_x[2], self._own("of_past"))], self._own("candidate"))
+        self.node("Sub", [hidden, self._own("candidate")], self._own("change"))
+        self.node("Mul", [self._own("update_gate"), self._own("change")], self._own("kept"))
+        self.node("Add", [self._own("candidate"), self._own("kept")], self._own("hidden"))
+        for name in ("reset_gate", "update_gate", "candidate", "hidden"):
+            self._tell(name, self._own(name), layer.size)
+        self._end(layer, self._own("hidden"))
+
+    def _rnn(self, layer: _Layer) -> None:
+        activations = layer.attributes.pop("activations", [b"Tanh"])
+        if activations not in ([b"Tanh"], [b"Relu"]) or layer.attributes:
+            raise ExportError(f"the RNN {layer.node.name} is of another kind than PyTorch's: it cannot be looked into")
+        hidden = self._state(layer, 5, "hidden")
+        of_x, of_h = self._products(layer, hidden, 1)
+        squash = "Tanh" if activations == [b"Tanh"] else "Relu"
+        self.node(squash, [self._sum("sum", of_x[0], of_h[0])], self._own("hidden"))
+        self._tell("hidden", self._own("hidden"), layer.size)
+        self._end(layer, self._own("hidden"))
+
+    def _scan(self, node: onnx.NodeProto) -> None:
+        """A projected layer: the body of its scan, once."""
+        attributes = {one.name: one for one in node.attribute}
+        body, num_scanned = attributes["body"].g, attributes["num_scan_inputs"].i
+        num_states = len(node.input) - num_scanned
+        renamed: dict[str, str] = {}
+        for place, (inner, outer) in enumerate(zip(body.input, node.input, strict=True)):
+            renamed[inner.name] = self._own(f"body/{inner.name}")
+            if place < num_states:
+                self.node("Identity", [outer], renamed[inner.name])
+            else:
+                self.node("Squeeze", [outer, "trace/zero"], renamed[inner.name])
+        for tensor in body.initializer:
+            renamed[tensor.name] = self.constant(self._own(f"body/{tensor.name}"), numpy_helper.to_array(tensor))
+        for inner_node in body.node:
+            copied = onnx.NodeProto()
+            copied.CopyFrom(inner_node)
+            renamed |= {name: self._own(f"body/{name}") for name in inner_node.output}
+            copied.input[:] = [renamed.get(name, name) for name in inner_node.input]
+            copied.output[:] = [renamed[name] for name in inner_node.output]
+            copied.name = ""
+            self.written.append(copied)
+        (split,) = (one for one in body.node if one.op_type == "Split")
+        users = {name: one for one in body.node for name in one.input if one.op_type in ("Sigmoid", "Tanh")}
+        states = [renamed[output.name] for output in body.output[:num_states]]
+        sizes = [output.type.tensor_type.shape.dim[-1].dim_value for output in body.output[:num_states]]
+        for gate, name in zip(_GATES_OF_SCAN, split.output, strict=True):
+            self._tell(gate, renamed[users[name].output[0]], sizes[1])
+        self._tell("cell", states[1], sizes[1])
+        self._tell("hidden", states[0], sizes[0])
+        for output, state in zip(node.output[:num_states], states, strict=True):
+            self.node("Identity", [state], output)
+        self.node("Unsqueeze", [renamed[body.output[num_states].name], "trace/zero"], node.output[num_states])
+
+
+def _is_projected(node: onnx.NodeProto) -> bool:
+    """Whether a scan is that of `models.recurrent`."""
+    bodies = [one.g for one in node.attribute if one.name == "body"]
+    splits = [one for body in bodies for one in body.node if one.op_type == "Split"]
+    return len(splits) == 1 and len(splits[0].output) == len(_GATES_OF_SCAN) and len(node.output) == 3

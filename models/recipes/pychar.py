@@ -1,0 +1,158 @@
+"""A character language model of Python source, trained on the standard library of the interpreter that runs it.
+
+    python -m models.recipes.pychar train --run runs/pychar
+    python -m models.recipes.pychar evaluate runs/pychar/best.safetensors
+
+A killed `train` goes on from its last whole epoch when it is called again with the same `--run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from models import training
+from models.curves import plot_curves
+from models.language_model import LanguageModel, LanguageModelConfig
+from models.ngram import KneserNey
+from models.recipes import python_source as data
+
+MODEL = "pychar-en"
+ORDER = 5
+"""Of the n-gram to compare with."""
+
+Batch = tuple[Tensor, Tensor, bool]
+"""inputs [B, T], expected [B, T], and whether the streams begin here: else they go on where the batch before ended."""
+
+_CHUNK = 4096
+
+
+def train(
+    run: Path, config: training.TrainingConfig, model_config: LanguageModelConfig, *, batch_size: int, window: int
+) -> None:
+    """Trains into the folder `run`, or goes on with the run that is there, and evaluates the best epoch.
+
+    window: characters through which gradients go back; the state is carried on from window to window.
+    """
+    torch.manual_seed(config.seed)
+    model = LanguageModel(model_config)
+    files = [data.encode(text) for text in data.load("train")]
+    validation = [data.encode(text) for text in data.load("validation")]
+    carried: tuple[Tensor, ...] = ()
+
+    def loss(module: nn.Module, batch: Batch) -> Tensor:
+        nonlocal carried
+        inputs, expected, is_first = batch
+        if is_first:
+            carried = model.stack.zeros(len(inputs))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits, *following = module(inputs, None, *carried)
+        carried = tuple(state.detach().float() for state in following)
+        return cross_entropy(logits.float().flatten(0, 1), expected.flatten())
+
+    history = training.train(
+        model,
+        run=run,
+        config=config,
+        batches=lambda epoch: list(
+            make_batches(files, batch_size, window, seed=config.seed * 1_000_003 + epoch),
+        ),
+        loss=loss,
+        validation_error=lambda module: bits_per_character(cast(LanguageModel, module), validation),
+        metadata={"model": MODEL, "config": json.dumps(model_config.to_json()), "python": platform.python_version()},
+    )
+    plot_curves(history, run / "curves.png", error_name="validation bits per character", is_share=False)
+    write_evaluation(run / "best.safetensors")
+
+
+def make_batches(files: list[list[int]], batch_size: int, window: int, *, seed: int) -> Iterator[Batch]:
+    """The files in random order, one after another, as `batch_size` streams of windows. The last few are left out."""
+    order = list(range(len(files)))
+    random.Random(seed).shuffle(order)
+    whole = torch.tensor([token for index in order for token in (data.START_ID, *files[index])])
+    length = (len(whole) - 1) // batch_size // window * window
+    for begin in range(0, length, window):
+        starts = [stream * length + begin for stream in range(batch_size)]
+        windows = torch.stack([whole[start : start + window + 1] for start in starts])
+        yield windows[:, :-1], windows[:, 1:], begin == 0
+
+
+@torch.inference_mode()
+def bits_per_character(model: LanguageModel, files: list[list[int]]) -> float:
+    """The mean of -log2 p over all characters of files, each read from its start."""
+    total, count = 0.0, 0
+    for file in files:
+        states = model.stack.zeros(1)
+        tokens = torch.tensor([data.START_ID, *file])
+        for begin in range(0, len(file), _CHUNK):
+            expected = tokens[begin + 1 : begin + 1 + _CHUNK]
+            logits, *following = model(tokens[None, begin : begin + len(expected)], None, *states)
+            states = tuple(following)
+            total += cross_entropy(logits[0], expected, reduction="sum").item()
+        count += len(file)
+    return total / count / torch.log(torch.tensor(2.0)).item()
+
+
+def load_model(checkpoint: Path) -> LanguageModel:
+    """The trained model of a checkpoint, in evaluation mode. Raises ValueError when it is another recipe's."""
+    return training.load_trained(checkpoint, MODEL, lambda sizes: LanguageModel(LanguageModelConfig(**sizes)))
+
+
+def write_evaluation(checkpoint: Path) -> dict[str, object]:
+    """Compares a checkpoint with an n-gram of the same training files, into `evaluation.json` beside it."""
+    files, test = ([data.encode(text) for text in data.load(split)] for split in ("train", "test"))
+    baseline = KneserNey(([data.START_ID, *file] for file in files), order=ORDER, vocabulary_size=len(data.CHARACTERS))
+    num_test = sum(map(len, test))
+    return training.write_evaluation(
+        checkpoint,
+        {
+            "task": f"the next character of Python source, the standard library of Python {platform.python_version()}",
+            "split": "SHA-256 of the file's path modulo 20: 0 validation, 1 test, the others training",
+            "num_training_characters": sum(map(len, files)),
+            "num_test_characters": num_test,
+            "bits_per_character": bits_per_character(load_model(checkpoint), test),
+            "baseline": f"character {ORDER}-gram, interpolated Kneser-Ney",
+            "baseline_bits_per_character": sum(baseline.bits([data.START_ID, *file]) for file in test) / num_test,
+        },
+    )
+
+
+def main() -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m models.recipes.pychar", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    training_parser = commands.add_parser("train", help="train, or go on with a run that was stopped")
+    training_parser.add_argument("--run", type=Path, required=True, help="the run's folder")
+    training_parser.add_argument("--epochs", type=int, default=8)
+    training_parser.add_argument("--hidden", type=int, default=384)
+    training_parser.add_argument("--batch-size", type=int, default=64)
+    training_parser.add_argument("--window", type=int, default=160, help="characters that gradients go back through")
+    training_parser.add_argument("--seed", type=int, default=0)
+    evaluation_parser = commands.add_parser("evaluate", help="compare a checkpoint with an n-gram")
+    evaluation_parser.add_argument("checkpoint", type=Path)
+    parsed = parser.parse_args()
+    if parsed.command == "evaluate":
+        write_evaluation(parsed.checkpoint)
+        return
+    train(
+        parsed.run,
+        training.TrainingConfig(
+            epochs=parsed.epochs, learning_rate=3e-3, warmup_steps=200, patience=3, seed=parsed.seed
+        ),
+        LanguageModelConfig(len(data.CHARACTERS), 48, parsed.hidden),
+        batch_size=parsed.batch_size,
+        window=parsed.window,
+    )
+
+
+if __name__ == "__main__":
+    main()

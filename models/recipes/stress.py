@@ -1,0 +1,158 @@
+"""A streaming tagger of stress: phonemes of running speech in, and which vowels are stressed out, a little later.
+
+    python -m models.recipes.stress train --run runs/stress
+    python -m models.recipes.stress evaluate runs/stress/best.safetensors
+
+A killed `train` goes on from its last whole epoch when it is called again with the same `--run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from models import training
+from models.curves import plot_curves
+from models.recipes import stress_data as data
+from models.tagger import Tagger, TaggerConfig
+
+MODEL = "stress-en"
+
+Batch = tuple[Tensor, Tensor]
+"""tokens [B, T] and the tag to tell after each, [B, T]."""
+
+_WORDS_IN_A_STREAM = 24
+_NO_TAG = -100
+
+
+def train(run: Path, config: training.TrainingConfig, model_config: TaggerConfig, *, batch_size: int) -> None:
+    """Trains into the folder `run`, or goes on with the run that is there, and evaluates the best epoch."""
+    torch.manual_seed(config.seed)
+    model = Tagger(model_config)
+    words, validation = data.load("train"), data.load("validation")
+
+    def loss(module: nn.Module, batch: Batch) -> Tensor:
+        tokens, tags = batch
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = module(tokens, None, *model.stack.zeros(len(tokens)))[0]
+        return cross_entropy(logits.float().flatten(0, 1), tags.flatten(), ignore_index=_NO_TAG)
+
+    history = training.train(
+        model,
+        run=run,
+        config=config,
+        batches=lambda epoch: make_batches(words, batch_size, seed=config.seed * 1_000_003 + epoch),
+        loss=loss,
+        validation_error=lambda module: 1.0 - accuracy(tags_of(cast(Tagger, module), validation), validation)[1],
+        metadata={"model": MODEL, "config": json.dumps(model_config.to_json())},
+    )
+    plot_curves(history, run / "curves.png", error_name="validation word error rate")
+    write_evaluation(run / "best.safetensors")
+
+
+def make_batches(words: Sequence[data.Word], batch_size: int, *, seed: int) -> list[Batch]:
+    """Streams of words in random order."""
+    order = data.shuffled(words, seed=seed)
+    streams = [
+        data.stream(order[at : at + _WORDS_IN_A_STREAM])
+        for at in range(0, len(order) - _WORDS_IN_A_STREAM, _WORDS_IN_A_STREAM)
+    ]
+    return [_to_batch(streams[at : at + batch_size]) for at in range(0, len(streams), batch_size)]
+
+
+@torch.inference_mode()
+def tags_of(model: Tagger, words: Sequence[data.Word]) -> list[tuple[int, ...]]:
+    """The tags of each word, all heard as one stream, in their order."""
+    tokens, _ = data.stream(words)
+    logits = model(torch.tensor([tokens]), None, *model.stack.zeros(1))[0]
+    told = logits[0].argmax(dim=-1).tolist()[data.DELAY :]
+    found, begin = [], 0
+    for word in words:
+        found.append(tuple(told[begin : begin + len(word.tags)]))
+        begin += len(word.tags) + 1
+    return found
+
+
+def accuracy(found: Sequence[tuple[int, ...]], words: Sequence[data.Word]) -> tuple[float, float]:
+    """The share of vowels whose stress is right, and of words all of whose vowels' is."""
+    vowels = [
+        (tag, truth)
+        for tags, word in zip(found, words, strict=True)
+        for tag, truth in zip(tags, word.tags, strict=True)
+        if truth != data.UNSTRESSED_ID
+    ]
+    right = sum(tag == truth for tag, truth in vowels) / len(vowels)
+    return right, sum(tags == word.tags for tags, word in zip(found, words, strict=True)) / len(words)
+
+
+def load_model(checkpoint: Path) -> Tagger:
+    """The trained model of a checkpoint, in evaluation mode. Raises ValueError when it is another recipe's."""
+    return training.load_trained(checkpoint, MODEL, lambda sizes: Tagger(TaggerConfig(**sizes)))
+
+
+def write_evaluation(checkpoint: Path) -> dict[str, object]:
+    """Compares a checkpoint with windows of neighbours on the test words, into `evaluation.json` beside it."""
+    test = data.shuffled(data.load("test"), seed=0)
+    windows = data.Windows(data.load("train"))
+    vowels, words = accuracy(tags_of(load_model(checkpoint), test), test)
+    base_vowels, base_words = accuracy([windows.tag(word) for word in test], test)
+    return training.write_evaluation(
+        checkpoint,
+        {
+            "task": f"stress of the vowels of running speech, told {data.DELAY} phonemes later; CMUdict",
+            "split": "SHA-256 of the word modulo 100: 0-4 validation, 5-14 test, 15-99 training",
+            "num_test_words": len(test),
+            "vowel_accuracy": vowels,
+            "word_accuracy": words,
+            "baseline": f"the commonest tag between the same neighbours, {data.DELAY} on each side or fewer",
+            "baseline_vowel_accuracy": base_vowels,
+            "baseline_word_accuracy": base_words,
+        },
+    )
+
+
+def _to_batch(streams: Sequence[tuple[list[int], list[int]]]) -> Batch:
+    longest = max(len(tokens) for tokens, _ in streams)
+    tokens = torch.full((len(streams), longest), data.BOUNDARY_ID)
+    tags = torch.full((len(streams), longest), _NO_TAG)
+    for row, (stream, told) in enumerate(streams):
+        tokens[row, : len(stream)] = torch.tensor(stream)
+        tags[row, : len(told)] = torch.tensor(told)
+    return tokens, tags
+
+
+def main() -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m models.recipes.stress", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    training_parser = commands.add_parser("train", help="train, or go on with a run that was stopped")
+    training_parser.add_argument("--run", type=Path, required=True, help="the run's folder")
+    training_parser.add_argument("--epochs", type=int, default=20)
+    training_parser.add_argument("--hidden", type=int, default=192)
+    training_parser.add_argument("--batch-size", type=int, default=32)
+    training_parser.add_argument("--seed", type=int, default=0)
+    evaluation_parser = commands.add_parser("evaluate", help="compare a checkpoint with windows of neighbours")
+    evaluation_parser.add_argument("checkpoint", type=Path)
+    parsed = parser.parse_args()
+    if parsed.command == "evaluate":
+        write_evaluation(parsed.checkpoint)
+        return
+    train(
+        parsed.run,
+        training.TrainingConfig(
+            epochs=parsed.epochs, learning_rate=3e-3, warmup_steps=200, patience=4, seed=parsed.seed
+        ),
+        TaggerConfig(len(data.vocabulary()), len(data.TAGS), 32, parsed.hidden, num_layers=2, dropout=0.1),
+        batch_size=parsed.batch_size,
+    )
+
+
+if __name__ == "__main__":
+    main()

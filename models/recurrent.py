@@ -1,0 +1,314 @@
+"""Recurrent layers of every cell: fast in PyTorch, plain ONNX operators when exported.
+
+In PyTorch a layer calls the fused kernel of its cell, or where there is none unrolls the cell itself. Inside
+`torch.onnx.export` it emits ONNX's own `RNN`, `GRU` or `LSTM` operator, with explicit initial and final state and
+`sequence_lens`, so that a row's bits do not depend on its batch, its chunk or padding. The operator has no projection;
+a projected layer becomes a `Scan`, of which the same is true.
+
+Shapes: `B` batch, `T` time, `I` input size, `H` hidden size, `D` directions, `O` output size (H, or P when projected).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from models.cells import (
+    Cell,
+    CoupledLSTMCell,
+    GRUCell,
+    LSTM1997Cell,
+    LSTMCell,
+    PeepholeLSTMCell,
+    ProjectedLSTMCell,
+    RNNCell,
+)
+
+ONNX_DOMAIN_VERSION = 22
+
+CellKind = Literal["rnn", "lstm-1997", "lstm", "lstm-peephole", "lstm-coupled", "lstm-projected", "gru"]
+CELL_KINDS: tuple[CellKind, ...] = get_args(CellKind)
+
+_OPEN = 100.0
+"""The bias of a forget gate that is always open: ONNX Runtime's logistic function is exactly 1 from 18 on."""
+_UNROLLED: dict[CellKind, type[LSTM1997Cell | PeepholeLSTMCell | CoupledLSTMCell]] = {
+    "lstm-1997": LSTM1997Cell,
+    "lstm-peephole": PeepholeLSTMCell,
+    "lstm-coupled": CoupledLSTMCell,
+}
+"""The cells for which PyTorch has no kernel."""
+_OPERATORS: dict[CellKind, str] = {"rnn": "RNN", "gru": "GRU"}
+"""Of cells other than the LSTM's."""
+
+
+def state_names(kind: CellKind) -> tuple[str, ...]:
+    """What a layer of such cells carries from step to step."""
+    return ("hidden",) if kind in _OPERATORS else ("hidden", "cell")
+
+
+class RecurrentLayer(nn.Module):
+    """One layer, forward or bi-directional, time first, with explicit state.
+
+    projection_size: P, for "lstm-projected" alone. nonlinearity: of "rnn" alone. Call `prepare_for_export` once before
+    `torch.onnx.export`. Raises ValueError for sizes that do not go with the kind.
+    """
+
+    onnx_weight: Tensor
+    onnx_recurrence: Tensor
+    onnx_bias: Tensor
+    onnx_peephole: Tensor
+
+    def __init__(
+        self,
+        kind: CellKind,
+        input_size: int,
+        hidden_size: int,
+        *,
+        projection_size: int = 0,
+        bidirectional: bool = False,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+    ) -> None:
+        super().__init__()
+        if (kind == "lstm-projected") != (projection_size > 0):
+            raise ValueError("projection_size goes with lstm-projected, which needs it")
+        if projection_size and bidirectional:
+            raise ValueError("a projected layer has one direction: ONNX has no operator for it, and Scan no lengths")
+        self.kind = kind
+        self.hidden_size = hidden_size
+        self.num_directions = 2 if bidirectional else 1
+        self.nonlinearity = nonlinearity
+        self.nonlinearity = nonlinearity
+        self.cells = nn.ModuleList()
+        if kind in _UNROLLED:
+            self.cells.extend(_UNROLLED[kind](input_size, hidden_size) for _ in range(self.num_directions))
+        elif kind == "rnn":
+            self.rnn: nn.RNNBase = nn.RNN(
+                input_size, hidden_size, nonlinearity=nonlinearity, bidirectional=bidirectional
+            )
+        elif kind == "gru":
+            self.rnn = nn.GRU(input_size, hidden_size, bidirectional=bidirectional)
+        else:
+            self.rnn = nn.LSTM(input_size, hidden_size, proj_size=projection_size, bidirectional=bidirectional)
+
+    @property
+    def output_size(self) -> int:
+        """O, of one direction."""
+        return self.state_sizes[0]
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """The last axis of each state."""
+        if self.kind == "lstm-projected":
+            return self.rnn.proj_size, self.hidden_size
+        return (self.hidden_size,) * len(state_names(self.kind))
+
+    def forward(self, inputs: Tensor, lengths: Tensor | None, *states: Tensor) -> tuple[Tensor, ...]:
+        """Runs the layer over a ragged batch.
+
+        inputs: [T, B, I]; lengths: [B] int64 in 1..T, or None when every row is T long; states: [D, B, size] each.
+        Returns outputs [T, B, D * O] (zero past a row's length when lengths are given) and each row's states after its
+        own last step, [D, B, size] each.
+        """
+        if torch.onnx.is_in_onnx_export():
+            return (
+                self._scan(inputs, lengths, states)
+                if self.kind == "lstm-projected"
+                else self._emit(inputs, lengths, states)
+            )
+        if self.cells:
+            return self._unroll(inputs, lengths, states)
+        carried = states if len(states) > 1 else states[0]
+        if lengths is None:
+            outputs, carried = self.rnn(inputs, carried)
+        else:
+            packed = pack_padded_sequence(inputs, lengths.cpu(), enforce_sorted=False)
+            packed_outputs, carried = self.rnn(packed, carried)
+            outputs, _ = pad_packed_sequence(packed_outputs, total_length=inputs.shape[0])
+        return (outputs, *carried) if len(states) > 1 else (outputs, carried)
+
+    def prepare_for_export(self) -> None:
+        """Registers the weights in ONNX's layout: gates i, o, f, c or z, r, h, and peepholes i, o, f."""
+        if self.kind == "lstm-projected":
+            return  # its own weights are used as they are
+        directions = [self.cell(direction) for direction in range(self.num_directions)]
+        laid_out = [_onnx_layout(cell) for cell in directions]
+        for name, tensors in zip(("weight", "recurrence", "bias"), zip(*laid_out, strict=True), strict=True):
+            self.register_buffer(f"onnx_{name}", torch.stack(tensors).detach(), persistent=False)
+        if self.kind == "lstm-peephole":
+            peepholes = [
+                torch.cat([cell.input_peephole, cell.output_peephole, cell.forget_peephole])
+                for cell in directions
+                if isinstance(cell, PeepholeLSTMCell)
+            ]
+            self.register_buffer("onnx_peephole", torch.stack(peepholes).detach(), persistent=False)  # [D, 3H]
+
+    def cell(self, direction: int = 0) -> Cell:
+        """The cell of a direction, written out: the layer's own, or one with the weights of its kernel."""
+        if self.cells:
+            cell = self.cells[direction]
+            assert isinstance(cell, Cell)  # noqa: S101  # of `_UNROLLED`
+            return cell
+        return cell_of(self.rnn, reverse=direction == 1)
+
+    def _unroll(self, inputs: Tensor, lengths: Tensor | None, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        outputs, finals = [], []
+        for direction in range(self.num_directions):
+            carried = tuple(state[direction] for state in states)
+            shown, carried = unroll(self.cell(direction), inputs, lengths, carried, reverse=direction == 1)
+            outputs.append(shown)
+            finals.append(carried)
+        return (torch.cat(outputs, dim=-1), *(torch.stack(tensors) for tensors in zip(*finals, strict=True)))
+
+    def _emit(self, inputs: Tensor, lengths: Tensor | None, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The operator."""
+        steps, rows, _ = inputs.shape
+        directions, size = self.num_directions, self.hidden_size
+        sequence_lens = None if lengths is None else lengths.to(torch.int32)
+        given = [inputs, self.onnx_weight, self.onnx_recurrence, self.onnx_bias, sequence_lens, *states]
+        attributes: dict[str, Any] = {
+            "hidden_size": size,
+            "direction": "bidirectional" if directions == 2 else "forward",
+        }
+        if self.kind == "lstm-peephole":
+            given.append(self.onnx_peephole)
+        elif self.kind == "lstm-coupled":
+            attributes["input_forget"] = 1
+        elif self.kind == "gru":
+            attributes["linear_before_reset"] = 1
+        elif self.nonlinearity == "relu":
+            attributes["activations"] = ["Relu"] * directions
+        shapes = ((steps, directions, rows, size), *((directions, rows, size) for _ in states))
+        outputs, *finals = torch.onnx.ops.symbolic_multi_out(
+            _OPERATORS.get(self.kind, "LSTM"),
+            given,
+            attributes,
+            dtypes=(inputs.dtype,) * len(shapes),
+            shapes=shapes,
+            version=ONNX_DOMAIN_VERSION,
+        )
+        if directions == 1:
+            return (outputs.squeeze(1), *finals)
+        return (outputs.transpose(1, 2).reshape(steps, rows, directions * size), *finals)
+
+    def _scan(self, inputs: Tensor, lengths: Tensor | None, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """A projected layer's steps: the products of all inputs at once, then those of the state step by step."""
+        weight_x, weight_h, bias_x, bias_h, projection = (
+            getattr(self.rnn, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+        )
+        of_inputs = inputs @ weight_x.T + (bias_x + bias_h)  # [T, B, 4H]
+        steps = torch.arange(inputs.shape[0])[:, None]
+        real = steps >= 0 if lengths is None else steps < lengths[None, :]
+        real = real.expand(inputs.shape[0], inputs.shape[1]).unsqueeze(-1)  # [T, B, 1]
+
+        def step(carried: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], Tensor]:
+            (hidden, cell), (of_input, is_real) = carried, given
+            admit, forget, candidate, show = (of_input + hidden @ weight_h.T).chunk(4, dim=1)
+            kept = torch.sigmoid(forget) * cell + torch.sigmoid(admit) * torch.tanh(candidate)
+            shown = (torch.sigmoid(show) * torch.tanh(kept)) @ projection.T
+            output = torch.where(is_real, shown, torch.zeros((), dtype=shown.dtype))
+            return (torch.where(is_real, shown, hidden), torch.where(is_real, kept, cell)), output
+
+        (hidden, cell), outputs = scan(step, (states[0].squeeze(0), states[1].squeeze(0)), (of_inputs, real))
+        return outputs, hidden.unsqueeze(0), cell.unsqueeze(0)
+
+
+def unroll(
+    cell: Cell, inputs: Tensor, lengths: Tensor | None, states: Sequence[Tensor], *, reverse: bool = False
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Runs a cell over a ragged batch, step by step.
+
+    inputs: [T, B, I]; lengths: [B] or None; states: [B, size] each. Returns outputs [T, B, O], zero past a row's
+    length, and the states after each row's last step; `reverse` goes from the last step to the first.
+    """
+    num_steps = inputs.shape[0]
+    carried = tuple(states)
+    outputs: list[Tensor] = [inputs] * num_steps
+    for step in reversed(range(num_steps)) if reverse else range(num_steps):
+        following = cell(inputs[step], *carried)
+        outputs[step] = following[0]
+        if lengths is not None:
+            real = (lengths > step).unsqueeze(1)  # [B, 1]
+            outputs[step] = torch.where(real, following[0], 0.0)
+            following = tuple(torch.where(real, new, old) for new, old in zip(following, carried, strict=True))
+        carried = following
+    return torch.stack(outputs), carried
+
+
+def cell_of(rnn: nn.RNNBase, layer: int = 0, *, reverse: bool = False) -> Cell:
+    """A cell with the weights of one layer, and one direction, of an `nn.RNN`, `nn.LSTM` or `nn.GRU`.
+
+    PyTorch stacks the gates and keeps two biases a gate, whose sum is what counts but for the GRU's candidate.
+    """
+    suffix = f"_l{layer}" + ("_reverse" if reverse else "")
+    weight_x: Tensor = getattr(rnn, f"weight_ih{suffix}").detach()
+    weight_h: Tensor = getattr(rnn, f"weight_hh{suffix}").detach()
+    zeros = weight_x.new_zeros(len(weight_x))
+    bias_x, bias_h = (
+        getattr(rnn, f"{name}{suffix}").detach() if rnn.bias else zeros for name in ("bias_ih", "bias_hh")
+    )
+    sizes = (weight_x.shape[1], rnn.hidden_size)
+    cell: Cell
+    if isinstance(rnn, nn.GRU):
+        gru = cell = GRUCell(*sizes)
+        num_gated = 2 * rnn.hidden_size
+        gates = [gru.reset_gate, gru.update_gate]
+        _fill(gates, weight_x[:num_gated], weight_h[:num_gated], (bias_x + bias_h)[:num_gated])
+        _set(gru.candidate_of_input, weight_x[num_gated:], bias_x[num_gated:])
+        _set(gru.candidate_of_hidden, weight_h[num_gated:], bias_h[num_gated:])
+    elif isinstance(rnn, nn.LSTM):
+        lstm = cell = ProjectedLSTMCell(*sizes, rnn.proj_size) if rnn.proj_size else LSTMCell(*sizes)
+        gates = [lstm.input_gate, lstm.forget_gate, lstm.candidate, lstm.output_gate]
+        _fill(gates, weight_x, weight_h, bias_x + bias_h)
+        if isinstance(lstm, ProjectedLSTMCell):
+            lstm.projection.weight = nn.Parameter(getattr(rnn, f"weight_hr{suffix}").detach().clone())
+    else:
+        plain = cell = RNNCell(*sizes, nonlinearity=getattr(rnn, "nonlinearity", "tanh"))
+        _fill([plain.joined], weight_x, weight_h, bias_x + bias_h)
+    return cell.to(weight_x.dtype)
+
+
+def _fill(gates: Sequence[nn.Linear], weight_x: Tensor, weight_h: Tensor, bias: Tensor) -> None:
+    joined = torch.cat([weight_x, weight_h], dim=1)
+    count = len(gates)
+    for gate, weight, gate_bias in zip(gates, joined.chunk(count), bias.chunk(count), strict=True):
+        _set(gate, weight, gate_bias)
+
+
+def _set(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    linear.weight, linear.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
+
+
+def _onnx_layout(cell: Cell) -> Iterator[Tensor]:
+    """Weight [n H, I], recurrence [n H, H] and bias [2 n H] of a cell with n gates, in the operator's order."""
+    zeros = torch.zeros(cell.hidden_size)
+    if isinstance(cell, GRUCell):
+        gates = [cell.update_gate, cell.reset_gate]
+        weights = [gate.weight[:, : cell.input_size] for gate in gates] + [cell.candidate_of_input.weight]
+        recurrences = [gate.weight[:, cell.input_size :] for gate in gates] + [cell.candidate_of_hidden.weight]
+        biases = [gate.bias for gate in gates] + [cell.candidate_of_input.bias]
+        more = [zeros, zeros, cell.candidate_of_hidden.bias]
+    else:
+        order = [cell.joined] if isinstance(cell, RNNCell) else _lstm_order(cell)
+        weights = [gate.weight[:, : cell.input_size] for gate in order]
+        recurrences = [gate.weight[:, cell.input_size :] for gate in order]
+        biases = [gate.bias for gate in order]
+        more = [zeros] * len(order)
+    yield torch.cat(weights)
+    yield torch.cat(recurrences)
+    yield torch.cat([*biases, *more])
+
+
+def _lstm_order(cell: Cell) -> list[nn.Linear]:
+    """The gates i, o, f, c: a forget gate that the cell lacks is always open, and one that is coupled is not read."""
+    assert isinstance(cell, LSTMCell | LSTM1997Cell | CoupledLSTMCell)  # noqa: S101  # all that are emitted so
+    if isinstance(cell, LSTMCell):
+        return [cell.input_gate, cell.output_gate, cell.forget_gate, cell.candidate]
+    forget = nn.Linear(cell.input_size + cell.hidden_size, cell.hidden_size)
+    nn.init.zeros_(forget.weight)
+    nn.init.constant_(forget.bias, _OPEN if isinstance(cell, LSTM1997Cell) else 0.0)
+    return [cell.input_gate, cell.output_gate, forget, cell.candidate]

@@ -1,0 +1,37 @@
+"""The trace graph: what a look inside one step of each row tells. Its inputs and outputs are known here alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+
+from service.engine.arena import IntArray
+from service.engine.decoding import FloatArray
+from service.engine.graph import Array, Graph
+from service.repository.manifest import Manifest
+
+
+class TraceGraph:
+    """Looks inside steps. One thread at a time. Raises ValueError for a manifest without a trace."""
+
+    def __init__(self, manifest: Manifest, session: ort.InferenceSession) -> None:
+        if manifest.trace is None:
+            raise ValueError(f"{manifest.model} has no trace")
+        step = manifest.step
+        self._graph = Graph(session)
+        self._read = {node.name for node in session.get_inputs()}
+        self._inputs = [step.input.name, "" if step.lengths is None else step.lengths.name]
+        self._inputs += [state.input.name for state in manifest.states]
+        self._inputs += [context.input.name for context in manifest.contexts]
+        self._constants = {one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in step.constants}
+        self._outputs = {output.name: output.tensor.name for output in manifest.trace.outputs}
+
+    def run(
+        self, tokens: Array, lengths: IntArray, states: list[Array], contexts: list[Array]
+    ) -> dict[str, FloatArray]:
+        """What the steps of `tokens`, [B, 1] or [B, 1, F], would do from the states: [B, 1, units] each, by name. Other
+        arguments are as the step graph's. Raises what ONNX Runtime raises."""
+        given = {**dict(zip(self._inputs, (tokens, lengths, *states, *contexts), strict=True)), **self._constants}
+        feeds = {name: array for name, array in given.items() if name in self._read}
+        found = self._graph.run(list(self._outputs.values()), feeds)
+        return {name: array.astype(np.float32, copy=False) for name, array in zip(self._outputs, found, strict=True)}
