@@ -38,14 +38,16 @@ def open_message(
     first: bool = False,
     top_k: int | None = None,
     logits: bool = False,
+    trace: bool = False,
     lasting: Lasting | None = None,
 ) -> pb.Open:
-    """`first`, or `top_k` or `logits` which imply it, asks what may come first."""
+    """`first`, or `top_k`, `logits` or `trace` which imply it, asks what may come first."""
     message = pb.Open(model=model, version=uint(version, 32, "open.version"), variant=variant)
     if source is not None:
         message.source.CopyFrom(sequence_message(source, "open.source"))
-    if first or logits or top_k is not None:
+    if first or logits or trace or top_k is not None:
         message.outputs.CopyFrom(_outputs_message("open.outputs", top_k=top_k, logits=logits))
+        message.outputs.trace = trace
     if lasting is not None:
         _fill_lasting(message, lasting)
     return message

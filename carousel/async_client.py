@@ -180,6 +180,7 @@ class AsyncClient:
         first: bool = False,
         top_k: int | None = None,
         logits: bool = False,
+        trace: bool = False,
         on_disconnect: str = "hold",
         hold_s: float | None = None,
         durability: str | None = None,
@@ -197,6 +198,7 @@ class AsyncClient:
             first=first,
             top_k=top_k,
             logits=logits,
+            trace=trace,
             lasting=lasting,
         )
         recovery = None if on_disconnect == "free" else Recovery(request, resume_timeout)

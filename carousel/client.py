@@ -193,6 +193,7 @@ class Client:
         first: bool = False,
         top_k: int | None = None,
         logits: bool = False,
+        trace: bool = False,
         on_disconnect: str = "hold",
         hold_s: float | None = None,
         durability: str | None = None,
@@ -204,14 +205,15 @@ class Client:
 
         source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
         computing it, such as `int8`; empty for `fp32`. session_id: 1 to 128 of A-Z a-z 0-9 . _ : -; empty to have one
-        made. first: also tell what may come first, as `Session.first`; top_k and logits say how and imply it. timeout:
-        seconds for the opening and for every call of the session that sets none; default the client's. on_disconnect:
-        what becomes of the session when its stream is lost: `hold` keeps it in the server's memory, `keep` in its
-        store, for `hold_s` seconds, by default the server's; `free` closes it. Unless it is `free` the session is gone
-        on with by itself, on another stream, and on another server that has the same store: whoever uses it only waits,
-        for up to `resume_timeout` seconds. durability: `checkpoint` stores it every so often, and what came after is
-        fed to it again from here; `strict` stores everything before it is answered; `none` leaves it in memory.
-        Default: `checkpoint`, or `none` with `free`. unattended: a generation goes on while no stream has the session.
+        made. first: also tell what may come first, as `Session.first`; top_k, logits and trace say how, and imply it.
+        timeout: seconds for the opening and for every call of the session that sets none; default the client's.
+        on_disconnect: what becomes of the session when its stream is lost: `hold` keeps it in the server's memory,
+        `keep` in its store, for `hold_s` seconds, by default the server's; `free` closes it. Unless it is `free` the
+        session is gone on with by itself, on another stream, and on another server that has the same store: whoever
+        uses it only waits, for up to `resume_timeout` seconds. durability: `checkpoint` stores it every so often, and
+        what came after is fed to it again from here; `strict` stores everything before it is answered; `none` leaves it
+        in memory. Default: `checkpoint`, or `none` with `free`. unattended: a generation goes on while no stream has
+        the session.
 
         Raises NotFoundError, InvalidArgumentError, AlreadyExistsError for a session id in use, ResourceExhaustedError
         when the server is full, DeadlineExceededError, UnavailableError.
@@ -225,6 +227,7 @@ class Client:
             first=first,
             top_k=top_k,
             logits=logits,
+            trace=trace,
             lasting=lasting,
         )
         recovery = None if on_disconnect == "free" else Recovery(request, resume_timeout)

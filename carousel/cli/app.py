@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from carousel.cli import bench, generate, models, sessions, stream
+from carousel.cli import bench, generate, inspect, models, sessions, stream
 from carousel.cli.connection import Connection
 from carousel.cli.printing import err
 from carousel.errors import (
@@ -46,6 +46,7 @@ app = typer.Typer(
 app.command("models")(models.list_models)
 app.command("generate")(generate.generate)
 app.command("stream")(stream.stream)
+app.command("inspect")(inspect.inspect)
 app.add_typer(sessions.app, name="sessions")
 app.command("bench")(bench.bench)
 

@@ -734,7 +734,7 @@ class OutputSpec(_message.Message):
     """Return an output after each token fed, not after the last alone. Default false."""
     trace: _builtins.bool
     """Return what a look inside the step tells, too: its gates and states. The model must have a trace. What is fed is
-    then run one token at a time. Refused by `Open`, `StepBatch` and `Score`. Default false.
+    then run one token at a time. Refused by `StepBatch`. Default false.
     """
     def __init__(
         self,

@@ -192,6 +192,11 @@ class Arena:
         # indexing, not `take`: that would copy the whole of a view that is not contiguous before it takes from it
         return [context[rows, :width] for context in self._contexts]
 
+    def source_lengths(self, rows: list[int]) -> list[int]:
+        """How long the source of each of `rows` is; 0 without one."""
+        lengths: list[int] = self._source_lengths[rows].tolist()
+        return lengths
+
     def read(self, rows: list[int]) -> list[tuple[list[Array], list[Array]]]:
         """Copies of the state and of the context of each of `rows`: arrays without the batch axis, and [S, ...] arrays
         as long as the row's source."""

@@ -20,7 +20,8 @@ from service.engine.scheduler import Batch
 class Outcome:
     """logits: [B, T, V], or None when they were not wanted. next_tokens: [B, T], or None when the graph has no such
     head. top_log_probabilities, top_ids: [B, T, K] likewise, or when nobody asked. gives_values: whether the logits are
-    values. trace: what a look inside told, [B, T, units] each, by name; empty when nobody asked."""
+    values. trace: what a look inside told, by name and row: [T, units], or [T, source] as long as the row's own source;
+    empty when nobody asked."""
 
     __slots__ = ("_lists", "gives_values", "logits", "next_tokens", "top_ids", "top_log_probabilities", "trace")
 
@@ -40,7 +41,7 @@ class Outcome:
         self.top_log_probabilities = top_log_probabilities
         self.top_ids = top_ids
         self.gives_values = gives_values
-        self.trace: dict[str, FloatArray] = {}
+        self.trace: dict[str, list[FloatArray]] = {}
         self._lists: list[list[int]] | None = None
 
     def row(self, row: int, column: int) -> FloatRow:
@@ -79,7 +80,7 @@ class Outcome:
         elif spec.kind.is_vector:
             output = StepOutput(position, [], None, np.array(self.row(row, column)))
         if spec.has_trace and self.trace:
-            trace = {name: np.array(told[row, column]) for name, told in self.trace.items()}
+            trace = {name: np.array(told[row][column]) for name, told in self.trace.items()}
             output = (output or StepOutput(position, []))._replace(trace=trace)
         return output
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from service.engine.arena import Arena, IntArray
+from service.engine.decoding import FloatArray
 from service.engine.graph import Array, Graph
 from service.engine.items import Items
 from service.engine.jobs import EncodeJob, Lane
@@ -135,9 +136,10 @@ class Runner:
             contexts = self._contexts(_rows(owners, [group.contexts for group in groups], count))
         states = self._arena.gather(reads)
         gathered = perf_counter()
-        trace = {}
+        trace: dict[str, list[FloatArray]] = {}
         if wants.trace and self._trace is not None:  # before the run: the arena's arrays are its own afterwards
-            trace = self._trace.run(tokens, lengths, states, contexts)
+            sources = self._arena.source_lengths([lane.context_row for lane in lanes])
+            trace = self._trace.run(tokens, lengths, states, contexts, sources)
         outcome, states = self._step.run(tokens, lengths, states, contexts, wants)
         outcome.trace = trace
         ran = perf_counter()

@@ -100,7 +100,12 @@ def _answer_bytes(kind: OutputKind, top_k: int, vocabulary_size: int) -> int:
 
 
 def check_open(
-    manifest: Manifest, source: Sequence[Item] | None, outputs: OutputSpec | None, *, max_answer_bytes: int
+    manifest: Manifest,
+    source: Sequence[Item] | None,
+    outputs: OutputSpec | None,
+    *,
+    max_answer_bytes: int,
+    variant: str = BASE_VARIANT,
 ) -> None:
     """Raises EmptySequenceError, SequenceTooLongError and InvalidFieldError for what does not go with a model."""
     if manifest.encoder is None:
@@ -111,17 +116,14 @@ def check_open(
     else:
         check_length(len(source), manifest.encoder.max_source_length, field="source")
     if outputs is not None:
-        check_kind(manifest, BASE_VARIANT, outputs, field="open.outputs")
-        if outputs.has_trace:
-            raise InvalidFieldError(
-                "open.outputs.trace must not be set: only a feed looks inside", field="open.outputs.trace"
-            )
+        check_kind(manifest, variant, outputs, field="open.outputs")
         check_outputs(
             outputs,
             num_tokens=1,
             vocabulary_size=manifest.output_size,
             max_bytes=max_answer_bytes,
             field="open.outputs",
+            trace_size=trace_size(manifest),
         )
         if manifest.special_tokens.bos_id is None and manifest.start is None:
             raise InvalidFieldError(

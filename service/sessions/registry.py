@@ -125,7 +125,13 @@ class Registry:
         Raises InvalidFieldError, SessionIdInUseError, ShuttingDownError, TooManySessionsError, QueueFullError.
         """
         self.check_room(session_id)
-        check_open(served.bundle.manifest, source, outputs, max_answer_bytes=self.limits.max_answer_bytes)
+        check_open(
+            served.bundle.manifest,
+            source,
+            outputs,
+            max_answer_bytes=self.limits.max_answer_bytes,
+            variant=served.variant,
+        )
         lane = served.engine.open(source or ())
         session = self._make(served, session_id or secrets.token_urlsafe(_ID_BYTES), lane, on_closed)
         if not terms.is_plain:

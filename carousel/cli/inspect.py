@@ -1,0 +1,136 @@
+"""`carousel inspect`: a look inside the gates."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from carousel.cli.connection import Connection
+from carousel.cli.printing import AsJson, err, print_json
+from carousel.client import Client
+from carousel.session import Session
+from carousel.values import ModelInfo, StepOutput
+
+if TYPE_CHECKING:
+    from carousel.cli.drawing import Look
+
+_START = "start"
+
+
+def inspect(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="The model's name.")],
+    text: Annotated[
+        str | None, typer.Argument(help="What it reads: the source, of a model with an encoder; else what is fed.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="CSV file of what a model of numbers reads: a step a line.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Tokens to feed after the source. Default: what the model generates.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to generate, at most, after a source.")] = 32,
+    to: Annotated[
+        Path | None, typer.Option("--to", "-o", help="Picture to write: .png, or .html. Default: MODEL.png.")
+    ] = None,
+    version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draws what each step does inside: every gate, the states, and where attention looks, as heat maps over tokens.
+
+    With --json the numbers are printed instead: steps, told, source, and traces by name, a row a step.
+    """
+    if (text is None) == (features is None):
+        raise typer.BadParameter("give TEXT or --features")
+    connection: Connection = context.obj
+    with connection.client() as client:
+        info = client.model(model, version)
+        if not info.trace:
+            raise typer.BadParameter(f"{model} has no trace: export it again to look inside", param_hint="MODEL")
+        look = _look(client, info, text, _read(features), target, steps)
+    if as_json:
+        traces = {name: values.tolist() for name, values in look.traces.items()}
+        print_json({"steps": look.steps, "told": look.told, "source": look.source, "traces": traces})
+        return
+    from carousel.cli.drawing import draw  # noqa: PLC0415  # matplotlib takes its time
+
+    path = to or Path(f"{model}.png")
+    draw(look, path)
+    err.print(f"wrote {path}: {len(look.steps)} steps, {len(look.traces)} traces", markup=False)
+
+
+def _read(path: Path | None) -> list[list[float]] | None:
+    if path is None:
+        return None
+    try:
+        with path.open(newline="") as file:
+            return [[float(cell) for cell in row] for row in csv.reader(file) if row]
+    except ValueError as error:
+        raise typer.BadParameter(f"{path}: {error}", param_hint="--features") from None
+
+
+def _look(  # what is asked for
+    client: Client,
+    info: ModelInfo,
+    text: str | None,
+    features: list[list[float]] | None,
+    target: str | None,
+    steps: int,
+) -> Look:
+    """Feeds a session of its own, and gathers what it tells."""
+    source = None
+    if info.has_encoder:
+        source = text if features is None else features
+    has_start = info.has_encoder
+    with client.session(
+        info.model, source, version=info.version, first=has_start, trace=has_start, on_disconnect="free"
+    ) as session:
+        outputs = [] if session.first is None else [session.first]
+        if info.feature_size:
+            vectors = features if not info.has_encoder else _forecast(client, info, features, steps)
+            labels = [_number(vector) for vector in vectors or ()]
+            outputs += session.feed(features=vectors, every_position=True, trace=True).outputs if vectors else ()
+        else:
+            tokens = _tokens(client, info, text or "", target, steps)
+            labels = list(tokens)
+            outputs += _feed(session, info, tokens) if tokens else ()
+        read = [token.text for token in session.source] or [_number(vector) for vector in features or ()]
+    return _gather(info, [_START] * (len(outputs) - len(labels)) + labels, outputs, read if info.has_encoder else [])
+
+
+def _tokens(client: Client, info: ModelInfo, text: str, target: str | None, steps: int) -> list[str]:
+    """What is fed, by name."""
+    if not info.has_encoder:
+        return list(text) if info.tokenizer == "characters" else text.split()
+    if target is not None:
+        return list(target) if info.tokenizer == "characters" else target.split()
+    return [token.text for token in client.generate(info.model, text, version=info.version, max_tokens=steps)]
+
+
+def _forecast(
+    client: Client, info: ModelInfo, features: list[list[float]] | None, steps: int
+) -> list[tuple[float, ...]]:
+    return client.forecast(info.model, steps, features, version=info.version) if info.can_generate else []
+
+
+def _feed(session: Session, info: ModelInfo, tokens: Sequence[str]) -> tuple[StepOutput, ...]:
+    return session.feed(list(tokens), every_position=True, trace=True).outputs
+
+
+def _gather(info: ModelInfo, steps: list[str], outputs: Sequence[StepOutput], source: list[str]) -> Look:
+    import numpy as np  # noqa: PLC0415  # comes with matplotlib
+
+    from carousel.cli.drawing import Look  # noqa: PLC0415  # likewise
+
+    told = [output.tokens[0].text if output.tokens else _number(output.values) for output in outputs]
+    traces = {name: np.array([output.trace[name] for output in outputs], np.float32) for name in info.trace}
+    return Look(f"{info.model}/{info.version}", steps, told, source, traces)
+
+
+def _number(vector: Sequence[float]) -> str:
+    shown = [f"{value:.4g}" for value in vector[:3]]
+    return ",".join(shown) + ("…" if len(vector) > 3 else "")

@@ -1,0 +1,1 @@
+"""Studies: what the models are good for, measured and drawn."""

@@ -1,0 +1,224 @@
+"""Vanishing gradients, shown: how the gradient of a late loss reaches early inputs, and what that means for learning.
+
+    python -m models.studies.gradient_flow --to docs/pictures
+
+Two pictures, `gradient_flow.png` and `long_range_recall.png`, and their figures as JSON on standard output.
+
+1. Cells with random weights read noise. The loss looks at the last output alone; the norm of its gradient by each
+   earlier input tells how much a change of that input could be learnt from (Hochreiter 1991; Bengio, Simard, Frasconi
+   1994; Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural networks", 2013).
+2. A recall task: the first token of a sequence is one of several, noise follows, and after the last token the first is
+   to be told (a form of Hochreiter and Schmidhuber's task 2a, 1997). Cells of equal size learn it, or do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from models.cells import Cell, CoupledLSTMCell, LSTMCell
+from models.recurrent import CellKind, RecurrentLayer
+
+HIDDEN_SIZE = 64
+NUM_SYMBOLS = 8
+CHANCE = 1 / NUM_SYMBOLS
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A cell that is looked at. keep_bias: added at the start to that of the gate that keeps the past: the forget gate
+    (Gers et al. 1999; Jozefowicz, Zaremba, Sutskever 2015), or the GRU's update gate."""
+
+    name: str
+    kind: CellKind
+    keep_bias: float = 0.0
+
+    def layer(self, input_size: int) -> RecurrentLayer:
+        """One layer with weights as PyTorch draws them."""
+        layer = RecurrentLayer(
+            self.kind, input_size, HIDDEN_SIZE, projection_size=32 if self.kind == "lstm-projected" else 0
+        )
+        if self.keep_bias:
+            _open_gate(layer, self.keep_bias)
+        return layer
+
+
+FLOW = (
+    Subject("vanilla RNN", "rnn"),
+    Subject("GRU", "gru"),
+    Subject("GRU, update bias 3", "gru", 3.0),
+    Subject("LSTM", "lstm"),
+    Subject("LSTM, forget bias 3", "lstm", 3.0),
+    Subject("peephole LSTM, forget bias 3", "lstm-peephole", 3.0),
+    Subject("coupled LSTM, forget bias 3", "lstm-coupled", 3.0),
+    Subject("projected LSTM, forget bias 3", "lstm-projected", 3.0),
+    Subject("LSTM of 1997", "lstm-1997"),
+)
+RECALL = (
+    Subject("vanilla RNN", "rnn"),
+    Subject("GRU", "gru"),
+    Subject("GRU, update bias 3", "gru", 3.0),
+    Subject("LSTM", "lstm"),
+    Subject("LSTM, forget bias 3", "lstm", 3.0),
+    Subject("LSTM of 1997", "lstm-1997"),
+)
+
+
+def gradient_norms(subject: Subject, *, num_steps: int, num_rows: int, seed: int) -> Tensor:
+    """[num_steps] the norm of the gradient of a loss on the last output by each input, the last input first: the mean
+    over rows, relative to the last's."""
+    torch.manual_seed(seed)
+    layer = subject.layer(HIDDEN_SIZE)
+    inputs = torch.randn(num_steps, num_rows, HIDDEN_SIZE, requires_grad=True)
+    outputs, *_ = layer(inputs, None, *_zeros(layer, num_rows))
+    direction = torch.randn(num_rows, outputs.shape[-1])
+    (gradient,) = torch.autograd.grad((outputs[-1] * direction).sum(), inputs)
+    norms: Tensor = gradient.norm(dim=-1).mean(dim=1).flip(0)  # [num_steps]
+    return norms / norms[0]
+
+
+class Recaller(nn.Module):
+    """A layer over one-hot symbols, and what it tells after the last of them."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__()
+        self.layer = subject.layer(2 * NUM_SYMBOLS)
+        self.readout = nn.Linear(self.layer.output_size, NUM_SYMBOLS)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        """symbols: [T, B]. Returns logits [B, NUM_SYMBOLS]."""
+        inputs = one_hot(symbols, 2 * NUM_SYMBOLS).float()
+        outputs, *_ = self.layer(inputs, None, *_zeros(self.layer, symbols.shape[1]))
+        logits: Tensor = self.readout(outputs[-1])
+        return logits
+
+
+def learn_recall(subject: Subject, *, lag: int, num_updates: int, batch_size: int, seed: int) -> list[float]:
+    """Trains on the recall task; returns the accuracy on fresh sequences every tenth of the way, from before it."""
+    torch.manual_seed(seed)
+    model = Recaller(subject)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    accuracies = [_accuracy(model, lag)]
+    for update in range(1, num_updates + 1):
+        symbols = _sequences(lag, batch_size)
+        loss = cross_entropy(model(symbols), symbols[0])
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if update % max(1, num_updates // 10) == 0:
+            accuracies.append(_accuracy(model, lag))
+    return accuracies
+
+
+def draw_flow(norms: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Draws how much of the gradient is left, by how far back."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for name, values in norms.items():
+        axis.semilogy(range(len(values)), [max(value, 1e-20) for value in values], label=name)
+    axis.set(
+        title="What is left of the gradient of the last output, by an input so many steps before",
+        xlabel="steps back",
+        ylabel="norm, relative to the last input's",
+        ylim=(1e-16, 10),
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small", loc="lower left")
+    figure.savefig(path, dpi=120)
+
+
+def draw_recall(accuracies: Mapping[str, Sequence[float]], num_updates: int, lag: int, path: Path) -> None:
+    """Draws who learns the recall task."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, values in accuracies.items():
+        updates = [num_updates * index / (len(values) - 1) for index in range(len(values))]
+        axis.plot(updates, [100 * value for value in values], marker=".", label=name)
+    axis.axhline(100 * CHANCE, color="grey", linestyle=":", label="chance")
+    axis.set(
+        title=f"Telling the first of {lag + 1} symbols after the last",
+        xlabel="updates",
+        ylabel="right (%)",
+        ylim=(0, 105),
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def _zeros(layer: RecurrentLayer, num_rows: int) -> tuple[Tensor, ...]:
+    return tuple(torch.zeros(1, num_rows, size) for size in layer.state_sizes)
+
+
+def _open_gate(layer: RecurrentLayer, bias: float) -> None:
+    with torch.no_grad():
+        if layer.cells:
+            for cell in layer.cells:
+                _open_cell(cell, bias)
+        else:
+            gate = slice(layer.hidden_size, 2 * layer.hidden_size)  # PyTorch stacks i, f, g, o, and r, z, n
+            getattr(layer.rnn, "bias_ih_l0")[gate] += bias  # noqa: B009  # a parameter that mypy does not know
+
+
+def _open_cell(cell: nn.Module, bias: float) -> None:
+    if isinstance(cell, CoupledLSTMCell):
+        cell.input_gate.bias.sub_(bias)  # f = 1 - i
+    elif isinstance(cell, LSTMCell):
+        cell.forget_gate.bias.add_(bias)
+    elif isinstance(cell, Cell):
+        raise TypeError(f"{type(cell).__name__} has no forget gate")
+
+
+def _sequences(lag: int, num_rows: int) -> Tensor:
+    """[lag + 1, num_rows]: a symbol of the first half to be remembered, then noise of the second."""
+    noise = torch.randint(NUM_SYMBOLS, 2 * NUM_SYMBOLS, (lag, num_rows))
+    return torch.cat([torch.randint(NUM_SYMBOLS, (1, num_rows)), noise])
+
+
+@torch.no_grad()
+def _accuracy(model: Recaller, lag: int) -> float:
+    symbols = _sequences(lag, 256)
+    return float((model(symbols).argmax(dim=-1) == symbols[0]).float().mean())
+
+
+def main() -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m models.studies.gradient_flow", description=__doc__.splitlines()[0])
+    parser.add_argument("--to", type=Path, default=Path(), help="the folder of the pictures (default: this one)")
+    parser.add_argument("--steps", type=int, default=100, help="steps that the gradient goes back (default: 100)")
+    parser.add_argument("--lag", type=int, default=100, help="symbols between the first and its recall (default: 100)")
+    parser.add_argument("--updates", type=int, default=600, help="updates of the recall task (default: 600)")
+    parser.add_argument("--seed", type=int, default=0)
+    parsed = parser.parse_args()
+    norms = {
+        subject.name: gradient_norms(subject, num_steps=parsed.steps + 1, num_rows=16, seed=parsed.seed).tolist()
+        for subject in FLOW
+    }
+    accuracies = {
+        subject.name: learn_recall(subject, lag=parsed.lag, num_updates=parsed.updates, batch_size=64, seed=parsed.seed)
+        for subject in RECALL
+    }
+    parsed.to.mkdir(parents=True, exist_ok=True)
+    draw_flow(norms, parsed.to / "gradient_flow.png")
+    draw_recall(accuracies, parsed.updates, parsed.lag, parsed.to / "long_range_recall.png")
+    told = {
+        "gradient_left": {name: values[-1] for name, values in norms.items()},
+        "steps": parsed.steps,
+        "recall": accuracies,
+        "lag": parsed.lag,
+        "chance": CHANCE,
+    }
+    print(json.dumps(told, indent=2))
+
+
+if __name__ == "__main__":
+    main()
