@@ -90,6 +90,24 @@ def _export_co2(parsed: argparse.Namespace) -> Path:
     return export_co2(parsed.checkpoint, **_options(parsed, MODEL, DESCRIPTION))
 
 
+def _export_torch(parsed: argparse.Namespace) -> Path:
+    from export.torch_model import load_factory, write_module  # noqa: PLC0415  # likewise
+
+    model = load_factory(parsed.factory)
+    print(f"exporting {parsed.factory} and proving the graphs ...", flush=True)
+    return write_module(
+        model,
+        to=parsed.to,
+        name=parsed.name,
+        version=parsed.version,
+        description=parsed.description or model.description,
+        evaluation=model.evaluation,
+        max_tokens=parsed.max_tokens,
+        max_bytes=parsed.max_bytes,
+        replace=parsed.replace,
+    )
+
+
 def _options(parsed: argparse.Namespace, name: str, description: str) -> BundleOptions:
     """What a recipe's command says of its bundle."""
     evaluation = json.loads((parsed.checkpoint.parent / "evaluation.json").read_bytes())
@@ -108,6 +126,7 @@ _EXPORTS: dict[str, Callable[[argparse.Namespace], Path]] = {
     "pychar": _export_pychar,
     "stress": _export_stress,
     "co2": _export_co2,
+    "torch": _export_torch,
     "random-lm": _export_random_lm,
 }
 _RECIPES = {
@@ -133,6 +152,13 @@ def _parser() -> argparse.ArgumentParser:
         recipe.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
         recipe.add_argument("--version", type=_version, default=1, help="the bundle's version (default: 1)")
         recipe.add_argument("--replace", action="store_true", help="take the place of the version that is there")
+    torch_model = recipes.add_parser(
+        "torch", help="a module of your own", description="A module of your own: see export/torch_model.py."
+    )
+    torch_model.add_argument(
+        "factory", metavar="MODULE:FACTORY", help="a function without arguments that returns a TorchModel"
+    )
+    _add_place(torch_model)
     random_lm = recipes.add_parser("random-lm", help="a language model of random weights, to measure with")
     random_lm.add_argument("--name", required=True, help="the model's name")
     random_lm.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
@@ -145,6 +171,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_variants(random_lm)
     random_lm.add_argument("--replace", action="store_true", help="take the place of the version that is there")
     return parser
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    """What is said of the bundle of a model that nobody here has made."""
+    parser.add_argument("--name", required=True, help="the model's name: a-z 0-9 . _ -")
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
+    parser.add_argument("--version", type=_version, default=1, help="the bundle's version (default: 1)")
+    parser.add_argument("--description", help="one line about it")
+    parser.add_argument(
+        "--max-tokens", type=int, default=256, metavar="N", help="steps generated when a request sets no limit"
+    )
+    parser.add_argument("--max-bytes", type=int, default=2_000_000_000, metavar="N", help="the most it may weigh")
+    parser.add_argument("--replace", action="store_true", help="take the place of the version that is there")
 
 
 def _add_variants(parser: argparse.ArgumentParser) -> None:

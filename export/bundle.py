@@ -160,7 +160,8 @@ class Vocabularies:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A model in evaluation mode: its modules, called as the interface says, and its vocabularies."""
+    """A model in evaluation mode: its modules, called as the interface says, and its vocabularies. reference,
+    encoder_reference: what the graphs are held to, when that is not those modules."""
 
     interface: Interface
     step: nn.Module
@@ -168,6 +169,8 @@ class Contents:
     readout: nn.Module | None = None
     vocabularies: Vocabularies = field(default_factory=Vocabularies)
     special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    reference: nn.Module | None = None
+    encoder_reference: nn.Module | None = None
 
 
 def write_bundle(contents: Contents, **options: Unpack[BundleOptions]) -> Path:
@@ -175,7 +178,9 @@ def write_bundle(contents: Contents, **options: Unpack[BundleOptions]) -> Path:
     _refuse_existing(options)
     interface = contents.interface
     graphs = export_graphs(interface, contents.step, contents.encoder, contents.readout)
-    parity = prove(graphs, interface, contents.step, contents.encoder)
+    parity = prove(
+        graphs, interface, contents.reference or contents.step, contents.encoder_reference or contents.encoder
+    )
     return write_graphs(graphs, interface, contents.vocabularies, contents.special_tokens, parity, **options)
 
 

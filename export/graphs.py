@@ -96,7 +96,7 @@ def _as_called(module: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         return tuple(shapes)
     first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    return (*shapes[:first], tuple(shapes[first:]))
+    return (*shapes[:first], tuple(shapes[first:])) if shapes[first:] else tuple(shapes)
 
 
 def _example(tensor: TensorSpec) -> Tensor:

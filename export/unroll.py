@@ -52,7 +52,7 @@ class Unroller(Writer):
             layer = _Layer(node, size if isinstance(size, int) else self._weights[node.input[2]].shape[2], attributes)
             getattr(self, f"_{node.op_type.lower()}")(layer)
             self._num_layers += 1
-        elif node.op_type == "Scan" and _is_projected(node):
+        elif node.op_type == "Scan" and _is_layer(node):
             self._scan(node)
             self._num_layers += 1
         else:
@@ -153,7 +153,9 @@ class Unroller(Writer):
 
         admit = gate("input_gate", 0, cell)
         if is_coupled:
-            self.node("Sub", [self.constant("unit", np.array(1, np.float32)), admit], self._own("forget_gate"))
+            self.node(
+                "Sub", [self.constant(self._own("unit"), np.array(1, np.float32)), admit], self._own("forget_gate")
+            )
             forget = self._own("forget_gate")
         else:
             forget = gate("forget_gate", 2, cell)
@@ -196,7 +198,7 @@ class Unroller(Writer):
         self._end(layer, self._own("hidden"))
 
     def _scan(self, node: onnx.NodeProto) -> None:
-        """A projected layer: the body of its scan, once."""
+        """A projected layer, or a vanilla one: the body of its scan, once."""
         attributes = {one.name: one for one in node.attribute}
         body, num_scanned = attributes["body"].g, attributes["num_scan_inputs"].i
         num_states = len(node.input) - num_scanned
@@ -217,21 +219,24 @@ class Unroller(Writer):
             copied.output[:] = [renamed[name] for name in inner_node.output]
             copied.name = ""
             self.written.append(copied)
-        (split,) = (one for one in body.node if one.op_type == "Split")
+        splits = [one for one in body.node if one.op_type == "Split"]
         users = {name: one for one in body.node for name in one.input if one.op_type in ("Sigmoid", "Tanh")}
         states = [renamed[output.name] for output in body.output[:num_states]]
         sizes = [output.type.tensor_type.shape.dim[-1].dim_value for output in body.output[:num_states]]
-        for gate, name in zip(_GATES_OF_SCAN, split.output, strict=True):
-            self._tell(gate, renamed[users[name].output[0]], sizes[1])
-        self._tell("cell", states[1], sizes[1])
+        for split in splits:
+            for gate, name in zip(_GATES_OF_SCAN, split.output, strict=True):
+                self._tell(gate, renamed[users[name].output[0]], sizes[1])
+            self._tell("cell", states[1], sizes[1])
         self._tell("hidden", states[0], sizes[0])
         for output, state in zip(node.output[:num_states], states, strict=True):
             self.node("Identity", [state], output)
         self.node("Unsqueeze", [renamed[body.output[num_states].name], "trace/zero"], node.output[num_states])
 
 
-def _is_projected(node: onnx.NodeProto) -> bool:
-    """Whether a scan is that of `models.recurrent`."""
+def _is_layer(node: onnx.NodeProto) -> bool:
+    """Whether a scan is one of `models.recurrent`'s: of two states and four gates, or of one state and none."""
     bodies = [one.g for one in node.attribute if one.name == "body"]
     splits = [one for body in bodies for one in body.node if one.op_type == "Split"]
-    return len(splits) == 1 and len(splits[0].output) == len(_GATES_OF_SCAN) and len(node.output) == 3
+    if len(node.output) == 3:
+        return len(splits) == 1 and len(splits[0].output) == len(_GATES_OF_SCAN)
+    return len(node.output) == 2 and not splits

@@ -1,9 +1,10 @@
 """Recurrent layers of every cell: fast in PyTorch, plain ONNX operators when exported.
 
 In PyTorch a layer calls the fused kernel of its cell, or where there is none unrolls the cell itself. Inside
-`torch.onnx.export` it emits ONNX's own `RNN`, `GRU` or `LSTM` operator, with explicit initial and final state and
-`sequence_lens`, so that a row's bits do not depend on its batch, its chunk or padding. The operator has no projection;
-a projected layer becomes a `Scan`, of which the same is true.
+`torch.onnx.export` it emits ONNX's own `GRU` or `LSTM` operator, with explicit initial and final state and
+`sequence_lens`, so that a row's bits do not depend on its batch, its chunk or padding. The operator has no projection,
+and ONNX Runtime's `RNN` gives a chunk other bits than its steps: those layers become a `Scan`, which does not. Only a
+bi-directional vanilla layer, which an encoder runs over a whole source, is the operator.
 
 Shapes: `B` batch, `T` time, `I` input size, `H` hidden size, `D` directions, `O` output size (H, or P when projected).
 """
@@ -107,6 +108,11 @@ class RecurrentLayer(nn.Module):
             return self.rnn.proj_size, self.hidden_size
         return (self.hidden_size,) * len(state_names(self.kind))
 
+    @property
+    def is_scanned(self) -> bool:
+        """Whether it is exported as a `Scan`."""
+        return self.kind == "lstm-projected" or (self.kind == "rnn" and self.num_directions == 1)
+
     def forward(self, inputs: Tensor, lengths: Tensor | None, *states: Tensor) -> tuple[Tensor, ...]:
         """Runs the layer over a ragged batch.
 
@@ -115,11 +121,7 @@ class RecurrentLayer(nn.Module):
         own last step, [D, B, size] each.
         """
         if torch.onnx.is_in_onnx_export():
-            return (
-                self._scan(inputs, lengths, states)
-                if self.kind == "lstm-projected"
-                else self._emit(inputs, lengths, states)
-            )
+            return self._scan(inputs, lengths, states) if self.is_scanned else self._emit(inputs, lengths, states)
         if self.cells:
             return self._unroll(inputs, lengths, states)
         carried = states if len(states) > 1 else states[0]
@@ -133,7 +135,7 @@ class RecurrentLayer(nn.Module):
 
     def prepare_for_export(self) -> None:
         """Registers the weights in ONNX's layout: gates i, o, f, c or z, r, h, and peepholes i, o, f."""
-        if self.kind == "lstm-projected":
+        if self.is_scanned:
             return  # its own weights are used as they are
         directions = [self.cell(direction) for direction in range(self.num_directions)]
         laid_out = [_onnx_layout(cell) for cell in directions]
@@ -196,25 +198,31 @@ class RecurrentLayer(nn.Module):
         return (outputs.transpose(1, 2).reshape(steps, rows, directions * size), *finals)
 
     def _scan(self, inputs: Tensor, lengths: Tensor | None, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """A projected layer's steps: the products of all inputs at once, then those of the state step by step."""
-        weight_x, weight_h, bias_x, bias_h, projection = (
-            getattr(self.rnn, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+        """The steps of a projected layer, or of a vanilla one: the products of all inputs at once, then those of the
+        state step by step."""
+        weight_x, weight_h, bias_x, bias_h = (
+            getattr(self.rnn, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
-        of_inputs = inputs @ weight_x.T + (bias_x + bias_h)  # [T, B, 4H]
+        of_inputs = inputs @ weight_x.T + (bias_x + bias_h)  # [T, B, 4H] or [T, B, H]
         steps = torch.arange(inputs.shape[0])[:, None]
         real = steps >= 0 if lengths is None else steps < lengths[None, :]
         real = real.expand(inputs.shape[0], inputs.shape[1]).unsqueeze(-1)  # [T, B, 1]
+        is_relu, projection = self.nonlinearity == "relu", getattr(self.rnn, "weight_hr_l0", None)
 
-        def step(carried: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], Tensor]:
-            (hidden, cell), (of_input, is_real) = carried, given
-            admit, forget, candidate, show = (of_input + hidden @ weight_h.T).chunk(4, dim=1)
-            kept = torch.sigmoid(forget) * cell + torch.sigmoid(admit) * torch.tanh(candidate)
-            shown = (torch.sigmoid(show) * torch.tanh(kept)) @ projection.T
-            output = torch.where(is_real, shown, torch.zeros((), dtype=shown.dtype))
-            return (torch.where(is_real, shown, hidden), torch.where(is_real, kept, cell)), output
+        def step(carried: tuple[Tensor, ...], given: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
+            of_input, is_real = given
+            gates = of_input + carried[0] @ weight_h.T
+            if projection is None:
+                following: tuple[Tensor, ...] = (torch.relu(gates) if is_relu else torch.tanh(gates),)
+            else:
+                admit, forget, candidate, show = gates.chunk(4, dim=1)
+                kept = torch.sigmoid(forget) * carried[1] + torch.sigmoid(admit) * torch.tanh(candidate)
+                following = ((torch.sigmoid(show) * torch.tanh(kept)) @ projection.T, kept)
+            output = torch.where(is_real, following[0], torch.zeros((), dtype=inputs.dtype))
+            return tuple(torch.where(is_real, new, old) for new, old in zip(following, carried, strict=True)), output
 
-        (hidden, cell), outputs = scan(step, (states[0].squeeze(0), states[1].squeeze(0)), (of_inputs, real))
-        return outputs, hidden.unsqueeze(0), cell.unsqueeze(0)
+        finals, outputs = scan(step, tuple(state.squeeze(0) for state in states), (of_inputs, real))
+        return (outputs, *(final.unsqueeze(0) for final in finals))
 
 
 def unroll(

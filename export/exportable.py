@@ -1,0 +1,161 @@
+"""Modules of others made ready: their `nn.RNN`, `nn.LSTM` and `nn.GRU` become layers that export as one operator each.
+
+PyTorch's modules know no lengths, so a chunk of a ragged batch would run on into its padding. The layers that take
+their place are told the lengths from outside: `WithLengths` notes them when it is called, and they look there. Weights,
+layers, directions, `batch_first` and a bias that is off are as they were; dropout is none, as in evaluation.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from export.errors import ExportError
+from models.recurrent import CellKind, RecurrentLayer
+
+
+class Lengths:
+    """The lengths of the rows that are run now. Of one thread."""
+
+    def __init__(self) -> None:
+        self.now: Tensor | None = None
+
+
+class WithLengths(nn.Module):
+    """A module called as `module(inputs, *carried)`, made one that is called as `(inputs, lengths, *carried)`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._lengths = Lengths()
+        self.module = _replaced(copy.deepcopy(module), self._lengths)
+
+    def forward(self, inputs: Tensor, lengths: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+        """inputs: [B, T] or [B, T, F]; lengths: [B]. Returns what the module does."""
+        self._lengths.now = lengths
+        try:
+            return _as_tuple(self.module(inputs, *carried))
+        finally:
+            self._lengths.now = None
+
+
+class RowByRow(nn.Module):
+    """What a module says of each row alone, without padding: what its exported graph is held to.
+
+    batch_axes: of each argument after the first, and of each result, the axis that counts rows; time_axes: of each
+    result, the axis that is as long as the first argument's second, or None.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        carried_axes: Sequence[int],
+        result_axes: Sequence[int],
+        time_axes: Sequence[int | None],
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self._carried_axes = carried_axes
+        self._result_axes = result_axes
+        self._time_axes = time_axes
+
+    def forward(self, inputs: Tensor, lengths: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+        """As `WithLengths.forward`; zero past a row's length."""
+        rows = []
+        for row, length in enumerate(lengths.tolist()):
+            given = [tensor.narrow(axis, row, 1) for tensor, axis in zip(carried, self._carried_axes, strict=True)]
+            results = _as_tuple(self.module(inputs[row : row + 1, :length], *given))
+            if len(results) != len(self._result_axes):
+                raise ExportError(
+                    f"{type(self.module).__name__} returns {len(results)} tensors, and {len(self._result_axes)} are"
+                    " expected: the outputs, then every next state"
+                )
+            rows.append(
+                [
+                    result if axis is None else _padded(result, axis, inputs.shape[1])
+                    for result, axis in zip(results, self._time_axes, strict=True)
+                ]
+            )
+        columns = zip(*rows, strict=True)
+        return tuple(torch.cat(column, dim=axis) for column, axis in zip(columns, self._result_axes, strict=True))
+
+
+class _Layers(nn.Module):
+    """Takes the place of one `nn.RNNBase`."""
+
+    def __init__(self, rnn: nn.RNNBase, lengths: Lengths) -> None:
+        super().__init__()
+        self._lengths = lengths
+        self._batch_first = rnn.batch_first
+        self._num_directions = 2 if rnn.bidirectional else 1
+        self._is_lstm = isinstance(rnn, nn.LSTM)
+        self.layers = nn.ModuleList(_layer(rnn, index) for index in range(rnn.num_layers))
+
+    def forward(
+        self, inputs: Tensor, carried: Tensor | tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, ...]]:
+        """As the module's own."""
+        outputs = inputs.transpose(0, 1) if self._batch_first else inputs  # [T, B, I]
+        states = self._zeros(outputs) if carried is None else _as_tuple(carried)
+        finals: list[tuple[Tensor, ...]] = []
+        for index, layer in enumerate(self.layers):
+            of_layer = [state.narrow(0, index * self._num_directions, self._num_directions) for state in states]
+            outputs, *final = layer(outputs, self._lengths.now, *of_layer)
+            finals.append(tuple(final))
+        joined = tuple(torch.cat(tensors) for tensors in zip(*finals, strict=True))
+        shown = outputs.transpose(0, 1) if self._batch_first else outputs
+        return shown, joined if self._is_lstm else joined[0]
+
+    def _zeros(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The states of the first layer's kind, for all of them."""
+        first = self.layers[0]
+        assert isinstance(first, RecurrentLayer)  # noqa: S101  # made above
+        count = len(self.layers) * self._num_directions
+        return tuple(inputs.new_zeros(count, inputs.shape[1], size) for size in first.state_sizes)
+
+
+def _layer(rnn: nn.RNNBase, index: int) -> RecurrentLayer:
+    """A layer with the weights of one of a module's. Raises ExportError for one that there is no operator for."""
+    kind: CellKind = "gru" if isinstance(rnn, nn.GRU) else "rnn"
+    if isinstance(rnn, nn.LSTM):
+        kind = "lstm-projected" if rnn.proj_size else "lstm"
+    output_size = rnn.proj_size or rnn.hidden_size
+    input_size = rnn.input_size if index == 0 else output_size * (2 if rnn.bidirectional else 1)
+    try:
+        layer = RecurrentLayer(
+            kind,
+            input_size,
+            rnn.hidden_size,
+            projection_size=rnn.proj_size,
+            bidirectional=rnn.bidirectional,
+            nonlinearity="relu" if getattr(rnn, "nonlinearity", "tanh") == "relu" else "tanh",
+        )
+    except ValueError as error:
+        raise ExportError(f"{type(rnn).__name__}: {error}") from error
+    found = rnn.state_dict()
+    with torch.no_grad():
+        for name, parameter in layer.rnn.named_parameters():
+            given = found.get(name.replace("_l0", f"_l{index}"))
+            parameter.copy_(torch.zeros_like(parameter) if given is None else given)  # a bias that is off
+    return layer
+
+
+def _replaced(module: nn.Module, lengths: Lengths) -> nn.Module:
+    if isinstance(module, nn.RNNBase):
+        return _Layers(module, lengths)
+    for name, child in module.named_children():
+        setattr(module, name, _replaced(child, lengths))
+    return module
+
+
+def _padded(tensor: Tensor, axis: int, size: int) -> Tensor:
+    missing = list(tensor.shape)
+    missing[axis] = size - tensor.shape[axis]
+    return torch.cat([tensor, tensor.new_zeros(missing)], dim=axis)
+
+
+def _as_tuple(value: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (value,) if isinstance(value, Tensor) else tuple(value)

@@ -1,0 +1,215 @@
+"""A module of anybody's, described well enough to be exported: `python -m export torch MODULE:FACTORY`.
+
+The factory is a function without arguments that returns a `TorchModel`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Unpack
+
+from torch import nn
+
+from export.bundle import BundleOptions, Contents, Vocabularies, write_bundle
+from export.errors import ExportError
+from export.exportable import RowByRow, WithLengths
+from export.heads import NEXT_TOKEN, TOP_K
+from export.interface import Interface
+from export.vocabulary import Vocabulary
+from service.repository.manifest import (
+    Axis,
+    ContextSpec,
+    EncoderSpec,
+    SpecialTokens,
+    StateSpec,
+    StepSpec,
+    TensorSpec,
+)
+
+Shape = Sequence[int | Literal["batch", "source"]]
+
+
+@dataclass(frozen=True, slots=True)
+class TorchModel:
+    """What is to be known of a module that advances state by steps.
+
+    module: called as `module(inputs, *states, *contexts)`, it returns the outputs and then every next state, as a
+    tuple. inputs: [B, T] int64 tokens, or [B, T, feature_size] floats; outputs: [B, T, N]. It must treat steps as
+    steps: what a step gives depends on the states and on the steps before it in `inputs`, and on nothing else.
+    `nn.RNN`, `nn.LSTM` and `nn.GRU` inside it are exported as ONNX's own operators; everything else as PyTorch exports
+    it. It is put into evaluation mode.
+
+    states: the shape of each, by name and in order, with "batch" where rows are counted, such as {"hidden": (1,
+    "batch", 64)}. They begin at zero, or as the encoder says.
+
+    What it reads: `vocabulary`, or `feature_size` numbers a step. What it gives: logits over `tags`, or over
+    `vocabulary` when there are no tags, or `value_size` numbers. feeds_back: whether those numbers are what the next
+    step reads, so that it can go on by itself.
+
+    encoder: called as `encoder(source)`, it returns every context and then every state's first value. source: [B, S]
+    tokens of `source_vocabulary`, 0 where padded, or [B, S, source_feature_size]. contexts: the shape of each, by name,
+    beginning with "batch", "source"; zero where padded. max_source_length: in steps. start: "last_of_source" has the
+    source's last vector run before a session's first step.
+    """
+
+    module: nn.Module
+    states: Mapping[str, Shape]
+    description: str = "A module of our own"
+    vocabulary: Vocabulary | None = None
+    tags: Vocabulary | None = None
+    feature_size: int = 0
+    value_size: int = 0
+    feeds_back: bool = False
+    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    encoder: nn.Module | None = None
+    source_vocabulary: Vocabulary | None = None
+    source_feature_size: int = 0
+    contexts: Mapping[str, Shape] = field(default_factory=dict)
+    max_source_length: int = 1024
+    start: Literal["last_of_source"] | None = None
+    evaluation: Mapping[str, object] = field(default_factory=dict)
+
+
+def load_factory(place: str) -> TorchModel:
+    """Calls the factory that `MODULE:FACTORY` names; modules of the present folder are found. Raises ExportError."""
+    module_name, _, name = place.partition(":")
+    if not module_name or not name:
+        raise ExportError(f"{place!r} must be MODULE:FACTORY, such as my_models:make")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise ExportError(f"{place} cannot be found: {error}") from error
+    finally:
+        sys.path.pop(0)
+    model = factory()
+    if not isinstance(model, TorchModel):
+        raise ExportError(f"{place} returned a {type(model).__name__}: it must return an export.torch_model.TorchModel")
+    return model
+
+
+def write_module(model: TorchModel, **options: Unpack[BundleOptions]) -> Path:
+    """Writes the bundle of a module of anybody's and returns its folder: see `export.bundle.write_seq2seq`. The graphs
+    are held to the module itself, run row by row."""
+    interface = _interface(model)
+    module = model.module.cpu().float().eval()
+    state_axes = [state.input.shape.index("batch") for state in interface.states]
+    context_axes = [0] * len(interface.contexts)
+    reference = RowByRow(
+        module,
+        carried_axes=[*state_axes, *context_axes],
+        result_axes=[0, *state_axes],
+        time_axes=[1, *(None for _ in state_axes)],
+    )
+    encoder = encoder_reference = None
+    if model.encoder is not None:
+        encoder_module = model.encoder.cpu().float().eval()
+        encoder = WithLengths(encoder_module).eval()
+        encoder_reference = RowByRow(
+            encoder_module,
+            carried_axes=[],
+            result_axes=[*context_axes, *state_axes],
+            time_axes=[*(1 for _ in context_axes), *(None for _ in state_axes)],
+        ).eval()
+    contents = Contents(
+        interface=interface,
+        step=WithLengths(module).eval(),
+        encoder=encoder,
+        vocabularies=_vocabularies(model),
+        special_tokens=model.special_tokens,
+        reference=reference.eval(),
+        encoder_reference=encoder_reference,
+    )
+    return write_bundle(contents, **options)
+
+
+def _vocabularies(model: TorchModel) -> Vocabularies:
+    """By what the bundle calls them: an input vocabulary is one that differs from the target's."""
+    if model.tags is not None:
+        return Vocabularies(source=model.source_vocabulary, input=model.vocabulary, target=model.tags)
+    if model.value_size:
+        return Vocabularies(source=model.source_vocabulary, input=model.vocabulary)
+    return Vocabularies(source=model.source_vocabulary, target=model.vocabulary)
+
+
+def _interface(model: TorchModel) -> Interface:
+    _check(model)
+    given = model.tags or model.vocabulary
+    tokens = TensorSpec(name="tokens", dtype="int64", shape=("batch", "time"))
+    features = TensorSpec(name="features", dtype="float32", shape=("batch", "time", max(1, model.feature_size)))
+    lengths = TensorSpec(name="lengths", dtype="int64", shape=("batch",))
+    if model.value_size:
+        output = TensorSpec(name="values", dtype="float32", shape=("batch", "time", model.value_size))
+    else:
+        output = TensorSpec(
+            name="logits", dtype="float32", shape=("batch", "time", 0 if given is None else len(given.tokens))
+        )
+    return Interface(
+        step=StepSpec(
+            file="step.onnx",
+            tokens=tokens if model.vocabulary is not None else None,
+            features=features if model.feature_size else None,
+            lengths=lengths,
+            logits=None if model.value_size else output,
+            values=output if model.value_size else None,
+            feeds_back=model.feeds_back,
+            next_token=None if model.value_size else NEXT_TOKEN,
+            top_k=None if model.value_size else TOP_K,
+        ),
+        states=tuple(
+            StateSpec(
+                name=name,
+                input=TensorSpec(name=name, dtype="float32", shape=_axes(shape)),
+                output=f"next_{name}",
+                initial=None if model.encoder is None else name,
+            )
+            for name, shape in model.states.items()
+        ),
+        encoder=None if model.encoder is None else _encoder_spec(model),
+        contexts=tuple(
+            ContextSpec(
+                name=name,
+                input=TensorSpec(name=name, dtype="bool" if len(shape) == 2 else "float32", shape=_axes(shape)),
+                output=name,
+            )
+            for name, shape in model.contexts.items()
+        ),
+        source_vocabulary_size=None if model.source_vocabulary is None else len(model.source_vocabulary.tokens),
+        step_vocabulary_size=None if model.vocabulary is None else len(model.vocabulary.tokens),
+        start=model.start,
+    )
+
+
+def _encoder_spec(model: TorchModel) -> EncoderSpec:
+    source = TensorSpec(name="source", dtype="int64", shape=("batch", "source"))
+    if model.source_feature_size:
+        source = TensorSpec(name="source", dtype="float32", shape=("batch", "source", model.source_feature_size))
+    return EncoderSpec(
+        file="encoder.onnx",
+        source=source,
+        lengths=TensorSpec(name="source_lengths", dtype="int64", shape=("batch",)),
+        max_source_length=model.max_source_length,
+    )
+
+
+def _check(model: TorchModel) -> None:
+    """Raises ExportError for a description that contradicts itself."""
+    if (model.vocabulary is None) == (model.feature_size == 0):
+        raise ExportError("a TorchModel reads tokens or features: give it a vocabulary or a feature_size")
+    if model.value_size and model.tags is not None:
+        raise ExportError("a TorchModel gives logits or values: give it tags or a value_size, not both")
+    if not model.value_size and model.tags is None and model.vocabulary is None:
+        raise ExportError("a TorchModel that reads features gives values, or logits over tags: give it one of them")
+    if not model.states:
+        raise ExportError("a TorchModel has state: give the shape of each by name, such as hidden=(1, 'batch', 64)")
+    is_read = model.source_vocabulary is not None or model.source_feature_size > 0
+    if (model.encoder is None) == is_read:
+        raise ExportError("an encoder goes with a source_vocabulary or a source_feature_size")
+
+
+def _axes(shape: Shape) -> tuple[Axis | int, ...]:
+    return tuple(shape)
