@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from export.errors import ExportError
+from export.onnx_arguments import ONNX_EPILOG, ONNX_HELP, add_onnx_arguments
 from service.repository.manifest import FILE_NAME, Manifest, Parity
 
 if TYPE_CHECKING:
@@ -108,6 +109,12 @@ def _export_torch(parsed: argparse.Namespace) -> Path:
     )
 
 
+def _export_onnx(parsed: argparse.Namespace) -> Path:
+    from export import onnx_command  # noqa: PLC0415  # likewise
+
+    return onnx_command.run(parsed)
+
+
 def _options(parsed: argparse.Namespace, name: str, description: str) -> BundleOptions:
     """What a recipe's command says of its bundle."""
     evaluation = json.loads((parsed.checkpoint.parent / "evaluation.json").read_bytes())
@@ -127,6 +134,7 @@ _EXPORTS: dict[str, Callable[[argparse.Namespace], Path]] = {
     "stress": _export_stress,
     "co2": _export_co2,
     "torch": _export_torch,
+    "onnx": _export_onnx,
     "random-lm": _export_random_lm,
 }
 _RECIPES = {
@@ -159,6 +167,11 @@ def _parser() -> argparse.ArgumentParser:
         "factory", metavar="MODULE:FACTORY", help="a function without arguments that returns a TorchModel"
     )
     _add_place(torch_model)
+    onnx_file = recipes.add_parser(
+        "onnx", help="an ONNX file that somebody else exported", description=ONNX_HELP, epilog=ONNX_EPILOG
+    )
+    add_onnx_arguments(onnx_file)
+    _add_place(onnx_file)
     random_lm = recipes.add_parser("random-lm", help="a language model of random weights, to measure with")
     random_lm.add_argument("--name", required=True, help="the model's name")
     random_lm.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")

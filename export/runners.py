@@ -78,8 +78,26 @@ class OnnxRunner:
         feeds |= {tensor.name: array for tensor, array in zip(interface.carried_inputs, carried, strict=True)}
         if interface.step.top_k is not None:
             feeds[interface.step.top_k.k.name] = np.array([PROVEN_K], np.int64)
-        found: list[Array] = self.step_session.run(outputs, feeds)
-        return found
+        constants = {one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in interface.step.constants}
+        if interface.step.max_rows is None:
+            found: list[Array] = self.step_session.run(outputs, feeds | constants)
+            return found
+        return self._step_rows(outputs, feeds, constants)
+
+    def _step_rows(self, outputs: list[str], feeds: dict[str, Array], constants: dict[str, Array]) -> list[Array]:
+        """As serving runs a graph that takes one row: row by row."""
+        interface = self._interface
+        axes = {state.input.name: state.input.shape.index("batch") for state in interface.states}
+        along = {state.output: axes[state.input.name] for state in interface.states}
+        rows = range(len(feeds[interface.step.input.name]))
+        told = [
+            self.step_session.run(
+                outputs, {name: array.take([row], axis=axes.get(name, 0)) for name, array in feeds.items()} | constants
+            )
+            for row in rows
+        ]
+        columns = zip(*told, strict=True)
+        return [np.concatenate(column, along.get(name, 0)) for name, column in zip(outputs, columns, strict=True)]
 
     def read_out(self, carried: Sequence[Array]) -> Array | None:
         """See `Runner`."""

@@ -178,7 +178,8 @@ def _pad(sequences: Sequence[Array], width: int | None = None) -> tuple[Array, I
 
 
 def _zeros(tensor: TensorSpec, num_rows: int, float_dtype: type[np.floating]) -> Array:
-    return np.zeros([num_rows if axis == "batch" else int(axis) for axis in tensor.shape], float_dtype)
+    dtype = float_dtype if tensor.dtype == "float32" else np.dtype(tensor.dtype)
+    return np.zeros([num_rows if axis == "batch" else int(axis) for axis in tensor.shape], dtype)
 
 
 def _batch_axis(tensor: TensorSpec) -> int:

@@ -1,0 +1,84 @@
+"""The flags of `python -m export onnx`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+ONNX_HELP = """An ONNX file that somebody else exported: a graph that takes one step and gives the state after it.
+States are found by pairs of one shape and of kindred names, such as h0 and hn; what cannot be found is told."""
+ONNX_EPILOG = """For example: python -m export onnx vad.onnx --name vad --to my_repository --state state=stateN
+--constant sr=16000 --axis samples=512"""
+
+
+def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds them."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="the .onnx file")
+    parser.add_argument(
+        "--state", type=_pair, action="append", default=[], metavar="IN=OUT", help="a state's input and its output"
+    )
+    parser.add_argument(
+        "--constant",
+        type=_numbers,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE[,VALUE...]",
+        help="an input that is the same in every step, such as a sampling rate",
+    )
+    parser.add_argument("--input", metavar="NAME", help="the input that a step reads, when there are more")
+    parser.add_argument("--output", metavar="NAME", help="the output that a step gives, when there are more")
+    parser.add_argument(
+        "--axis",
+        type=_size,
+        action="append",
+        default=[],
+        metavar="AXIS=SIZE",
+        help="the length of an axis without one",
+    )
+    parser.add_argument(
+        "--batch-axis",
+        type=_place,
+        action="append",
+        default=[],
+        metavar="NAME=PLACE",
+        help="which axis of a tensor counts rows, from 0",
+    )
+    parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="the tokens that it reads, one a line")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="what it gives logits over, one a line")
+    parser.add_argument(
+        "--tokenizer", choices=["characters", "whitespace"], default="whitespace", help="how text becomes tokens"
+    )
+    parser.add_argument("--bos", type=int, metavar="ID", help="the start token (default: none)")
+    parser.add_argument("--eos", type=int, metavar="ID", help="the end token (default: none)")
+    parser.add_argument(
+        "--feeds-back", action="store_true", help="its values are what the next step reads: it can go on by itself"
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE")
+    return name, value
+
+
+def _numbers(text: str) -> tuple[str, list[float]]:
+    name, value = _pair(text)
+    try:
+        return name, [float(part) for part in value.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} must be numbers, separated by commas") from None
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, value = _pair(text)
+    if not (value.isascii() and value.isdecimal() and int(value) >= 1):
+        raise argparse.ArgumentTypeError(f"{value!r} must be a whole number, 1 or more")
+    return name, int(value)
+
+
+def _place(text: str) -> tuple[str, int]:
+    name, value = _pair(text)
+    if not (value.isascii() and value.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{value!r} must be a whole number, 0 or more")
+    return name, int(value)

@@ -1,0 +1,64 @@
+"""`python -m export onnx`: its flags to what `onnx_model` wants, and what was found to people."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Literal
+
+from export.onnx_file import Hints, Reading
+from export.onnx_model import Described, write_onnx
+from export.vocabulary import Vocabulary
+from service.repository.manifest import SpecialTokens
+
+
+def run(parsed: argparse.Namespace) -> Path:
+    """Writes the bundle and returns its folder. Raises as `onnx_model.write_onnx` does."""
+    hints = Hints(
+        states=dict(parsed.state),
+        constants=dict(parsed.constant),
+        axes=dict(parsed.axis),
+        batch_axes=dict(parsed.batch_axis),
+        input=parsed.input,
+        output=parsed.output,
+    )
+    described = Described(
+        vocabulary=_vocabulary(parsed.vocabulary, parsed.tokenizer),
+        labels=_vocabulary(parsed.labels, "whitespace"),
+        feeds_back=parsed.feeds_back,
+        special_tokens=SpecialTokens(bos_id=parsed.bos, eos_id=parsed.eos),
+    )
+    print(f"reading {parsed.file} and running it ...", flush=True)
+    written = write_onnx(
+        parsed.file,
+        hints,
+        described,
+        to=parsed.to,
+        name=parsed.name,
+        version=parsed.version,
+        description=parsed.description or f"Made from {parsed.file.name}",
+        evaluation={},
+        max_tokens=parsed.max_tokens,
+        max_bytes=parsed.max_bytes,
+        replace=parsed.replace,
+    )
+    _report(written.reading, written.notes)
+    return written.folder
+
+
+def _report(reading: Reading, notes: object) -> None:
+    print(f"a step reads   {reading.input}, as {list(reading.input_shape)} of each row")
+    print(f"a step gives   {reading.output}")
+    for state in reading.states:
+        print(f"state          {state.input} -> {state.output}, rows counted by axis {state.batch_axis}")
+    for name, (tensor, values) in reading.constants.items():
+        print(f"constant       {name} {tensor.dtype} = {', '.join(f'{value:g}' for value in values)}")
+    for note in notes if isinstance(notes, list | tuple) else ():
+        print(f"note           {note}")
+
+
+def _vocabulary(path: Path | None, tokenizer: Literal["characters", "whitespace"]) -> Vocabulary | None:
+    if path is None:
+        return None
+    names = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return Vocabulary(tuple(names), tokenizer)
