@@ -41,14 +41,14 @@ def tensor_message(features: Features, field: str) -> pb.Tensor:
     """A tensor [steps, features] of 32-bit floats. Raises InvalidArgumentError for what has another form."""
     if hasattr(features, "shape"):
         return _of_array(features, field)
-    rows = [list(row) if isinstance(row, Sequence) else None for row in features]
-    if any(row is None or len(row) != len(rows[0] or ()) for row in rows):
-        raise _malformed(field, "rows of one length")
     try:
-        numbers = array("f", (number for row in rows for number in row or ()))
+        rows = [array("f", row) for row in features]
     except TypeError:
-        raise _malformed(field, "numbers") from None
-    return pb.Tensor(shape=[len(rows), len(rows[0] or ()) if rows else 0], data=_little_endian(numbers))
+        raise _malformed(field, "rows of numbers") from None
+    width = len(rows[0]) if rows else 0
+    if any(len(row) != width for row in rows):
+        raise _malformed(field, "rows of one length")
+    return pb.Tensor(shape=[len(rows), width], data=b"".join(map(_little_endian, rows)))
 
 
 def vectors(message: pb.Tensor) -> list[Vector]:

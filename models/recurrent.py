@@ -3,8 +3,7 @@
 In PyTorch a layer calls the fused kernel of its cell, or where there is none unrolls the cell itself. Inside
 `torch.onnx.export` it emits ONNX's own `GRU` or `LSTM` operator, with explicit initial and final state and
 `sequence_lens`, so that a row's bits do not depend on its batch, its chunk or padding. The operator has no projection,
-and ONNX Runtime's `RNN` gives a chunk other bits than its steps: those layers become a `Scan`, which does not. Only a
-bi-directional vanilla layer, which an encoder runs over a whole source, is the operator.
+and the bits of ONNX Runtime's `RNN` depend on batch and chunk: those layers become a `Scan`, whose do not.
 
 Shapes: `B` batch, `T` time, `I` input size, `H` hidden size, `D` directions, `O` output size (H, or P when projected).
 """
@@ -43,13 +42,11 @@ _UNROLLED: dict[CellKind, type[LSTM1997Cell | PeepholeLSTMCell | CoupledLSTMCell
     "lstm-coupled": CoupledLSTMCell,
 }
 """The cells for which PyTorch has no kernel."""
-_OPERATORS: dict[CellKind, str] = {"rnn": "RNN", "gru": "GRU"}
-"""Of cells other than the LSTM's."""
 
 
 def state_names(kind: CellKind) -> tuple[str, ...]:
     """What a layer of such cells carries from step to step."""
-    return ("hidden",) if kind in _OPERATORS else ("hidden", "cell")
+    return ("hidden",) if kind in ("rnn", "gru") else ("hidden", "cell")
 
 
 class RecurrentLayer(nn.Module):
@@ -77,8 +74,6 @@ class RecurrentLayer(nn.Module):
         super().__init__()
         if (kind == "lstm-projected") != (projection_size > 0):
             raise ValueError("projection_size goes with lstm-projected, which needs it")
-        if projection_size and bidirectional:
-            raise ValueError("a projected layer has one direction: ONNX has no operator for it, and Scan no lengths")
         self.kind = kind
         self.hidden_size = hidden_size
         self.num_directions = 2 if bidirectional else 1
@@ -111,7 +106,7 @@ class RecurrentLayer(nn.Module):
     @property
     def is_scanned(self) -> bool:
         """Whether it is exported as a `Scan`."""
-        return self.kind == "lstm-projected" or (self.kind == "rnn" and self.num_directions == 1)
+        return self.kind in ("lstm-projected", "rnn")
 
     def forward(self, inputs: Tensor, lengths: Tensor | None, *states: Tensor) -> tuple[Tensor, ...]:
         """Runs the layer over a ragged batch.
@@ -182,11 +177,9 @@ class RecurrentLayer(nn.Module):
             attributes["input_forget"] = 1
         elif self.kind == "gru":
             attributes["linear_before_reset"] = 1
-        elif self.nonlinearity == "relu":
-            attributes["activations"] = ["Relu"] * directions
         shapes = ((steps, directions, rows, size), *((directions, rows, size) for _ in states))
         outputs, *finals = torch.onnx.ops.symbolic_multi_out(
-            _OPERATORS.get(self.kind, "LSTM"),
+            "GRU" if self.kind == "gru" else "LSTM",
             given,
             attributes,
             dtypes=(inputs.dtype,) * len(shapes),
@@ -198,16 +191,30 @@ class RecurrentLayer(nn.Module):
         return (outputs.transpose(1, 2).reshape(steps, rows, directions * size), *finals)
 
     def _scan(self, inputs: Tensor, lengths: Tensor | None, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The steps of a projected layer, or of a vanilla one: the products of all inputs at once, then those of the
-        state step by step."""
-        weight_x, weight_h, bias_x, bias_h = (
-            getattr(self.rnn, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        )
-        of_inputs = inputs @ weight_x.T + (bias_x + bias_h)  # [T, B, 4H] or [T, B, H]
+        """The steps of a projected layer, or of a vanilla one."""
         steps = torch.arange(inputs.shape[0])[:, None]
         real = steps >= 0 if lengths is None else steps < lengths[None, :]
         real = real.expand(inputs.shape[0], inputs.shape[1]).unsqueeze(-1)  # [T, B, 1]
-        is_relu, projection = self.nonlinearity == "relu", getattr(self.rnn, "weight_hr_l0", None)
+        directions = [
+            self._scan_direction(inputs, real, tuple(state[direction] for state in states), direction)
+            for direction in range(self.num_directions)
+        ]
+        outputs, *finals = zip(*directions, strict=True)
+        shown = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        return (shown, *(torch.stack(final) for final in finals))
+
+    def _scan_direction(
+        self, inputs: Tensor, real: Tensor, states: tuple[Tensor, ...], direction: int
+    ) -> tuple[Tensor, ...]:
+        """One direction: the products of all inputs at once, then those of the state step by step; where a row is not
+        real its state stays, so that the way back begins at each row's own end. states: [B, size] each."""
+        suffix = "_l0" + "_reverse" * direction
+        weight_x, weight_h, bias_x, bias_h = (
+            getattr(self.rnn, name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        projection = getattr(self.rnn, f"weight_hr{suffix}", None)
+        of_inputs = inputs @ weight_x.T + (bias_x + bias_h)  # [T, B, 4H] or [T, B, H]
+        is_relu = self.nonlinearity == "relu"
 
         def step(carried: tuple[Tensor, ...], given: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, ...], Tensor]:
             of_input, is_real = given
@@ -221,8 +228,8 @@ class RecurrentLayer(nn.Module):
             output = torch.where(is_real, following[0], torch.zeros((), dtype=inputs.dtype))
             return tuple(torch.where(is_real, new, old) for new, old in zip(following, carried, strict=True)), output
 
-        finals, outputs = scan(step, tuple(state.squeeze(0) for state in states), (of_inputs, real))
-        return (outputs, *(final.unsqueeze(0) for final in finals))
+        finals, outputs = scan(step, states, (of_inputs, real), reverse=direction == 1)
+        return (outputs, *finals)
 
 
 def unroll(
@@ -301,7 +308,7 @@ def _onnx_layout(cell: Cell) -> Iterator[Tensor]:
         biases = [gate.bias for gate in gates] + [cell.candidate_of_input.bias]
         more = [zeros, zeros, cell.candidate_of_hidden.bias]
     else:
-        order = [cell.joined] if isinstance(cell, RNNCell) else _lstm_order(cell)
+        order = _lstm_order(cell)
         weights = [gate.weight[:, : cell.input_size] for gate in order]
         recurrences = [gate.weight[:, cell.input_size :] for gate in order]
         biases = [gate.bias for gate in order]

@@ -1,4 +1,4 @@
-"""The cell written out gate by gate is PyTorch's LSTM."""
+"""Every cell written out gate by gate is its equations, and PyTorch's kernel where there is one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import pytest
 
 pytest.importorskip("torch")
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from models.recurrent import cell_of
+from models.recurrent import CELL_KINDS, CellKind, RecurrentLayer, cell_of, state_names, unroll
+from tests.models import numpy_cells
 
-B, T, X, H = 3, 7, 5, 8  # X: input size
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
+B, T, X, H, P = 3, 7, 5, 8, 4  # X: input size
+LENGTHS = torch.tensor([7, 1, 4])
 
 
 @pytest.fixture(autouse=True)
@@ -19,42 +24,111 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def test_an_unrolled_cell_answers_what_nn_lstm_answers() -> None:
-    """Step by step, from any state, the outputs and the last state are those of the fused kernel."""
-    lstm = nn.LSTM(X, H)
-    cell_module = cell_of(lstm)
-    inputs, hidden, cell = torch.randn(T, B, X), torch.randn(B, H), torch.randn(B, H)
-    expected, (last_hidden, last_cell) = lstm(inputs, (hidden.unsqueeze(0), cell.unsqueeze(0)))
-    for step, output in zip(inputs, expected, strict=True):
-        hidden, cell = cell_module(step, hidden, cell)
-        torch.testing.assert_close(hidden, output)
-    torch.testing.assert_close(hidden, last_hidden[0])
-    torch.testing.assert_close(cell, last_cell[0])
+def layer_of(kind: CellKind, *, bidirectional: bool = False) -> RecurrentLayer:
+    return RecurrentLayer(kind, X, H, projection_size=P if kind == "lstm-projected" else 0, bidirectional=bidirectional)
 
 
-def test_cell_of_takes_any_layer_of_a_stack() -> None:
-    """Layer 1's cell, fed layer 0's outputs, gives the stack's outputs."""
-    lstm = nn.LSTM(X, H, num_layers=2)
-    cells = [cell_of(lstm, layer) for layer in range(2)]
+def states_of(layer: RecurrentLayer, num_rows: int = B) -> tuple[Tensor, ...]:
+    return tuple(torch.randn(layer.num_directions, num_rows, size) for size in layer.state_sizes)
+
+
+@pytest.mark.parametrize("kind", CELL_KINDS)
+def test_a_cell_is_its_equations(kind: CellKind) -> None:
+    """Every gate and every state, from any state, is what plain NumPy makes of the paper's formulas."""
+    layer = layer_of(kind)
+    cell = layer.cell()
+    assert cell.state_names == state_names(kind)
+    assert cell.state_sizes == layer.state_sizes
+    inputs, states = torch.randn(B, X), [state[0] for state in states_of(layer)]
+    with torch.no_grad():
+        found = cell.gates(inputs, *states)
+        following = cell(inputs, *states)
+    expected = numpy_cells.gates(cell, inputs.double().numpy(), *(state.double().numpy() for state in states))
+    for name, tensor in found.items():
+        np.testing.assert_allclose(tensor.numpy(), expected[name], atol=1e-6)
+    for name, tensor in zip(cell.state_names, following, strict=True):
+        assert torch.equal(tensor, found[name])
+
+
+@pytest.mark.parametrize("kind", ["rnn", "gru", "lstm", "lstm-projected"])
+def test_an_unrolled_cell_answers_what_the_kernel_answers(kind: CellKind) -> None:
+    """Step by step, from any state, outputs and last states are PyTorch's."""
+    layer = layer_of(kind)
+    inputs, states = torch.randn(T, B, X), states_of(layer)
+    with torch.no_grad():
+        expected, *last = layer(inputs, None, *states)
+        found, finals = unroll(layer.cell(), inputs, None, [state[0] for state in states])
+    torch.testing.assert_close(found, expected)
+    for final, state in zip(finals, last, strict=True):
+        torch.testing.assert_close(final, state[0])
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_cell_of_takes_any_layer_and_direction_of_a_module(nonlinearity: str, bias: bool) -> None:
+    """Layer 1 of a bi-directional RNN, with its biases or without."""
+    rnn = nn.RNN(X, H, num_layers=2, bidirectional=True, nonlinearity=nonlinearity, bias=bias)
     inputs = torch.randn(T, B, X)
-    expected, _ = lstm(inputs)
-    states = [(torch.zeros(B, H), torch.zeros(B, H)) for _ in cells]
-    for step, output in zip(inputs, expected, strict=True):
-        below = step
-        for layer, module in enumerate(cells):
-            states[layer] = module(below, *states[layer])
-            below = states[layer][0]
-        torch.testing.assert_close(below, output)
+    with torch.no_grad():
+        expected, _ = rnn(inputs)
+        for layer in range(2):
+            both = [
+                unroll(cell_of(rnn, layer, reverse=reverse), inputs, None, [torch.zeros(B, H)], reverse=reverse)[0]
+                for reverse in (False, True)
+            ]
+            inputs = torch.cat(both, dim=-1)
+    torch.testing.assert_close(inputs, expected)
 
 
-def test_a_cell_learns_as_nn_lstm_does() -> None:
-    """The gradient of a loss by the inputs is the same through both."""
-    lstm = nn.LSTM(X, H)
-    cell_module = cell_of(lstm)
-    ours, theirs = (torch.ones(T, B, X, requires_grad=True) for _ in range(2))
-    hidden, cell = torch.zeros(B, H), torch.zeros(B, H)
-    for step in ours:
-        hidden, cell = cell_module(step, hidden, cell)
-    torch.autograd.backward(hidden.square().sum())
-    torch.autograd.backward(lstm(theirs)[0][-1].square().sum())
-    torch.testing.assert_close(ours.grad, theirs.grad)
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", CELL_KINDS)
+def test_a_ragged_layer_runs_each_row_as_if_it_were_alone(kind: CellKind, bidirectional: bool) -> None:
+    """Outputs up to a row's length and its last states are its own; outputs past its length are zero."""
+    layer = layer_of(kind, bidirectional=bidirectional)
+    inputs, states = torch.randn(T, B, X), states_of(layer)
+    with torch.no_grad():
+        outputs, *last = layer(inputs, LENGTHS, *states)
+        for row, length in enumerate(LENGTHS.tolist()):
+            here = slice(row, row + 1)
+            alone, *last_alone = layer(inputs[:length, here], None, *(state[:, here] for state in states))
+            torch.testing.assert_close(outputs[:length, here], alone)
+            assert not outputs[length:, row].any()
+            for together, own in zip(last, last_alone, strict=True):
+                torch.testing.assert_close(together[:, here], own)
+
+
+@pytest.mark.parametrize("kind", CELL_KINDS)
+def test_every_cell_can_learn(kind: CellKind) -> None:
+    """The gradient of a late loss reaches every weight, and the first input."""
+    layer = layer_of(kind)
+    inputs = torch.randn(T, B, X, requires_grad=True)
+    outputs, *_ = layer(inputs, None, *states_of(layer))
+    torch.autograd.backward(outputs[-1].square().sum())
+    assert inputs.grad is not None
+    assert inputs.grad[0].any()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
+
+
+def test_without_a_forget_gate_the_carousel_keeps_what_it_has_for_ever() -> None:
+    """The cell of 1997, whose input gate is shut, changes by nothing in a thousand steps."""
+    layer = layer_of("lstm-1997")
+    cell = layer.cell()
+    with torch.no_grad():
+        getattr(cell, "input_gate").bias.fill_(-1e4)  # noqa: B009  # of that cell alone
+        hidden, kept = torch.zeros(B, H), torch.randn(B, H)
+        _, (_, last) = unroll(cell, torch.randn(1000, B, X), None, [hidden, kept])
+    assert torch.equal(last, kept)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("lstm", {"projection_size": 4}, "goes with lstm-projected"),
+        ("lstm-projected", {}, "goes with lstm-projected"),
+    ],
+)
+def test_sizes_that_do_not_go_with_a_cell_are_refused(kind: CellKind, options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RecurrentLayer(kind, X, H, **options)  # type: ignore[arg-type]

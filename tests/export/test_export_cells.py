@@ -1,0 +1,213 @@
+"""Every cell of the family, exported: ONNX Runtime answers what the equations give, step by step and in chunks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import numpy as np
+import onnxruntime
+import torch
+
+from export.bundle import write_forecaster, write_language_model, write_seq2seq, write_tagger
+from export.vocabulary import Vocabulary
+from models.attention import ATTENTION_KINDS, AttentionKind
+from models.forecaster import Forecaster, ForecasterConfig
+from models.language_model import LanguageModel, LanguageModelConfig, random_language_model
+from models.recurrent import CELL_KINDS, CellKind, RecurrentLayer
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
+from models.tagger import Tagger, TaggerConfig
+from service.repository.bundle import load_bundle
+from service.repository.manifest import FILE_NAME, Manifest, SpecialTokens
+from tests.models import numpy_cells
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
+LETTERS = tuple("abcdefghijk")
+B, T = 4, 9
+
+
+def config_of(kind: CellKind) -> LanguageModelConfig:
+    return LanguageModelConfig(
+        len(LETTERS), 6, 10, num_layers=2, cell=kind, projection_size=5 if kind == "lstm-projected" else 0
+    )
+
+
+@pytest.fixture(scope="module", params=CELL_KINDS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[LanguageModel, Path]:
+    """A language model of each cell, and its bundle, which was proven when it was written."""
+    model = random_language_model(config_of(request.param), seed=3)
+    folder = write_language_model(
+        model,
+        to=tmp_path_factory.mktemp("repository"),
+        name=request.param,
+        description="A model of random weights",
+        vocabulary=Vocabulary(LETTERS, "characters"),
+        special_tokens=SpecialTokens(),
+        evaluation={},
+    )
+    return model, folder
+
+
+def reference(model: LanguageModel, tokens: list[int]) -> tuple[list[dict[str, numpy_cells.Array]], numpy_cells.Array]:
+    """The gates of every layer at every step, by the trace's names, and the logits, [T, V]: in plain NumPy."""
+    cells = [layer.cell() for layer in model.stack.layers if isinstance(layer, RecurrentLayer)]
+    states = [[np.zeros((1, size)) for size in cell.state_sizes] for cell in cells]
+    told, logits = [], []
+    for token in tokens:
+        shown: numpy_cells.Array = model.embedding.weight.detach().double().numpy()[[token]]
+        step: dict[str, numpy_cells.Array] = {}
+        for layer, cell in enumerate(cells):
+            found = numpy_cells.gates(cell, shown, *states[layer])
+            states[layer] = [found[name] for name in cell.state_names]
+            shown = found["hidden"]
+            step |= {f"layer{layer}.{name}": value[0] for name, value in found.items()}
+        weight, bias = (one.detach().double().numpy() for one in (model.projection.weight, model.projection.bias))
+        logits.append((shown @ weight.T + bias)[0])
+        told.append(step)
+    return told, np.array(logits)
+
+
+def test_the_graph_answers_what_the_equations_give(exported: tuple[LanguageModel, Path]) -> None:
+    """In one chunk and step by step, which have the same bits."""
+    model, folder = exported
+    manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())
+    session = onnxruntime.InferenceSession(str(folder / "step.onnx"))
+    tokens = np.random.default_rng(0).integers(0, len(LETTERS), T)
+    _, expected = reference(model, tokens.tolist())
+    states = {
+        one.input.name: np.zeros([1 if axis == "batch" else int(axis) for axis in one.input.shape], np.float32)
+        for one in manifest.states
+    }
+    chunk = session.run(["logits"], {"tokens": tokens[np.newaxis], "lengths": np.array([T]), **states})[0][0]
+    np.testing.assert_allclose(chunk, expected, atol=1e-5)
+    for step, token in enumerate(tokens):
+        names = ["logits", *(one.output for one in manifest.states)]
+        logits, *after = session.run(names, {"tokens": np.array([[token]]), "lengths": np.array([1]), **states})
+        states = {one.input.name: value for one, value in zip(manifest.states, after, strict=True)}
+        assert logits[0, 0].tobytes() == chunk[step].tobytes()
+
+
+def test_the_trace_tells_the_gates_of_the_equations(exported: tuple[LanguageModel, Path]) -> None:
+    """Every gate and every state of every layer, at every step."""
+    model, folder = exported
+    bundle = load_bundle(folder)
+    manifest = bundle.manifest
+    assert manifest.trace is not None
+    assert bundle.trace is not None
+    assert (folder / "trace.onnx").stat().st_size < 60_000
+    tokens = np.random.default_rng(1).integers(0, len(LETTERS), T).tolist()
+    told, _ = reference(model, tokens)
+    names = {output.name: output.tensor.name for output in manifest.trace.outputs}
+    assert set(names) == set(told[0])
+    states = {
+        one.input.name: np.zeros([1 if axis == "batch" else int(axis) for axis in one.input.shape], np.float32)
+        for one in manifest.states
+    }
+    wanted = {node.name for node in bundle.trace.get_inputs()}
+    for token, expected in zip(tokens, told, strict=True):
+        feeds = {"tokens": np.array([[token]]), "lengths": np.array([1]), **states}
+        found = bundle.trace.run(list(names.values()), {name: feeds[name] for name in wanted})
+        for name, value in zip(names, found, strict=True):
+            np.testing.assert_allclose(value[0, 0], expected[name], atol=1e-5, err_msg=name)
+        after = bundle.step.run([one.output for one in manifest.states], feeds)
+        states = {one.input.name: value for one, value in zip(manifest.states, after, strict=True)}
+
+
+@pytest.mark.parametrize("kind", ["rnn", "lstm-1997", "lstm-coupled"])
+def test_an_encoder_decoder_of_any_cell_becomes_a_proven_bundle(tmp_path: Path, kind: CellKind) -> None:
+    """Bi-directional layers of it read the source."""
+    _write_seq2seq(tmp_path, Seq2SeqConfig(6, 7, 8, 10, 8, cell=kind))
+
+
+@pytest.mark.parametrize("attention", ATTENTION_KINDS)
+def test_an_encoder_decoder_of_any_attention_becomes_a_proven_bundle(tmp_path: Path, attention: AttentionKind) -> None:
+    folder = _write_seq2seq(tmp_path, Seq2SeqConfig(6, 7, 8, 10, 8, attention=attention))
+    manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())
+    assert [context.name for context in manifest.contexts] == ([] if attention == "none" else ["memory", "memory_mask"])
+    assert manifest.trace is not None
+    assert ("attention" in [output.name for output in manifest.trace.outputs]) == (attention != "none")
+
+
+def test_attention_over_any_padding_is_a_distribution(tmp_path: Path) -> None:
+    """Bahdanau's too: what PyTorch's softmax gives."""
+    model = _seq2seq(Seq2SeqConfig(6, 7, 8, 10, 8, attention="bahdanau"))
+    source, lengths = torch.tensor([[1, 2, 3, 4], [5, 1, 0, 0]]), torch.tensor([4, 2])
+    with torch.no_grad():
+        together = model(source, lengths, torch.tensor([[1, 3], [1, 3]]))
+        alone = model(source[1:, :2], None, torch.tensor([[1, 3]]))
+    torch.testing.assert_close(together[1:], alone)
+
+
+def test_a_tagger_becomes_a_proven_bundle(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    folder = write_tagger(
+        Tagger(TaggerConfig(len(LETTERS), 3, 6, 10, cell="gru")),
+        to=tmp_path,
+        name="tagger",
+        description="A tagger of random weights",
+        vocabulary=Vocabulary(LETTERS, "characters"),
+        tags=Vocabulary(("x", "y", "z"), "whitespace"),
+        evaluation={},
+    )
+    bundle = load_bundle(folder)
+    assert bundle.step_vocabulary is not None
+    assert bundle.target_vocabulary is not None
+    assert (len(bundle.step_vocabulary), len(bundle.target_vocabulary)) == (len(LETTERS), 3)
+    assert not bundle.manifest.can_generate
+
+
+@pytest.mark.parametrize("kind", ["rnn", "lstm-peephole"])
+def test_a_forecaster_of_several_features_becomes_a_proven_bundle(tmp_path: Path, kind: CellKind) -> None:
+    torch.manual_seed(0)
+    folder = write_forecaster(
+        Forecaster(ForecasterConfig(feature_size=3, hidden_size=10, num_layers=2, cell=kind)),
+        to=tmp_path,
+        name="forecaster",
+        description="A forecaster of random weights",
+        evaluation={},
+    )
+    manifest = load_bundle(folder).manifest
+    assert (manifest.step.feature_size, manifest.step.value_size, manifest.can_generate) == (3, 3, True)
+    assert manifest.states[-1].name == "level"
+
+
+def test_a_vocabulary_of_any_characters_is_read_back_as_it_was(tmp_path: Path) -> None:
+    """Line feeds, tabs, backslashes and line separators among them."""
+    tokens = ("<unk>", "\n", " ", "\t", "\\", "\r", "\u2028", "\x85", "a", "\\n")
+    torch.manual_seed(0)
+    folder = write_language_model(
+        LanguageModel(LanguageModelConfig(len(tokens), 4, 6)),
+        to=tmp_path,
+        name="escaped",
+        description="A model of random weights",
+        vocabulary=Vocabulary(tokens, "characters", unknown_id=0),
+        special_tokens=SpecialTokens(),
+        evaluation={},
+    )
+    vocabulary = load_bundle(folder).target_vocabulary
+    assert vocabulary is not None
+    assert vocabulary.names == tokens
+    assert vocabulary.ids_of_text("a\n\\é", field="text") == [8, 1, 4, 0]
+
+
+def _seq2seq(config: Seq2SeqConfig) -> Seq2Seq:
+    torch.manual_seed(0)
+    return Seq2Seq(config).eval()
+
+
+def _write_seq2seq(to: Path, config: Seq2SeqConfig) -> Path:
+    return write_seq2seq(
+        _seq2seq(config),
+        to=to,
+        name="seq2seq",
+        description="A model of random weights",
+        source=Vocabulary(("<pad>", *"abcde"), "characters"),
+        target=Vocabulary(("<pad>", "<s>", "</s>", *"ABCD"), "characters"),
+        special_tokens=SpecialTokens(bos_id=1, eos_id=2),
+        max_source_length=24,
+        evaluation={},
+    )
