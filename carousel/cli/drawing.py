@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from carousel.cli.reading import visible
+
 _GATE = re.compile(r"^(?P<layer>.+)\.(?P<name>[^.]+)$")
 _MAX_LABELS = 48
 _MAX_LABEL = 2
@@ -95,8 +97,8 @@ def _draw_units(axis: Axes, look: Look, what: str, values: NDArray[np.float32]) 
 def _draw_alignment(axis: Axes, look: Look, values: NDArray[np.float32]) -> None:
     image = axis.imshow(values, aspect="auto", interpolation="nearest", cmap="magma", vmin=0.0, vmax=1.0)
     axis.set(xlabel="source", ylabel="says next")
-    axis.set_xticks(range(len(look.source)), [_shown(token) for token in look.source])
-    axis.set_yticks(range(len(look.told)), [_shown(token) for token in look.told])
+    axis.set_xticks(range(len(look.source)), [_label_of(token) for token in look.source])
+    axis.set_yticks(range(len(look.told)), [_label_of(token) for token in look.told])
     if axis.figure is not None:
         axis.figure.colorbar(image, ax=axis, fraction=0.05, label="weight")
 
@@ -104,14 +106,14 @@ def _draw_alignment(axis: Axes, look: Look, values: NDArray[np.float32]) -> None
 def _label(axis: Axes, steps: Sequence[str]) -> None:
     every = -(-len(steps) // _MAX_LABELS)
     places = range(0, len(steps), every)
-    labels = [_shown(steps[place]) for place in places]
+    labels = [_label_of(steps[place]) for place in places]
     is_long = max(map(len, labels), default=0) > _MAX_LABEL
     axis.set_xticks(list(places), labels, fontsize="x-small", rotation=90 if is_long else 0)
 
 
-def _shown(token: str) -> str:
-    """A token as a label: white space made visible, and no mathematics."""
-    return token.replace(" ", "␣").replace("\n", "⏎").replace("$", r"\$") or "·"
+def _label_of(token: str) -> str:
+    """A token as a label, of which nothing is mathematics."""
+    return visible(token).replace("$", r"\$")
 
 
 def _stack(figures: Sequence[Figure], path: Path) -> None:
@@ -141,8 +143,8 @@ def _page(look: Look, figures: Sequence[Figure]) -> str:
             f"<figure>{buffer.getvalue().partition('<svg')[1]}{buffer.getvalue().partition('<svg')[2]}</figure>"
         )
     rows = "".join(
-        f"<tr><td>{place}</td><td><code>{html.escape(_shown(step))}</code></td>"
-        f"<td><code>{html.escape(_shown(told))}</code></td></tr>"
+        f"<tr><td>{place}</td><td><code>{html.escape(visible(step))}</code></td>"
+        f"<td><code>{html.escape(visible(told))}</code></td></tr>"
         for place, (step, told) in enumerate(zip(look.steps, look.told, strict=True))
     )
     title = html.escape(f"Inside {look.model}")

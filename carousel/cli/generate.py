@@ -11,8 +11,9 @@ import typer
 
 from carousel.cli.connection import Connection
 from carousel.cli.printing import AsJson, print_json, progress
+from carousel.cli.reading import shown, source_of
 from carousel.client import Client
-from carousel.values import DecodingOptions
+from carousel.values import DecodingOptions, ModelInfo
 
 
 def generate(
@@ -23,7 +24,7 @@ def generate(
         Path | None,
         typer.Option("--input", "-i", allow_dash=True, help="Sources, one a line; - for standard input."),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Tokens to consume first, by name, between spaces.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to consume first: text, as the model splits it.")] = None,
     version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
     variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
     max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
@@ -59,9 +60,13 @@ def generate(
     connection: Connection = context.obj
     bar = progress() if len(sources) > 1 and not sys.stdout.isatty() else nullcontext()
     with connection.client() as client, bar as shown:
+        info = client.model(model, version)
         task = None if shown is None else shown.add_task("generating", total=len(sources))
         for one in sources:
-            _one(client, model, one, prompt, version, variant, decoding, as_json=as_json)
+            if info.value_size:
+                _forecast(client, info, one, max_tokens, as_json=as_json)
+            else:
+                _one(client, info, one, prompt, variant, decoding, as_json=as_json)
             if shown is not None and task is not None:
                 shown.advance(task)
 
@@ -71,26 +76,35 @@ def _lines(path: Path) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
+def _forecast(client: Client, info: ModelInfo, source: str | None, horizon: int | None, *, as_json: bool) -> None:
+    found = client.forecast(info.model, horizon or info.max_tokens, source_of(info, source), version=info.version)
+    if as_json:
+        print_json({"source": source, "values": found})
+        return
+    for vector in found:
+        typer.echo(shown(vector))
+
+
 def _one(
     client: Client,
-    model: str,
+    info: ModelInfo,
     source: str | None,
     prompt: str | None,
-    version: int,
     variant: str,
     decoding: DecodingOptions,
     *,
     as_json: bool,
 ) -> None:
+    between = "" if info.tokenizer == "characters" else " "
     tokens = []
     generation = client.generate(
-        model, source, version=version, variant=variant, prompt=prompt.split() if prompt else None, **decoding
+        info.model, source, version=info.version, variant=variant, prompt=prompt or None, **decoding
     )
     is_search = decoding.get("beam_size") is not None
     for token in generation:
         tokens.append(token.text)
         if not as_json and not is_search:
-            typer.echo(("" if len(tokens) == 1 else " ") + token.text, nl=False)
+            typer.echo(("" if len(tokens) == 1 else between) + token.text, nl=False)
             sys.stdout.flush()
     if as_json:
         found: dict[str, object] = {"source": source, "tokens": tokens, "finish_reason": generation.finish_reason}

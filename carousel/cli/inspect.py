@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import typer
 
 from carousel.cli.connection import Connection
 from carousel.cli.printing import AsJson, err, print_json
+from carousel.cli.reading import table, tokens_of
 from carousel.client import Client
 from carousel.session import Session
 from carousel.values import ModelInfo, StepOutput
@@ -51,7 +51,7 @@ def inspect(
         info = client.model(model, version)
         if not info.trace:
             raise typer.BadParameter(f"{model} has no trace: export it again to look inside", param_hint="MODEL")
-        look = _look(client, info, text, _read(features), target, steps)
+        look = _look(client, info, text, table(features), target, steps)
     if as_json:
         traces = {name: values.tolist() for name, values in look.traces.items()}
         print_json({"steps": look.steps, "told": look.told, "source": look.source, "traces": traces})
@@ -61,16 +61,6 @@ def inspect(
     path = to or Path(f"{model}.png")
     draw(look, path)
     err.print(f"wrote {path}: {len(look.steps)} steps, {len(look.traces)} traces", markup=False)
-
-
-def _read(path: Path | None) -> list[list[float]] | None:
-    if path is None:
-        return None
-    try:
-        with path.open(newline="") as file:
-            return [[float(cell) for cell in row] for row in csv.reader(file) if row]
-    except ValueError as error:
-        raise typer.BadParameter(f"{path}: {error}", param_hint="--features") from None
 
 
 def _look(  # what is asked for
@@ -104,10 +94,9 @@ def _look(  # what is asked for
 
 def _tokens(client: Client, info: ModelInfo, text: str, target: str | None, steps: int) -> list[str]:
     """What is fed, by name."""
-    if not info.has_encoder:
-        return list(text) if info.tokenizer == "characters" else text.split()
-    if target is not None:
-        return list(target) if info.tokenizer == "characters" else target.split()
+    given = target if info.has_encoder else text
+    if given is not None:
+        return tokens_of(info, given)
     return [token.text for token in client.generate(info.model, text, version=info.version, max_tokens=steps)]
 
 

@@ -17,15 +17,16 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
         print_json(found)
         return
     print_table(
-        ("MODEL", "VERSION#", "STATUS", "VARIANTS", "READS", "TOKENS#", "STATE#", "ABOUT"),
+        ("MODEL", "VERSION#", "STATUS", "VARIANTS", "SOURCE", "READS", "GIVES", "STATE#", "ABOUT"),
         (
             (
                 one.model,
                 one.version,
                 one.status,
                 ", ".join(one.variants),
-                f"sources up to {one.max_source_length}" if one.has_encoder else "",
-                len(one.target_vocabulary),
+                f"up to {one.max_source_length} x {_kind(one.source_feature_size)}" if one.has_encoder else "",
+                _kind(one.feature_size),
+                f"{len(one.target_vocabulary)} tokens" if one.target_vocabulary else _kind(one.value_size),
                 f"{one.state_size_bytes:,} B",
                 one.problem or one.description,
             )
@@ -33,3 +34,8 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
         ),
         empty="the server has no models",
     )
+
+
+def _kind(size: int) -> str:
+    """What is read or given: vectors of so many numbers, or tokens."""
+    return f"{size} number{'s' if size > 1 else ''}" if size else "tokens"

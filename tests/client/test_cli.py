@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,69 @@ def test_a_session_by_hand(shell: Shell) -> None:
     shell.run("sessions", "get", "by-hand", code=4)
 
 
+def test_a_session_of_characters_by_hand(shell: Shell) -> None:
+    """A line is its characters, white space among them, and what is white space can be seen."""
+    done = shell.run("stream", "pychar-en", typed="def f(x):\n:where\n:generate 5\n")
+    out = done.stdout.decode()
+    assert "⏎" in out
+    assert "position 9" in out
+
+
+def test_a_session_of_numbers_by_hand(shell: Shell) -> None:
+    """Vectors are typed and shown with commas; an empty line feeds what the model has said; it forecasts."""
+    months = " ".join(f"{340 + index % 3}" for index in range(15))
+    out = shell.out("stream", "co2-forecast", months, typed="341\n\n:generate 3\n").splitlines()
+    values = [float(line) for line in out]
+    assert len(values) == 6
+    assert all(300 < value < 400 for value in values)
+    done = shell.run("stream", "co2-forecast", months, typed="1,2\nx\n")
+    assert "feed.features.shape = [1, 2] must be [steps, 1]" in done.stderr.decode()
+    assert "could not convert string to float: 'x'" in done.stderr.decode()
+
+
+def test_numbers_are_forecast(shell: Shell) -> None:
+    out = shell.out("generate", "co2-forecast", "345 346 347", "--max-tokens", "4").splitlines()
+    told = shell.json("generate", "co2-forecast", "345 346 347", "--max-tokens", "4")["values"]
+    assert [f"{value:g}" for (value,) in told] == out
+    refused = shell.run("generate", "co2-forecast", "one two", code=2).stderr.decode()
+    assert "reads numbers" in refused
+
+
+def test_a_prompt_is_split_as_the_model_splits_it(shell: Shell) -> None:
+    out = shell.out("generate", "pychar-en", "--prompt", "    for i in ra", "--max-tokens", "4")
+    assert out == "nge(\n"
+
+
+def test_a_model_is_inspected(shell: Shell, tmp_path: Path) -> None:
+    """As a picture, as a page with everything in it, and as numbers."""
+    picture, page = tmp_path / "look.png", tmp_path / "look.html"
+    shell.run("inspect", "g2p-en", "gate", "-o", str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    shell.run("inspect", "pychar-en", "x = $1\n", "-o", str(page))
+    text = page.read_text()
+    assert text.count("<svg") == 1
+    assert "forget gate" in text
+    assert not re.findall(r"(?:src|href)=.https?:", text), "it needs nothing else"
+    found = shell.json("inspect", "g2p-en", "gate")
+    assert (found["steps"], found["told"]) == (["start", "G", "EY", "T"], ["G", "EY", "T", "</s>"])
+    assert found["source"] == list("gate")
+    attention = found["traces"]["attention"]
+    assert [len(row) for row in attention] == [4] * 4
+    assert all(abs(sum(row) - 1) < 1e-4 for row in attention)
+    assert len(found["traces"]["layer1.forget_gate"][0]) == 256
+
+
+def test_numbers_are_inspected(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "months.csv").write_text("".join(f"{340 + index % 5}\n" for index in range(14)))
+    found = shell.json("inspect", "co2-forecast", "--features", str(tmp_path / "months.csv"), "--steps", "3")
+    assert len(found["steps"]) == 4
+    assert found["steps"][1:] == found["told"][:3]
+    (tmp_path / "wrong.csv").write_text("1\ntwo\n")
+    refused = shell.run("inspect", "co2-forecast", "--features", str(tmp_path / "wrong.csv"), code=2).stderr.decode()
+    assert "--features" in refused
+    assert "'two'" in refused
+
+
 def test_sessions_are_seen_copied_and_closed(shell: Shell, tmp_path: Path) -> None:
     shell.run("stream", "g2p-en", "gate", "--id", "mine", "--keep", typed="G EY\n")
     assert "mine" in shell.out("sessions", "list")
@@ -142,7 +206,7 @@ def test_a_server_that_is_not_there_has_its_exit_code() -> None:
 def test_help_tells_of_every_command_and_option(shell: Shell) -> None:
     assert all(name in shell.out("--help") for name in ("models", "generate", "stream", "sessions", "bench", "--token"))
     assert "Exit codes" in shell.out("--help")
-    for command in ("models", "generate", "stream", "bench"):
+    for command in ("models", "generate", "stream", "inspect", "bench"):
         assert "Usage:" in shell.out(command, "--help")
     assert all(name in shell.out("sessions", "--help") for name in ("list", "get", "snapshot", "restore", "close"))
 

@@ -1,0 +1,55 @@
+"""What is typed, as models read it: text for tokens, and numbers for vectors."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from carousel._requests import Source
+from carousel.values import ModelInfo
+
+
+def vectors(text: str) -> list[list[float]]:
+    """Steps between spaces, the numbers of each between commas. Raises ValueError for anything else."""
+    return [[float(number) for number in word.split(",")] for word in text.split()]
+
+
+def shown(vector: Sequence[float]) -> str:
+    """A vector as `vectors` reads it."""
+    return ",".join(f"{value:g}" for value in vector)
+
+
+def visible(token: str) -> str:
+    """A token of which one sees that it is white space."""
+    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "·"
+
+
+def source_of(info: ModelInfo, text: str | None) -> Source | None:
+    """A source as its model reads it. Raises typer.BadParameter for what are no numbers where they must be."""
+    if text is None or not info.source_feature_size:
+        return text
+    try:
+        return vectors(text)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{info.model} reads numbers, steps between spaces such as `1.5,2 1.6,3`: {error}", param_hint="SOURCE"
+        ) from None
+
+
+def tokens_of(info: ModelInfo, text: str) -> list[str]:
+    """A text's tokens, as the model splits it."""
+    return list(text) if info.tokenizer == "characters" else text.split()
+
+
+def table(path: Path | None) -> list[list[float]] | None:
+    """The vectors of a CSV file, a step a line. Raises typer.BadParameter for what are no numbers."""
+    if path is None:
+        return None
+    try:
+        with path.open(newline="") as file:
+            return [[float(cell) for cell in row] for row in csv.reader(file) if row]
+    except ValueError as error:
+        raise typer.BadParameter(f"{path}: {error}", param_hint="--features") from None
