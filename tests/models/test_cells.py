@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.recurrent import CELL_KINDS, CellKind, RecurrentLayer, cell_of, state_names, unroll
+from models.recurrent import CELL_KINDS, CellKind, RecurrentLayer, state_names, unroll
+from models.weights import cell_of
 from tests.models import numpy_cells
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
