@@ -10,6 +10,9 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+_DISCOUNT = 0.5
+"""Where nothing was seen once, so that the formula gives none."""
+
 
 class KneserNey:
     """An n-gram of the given order, trained on sequences of ids. vocabulary_size: ids are 0 to that less one."""
@@ -61,7 +64,7 @@ class _Level:
             self._totals[gram[:-1]] += count
             self._kinds[gram[:-1]] += 1
         once, twice = (sum(count == times for count in counts.values()) for times in (1, 2))
-        self._discount = once / (once + 2 * twice) if once else 0.0
+        self._discount = once / (once + 2 * twice) if once else _DISCOUNT
 
     def interpolate(self, context: tuple[int, ...], token: int, shorter: float) -> float:
         total = self._totals.get(context)

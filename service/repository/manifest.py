@@ -181,7 +181,8 @@ class Manifest(Part):
             raise ValueError("tokens that steps read need a vocabulary, and features have none")
         if self.input_vocabulary is not None and self.step.tokens is None:
             raise ValueError("input_vocabulary goes with step.tokens alone")
-        if self.start is not None and (self.encoder is None or self.encoder.feature_size != self.step.feature_size):
+        size = 0 if self.encoder is None else self.encoder.feature_size
+        if self.start is not None and (not size or size != self.step.feature_size):
             raise ValueError("start needs an encoder whose vectors are as long as the step's features")
         for field, token_id in self.special_tokens:
             size = 1 if read is None else read.size

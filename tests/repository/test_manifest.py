@@ -99,6 +99,56 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
         {"encoder": None, "source_vocabulary": None, "contexts": [], "states.0.initial": "first_hidden"},
         "contexts and initial states need an encoder",
     ),
+    (
+        "tokens and features",
+        {"step.features": {"name": "x", "dtype": "float32", "shape": ["batch", "time", 3]}},
+        "step.tokens or step.features must be given, and not both",
+    ),
+    ("neither tokens nor features", {"step.tokens": None}, "step.tokens or step.features must be given, and not both"),
+    ("neither logits nor values", {"step.logits": None}, "step.logits or step.values must be given, and not both"),
+    (
+        "features without a size",
+        {"step.tokens": None, "step.features": {"name": "x", "dtype": "float32", "shape": ["batch", "time"]}},
+        "step.features must be float32 ['batch', 'time', 0], not float32 ['batch', 'time']",
+    ),
+    (
+        "values with a vocabulary",
+        {"step.logits": None, "step.values": {"name": "y", "dtype": "float32", "shape": ["batch", "time", 3]}},
+        "target_vocabulary and step.logits must be given together",
+    ),
+    ("logits without a vocabulary", {"target_vocabulary": None}, "target_vocabulary and step.logits must be given"),
+    (
+        "values that are fed back without any",
+        {"step.feeds_back": True},
+        "step.feeds_back needs values that are as",
+    ),
+    ("chunks without lengths", {"step.lengths": None}, "step.max_chunk must be 1 when step.lengths is not given"),
+    ("two rows at once", {"step.max_rows": 2}, "step.max_rows: Input should be less than or equal to 1"),
+    (
+        "a constant with too few values",
+        {"step.constants": [{"name": "sr", "dtype": "int64", "shape": [2], "values": [1]}]},
+        "constant sr: 1 values, shape [2]",
+    ),
+    (
+        "a start of a model that reads tokens",
+        {"start": "last_of_source"},
+        "start needs an encoder whose vectors are as long",
+    ),
+    (
+        "a trace of another form",
+        {
+            "trace": {
+                "file": "trace.onnx",
+                "outputs": [{"name": "gate", "tensor": {"name": "g", "dtype": "float32", "shape": ["batch", 3]}}],
+            }
+        },
+        "trace gate must be float32 [batch, time, units], not ['batch', 3]",
+    ),
+    (
+        "an unknown token outside",
+        {"target_vocabulary.unknown_id": 6},
+        "unknown_id = 6 is outside the vocabulary (0 to 5)",
+    ),
     ("no state", {"states": []}, "states must not be empty: a recurrent model has state"),
     (
         "logits of another size",

@@ -165,3 +165,33 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     spec = VocabularySpec(file="target.txt", size=2, tokenizer="characters")
     with pytest.raises(ValueError, match="utf-8"):
         Vocabulary.load(tmp_path / "target.txt", spec, owner="the vocabulary of g2p")
+
+
+ESCAPED = "<unk>\n\\n\n \n\\t\n\\\\\n\\\\n\n\\u2028\na\n"
+UNESCAPED = ("<unk>", "\n", " ", "\t", "\\", "\\n", "\u2028", "a")
+
+
+def _load(folder: Path, text: str, **fields: bool | int) -> Vocabulary:
+    (folder / "names.txt").write_text(text, encoding="utf-8")
+    spec = VocabularySpec(file="names.txt", size=len(text.splitlines()), tokenizer="characters", **fields)
+    return Vocabulary.load(folder / "names.txt", spec, owner="the vocabulary")
+
+
+def test_escaped_lines_are_any_characters(tmp_path: Path) -> None:
+    """A line feed, white space, backslashes, and what other programs take for the end of a line."""
+    assert _load(tmp_path, ESCAPED, escaped=True).names == UNESCAPED
+    assert _load(tmp_path, ESCAPED).names == tuple(ESCAPED.split("\n")[:-1]), "only where the manifest says so"
+
+
+@pytest.mark.parametrize("line", ["\\", "\\x", "\\u12", "a\\", "\\u00GG"])
+def test_a_line_that_is_escaped_otherwise_is_refused(tmp_path: Path, line: str) -> None:
+    with pytest.raises(ValueError, match="that is not escaped as it should be"):
+        _load(tmp_path, f"a\n{line}\n", escaped=True)
+
+
+def test_what_a_vocabulary_lacks_is_its_unknown_token(tmp_path: Path) -> None:
+    vocabulary = _load(tmp_path, ESCAPED, escaped=True, unknown_id=0)
+    assert vocabulary.ids_of_text("a\né a", field="text") == [7, 1, 0, 2, 7]
+    assert vocabulary.ids_of(["<unk>", "zz"], field="tokens") == [0, 0]
+    with pytest.raises(UnknownTokenError):
+        _load(tmp_path, ESCAPED, escaped=True).ids_of_text("é", field="text")

@@ -1,0 +1,69 @@
+"""Vectors of features as people have them, to messages and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from carousel import InvalidArgumentError
+from carousel._requests import feed_message, frame_message, sequence_message
+from carousel._tensors import Features, joined, pieces, tensor_message, vectors
+
+ROWS = [(1.0, 2.5), (-3.0, 0.0), (4.0, 1e-3)]
+ARRAY = np.array(ROWS, np.float32)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        ROWS,
+        [list(row) for row in ROWS],
+        tuple(ROWS),
+        ARRAY,
+        list(ARRAY),
+        ARRAY.astype(np.float64),
+        np.asfortranarray(ARRAY),
+        np.repeat(ARRAY, 2, axis=0)[::2],
+    ],
+    ids=["tuples", "lists", "tuple", "array", "list of arrays", "doubles", "fortran", "strided"],
+)
+def test_vectors_of_any_form_are_one_tensor(features: Features) -> None:
+    message = tensor_message(features, "feed.features")
+    assert list(message.shape) == [3, 2]
+    assert message.data == ARRAY.astype("<f4").tobytes()
+    assert vectors(message) == [tuple(row) for row in ARRAY.tolist()]
+    assert joined(pieces(message)) == message
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ([[1.0], [1.0, 2.0]], "rows of one length"),
+        ([1.0, 2.0], "rows of numbers"),
+        ([["a"]], "rows of numbers"),
+        (np.zeros(3), "2 axes, not 1"),
+        (np.zeros((1, 2, 3)), "2 axes, not 3"),
+    ],
+)
+def test_what_is_no_table_of_numbers_is_refused(features: Features, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"feed.features must be vectors, one a step.*{message}") as refusal:
+        tensor_message(features, "feed.features")
+    assert refusal.value.field == "feed.features"
+
+
+def test_a_source_is_what_it_looks_like() -> None:
+    assert sequence_message("ab", "source").text == "ab"
+    assert list(sequence_message(["a", "b"], "source").tokens.names) == ["a", "b"]
+    assert list(sequence_message([1, 2], "source").ids.ids) == [1, 2]
+    assert list(sequence_message(np.array([1, 2]), "source").ids.ids) == [1, 2]
+    for features in (ROWS, ARRAY):
+        assert list(sequence_message(features, "source").features.shape) == [3, 2]
+
+
+def test_a_feed_has_tokens_or_features() -> None:
+    options = {"top_k": None, "logits": False, "outputs": True, "every_position": False}
+    for tokens, features in ((None, None), (["a"], ROWS)):
+        with pytest.raises(TypeError):
+            feed_message(tokens, features=features, **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="of tokens and features one must be given"):
+        frame_message([1], None, [0], top_k=None, logits=False, outputs=True)
