@@ -24,7 +24,10 @@ class StepGraph:
         self._graph = Graph(session)
         self._spec = spec
         self._states = [state.input for state in manifest.states]
-        self._contexts = [context.input.name for context in manifest.contexts]
+        self._carried = [tensor.name for tensor in self._states] + [one.input.name for one in manifest.contexts]
+        self._input, self._output = spec.input.name, spec.output.name
+        self._lengths = None if spec.lengths is None else spec.lengths.name
+        self._gives_values = spec.values is not None
         self._constants = {one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in spec.constants}
         states = [state.output for state in manifest.states]
         self._num_states = len(states)
@@ -37,11 +40,12 @@ class StepGraph:
     ) -> tuple[Outcome, list[Array]]:
         """One run. tokens: [B, T], or features [B, T, F]; lengths: [B]; states, contexts: in the manifest's order.
         Returns what it told, and the next states. Raises what ONNX Runtime raises."""
-        feeds: dict[str, Array] = {self._spec.input.name: tokens, **self._constants}
-        if self._spec.lengths is not None:
-            feeds[self._spec.lengths.name] = lengths
-        feeds |= {tensor.name: state for tensor, state in zip(self._states, states, strict=True)}
-        feeds |= dict(zip(self._contexts, contexts, strict=True))
+        feeds: dict[str, Array] = dict(zip(self._carried, (*states, *contexts), strict=True))
+        feeds[self._input] = tokens
+        if self._lengths is not None:
+            feeds[self._lengths] = lengths
+        if self._constants:
+            feeds |= self._constants
         names = self._names
         top_k = self._spec.top_k if wants.top_k else None
         wants_logits = wants.logits or not self._has_next_token or (wants.top_k > 0 and top_k is None)
@@ -49,14 +53,14 @@ class StepGraph:
             feeds[top_k.k.name] = np.array([wants.top_k], np.int64)
             names = [*names, top_k.log_probabilities.name, top_k.token_ids.name]
         if wants_logits:
-            names = [*names, self._spec.output.name]
+            names = [*names, self._output]
         is_row_by_row = self._spec.max_rows == 1 and len(tokens) > 1
         outputs = iter(self._run_rows(names, feeds, len(tokens)) if is_row_by_row else self._graph.run(names, feeds))
         following = [next(outputs) for _ in range(self._num_states)]
         next_tokens = next(outputs) if self._has_next_token else None
         ranked = (next(outputs), next(outputs)) if top_k is not None else (None, None)
         logits = next(outputs).astype(np.float32, copy=False) if wants_logits else None
-        return Outcome(logits, next_tokens, *ranked, gives_values=self._spec.values is not None), following
+        return Outcome(logits, next_tokens, *ranked, gives_values=self._gives_values), following
 
     def _run_rows(self, names: list[str], feeds: dict[str, Array], num_rows: int) -> list[Array]:
         """As one run of all rows."""

@@ -123,7 +123,7 @@ def check_open(
             vocabulary_size=manifest.output_size,
             max_bytes=max_answer_bytes,
             field="open.outputs",
-            trace_size=trace_size(manifest),
+            trace_size=trace_size(manifest) if outputs.has_trace else 0,
         )
         if manifest.special_tokens.bos_id is None and manifest.start is None:
             raise InvalidFieldError(

@@ -71,7 +71,7 @@ class Dispatcher:
             vocabulary_size=manifest.output_size,
             max_bytes=self.limits.max_answer_bytes,
             field="feed.outputs",
-            trace_size=trace_size(manifest),
+            trace_size=trace_size(manifest) if outputs.has_trace else 0,
         )
         self._admission.check_turn(session, "feed.position", position)
         job = FeedJob(reply=self._on_fed, tag=request, start=position, tokens=tokens, outputs=outputs)
