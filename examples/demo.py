@@ -30,7 +30,7 @@ UNSEEN = {
 
 def main() -> int:
     """Runs the demo; the exit code."""
-    print("Starting the service on the shipped model ...")
+    print("Starting the service on the shipped models ...")
     with local_service(MODELS) as service:
         with Client(service.target) as client:
             print(f"It listens on {service.target} and serves {', '.join(m.model for m in client.models())}.\n")
