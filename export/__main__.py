@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from export.errors import ExportError
-from export.onnx_arguments import ONNX_EPILOG, ONNX_HELP, add_onnx_arguments
+from export.foreign.arguments import ONNX_EPILOG, ONNX_HELP, add_onnx_arguments
 from service.repository.manifest import FILE_NAME, Manifest, Parity
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _export_g2p(parsed: argparse.Namespace) -> Path:
     from export.bundle import MAX_BUNDLE_BYTES  # noqa: PLC0415  # torch takes seconds to import; --help need not wait
-    from export.g2p import export_g2p  # noqa: PLC0415  # likewise
+    from export.shipped.g2p import export_g2p  # noqa: PLC0415  # likewise
 
     print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
     return export_g2p(
@@ -68,7 +68,7 @@ def _export_random_lm(parsed: argparse.Namespace) -> Path:
 
 
 def _export_pychar(parsed: argparse.Namespace) -> Path:
-    from export.pychar import DESCRIPTION, export_pychar  # noqa: PLC0415  # likewise
+    from export.shipped.pychar import DESCRIPTION, export_pychar  # noqa: PLC0415  # likewise
     from models.recipes.pychar import MODEL  # noqa: PLC0415  # likewise
 
     print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
@@ -76,7 +76,7 @@ def _export_pychar(parsed: argparse.Namespace) -> Path:
 
 
 def _export_stress(parsed: argparse.Namespace) -> Path:
-    from export.stress import DESCRIPTION, export_stress  # noqa: PLC0415  # likewise
+    from export.shipped.stress import DESCRIPTION, export_stress  # noqa: PLC0415  # likewise
     from models.recipes.stress import MODEL  # noqa: PLC0415  # likewise
 
     print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
@@ -84,7 +84,7 @@ def _export_stress(parsed: argparse.Namespace) -> Path:
 
 
 def _export_co2(parsed: argparse.Namespace) -> Path:
-    from export.co2 import DESCRIPTION, export_co2  # noqa: PLC0415  # likewise
+    from export.shipped.co2 import DESCRIPTION, export_co2  # noqa: PLC0415  # likewise
     from models.recipes.co2 import MODEL  # noqa: PLC0415  # likewise
 
     print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
@@ -110,9 +110,9 @@ def _export_torch(parsed: argparse.Namespace) -> Path:
 
 
 def _export_onnx(parsed: argparse.Namespace) -> Path:
-    from export import onnx_command  # noqa: PLC0415  # likewise
+    from export.foreign import command  # noqa: PLC0415  # likewise
 
-    return onnx_command.run(parsed)
+    return command.run(parsed)
 
 
 def _options(parsed: argparse.Namespace, name: str, description: str) -> BundleOptions:

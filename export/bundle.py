@@ -23,7 +23,7 @@ from export.interface import (
     seq2seq_interface,
     tagger_interface,
 )
-from export.proof import prove
+from export.proofs.proof import prove
 from export.trace import make_trace
 from export.variants import INT8, Evaluate, make_int8
 from export.vocabulary import Vocabulary

@@ -52,8 +52,8 @@ class TorchModel:
 
     encoder: called as `encoder(source)`, it returns every context and then every state's first value. source: [B, S]
     tokens of `source_vocabulary`, 0 where padded, or [B, S, source_feature_size]. contexts: the shape of each, by name,
-    beginning with "batch", "source"; zero where padded. max_source_length: in steps. start: "last_of_source" has the
-    source's last vector run before a session's first step.
+    beginning with "batch", "source", bool without other axes and floats with them; zero where padded.
+    max_source_length: in steps. start: "last_of_source" has the source's last vector run before a session's first step.
     """
 
     module: nn.Module

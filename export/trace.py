@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
+from export.graphs import Graphs
 from export.interface import Interface
-from export.runners import OnnxRunner
+from export.proofs.runners import OnnxRunner
+from export.proofs.walks import draw_rows
 from export.surgery import drop_the_unused
 from export.unroll import Unroller
-from export.walks import draw_rows
 from service.repository.manifest import TensorSpec, TraceOutputSpec, TraceSpec
 
 FILE = "trace.onnx"
@@ -107,8 +108,6 @@ def _share_weights(graph: onnx.GraphProto, step: bytes, file: str) -> None:
 
 def _prove(step: bytes, graph: bytes, spec: TraceSpec, interface: Interface) -> None:
     """Holds every state in the trace to the step's own, of random rows after their first tokens."""
-    from export.graphs import Graphs  # noqa: PLC0415  # which imports nothing of this
-
     generator = np.random.default_rng(0)
     rows = draw_rows(interface, generator, num_rows=7, max_tokens=1)
     tokens = np.stack([row.tokens[:1] for row in rows])

@@ -9,11 +9,11 @@ import onnx
 
 from export.graphs import Graphs, serialize
 from export.interface import Interface
-from export.invariance import check_invariance
-from export.parity import measure_parity
-from export.proof import check_signature
+from export.proofs.invariance import check_invariance
+from export.proofs.parity import measure_parity
+from export.proofs.proof import check_signature
+from export.proofs.runners import OnnxRunner
 from export.quantize import quantize
-from export.runners import OnnxRunner
 from service.repository.manifest import ReadoutSpec, VariantSpec
 
 INT8 = "int8"

@@ -9,8 +9,11 @@ from typing import Annotated
 
 import typer
 
+from carousel._requests import Source
+from carousel.async_session import AsyncSession
 from carousel.cli.connection import Connection
 from carousel.cli.printing import AsJson, print_json, print_table, progress
+from carousel.values import ModelInfo
 
 
 def bench(
@@ -21,10 +24,10 @@ def bench(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens a message.")] = 1,
     version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
     variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the random tokens.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of what is fed.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Feeds sessions random tokens, each again as soon as it is answered, and tells how many and how fast.
+    """Feeds sessions random tokens, or vectors, each again as soon as it is answered, and tells how many and how fast.
 
     This client is Python, and takes a core of its own long before a server is at its end: see docs/performance.md.
     """
@@ -69,9 +72,7 @@ async def _run(
     async with connection.async_client() as client:
         info = await client.model(model, version=version)
         opened = [
-            await client.session(
-                model, _source(info.source_vocabulary, seed), version=version, variant=variant, on_disconnect="free"
-            )
+            await client.session(model, _source(info, seed), version=version, variant=variant, on_disconnect="free")
             for _ in range(num_sessions)
         ]
         began_s = time.perf_counter()
@@ -85,10 +86,9 @@ async def _run(
 
             async def work(number: int) -> None:
                 chance = random.Random(seed + number)
-                ids = range(len(info.target_vocabulary))
                 while time.perf_counter() - began_s < seconds:
                     asked_s = time.perf_counter()
-                    await opened[number].feed(chance.choices(ids, k=num_tokens))
+                    await _feed(opened[number], info, chance, num_tokens)
                     latencies.append(time.perf_counter() - asked_s)
 
             ticking = asyncio.create_task(tick())
@@ -102,6 +102,21 @@ async def _run(
     return latencies, elapsed_s
 
 
-def _source(vocabulary: tuple[str, ...], seed: int) -> list[int] | None:
-    """A source of eight random tokens, for models that read one."""
-    return random.Random(seed).choices(range(4, len(vocabulary)), k=8) if vocabulary else None
+async def _feed(session: AsyncSession, info: ModelInfo, chance: random.Random, count: int) -> None:
+    if info.feature_size:
+        await session.feed(features=_vectors(chance, count, info.feature_size))
+    else:
+        ids = range(len(info.input_vocabulary or info.target_vocabulary))
+        await session.feed(chance.choices(ids, k=count))
+
+
+def _source(info: ModelInfo, seed: int) -> Source | None:
+    """A source of eight random tokens, or vectors, for models that read one."""
+    chance = random.Random(seed)
+    if info.source_feature_size:
+        return _vectors(chance, 8, info.source_feature_size)
+    return chance.choices(range(4, len(info.source_vocabulary)), k=8) if info.has_encoder else None
+
+
+def _vectors(chance: random.Random, count: int, size: int) -> list[list[float]]:
+    return [[chance.gauss(0.0, 1.0) for _ in range(size)] for _ in range(count)]

@@ -586,7 +586,7 @@ class Tensor(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Its elements, row-major: 32-bit floats, little-endian."""
+    """Its elements, row-major: 32-bit floats, little-endian. Any: what is not a number stays in its session."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Its axes."""

@@ -152,6 +152,12 @@ def test_numbers_are_inspected(shell: Shell, tmp_path: Path) -> None:
     assert "'two'" in refused
 
 
+@pytest.mark.parametrize("model", ["co2-forecast", "stress-en"])
+def test_models_of_all_kinds_are_measured(shell: Shell, model: str) -> None:
+    found = shell.json("bench", model, "--sessions", "3", "--seconds", "0.2")
+    assert found["messages"] > 0
+
+
 def test_sessions_are_seen_copied_and_closed(shell: Shell, tmp_path: Path) -> None:
     shell.run("stream", "g2p-en", "gate", "--id", "mine", "--keep", typed="G EY\n")
     assert "mine" in shell.out("sessions", "list")

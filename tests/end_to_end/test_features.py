@@ -101,6 +101,19 @@ async def test_vectors_have_the_same_bits_in_company_and_in_chunks(shipped_servi
             assert found == expected
 
 
+async def test_both_clients_forecast_the_same(shipped_service: LocalService) -> None:
+    history = months(30)
+    expected = bits(ReferenceSession(CO2, list(history)).forecast(5))
+    async with AsyncClient(shipped_service.target) as client:
+        assert bits(await client.forecast("co2-forecast", 5, history)) == expected
+        async with client.session("co2-forecast", history) as session:
+            assert bits(await session.forecast(5)) == expected
+        async with client.batch("co2-forecast") as batch:
+            await batch.open_many([history, history])
+            step = await batch.step(features=months(2))
+            assert len(step.values) == 2
+
+
 async def test_a_feed_of_vectors_sent_again_is_applied_once(shipped_service: LocalService) -> None:
     history, fed = months(24), months(30)[24:]
     async with wire(shipped_service.target) as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import numpy as np
 import onnxruntime
 import torch
 
+from carousel import AsyncClient
+from examples.local_service import local_service
 from export.bundle import write_forecaster, write_language_model, write_seq2seq, write_tagger
 from export.vocabulary import Vocabulary
 from models.attention import ATTENTION_KINDS, AttentionKind
@@ -23,6 +26,7 @@ from models.tagger import Tagger, TaggerConfig
 from service.repository.bundle import load_bundle
 from service.repository.manifest import FILE_NAME, Manifest, SpecialTokens
 from tests.models import numpy_cells
+from tests.reference import ReferenceSession
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -115,6 +119,30 @@ def test_the_trace_tells_the_gates_of_the_equations(exported: tuple[LanguageMode
             np.testing.assert_allclose(value[0, 0], expected[name], atol=1e-5, err_msg=name)
         after = bundle.step.run([one.output for one in manifest.states], feeds)
         states = {one.input.name: value for one, value in zip(manifest.states, after, strict=True)}
+
+
+async def test_it_is_served_with_its_state(exported: tuple[LanguageModel, Path]) -> None:
+    """Many sessions at once, in chunks of their own, to the bit of a plain loop; generation goes on from there."""
+    _, folder = exported
+    generator = np.random.default_rng(5)
+    fed = generator.integers(0, len(LETTERS), (16, 30)).tolist()
+
+    async def run(client: AsyncClient, number: int) -> None:
+        reference = ReferenceSession(folder)
+        expected = [reference.step(token).tobytes() for token in fed[number]]
+        async with client.session(folder.parent.name) as session:
+            found: list[bytes] = []
+            while len(found) < len(expected):
+                chunk = fed[number][len(found) : len(found) + 1 + (len(found) + number) % 6]
+                step = await session.feed(chunk, logits=True, every_position=True)
+                found += [np.array(output.logits, np.float32).tobytes() for output in step.outputs]
+            assert found == expected
+            generated = [token.id async for token in session.generate(max_tokens=8)]
+        assert generated == reference.generate(8)
+
+    with local_service(folder.parents[1]) as service:
+        async with AsyncClient(service.target) as client:
+            await asyncio.gather(*(run(client, number) for number in range(len(fed))))
 
 
 @pytest.mark.parametrize("kind", ["rnn", "lstm-1997", "lstm-coupled"])

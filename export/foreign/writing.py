@@ -21,13 +21,13 @@ from onnx import TensorProto, helper
 
 from export.bundle import BundleOptions, Vocabularies, write_graphs
 from export.errors import ExportError
+from export.foreign.original import Original
+from export.foreign.reading import Hints, Reading, read
 from export.graphs import Graphs
 from export.interface import Interface
-from export.invariance import check_invariance
-from export.onnx_file import Hints, Reading, read
-from export.onnx_original import Original
-from export.parity import measure_parity
-from export.runners import OnnxRunner
+from export.proofs.invariance import check_invariance
+from export.proofs.parity import measure_parity
+from export.proofs.runners import OnnxRunner
 from export.surgery import Writer
 from export.vocabulary import Vocabulary
 from service.repository.manifest import ConstantSpec, Dtype, Parity, SpecialTokens, StateSpec, StepSpec, TensorSpec

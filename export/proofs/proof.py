@@ -10,9 +10,9 @@ from torch import nn
 from export.errors import ExportError
 from export.graphs import Graphs
 from export.interface import Interface
-from export.invariance import check_invariance
-from export.parity import measure_parity
-from export.runners import OnnxRunner, TorchRunner, one_torch_thread
+from export.proofs.invariance import check_invariance
+from export.proofs.parity import measure_parity
+from export.proofs.runners import OnnxRunner, TorchRunner, one_torch_thread
 from service.repository.manifest import Parity, TensorSpec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool"}

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 
 from export.errors import ExportError
-from export.runners import IntArray, Runner
+from export.proofs.runners import IntArray, Runner
 from models.metrics import score
 from models.recipes import cmudict_data as data
 from models.recipes import g2p as recipe

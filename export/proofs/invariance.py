@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from export.agreement import check_agreement
 from export.errors import ExportError
 from export.interface import Interface
-from export.parity import max_abs_error
-from export.runners import Runner
-from export.walks import Row, Walk, chunked, draw_rows, interleaved, padded_width, stepwise, walk
+from export.proofs.agreement import check_agreement
+from export.proofs.parity import max_abs_error
+from export.proofs.runners import Runner
+from export.proofs.walks import Row, Walk, chunked, draw_rows, interleaved, padded_width, stepwise, walk
 from service.repository.manifest import SOURCE_MULTIPLE
 
 _SUBJECTS = 6

@@ -9,12 +9,12 @@ import onnx
 import onnxruntime
 
 from export.errors import ExportError
-from export.onnx_file import Reading
-from export.runners import Array, IntArray
+from export.foreign.reading import Reading
+from export.proofs.runners import Array, IntArray
 
 
 class Original:
-    """See `export.runners.Runner`. Raises ExportError for a file that ONNX Runtime cannot load."""
+    """See `export.proofs.runners.Runner`. Raises ExportError for a file that ONNX Runtime cannot load."""
 
     float_dtype: type[np.floating] = np.float32
 
@@ -65,7 +65,7 @@ class Original:
         return None
 
     def step(self, tokens: Array, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
-        """tokens: [B, 1] or [B, 1, F]. See `export.runners.Runner`."""
+        """tokens: [B, 1] or [B, 1, F]. See `export.proofs.runners.Runner`."""
         axes = [state.batch_axis for state in self._reading.states]
         outputs: list[Array] = []
         following: list[list[Array]] = [[] for _ in axes]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Unpack
 
 from export.bundle import BundleOptions, write_forecaster
-from export.recipe_card import Evaluation, Story, write_card
-from export.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from export.shipped.recipe_card import Evaluation, Story, write_card
+from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
 from models.forecaster import Forecaster
 from models.recipes import co2 as recipe
 

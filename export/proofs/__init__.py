@@ -1,0 +1,1 @@
+"""What must hold of graphs before a bundle of them is written."""
