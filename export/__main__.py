@@ -214,7 +214,7 @@ def _report(folder: Path) -> None:
     print(f"wrote {folder}")
     for file in sorted(folder.iterdir()):
         print(f"  {file.name:<20}{file.stat().st_size:>12,} bytes")
-    _report_parity("parity with PyTorch", manifest.parity)
+    _report_parity(f"parity with {manifest.parity.reference}", manifest.parity)
     for name, variant in manifest.variants.items():
         _report_parity(f"parity of {name} with the above", variant.parity)
     print("a row's bits do not depend on batch, order, chunks, padding or neighbours: held")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -56,8 +56,8 @@ class BundleOptions(_Required, total=False):
     evaluation: the recipe's. max_tokens: generated at most when a request sets no limit. write_card: gives the README
     of a manifest. extra_files: what lies beside it and is not read at serving, by name. int8: whether to make that
     variant, which `evaluate_int8` may refuse, given both. trace: whether to make the graph that looks inside; it is
-    made unless told otherwise. max_bytes: the most that the bundle may weigh. replace: take the place of the version
-    that is there.
+    made unless told otherwise. packages: those that made it, whose versions are told. max_bytes: the most that the
+    bundle may weigh. replace: take the place of the version that is there.
     """
 
     version: int
@@ -67,6 +67,7 @@ class BundleOptions(_Required, total=False):
     int8: bool
     evaluate_int8: Evaluate | None
     trace: bool
+    packages: Sequence[str]
     max_bytes: int
     replace: bool
 
@@ -222,7 +223,7 @@ def write_graphs(  # what a bundle is made of
         special_tokens=special_tokens,
         max_tokens=options.get("max_tokens", MAX_TOKENS),
         digests={file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
-        exported_with={package: version_of(package) for package in _PACKAGES},
+        exported_with={package: version_of(package) for package in options.get("packages", _PACKAGES)},
         parity=parity,
         evaluation=dict(options["evaluation"]),
     )

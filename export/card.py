@@ -116,9 +116,9 @@ def _proofs(manifest: Manifest) -> list[str]:
     return [
         "## Proofs",
         "",
-        "Before this bundle was written its graphs were held against PyTorch in double precision, on "
-        f"{parity.num_rows} rows of random ragged batches, step by step and in chunks, with a tolerance of "
-        f"{parity.tolerance:g}:",
+        f"Before this bundle was written its graphs were held against {parity.reference}"
+        f"{' in double precision' if parity.reference == 'PyTorch' else ''}, on {parity.num_rows} rows of random "
+        f"ragged batches, step by step and in chunks, with a tolerance of {parity.tolerance:g}:",
         "",
         *table(["tensor", "largest absolute error"], errors),
         "And a row's outputs were found bit-identical alone and in batches, in any order, step by step and in chunks, "

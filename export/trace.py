@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from export.errors import ExportError
 from export.graphs import Graphs
@@ -26,6 +26,7 @@ from export.proofs.runners import OnnxRunner
 from export.proofs.walks import draw_rows
 from export.surgery import drop_the_unused
 from export.unroll import Unroller
+from models.recurrent import ONNX_DOMAIN_VERSION
 from service.repository.manifest import TensorSpec, TraceOutputSpec, TraceSpec
 
 FILE = "trace.onnx"
@@ -33,6 +34,8 @@ TOLERANCE = 1e-4
 """The largest absolute difference allowed between a state in the trace and the step's own."""
 
 _MIN_SHARED_BYTES = 1024
+_MIN_OPSET = 18
+"""Of what is written here; older graphs are converted first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
     Raises ExportError when what it tells is not what the step does.
     """
     model = onnx.load_from_string(step)
+    if _opset(model) < _MIN_OPSET:
+        model = version_converter.convert_version(model, ONNX_DOMAIN_VERSION)
     writer = Unroller(model.graph)
     for node in list(model.graph.node):
         writer.take(node)
@@ -64,7 +69,8 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
         for name, size in writer.told.items()
     ]
     for output in outputs:
-        shape = ["batch", 1, *output.tensor.shape[2:]]
+        rows = "batch" if interface.step.max_rows is None else 1
+        shape = [rows, 1, *output.tensor.shape[2:]]
         value = helper.make_tensor_value_info(output.tensor.name, TensorProto.FLOAT, shape)
         model.graph.output.append(value)
     drop_the_unused(model.graph)
@@ -75,6 +81,10 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
     graph = model.SerializeToString(deterministic=True)
     _prove(step, graph, spec, interface)
     return Trace(spec, graph)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return max(one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
 
 
 def _drop_unused_inputs(graph: onnx.GraphProto) -> None:
@@ -109,7 +119,7 @@ def _share_weights(graph: onnx.GraphProto, step: bytes, file: str) -> None:
 def _prove(step: bytes, graph: bytes, spec: TraceSpec, interface: Interface) -> None:
     """Holds every state in the trace to the step's own, of random rows after their first tokens."""
     generator = np.random.default_rng(0)
-    rows = draw_rows(interface, generator, num_rows=7, max_tokens=1)
+    rows = draw_rows(interface, generator, num_rows=interface.step.max_rows or 7, max_tokens=1)
     tokens = np.stack([row.tokens[:1] for row in rows])
     lengths = np.ones(len(rows), np.int64)
     carried = [_random(tensor, len(rows), generator) for tensor in interface.carried_inputs]
@@ -122,10 +132,13 @@ def _prove(step: bytes, graph: bytes, spec: TraceSpec, interface: Interface) -> 
     names = [interface.step.input.name, *(() if interface.step.lengths is None else (interface.step.lengths.name,))]
     values = [tokens, lengths][: len(names)] + carried
     given = dict(zip([*names, *(tensor.name for tensor in interface.carried_inputs)], values, strict=True))
+    given |= {one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in interface.step.constants}
     feeds = {node.name: given[node.name] for node in session.get_inputs()}
     told = dict(zip([output.name for output in spec.outputs], session.run(None, feeds), strict=True))
     found = [told[name][:, 0] for name in told if name.endswith((".hidden", ".cell"))]
-    known = np.concatenate([np.moveaxis(state, -2, 0).reshape(len(rows), -1) for state in states if state.ndim > 1], 1)
+    axes = [state.input.shape.index("batch") for state in interface.states]
+    rows_first = [np.moveaxis(state, axis, 0) for state, axis in zip(states, axes, strict=True)]
+    known = np.concatenate([state.reshape(len(rows), -1) for state in rows_first], axis=1)
     for tensor in found:
         place = _find_columns(known, tensor)
         if place is None:

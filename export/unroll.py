@@ -47,6 +47,8 @@ class Unroller(Writer):
     def take(self, node: onnx.NodeProto) -> None:
         """Writes a node out, or as it is."""
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        if attributes.get("layout") == 0:  # time first, as it is when nothing is said
+            del attributes["layout"]
         if node.op_type in _FAMILY and attributes.pop("direction", b"forward") == b"forward":
             size = attributes.pop("hidden_size", None)
             layer = _Layer(node, size if isinstance(size, int) else self._weights[node.input[2]].shape[2], attributes)
@@ -134,7 +136,7 @@ class Unroller(Writer):
     def _lstm(self, layer: _Layer) -> None:
         is_coupled = bool(layer.attributes.pop("input_forget", 0))
         if layer.attributes:
-            raise ExportError(f"the LSTM {layer.node.name} has {min(layer.attributes)}: it cannot be looked into")
+            raise ExportError(f"the LSTM {layer.node.name} has {min(layer.attributes)}, which is not written out here")
         hidden, cell = self._state(layer, 5, "hidden"), self._state(layer, 6, "cell")
         of_x, of_h = self._products(layer, hidden, 4)  # i, o, f, c
         peepholes = layer.node.input[7] if len(layer.node.input) > 7 else ""
@@ -172,7 +174,7 @@ class Unroller(Writer):
 
     def _gru(self, layer: _Layer) -> None:
         if not layer.attributes.pop("linear_before_reset", 0) or layer.attributes:
-            raise ExportError(f"the GRU {layer.node.name} is not PyTorch's: it cannot be looked into")
+            raise ExportError(f"the GRU {layer.node.name} is not of PyTorch's form")
         hidden = self._state(layer, 5, "hidden")
         of_x, of_h = self._products(layer, hidden, 3)  # z, r, h
         for place, name in ((0, "update_gate"), (1, "reset_gate")):
@@ -189,7 +191,7 @@ class Unroller(Writer):
     def _rnn(self, layer: _Layer) -> None:
         activations = layer.attributes.pop("activations", [b"Tanh"])
         if activations not in ([b"Tanh"], [b"Relu"]) or layer.attributes:
-            raise ExportError(f"the RNN {layer.node.name} is of another kind than PyTorch's: it cannot be looked into")
+            raise ExportError(f"the RNN {layer.node.name} is not of PyTorch's form")
         hidden = self._state(layer, 5, "hidden")
         of_x, of_h = self._products(layer, hidden, 1)
         squash = "Tanh" if activations == [b"Tanh"] else "Relu"

@@ -29,6 +29,7 @@ from export.proofs.invariance import check_invariance
 from export.proofs.parity import measure_parity
 from export.proofs.runners import OnnxRunner
 from export.surgery import Writer
+from export.trace import make_trace
 from export.vocabulary import Vocabulary
 from service.repository.manifest import ConstantSpec, Dtype, Parity, SpecialTokens, StateSpec, StepSpec, TensorSpec
 
@@ -106,7 +107,8 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
         vocabularies = Vocabularies(input=described.vocabulary, target=described.labels)
     elif step.values is not None:
         vocabularies = Vocabularies(input=described.vocabulary)
-    options["trace"] = False
+    options["trace"] = _can_be_looked_into(graph, interface, notes)
+    options["packages"] = ("onnx", "onnxruntime")
     folder = write_graphs(
         Graphs(step=graph),
         interface,
@@ -238,6 +240,18 @@ def _prove(graph: bytes, interface: Interface, original: Original, notes: list[s
     parity = measure_parity(runner, original, one_by_one, tolerance=TOLERANCE, reference="the file")
     check_invariance(runner, one_by_one)
     return one_by_one, parity
+
+
+def _can_be_looked_into(graph: bytes, interface: Interface, notes: list[str]) -> bool:
+    """Whether the file's layers are of operators that can be written out."""
+    try:
+        if make_trace(graph, interface) is not None:
+            return True
+        reason = "it has no LSTM, GRU or RNN operator"
+    except Exception as error:  # a file's graph may be anything, and need not be looked into to be served
+        reason = _first_line(error)
+    notes.append(f"it cannot be looked into: {reason}")
+    return False
 
 
 def _first_line(error: Exception) -> str:

@@ -59,7 +59,7 @@ def measure_parity(
                         )
                     worst[name] = max(so_far, error)
             num_rows += size
-    return Parity(tolerance=tolerance, max_abs_error=worst, num_rows=num_rows)
+    return Parity(tolerance=tolerance, max_abs_error=worst, num_rows=num_rows, reference=reference)
 
 
 def max_abs_error(found: Array, expected: Array) -> float:

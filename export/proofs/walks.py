@@ -101,7 +101,8 @@ def walk(
     for index, value in (spoiled or {}).items():
         for array, tensor in zip((*states, *contexts), interface.carried_inputs, strict=True):
             if np.issubdtype(array.dtype, np.floating):
-                array[_row(tensor, index)] = value
+                with np.errstate(over="ignore"):  # 1e30 is infinity in 16 bits
+                    array[_row(tensor, index)] = value
     plans = [_cut(plan, interface.step.max_chunk) for plan in plans]
     per_token = (interface.step.output, *interface.head_outputs)
     answered: list[list[list[Array]]] = [[[] for _ in per_token] for _ in rows]

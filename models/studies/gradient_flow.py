@@ -121,7 +121,7 @@ def learn_recall(subject: Subject, *, lag: int, num_updates: int, batch_size: in
 
 def draw_flow(norms: Mapping[str, Sequence[float]], path: Path) -> None:
     """Draws how much of the gradient is left, by how far back."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     axis = figure.subplots()
     for name, values in norms.items():
         axis.semilogy(range(len(values)), [max(value, 1e-20) for value in values], label=name)
@@ -132,7 +132,7 @@ def draw_flow(norms: Mapping[str, Sequence[float]], path: Path) -> None:
         ylim=(1e-16, 10),
     )
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small", loc="lower left")
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
     figure.savefig(path, dpi=120)
 
 

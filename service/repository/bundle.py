@@ -132,7 +132,8 @@ def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
         trace = _load_graph(folder / manifest.trace.file, runtime)
         told = [output.tensor for output in manifest.trace.outputs]
         inputs = _step_inputs(manifest, manifest.step)
-        _check_graph(manifest.trace.file, trace, inputs, told, max_chunk=1, takes_all=False)
+        rows = manifest.step.max_rows
+        _check_graph(manifest.trace.file, trace, inputs, told, max_chunk=1, max_rows=rows, takes_all=False)
     digest = hashlib.sha256(text).hexdigest()
     return Bundle(folder, manifest, digest, source, step, target, encoder, variants, trace)
 

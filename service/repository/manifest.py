@@ -101,6 +101,8 @@ class Parity(Part):
     """The largest absolute difference seen, by tensor."""
     num_rows: int
     """Rows compared, of random ragged batches, stepwise and chunked."""
+    reference: str = "PyTorch"
+    """What they were held to."""
 
 
 class Manifest(Part):

@@ -127,7 +127,10 @@ def test_a_file_of_one_row_is_run_row_by_row_and_says_so(tmp_path: Path, capsys:
 def test_rows_that_company_changes_are_run_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A batch axis is there, and is not to be trusted."""
     folder = export(foreign.batch_norm_of_rows(tmp_path / "norm.onnx"), tmp_path / "repository")
-    assert "sessions are run one by one, because company changes what a row is told" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "sessions are run one by one, because company changes what a row is told" in told
+    assert "it cannot be looked into: it has no LSTM, GRU or RNN operator" in told
+    assert "parity with the file on" in told
     assert manifest_of(folder).step.max_rows == 1
 
 
@@ -240,3 +243,36 @@ def _two_tensors(before: str, after: str) -> onnx.ModelProto:
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("y", after)],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.FLOAT16])
+def test_floats_of_other_sizes_are_brought_into_form(tmp_path: Path, kind: int) -> None:
+    """What it reads and gives are 32-bit floats outside; its state stays of its own type, with a counter beside it."""
+    nodes = [
+        helper.make_node("Add", ["memory", "x"], ["sum"]),
+        helper.make_node("Mul", ["sum", "half"], ["memory_out"]),
+        helper.make_node("Add", ["count", "one"], ["count_out"]),
+        helper.make_node("Identity", ["memory_out"], ["y"]),
+    ]
+    dtype = "float64" if kind == TensorProto.DOUBLE else "float16"
+    one = onnx.numpy_helper.from_array(np.array([[1]], np.int64), "one")
+    half = onnx.numpy_helper.from_array(np.array(0.5, dtype), "half")
+    inputs = [
+        foreign.value("x", ["batch", 3], kind),
+        foreign.value("memory", ["batch", 3], kind),
+        foreign.value("count", ["batch", 1], TensorProto.INT64),
+    ]
+    outputs = [
+        foreign.value("y", ["batch", 3], kind),
+        foreign.value("memory_out", ["batch", 3], kind),
+        foreign.value("count_out", ["batch", 1], TensorProto.INT64),
+    ]
+    file = foreign.save(tmp_path / "sizes.onnx", nodes, inputs, outputs, [one, half])
+    folder = export(file, tmp_path / "repository")
+    manifest = manifest_of(folder)
+    assert [state.input.dtype for state in manifest.states] == [dtype, "int64"]
+    session, memory = ReferenceSession(folder), np.zeros(3, dtype)
+    for frame in frames(5, 3):
+        memory = (memory + frame.astype(dtype)) * np.array(0.5, dtype)
+        np.testing.assert_array_equal(session.step(frame), memory.astype(np.float32))
+    assert manifest.step.max_rows is None

@@ -24,13 +24,14 @@ FRAME = 32
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A voice activity detector, a denoiser of one row, and a time-first language model."""
+    """A voice activity detector, a denoiser of one row, what has no gates, and a time-first language model."""
     made, to = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("repository")
     names = made / "names"
     names.write_text("<s>\n</s>\na\nb\nc\nd\n")
     flags = {
         "vad": (foreign.voice_activity, ["--constant", "sr=16000", "--axis", f"samples={FRAME}"]),
         "denoiser": (foreign.denoiser, []),
+        "norm": (foreign.batch_norm_of_rows, []),
         "lm": (foreign.time_first_tokens, ["--vocabulary", str(names), "--bos", "0", "--eos", "1"]),
     }
     for name, (make, given) in flags.items():
@@ -99,8 +100,24 @@ def test_a_foreign_language_model_generates_and_searches(service: LocalService, 
         assert client.score("lm", [["a", "b"]])[0].log_probability < 0
 
 
-def test_it_cannot_be_looked_into_and_says_so(service: LocalService) -> None:
-    with Client(service.target) as client, client.session("vad") as session:
-        with pytest.raises(InvalidArgumentError, match="vad has no trace"):
-            session.feed(features=frames(1, FRAME, 0), trace=True)
+@pytest.mark.parametrize(("model", "size"), [("vad", FRAME), ("denoiser", 12)])
+def test_what_others_exported_can_be_looked_into(service: LocalService, model: str, size: int) -> None:
+    """Its gates keep the equations of its cell, whether rows are batched or not."""
+    with Client(service.target) as client, client.session(model) as session:
+        step = session.feed(features=frames(6, size, 0), every_position=True, trace=True)
+        told = {name: np.array([output.trace[name] for output in step.outputs]) for name in step.trace}
+    if model == "vad":
+        cell = told["layer0.forget_gate"][1:] * told["layer0.cell"][:-1]
+        cell += told["layer0.input_gate"][1:] * told["layer0.candidate"][1:]
+        np.testing.assert_allclose(told["layer0.cell"][1:], cell, atol=1e-5)
+    else:
+        update, candidate = told["layer0.update_gate"][1:], told["layer0.candidate"][1:]
+        hidden = (1 - update) * candidate + update * told["layer0.hidden"][:-1]
+        np.testing.assert_allclose(told["layer0.hidden"][1:], hidden, atol=1e-5)
+
+
+def test_what_has_no_gates_cannot_be_looked_into_and_says_so(service: LocalService) -> None:
+    with Client(service.target) as client, client.session("norm") as session:
+        with pytest.raises(InvalidArgumentError, match="norm has no trace"):
+            session.feed(features=frames(1, 4, 0), trace=True)
         assert session.position == 0
