@@ -70,7 +70,8 @@ class EngineTelemetry:
         metrics, labels = self._metrics, self._labels
         metrics.slots.labels(*labels).set(num_slots)
         metrics.state_bytes.labels(*labels).set(state_bytes)
-        metrics.slots_used.labels(*labels).set_function(lambda: read().num_sessions)
+        # read between two changes, forks that begin or end may be taken for sessions
+        metrics.slots_used.labels(*labels).set_function(lambda: min(read().num_sessions, num_slots))
         metrics.forks_used.labels(*labels).set_function(lambda: read().num_forks)
 
     def batch_ran(self, report: BatchReport) -> None:
