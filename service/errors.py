@@ -28,6 +28,7 @@
     │   ├── TooManySessionsError
     │   │   └── NoSlotError            some of them could be put aside
     │   ├── QueueFullError
+    │   ├── AnswerTooLargeError        ask for less in one request
     │   ├── RateLimitedError           the principal asks too often
     │   ├── ShuttingDownError
     │   ├── StoreUnavailableError      the store is down, slow or full
@@ -160,6 +161,10 @@ class NoSlotError(TooManySessionsError):
 
 class QueueFullError(LoadError):
     """A bounded queue is full."""
+
+
+class AnswerTooLargeError(LoadError):
+    """The answer would be larger than a message may be."""
 
 
 class RateLimitedError(LoadError):

@@ -26,7 +26,7 @@ from service.engine.engine import Engine
 from service.hosting import Hosting
 from service.repository.bundle import Bundle
 from service.repository.repository import RepositoryError
-from service.sessions.house import House
+from service.sessions.service import SessionService
 from service.sessions.snapshot import Codec
 from service.sessions.storage import Storage
 from service.sessions.stores.base import StateStore, StoreError
@@ -73,7 +73,7 @@ class Server:
             make_engine=self._make_engine,
             count=self._count,
         )
-        self._house: House | None = None
+        self._sessions: SessionService | None = None
         self._storage: Storage | None = None
         self._inference: Inference | None = None
         self._grpc: grpc.aio.Server | None = None
@@ -87,7 +87,7 @@ class Server:
     async def start(self) -> Addresses:
         """Opens the store, loads the repository, warms the engines up, and listens. Raises StartError."""
         settings = self._settings
-        await self._open_house()
+        await self._open_sessions()
         try:
             await self._hosting.start()
         except RepositoryError as error:
@@ -136,8 +136,8 @@ class Server:
     async def stop(self) -> None:
         """Refuses what is new, tells every stream to move, lets generations finish within the grace time, stores what
         is to be stored, and stops."""
-        if self._house is not None:
-            await self._drain(self._house)
+        if self._sessions is not None:
+            await self._drain(self._sessions)
         for task in self._tasks:
             task.cancel()
         if self._inference is not None:
@@ -146,8 +146,8 @@ class Server:
             await self._grpc.stop(_STREAM_END_S)
         if self._probes is not None:
             await self._probes.stop(0)
-        if self._storage is not None:
-            await self._storage.stop(_STORE_END_S)
+        if self._sessions is not None:
+            await self._sessions.stop(_STORE_END_S)
         if self._crash is None:
             await self._hosting.stop()
         if self._http is not None:
@@ -159,21 +159,21 @@ class Server:
             await asyncio.to_thread(self._tracing.stop)
         log.info("server.stopped")
 
-    async def _drain(self, house: House) -> None:
+    async def _drain(self, sessions: SessionService) -> None:
         loop = asyncio.get_running_loop()
         grace_s = self._settings.shutdown_grace_s
-        log.info("server.draining", sessions=len(house.registry), grace_s=grace_s)
-        house.registry.is_draining = True
+        log.info("server.draining", sessions=len(sessions.registry), grace_s=grace_s)
+        sessions.registry.is_draining = True
         await self._health.enter_graceful_shutdown()
         deadline = loop.time() + grace_s
         if self._inference is not None:
             self._inference.go_away(grace_s)
         # bounded by the grace time; nothing on the hot path is made to signal what is asked once in a server's life
-        while house.registry.num_generating and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
+        while sessions.registry.num_generating and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        house.departures.close_all()
+        sessions.expiry.end_all()
 
-    async def _open_house(self) -> None:
+    async def _open_sessions(self) -> None:
         settings = self._settings
 
         def open_all() -> tuple[StateStore, bytes]:
@@ -193,8 +193,7 @@ class Server:
         codec = Codec(key, is_compressed=settings.snapshot_compression)
         heartbeat_s = min(0.1, settings.lease_s / 3)
         self._storage = Storage(store, codec, StoreTelemetry(self._metrics), heartbeat_s=heartbeat_s)
-        self._storage.start()
-        self._house = House(
+        self._sessions = SessionService(
             self._storage,
             settings.session_limits,
             self._telemetry,
@@ -203,7 +202,8 @@ class Server:
             num_tokens=settings.checkpoint_tokens,
             patience_s=settings.lease_s + 2.0,
         )
-        checkpoints = self._house.checkpoints
+        self._sessions.start()
+        checkpoints = self._sessions.checkpoints
         self._metrics.checkpoint_lag.labels().set_function(lambda: checkpoints.lag_s)
 
     def _make_engine(self, bundle: Bundle, variant: str) -> Engine:
@@ -225,28 +225,16 @@ class Server:
         return engine
 
     def _count(self, key: tuple[str, int]) -> int:
-        return 0 if self._house is None else self._house.count(*key)
+        return 0 if self._sessions is None else self._sessions.count(*key)
 
     def _make_grpc(self) -> grpc.aio.Server:
-        settings, house = self._settings, self._house
-        assert house is not None  # noqa: S101  # opened before
+        settings, sessions = self._settings, self._sessions
+        assert sessions is not None  # noqa: S101  # opened before
         server = make_server(settings, (CallInterceptor(self._telemetry, principals(settings).find),))
-        domain = Domain(
-            self._hosting,
-            house.registry,
-            house.departures,
-            house.dispatcher,
-            house.generations,
-            house.frames,
-            house.residency,
-            house.resumption,
-            house.access,
-            settings.terms_limits,
-        )
+        domain = Domain(self._hosting, sessions, settings.policy_limits)
         self._inference = Inference(domain, self._telemetry)
         inference_pb2_grpc.add_InferenceServicer_to_server(self._inference, server)
-        sessions = Sessions(house.registry, house.resumption, house.access)
-        sessions_pb2_grpc.add_SessionsServicer_to_server(sessions, server)
+        sessions_pb2_grpc.add_SessionsServicer_to_server(Sessions(sessions), server)
         models_pb2_grpc.add_ModelsServicer_to_server(Models(self._hosting), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
@@ -275,8 +263,8 @@ class Server:
         interval_s = min(1.0, self._settings.idle_timeout_s / 4)
         while True:
             await asyncio.sleep(interval_s)
-            if self._house is not None:
-                self._house.departures.expire()
+            if self._sessions is not None:
+                self._sessions.expiry.expire()
             await self._hosting.reap()
 
     async def _watch_for_ever(self, interval_s: float) -> None:

@@ -15,7 +15,7 @@ from service.engine.limits import EngineLimits
 from service.engine.runner import ROW_BUCKETS
 from service.repository.runtime import Provider, RuntimeOptions, Runtimes
 from service.sessions.limits import SessionLimits
-from service.sessions.terms import Durability, TermsLimits
+from service.sessions.policy import Durability, PolicyLimits
 
 _OF_THE_CLIENT = {"TARGET", "TOKEN"}
 """What the command `carousel` reads."""
@@ -209,9 +209,9 @@ class Settings(BaseSettings):
         )
 
     @property
-    def terms_limits(self) -> TermsLimits:
+    def policy_limits(self) -> PolicyLimits:
         """What sessions may agree on."""
-        return TermsLimits(
+        return PolicyLimits(
             max_durability=Durability[self.max_durability.upper()],
             hold_s=self.hold_s,
             max_hold_s=self.max_hold_s,

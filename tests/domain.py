@@ -28,6 +28,7 @@ from service.repository.manifest import (
     VocabularySpec,
 )
 from service.repository.vocabulary import Vocabulary
+from service.sessions.lifecycle import State
 from service.sessions.session import CloseReason, Served, Session
 
 SOURCE_NAMES = ("a", "b", "c", "'", "é")
@@ -127,6 +128,7 @@ def session(session_id: str = "s1", serial: int = 1, **changes: Any) -> Session:
         Lane(Slot(1, 0), []),
         ignore,
         last_used_s=0.0,
+        state=State.IDLE,
     )
     for name, value in changes.items():
         setattr(made, name, value)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.sessions.session import diagram
+from service.sessions.lifecycle import diagram
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

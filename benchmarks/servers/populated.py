@@ -20,7 +20,7 @@ import structlog
 from service.engine.jobs import OutputKind, OutputSpec
 from service.repository.manifest import BASE_VARIANT
 from service.server import Server
-from service.sessions.session import Session
+from service.sessions.session import Request, Session
 from service.settings import Settings
 
 
@@ -46,20 +46,22 @@ async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) 
     )
     server = Server(settings)
     addresses = await server.start()
-    house, served = server._house, server._hosting.find(model, 1, BASE_VARIANT)
-    assert house is not None  # noqa: S101  # it was opened when the server started
-    registry, engine = house.registry, served.engine
+    sessions, served = server._sessions, server._hosting.find(model, 1, BASE_VARIANT)
+    assert sessions is not None  # noqa: S101  # made when the server started
+    engine = served.engine
     gc.collect()
     before = resident_bytes()
     for begin in range(0, num_sessions, 10_000):
-        opened: list[Session] = [
-            registry.open(served, "", None, None, request_id=0, reply=ignore, on_closed=ignore)
-            for _ in range(begin, min(begin + 10_000, num_sessions))
-        ]
+        opened: list[Session] = []
+        for _ in range(begin, min(begin + 10_000, num_sessions)):
+            request = Request(None, 0, ignore, 0.0)
+            new = sessions.opening.prepare(served, "", None, None, request=request, on_ended=ignore)
+            sessions.opening.begin(new)
+            opened.append(new.session)
         if feed:
             for session in opened:
                 nothing = OutputSpec(OutputKind.NONE)
-                house.dispatcher.feed(session, 0, [1], nothing, request_id=0, reply=ignore)
+                sessions.requests.feed(Request(session, 0, ignore, 0.0), 0, [1], nothing)
             while engine.statistics.num_waiting:  # noqa: ASYNC110  # a benchmark may look
                 await asyncio.sleep(0)
     if not feed:

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import convert, session_messages
+from service.api.part import Part
 from service.api.status import to_message
 from service.engine.items import Item
-from service.engine.results import Encoded, Fed, Scored, Searched, Stepped
+from service.engine.results import Fed, Result, Scored, Searched, Stepped
 from service.errors import CarouselError
+from service.sessions.persistence import NOT_STORED
 from service.sessions.session import CloseReason, Request, Session
 
 
-def opened(request: Request, result: Encoded | Fed, source: Sequence[Item] | None) -> pb.StreamResponse:
+def opened(request: Request, result: Result, source: Sequence[Item] | None) -> pb.StreamResponse:
     """A session is open. source: as the model read it."""
     session = request.session
     bundle = session.served.bundle
@@ -28,11 +30,13 @@ def opened(request: Request, result: Encoded | Fed, source: Sequence[Item] | Non
         message.source.extend(convert.source_tokens(source, bundle.source_vocabulary))
     if isinstance(result, Fed):
         convert.fill(message.output, result.outputs[0], bundle.target_vocabulary)
-    return with_news(pb.StreamResponse(request_id=request.request_id, session_id=session.name, opened=message), session)
+    return with_checkpoint(
+        pb.StreamResponse(request_id=request.request_id, session_id=session.name, opened=message), session
+    )
 
 
 def resumed(request_id: int, session: Session, *, is_here: bool) -> pb.StreamResponse:
-    """A session is gone on with. is_here: whether it was in memory."""
+    """A session was resumed. is_here: whether it was in memory."""
     bundle = session.served.bundle
     message = pb.Opened(
         model=bundle.model,
@@ -42,18 +46,18 @@ def resumed(request_id: int, session: Session, *, is_here: bool) -> pb.StreamRes
         durability=session_messages.durability(session),
         restored_from=pb.RESTORED_FROM_MEMORY if is_here else pb.RESTORED_FROM_STORE,
     )
-    return with_news(
+    return with_checkpoint(
         pb.StreamResponse(request_id=request_id, session_id=session.name, position=session.position, opened=message),
         session,
     )
 
 
-def with_news(response: pb.StreamResponse, session: Session) -> pb.StreamResponse:
-    """The response, with how far its session is stored when the client does not know it yet."""
-    if session.custody is not None:
-        news = session.custody.news()
-        if news is not None:
-            response.checkpoint_position = news
+def with_checkpoint(response: pb.StreamResponse, session: Session) -> pb.StreamResponse:
+    """The response, with the stored position of its session when the client does not know it yet."""
+    if session.persistence is not NOT_STORED:
+        position = session.persistence.unreported_checkpoint()
+        if position is not None:
+            response.checkpoint_position = position
     return response
 
 
@@ -73,7 +77,18 @@ def fed(request: Request, result: Fed) -> pb.StreamResponse:
     vocabulary = session.served.bundle.target_vocabulary
     for output in result.outputs:
         convert.fill(message.outputs.add(), output, vocabulary)
-    return response if session.custody is None else with_news(response, session)
+    return response if session.persistence is NOT_STORED else with_checkpoint(response, session)
+
+
+def generated(request: Request, part: Part) -> pb.StreamResponse:
+    """A part of a generation."""
+    response = pb.StreamResponse(
+        request_id=request.request_id,
+        session_id=request.session.name,
+        generated=part.take(),
+        position=part.position,
+    )
+    return with_checkpoint(response, request.session)
 
 
 def found(request: Request, result: Searched) -> pb.StreamResponse:

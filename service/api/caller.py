@@ -12,9 +12,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from service.errors import ForbiddenError, RateLimitedError, TooManySessionsError
+from service.errors import ForbiddenError, RateLimitedError
 from service.sessions.checks import invalid_session_id
-from service.sessions.registry import Registry
 from service.sessions.session import name_of, owner_of
 
 _ID_BYTES = 9
@@ -60,16 +59,6 @@ class Caller:
         """Raises ForbiddenError unless the principal may do what concerns all."""
         if not self.principal.is_admin:
             raise ForbiddenError(f"{what}: principal {self.principal.name!r} is no admin")
-
-    def check_room(self, registry: Registry) -> None:
-        """Raises TooManySessionsError when the principal has as many live sessions as it may have."""
-        limit = self.principal.max_sessions
-        if limit is not None and registry.count(self.principal.name) >= limit:
-            raise TooManySessionsError(
-                f"principal {self.principal.name!r} has {limit} sessions open, the most it may have: close one",
-                retry_delay_s=1.0,
-                max_sessions=limit,
-            )
 
     def new_key(self, session_id: str) -> str:
         """What a new session is called inside; an empty id stays empty, or gets one. Raises InvalidFieldError."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from time import perf_counter
 from typing import Any
 
@@ -36,12 +35,12 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 
     def end_streams(self) -> None:
         """Lets every stream end as soon as the requests that it has read are answered."""
-        for stream in self._streams:
+        for stream in list(self._streams):
             stream.last_read()
 
     def go_away(self, grace_s: float) -> None:
         """Tells every stream that the server is leaving."""
-        for stream in self._streams:
+        for stream in list(self._streams):
             stream.go_away(grace_s)
 
     @property
@@ -54,23 +53,14 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def Stream(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         """Many requests of many sessions, for as long as the client stays."""
         outbox: Outbox[pb.StreamResponse] = Outbox(_OUTBOX_LIMIT)
-        openings: set[asyncio.Task[None]] = set()
-
-        def spawn(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-            task = group.create_task(work)
-            openings.add(task)
-            task.add_done_callback(openings.discard)
-            return task
-
-        stream = Stream(self._domain, CALLER.get(), self._observer, outbox, spawn)
+        stream = Stream(self._domain, CALLER.get(), self._observer, outbox)
         self._streams.add(stream)
         try:
             async with asyncio.TaskGroup() as group:
                 reader = group.create_task(_read(stream, outbox, context, self._observer))
                 await _write(outbox, context, self._observer)
                 malformed = reader.done() and reader.result()
-                for task in (reader, *openings):
-                    task.cancel()
+                reader.cancel()
         finally:
             self._streams.discard(stream)
             stream.disconnect()
@@ -86,7 +76,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse] = Outbox(_OUTBOX_LIMIT)
         call = OneShot(self._domain, CALLER.get(), outbox)
         try:
-            call.generate(await _open(call, served, request), decoding)
+            call.generate(_open(call, served, request), decoding)
             await _write(outbox, context, self._observer)
             call.raise_failure()
         finally:
@@ -99,10 +89,10 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse] = Outbox(_OUTBOX_LIMIT)
         call = OneShot(self._domain, CALLER.get(), outbox)
         try:
-            call.score(await _open(call, served, request), targets, with_end=request.with_end)
+            call.score(_open(call, served, request), targets, with_end=request.with_end)
             taken = await outbox.next()
             call.raise_failure()
-            assert taken is not None  # noqa: S101  # closed without a response only by a failure
+            assert taken is not None  # noqa: S101  # closed without a response by a failure alone
             response = taken[0]
             assert isinstance(response, pb.ScoreResponse)  # noqa: S101  # a score was asked for
             return response
@@ -110,14 +100,14 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             call.end()
 
 
-async def _open(call: OneShot, served: Served, request: pb.GenerateRequest | pb.ScoreRequest) -> Session:
+def _open(call: OneShot, served: Served, request: pb.GenerateRequest | pb.ScoreRequest) -> Session:
     """Opens the session of a call, with the source and the prompt that its request has."""
     bundle = served.bundle
     source = convert.source_items(request.source, bundle) if request.HasField("source") else None
     prompt = None
     if request.HasField("prompt"):
         prompt = convert.prompt_items(request.prompt, bundle)
-    return await call.open(served, source, prompt)
+    return call.open(served, source, prompt)
 
 
 async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Context, observer: ApiObserver) -> bool:
@@ -140,8 +130,8 @@ async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Cont
                 return False
         else:
             stream.handle(request)
-        if outbox.is_full:
-            await outbox.room()
+        if stream.is_full:
+            await stream.room()
     stream.last_read()
     return False
 

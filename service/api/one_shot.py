@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
@@ -15,8 +16,8 @@ from service.engine.decoding import Decoding
 from service.engine.items import Item
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import Failed, Generated, Result, Scored, Searched
-from service.errors import CarouselError, NoSlotError, RequestCancelledError
-from service.sessions.session import CloseReason, Request, Served, Session
+from service.errors import CarouselError, RequestCancelledError, SessionMovedError, ShuttingDownError
+from service.sessions.session import CloseReason, Reply, Request, Served, Session
 
 _NOTHING = OutputSpec(OutputKind.NONE)
 
@@ -26,51 +27,54 @@ class OneShot:
 
     def __init__(self, domain: Domain, caller: Caller, outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse]) -> None:
         self._caller = caller
-        self._registry = domain.registry
-        self._dispatcher = domain.dispatcher
-        self._generations = domain.generations
-        self._residency = domain.residency
+        self._sessions = domain.sessions
         self._outbox = outbox
         self._session: Session | None = None
         self._part: Part | None = None
         self._failure: CarouselError | None = None
 
-    async def open(self, served: Served, source: Sequence[Item] | None, prompt: Sequence[Item] | None) -> Session:
-        """Opens the session, waiting for a slot when another session can give its own up, and feeds it the prompt.
-        Raises what the registry and the dispatcher raise."""
-        while self._session is None:
-            try:
-                self._caller.check_room(self._registry)
-                self._session = self._registry.open(
-                    served,
-                    self._caller.new_key(""),
-                    source,
-                    None,
-                    request_id=0,
-                    reply=self._on_step,
-                    on_closed=self._on_closed,
-                )
-            except NoSlotError as error:
-                await self._residency.make_room(served.engine, error)
-        session = self._session
+    def open(self, served: Served, source: Sequence[Item] | None, prompt: Sequence[Item] | None) -> Session:
+        """Opens the session and feeds it the prompt, both as soon as there is a slot. Raises the reason why it cannot
+        be opened."""
+        principal = self._caller.principal
+        new = self._sessions.opening.prepare(
+            served,
+            self._caller.new_key(""),
+            source,
+            None,
+            request=self._request(self._on_step),
+            on_ended=self._on_ended,
+            is_chosen=False,
+            owner=principal.name,
+            max_owned=principal.max_sessions,
+        )
+        session = self._session = new.session
+        self._sessions.opening.begin(new)
         if prompt is not None:
-            self._dispatcher.feed(session, None, prompt, _NOTHING, request_id=0, reply=self._on_step)
+            feed = self._request(self._on_step, session)
+            self._when_live(session, lambda: self._sessions.requests.feed(feed, None, prompt, _NOTHING))
         return session
 
     def generate(self, session: Session, decoding: Decoding) -> None:
-        """Queues the generation. Raises what the dispatcher raises."""
+        """Queues the generation. Raises the reason why it is refused."""
         if decoding.beam is None:
-            self._generations.generate(
-                session, None, decoding, request_id=0, reply=self._on_generated, field="decoding"
+            request = self._request(self._on_generated, session)
+            self._when_live(
+                session, lambda: self._sessions.generations.generate(request, None, decoding, field="decoding")
             )
-        else:
-            self._generations.search(
-                session, None, decoding, decoding.beam, request_id=0, reply=self._on_searched, field="decoding"
-            )
+            return
+        beam, search = decoding.beam, self._request(self._on_searched, session)
+        self._when_live(
+            session, lambda: self._sessions.generations.search(search, None, decoding, beam, field="decoding")
+        )
 
     def score(self, session: Session, targets: list[list[int]], *, with_end: bool) -> None:
-        """Queues the score. Raises what the dispatcher raises."""
-        self._dispatcher.score(session, None, targets, with_end=with_end, request_id=0, reply=self._on_scored, field="")
+        """Queues the score. Raises the reason why it is refused."""
+        request = self._request(self._on_scored, session)
+        self._when_live(
+            session,
+            lambda: self._sessions.requests.score(request, None, targets, with_end=with_end, field=""),
+        )
 
     def raise_failure(self) -> None:
         """Raises the error that ended the work, if one did."""
@@ -80,7 +84,24 @@ class OneShot:
     def end(self) -> None:
         """Closes the session, whether or not it has done its work."""
         if self._session is not None:
-            self._registry.close(self._session, CloseReason.CLIENT, notify=False)
+            self._sessions.registry.close(self._session, CloseReason.CLIENT, notify=False)
+
+    def _request(self, reply: Reply, session: Session | None = None) -> Request:
+        return Request(session, 0, reply, time.monotonic())
+
+    def _when_live(self, session: Session, act: Callable[[], None]) -> None:
+        """Acts at once when the session has its slot, else as soon as it has."""
+        if session.deferred is None:
+            act()
+            return
+
+        def run(failures: object) -> None:
+            try:
+                act()
+            except CarouselError as error:
+                self._fail(error)
+
+        self._sessions.spill.when_live([session], run, self._fail)
 
     def _on_step(self, request: Request, result: Result) -> None:
         if isinstance(result, Failed):
@@ -114,9 +135,14 @@ class OneShot:
         else:
             self._on_step(request, result)
 
-    def _on_closed(self, session: Session, reason: CloseReason) -> None:
-        """Somebody else has closed the session, which ends its work before its time."""
-        self._fail(RequestCancelledError(f"the session was closed: {reason.value}", close_reason=reason.value))
+    def _on_ended(self, session: Session, reason: CloseReason) -> None:
+        """Something else ended the session, and its work before its time."""
+        if reason is CloseReason.SHUTDOWN:
+            self._fail(ShuttingDownError("the server is shutting down: send the call to another", retry_delay_s=1.0))
+        elif reason in (CloseReason.LOST, CloseReason.MOVED):
+            self._fail(SessionMovedError(f"the session ended: {reason.value}: send the call again"))
+        else:
+            self._fail(RequestCancelledError(f"the session was closed: {reason.value}", close_reason=reason.value))
 
     def _fail(self, error: CarouselError) -> None:
         if self._failure is None:

@@ -1,6 +1,7 @@
-"""What a stream answers, as it comes: requests' results become responses in its outbox.
+"""The answers of one stream: results of requests become responses in its outbox, and each request is counted.
 
-Event loop only.
+A request is counted where it comes in, in `came_in`, and where its last answer goes out, in `_finish`; nothing else
+counts. Event loop only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from service.sessions.session import Request, Session
 
 
 class Replies:
-    """The answers of one stream. num_unanswered: requests that were taken in and have none yet."""
+    """Answers the requests of one stream. num_unanswered: those that came in and have no last answer yet."""
 
     def __init__(self, outbox: Outbox[pb.StreamResponse], observer: ApiObserver) -> None:
         self.num_unanswered = 0
@@ -28,82 +29,97 @@ class Replies:
         self._parts: dict[Request, Part] = {}
         self._is_last_read = False
 
+    def came_in(self) -> None:
+        """A request came in."""
+        self.num_unanswered += 1
+
     def last_read(self) -> None:
         """No more requests will come: the outbox is closed as soon as all are answered."""
         self._is_last_read = True
         self._end_if_done()
 
-    def tell(self, response: pb.StreamResponse) -> None:
-        """Writes what nobody has asked for."""
+    def notify(self, response: pb.StreamResponse) -> None:
+        """Writes a notice that no request asked for."""
         self._outbox.put(response)
 
-    def on_fed(self, request: Request, result: Result) -> None:
-        """A feed is done, or has failed."""
-        if isinstance(result, Fed):
-            self.answer(answers.fed(request, result))
+    def answer(self, request: Request, response: pb.StreamResponse) -> None:
+        """Answers a request for which the engine has no result. A second answer is dropped."""
+        if not request.is_ended:
+            request.is_ended = True
+            self._outbox.put(response)
+            self._finish()
+
+    def refuse(self, request: Request, session_id: str, session: Session | None, error: CarouselError) -> None:
+        """Answers a request with the reason why it was refused. session: the one that it was about, if it is known. A
+        second answer is dropped."""
+        if not request.is_ended:
+            request.is_ended = True
+            self._fail(request, session_id, session, error)
+
+    def on_opened(self, request: Request, result: Result, response: pb.StreamResponse | None) -> None:
+        """A session is open, or could not be opened: without a response."""
+        if response is None:
+            self.on_failed(request, result)
         else:
-            self.failed(request, result)
+            self._outbox.put(response)
+            self._finish()
+
+    def on_fed(self, request: Request, result: Result) -> None:
+        """A feed is done, or failed."""
+        if isinstance(result, Fed):
+            self._outbox.put(answers.fed(request, result))
+            self._finish()
+        else:
+            self.on_failed(request, result)
 
     def on_searched(self, request: Request, result: Result) -> None:
-        """A beam search is done, or has failed."""
+        """A beam search is done, or failed."""
         if isinstance(result, Searched):
-            self.answer(answers.found(request, result))
+            self._outbox.put(answers.found(request, result))
+            self._finish()
         else:
-            self.failed(request, result)
+            self.on_failed(request, result)
 
     def on_scored(self, request: Request, result: Result) -> None:
-        """A score is done, or has failed."""
+        """A score is done, or failed."""
         if isinstance(result, Scored):
-            self.answer(answers.scored(request, result))
+            self._outbox.put(answers.scored(request, result))
+            self._finish()
         else:
-            self.failed(request, result)
+            self.on_failed(request, result)
 
     def on_generated(self, request: Request, result: Result) -> None:
-        """A generation has gone on, or has ended."""
+        """A generation progressed, or ended."""
         if not isinstance(result, Generated):
             self._parts.pop(request, None)
-            self.failed(request, result)
+            self.on_failed(request, result)
             return
         part = self._parts.get(request)
         if part is None or part.is_taken:
             part = self._parts[request] = Part(request.session.served.bundle)
-            self._outbox.put_later(partial(self._generated, request, part), partial(_granted, request, part))
+            self._outbox.put_later(partial(answers.generated, request, part), partial(_granted, request, part))
         part.add(result)
         if result.finish_reason is not None:
             del self._parts[request]
-            self.done()
+            self._finish()
 
-    def _generated(self, request: Request, part: Part) -> pb.StreamResponse:
-        response = pb.StreamResponse(
-            request_id=request.request_id,
-            session_id=request.session.name,
-            generated=part.take(),
-            position=part.position,
-        )
-        return answers.with_news(response, request.session)
-
-    def failed(self, request: Request, result: Result) -> None:
-        """A request has failed."""
+    def on_failed(self, request: Request, result: Result) -> None:
+        """A request failed in the engine, or its answer could not be stored."""
         assert isinstance(result, Failed)  # noqa: S101  # the callers have looked at every other result
-        self.refuse(request.request_id, request.session.name, request.session, result.error)
-        self.done()
+        self._fail(request, request.session.name, request.session, result.error)
 
-    def refuse(self, request_id: int, session_id: str, session: Session | None, error: CarouselError) -> None:
-        """Tells why something was refused. session: that it was about, if it is known."""
+    def _fail(self, request: Request, session_id: str, session: Session | None, error: CarouselError) -> None:
         row = TABLE[type(error)]
         model = session.served.bundle.model if session is not None else ""
         self._observer.request_failed(model, row.code.name, row.reason)
-        self._outbox.put(answers.refused(request_id, session_id, session, error))
+        self._outbox.put(answers.refused(request.request_id, session_id, session, error))
+        self._finish()
 
-    def answer(self, response: pb.StreamResponse) -> None:
-        """Answers a request for good."""
-        self._outbox.put(response)
-        self.done()
-
-    def done(self) -> None:
+    def _finish(self) -> None:
         """A request has its last answer."""
         self.num_unanswered -= 1
-        self._end_if_done()
+        if self._is_last_read:
+            self._end_if_done()
 
     def _end_if_done(self) -> None:
         if self._is_last_read and self.num_unanswered == 0:
@@ -111,6 +127,6 @@ class Replies:
 
 
 def _granted(request: Request, part: Part) -> None:
-    """A part has been written."""
+    """A part was written."""
     if request.granted is not None:
         request.granted(len(part), part.position)

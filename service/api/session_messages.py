@@ -7,9 +7,10 @@ import time
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2
 from service.errors import InvalidFieldError
-from service.sessions.access import StateTensor
-from service.sessions.session import CloseReason, Session, State
-from service.sessions.terms import Durability, OnDisconnect, Terms, TermsLimits
+from service.sessions.admin import StateTensor
+from service.sessions.lifecycle import State
+from service.sessions.policy import Durability, OnDisconnect, PolicyLimits, SessionPolicy
+from service.sessions.session import CloseReason, Session
 
 _CLOSE_REASONS = {
     CloseReason.CLIENT: pb.CLOSE_REASON_CLIENT,
@@ -26,8 +27,14 @@ _STATES = {
     State.IDLE: sessions_pb2.SESSION_STATE_IDLE,
     State.BUSY: sessions_pb2.SESSION_STATE_BUSY,
     State.GENERATING: sessions_pb2.SESSION_STATE_GENERATING,
-    State.CLOSED: sessions_pb2.SESSION_STATE_UNSPECIFIED,
+    State.OPENING: sessions_pb2.SESSION_STATE_BUSY,
+    State.SPILLING: sessions_pb2.SESSION_STATE_IDLE,
+    State.SPILLED: sessions_pb2.SESSION_STATE_IDLE,
+    State.RESTORING: sessions_pb2.SESSION_STATE_IDLE,
+    State.ENDING: sessions_pb2.SESSION_STATE_UNSPECIFIED,
+    State.ENDED: sessions_pb2.SESSION_STATE_UNSPECIFIED,
 }
+_SPILLED = (State.SPILLING, State.SPILLED, State.RESTORING)
 _DURABILITIES = {
     pb.DURABILITY_UNSPECIFIED: None,
     pb.DURABILITY_NONE: Durability.NONE,
@@ -43,17 +50,17 @@ _ACTIONS = {
 }
 
 
-def terms(message: pb.Open, limits: TermsLimits) -> Terms:
+def policy(message: pb.Open, limits: PolicyLimits) -> SessionPolicy:
     """What an opening asks for. Raises InvalidFieldError for what is unknown, or more than the server gives."""
     if message.durability not in _DURABILITIES:
         raise InvalidFieldError(f"open.durability = {message.durability} is unknown", field="open.durability")
-    policy = message.on_disconnect
-    if policy.action not in _ACTIONS:
+    asked = message.on_disconnect
+    if asked.action not in _ACTIONS:
         field = "open.on_disconnect.action"
-        raise InvalidFieldError(f"{field} = {policy.action} is unknown", field=field)
-    duration_s = policy.duration.ToNanoseconds() / 1e9 if policy.HasField("duration") else None
+        raise InvalidFieldError(f"{field} = {asked.action} is unknown", field=field)
+    duration_s = asked.duration.ToNanoseconds() / 1e9 if asked.HasField("duration") else None
     return limits.agree(
-        _DURABILITIES[message.durability], _ACTIONS[policy.action], duration_s, is_unattended=message.unattended
+        _DURABILITIES[message.durability], _ACTIONS[asked.action], duration_s, is_unattended=message.unattended
     )
 
 
@@ -69,7 +76,7 @@ def check_resume(message: pb.Open) -> None:
 
 def durability(session: Session) -> pb.Durability.ValueType:
     """What of a session is stored."""
-    return _DURABILITY_VALUES[Durability.NONE if session.custody is None else session.custody.terms.durability]
+    return _DURABILITY_VALUES[session.policy.durability]
 
 
 def close_reason(reason: CloseReason) -> pb.CloseReason.ValueType:
@@ -79,7 +86,7 @@ def close_reason(reason: CloseReason) -> pb.CloseReason.ValueType:
 
 def session_info(session: Session) -> sessions_pb2.SessionInfo:
     """A live session."""
-    bundle, custody = session.served.bundle, session.custody
+    bundle, persistence = session.served.bundle, session.persistence
     info = sessions_pb2.SessionInfo(
         session_id=session.id,
         model=bundle.model,
@@ -88,10 +95,10 @@ def session_info(session: Session) -> sessions_pb2.SessionInfo:
         position=session.position,
         state=_STATES[session.state],
         durability=durability(session),
-        checkpoint_position=None if custody is None else custody.checkpoint_position,
-        attached=custody is None or custody.is_attached,
-        spilled=custody is not None and custody.is_asleep,
-        marks=() if custody is None else custody.marks,
+        checkpoint_position=persistence.checkpoint_position,
+        attached=persistence.is_attached,
+        spilled=session.state in _SPILLED,
+        marks=persistence.marks,
     )
     info.open_time.FromNanoseconds(round(session.opened_at * 1e9))
     used_at = time.time() - (time.monotonic() - session.last_used_s)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 
 from carousel.v1 import inference_pb2, sessions_pb2_grpc
 from carousel.v1 import sessions_pb2 as pb
 from service.api.caller import CALLER
 from service.api.session_messages import session_info, state_tensor, tensor_message
-from service.errors import InvalidFieldError
-from service.sessions.access import Access
-from service.sessions.registry import Registry
-from service.sessions.resumption import Resumption
+from service.errors import CarouselError, InvalidFieldError
+from service.sessions.service import SessionService
 from service.sessions.session import CloseReason, Session
 
 Context = grpc.aio.ServicerContext[object, object]
@@ -21,10 +21,10 @@ _MAX_PAGE_SIZE = 1000
 class Sessions(sessions_pb2_grpc.SessionsServicer):
     """Looks at sessions, copies them, changes them and closes them."""
 
-    def __init__(self, registry: Registry, resumption: Resumption, access: Access) -> None:
-        self._registry = registry
-        self._resumption = resumption
-        self._access = access
+    def __init__(self, sessions: SessionService) -> None:
+        self._sessions = sessions
+        self._registry = sessions.registry
+        self._admin = sessions.admin
 
     async def Get(self, request: pb.SessionsGetRequest, context: Context) -> pb.SessionsGetResponse:
         """One session."""
@@ -45,18 +45,22 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         return pb.SessionsListResponse(
             sessions=[_info(session) for session in found[:size]],
             next_page_token=str(found[size - 1].serial) if len(found) > size else "",
-            total_count=len(self._registry) if owner is None else self._registry.count(owner),
+            total_count=len(self._registry) if owner is None else self._sessions.directory.count(owner),
         )
 
     async def Close(self, request: pb.SessionsCloseRequest, context: Context) -> pb.SessionsCloseResponse:
         """Closes a session, whoever opened it; its stream is told."""
-        session = await self._resumption.find(CALLER.get().any_key(request.session_id))
-        self._registry.close(session, CloseReason.CLIENT, notify=True)
+        session = await self._sessions.resume.find(CALLER.get().any_key(request.session_id))
+        closed: asyncio.Future[CarouselError | None] = asyncio.get_running_loop().create_future()
+        self._registry.close(session, CloseReason.CLIENT, notify=True, then=closed.set_result)
+        error = await closed
+        if error is not None:
+            raise error
         return pb.SessionsCloseResponse(position=session.position, reason=inference_pb2.CLOSE_REASON_CLIENT)
 
     async def Snapshot(self, request: pb.SessionsSnapshotRequest, context: Context) -> pb.SessionsSnapshotResponse:
         """A session as bytes."""
-        snapshot, position = await self._access.snapshot(CALLER.get().any_key(request.session_id))
+        snapshot, position = await self._admin.snapshot(CALLER.get().any_key(request.session_id))
         return pb.SessionsSnapshotResponse(snapshot=snapshot, position=position)
 
     async def Restore(self, request: pb.SessionsRestoreRequest, context: Context) -> pb.SessionsRestoreResponse:
@@ -65,26 +69,35 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         if version == 0:
             raise InvalidFieldError("version = 0 must be 1 or more: which one must be said", field="version")
         caller = CALLER.get()
-        caller.check_room(self._registry)
-        session = await self._resumption.restore(request.snapshot, request.session_id, version, caller.new_key)
+        session = await self._sessions.resume.restore(
+            request.snapshot,
+            request.session_id,
+            version,
+            caller.new_key,
+            owner=caller.principal.name,
+            max_owned=caller.principal.max_sessions,
+        )
         return pb.SessionsRestoreResponse(session=_info(session))
 
     async def Fork(self, request: pb.SessionsForkRequest, context: Context) -> pb.SessionsForkResponse:
         """A copy of a session."""
         caller = CALLER.get()
-        caller.check_room(self._registry)
-        key = caller.any_key(request.session_id)
-        session = await self._access.fork(key, caller.new_key(request.fork_session_id))
+        session = await self._admin.fork(
+            caller.any_key(request.session_id),
+            caller.new_key(request.fork_session_id),
+            owner=caller.principal.name,
+            max_owned=caller.principal.max_sessions,
+        )
         return pb.SessionsForkResponse(session=_info(session))
 
     async def Rewind(self, request: pb.SessionsRewindRequest, context: Context) -> pb.SessionsRewindResponse:
         """Sets a session back to a mark."""
-        session = await self._access.rewind(CALLER.get().any_key(request.session_id), request.position)
+        session = await self._admin.rewind(CALLER.get().any_key(request.session_id), request.position)
         return pb.SessionsRewindResponse(session=_info(session))
 
     async def GetState(self, request: pb.SessionsGetStateRequest, context: Context) -> pb.SessionsGetStateResponse:
         """The state of a session."""
-        lane, tensors = await self._access.read(CALLER.get().any_key(request.session_id), request.names)
+        lane, tensors = await self._admin.read(CALLER.get().any_key(request.session_id), request.names)
         return pb.SessionsGetStateResponse(
             position=lane.position,
             tensors=map(tensor_message, tensors),
@@ -94,7 +107,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
 
     async def SetState(self, request: pb.SessionsSetStateRequest, context: Context) -> pb.SessionsSetStateResponse:
         """Writes the state of a session."""
-        position = await self._access.write(
+        position = await self._admin.write(
             CALLER.get().any_key(request.session_id), list(map(state_tensor, request.tensors))
         )
         return pb.SessionsSetStateResponse(position=position)

@@ -50,6 +50,7 @@ TABLE: dict[type[errors.CarouselError], Row] = {
     errors.SessionMovedError: Row(grpc.StatusCode.ABORTED, "SESSION_MOVED"),
     errors.TooManySessionsError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_SESSIONS"),
     errors.NoSlotError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "NO_SLOT"),
+    errors.AnswerTooLargeError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE"),
     errors.QueueFullError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
     errors.ShuttingDownError: Row(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN"),
     errors.RequestCancelledError: Row(grpc.StatusCode.CANCELLED, "CANCELLED"),

@@ -2,32 +2,35 @@
 
 A reader takes requests in and a writer writes responses; between them nothing waits but the engine. Rules:
 
-1. A refused request is answered by an error and changes nothing; the stream goes on.
-2. When the client has sent its last request the call ends as soon as all of them are answered.
-3. However the call ends, what becomes of its sessions is as was agreed when they were opened.
-4. While too many responses wait for a slow reader, no request is read: it slows itself alone.
+1. Every message is one request, counted where it comes in and where its last answer goes out: see `replies`.
+2. A refused request is answered by an error and changes nothing; the stream goes on.
+3. When the client has sent its last request the call ends as soon as all of them are answered.
+4. However the call ends, its sessions are detached, each by its own policy.
+5. While too many responses wait for a slow reader, or too many sessions are being opened, no request is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
+from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert
+from service.api.arrivals import Arrivals
 from service.api.caller import Caller
 from service.api.domain import Domain
-from service.api.frames import StreamFrames
-from service.api.openings import Openings, Spawn
 from service.api.outbox import Outbox
-from service.api.parking import AsleepError, Parking
 from service.api.replies import Replies
-from service.engine.items import Item
-from service.engine.results import Encoded, Fed, Result
-from service.errors import CarouselError, InvalidFieldError, SessionNotOpenError
+from service.api.step_batches import StreamBatches
+from service.engine.results import Failed, Result
+from service.errors import CarouselError, EngineError, InvalidFieldError, SessionNotOpenError
 from service.observer import ApiObserver
-from service.sessions.session import CloseReason, Request, Session
+from service.sessions.lifecycle import State
+from service.sessions.session import CloseReason, Failures, Reply, Request, Session
 
-_REQUESTS = ("open", "feed", "generate", "score", "step_batch", "cancel", "close")
+_METHOD = "/carousel.v1.Inference/Stream"
+Handler = Callable[[Request, pb.StreamRequest], None]
 
 
 class Stream:
@@ -39,175 +42,209 @@ class Stream:
         caller: Caller,
         observer: ApiObserver,
         outbox: Outbox[pb.StreamResponse],
-        spawn: Spawn,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        sessions = domain.sessions
         self._caller = caller
-        self._registry = domain.registry
-        self._departures = domain.departures
-        self._dispatcher = domain.dispatcher
-        self._residency = domain.residency
+        self._observer = observer
+        self._outbox = outbox
+        self._clock = clock
         self.replies = Replies(outbox, observer)
+        self._registry = sessions.registry
+        self._requests = sessions.requests
+        self._generations = sessions.generations
+        self._spill = sessions.spill
         self._sessions: dict[str, Session] = {}
-        self._frames = StreamFrames(domain.frames, self.replies.answer)
-        self._generations = domain.generations
-        self._parking = Parking(self.handle, self._refuse_parked, domain.registry.limits.max_in_flight)
-        self._openings = Openings(domain, caller, self, self._parking, spawn)
-        self._handlers = {
-            "open": self._open,
-            "feed": self._feed,
-            "generate": self._generate,
-            "score": self._score,
-            "step_batch": self._step_batch,
-            "cancel": self._cancel,
-            "close": self._close,
+        self._is_over = False
+        self._batches = StreamBatches(
+            sessions.step_batches, sessions.spill, sessions.limits, answer=self.replies.answer, defer=self._defer
+        )
+        self._arrivals = Arrivals(domain, caller, self)
+        replies = self.replies
+        self._handlers: dict[str | None, tuple[Handler, Reply]] = {
+            "open": (self._open, self._on_opened),
+            "feed": (self._feed, replies.on_fed),
+            "generate": (self._generate, replies.on_generated),
+            "score": (self._score, replies.on_scored),
+            "step_batch": (self._batches.step, replies.on_failed),
+            "cancel": (self._cancel, replies.on_failed),
+            "close": (self._close, replies.on_failed),
+            None: (self._missing, replies.on_failed),
         }
 
-    def handle(self, request: pb.StreamRequest) -> None:
+    @property
+    def has_sessions(self) -> bool:
+        """Whether it has a session, open or being opened."""
+        return bool(self._sessions)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no request should be read for now."""
+        return self._outbox.is_full or self._arrivals.is_full
+
+    async def room(self) -> None:
+        """Returns when a request may be read. One task at a time."""
+        while self.is_full:
+            await (self._outbox.room() if self._outbox.is_full else self._arrivals.room())
+
+    def handle(self, message: pb.StreamRequest) -> None:
         """Takes one request in. Whatever is wrong with it is answered."""
-        kind = request.WhichOneof("request")
+        handler, reply = self._handlers[message.WhichOneof("request")]
+        request = Request(None, message.request_id, reply, self._clock())
+        self.replies.came_in()
         try:
             self._caller.admit()
-            if kind is None:
-                raise InvalidFieldError(f"request is missing: one of {', '.join(_REQUESTS)} must be given")
-            if not self._parking.takes(request):
-                self._handlers[kind](request)
-        except AsleepError as asleep:
-            self._parking.park(request)
-            self._wake(request.session_id, asleep.sessions)
+            if not self._arrivals.defers(request, message):
+                handler(request, message)
         except CarouselError as error:
-            session = self._meant(request, kind)
-            self.replies.refuse(request.request_id, session.name if session else request.session_id, session, error)
+            self.refuse(request, message, error)
+        except Exception as error:  # a bug with one request must not cost the others of the stream their answers
+            self._observer.handler_crashed(_METHOD, error)
+            self.refuse(request, message, EngineError("internal error; the server's log says more"))
 
     def last_read(self) -> None:
         """The client will send nothing more."""
         self.replies.last_read()
 
     def disconnect(self) -> None:
-        """The call is over: does with every session that is still open what was agreed."""
-        for session in self._sessions.values():
-            self._generations.leave(session)
-            self._departures.detach(session)
-        self._sessions.clear()
+        """The call is over: detaches its sessions."""
+        self._is_over = True
+        sessions, self._sessions = list(self._sessions.values()), {}
+        self._arrivals.disconnect()
+        for session in sessions:
+            try:
+                self._generations.leave(session)
+                self._registry.detach(session)
+            except Exception as error:  # a bug with one session must not keep the others
+                self._observer.handler_crashed(_METHOD, error)
 
     def go_away(self, grace_s: float) -> None:
         """Tells the client that the server is leaving."""
-        self.replies.tell(answers.go_away(grace_s))
+        self.replies.notify(answers.go_away(grace_s))
 
     def took(self, session: Session) -> None:
-        """See `openings.Stream`."""
+        """The stream has a session from here on; when the call is over meanwhile, it is detached at once."""
+        if self._is_over:
+            self._registry.detach(session)
+            return
         self._sessions[session.name] = session
         if not session.handle:
-            self._frames.add(session)
+            self._batches.add(session)
 
-    def _open(self, request: pb.StreamRequest) -> None:
-        self.replies.num_unanswered += 1
-        try:
-            self._openings.open(request, self._sessions.get(request.session_id))
-        except CarouselError:
-            self.replies.num_unanswered -= 1
-            raise
+    def on_ended(self, session: Session, reason: CloseReason) -> None:
+        """Something other than this stream ended a session, or took it."""
+        if self._sessions.get(session.name) is session:
+            self._forget(session)
+            self.replies.notify(answers.closed(0, session, reason))
 
-    def _feed(self, request: pb.StreamRequest) -> None:
-        message = request.feed
-        session = self._session(request, "feed")
-        bundle = session.served.bundle
-        tokens = convert.feed_items(message, bundle)
+    def answer_resumed(self, request: Request, session: Session, *, is_here: bool) -> None:
+        """Answers a resumption. is_here: whether the session was in memory."""
+        self._arrivals.opened(request)
+        self.replies.answer(request, answers.resumed(request.request_id, session, is_here=is_here))
+
+    def refuse(self, request: Request, message: pb.StreamRequest, error: CarouselError) -> None:
+        """Answers a request with the reason why it was refused."""
+        session = request.session or self._meant(message)
+        self._arrivals.opened(request)
+        self.replies.refuse(request, session.name if session else message.session_id, session, error)
+
+    def _open(self, request: Request, message: pb.StreamRequest) -> None:
+        known = self._sessions.get(message.session_id)
+        if message.open.HasField("resume"):
+            self._arrivals.resume(request, message, known)
+        else:
+            self._arrivals.open(request, message, known)
+
+    def _feed(self, request: Request, message: pb.StreamRequest) -> None:
+        session = self._session(request, message, "feed")
+        if session is None:
+            return
+        feed, bundle = message.feed, session.served.bundle
+        tokens = convert.feed_items(feed, bundle)
         outputs = convert.default_outputs(bundle)
-        if message.HasField("outputs"):
-            outputs = convert.output_spec(message.outputs, bundle, field="feed.outputs")
-        position = message.position if message.HasField("position") else None
-        self.replies.num_unanswered += 1  # before: a lone session's feed is answered at once
-        try:
-            self._dispatcher.feed(
-                session,
-                position,
-                tokens,
-                outputs,
-                request_id=request.request_id,
-                reply=self.replies.on_fed,
-                has_mark=message.mark,
-            )
-        except CarouselError:
-            self.replies.num_unanswered -= 1
-            raise
+        if feed.HasField("outputs"):
+            outputs = convert.output_spec(feed.outputs, bundle, field="feed.outputs")
+        position = feed.position if feed.HasField("position") else None
+        self._requests.feed(request, position, tokens, outputs, has_mark=feed.mark)
 
-    def _generate(self, request: pb.StreamRequest) -> None:
-        message = request.generate
-        session = self._session(request, "generate")
-        bundle = session.served.bundle
+    def _generate(self, request: Request, message: pb.StreamRequest) -> None:
+        session = self._session(request, message, "generate")
+        if session is None:
+            return
+        generate, bundle = message.generate, session.served.bundle
         decoding = convert.decoding(
-            message.decoding, bundle.target_vocabulary, bundle.manifest.max_tokens, field="generate.decoding"
+            generate.decoding, bundle.target_vocabulary, bundle.manifest.max_tokens, field="generate.decoding"
         )
-        position = message.position if message.HasField("position") else None
-        self.replies.num_unanswered += 1  # before: one that is sent again may be answered at once
-        try:
-            if decoding.beam is not None:
-                self._generations.search(
-                    session,
-                    position,
-                    decoding,
-                    decoding.beam,
-                    request_id=request.request_id,
-                    reply=self.replies.on_searched,
-                    field="generate.decoding",
-                )
-            else:
-                self._generations.generate(
-                    session,
-                    position,
-                    decoding,
-                    request_id=request.request_id,
-                    reply=self.replies.on_generated,
-                    field="generate.decoding",
-                    received=message.received_position if message.HasField("received_position") else None,
-                )
-        except CarouselError:
-            self.replies.num_unanswered -= 1
-            raise
+        position = generate.position if generate.HasField("position") else None
+        if decoding.beam is not None:
+            request.reply = self.replies.on_searched
+            self._generations.search(request, position, decoding, decoding.beam, field="generate.decoding")
+            return
+        received = generate.received_position if generate.HasField("received_position") else None
+        self._generations.generate(request, position, decoding, field="generate.decoding", received=received)
 
-    def _score(self, request: pb.StreamRequest) -> None:
-        message = request.score
-        session = self._session(request, "score")
-        self._dispatcher.score(
-            session,
-            message.position if message.HasField("position") else None,
-            convert.targets(message.targets, session.served.bundle.target_vocabulary, field="score.targets"),
-            with_end=message.with_end,
-            request_id=request.request_id,
-            reply=self.replies.on_scored,
+    def _score(self, request: Request, message: pb.StreamRequest) -> None:
+        session = self._session(request, message, "score")
+        if session is None:
+            return
+        score = message.score
+        self._requests.score(
+            request,
+            score.position if score.HasField("position") else None,
+            convert.targets(score.targets, session.served.bundle.target_vocabulary, field="score.targets"),
+            with_end=score.with_end,
             field="score.",
         )
-        self.replies.num_unanswered += 1
 
-    def _step_batch(self, request: pb.StreamRequest) -> None:
-        self.replies.num_unanswered += 1  # before: a frame none of whose sessions can take part is answered at once
-        try:
-            self._frames.step(request)
-        except CarouselError:
-            self.replies.num_unanswered -= 1
-            raise
+    def _cancel(self, request: Request, message: pb.StreamRequest) -> None:
+        session = request.session = self._find(message, "cancel")
 
-    def _cancel(self, request: pb.StreamRequest) -> None:
-        session = self._session(request, "cancel")
+        def cancelled(count: int, error: CarouselError | None) -> None:
+            if error is None:
+                self.replies.answer(request, answers.cancelled(request.request_id, session, count))
+            else:
+                self.refuse(request, message, error)
 
-        def cancelled(count: int) -> None:
-            self.replies.answer(answers.cancelled(request.request_id, session, count))
+        self._requests.cancel(session, cancelled)
 
-        self._dispatcher.cancel(session, cancelled)
-        self.replies.num_unanswered += 1
+    def _close(self, request: Request, message: pb.StreamRequest) -> None:
+        session = request.session or self._find(message, "close")
+        request.session = session
+        if session.state is State.OPENING:
+            self._defer(request, message, [session])
+            return
 
-    def _close(self, request: pb.StreamRequest) -> None:
-        session = self._session(request, "close")
+        if self._sessions.get(session.name) is not session:
+            raise SessionNotOpenError(f"close: session {session.name!r} is not open on this stream", field="session_id")
 
-        def closed() -> None:
-            self.replies.answer(answers.closed(request.request_id, session, CloseReason.CLIENT))
+        def closed(error: CarouselError | None) -> None:
+            if error is None:
+                self.replies.answer(request, answers.closed(request.request_id, session, CloseReason.CLIENT))
+            else:
+                self.refuse(request, message, error)
 
-        self.replies.num_unanswered += 1
         self._forget(session)
         self._registry.close(session, CloseReason.CLIENT, notify=False, then=closed)
 
-    def _session(self, request: pb.StreamRequest, kind: str) -> Session:
-        session_id = request.session_id
+    def _missing(self, request: Request, message: pb.StreamRequest) -> None:
+        kinds = ", ".join(kind for kind in self._handlers if kind is not None)
+        raise InvalidFieldError(f"request is missing: one of {kinds} must be given")
+
+    def _session(self, request: Request, message: pb.StreamRequest, kind: str) -> Session | None:
+        """The session of a request; None when the request was deferred. Raises SessionNotOpenError and
+        SessionNotFoundError."""
+        session = request.session
+        if session is None:
+            session = request.session = self._find(message, kind)
+            if session.deferred is not None:
+                self._defer(request, message, [session])
+                return None
+        elif self._sessions.get(session.name) is not session:
+            raise SessionNotOpenError(f"{kind}: session {session.name!r} is open on another stream", field="session_id")
+        return session
+
+    def _find(self, message: pb.StreamRequest, kind: str) -> Session:
+        session_id = message.session_id
         if session_id:
             session = self._sessions.get(session_id)
             if session is None:
@@ -215,63 +252,55 @@ class Stream:
                 raise SessionNotOpenError(
                     f"{kind}: session {elsewhere.name!r} was opened on another stream", field="session_id"
                 )
-            return _awake(session)
+            return session
         if len(self._sessions) == 1:
-            return _awake(next(iter(self._sessions.values())))
+            return next(iter(self._sessions.values()))
         if not self._sessions:
             raise SessionNotOpenError(f"{kind}: no session is open on this stream: send open first")
         raise InvalidFieldError(
             f"session_id is missing: {len(self._sessions)} sessions are open on this stream", field="session_id"
         )
 
-    def _meant(self, request: pb.StreamRequest, kind: str | None) -> Session | None:
-        """The session that a refused request was about, if it is one of ours."""
-        if not request.session_id and kind != "open" and len(self._sessions) == 1:
+    def _meant(self, message: pb.StreamRequest) -> Session | None:
+        """The session that a refused request was about, if it is one of this stream."""
+        if not message.session_id and not message.HasField("open") and len(self._sessions) == 1:
             return next(iter(self._sessions.values()))
-        return self._sessions.get(request.session_id)
+        return self._sessions.get(message.session_id)
 
     def _forget(self, session: Session) -> None:
         del self._sessions[session.name]
-        self._frames.remove(session)
+        self._batches.remove(session)
 
-    def _wake(self, session_id: str, sessions: list[Session]) -> None:
-        """Takes what waits for sessions in, when all of them are there."""
-        num_left, failure = len(sessions), None
+    def _defer(self, request: Request, message: pb.StreamRequest, sessions: list[Session]) -> None:
+        """Has a request wait until its sessions have their slots."""
+        self._spill.when_live(
+            sessions,
+            partial(self.run, request, message),
+            partial(self.refuse, request, message),
+            message.ByteSize(),
+        )
 
-        def woken(error: CarouselError | None) -> None:
-            nonlocal num_left, failure
-            num_left -= 1
-            failure = failure or error
-            if not num_left:
-                self._parking.release(session_id, failure)
-
-        for session in sessions:
-            self._residency.wake(session, woken)
-
-    def _refuse_parked(self, request: pb.StreamRequest, error: CarouselError) -> None:
-        self.replies.refuse(request.request_id, request.session_id, self._sessions.get(request.session_id), error)
-
-    def on_opened(self, source: Sequence[Item] | None, request: Request, result: Result) -> None:
-        """See `openings.Stream`."""
-        session = request.session
-        if isinstance(result, Encoded | Fed):
-            if not session.handle:
-                self._frames.add(session)  # a session that needs no run is open before `open` has it
-            self.replies.answer(answers.opened(request, result, source))
+    def run(self, request: Request, message: pb.StreamRequest, failures: Failures | None = None) -> None:
+        """Carries out a request that had to wait."""
+        if self._is_over:
+            request.is_ended = True
             return
-        if session.name in self._sessions:
+        try:
+            if message.HasField("step_batch"):
+                self._batches.step(request, message, failures)
+            else:
+                self._handlers[message.WhichOneof("request")][0](request, message)
+        except CarouselError as error:
+            self.refuse(request, message, error)
+        except Exception as error:  # see `handle`
+            self._observer.handler_crashed(_METHOD, error)
+            self.refuse(request, message, EngineError("internal error; the server's log says more"))
+
+    def _on_opened(self, request: Request, result: Result) -> None:
+        session, response = request.session, None
+        if not isinstance(result, Failed):
+            response = answers.opened(request, result, self._arrivals.source_of(request))
+        elif self._sessions.get(session.name) is session:
             self._forget(session)
-        self.replies.failed(request, result)
-
-    def on_closed(self, session: Session, reason: CloseReason) -> None:
-        """See `openings.Stream`."""
-        if session.name in self._sessions:
-            self._forget(session)
-            self.replies.tell(answers.closed(0, session, reason))
-
-
-def _awake(session: Session) -> Session:
-    """The session. Raises AsleepError."""
-    if session.custody is not None and session.custody.is_asleep:
-        raise AsleepError([session])
-    return session
+        self._arrivals.opened(request)
+        self.replies.on_opened(request, result, response)

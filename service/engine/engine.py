@@ -36,7 +36,7 @@ from service.engine.outgoing import Outgoing, goes_on
 from service.engine.scheduler import Batch
 from service.engine.transfer import read_lanes, write_lane
 from service.engine.worker import Worker
-from service.errors import NoSlotError, QueueFullError, RequestCancelledError
+from service.errors import CarouselError, NoSlotError, QueueFullError, RequestCancelledError
 from service.observer import EngineObserver
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
@@ -179,8 +179,8 @@ class Engine:
 
         self._ask(act)
 
-    def close(self, lane: Lane, then: Callable[[], None] | None = None) -> None:
-        """Ends the lane's jobs, answering each, and frees its slot before the next batch.
+    def close(self, lane: Lane, then: Callable[[], None] | None = None, error: CarouselError | None = None) -> None:
+        """Ends the lane's jobs, answering each with `error`, and frees its slot before the next batch.
 
         Then calls `then` on the event loop. A second call frees nothing twice.
         """
@@ -188,7 +188,7 @@ class Engine:
         def act() -> None:
             if not lane.closed:
                 lane.closed = True
-                self._stepper.abandon(lane, RequestCancelledError("the session was closed"))
+                self._stepper.abandon(lane, error or RequestCancelledError("the session was closed"))
                 self._arena.release(lane.slot)
             if then is not None:
                 self._after.append(then)

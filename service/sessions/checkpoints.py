@@ -1,12 +1,13 @@
-"""When sessions are stored: written behind, every so often, and at once where an answer waits for it.
+"""When sessions are stored: behind their answers, at intervals; and before, where an answer waits for it.
 
 Rules:
 
-1. A session is stored as it is at a boundary between tokens, and never while it is being stored already: one that moves
-   meanwhile is stored again.
-2. A strict session's answers wait, in order, until what they tell is stored.
-3. When the store fails, sessions go on in memory and are stored when it works again; answers that wait fail, and the
-   requests may be sent again.
+1. A session is stored as it is at a boundary between tokens, and never while it is being stored already: one that
+   changes meanwhile is stored again. A copy that was read out before a rewind is not stored after it.
+2. The answers of a strict session wait in `Persistence.awaiting`, in order, until the moment that they report is
+   stored. Failures wait too: they report a position.
+3. When the store fails, sessions continue in memory and are stored when it works again; answers that wait fail, and
+   their requests can be sent again.
 
 Event loop only; times come from the injected clocks.
 """
@@ -22,152 +23,156 @@ from service.engine.engine import Engine
 from service.engine.lane_state import LaneState
 from service.engine.results import Failed, Result
 from service.errors import CarouselError, StoreUnavailableError
-from service.sessions.custody import Custody, WhenDone
 from service.sessions.generation import Generation
 from service.sessions.image import Image
 from service.sessions.imaging import image_of
-from service.sessions.session import Request, Session, State
-from service.sessions.storage import Outcome, Put, Storage
+from service.sessions.last_records import LastRecords
+from service.sessions.persistence import Moment, WhenDone
+from service.sessions.policy import Durability
+from service.sessions.session import Request, Session
+from service.sessions.storage import Put, Storage, Then, WriteResult
 from service.sessions.stores.base import Standing
-from service.sessions.terms import Durability
 
 _MIDST_S = 0.005
-"""How long a session that is in the midst of a feed is let be, when an answer waits until it is stored."""
+"""How long a session in the middle of a feed is left alone, when an answer waits until it is stored."""
 
 OnLost = Callable[[Session], None]
 
 
 class Checkpoints:
-    """Stores sessions that move. interval_s: how long a session may be ahead of what is stored, and num_tokens: how
-    far; idle_timeout_s: how long a record outlives a session that has no other time; on_lost: told of sessions that are
-    another server's now."""
+    """Stores sessions that change. interval_s: how long a session may be ahead of its record, and num_tokens: how far;
+    idle_timeout_s: how long a record outlives a session that has no other time; on_lost: called with sessions that
+    another server has."""
 
     def __init__(
         self,
         storage: Storage,
+        last_records: LastRecords,
         *,
+        on_lost: OnLost,
         interval_s: float = 1.0,
         num_tokens: int = 1024,
         idle_timeout_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.on_lost: OnLost = lambda session: None
+        self._on_lost = on_lost
         self._storage = storage
+        self._last_records = last_records
         self._interval_s = interval_s
         self._num_tokens = num_tokens
-        self._idle_timeout_s = idle_timeout_s
+        self.idle_timeout_s = idle_timeout_s
         self._wall_clock = wall_clock
         self._clock = clock
         self._ahead: dict[Session, float] = {}
         self._dirty: set[Session] = set()
+        self._recorded: dict[Session, None] = {}
         self._urgent: set[Session] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._is_urgent_due = False
 
     def changed(self, session: Session) -> None:
-        """A session has moved."""
-        custody = session.custody
-        if custody is None or custody.terms.durability is Durability.NONE:
+        """A session changed."""
+        persistence = session.persistence
+        if persistence.policy.durability is Durability.NONE or session.is_over:
             return
-        if not custody.is_dirty:
-            custody.is_dirty = True
-            self._dirty.add(session)
+        if not persistence.is_dirty:
+            self._mark_dirty(session)
             self._ahead.setdefault(session, self._clock())
-            if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._flush)
-        if session.position - (custody.checkpoint_position or 0) >= self._num_tokens:
+        if session.position - (persistence.checkpoint_position or 0) >= self._num_tokens:
             self._hasten(session)
 
-    def tell(self, request: Request, result: Result) -> None:
-        """Answers a request; for a strict session as soon as what is told is stored. Failures need no storing, and wait
-        for the answers before them."""
-        custody = request.session.custody
-        if custody is None or custody.terms.durability is not Durability.STRICT:
-            request.reply(request, result)
-            return
-        if isinstance(result, Failed):
-            self.in_turn(request.session, partial(request.reply, request, result))
+    def deliver(self, request: Request, result: Result) -> None:
+        """Answers a request; of a strict session as soon as the store has what the answer reports."""
+        session = request.session
+        if session.persistence.policy.durability is not Durability.STRICT or session.is_over:
+            request.deliver(result)
             return
 
         def answer(error: CarouselError | None) -> None:
-            last = request.session.last
-            if error is not None and isinstance(last, Generation) and last.request is request:
-                last.request = None  # it may be listened to again
-            request.reply(request, result if error is None else Failed(request.session.position, error))
+            last = session.last
+            if error is None:
+                request.deliver(result)
+                return
+            if isinstance(last, Generation) and last.request is request:
+                last.request = None  # a retry may listen to it
+            request.deliver(Failed(session.position, error))
 
-        self.when_stored(request.session, result.position, answer)
+        self.when_stored(session, (session.persistence.era, result.position), answer)
 
-    def in_turn(self, session: Session, call: Callable[[], None]) -> None:
-        """Calls `call` after the answers of a session that wait until they are stored."""
-        custody = session.custody
-        if custody is not None and custody.due:
-            custody.due.append((custody.due[-1][0], lambda _: call()))
+    def after_pending(self, session: Session, call: WhenDone) -> None:
+        """Calls `call` after the answers of a session that wait for the store; of a strict session, when what it is now
+        is stored."""
+        if session.persistence.policy.durability is Durability.STRICT and not session.is_over:
+            self.when_stored(session, session.moment, call)
         else:
-            call()
+            call(None)
 
-    def when_stored(self, session: Session, position: int, call: WhenDone) -> None:
-        """Calls `call` when a strict session is stored up to a position."""
-        custody = session.custody
-        assert custody is not None  # noqa: S101  # strict sessions have one
-        stored = custody.checkpoint_position
-        if not custody.due and stored is not None and stored >= position:
+    def when_stored(self, session: Session, moment: Moment, call: WhenDone) -> None:
+        """Calls `call` when a session is stored up to a moment, or cannot be."""
+        persistence = session.persistence
+        stored = persistence.stored
+        if not persistence.awaiting and stored is not None and stored >= moment:
             call(None)
         else:
-            custody.due.append((position, call))
+            persistence.awaiting.append((moment, call))
             self._hasten(session)
 
-    def store(self, session: Session, then: Callable[[Outcome], None]) -> None:
-        """Stores a session as it is now, and tells what became of it: FAILED also when it is in the midst of a feed, or
-        closed."""
+    def store(self, session: Session, then: Then) -> None:
+        """Stores a session as it is now, whatever its policy. FAILED also when it is in the middle of a feed, or
+        ended."""
+        era = session.persistence.era
 
         def read(states: Sequence[LaneState | None]) -> None:
-            state, custody = states[0], session.custody
-            if state is None or custody is None:
-                then(Outcome.FAILED)
+            state = states[0]
+            if state is None or session.is_over or session.persistence.era != era:
+                then(WriteResult.FAILED)
                 return
-            put = self._put_of(session, custody, image_of(session, state))
-            self._storage.put(put, partial(self._stored, session, state.position, then))
+            put = self._put_of(session, image_of(session, state))
+            self._storage.put(put, partial(self._stored, session, (era, state.position), then))
 
         session.served.engine.read([session.lane], read)
 
-    def let_go(self, session: Session, *, ttl_s: float = 0.0) -> None:
-        """Stores a session as it is now, for anybody to claim. It must be closed right after this, so that it goes no
-        further here. One that is in the midst of a feed is left as it was stored last."""
-        custody = session.custody
-        assert custody is not None  # noqa: S101  # only such are let go
+    def release(self, session: Session, ttl_s: float, then: Callable[[], None], *, has_slot: bool) -> None:
+        """Stores a session that ends as it is now, for any server to claim, and calls `then` when that is stored. One
+        in the middle of a feed, or without a slot, is left as it was stored last."""
 
         def read(states: Sequence[LaneState | None]) -> None:
             image = None if states[0] is None else image_of(session, states[0])
-            put_until_stored(self._put_of(session, custody, image, Standing.FREE, ttl_s))
+            self._last_records.write(self._put_of(session, image, Standing.FREE, ttl_s), then)
 
-        def put_until_stored(put: Put) -> None:
-            self._storage.put(put, partial(written, put))
-
-        def written(put: Put, outcome: Outcome) -> None:
-            if outcome is Outcome.FAILED:
-                asyncio.get_running_loop().call_later(self._interval_s, put_until_stored, put)
-
-        if custody.is_asleep:
-            put_until_stored(self._put_of(session, custody, None, Standing.FREE, ttl_s))
-        else:
+        if has_slot:
             session.served.engine.read([session.lane], read)
+        else:
+            self._last_records.write(self._put_of(session, None, Standing.FREE, ttl_s), then)
 
-    def bury(self, session: Session, epitaph: bytes, ttl_s: float) -> None:
-        """Stores that a session is gone, and how."""
-        custody = session.custody
-        assert custody is not None  # noqa: S101  # only such leave a record
-        expires_at = self._wall_clock() + ttl_s
-        put = Put(session.id, custody.epoch, None, expires_at, Standing.GONE, epitaph)
-        self._storage.put(put, lambda outcome: None)
+    def renew(self, session: Session) -> None:
+        """Has the record of a session outlive it: writes its expiry anew."""
+        self._storage.put(self._put_of(session, None), partial(self._renewed, session))
+
+    def renew_some(self, count: int) -> None:
+        """Looks at so many sessions with a record, those first that were looked at longest ago, and renews the records
+        that would expire before long."""
+        now = self._wall_clock()
+        for _ in range(min(count, len(self._recorded))):
+            session = next(iter(self._recorded))
+            del self._recorded[session]
+            self._recorded[session] = None
+            if session.persistence.expires_at - now < 0.5 * self._ttl_s(session):
+                self.renew(session)
+
+    def end(self, session: Session) -> None:
+        """A session ended: it is neither stored again nor renewed."""
+        self.forget(session)
+        self._recorded.pop(session, None)
 
     def forget(self, session: Session) -> None:
-        """A session need not be stored again as it is: it was closed, is another's, or is stored."""
+        """A session need not be stored as it is: it is stored."""
         self._dirty.discard(session)
         self._urgent.discard(session)
         self._ahead.pop(session, None)
-        if session.custody is not None:
-            session.custody.is_dirty = False
+        if session.persistence.is_dirty:
+            session.persistence.is_dirty = False
 
     def flush(self) -> None:
         """Stores at once what is not stored yet."""
@@ -176,9 +181,15 @@ class Checkpoints:
 
     @property
     def lag_s(self) -> float:
-        """How long ago the session moved that waits longest for its checkpoint; 0 when none waits. Any thread."""
+        """How long ago the session changed that waits longest for its checkpoint; 0 when none waits. Any thread."""
         since_s = list(self._ahead.values())
         return self._clock() - min(since_s) if since_s else 0.0
+
+    def _mark_dirty(self, session: Session) -> None:
+        session.persistence.is_dirty = True
+        self._dirty.add(session)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._flush)
 
     def _hasten(self, session: Session) -> None:
         self._urgent.add(session)
@@ -200,60 +211,68 @@ class Checkpoints:
     def _write(self, sessions: set[Session]) -> None:
         by_engine: dict[Engine, list[Session]] = {}
         for session in sessions:
-            custody = session.custody
-            if custody is None or session.state is State.CLOSED:
+            persistence = session.persistence
+            if session.is_over:
                 continue
-            if custody.is_asleep:  # stored as it is, or about to be
-                custody.is_dirty = False
+            if not session.is_live:  # stored as it is, or about to be
+                persistence.is_dirty = False
                 continue
-            if custody.is_writing:
-                self._again(session, custody)
+            if persistence.is_writing:
+                self._mark_dirty(session)
                 continue
-            custody.is_dirty, custody.is_writing = False, True
+            persistence.is_dirty, persistence.is_writing = False, True
             by_engine.setdefault(session.served.engine, []).append(session)
         for engine, some in by_engine.items():
-            engine.read([session.lane for session in some], partial(self._read, some))
+            eras = [session.persistence.era for session in some]
+            engine.read([session.lane for session in some], partial(self._read, some, eras))
 
-    def _read(self, sessions: list[Session], states: Sequence[LaneState | None]) -> None:
-        for session, state in zip(sessions, states, strict=True):
-            custody = session.custody
-            if custody is None or session.state is State.CLOSED:
+    def _read(self, sessions: list[Session], eras: list[int], states: Sequence[LaneState | None]) -> None:
+        for session, era, state in zip(sessions, eras, states, strict=True):
+            persistence = session.persistence
+            if session.is_over:
+                persistence.is_writing = False
                 continue
-            if state is None:  # in the midst of a feed: when it is done, or when it is time again
-                custody.is_writing = False
-                self._again(session, custody)
-                if custody.due:
+            if state is None or persistence.era != era:  # in the middle of a feed, or set back meanwhile: later
+                persistence.is_writing = False
+                self._mark_dirty(session)
+                if persistence.awaiting:
                     asyncio.get_running_loop().call_later(_MIDST_S, self._hasten, session)
                 continue
-            put = self._put_of(session, custody, image_of(session, state))
-            self._storage.put(put, partial(self._written, session, state.position))
+            put = self._put_of(session, image_of(session, state))
+            self._storage.put(put, partial(self._written, session, (era, state.position)))
 
-    def _written(self, session: Session, position: int, outcome: Outcome) -> None:
-        custody = session.custody
-        assert custody is not None  # noqa: S101  # it was stored
-        custody.is_writing = False
-        if session.state is State.CLOSED:
+    def _written(self, session: Session, moment: Moment, result: WriteResult) -> None:
+        persistence = session.persistence
+        persistence.is_writing = False
+        if session.is_over:
             return
-        self._note(session, custody, position, outcome)
-        if outcome is Outcome.FAILED:
-            self._again(session, custody)
-        elif custody.due:
+        self._note(session, moment, result)
+        if session.is_over:
+            return
+        if result is WriteResult.FAILED:
+            self._mark_dirty(session)
+        elif persistence.awaiting:
             self._hasten(session)
 
-    def _stored(self, session: Session, position: int, then: Callable[[Outcome], None], outcome: Outcome) -> None:
-        if session.custody is not None and session.state is not State.CLOSED:
-            self._note(session, session.custody, position, outcome)
-        then(outcome)
+    def _stored(self, session: Session, moment: Moment, then: Then, result: WriteResult) -> None:
+        if not session.is_over:
+            self._note(session, moment, result)
+        then(result)
 
-    def _note(self, session: Session, custody: Custody, position: int, outcome: Outcome) -> None:
-        if outcome is Outcome.REFUSED:
-            self.on_lost(session)
-        elif outcome is Outcome.STORED:
-            custody.checkpoint_position = position
-            self._stored_at_last(session, custody)
-            custody.settle(position, None)
+    def _renewed(self, session: Session, result: WriteResult) -> None:
+        if result is WriteResult.REFUSED and not session.is_over:
+            self._on_lost(session)
+
+    def _note(self, session: Session, moment: Moment, result: WriteResult) -> None:
+        persistence = session.persistence
+        if result is WriteResult.REFUSED:
+            self._on_lost(session)
+        elif result is WriteResult.STORED:
+            persistence.stored = moment
+            self._stored_at_last(session)
+            persistence.resolve(moment, None)
         else:
-            custody.settle(
+            persistence.resolve(
                 None,
                 StoreUnavailableError(
                     f"session {session.name!r} was answered, but the answer could not be stored: send the request"
@@ -262,27 +281,23 @@ class Checkpoints:
                 ),
             )
 
-    def _stored_at_last(self, session: Session, custody: Custody) -> None:
+    def _stored_at_last(self, session: Session) -> None:
         now_s = self._clock()
         since_s = self._ahead.pop(session, None)
         if since_s is not None:
             self._storage.observer.session_stored(now_s - since_s)
-        if custody.is_dirty:  # it has moved since it was read out
+        if session.persistence.is_dirty:  # it changed since it was read out
             self._ahead[session] = now_s
 
-    def _again(self, session: Session, custody: Custody) -> None:
-        custody.is_dirty = True
-        self._dirty.add(session)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._flush)
+    def _ttl_s(self, session: Session) -> float:
+        return session.policy.duration_s + self.idle_timeout_s
 
     def _put_of(
-        self,
-        session: Session,
-        custody: Custody,
-        image: Image | None,
-        standing: Standing = Standing.OWNED,
-        ttl_s: float = 0.0,
+        self, session: Session, image: Image | None, standing: Standing = Standing.OWNED, ttl_s: float = 0.0
     ) -> Put:
-        ttl_s = ttl_s or custody.terms.duration_s + self._idle_timeout_s
-        return Put(session.id, custody.epoch, image, self._wall_clock() + ttl_s, standing)
+        persistence = session.persistence
+        persistence.expires_at = self._wall_clock() + (ttl_s or self._ttl_s(session))
+        persistence.has_record = persistence.has_record or image is not None
+        if not session.is_over:
+            self._recorded[session] = None
+        return Put(persistence.record_id or session.id, persistence.epoch, image, persistence.expires_at, standing)

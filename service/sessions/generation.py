@@ -5,16 +5,13 @@ Pure. Event loop only.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from service.engine.decoding import Decoding, FinishReason, IntArray
 from service.engine.items import Item
 from service.engine.jobs import GenerateJob
 from service.engine.results import Generated, Searched
 from service.errors import OutputsLostError
-
-if TYPE_CHECKING:
-    from service.sessions.session import Request
 
 
 class Generation:
@@ -41,7 +38,7 @@ class Generation:
         "tokens",
     )
 
-    def __init__(self, start: int | None, decoding: Decoding, request: Request | None) -> None:
+    def __init__(self, start: int | None, decoding: Decoding, request: Any) -> None:
         self.start = start
         self.decoding = decoding
         self.request = request

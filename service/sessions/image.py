@@ -10,7 +10,7 @@ from service.engine.items import Item
 from service.engine.jobs import OutputSpec
 from service.engine.lane_state import LaneState
 from service.engine.results import Searched, StepOutput
-from service.sessions.terms import PLAIN, Terms
+from service.sessions.policy import PLAIN, SessionPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,18 @@ class Image:
     opened_at: float
     state_names: list[str]
     lane: LaneState
-    terms: Terms = PLAIN
+    policy: SessionPolicy = PLAIN
     last: FedBefore | GeneratedBefore | None = None
     marks: dict[int, LaneState] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes as bytes: its tensors, and the answers that can be asked for again."""
+        num_bytes = sum(lane.num_bytes for lane in (self.lane, *self.marks.values()))
+        if isinstance(self.last, FedBefore):
+            num_bytes += sum(
+                8 * len(one.token_ids) + (0 if one.logits is None else one.logits.nbytes) for one in self.last.answer
+            )
+        elif self.last is not None:
+            num_bytes += 8 * len(self.last.tokens)
+        return num_bytes

@@ -10,12 +10,11 @@ from service.repository.manifest import Manifest, TensorSpec
 from service.sessions.generation import Generation
 from service.sessions.image import FedBefore, GeneratedBefore, Image
 from service.sessions.session import LastFeed, Served, Session
-from service.sessions.terms import PLAIN
 
 
 def image_of(session: Session, lane: LaneState) -> Image:
-    """A session as its lane was; all that came of its jobs until then must have been told."""
-    served, custody, last = session.served, session.custody, session.last
+    """A session as its lane was. Call only after all earlier results of the lane were delivered."""
+    served, persistence, last = session.served, session.persistence, session.last
     is_suspended = isinstance(last, Generation) and last.is_suspended and last.position == lane.position
     if isinstance(last, Generation) and is_suspended and not lane.num_produced:  # nobody has gone on with it yet
         lane = lane._replace(num_produced=last.num_tokens, seen=last.seen)
@@ -28,9 +27,9 @@ def image_of(session: Session, lane: LaneState) -> Image:
         session.opened_at,
         [state.name for state in served.bundle.manifest.states],
         lane,
-        PLAIN if custody is None else custody.terms,
+        persistence.policy,
         _last_of(session, lane),
-        {} if custody is None else {p: mark for p, mark in custody.marks.items() if p <= lane.position},
+        {p: mark for p, mark in persistence.marks.items() if p <= lane.position},
     )
 
 
@@ -97,7 +96,12 @@ def _inner_shape(spec: TensorSpec) -> list[int | None]:
 def _last_of(session: Session, lane: LaneState) -> FedBefore | GeneratedBefore | None:
     last = session.last
     if isinstance(last, LastFeed):
-        if isinstance(last.result, Fed) and last.result.position == lane.position and last.start is not None:
+        if (
+            not last.is_dropped
+            and isinstance(last.result, Fed)
+            and last.result.position == lane.position
+            and last.start is not None
+        ):
             return FedBefore(last.start, last.tokens, last.outputs, last.result.outputs)
         return None
     if last is None or last.start is None:

@@ -1,285 +1,310 @@
-"""Every live session of this server: opens them, finds them, closes them.
+"""The shell of the lifecycle: carries out what the table says when sessions start, change hands and end.
 
-What an open session then does is `dispatcher`'s and `generations`', and when it leaves, `departures`'. A refused
-request changes nothing. Event loop only; times come from the injected clocks.
+It owns no rule: `lifecycle.TABLE` says what follows an event, and each action has one method here. Opening is
+`opening`'s, spilling `spill`'s, expiry and drain `expiry`'s. Event loop only; times come from the injected clocks.
 """
 
 from __future__ import annotations
 
-import secrets
+import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import islice
 
-from service.engine.items import Item
-from service.engine.jobs import EncodeJob, FeedJob, Job, Lane, OutputSpec
-from service.engine.results import Encoded, Failed, Result
-from service.errors import (
-    CarouselError,
-    SessionIdInUseError,
-    SessionMovedError,
-    ShuttingDownError,
-    TooManySessionsError,
-)
+from service.engine.jobs import Lane
+from service.errors import CarouselError, RequestCancelledError, SessionMovedError, ShuttingDownError
 from service.observer import SessionObserver
 from service.sessions.checkpoints import Checkpoints
-from service.sessions.checks import check_open, check_session_id
-from service.sessions.custody import Custody
-from service.sessions.image import Image
-from service.sessions.imaging import check_fits, last_in
-from service.sessions.limits import SessionLimits
-from service.sessions.live import LiveSessions
-from service.sessions.session import (
-    CloseReason,
-    Event,
-    OnClosed,
-    Reply,
-    Request,
-    Served,
-    Session,
-    State,
-    name_of,
-    owner_of,
-)
-from service.sessions.terms import PLAIN, Terms
+from service.sessions.deferral import Deferral
+from service.sessions.directory import Directory
+from service.sessions.generation import Generation
+from service.sessions.last_records import LastRecords
+from service.sessions.lifecycle import LIVE, Action, Event, State
+from service.sessions.persistence import NOT_STORED, WhenDone
+from service.sessions.policy import Durability, OnDisconnect
+from service.sessions.session import CloseReason, OnEnded, Served, Session, owner_of
+from service.sessions.storage import Storage
 from service.sessions.tombstones import Tombstone, Tombstones
 
-_ID_BYTES = 9
-"""Random bytes of an id made here, 12 characters: of a million sessions two would meet once in ten thousand million."""
 
+class _End:
+    """Why a session ends, and who is to know. then: called when everything is answered and recorded; with an error when
+    the store failed to record it."""
 
-_EPITAPH_S = 3600.0
-"""How long a store remembers a session that is gone."""
+    __slots__ = ("before", "error", "is_freed", "is_recorded", "notifies", "reason", "then", "tombstone")
+
+    def __init__(self, reason: CloseReason, *, notifies: bool, then: WhenDone | None = None) -> None:
+        self.reason = reason
+        self.notifies = notifies
+        self.then = then
+        self.before = State.OPENING
+        self.tombstone: Tombstone | None = None
+        self.is_freed = self.is_recorded = False
+        self.error: CarouselError | None = None
+
+    def report(self) -> None:
+        """Calls `then`, once, as soon as both are known: that the slot is free, and the fate of the record."""
+        if self.is_freed and self.is_recorded and self.then is not None:
+            then, self.then = self.then, None
+            then(self.error)
 
 
 class Registry:
-    """The live sessions. clock: monotonic seconds; wall_clock: Unix seconds."""
+    """The sessions of this server. interval_s, num_tokens, idle_timeout_s: see `Checkpoints`; clock: monotonic seconds;
+    wall_clock: Unix seconds."""
 
     def __init__(
         self,
-        live: LiveSessions,
-        limits: SessionLimits,
+        directory: Directory,
+        deferral: Deferral,
         observer: SessionObserver,
-        checkpoints: Checkpoints,
         *,
+        storage: Storage,
+        interval_s: float = 1.0,
+        num_tokens: int = 1024,
+        idle_timeout_s: float = 300.0,
+        num_tombstones: int = 10_000,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.limits = limits
         self.is_draining = False
-        self.tombstones = Tombstones(limits.num_tombstones)
-        self._live = live
-        self._observer = observer
-        self._checkpoints = checkpoints
-        self._clock = clock
-        self._wall_clock = wall_clock
+        self.tombstones = Tombstones(num_tombstones)
+        self.directory = directory
+        self.deferral = deferral
+        self.observer = observer
+        self.clock = clock
+        self.wall_clock = wall_clock
+        self.detached: dict[str, Session] = {}
+        self.last_records = LastRecords(storage, delay_s=interval_s, wall_clock=wall_clock)
+        self.checkpoints = Checkpoints(
+            storage,
+            self.last_records,
+            on_lost=self.lose,
+            interval_s=interval_s,
+            num_tokens=num_tokens,
+            idle_timeout_s=idle_timeout_s,
+            clock=clock,
+            wall_clock=wall_clock,
+        )
         self._last_serial = 0
-        checkpoints.on_lost = self.lose
+        self._on_end: dict[Action, Callable[[Session, _End], None]] = {
+            Action.REFUSE_DEFERRED: self._refuse_deferred,
+            Action.FREE_SLOT: self._free_slot,
+            Action.BURY: self._bury,
+            Action.RELEASE: self._release,
+            Action.TELL_STREAM: self._tell_stream,
+        }
 
     def __len__(self) -> int:
-        return len(self._live)
+        return len(self.directory)
 
     @property
     def num_generating(self) -> int:
-        """Sessions that are generating now."""
-        return sum(session.state is State.GENERATING for session in self._live.opened_after(0))
+        """Sessions that generate now, for somebody who reads."""
+        return sum(session.state is State.GENERATING and session.is_working for session in self.directory)
 
     def get(self, session_id: str) -> Session:
-        """A live session. Raises SessionNotFoundError saying what became of it, if that is known."""
-        session = self._live.get(session_id)
+        """A session of this server. Raises SessionNotFoundError, which says what became of it when that is known."""
+        session = self.directory.get(session_id)
         if session is None:
             raise self.tombstones.not_found(session_id)
         return session
 
-    def count(self, owner: str) -> int:
-        """How many live sessions a principal has."""
-        return self._live.count(owner)
-
     def page(self, after_serial: int, size: int, model: str, owner: str | None = None) -> list[Session]:
         """Up to `size` sessions opened after the one with that serial; of one model, or of all when it is empty; of one
         principal, or of all for None."""
-        found: Iterable[Session] = self._live.opened_after(after_serial)
+        found: Iterable[Session] = self.directory.opened_after(after_serial)
         if model:
             found = (session for session in found if session.served.bundle.model == model)
         if owner is not None:
             found = (session for session in found if owner_of(session.id) == owner)
         return list(islice(found, size))
 
-    def open(
-        self,
-        served: Served,
-        session_id: str,
-        source: Sequence[Item] | None,
-        outputs: OutputSpec | None,
-        *,
-        request_id: int,
-        reply: Reply,
-        on_closed: OnClosed,
-        terms: Terms = PLAIN,
-        epoch: int = 1,
-    ) -> Session:
-        """Opens a session and returns it at once. When it is ready `reply` is called with the result of its last step,
-        `Fed` when `outputs` were asked for; when that fails, with `Failed`, and the session is closed. epoch: under
-        which its id was reserved, if it was.
-
-        Raises InvalidFieldError, SessionIdInUseError, ShuttingDownError, TooManySessionsError, QueueFullError.
-        """
-        self.check_room(session_id)
-        check_open(
-            served.bundle.manifest,
-            source,
-            outputs,
-            max_answer_bytes=self.limits.max_answer_bytes,
-            variant=served.variant,
-        )
-        lane = served.engine.open(source or ())
-        session = self._make(served, session_id or secrets.token_urlsafe(_ID_BYTES), lane, on_closed)
-        if not terms.is_plain:
-            session.custody = Custody(terms, epoch)
-        request = Request(session, request_id, reply, session.last_used_s)
-        jobs: list[Job] = []
-        if source is not None:
-            jobs.append(EncodeJob(reply=self._on_prepared, tag=request, source=source))
-        if outputs is not None:
-            jobs.append(FeedJob(reply=self._on_prepared, tag=request, start=0, tokens=[], outputs=outputs))
-        if jobs:
-            jobs[-1].reply = self._on_opened
-        try:
-            served.engine.submit(session.lane, *jobs)
-        except CarouselError:
-            served.engine.close(session.lane)
-            raise
-        self._live.add(session)
-        self._observer.session_opened(served.bundle.model, served.bundle.version, session.id)
-        if jobs:
-            session.state = session.after(Event.FEED)
-            session.num_in_flight = len(jobs)
-        else:
-            self._checkpoints.changed(session)
-            self._checkpoints.tell(request, Encoded(0))
-        return session
-
-    def adopt(self, image: Image, served: Served, session_id: str, epoch: int) -> Session:
-        """Makes a session of an image, which no stream has yet. Raises SnapshotModelError when the model has other
-        state, SessionIdInUseError, ShuttingDownError, TooManySessionsError."""
-        self.check_room(session_id)
-        check_fits(image, served)
-        session = self._make(served, session_id, served.engine.open(), nobody)
-        served.engine.write(session.lane, image.lane)
-        session.position, session.last = image.lane.position, last_in(image)
-        session.custody = Custody(
-            image.terms, epoch, marks=dict(image.marks), is_attached=False, opened_at=image.opened_at
-        )
-        self._live.add(session)
-        self._observer.session_opened(served.bundle.model, served.bundle.version, session.id)
-        return session
-
-    def attach(self, session: Session, on_closed: OnClosed) -> None:
-        """Gives a live session to a stream; one that has it is told that it was taken."""
-        custody = session.custody
-        if custody is None or custody.is_attached:
-            session.on_closed(session, CloseReason.TAKEN)
-        session.on_closed = on_closed
-        session.handle = 0
-        if custody is not None:
-            custody.is_attached = True
-            custody.told_position = None
-        self._live.touch(session, self._clock())
-
-    def close(
-        self,
-        session: Session,
-        reason: CloseReason,
-        *,
-        notify: bool,
-        then: Callable[[], None] | None = None,
-    ) -> None:
-        """Closes a session: its id is free at once, its slot before the next batch. Closing it again does nothing.
-
-        notify: tell the session's own stream. then: called when its work has ended and each request was answered.
-        """
-        if session.state is State.CLOSED:
-            return
-        custody = session.custody
-        tombstone = Tombstone(reason, session.position, self._wall_clock())
-        if custody is not None and (not custody.terms.is_plain or custody.checkpoint_position is not None):
-            self._checkpoints.bury(session, tombstone.encode(), _EPITAPH_S)
-        self.end(session, tombstone, notify=notify, then=then)
-
-    def lose(self, session: Session) -> None:
-        """Another server has a session: what this one has of it is worth nothing any more."""
-        if session.state is not State.CLOSED:
-            self.end(session, Tombstone(CloseReason.MOVED, session.position, self._wall_clock()), notify=True)
-
-    def check_room(self, session_id: str) -> None:
-        """Refuses a session that there is no room for, or whose id is taken, as `open` does."""
+    def check_open(self) -> None:
+        """Raises ShuttingDownError when no session may be opened any more."""
         if self.is_draining:
             raise ShuttingDownError("the server is shutting down: open the session elsewhere", retry_delay_s=1.0)
-        if session_id:
-            check_session_id(session_id)
-            if self._live.get(session_id) is not None:
-                raise SessionIdInUseError(
-                    f"session_id = {name_of(session_id)!r} is in use by another stream",
-                    field="session_id",
-                    session_id=name_of(session_id),
-                )
-        if len(self._live) >= self.limits.max_sessions:
-            raise TooManySessionsError(
-                f"{self.limits.max_sessions} sessions are open, the most this server holds: try again later",
-                retry_delay_s=1.0,
-                max_sessions=self.limits.max_sessions,
-            )
 
-    def _make(self, served: Served, session_id: str, lane: Lane, on_closed: OnClosed) -> Session:
-        self._last_serial = max(self._last_serial + 1, int(self._wall_clock() * 1e6))
-        return Session(
-            session_id,
-            self._last_serial,
-            served,
-            lane,
-            on_closed,
-            last_used_s=self._clock(),
+    def make(self, served: Served, session_id: str, lane: Lane, on_ended: OnEnded) -> Session:
+        """A session in OPENING, which nobody knows yet. lane: without a slot until `start`."""
+        self._last_serial = max(self._last_serial + 1, int(self.wall_clock() * 1e6))
+        session = Session(session_id, self._last_serial, served, lane, on_ended, last_used_s=self.clock())
+        self.deferral.suspend(session)
+        return session
+
+    def start(self, session: Session, lane: Lane) -> None:
+        """A session in OPENING gets its slot. What waits for it runs when `run_deferred` is called."""
+        session.lane = lane
+        self.directory.move(session, session.transition(Event.START).state)
+        self.directory.touch(session, self.clock())
+        bundle = session.served.bundle
+        self.observer.session_opened(bundle.model, bundle.version, session.id)
+
+    def fail(self, session: Session, error: CarouselError) -> None:
+        """A session in OPENING cannot be opened. What waits for it is refused with the error."""
+        self.deferral.refuse(session, error)
+        self._apply(session, Event.FAIL, _End(CloseReason.FAILED, notifies=False))
+
+    def attach(self, session: Session, on_ended: OnEnded) -> None:
+        """Gives a session to a stream; a stream that had it is told that it was taken."""
+        session.transition(Event.RESUME)
+        if not session.is_detached:
+            session.on_ended(session, CloseReason.TAKEN)
+        session.on_ended = on_ended
+        session.handle = 0
+        last = session.last
+        if isinstance(last, Generation):
+            last.request = None
+        if session.persistence is not NOT_STORED:
+            session.persistence.is_attached = True
+            session.persistence.reported_position = None
+        self.detached.pop(session.id, None)
+        self.directory.touch(session, self.clock())
+
+    def detach(self, session: Session) -> None:
+        """A session's stream ended: does what its policy says."""
+        if session.is_over:
+            return
+        policy = session.policy
+        if self.is_draining and policy.is_stored:
+            self.hand_over(session)
+        elif policy.on_disconnect is OnDisconnect.FREE:
+            self.close(session, CloseReason.DISCONNECT, notify=False)
+        else:
+            session.transition(Event.DETACH)
+            session.on_ended = nobody
+            session.own_persistence().is_attached = False
+            self.hold(session, policy.duration_s)
+            bundle = session.served.bundle
+            self.observer.session_detached(bundle.model, bundle.version, session.id)
+            if policy.durability is not Durability.NONE:
+                self.checkpoints.flush()
+            elif policy.on_disconnect is OnDisconnect.KEEP and session.is_live:
+                self.checkpoints.store(session, lambda result: None)
+
+    def hold(self, session: Session, duration_s: float) -> None:
+        """Holds a session that no stream has, for so long."""
+        session.own_persistence().held_until_s = self.clock() + duration_s
+        self.detached[session.id] = session
+
+    def close(self, session: Session, reason: CloseReason, *, notify: bool, then: WhenDone | None = None) -> None:
+        """Ends a session for good. Closing it again does nothing.
+
+        notify: tell the session's own stream. then: called when each of its requests was answered and the store knows
+        the end; before, with StoreUnavailableError, when the store fails.
+        """
+        if not session.is_over:
+            event = Event.EXPIRE if reason is CloseReason.EXPIRED else Event.CLOSE
+            self._apply(session, event, _End(reason, notifies=notify, then=then))
+        elif then is not None:
+            then(None)
+
+    def hand_over(self, session: Session, reason: CloseReason = CloseReason.MOVED) -> None:
+        """Ends a session here and stores it as it is, for any server to resume. Its stream is told."""
+        if not session.is_over:
+            self._apply(session, Event.HAND_OVER, _End(reason, notifies=True))
+
+    def lose(self, session: Session) -> None:
+        """Another server has a session: this server's copy of it is worthless."""
+        if not session.is_over:
+            self._apply(session, Event.LOSE, _End(CloseReason.MOVED, notifies=True))
+
+    def _apply(self, session: Session, event: Event, end: _End) -> None:
+        """Takes a session out of the server, and does what the table says."""
+        transition = session.transition(event)
+        end.before = session.state
+        self.directory.move(session, transition.state)
+        self.directory.remove(session)
+        self.detached.pop(session.id, None)
+        self.checkpoints.end(session)
+        tombstone = end.tombstone = Tombstone(end.reason, session.position, self.wall_clock())
+        if end.before is not State.OPENING:
+            self.tombstones.add(session.id, tombstone)
+            bundle = session.served.bundle
+            if end.before in (State.SPILLED, State.RESTORING):
+                self.observer.session_woken(bundle.model, bundle.version, session.id)
+            self.observer.session_closed(bundle.model, bundle.version, session.id, end.reason.value, session.position)
+        for action in transition.actions:
+            self._on_end[action](session, end)
+
+    def _refuse_deferred(self, session: Session, end: _End) -> None:
+        """Refuses what waits for a slot, and what waits for the store."""
+        error = _error(session, end.reason)
+        session.persistence.resolve(None, error)
+        self.deferral.refuse(session, error)
+
+    def _free_slot(self, session: Session, end: _End) -> None:
+        def freed() -> None:
+            end.is_freed = True
+            end.report()
+
+        if end.before in LIVE or end.before is State.SPILLING:
+            session.served.engine.close(session.lane, freed, _error(session, end.reason))
+        else:
+            freed()
+
+    def _bury(self, session: Session, end: _End) -> None:
+        """Records the end of a session that left a record. What was never opened, or is nobody else's, vanishes."""
+        if session.persistence.after_claim is not None:
+            session.persistence.after_claim.append(lambda: self._bury(session, end))
+            return
+        if not session.persistence.has_record:
+            self._recorded(session, end, None)
+            return
+        is_remembered = session.policy.is_stored and end.before is not State.OPENING
+        ending = self.directory.begin_ending(session.id)
+        self.last_records.bury(
+            session,
+            end.tombstone.encode() if is_remembered and end.tombstone is not None else None,
+            lambda error: self._recorded(session, end, error, ending),
         )
 
-    def end(
-        self, session: Session, tombstone: Tombstone, *, notify: bool, then: Callable[[], None] | None = None
+    def _release(self, session: Session, end: _End) -> None:
+        """Stores a session for anybody to claim."""
+        if session.persistence.after_claim is not None:
+            session.persistence.after_claim.append(lambda: self._release(session, end))
+            return
+        ending = self.directory.begin_ending(session.id)
+        ttl_s = 0.0
+        if session.is_detached:
+            ttl_s = max(1.0, session.persistence.held_until_s - self.clock())
+        session.own_persistence()
+        self.checkpoints.release(
+            session, ttl_s, lambda: self._recorded(session, end, None, ending), has_slot=end.before in LIVE
+        )
+
+    def _recorded(
+        self,
+        session: Session,
+        end: _End,
+        error: CarouselError | None,
+        ending: asyncio.Future[None] | None = None,
     ) -> None:
-        """Takes a session out of the memory, and leaves what is stored of it as it is."""
-        session.state = session.after(Event.CLOSE)
-        self._live.remove(session.id)
-        self._checkpoints.forget(session)
-        self.tombstones.add(session.id, tombstone)
-        session.served.engine.close(session.lane, then)
-        bundle, reason = session.served.bundle, tombstone.reason
-        if session.custody is not None and session.custody.is_asleep:
-            self._observer.session_woken(bundle.model, bundle.version, session.id)
-        self._observer.session_closed(bundle.model, bundle.version, session.id, reason.value, session.position)
-        if session.custody is not None:
-            moved = SessionMovedError(f"session {session.name!r} was ended: {reason.value}", session_id=session.name)
-            session.custody.settle(None, moved)
-            waiting, session.custody.waiting = session.custody.waiting, []
-            for call in waiting:
-                call(moved)
-        if notify:
-            session.on_closed(session, reason)
+        """The last record is stored, or could not be for now."""
+        end.is_recorded, end.error = True, error
+        end.report()
+        if error is None:
+            session.state = session.transition(Event.RECORD).state
+            if ending is not None and not ending.done():
+                ending.set_result(None)
 
-    def _on_prepared(self, job: Job, result: Result) -> None:
-        """A step of opening that is not the last. When it fails the last one fails with it."""
-        job.tag.session.ended(result)
-
-    def _on_opened(self, job: Job, result: Result) -> None:
-        request: Request = job.tag
-        session = request.session
-        session.ended(result)
-        if session.state is not State.CLOSED:
-            self._live.touch(session, self._clock())
-            self._checkpoints.changed(session)
-        if request.trace is not None:
-            request.trace.ended("open", session.served.bundle.model, session.served.bundle.version, 0)
-        if isinstance(result, Failed):
-            self.close(session, CloseReason.FAILED, notify=False)
-        self._checkpoints.tell(request, result)
+    def _tell_stream(self, session: Session, end: _End) -> None:
+        if end.notifies:
+            session.on_ended(session, end.reason)
 
 
 def nobody(session: Session, reason: CloseReason) -> None:
     """No stream has the session."""
+
+
+def _error(session: Session, reason: CloseReason) -> CarouselError:
+    """The error for requests that a session's end leaves undone."""
+    if reason is CloseReason.MOVED:
+        return SessionMovedError(
+            f"session {session.name!r} was handed over: resume it on a new stream", session_id=session.name
+        )
+    if reason is CloseReason.SHUTDOWN:
+        return ShuttingDownError(f"session {session.name!r} ended because the server shuts down", retry_delay_s=1.0)
+    if reason is CloseReason.LOST:
+        return SessionMovedError(f"session {session.name!r} was lost: {reason.value}", session_id=session.name)
+    return RequestCancelledError("the session was closed", close_reason=reason.value)

@@ -1,11 +1,11 @@
-"""What a session is: its identity, its state, and the table of what may happen to it when.
+"""A session's data: its identity, its lane in the engine, its requests, and what it can answer again.
 
-Pure: no asyncio, no clock, no engine thread. The table is the truth; the diagram in docs/architecture.md is drawn
-from it by `diagram`.
+Pure: no asyncio, no clock. `lifecycle` says what may happen to it when.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -14,57 +14,19 @@ from typing import NamedTuple
 from service.engine.engine import Engine
 from service.engine.items import Item
 from service.engine.jobs import Lane, OutputSpec
-from service.engine.results import Failed, Result
-from service.errors import IllegalRequestError
+from service.engine.results import Failed, Generated, Result
+from service.errors import CarouselError, IllegalRequestError
 from service.observer import CALL_TRACE
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
-from service.sessions.custody import Custody
 from service.sessions.generation import Generation
-
-
-class State(Enum):
-    """What a session is doing."""
-
-    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
-
-    IDLE = "idle"
-    BUSY = "busy"
-    GENERATING = "generating"
-    CLOSED = "closed"
-
-
-class Event(Enum):
-    """What may happen to a session."""
-
-    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
-
-    FEED = "feed"
-    GENERATE = "generate"
-    SCORE = "score"
-    FINISH = "finish"
-    CLOSE = "close"
-
-
-TRANSITIONS: dict[tuple[State, Event], State] = {
-    (State.IDLE, Event.FEED): State.BUSY,
-    (State.BUSY, Event.FEED): State.BUSY,
-    (State.IDLE, Event.SCORE): State.BUSY,
-    (State.BUSY, Event.SCORE): State.BUSY,
-    (State.IDLE, Event.GENERATE): State.GENERATING,
-    (State.BUSY, Event.GENERATE): State.GENERATING,
-    (State.BUSY, Event.FINISH): State.IDLE,
-    (State.GENERATING, Event.FINISH): State.IDLE,
-    (State.IDLE, Event.CLOSE): State.CLOSED,
-    (State.BUSY, Event.CLOSE): State.CLOSED,
-    (State.GENERATING, Event.CLOSE): State.CLOSED,
-}
-"""(state, event) to the next state. What is not here is illegal. Encoding the source counts as a feed; FINISH is the
-answer to the last request in flight."""
+from service.sessions.lifecycle import LIVE, OVER, TABLE, Event, State, Transition
+from service.sessions.persistence import NOT_STORED, Moment, Persistence
+from service.sessions.policy import SessionPolicy
 
 
 class CloseReason(Enum):
-    """Why a session was closed."""
+    """Why a session ended."""
 
     __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
 
@@ -88,40 +50,62 @@ class Served(NamedTuple):
 
 
 class Request:
-    """One request of one session on its way. reply(request, result) is called on the event loop, for a generation many
-    times.
+    """One request of one session, from its arrival to its last answer. Event loop only.
 
-    began_s: monotonic seconds when it was read; last_s: when its last tokens came. num_tokens: fed or generated so
-    far. granted: of a generation; to be called with how many of its tokens have been written, and the position after
-    them. trace: None when its call is not traced.
+    `deliver` passes answers to reply(request, result): one, or many for a generation, of which the last says so.
+
+    began_s: monotonic seconds of its arrival; last_s: of its last tokens. num_tokens: fed or generated so far.
+    is_ended: whether its last answer was delivered. granted: of a generation; the caller calls it with the number of
+    tokens that were written to the client, and the position after them. trace: None when its call is not traced.
     """
 
-    __slots__ = ("began_s", "granted", "last_s", "num_tokens", "replayed", "reply", "request_id", "session", "trace")
+    __slots__ = (
+        "began_s",
+        "granted",
+        "is_ended",
+        "last_s",
+        "num_tokens",
+        "replayed",
+        "reply",
+        "request_id",
+        "session",
+        "trace",
+    )
 
-    def __init__(self, session: Session, request_id: int, reply: Reply, began_s: float, num_tokens: int = 0) -> None:
-        self.session = session
+    def __init__(
+        self, session: Session | None, request_id: int, reply: Reply, began_s: float, num_tokens: int = 0
+    ) -> None:
+        self.session: Session = session  # type: ignore[assignment]  # set before anything is delivered
         self.request_id = request_id
         self.reply = reply
-        self.began_s = began_s
+        self.began_s = self.last_s = began_s
         self.num_tokens = num_tokens
-        self.last_s = began_s
+        self.is_ended = False
         self.replayed = False
         self.granted: Callable[[int, int], None] | None = None
         call = CALL_TRACE.get()
         self.trace = None if call is None else call.request()
 
+    def deliver(self, result: Result) -> None:
+        """Passes an answer on. What comes after the last answer is dropped."""
+        if not self.is_ended:
+            self.is_ended = not isinstance(result, Generated) or result.finish_reason is not None
+            self.reply(self, result)
+
 
 Reply = Callable[[Request, Result], None]
-OnClosed = Callable[["Session", CloseReason], None]
+OnEnded = Callable[["Session", CloseReason], None]
 
 
 class LastFeed:
-    """The feed admitted last, kept so that it can be answered again.
+    """The feed that was accepted last, kept so that it can be answered again.
 
-    request: None for one of another life. start: None until it is known. waiting: repeats that came before the answer.
+    request: None once it was answered, or when it came with a restored session. start: None until it is known.
+    waiting: retries that came before the answer. result: None while it runs. is_dropped: whether the answer took too
+    much memory, and only its position is kept.
     """
 
-    __slots__ = ("outputs", "request", "result", "start", "tokens", "waiting")
+    __slots__ = ("__weakref__", "is_dropped", "outputs", "request", "result", "start", "tokens", "waiting")
 
     def __init__(self, request: Request | None, start: int | None, tokens: Sequence[Item], outputs: OutputSpec) -> None:
         self.request = request
@@ -129,10 +113,11 @@ class LastFeed:
         self.tokens = tokens
         self.outputs = outputs
         self.result: Result | None = None
+        self.is_dropped = False
         self.waiting: list[Request] | None = None
 
     def is_repeated_by(self, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> bool:
-        """Whether a feed is this one, sent again. One that failed is not there to be repeated."""
+        """Whether a feed is a retry of this one. One that failed cannot be retried."""
         return (
             start == self.start
             and tokens == self.tokens
@@ -141,29 +126,60 @@ class LastFeed:
         )
 
 
+Failures = dict["Session", CarouselError]
+"""The sessions that a request of several must do without, and why."""
+
+
+class Deferred:
+    """One request that waits. run(failures): carries it out; refuse: answers it with an error; num_bytes: what it
+    holds.
+
+    blocked: its sessions that have no slot yet, or in whose queue it is not the first.
+    """
+
+    __slots__ = ("blocked", "failures", "is_started", "num_bytes", "refuse", "run", "sessions")
+
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        run: Callable[[Failures], None],
+        refuse: Callable[[CarouselError], None],
+        num_bytes: int = 0,
+    ) -> None:
+        self.sessions = sessions
+        self.run = run
+        self.refuse = refuse
+        self.num_bytes = num_bytes
+        self.blocked = set(sessions)
+        self.failures: Failures = {}
+        self.is_started = False
+
+
 @dataclass(slots=True, eq=False)
 class Session:
     """One sequence being processed. Event loop only.
 
     id: `principal/name`, or the name alone when nobody in particular opened it. serial: Unix microseconds at which this
     server took it in, or a little more: no two have the same. position: as of the last answer; the truth when nothing
-    is in flight. on_closed: told when somebody else than its stream closes it. last_used_s: monotonic seconds. handle:
-    its name in frames, on its stream; 0: none yet. last: what may be sent again. custody: None for one that ends with
-    its stream. older, newer: its neighbours in the order of use, for `LiveSessions` alone.
+    is in flight. on_ended: called when something other than its stream ends it. last_used_s: monotonic seconds. handle:
+    its name in step batches, on its stream; 0: none yet. last: the request that can be retried. deferred: requests that
+    wait for it, in order; None while a request can go straight to the engine. older, newer: its neighbours in the order
+    of use, for `Directory` alone.
     """
 
     id: str
     serial: int
     served: Served
     lane: Lane
-    on_closed: OnClosed
+    on_ended: OnEnded
     last_used_s: float
     position: int = 0
-    state: State = State.IDLE
+    state: State = State.OPENING
     num_in_flight: int = 0
     last: LastFeed | Generation | None = None
-    custody: Custody | None = None
+    persistence: Persistence = NOT_STORED
     handle: int = 0
+    deferred: deque[Deferred] | None = None
     older: Session | None = None
     newer: Session | None = None
 
@@ -173,14 +189,53 @@ class Session:
         return name_of(self.id)
 
     @property
+    def policy(self) -> SessionPolicy:
+        """What was agreed when it was opened."""
+        return self.persistence.policy
+
+    @property
     def opened_at(self) -> float:
-        """When it was opened, wherever that was: Unix seconds."""
-        restored = None if self.custody is None else self.custody.opened_at
+        """When it was opened, on whichever server: Unix seconds."""
+        restored = self.persistence.opened_at
         return self.serial / 1e6 if restored is None else restored
 
-    def after(self, event: Event) -> State:
-        """The state that follows. Raises IllegalRequestError when the table does not allow the event."""
-        following = TRANSITIONS.get((self.state, event))
+    @property
+    def is_live(self) -> bool:
+        """Whether it has a slot."""
+        return self.state in LIVE
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, for clients."""
+        return self.state in OVER
+
+    @property
+    def is_detached(self) -> bool:
+        """Whether no stream has it."""
+        return not self.persistence.is_attached
+
+    @property
+    def is_working(self) -> bool:
+        """Whether it works for somebody: a generation that nobody reads does not count, nor does one that waits for its
+        reader on a session without a stream."""
+        if self.state is State.GENERATING and isinstance(self.last, Generation):
+            return self.last.request is not None
+        return self.num_in_flight > 0 or self.deferred is not None
+
+    @property
+    def moment(self) -> Moment:
+        """Where it is, in the order of what is to be stored."""
+        return self.persistence.era, self.position
+
+    def own_persistence(self) -> Persistence:
+        """Its persistence, to be changed."""
+        if self.persistence is NOT_STORED:
+            self.persistence = Persistence(NOT_STORED.policy)
+        return self.persistence
+
+    def transition(self, event: Event) -> Transition:
+        """The transition of an event. Raises IllegalRequestError when the table does not have it."""
+        following = TABLE.get((self.state, event))
         if following is None:
             raise IllegalRequestError(
                 f"{event.value}: session {self.name!r} is {self.state.value} at position {self.position}"
@@ -191,11 +246,11 @@ class Session:
         return following
 
     def ended(self, result: Result) -> None:
-        """Takes note of the last answer to one of its requests."""
+        """Counts the last answer to one of its requests in flight."""
         self.position = result.position
         self.num_in_flight -= 1
-        if self.num_in_flight == 0 and self.state is not State.CLOSED:
-            self.state = self.after(Event.FINISH)
+        if self.num_in_flight == 0 and self.state in LIVE:
+            self.state = TABLE[self.state, Event.FINISH].state
 
 
 def name_of(session_id: str) -> str:
@@ -206,10 +261,3 @@ def name_of(session_id: str) -> str:
 def owner_of(session_id: str) -> str:
     """The principal in an id; empty for nobody in particular."""
     return session_id[: max(session_id.find("/"), 0)]
-
-
-def diagram() -> str:
-    """The table of transitions as a Mermaid state diagram."""
-    lines = ["stateDiagram-v2", "    [*] --> idle: open"]
-    lines += [f"    {s.value} --> {n.value}: {e.value}" for (s, e), n in TRANSITIONS.items()]
-    return "\n".join([*lines, "    closed --> [*]"])

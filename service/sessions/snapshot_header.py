@@ -18,7 +18,7 @@ from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.lane_state import LaneState
 from service.engine.results import Searched, StepOutput
 from service.sessions.image import FedBefore, GeneratedBefore, Image
-from service.sessions.terms import Durability, OnDisconnect, Terms
+from service.sessions.policy import Durability, OnDisconnect, SessionPolicy
 
 
 class _Tensor(msgspec.Struct, array_like=True):
@@ -119,7 +119,7 @@ class Header(msgspec.Struct):
 
 def header_of(image: Image) -> Header:
     """What is said of an image."""
-    terms, last = image.terms, image.last
+    policy, last = image.policy, image.last
     return Header(
         image.session_id,
         image.model,
@@ -128,10 +128,10 @@ def header_of(image: Image) -> Header:
         image.manifest_digest,
         image.opened_at,
         image.state_names,
-        int(terms.durability),
-        int(terms.on_disconnect),
-        terms.duration_s,
-        terms.is_unattended,
+        int(policy.durability),
+        int(policy.on_disconnect),
+        policy.duration_s,
+        policy.is_unattended,
         _lane(image.lane),
         feed=_feed(last) if isinstance(last, FedBefore) else None,
         generation=_generation(last) if isinstance(last, GeneratedBefore) else None,
@@ -238,7 +238,7 @@ def image_of(header: Header, body: bytes) -> Image:
         header.opened_at,
         header.state_names,
         lane,
-        Terms(
+        SessionPolicy(
             Durability(header.durability),
             OnDisconnect(header.on_disconnect),
             header.duration_s,

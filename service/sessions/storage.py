@@ -2,17 +2,20 @@
 
 Rules:
 
-1. Writes of one session reach the store in the order in which they were put; of those that wait, only the last is
+1. Writes of one record reach the store in the order in which they were put; of those that wait, only the last is
    written.
-2. All that waits is written in one go, as soon as the store has done with what it had: the slower it is, the more a
-   batch.
-3. When the store fails, every write of that batch has failed. It is told of once, and once when it works again. Who put
-   a write decides whether to put another.
+2. All that waits is written in one go, up to a number of records and of bytes, as soon as the store has finished the
+   batch before: the slower it is, the larger the batch.
+3. When the store fails, every write of that batch has failed. Who put a write decides whether to put another.
+4. While the store fails, reads are refused at once, except one that tries it again from time to time; and no more than
+   a number of calls wait for it: nobody waits behind a queue of time-outs.
+5. No exception of a callback, or of a record that cannot be encoded, ends the writing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,7 +39,13 @@ from service.sessions.stores.base import (
     Write,
 )
 
-_BATCH = 1024
+_MAX_RECORDS = 1024
+_MAX_BYTES = 32 * 1024 * 1024
+"""Of one batch of writes."""
+_MAX_CALLS = 512
+"""Reads and reservations that wait for the store."""
+_RETRY_S = 0.5
+"""Between two tries of a store that fails."""
 _SWEEP = 1000
 _SWEEP_EVERY = 50
 """Heartbeats between two sweeps."""
@@ -44,31 +53,31 @@ _SWEEP_EVERY = 50
 T = TypeVar("T")
 
 
-class Outcome(Enum):
-    """What became of a write. REFUSED: the record is another's now."""
+class WriteResult(Enum):
+    """The result of a write. REFUSED: another server has the record."""
 
     STORED = "stored"
     REFUSED = "refused"
     FAILED = "failed"
 
 
-Then = Callable[[Outcome], None]
+Then = Callable[[WriteResult], None]
 
 
 class Put(NamedTuple):
-    """A write of an image, or of the words that are to be remembered of a session that is gone, or of neither: see
-    `Write`."""
+    """A write of an image, or of a tombstone, or of neither: see `Write`. record_id: the session's id, or another name
+    that no client can choose."""
 
-    session_id: str
+    record_id: str
     epoch: int
     image: Image | None
     expires_at: float
     standing: Standing = Standing.OWNED
-    epitaph: bytes | None = None
+    tombstone: bytes | None = None
 
 
 class Storage:
-    """One store. heartbeat_s: between two heartbeats; on_wanted: told which sessions other servers want."""
+    """One store. heartbeat_s: between two heartbeats; clock: monotonic seconds."""
 
     def __init__(
         self,
@@ -77,27 +86,34 @@ class Storage:
         observer: StoreObserver,
         *,
         heartbeat_s: float = 0.1,
-        on_wanted: Callable[[str], None] = lambda session_id: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.codec = codec
-        self.on_wanted = on_wanted
-        self.is_failing = False
-        self._store = store
         self.observer = observer
+        self._failing: set[str] = set()
+        self._store = store
         self._heartbeat_s = heartbeat_s
+        self._clock = clock
+        self._tries_at_s = 0.0
+        self._num_calls = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._pending: dict[str, tuple[Put, list[Then]]] = {}
+        self._writing: set[str] = set()
+        self._written: dict[str, asyncio.Future[None]] = {}
         self._has_pending = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        """Begins to write, and to tell the store that this server is there."""
-        self._tasks = [asyncio.create_task(self._write_for_ever()), asyncio.create_task(self._beat_for_ever())]
+    def start(self, on_wanted: Callable[[str], None]) -> None:
+        """Begins to write, and to send heartbeats. on_wanted: called with the ids that other servers want."""
+        self._tasks = [
+            asyncio.create_task(self._write_for_ever()),
+            asyncio.create_task(self._beat_for_ever(on_wanted)),
+        ]
 
     async def stop(self, timeout_s: float) -> None:
-        """Writes what waits, for so long at most, and lets go of the store."""
+        """Writes what waits, for so long at most, and closes the store."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self.drained(), timeout_s)
         for task in self._tasks:
@@ -107,116 +123,193 @@ class Storage:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
         self._thread.shutdown(wait=False)
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the store failed when it was asked last."""
+        return bool(self._failing)
+
     async def drained(self) -> None:
         """Returns when no write waits."""
         await self._is_idle.wait()
 
     def put(self, put: Put, then: Then) -> None:
         """Has a record written. `then` is called on the event loop."""
-        before = self._pending.pop(put.session_id, None)
+        before = self._pending.pop(put.record_id, None)
         calls = [then]
         if before is not None:
             earlier, thens = before
             calls = [*thens, then]
-            if put.image is None and put.epitaph is None and earlier.epoch == put.epoch:
-                put = put._replace(image=earlier.image)
-        self._pending[put.session_id] = (put, calls)
+            if put.image is None and put.tombstone is None and earlier.epoch == put.epoch:
+                put = put._replace(image=earlier.image, tombstone=earlier.tombstone)
+        self._pending[put.record_id] = (put, calls)
         self._is_idle.clear()
         self._has_pending.set()
 
-    async def claim(self, session_id: str) -> Claimed | Held | Gone | None:
-        """See `StateStore.claim`. What waits to be written of the session is written before. Raises
+    async def claim(self, record_id: str) -> Claimed | Held | Gone | None:
+        """See `StateStore.claim`. What waits to be written of the record is written before. Raises
         StoreUnavailableError, and SnapshotCorruptError for a record that cannot be read, which is set aside."""
-        if session_id in self._pending:
-            await self.drained()
+        await self._after_writes(record_id)
         began_s = perf_counter()
         try:
-            claimed = await self._call(self._store.claim, session_id)
+            claimed = await self._call(self._store.claim, record_id)
         except CorruptRecordError as error:
-            await self.set_aside(session_id, error)
+            await self.set_aside(record_id, error)
             raise SnapshotCorruptError(
-                f"the record of session {name_of(session_id)!r} cannot be read, and was set aside",
-                session_id=name_of(session_id),
+                f"the record of session {name_of(record_id)!r} cannot be read, and was set aside",
+                session_id=name_of(record_id),
             ) from error
         self.observer.record_read(perf_counter() - began_s)
         return claimed
 
-    async def reserve(self, session_id: str, expires_at: float) -> int | None:
+    async def reserve(self, record_id: str, expires_at: float) -> int | None:
         """See `StateStore.reserve`. Raises StoreUnavailableError."""
-        return await self._call(self._store.reserve, session_id, expires_at)
+        await self._after_writes(record_id)
+        return await self._call(self._store.reserve, record_id, expires_at)
 
-    async def set_aside(self, session_id: str, error: Exception) -> None:
+    async def has(self, record_id: str) -> bool:
+        """See `StateStore.has`. Raises StoreUnavailableError."""
+        await self._after_writes(record_id)
+        return await self._call(self._store.has, record_id)
+
+    async def set_aside(self, record_id: str, error: Exception) -> None:
         """Moves a record that cannot be read out of the way, and reports it."""
-        self.observer.record_corrupt(session_id, error)
-        await self._call(self._store.set_aside, session_id)
+        self.observer.record_corrupt(record_id, error)
+        await self._call(self._store.set_aside, record_id)
+
+    async def _after_writes(self, record_id: str) -> None:
+        """Returns when no write of the record waits or is on its way."""
+        while record_id in self._pending or record_id in self._writing:
+            written = self._written.get(record_id)
+            if written is None:
+                written = self._written[record_id] = asyncio.get_running_loop().create_future()
+            await asyncio.shield(written)
 
     async def _call(self, call: Callable[..., T], *args: Any) -> T:
+        operation = "heartbeat" if call in (self._store.heartbeat, self._store.sweep) else "read"
+        if operation == "read":
+            self._check_open()
+        self._num_calls += 1
         try:
             result = await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
         except CorruptRecordError:
             raise
         except StoreError as error:
-            self._fails(error, "heartbeat" if call in (self._store.heartbeat, self._store.sweep) else "read")
+            self._fails(error, operation)
             raise StoreUnavailableError(
                 "the session store does not answer: try again later", retry_delay_s=1.0
             ) from error
-        self._works()
+        finally:
+            self._num_calls -= 1
+        self._works("heartbeat", "read")
         return result
 
+    def _check_open(self) -> None:
+        """Refuses a call while the store fails, or too many wait for it."""
+        now_s = self._clock()
+        if self._failing - {"write"} and now_s < self._tries_at_s:
+            raise StoreUnavailableError("the session store does not answer: try again later", retry_delay_s=1.0)
+        if self._num_calls >= _MAX_CALLS:
+            raise StoreUnavailableError(
+                f"{self._num_calls} requests wait for the session store, the most that may: try again later",
+                retry_delay_s=0.5,
+            )
+        self._tries_at_s = now_s + _RETRY_S
+
     async def _write_for_ever(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._has_pending.wait()
-            names = list(self._pending)[:_BATCH]
-            batch = [self._pending.pop(name) for name in names]
-            if not self._pending:
-                self._has_pending.clear()
-            began_s = perf_counter()
-            refused: set[str] = set()
-            failure: Exception | None = None
             try:
-                refused, sizes = await loop.run_in_executor(self._thread, self._write, [put for put, _ in batch])
+                await self._write_batch()
             except Exception as error:  # a bug of ours must not end the writing for all
-                failure = error
-                self._fails(error, "write")
-            else:
-                self._works()
-                self.observer.records_written(sizes, perf_counter() - began_s)
-            for put, thens in batch:
-                outcome = Outcome.REFUSED if put.session_id in refused else Outcome.STORED
-                for then in thens:
-                    then(outcome if failure is None else Outcome.FAILED)
-            if not self._pending:
-                self._is_idle.set()
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "writing to the session store failed", "exception": error}
+                )
 
-    def _write(self, puts: Sequence[Put]) -> tuple[set[str], list[int]]:
-        """The store's thread. Returns the ids that were refused, and the sizes of the images that were written."""
-        writes = []
+    async def _write_batch(self) -> None:
+        batch: list[tuple[Put, list[Then]]] = []
+        num_bytes = 0
+        while self._pending and len(batch) < _MAX_RECORDS and num_bytes < _MAX_BYTES:
+            record_id = next(iter(self._pending))
+            put, thens = self._pending.pop(record_id)
+            self._writing.add(record_id)
+            num_bytes += 0 if put.image is None else put.image.num_bytes
+            batch.append((put, thens))
+        if not self._pending:
+            self._has_pending.clear()
+        began_s = perf_counter()
+        refused: set[str] = set()
+        failed: set[str] = {put.record_id for put, _ in batch}
+        try:
+            refused, failed, sizes = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._write, [put for put, _ in batch]
+            )
+        except Exception as error:  # the store's, or a bug of ours
+            self._fails(error, "write")
+        else:
+            self._works("write")
+            self.observer.records_written(sizes, perf_counter() - began_s)
+        for put, thens in batch:
+            self._writing.discard(put.record_id)
+            result = WriteResult.REFUSED if put.record_id in refused else WriteResult.STORED
+            if put.record_id in failed:
+                result = WriteResult.FAILED
+            for then in thens:
+                try:
+                    then(result)
+                except Exception as error:  # a bug of one session must not cost another its answer
+                    asyncio.get_running_loop().call_exception_handler(
+                        {"message": "what follows a write to the session store failed", "exception": error}
+                    )
+            written = self._written.pop(put.record_id, None)
+            if written is not None:
+                written.set_result(None)
+        if not self._pending:
+            self._is_idle.set()
+
+    def _write(self, puts: Sequence[Put]) -> tuple[set[str], set[str], list[int]]:
+        """The store's thread. Returns the ids that were refused, those that could not be encoded, and the sizes of the
+        images that were written."""
+        writes: list[Write] = []
+        sizes: list[int] = []
+        failed: set[str] = set()
         for put in puts:
-            payload = put.epitaph if put.image is None else self.codec.encode(put.image)
-            writes.append(Write(put.session_id, put.epoch, payload, put.expires_at, put.standing))
-        return self._store.write(writes), [
-            len(write.payload or b"") for put, write in zip(puts, writes, strict=True) if put.image is not None
-        ]
+            try:
+                payload = put.tombstone if put.image is None else self.codec.encode(put.image)
+            except Exception as error:  # whatever it is, the other records can be written
+                failed.add(put.record_id)
+                self.observer.record_corrupt(put.record_id, error)
+                continue
+            writes.append(Write(put.record_id, put.epoch, payload, put.expires_at, put.standing))
+            if put.image is not None and payload is not None:
+                sizes.append(len(payload))
+        return self._store.write(writes), failed, sizes
 
-    async def _beat_for_ever(self) -> None:
+    async def _beat_for_ever(self, on_wanted: Callable[[str], None]) -> None:
         beats = 0
         while True:
             await asyncio.sleep(self._heartbeat_s)
             beats += 1
-            with suppress(StoreUnavailableError):
+            try:
                 for session_id in await self._call(self._store.heartbeat):
-                    asyncio.get_running_loop().call_soon(self.on_wanted, session_id)
+                    asyncio.get_running_loop().call_soon(on_wanted, session_id)
                 if beats % _SWEEP_EVERY == 0:
                     await self._call(self._store.sweep, _SWEEP)
+            except StoreUnavailableError:
+                pass  # reported, and tried again
+            except Exception as error:  # a bug must not end the heartbeats
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "a heartbeat of the session store failed", "exception": error}
+                )
 
     def _fails(self, error: Exception, operation: str) -> None:
+        self._tries_at_s = self._clock() + _RETRY_S
         self.observer.operation_failed(operation)
-        if not self.is_failing:
-            self.is_failing = True
+        if not self._failing:
             self.observer.store_failed(error)
+        self._failing.add(operation)
 
-    def _works(self) -> None:
-        if self.is_failing:
-            self.is_failing = False
-            self.observer.store_recovered()
+    def _works(self, *operations: str) -> None:
+        if self._failing:
+            self._failing.difference_update(operations)
+            if not self._failing:
+                self.observer.store_recovered()

@@ -17,7 +17,8 @@ from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import StepOutput
 from service.errors import EmptySequenceError, InvalidFieldError, TokenOutOfVocabularyError, UnknownTokenError
 from service.repository.repository import Problem
-from service.sessions.session import CloseReason, State
+from service.sessions.lifecycle import State
+from service.sessions.session import CloseReason
 from tests import domain
 
 NAMES = domain.TARGET_NAMES
@@ -79,12 +80,14 @@ def test_every_close_reason_has_its_own_on_the_wire(reason: CloseReason) -> None
 
 @pytest.mark.parametrize("state", State)
 def test_every_state_has_its_own_on_the_wire(state: State) -> None:
-    """But for closed: a session that is closed is not shown."""
+    """A session that has ended is not shown, and one that is spilled is idle and says so in a field of its own."""
     info = session_messages.session_info(domain.session(state=state))
-    name = "UNSPECIFIED" if state is State.CLOSED else state.name
-    assert info.state == sessions_pb2.SessionState.Value(f"SESSION_STATE_{name}")
-    names = enum_names(sessions_pb2.SessionState.DESCRIPTOR, "SESSION_STATE_")
-    assert names == {"UNSPECIFIED", *(s.name for s in State if s is not State.CLOSED)}
+    spilled = {"SPILLING": "IDLE", "SPILLED": "IDLE", "RESTORING": "IDLE"}
+    names = {"OPENING": "BUSY", "ENDING": "UNSPECIFIED", "ENDED": "UNSPECIFIED", **spilled}
+    assert info.state == sessions_pb2.SessionState.Value(f"SESSION_STATE_{names.get(state.name, state.name)}")
+    assert info.spilled == (state.name in spilled)
+    told = {names.get(one.name, one.name) for one in State}
+    assert enum_names(sessions_pb2.SessionState.DESCRIPTOR, "SESSION_STATE_") == told
 
 
 def test_a_model_is_served_or_it_has_failed() -> None:

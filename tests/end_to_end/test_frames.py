@@ -188,7 +188,7 @@ BAD_FRAMES = {
     ),
     "every position": (
         {"handles": [1], "token_ids": [1], "outputs": pb.OutputSpec(every_position=True)},
-        "step_batch.outputs.every_position must not be set: a frame returns one output a session",
+        "step_batch.outputs.every_position must not be set: a step batch returns one output a session",
     ),
     "too many of the best": (
         {"handles": [1], "token_ids": [1], "outputs": pb.OutputSpec(kind=pb.OUTPUT_KIND_TOP_K, top_k=18)},
@@ -196,7 +196,7 @@ BAD_FRAMES = {
     ),
     "of two models": (
         {"handles": [1, 3], "token_ids": [1, 1]},
-        "step_batch.handles are of sessions of more than one model, version or variant: send a frame for each",
+        "step_batch.handles are of sessions of more than one model, version or variant: send a step batch for each",
     ),
 }
 

@@ -21,15 +21,15 @@ from service.engine.engine import Engine
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.limits import EngineLimits
 from service.engine.results import Failed, Fed, Generated, Result
-from service.errors import NoSlotError, SessionNotFoundError
+from service.errors import SessionNotFoundError
 from service.repository.bundle import Bundle, load_bundle
-from service.sessions.house import House
 from service.sessions.limits import SessionLimits
-from service.sessions.session import CloseReason, Served, Session
+from service.sessions.policy import Durability, OnDisconnect, SessionPolicy
+from service.sessions.service import SessionService
+from service.sessions.session import CloseReason, Reply, Request, Served, Session
 from service.sessions.snapshot import Codec
 from service.sessions.storage import Storage
 from service.sessions.stores.memory import MemoryStore, Shelf
-from service.sessions.terms import Durability, OnDisconnect, Terms
 from tests.domain import ids
 from tests.reference import ReferenceSession
 from tests.sessions.test_registry import Events
@@ -51,8 +51,7 @@ class Server:
         self.served = Served(bundle, self.engine)
         self.store = MemoryStore(shelf)
         self.storage = Storage(self.store, Codec(b"a key of sixteen"), Events(), heartbeat_s=0.005)
-        self.storage.start()
-        self.house = House(
+        self.sessions = SessionService(
             self.storage,
             SessionLimits(max_sessions=50, generation_window=4),
             Events(),
@@ -60,9 +59,11 @@ class Server:
             interval_s=1e6,
             num_tokens=1_000_000,
         )
+        self.sessions.start()
 
     async def crash(self) -> None:
         """Ends it as a kill does: nothing more is stored, and its lease runs out."""
+        await self.sessions.tasks.stop()
         for task in self.storage._tasks:
             task.cancel()
         await asyncio.gather(*self.storage._tasks, return_exceptions=True)
@@ -110,24 +111,22 @@ class Lives(RuleBasedStateMachine):
             self.durable.add(name)
 
     async def _session(self, name: str) -> Session:
-        """The session, awake."""
-        house = self.servers[self.homes[name]].house
-        session = house.live.get(name)
+        """The session, with a slot."""
+        sessions = self.servers[self.homes[name]].sessions
+        session = sessions.directory.get(name)
         assert session is not None, f"{name} is not there"
-        await house.residency.awake(session)
+        await sessions.spill.act(session, lambda: None)
         return session
+
+    def _request(self, session: Session | None, reply: Reply) -> Request:
+        return Request(session, 1, reply, 0.0)
 
     async def _feed(self, name: str, tokens: list[int], *, mark: bool = False) -> None:
         session = await self._session(name)
         answered: asyncio.Future[Result] = self.loop.create_future()
-        self.servers[self.homes[name]].house.dispatcher.feed(
-            session,
-            len(self.tokens[name]),
-            tokens,
-            LOGITS,
-            request_id=1,
-            reply=lambda _, result: answered.set_result(result),
-            has_mark=mark,
+        request = self._request(session, lambda _, result: answered.set_result(result))
+        self.servers[self.homes[name]].sessions.requests.feed(
+            request, len(self.tokens[name]), tokens, LOGITS, has_mark=mark
         )
         result = await answered
         assert isinstance(result, Fed), result
@@ -138,31 +137,23 @@ class Lives(RuleBasedStateMachine):
         if mark:
             self.marks[name].add(len(self.tokens[name]))
 
-    @rule(server=st.integers(0, 1), terms=st.sampled_from([None, Durability.CHECKPOINT, Durability.STRICT]))
-    def open(self, server: int, terms: Durability | None) -> None:
+    @rule(server=st.integers(0, 1), durability=st.sampled_from([None, Durability.CHECKPOINT, Durability.STRICT]))
+    def open(self, server: int, durability: Durability | None) -> None:
         async def act() -> None:
-            house, name = self.servers[server].house, self.new_name()
-            agreed = Terms() if terms is None else Terms(terms, OnDisconnect.HOLD, 1000.0)
-            epoch = 1 if terms is None else await house.resumption.reserve(name, agreed)
+            sessions, name = self.servers[server].sessions, self.new_name()
             answered: asyncio.Future[Result] = self.loop.create_future()
-            while True:
-                try:
-                    house.registry.open(
-                        self.servers[server].served,
-                        name,
-                        None,
-                        None,
-                        request_id=1,
-                        reply=lambda _, result: answered.set_result(result),
-                        on_closed=lambda session, reason: None,
-                        terms=agreed,
-                        epoch=epoch,
-                    )
-                    break
-                except NoSlotError as error:
-                    await house.residency.make_room(self.servers[server].engine, error)
+            new = sessions.opening.prepare(
+                self.servers[server].served,
+                name,
+                None,
+                None,
+                request=self._request(None, lambda _, result: answered.set_result(result)),
+                on_ended=lambda session, reason: None,
+                policy=SessionPolicy() if durability is None else SessionPolicy(durability, OnDisconnect.HOLD, 1000.0),
+            )
+            sessions.opening.begin(new)
             assert not isinstance(await answered, Failed)
-            self.knows(name, [], server, durable=terms is not None)
+            self.knows(name, [], server, durable=durability is not None)
 
         self.run(act())
 
@@ -178,16 +169,10 @@ class Lives(RuleBasedStateMachine):
 
         async def act() -> None:
             name = self.pick(number)
-            house, session = self.servers[self.homes[name]].house, await self._session(name)
+            sessions, session = self.servers[self.homes[name]].sessions, await self._session(name)
             told: asyncio.Queue[tuple[Any, Result]] = asyncio.Queue()
-            house.generations.generate(
-                session,
-                len(self.tokens[name]),
-                Decoding(count),
-                request_id=1,
-                reply=lambda request, result: told.put_nowait((request, result)),
-                field="generate.decoding",
-            )
+            asked = self._request(session, lambda request, result: told.put_nowait((request, result)))
+            sessions.generations.generate(asked, len(self.tokens[name]), Decoding(count), field="generate.decoding")
             reference = ReferenceSession(self.folder)
             for token in self.tokens[name]:
                 reference.step(token)
@@ -204,7 +189,7 @@ class Lives(RuleBasedStateMachine):
                 if result.finish_reason is not None:
                     break
                 if len(found) >= cut:
-                    house.dispatcher.cancel(session, lambda count: None)
+                    sessions.requests.cancel(session, lambda count, error: None)
             assert found == expected[: len(found)]
             self.tokens[name] += found
 
@@ -215,7 +200,7 @@ class Lives(RuleBasedStateMachine):
     def rewind(self, number: int, which: int) -> None:
         name = sorted(name for name in self.marks if self.marks[name])[number % sum(map(bool, self.marks.values()))]
         position = sorted(self.marks[name])[which % len(self.marks[name])]
-        self.run(self.servers[self.homes[name]].house.access.rewind(name, position))
+        self.run(self.servers[self.homes[name]].sessions.admin.rewind(name, position))
         self.tokens[name] = self.tokens[name][:position]
         self.marks[name] = {mark for mark in self.marks[name] if mark <= position}
 
@@ -223,14 +208,14 @@ class Lives(RuleBasedStateMachine):
     @rule(number=st.integers(0, 9))
     def fork(self, number: int) -> None:
         name, fork = self.pick(number), self.new_name()
-        self.run(self.servers[self.homes[name]].house.access.fork(name, fork))
+        self.run(self.servers[self.homes[name]].sessions.admin.fork(name, fork))
         self.knows(fork, self.tokens[name], self.homes[name], durable=name in self.durable, marks=self.marks[name])
 
     @precondition(lambda self: self.tokens)
     @rule(number=st.integers(0, 9))
     def snapshot(self, number: int) -> None:
         name = self.pick(number)
-        data, position = self.run(self.servers[self.homes[name]].house.access.snapshot(name))
+        data, position = self.run(self.servers[self.homes[name]].sessions.admin.snapshot(name))
         assert position == len(self.tokens[name])
         self.snapshots.append((data, list(self.tokens[name])))
 
@@ -240,15 +225,14 @@ class Lives(RuleBasedStateMachine):
         """A snapshot, under another name; not to be stored, as what it was of may not have been."""
         data, tokens = self.snapshots[which % len(self.snapshots)]
         name = self.new_name()
-        session = self.run(self.servers[server].house.resumption.restore(data, name, None))
-        assert session.custody is not None
-        durable = session.custody.terms.durability is not Durability.NONE
-        self.knows(name, tokens, server, durable=durable, marks=set(session.custody.marks))
+        session = self.run(self.servers[server].sessions.resume.restore(data, name, None))
+        durable = session.policy.durability is not Durability.NONE
+        self.knows(name, tokens, server, durable=durable, marks=set(session.persistence.marks))
 
     @rule(server=st.integers(0, 1))
     def checkpoint(self, server: int) -> None:
         async def act() -> None:
-            self.servers[server].house.checkpoints.flush()
+            self.servers[server].sessions.checkpoints.flush()
             await asyncio.sleep(0.005)
             await self.servers[server].storage.drained()
 
@@ -260,7 +244,7 @@ class Lives(RuleBasedStateMachine):
         """On the same server or on the other, which asks for it: nothing is lost."""
         names = sorted(self.durable & set(self.tokens))
         name = names[number % len(names)]
-        session, _ = self.run(self.servers[server].house.resumption.resume(name, lambda session, reason: None))
+        session, _ = self.run(self.servers[server].sessions.resume.resume(name, lambda session, reason: None))
         assert session.position == len(self.tokens[name])
         self.homes[name] = server
 
@@ -275,8 +259,8 @@ class Lives(RuleBasedStateMachine):
                 stored = None
                 if name in self.durable:
                     try:
-                        house = self.servers[server].house
-                        session, is_here = await house.resumption.resume(name, lambda session, reason: None)
+                        sessions = self.servers[server].sessions
+                        session, is_here = await sessions.resume.resume(name, lambda session, reason: None)
                         assert not is_here
                         stored = session.position
                     except SessionNotFoundError as error:
@@ -285,9 +269,8 @@ class Lives(RuleBasedStateMachine):
                     del self.tokens[name], self.homes[name], self.marks[name]
                     continue
                 assert stored <= len(self.tokens[name]) or self.marks[name]
-                assert session.custody is not None
                 self.tokens[name] = self.tokens[name][:stored]
-                self.marks[name] = set(session.custody.marks)
+                self.marks[name] = set(session.persistence.marks)
                 await self._feed(name, [5])
 
         self.run(act())
@@ -297,12 +280,12 @@ class Lives(RuleBasedStateMachine):
     def close(self, number: int) -> None:
         async def act() -> None:
             name = self.pick(number)
-            house = self.servers[self.homes[name]].house
-            session = house.live.get(name)
+            sessions = self.servers[self.homes[name]].sessions
+            session = sessions.directory.get(name)
             assert session is not None
-            house.registry.close(session, CloseReason.CLIENT, notify=False)
+            sessions.registry.close(session, CloseReason.CLIENT, notify=False)
             with pytest.raises(SessionNotFoundError, match="was closed by a client"):
-                await house.resumption.resume(name, lambda session, reason: None)
+                await sessions.resume.resume(name, lambda session, reason: None)
             del self.tokens[name], self.homes[name], self.marks[name]
 
         self.run(act())
@@ -313,7 +296,7 @@ class Lives(RuleBasedStateMachine):
         assert self.told_gone <= {"None", "lost"}
         for index, server in enumerate(self.servers):
             at_home = [name for name, home in self.homes.items() if home == index]
-            assert sorted(session.id for session in server.house.live.opened_after(0)) == sorted(at_home)
+            assert sorted(session.id for session in server.sessions.directory) == sorted(at_home)
             self.run(asyncio.sleep(0.01))
             assert server.engine.statistics.slots_used <= min(NUM_SLOTS, len(at_home))
             self.run(server.crash())

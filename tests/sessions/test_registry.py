@@ -1,4 +1,4 @@
-"""The registry and the dispatcher over a real engine, with a clock in hand."""
+"""Sessions over a real engine, with a clock in hand."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from service.errors import (
     TooManySessionsError,
 )
 from service.repository.bundle import load_bundle
-from service.sessions import house
+from service.sessions.lifecycle import State
 from service.sessions.limits import SessionLimits
-from service.sessions.session import CloseReason, Request, Served, Session, State
+from service.sessions.service import SessionService
+from service.sessions.session import CloseReason, Reply, Request, Served, Session
 from service.sessions.snapshot import Codec
 from service.sessions.storage import Storage
 from service.sessions.stores.memory import MemoryStore
@@ -68,15 +69,15 @@ class Events:
         return lambda *facts: self.told.append((name, *facts))
 
 
-class House:
-    """A registry and a dispatcher with one engine, and a clock that moves when it is told to."""
+class Sessions:
+    """Sessions with one engine, and a clock that moves when it is told to."""
 
     def __init__(self, served: Served, limits: SessionLimits) -> None:
         self.now_s = 1000.0
         self.events = Events()
         self.served = served
         self.notices: list[tuple[str, CloseReason]] = []
-        self.house = house.House(
+        self.service = SessionService(
             Storage(MemoryStore(), Codec(b"a key of sixteen"), self.events),
             limits,
             self.events,
@@ -84,19 +85,21 @@ class House:
             clock=lambda: self.now_s,
             wall_clock=lambda: self.now_s + 1.7e9,
         )
-        self.registry, self.dispatcher = self.house.registry, self.house.dispatcher
+        self.registry = self.service.registry
 
     async def open(self, session_id: str = "", outputs: OutputSpec | None = None) -> Session:
         answered: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        session = self.registry.open(
+        new = self.service.opening.prepare(
             self.served,
             session_id,
             None,
             outputs,
-            request_id=1,
-            reply=lambda _, result: answered.set_result(result),
-            on_closed=lambda closed, reason: self.notices.append((closed.id, reason)),
+            request=self.request(None, 1, lambda _, result: answered.set_result(result)),
+            on_ended=lambda ended, reason: self.notices.append((ended.id, reason)),
+            is_chosen=False,
         )
+        session = new.session
+        self.service.opening.begin(new)
         assert isinstance(await answered, Encoded | Fed)
         return session
 
@@ -104,14 +107,8 @@ class House:
         self, session: Session, position: int | None, tokens: list[int], outputs: OutputSpec | None = None
     ) -> asyncio.Future[tuple[Request, Result]]:
         answered: asyncio.Future[tuple[Request, Result]] = asyncio.get_running_loop().create_future()
-        self.dispatcher.feed(
-            session,
-            position,
-            tokens,
-            outputs or OutputSpec(),
-            request_id=2,
-            reply=lambda request, result: answered.set_result((request, result)),
-        )
+        request = self.request(session, 2, lambda request, result: answered.set_result((request, result)))
+        self.service.requests.feed(request, position, tokens, outputs or OutputSpec())
         return answered
 
     async def generate(self, session: Session, max_tokens: int) -> list[Generated]:
@@ -124,21 +121,23 @@ class House:
             if result.finish_reason is not None:
                 done.set_result(None)
 
-        self.house.generations.generate(
-            session, None, Decoding(max_tokens), request_id=3, reply=reply, field="generate.decoding"
-        )
+        request = self.request(session, 3, reply)
+        self.service.generations.generate(request, None, Decoding(max_tokens), field="generate.decoding")
         await done
         return results
 
+    def request(self, session: Session | None, request_id: int, reply: Reply) -> Request:
+        return Request(session, request_id, reply, self.now_s)
+
 
 @asynccontextmanager
-async def opened(repository: Path, model: str = "tiny-endless", **limits: Any) -> AsyncIterator[House]:
+async def opened(repository: Path, model: str = "tiny-endless", **limits: Any) -> AsyncIterator[Sessions]:
     bundle = load_bundle(repository / model / "1")
     engine_limits = EngineLimits(num_slots=limits.get("max_sessions", 50))
     engine = Engine(bundle, engine_limits, Events(), asyncio.get_running_loop(), lambda error: None)
     engine.start()
     try:
-        yield House(Served(bundle, engine), SessionLimits(**limits))
+        yield Sessions(Served(bundle, engine), SessionLimits(**limits))
     finally:
         engine.stop()
 
@@ -150,13 +149,13 @@ async def test_an_idle_session_expires_and_a_used_or_busy_one_does_not(tiny_repo
         await it.feed(used, 0, [5])
         long = it.feed(busy, 0, [5] * 3000, OutputSpec(OutputKind.NONE))
         it.now_s += 1.5
-        it.house.departures.expire()
-        assert (idle.state, used.state, busy.state) == (State.CLOSED, State.IDLE, State.BUSY)
+        it.service.expiry.expire()
+        assert (idle.state, used.state, busy.state) == (State.ENDED, State.IDLE, State.BUSY)
         assert it.notices == [("idle", CloseReason.IDLE)]
         assert ("closed", "idle", "idle", 0) in it.events.told
         assert isinstance((await long)[1], Fed)
         it.now_s += 10.1
-        it.house.departures.expire()
+        it.service.expiry.expire()
         assert len(it.registry) == 0
         with pytest.raises(SessionNotFoundError, match="'used' is gone: it was closed because it was idle") as raised:
             it.registry.get("used")
@@ -241,7 +240,7 @@ async def test_cancel_answers_what_was_in_flight_and_tells_how_many(tiny_reposit
         session = await it.open()
         futures = [it.feed(session, None, [5] * 2000, OutputSpec(OutputKind.NONE)) for _ in range(3)]
         cancelled: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        it.dispatcher.cancel(session, cancelled.set_result)
+        it.service.requests.cancel(session, lambda count, error: cancelled.set_result(count))
         count = await cancelled
         failed = [result for _, result in [await future for future in futures] if isinstance(result, Failed)]
         assert len(failed) == count
@@ -262,7 +261,7 @@ async def test_nothing_opens_past_the_limit_or_under_a_used_id_or_while_draining
             await it.open("d")
         assert (await it.feed(last, 0, [5]))[1].position == 1  # what is open goes on
         assert len(it.registry) == 2
-        it.house.departures.close_all()
+        it.service.expiry.end_all()
         assert it.notices == [("a", CloseReason.SHUTDOWN), ("b", CloseReason.SHUTDOWN)]
 
 
@@ -297,14 +296,8 @@ async def test_feeding_while_generating_is_illegal_and_says_what_to_do(tiny_repo
     async with opened(tiny_repository, generation_window=2) as it:
         session = await it.open("gen")
         produced: asyncio.Queue[tuple[Request, Result]] = asyncio.Queue()
-        it.house.generations.generate(
-            session,
-            0,
-            Decoding(5),
-            request_id=1,
-            reply=lambda request, result: produced.put_nowait((request, result)),
-            field="generate.decoding",
-        )
+        request = it.request(session, 1, lambda request, result: produced.put_nowait((request, result)))
+        it.service.generations.generate(request, 0, Decoding(5), field="generate.decoding")
         with pytest.raises(IllegalRequestError, match=r"feed: session 'gen' is generating .* or cancel it"):
             it.feed(session, None, [5])
         num_tokens = 0

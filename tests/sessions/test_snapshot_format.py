@@ -20,8 +20,8 @@ from service.engine.lane_state import LaneState
 from service.engine.results import Searched, StepOutput
 from service.errors import SnapshotCorruptError, SnapshotError, SnapshotFormatError, SnapshotKeyError
 from service.sessions.image import FedBefore, GeneratedBefore, Image
+from service.sessions.policy import Durability, OnDisconnect, SessionPolicy
 from service.sessions.snapshot import Codec
-from service.sessions.terms import Durability, OnDisconnect, Terms
 
 FIXTURES = Path(__file__).parent / "fixtures"
 KEY = b"the key of the fixtures"
@@ -42,7 +42,7 @@ def lane(position: int, *, pending: list[Item], num_produced: int = 0) -> LaneSt
 
 def images() -> dict[str, Image]:
     """One of each kind of what a session may have done last."""
-    terms = Terms(Durability.STRICT, OnDisconnect.KEEP, 12.5, is_unattended=True)
+    policy = SessionPolicy(Durability.STRICT, OnDisconnect.KEEP, 12.5, is_unattended=True)
     outputs = [StepOutput(7, [4, 2], [-0.5, -1.5]), StepOutput(8, [], None, np.array([1.0, 2.0, 3.0], np.float32))]
     fed = FedBefore(6, [1, 2], OutputSpec(OutputKind.TOP_K, 2, every_position=True), outputs)
     sampling = Sampling(0.7, 5, 0.9, 2**64 - 1)
@@ -55,9 +55,9 @@ def images() -> dict[str, Image]:
     searched = GeneratedBefore(6, beam, 0, [1, 2], None, None, Searched(8, hypotheses))
     common = ("s-1", "g2p-en", 3, "int8", "ab" * 32, 1_700_000_000.5, ["hidden", "cell"])
     return {
-        "fed": Image(*common, lane(8, pending=[]), terms, fed, {3: lane(3, pending=[1]), 6: lane(6, pending=[])}),
-        "generating": Image(*common, lane(8, pending=[5], num_produced=3), terms, going_on),
-        "searched": Image(*common, lane(8, pending=[]), Terms(), searched),
+        "fed": Image(*common, lane(8, pending=[]), policy, fed, {3: lane(3, pending=[1]), 6: lane(6, pending=[])}),
+        "generating": Image(*common, lane(8, pending=[5], num_produced=3), policy, going_on),
+        "searched": Image(*common, lane(8, pending=[]), SessionPolicy(), searched),
     }
 
 

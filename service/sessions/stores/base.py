@@ -69,6 +69,9 @@ class StateStore(Protocol):
     def reserve(self, session_id: str, expires_at: float) -> int | None:
         """Takes an id that no record has, or one of a session that is gone. Returns the epoch; None: it is taken."""
 
+    def has(self, session_id: str) -> bool:
+        """Whether there is a record of a session that is not gone, whoever has it. Changes nothing."""
+
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
         """Makes a record the caller's, under the next epoch, when its owner lets it or is gone, or is the caller. None:
         there is no record."""

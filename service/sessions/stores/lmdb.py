@@ -91,6 +91,20 @@ class LmdbStore:
 
         return self._change(act)
 
+    def has(self, session_id: str) -> bool:
+        """See `StateStore`. A record that cannot be read counts: its id is not free."""
+        try:
+            with self._environment.begin(db=self._records) as transaction:
+                value = transaction.get(session_id.encode())
+        except lmdb.Error as error:
+            raise StoreError(f"the embedded store cannot be read: {error}") from error
+        if value is None or len(value) < _HEADER.size:
+            return value is not None
+        number, standing, _, _, expires_at, _ = _HEADER.unpack_from(value)
+        if number != _FORMAT:
+            return True
+        return expires_at > self._clock() and _STANDINGS[standing] is not Standing.GONE
+
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
         """See `StateStore`. What another process owned is free: it would have the folder."""
 

@@ -47,6 +47,11 @@ class MemoryStore:
         self._shelf.records[session_id] = _Record(epoch, self.owner, Standing.OWNED, None, expires_at)
         return epoch
 
+    def has(self, session_id: str) -> bool:
+        """See `StateStore`."""
+        record = self._find(session_id)
+        return record is not None and record.standing is not Standing.GONE
+
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
         """See `StateStore`."""
         record = self._find(session_id)

@@ -84,6 +84,14 @@ class RedisStore:
             raise self._failed(error) from error
         return None if epoch is None else int(epoch)
 
+    def has(self, session_id: str) -> bool:
+        """See `StateStore`."""
+        try:
+            standing = self._client.hget(self._key(session_id), "k")
+        except (redis.RedisError, OSError) as error:
+            raise self._failed(error) from error
+        return standing is not None and standing != b"gone"
+
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
         """See `StateStore`."""
         args: list[Any] = [self.owner, self._prefix, session_id, self._lease_ms]

@@ -1,13 +1,17 @@
-"""The store in memory keeps two orders: of opening and of use."""
+"""The directory keeps two orders, of opening and of use, and who has which id."""
 
 from __future__ import annotations
+
+import asyncio
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from service.sessions.live import LiveSessions
+from service.errors import SessionIdInUseError, TooManySessionsError
+from service.sessions.directory import Directory
+from service.sessions.lifecycle import State
 from service.sessions.session import Session
 from tests import domain
 
@@ -19,7 +23,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.store: LiveSessions = LiveSessions()
+        self.store: Directory = Directory(100)
         self.kept: list[Session] = []
         self.now_s = 0.0
         self.serial = 0
@@ -43,10 +47,9 @@ class StoreMachine(RuleBasedStateMachine):
     def remove(self, session_id: str) -> None:
         session = self._find(session_id)
         if session is None:
-            with pytest.raises(KeyError):
-                self.store.remove(session_id)
+            self.store.remove(domain.session(session_id))
             return
-        self.store.remove(session_id)
+        self.store.remove(session)
         self.kept.remove(session)
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 10.0]))
@@ -77,11 +80,11 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-TestLiveSessions = StoreMachine.TestCase
+TestDirectory = StoreMachine.TestCase
 
 
 def test_the_least_recently_used_comes_first_of_those_used_at_different_times() -> None:
-    store = LiveSessions()
+    store = Directory(100)
     sessions = [domain.session(name, serial) for serial, name in enumerate("abc", 1)]
     for session in sessions:
         store.add(session)
@@ -93,9 +96,50 @@ def test_the_least_recently_used_comes_first_of_those_used_at_different_times() 
 
 
 def test_the_sessions_that_are_found_unused_may_be_removed_while_they_are_looked_at() -> None:
-    store = LiveSessions()
+    store = Directory(100)
     for serial, name in enumerate("abc", 1):
         store.add(domain.session(name, serial))
     for session in store.unused_since(1.0):
-        store.remove(session.id)
+        store.remove(session)
     assert len(store) == 0
+
+
+def test_an_id_and_a_place_belong_to_one_session_at_a_time() -> None:
+    directory = Directory(2)
+    first = domain.session("p/a", 1)
+    directory.add(first)
+    with pytest.raises(SessionIdInUseError, match="'a' is in use"):
+        directory.add(domain.session("p/a", 2))
+    with pytest.raises(TooManySessionsError, match="principal 'p' has 1 sessions open, the most"):
+        directory.add(domain.session("p/b", 3), max_owned=1)
+    directory.add(domain.session("q/a", 4), max_owned=1)
+    with pytest.raises(TooManySessionsError, match="2 sessions are open, the most this server holds"):
+        directory.add(domain.session("c", 5))
+    directory.remove(first)
+    assert (len(directory), directory.count("p"), directory.count("q")) == (1, 0, 1)
+    directory.add(domain.session("p/a", 6))
+
+
+def test_a_session_without_a_slot_is_in_another_order_of_use() -> None:
+    directory = Directory(10)
+    sessions = [domain.session(name, serial) for serial, name in enumerate("abc", 1)]
+    for session in sessions:
+        directory.add(session)
+    directory.move(sessions[0], State.SPILLED)
+    assert [session.id for session in directory.live()] == ["b", "c"]
+    assert [session.id for session in directory.unused_since(1.0)] == ["b", "c", "a"]
+    directory.move(sessions[0], State.RESTORING)
+    directory.move(sessions[0], State.IDLE)
+    assert [session.id for session in directory.live()] == ["b", "c", "a"]
+
+
+async def test_an_id_is_being_ended_until_its_last_record_is_stored() -> None:
+    directory = Directory(10)
+    ending = directory.begin_ending("a")
+    assert directory.is_ending("a")
+    waiting = asyncio.ensure_future(directory.ended("a"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    ending.set_result(None)
+    await waiting
+    assert not directory.is_ending("a")

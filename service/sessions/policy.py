@@ -1,4 +1,5 @@
-"""What was agreed about a session when it was opened: what of it is stored, and what becomes of it without a stream."""
+"""The policy of a session, agreed when it is opened: what the store keeps of it, and what its stream's end does to
+it."""
 
 from __future__ import annotations
 
@@ -10,8 +11,11 @@ from service.errors import InvalidFieldError
 
 
 class Durability(IntEnum):
-    """What of a session is stored; the greater, the more. NONE: nothing, but to make room and to keep it. CHECKPOINT:
-    where it is, every so often. STRICT: everything that is answered, before it is."""
+    """How much of a session the store keeps; a greater value keeps more.
+
+    NONE: nothing, except to free its slot or to keep it after its stream. CHECKPOINT: its state, at intervals. STRICT:
+    every answer is stored before it is delivered.
+    """
 
     NONE = 1
     CHECKPOINT = 2
@@ -19,15 +23,16 @@ class Durability(IntEnum):
 
 
 class OnDisconnect(IntEnum):
-    """What becomes of a session when its stream ends. FREE: it is closed. HOLD: it is held in memory. KEEP: stored."""
+    """What happens to a session when its stream ends. FREE: it is closed. HOLD: it stays in memory. KEEP: it is
+    stored."""
 
     FREE = 1
     HOLD = 2
     KEEP = 3
 
 
-class Terms(NamedTuple):
-    """duration_s: for HOLD and KEEP, how long; is_unattended: whether its generations go on without a stream."""
+class SessionPolicy(NamedTuple):
+    """duration_s: how long HOLD and KEEP last; is_unattended: whether a generation continues without a stream."""
 
     durability: Durability = Durability.NONE
     on_disconnect: OnDisconnect = OnDisconnect.FREE
@@ -36,17 +41,22 @@ class Terms(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the session ends with its stream and leaves nothing behind."""
+        """Whether the session ends with its stream and leaves nothing in the store."""
         return self.durability is Durability.NONE and self.on_disconnect is OnDisconnect.FREE
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether the store has, or will have, a record under the session's id, so that any server can resume it."""
+        return self.durability is not Durability.NONE or self.on_disconnect is OnDisconnect.KEEP
 
-PLAIN = Terms()
+
+PLAIN = SessionPolicy()
 
 
 @dataclass(frozen=True, slots=True)
-class TermsLimits:
-    """What a server agrees to. max_durability: the most that is stored; hold_s, keep_s: when none is asked for;
-    max_hold_s, max_keep_s: the longest."""
+class PolicyLimits:
+    """What a server grants. max_durability: the most that is stored; hold_s, keep_s: the durations when a client gives
+    none; max_hold_s, max_keep_s: the longest."""
 
     max_durability: Durability = Durability.STRICT
     hold_s: float = 60.0
@@ -61,9 +71,9 @@ class TermsLimits:
         duration_s: float | None,
         *,
         is_unattended: bool,
-    ) -> Terms:
-        """The terms of a session that asks for so much; None: it does not say. Raises InvalidFieldError for more than
-        this server gives."""
+    ) -> SessionPolicy:
+        """The policy of a session that asks for this; None: the client did not say. Raises InvalidFieldError for more
+        than this server grants."""
         if durability is None:
             durability = Durability.NONE if on_disconnect is OnDisconnect.FREE else Durability.CHECKPOINT
             durability = min(durability, self.max_durability)
@@ -77,7 +87,7 @@ class TermsLimits:
         if on_disconnect is OnDisconnect.FREE:
             if duration_s is not None:
                 raise InvalidFieldError(f"{field} goes with DISCONNECT_ACTION_HOLD and KEEP alone", field=field)
-            return Terms(durability, on_disconnect, 0.0, is_unattended)
+            return SessionPolicy(durability, on_disconnect, 0.0, is_unattended)
         is_hold = on_disconnect is OnDisconnect.HOLD
         longest = self.max_hold_s if is_hold else self.max_keep_s
         if duration_s is None:
@@ -86,4 +96,4 @@ class TermsLimits:
             raise InvalidFieldError(
                 f"{field} = {duration_s:g} s must be above 0 and at most {longest:g} s", field=field
             )
-        return Terms(durability, on_disconnect, duration_s, is_unattended)
+        return SessionPolicy(durability, on_disconnect, duration_s, is_unattended)

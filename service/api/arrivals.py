@@ -1,0 +1,180 @@
+"""How a stream gets its sessions: new ones, and those that it resumes.
+
+Requests for a session that is being resumed wait here, in order, until the session is known; from then on they wait
+with the session. How many sessions one stream opens at once is bounded: it is not read meanwhile. Event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from carousel.v1 import inference_pb2 as pb
+from service.api import convert, session_messages
+from service.api.caller import Caller
+from service.api.domain import Domain
+from service.engine.items import Item
+from service.errors import CarouselError, InvalidFieldError, QueueFullError, SessionAlreadyOpenError
+from service.sessions.session import Request, Session
+
+_MAX_OPENINGS = 64
+_MAX_BYTES = 16 * 1024 * 1024
+"""Of the openings of one stream that are not answered yet."""
+
+
+class Stream(Protocol):
+    """What arrivals need of their stream: see `stream.Stream`."""
+
+    @property
+    def has_sessions(self) -> bool:
+        """Whether it has a session, open or being opened."""
+
+    def took(self, session: Session) -> None:
+        """The stream has a session from here on."""
+
+    def on_ended(self, session: Session, reason: Any) -> None:
+        """Something other than this stream ended a session, or took it."""
+
+    def answer_resumed(self, request: Request, session: Session, *, is_here: bool) -> None:
+        """Answers a resumption."""
+
+    def refuse(self, request: Request, message: pb.StreamRequest, error: CarouselError) -> None:
+        """Answers a request with the reason why it was refused."""
+
+    def run(self, request: Request, message: pb.StreamRequest) -> None:
+        """Carries out a request that had to wait."""
+
+
+class Arrivals:
+    """Opens and resumes the sessions of one stream."""
+
+    def __init__(self, domain: Domain, caller: Caller, stream: Stream) -> None:
+        self._domain = domain
+        self._sessions = domain.sessions
+        self._caller = caller
+        self._stream = stream
+        self._unanswered: dict[Request, tuple[int, Sequence[Item] | None]] = {}
+        self._num_bytes = 0
+        self._room: asyncio.Future[None] | None = None
+        self._resuming: dict[str, list[tuple[Request, pb.StreamRequest]]] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more openings should be read."""
+        return len(self._unanswered) >= _MAX_OPENINGS or self._num_bytes >= _MAX_BYTES
+
+    async def room(self) -> None:
+        """Waits until it is full no longer. One task at a time."""
+        while self.is_full:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    def open(self, request: Request, message: pb.StreamRequest, known: Session | None) -> None:
+        """Opens a new session. known: the stream's own session of that id. Raises the reason why it cannot be."""
+        if known is not None:
+            raise SessionAlreadyOpenError(
+                f"open: session {known.name!r} is open on this stream already, at position {known.position}",
+                field="session_id",
+                session_id=known.name,
+                position=known.position,
+            )
+        open_ = message.open
+        served = self._domain.hosting.find(open_.model, open_.version, open_.variant)
+        policy = session_messages.policy(open_, self._domain.policy_limits)
+        source = convert.source_items(open_.source, served.bundle) if open_.HasField("source") else None
+        outputs = None
+        if open_.HasField("outputs"):
+            outputs = convert.output_spec(open_.outputs, served.bundle, field="open.outputs")
+        num_bytes = message.ByteSize()
+        new = self._sessions.opening.prepare(
+            served,
+            self._caller.new_key(message.session_id),
+            source,
+            outputs,
+            request=request,
+            on_ended=self._stream.on_ended,
+            policy=policy,
+            is_chosen=bool(message.session_id),
+            owner=self._caller.principal.name,
+            max_owned=self._caller.principal.max_sessions,
+            num_bytes=num_bytes,
+        )
+        self._unanswered[request] = (num_bytes, source)
+        self._num_bytes += num_bytes
+        self._stream.took(new.session)
+        self._sessions.opening.begin(new)
+
+    def resume(self, request: Request, message: pb.StreamRequest, known: Session | None) -> None:
+        """Resumes a session. known: the stream's own session of that id. Raises the reason why it cannot be."""
+        session_messages.check_resume(message.open)
+        session_id = message.session_id
+        if not session_id:
+            raise InvalidFieldError(
+                "session_id is missing: open.resume resumes the session of that id", field="session_id"
+            )
+        if known is not None:
+            self._stream.answer_resumed(request, known, is_here=True)
+            return
+        if self._waits(request, message):
+            return
+        key = self._caller.key(session_id)
+        self._resuming[session_id] = []
+        self._unanswered[request] = (0, None)
+        self._sessions.tasks.start(self._resume(request, message, key))
+
+    def defers(self, request: Request, message: pb.StreamRequest) -> bool:
+        """Whether a request is for a session that is being resumed. Then it waits. Raises QueueFullError."""
+        return bool(self._resuming) and self._waits(request, message)
+
+    def opened(self, request: Request) -> None:
+        """An opening was answered."""
+        num_bytes, _ = self._unanswered.pop(request, (0, None))
+        self._num_bytes -= num_bytes
+        if self._room is not None and not self._room.done() and not self.is_full:
+            self._room.set_result(None)
+
+    def source_of(self, request: Request) -> Sequence[Item] | None:
+        """The source that an opening brought."""
+        return self._unanswered[request][1] if request in self._unanswered else None
+
+    def disconnect(self) -> None:
+        """The stream is over: what waits is dropped."""
+        for waiting in self._resuming.values():
+            for _, message in waiting:
+                self._sessions.deferral.give_back(message.ByteSize())
+            waiting.clear()
+
+    def _waits(self, request: Request, message: pb.StreamRequest) -> bool:
+        session_id = message.session_id
+        if not session_id and len(self._resuming) == 1 and not self._stream.has_sessions:
+            session_id = next(iter(self._resuming))
+        waiting = self._resuming.get(session_id)
+        if waiting is None:
+            return False
+        limit = self._sessions.limits.max_in_flight
+        if len(waiting) >= limit:
+            raise QueueFullError(
+                f"{len(waiting)} requests wait for session {session_id!r} already, the most that may: read its answers",
+                retry_delay_s=0.1,
+                max_in_flight=limit,
+            )
+        self._sessions.deferral.take(message.ByteSize())
+        waiting.append((request, message))
+        return True
+
+    async def _resume(self, request: Request, message: pb.StreamRequest, key: str) -> None:
+        stream, session_id = self._stream, message.session_id
+        try:
+            session, is_here = await self._sessions.resume.resume(
+                key, stream.on_ended, self._caller.principal.max_sessions
+            )
+        except CarouselError as error:
+            stream.refuse(request, message, error)
+        else:
+            request.session = session
+            stream.took(session)
+            stream.answer_resumed(request, session, is_here=is_here)
+        for waiting, its_message in self._resuming.pop(session_id):
+            self._sessions.deferral.give_back(its_message.ByteSize())
+            stream.run(waiting, its_message)

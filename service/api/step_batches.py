@@ -1,0 +1,218 @@
+"""The step batches of one stream: handles, and the last batch, kept so that a retry can be answered.
+
+Event loop only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+
+from carousel.v1 import inference_pb2 as pb
+from service.api import answers, convert
+from service.engine.items import Item
+from service.engine.jobs import Lane, OutputSpec
+from service.engine.results import Stepped
+from service.errors import (
+    AnswerTooLargeError,
+    CarouselError,
+    InvalidFieldError,
+    SessionNotOpenError,
+    TokenOutOfVocabularyError,
+)
+from service.repository.bundle import Bundle
+from service.sessions.checks import check_length
+from service.sessions.limits import SessionLimits
+from service.sessions.session import Failures, Request, Session
+from service.sessions.spill import Spill
+from service.sessions.step_batches import StepBatches, StepBatchRequest, lanes_of
+from service.sessions.step_columns import StepBatch
+
+_ERROR_BYTES = 256
+"""About what one refused session takes in an answer."""
+
+Answer = Callable[[Request, pb.StreamResponse], None]
+Defer = Callable[[Request, pb.StreamRequest, list[Session]], None]
+
+
+class _Sent:
+    """A batch that was accepted. gives_values: whether its answer is values; accepted: None until the engine has it;
+    retries: requests that came before its answer."""
+
+    __slots__ = ("accepted", "gives_values", "message", "retries")
+
+    def __init__(self, message: pb.StepBatch, *, gives_values: bool) -> None:
+        self.message = message
+        self.gives_values = gives_values
+        self.accepted: StepBatchRequest | None = None
+        self.retries: list[Request] = []
+
+
+class _Found:
+    """The sessions of a batch. refused: why some cannot take part; lanes: when all can; bundle: of the first session
+    that is there; num_moves: `Spill.num_moves` as the lanes were looked up."""
+
+    __slots__ = ("bundle", "handles", "lanes", "num_moves", "refused", "sessions", "there")
+
+    def __init__(self, handles: list[int], sessions: list[Session | None], num_moves: int) -> None:
+        self.handles = handles
+        self.sessions = sessions
+        self.there = [session for session in sessions if session is not None]
+        self.num_moves = num_moves
+        self.refused: dict[int, CarouselError] = {}
+        self.lanes: list[Lane] | None = None
+        self.bundle: Bundle | None = self.there[0].served.bundle if self.there else None
+
+
+class StreamBatches:
+    """Carries step batches out. answer(request, response): answers one; defer(request, message, sessions): has one wait
+    until its sessions have their slots."""
+
+    def __init__(
+        self, batches: StepBatches, spill: Spill, limits: SessionLimits, *, answer: Answer, defer: Defer
+    ) -> None:
+        self._batches = batches
+        self._spill = spill
+        self._limits = limits
+        self._answer = answer
+        self._defer = defer
+        self._sessions: dict[int, Session] = {}
+        self._last_handle = 0
+        self._last: _Sent | None = None
+        self._last_found: _Found | None = None
+
+    def add(self, session: Session) -> None:
+        """Gives a session a handle."""
+        self._last_handle += 1
+        session.handle = self._last_handle
+        self._sessions[session.handle] = session
+
+    def remove(self, session: Session) -> None:
+        """Its handle is not used again."""
+        self._sessions.pop(session.handle, None)
+        self._last_found = None
+
+    def step(self, request: Request, message: pb.StreamRequest, failures: Failures | None = None) -> None:
+        """Carries a step batch out, or defers it. failures: when it was deferred, the sessions that it must do without.
+        Raises InvalidFieldError and its kin, QueueFullError and AnswerTooLargeError."""
+        batch = message.step_batch
+        if message.session_id:
+            raise InvalidFieldError("session_id must be empty: step_batch names its sessions", field="session_id")
+        if self._last is not None and batch.positions and batch == self._last.message:
+            if self._answer_retry(request, self._last):
+                return
+            self._last = None  # its sessions were fed, set back or closed since
+        found = self._find(batch)
+        if failures is None and any(session.deferred is not None for session in found.there):
+            self._defer(request, message, found.there)
+            return
+        refused = found.refused
+        if failures:
+            refused = refused | {
+                place: failures[session]
+                for place, session in enumerate(found.sessions)
+                if session is not None and session in failures
+            }
+        tokens: Sequence[Item] = batch.token_ids
+        outputs = OutputSpec()
+        bundle = found.bundle
+        if bundle is not None:
+            tokens = convert.frame_items(batch, bundle)
+            outputs = convert.default_outputs(bundle)
+            if batch.HasField("outputs"):
+                outputs = convert.output_spec(batch.outputs, bundle, field="step_batch.outputs")
+        counts = list(batch.counts) or None
+        vocabulary = None if bundle is None else bundle.step_vocabulary
+        if vocabulary is not None and max(batch.token_ids, default=0) >= len(vocabulary):
+            refused = {**refused, **_out_of_vocabulary(found, list(batch.token_ids), counts)}
+        if len(refused) * _ERROR_BYTES > self._limits.max_answer_bytes:
+            raise AnswerTooLargeError(
+                f"step_batch.handles: {len(refused)} of {len(found.handles)} sessions cannot take part, too many to"
+                f" report each: the first: {next(iter(refused.values())).message}",
+                field="step_batch.handles",
+            )
+        sent = _Sent(batch, gives_values=bundle is not None and bundle.target_vocabulary is None)
+        positions = list(batch.positions) or None
+        asked = StepBatch(found.sessions, refused, tokens, counts, positions, outputs, None if refused else found.lanes)
+        accepted = self._batches.step(asked, partial(self._on_stepped, request, sent))
+        sent.accepted = accepted
+        self._last = sent
+
+    def _find(self, batch: pb.StepBatch) -> _Found:
+        """The sessions. Those of the last batch are kept: the next one is mostly of the same."""
+        check_length(len(batch.handles), self._limits.max_feed_tokens, field="step_batch.handles")
+        handles = list(batch.handles)
+        found, num_moves = self._last_found, self._spill.num_moves
+        if found is not None and found.handles == handles and found.num_moves == num_moves:
+            return found
+        if len(set(handles)) < len(handles):
+            raise _doubled(handles)
+        found = _Found(handles, [self._sessions.get(handle) for handle in handles], num_moves)
+        if len(found.there) < len(handles):
+            num_missing = len(handles) - len(found.there)
+            if num_missing * _ERROR_BYTES > self._limits.max_answer_bytes:
+                raise AnswerTooLargeError(
+                    f"step_batch.handles: {num_missing} of {len(handles)} name no session that is open on this stream,"
+                    " too many to report each",
+                    field="step_batch.handles",
+                )
+            for at, session in enumerate(found.sessions):
+                if session is None:
+                    found.refused[at] = SessionNotOpenError(
+                        f"step_batch.handles[{at}] = {handles[at]} names no session that is open on this stream",
+                        field=f"step_batch.handles[{at}]",
+                    )
+        elif handles and not any(session.deferred is not None for session in found.there):
+            found.lanes = lanes_of(found.there)
+            self._last_found = found
+        return found
+
+    def _on_stepped(self, request: Request, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
+        answer = answers.stepped(result, gives_values=sent.gives_values)
+        self._answer(request, pb.StreamResponse(request_id=request.request_id, batch_stepped=answer))
+        retries, sent.retries = sent.retries, []
+        for retry in retries:
+            self._replay(retry, sent, accepted, result)
+
+    def _answer_retry(self, request: Request, sent: _Sent) -> bool:
+        """Answers a batch that was sent again, if its sessions are where it left them. Returns whether it did."""
+        accepted = sent.accepted
+        if accepted is None or accepted.result is None:
+            sent.retries.append(request)
+            return True
+        if not accepted.is_current:
+            return False
+        self._batches.answer_again(accepted, partial(self._replay, request, sent))
+        return True
+
+    def _replay(self, request: Request, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
+        answer = answers.stepped(result, gives_values=sent.gives_values)
+        answer.replayed = True
+        self._answer(request, pb.StreamResponse(request_id=request.request_id, batch_stepped=answer))
+
+
+def _doubled(handles: list[int]) -> InvalidFieldError:
+    """The error for a handle that is given twice."""
+    seen: set[int] = set()
+    for at, handle in enumerate(handles):
+        if handle in seen:
+            return InvalidFieldError(
+                f"step_batch.handles[{at}] = {handle} is there twice", field=f"step_batch.handles[{at}]"
+            )
+        seen.add(handle)
+    raise ValueError("no handle is there twice")
+
+
+def _out_of_vocabulary(found: _Found, tokens: list[int], counts: list[int] | None) -> dict[int, CarouselError]:
+    """The refusals of sessions whose tokens their model lacks."""
+    refused: dict[int, CarouselError] = {}
+    ends = list(accumulate(counts or [1] * len(found.handles), initial=0))
+    for at, session in enumerate(found.sessions[: len(ends) - 1]):
+        if session is not None and session.served.bundle.step_vocabulary is not None:
+            field = f"step_batch.token_ids of handles[{at}]"
+            try:
+                session.served.bundle.step_vocabulary.check_ids(tokens[ends[at] : ends[at + 1]], field=field)
+            except TokenOutOfVocabularyError as error:
+                refused[at] = error
+    return refused

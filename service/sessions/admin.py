@@ -1,0 +1,240 @@
+"""Looking into sessions and changing them from outside: snapshots, forks, rewinds, state tensors.
+
+Each waits for its turn behind the requests that wait for the session's slot. None changes a session that is at work.
+Event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from typing import TypeVar
+
+import numpy as np
+
+from service.engine.arena import Array
+from service.engine.lane_state import LaneState
+from service.errors import (
+    CarouselError,
+    InvalidFieldError,
+    MarkNotFoundError,
+    SessionIdInUseError,
+    StoreUnavailableError,
+)
+from service.observer import SessionObserver
+from service.repository.manifest import TensorSpec
+from service.sessions.image import Image
+from service.sessions.imaging import image_of
+from service.sessions.lifecycle import Event
+from service.sessions.policy import Durability
+from service.sessions.registry import Registry
+from service.sessions.resume import Resume
+from service.sessions.session import Session
+from service.sessions.snapshot import Codec
+from service.sessions.spill import Spill
+
+_MIDST_S = 0.005
+"""How long a session in the middle of a feed is left alone before it is looked at again."""
+T = TypeVar("T")
+
+
+class StateTensor:
+    """A state tensor as it travels. data: row-major, little-endian."""
+
+    __slots__ = ("data", "dtype", "name", "shape")
+
+    def __init__(self, name: str, dtype: str, shape: Sequence[int], data: bytes) -> None:
+        self.name = name
+        self.dtype = dtype
+        self.shape = list(shape)
+        self.data = data
+
+
+class Admin:
+    """Reads and writes sessions of this server, and those in the store, which are resumed here."""
+
+    def __init__(
+        self, registry: Registry, resume: Resume, spill: Spill, *, codec: Codec, observer: SessionObserver
+    ) -> None:
+        self._checkpoints = registry.checkpoints
+        self._resume = resume
+        self._spill = spill
+        self._codec = codec
+        self._observer = observer
+
+    async def snapshot(self, session_id: str) -> tuple[bytes, int]:
+        """A session as bytes, and its position in them. Raises SessionNotFoundError and what resuming it here
+        raises."""
+        _, image = await self._image(session_id)
+        snapshot = await asyncio.to_thread(self._codec.encode, image)
+        self._observer.snapshot_made(len(snapshot))
+        return snapshot, image.lane.position
+
+    async def fork(self, session_id: str, fork_id: str, *, owner: str = "", max_owned: int | None = None) -> Session:
+        """A copy of a session, without what it is generating. fork_id: empty to have one made; owner, max_owned: see
+        `Opening.prepare`. Raises what `snapshot` raises, SessionIdInUseError and TooManySessionsError."""
+        if fork_id == session_id:
+            raise SessionIdInUseError(
+                f"fork_session_id = {fork_id!r} is the session itself: choose another", field="fork_session_id"
+            )
+        session, image = await self._image(session_id)
+        image = replace(image, lane=image.lane._replace(num_produced=0, seen=None), last=None)
+        return await self._resume.settle(image, session.served, fork_id, owner=owner, max_owned=max_owned)
+
+    async def rewind(self, session_id: str, position: int) -> Session:
+        """Sets a session back to a mark. Raises MarkNotFoundError, IllegalRequestError when it is at work, and what
+        `snapshot` raises; StoreUnavailableError when it was set back and could not be stored so."""
+
+        def act(session: Session) -> Session:
+            session.transition(Event.REWIND)
+            marks = session.persistence.marks
+            mark = marks.get(position)
+            if mark is None:
+                known = ", ".join(map(str, marks)) or "none"
+                raise MarkNotFoundError(
+                    f"position = {position}: session {session.name!r} has no mark there; its marks: {known}",
+                    field="position",
+                    marks=known,
+                )
+            for later in [one for one in marks if one > position]:
+                del marks[later]
+            self._write(session, mark)
+            return session
+
+        session = await self._act(session_id, act)
+        await self._store(session)
+        return session
+
+    async def read(self, session_id: str, names: Sequence[str]) -> tuple[LaneState, list[StateTensor]]:
+        """The state tensors of a session, all when no name is given. Raises InvalidFieldError for a name that the model
+        does not have, and what `snapshot` raises."""
+        session = await self._resume.find(session_id)
+        specs = _specs(session)
+        for name in names:
+            _check_name(name, specs, "names")
+        _, image = await self._image(session_id)
+        lane = image.lane
+        tensors = [
+            StateTensor(name, spec.dtype, array.shape, array.astype(array.dtype.newbyteorder("<")).tobytes())
+            for (name, spec), array in zip(specs.items(), lane.states, strict=True)
+            if not names or name in names
+        ]
+        return lane, tensors
+
+    async def write(self, session_id: str, tensors: Sequence[StateTensor]) -> int:
+        """Writes state tensors of a session; the others stay. Returns its position, which stays too. Raises
+        InvalidFieldError for a tensor that the model does not have so, IllegalRequestError when the session is at work,
+        and what `rewind` raises."""
+        session = await self._resume.find(session_id)
+        specs = _specs(session)
+        given: dict[str, Array] = {}
+        for at, tensor in enumerate(tensors):
+            field = f"tensors[{at}]"
+            _check_name(tensor.name, specs, f"{field}.name")
+            if tensor.name in given:
+                raise InvalidFieldError(f"{field}.name = {tensor.name!r} is given twice", field=f"{field}.name")
+            given[tensor.name] = _array(tensor, specs[tensor.name], field)
+        if not given:
+            raise InvalidFieldError("tensors is empty: it must have 1 tensor or more", field="tensors")
+        while True:
+            await self._act(session_id, lambda one: one.transition(Event.SET_STATE))
+            session, image = await self._image(session_id)
+            lane = image.lane
+            states = [given.get(name, array) for name, array in zip(specs, lane.states, strict=True)]
+            moment = (session.persistence.era, lane.position)
+
+            def act(one: Session, states: list[Array] = states, lane: LaneState = lane, was: object = moment) -> bool:
+                one.transition(Event.SET_STATE)
+                if one.moment != was:
+                    return False  # it moved since it was read
+                self._write(one, lane._replace(states=states, next_logits=None))
+                return True
+
+            if await self._act(session_id, act):
+                break
+        await self._store(session)
+        return session.position
+
+    async def _act(self, session_id: str, act: Callable[[Session], T]) -> T:
+        """Calls `act` in the turn of a session with a slot. Raises what it raises, and what finding the session
+        raises."""
+        session = await self._resume.find(session_id)
+        return await self._spill.act(session, lambda: act(session))
+
+    async def _image(self, session_id: str) -> tuple[Session, Image]:
+        """A session as it is, as soon as it is not in the middle of a feed."""
+        loop = asyncio.get_running_loop()
+        while True:
+            found: asyncio.Future[Image | None] = loop.create_future()
+
+            def act(session: Session, found: asyncio.Future[Image | None] = found) -> Session:
+                session.transition(Event.READ)
+                era = session.persistence.era
+
+                def read(states: Sequence[LaneState | None]) -> None:
+                    state = states[0]
+                    if not found.done():
+                        is_there = state is not None and session.persistence.era == era
+                        found.set_result(image_of(session, state) if is_there and state is not None else None)
+
+                session.served.engine.read([session.lane], read)
+                return session
+
+            session = await self._act(session_id, act)
+            image = await found
+            if image is not None:
+                return session, image
+            await asyncio.sleep(_MIDST_S)
+
+    def _write(self, session: Session, state: LaneState) -> None:
+        """Puts a session where no feed led it."""
+        session.served.engine.write(session.lane, state)
+        session.position, session.last = state.position, None
+        session.own_persistence().era += 1
+        self._checkpoints.changed(session)
+
+    async def _store(self, session: Session) -> None:
+        """Stores a session that was changed from outside, if it is one that is stored."""
+        if session.policy.durability is Durability.NONE or session.is_over:
+            return
+        done: asyncio.Future[CarouselError | None] = asyncio.get_running_loop().create_future()
+        self._checkpoints.when_stored(session, session.moment, done.set_result)
+        error = await done
+        if isinstance(error, StoreUnavailableError):
+            raise StoreUnavailableError(
+                f"session {session.name!r} was changed, but could not be stored so", retry_delay_s=1.0
+            )
+        if error is not None:
+            raise error
+
+
+def _specs(session: Session) -> dict[str, TensorSpec]:
+    """Of the state tensors, by name, in the manifest's order."""
+    return {state.name: state.input for state in session.served.bundle.manifest.states}
+
+
+def _check_name(name: str, specs: Mapping[str, TensorSpec], field: str) -> None:
+    if name not in specs:
+        raise InvalidFieldError(f"{field}: {name!r} is no state tensor of the model: {', '.join(specs)}", field=field)
+
+
+def _array(tensor: StateTensor, spec: TensorSpec, field: str) -> Array:
+    """Raises InvalidFieldError when a tensor is not as a model's."""
+    if tensor.dtype != spec.dtype:
+        raise InvalidFieldError(
+            f"{field}.dtype = {tensor.dtype!r} must be {spec.dtype!r}, as {tensor.name} is", field=f"{field}.dtype"
+        )
+    shape = [int(axis) for axis in spec.shape if axis != "batch"]
+    if tensor.shape != shape:
+        raise InvalidFieldError(
+            f"{field}.shape = {tensor.shape} must be {shape}, as {tensor.name} is", field=f"{field}.shape"
+        )
+    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    expected = prod(shape) * dtype.itemsize
+    if len(tensor.data) != expected:
+        raise InvalidFieldError(
+            f"{field}.data has {len(tensor.data)} bytes, {spec.dtype}{shape} has {expected}", field=f"{field}.data"
+        )
+    return np.frombuffer(tensor.data, dtype).reshape(shape).astype(spec.dtype)

@@ -1,0 +1,190 @@
+"""The sessions of this server, and their ids: who has which id, in the order of opening, and in the order of use.
+
+An id belongs to one session from before the first check of its opening until its last record is stored. Event loop
+only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from service.errors import SessionIdInUseError, TooManySessionsError
+from service.sessions.lifecycle import State
+from service.sessions.session import Session, name_of, owner_of
+
+_ID_BYTES = 9
+"""Random bytes of an id made here, 12 characters: of a million sessions two would meet once in ten thousand million."""
+
+
+class _Order:
+    """Sessions from the least recently used on, linked through themselves: 16 bytes each, where an OrderedDict takes
+    10 times as much."""
+
+    def __init__(self) -> None:
+        self.oldest: Session | None = None
+        self.newest: Session | None = None
+
+    def __iter__(self) -> Iterator[Session]:
+        session = self.oldest
+        while session is not None:
+            following = session.newer
+            yield session
+            session = following
+
+    def link(self, session: Session) -> None:
+        session.older = self.newest
+        if self.newest is None:
+            self.oldest = session
+        else:
+            self.newest.newer = session
+        self.newest = session
+
+    def unlink(self, session: Session) -> None:
+        if session.older is None:
+            self.oldest = session.newer
+        else:
+            session.older.newer = session.newer
+        if session.newer is None:
+            self.newest = session.older
+        else:
+            session.newer.older = session.older
+        session.older = session.newer = None
+
+
+class Directory:
+    """Sessions by id, and two orders of use: of those with a slot, and of all others. max_sessions: at once."""
+
+    def __init__(self, max_sessions: int) -> None:
+        self._max_sessions = max_sessions
+        self._by_id: dict[str, Session] = {}
+        self._owned: Counter[str] = Counter()
+        self._live = _Order()
+        self._other = _Order()
+        self._unlisted: set[Session] = set()
+        self._ending: dict[str, asyncio.Future[None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._by_id.values()))
+
+    def new_id(self, owner: str = "") -> str:
+        """An id that nobody has."""
+        name = secrets.token_urlsafe(_ID_BYTES)
+        return f"{owner}/{name}" if owner else name
+
+    def check_room(self, owner: str = "", max_owned: int | None = None) -> None:
+        """Raises TooManySessionsError when one more would be too many, for the server or for its principal."""
+        if len(self._by_id) >= self._max_sessions:
+            raise TooManySessionsError(
+                f"{self._max_sessions} sessions are open, the most this server holds: try again later",
+                retry_delay_s=1.0,
+                max_sessions=self._max_sessions,
+            )
+        if max_owned is not None and self.count(owner) >= max_owned:
+            raise TooManySessionsError(
+                f"principal {owner!r} has {max_owned} sessions open, the most it may have: close one",
+                retry_delay_s=1.0,
+                max_sessions=max_owned,
+            )
+
+    def check_free(self, session_id: str) -> None:
+        """Raises SessionIdInUseError when a session of this server has the id."""
+        if session_id in self._by_id:
+            raise SessionIdInUseError(
+                f"session_id = {name_of(session_id)!r} is in use by another stream",
+                field="session_id",
+                session_id=name_of(session_id),
+            )
+
+    def add(self, session: Session, max_owned: int | None = None) -> None:
+        """Gives a session its id, and a place in the server. It counts as just used. Raises SessionIdInUseError and
+        TooManySessionsError."""
+        self.check_free(session.id)
+        owner = owner_of(session.id)
+        self.check_room(owner, max_owned)
+        self._by_id[session.id] = session
+        if owner:
+            self._owned[owner] += 1
+        self._order(session).link(session)
+
+    def remove(self, session: Session) -> None:
+        """Takes a session out. Its id can be given again."""
+        if self._by_id.get(session.id) is session:
+            del self._by_id[session.id]
+            if owner := owner_of(session.id):
+                self._owned[owner] -= 1
+                if not self._owned[owner]:
+                    del self._owned[owner]
+            self._order(session).unlink(session)
+
+    def move(self, session: Session, state: State) -> None:
+        """Sets a session's state, and keeps it in the order of use that goes with it."""
+        before = self._order(session)
+        session.state = state
+        after = self._order(session)
+        if before is not after and self._by_id.get(session.id) is session:
+            before.unlink(session)
+            after.link(session)
+
+    def get(self, session_id: str) -> Session | None:
+        """The session that has the id."""
+        return self._by_id.get(session_id)
+
+    def count(self, owner: str) -> int:
+        """How many sessions a principal has; for nobody in particular, how many there are."""
+        return self._owned[owner] if owner else len(self)
+
+    def touch(self, session: Session, now_s: float) -> None:
+        """Notes that a session was used at the monotonic time `now_s`."""
+        session.last_used_s = now_s
+        order = self._live if session.is_live else self._other
+        if session is not order.newest:
+            order.unlink(session)
+            order.link(session)
+
+    def live(self) -> Iterator[Session]:
+        """Those that have a slot, the least recently used first."""
+        return iter(self._live)
+
+    def unused_since(self, time_s: float) -> list[Session]:
+        """The sessions last used before the monotonic time `time_s`, the least recently used first, those without a
+        slot after the others."""
+        found = []
+        for order in (self._live, self._other):
+            for session in order:
+                if session.last_used_s >= time_s:
+                    break
+                found.append(session)
+        return found
+
+    def opened_after(self, serial: int) -> Iterable[Session]:
+        """The sessions with a greater serial, in the order in which they were opened."""
+        return (session for session in self._by_id.values() if session.serial > serial)
+
+    def begin_ending(self, session_id: str) -> asyncio.Future[None]:
+        """The last record of a session that had the id is being written: until the future that is returned is done,
+        `ended` waits."""
+        future = self._ending.get(session_id)
+        if future is None or future.done():
+            future = self._ending[session_id] = asyncio.get_running_loop().create_future()
+            future.add_done_callback(
+                lambda done: self._ending.pop(session_id) if self._ending.get(session_id) is done else None
+            )
+        return future
+
+    def is_ending(self, session_id: str) -> bool:
+        """Whether the last record of a former session of the id is not stored yet."""
+        return session_id in self._ending
+
+    async def ended(self, session_id: str) -> None:
+        """Returns when no last record of a former session of the id is being written."""
+        while (future := self._ending.get(session_id)) is not None:
+            await asyncio.shield(future)
+
+    def _order(self, session: Session) -> _Order:
+        return self._live if session.is_live else self._other

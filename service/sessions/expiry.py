@@ -1,0 +1,76 @@
+"""When sessions end by themselves: they are idle, nobody resumes them, another server wants them, or this one leaves.
+
+Event loop only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from service.sessions.policy import OnDisconnect
+from service.sessions.registry import Registry
+from service.sessions.session import CloseReason, Session
+
+_RENEWALS = 1000
+"""Records whose expiry is looked at in one turn."""
+
+
+class Expiry:
+    """Ends sessions as their policies say. idle_timeout_s: without a request, until a session ends. report: called with
+    what one session raised, which ends nothing else."""
+
+    def __init__(self, registry: Registry, idle_timeout_s: float, report: Callable[[Exception], None]) -> None:
+        self._registry = registry
+        self._idle_timeout_s = idle_timeout_s
+        self._report = report
+
+    def wanted(self, session_id: str) -> None:
+        """Another server wants a session of this one: its client is there."""
+        session = self._registry.directory.get(session_id)
+        if session is not None and session.policy.is_stored:
+            self._registry.hand_over(session)
+
+    def expire(self) -> None:
+        """Ends the sessions that were idle for longer than `idle_timeout_s`, and those that were held for long enough;
+        those that are to be kept leave the memory. Renews records that would expire before their sessions."""
+        now_s = self._registry.clock()
+        for session in list(self._registry.detached.values()):
+            self._guard(self._expire_held, session, now_s)
+        for session in self._registry.directory.unused_since(now_s - self._idle_timeout_s):
+            self._guard(self._expire_idle, session, now_s)
+        self._registry.checkpoints.renew_some(_RENEWALS)
+
+    def end_all(self) -> None:
+        """Ends every session because the server shuts down, and tells their streams: those that are stored can be
+        resumed elsewhere."""
+        for session in self._registry.directory:
+            self._guard(self._end, session, 0.0)
+
+    def _guard(self, act: Callable[[Session, float], None], session: Session, now_s: float) -> None:
+        try:
+            act(session, now_s)
+        except Exception as error:  # a bug with one session must not keep the others
+            self._report(error)
+
+    def _expire_held(self, session: Session, now_s: float) -> None:
+        if session.is_over or not session.is_detached:
+            self._registry.detached.pop(session.id, None)
+        elif now_s >= session.persistence.held_until_s:
+            self._registry.close(session, CloseReason.EXPIRED, notify=False)
+
+    def _expire_idle(self, session: Session, now_s: float) -> None:
+        if session.is_over:
+            return
+        is_kept = session.policy.on_disconnect is OnDisconnect.KEEP
+        if session.is_working or (session.is_detached and not is_kept):
+            self._registry.directory.touch(session, now_s)
+        elif is_kept:
+            self._registry.hand_over(session, CloseReason.IDLE)
+        else:
+            self._registry.close(session, CloseReason.IDLE, notify=True)
+
+    def _end(self, session: Session, now_s: float) -> None:
+        if session.policy.is_stored:
+            self._registry.hand_over(session)
+        else:
+            self._registry.close(session, CloseReason.SHUTDOWN, notify=True)

@@ -1,0 +1,298 @@
+"""How sessions begin: new ones, and those made of an image.
+
+Rules:
+
+1. Everything that can be wrong with a request is checked before the id is taken, and nothing is asked of the store
+   before the server has room.
+2. A session exists, in OPENING, as soon as it has its id: whatever comes for it meanwhile waits.
+3. A stored session reserves its id in the store. Any other with an id that a client chose asks the store whether a
+   stored session has it; when the store cannot be asked it begins all the same, and is checked when it is resumed.
+4. An opening that fails gives back its id, its slot and its reservation.
+
+Event loop only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.engine.items import Item
+from service.engine.jobs import EncodeJob, FeedJob, Job, Lane, OutputSpec
+from service.engine.results import Encoded, Failed, Result
+from service.errors import (
+    CarouselError,
+    NoSlotError,
+    SessionIdInUseError,
+    SessionNotOpenError,
+    StoreUnavailableError,
+)
+from service.sessions.checks import check_open, check_session_id
+from service.sessions.image import Image
+from service.sessions.imaging import check_fits, last_in
+from service.sessions.lifecycle import Event
+from service.sessions.limits import SessionLimits
+from service.sessions.persistence import Persistence
+from service.sessions.policy import PLAIN, SessionPolicy
+from service.sessions.registry import Registry, nobody
+from service.sessions.session import CloseReason, OnEnded, Request, Served, Session, name_of
+from service.sessions.spill import NO_LANE, Spill
+from service.sessions.storage import Storage
+from service.sessions.tasks import Tasks
+
+
+class NewSession:
+    """What an opening needs besides its session. num_bytes: about what its request holds in memory."""
+
+    __slots__ = ("is_chosen", "num_bytes", "outputs", "request", "session", "source")
+
+    def __init__(
+        self,
+        session: Session,
+        request: Request,
+        source: Sequence[Item] | None,
+        outputs: OutputSpec | None,
+        *,
+        is_chosen: bool,
+        num_bytes: int,
+    ) -> None:
+        self.session = session
+        self.request = request
+        self.source = source
+        self.outputs = outputs
+        self.is_chosen = is_chosen
+        self.num_bytes = num_bytes
+
+
+class Opening:
+    """Opens sessions."""
+
+    def __init__(self, registry: Registry, spill: Spill, storage: Storage, tasks: Tasks, limits: SessionLimits) -> None:
+        self._registry = registry
+        self._spill = spill
+        self._storage = storage
+        self._tasks = tasks
+        self._limits = limits
+        self.num_waiting = 0
+        """Openings that wait for the store or for a slot."""
+
+    def prepare(
+        self,
+        served: Served,
+        session_id: str,
+        source: Sequence[Item] | None,
+        outputs: OutputSpec | None,
+        *,
+        request: Request,
+        on_ended: OnEnded,
+        policy: SessionPolicy = PLAIN,
+        is_chosen: bool = True,
+        owner: str = "",
+        max_owned: int | None = None,
+        num_bytes: int = 0,
+    ) -> NewSession:
+        """A session in OPENING, which has its id. session_id: empty to have one made; is_chosen: whether a client chose
+        it; owner: the principal, and max_owned: how many sessions it may have. `begin` must follow.
+
+        Raises InvalidFieldError, SessionIdInUseError, ShuttingDownError, TooManySessionsError, QueueFullError.
+        """
+        registry = self._registry
+        registry.check_open()
+        if session_id:
+            check_session_id(session_id)
+        check_open(
+            served.bundle.manifest,
+            source,
+            outputs,
+            max_answer_bytes=self._limits.max_answer_bytes,
+            variant=served.variant,
+        )
+        is_chosen = is_chosen and bool(session_id)
+        session = registry.make(served, session_id or registry.directory.new_id(owner), NO_LANE, on_ended)
+        if not policy.is_plain:
+            session.persistence = Persistence(policy)
+        registry.deferral.take(num_bytes)
+        try:
+            registry.directory.add(session, max_owned)
+        except CarouselError:
+            registry.deferral.give_back(num_bytes)
+            raise
+        request.session = session
+        return NewSession(session, request, source, outputs, is_chosen=is_chosen, num_bytes=num_bytes)
+
+    def begin(self, new: NewSession) -> None:
+        """Opens a session, at once when it can be. `new.request` is answered with the result of its last step: `Fed`
+        when outputs were asked for, else `Encoded`; or `Failed`, and the session has ended."""
+        if not new.is_chosen:
+            try:
+                self._start(new, new.session.served.engine.open(new.source or ()))
+            except NoSlotError:
+                pass  # another session may give its own up
+            except CarouselError as error:
+                self._fail(new, error)
+                return
+            else:
+                self._registry.deferral.give_back(new.num_bytes)
+                return
+        self.num_waiting += 1
+        self._tasks.start(self._finish(new))
+
+    async def make(
+        self,
+        image: Image,
+        served: Served,
+        session_id: str,
+        *,
+        owner: str = "",
+        max_owned: int | None = None,
+        epoch: int | None = None,
+        is_chosen: bool = True,
+    ) -> Session:
+        """Makes a session of an image, which no stream has yet. session_id: empty to have one made; epoch: under which
+        this server has its record already; None: its id is taken first.
+
+        Raises SnapshotModelError when the model has other state, SessionIdInUseError, ShuttingDownError,
+        TooManySessionsError, StoreUnavailableError.
+        """
+        registry = self._registry
+        registry.check_open()
+        check_fits(image, served)
+        if session_id:
+            check_session_id(session_id)
+        is_chosen = is_chosen and bool(session_id)
+        session = registry.make(served, session_id or registry.directory.new_id(owner), NO_LANE, nobody)
+        persistence = session.persistence = Persistence(image.policy, marks=dict(image.marks))
+        persistence.opened_at = image.opened_at
+        if epoch is not None:
+            persistence.epoch, persistence.has_record = epoch, True
+            persistence.stored = (0, image.lane.position)
+        registry.directory.add(session, max_owned)
+        try:
+            if epoch is None and is_chosen:
+                await self._take_id(session)
+            lane = await self._spill.lane(served.engine)
+            if session.is_over:
+                served.engine.close(lane)
+                raise registry.tombstones.not_found(session.id)
+        except CarouselError as error:
+            if not session.is_over:
+                if epoch is not None:
+                    persistence.has_record = False  # the record stays: whoever claimed it gives it back
+                registry.fail(session, _not_open(session, error))
+            raise
+        registry.start(session, lane)
+        served.engine.write(lane, image.lane)
+        session.position, session.last = image.lane.position, last_in(image)
+        persistence.is_attached = False
+        registry.hold(session, max(image.policy.duration_s, self._limits.idle_timeout_s))
+        if epoch is not None:
+            registry.checkpoints.renew(session)
+        else:
+            registry.checkpoints.changed(session)
+        registry.deferral.run(session)
+        return session
+
+    async def _finish(self, new: NewSession) -> None:
+        """Opens a session that had to wait."""
+        session, engine = new.session, new.session.served.engine
+        try:
+            if new.is_chosen:
+                await self._take_id(session)
+            lane = None if session.is_over else await self._spill.lane(engine, new.source or ())
+            if session.is_over:
+                if lane is not None:
+                    engine.close(lane)
+                new.request.deliver(Failed(0, _ended(session)))
+            elif lane is not None:
+                self._start(new, lane)
+        except CarouselError as error:
+            self._fail(new, error)
+        finally:
+            self.num_waiting -= 1
+            self._registry.deferral.give_back(new.num_bytes)
+
+    async def _take_id(self, session: Session) -> None:
+        """Makes sure that no stored session has the id. Raises SessionIdInUseError and StoreUnavailableError."""
+        registry, persistence = self._registry, session.persistence
+        await registry.directory.ended(session.id)
+        if not session.policy.is_stored:
+            try:
+                is_free = not await self._storage.has(session.id)
+            except StoreUnavailableError:
+                session.own_persistence().is_unverified = True
+                return
+        else:
+            expires_at = registry.wall_clock() + session.policy.duration_s + self._limits.idle_timeout_s
+            persistence.after_claim = []
+            try:
+                epoch = await self._storage.reserve(session.id, expires_at)
+                if epoch is not None:
+                    persistence.epoch, persistence.has_record = epoch, True
+                    persistence.expires_at = expires_at
+            finally:
+                calls, persistence.after_claim = persistence.after_claim, None
+                for call in calls or ():
+                    call()
+            is_free = epoch is not None
+        if not is_free:
+            raise SessionIdInUseError(
+                f"session_id = {session.name!r} is in use: there is a stored session of that name",
+                field="session_id",
+                session_id=session.name,
+            )
+
+    def _start(self, new: NewSession, lane: Lane) -> None:
+        """Submits the first jobs of a session. Raises QueueFullError, having freed the lane."""
+        session, request, engine = new.session, new.request, new.session.served.engine
+        jobs: list[Job] = []
+        if new.source is not None:
+            jobs.append(EncodeJob(reply=self._on_prepared, tag=request, source=new.source))
+        if new.outputs is not None:
+            jobs.append(FeedJob(reply=self._on_prepared, tag=request, start=0, tokens=[], outputs=new.outputs))
+        if jobs:
+            jobs[-1].reply = self._on_opened
+        try:
+            engine.submit(lane, *jobs)
+        except CarouselError:
+            engine.close(lane)
+            raise
+        self._registry.start(session, lane)
+        if jobs:
+            session.state = session.transition(Event.FEED).state
+            session.num_in_flight = len(jobs)
+        else:
+            self._registry.checkpoints.changed(session)
+            self._registry.checkpoints.deliver(request, Encoded(0))
+        self._registry.deferral.run(session)
+
+    def _fail(self, new: NewSession, error: CarouselError) -> None:
+        new.request.deliver(Failed(0, error))
+        if not new.session.is_over:
+            self._registry.fail(new.session, _not_open(new.session, error))
+
+    def _on_prepared(self, job: Job, result: Result) -> None:
+        """A step of opening that is not the last. When it fails the last one fails with it."""
+        job.tag.session.ended(result)
+
+    def _on_opened(self, job: Job, result: Result) -> None:
+        request: Request = job.tag
+        session, registry = request.session, self._registry
+        session.ended(result)
+        if not session.is_over:
+            registry.directory.touch(session, registry.clock())
+            registry.checkpoints.changed(session)
+        if request.trace is not None:
+            request.trace.ended("open", session.served.bundle.model, session.served.bundle.version, 0)
+        if isinstance(result, Failed):
+            registry.close(session, CloseReason.FAILED, notify=False)
+        registry.checkpoints.deliver(request, result)
+
+
+def _not_open(session: Session, error: CarouselError) -> SessionNotOpenError:
+    """The error for requests that waited for a session that could not be opened."""
+    return SessionNotOpenError(
+        f"session {name_of(session.id)!r} could not be opened: {error.message}", field="session_id"
+    )
+
+
+def _ended(session: Session) -> SessionNotOpenError:
+    return SessionNotOpenError(f"session {session.name!r} ended before it was open", field="session_id")

@@ -1,0 +1,249 @@
+"""The requests of sessions: what each goes through, and feeds, scores and cancellation. Generations are `generations`'.
+
+A request is checked against its session and its model, becomes one job of the engine, and is answered once. A refused
+request changes nothing. Event loop only; times come from the injected clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from service.engine.items import Item
+from service.engine.jobs import FeedJob, Job, OutputSpec, ScoreJob
+from service.engine.lane_state import LaneState
+from service.engine.results import Fed, Result, Scored
+from service.errors import (
+    CarouselError,
+    InvalidFieldError,
+    OutputsLostError,
+    QueueFullError,
+    RequestCancelledError,
+    position_mismatch,
+)
+from service.observer import SessionObserver
+from service.sessions.checks import (
+    check_forks,
+    check_kind,
+    check_length,
+    check_outputs,
+    check_reads_what_it_gives,
+    trace_size,
+)
+from service.sessions.lifecycle import Event, State
+from service.sessions.limits import SessionLimits
+from service.sessions.persistence import NOT_STORED
+from service.sessions.registry import Registry
+from service.sessions.replays import Replays
+from service.sessions.session import LastFeed, Request, Session
+
+
+class Requests:
+    """Gives sessions' requests to their engines."""
+
+    def __init__(self, registry: Registry, limits: SessionLimits, observer: SessionObserver) -> None:
+        self.limits = limits
+        self.observer = observer
+        self.clock = registry.clock
+        self.checkpoints = registry.checkpoints
+        self.deferral = registry.deferral
+        self._touch = registry.directory.touch
+        self._replays = Replays(limits.max_replay_bytes)
+
+    def check_turn(self, session: Session, field: str, position: int | None) -> None:
+        """Refuses what cannot be next, with PositionMismatchError or QueueFullError. While work is in flight the
+        engine, which knows when it ends, is the judge."""
+        if session.num_in_flight == 0 and position is not None and position != session.position:
+            raise position_mismatch(field, position, session.position)
+        if session.num_in_flight >= self.limits.max_in_flight:
+            raise QueueFullError(
+                f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may have:"
+                " read its answers",
+                retry_delay_s=0.1,
+                max_in_flight=self.limits.max_in_flight,
+            )
+
+    def admitted(self, session: Session, following: State, now_s: float) -> None:
+        """The engine took a request."""
+        session.state = following
+        session.num_in_flight += 1
+        self._touch(session, now_s)
+
+    def ended(self, session: Session, result: Result) -> None:
+        """The last answer to a request in flight came."""
+        session.ended(result)
+        if not session.is_over:
+            self._touch(session, self.clock())
+            if session.persistence is not NOT_STORED:
+                self.checkpoints.changed(session)
+
+    def answered(self, request: Request, name: str) -> None:
+        """Reports a request that was done."""
+        bundle = request.session.served.bundle
+        self.observer.request_answered(
+            bundle.model,
+            bundle.version,
+            name,
+            self.clock() - request.began_s,
+            request.num_tokens,
+            trace=request.trace,
+        )
+
+    def progressed(self, request: Request, num_tokens: int) -> None:
+        """Reports tokens of a generation."""
+        bundle, now_s = request.session.served.bundle, self.clock()
+        if request.num_tokens == 0:
+            self.observer.first_token(bundle.model, bundle.version, now_s - request.began_s)
+        else:
+            self.observer.next_tokens(bundle.model, bundle.version, (now_s - request.last_s) / num_tokens)
+        request.last_s = now_s
+        request.num_tokens += num_tokens
+
+    def replayed(self, request: Request, name: str) -> None:
+        """Reports a retry that is answered again."""
+        request.replayed = True
+        bundle = request.session.served.bundle
+        self.observer.request_replayed(bundle.model, bundle.version, name)
+
+    def feed(
+        self,
+        request: Request,
+        position: int | None,
+        tokens: Sequence[Item],
+        outputs: OutputSpec,
+        *,
+        has_mark: bool = False,
+    ) -> None:
+        """Makes `request.session` consume tokens from `position` on. A retry is answered again and not applied again.
+        has_mark: the session can be set back to where it is after it.
+
+        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError.
+        """
+        session = request.session
+        request.num_tokens = len(tokens)
+        last = session.last
+        if position is not None and isinstance(last, LastFeed) and last.is_repeated_by(position, tokens, outputs):
+            self._feed_again(request, last)
+            return
+        following = session.transition(Event.FEED)
+        check_length(len(tokens), self.limits.max_feed_tokens, field="feed")
+        manifest = session.served.bundle.manifest
+        check_kind(manifest, session.served.variant, outputs, field="feed.outputs")
+        check_outputs(
+            outputs,
+            num_tokens=len(tokens),
+            vocabulary_size=manifest.output_size,
+            max_bytes=self.limits.max_answer_bytes,
+            field="feed.outputs",
+            trace_size=trace_size(manifest) if outputs.has_trace else 0,
+        )
+        self.check_turn(session, "feed.position", position)
+        engine = session.served.engine
+        engine.submit(
+            session.lane,
+            FeedJob(reply=self._on_fed, tag=request, start=position, tokens=tokens, outputs=outputs, has_mark=has_mark),
+        )
+        session.last = LastFeed(request, position, tokens, outputs)
+        self.admitted(session, following.state, request.began_s)
+        engine.hasten(session.lane)
+
+    def score(
+        self, request: Request, position: int | None, targets: list[list[int]], *, with_end: bool, field: str
+    ) -> None:
+        """Answers how likely targets are from where the session is, each followed by the end token if `with_end`.
+
+        field: the request's, of which `targets` is one. Raises InvalidFieldError, PositionMismatchError,
+        IllegalRequestError, QueueFullError.
+        """
+        session = request.session
+        following = session.transition(Event.SCORE)
+        check_reads_what_it_gives(session.served.bundle.manifest, field=f"{field}targets")
+        check_forks(len(targets), self.limits.max_forks, field=f"{field}targets")
+        for at, target in enumerate(targets):
+            check_length(len(target), self.limits.max_feed_tokens, field=f"{field}targets[{at}]")
+        check_length(sum(map(len, targets)), self.limits.max_feed_tokens, field=f"{field}targets")
+        if with_end:
+            eos_id = session.served.bundle.manifest.special_tokens.eos_id
+            if eos_id is None:
+                model = session.served.bundle.model
+                raise InvalidFieldError(
+                    f"{field}with_end must not be set: {model} has no end token", field=f"{field}with_end"
+                )
+            targets = [[*target, eos_id] for target in targets]
+        self.check_turn(session, "score.position", position)
+        request.num_tokens = sum(map(len, targets))
+        engine = session.served.engine
+        slots = engine.fork(len(targets))
+        engine.submit(
+            session.lane,
+            ScoreJob(reply=self._on_scored, tag=request, start=position, targets=targets, slots=slots),
+        )
+        self.admitted(session, following.state, request.began_s)
+
+    def cancel(self, session: Session, then: Callable[[int, CarouselError | None], None]) -> None:
+        """Ends the session's work in flight at a token boundary, and refuses what waits for its slot.
+
+        `then` gets the number of requests ended, after each was answered; of a strict session, when the position that
+        it stands at is stored, or the error for which that cannot be.
+        """
+        session.transition(Event.CANCEL)
+        is_live = session.is_live
+        count = self.deferral.refuse(session, RequestCancelledError("the request was cancelled"))
+        if not is_live:
+            then(count, None)
+            return
+        session.served.engine.cancel(
+            session.lane,
+            lambda ended: self.checkpoints.after_pending(session, partial(then, count + ended)),
+        )
+
+    def _feed_again(self, request: Request, last: LastFeed) -> None:
+        """Answers a retry of the last feed."""
+        self.replayed(request, "feed")
+        if last.result is None:
+            last.waiting = [*(last.waiting or ()), request]
+        elif last.is_dropped:
+            raise OutputsLostError(
+                f"feed.position = {last.start}: this feed was applied, and its answer is no longer kept: go on from"
+                f" position {last.result.position}",
+                field="feed.position",
+                position=last.result.position,
+            )
+        else:
+            self.checkpoints.deliver(request, last.result)
+
+    def _on_fed(self, job: Job, result: Result) -> None:
+        request: Request = job.tag
+        session = request.session
+        self.ended(session, result)
+        if isinstance(result, Fed):
+            if result.mark is not None:
+                result = self._marked(session, result, result.mark)
+            self.answered(request, "feed")
+        last = session.last
+        if not isinstance(last, LastFeed) or last.request is not request:
+            self.checkpoints.deliver(request, result)
+            return
+        last.request, last.result = None, result
+        last.start = result.position - len(last.tokens)
+        self._replays.keep(last)
+        waiting, last.waiting = last.waiting, None
+        self.checkpoints.deliver(request, result)
+        for repeat in waiting or ():
+            self.checkpoints.deliver(repeat, result)
+
+    def _marked(self, session: Session, result: Fed, mark: LaneState) -> Fed:
+        """Keeps a mark, and returns the result without it."""
+        marks = session.own_persistence().marks
+        marks.pop(result.position, None)
+        marks[result.position] = mark
+        if len(marks) > self.limits.max_marks:
+            del marks[next(iter(marks))]
+        return result._replace(mark=None)
+
+    def _on_scored(self, job: Job, result: Result) -> None:
+        request: Request = job.tag
+        self.ended(request.session, result)
+        if isinstance(result, Scored):
+            self.answered(request, "score")
+        self.checkpoints.deliver(request, result)

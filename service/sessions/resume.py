@@ -1,0 +1,236 @@
+"""Resuming sessions, wherever they are: on another stream, held, or in the store. And making them of snapshots.
+
+Event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from service.errors import (
+    CarouselError,
+    SessionIdInUseError,
+    SessionNotFoundError,
+    SessionNotOpenError,
+    SnapshotCorruptError,
+    SnapshotModelError,
+    StoreUnavailableError,
+)
+from service.observer import SessionObserver
+from service.sessions.checks import check_session_id
+from service.sessions.image import Image
+from service.sessions.lifecycle import State
+from service.sessions.opening import Opening
+from service.sessions.registry import Registry
+from service.sessions.session import CloseReason, OnEnded, Served, Session, name_of, owner_of
+from service.sessions.spill import Spill
+from service.sessions.storage import Storage
+from service.sessions.stores.base import Claimed, Gone, Held
+from service.sessions.tasks import Tasks
+from service.sessions.tombstones import Tombstone, Tombstones
+
+Find = Callable[[str, int, str], Served]
+"""Finds what serves a model, by name, version and variant. Raises ModelNotFoundError and ModelUnavailableError."""
+
+_POLL_S = 0.05
+"""Between two looks whether another server has handed a session over."""
+
+
+class Resume:
+    """Finds sessions and gives them to streams. patience_s: how long another server gets to hand one over."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        opening: Opening,
+        spill: Spill,
+        *,
+        storage: Storage,
+        tasks: Tasks,
+        observer: SessionObserver,
+        find: Find,
+        patience_s: float = 5.0,
+    ) -> None:
+        self._registry = registry
+        self._opening = opening
+        self._spill = spill
+        self._storage = storage
+        self._tasks = tasks
+        self._observer = observer
+        self._find = find
+        self._patience_s = patience_s
+        self._fetching: dict[str, asyncio.Task[Session]] = {}
+
+    async def resume(self, session_id: str, on_ended: OnEnded, max_owned: int | None = None) -> tuple[Session, bool]:
+        """Gives a session to a stream. Returns it, and whether it was in this server's memory.
+
+        Raises SessionNotFoundError, which says what became of it; SnapshotError and its kin for a record that cannot be
+        resumed here; StoreUnavailableError; SessionIdInUseError; ShuttingDownError; TooManySessionsError.
+        """
+        check_session_id(session_id)
+        is_here = self._registry.directory.get(session_id) is not None
+        while True:
+            session = await self.find(session_id, max_owned)
+            if session.persistence.is_unverified:
+                await self._verify(session)
+            if not session.is_over:
+                break
+        session.own_persistence()
+        self._registry.attach(session, on_ended)
+        bundle = session.served.bundle
+        source = "memory" if is_here else "store"
+        self._observer.session_resumed(bundle.model, bundle.version, session.id, source)
+        return session, is_here
+
+    async def find(self, session_id: str, max_owned: int | None = None) -> Session:
+        """A session of this server, or one of the store, which is then held here. Raises what `resume` raises."""
+        check_session_id(session_id)
+        directory = self._registry.directory
+        deadline_s = asyncio.get_running_loop().time() + self._patience_s
+        while True:
+            session = directory.get(session_id)
+            if session is not None:
+                if session.state is not State.OPENING:
+                    return session
+                try:
+                    await self._spill.act(session, lambda: None)
+                except SessionNotOpenError as error:
+                    raise self._registry.tombstones.not_found(session_id) from error
+                continue
+            fetching = self._fetching.get(session_id)
+            if fetching is None:
+                if directory.is_ending(session_id):
+                    self._registry.tombstones.check_moved(session_id)
+                    await self._ended(session_id, deadline_s)
+                    continue
+                fetching = self._fetching[session_id] = self._tasks.start(self._fetch(session_id, max_owned))
+                fetching.add_done_callback(lambda task: self._fetching.pop(session_id))
+            # it comes whatever becomes of who asked first: a claim must not be left half done
+            await asyncio.shield(fetching)
+
+    async def restore(
+        self,
+        data: bytes,
+        name: str,
+        version: int | None,
+        key: Callable[[str], str] = lambda name: name,
+        *,
+        owner: str = "",
+        max_owned: int | None = None,
+    ) -> Session:
+        """Makes a session of a snapshot. name: empty for the snapshot's; version: None for the snapshot's; key: gives
+        the id of a name.
+
+        Raises SnapshotError and its kin, SessionIdInUseError, StoreUnavailableError, ShuttingDownError,
+        TooManySessionsError.
+        """
+        self._registry.check_open()
+        self._registry.directory.check_room(owner, max_owned)
+        image = self._storage.codec.decode(data)
+        served = self._served(image, version)
+        session_id = key(name or name_of(image.session_id))
+        return await self.settle(image, served, session_id, owner=owner, max_owned=max_owned)
+
+    async def settle(
+        self, image: Image, served: Served, session_id: str, *, owner: str = "", max_owned: int | None = None
+    ) -> Session:
+        """Makes a session of an image, under an id that nobody has; empty: one is made."""
+        image = replace(image, session_id=session_id)
+        return await self._tasks.start(self._opening.make(image, served, session_id, owner=owner, max_owned=max_owned))
+
+    async def _fetch(self, session_id: str, max_owned: int | None) -> Session:
+        """A session from the store."""
+        registry = self._registry
+        registry.check_open()
+        registry.directory.check_room(owner_of(session_id), max_owned)
+        claimed = await self._claim(session_id)
+        if claimed.payload is None:
+            raise self._buried(session_id, claimed)
+        ttl_s = registry.checkpoints.idle_timeout_s
+        try:
+            image = self._storage.codec.decode(claimed.payload)
+            ttl_s += image.policy.duration_s
+            served = self._served(image, None)
+            return await self._opening.make(
+                image, served, session_id, max_owned=max_owned, epoch=claimed.epoch, is_chosen=False
+            )
+        except SnapshotCorruptError as error:
+            await self._storage.set_aside(session_id, error)
+            raise
+        except CarouselError:  # another server may do better
+            registry.last_records.give_back(session_id, claimed.epoch, ttl_s)
+            raise
+
+    async def _claim(self, session_id: str) -> Claimed:
+        deadline = asyncio.get_running_loop().time() + self._patience_s
+        while True:
+            claimed = await self._storage.claim(session_id)
+            if isinstance(claimed, Claimed):
+                return claimed
+            if claimed is None:
+                raise self._registry.tombstones.not_found(session_id)
+            if isinstance(claimed, Gone):
+                raise Tombstones.told(session_id, Tombstone.decode(claimed.payload))
+            assert isinstance(claimed, Held)  # noqa: S101  # there is no fourth
+            if asyncio.get_running_loop().time() >= deadline:
+                raise StoreUnavailableError(
+                    f"session {name_of(session_id)!r} is with another server, which has not handed it over: try again"
+                    " later",
+                    retry_delay_s=1.0,
+                    session_id=name_of(session_id),
+                )
+            await asyncio.sleep(_POLL_S)
+
+    async def _ended(self, session_id: str, deadline_s: float) -> None:
+        """Returns when the last record of the id's former session is stored. Raises StoreUnavailableError."""
+        left_s = deadline_s - asyncio.get_running_loop().time()
+        try:
+            await asyncio.wait_for(self._registry.directory.ended(session_id), max(0.0, left_s))
+        except TimeoutError as error:
+            raise StoreUnavailableError(
+                f"session {name_of(session_id)!r} is being stored, and the store does not answer: try again later",
+                retry_delay_s=1.0,
+                session_id=name_of(session_id),
+            ) from error
+
+    async def _verify(self, session: Session) -> None:
+        """Makes sure that a session whose id could not be checked when it was opened hides no stored one."""
+        if await self._storage.has(session.id):
+            raise SessionIdInUseError(
+                f"session_id = {session.name!r} is the id of two sessions: one in the store, and one that was opened"
+                " here while the store did not answer: close that one first",
+                field="session_id",
+                session_id=session.name,
+            )
+        session.persistence.is_unverified = False
+
+    def _served(self, image: Image, version: int | None) -> Served:
+        try:
+            served = self._find(image.model, version or image.version, image.variant)
+        except CarouselError as error:
+            raise SnapshotModelError(
+                f"snapshot is of {image.model} version {image.version} ({image.variant}), which is not served here:"
+                f" {error.message}",
+                field="snapshot" if version is None else "version",
+                model=image.model,
+                version=image.version,
+            ) from error
+        if version is None and served.bundle.manifest_digest != image.manifest_digest:
+            raise SnapshotModelError(
+                f"snapshot is of another bundle that was called {image.model} version {image.version}: its manifest's"
+                f" digest was {image.manifest_digest[:16]}..., and is {served.bundle.manifest_digest[:16]}... here",
+                field="snapshot",
+                model=image.model,
+                version=image.version,
+            )
+        return served
+
+    def _buried(self, session_id: str, claimed: Claimed) -> SessionNotFoundError:
+        """The error for a session whose server ended before it was ever stored."""
+        tombstone = Tombstone(CloseReason.LOST, 0, time.time())
+        self._registry.tombstones.add(session_id, tombstone)
+        self._registry.last_records.bury_lost(session_id, claimed.epoch, tombstone.encode())
+        return Tombstones.told(session_id, tombstone)

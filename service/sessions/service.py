@@ -1,0 +1,100 @@
+"""The parts that sessions need, made and joined: each gets what it needs when it is made."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from service.engine.engine import Engine
+from service.observer import SessionObserver
+from service.sessions.admin import Admin
+from service.sessions.deferral import Deferral
+from service.sessions.directory import Directory
+from service.sessions.expiry import Expiry
+from service.sessions.generations import Generations
+from service.sessions.limits import SessionLimits
+from service.sessions.opening import Opening
+from service.sessions.registry import Registry
+from service.sessions.requests import Requests
+from service.sessions.resume import Find, Resume
+from service.sessions.spill import Spill
+from service.sessions.step_batches import StepBatches
+from service.sessions.storage import Storage
+from service.sessions.tasks import Tasks
+
+
+class SessionService:
+    """Everything about sessions, over one store. find, patience_s: see `Resume`; interval_s, num_tokens: see
+    `Checkpoints`; clock: monotonic seconds; wall_clock: Unix seconds."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        limits: SessionLimits,
+        observer: SessionObserver,
+        *,
+        find: Find,
+        interval_s: float = 1.0,
+        num_tokens: int = 4096,
+        patience_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.storage = storage
+        self.limits = limits
+        self.tasks = Tasks()
+        self.directory = Directory(limits.max_sessions)
+        self.deferral = Deferral(max_requests=limits.max_in_flight, max_bytes=limits.max_deferred_bytes)
+        self.registry = Registry(
+            self.directory,
+            self.deferral,
+            observer,
+            storage=storage,
+            interval_s=interval_s,
+            num_tokens=num_tokens,
+            idle_timeout_s=limits.idle_timeout_s,
+            num_tombstones=limits.num_tombstones,
+            clock=clock,
+            wall_clock=wall_clock,
+        )
+        self.checkpoints = self.registry.checkpoints
+        self.spill = Spill(self.registry, storage, self.tasks)
+        self.opening = Opening(self.registry, self.spill, storage, self.tasks, limits)
+        self.expiry = Expiry(self.registry, limits.idle_timeout_s, _report)
+        self.requests = Requests(self.registry, limits, observer)
+        self.generations = Generations(self.requests)
+        self.step_batches = StepBatches(self.registry, limits, observer)
+        self.resume = Resume(
+            self.registry,
+            self.opening,
+            self.spill,
+            storage=storage,
+            tasks=self.tasks,
+            observer=observer,
+            find=find,
+            patience_s=patience_s,
+        )
+        self.admin = Admin(self.registry, self.resume, self.spill, codec=storage.codec, observer=observer)
+
+    def start(self) -> None:
+        """Starts the store's tasks: other servers can ask for sessions from here on."""
+        self.storage.start(self.expiry.wanted)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Ends what is unfinished, writes what waits, for so long at most, and closes the store."""
+        await self.tasks.stop()
+        await self.storage.stop(timeout_s)
+
+    def num_sessions(self, engine: Engine) -> int:
+        """How many sessions use an engine, also those that are being opened with it."""
+        return sum(session.served.engine is engine for session in self.directory)
+
+    def count(self, model: str, version: int) -> int:
+        """How many sessions are with a version."""
+        bundles = (session.served.bundle for session in self.directory)
+        return sum(bundle.model == model and bundle.version == version for bundle in bundles)
+
+
+def _report(error: Exception) -> None:
+    asyncio.get_running_loop().call_exception_handler({"message": "ending a session failed", "exception": error})

@@ -1,0 +1,209 @@
+"""Slots for sessions: when an engine has none left, the session that was idle for longest is stored and gives its
+slot up. It is restored when a request asks for it.
+
+A session that is stored under its own id keeps its record there; any other is spilled under a name that no client can
+choose, so that it never meets another session's record. Event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from service.engine.arena import Slot
+from service.engine.engine import Engine
+from service.engine.items import Item
+from service.engine.jobs import Lane
+from service.errors import (
+    CarouselError,
+    NoSlotError,
+    SessionNotFoundError,
+    SnapshotCorruptError,
+    SnapshotError,
+    StoreUnavailableError,
+)
+from service.sessions.image import Image
+from service.sessions.lifecycle import Event, State
+from service.sessions.registry import Registry
+from service.sessions.session import CloseReason, Deferred, Failures, Session
+from service.sessions.storage import Storage, WriteResult
+from service.sessions.stores.base import Claimed, Held
+from service.sessions.tasks import Tasks
+
+NO_LANE = Lane(Slot(0, -1), [])
+"""The lane of sessions without a slot. Nothing is ever submitted to it."""
+_MAX_ROUNDS = 16
+"""How often a slot that was freed for one session may be taken by another before it."""
+T = TypeVar("T")
+
+
+class Spill:
+    """Spills sessions and restores them."""
+
+    def __init__(self, registry: Registry, storage: Storage, tasks: Tasks) -> None:
+        self._registry = registry
+        self._storage = storage
+        self._tasks = tasks
+        self._prefix = f"~{secrets.token_hex(8)}"
+        self.num_moves = 0
+        """How often a session got another lane, or lost its own: caches of lanes are valid as long as it stays."""
+
+    async def lane(self, engine: Engine, source: Sequence[Item] = ()) -> Lane:
+        """A lane of an engine, spilling a session when every slot is taken. Raises NoSlotError when no session can
+        give its slot up, and StoreUnavailableError."""
+        for _ in range(_MAX_ROUNDS):
+            try:
+                return engine.open(source)
+            except NoSlotError as error:
+                await self._make_room(engine, error)
+        return engine.open(source)
+
+    def when_live(
+        self,
+        sessions: Sequence[Session],
+        run: Callable[[Failures], None],
+        refuse: Callable[[CarouselError], None],
+        num_bytes: int = 0,
+    ) -> None:
+        """Defers a request until its sessions have their slots and its turn has come, and restores those that are
+        spilled. Raises QueueFullError."""
+        self._registry.deferral.defer(Deferred(sessions, run, refuse, num_bytes))
+        for session in sessions:
+            if session.state is State.SPILLED:
+                self._restore(session)
+
+    async def act(self, session: Session, act: Callable[[], T]) -> T:
+        """Calls `act` in the turn of a session with a slot, and returns what it returns. Raises what `act` raises, and
+        the reason why the session has none."""
+        if session.deferred is None:
+            return act()
+        if session.is_over:
+            raise self._registry.tombstones.not_found(session.id)
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def run(failures: Failures) -> None:
+            if done.done():
+                return
+            try:
+                done.set_result(act())
+            except CarouselError as error:
+                done.set_exception(error)
+
+        def refuse(error: CarouselError) -> None:
+            if not done.done():
+                done.set_exception(error)
+
+        self.when_live([session], run, refuse)
+        return await done
+
+    async def _make_room(self, engine: Engine, error: NoSlotError) -> None:
+        """Frees a slot. Raises `error` when no session can give its own up, and StoreUnavailableError."""
+        session = self._idlest(engine)
+        if session is None:
+            raise error
+        # begun before anything is awaited, and finished whatever becomes of who needs the slot
+        self._move(session, Event.SPILL)
+        self._registry.deferral.suspend(session)
+        persistence = session.own_persistence()
+        if persistence.record_id is None and not session.policy.is_stored:
+            persistence.record_id = f"{self._prefix}/{session.serial}"
+        await asyncio.shield(self._tasks.start(self._spill(session)))
+
+    async def _spill(self, session: Session) -> None:
+        """Stores a session and frees its slot. Raises StoreUnavailableError."""
+        loop, checkpoints = asyncio.get_running_loop(), self._registry.checkpoints
+        stored: asyncio.Future[WriteResult] = loop.create_future()
+        checkpoints.store(session, stored.set_result)
+        result = await stored
+        if session.is_over:
+            return  # which freed its slot too
+        if result is not WriteResult.STORED:
+            self._move(session, Event.NOT_STORED)
+            checkpoints.changed(session)
+            self._registry.deferral.run(session)
+            raise StoreUnavailableError("no session could be spilled: the store does not take it", retry_delay_s=1.0)
+        self._move(session, Event.STORED)
+        checkpoints.forget(session)
+        freed: asyncio.Future[None] = loop.create_future()
+        session.served.engine.close(session.lane, lambda: freed.set_result(None))
+        session.lane = NO_LANE
+        self.num_moves += 1
+        bundle = session.served.bundle
+        self._registry.observer.session_spilled(bundle.model, bundle.version, session.id)
+        if session.deferred:
+            self._restore(session)
+        await freed
+
+    def _idlest(self, engine: Engine) -> Session | None:
+        """The session of an engine that was idle for longest, and that nothing waits for."""
+        for session in self._registry.directory.live():
+            persistence = session.persistence
+            if (
+                session.served.engine is engine
+                and session.state is State.IDLE
+                and session.deferred is None
+                and not persistence.is_writing
+                and not persistence.awaiting
+            ):
+                return session
+        return None
+
+    def _restore(self, session: Session) -> None:
+        self._move(session, Event.RESTORE)
+        self._tasks.start(self._read_back(session))
+
+    async def _read_back(self, session: Session) -> None:
+        registry, engine = self._registry, session.served.engine
+        try:
+            image = await self._read(session)
+            lane = await self.lane(engine)
+        except CarouselError as error:
+            if session.is_over:
+                return
+            if isinstance(error, SnapshotError | SessionNotFoundError):
+                registry.close(session, CloseReason.LOST, notify=True)
+            else:
+                self._move(session, Event.NOT_RESTORED)
+                registry.deferral.refuse(session, error)
+            return
+        if session.is_over:
+            engine.close(lane)
+            return
+        engine.write(lane, image.lane)
+        session.lane = lane
+        session.persistence.marks = dict(image.marks)
+        self.num_moves += 1
+        self._move(session, Event.RESTORED)
+        registry.directory.touch(session, registry.clock())
+        bundle = session.served.bundle
+        registry.observer.session_woken(bundle.model, bundle.version, session.id)
+        registry.deferral.run(session)
+
+    async def _read(self, session: Session) -> Image:
+        """The image in a spilled session's record. Raises StoreUnavailableError, SnapshotError and its kin, and
+        SessionNotFoundError when another server has it, or nobody."""
+        persistence = session.own_persistence()
+        record_id = persistence.record_id or session.id
+        persistence.after_claim = []
+        try:
+            claimed = await self._storage.claim(record_id)
+            if isinstance(claimed, Claimed):
+                persistence.epoch = claimed.epoch
+        finally:
+            calls, persistence.after_claim = persistence.after_claim, None
+            for call in calls or ():
+                call()
+        if isinstance(claimed, Held):
+            self._registry.lose(session)
+        if not isinstance(claimed, Claimed) or claimed.payload is None:
+            raise self._registry.tombstones.not_found(session.id)
+        try:
+            return self._storage.codec.decode(claimed.payload)
+        except SnapshotCorruptError as error:
+            await self._storage.set_aside(record_id, error)
+            raise
+
+    def _move(self, session: Session, event: Event) -> None:
+        self._registry.directory.move(session, session.transition(event).state)

@@ -1,0 +1,247 @@
+"""Step batches: many sessions that consume tokens by one request, and are answered by one.
+
+A session that cannot take part is reported in the answer, and the others take part. Event loop only; times come from
+the injected clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from service.engine.jobs import FrameJob, Lane, OutputSpec
+from service.engine.results import Stepped
+from service.errors import CarouselError, InvalidFieldError, QueueFullError
+from service.observer import CALL_TRACE, SessionObserver
+from service.sessions.checks import check_kind, check_outputs
+from service.sessions.lifecycle import LIVE, Event, State
+from service.sessions.limits import SessionLimits
+from service.sessions.persistence import NOT_STORED
+from service.sessions.policy import Durability
+from service.sessions.registry import Registry
+from service.sessions.session import Session
+from service.sessions.step_columns import StepBatch, check_columns, select, spread
+
+_TOUCHES = 64
+"""How many times within its idle timeout a session is marked as used, at most: a mark costs as much as a step."""
+
+
+Reply = Callable[["StepBatchRequest", Stepped], None]
+
+
+class StepBatchRequest:
+    """One step batch, from its arrival to its answer.
+
+    sessions: those that take part, at `places` of the batch; refused: why the others do not, by place; positions: where
+    these are, as far as it is known. began_s: monotonic seconds of its arrival. result: the answer, once it is known,
+    without what the store failed to take; eras: of the sessions that have their own persistence, as it left them.
+    """
+
+    __slots__ = (
+        "began_s",
+        "eras",
+        "num_tokens",
+        "places",
+        "positions",
+        "refused",
+        "reply",
+        "result",
+        "sessions",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        sessions: list[Session],
+        places: Sequence[int],
+        refused: dict[int, CarouselError],
+        *,
+        reply: Reply,
+        began_s: float,
+        num_tokens: int,
+    ) -> None:
+        self.sessions = sessions
+        self.places = places
+        self.refused = refused
+        self.positions: dict[int, int] = {}
+        self.reply = reply
+        self.began_s = began_s
+        self.num_tokens = num_tokens
+        self.result: Stepped | None = None
+        self.eras: dict[Session, int] = {}
+        call = CALL_TRACE.get()
+        self.trace = None if call is None else call.request()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether all of its sessions are where it left them, so that a retry can be answered again. While it runs it
+        is."""
+        if self.result is None:
+            return True
+        failed = {place for place, _ in self.result.errors}
+        return all(
+            place in failed
+            or (
+                not session.is_over
+                and session.position == self.result.positions[place]
+                and session.persistence.era == self.eras.get(session, 0)
+            )
+            for place, session in zip(self.places, self.sessions, strict=True)
+        )
+
+
+class StepBatches:
+    """Gives step batches to their engine."""
+
+    def __init__(self, registry: Registry, limits: SessionLimits, observer: SessionObserver) -> None:
+        self._limits = limits
+        self._observer = observer
+        self._checkpoints = registry.checkpoints
+        self._clock = registry.clock
+        self._touch = registry.directory.touch
+        self._touch_s = limits.idle_timeout_s / _TOUCHES
+
+    def step(self, batch: StepBatch, reply: Reply) -> StepBatchRequest:
+        """Makes the sessions of a batch consume its tokens. reply(request, stepped) is called once on the event loop,
+        maybe before this returns. Raises InvalidFieldError and its kin for a batch that is wrong as a whole, and
+        QueueFullError."""
+        check_columns(batch, self._limits.max_feed_tokens)
+        tokens, counts, positions = batch.tokens, batch.counts, batch.positions
+        refused = batch.refused | self._refused(batch.sessions)
+        places: Sequence[int] = range(len(batch.sessions))
+        lanes = batch.lanes
+        if refused or lanes is None:
+            places = [place for place in places if place not in refused]
+            tokens, counts, positions = select(places, tokens, counts, positions)
+            lanes = None
+        sessions = [session for session in map(batch.sessions.__getitem__, places) if session is not None]
+        request = StepBatchRequest(
+            sessions, places, refused, reply=reply, began_s=self._clock(), num_tokens=len(tokens)
+        )
+        for place in refused:
+            session = batch.sessions[place]
+            request.positions[place] = 0 if session is None else session.position
+        if not sessions:
+            self._answer(request, self._spread(request, Stepped([], [], [], None, []), batch.outputs))
+            return request
+        served = sessions[0].served
+        if lanes is None:
+            lanes = lanes_of(sessions)
+        manifest = served.bundle.manifest
+        check_kind(manifest, served.variant, batch.outputs, field="step_batch.outputs")
+        check_outputs(
+            batch.outputs._replace(every_position=True),  # one for each session
+            num_tokens=len(batch.sessions),
+            vocabulary_size=manifest.output_size,
+            max_bytes=self._limits.max_answer_bytes,
+            field="step_batch.outputs",
+        )
+        job = FrameJob(
+            reply=self._on_stepped,
+            tag=request,
+            lanes=lanes,
+            starts=positions,
+            tokens=tokens,
+            counts=counts,
+            outputs=batch.outputs,
+        )
+        served.engine.submit_frame(job)
+        for session in sessions:
+            session.state = State.BUSY
+            session.num_in_flight += 1
+            session.last = None
+        return request
+
+    def answer_again(self, request: StepBatchRequest, reply: Reply) -> None:
+        """Answers a retry of a batch that is answered already and whose sessions are where it left them."""
+        assert request.result is not None  # noqa: S101  # the caller has looked
+        self._answer(request, request.result, reply)
+
+    def _refused(self, found: list[Session | None]) -> dict[int, CarouselError]:
+        """The reasons why some of the sessions cannot take part, by place."""
+        refused: dict[int, CarouselError] = {}
+        limit = self._limits.max_in_flight
+        for place, session in enumerate(found):
+            if session is not None and (session.num_in_flight >= limit or session.state is State.GENERATING):
+                try:
+                    session.transition(Event.STEP_BATCH)
+                    refused[place] = QueueFullError(
+                        f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may"
+                        " have: read its answers",
+                        retry_delay_s=0.1,
+                        max_in_flight=limit,
+                    )
+                except CarouselError as error:
+                    refused[place] = error
+        return refused
+
+    def _on_stepped(self, job: FrameJob, stepped: Stepped) -> None:
+        request: StepBatchRequest = job.tag
+        now_s = self._clock()
+        stale_s = now_s - self._touch_s
+        for session, position in zip(request.sessions, stepped.positions, strict=True):
+            session.num_in_flight -= 1
+            if position > session.position:  # noqa: PLR1730  # a call would cost as much as all the rest
+                session.position = position
+            if not session.num_in_flight and session.state in LIVE:
+                session.state = State.IDLE
+                if session.last_used_s < stale_s:
+                    self._touch(session, now_s)
+            if session.persistence is not NOT_STORED:
+                request.eras[session] = session.persistence.era
+                self._checkpoints.changed(session)
+        bundle = request.sessions[0].served.bundle
+        self._observer.request_answered(
+            bundle.model, bundle.version, "step_batch", now_s - request.began_s, request.num_tokens, trace=request.trace
+        )
+        self._answer(request, self._spread(request, stepped, job.outputs))
+
+    @staticmethod
+    def _spread(request: StepBatchRequest, stepped: Stepped, outputs: OutputSpec) -> Stepped:
+        return spread(
+            stepped,
+            outputs,
+            places=request.places,
+            refused=request.refused,
+            refused_positions=request.positions,
+        )
+
+    def _answer(self, request: StepBatchRequest, result: Stepped, reply: Reply | None = None) -> None:
+        """Answers a batch when all of its strict sessions are stored; those that cannot be are reported in it."""
+        request.result = result
+        reply = reply or request.reply
+        strict: list[tuple[int, Session]] = []
+        if request.eras:
+            strict = [
+                (place, session)
+                for place, session in zip(request.places, request.sessions, strict=True)
+                if session.policy.durability is Durability.STRICT and not session.is_over
+            ]
+        if not strict:
+            reply(request, result)
+            return
+        num_left = len(strict)
+        errors = list(result.errors)
+
+        def stored(place: int, error: CarouselError | None) -> None:
+            nonlocal num_left
+            num_left -= 1
+            if error is not None:
+                errors.append((place, error))
+            if not num_left:
+                reply(request, result._replace(errors=sorted(errors, key=lambda one: one[0])))
+
+        for place, session in strict:
+            moment = (request.eras[session], result.positions[place])
+            self._checkpoints.when_stored(session, moment, partial(stored, place))
+
+
+def lanes_of(sessions: list[Session]) -> list[Lane]:
+    """Raises InvalidFieldError when the sessions have not all the same engine."""
+    engine = sessions[0].served.engine
+    if any(session.served.engine is not engine for session in sessions):
+        raise InvalidFieldError(
+            "step_batch.handles are of sessions of more than one model, version or variant: send a step batch for each",
+            field="step_batch.handles",
+        )
+    return [session.lane for session in sessions]

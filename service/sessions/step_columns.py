@@ -1,0 +1,121 @@
+"""The columns of a step batch, and of its answer: checked, selected and spread. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from service.engine.items import Item
+from service.engine.jobs import Lane, OutputKind, OutputSpec
+from service.engine.results import Stepped
+from service.errors import CarouselError, InvalidFieldError
+from service.sessions.checks import check_length
+from service.sessions.session import Session
+
+
+class StepBatch(NamedTuple):
+    """What is asked. All columns have the order of the sessions.
+
+    sessions: N of them, each once, or None; refused: why some cannot take part, by place, as the caller knows;
+    tokens: one session's after the other's, `counts[i]` each, or one; positions: where they begin, or None: wherever
+    the sessions are; outputs: what to return after the last token of each; lanes: of the sessions, when it is known
+    that all can take part and have one engine.
+    """
+
+    sessions: list[Session | None]
+    refused: dict[int, CarouselError]
+    tokens: Sequence[Item]
+    counts: list[int] | None
+    positions: list[int] | None
+    outputs: OutputSpec
+    lanes: list[Lane] | None = None
+
+
+def check_columns(batch: StepBatch, limit: int) -> None:
+    """Raises InvalidFieldError and its kin unless the columns of a batch fit each other. limit: of tokens and
+    sessions."""
+    size, counts = len(batch.sessions), batch.counts
+    check_length(size, limit, field="step_batch.handles")
+    check_length(len(batch.tokens), limit, field="step_batch.token_ids")
+    for name, column in (("counts", counts), ("positions", batch.positions)):
+        if column is not None and len(column) != size:
+            raise InvalidFieldError(
+                f"step_batch.{name} has {len(column)} entries, step_batch.handles {size}",
+                field=f"step_batch.{name}",
+            )
+    if counts is not None and min(counts) < 1:
+        at = next(at for at, count in enumerate(counts) if count < 1)
+        raise InvalidFieldError(
+            f"step_batch.counts[{at}] = {counts[at]} must be 1 or more", field=f"step_batch.counts[{at}]"
+        )
+    expected = size if counts is None else sum(counts)
+    if len(batch.tokens) != expected:
+        expected_by = "step_batch.handles has" if counts is None else "step_batch.counts add up to"
+        raise InvalidFieldError(
+            f"step_batch.token_ids has {len(batch.tokens)} entries, {expected_by} {expected}",
+            field="step_batch.token_ids",
+        )
+    if batch.outputs.has_trace:
+        raise InvalidFieldError(
+            "step_batch.outputs.trace must not be set: only a feed looks inside", field="step_batch.outputs.trace"
+        )
+    if batch.outputs.every_position:
+        raise InvalidFieldError(
+            "step_batch.outputs.every_position must not be set: a step batch returns one output a session",
+            field="step_batch.outputs.every_position",
+        )
+
+
+def select(
+    places: Sequence[int], tokens: Sequence[Item], counts: list[int] | None, positions: list[int] | None
+) -> tuple[Sequence[Item], list[int] | None, list[int] | None]:
+    """Some places' columns of a batch."""
+    if counts is None:
+        tokens = [tokens[place] for place in places]
+    else:
+        ends = list(accumulate(counts, initial=0))
+        tokens = [token for place in places for token in tokens[ends[place] : ends[place + 1]]]
+        counts = [counts[place] for place in places]
+    return tokens, counts, None if positions is None else [positions[place] for place in places]
+
+
+def spread(
+    stepped: Stepped,
+    outputs: OutputSpec,
+    *,
+    places: Sequence[int],
+    refused: dict[int, CarouselError],
+    refused_positions: dict[int, int],
+) -> Stepped:
+    """The answer with the places of those that were refused: their positions, and 0 in each other column."""
+    if not refused:
+        return stepped
+    size, places = len(places) + len(refused), list(places)
+    width = {OutputKind.NEXT_TOKEN: 1, OutputKind.TOP_K: outputs.top_k}.get(outputs.kind, 0)
+
+    def column(values: list[Any], width: int) -> list[Any]:
+        if not values:
+            return [0] * (size * width)
+        whole = np.zeros((size, width), np.array(values[:1]).dtype)
+        whole[places] = np.array(values).reshape(-1, width)
+        spread: list[Any] = whole.ravel().tolist()
+        return spread
+
+    logits = None
+    if stepped.logits is not None:
+        logits = np.zeros((size, stepped.logits.shape[-1]), np.float32)
+        logits[places] = stepped.logits
+    positions = column(stepped.positions, 1)
+    for place, position in refused_positions.items():
+        positions[place] = position
+    errors = [*((places[place], error) for place, error in stepped.errors), *refused.items()]
+    return Stepped(
+        positions,
+        column(stepped.token_ids, width),
+        column(stepped.log_probabilities, width) if outputs.kind is OutputKind.TOP_K else [],
+        logits,
+        sorted(errors, key=lambda one: one[0]),
+    )
