@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import chaos
+from benchmarks import chaos, path, simulate
 from benchmarks.measure import Report, write
 from benchmarks.setup import Setup
 from benchmarks.subjects import make
 from benchmarks.suite import SUITE
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"chaos": chaos.main}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"chaos": chaos.main, "path": path.main, "simulate": simulate.main}
 
 
 def main() -> int:

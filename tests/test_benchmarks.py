@@ -1,21 +1,25 @@
-"""The benchmarks measure what they say: the native load generator, each benchmark's plumbing."""
+"""The benchmarks measure what they say: the native load generator, a token's path, each benchmark's plumbing."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
 
-from benchmarks import native_load
+from benchmarks import native_load, path, simulate
+from benchmarks.calls import Crossed, Recorder
 from benchmarks.measure import Report, Sample, row_of, write
 from benchmarks.processes import populated, running, server
 from benchmarks.setup import Setup
@@ -299,6 +303,63 @@ def test_without_a_compiler_the_python_generator_is_used_and_the_report_says_so(
         native_load.generator.cache_clear()
 
 
+async def test_a_token_s_path_is_measured_for_every_event(tiny_repository: Path) -> None:
+    events = await path.measure(tiny_repository, "tiny-endless", 3)
+    assert list(events) == [
+        "one fed token",
+        "open plain",
+        "open strict",
+        "generate 32 tokens",
+        "strict feed with its checkpoint",
+        "resume from the store",
+    ]
+    for crossed in events.values():
+        assert 0 < crossed.files <= crossed.functions <= crossed.calls
+        assert crossed.files - 1 <= crossed.moves < crossed.calls
+    fed = events["one fed token"]
+    assert events["strict feed with its checkpoint"].calls > fed.calls
+    assert events["generate 32 tokens"].calls > fed.calls
+    assert sys.getprofile() is None
+    assert threading.getprofile() is None
+
+
+async def test_the_recorder_counts_calls_and_resumptions_of_the_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "ours").mkdir()
+    one = load_module(tmp_path / "ours" / "one.py", "def leaf():\n    pass\n")
+    text = "import asyncio\nasync def root(leaf):\n    leaf()\n    await asyncio.sleep(0)\n    leaf()\n    leaf()\n"
+    two = load_module(tmp_path / "ours" / "two.py", text)
+    theirs = load_module(tmp_path / "ours.py", "def leaf():\n    pass\n")
+    recorder = Recorder(tmp_path / "ours")
+
+    async def event(root: Callable[..., Awaitable[None]]) -> None:
+        await root(one.leaf)
+        theirs.leaf()
+
+    with recorder.installed():
+        await event(two.root)
+        recorder.is_on = True
+        await event(two.root)
+        thread = threading.Thread(target=one.leaf)  # neither the event loop's nor an engine's
+        thread.start()
+        thread.join()
+        crossed = recorder.take()
+        await event(two.root)
+        assert recorder.take() == Crossed(0, 0, 0, 0)
+    # root, leaf, root resumed after the sleep, leaf, leaf
+    assert crossed == Crossed(calls=5, functions=2, files=2, moves=3)
+
+
+def load_module(file: Path, text: str) -> ModuleType:
+    """A module of this text."""
+    file.write_text(text)
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_a_report_tells_ratios_and_cpu_time_by_subject(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = [(Sample(value, 60.0 + value), Sample(10.0, 30.0)) for value in (2.0, 5.0, 4.0)]
     rows = [row_of("16 streams", pairs, unit="steps/s", bound=0.5), row_of("bare", pairs, unit="steps/s", bound=None)]
@@ -315,6 +376,20 @@ def read(file: Path) -> dict[str, Any]:
     """The document in a file."""
     document: dict[str, Any] = json.loads(file.read_text())
     return document
+
+
+@pytest.mark.parametrize(("violations", "code"), [([], 0), (["seed 4"], 1)])
+def test_simulate_writes_what_the_simulation_found(
+    violations: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(seconds: float, seed: int) -> dict[str, Any]:
+        return {"seeds": seed, "events": seconds, "violations": violations}
+
+    monkeypatch.setitem(sys.modules, "simulation", ModuleType("simulation"))
+    monkeypatch.setitem(sys.modules, "simulation.run", SimpleNamespace(main=run))
+    file = tmp_path / "simulation.json"
+    assert simulate.main(["--seconds", "2.5", "--seed", "7", "--json", str(file)]) == code
+    assert read(file) == {"seeds": 7, "events": 2.5, "violations": violations}
 
 
 def test_the_service_that_keeps_no_metric_serves(tiny_repository: Path) -> None:
