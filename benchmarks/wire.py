@@ -120,6 +120,7 @@ def blocking(setup: Setup) -> Report:
     """The 99th percentile of a step while another stream feeds 100,000 tokens at a time, over the same without it."""
     question = f"p99 of 16 streams' steps while another feeds {setup.long_feed:,} tokens, over the same without"
     report = setup.report("blocking", question)
+    report.notes.append("CPU time beside the long feed is that of both, over the steps of the 16 streams alone")
     alone = setup.load(streams=16)
     beside = replace(alone, long_feed=setup.long_feed)
     with local_service(setup.models) as service:
