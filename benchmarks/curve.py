@@ -13,9 +13,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.measure import Report, Row
-from benchmarks.processes import Seen, running, server
+from benchmarks.processes import Seen, server
 from benchmarks.setup import Setup
-from examples.local_service import local_service
 
 STREAMS = 64
 SHARES = (0.1, 0.25, 0.5, 0.65, 0.8, 0.9, 0.95, 1.0, 1.1)
@@ -27,8 +26,8 @@ def open_loop(setup: Setup) -> Report:
     """Latency of steps that arrive at random, over that of the echo server under the same load, to past our limit."""
     report = setup.report("open_loop", "p50 latency from the due time, over the echo server's at the same load")
     curves: Curves = {"carousel": [], "echo": []}
-    with local_service(setup.models) as service, server("echo") as echo_server:
-        servers = {"carousel": running(service), "echo": echo_server}
+    with setup.service() as carousel, server("echo") as echo_server:
+        servers = {"carousel": carousel, "echo": echo_server}
         closed = [setup.sample("lockstep", servers["carousel"], setup.load(streams=STREAMS)) for _ in range(3)]
         capacity = statistics.median(sample.value for sample in closed)
         for share in SHARES:

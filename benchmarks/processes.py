@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks import native_load
 from benchmarks.traffic import TRAFFIC, Load
-from examples.local_service import LocalService
+from examples.local_service import local_service
 
 Seen = dict[str, float]
 PYTHON_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,11 @@ class Running:
     pid: int
 
 
-def running(service: LocalService) -> Running:
-    """A service of ours as a server that is measured."""
-    return Running(service.target, service.process.pid)
+@contextmanager
+def service(models: Path, flags: Mapping[str, object] | None = None) -> Iterator[Running]:
+    """The service itself: see `local_service`."""
+    with local_service(models, flags) as one:
+        yield Running(one.target, one.process.pid)
 
 
 @contextmanager
@@ -60,6 +63,10 @@ def started(module: str, *arguments: str) -> Iterator[tuple[str, int]]:
             yield line, process.pid
         finally:
             process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def generate_load(generator: str, at: Running, load: Load) -> Seen:

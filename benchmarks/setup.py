@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import native_load
 from benchmarks.measure import Report, Sample
-from benchmarks.processes import Running, Seen, generate_load
+from benchmarks.processes import Running, Seen, generate_load, service
 from benchmarks.subjects import LARGE, REPOSITORY, SMALL, Subject
 from benchmarks.traffic import Load
 
@@ -20,7 +22,8 @@ class Setup:
 
     seconds: of one measurement, after `warmup_s`; held_s: of one measurement of `tail`; rounds: how many of each
     side count; old_position: of `growth`; long_feed: tokens at a time of `blocking`; num_many: sessions of
-    `million`; stores: of `durability`.
+    `million`; stores: of `durability`. shared: a service of `models` that runs already; None:
+    each benchmark starts one.
     """
 
     models: Path = REPOSITORY
@@ -35,10 +38,20 @@ class Setup:
     num_many: int = 1_000_000
     stores: tuple[str, ...] = ("lmdb", "redis")
     picture: Path = PICTURE
+    shared: Running | None = None
 
     def report(self, name: str, question: str) -> Report:
         """An empty report of a benchmark over the wire, with a note when the native generator is not available."""
         return Report(name, question, notes=notes())
+
+    @contextmanager
+    def service(self) -> Iterator[Running]:
+        """The service with its default settings, storing nothing."""
+        if self.shared is not None:
+            yield self.shared
+            return
+        with service(self.models) as started:
+            yield started
 
     def load(self, subject: Subject | None = None, **options: float | str) -> Load:
         """What a generator is asked for: of the small subject by default. options: see `Load`."""

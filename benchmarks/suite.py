@@ -13,11 +13,10 @@ from benchmarks.bare import Array, BareStep, load_step
 from benchmarks.curve import open_loop
 from benchmarks.faults import Redis
 from benchmarks.measure import Report, Row, Sample, alternate, row_of, seconds_a_call
-from benchmarks.processes import Running, populated, running
+from benchmarks.processes import Running, populated, service
 from benchmarks.setup import Setup
 from benchmarks.subjects import Subject
 from benchmarks.wire import STREAMS, blocking, echo, latency, metrics, naive, shortest, tail
-from examples.local_service import local_service
 
 FRAME = 256
 GROWTH_ROUNDS = 3
@@ -29,8 +28,8 @@ def growth(setup: Setup) -> Report:
     """A step at position 1,000,000 over one at position 100."""
     report = setup.report("growth", f"p50 of a step at position {setup.old_position:,} over one at position 100")
     load = setup.load(tokens=setup.old_position, seconds=2 * setup.seconds)
-    with local_service(setup.models) as service:
-        seen = [setup.seen("growth", running(service), load) for _ in range(min(setup.rounds, GROWTH_ROUNDS))]
+    with setup.service() as carousel:
+        seen = [setup.seen("growth", carousel, load) for _ in range(min(setup.rounds, GROWTH_ROUNDS))]
     pairs = [(Sample(one["stream1_p50_s"], one.get("cpu_us")), Sample(one["stream0_p50_s"])) for one in seen]
     report.rows.append(row_of(setup.small.name, pairs, unit="s", bound=1.05, must_be="at most"))
     return report
@@ -40,13 +39,13 @@ def generate(setup: Setup) -> Report:
     """Tokens a second of 64 concurrent streamed generations of 256 tokens over a bare greedy loop at batch 64."""
     question = f"tokens/s of {STREAMS} concurrent streamed generations of {GENERATED} over a bare greedy loop"
     report = setup.report("generate", question)
-    with local_service(setup.models) as service:
+    with setup.service() as carousel:
         for subject, bound in ((setup.small, 0.5), (setup.large, 0.9)):
             load = setup.load(subject, streams=STREAMS, tokens=GENERATED)
             report.rows.append(
                 alternate(
                     subject.name,
-                    lambda load=load: setup.sample("generations", running(service), load),  # type: ignore[misc]
+                    lambda load=load: setup.sample("generations", carousel, load),  # type: ignore[misc]
                     lambda subject=subject: _bare_tokens_a_second(setup, subject),  # type: ignore[misc]
                     unit="tokens/s",
                     bound=bound,
@@ -59,13 +58,13 @@ def generate(setup: Setup) -> Report:
 def frames(setup: Setup) -> Report:
     """Tokens a second with step batches of 256 sessions, four in flight, over a bare loop at batch 256."""
     report = setup.report("frames", f"tokens/s with step batches of {FRAME} sessions over a bare loop at batch {FRAME}")
-    with local_service(setup.models) as service:
+    with setup.service() as carousel:
         for subject, bound in ((setup.small, 0.75), (setup.large, 0.95)):
             load = setup.load(subject, streams=FRAME)
             report.rows.append(
                 alternate(
                     subject.name,
-                    lambda load=load: setup.sample("frames", running(service), load),  # type: ignore[misc]
+                    lambda load=load: setup.sample("frames", carousel, load),  # type: ignore[misc]
                     lambda subject=subject: _bare_tokens_a_second(setup, subject, FRAME),  # type: ignore[misc]
                     unit="tokens/s",
                     bound=bound,
@@ -150,7 +149,7 @@ def durability(setup: Setup) -> Report:
                 stack.callback(redis.stop)
                 (folder / "key").write_bytes(bytes(32))
                 flags |= {"redis-url": redis.url, "snapshot-key-file": folder / "key"}
-            at = running(stack.enter_context(local_service(setup.models, flags)))
+            at = stack.enter_context(service(setup.models, flags))
             report.rows.append(_with_durability(setup, f"{store}, checkpoint", at, "checkpoint", 0.9))
             report.rows.append(_with_durability(setup, f"{store}, strict", at, "strict", None))
     return report

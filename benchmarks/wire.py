@@ -9,9 +9,8 @@ import numpy as np
 
 from benchmarks.bare import load_step
 from benchmarks.measure import Report, Sample, alternate, row_of, seconds_a_call
-from benchmarks.processes import Running, running, server
+from benchmarks.processes import Running, server
 from benchmarks.setup import Setup
-from examples.local_service import local_service
 
 STREAMS = 64
 TAIL_ROUNDS = 3
@@ -20,16 +19,16 @@ TAIL_ROUNDS = 3
 def echo(setup: Setup) -> Report:
     """Steps a second of single tokens at 16 and 64 streams, over a bare grpc.aio echo server's messages a second."""
     report = setup.report("echo", "steps/s over messages/s of a bare grpc.aio echo server")
-    with local_service(setup.models) as service, server("echo") as echo_server:
-        _add_streams(report, setup, running(service), echo_server, {16: 0.58, 64: 0.54})
+    with setup.service() as carousel, server("echo") as echo_server:
+        _add_streams(report, setup, carousel, echo_server, {16: 0.58, 64: 0.54})
     return report
 
 
 def shortest(setup: Setup) -> Report:
     """The same at 1, 16 and 64 streams, over the shortest server that batches continuously and keeps state."""
     report = setup.report("shortest", "steps/s over the shortest server that batches and keeps state")
-    with local_service(setup.models) as service, server("shortest", str(setup.small.folder)) as short:
-        _add_streams(report, setup, running(service), short, {1: 0.85, 16: 0.85, 64: 0.9})
+    with setup.service() as carousel, server("shortest", str(setup.small.folder)) as short:
+        _add_streams(report, setup, carousel, short, {1: 0.85, 16: 0.85, 64: 0.9})
     return report
 
 
@@ -56,7 +55,7 @@ def naive(setup: Setup) -> Report:
     )
     folder, load = str(setup.small.folder), setup.load(streams=STREAMS)
     with (
-        local_service(setup.models) as service,
+        setup.service() as carousel,
         server("naive", folder, "one") as one_thread,
         server("naive", folder, "defaults") as default_threads,
     ):
@@ -64,7 +63,7 @@ def naive(setup: Setup) -> Report:
             report.rows.append(
                 alternate(
                     subject,
-                    lambda: setup.sample("lockstep", running(service), load),
+                    lambda: setup.sample("lockstep", carousel, load),
                     lambda other=other: setup.sample("lockstep", other, load),  # type: ignore[misc]
                     unit="steps/s",
                     bound=2.5,
@@ -84,11 +83,11 @@ def latency(setup: Setup) -> Report:
         wire = setup.sample("lockstep", echo_server, load, "p50_s")
         return Sample(wire.value + seconds_a_call(lambda: bare.step(tokens, lengths, state)), wire.cpu_us)
 
-    with local_service(setup.models) as service, server("echo") as echo_server:
+    with setup.service() as carousel, server("echo") as echo_server:
         report.rows.append(
             alternate(
                 setup.small.name,
-                lambda: setup.sample("lockstep", running(service), load, "p50_s"),
+                lambda: setup.sample("lockstep", carousel, load, "p50_s"),
                 lambda: echo_and_run(echo_server),
                 unit="s",
                 bound=2.2,
@@ -104,9 +103,9 @@ def tail(setup: Setup) -> Report:
     report = setup.report("tail", f"p99.9 over p50 of a step at {STREAMS} streams, held {setup.held_s:g} s")
     load = setup.load(streams=STREAMS, seconds=setup.held_s)
     pairs, of_echo = [], []
-    with local_service(setup.models) as service, server("echo") as echo_server:
+    with setup.service() as carousel, server("echo") as echo_server:
         for _ in range(min(setup.rounds, TAIL_ROUNDS)):
-            ours, theirs = (setup.seen("lockstep", at, load) for at in (running(service), echo_server))
+            ours, theirs = (setup.seen("lockstep", at, load) for at in (carousel, echo_server))
             cpu_us = ours.get("cpu_us")
             pairs.append((Sample(ours["p999_s"], cpu_us), Sample(ours["p50_s"])))
             of_echo.append(theirs["p999_s"] / theirs["p50_s"])
@@ -123,12 +122,12 @@ def blocking(setup: Setup) -> Report:
     report.notes.append("CPU time beside the long feed is that of both, over the steps of the 16 streams alone")
     alone = setup.load(streams=16)
     beside = replace(alone, long_feed=setup.long_feed)
-    with local_service(setup.models) as service:
+    with setup.service() as carousel:
         report.rows.append(
             alternate(
                 setup.small.name,
-                lambda: setup.sample("lockstep", running(service), beside, "p99_s"),
-                lambda: setup.sample("lockstep", running(service), alone, "p99_s"),
+                lambda: setup.sample("lockstep", carousel, beside, "p99_s"),
+                lambda: setup.sample("lockstep", carousel, alone, "p99_s"),
                 unit="s",
                 bound=1.8,
                 must_be="at most",
@@ -142,11 +141,11 @@ def metrics(setup: Setup) -> Report:
     """Steps a second of 64 streams, over the same of a service that keeps no metrics."""
     report = setup.report("metrics", f"steps/s at {STREAMS} streams over those without any metric")
     load = setup.load(streams=STREAMS)
-    with local_service(setup.models) as service, server("silent", str(setup.models)) as silent:
+    with setup.service() as carousel, server("silent", str(setup.models)) as silent:
         report.rows.append(
             alternate(
                 setup.small.name,
-                lambda: setup.sample("lockstep", running(service), load),
+                lambda: setup.sample("lockstep", carousel, load),
                 lambda: setup.sample("lockstep", silent, load),
                 unit="steps/s",
                 bound=0.97,

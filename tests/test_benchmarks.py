@@ -21,7 +21,7 @@ import pytest
 from benchmarks import native_load, path, simulate
 from benchmarks.calls import Crossed, Recorder
 from benchmarks.measure import Report, Sample, row_of, write
-from benchmarks.processes import populated, running, server
+from benchmarks.processes import Running, populated, server, service
 from benchmarks.setup import Setup
 from benchmarks.subjects import Subject
 from benchmarks.suite import SUITE
@@ -29,9 +29,7 @@ from benchmarks.traffic import Load, Sequence, Traffic, field_path
 from carousel import Client
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
-from examples.local_service import local_service
 from tests.bundles import HIDDEN_SIZE, VOCABULARY_SIZE, write_language_model
-from tests.services import program
 
 LIKE_OTHERS = {"echo", "naive", "metrics", "million"}
 """These do what `shortest` does, with servers that take long to start; two of the servers have a test below."""
@@ -39,15 +37,30 @@ Handler = Callable[[Iterator[pb.StreamRequest], Any], Iterator[pb.StreamResponse
 SHORT = Load(seconds=0.3, warmup_s=0.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
+needs_native = pytest.mark.usefixtures("native")
+
+
+@pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The native load generator, built into a cache of these tests' own."""
-    program("g++")
+    """The native load generator, built into a cache of these tests' own.
+
+    Where it cannot be built its tests are skipped, or fail where CAROUSEL_REQUIRE_SERVICES is 1.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         native_load.generator.cache_clear()
+        reason = native_load.why_not()
+        if reason:
+            (pytest.fail if os.environ.get("CAROUSEL_REQUIRE_SERVICES") == "1" else pytest.skip)(reason)
         yield native_load.generator()
     native_load.generator.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def carousel(subjects: tuple[Subject, Subject]) -> Iterator[Running]:
+    """The service on them."""
+    with service(subjects[0].repository) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +101,7 @@ def answer(request: pb.StreamRequest) -> pb.StreamResponse:
     return pb.StreamResponse(request_id=request.request_id, fed=pb.Fed())
 
 
+@needs_native
 def test_each_stream_replays_its_own_messages_in_order_and_all_answers_are_counted() -> None:
     seen: list[list[int]] = []
 
@@ -120,6 +134,7 @@ def test_each_stream_replays_its_own_messages_in_order_and_all_answers_are_count
     assert got["cpu_us"] > 0
 
 
+@needs_native
 def test_as_many_requests_are_in_flight_as_are_asked_for() -> None:
     def handler(stream: Iterator[pb.StreamRequest], _: Any) -> Iterator[pb.StreamResponse]:
         pending = []
@@ -135,6 +150,7 @@ def test_as_many_requests_are_in_flight_as_are_asked_for() -> None:
     assert got["steps"] == 256 * got["answers"]
 
 
+@needs_native
 def test_a_request_ends_with_the_answer_that_has_the_end_field_and_tokens_are_counted() -> None:
     def handler(stream: Iterator[pb.StreamRequest], _: Any) -> Iterator[pb.StreamResponse]:
         for _request in stream:
@@ -154,6 +170,7 @@ def test_a_request_ends_with_the_answer_that_has_the_end_field_and_tokens_are_co
     assert abs(got["steps"] - 5 * got["requests"]) <= 5
 
 
+@needs_native
 @pytest.mark.parametrize("after", [0, 5], ids=["first message", "step"])
 def test_what_the_server_refuses_fails_the_replay_and_is_shown(after: int) -> None:
     def handler(stream: Iterator[pb.StreamRequest], _: Any) -> Iterator[pb.StreamResponse]:
@@ -168,6 +185,7 @@ def test_what_the_server_refuses_fails_the_replay_and_is_shown(after: int) -> No
         native_load.replay(target, Traffic([Sequence(requests(1), requests(2))]), SHORT)
 
 
+@needs_native
 def test_a_stream_that_the_server_ends_fails_the_replay() -> None:
     with (
         served(lambda stream, _: iter([answer(next(stream))])) as target,
@@ -176,6 +194,7 @@ def test_a_stream_that_the_server_ends_fails_the_replay() -> None:
         native_load.replay(target, Traffic([Sequence([], requests(2))]), SHORT)
 
 
+@needs_native
 def test_streams_that_work_in_turn_never_work_together() -> None:
     lock = threading.Lock()
     counts: dict[int, int] = {}
@@ -200,6 +219,7 @@ def test_streams_that_work_in_turn_never_work_together() -> None:
     assert got["stream1_p50_s"] > 0
 
 
+@needs_native
 def test_an_open_loop_sends_at_its_rate_and_counts_from_when_a_request_was_due() -> None:
     released = threading.Event()
 
@@ -244,9 +264,14 @@ def test_the_generator_is_built_once_into_the_cache(native: Path) -> None:
     assert list(native.parent.iterdir()) == [native]
 
 
+@needs_native
 @pytest.mark.parametrize("name", sorted(set(SUITE) - LIKE_OTHERS))
 def test_every_benchmark_measures(
-    name: str, subjects: tuple[Subject, Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    subjects: tuple[Subject, Subject],
+    carousel: Running,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With tiny models and short runs: figures of both sides come out, whatever they are."""
     monkeypatch.setattr("benchmarks.curve.SHARES", (0.1, 0.5))
@@ -262,6 +287,7 @@ def test_every_benchmark_measures(
         old_position=1_000,
         long_feed=1_000,
         stores=("lmdb",),
+        shared=carousel,
         picture=tmp_path / "load.svg",
     )
     report = SUITE[name](setup)
@@ -278,7 +304,7 @@ def test_every_benchmark_measures(
 
 
 def test_without_a_compiler_the_python_generator_is_used_and_the_report_says_so(
-    subjects: tuple[Subject, Subject], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    subjects: tuple[Subject, Subject], carousel: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     small, _ = subjects
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -288,17 +314,14 @@ def test_without_a_compiler_the_python_generator_is_used_and_the_report_says_so(
         assert setup.report("echo", "").notes == [
             "native generator: not available (no g++): the Python generator took a core; ratios are not comparable"
         ]
-        with local_service(small.repository) as service:
-            at = running(service)
-            plain = setup.load(streams=2, long_feed=300, durability="checkpoint")
-            for generator, load in (
-                ("lockstep", plain),
-                ("generations", setup.load(streams=2, tokens=8)),
-                ("frames", setup.load(streams=4)),
-                ("growth", setup.load(tokens=300)),
-                ("arrivals", setup.load(streams=2, rate=50.0)),
-            ):
-                assert setup.sample(generator, at, load).value > 0
+        for generator, load in (
+            ("lockstep", setup.load(streams=2, long_feed=300)),
+            ("generations", setup.load(streams=2, tokens=8)),
+            ("frames", setup.load(streams=4)),
+            ("growth", setup.load(tokens=300)),
+            ("arrivals", setup.load(streams=2, rate=50.0)),
+        ):
+            assert setup.sample(generator, carousel, load).value > 0
     finally:
         native_load.generator.cache_clear()
 
