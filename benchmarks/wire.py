@@ -25,7 +25,7 @@ def echo(setup: Setup) -> Report:
 
 
 def shortest(setup: Setup) -> Report:
-    """The same at 1, 16 and 64 streams, over the shortest server that batches continuously and keeps state."""
+    """Steps a second of single tokens at 1, 16 and 64 streams, over the shortest server that batches and keeps state."""
     report = setup.report("shortest", "steps/s over the shortest server that batches and keeps state")
     with setup.service() as carousel, server("shortest", str(setup.small.folder)) as short:
         _add_streams(report, setup, carousel, short, {1: 0.85, 16: 0.85, 64: 0.9})
@@ -48,7 +48,7 @@ def _add_streams(report: Report, setup: Setup, ours: Running, theirs: Running, b
 
 
 def naive(setup: Setup) -> Report:
-    """The same at 64 streams over what one writes by hand, with one thread an operator, and with ONNX Runtime's
+    """Steps a second at 64 streams over what one writes by hand, with one thread an operator, and with ONNX Runtime's
     defaults."""
     report = setup.report(
         "naive", f"steps/s at {STREAMS} streams over a hand-written server, one session.run a message"
