@@ -105,6 +105,8 @@ def replay(
     seen = json.loads(done.stdout)
     if seen["errors"] and not traffic.rate:
         raise RuntimeError(f"{seen['errors']:,} requests failed; the first answer: {_text(seen['first_error'])}")
+    if not seen["requests"] and not traffic.count_field:
+        raise RuntimeError(f"no request was answered in {seen['seconds']:g} s")
     return {name: value for name, value in seen.items() if isinstance(value, int | float)}
 
 

@@ -25,7 +25,7 @@ def echo(setup: Setup) -> Report:
 
 
 def shortest(setup: Setup) -> Report:
-    """Steps a second of single tokens at 1, 16 and 64 streams, over the shortest server that batches and keeps state."""
+    """Steps a second of single tokens at 1, 16 and 64 streams, over the shortest server that batches and has state."""
     report = setup.report("shortest", "steps/s over the shortest server that batches and keeps state")
     with setup.service() as carousel, server("shortest", str(setup.small.folder)) as short:
         _add_streams(report, setup, carousel, short, {1: 0.85, 16: 0.85, 64: 0.9})

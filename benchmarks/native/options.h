@@ -128,7 +128,7 @@ inline std::vector<Sequence> read_sequences(const std::string& path) {
     const std::string bytes = read_bytes(4);
     uint32_t value = 0;
     for (int index = 3; index >= 0; index--) value = value << 8 | static_cast<unsigned char>(bytes[index]);
-    if (value > most) fail("a number of " + std::to_string(value) + " where at most " + std::to_string(most) + " is right");
+    if (value > most) fail(std::to_string(value) + ": expected at most " + std::to_string(most));
     return value;
   };
   const auto read_list = [&] {

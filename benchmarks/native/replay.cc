@@ -30,7 +30,7 @@
 
 namespace {
 
-constexpr double kGraceS = 10.0;  // how long an open loop waits for late answers
+constexpr double kGraceS = 10.0;  // how long a window without an answer, and an open loop, wait for late answers
 
 grpc::ByteBuffer as_buffer(const std::string& bytes) {
   grpc::Slice slice(bytes);
@@ -118,7 +118,7 @@ class Replay {
         is_counting_ = true;
         begin_ = now;
         figures_.cpu_s = -cpu_seconds(options_.server_pid);
-      } else if (is_counting_ && now >= end_at_) {
+      } else if (is_counting_ && now >= end_at_ + (figures_.num_answers == 0 ? seconds(kGraceS) : seconds(0))) {
         is_counting_ = false;
         end_ = now;
         figures_.cpu_s += cpu_seconds(options_.server_pid);
