@@ -1,41 +1,60 @@
-"""`python -m benchmarks NAME`: one benchmark, or `all` of them, with a table and, with `--json`, a file; or `chaos`."""
+"""`python -m benchmarks NAME`: one benchmark, or `all` of them, with a table and, with `--json`, a file.
+
+Other commands, each with `--help`: `path` (how much code a token crosses), `simulate` (the session layer under
+random faults) and `chaos` (real servers that are killed).
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import chaos
-from benchmarks.measure import write
+from benchmarks import chaos, path, simulate
+from benchmarks.measure import Report, write
+from benchmarks.setup import Setup
 from benchmarks.subjects import make
 from benchmarks.suite import SUITE
 
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"chaos": chaos.main, "path": path.main, "simulate": simulate.main}
 
-def main() -> None:
-    """Runs what was named."""
-    if sys.argv[1:2] == ["chaos"]:
-        sys.exit(chaos.main(sys.argv[2:]))
+
+def main() -> int:
+    """Runs what was named; the process's exit code."""
+    if sys.argv[1:] and sys.argv[1] in COMMANDS:
+        return COMMANDS[sys.argv[1]](sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=[*SUITE, "all"], help="; ".join(f"{n}: {f.__doc__}" for n, f in SUITE.items()))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument("--seconds", type=float, default=Setup().seconds, help="of one measurement (%(default)s)")
+    parser.add_argument("--held", type=float, default=Setup().held_s, help="seconds of one of `tail` (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=Setup().rounds, help="measurements of each side (%(default)s)")
     arguments = parser.parse_args()
-    models = make()
+    if arguments.rounds < 1 or arguments.seconds <= 0 or arguments.held <= 0:
+        parser.error("--seconds, --held and --rounds must be above 0")
+    setup = Setup(models=make(), seconds=arguments.seconds, held_s=arguments.held, rounds=arguments.rounds)
     reports = []
     for name in SUITE if arguments.name == "all" else [arguments.name]:
-        report = SUITE[name](models)
+        report = SUITE[name](setup)
         report.print()
         reports.append(report)
     if arguments.json is not None:
         write(reports, arguments.json)
     if len(reports) > 1:
-        print("\nsummary")
-        for report in reports:
-            for row in report.rows:
-                bound = "" if row.bound is None else f"{row.must_be} {row.bound:g}"
-                verdict = "ok" if row.is_met else "NO"
-                print(f"  {report.name:<10} {row.subject:<24} {row.ratio:>8.3f}  {bound:<14} {verdict}")
+        _summarise(reports)
+    return 0
+
+
+def _summarise(reports: list[Report]) -> None:
+    print("\nsummary")
+    for report in reports:
+        for row in report.rows:
+            bound = "" if row.bound is None else f"{row.must_be} {row.bound:g}"
+            verdict = "ok" if row.is_met else "NO"
+            cpu = "" if row.cpu_us is None else f"{row.cpu_us:,.3g} us"
+            print(f"  {report.name:<10} {row.subject:<24} {row.ratio:>8.3f}  {bound:<14} {verdict:<3} {cpu}".rstrip())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

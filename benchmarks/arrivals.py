@@ -7,32 +7,32 @@ latency counts from the moment at which it was to be sent, so that waiting count
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import time
 from collections import deque
 
 import numpy as np
 
-from benchmarks.streams import Streams, feed
+from benchmarks.streams import Streams
+from benchmarks.traffic import Load, single_feeds
 
 _SPIN_S = 0.002
 """Less than this is waited for by looking at the clock: the event loop's timers are coarser."""
 _GRACE_S = 10.0
 
 
-async def arrivals(arguments: argparse.Namespace) -> dict[str, float]:
-    """Steps of one token, `--rate` a second for `--seconds`, each of the next of `--streams` streams in turn.
+async def arrivals(target: str, load: Load) -> dict[str, float]:
+    """Steps of one token, `rate` a second for `seconds`, each of the next of `streams` streams in turn.
 
     Returns what was sent and answered a second, percentiles of the latency from the scheduled arrival, and of the
     generator's own lag: how much later than scheduled it sent.
     """
-    streams = Streams(arguments.target, arguments.model)
-    calls = [await streams.open(index) for index in range(arguments.streams)]
+    streams = Streams(target, load.model)
+    calls = [await streams.open(index) for index in range(load.streams)]
     generator = np.random.default_rng(0)
-    count = max(arguments.streams, int(arguments.rate * arguments.seconds))
-    scheduled = np.cumsum(generator.exponential(1.0 / arguments.rate, count)).tolist()
-    ready = [feed([1 + index % (arguments.vocabulary - 1)]) for index in range(64)]
+    count = max(load.streams, int(load.rate * load.seconds))
+    scheduled = np.cumsum(generator.exponential(1.0 / load.rate, count)).tolist()
+    ready = single_feeds(load)
     sent: list[deque[float]] = [deque() for _ in calls]
     latencies: list[float] = []
     lags: list[float] = []
@@ -54,13 +54,14 @@ async def arrivals(arguments: argparse.Namespace) -> dict[str, float]:
         index = number % len(calls)
         sent[index].append(due_s)
         await calls[index].write(ready[number % len(ready)])
-    while len(latencies) < count and clock() < began + scheduled[-1] + _GRACE_S:  # noqa: ASYNC110  # a benchmark may look
+    while len(latencies) < count and clock() < began + scheduled[-1] + _GRACE_S:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     elapsed = clock() - began
     for reader in readers:
         reader.cancel()
     await streams.close()
     return {
+        "steps": len(latencies),
         "per_second": len(latencies) / elapsed,
         "p50_s": float(np.percentile(latencies, 50)),
         "p99_s": float(np.percentile(latencies, 99)),

@@ -22,14 +22,17 @@ class BareStep:
         self, manifest: Manifest, spec: StepSpec, session: ort.InferenceSession, names: tuple[str, ...]
     ) -> None:
         self.names = names
+        self.session = session
         self._manifest = manifest
-        self._session = session
-        self._spec = spec
         choice = spec.next_token.name if spec.next_token else spec.output.name
         states = [state.output for state in manifest.states]
         self._with_logits = [spec.output.name, *states]
-        self._with_choice = [choice, *states]
-        self._picks = spec.next_token is not None
+        self.choice_outputs = [choice, *states]
+        """The next tokens, [B, T] int64 (logits where the graph does not choose), and the next state."""
+        self.token_input = spec.input.name
+        self.lengths_input = None if spec.lengths is None else spec.lengths.name
+        self.state_inputs = [state.input.name for state in manifest.states]
+        self.has_choice = spec.next_token is not None
 
     def zeros(self, num_rows: int) -> list[Array]:
         """A fresh state of `num_rows` rows."""
@@ -38,19 +41,17 @@ class BareStep:
 
     def step(self, tokens: Array, lengths: Array, state: list[Array]) -> tuple[Array, list[Array]]:
         """One run. tokens: [B, T]; lengths: [B]. Returns logits [B, T, V] and the next state."""
-        logits, *following = self._session.run(self._with_logits, self._feeds(tokens, lengths, state))
+        logits, *following = self.session.run(self._with_logits, self._feeds(tokens, lengths, state))
         return logits, following
 
     def choose(self, tokens: Array, lengths: Array, state: list[Array]) -> tuple[Array, list[Array]]:
         """One run. Returns the most likely next tokens, [B, T] int64, and the next state."""
-        chosen, *following = self._session.run(self._with_choice, self._feeds(tokens, lengths, state))
-        return (chosen if self._picks else chosen.argmax(axis=-1)), following
+        chosen, *following = self.session.run(self.choice_outputs, self._feeds(tokens, lengths, state))
+        return (chosen if self.has_choice else chosen.argmax(axis=-1)), following
 
     def _feeds(self, tokens: Array, lengths: Array, state: list[Array]) -> dict[str, Array]:
-        spec = self._spec
-        names = [part.input.name for part in self._manifest.states]
-        feeds = {spec.input.name: tokens, **dict(zip(names, state, strict=True))}
-        return feeds if spec.lengths is None else {**feeds, spec.lengths.name: lengths}
+        feeds = {self.token_input: tokens, **dict(zip(self.state_inputs, state, strict=True))}
+        return feeds if self.lengths_input is None else {**feeds, self.lengths_input: lengths}
 
 
 def load_step(folder: Path, variant: str = BASE_VARIANT, runtime: RuntimeOptions | None = None) -> BareStep:

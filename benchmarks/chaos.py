@@ -229,7 +229,7 @@ async def run(store: str, models: Path, *, sessions: int, kills: int, seed: int)
 
 def make_models(folder: Path) -> Path:
     """A repository of the shipped model and one of random weights."""
-    export(REPOSITORY, SMALL)
+    export(SMALL)
     (folder / "g2p-en").symlink_to(SHIPPED.resolve())
     (folder / SMALL.name).symlink_to((REPOSITORY / SMALL.name).resolve())
     return folder

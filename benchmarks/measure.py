@@ -10,12 +10,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+MustBe = Literal["at least", "at most"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measurement. cpu_us: microseconds of the server's CPU time a step, where a server was measured."""
+
+    value: float
+    cpu_us: float | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One subject of a benchmark: the two figures' medians, and the median of their ratios, pair by pair.
 
-    bound: what the ratio must be at least, or at most; None: it is only told.
+    bound: what the ratio must be at least, or at most; None: it is only shown. cpu_us, their_cpu_us: medians, of
+    servers.
     """
 
     subject: str
@@ -25,7 +36,9 @@ class Row:
     ratios: list[float]
     unit: str
     bound: float | None
-    must_be: Literal["at least", "at most"]
+    must_be: MustBe
+    cpu_us: float | None = None
+    their_cpu_us: float | None = None
 
     @property
     def is_met(self) -> bool:
@@ -34,35 +47,51 @@ class Row:
             return True
         return self.ratio >= self.bound if self.must_be == "at least" else self.ratio <= self.bound
 
+    def line(self) -> str:
+        """The row of the table."""
+        low, high = min(self.ratios), max(self.ratios)
+        cpu = ""
+        if self.cpu_us is not None:
+            theirs = "" if self.their_cpu_us is None else f" / {self.their_cpu_us:,.3g}"
+            cpu = f"  CPU {self.cpu_us:,.3g}{theirs} us a step"
+        bound = "" if self.bound is None else f"  {self.must_be} {self.bound:g}: {'met' if self.is_met else 'NOT MET'}"
+        figures = f"{self.ours:>12,.6g} / {self.theirs:>12,.6g} {self.unit:<10}"
+        return f"{self.subject:<24} {figures} = {self.ratio:.3f} ({low:.3f} to {high:.3f}){cpu}{bound}"
+
 
 @dataclass(slots=True)
 class Report:
-    """A benchmark's rows. question: what over what."""
+    """A benchmark's rows. question: what over what; notes: what to know when reading them."""
 
     name: str
     question: str
     rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def print(self) -> None:
         """Prints the table."""
         print(f"\n{self.name}: {self.question}")
+        for note in self.notes:
+            print(f"  {note}")
         for row in self.rows:
-            low, high = min(row.ratios), max(row.ratios)
-            bound = "" if row.bound is None else f"  {row.must_be} {row.bound:g}: {'met' if row.is_met else 'NOT MET'}"
-            print(
-                f"  {row.subject:<24} {row.ours:>12,.6g} / {row.theirs:>12,.6g} {row.unit:<10}"
-                f" = {row.ratio:.3f} ({low:.3f} to {high:.3f}){bound}"
-            )
+            print(f"  {row.line()}")
 
     def as_json(self) -> dict[str, object]:
-        """The rows, with a top-level `ratio`: a number, or one for each subject in the table's order."""
-        ratios = {row.subject: row.ratio for row in self.rows}
+        """The rows; at the top `ratio`, `cpu_us` and `their_cpu_us`: a value, or one for each subject in the table's
+        order."""
         return {
             "name": self.name,
             "question": self.question,
-            "ratio": next(iter(ratios.values())) if len(ratios) == 1 else ratios,
+            "notes": self.notes,
+            "ratio": self._by_subject(lambda row: row.ratio),
+            "cpu_us": self._by_subject(lambda row: row.cpu_us),
+            "their_cpu_us": self._by_subject(lambda row: row.their_cpu_us),
             "rows": [{**asdict(row), "is_met": row.is_met} for row in self.rows],
         }
+
+    def _by_subject(self, value: Callable[[Row], float | None]) -> object:
+        values = {row.subject: value(row) for row in self.rows}
+        return next(iter(values.values())) if len(values) == 1 else values
 
 
 def write(reports: list[Report], path: Path) -> None:
@@ -70,35 +99,54 @@ def write(reports: list[Report], path: Path) -> None:
     whole: dict[str, object] = reports[0].as_json()
     if len(reports) > 1:
         each = {report.name: report.as_json() for report in reports}
-        whole = {"name": "all", "ratio": {name: one["ratio"] for name, one in each.items()}, "benchmarks": each}
+        tops = {top: {name: one[top] for name, one in each.items()} for top in ("ratio", "cpu_us", "their_cpu_us")}
+        whole = {"name": "all", **tops, "benchmarks": each}
     path.write_text(json.dumps(whole, indent=2) + "\n")
 
 
 def alternate(
     subject: str,
-    ours: Callable[[], float],
-    theirs: Callable[[], float],
+    ours: Callable[[], Sample],
+    theirs: Callable[[], Sample],
     *,
     unit: str,
     bound: float | None,
-    must_be: Literal["at least", "at most"] = "at least",
+    must_be: MustBe = "at least",
     rounds: int = 5,
 ) -> Row:
     """Measures the two in turn, `rounds` times after one that does not count."""
     ours()
     theirs()
-    pairs = [(ours(), theirs()) for _ in range(rounds)]
-    ratios = [left / right for left, right in pairs]
+    return row_of(subject, [(ours(), theirs()) for _ in range(rounds)], unit=unit, bound=bound, must_be=must_be)
+
+
+def row_of(
+    subject: str,
+    pairs: list[tuple[Sample, Sample]],
+    *,
+    unit: str,
+    bound: float | None,
+    must_be: MustBe = "at least",
+) -> Row:
+    """The row of pairs that were measured together, 1 or more."""
+    ratios = [left.value / right.value for left, right in pairs]
     return Row(
         subject,
-        statistics.median(left for left, _ in pairs),
-        statistics.median(right for _, right in pairs),
+        statistics.median(left.value for left, _ in pairs),
+        statistics.median(right.value for _, right in pairs),
         statistics.median(ratios),
         ratios,
         unit,
         bound,
         must_be,
+        _median_cpu_us([left for left, _ in pairs]),
+        _median_cpu_us([right for _, right in pairs]),
     )
+
+
+def _median_cpu_us(samples: list[Sample]) -> float | None:
+    known = [sample.cpu_us for sample in samples if sample.cpu_us is not None]
+    return statistics.median(known) if known else None
 
 
 def seconds_a_call(call: Callable[[], object], *, for_s: float = 0.3) -> float:

@@ -5,45 +5,81 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks import native_load
+from benchmarks.traffic import TRAFFIC, Load
+from examples.local_service import local_service
+
 Seen = dict[str, float]
+PYTHON_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that is measured. target: where it listens; pid: whose CPU time is measured."""
+
+    target: str
+    pid: int
 
 
 @contextmanager
-def server(module: str, *arguments: str) -> Iterator[str]:
-    """`python -m benchmarks.servers.MODULE`; gives the address it listens on."""
-    with told(module, *arguments) as line:
-        yield f"127.0.0.1:{int(line)}"
+def service(models: Path, flags: Mapping[str, object] | None = None) -> Iterator[Running]:
+    """The service itself: see `local_service`."""
+    with local_service(models, flags) as one:
+        yield Running(one.target, one.process.pid)
 
 
 @contextmanager
-def populated(repository: Path, model: str, num_sessions: int, *flags: str) -> Iterator[dict[str, int]]:
-    """The service with sessions open already: see `benchmarks.servers.populated`."""
-    with told("populated", str(repository), model, str(num_sessions), *flags) as line:
-        yield json.loads(line)
+def server(module: str, *arguments: str) -> Iterator[Running]:
+    """`python -m benchmarks.servers.MODULE`, which prints its port."""
+    with started(module, *arguments) as (line, pid):
+        yield Running(f"127.0.0.1:{int(line)}", pid)
 
 
 @contextmanager
-def told(module: str, *arguments: str) -> Iterator[str]:
-    """`python -m benchmarks.servers.MODULE`; gives the first line that it prints."""
+def populated(repository: Path, model: str, num_sessions: int, *flags: str) -> Iterator[tuple[Running, dict[str, int]]]:
+    """The service with sessions open already, and its memory: see `benchmarks.servers.populated`."""
+    with started("populated", str(repository), model, str(num_sessions), *flags) as (line, pid):
+        printed: dict[str, int] = json.loads(line)
+        yield Running(f"127.0.0.1:{printed['port']}", pid), printed
+
+
+@contextmanager
+def started(module: str, *arguments: str) -> Iterator[tuple[str, int]]:
+    """`python -m benchmarks.servers.MODULE`; gives the first line that it prints, and its process's id."""
     command = [sys.executable, "-m", f"benchmarks.servers.{module}", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             if process.stdout is None:
                 raise RuntimeError("no pipe")
-            yield process.stdout.readline()
+            line = process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"{' '.join(command)} ended before it listened")
+            yield line, process.pid
         finally:
             process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
-def load(generator: str, target: str, **options: float | str) -> Seen:
-    """What a load generator saw: see `benchmarks.load`."""
-    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "benchmarks.load", generator, target, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+def generate_load(generator: str, at: Running, load: Load) -> Seen:
+    """What a load generator saw: the native one where it can be built, else the Python one.
+
+    Gives `per_second` (steps), `cpu_us` (the server's CPU time a step), `steps`, and what the generator adds: `p50_s`,
+    `p99_s`, `p999_s`, or more (see `native/figures.h`, `benchmarks.load`).
+    """
+    if not native_load.why_not():
+        return native_load.replay(at.target, TRAFFIC[generator](load), load, at.pid)
+    flags = [part for name, value in asdict(load).items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "benchmarks.load", generator, at.target, "--server-pid", str(at.pid), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PYTHON_TIMEOUT_S + load.seconds)
     if done.returncode:
         raise RuntimeError(f"the load generator failed:\n{done.stderr}")
     seen: Seen = json.loads(done.stdout)

@@ -1,5 +1,7 @@
-"""Streams that a load generator keeps busy: they write ready-made bytes and do not parse what they read, so that the
-server is what is measured."""
+"""Streams that the Python load generator keeps busy.
+
+They write ready-made bytes and do not parse answers, so that the server is measured and not the generator.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,10 @@ from typing import Any
 
 import grpc
 
+from benchmarks.traffic import NUM_CHANNELS, opening
 from carousel.v1 import inference_pb2 as pb
 
 METHOD = "/carousel.v1.Inference/Stream"
-NUM_CHANNELS = 4
-NOTHING = pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE)
 
 
 class Streams:
@@ -20,9 +21,7 @@ class Streams:
 
     def __init__(self, target: str, model: str, name: str = "load", *, durability: str = "none") -> None:
         """durability: see `Open`; sessions that are stored are held too."""
-        self._opening = pb.Open(model=model, durability=pb.Durability.Value(f"DURABILITY_{durability.upper()}"))
-        if durability != "none":
-            self._opening.on_disconnect.action = pb.DISCONNECT_ACTION_HOLD
+        self._opening = opening(model, durability)
         # options that differ keep gRPC from sharing one connection among the channels
         self._channels = [
             grpc.aio.insecure_channel(target, [("carousel.connection", f"{name}-{number}")])
@@ -32,7 +31,7 @@ class Streams:
     async def open(self, index: int) -> Any:
         """A stream whose session is open."""
         call: Any = self._channels[index % NUM_CHANNELS].stream_stream(METHOD)()
-        await call.write(pb.StreamRequest(open=self._opening).SerializeToString())
+        await call.write(self._opening)
         answer = pb.StreamResponse.FromString(await call.read())
         if not answer.HasField("opened"):
             raise RuntimeError(f"the server did not open a session: {answer}")
@@ -41,8 +40,3 @@ class Streams:
     async def close(self) -> None:
         """Closes the connections."""
         await asyncio.gather(*(channel.close() for channel in self._channels))
-
-
-def feed(tokens: list[int], outputs: pb.OutputSpec | None = None) -> bytes:
-    """A feed, ready to be written."""
-    return pb.StreamRequest(request_id=7, feed=pb.Feed(token_ids=tokens, outputs=outputs)).SerializeToString()

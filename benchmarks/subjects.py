@@ -14,18 +14,19 @@ REPOSITORY = Path(__file__).parent.parent / "build" / "benchmarks"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model, and its folder when it is made."""
+    """A model of random weights, and the repository that its bundle is in when it is made."""
 
     name: str
     hidden: int
     layers: int
     vocabulary: int
     variants: tuple[str, ...] = ()
+    repository: Path = REPOSITORY
 
     @property
     def folder(self) -> Path:
         """Its bundle."""
-        return REPOSITORY / self.name / "1"
+        return self.repository / self.name / "1"
 
 
 SMALL = Subject("lm-small", 128, 1, 64)
@@ -34,14 +35,14 @@ LARGE = Subject("lm-large", 512, 2, 8_000, ("int8",))
 SUBJECTS = (SMALL, MEDIUM, LARGE)
 
 
-def make() -> Path:
+def make(subjects: tuple[Subject, ...] = SUBJECTS) -> Path:
     """Makes what is missing; the repository of all."""
-    for subject in SUBJECTS:
-        export(REPOSITORY, subject)
+    for subject in subjects:
+        export(subject)
     return REPOSITORY
 
 
-def export(repository: Path, subject: Subject) -> None:
+def export(subject: Subject) -> None:
     """Makes a language model of random weights, unless it is there with all its variants."""
     manifest = subject.folder / FILE_NAME
     if manifest.exists():
@@ -59,7 +60,7 @@ def export(repository: Path, subject: Subject) -> None:
         "--name",
         subject.name,
         "--to",
-        str(repository),
+        str(subject.repository),
         "--replace",
     ]
     subprocess.run([*command, *flags, *variants_flag], check=True, stdout=subprocess.DEVNULL)

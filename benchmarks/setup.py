@@ -1,0 +1,81 @@
+"""What the benchmarks are run with: the subjects, how long and how often each is measured, and by which generator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import native_load
+from benchmarks.measure import Report, Sample
+from benchmarks.processes import Running, Seen, generate_load, service
+from benchmarks.subjects import LARGE, REPOSITORY, SMALL, Subject
+from benchmarks.traffic import Load
+
+PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "load.svg"
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a benchmark is run with.
+
+    seconds: of one measurement, after `warmup_s`; held_s: of one measurement of `tail`; rounds: how many of each
+    side count; old_position: of `growth`; long_feed: tokens at a time of `blocking`; num_many: sessions of
+    `million`; stores: of `durability`. shared: a service of `models` that runs already; None:
+    each benchmark starts one.
+    """
+
+    models: Path = REPOSITORY
+    small: Subject = SMALL
+    large: Subject = LARGE
+    seconds: float = 2.0
+    warmup_s: float = 1.0
+    held_s: float = 30.0
+    rounds: int = 5
+    old_position: int = 1_000_000
+    long_feed: int = 100_000
+    num_many: int = 1_000_000
+    stores: tuple[str, ...] = ("lmdb", "redis")
+    picture: Path = PICTURE
+    shared: Running | None = None
+
+    def report(self, name: str, question: str) -> Report:
+        """An empty report of a benchmark over the wire, with a note when the native generator is not available."""
+        return Report(name, question, notes=notes())
+
+    @contextmanager
+    def service(self) -> Iterator[Running]:
+        """The service with its default settings, storing nothing."""
+        if self.shared is not None:
+            yield self.shared
+            return
+        with service(self.models) as started:
+            yield started
+
+    def load(self, subject: Subject | None = None, **options: float | str) -> Load:
+        """What a generator is asked for: of the small subject by default. options: see `Load`."""
+        subject = subject or self.small
+        given: dict[str, object] = {
+            "model": subject.name,
+            "vocabulary": subject.vocabulary,
+            "seconds": self.seconds,
+            "warmup_s": self.warmup_s,
+        }
+        return Load(**{**given, **options})  # type: ignore[arg-type]  # by name, as Load checks none
+
+    def seen(self, generator: str, at: Running, load: Load) -> Seen:
+        """What a generator saw."""
+        return generate_load(generator, at, load)
+
+    def sample(self, generator: str, at: Running, load: Load, value: str = "per_second") -> Sample:
+        """One of the figures that a generator saw, with the server's CPU time."""
+        seen = generate_load(generator, at, load)
+        return Sample(seen[value], seen.get("cpu_us"))
+
+
+def notes() -> list[str]:
+    """What to say of the load generator: nothing when it is the native one."""
+    reason = native_load.why_not()
+    warning = "the Python generator took a core; ratios are not comparable"
+    return [f"native generator: not available ({reason}): {warning}"] if reason else []

@@ -1,0 +1,25 @@
+"""`python -m benchmarks simulate`: the session layer under faults that a seed draws, for as long as is asked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: list[str]) -> int:
+    """The command line. Returns the process's exit code: 1 when a promise was broken."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks simulate", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parsed = parser.parse_args(arguments)
+    # imported here, so that benchmarks do not need it
+    figures: dict[str, Any] = import_module("simulation.run").main(parsed.seconds, parsed.seed)
+    for name, value in figures.items():
+        print(f"  {name:<12} {value}")
+    if parsed.json is not None:
+        parsed.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return 1 if figures["violations"] else 0

@@ -1,0 +1,179 @@
+"""What load generators send: prepared messages for each stream, and how their answers are counted.
+
+The native generator replays a `Traffic` as it is; the Python one (`benchmarks.load`) sends the same messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from carousel.v1 import inference_pb2 as pb
+
+NUM_CHANNELS = 4
+LONG_CHANNEL = NUM_CHANNELS
+"""The long feed has a connection of its own: on a shared one its message would delay the others in the transport."""
+NOTHING = pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE)
+GROWTH_CHUNK = 100_000
+HOLD_S = 1
+
+
+def field_path(message: type[pb.StreamResponse], *names: str) -> str:
+    """The numbers of nested fields with dots between, outermost first."""
+    fields, numbers = message.DESCRIPTOR.fields_by_name, []
+    for name in names:
+        numbers.append(str(fields[name].number))
+        inner = fields[name].message_type
+        fields = {} if inner is None else inner.fields_by_name
+    return ".".join(numbers)
+
+
+ERRORS = tuple(
+    field_path(pb.StreamResponse, *names)
+    for names in (("error",), ("closed",), ("go_away",), ("batch_stepped", "errors"))
+)
+"""The fields by which an answer is known to be none that was wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """What one stream sends: `first` one by one, each answered before the next, then `steps` again and again.
+
+    is_counted: whether its answers are counted and timed.
+    """
+
+    first: list[bytes]
+    steps: list[bytes]
+    channel: int = 0
+    is_counted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What all streams send.
+
+    in_flight: requests in flight on each stream; steps_per_answer: what an answer counts as. end_field: an answer
+    ends its request only when it has this field; count_field: an answer counts as many steps as it has of these.
+    turn_s: streams work in turn, one at a time, each for so long. rate: requests a second in an open loop; 0: the
+    next one follows an answer.
+    """
+
+    sequences: list[Sequence]
+    in_flight: int = 1
+    steps_per_answer: int = 1
+    end_field: str = ""
+    count_field: str = ""
+    turn_s: float = 0.0
+    rate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a benchmark asks of a load generator; which fields count depends on the generator.
+
+    seconds: how long is measured, after `warmup_s`. tokens: of one generation, or of the old session of `growth`.
+    """
+
+    model: str = "lm-small"
+    streams: int = 64
+    seconds: float = 2.0
+    warmup_s: float = 1.0
+    tokens: int = 256
+    vocabulary: int = 64
+    long_feed: int = 0
+    durability: str = "none"
+    in_flight: int = 4
+    rate: float = 1000.0
+
+
+def opening(model: str, durability: str = "none") -> bytes:
+    """An Open, ready to be written. A session that is stored is held after its stream, for a moment."""
+    message = pb.Open(model=model, durability=pb.Durability.Value(f"DURABILITY_{durability.upper()}"))
+    if durability != "none":
+        message.on_disconnect.action = pb.DISCONNECT_ACTION_HOLD
+        message.on_disconnect.duration.seconds = HOLD_S
+    return pb.StreamRequest(open=message).SerializeToString()
+
+
+def feed(tokens: list[int], outputs: pb.OutputSpec | None = None) -> bytes:
+    """A feed, ready to be written."""
+    return pb.StreamRequest(request_id=7, feed=pb.Feed(token_ids=tokens, outputs=outputs)).SerializeToString()
+
+
+def single_feeds(load: Load) -> list[bytes]:
+    """Feeds of one token each, of different tokens."""
+    return [feed([1 + index % (load.vocabulary - 1)]) for index in range(64)]
+
+
+def generate(load: Load) -> bytes:
+    """A greedy generation, ready to be written."""
+    decoding = pb.Decoding(max_tokens=load.tokens)
+    return pb.StreamRequest(request_id=7, generate=pb.Generate(decoding=decoding)).SerializeToString()
+
+
+def step_batches(load: Load) -> list[bytes]:
+    """Step batches of sessions 1 to `load.streams`, of different tokens."""
+    handles = range(1, load.streams + 1)
+    messages = []
+    for shift in range(16):
+        tokens = [1 + (handle + shift) % (load.vocabulary - 1) for handle in handles]
+        step = pb.StepBatch(handles=handles, token_ids=tokens)
+        messages.append(pb.StreamRequest(request_id=7, step_batch=step).SerializeToString())
+    return messages
+
+
+def lockstep(load: Load) -> Traffic:
+    """One session a stream, one token a message, one in flight; with `long_feed`, beside a stream of long feeds."""
+    first, steps = [opening(load.model, load.durability)], single_feeds(load)
+    sequences = [Sequence(first, steps, index % NUM_CHANNELS) for index in range(load.streams)]
+    if load.long_feed:
+        message = feed([1] * load.long_feed, NOTHING)
+        sequences.append(Sequence(first, [message], LONG_CHANNEL, is_counted=False))
+    return Traffic(sequences)
+
+
+def arrivals(load: Load) -> Traffic:
+    """The streams of `lockstep`, stepped at random times."""
+    return replace(lockstep(load), rate=load.rate)
+
+
+def generations(load: Load) -> Traffic:
+    """One session a stream, which generates again and again."""
+    sequences = [
+        Sequence(
+            [opening(load.model), feed([1 + index % (load.vocabulary - 1)], NOTHING)],
+            [generate(load)],
+            index % NUM_CHANNELS,
+        )
+        for index in range(load.streams)
+    ]
+    return Traffic(
+        sequences,
+        end_field=field_path(pb.StreamResponse, "generated", "finish_reason"),
+        count_field=field_path(pb.StreamResponse, "generated", "tokens"),
+    )
+
+
+def frames(load: Load) -> Traffic:
+    """One stream with `load.streams` sessions that step together."""
+    sequence = Sequence([opening(load.model)] * load.streams, step_batches(load))
+    return Traffic([sequence], in_flight=load.in_flight, steps_per_answer=load.streams)
+
+
+def growth(load: Load) -> Traffic:
+    """Two lone sessions, one at position 100 and one at `load.tokens`, stepped in turn, in 20 turns each."""
+    sequences = []
+    for position in (100, load.tokens):
+        sizes = [min(GROWTH_CHUNK, position - begin) for begin in range(0, position, GROWTH_CHUNK)]
+        first = [opening(load.model), *(feed([1] * size, NOTHING) for size in sizes)]
+        sequences.append(Sequence(first, [feed([1])]))
+    return Traffic(sequences, turn_s=load.seconds / 40)
+
+
+TRAFFIC: dict[str, Callable[[Load], Traffic]] = {
+    "lockstep": lockstep,
+    "arrivals": arrivals,
+    "generations": generations,
+    "frames": frames,
+    "growth": growth,
+}
