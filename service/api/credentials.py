@@ -29,6 +29,20 @@ class Certificates:
         self._lock = threading.Lock()
         self._stamps = self._look()
         self._first = self._read()
+        self._next: grpc.ServerCertificateConfiguration | None = None
+
+    def reload(self) -> bool:
+        """Reads the files now, changed or not. Returns whether they are good; `on_change` hears of both. Called by any
+        thread; blocks while the files are read."""
+        with self._lock:
+            try:
+                self._stamps, self._next = self._look(), self._read()
+            except CertificateError as error:
+                problem: CertificateError | None = error
+            else:
+                problem = None
+        self._on_change(problem)
+        return problem is None
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """For `add_secure_port`."""
@@ -41,15 +55,16 @@ class Certificates:
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """The configuration to use from now on; None for the one before."""
         with self._lock:
+            reloaded, self._next = self._next, None
             try:
                 stamps = self._look()
                 if stamps == self._stamps:
-                    return None
+                    return reloaded  # `reload` has reported it
                 self._stamps = stamps
                 configuration = self._read()
             except CertificateError as error:
                 self._on_change(error)
-                return None
+                return reloaded
         self._on_change(None)
         return configuration
 

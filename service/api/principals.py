@@ -83,18 +83,30 @@ class Principals:
             raise UnauthenticatedError("the token is not known to this server")
         return found
 
+    def reload(self) -> bool:
+        """Reads the file now, changed or not. Returns whether it is good; of one that is not, `on_error` hears, and the
+        principals before stay."""
+        self._looked_at_s = self._clock()
+        try:
+            self._seen = self._stamp()
+            self._take(_read(self._path))
+        except TokenFileError as error:
+            self._on_error(error)
+            return False
+        return True
+
     def _look(self) -> None:
         now_s = self._clock()
         if now_s - self._looked_at_s < _LOOK_EVERY_S:
             return
         self._looked_at_s = now_s
         try:
-            stamp = self._stamp()
-            if stamp != self._seen:
-                self._seen = stamp
-                self._take(_read(self._path))
+            is_changed = self._stamp() != self._seen
         except TokenFileError as error:
             self._on_error(error)
+            return
+        if is_changed:
+            self.reload()
 
     def _take(self, file: _File) -> None:
         self._by_digest = []
@@ -123,6 +135,10 @@ class Everybody:
     def find(self, authorization: str | None) -> Caller:
         """Nobody in particular."""
         return NOBODY
+
+    def reload(self) -> bool:
+        """There is no file to read."""
+        return True
 
 
 def new_token() -> tuple[str, str]:
