@@ -155,18 +155,19 @@ class Hosting:
         await self._to_the_end(self._load_all(there, there, passed_over))
 
     async def unload(self, model: str, version: int) -> int:
-        """Stops serving a version. Returns how many sessions still use it. Raises ModelNotFoundError and
-        ModelUnavailableError."""
+        """Stops serving a version. Returns how many sessions still use it, also when it was unloaded before: a call may
+        be sent again. Raises ModelNotFoundError and ModelUnavailableError."""
         if version == 0:
             raise ModelNotFoundError("version = 0: which one is to be unloaded must be said", field="version")
-        bundle = self.repository.find(model, version)
-        key = (bundle.model, bundle.version)
-        del self.repository.bundles[key]
-        engines = [self._served.pop((*key, variant)).engine for variant in bundle.variants]
-        self._leaving.append(_Leaving(key, engines))
-        self._unloaded[key] = self._stamps.pop(key)
-        self._observer.model_unloaded(*key)
-        count = sum(map(self._num_sessions, engines))
+        key = (model, version)
+        if key in self.repository.bundles or key not in self._unloaded:
+            bundle = self.repository.find(model, version)
+            del self.repository.bundles[key]
+            engines = [self._served.pop((*key, variant)).engine for variant in bundle.variants]
+            self._leaving.append(_Leaving(key, engines))
+            self._unloaded[key] = self._stamps.pop(key)
+            self._observer.model_unloaded(*key)
+        count = sum(self._num_sessions(one) for group in self._leaving if group.key == key for one in group.engines)
         await self.reap()
         return count
 
@@ -190,7 +191,11 @@ class Hosting:
         task = asyncio.create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_report)
+            raise
 
     async def _load_all(
         self, wanted: Collection[Key], there: Mapping[Key, Stamp], passed_over: Collection[Key]
@@ -242,6 +247,13 @@ class Hosting:
         if self.repository.problems.get(key) != problem:
             self.repository.problems[key] = problem
             self._observer.model_failed(*key, problem.reason)
+
+
+def _report(task: asyncio.Task[Any]) -> None:
+    """Hands the error of work whose caller has gone to the event loop, which logs it."""
+    if not task.cancelled() and task.exception() is not None:
+        context = {"message": "work that nobody waits for failed", "exception": task.exception(), "task": task}
+        task.get_loop().call_exception_handler(context)
 
 
 def _start_all(engines: Sequence[Engine]) -> None:

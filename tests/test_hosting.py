@@ -105,8 +105,11 @@ async def test_an_unloaded_version_keeps_its_engine_for_as_long_as_a_session_use
     await scene.hosting.start()
     scene.uses[scene.engine()] = 2
     assert await scene.hosting.unload("lm", 1) == 2
+    assert await scene.hosting.unload("lm", 1) == 2, "a call may be sent again"
     with pytest.raises(ModelNotFoundError):
         scene.engine()
+    with pytest.raises(ModelNotFoundError):
+        await scene.hosting.unload("lm", 2)
     await scene.hosting.reap()
     assert scene.stops() == [0]
     scene.uses.clear()
@@ -123,7 +126,7 @@ async def test_unload_load_unload_stops_every_engine_once(scene: Scene) -> None:
     await scene.hosting.unload("lm", 1)
     await scene.hosting.load("lm", 1)
     scene.uses[scene.engine()] = 1
-    assert await scene.hosting.unload("lm", 1) == 1, "sessions of an earlier load are not counted"
+    assert await scene.hosting.unload("lm", 1) == 2, "of both loads"
     scene.uses[scene.engines[1]] = 0
     await scene.hosting.reap()
     assert scene.stops() == [0, 1]
@@ -289,3 +292,24 @@ async def test_nothing_of_a_dropped_version_stays_in_memory(scene: Scene) -> Non
     scene.uses.clear()
     gc.collect()
     assert bundle() is None
+
+
+async def test_an_error_of_work_whose_caller_left_reaches_the_event_loop(scene: Scene) -> None:
+    await scene.hosting.start()
+    heard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context))
+    gate = threading.Event()
+
+    def stop() -> None:
+        gate.wait(10)
+        raise RuntimeError("it does not stop")
+
+    scene.engine().stop = stop  # type: ignore[method-assign]
+    unload = asyncio.create_task(scene.hosting.unload("lm", 1))
+    await asyncio.sleep(0.05)
+    unload.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await unload
+    gate.set()
+    await scene.hosting.stop()
+    assert [str(one["exception"]) for one in heard] == ["it does not stop"]

@@ -37,6 +37,7 @@ thread = threading.Thread(target=broken, name="worker")
 thread.start()
 thread.join()
 logging.getLogger("grpc").warning("a library says %s", "so")
+logging.getLogger("grpc").warning("a library says %d", "so")
 asyncio.run(main())
 """
 
@@ -48,13 +49,15 @@ def test_errors_that_nobody_handles_are_structured_log_lines() -> None:
         ("unraisable.exception", "error"),
         ("thread.crashed", "error"),
         ("library.message", "warning"),
+        ("library.message", "warning"),
         ("loop.exception", "error"),
         ("loop.exception", "error"),
     ]
     assert "in a destructor" in lines[0]["exception"]
     assert (lines[1]["thread"], "in a thread" in lines[1]["exception"]) == ("worker", True)
     assert (lines[2]["logger"], lines[2]["message"]) == ("grpc", "a library says so")
-    assert lines[3]["message"] == "Task exception was never retrieved"
-    assert "forgotten" in lines[3]["source"]
-    assert "in a task" in lines[3]["exception"]
-    assert "ZeroDivisionError" in lines[4]["exception"]
+    assert lines[3]["message"] == "a library says %d", "also one whose arguments do not fit"
+    assert lines[4]["message"] == "Task exception was never retrieved"
+    assert "forgotten" in lines[4]["source"]
+    assert "in a task" in lines[4]["exception"]
+    assert "ZeroDivisionError" in lines[5]["exception"]

@@ -6,6 +6,7 @@ gRPC asks before every handshake, from threads of its own; sessions that are con
 from __future__ import annotations
 
 import os
+import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,27 @@ class Certificates:
         cert, key, *client_ca = [_pem(path) for path in self._files]
         if b"PRIVATE KEY" not in key:
             raise CertificateError(f"{self._files[1]} has no private key")
+        self._check()
         return grpc.ssl_server_certificate_configuration([(key, cert)], client_ca[0] if client_ca else None)
+
+    def _check(self) -> None:
+        """Raises CertificateError for files that gRPC would take and then fail every handshake with: damaged ones, and
+        a certificate of another key, as there is between the replacement of one file and the other."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        cert, key, *client_ca = self._files
+        try:
+            context.load_cert_chain(cert, key, password="")  # or it asks the terminal for that of an encrypted key
+        except OSError as error:  # which an SSLError is
+            raise CertificateError(f"{cert} and {key} are no certificate and its key: {_reason(error)}") from None
+        try:
+            for path in client_ca:
+                context.load_verify_locations(path)
+        except OSError as error:
+            raise CertificateError(f"{client_ca[0]} has no certificate of an authority: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    return (error.reason if isinstance(error, ssl.SSLError) else error.strerror) or type(error).__name__
 
 
 def _stat(path: Path) -> os.stat_result:

@@ -72,14 +72,15 @@ TABLE: dict[type[errors.CarouselError], Row] = {
 
 def to_message(error: errors.CarouselError, max_length: int = MAX_MESSAGE_LENGTH) -> error_pb2.Error:
     """The error as it travels inside a stream. Its text has at most `max_length` characters, its field and each fact
-    at most MAX_FACT_LENGTH, whatever a request made them quote. Raises KeyError for a class that the table lacks."""
-    row = TABLE[type(error)]
+    at most MAX_FACT_LENGTH, or `max_length` if that is less, whatever a request made them quote. Raises KeyError for a
+    class that the table lacks."""
+    row, fact_length = TABLE[type(error)], min(max_length, MAX_FACT_LENGTH)
     message = error_pb2.Error(
         code=row.code.value[0],
         message=errors.shortened(error.message, max_length),
         reason=row.reason,
-        field=errors.shortened(error.field, MAX_FACT_LENGTH),
-        metadata={name: errors.shortened(str(value), MAX_FACT_LENGTH) for name, value in error.facts.items()},
+        field=errors.shortened(error.field, fact_length),
+        metadata={name: errors.shortened(str(value), fact_length) for name, value in error.facts.items()},
     )
     if error.retry_delay_s is not None:
         message.retry_delay.FromNanoseconds(round(error.retry_delay_s * 1e9))

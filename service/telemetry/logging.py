@@ -76,4 +76,8 @@ class _Forwarder(logging.Handler):
         """Logs a record as `library.message`."""
         level = "error" if record.levelno >= logging.ERROR else "warning"
         error = record.exc_info[1] if record.exc_info else None
-        getattr(log, level)("library.message", logger=record.name, message=record.getMessage()[:2000], exc_info=error)
+        try:
+            message = record.getMessage()[:2000]
+        except (TypeError, ValueError):  # its arguments do not go with its text
+            message = str(record.msg)[:2000]
+        getattr(log, level)("library.message", logger=record.name, message=message, exc_info=error)

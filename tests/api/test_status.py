@@ -189,7 +189,9 @@ def size_of(context: Context) -> int:
 async def test_a_failed_calls_status_fits_what_clients_take_whatever_it_quotes(letter: str, length: int) -> None:
     """Clients take 8 KiB by default, and see an error of the transport in place of a larger status."""
     text = letter * length
-    error = errors.ModelNotFoundError(f"model = {text} is not here", field=text, retry_delay_s=1.0, model=text)
+    error = errors.ModelNotFoundError(
+        f"model = {text} is not here", field=text, retry_delay_s=1.0, model=text, owner=text, variant=text
+    )
     context = await aborted(error)
     assert size_of(context) <= 8 * 1024 - 512
     assert context.code is grpc.StatusCode.NOT_FOUND
