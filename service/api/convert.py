@@ -241,7 +241,7 @@ def fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary | No
         for token_id, log_probability in zip(output.token_ids, output.log_probabilities, strict=True):
             message.tokens.add(id=token_id, text=vocabulary.names[token_id], log_probability=log_probability)
     else:
-        tokens = token_messages(vocabulary)
+        tokens = vocabulary.derived.get("tokens") or token_messages(vocabulary)
         for token_id in output.token_ids:
             message.tokens.append(tokens[token_id])
     if output.logits is not None:

@@ -30,6 +30,7 @@ class Certificates:
         self._lock = threading.Lock()
         self._stamps = self._look()
         self._first = self._read()
+        self._problem = ""
         self._next: grpc.ServerCertificateConfiguration | None = None
 
     def reload(self) -> bool:
@@ -39,11 +40,12 @@ class Certificates:
             try:
                 self._stamps, self._next = self._look(), self._read()
             except CertificateError as error:
-                problem: CertificateError | None = error
-            else:
-                problem = None
-        self._on_change(problem)
-        return problem is None
+                self._problem = ""
+                self._report(error)
+                return False
+            self._problem = ""
+        self._on_change(None)
+        return True
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """For `add_secure_port`."""
@@ -60,14 +62,22 @@ class Certificates:
             try:
                 stamps = self._look()
                 if stamps == self._stamps:
+                    self._problem = ""
                     return reloaded  # `reload` has reported it
                 self._stamps = stamps
                 configuration = self._read()
             except CertificateError as error:
-                self._on_change(error)
+                self._report(error)
                 return reloaded
+            self._problem = ""
         self._on_change(None)
         return configuration
+
+    def _report(self, error: CertificateError) -> None:
+        """Tells `on_change`, once for each problem: gRPC asks before every handshake."""
+        if str(error) != self._problem:
+            self._problem = str(error)
+            self._on_change(error)
 
     def _look(self) -> list[tuple[int, int]]:
         return [(status.st_mtime_ns, status.st_ino) for status in (_stat(path) for path in self._files)]

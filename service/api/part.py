@@ -59,7 +59,7 @@ class Part:
             pairs = zip(token_ids, self._log_probabilities, strict=True)
             tokens = [pb.Token(id=token, text=names[token], log_probability=p) for token, p in pairs]
             return pb.Generated(tokens=tokens, finish_reason=self.finish_reason)
-        forms = _wire_forms(vocabulary)
+        forms = vocabulary.derived.get("generated") or _wire_forms(vocabulary)
         generated = pb.Generated.FromString(b"".join([forms[token] for token in token_ids]))
         generated.finish_reason = self.finish_reason
         return generated

@@ -61,6 +61,7 @@ class Principals:
         self._path = path
         self._on_error = on_error
         self._clock = clock
+        self._problem = ""
         self._callers: dict[str, Caller] = {}
         self._by_digest: list[tuple[bytes, Caller]] = []
         self._seen = self._stamp()
@@ -86,14 +87,8 @@ class Principals:
     def reload(self) -> bool:
         """Reads the file now, changed or not. Returns whether it is good; of one that is not, `on_error` hears, and the
         principals before stay."""
-        self._looked_at_s = self._clock()
-        try:
-            self._seen = self._stamp()
-            self._take(_read(self._path))
-        except TokenFileError as error:
-            self._on_error(error)
-            return False
-        return True
+        self._problem = ""
+        return self._reload()
 
     def _look(self) -> None:
         now_s = self._clock()
@@ -103,10 +98,28 @@ class Principals:
         try:
             is_changed = self._stamp() != self._seen
         except TokenFileError as error:
-            self._on_error(error)
+            self._report(error)
             return
         if is_changed:
-            self.reload()
+            self._reload()
+        else:
+            self._problem = ""
+
+    def _reload(self) -> bool:
+        try:
+            self._seen = self._stamp()
+            self._take(_read(self._path))
+        except TokenFileError as error:
+            self._report(error)
+            return False
+        self._problem = ""
+        return True
+
+    def _report(self, error: TokenFileError) -> None:
+        """Tells `on_error`, once for each problem: the file is looked at every second."""
+        if str(error) != self._problem:
+            self._problem = str(error)
+            self._on_error(error)
 
     def _take(self, file: _File) -> None:
         self._by_digest = []
