@@ -257,9 +257,9 @@ async def test_a_folder_that_is_away_is_reported_once_and_harms_nothing(scene: S
     assert scene.engine("late") is scene.engines[1]
 
 
-@pytest.mark.parametrize("name", ["9" * 5000, "01", "\N{ARABIC-INDIC DIGIT ONE}", "1.5"])
+@pytest.mark.parametrize("name", ["9" * 200, "01", "\N{ARABIC-INDIC DIGIT ONE}", "1.5"])
 async def test_a_folder_that_is_no_version_is_passed_over(scene: Scene, name: str) -> None:
-    (scene.folder / "lm" / name[:200]).mkdir()
+    (scene.folder / "lm" / name).mkdir()
     await scene.hosting.start()
     assert list(scene.hosting.repository.bundles) == [("lm", 1)]
     assert not scene.hosting.repository.problems

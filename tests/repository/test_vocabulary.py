@@ -199,13 +199,18 @@ def test_what_a_vocabulary_lacks_is_its_unknown_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["characters", "whitespace"])
-@pytest.mark.parametrize("text", ["a" * 4_000_000, "a " * 2_000_000, "\N{GRINNING FACE}" * 1_000_000])
+@pytest.mark.parametrize(
+    "text", ["a" * 4_000_000, "a " * 2_000_000, "\N{GRINNING FACE}" * 1_000_000], ids=["one", "many", "wide"]
+)
 def test_a_text_of_megabytes_is_refused_at_once(tokenizer: str, text: str) -> None:
     vocabulary = Vocabulary(["a", "b"], owner="v", tokenizer=tokenizer, lowercase=True)
-    began = time.perf_counter()
-    with pytest.raises((SequenceTooLongError, UnknownTokenError)) as refusal:
-        vocabulary.ids_of_text(text, field="prompt.text", limit=48)
-    assert time.perf_counter() - began < 0.005
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        with pytest.raises((SequenceTooLongError, UnknownTokenError)) as refusal:
+            vocabulary.ids_of_text(text, field="prompt.text", limit=48)
+        took.append(time.perf_counter() - began)
+    assert min(took) < 0.03, "looking at two million words takes ten times as long"
     assert len(str(refusal.value)) < 400
 
 
