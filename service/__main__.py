@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from service.api.principals import new_token
-from service.doors import StartError
+from service.listeners import StartError
 from service.probe import probe
 from service.repository.repository import RepositoryError, scan
 from service.server import Server
@@ -54,12 +54,8 @@ async def serve(settings: Settings) -> None:
     # An engine's thread that comes back from a run waits for the event loop to give up the GIL, by default for 5 ms,
     # many times a batch.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    server = Server(settings)
-    try:
-        await server.start()
-        await server.wait()
-    finally:
-        await server.stop()
+    asyncio.get_running_loop().set_exception_handler(logging.loop_exception)
+    await Server(settings).run()
 
 
 def make_token(arguments: list[str]) -> int:

@@ -25,10 +25,11 @@
     │   ├── UnauthenticatedError       nobody knows who it is
     │   └── ForbiddenError             it is known, and may not
     ├── LoadError                      the server is full, or leaving; sending it again may help
+    │   ├── AnswerTooLargeError        the answer would be over the limit of a message: asking for less helps
+    │   ├── TooManyCallsError
     │   ├── TooManySessionsError
     │   │   └── NoSlotError            some of them could be put aside
     │   ├── QueueFullError
-    │   ├── AnswerTooLargeError        ask for less in one request
     │   ├── RateLimitedError           the principal asks too often
     │   ├── ShuttingDownError
     │   ├── StoreUnavailableError      the store is down, slow or full
@@ -38,10 +39,31 @@
         ├── ModelUnavailableError      the bundle could not be loaded
         └── EngineError                a graph run failed
 
-Errors carry facts; `api.status` alone turns them into gRPC statuses.
+Errors carry facts; `api.status` alone turns them into gRPC statuses. Messages quote a request's values by `quoted`.
 """
 
 from __future__ import annotations
+
+_QUOTED_LENGTH = 140
+"""A whole session id of the greatest length, and some more."""
+_QUOTED_ITEMS = 8
+
+
+def quoted(value: object) -> str:
+    """A value of a request as a message shows it: its `repr`, cut short. Takes the same time for any size."""
+    if isinstance(value, list | tuple):
+        shown = ", ".join(map(quoted, value[:_QUOTED_ITEMS]))
+        return f"[{shown}]" if len(value) <= _QUOTED_ITEMS else f"[{shown}, ... {len(value)} in all]"
+    if isinstance(value, str) and len(value) > _QUOTED_LENGTH:
+        value = value[:_QUOTED_LENGTH] + "..."
+    elif isinstance(value, bytes) and len(value) > _QUOTED_LENGTH:
+        value = value[:_QUOTED_LENGTH] + b"..."
+    return shortened(repr(value), 2 * _QUOTED_LENGTH)
+
+
+def shortened(text: str, limit: int) -> str:
+    """A text, or as much of its beginning as `limit` characters hold together with three dots that say so."""
+    return text if len(text) <= limit else text[: max(0, limit - 3)] + "..."
 
 
 class CarouselError(Exception):
@@ -76,7 +98,7 @@ class EmptySequenceError(InvalidFieldError):
 
 
 class SequenceTooLongError(InvalidFieldError):
-    """A sequence, or the answer that it asks for, is over a limit."""
+    """A sequence is over a limit."""
 
 
 class ModelNotFoundError(CallerError):
@@ -151,6 +173,14 @@ class LoadError(CarouselError):
     """The server cannot take the request now."""
 
 
+class AnswerTooLargeError(LoadError):
+    """The answer would be larger than one message may be. It has no retry delay: the same request never succeeds."""
+
+
+class TooManyCallsError(LoadError):
+    """The server has as many calls in progress as it may have."""
+
+
 class TooManySessionsError(LoadError):
     """The server has as many sessions as it may have."""
 
@@ -161,10 +191,6 @@ class NoSlotError(TooManySessionsError):
 
 class QueueFullError(LoadError):
     """A bounded queue is full."""
-
-
-class AnswerTooLargeError(LoadError):
-    """The answer would be larger than a message may be."""
 
 
 class RateLimitedError(LoadError):

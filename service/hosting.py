@@ -2,35 +2,58 @@
 
 Rules:
 
-1. A version that cannot be loaded replaces nothing, and is told of as a problem.
-2. A version that is served no more keeps its engines for as long as there are sessions with it.
-3. What is loaded is not looked at again: a bundle never changes, a new one has a new version.
+1. A version that cannot be loaded, or whose engines cannot start, replaces nothing and is reported as a problem.
+2. An unloaded version keeps its engines for as long as a session uses one of them. Engines are counted, not versions: a
+   version may be unloaded, loaded and unloaded again while sessions still use its first engines.
+3. A loaded bundle is not read again: a bundle never changes, a new one has a new version.
+4. A version that was unloaded stays unloaded, also for who watches the folder, until somebody asks for it by `load`,
+   or until its manifest is another file.
+5. Loads run one after another, and each to its end, also when its caller has gone: a started engine always has an
+   owner.
 
-Event loop only, but for what blocks, which is done aside.
+Event loop only, but for what blocks, which runs in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from service.engine.engine import Engine
-from service.errors import ModelNotFoundError
+from service.errors import ModelNotFoundError, ModelUnavailableError, quoted
 from service.observer import ModelObserver
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
-from service.repository.repository import Problem, Repository, load_version, scan, versions_in
+from service.repository.repository import (
+    Problem,
+    Repository,
+    RepositoryError,
+    Stamp,
+    check_models,
+    load_version,
+    stamps_in,
+)
 from service.repository.runtime import Runtimes
 from service.sessions.session import Served
 
 Key = tuple[str, int]
 """A model and a version."""
+_LISTED = 20
+Result = TypeVar("Result")
+
+
+class _Leaving(NamedTuple):
+    """The engines of one load of a version that has been unloaded."""
+
+    key: Key
+    engines: list[Engine]
 
 
 class Hosting:
-    """Loads, finds and lets go. make_engine(bundle, variant): one that is not started; count(key): sessions with a
-    version."""
+    """Loads, finds and unloads versions. make_engine(bundle, variant): an engine that is not started;
+    num_sessions(engine): how many sessions use it, those that are being opened on it with them."""
 
     def __init__(
         self,
@@ -39,40 +62,54 @@ class Hosting:
         observer: ModelObserver,
         *,
         make_engine: Callable[[Bundle, str], Engine],
-        count: Callable[[Key], int],
+        num_sessions: Callable[[Engine], int],
     ) -> None:
         self.repository = Repository(folder)
         self._runtimes = runtimes
         self._observer = observer
         self._make_engine = make_engine
-        self._count = count
+        self._num_sessions = num_sessions
         self._served: dict[tuple[str, int, str], Served] = {}
-        self._leaving: dict[Key, list[Engine]] = {}
+        self._leaving: list[_Leaving] = []
+        self._unloaded: dict[Key, Stamp] = {}
+        self._stamps: dict[Key, Stamp] = {}
         self._loading = asyncio.Lock()
+        self._starting: Key | None = None
+        self._work: set[asyncio.Task[Any]] = set()
+        self._is_folder_lost = False
+        self._is_stopping = False
 
     async def start(self) -> None:
-        """Loads what the repository has. Raises RepositoryError."""
-        found = await asyncio.to_thread(scan, self.repository.folder, self._runtimes)
-        for problem in found.problems.values():
-            self._note(problem)
-        for bundle in found.bundles.values():
-            await self._serve(bundle)
+        """Loads the versions of the folder. Raises RepositoryError. Cancelling it ends it after the version in hand."""
+        folder = self.repository.folder
+        if not await asyncio.to_thread(folder.is_dir):
+            raise RepositoryError(f"models: {folder} is not a folder")
+        try:
+            there = await asyncio.to_thread(stamps_in, folder)
+        except OSError as error:
+            raise RepositoryError(f"models: {folder} cannot be read: {error.strerror}") from error
+        check_models(folder, there, self._runtimes)
+        await self._to_the_end(self._load_all(there, there, ()))
 
     async def stop(self) -> None:
-        """Ends every engine."""
+        """Stops every engine, once a load that is in progress has ended."""
+        self._is_stopping = True
+        while self._work:
+            await asyncio.wait(self._work)
         engines = [served.engine for served in self._served.values()]
-        for engine in (*engines, *(one for some in self._leaving.values() for one in some)):
-            await asyncio.to_thread(engine.stop)
+        engines += [engine for group in self._leaving for engine in group.engines]
+        self._leaving.clear()
+        await asyncio.to_thread(_stop_all, engines)
 
     def find(self, model: str, version: int, variant: str) -> Served:
-        """What serves a model: the newest version for 0, the base for no variant. Raises ModelNotFoundError and
-        ModelUnavailableError."""
+        """The bundle and the engine for a model: the newest version for 0, the base for no variant. Raises
+        ModelNotFoundError and ModelUnavailableError."""
         bundle = self.repository.find(model, version)
         served = self._served.get((bundle.model, bundle.version, variant or BASE_VARIANT))
         if served is None:
             raise ModelNotFoundError(
-                f"variant = {variant!r} of model {bundle.model!r} version {bundle.version} does not exist: there is"
-                f" {', '.join(bundle.variants)}",
+                f"variant = {quoted(variant)} of model {bundle.model!r} version {bundle.version} does not exist: there"
+                f" is {', '.join(bundle.variants)}",
                 field="variant",
                 model=bundle.model,
                 version=bundle.version,
@@ -83,64 +120,159 @@ class Hosting:
         """Loads versions of the folder that are not served: of one model, or of all when it is empty; one, or all for
         0. Returns those that it has looked at, in order, and those that were served already.
 
-        Raises ModelNotFoundError when the folder has no such version.
+        Raises ModelNotFoundError when the folder has no such version, ModelUnavailableError when it cannot be read.
         """
-        async with self._loading:
-            there = await asyncio.to_thread(versions_in, self.repository.folder)
-            wanted = [key for key in there if model in ("", key[0]) and version in (0, key[1])]
-            if not wanted and (model or version):
-                told = ", ".join(f"{name}/{number}" for name, number in there) or "none"
-                raise ModelNotFoundError(
-                    f"model = {model!r}, version = {version}: the repository has no such version, it has {told}",
-                    field="model",
-                    model=model,
-                )
-            found: list[Bundle | Problem] = []
-            for key in wanted:
-                bundle = self.repository.bundles.get(key)
-                found.append(bundle if bundle is not None else await self._load(key))
-            return found
+        try:
+            there = await asyncio.to_thread(stamps_in, self.repository.folder)
+        except OSError as error:
+            raise ModelUnavailableError(
+                f"the folder of models cannot be read now: {error.strerror}", model=model, version=version
+            ) from error
+        wanted = [key for key in there if model in ("", key[0]) and version in (0, key[1])]
+        if not wanted and (model or version):
+            listed = ", ".join(f"{name}/{number}" for name, number in list(there)[:_LISTED]) or "none"
+            raise ModelNotFoundError(
+                f"model = {quoted(model)}, version = {version}: the repository has no such version, it has {listed}",
+                field="model",
+                model=model,
+            )
+        return await self._to_the_end(self._load_all(wanted, there, ()))
+
+    async def look(self) -> None:
+        """Loads what the folder has of new versions; one that was unloaded only when its manifest is another file. A
+        folder that cannot be read is reported once, until it can."""
+        try:
+            there = await asyncio.to_thread(stamps_in, self.repository.folder)
+        except OSError as error:
+            if not self._is_folder_lost:
+                self._is_folder_lost = True
+                self._observer.repository_lost(str(error))
+            return
+        if self._is_folder_lost:
+            self._is_folder_lost = False
+            self._observer.repository_found()
+        passed_over = [key for key, stamp in self._unloaded.items() if there.get(key) in (stamp, None)]
+        await self._to_the_end(self._load_all(there, there, passed_over))
 
     async def unload(self, model: str, version: int) -> int:
-        """Serves a version no more. Returns how many sessions are still with it. Raises ModelNotFoundError and
-        ModelUnavailableError."""
+        """Stops serving a version. Returns how many sessions still use it, also when it was unloaded before: a call may
+        be sent again. Raises ModelNotFoundError and ModelUnavailableError."""
         if version == 0:
             raise ModelNotFoundError("version = 0: which one is to be unloaded must be said", field="version")
-        bundle = self.repository.find(model, version)
-        key = (bundle.model, bundle.version)
-        del self.repository.bundles[key]
-        self._leaving[key] = [self._served.pop((*key, variant)).engine for variant in bundle.variants]
-        self._observer.model_unloaded(*key)
+        key = (model, version)
+        if key in self.repository.bundles or key not in self._unloaded:
+            bundle = self.repository.find(model, version)
+            del self.repository.bundles[key]
+            engines = [self._served.pop((*key, variant)).engine for variant in bundle.variants]
+            self._leaving.append(_Leaving(key, engines))
+            self._unloaded[key] = self._stamps.pop(key)
+            self._observer.model_unloaded(*key)
+        count = sum(self._num_sessions(one) for group in self._leaving if group.key == key for one in group.engines)
         await self.reap()
-        return self._count(key)
+        return count
 
     async def reap(self) -> None:
-        """Ends the engines of versions that are served no more and have no session left."""
-        for key in [key for key in self._leaving if not self._count(key)]:
-            for engine in self._leaving.pop(key):
-                await asyncio.to_thread(engine.stop)
+        """Stops the engines of unloaded versions that no session uses any more."""
+        unused = [group for group in self._leaving if not any(map(self._num_sessions, group.engines))]
+        if not unused:
+            return
+        # before anything is awaited: nobody else stops them, and `find` has not given them away since they left
+        self._leaving = [group for group in self._leaving if group not in unused]
+        await self._to_the_end(self._stop(unused))
 
-    async def _load(self, key: Key) -> Bundle | Problem:
-        found = await asyncio.to_thread(load_version, self.repository.folder, key, self._runtimes)
-        if isinstance(found, Problem):
-            self._note(found)
-        else:
-            await self._serve(found)
+    async def _stop(self, groups: Sequence[_Leaving]) -> None:
+        await asyncio.to_thread(_stop_all, [engine for group in groups for engine in group.engines])
+        used = {*self.repository.bundles, *(group.key for group in self._leaving), self._starting}
+        for key in {group.key for group in groups} - used:
+            self._observer.model_dropped(*key)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Awaits work that goes on when this is cancelled. `stop` waits for it."""
+        task = asyncio.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_report)
+            raise
+
+    async def _load_all(
+        self, wanted: Collection[Key], there: Mapping[Key, Stamp], passed_over: Collection[Key]
+    ) -> list[Bundle | Problem]:
+        found: list[Bundle | Problem] = []
+        async with self._loading:
+            for key in wanted:
+                if key in passed_over or self._is_stopping:
+                    continue
+                bundle = self.repository.bundles.get(key)
+                found.append(bundle if bundle is not None else await self._load(key, there[key]))
         return found
 
-    async def _serve(self, bundle: Bundle) -> None:
-        engines = {variant: self._make_engine(bundle, variant) for variant in bundle.variants}
-        for engine in engines.values():
-            await asyncio.to_thread(engine.start)
+    async def _load(self, key: Key, stamp: Stamp) -> Bundle | Problem:
+        self._starting = key
+        try:
+            found = await asyncio.to_thread(load_version, self.repository.folder, key, self._runtimes)
+            if isinstance(found, Bundle):
+                found = await self._serve(found, stamp)
+        finally:
+            self._starting = None
+        if isinstance(found, Problem):
+            self._note(found)
+        return found
+
+    async def _serve(self, bundle: Bundle, stamp: Stamp) -> Bundle | Problem:
+        """Starts the engines of a version: all of them, or none and a problem."""
+        engines: dict[str, Engine] = {}
+        try:
+            for variant in bundle.variants:
+                engines[variant] = self._make_engine(bundle, variant)
+            await asyncio.to_thread(_start_all, list(engines.values()))
+        except (
+            Exception
+        ) as error:  # of ONNX Runtime, which runs the graphs here for the first time, or for want of memory
+            return Problem(bundle.model, bundle.version, f"its engine cannot start: {error or type(error).__name__}")
         key = (bundle.model, bundle.version)
         for variant, engine in engines.items():
             self._served[*key, variant] = Served(bundle, engine, variant)
+        self._stamps[key] = stamp
+        self._unloaded.pop(key, None)
         self.repository.problems.pop(key, None)
         self.repository.bundles[key] = bundle
         self._observer.model_loaded(*key, list(engines))
+        return bundle
 
     def _note(self, problem: Problem) -> None:
         key = (problem.model, problem.version)
         if self.repository.problems.get(key) != problem:
             self.repository.problems[key] = problem
             self._observer.model_failed(*key, problem.reason)
+
+
+def _report(task: asyncio.Task[Any]) -> None:
+    """Hands the error of work whose caller has gone to the event loop, which logs it."""
+    if not task.cancelled() and task.exception() is not None:
+        context = {"message": "work that nobody waits for failed", "exception": task.exception(), "task": task}
+        task.get_loop().call_exception_handler(context)
+
+
+def _start_all(engines: Sequence[Engine]) -> None:
+    """Starts engines; when one cannot start, stops those before it and raises."""
+    for place, engine in enumerate(engines):
+        try:
+            engine.start()
+        except BaseException:
+            _stop_all(engines[:place])
+            raise
+
+
+def _stop_all(engines: Sequence[Engine]) -> None:
+    """Stops engines, each of them also when another cannot be stopped. Raises what the last of those raised."""
+    failure: BaseException | None = None
+    for engine in engines:
+        try:
+            engine.stop()
+        except BaseException as error:
+            failure = error
+    if failure is not None:
+        raise failure

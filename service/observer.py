@@ -151,7 +151,16 @@ class ModelObserver(Protocol):
         """A version cannot be served. Told once for each reason."""
 
     def model_unloaded(self, model: str, version: int) -> None:
-        """A version is served no more; sessions may still be with it."""
+        """A version was unloaded; sessions may still use it."""
+
+    def model_dropped(self, model: str, version: int) -> None:
+        """No session uses an unloaded version any more, and its engines have stopped."""
+
+    def repository_lost(self, reason: str) -> None:
+        """The folder of models cannot be read. Called once, until it can be read again."""
+
+    def repository_found(self) -> None:
+        """It can be read again."""
 
 
 class ApiObserver(Protocol):

@@ -1,17 +1,17 @@
-"""The composition root: makes the parts, starts, drains and stops them. The only room that knows them all."""
+"""The composition root: makes the parts, starts, drains and stops them. The only module that knows them all."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Thread
 from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
@@ -21,9 +21,11 @@ from service.api.inference import Inference
 from service.api.interceptors import CallInterceptor
 from service.api.models import Models
 from service.api.sessions import Sessions
-from service.doors import StartError, listen, make_probes, make_server, make_tracing, principals
+from service.background import Background
 from service.engine.engine import Engine
+from service.health import ModelHealth
 from service.hosting import Hosting
+from service.listeners import StartError, certificates_of, listen, make_probes, make_server, make_tracing, principals
 from service.repository.bundle import Bundle
 from service.repository.repository import RepositoryError
 from service.sessions.service import SessionService
@@ -32,8 +34,10 @@ from service.sessions.storage import Storage
 from service.sessions.stores.base import StateStore, StoreError
 from service.sessions.stores.opening import open_store, signing_key
 from service.settings import Settings
+from service.signals import handle_signals
 from service.telemetry.metrics import Metrics
-from service.telemetry.observers import EngineTelemetry, ModelTelemetry, Occupancy, SessionTelemetry, StoreTelemetry
+from service.telemetry.models import ModelTelemetry
+from service.telemetry.observers import EngineTelemetry, Occupancy, SessionTelemetry, StoreTelemetry
 
 log = structlog.get_logger()
 
@@ -58,7 +62,7 @@ class Addresses:
 
 
 class Server:
-    """One server: `start`, then `wait`, then `stop`. All of it on one event loop."""
+    """One server: `run` it, or `start`, then `wait`, then `stop`. All of it on one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -69,31 +73,56 @@ class Server:
         self._hosting = Hosting(
             settings.models,
             settings.runtimes,
-            ModelTelemetry(self._metrics, self._models_changed),
+            ModelTelemetry(self._metrics, self._telemetry, self._models_changed),
             make_engine=self._make_engine,
-            count=self._count,
+            num_sessions=self._num_sessions,
         )
+        self._model_health = ModelHealth(self._health, self._hosting.repository)
         self._sessions: SessionService | None = None
         self._storage: Storage | None = None
         self._inference: Inference | None = None
         self._grpc: grpc.aio.Server | None = None
         self._probes: grpc.aio.Server | None = None
         self._http: tuple[WSGIServer, Thread] | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self._told_models: set[str] = set()
+        self._background = Background()
+        self._principals = principals(settings)
+        self._certificates = certificates_of(settings)
         self._leave = asyncio.Event()
         self._crash: BaseException | None = None
 
+    async def run(self) -> None:
+        """Starts, serves until a signal comes, and stops. A signal that comes while it starts ends that, too.
+
+        Raises StartError, and what crashed an engine, if one did.
+        """
+        starting = asyncio.create_task(self.start())
+        leaving = asyncio.create_task(self._leave.wait())
+        try:
+            await asyncio.wait((starting, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+            else:
+                starting.cancel()
+                with suppress(asyncio.CancelledError):
+                    await starting
+            await self.wait()
+        finally:
+            leaving.cancel()
+            await self.stop()
+
     async def start(self) -> Addresses:
-        """Opens the store, loads the repository, warms the engines up, and listens. Raises StartError."""
+        """Handles signals from here on, opens the store, loads the repository, warms the engines up, and listens.
+        Raises StartError."""
         settings = self._settings
+        handle_signals(self._leave.set, self._on_reload)
+        log.info("server.starting")
         await self._open_sessions()
         try:
             await self._hosting.start()
         except RepositoryError as error:
             raise StartError(str(error)) from error
         self._grpc = self._make_grpc()
-        port, health_port = listen(self._grpc, settings), 0
+        port, health_port = listen(self._grpc, settings, self._certificates), 0
         probes = make_probes(settings, self._health)
         try:
             if settings.metrics:
@@ -104,12 +133,12 @@ class Server:
         if probes is not None:
             self._probes, health_port = probes
             await self._probes.start()
-        for name in ("", *SERVICES):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        await self._set_model_health()
-        self._tasks.append(asyncio.create_task(self._expire_for_ever()))
+        await self._model_health.start(SERVICES)
+        interval_s = min(1.0, settings.idle_timeout_s / 4)
+        self._background.repeat("expire", interval_s, self._expire)
+        self._background.repeat("reap", interval_s, self._hosting.reap)
         if settings.watch_models_s:
-            self._tasks.append(asyncio.create_task(self._watch_for_ever(settings.watch_models_s)))
+            self._background.repeat("watch", settings.watch_models_s, self._hosting.look)
         addresses = Addresses(port, 0 if self._http is None else self._http[0].server_port, health_port)
         models = (
             ", ".join(f"{model}/{version}" for model, version in sorted(self._hosting.repository.bundles)) or "none"
@@ -125,10 +154,7 @@ class Server:
         return addresses
 
     async def wait(self) -> None:
-        """Returns when SIGTERM or SIGINT comes. Raises what crashed an engine, if one did."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._leave.set)
+        """Returns when SIGTERM or SIGINT has come. Raises what crashed an engine, if one did."""
         await self._leave.wait()
         if self._crash is not None:
             raise self._crash
@@ -138,8 +164,7 @@ class Server:
         is to be stored, and stops."""
         if self._sessions is not None:
             await self._drain(self._sessions)
-        for task in self._tasks:
-            task.cancel()
+        await self._background.stop()
         if self._inference is not None:
             self._inference.end_streams()
         if self._grpc is not None:
@@ -224,13 +249,14 @@ class Server:
         telemetry.watch(occupancy, num_slots=limits.num_slots, state_bytes=engine.session_bytes)
         return engine
 
-    def _count(self, key: tuple[str, int]) -> int:
-        return 0 if self._sessions is None else self._sessions.count(*key)
+    def _num_sessions(self, engine: Engine) -> int:
+        return 0 if self._sessions is None else self._sessions.num_sessions(engine)
 
     def _make_grpc(self) -> grpc.aio.Server:
         settings, sessions = self._settings, self._sessions
         assert sessions is not None  # noqa: S101  # opened before
-        server = make_server(settings, (CallInterceptor(self._telemetry, principals(settings).find),))
+        interceptor = CallInterceptor(self._telemetry, self._principals.find, max_calls=settings.max_calls)
+        server = make_server(settings, (interceptor,))
         domain = Domain(self._hosting, sessions, settings.policy_limits)
         self._inference = Inference(domain, self._telemetry)
         inference_pb2_grpc.add_InferenceServicer_to_server(self._inference, server)
@@ -243,34 +269,28 @@ class Server:
 
     def _models_changed(self) -> None:
         if self._grpc is not None:
-            self._tasks.append(asyncio.create_task(self._set_model_health()))
+            self._background.start("health", self._model_health.update())
 
-    async def _set_model_health(self) -> None:
-        """Each model as `model/version`; a model's name stands for its newest that is served."""
-        repository = self._hosting.repository
-        told = dict.fromkeys(self._told_models, health_pb2.HealthCheckResponse.NOT_SERVING)
-        for keys, status in (
-            (repository.problems, health_pb2.HealthCheckResponse.NOT_SERVING),
-            (repository.bundles, health_pb2.HealthCheckResponse.SERVING),
-        ):
-            for model, version in sorted(keys):
-                told[model] = told[f"{model}/{version}"] = status
-        self._told_models = set(told)
-        for name, status in told.items():
-            await self._health.set(name, status)
+    async def _expire(self) -> None:
+        if self._sessions is not None:
+            self._sessions.expiry.expire()
 
-    async def _expire_for_ever(self) -> None:
-        interval_s = min(1.0, self._settings.idle_timeout_s / 4)
-        while True:
-            await asyncio.sleep(interval_s)
-            if self._sessions is not None:
-                self._sessions.expiry.expire()
-            await self._hosting.reap()
+    def _on_reload(self) -> None:
+        if self._leave.is_set():
+            log.info("server.not_reloaded", reason="it is leaving")
+        else:
+            self._background.start("reload", self._reload())
 
-    async def _watch_for_ever(self, interval_s: float) -> None:
-        while True:
-            await asyncio.sleep(interval_s)
-            await self._hosting.load()
+    async def _reload(self) -> None:
+        """Reads tokens and certificates again, and loads new versions of models. A file that is no good is logged, and
+        what it said before holds."""
+        log.info("server.reloading")
+        if self._principals.reload() and self._settings.tokens_file is not None:
+            log.info("tokens.reloaded")
+        if self._certificates is not None:
+            await asyncio.to_thread(self._certificates.reload)
+        await self._hosting.look()
+        log.info("server.reloaded")
 
     def _on_crash(self, error: BaseException) -> None:
         log.error("engine.crashed", exc_info=error)

@@ -22,6 +22,9 @@ _OF_THE_CLIENT = {"TARGET", "TOKEN"}
 _OF_KUBERNETES = re.compile(r"CAROUSEL_(SERVICE_|PORT_\d)")
 """What Kubernetes sets for a service of that name."""
 
+_FRAMING_BYTES = 512
+"""The most that a response has beside its answer: ids of a request and a session, positions, and what frames fields."""
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -97,6 +100,8 @@ class Settings(BaseSettings):
     """Tokens that a generation may be ahead of what has been written to its client."""
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * 1024 * 1024
     """Size of one message, either way."""
+    max_calls: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
+    """Calls in progress at once, of which each stream is one; more are refused with a retry delay."""
     num_tombstones: Annotated[int, Field(ge=0)] = 10_000
     """Closed sessions whose end is remembered, so that who comes back is told why."""
 
@@ -202,7 +207,7 @@ class Settings(BaseSettings):
             max_in_flight=self.max_in_flight,
             max_forks=self.max_forks,
             generation_window=self.generation_window,
-            max_answer_bytes=self.max_message_bytes,
+            max_answer_bytes=self.max_message_bytes - _FRAMING_BYTES,
             num_tombstones=self.num_tombstones,
             replay_tokens=self.replay_tokens,
             max_marks=self.max_marks,

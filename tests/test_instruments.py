@@ -12,6 +12,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.telemetry.instruments import Counter, Gauge, Histogram
+from service.telemetry.metrics import Metrics
+from service.telemetry.models import ModelTelemetry
+from service.telemetry.observers import EngineTelemetry, Occupancy, SessionTelemetry
 
 BOUNDS = (0.1, 0.5, 1.0, 10.0)
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -78,3 +81,25 @@ def test_nothing_observed_is_lost_while_others_read() -> None:
 def test_a_wrong_number_of_labels_is_refused() -> None:
     with pytest.raises(ValueError, match="g has the labels"):
         Gauge("g", "text", ("a", "b"), CollectorRegistry()).labels("x")
+
+
+def test_a_version_that_is_dropped_leaves_no_metric_behind() -> None:
+    metrics = Metrics()
+    sessions = SessionTelemetry(metrics)
+    models = ModelTelemetry(metrics, sessions, lambda: None)
+    before = generate_latest(metrics.registry).decode().count("g2p")
+    for version in (1, 2):
+        models.model_loaded("g2p", version, ["fp32"])
+        EngineTelemetry(metrics, "g2p", version, "fp32").watch(lambda: Occupancy(0, 0), num_slots=1, state_bytes=1)
+        sessions.session_opened("g2p", version, "s")
+        sessions.request_answered("g2p", version, "feed", 0.1, 1, trace=None)
+        sessions.session_closed("g2p", version, "s", "client", 1)
+    models.model_unloaded("g2p", 1)
+    models.model_dropped("g2p", 1)
+    text = generate_latest(metrics.registry).decode()
+    assert before == 0
+    assert 'version="1"' not in "".join(line for line in text.splitlines() if "g2p" in line)
+    assert 'carousel_sessions_opened_total{model="g2p",version="2"} 1.0' in text
+    sessions.session_opened("g2p", 1, "t")
+    text = generate_latest(metrics.registry).decode()
+    assert 'carousel_sessions_active{model="g2p",version="1"} 1.0' in text, "one that comes back begins anew"

@@ -217,6 +217,7 @@ OUT_OF_RANGE = [
     ("trace_ratio", "1.1", "Input should be less than or equal to 1"),
     ("log_format", "xml", "Input should be 'text' or 'json'"),
     ("log_level", "loud", "Input should be 'debug', 'info', 'warning' or 'error'"),
+    ("max_calls", "0", "Input should be greater than or equal to 1"),
     ("max_sessions", "0", "Input should be greater than or equal to 1"),
     ("max_sessions", "10000001", "Input should be less than or equal to 10000000"),
     ("idle_timeout_s", "0", "Input should be greater than 0"),
@@ -393,4 +394,4 @@ def test_the_limits_of_engines_and_sessions_are_what_was_set() -> None:
     )
     assert settings.engine_limits.num_slots == settings.session_limits.max_sessions == 3
     assert (settings.engine_limits.max_batch_rows, settings.engine_limits.max_chunk_tokens) == (5, 7)
-    assert settings.session_limits.max_answer_bytes == 2048
+    assert settings.session_limits.max_answer_bytes == 2048 - 512, "the rest of the response needs room too"

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from service.errors import ForbiddenError, RateLimitedError
-from service.sessions.checks import invalid_session_id
+from service.errors import ForbiddenError, RateLimitedError, quoted
+from service.sessions.checks import check_session_id, invalid_session_id
 from service.sessions.session import name_of, owner_of
 
 _ID_BYTES = 9
@@ -49,7 +49,7 @@ class Caller:
         self._counted_at_s = now_s
         if self._allowance < 1.0:
             raise RateLimitedError(
-                f"principal {self.principal.name!r} may make {rate:g} requests a second: try again later",
+                f"principal {quoted(self.principal.name)} may make {rate:g} requests a second: try again later",
                 retry_delay_s=(1.0 - self._allowance) / rate,
                 max_requests_per_s=rate,
             )
@@ -58,26 +58,33 @@ class Caller:
     def check_admin(self, what: str) -> None:
         """Raises ForbiddenError unless the principal may do what concerns all."""
         if not self.principal.is_admin:
-            raise ForbiddenError(f"{what}: principal {self.principal.name!r} is no admin")
+            raise ForbiddenError(f"{what}: principal {quoted(self.principal.name)} is no admin")
 
-    def new_key(self, session_id: str) -> str:
-        """What a new session is called inside; an empty id stays empty, or gets one. Raises InvalidFieldError."""
-        if session_id or not self.principal.name:
-            return self.key(session_id)
-        return f"{self.principal.name}/{secrets.token_urlsafe(_ID_BYTES)}"
+    def new_key(self, session_id: str, *, field: str = "session_id") -> str:
+        """The inner name of a new session. An empty id gets one, or stays empty for a caller without a name: the
+        session is named when it is made. Raises InvalidFieldError."""
+        if session_id:
+            return self.key(session_id, field=field)
+        return f"{self.principal.name}/{secrets.token_urlsafe(_ID_BYTES)}" if self.principal.name else ""
 
-    def key(self, session_id: str) -> str:
-        """What a session of the caller's is called inside. Raises InvalidFieldError."""
+    def key(self, session_id: str, *, field: str = "session_id") -> str:
+        """The inner name of a session of the caller's own.
+
+        Raises InvalidFieldError for an id that no session can have, an empty one too, so that neither the sessions nor
+        the store are ever asked for one.
+        """
         if "/" in session_id:
-            raise invalid_session_id(session_id)
+            raise invalid_session_id(session_id, field=field)
+        check_session_id(session_id, field=field)
         return f"{self.principal.name}/{session_id}" if self.principal.name else session_id
 
-    def any_key(self, session_id: str) -> str:
-        """What a session is called inside that may be another's, `principal/id`, if the caller is an admin with a name.
-        Raises InvalidFieldError."""
+    def any_key(self, session_id: str, *, field: str = "session_id") -> str:
+        """The inner name of a session that may be another's, `principal/id`, if the caller is an admin with a name.
+        Raises InvalidFieldError as `key` does."""
         if self.principal.is_admin and self.principal.name and "/" in session_id:
+            check_session_id(session_id, field=field)
             return session_id
-        return self.key(session_id)
+        return self.key(session_id, field=field)
 
     def shown(self, key: str) -> str:
         """What the caller calls a session."""

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Collection, Sequence, Sized
 from math import fsum
 
 from carousel.v1 import inference_pb2 as pb
-from carousel.v1 import models_pb2
 from service.api import tensors
 from service.engine.beam import Hypothesis
 from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
 from service.engine.items import Item
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import StepOutput
-from service.errors import EmptySequenceError, InvalidFieldError
+from service.errors import EmptySequenceError, InvalidFieldError, quoted
 from service.repository.bundle import Bundle
-from service.repository.repository import Problem
-from service.repository.vocabulary import Vocabulary
+from service.repository.vocabulary import Vocabulary, too_many
+from service.sessions.checks import check_forks
 
 _OUTPUT_KINDS = {
     pb.OUTPUT_KIND_NONE: OutputKind.NONE,
@@ -26,6 +24,9 @@ _OUTPUT_KINDS = {
     pb.OUTPUT_KIND_LOGITS: OutputKind.LOGITS,
     pb.OUTPUT_KIND_VALUES: OutputKind.VALUES,
 }
+_PAGE_TOKEN_LENGTH = 18
+"""Digits that a signed number of 64 bits has room for, whatever they are."""
+_STOP_TOKENS = 1024
 _NEXT_TOKEN, _VALUES = OutputSpec(), OutputSpec(OutputKind.VALUES)
 _FINISH_REASONS = {
     None: pb.FINISH_REASON_UNSPECIFIED,
@@ -35,14 +36,33 @@ _FINISH_REASONS = {
 }
 
 
-def sequence_ids(sequence: pb.Sequence, vocabulary: Vocabulary, *, field: str) -> list[int]:
-    """The ids of a sequence in whichever form it came. Raises InvalidFieldError and its kin."""
+def parse_page_token(text: str) -> int:
+    """The number that a page token stands for; 0 for none. Raises InvalidFieldError for text that no page gave."""
+    if len(text) <= _PAGE_TOKEN_LENGTH and (not text or (text.isascii() and text.isdecimal())):
+        return int(text or 0)
+    raise InvalidFieldError(f"page_token = {quoted(text)} is not one that a page gave", field="page_token")
+
+
+def check_count(numbers: Sized, limit: int | None, *, field: str) -> None:
+    """Raises SequenceTooLongError for more than `limit` tokens, before anybody looks at one of them. None: no limit."""
+    if limit is not None and len(numbers) > limit:
+        raise too_many(f"{len(numbers)} tokens", limit, field)
+
+
+def sequence_ids(sequence: pb.Sequence, vocabulary: Vocabulary, *, field: str, limit: int | None = None) -> list[int]:
+    """The ids of a sequence in whichever form it came. limit: tokens that it may have; None: any number.
+
+    A sequence over its limit is refused by its count, before any token is looked up. Raises InvalidFieldError and its
+    kin.
+    """
     form = sequence.WhichOneof("form")
     if form == "text":
-        return vocabulary.ids_of_text(sequence.text, field=f"{field}.text")
+        return vocabulary.ids_of_text(sequence.text, field=f"{field}.text", limit=limit, whole=field)
     if form == "tokens":
+        check_count(sequence.tokens.names, limit, field=field)
         ids = vocabulary.ids_of(sequence.tokens.names, field=f"{field}.tokens.names")
     elif form == "ids":
+        check_count(sequence.ids.ids, limit, field=field)
         ids = vocabulary.check_ids(sequence.ids.ids, field=f"{field}.ids.ids")
     else:
         raise InvalidFieldError(f"{field} has no form: one of text, tokens and ids must be given", field=field)
@@ -56,61 +76,76 @@ def source_items(source: pb.Sequence, bundle: Bundle) -> Sequence[Item]:
     encoder = bundle.manifest.encoder
     if encoder is None:
         raise InvalidFieldError(f"source must not be given: {bundle.model} has no encoder", field="source")
-    return _items(source, bundle.source_vocabulary, encoder.feature_size, bundle.model, field="source")
+    limit = encoder.max_source_length
+    return _items(source, bundle.source_vocabulary, encoder.feature_size, bundle.model, limit, field="source")
 
 
-def prompt_items(prompt: pb.Sequence, bundle: Bundle) -> Sequence[Item]:
-    """What steps are to consume first. Raises InvalidFieldError and its kin."""
+def prompt_items(prompt: pb.Sequence, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
+    """The items that steps consume first. limit: how many there may be; None: any number. Raises InvalidFieldError
+    and its kin."""
     size = bundle.manifest.step.feature_size
-    return _items(prompt, bundle.step_vocabulary, size, bundle.model, field="prompt")
+    return _items(prompt, bundle.step_vocabulary, size, bundle.model, limit, field="prompt")
 
 
-def feed_items(feed: pb.Feed, bundle: Bundle) -> Sequence[Item]:
-    """What a feed brings; nothing when it brings nothing. Raises InvalidFieldError and its kin."""
+def feed_items(feed: pb.Feed, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
+    """The items of a feed; none when it brings none. limit: how many there may be; None: any number. Raises
+    InvalidFieldError and its kin."""
     if bundle.step_vocabulary is not None:
         if feed.HasField("features"):
             raise _reads("tokens", bundle.model, field="feed.features")
-        return feed_ids(feed, bundle.step_vocabulary)
+        return feed_ids(feed, bundle.step_vocabulary, limit)
     if feed.tokens or feed.token_ids:
         raise _reads("features", bundle.model, field="feed.tokens" if feed.tokens else "feed.token_ids")
     if not feed.HasField("features"):
         return []
-    return tensors.vectors(feed.features, bundle.manifest.step.feature_size, field="feed.features")
+    return tensors.vectors(feed.features, bundle.manifest.step.feature_size, field="feed.features", limit=limit)
 
 
-def frame_items(message: pb.StepBatch, bundle: Bundle) -> Sequence[Item]:
-    """What a frame brings; tokens are yet to be checked. Raises InvalidFieldError and its kin."""
+def frame_items(message: pb.StepBatch, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
+    """The items of a step batch; whether tokens are in the vocabulary is yet to be checked. limit: how many there may
+    be; None: any number. Raises InvalidFieldError and its kin."""
     if bundle.step_vocabulary is not None:
         if message.HasField("features"):
             raise _reads("tokens", bundle.model, field="step_batch.features")
+        check_count(message.token_ids, limit, field="step_batch.token_ids")
         return list(message.token_ids)
     if message.token_ids:
         raise _reads("features", bundle.model, field="step_batch.token_ids")
-    return tensors.vectors(message.features, bundle.manifest.step.feature_size, field="step_batch.features")
+    size = bundle.manifest.step.feature_size
+    return tensors.vectors(message.features, size, field="step_batch.features", limit=limit)
 
 
 def _items(
-    sequence: pb.Sequence, vocabulary: Vocabulary | None, feature_size: int, model: str, *, field: str
+    sequence: pb.Sequence,
+    vocabulary: Vocabulary | None,
+    feature_size: int,
+    model: str,
+    limit: int | None,
+    *,
+    field: str,
 ) -> Sequence[Item]:
     if vocabulary is None:
         if sequence.WhichOneof("form") != "features":
             raise _reads("features", model, field=field)
-        return tensors.vectors(sequence.features, feature_size, field=f"{field}.features")
+        return tensors.vectors(sequence.features, feature_size, field=f"{field}.features", limit=limit)
     if sequence.WhichOneof("form") == "features":
         raise _reads("tokens", model, field=f"{field}.features")
-    return sequence_ids(sequence, vocabulary, field=field)
+    return sequence_ids(sequence, vocabulary, field=field, limit=limit)
 
 
 def _reads(what: str, model: str, *, field: str) -> InvalidFieldError:
     return InvalidFieldError(f"{field} is not what {model} reads: give it {what}", field=field)
 
 
-def feed_ids(feed: pb.Feed, vocabulary: Vocabulary) -> list[int]:
-    """The ids that a feed brings; none when it brings none. Raises InvalidFieldError and its kin."""
+def feed_ids(feed: pb.Feed, vocabulary: Vocabulary, limit: int | None = None) -> list[int]:
+    """The ids of a feed; none when it brings none. limit: how many there may be; None: any number. Raises
+    InvalidFieldError and its kin."""
     if not feed.tokens:
+        check_count(feed.token_ids, limit, field="feed")
         return vocabulary.check_ids(feed.token_ids, field="feed.token_ids")
     if feed.token_ids:
         raise InvalidFieldError("feed.token_ids and feed.tokens are both given: give one", field="feed.tokens")
+    check_count(feed.tokens, limit, field="feed")
     return vocabulary.ids_of(feed.tokens, field="feed.tokens")
 
 
@@ -140,6 +175,10 @@ def decoding(message: pb.Decoding, vocabulary: Vocabulary | None, default_max_to
         )
     stop_ids: list[int] = []
     if vocabulary is not None:
+        # more than there are tokens say nothing more; a few may be given twice
+        limit = max(len(vocabulary), _STOP_TOKENS)
+        check_count(message.stop_token_ids, limit, field=f"{field}.stop_token_ids")
+        check_count(message.stop_tokens, limit, field=f"{field}.stop_tokens")
         stop_ids += vocabulary.check_ids(message.stop_token_ids, field=f"{field}.stop_token_ids")
         stop_ids += vocabulary.ids_of(message.stop_tokens, field=f"{field}.stop_tokens")
     elif message.stop_token_ids or message.stop_tokens:
@@ -164,12 +203,22 @@ def _beam(message: pb.BeamSearch) -> Beam:
     )
 
 
-def targets(message: Iterable[pb.Sequence], vocabulary: Vocabulary | None, *, field: str) -> list[list[int]]:
-    """The ids of each of the targets of a score. Raises as `sequence_ids`, and InvalidFieldError without a
-    vocabulary."""
+def targets(
+    message: Collection[pb.Sequence],
+    vocabulary: Vocabulary | None,
+    *,
+    field: str,
+    max_targets: int | None = None,
+    limit: int | None = None,
+) -> list[list[int]]:
+    """The ids of each of the targets of a score. max_targets: how many targets there may be; limit: tokens of one;
+    None: any number. Raises as `sequence_ids`, SequenceTooLongError for too many targets, and InvalidFieldError without
+    a vocabulary."""
+    if max_targets is not None:
+        check_forks(max(1, len(message)), max_targets, field=field)
     if vocabulary is None:
         raise InvalidFieldError(f"{field} must not be given: the model gives values, and no tokens", field=field)
-    return [sequence_ids(one, vocabulary, field=f"{field}[{at}]") for at, one in enumerate(message)]
+    return [sequence_ids(one, vocabulary, field=f"{field}[{at}]", limit=limit) for at, one in enumerate(message)]
 
 
 def source_tokens(ids: Sequence[Item], vocabulary: Vocabulary) -> list[pb.Token]:
@@ -183,26 +232,29 @@ def fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary | No
     message.position = output.position
     if output.trace is not None:
         for name, told in output.trace.items():
-            message.trace.add(name=name, values=told.tolist())
+            tensors.extend_floats(message.trace.add(name=name), "values", told)
     if vocabulary is None:
         if output.logits is not None:
-            message.values.extend(output.logits.tolist())
+            tensors.extend_floats(message, "values", output.logits)
         return
     if output.log_probabilities is not None:
         for token_id, log_probability in zip(output.token_ids, output.log_probabilities, strict=True):
             message.tokens.add(id=token_id, text=vocabulary.names[token_id], log_probability=log_probability)
     else:
-        tokens = token_messages(vocabulary)
+        tokens = vocabulary.derived.get("tokens") or token_messages(vocabulary)
         for token_id in output.token_ids:
             message.tokens.append(tokens[token_id])
     if output.logits is not None:
-        message.logits.extend(output.logits.tolist())
+        tensors.extend_floats(message, "logits", output.logits)
 
 
-@cache
 def token_messages(vocabulary: Vocabulary) -> tuple[pb.Token, ...]:
     """Every token without a log-probability, by id. Not to be changed."""
-    return tuple(pb.Token(id=token, text=name) for token, name in enumerate(vocabulary.names))
+    made: tuple[pb.Token, ...] | None = vocabulary.derived.get("tokens")
+    if made is None:
+        made = tuple(pb.Token(id=token, text=name) for token, name in enumerate(vocabulary.names))
+        vocabulary.derived["tokens"] = made
+    return made
 
 
 def found(hypotheses: list[Hypothesis], bundle: Bundle) -> pb.Generated:
@@ -233,41 +285,3 @@ def target_scores(scores: list[list[float]]) -> list[pb.TargetScore]:
 def finish_reason(reason: FinishReason | None) -> pb.FinishReason.ValueType:
     """Why a generation ended; unspecified while it goes on."""
     return _FINISH_REASONS[reason]
-
-
-def model_info(bundle: Bundle) -> models_pb2.ModelInfo:
-    """A version that is served."""
-    manifest, source, read = bundle.manifest, bundle.source_vocabulary, bundle.step_vocabulary
-    target = bundle.target_vocabulary
-    return models_pb2.ModelInfo(
-        model=manifest.model,
-        version=manifest.version,
-        variants=list(bundle.variants),
-        description=manifest.description,
-        status=models_pb2.MODEL_STATUS_SERVING,
-        has_encoder=manifest.encoder is not None,
-        source_vocabulary=source.names if source else (),
-        source_feature_size=manifest.encoder.feature_size if manifest.encoder else 0,
-        input_vocabulary=read.names if read and manifest.input_vocabulary else (),
-        tokenizer=read.tokenizer if read else "",
-        feature_size=manifest.step.feature_size,
-        target_vocabulary=target.names if target else (),
-        value_size=manifest.step.value_size,
-        can_generate=manifest.can_generate,
-        trace=[output.name for output in manifest.trace.outputs] if manifest.trace else (),
-        max_batch_rows=manifest.step.max_rows or 0,
-        max_source_length=manifest.encoder.max_source_length if manifest.encoder else 0,
-        max_tokens=manifest.max_tokens,
-        state_size_bytes=bundle.state_size_bytes,
-        manifest_digest=bundle.manifest_digest,
-    )
-
-
-def problem_info(problem: Problem) -> models_pb2.ModelInfo:
-    """A version that could not be loaded."""
-    return models_pb2.ModelInfo(
-        model=problem.model,
-        version=problem.version,
-        status=models_pb2.MODEL_STATUS_FAILED,
-        problem=problem.reason,
-    )

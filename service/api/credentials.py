@@ -6,6 +6,7 @@ gRPC asks before every handshake, from threads of its own; sessions that are con
 from __future__ import annotations
 
 import os
+import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,22 @@ class Certificates:
         self._lock = threading.Lock()
         self._stamps = self._look()
         self._first = self._read()
+        self._problem = ""
+        self._next: grpc.ServerCertificateConfiguration | None = None
+
+    def reload(self) -> bool:
+        """Reads the files now, changed or not. Returns whether they are good; `on_change` hears of both. Called by any
+        thread; blocks while the files are read."""
+        with self._lock:
+            try:
+                self._stamps, self._next = self._look(), self._read()
+            except CertificateError as error:
+                self._problem = ""
+                self._report(error)
+                return False
+            self._problem = ""
+        self._on_change(None)
+        return True
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """For `add_secure_port`."""
@@ -41,17 +58,26 @@ class Certificates:
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """The configuration to use from now on; None for the one before."""
         with self._lock:
+            reloaded, self._next = self._next, None
             try:
                 stamps = self._look()
                 if stamps == self._stamps:
-                    return None
+                    self._problem = ""
+                    return reloaded  # `reload` has reported it
                 self._stamps = stamps
                 configuration = self._read()
             except CertificateError as error:
-                self._on_change(error)
-                return None
+                self._report(error)
+                return reloaded
+            self._problem = ""
         self._on_change(None)
         return configuration
+
+    def _report(self, error: CertificateError) -> None:
+        """Tells `on_change`, once for each problem: gRPC asks before every handshake."""
+        if str(error) != self._problem:
+            self._problem = str(error)
+            self._on_change(error)
 
     def _look(self) -> list[tuple[int, int]]:
         return [(status.st_mtime_ns, status.st_ino) for status in (_stat(path) for path in self._files)]
@@ -60,7 +86,27 @@ class Certificates:
         cert, key, *client_ca = [_pem(path) for path in self._files]
         if b"PRIVATE KEY" not in key:
             raise CertificateError(f"{self._files[1]} has no private key")
+        self._check()
         return grpc.ssl_server_certificate_configuration([(key, cert)], client_ca[0] if client_ca else None)
+
+    def _check(self) -> None:
+        """Raises CertificateError for files that gRPC would take and then fail every handshake with: damaged ones, and
+        a certificate of another key, as there is between the replacement of one file and the other."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        cert, key, *client_ca = self._files
+        try:
+            context.load_cert_chain(cert, key, password="")  # or it asks the terminal for that of an encrypted key
+        except OSError as error:  # which an SSLError is
+            raise CertificateError(f"{cert} and {key} are no certificate and its key: {_reason(error)}") from None
+        try:
+            for path in client_ca:
+                context.load_verify_locations(path)
+        except OSError as error:
+            raise CertificateError(f"{client_ca[0]} has no certificate of an authority: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    return (error.reason if isinstance(error, ssl.SSLError) else error.strerror) or type(error).__name__
 
 
 def _stat(path: Path) -> os.stat_result:

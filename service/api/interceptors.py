@@ -11,7 +11,7 @@ import grpc
 
 from service.api.caller import CALLER, Caller
 from service.api.status import TABLE, abort
-from service.errors import CarouselError, UnauthenticatedError
+from service.errors import CarouselError, TooManyCallsError, UnauthenticatedError
 from service.observer import CALL_TRACE, ApiObserver
 
 _OURS = "/carousel.v1."
@@ -25,11 +25,14 @@ Behaviour = Callable[[Any, Any], Awaitable[Any]]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Turns errors of the domain into statuses, and anything else into INTERNAL with a fixed text."""
+    """Turns errors of the domain into statuses, and anything else into INTERNAL with a fixed text. max_calls: of our
+    own services in progress at once; more are refused."""
 
-    def __init__(self, observer: ApiObserver, find: Find) -> None:
+    def __init__(self, observer: ApiObserver, find: Find, *, max_calls: int = 20_000) -> None:
         self._observer = observer
         self._find = find
+        self._max_calls = max_calls
+        self._num_calls = 0
 
     async def intercept_service(
         self,
@@ -80,7 +83,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             observer.call_started(method, peer)
             trace = observer.trace_call(method, metadata)
             CALL_TRACE.set(trace)
+            self._num_calls += 1
             try:
+                self._check_room()
                 caller = find(metadata.get("authorization"))
                 if not is_stream:  # of which each message counts
                     caller.admit()
@@ -99,6 +104,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 observer.handler_crashed(method, error)
                 await context.abort(code, _FIXED_TEXT)
             finally:
+                self._num_calls -= 1
                 if code is grpc.StatusCode.UNKNOWN:
                     code = context.code() or code
                 observer.call_ended(method, peer, _name(code), time.monotonic() - began_s)
@@ -106,6 +112,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     trace.ended(_name(code))
 
         return call
+
+    def _check_room(self) -> None:
+        if self._num_calls > self._max_calls:
+            raise TooManyCallsError(
+                f"{self._max_calls} calls are in progress, the most this server takes: try again later",
+                retry_delay_s=1.0,
+                max_calls=self._max_calls,
+            )
 
 
 def _name(code: grpc.StatusCode | int) -> str:

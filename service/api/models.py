@@ -6,7 +6,6 @@ import grpc
 
 from carousel.v1 import models_pb2 as pb
 from carousel.v1 import models_pb2_grpc
-from service.api import convert
 from service.api.caller import CALLER
 from service.errors import ModelUnavailableError
 from service.hosting import Hosting
@@ -25,16 +24,16 @@ class Models(models_pb2_grpc.ModelsServicer):
 
     async def List(self, request: pb.ModelsListRequest, context: Context) -> pb.ModelsListResponse:
         """Every version, served or not."""
-        infos = [convert.model_info(bundle) for bundle in self._repository.bundles.values()]
-        infos += [convert.problem_info(problem) for problem in self._repository.problems.values()]
+        infos = [model_info(bundle) for bundle in self._repository.bundles.values()]
+        infos += [problem_info(problem) for problem in self._repository.problems.values()]
         return pb.ModelsListResponse(models=sorted(infos, key=lambda info: (info.model, info.version)))
 
     async def Get(self, request: pb.ModelsGetRequest, context: Context) -> pb.ModelsGetResponse:
         """One version, served or not."""
         try:
-            info = convert.model_info(self._repository.find(request.model, request.version))
+            info = model_info(self._repository.find(request.model, request.version))
         except ModelUnavailableError as error:
-            info = convert.problem_info(self._repository.problems[request.model, int(str(error.facts["version"]))])
+            info = problem_info(self._repository.problems[request.model, int(str(error.facts["version"]))])
         return pb.ModelsGetResponse(model=info)
 
     async def Load(self, request: pb.ModelsLoadRequest, context: Context) -> pb.ModelsLoadResponse:
@@ -50,5 +49,43 @@ class Models(models_pb2_grpc.ModelsServicer):
         return pb.ModelsUnloadResponse(session_count=count)
 
 
+def model_info(bundle: Bundle) -> pb.ModelInfo:
+    """A version that is served."""
+    manifest, source, read = bundle.manifest, bundle.source_vocabulary, bundle.step_vocabulary
+    target = bundle.target_vocabulary
+    return pb.ModelInfo(
+        model=manifest.model,
+        version=manifest.version,
+        variants=list(bundle.variants),
+        description=manifest.description,
+        status=pb.MODEL_STATUS_SERVING,
+        has_encoder=manifest.encoder is not None,
+        source_vocabulary=source.names if source else (),
+        source_feature_size=manifest.encoder.feature_size if manifest.encoder else 0,
+        input_vocabulary=read.names if read and manifest.input_vocabulary else (),
+        tokenizer=read.tokenizer if read else "",
+        feature_size=manifest.step.feature_size,
+        target_vocabulary=target.names if target else (),
+        value_size=manifest.step.value_size,
+        can_generate=manifest.can_generate,
+        trace=[output.name for output in manifest.trace.outputs] if manifest.trace else (),
+        max_batch_rows=manifest.step.max_rows or 0,
+        max_source_length=manifest.encoder.max_source_length if manifest.encoder else 0,
+        max_tokens=manifest.max_tokens,
+        state_size_bytes=bundle.state_size_bytes,
+        manifest_digest=bundle.manifest_digest,
+    )
+
+
+def problem_info(problem: Problem) -> pb.ModelInfo:
+    """A version that could not be loaded."""
+    return pb.ModelInfo(
+        model=problem.model,
+        version=problem.version,
+        status=pb.MODEL_STATUS_FAILED,
+        problem=problem.reason,
+    )
+
+
 def _info(found: Bundle | Problem) -> pb.ModelInfo:
-    return convert.problem_info(found) if isinstance(found, Problem) else convert.model_info(found)
+    return problem_info(found) if isinstance(found, Problem) else model_info(found)

@@ -5,23 +5,25 @@ So a fast reader gets each token at once, and a slow one gets in one message wha
 
 from __future__ import annotations
 
-from functools import cache
-
 from carousel.v1 import inference_pb2 as pb
 from service.api import convert, tensors
-from service.engine.items import Item
+from service.engine.items import ITEM_SIZE, Item
 from service.engine.results import Generated
 from service.repository.bundle import Bundle
 from service.repository.vocabulary import Vocabulary
 
+_MAX_BYTES = 1024 * 1024
+
 
 class Part:
-    """Tokens of one generation, in order; or vectors, of a model that gives values."""
+    """Tokens of one generation, in order; or vectors, of a model that gives values. max_bytes: of its message."""
 
-    __slots__ = ("_bundle", "_log_probabilities", "_token_ids", "finish_reason", "is_taken", "position")
+    __slots__ = ("_bundle", "_log_probabilities", "_max_items", "_token_ids", "finish_reason", "is_taken", "position")
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, max_bytes: int = _MAX_BYTES) -> None:
         self._bundle = bundle
+        each = bundle.max_token_bytes or ITEM_SIZE * bundle.manifest.output_size
+        self._max_items = max(1, max_bytes // each)
         self._token_ids: list[Item] = []
         self._log_probabilities: list[float] = []
         self.position = 0
@@ -30,6 +32,11 @@ class Part:
 
     def __len__(self) -> int:
         return len(self._token_ids)
+
+    @property
+    def room(self) -> int:
+        """How many more tokens its message has room for. Add no more at a time, and begin another part at 0."""
+        return self._max_items - len(self._token_ids)
 
     def add(self, result: Generated) -> None:
         """Adds what one answer of the engine tells. Only while the part is not taken; all of a part's answers have
@@ -52,14 +59,18 @@ class Part:
             pairs = zip(token_ids, self._log_probabilities, strict=True)
             tokens = [pb.Token(id=token, text=names[token], log_probability=p) for token, p in pairs]
             return pb.Generated(tokens=tokens, finish_reason=self.finish_reason)
-        forms = _wire_forms(vocabulary)
+        forms = vocabulary.derived.get("generated") or _wire_forms(vocabulary)
         generated = pb.Generated.FromString(b"".join([forms[token] for token in token_ids]))
         generated.finish_reason = self.finish_reason
         return generated
 
 
-@cache
 def _wire_forms(vocabulary: Vocabulary) -> tuple[bytes, ...]:
     """A `Generated` of each token alone, serialised. Joined they are a `Generated` of all of them, by the rules of
     protocol buffers: parsing it is several times as fast as making its tokens one by one."""
-    return tuple(pb.Generated(tokens=[token]).SerializeToString() for token in convert.token_messages(vocabulary))
+    forms: tuple[bytes, ...] | None = vocabulary.derived.get("generated")
+    if forms is None:
+        messages = convert.token_messages(vocabulary)
+        forms = tuple(pb.Generated(tokens=[token]).SerializeToString() for token in messages)
+        vocabulary.derived["generated"] = forms
+    return forms

@@ -61,6 +61,7 @@ class Principals:
         self._path = path
         self._on_error = on_error
         self._clock = clock
+        self._problem = ""
         self._callers: dict[str, Caller] = {}
         self._by_digest: list[tuple[bytes, Caller]] = []
         self._seen = self._stamp()
@@ -83,17 +84,41 @@ class Principals:
             raise UnauthenticatedError("the token is not known to this server")
         return found
 
+    def reload(self) -> bool:
+        """Reads the file now, changed or not. Returns whether it is good; of one that is not, `on_error` hears, and the
+        principals before stay."""
+        self._problem = ""
+        return self._reload()
+
     def _look(self) -> None:
         now_s = self._clock()
         if now_s - self._looked_at_s < _LOOK_EVERY_S:
             return
         self._looked_at_s = now_s
         try:
-            stamp = self._stamp()
-            if stamp != self._seen:
-                self._seen = stamp
-                self._take(_read(self._path))
+            is_changed = self._stamp() != self._seen
         except TokenFileError as error:
+            self._report(error)
+            return
+        if is_changed:
+            self._reload()
+        else:
+            self._problem = ""
+
+    def _reload(self) -> bool:
+        try:
+            self._seen = self._stamp()
+            self._take(_read(self._path))
+        except TokenFileError as error:
+            self._report(error)
+            return False
+        self._problem = ""
+        return True
+
+    def _report(self, error: TokenFileError) -> None:
+        """Tells `on_error`, once for each problem: the file is looked at every second."""
+        if str(error) != self._problem:
+            self._problem = str(error)
             self._on_error(error)
 
     def _take(self, file: _File) -> None:
@@ -123,6 +148,10 @@ class Everybody:
     def find(self, authorization: str | None) -> Caller:
         """Nobody in particular."""
         return NOBODY
+
+    def reload(self) -> bool:
+        """There is no file to read."""
+        return True
 
 
 def new_token() -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, NoReturn
 
 import grpc
@@ -14,6 +15,15 @@ from service import errors
 
 DOMAIN = "carousel"
 METADATA_KEY = "carousel-error-bin"
+MAX_MESSAGE_LENGTH = 2000
+"""Characters of an error's text."""
+MAX_FACT_LENGTH = 200
+"""Characters of the name of a field, and of a fact."""
+MAX_METADATA_BYTES = 8 * 1024 - 512
+"""Of a failed call's status: what gRPC's clients take by default, less what the transport itself adds."""
+_SHORTEST = 64
+_ENTRY_BYTES = 32
+"""What HTTP/2 counts for an entry of metadata besides its key and value."""
 
 
 class Row(NamedTuple):
@@ -48,6 +58,7 @@ TABLE: dict[type[errors.CarouselError], Row] = {
     errors.SnapshotModelError: Row(grpc.StatusCode.FAILED_PRECONDITION, "SNAPSHOT_MODEL"),
     errors.StoreUnavailableError: Row(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
     errors.SessionMovedError: Row(grpc.StatusCode.ABORTED, "SESSION_MOVED"),
+    errors.TooManyCallsError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS"),
     errors.TooManySessionsError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_SESSIONS"),
     errors.NoSlotError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "NO_SLOT"),
     errors.AnswerTooLargeError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE"),
@@ -59,15 +70,17 @@ TABLE: dict[type[errors.CarouselError], Row] = {
 }
 
 
-def to_message(error: errors.CarouselError) -> error_pb2.Error:
-    """The error as it travels inside a stream. Raises KeyError for a class that the table lacks."""
-    row = TABLE[type(error)]
+def to_message(error: errors.CarouselError, max_length: int = MAX_MESSAGE_LENGTH) -> error_pb2.Error:
+    """The error as it travels inside a stream. Its text has at most `max_length` characters, its field and each fact
+    at most MAX_FACT_LENGTH, or `max_length` if that is less, whatever a request made them quote. Raises KeyError for a
+    class that the table lacks."""
+    row, fact_length = TABLE[type(error)], min(max_length, MAX_FACT_LENGTH)
     message = error_pb2.Error(
         code=row.code.value[0],
-        message=error.message,
+        message=errors.shortened(error.message, max_length),
         reason=row.reason,
-        field=error.field,
-        metadata={name: str(value) for name, value in error.facts.items()},
+        field=errors.shortened(error.field, fact_length),
+        metadata={name: errors.shortened(str(value), fact_length) for name, value in error.facts.items()},
     )
     if error.retry_delay_s is not None:
         message.retry_delay.FromNanoseconds(round(error.retry_delay_s * 1e9))
@@ -76,11 +89,22 @@ def to_message(error: errors.CarouselError) -> error_pb2.Error:
 
 async def abort(context: grpc.aio.ServicerContext[object, object], error: errors.CarouselError) -> NoReturn:
     """Ends a call with the error's status: `google.rpc.Status` details for everyone, and `carousel.v1.Error` for
-    clients without googleapis."""
-    message = to_message(error)
-    status = rpc_status.to_status(_rich_status(error, message))
-    own = ((METADATA_KEY, message.SerializeToString()),)
-    await context.abort(status.code, status.details, (*status.trailing_metadata, *own))
+    clients without googleapis. All of it together stays under MAX_METADATA_BYTES: transports drop a larger status, and
+    the client would see their error in place of this one."""
+    max_length = MAX_MESSAGE_LENGTH
+    while True:
+        message = to_message(error, max_length)
+        status = rpc_status.to_status(_rich_status(error, message))
+        metadata = (*status.trailing_metadata, (METADATA_KEY, message.SerializeToString()))
+        if _wire_size(status.details, metadata) <= MAX_METADATA_BYTES or max_length < _SHORTEST:
+            await context.abort(status.code, status.details, metadata)
+        max_length //= 2  # it travels four times, and a character takes up to 12 bytes
+
+
+def _wire_size(details: str, metadata: Iterable[tuple[str, bytes]]) -> int:
+    """Bytes of a status in HTTP/2, where other than printable ASCII is percent-encoded, and bytes are in base 64."""
+    text = sum(1 if " " <= character <= "~" else 3 * len(character.encode()) for character in details)
+    return text + sum(_ENTRY_BYTES + len(key) + 4 * len(value) // 3 + 4 for key, value in metadata)
 
 
 def _rich_status(error: errors.CarouselError, message: error_pb2.Error) -> status_pb2.Status:

@@ -3,20 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf.message import Message
+from numpy.typing import NDArray
 
 from carousel.v1 import inference_pb2 as pb
 from service.engine.items import ITEM_SIZE, Item
-from service.errors import EmptySequenceError, InvalidFieldError
+from service.errors import EmptySequenceError, InvalidFieldError, quoted
+from service.repository.vocabulary import too_many
+
+_PACKED = 2
+"""The wire type of bytes, messages and packed numbers."""
+_FEW = 256
+"""Numbers that are as fast to append one by one as to parse."""
 
 
-def vectors(message: pb.Tensor, size: int, *, field: str) -> list[Item]:
-    """The vectors of a tensor [steps, size]. Raises InvalidFieldError for another shape, or data of another length, and
-    EmptySequenceError for none."""
-    shape = list(message.shape)
+def packed_floats(message: Message, field_number: int, array: NDArray[Any]) -> None:
+    """Appends all numbers of an array to a `repeated float` field of a message that has nothing in it yet but other
+    fields. A packed field is the numbers' own bytes: parsing them takes a copy of the memory, not an object a number.
+    """
+    data = array.astype("<f4", copy=False).tobytes()
+    message.MergeFromString(_varint(field_number << 3 | _PACKED) + _varint(len(data)) + data)
+
+
+def extend_floats(message: Message, name: str, array: NDArray[Any]) -> None:
+    """Appends all numbers of an array to the `repeated float` field of that name, the faster way for their number."""
+    if array.size <= _FEW:
+        getattr(message, name).extend(array.ravel().tolist())
+    elif array.size:
+        packed_floats(message, message.DESCRIPTOR.fields_by_name[name].number, array)
+
+
+def _varint(number: int) -> bytes:
+    data = bytearray()
+    while number > 0x7F:
+        data.append(number & 0x7F | 0x80)
+        number >>= 7
+    data.append(number)
+    return bytes(data)
+
+
+def vectors(message: pb.Tensor, size: int, *, field: str, limit: int | None = None) -> list[Item]:
+    """The vectors of a tensor [steps, size]. limit: steps that it may have; None: any number.
+
+    Raises InvalidFieldError for another shape, or data of another length, EmptySequenceError for no step, and
+    SequenceTooLongError.
+    """
+    shape = list(message.shape[:3])
     if len(shape) != 2 or shape[1] != size:
-        raise InvalidFieldError(f"{field}.shape = {shape} must be [steps, {size}]", field=f"{field}.shape")
+        shown = quoted(shape) if len(message.shape) <= 2 else f"of {len(message.shape)} axes"
+        raise InvalidFieldError(f"{field}.shape = {shown} must be [steps, {size}]", field=f"{field}.shape")
     if not shape[0]:
         raise EmptySequenceError(f"{field} is empty: it must have 1 step or more", field=field)
+    if limit is not None and shape[0] > limit:
+        raise too_many(f"{shape[0]} tokens", limit, field)
     data, each = message.data, ITEM_SIZE * size
     if len(data) != each * shape[0]:
         raise InvalidFieldError(

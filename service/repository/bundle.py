@@ -85,6 +85,11 @@ class Bundle:
         return self.manifest.version
 
     @property
+    def max_token_bytes(self) -> int:
+        """The most bytes that a token of an answer takes on the wire; 0 for a model that gives values."""
+        return 0 if self.target_vocabulary is None else self.target_vocabulary.max_token_bytes
+
+    @property
     def state_size_bytes(self) -> int:
         """Bytes of state tensors that each session holds."""
         return sum(

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.errors import ModelNotFoundError, ModelUnavailableError
+from service.errors import ModelNotFoundError, ModelUnavailableError, quoted
 from service.repository.bundle import Bundle, BundleError, load_bundle
+from service.repository.manifest import FILE_NAME
 from service.repository.runtime import Runtimes
+
+Stamp = tuple[int, int]
+"""By which two files of one name are told apart: when it was written, and which it is. Zeros where there is none."""
+_LISTED = 20
+"""Names that a message lists, at most."""
+_VERSION = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +48,22 @@ class Repository:
         problem = self.problems.get((model, wanted)) if wanted else self._newest_problem(model)
         if problem is not None:
             raise ModelUnavailableError(
-                f"model {model!r} version {problem.version} could not be loaded: {problem.reason}",
+                f"model {quoted(model)} version {problem.version} could not be loaded: {problem.reason}",
                 model=model,
                 version=problem.version,
             )
         versions = sorted(v for m, v in self.bundles if m == model)
         if versions:
-            listed = ", ".join(map(str, versions))
+            listed = ", ".join(map(str, versions[-_LISTED:]))
             raise ModelNotFoundError(
-                f"version = {version} of model {model!r} does not exist: there is {listed}",
+                f"version = {version} of model {quoted(model)} does not exist: there is {listed}",
                 field="version",
                 model=model,
             )
-        names = ", ".join(sorted({m for m, _ in self.bundles})) or "none"
-        raise ModelNotFoundError(f"model = {model!r} does not exist: there is {names}", field="model", model=model)
+        names = ", ".join(sorted({m for m, _ in self.bundles})[:_LISTED]) or "none"
+        raise ModelNotFoundError(
+            f"model = {quoted(model)} does not exist: there is {names}", field="model", model=model
+        )
 
     def _newest_problem(self, model: str) -> Problem | None:
         found = [problem for (name, _), problem in self.problems.items() if name == model]
@@ -79,23 +90,42 @@ def scan(folder: Path, runtimes: Runtimes | None = None) -> Repository:
             repository.bundles[key] = found
         else:
             repository.problems[key] = found
-    there_are = {model for model, _ in (*repository.bundles, *repository.problems)}
-    for model in runtimes.by_model:
-        if model not in there_are:
-            names = ", ".join(sorted(there_are)) or "none"
-            raise RepositoryError(f"model_runtimes: {model!r} is not in {folder}: there is {names}")
+    check_models(folder, [*repository.bundles, *repository.problems], runtimes)
     return repository
 
 
+def check_models(folder: Path, there: Iterable[tuple[str, int]], runtimes: Runtimes) -> None:
+    """Raises RepositoryError when a folder that has these versions lacks a model that `runtimes` names."""
+    models = {model for model, _ in there}
+    for model in runtimes.by_model:
+        if model not in models:
+            names = ", ".join(sorted(models)) or "none"
+            raise RepositoryError(f"model_runtimes: {model!r} is not in {folder}: there is {names}")
+
+
 def versions_in(folder: Path) -> list[tuple[str, int]]:
-    """Every `<model>/<version>/`, where version is a number, in order; hidden entries are passed over."""
+    """Every `<model>/<version>/`, where version is a number as `str` writes it, in order; hidden entries are passed
+    over. Raises OSError when the folder, or one in it, cannot be read, or is removed meanwhile."""
     return sorted(
         (model.name, int(version.name))
         for model in folder.iterdir()
         if model.is_dir() and not model.name.startswith(".")
         for version in model.iterdir()
-        if version.is_dir() and version.name.isdecimal()
+        if version.is_dir() and _VERSION.fullmatch(version.name)
     )
+
+
+def stamps_in(folder: Path) -> dict[tuple[str, int], Stamp]:
+    """What `versions_in` finds, each with the stamp of its manifest."""
+    return {key: _stamp(folder / key[0] / str(key[1]) / FILE_NAME) for key in versions_in(folder)}
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return status.st_mtime_ns, status.st_ino
 
 
 def load_version(folder: Path, key: tuple[str, int], runtimes: Runtimes) -> Bundle | Problem:
@@ -103,5 +133,5 @@ def load_version(folder: Path, key: tuple[str, int], runtimes: Runtimes) -> Bund
     model, version = key
     try:
         return load_bundle(folder / model / str(version), runtimes.of(model))
-    except BundleError as error:
-        return Problem(model, version, str(error))
+    except (BundleError, OSError, MemoryError) as error:  # OSError: it was removed meanwhile
+        return Problem(model, version, str(error) or type(error).__name__)

@@ -5,8 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from service.errors import EmptySequenceError, TokenOutOfVocabularyError, UnknownTokenError
+from service.errors import (
+    EmptySequenceError,
+    SequenceTooLongError,
+    TokenOutOfVocabularyError,
+    UnknownTokenError,
+    quoted,
+)
 from service.repository.manifest import VocabularySpec
 
 _ESCAPE = re.compile(r"\\([nrt\\]|u[0-9a-f]{4})")
@@ -17,8 +24,12 @@ _CHARACTERS = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 class Vocabulary:
     """Names by id. `owner` names it in messages, such as `the target vocabulary of g2p-en`.
 
-    Immutable once made; safe to share between threads.
+    Immutable once made, but for `derived`; safe to share between threads.
     """
+
+    derived: dict[str, Any]
+    """Tables that others make of the names, by a name of their own. They live as long as the vocabulary: a cache that
+    the module of a table kept would hold the vocabularies of unloaded versions for ever."""
 
     def __init__(
         self, names: Sequence[str], *, owner: str, tokenizer: str, lowercase: bool, unknown_id: int | None = None
@@ -30,6 +41,8 @@ class Vocabulary:
         self._ids = {name: index for index, name in enumerate(names)}
         self._by_characters = tokenizer == "characters"
         self._lowercase = lowercase
+        self._longest = max(map(len, names), default=0)
+        self.derived = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -46,6 +59,16 @@ class Vocabulary:
         if len(set(names)) != len(names):
             raise ValueError(f"{path.name} names a token twice")
         return cls(names, owner=owner, tokenizer=spec.tokenizer, lowercase=spec.lowercase, unknown_id=spec.unknown_id)
+
+    @property
+    def max_token_bytes(self) -> int:
+        """The most bytes that a `Token` of the wire takes inside another message: id, name and log-probability."""
+        found: int | None = self.derived.get("max_token_bytes")
+        if found is None:
+            name = max((len(name.encode()) for name in self.names), default=0)
+            inner = _varint(len(self.names)) + 1 + _varint(name) + 1 + name + 5
+            found = self.derived["max_token_bytes"] = 1 + _varint(inner) + inner
+        return found
 
     def check_ids(self, ids: Iterable[int], *, field: str) -> list[int]:
         """The ids as a list. Raises TokenOutOfVocabularyError naming the first that is none of this vocabulary's."""
@@ -64,17 +87,45 @@ class Vocabulary:
         for at, name in enumerate(names):
             token_id = self._ids.get(name, self._unknown_id)
             if token_id is None:
-                raise UnknownTokenError(f"{field}[{at}] = {name!r} is not in {self.owner}", field=f"{field}[{at}]")
+                raise UnknownTokenError(
+                    f"{field}[{at}] = {quoted(name)} is not in {self.owner}", field=f"{field}[{at}]"
+                )
             ids.append(token_id)
         return ids
 
-    def ids_of_text(self, text: str, *, field: str) -> list[int]:
-        """The ids of a text's tokens. Raises EmptySequenceError, or UnknownTokenError naming what is unknown."""
-        folded = text.lower() if self._lowercase else text
-        pieces = list(folded) if self._by_characters else folded.split()
+    def ids_of_text(self, text: str, *, field: str, limit: int | None = None, whole: str = "") -> list[int]:
+        """The ids of a text's tokens. limit: tokens that it may have; None: any number. whole: the field that is over
+        the limit then; empty: `field`.
+
+        Takes time for `limit` tokens, however long the text is. Raises EmptySequenceError, SequenceTooLongError, or
+        UnknownTokenError naming what is unknown.
+        """
+        if self._by_characters:
+            if limit is not None and len(text) > limit:  # lower case has as many characters, or more
+                raise too_many(f"{len(text)} tokens", limit, whole or field)
+            return self._ids_of_pieces(list(text.lower() if self._lowercase else text), field)
+        pieces = text.split() if limit is None else text.split(None, limit)
+        if limit is not None and len(pieces) > limit:
+            raise too_many(f"more than {limit} tokens", limit, whole or field)
+        if self._lowercase:
+            # what is longer than every name is none, and is not worth folding
+            pieces = [piece.lower() if len(piece) <= self._longest else piece for piece in pieces]
+        return self._ids_of_pieces(pieces, field)
+
+    def _ids_of_pieces(self, pieces: list[str], field: str) -> list[int]:
         if not pieces:
             raise EmptySequenceError(f"{field} is empty: it must have 1 token or more", field=field)
         return self.ids_of(pieces, field=field)
+
+
+def too_many(count: str, limit: int, field: str) -> SequenceTooLongError:
+    """The error for a sequence of more than `limit` tokens. count: how many it has, in words."""
+    return SequenceTooLongError(f"{field} has {count}, the limit is {limit}", field=field, limit=limit)
+
+
+def _varint(number: int) -> int:
+    """Bytes of a number on the wire."""
+    return max(1, (number.bit_length() + 6) // 7)
 
 
 def _unescaped(line: str, file: str) -> str:

@@ -12,26 +12,31 @@ from collections.abc import Sequence
 from service.engine.decoding import Beam, Decoding, Sampling
 from service.engine.items import Item
 from service.engine.jobs import OutputKind, OutputSpec
-from service.errors import EmptySequenceError, InvalidFieldError, SequenceTooLongError
+from service.errors import AnswerTooLargeError, EmptySequenceError, InvalidFieldError, SequenceTooLongError, quoted
 from service.repository.manifest import BASE_VARIANT, Manifest
 
 _SESSION_ID = re.compile(r"(?:[A-Za-z0-9._-]{1,64}/)?[A-Za-z0-9._:-]{1,128}")
 """With the principal whose it is in front, which the API adds."""
 _TOKEN_BYTES = 32
-"""About what a token takes on the wire with its name and log-probability."""
+"""Of a token on the wire with its name and log-probability, where the caller does not say the most for a vocabulary."""
+_OUTPUT_BYTES = 24
+"""The most that an output takes besides its numbers: its position, and what frames its fields."""
+_POSITION_BYTES = 10
+"""The most that a position takes."""
+_HYPOTHESIS_BYTES = 48
+"""The most that a hypothesis takes besides its tokens."""
 
 
-def check_session_id(session_id: str) -> None:
+def check_session_id(session_id: str, *, field: str = "session_id") -> None:
     """Raises InvalidFieldError unless the id is one that a client may choose."""
     if not _SESSION_ID.fullmatch(session_id):
-        raise invalid_session_id(session_id)
+        raise invalid_session_id(session_id, field=field)
 
 
-def invalid_session_id(session_id: str) -> InvalidFieldError:
+def invalid_session_id(session_id: str, *, field: str = "session_id") -> InvalidFieldError:
     """The error for an id that no client may choose."""
-    shown = session_id if len(session_id) <= 140 else session_id[:140] + "..."
     return InvalidFieldError(
-        f"session_id = {shown!r} must be 1 to 128 of the characters A-Z a-z 0-9 . _ : -", field="session_id"
+        f"{field} = {quoted(session_id)} must be 1 to 128 of the characters A-Z a-z 0-9 . _ : -", field=field
     )
 
 
@@ -58,19 +63,31 @@ def check_kind(manifest: Manifest, variant: str, outputs: OutputSpec, *, field: 
 
 
 def trace_size(manifest: Manifest) -> int:
-    """How many numbers a look inside one step tells, at most."""
+    """The most bytes that a look inside one step takes on the wire, names and framing with it."""
     longest = 0 if manifest.encoder is None else manifest.encoder.max_source_length
     outputs = () if manifest.trace is None else manifest.trace.outputs
-    last_axes = [output.tensor.shape[-1] for output in outputs]
-    return sum(axis if isinstance(axis, int) else longest for axis in last_axes)
+    total = 0
+    for output in outputs:
+        axis = output.tensor.shape[-1]
+        total += 4 * (axis if isinstance(axis, int) else longest) + len(output.name.encode()) + _OUTPUT_BYTES
+    return total
 
 
 def check_outputs(
-    outputs: OutputSpec, *, num_tokens: int, vocabulary_size: int, max_bytes: int, field: str, trace_size: int = 0
+    outputs: OutputSpec,
+    *,
+    num_tokens: int,
+    vocabulary_size: int,
+    max_bytes: int,
+    field: str,
+    trace_size: int = 0,
+    token_bytes: int = _TOKEN_BYTES,
 ) -> None:
-    """Raises InvalidFieldError for a wrong top_k, SequenceTooLongError when the answer would be over `max_bytes`.
+    """Raises InvalidFieldError for a wrong top_k, AnswerTooLargeError when the answer might be over `max_bytes`.
 
-    vocabulary_size: logits, or values, that a step gives.
+    vocabulary_size: logits, or values, that a step gives. trace_size: see the function of that name. token_bytes: the
+    most that a token takes, see `Bundle.max_token_bytes`. For a step batch num_tokens is the number of its sessions,
+    and `outputs.every_position` must be true: its answer has columns, which take no more than outputs do.
     """
     if outputs.kind is OutputKind.TOP_K and not 1 <= outputs.top_k <= vocabulary_size:
         raise InvalidFieldError(
@@ -81,22 +98,25 @@ def check_outputs(
         raise InvalidFieldError(
             f"{field}.top_k = {outputs.top_k} goes with OUTPUT_KIND_TOP_K alone", field=f"{field}.top_k"
         )
-    each = _answer_bytes(outputs.kind, outputs.top_k, vocabulary_size) + 4 * trace_size * outputs.has_trace
+    if outputs.kind is OutputKind.NONE and not outputs.has_trace:
+        return
+    each = _OUTPUT_BYTES + trace_size * outputs.has_trace
+    if outputs.kind.is_vector:
+        each += 4 * vocabulary_size
+    elif outputs.kind is not OutputKind.NONE:
+        each += token_bytes * max(1, outputs.top_k)
     total = each * (num_tokens if outputs.every_position else 1)
-    if total > max_bytes:
-        raise SequenceTooLongError(
-            f"{field} asks for an answer of about {total} bytes, the limit is {max_bytes}: feed fewer tokens at a time",
+    check_answer(total, max_bytes, field=field, advice="feed fewer tokens at a time")
+
+
+def check_answer(num_bytes: int, max_bytes: int, *, field: str, advice: str) -> None:
+    """Raises AnswerTooLargeError for an answer that might be over `max_bytes`. advice: how to ask for less."""
+    if num_bytes > max_bytes:
+        raise AnswerTooLargeError(
+            f"{field} asks for an answer of up to {num_bytes} bytes, the limit is {max_bytes}: {advice}",
             field=field,
             limit=max_bytes,
         )
-
-
-def _answer_bytes(kind: OutputKind, top_k: int, vocabulary_size: int) -> int:
-    if kind.is_vector:
-        return 4 * vocabulary_size
-    if kind is OutputKind.TOP_K:
-        return _TOKEN_BYTES * top_k
-    return _TOKEN_BYTES if kind is OutputKind.NEXT_TOKEN else 0
 
 
 def check_open(
@@ -106,8 +126,12 @@ def check_open(
     *,
     max_answer_bytes: int,
     variant: str = BASE_VARIANT,
+    token_bytes: int = _TOKEN_BYTES,
+    source_token_bytes: int = 0,
 ) -> None:
-    """Raises EmptySequenceError, SequenceTooLongError and InvalidFieldError for what does not go with a model."""
+    """Raises EmptySequenceError, SequenceTooLongError, InvalidFieldError and AnswerTooLargeError for what does not go
+    with a model. token_bytes: the most that a token of the outputs takes; source_token_bytes: the most that a token of
+    the source takes, which the answer repeats."""
     if manifest.encoder is None:
         if source is not None:
             raise InvalidFieldError(f"source must not be given: {manifest.model} has no encoder", field="source")
@@ -115,6 +139,8 @@ def check_open(
         raise EmptySequenceError(f"source is missing: {manifest.model} reads one", field="source")
     else:
         check_length(len(source), manifest.encoder.max_source_length, field="source")
+        max_answer_bytes -= len(source) * source_token_bytes
+        check_answer(0, max_answer_bytes, field="source", advice="give a shorter source")
     if outputs is not None:
         check_kind(manifest, variant, outputs, field="open.outputs")
         check_outputs(
@@ -124,11 +150,23 @@ def check_open(
             max_bytes=max_answer_bytes,
             field="open.outputs",
             trace_size=trace_size(manifest) if outputs.has_trace else 0,
+            token_bytes=token_bytes,
         )
         if manifest.special_tokens.bos_id is None and manifest.start is None:
             raise InvalidFieldError(
                 f"open.outputs needs a start token, and {manifest.model} has none", field="open.outputs"
             )
+
+
+def check_batch(num_sessions: int, *, max_answer_bytes: int, field: str) -> None:
+    """Raises AnswerTooLargeError when the positions of so many sessions might be over `max_answer_bytes`."""
+    check_answer(_POSITION_BYTES * num_sessions, max_answer_bytes, field=field, advice="step fewer sessions at a time")
+
+
+def check_score(targets: Sequence[Sequence[int]], *, max_answer_bytes: int, field: str) -> None:
+    """Raises AnswerTooLargeError when the answer to a score of these targets might be over `max_answer_bytes`."""
+    num_bytes = sum(_HYPOTHESIS_BYTES + 4 * (len(target) + 1) for target in targets)
+    check_answer(num_bytes, max_answer_bytes, field=field, advice="score fewer targets at a time")
 
 
 def check_forks(count: int, limit: int, *, field: str) -> None:
@@ -171,9 +209,17 @@ def check_can_generate(manifest: Manifest, decoding: Decoding, field: str) -> No
 
 
 def check_decoding(
-    decoding: Decoding, *, vocabulary_size: int, max_tokens: int, max_beam_size: int, field: str
+    decoding: Decoding,
+    *,
+    vocabulary_size: int,
+    max_tokens: int,
+    max_beam_size: int,
+    field: str,
+    max_answer_bytes: int | None = None,
+    token_bytes: int = _TOKEN_BYTES,
 ) -> None:
-    """Raises InvalidFieldError naming the parameter that is out of its range."""
+    """Raises InvalidFieldError naming the parameter that is out of its range, and AnswerTooLargeError for a search
+    whose results might be over `max_answer_bytes`; None: any size. token_bytes: see `Bundle.max_token_bytes`."""
     if not 1 <= decoding.max_tokens <= max_tokens:
         raise InvalidFieldError(
             f"{field}.max_tokens = {decoding.max_tokens} must be 1 to {max_tokens}", field=f"{field}.max_tokens"
@@ -192,6 +238,11 @@ def check_decoding(
         _check_sampling(decoding.sampling, vocabulary_size, f"{field}.sampling")
     if decoding.beam is not None:
         _check_beam(decoding, decoding.beam, max_beam_size, field)
+        if max_answer_bytes is not None:
+            # the best one is told twice: as what was generated, and among the results
+            num_bytes = (1 + decoding.beam.num_best) * (_HYPOTHESIS_BYTES + decoding.max_tokens * token_bytes)
+            advice = "ask for fewer tokens, or fewer results"
+            check_answer(num_bytes, max_answer_bytes, field=f"{field}.beam_search", advice=advice)
 
 
 def _check_sampling(sampling: Sampling, vocabulary_size: int, field: str) -> None:

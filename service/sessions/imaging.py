@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from service.engine.items import ITEM_SIZE
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from service.engine.decoding import FloatRow, IntArray
+from service.engine.items import ITEM_SIZE, Item
 from service.engine.lane_state import LaneState
 from service.engine.results import Fed
 from service.errors import SnapshotModelError
@@ -61,6 +65,7 @@ def check_fits(image: Image, served: Served) -> None:
         raise SnapshotModelError(f"snapshot has the state {image.state_names}, {told} has {names}", field="version")
     for lane in (image.lane, *image.marks.values()):
         specs = [*((s.name, s.input) for s in manifest.states), *((c.name, c.input) for c in manifest.contexts)]
+        _check_source(lane, manifest, told)
         arrays = [*lane.states, *lane.contexts]
         if len(arrays) != len(specs):
             raise SnapshotModelError(f"snapshot has {len(arrays)} tensors, {told} has {len(specs)}", field="version")
@@ -75,17 +80,91 @@ def check_fits(image: Image, served: Served) -> None:
     _check_vocabulary(image, manifest, told)
 
 
+def _check_source(lane: LaneState, manifest: Manifest, told: str) -> None:
+    longest = 0 if manifest.encoder is None else manifest.encoder.max_source_length
+    lengths = {len(array) if array.ndim else 0 for array in lane.contexts}
+    if len(lengths) > 1 or max(lengths, default=0) > longest:
+        raise SnapshotModelError(
+            f"snapshot has a source of {sorted(lengths)} tokens, {told} reads up to {longest}", field="version"
+        )
+
+
 def _check_vocabulary(image: Image, manifest: Manifest, told: str) -> None:
-    read, size = manifest.step_vocabulary, manifest.output_size
-    logits = image.lane.next_logits
-    if read is None:
-        num_bytes = ITEM_SIZE * manifest.step.feature_size
-        fits = all(isinstance(item, bytes) and len(item) == num_bytes for item in image.lane.pending)
-    else:
-        fits = all(isinstance(item, int) and item < read.size for item in image.lane.pending)
-    if not fits or (logits is not None and len(logits) != size):
+    """Whatever in an image becomes an index of the engine's arrays, or must have their size, is looked at here: the
+    engine itself checks nothing while it commits a step."""
+    read, given = _Items.read_by(manifest), _Items.given_by(manifest)
+    lanes = [image.lane, *image.marks.values()]
+    fits = (
+        all(read.fit(lane.pending) and given.fit_logits(lane.next_logits) for lane in lanes)
+        and all(given.fit_array(lane.seen) for lane in lanes)
+        and _last_fits(image, read, given)
+    )
+    if not fits:
+        size = manifest.output_size
         what = f"of {size} values" if manifest.target_vocabulary is None else f"vocabulary of {size} tokens"
         raise SnapshotModelError(f"snapshot is of another {what} than {told}'s", field="version")
+
+
+def _last_fits(image: Image, read: _Items, given: _Items) -> bool:
+    last = image.last
+    if isinstance(last, FedBefore):
+        return (
+            read.fit(last.tokens)
+            and last.outputs.top_k <= given.size
+            and all(given.fit(output.token_ids) and given.fit_logits(output.logits) for output in last.answer)
+            and all(_are_pairs(output.token_ids, output.log_probabilities) for output in last.answer)
+        )
+    if isinstance(last, GeneratedBefore):
+        decoding = last.decoding
+        top_k = None if decoding.sampling is None else decoding.sampling.top_k
+        hypotheses = () if last.found is None else last.found.hypotheses
+        return (
+            given.fit(last.tokens)
+            and _are_pairs(last.tokens, last.log_probabilities)
+            and given.fit(list(decoding.stop_ids))
+            and (top_k is None or 1 <= top_k <= given.size)
+            and all(given.fit(one.tokens) for one in hypotheses)
+            and all(one.end_id is None or given.fit([one.end_id]) for one in hypotheses)
+        )
+    return True
+
+
+def _are_pairs(tokens: Sequence[Item], log_probabilities: Sequence[float] | None) -> bool:
+    return not log_probabilities or len(log_probabilities) == len(tokens)
+
+
+class _Items(NamedTuple):
+    """Tokens below `size`; or, when there is no vocabulary, vectors of `size` numbers."""
+
+    size: int
+    is_vocabulary: bool
+
+    @classmethod
+    def read_by(cls, manifest: Manifest) -> _Items:
+        """The items that steps of a model consume."""
+        vocabulary = manifest.step_vocabulary
+        return cls(manifest.step.feature_size, False) if vocabulary is None else cls(vocabulary.size, True)
+
+    @classmethod
+    def given_by(cls, manifest: Manifest) -> _Items:
+        """The items that a model generates."""
+        return cls(manifest.output_size, manifest.target_vocabulary is not None)
+
+    def fit(self, items: Sequence[Item]) -> bool:
+        """Whether all of them are such items."""
+        if self.is_vocabulary:
+            return all(isinstance(item, int) and 0 <= item < self.size for item in items)
+        return all(isinstance(item, bytes) and len(item) == ITEM_SIZE * self.size for item in items)
+
+    def fit_array(self, ids: IntArray | None) -> bool:
+        """Whether an array has token ids alone; one without any fits each model."""
+        if ids is None or not ids.size:
+            return True
+        return self.is_vocabulary and int(ids.min()) >= 0 and int(ids.max()) < self.size
+
+    def fit_logits(self, logits: FloatRow | None) -> bool:
+        """Whether a row has a number for each of them."""
+        return logits is None or logits.shape == (self.size,)
 
 
 def _inner_shape(spec: TensorSpec) -> list[int | None]:

@@ -128,6 +128,15 @@ class _Instrument(Collector, Generic[Child]):
             child = self._children.setdefault(values, self._make())
         return child
 
+    def drop(self, **labels: str) -> None:
+        """Drops the children of these values of labels; none when it lacks one of the labels."""
+        if not labels.keys() <= set(self.label_names):
+            return
+        wanted = [(self.label_names.index(name), value) for name, value in labels.items()]
+        for values in list(self._children):
+            if all(values[place] == value for place, value in wanted):
+                self._children.pop(values, None)
+
     def _make(self) -> Child:
         raise NotImplementedError
 

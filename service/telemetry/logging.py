@@ -1,11 +1,23 @@
-"""Log lines: event names with fields, never payloads; text for people or JSON for machines, to standard error."""
+"""Log lines: event names with fields, never payloads; text for people or JSON for machines, to standard error.
+
+Errors that no code of ours handles become log lines of the same form: those of threads, of destructors, of callbacks
+and tasks of an event loop, and what libraries log.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
+import threading
+from typing import TYPE_CHECKING, Any
 
 import structlog
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+log = structlog.get_logger()
 
 
 def configure(log_format: str, log_level: str) -> None:
@@ -27,3 +39,45 @@ def configure(log_format: str, log_level: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    sys.unraisablehook = _unraisable
+    threading.excepthook = _thread_crashed
+    root = logging.getLogger()
+    root.handlers = [_Forwarder(logging.WARNING)]
+
+
+def loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Logs an error that nobody awaits: for `loop.set_exception_handler`."""
+    source = context.get("task") or context.get("future") or context.get("handle") or context.get("transport")
+    log.error(
+        "loop.exception",
+        message=context.get("message", ""),
+        source="" if source is None else repr(source)[:200],
+        exc_info=context.get("exception"),
+    )
+
+
+def _unraisable(unraisable: UnraisableHookArgs) -> None:
+    message = unraisable.err_msg or "exception ignored"
+    log.error(
+        "unraisable.exception", message=f"{message} in {unraisable.object!r}"[:300], exc_info=unraisable.exc_value
+    )
+
+
+def _thread_crashed(arguments: threading.ExceptHookArgs) -> None:
+    if not issubclass(arguments.exc_type, SystemExit):
+        name = "" if arguments.thread is None else arguments.thread.name
+        log.error("thread.crashed", thread=name, exc_info=arguments.exc_value)
+
+
+class _Forwarder(logging.Handler):
+    """Turns records of the standard library's `logging` into our log lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Logs a record as `library.message`."""
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        error = record.exc_info[1] if record.exc_info else None
+        try:
+            message = record.getMessage()[:2000]
+        except (TypeError, ValueError):  # its arguments do not go with its text
+            message = str(record.msg)[:2000]
+        getattr(log, level)("library.message", logger=record.name, message=message, exc_info=error)

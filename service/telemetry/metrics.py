@@ -50,6 +50,12 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
 
+    def drop_version(self, model: str, version: int) -> None:
+        """Drops whatever is labelled with a version of a model."""
+        for instruments in self.sections.values():
+            for instrument in instruments:
+                instrument.drop(model=model, version=str(version))
+
     def _requests(self) -> None:
         section = "Requests: what clients wait for"
         self.request_seconds = self._histogram(
@@ -168,7 +174,10 @@ class Metrics:
     def _models(self) -> None:
         section = "Models and the process"
         self.models_served = self._gauge(
-            section, "models_served", "1 for a version that is served, 0 for one that failed or was unloaded", MODEL
+            section,
+            "models_served",
+            "1 for a version that is served, 0 for one that failed, or was unloaded and has sessions left",
+            MODEL,
         )
         self.model_loads = self._counter(
             section, "model_loads_total", "Versions loaded, by result: ok or failed", (*MODEL, "result")

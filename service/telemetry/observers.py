@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
@@ -122,23 +121,26 @@ class SessionTelemetry:
         self._write_seconds = metrics.write_seconds.labels()
         self._snapshot_bytes = metrics.snapshot_bytes.labels("snapshot")
 
-        @cache
-        def of_model(model: str, version: int) -> _Sessions:
-            labels = (model, str(version))
-            return _Sessions(
+        self._models: dict[tuple[str, int], _Sessions] = {}
+        self._requests: dict[tuple[str, int, str], tuple[HistogramChild, CounterChild]] = {}
+
+    def drop_version(self, model: str, version: int) -> None:
+        """Forgets the children of a version that has no session any more."""
+        self._models.pop((model, version), None)
+        for key in [key for key in self._requests if key[:2] == (model, version)]:
+            del self._requests[key]
+
+    def _of_model(self, model: str, version: int) -> _Sessions:
+        found = self._models.get((model, version))
+        if found is None:
+            metrics, labels = self._metrics, (model, str(version))
+            found = self._models[model, version] = _Sessions(
                 metrics.sessions_active.labels(*labels),
                 metrics.sessions_opened.labels(*labels),
                 metrics.first_token_seconds.labels(*labels),
                 metrics.inter_token_seconds.labels(*labels),
             )
-
-        @cache
-        def of_request(model: str, version: int, request: str) -> tuple[HistogramChild, CounterChild]:
-            labels = (model, str(version), request)
-            return metrics.request_seconds.labels(*labels), metrics.tokens.labels(*labels)
-
-        self._of_model = of_model
-        self._of_request = of_request
+        return found
 
     def session_opened(self, model: str, version: int, session_id: str) -> None:
         """See `SessionObserver`."""
@@ -194,7 +196,12 @@ class SessionTelemetry:
         self, model: str, version: int, request: str, seconds: float, num_tokens: int, *, trace: RequestTrace | None
     ) -> None:
         """See `SessionObserver`."""
-        latency, tokens = self._of_request(model, version, request)
+        found = self._requests.get((model, version, request))
+        if found is None:
+            labels = (model, str(version), request)
+            found = self._metrics.request_seconds.labels(*labels), self._metrics.tokens.labels(*labels)
+            self._requests[model, version, request] = found
+        latency, tokens = found
         latency.observe(seconds)
         tokens.inc(num_tokens)
         if trace is not None:
@@ -285,32 +292,3 @@ class StoreTelemetry:
         """See `StoreObserver`."""
         self._corrupt.inc()
         log.error("store.record_corrupt", session_id=session_id, reason=str(error))
-
-
-class ModelTelemetry:
-    """A `ModelObserver`. changed: called after each report."""
-
-    def __init__(self, metrics: Metrics, changed: Callable[[], None]) -> None:
-        self._served = metrics.models_served
-        self._loads = metrics.model_loads
-        self._changed = changed
-
-    def model_loaded(self, model: str, version: int, variants: list[str]) -> None:
-        """See `ModelObserver`."""
-        self._served.labels(model, str(version)).set(1)
-        self._loads.labels(model, str(version), "ok").inc()
-        log.info("model.loaded", model=model, version=version, variants=variants)
-        self._changed()
-
-    def model_failed(self, model: str, version: int, reason: str) -> None:
-        """See `ModelObserver`."""
-        self._served.labels(model, str(version)).set(0)
-        self._loads.labels(model, str(version), "failed").inc()
-        log.error("model.failed", model=model, version=version, reason=reason)
-        self._changed()
-
-    def model_unloaded(self, model: str, version: int) -> None:
-        """See `ModelObserver`."""
-        self._served.labels(model, str(version)).set(0)
-        log.info("model.unloaded", model=model, version=version)
-        self._changed()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,11 +15,21 @@ from google.protobuf.descriptor import EnumDescriptor
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2, sessions_pb2
 from service.api import convert, session_messages
+from service.api.models import model_info, problem_info
 from service.engine.decoding import Decoding, FinishReason, Sampling
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import StepOutput
-from service.errors import EmptySequenceError, InvalidFieldError, TokenOutOfVocabularyError, UnknownTokenError
+from service.errors import (
+    AnswerTooLargeError,
+    EmptySequenceError,
+    InvalidFieldError,
+    SequenceTooLongError,
+    TokenOutOfVocabularyError,
+    UnknownTokenError,
+)
 from service.repository.repository import Problem
+from service.repository.vocabulary import Vocabulary
+from service.sessions.checks import check_outputs
 from service.sessions.lifecycle import State
 from service.sessions.session import CloseReason
 from tests import domain
@@ -251,7 +264,7 @@ def test_a_session_is_shown_with_times_of_the_wall_clock() -> None:
 
 @pytest.mark.parametrize("has_encoder", [False, True])
 def test_a_model_is_shown_with_its_vocabularies_and_limits(has_encoder: bool) -> None:
-    info = convert.model_info(domain.bundle(has_encoder=has_encoder))
+    info = model_info(domain.bundle(has_encoder=has_encoder))
     assert info == models_pb2.ModelInfo(
         model="made",
         version=3,
@@ -271,7 +284,111 @@ def test_a_model_is_shown_with_its_vocabularies_and_limits(has_encoder: bool) ->
 
 
 def test_a_model_that_failed_is_shown_with_its_problem() -> None:
-    info = convert.problem_info(Problem("g2p-en", 2, "step.onnx is missing"))
+    info = problem_info(Problem("g2p-en", 2, "step.onnx is missing"))
     assert info == models_pb2.ModelInfo(
         model="g2p-en", version=2, status=models_pb2.MODEL_STATUS_FAILED, problem="step.onnx is missing"
     )
+
+
+def bounded(take: Callable[[], object]) -> float:
+    """Seconds until it refuses a sequence as too long."""
+    began = time.perf_counter()
+    with pytest.raises(SequenceTooLongError):
+        take()
+    return time.perf_counter() - began
+
+
+def test_a_sequence_over_its_limit_is_refused_by_its_count_before_anything_is_looked_up() -> None:
+    many = 1_000_000
+    characters, words = domain.bundle(has_encoder=True), domain.vocabulary()
+    text, spaced = pb.Sequence(text="a" * 4 * many), pb.Sequence(text="K " * 2 * many)
+    names, ids = pb.Sequence(tokens=pb.TokenNames(names=["K"] * many)), pb.Sequence(ids=pb.TokenIds(ids=[1] * many))
+    feed = pb.Feed(token_ids=[1] * many)
+    stop = pb.Decoding(stop_token_ids=[1] * many)
+    takes: list[Callable[[], object]] = [
+        lambda: convert.source_items(text, characters),
+        lambda: convert.sequence_ids(names, words, field="prompt", limit=9),
+        lambda: convert.sequence_ids(ids, words, field="prompt", limit=9),
+        lambda: convert.sequence_ids(spaced, words, field="prompt", limit=9),
+        lambda: convert.feed_items(feed, domain.bundle(), 9),
+        lambda: convert.frame_items(pb.StepBatch(token_ids=[1] * 10), domain.bundle(), 9),
+        lambda: convert.targets([ids], words, field="targets", limit=9),
+        lambda: convert.targets([pb.Sequence(text="K")] * 10, words, field="targets", max_targets=9),
+        lambda: convert.decoding(stop, words, 40, field="d"),
+    ]
+    for take in takes:
+        assert min(bounded(take) for _ in range(5)) < 0.03
+    assert convert.sequence_ids(pb.Sequence(text="K " * 9), words, field="prompt", limit=9) == [5] * 9
+
+
+def test_a_source_over_the_limit_is_named_as_ever() -> None:
+    with pytest.raises(SequenceTooLongError, match=r"^source has 21 tokens, the limit is 20$") as refusal:
+        convert.source_items(pb.Sequence(text="a" * 21), domain.bundle(has_encoder=True))
+    assert refusal.value.field == "source"
+
+
+@pytest.mark.parametrize(("text", "number"), [("", 0), ("0", 0), ("17", 17), ("9" * 18, 10**18 - 1)])
+def test_a_page_token_is_a_number_that_a_page_gave(text: str, number: int) -> None:
+    assert convert.parse_page_token(text) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9" * 19, pytest.param("9" * 5000, id="5,000 digits"), "-1", "1.0", "x", " 1", "\N{ARABIC-INDIC DIGIT ONE}", "²"],
+)
+def test_any_other_page_token_is_refused(text: str) -> None:
+    with pytest.raises(InvalidFieldError, match="is not one that a page gave") as refusal:
+        convert.parse_page_token(text)
+    assert refusal.value.field == "page_token"
+    assert len(refusal.value.message) < 300
+
+
+@pytest.mark.parametrize("kind", [OutputKind.NEXT_TOKEN, OutputKind.TOP_K, OutputKind.LOGITS])
+@pytest.mark.parametrize("position", [0, 2**63])
+def test_an_answer_is_never_larger_than_what_is_checked(kind: OutputKind, position: int) -> None:
+    names = [f"{'é' * (token % 90)}{token}" for token in range(300)]
+    vocabulary = Vocabulary(names, owner="v", tokenizer="whitespace", lowercase=False)
+    count, top_k = 50, 7 if kind is OutputKind.TOP_K else 0
+    longest = sorted(range(300), key=lambda token: -len(names[token].encode()))[: top_k or 1]
+    output = StepOutput(
+        position,
+        [] if kind.is_vector else longest,
+        [-0.5] * top_k or None,
+        np.zeros(300, np.float32) if kind.is_vector else None,
+    )
+    message = pb.Fed()
+    for _ in range(count):
+        convert.fill(message.outputs.add(), output, vocabulary)
+    spec = OutputSpec(kind, top_k, every_position=True)
+
+    def check(max_bytes: int) -> None:
+        check_outputs(
+            spec,
+            num_tokens=count,
+            vocabulary_size=300,
+            max_bytes=max_bytes,
+            field="f",
+            token_bytes=vocabulary.max_token_bytes,
+        )
+
+    check(4 * 1024 * 1024)
+    with pytest.raises(AnswerTooLargeError):
+        check(message.ByteSize() - 1)
+
+
+@pytest.mark.parametrize("length", [0, 1, 110, 120, 130, 16_400])
+def test_the_most_that_a_token_takes_is_no_less_than_it_takes(length: int) -> None:
+    vocabulary = Vocabulary(["b", "a" * length], owner="v", tokenizer="whitespace", lowercase=False)
+    for token_id, name in enumerate(vocabulary.names):
+        message = pb.StepOutput(tokens=[pb.Token(id=token_id, text=name, log_probability=-1.5)])
+        assert message.ByteSize() <= vocabulary.max_token_bytes <= length + 20
+
+
+def test_tables_of_a_vocabulary_go_with_it() -> None:
+    """Versions come and go; what was made of their vocabularies must not stay."""
+    vocabulary = domain.vocabulary()
+    assert convert.token_messages(vocabulary) is convert.token_messages(vocabulary), "they are made once"
+    seen = weakref.ref(vocabulary)
+    del vocabulary
+    gc.collect()
+    assert seen() is None

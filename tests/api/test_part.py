@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 from carousel.v1 import inference_pb2 as pb
@@ -50,3 +52,23 @@ def test_an_end_without_a_token_adds_none() -> None:
     part.add(Generated(4, [], None, FinishReason.EOS))
     assert (len(part), part.position) == (0, 4)
     assert part.take() == pb.Generated(finish_reason=pb.FINISH_REASON_EOS)
+
+
+def test_a_part_has_room_for_what_its_message_may_take() -> None:
+    part = Part(BUNDLE, max_bytes=10 * BUNDLE.max_token_bytes)
+    assert part.room == 10
+    part.add(Generated(8, [3] * 10, [-1.5] * 10, None))
+    assert part.room == 0
+    assert part.take().ByteSize() <= 10 * BUNDLE.max_token_bytes
+    assert Part(BUNDLE, max_bytes=1).room == 1, "or nothing would ever be told"
+
+
+def test_forms_of_a_vocabulary_go_with_it() -> None:
+    vocabulary = Vocabulary(NAMES, owner="v", tokenizer="whitespace", lowercase=False)
+    part = Part(replace(BUNDLE, target_vocabulary=vocabulary))
+    part.add(Generated(2, [3], None, None))
+    part.take()
+    seen = weakref.ref(vocabulary)
+    del vocabulary, part
+    gc.collect()
+    assert seen() is None

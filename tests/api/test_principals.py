@@ -113,7 +113,9 @@ def test_a_file_that_is_no_good_any_more_is_told_of_and_the_one_before_holds(
     clock, errors = Clock(), list[TokenFileError]()
     principals = Principals(path, errors.append, clock)
     spoil(path)
-    clock.now_s += 1.0
+    for _ in range(3):
+        clock.now_s += 1.0
+        principals.find(f"Bearer {BOB}")
     assert principals.find(f"Bearer {BOB}").principal.name == "bob"
     assert len(errors) == 1
 
@@ -210,3 +212,36 @@ def test_only_admins_may_do_what_concerns_all() -> None:
     Caller(Principal("alice", is_admin=True)).check_admin("load")
     with pytest.raises(ForbiddenError, match="load: principal 'bob' is no admin"):
         Caller(Principal("bob")).check_admin("load")
+
+
+@pytest.mark.parametrize(
+    "session_id", ["", "x" * 129, "a\0b", "a b", "\0", "é", pytest.param("x" * 4_000_000, id="4 MB"), "/", "b/", "/b"]
+)
+@pytest.mark.parametrize("principal", [Principal(""), Principal("bob"), Principal("root", is_admin=True)])
+def test_an_id_that_no_session_can_have_is_refused_before_anybody_looks_for_it(
+    principal: Principal, session_id: str
+) -> None:
+    caller = Caller(principal)
+    names = [caller.key, caller.any_key] + ([caller.new_key] if session_id else [])
+    for name in names:
+        with pytest.raises(InvalidFieldError, match="must be 1 to 128 of the characters") as refusal:
+            name(session_id, field="fork_session_id")
+        assert refusal.value.field == "fork_session_id"
+        assert len(refusal.value.message) < 800
+
+
+def test_a_new_session_may_come_without_an_id() -> None:
+    assert Caller(Principal("")).new_key("") == ""
+    assert Caller(Principal("bob")).new_key("").startswith("bob/")
+
+
+def test_the_file_is_read_at_once_when_it_is_asked_for(path: Path) -> None:
+    errors = list[TokenFileError]()
+    principals = Principals(path, errors.append, Clock())
+    write(path, entry("carol", "carols"))
+    assert principals.reload()
+    assert principals.find("Bearer carols").principal.name == "carol"
+    write(path, "[")
+    assert not principals.reload()
+    assert len(errors) == 1
+    assert principals.find("Bearer carols").principal.name == "carol", "what it said before holds"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -175,3 +176,31 @@ async def test_a_failed_call_carries_our_own_message_too(kind: type[errors.Carou
     context = await aborted(error)
     assert context.code is TABLE[kind].code
     assert error_pb2.Error.FromString(context.metadata[METADATA_KEY]) == to_message(error)
+
+
+def size_of(context: Context) -> int:
+    """What a status takes, by gRPC's count: each entry of metadata with 32 bytes more."""
+    text = sum(1 if " " <= one <= "~" else 3 * len(one.encode()) for one in context.details)
+    return text + sum(32 + len(key) + len(base64.b64encode(value)) for key, value in context.metadata.items())
+
+
+@pytest.mark.parametrize("letter", ["m", "é", "\N{GRINNING FACE}", "\0"])
+@pytest.mark.parametrize("length", [10, 1000, 5000, 4_000_000])
+async def test_a_failed_calls_status_fits_what_clients_take_whatever_it_quotes(letter: str, length: int) -> None:
+    """Clients take 8 KiB by default, and see an error of the transport in place of a larger status."""
+    text = letter * length
+    error = errors.ModelNotFoundError(
+        f"model = {text} is not here", field=text, retry_delay_s=1.0, model=text, owner=text, variant=text
+    )
+    context = await aborted(error)
+    assert size_of(context) <= 8 * 1024 - 512
+    assert context.code is grpc.StatusCode.NOT_FOUND
+    assert context.details.startswith(f"model = {letter * 8}")
+    assert details(context)["ErrorInfo"].reason == "MODEL_NOT_FOUND"
+    assert error_pb2.Error.FromString(context.metadata[METADATA_KEY]).reason == "MODEL_NOT_FOUND"
+
+
+def test_a_message_in_a_stream_is_bounded_too() -> None:
+    message = to_message(errors.ModelNotFoundError("x" * 10**6, field="f" * 10**6, model="m" * 10**6))
+    assert (len(message.message), len(message.field), len(message.metadata["model"])) == (2000, 200, 200)
+    assert message.message.endswith("x...")

@@ -210,9 +210,9 @@ BAD_REQUESTS = {
                 token_ids=[5] * 30_000, outputs=pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS, every_position=True)
             )
         },
-        Code.INVALID_ARGUMENT,
-        "SEQUENCE_TOO_LONG",
-        "feed.outputs asks for an answer of about 5040000 bytes, the limit is 4194304: feed fewer tokens at a time",
+        Code.RESOURCE_EXHAUSTED,
+        "ANSWER_TOO_LARGE",
+        "feed.outputs asks for an answer of up to 5760000 bytes, the limit is 4193792: feed fewer tokens at a time",
         "feed.outputs",
     ),
     "temperature": Refusal(
@@ -420,8 +420,8 @@ async def test_looking_for_what_is_not_there_says_so(shipped_service: LocalServi
             ),
             (
                 sessions.Close(sessions_pb2.SessionsCloseRequest(session_id="")),
-                Code.NOT_FOUND,
-                "session_id = '' is",
+                Code.INVALID_ARGUMENT,
+                "session_id = '' must be 1 to 128",
             ),
             (
                 sessions.List(sessions_pb2.SessionsListRequest(page_size=1001)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.errors import EmptySequenceError, TokenOutOfVocabularyError, UnknownTokenError
+from service.errors import EmptySequenceError, SequenceTooLongError, TokenOutOfVocabularyError, UnknownTokenError
 from service.repository.manifest import VocabularySpec
 from service.repository.vocabulary import Vocabulary
 
@@ -195,3 +196,26 @@ def test_what_a_vocabulary_lacks_is_its_unknown_token(tmp_path: Path) -> None:
     assert vocabulary.ids_of(["<unk>", "zz"], field="tokens") == [0, 0]
     with pytest.raises(UnknownTokenError):
         _load(tmp_path, ESCAPED, escaped=True).ids_of_text("é", field="text")
+
+
+@pytest.mark.parametrize("tokenizer", ["characters", "whitespace"])
+@pytest.mark.parametrize(
+    "text", ["a" * 4_000_000, "a " * 2_000_000, "\N{GRINNING FACE}" * 1_000_000], ids=["one", "many", "wide"]
+)
+def test_a_text_of_megabytes_is_refused_at_once(tokenizer: str, text: str) -> None:
+    vocabulary = Vocabulary(["a", "b"], owner="v", tokenizer=tokenizer, lowercase=True)
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        with pytest.raises((SequenceTooLongError, UnknownTokenError)) as refusal:
+            vocabulary.ids_of_text(text, field="prompt.text", limit=48)
+        took.append(time.perf_counter() - began)
+    assert min(took) < 0.03, "looking at two million words takes ten times as long"
+    assert len(str(refusal.value)) < 400
+
+
+def test_a_text_within_its_limit_is_read_as_without_one() -> None:
+    vocabulary = Vocabulary(["a", "b"], owner="v", tokenizer="whitespace", lowercase=True, unknown_id=1)
+    assert vocabulary.ids_of_text("A  b\nlong ", field="f", limit=3) == [0, 1, 1]
+    with pytest.raises(SequenceTooLongError, match=r"^f has more than 3 tokens, the limit is 3$"):
+        vocabulary.ids_of_text("a b a b", field="f", limit=3)

@@ -8,10 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.decoding import Decoding, Sampling
+from service.engine.decoding import Beam, Decoding, Sampling
 from service.engine.jobs import OutputKind, OutputSpec
-from service.errors import CarouselError, EmptySequenceError, InvalidFieldError, SequenceTooLongError
-from service.sessions.checks import check_decoding, check_length, check_outputs, check_session_id
+from service.errors import (
+    AnswerTooLargeError,
+    CarouselError,
+    EmptySequenceError,
+    InvalidFieldError,
+    SequenceTooLongError,
+)
+from service.sessions.checks import (
+    check_batch,
+    check_decoding,
+    check_length,
+    check_outputs,
+    check_score,
+    check_session_id,
+)
 
 VOCABULARY_SIZE = 42
 
@@ -104,24 +117,25 @@ def test_top_k_goes_with_no_other_kind(kind: OutputKind) -> None:
 @pytest.mark.parametrize(
     ("outputs", "num_tokens", "total"),
     [
-        (OutputSpec(OutputKind.NEXT_TOKEN, every_position=True), 10, 320),
-        (OutputSpec(OutputKind.TOP_K, 5, every_position=True), 10, 1600),
-        (OutputSpec(OutputKind.LOGITS, every_position=True), 10, 1680),
-        (OutputSpec(OutputKind.LOGITS), 10, 168),
-        (OutputSpec(OutputKind.TOP_K, 42), 1, 1344),
+        (OutputSpec(OutputKind.NEXT_TOKEN, every_position=True), 10, 10 * (24 + 32)),
+        (OutputSpec(OutputKind.TOP_K, 5, every_position=True), 10, 10 * (24 + 5 * 32)),
+        (OutputSpec(OutputKind.LOGITS, every_position=True), 10, 10 * (24 + 42 * 4)),
+        (OutputSpec(OutputKind.LOGITS), 10, 24 + 42 * 4),
+        (OutputSpec(OutputKind.TOP_K, 42), 1, 24 + 42 * 32),
     ],
 )
 def test_an_answer_over_the_size_limit_is_refused_before_it_is_computed(
     outputs: OutputSpec, num_tokens: int, total: int
 ) -> None:
     check(outputs, num_tokens=num_tokens, max_bytes=total)
-    with pytest.raises(SequenceTooLongError) as refusal:
+    with pytest.raises(AnswerTooLargeError) as refusal:
         check(outputs, num_tokens=num_tokens, max_bytes=total - 1)
     assert refusal.value.message == (
-        f"feed.outputs asks for an answer of about {total} bytes, the limit is {total - 1}: feed fewer tokens at a time"
+        f"feed.outputs asks for an answer of up to {total} bytes, the limit is {total - 1}: feed fewer tokens at a time"
     )
     assert refusal.value.field == "feed.outputs"
     assert refusal.value.facts == {"limit": total - 1}
+    assert refusal.value.retry_delay_s is None, "the same request never succeeds"
 
 
 def test_no_outputs_fit_any_limit() -> None:
@@ -182,3 +196,33 @@ def test_top_p_is_above_0_and_at_most_1(top_p: float, shown: str) -> None:
     error = refusal_of(Decoding(1, Sampling(top_p=top_p)))
     assert error.message == f"generate.decoding.sampling.top_p = {shown} must be above 0 and at most 1"
     assert error.field == "generate.decoding.sampling.top_p"
+
+
+def searching(*, num_best: int, max_tokens: int, max_answer_bytes: int) -> None:
+    """Checks a search of so many results."""
+    check_decoding(
+        Decoding(max_tokens, beam=Beam(64, num_best=num_best)),
+        vocabulary_size=VOCABULARY_SIZE,
+        max_tokens=65_536,
+        max_beam_size=64,
+        field="generate.decoding",
+        max_answer_bytes=max_answer_bytes,
+        token_bytes=20,
+    )
+
+
+def test_results_times_tokens_of_a_search_are_bounded_by_the_answer() -> None:
+    searching(num_best=3, max_tokens=10, max_answer_bytes=4 * (48 + 200))
+    with pytest.raises(AnswerTooLargeError, match=r"^generate\.decoding\.beam_search asks for an answer of up to 992"):
+        searching(num_best=3, max_tokens=10, max_answer_bytes=4 * (48 + 200) - 1)
+    with pytest.raises(AnswerTooLargeError):
+        searching(num_best=64, max_tokens=65_536, max_answer_bytes=4 * 1024 * 1024)
+
+
+def test_scores_and_positions_of_many_are_bounded_by_the_answer() -> None:
+    check_score([[1, 2, 3]] * 10, max_answer_bytes=10 * (48 + 16), field="score.targets")
+    with pytest.raises(AnswerTooLargeError):
+        check_score([[1, 2, 3]] * 10, max_answer_bytes=10 * (48 + 16) - 1, field="score.targets")
+    check_batch(100, max_answer_bytes=1000, field="step_batch.handles")
+    with pytest.raises(AnswerTooLargeError):
+        check_batch(101, max_answer_bytes=1000, field="step_batch.handles")

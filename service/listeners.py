@@ -1,4 +1,4 @@
-"""Where the server listens, and who may come in: ports, TLS, probes and principals."""
+"""The listeners: ports, TLS, health probes, and the principals that may call."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_PENDING_CALLS = 10_000
+"""Calls that may come at once while the server has as many as it may have."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 
@@ -33,6 +35,11 @@ def make_server(settings: Settings, interceptors: Sequence[grpc.aio.ServerInterc
         # the first is where a call may be refused, at random, the second where it must be
         ("grpc.max_metadata_size", settings.max_metadata_bytes),
         ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
+        # Calls that have come and that the event loop has not taken up yet. Beyond the first number the transport drops
+        # some at random, with CANCELLED and no reason (gRPC's defaults: 1,000 and 3,000), beyond the second all. Both
+        # are more than the server takes at once, so that it is the server that refuses, with a reason and a delay.
+        ("grpc.server.max_pending_requests", settings.max_calls + _PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", settings.max_calls + _PENDING_CALLS),
         ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server behind it
         # Clients may ping as often as they like, also between calls; by default a third ping within 5 minutes ends
         # the connection. A flood of pings is bounded by the transport itself.
@@ -45,20 +52,26 @@ def make_server(settings: Settings, interceptors: Sequence[grpc.aio.ServerInterc
     return grpc.aio.server(interceptors=interceptors, options=options)
 
 
-def listen(server: grpc.aio.Server, settings: Settings) -> int:
+def certificates_of(settings: Settings) -> Certificates | None:
+    """The certificate, the key and the authorities of the settings; None without TLS. Raises StartError."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    files = (settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    try:
+        return Certificates(*files, _log_certificates)
+    except CertificateError as error:
+        raise StartError(str(error)) from error
+
+
+def listen(server: grpc.aio.Server, settings: Settings, certificates: Certificates | None) -> int:
     """Adds the port of the services, and returns which it is. Raises StartError."""
     address = f"{settings.host}:{settings.port}"
     try:
-        if settings.tls_cert_file is not None and settings.tls_key_file is not None:
-            certificates = Certificates(
-                settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file, _tell_of_certificates
-            )
+        if certificates is not None:
             return int(server.add_secure_port(address, certificates.server_credentials()))
         if settings.host not in _LOOPBACK and settings.tokens_file is None:
             log.warning("server.open_to_all", host=settings.host, hint="see docs/security.md")
         return int(server.add_insecure_port(address))
-    except CertificateError as error:
-        raise StartError(str(error)) from error
     except RuntimeError as error:
         raise StartError(f"cannot listen on {address}: {error}") from error
 
@@ -97,7 +110,7 @@ def make_tracing(settings: Settings) -> Tracing | None:
     return Tracing(settings.otlp_endpoint, settings.trace_ratio)
 
 
-def _tell_of_certificates(error: CertificateError | None) -> None:
+def _log_certificates(error: CertificateError | None) -> None:
     if error is None:
         log.info("tls.reloaded")
     else:

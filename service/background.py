@@ -1,0 +1,62 @@
+"""Tasks of the server that run beside its calls: none ends without a word, and a periodic one never ends by an error.
+
+Event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger()
+
+_LONGEST_DELAY_S = 30.0
+
+
+class Background:
+    """The tasks. `stop` cancels those that are left."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def repeat(self, name: str, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        """Does the work every `interval_s`, for ever. An error is logged as `background.failed`; the next attempt comes
+        after `interval_s`, and after twice as long for each further error in a row, up to 30 s."""
+        self._start(name, self._repeat(name, interval_s, work))
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Does the work once. An error is logged as `background.failed`."""
+        self._start(name, self._once(name, work))
+
+    async def stop(self) -> None:
+        """Cancels every task, and waits until all have ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)  # the event loop itself holds tasks by weak references alone
+        task.add_done_callback(self._tasks.discard)
+
+    async def _once(self, name: str, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            log.error("background.failed", task=name, exc_info=error)
+
+    async def _repeat(self, name: str, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        delay_s = interval_s
+        while True:
+            await asyncio.sleep(delay_s)
+            try:
+                await work()
+            except Exception as error:
+                log.error("background.failed", task=name, retry_delay_s=delay_s, exc_info=error)
+                delay_s = max(interval_s, min(2 * delay_s, _LONGEST_DELAY_S))
+            else:
+                delay_s = interval_s

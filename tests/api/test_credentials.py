@@ -1,0 +1,93 @@
+"""The server's certificate is replaced while it runs, and only by one that works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trustme
+
+from service.api.credentials import CertificateError, Certificates
+
+
+class Files:
+    """A certificate, its key and an authority in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cert, self.key, self.authority = folder / "cert.pem", folder / "key.pem", folder / "ca.pem"
+        self.heard: list[CertificateError | None] = []
+        self.issuer = trustme.CA()
+        self.issuer.cert_pem.write_to_path(self.authority)
+        self.write_cert(self.write_key())
+
+    def write_key(self) -> trustme.LeafCert:
+        """Another key; the certificate stays."""
+        issued = self.issuer.issue_cert("localhost")
+        issued.private_key_pem.write_to_path(self.key)
+        return issued
+
+    def write_cert(self, issued: trustme.LeafCert) -> None:
+        """Another certificate; the key stays."""
+        issued.cert_chain_pems[0].write_to_path(self.cert)
+
+    def certificates(self) -> Certificates:
+        """What the server has."""
+        return Certificates(self.cert, self.key, self.authority, self.heard.append)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def test_files_are_read_at_once_when_it_is_asked_for(files: Files) -> None:
+    certificates = files.certificates()
+    assert certificates._fetch() is None, "nothing has changed"
+    files.write_cert(files.write_key())
+    assert certificates.reload()
+    assert certificates._fetch() is not None, "the next handshake gets it"
+    assert certificates._fetch() is None
+    assert files.heard == [None], "it is reported once"
+
+
+def cut(path: Path) -> None:
+    """Leaves the first half."""
+    text = path.read_text()
+    path.write_text(text[: len(text) // 2])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda files: files.cert.unlink(), "cert.pem cannot be read: No such file"),
+        (lambda files: files.cert.write_text("hello"), "cert.pem is not PEM"),
+        (lambda files: files.key.write_text(files.cert.read_text()), "key.pem has no private key"),
+        (lambda files: cut(files.cert), "are no certificate and its key"),
+        (lambda files: cut(files.key), "are no certificate and its key"),
+        (lambda files: files.write_key(), "are no certificate and its key: KEY_VALUES_MISMATCH"),
+        (lambda files: cut(files.authority), "ca.pem has no certificate of an authority"),
+    ],
+)
+def test_files_that_do_not_work_are_reported_and_the_ones_before_stay(
+    files: Files, spoil: Callable[[Files], object], told: str
+) -> None:
+    certificates = files.certificates()
+    spoil(files)
+    assert not certificates.reload()
+    for _ in range(3):
+        assert certificates._fetch() is None
+    assert told in str(files.heard[0])
+    assert len(files.heard) == 1, "handshakes do not repeat it"
+    with pytest.raises(CertificateError):
+        files.certificates()
+
+
+def test_a_certificate_that_comes_before_its_key_is_used_once_the_key_is_there(files: Files) -> None:
+    certificates = files.certificates()
+    issued = files.issuer.issue_cert("localhost")
+    files.write_cert(issued)
+    assert certificates._fetch() is None
+    issued.private_key_pem.write_to_path(files.key)
+    assert certificates._fetch() is not None
+    assert [error is None for error in files.heard] == [False, True]

@@ -1,0 +1,72 @@
+"""A background task that raises says so, and a periodic one goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import structlog
+
+from service.background import Background
+
+Wait = Callable[[Callable[[], bool]], Awaitable[None]]
+
+
+@pytest.fixture
+async def background() -> AsyncIterator[Background]:
+    made = Background()
+    yield made
+    await made.stop()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never came to hold")
+
+
+async def test_a_periodic_task_goes_on_after_errors_and_each_is_logged(background: Background) -> None:
+    count = 0
+
+    async def work() -> None:
+        nonlocal count
+        count += 1
+        if count in (2, 3):
+            raise OSError("the folder is away")
+
+    with structlog.testing.capture_logs() as logs:
+        background.repeat("watch", 0.005, work)
+        await until(lambda: count >= 6)
+    assert [(one["event"], one["task"], str(one["exc_info"])) for one in logs] == [
+        ("background.failed", "watch", "the folder is away")
+    ] * 2
+
+
+async def test_a_task_that_raises_is_logged_and_forgotten(background: Background) -> None:
+    async def work() -> None:
+        raise ValueError("no")
+
+    with structlog.testing.capture_logs() as logs:
+        background.start("health", work())
+        await until(lambda: bool(logs))
+    assert logs[0]["event"] == "background.failed"
+    assert not background._tasks
+
+
+async def test_stop_ends_every_task(background: Background) -> None:
+    ended = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    background.start("long", work())
+    background.repeat("periodic", 0.001, work)
+    await asyncio.sleep(0.05)
+    await background.stop()
+    assert len(ended) == 2

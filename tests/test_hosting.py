@@ -1,0 +1,315 @@
+"""Versions come and go, in whatever order and at whatever moment: each engine is stopped once, and none too early."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import shutil
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from service.engine.engine import Engine
+from service.errors import ModelNotFoundError, ModelUnavailableError
+from service.hosting import Hosting
+from service.repository.bundle import Bundle
+from service.repository.repository import RepositoryError
+from service.repository.runtime import RuntimeOptions, Runtimes
+from tests.bundles import write_language_model
+
+
+class FakeEngine:
+    """An engine that notes its starts and stops. gate: what its start waits for."""
+
+    def __init__(self, bundle: Bundle, variant: str) -> None:
+        self.bundle, self.variant = bundle, variant
+        self.num_starts = self.num_stops = 0
+        self.gate: threading.Event | None = None
+        self.failure: Exception | None = None
+
+    def start(self) -> None:
+        """Starts, or fails as it was told."""
+        if self.gate is not None:
+            self.gate.wait(10)
+        if self.failure is not None:
+            raise self.failure
+        self.num_starts += 1
+
+    def stop(self) -> None:
+        """Stops."""
+        self.num_stops += 1
+
+
+class Observer:
+    """Notes what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *facts: self.heard.append((name, *facts))
+
+    def count(self, name: str) -> int:
+        """How often."""
+        return sum(one[0] == name for one in self.heard)
+
+
+class Scene:
+    """A hosting of fakes over a folder. uses: sessions by engine; prepare: is called with each engine made."""
+
+    def __init__(self, folder: Path, runtimes: Runtimes | None = None) -> None:
+        self.folder = folder
+        self.engines: list[FakeEngine] = []
+        self.made = asyncio.Event()
+        self.uses: Counter[FakeEngine] = Counter()
+        self.observer = Observer()
+        self.prepare: Callable[[FakeEngine], None] = lambda engine: None
+        self.hosting = Hosting(
+            folder,
+            runtimes or Runtimes(),
+            cast(Any, self.observer),
+            make_engine=self._make,
+            num_sessions=lambda engine: self.uses[cast(FakeEngine, engine)],
+        )
+
+    def _make(self, bundle: Bundle, variant: str) -> Engine:
+        engine = FakeEngine(bundle, variant)
+        self.prepare(engine)
+        self.engines.append(engine)
+        self.made.set()
+        return cast(Engine, engine)
+
+    def engine(self, model: str = "lm", version: int = 1, variant: str = "") -> FakeEngine:
+        """The engine that a new session would get."""
+        return cast(FakeEngine, self.hosting.find(model, version, variant).engine)
+
+    def stops(self) -> list[int]:
+        """How often each was stopped, in the order in which they were made."""
+        return [engine.num_stops for engine in self.engines]
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    write_language_model(tmp_path, model="lm")
+    return Scene(tmp_path)
+
+
+async def test_an_unloaded_version_keeps_its_engine_for_as_long_as_a_session_uses_it(scene: Scene) -> None:
+    await scene.hosting.start()
+    scene.uses[scene.engine()] = 2
+    assert await scene.hosting.unload("lm", 1) == 2
+    assert await scene.hosting.unload("lm", 1) == 2, "a call may be sent again"
+    with pytest.raises(ModelNotFoundError):
+        scene.engine()
+    with pytest.raises(ModelNotFoundError):
+        await scene.hosting.unload("lm", 2)
+    await scene.hosting.reap()
+    assert scene.stops() == [0]
+    scene.uses.clear()
+    await scene.hosting.reap()
+    await scene.hosting.reap()
+    assert scene.stops() == [1]
+    assert scene.observer.heard[-1] == ("model_dropped", "lm", 1)
+
+
+async def test_unload_load_unload_stops_every_engine_once(scene: Scene) -> None:
+    """While sessions use the first, the second's end must not forget it."""
+    await scene.hosting.start()
+    scene.uses[scene.engine()] = 1
+    await scene.hosting.unload("lm", 1)
+    await scene.hosting.load("lm", 1)
+    scene.uses[scene.engine()] = 1
+    assert await scene.hosting.unload("lm", 1) == 2, "of both loads"
+    scene.uses[scene.engines[1]] = 0
+    await scene.hosting.reap()
+    assert scene.stops() == [0, 1]
+    assert scene.observer.count("model_dropped") == 0, "sessions still use the version"
+    scene.uses[scene.engines[0]] = 0
+    await scene.hosting.reap()
+    assert scene.stops() == [1, 1]
+    assert scene.observer.count("model_dropped") == 1
+    await scene.hosting.stop()
+    assert scene.stops() == [1, 1]
+
+
+async def test_a_version_that_is_served_again_is_not_dropped_with_its_first_engine(scene: Scene) -> None:
+    await scene.hosting.start()
+    scene.uses[scene.engine()] = 1
+    await scene.hosting.unload("lm", 1)
+    await scene.hosting.load("lm", 1)
+    scene.uses.clear()
+    await scene.hosting.reap()
+    assert scene.stops() == [1, 0]
+    assert scene.observer.count("model_dropped") == 0
+
+
+async def test_an_engine_that_cannot_start_is_a_problem_and_stops_those_before_it(tmp_path: Path) -> None:
+    write_language_model(tmp_path, model="heads", bos_id=1, has_heads=True, variants={"other": 3})
+    write_language_model(tmp_path, model="lm")
+    scene = Scene(tmp_path)
+
+    def prepare(engine: FakeEngine) -> None:
+        if engine.variant == "other":
+            engine.failure = RuntimeError("no memory left")
+
+    scene.prepare = prepare
+    await scene.hosting.start()
+    assert [(one.num_starts, one.num_stops) for one in scene.engines] == [(1, 1), (0, 0), (1, 0)]
+    with pytest.raises(ModelUnavailableError, match="its engine cannot start: no memory left"):
+        scene.engine("heads")
+    assert scene.engine("lm").num_starts == 1, "others are served"
+    scene.prepare = lambda engine: None
+    await scene.hosting.load("heads", 1)
+    assert scene.engine("heads", 1, "other").num_starts == 1
+    await scene.hosting.stop()
+    assert scene.stops() == [1, 0, 1, 1, 1]
+
+
+async def test_a_load_whose_caller_leaves_goes_on_and_no_engine_is_without_an_owner(scene: Scene) -> None:
+    gate = threading.Event()
+    scene.prepare = lambda engine: setattr(engine, "gate", gate)
+    load = asyncio.create_task(scene.hosting.load("lm", 1))
+    await scene.made.wait()
+    load.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+    again = asyncio.create_task(scene.hosting.load("lm", 1))
+    await asyncio.sleep(0.05)
+    gate.set()
+    assert [type(one) for one in await again] == [Bundle]
+    assert len(scene.engines) == 1, "the second caller gets what the first began"
+    await scene.hosting.stop()
+    assert scene.stops() == [1]
+
+
+async def test_a_stop_during_a_load_waits_for_it_and_stops_its_engine(scene: Scene) -> None:
+    gate = threading.Event()
+    scene.prepare = lambda engine: setattr(engine, "gate", gate)
+    start = asyncio.create_task(scene.hosting.start())
+    await scene.made.wait()
+    start.cancel()
+    stop = asyncio.create_task(scene.hosting.stop())
+    await asyncio.sleep(0.05)
+    assert not stop.done()
+    gate.set()
+    await stop
+    assert scene.stops() == [1]
+
+
+async def test_loads_unloads_and_reaps_at_once_stop_each_engine_once(scene: Scene) -> None:
+    await scene.hosting.start()
+
+    async def unload() -> None:
+        with suppress(ModelNotFoundError):
+            await scene.hosting.unload("lm", 1)
+
+    for _ in range(20):
+        await asyncio.gather(
+            scene.hosting.load("lm", 1), unload(), scene.hosting.reap(), unload(), scene.hosting.look()
+        )
+    await scene.hosting.stop()
+    assert set(scene.stops()) == {1}
+    assert {engine.num_starts for engine in scene.engines} == {1}
+
+
+async def test_watching_does_not_undo_an_unload_until_the_bundle_is_another(scene: Scene) -> None:
+    await scene.hosting.start()
+    await scene.hosting.unload("lm", 1)
+    await scene.hosting.look()
+    with pytest.raises(ModelNotFoundError):
+        scene.engine()
+    os.rename(scene.folder / "lm", scene.folder / ".lm")
+    await scene.hosting.look()
+    os.rename(scene.folder / ".lm", scene.folder / "lm")
+    await scene.hosting.look()
+    with pytest.raises(ModelNotFoundError):
+        scene.engine()
+    shutil.rmtree(scene.folder / "lm")
+    write_language_model(scene.folder, model="lm", seed=5)
+    await scene.hosting.look()
+    assert scene.engine() is scene.engines[1]
+    await scene.hosting.unload("lm", 1)
+    await scene.hosting.load()
+    assert scene.engine() is scene.engines[2], "who asks for it gets it"
+
+
+async def test_a_folder_that_is_away_is_reported_once_and_harms_nothing(scene: Scene) -> None:
+    await scene.hosting.start()
+    away = scene.folder.with_name("away")
+    os.rename(scene.folder, away)
+    for _ in range(3):
+        await scene.hosting.look()
+    assert scene.observer.count("repository_lost") == 1
+    assert scene.engine() is scene.engines[0]
+    with pytest.raises(ModelUnavailableError, match="the folder of models cannot be read now: No such file"):
+        await scene.hosting.load()
+    write_language_model(away, model="late")
+    os.rename(away, scene.folder)
+    await scene.hosting.look()
+    assert scene.observer.count("repository_found") == 1
+    assert scene.engine("late") is scene.engines[1]
+
+
+@pytest.mark.parametrize("name", ["9" * 200, "01", "\N{ARABIC-INDIC DIGIT ONE}", "1.5"])
+async def test_a_folder_that_is_no_version_is_passed_over(scene: Scene, name: str) -> None:
+    (scene.folder / "lm" / name).mkdir()
+    await scene.hosting.start()
+    assert list(scene.hosting.repository.bundles) == [("lm", 1)]
+    assert not scene.hosting.repository.problems
+
+
+async def test_a_folder_that_is_none_and_a_model_that_is_not_there_end_the_start(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="none is not a folder"):
+        await Scene(tmp_path / "none").hosting.start()
+    runtimes = Runtimes(by_model={"gone": RuntimeOptions()})
+    with pytest.raises(RepositoryError, match="model_runtimes: 'gone' is not in"):
+        await Scene(tmp_path, runtimes).hosting.start()
+
+
+async def test_messages_about_a_model_are_short_whatever_it_is_called(scene: Scene) -> None:
+    await scene.hosting.start()
+    for asked in (("m" * 4_000_000, 0, ""), ("lm", 1, "v" * 4_000_000)):
+        with pytest.raises(ModelNotFoundError) as refusal:
+            scene.hosting.find(*asked)
+        assert len(refusal.value.message) < 400
+    with pytest.raises(ModelNotFoundError) as refusal:
+        await scene.hosting.load("m" * 4_000_000)
+    assert len(refusal.value.message) < 400
+
+
+async def test_nothing_of_a_dropped_version_stays_in_memory(scene: Scene) -> None:
+    await scene.hosting.start()
+    bundle = weakref.ref(scene.hosting.find("lm", 1, "").bundle.target_vocabulary)
+    await scene.hosting.unload("lm", 1)
+    scene.engines.clear()
+    scene.uses.clear()
+    gc.collect()
+    assert bundle() is None
+
+
+async def test_an_error_of_work_whose_caller_left_reaches_the_event_loop(scene: Scene) -> None:
+    await scene.hosting.start()
+    heard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: heard.append(context))
+    gate = threading.Event()
+
+    def stop() -> None:
+        gate.wait(10)
+        raise RuntimeError("it does not stop")
+
+    scene.engine().stop = stop  # type: ignore[method-assign]
+    unload = asyncio.create_task(scene.hosting.unload("lm", 1))
+    await asyncio.sleep(0.05)
+    unload.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await unload
+    gate.set()
+    await scene.hosting.stop()
+    assert [str(one["exception"]) for one in heard] == ["it does not stop"]

@@ -1,0 +1,63 @@
+"""An error that no code handles is a log line of the same form as every other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+_SCRIPT = """
+import asyncio, gc, logging, threading
+from service.telemetry import logging as ours
+
+class Spoiled:
+    def __del__(self):
+        raise ValueError("in a destructor")
+
+async def fail():
+    raise ValueError("in a task")
+
+def broken():
+    raise ValueError("in a thread")
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(ours.loop_exception)
+    task = asyncio.create_task(fail(), name="forgotten")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    del task
+    gc.collect()
+    loop.call_soon(lambda: 1 / 0)
+    await asyncio.sleep(0.01)
+
+ours.configure("json", "info")
+Spoiled()
+thread = threading.Thread(target=broken, name="worker")
+thread.start()
+thread.join()
+logging.getLogger("grpc").warning("a library says %s", "so")
+logging.getLogger("grpc").warning("a library says %d", "so")
+asyncio.run(main())
+"""
+
+
+def test_errors_that_nobody_handles_are_structured_log_lines() -> None:
+    done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(one["event"], one["level"]) for one in lines] == [
+        ("unraisable.exception", "error"),
+        ("thread.crashed", "error"),
+        ("library.message", "warning"),
+        ("library.message", "warning"),
+        ("loop.exception", "error"),
+        ("loop.exception", "error"),
+    ]
+    assert "in a destructor" in lines[0]["exception"]
+    assert (lines[1]["thread"], "in a thread" in lines[1]["exception"]) == ("worker", True)
+    assert (lines[2]["logger"], lines[2]["message"]) == ("grpc", "a library says so")
+    assert lines[3]["message"] == "a library says %d", "also one whose arguments do not fit"
+    assert lines[4]["message"] == "Task exception was never retrieved"
+    assert "forgotten" in lines[4]["source"]
+    assert "in a task" in lines[4]["exception"]
+    assert "ZeroDivisionError" in lines[5]["exception"]
