@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from carousel import InvalidArgumentError
-from carousel._requests import feed_message, step_batch_message, sequence_message
+from carousel._requests import feed_message, sequence_message, step_batch_message
 from carousel._tensors import Features, joined, pieces, tensor_message, vectors
 
 ROWS = [(1.0, 2.5), (-3.0, 0.0), (4.0, 1e-3)]
