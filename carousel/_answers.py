@@ -1,4 +1,4 @@
-"""Messages to values, and failed calls to errors."""
+"""Converts messages to values, and failed calls to errors."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ _CLASSES: dict[grpc.StatusCode, type[CarouselError]] = {
         errors.UnimplementedError,
     )
 }
-# grpc has no codes of its own for these two, only words.
+# grpc has no codes for these, only texts.
 _CLOSED = "Channel closed!"
 _LOST = (
     "RST_STREAM",
     "Stream removed",
-    "CANCELLED",  # by the peer: what is cancelled here says more
+    "CANCELLED",  # by the server: a call that this client cancelled has other details
     "Internal error from Core",  # asyncio, writing to a dead stream
 )
 _BROKEN = (
@@ -95,7 +95,7 @@ def step(message: inference_pb2.Fed, position: int) -> Step:
 
 
 def finish_reason(value: int) -> FinishReason | None:
-    """None while the generation goes on."""
+    """None while the generation runs."""
     return _enum(FinishReason, inference_pb2.FinishReason.DESCRIPTOR, value) if value else None
 
 
@@ -206,7 +206,7 @@ def client_closed() -> CarouselError:
 
 
 def rpc_error(failure: grpc.RpcError) -> CarouselError:
-    """The error that a failed call describes: the server's own words when it sent any, else grpc's."""
+    """The error that a failed call describes: the server's own when it sent one, else grpc's."""
     pairs: Iterable[tuple[str, str | bytes]] = failure.trailing_metadata() or ()  # type: ignore[assignment]  # stubs err
     for key, value in pairs:
         if key == _ERROR_KEY and isinstance(value, bytes):

@@ -70,10 +70,12 @@ class AsyncReconnectingStream:
         for attempt in range(MAX_REWINDS):
             await self._run(self._protocol.synchronize(), deadline)
             num_resumes = self._num_resumes
+            self._protocol.rewinding(position)
             try:
                 await rewind()
             except CarouselError:
                 await self._run(self._protocol.synchronize(), deadline)
+                self._protocol.rewinding(None)
                 if self._num_resumes == num_resumes or attempt == MAX_REWINDS - 1:
                     raise
             else:
@@ -129,7 +131,7 @@ class AsyncReconnectingStream:
         await self._stream.end(Deadline(0))
 
     async def _reconnect(self, is_closing: bool) -> None:
-        """Resumes the session on a new stream, and sends again what is pending."""
+        """Resumes the session on a new stream, and sends the pending requests again."""
         self._backoff.begin(time.monotonic())
         refusals: set[grpc.StatusCode] = set()
         num_attempts = 0

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import grpc
 
-from carousel._tensors import joined
+from carousel._tensors import joined, pieces
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
 
@@ -158,3 +158,10 @@ class History:
                 return
             first = max(begin, piece.start)
             yield from enumerate(islice(piece.tokens, first - piece.start, max(0, end - piece.start)), first)
+
+
+def consumed_by(feed: pb.Feed) -> Consumed:
+    """What a feed makes a session consume."""
+    if feed.HasField("features"):
+        return pieces(feed.features)
+    return list(feed.tokens) or list(feed.token_ids)

@@ -97,6 +97,11 @@ class SessionProtocol:
         yield from self._cancel()
         self._mismatch = None
 
+    def rewinding(self, position: int | None) -> None:
+        """See `Recovery.rewinding`."""
+        if self.recovery is not None:
+            self.recovery.rewinding(position)
+
     def rewound(self, position: int) -> None:
         """Records that the session was rewound, with nothing in flight."""
         self.position = position
@@ -271,9 +276,9 @@ def _closed(session_id: str, reason: CloseReason, position: int) -> SessionClose
     )
 
 
-def _moved(told: int, position: int) -> PositionMismatchError:
+def _moved(expected: int, position: int) -> PositionMismatchError:
     return PositionMismatchError(
-        f"position = {told}, but the session is at {position}: a feed whose answer was not awaited had moved it",
+        f"position = {expected}, but the session is at {position}: a feed whose answer was not awaited had moved it",
         reason="POSITION_MISMATCH",
         metadata={"position": str(position)},
     )

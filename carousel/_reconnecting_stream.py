@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 LEAST_ATTEMPT_S = 1.0
 """How long an attempt to resume may take, even when the recovery has less time left."""
-MAX_REWINDS = 5
+MAX_REWINDS = 20
 """How often a rewind is tried when connections are lost under it."""
 
 
@@ -63,10 +63,12 @@ class ReconnectingStream:
             for attempt in range(MAX_REWINDS):
                 self._run(self._protocol.synchronize(), deadline)
                 num_resumes = self._num_resumes
+                self._protocol.rewinding(position)
                 try:
                     rewind()
                 except CarouselError:
                     self._run(self._protocol.synchronize(), deadline)
+                    self._protocol.rewinding(None)
                     if self._num_resumes == num_resumes or attempt == MAX_REWINDS - 1:
                         raise
                 else:
@@ -125,7 +127,7 @@ class ReconnectingStream:
         self._backoff.begin(time.monotonic())
 
     def _reconnect(self, deadline: Deadline, is_closing: bool) -> None:
-        """Resumes the session on a new stream, and sends again what is pending."""
+        """Resumes the session on a new stream, and sends the pending requests again."""
         self._backoff.begin(time.monotonic())
         refusals: set[grpc.StatusCode] = set()
         num_attempts = 0

@@ -18,24 +18,20 @@ Rules:
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterator
 
 import grpc
 
 from carousel import _answers
-from carousel._backoff import is_refusal
 from carousel._exchange import Exchange
-from carousel._history import Consumed, History
+from carousel._history import Consumed, History, consumed_by
+from carousel._refusals import Refusals
 from carousel._resume import Number, find, is_transient, replay
 from carousel._tensors import pieces
 from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
-
-_TOO_LARGE = re.compile(r"SERVER: Received message larger than max \((\d+) vs\. (\d+)\)")
-_LARGEST_MESSAGE_BYTES = 2**31 - 1  # protobuf's own limit
 
 
 class LostError(Exception):
@@ -53,14 +49,12 @@ class Recovery:
     """Belongs to one session.
 
     backlog: responses that the session's next exchange gets before any from the stream.
-    max_request_bytes: the largest request that the server is known to accept.
     """
 
     def __init__(self, opening: pb.Open | None, timeout_s: float) -> None:
         """opening: None for a session that somebody else opened. timeout_s: how long one recovery may take."""
         self.timeout_s = timeout_s
         self.backlog: deque[pb.StreamResponse] = deque()
-        self.max_request_bytes = _LARGEST_MESSAGE_BYTES
         self._opening = opening
         self._history = History()
         self._pending: dict[int, pb.StreamRequest] = {}
@@ -70,8 +64,9 @@ class Recovery:
         self._is_kept = opening is not None and opening.on_disconnect.action == pb.DISCONNECT_ACTION_KEEP
         self._is_leaving = False
         self._checkpoint: int | None = None
+        self._rewinding: int | None = None
         self._moved_to: int | None = None  # by another caller, and no checkpoint was reported since
-        self._refusal: grpc.StatusCode | None = None
+        self._refusals = Refusals()
 
     @property
     def is_open(self) -> bool:
@@ -84,9 +79,9 @@ class Recovery:
         return list(self._pending.values())
 
     @property
-    def history(self) -> History:
-        """What is kept of the session."""
-        return self._history
+    def max_request_bytes(self) -> int:
+        """The largest request that the server is known to accept."""
+        return self._refusals.max_request_bytes
 
     def sent(self, request: pb.StreamRequest) -> None:
         """Records a request."""
@@ -116,15 +111,14 @@ class Recovery:
             self._answered(kind or "", request, response)
         self._learn(response)
         if has_progress:
-            self._refusal = None
+            self._refusals.reset()
+            if request is not None and not request.HasField("cancel"):
+                self._rewinding = None
         return has_progress
 
     def stream_ended(self, error: CarouselError) -> None:
         """Records how the stream ended. When a pending request is at fault, its error is put into the backlog."""
-        culprit = self._oversized(error)
-        if culprit is None and is_refusal(error) and error.code is self._refusal and self._pending:
-            culprit = next(iter(self._pending.values()))
-        self._refusal = error.code if is_refusal(error) else None
+        culprit = self._refusals.culprit(error, self.pending)
         if culprit is not None:
             self._fail(culprit, _answers.error_message(error))
 
@@ -139,6 +133,9 @@ class Recovery:
         response = yield from find(number, self._opening if has_all else None)
         self._learn(response)
         restored = response.position
+        if restored == self._rewinding:  # it was rewound, or restored from where the mark is, which is the same state
+            self._history.truncate(restored)
+            self._checkpoint = None if self._checkpoint is None else min(self._checkpoint, restored)
         if self._checkpoint is not None and restored < self._checkpoint:
             self._moved_behind_checkpoint(restored)
             return self.pending
@@ -172,10 +169,17 @@ class Recovery:
             opening.version, opening.variant = opened.version, opened.variant or opening.variant
             self._opening = opening
 
+    def rewinding(self, position: int | None) -> None:
+        """Records that this session's own client asks the server to rewind it; None: the server has answered.
+
+        Until then the session may be found at either position.
+        """
+        self._rewinding = position
+
     def rewound(self, position: int) -> None:
         """Records that this session's own client rewound it, and that the server has stored it so."""
         self._history.truncate(position)
-        self._moved_to = None
+        self._moved_to = self._rewinding = None
         if self._is_stored:
             self._checkpoint = position
 
@@ -217,7 +221,7 @@ class Recovery:
         position = response.position
         is_cancelled = kind == "cancelled" or response.error.code == grpc.StatusCode.CANCELLED.value[0]
         if request.HasField("feed") and (kind == "fed" or is_cancelled):
-            tokens, start = _consumed_by(request.feed), request.feed.position
+            tokens, start = consumed_by(request.feed), request.feed.position
             if kind == "fed":
                 self._history.write(start, tokens, mark=request.feed.mark)
             elif start < position <= start + len(tokens):  # it was cancelled half-way
@@ -229,25 +233,20 @@ class Recovery:
 
     def _stands_at(self, position: int) -> None:
         """Records where the session is. Elsewhere than this client's requests took it, another caller moved it."""
-        ends = (one.feed.position + len(_consumed_by(one.feed)) for one in self.pending if one.HasField("feed"))
-        if position != self._history.end and position not in ends:
+        ends = (one.feed.position + len(consumed_by(one.feed)) for one in self.pending if one.HasField("feed"))
+        if position == self._history.end or position in ends:
+            return
+        if position == self._rewinding:
+            self._history.truncate(position)
+        else:
             self._history.restart(position)
-            self._moved_to = position
+        self._moved_to = position
 
     def _learn(self, response: pb.StreamResponse) -> None:
         if response.HasField("checkpoint_position"):
             self._checkpoint = response.checkpoint_position
             self._moved_to = None
             self._history.forget(response.checkpoint_position)
-
-    def _oversized(self, error: CarouselError) -> pb.StreamRequest | None:
-        """The request that the server's gRPC refused for its size. Records the server's limit."""
-        found = _TOO_LARGE.search(error.message)
-        if found is None:
-            return None
-        size, limit = map(int, found.groups())
-        self.max_request_bytes = min(self.max_request_bytes, limit)
-        return next((request for request in self.pending if request.ByteSize() == size), None)
 
     def _fail(self, request: pb.StreamRequest, error: error_pb2.Error) -> None:
         self._pending.pop(request.request_id)
@@ -284,7 +283,7 @@ class Recovery:
                 return
 
     def _moved_behind_checkpoint(self, position: int) -> None:
-        """Fails what is pending: another caller rewound the session, or the store lost what it had."""
+        """Fails the pending requests: another caller rewound the session, or the store lost what it had."""
         message = (
             f"the session is at position {position}, behind its checkpoint at {self._checkpoint}: another caller"
             " rewound it, or the store lost a write. Feed it from where it is, or open a new session"
@@ -319,9 +318,3 @@ class Recovery:
             if kind == "cancel":
                 return self._history.end
         return position
-
-
-def _consumed_by(feed: pb.Feed) -> Consumed:
-    if feed.HasField("features"):
-        return pieces(feed.features)
-    return list(feed.tokens) or list(feed.token_ids)

@@ -68,8 +68,8 @@ class AsyncGeneration(GenerationProperties):
     async def aclose(self) -> None:
         """Ends the generation at the server, if it still runs, and drops the tokens that were not taken.
 
-        A session's position is right again when this returns. Raises nothing: the session's next call raises what is
-        wrong with it.
+        A session's position is right again when this returns. Raises nothing: the session's next call raises its
+        error.
         """
         await self._leave()
 
@@ -115,7 +115,7 @@ class AsyncSession(SessionProperties):
         trace: bool = False,
         timeout: float | None = None,
     ) -> Step:
-        """Makes the session consume tokens and tells what comes next: see `Session.feed`.
+        """Makes the session consume tokens and returns what comes next: see `Session.feed`.
 
         A feed whose task is cancelled is like one that ran out of time: sending it again is safe, and another call in
         its place cancels it at the server.

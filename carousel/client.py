@@ -52,9 +52,9 @@ class Client:
         """target: such as `localhost:50051`. timeout: seconds for every call that sets none; None for no limit.
 
         credentials: for TLS, such as `grpc.ssl_channel_credentials(ca, key, certificate)`; plain text without. token:
-        by which the server knows its caller; without TLS it is sent to servers on this machine alone.
-        max_message_bytes: the largest answer taken. channel_options: gRPC's own, such as
-        `("grpc.keepalive_time_ms", 20_000)`; they win over ours.
+        identifies the caller to the server; without TLS it is sent to servers on this machine only.
+        max_message_bytes: the largest response accepted. channel_options: gRPC's own, such as
+        `("grpc.keepalive_time_ms", 20_000)`; they override ours.
         """
         options = all_options(channel_options, max_message_bytes)
         secured = all_credentials(credentials, token)

@@ -71,8 +71,8 @@ class Generation(GenerationProperties):
     def close(self) -> None:
         """Ends the generation at the server, if it still runs, and drops the tokens that were not taken.
 
-        A session's position is right again when this returns. Raises nothing: the session's next call raises what is
-        wrong with it.
+        A session's position is right again when this returns. Raises nothing: the session's next call raises its
+        error.
         """
         self._leave()
 
@@ -133,7 +133,7 @@ class Session(SessionProperties):
         trace: bool = False,
         timeout: float | None = None,
     ) -> Step:
-        """Makes the session consume tokens and tells what comes next.
+        """Makes the session consume tokens and returns what comes next.
 
         tokens: names or ids, or one of them. features: instead, of models that read those, vectors, [steps, features]:
         nested sequences of numbers, or an array such as NumPy's. By default the most likely next token is returned, or

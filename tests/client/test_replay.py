@@ -148,7 +148,7 @@ def in_memory() -> object:
         yield
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(operations=operations, seed=st.integers(0, 2**32), num_faults=st.integers(0, 8))
 def test_a_session_has_consumed_what_its_program_did(
     operations: list[tuple[object, ...]], seed: int, num_faults: int
@@ -169,7 +169,9 @@ def test_a_session_that_another_caller_rewinds_is_never_fed_a_mixture(
     program = Program(ModelServer(Random(seed), num_faults))
     for index, operation in enumerate([("feed", [1, 2], True), ("feed", [3], False), *operations]):
         try:
-            if index == when + 2 and operation[0] != "fork":
+            if operation[0] == "fork":  # it asks for the position, and believes it
+                continue
+            if index == when + 2:
                 num_faults, program.server.num_faults = program.server.num_faults, 0
                 program.stream.run(program.protocol.synchronize(), Deadline(None))
                 program._generated_to(program.protocol.position)
@@ -190,10 +192,9 @@ def test_a_session_that_another_caller_rewinds_is_never_fed_a_mixture(
             return
     program.marks.clear()
     try:
-        program.stream.run(program.protocol.feed(pb.Feed(token_ids=[5])), Deadline(None))
+        program.do(("feed", [5], False))
     except CarouselError:
         return
-    program.believed.append(5)
     program.check()
 
 
