@@ -8,11 +8,13 @@
         with client.session("g2p-en", source="carousel") as session:
             step = session.feed(["K"], top_k=3)
 
-`AsyncClient` is the same for asyncio. Whatever goes wrong is raised as a `CarouselError`. Needs grpcio and protobuf
-alone.
+`AsyncClient` is the same for asyncio. Every failure is raised as a `CarouselError`. The package needs grpcio and
+protobuf alone.
 """
 
-from carousel._batch import BatchStep
+import warnings
+
+from carousel._batch import StepBatchResult
 from carousel.async_batch import AsyncSessionBatch
 from carousel.async_client import AsyncClient
 from carousel.async_session import AsyncGeneration, AsyncSession
@@ -22,6 +24,7 @@ from carousel.client import Client
 from carousel.errors import (
     AlreadyExistsError,
     CarouselError,
+    ConcurrentUseError,
     DeadlineExceededError,
     FailedPreconditionError,
     InternalError,
@@ -53,6 +56,7 @@ from carousel.values import (
     StepOutput,
     TargetScore,
     Token,
+    ValueToken,
 )
 
 __all__ = [
@@ -62,10 +66,10 @@ __all__ = [
     "AsyncSession",
     "AsyncSessionBatch",
     "AsyncSessions",
-    "BatchStep",
     "CarouselError",
     "Client",
     "CloseReason",
+    "ConcurrentUseError",
     "DeadlineExceededError",
     "DecodingOptions",
     "FailedPreconditionError",
@@ -90,10 +94,23 @@ __all__ = [
     "Sessions",
     "StateTensor",
     "Step",
+    "StepBatchResult",
     "StepOutput",
     "TargetScore",
     "Token",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "ValueToken",
 ]
+
+_RENAMED = {"BatchStep": StepBatchResult}
+
+
+def __getattr__(name: str) -> object:
+    """Old names, for one release."""
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warnings.warn(f"carousel.{name} is now carousel.{new.__name__}", DeprecationWarning, stacklevel=2)
+        return new
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

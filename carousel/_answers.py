@@ -1,4 +1,4 @@
-"""Messages to values, and failed calls to errors."""
+"""Converts messages to values, and failed calls to errors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import DecodeError
 
 from carousel import errors
+from carousel._backoff import CLIENT_CLOSED, CONNECTION_LOST
 from carousel.errors import CarouselError
 from carousel.v1 import error_pb2, inference_pb2, models_pb2, sessions_pb2
 from carousel.values import (
@@ -50,13 +51,22 @@ _CLASSES: dict[grpc.StatusCode, type[CarouselError]] = {
         errors.UnimplementedError,
     )
 }
-# grpc has no codes of its own for these two, only words.
+# grpc has no codes for these, only texts.
 _CLOSED = "Channel closed!"
 _LOST = (
     "RST_STREAM",
     "Stream removed",
-    "CANCELLED",  # by the peer: what is cancelled here says more
+    "CANCELLED",  # by the server: a call that this client cancelled has other details
     "Internal error from Core",  # asyncio, writing to a dead stream
+)
+_BROKEN = (
+    "Socket closed",
+    "recvmsg:",
+    "sendmsg:",
+    "Connection reset",
+    "Broken pipe",
+    "GOAWAY received",
+    "Stream removed",
 )
 _LOST_CODES = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED)
 
@@ -85,7 +95,7 @@ def step(message: inference_pb2.Fed, position: int) -> Step:
 
 
 def finish_reason(value: int) -> FinishReason | None:
-    """None while the generation goes on."""
+    """None while the generation runs."""
     return _enum(FinishReason, inference_pb2.FinishReason.DESCRIPTOR, value) if value else None
 
 
@@ -179,8 +189,24 @@ def error(message: error_pb2.Error) -> CarouselError:
     )
 
 
+def error_message(failure: CarouselError) -> error_pb2.Error:
+    """The message that describes an error."""
+    return error_pb2.Error(
+        code=failure.code.value[0],
+        message=failure.message,
+        reason=failure.reason,
+        field=failure.field,
+        metadata=failure.metadata,
+    )
+
+
+def client_closed() -> CarouselError:
+    """The error of calls whose client was closed under them."""
+    return errors.RequestCancelledError("the client was closed", reason=CLIENT_CLOSED)
+
+
 def rpc_error(failure: grpc.RpcError) -> CarouselError:
-    """The error that a failed call describes: the server's own words when it sent any, else grpc's."""
+    """The error that a failed call describes: the server's own when it sent one, else grpc's."""
     pairs: Iterable[tuple[str, str | bytes]] = failure.trailing_metadata() or ()  # type: ignore[assignment]  # stubs err
     for key, value in pairs:
         if key == _ERROR_KEY and isinstance(value, bytes):
@@ -188,9 +214,11 @@ def rpc_error(failure: grpc.RpcError) -> CarouselError:
                 return error(error_pb2.Error.FromString(value))
     code, details = failure.code(), failure.details() or ""
     if _CLOSED in details:
-        return errors.RequestCancelledError("the client was closed")
+        return client_closed()
     if code in _LOST_CODES and any(words in details for words in _LOST):
-        return errors.UnavailableError(f"the connection was lost: {details}")
+        return errors.UnavailableError(f"the connection was lost: {details}", reason=CONNECTION_LOST)
+    if code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in _BROKEN):
+        return errors.UnavailableError(f"the connection was lost: {details}", reason=CONNECTION_LOST)
     return _CLASSES.get(code, CarouselError)(details, code=code)
 
 

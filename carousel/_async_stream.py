@@ -1,4 +1,4 @@
-"""A session's stream over asyncio gRPC: carries conversations out."""
+"""A session's stream over asyncio gRPC: runs exchanges."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import grpc
 
 from carousel import _answers
 from carousel._channel import session_metadata
-from carousel._conversation import Conversation
 from carousel._deadline import Deadline
+from carousel._exchange import Exchange
 from carousel._protocol import StreamOwner
-from carousel.errors import CarouselError, InternalError, RequestCancelledError, UnavailableError
+from carousel.errors import CarouselError, InternalError, UnavailableError
 from carousel.v1.inference_pb2 import StreamRequest, StreamResponse
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 class AsyncStream:
-    """One gRPC stream. Concurrent conversations take turns.
+    """One gRPC stream. Concurrent exchanges take turns.
 
-    gRPC breaks the stream off when a task is cancelled that reads from it or writes to it, so two tasks stand between,
-    which no caller's cancellation reaches: gRPC's takes requests from the outbox, ours puts responses into the inbox.
-    When the stream ends, however it ends, ours puts the error there as the last item, releases gRPC's, and both end.
+    gRPC cancels the stream when a task that reads from it or writes to it is cancelled, so there are two tasks that no
+    caller's cancellation reaches: gRPC's takes requests from the outbox, ours puts responses into the inbox. When the
+    stream ends, for any reason, ours puts the error into the inbox as the last item and stops gRPC's, and both end.
     """
 
     def __init__(self, stub: InferenceAsyncStub, owner: StreamOwner) -> None:
@@ -38,22 +38,22 @@ class AsyncStream:
         self._call = stub.Stream(self._requests(), metadata=session_metadata(owner.id))
         self._reader = asyncio.create_task(self._read(), name="carousel-stream")
 
-    async def run(self, conversation: Conversation[T], deadline: Deadline) -> T:
-        """Carries a conversation out and returns its result.
+    async def run(self, exchange: Exchange[T], deadline: Deadline) -> T:
+        """Runs an exchange and returns its result.
 
-        Raises what the conversation raises; DeadlineExceededError when the deadline passes, dropping it; and what
-        ended the stream. Cancellation drops it too.
+        Raises what the exchange raises; DeadlineExceededError when the deadline passes, dropping the exchange; and the
+        error that ended the stream. Cancellation drops the exchange too.
         """
         try:
             async with asyncio.timeout(deadline.remaining()), self._turn:
-                request = next(conversation)
+                request = next(exchange)
                 while True:
                     if request is not None:
                         self._outbox.put_nowait(request)
                     received = await self.receive()
                     if isinstance(received, CarouselError):
                         raise self._owner.lost(received)
-                    request = conversation.send(received)
+                    request = exchange.send(received)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -61,15 +61,15 @@ class AsyncStream:
             raise deadline.exceeded() from None
 
     def post(self, request: StreamRequest) -> None:
-        """Sends a request whose answer another conversation waits for."""
+        """Sends a request whose answer another exchange waits for."""
         self._outbox.put_nowait(request)
 
     async def receive(self) -> StreamResponse | CarouselError:
-        """The next response, or once what ended the stream."""
+        """Returns the next response, or once the error that ended the stream."""
         return await self._inbox.get()
 
     async def end(self, deadline: Deadline) -> None:
-        """Tells the server that nothing more will be sent, and waits for it to end the stream; then breaks it off."""
+        """Ends the sending half, waits for the server to end the stream, and cancels the stream at the deadline."""
         self._outbox.put_nowait(None)
         try:
             await asyncio.wait((self._reader,), timeout=deadline.remaining())
@@ -90,7 +90,7 @@ class AsyncStream:
         except grpc.RpcError as error:
             end = _answers.rpc_error(error)
         except asyncio.CancelledError:
-            end = RequestCancelledError("the client was closed")
+            end = _answers.client_closed()
             raise
         finally:
             self._outbox.put_nowait(None)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TypeVar
 
 import grpc
 
 from carousel import _answers
+from carousel._backoff import CallBackoff
 from carousel._channel import Metadata
-from carousel.errors import RequestCancelledError
+from carousel._deadline import Deadline
+from carousel.errors import CarouselError
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -29,10 +32,26 @@ async def unary(
     except asyncio.CancelledError:
         if is_cancelled():
             raise
-        raise RequestCancelledError("the client was closed") from None
+        raise _answers.client_closed() from None
 
 
 def is_cancelled() -> bool:
     """Whether it is this task that was cancelled, and not the call, by the client's closing."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+async def retried(
+    method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+    request: Request,
+    deadline: Deadline,
+    resume_timeout: float,
+) -> Response:
+    """Makes a call that is safe to repeat, again when its connection is lost or its server shuts down."""
+    backoff = CallBackoff(resume_timeout)
+    while True:
+        try:
+            return await unary(method, request, deadline.remaining())
+        except CarouselError as error:
+            delay_s = backoff.next(error, 0, time.monotonic(), deadline.remaining())
+        await asyncio.sleep(delay_s)

@@ -1,4 +1,4 @@
-"""How channels and calls are set up, for both clients."""
+"""Options of channels and calls, for both clients."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ ChannelOptions: TypeAlias = Sequence[tuple[str, Any]]
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 MAX_MESSAGE_BYTES = 64 * 2**20
-"""The largest answer taken, unless the client was made with another limit."""
+"""The largest response accepted by default."""
 
 
 def all_options(options: ChannelOptions, max_message_bytes: int) -> list[tuple[str, Any]]:
-    """Carousel's options, then the caller's: the last one of a name holds."""
+    """Carousel's options, then the caller's, which win."""
     return [
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 10_000),
@@ -28,9 +28,9 @@ def all_options(options: ChannelOptions, max_message_bytes: int) -> list[tuple[s
 
 
 def all_credentials(credentials: grpc.ChannelCredentials | None, token: str | None) -> grpc.ChannelCredentials | None:
-    """What a channel is secured by; None for plain text.
+    """The credentials of a channel; None for plain text.
 
-    A token goes over TLS, or in plain text to this machine alone: to any other host such a channel does not connect.
+    A token goes over TLS, or in plain text to this machine only: such a channel does not connect to another host.
     """
     if token is None:
         return credentials
@@ -42,7 +42,7 @@ def all_credentials(credentials: grpc.ChannelCredentials | None, token: str | No
 def session_metadata(session_id: str) -> Metadata:
     """The header by which a proxy sends all calls of a session to one replica; none without an id.
 
-    An id that no header can hold goes without: the server refuses it, and says so better than grpc does.
+    An id that no header can hold is left out: the server refuses it with a clearer error than grpc's.
     """
     if session_id.isascii() and session_id.isprintable() and session_id:
         return (("x-session-id", session_id),)

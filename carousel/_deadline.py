@@ -10,9 +10,13 @@ _CLOSE_TIMEOUT_S = 5.0
 
 
 class Deadline:
-    """A moment, `timeout` seconds from now; without a timeout, never."""
+    """A moment, `timeout` seconds from now; without a timeout, never.
+
+    passed_by: the error that `exceeded` made last.
+    """
 
     def __init__(self, timeout: float | None) -> None:
+        self.passed_by: DeadlineExceededError | None = None
         self._timeout = timeout
         self._at = None if timeout is None else time.monotonic() + timeout
 
@@ -20,9 +24,15 @@ class Deadline:
         """Seconds left, 0 or more; None when there is no end."""
         return None if self._at is None else max(0.0, self._at - time.monotonic())
 
+    def sooner(self, timeout: float) -> Deadline:
+        """The earlier of this deadline and one that is `timeout` seconds from now."""
+        remaining = self.remaining()
+        return Deadline(timeout if remaining is None else min(timeout, remaining))
+
     def exceeded(self) -> DeadlineExceededError:
         """The error to raise when it has passed."""
-        return DeadlineExceededError(f"no answer within {self._timeout:g} s", reason="DEADLINE_EXCEEDED")
+        self.passed_by = DeadlineExceededError(f"no answer within {self._timeout:g} s", reason="DEADLINE_EXCEEDED")
+        return self.passed_by
 
 
 def closing_deadline(timeout: float | None) -> Deadline:

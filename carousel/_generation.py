@@ -1,4 +1,4 @@
-"""What a generation has brought so far. Pure: messages go in, tokens come out."""
+"""The tokens of a generation that have arrived. Pure: messages go in, tokens come out."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from carousel.values import FinishReason, Hypothesis, Token
 
 
 class GenerationState:
-    """Tokens that have come and were not taken yet, and how it ended.
+    """Tokens that have arrived and were not taken yet, and the generation's end.
 
-    request_id: of the request that started it on a session's stream; 0 before that, and off one. position: after the
-    tokens that have come. is_ended: nothing more will come. version: of the model, of the one-call generation, once it
-    is known.
+    request_id: of the request that started it on a session's stream; 0 before that, and for one-call generations.
+    position: after the tokens that have arrived. is_ended: no more tokens will arrive. version: of the model; known
+    for one-call generations only, once their first response has arrived.
     """
 
     def __init__(self) -> None:
@@ -32,12 +32,14 @@ class GenerationState:
 
     @property
     def is_ready(self) -> bool:
-        """Whether `take` has something to tell: a token, or the end."""
+        """Whether `take` can return a token, or the end."""
         return bool(self._tokens) or self.is_ended
 
     def take(self) -> Token | Vector | None:
-        """The next token, or of a model that gives values the next of those; None when there is none now. Raises the
-        error that ended the generation, once."""
+        """Returns the next token, or the next vector of a model that gives values; None when there is none now.
+
+        Raises the error that ended the generation, once.
+        """
         if self._tokens:
             return self._tokens.popleft()
         if self._error is not None:
@@ -46,7 +48,7 @@ class GenerationState:
         return None
 
     def receive(self, generated: pb.Generated, position: int) -> None:
-        """Takes note of tokens that came; of those that have come before, as their position tells, only of the rest."""
+        """Adds tokens that arrived, except those that arrived before: their position tells which."""
         if self.is_ended:
             return
         found: Sequence[Token | Vector] = _answers.tokens(generated.tokens)
@@ -60,47 +62,22 @@ class GenerationState:
         self.is_ended = self.finish_reason is not None
 
     def receive_response(self, response: pb.GenerateResponse) -> None:
-        """The same, of the one-call generation."""
+        """Adds a response of the one-call generation."""
         self.version = response.version
         self.receive(response.generated, response.position)
 
     def stop(self) -> None:
-        """Takes note that nothing more will come. An error, unless the end was told."""
+        """Records the end of the call: an error, unless the generation's end has arrived."""
         self.fail(UnavailableError("the server ended the call before the generation's end"))
 
     def fail(self, error: CarouselError) -> None:
-        """Ends it with an error, raised once the tokens that came before are taken."""
+        """Ends it with an error, which is raised once the earlier tokens are taken."""
         if not self.is_ended:
             self.is_ended = True
             self._error = error
 
     def leave(self) -> None:
-        """Ends it because nobody wants the rest."""
+        """Ends it and drops the tokens that were not taken."""
         self.is_ended = True
         self._tokens.clear()
         self._error = None
-
-
-class GenerationFacts:
-    """What both kinds of generation tell of themselves."""
-
-    _state: GenerationState
-
-    @property
-    def position(self) -> int:
-        """The session's position after the tokens that the server is known to have chosen.
-
-        It may be ahead of the tokens taken here: those on their way count too.
-        """
-        return self._state.position
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why it ended; None before its end has come, and when it was left early."""
-        return self._state.finish_reason
-
-    @property
-    def hypotheses(self) -> tuple[Hypothesis, ...]:
-        """What a beam search has found, the best first: its tokens are those of the generation. Empty before its end,
-        and without `beam_size`."""
-        return self._state.hypotheses

@@ -1,18 +1,20 @@
-"""One session's half of the conversation with a server. Pure: no I/O, no clock, no threads.
+"""One session's half of its exchanges with a server. Pure: no I/O, no clock, no threads.
 
-Each verb is a *conversation*: a generator that yields what to send (or None, to send nothing), is resumed with the next
-response that comes on the session's stream, whichever request that answers, and returns the verb's result. A shell that
-waits no longer just drops the generator. The rules:
+Each verb is an *exchange*: a generator that yields the request to send (or None, to send nothing), is resumed with the
+next response that arrives on the session's stream, whichever request that answers, and returns the verb's result. A
+caller that waits no longer drops the generator. The rules:
 
 1. Requests are numbered from 1. A response numbered 0 is a notice.
-2. The position moves only by what the caller is told: by the answer to a conversation that is still going on. So a feed
-   that is sent again because its answer did not come has the same position again, and the server answers it again
-   without applying it. Something else sent in its place is refused when the feed was applied after all.
-3. A refusal changes nothing, but for two: what was cancelled half-way, and a mismatch, tell where the session is.
-4. The late answer to a conversation that was dropped is dropped too.
-5. A generation left unfinished is cancelled, and the cancellation answered, before anything else is sent: only then is
+2. The position moves only when the caller learns of it: by the answer to an exchange that still runs. So a feed that is
+   sent again, because its answer did not come in time, has the same position again, and the server answers it again
+   without applying it.
+3. Another request in place of such a feed first cancels the feed. When the feed had moved the session, that request
+   fails with POSITION_MISMATCH, once, and nothing is sent.
+4. A refusal changes nothing, with two exceptions: a cancelled request and a mismatch tell where the session is.
+5. The late answer to an exchange that was dropped is dropped too.
+6. A generation left unfinished is cancelled, and the cancellation answered, before anything else is sent: only then is
    the position known. When the wait for that is dropped, the next verb takes it up.
-6. When the session was closed or the stream was lost, nothing is sent any more and each verb raises why.
+7. When the session was closed or its stream was lost for good, nothing is sent, and each verb raises the cause.
 """
 
 from __future__ import annotations
@@ -23,25 +25,31 @@ from typing import Protocol
 import grpc
 
 from carousel import _answers
-from carousel._conversation import Conversation
+from carousel._exchange import Exchange
 from carousel._generation import GenerationState
 from carousel._recovery import Recovery
-from carousel.errors import CarouselError, PositionMismatchError, RequestCancelledError, SessionClosedError
+from carousel.errors import (
+    CarouselError,
+    PositionMismatchError,
+    RequestCancelledError,
+    ResourceExhaustedError,
+    SessionClosedError,
+)
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import CloseReason, Step, StepOutput, TargetScore, Token
 
 
 class StreamOwner(Protocol):
-    """What a stream knows of whose it is. id: the session's, when it has one alone."""
+    """The part of a session, or of a batch, that its stream calls. id: the session's, when there is one alone."""
 
     id: str
 
     def lost(self, error: CarouselError) -> CarouselError:
-        """Takes note that the stream has ended. Returns what to raise."""
+        """Records that the stream ended for good. Returns the error to raise."""
 
 
 class SessionProtocol:
-    """One session. One conversation at a time; the attributes are true between conversations.
+    """One session. It runs one exchange at a time; its attributes are right between exchanges.
 
     recovery: None for a session that ends with its stream.
     """
@@ -58,15 +66,17 @@ class SessionProtocol:
         self._last_request_id = 0
         self._generation: GenerationState | None = None
         self._cancel_id = 0  # of the Cancel that is not answered yet
+        self._feed: pb.StreamRequest | None = None  # the feed that is not answered yet
+        self._mismatch: PositionMismatchError | None = None  # for the next verb: see rule 3
         self._ended_by: CarouselError | None = None
 
     @property
     def is_closed(self) -> bool:
-        """Whether it is known that the session can no longer be used."""
+        """Whether the session is known to be unusable."""
         return self._ended_by is not None
 
-    def open(self, request: pb.Open) -> Conversation[None]:
-        """Opens the session and fills in what is known of it."""
+    def open(self, request: pb.Open) -> Exchange[None]:
+        """Opens the session and fills in its attributes."""
         response = yield from self._ask(pb.StreamRequest(open=request))
         if self.recovery is not None:
             self.recovery.opened(response)
@@ -76,33 +86,47 @@ class SessionProtocol:
         self.source = _answers.tokens(opened.source)
         self.first = _answers.step_output(opened.output) if opened.HasField("output") else None
 
-    def resume(self) -> Conversation[None]:
-        """Goes on with the session on a new stream, on which nothing else is under way. See `Recovery.resume`."""
-        assert self.recovery is not None  # noqa: S101  # one that ends with its stream is never gone on with
-        yield from self.recovery.resume(self._numbered, self.position)
+    def resume(self) -> Exchange[list[pb.StreamRequest]]:
+        """Resumes the session on a new stream. Returns the requests to send again on it. See `Recovery.resume`."""
+        assert self.recovery is not None  # noqa: S101  # a session that ends with its stream is never resumed
+        return (yield from self.recovery.resume(self._numbered, self.position))
+
+    def synchronize(self) -> Exchange[None]:
+        """Cancels whatever is in flight, and learns the session's position."""
+        self._check_open()
+        yield from self._cancel()
+        self._mismatch = None
+
+    def rewinding(self, position: int | None) -> None:
+        """See `Recovery.rewinding`."""
+        if self.recovery is not None:
+            self.recovery.rewinding(position)
 
     def rewound(self, position: int) -> None:
-        """The session was set back, or its state was written, by another call."""
+        """Records that the session was rewound, with nothing in flight."""
         self.position = position
         if self.recovery is not None:
             self.recovery.rewound(position)
 
-    def feed(self, request: pb.Feed) -> Conversation[Step]:
-        """Feeds from where the session is."""
-        yield from self._settle()
+    def feed(self, request: pb.Feed) -> Exchange[Step]:
+        """Feeds the session from its present position."""
         request.position = self.position
-        response = yield from self._ask(pb.StreamRequest(feed=request))
+        yield from self._settle(request)
+        request.position = self.position
+        message = self._number(pb.StreamRequest(feed=request))
+        self._feed = message
+        response = yield from self._answer(message)
         return _answers.step(response.fed, response.position)
 
-    def score(self, request: pb.Score) -> Conversation[tuple[TargetScore, ...]]:
-        """Scores from where the session is, which stays there."""
+    def score(self, request: pb.Score) -> Exchange[tuple[TargetScore, ...]]:
+        """Scores from the session's present position, which does not change."""
         yield from self._settle()
         request.position = self.position
         response = yield from self._ask(pb.StreamRequest(score=request))
         return _answers.target_scores(response.scored.scores)
 
-    def pull(self, generation: GenerationState, decoding: pb.Decoding) -> Conversation[None]:
-        """Goes on until the generation is ready to tell something. The first pull starts it."""
+    def pull(self, generation: GenerationState, decoding: pb.Decoding) -> Exchange[None]:
+        """Waits until the generation has a token, or its end. The first pull starts it."""
         self._check_open()
         request = None
         if not generation.request_id:
@@ -115,40 +139,55 @@ class SessionProtocol:
             self._absorb((yield request))
             request = None
 
-    def leave(self, generation: GenerationState) -> Conversation[None]:
-        """Ends a generation because nobody wants the rest."""
+    def leave(self, generation: GenerationState) -> Exchange[None]:
+        """Ends a generation whose remaining tokens are not wanted."""
         generation.leave()
         if generation is self._generation:
             yield from self._settle()
 
-    def close(self) -> Conversation[None]:
+    def close(self) -> Exchange[None]:
         """Closes the session. Does nothing when it is closed."""
         if self._ended_by is None:
             response = yield from self._ask(pb.StreamRequest(close=pb.Close()))
             self._ended_by = _closed(self.id, CloseReason.CLIENT, response.position)
 
     def lost(self, error: CarouselError) -> CarouselError:
-        """Takes note that the stream has ended. Returns what to raise."""
+        """Records that the session ended for good. Returns the error to raise."""
         self._ended_by = self._ended_by or error
         return copy.copy(self._ended_by)
 
-    def _ask(self, request: pb.StreamRequest) -> Conversation[pb.StreamResponse]:
-        """Sends a request and returns its answer, having moved to its position. Raises what refused it."""
+    def _ask(self, request: pb.StreamRequest) -> Exchange[pb.StreamResponse]:
+        """Sends a request and returns its answer."""
         self._check_open()
-        response = yield self._number(request)
+        return (yield from self._answer(self._number(request)))
+
+    def _answer(self, request: pb.StreamRequest) -> Exchange[pb.StreamResponse]:
+        """Sends a numbered request and returns its answer, and moves to its position. Raises the refusal."""
+        response = yield request
         while response.request_id != request.request_id:
             self._absorb(response)
             response = yield None
+        if request is self._feed:
+            self._feed = None
         if response.HasField("error"):
             raise self._refused(response)
         self.position = response.position
         return response
 
-    def _settle(self) -> Conversation[None]:
-        """Ends a generation that was left unfinished, so that the position is known."""
-        if self._generation is None:
-            return
+    def _settle(self, feed: pb.Feed | None = None) -> Exchange[None]:
+        """Ends what an earlier exchange left in flight, so that the position is known.
+
+        feed: the request that follows, when it is a feed. One that repeats the feed in flight does not cancel it.
+        """
         self._check_open()
+        is_repeated = self._feed is not None and self._feed.feed == feed
+        if self._cancel_id or self._generation is not None or not (self._feed is None or is_repeated):
+            yield from self._cancel()
+        if self._mismatch is not None:
+            error, self._mismatch = self._mismatch, None
+            raise error
+
+    def _cancel(self) -> Exchange[None]:
         request = None
         if not self._cancel_id:
             request = self._number(pb.StreamRequest(cancel=pb.Cancel()))
@@ -158,7 +197,7 @@ class SessionProtocol:
             request = None
 
     def _absorb(self, response: pb.StreamResponse) -> None:
-        """Takes note of a response that the present conversation does not wait for.
+        """Records a response that the present exchange does not wait for.
 
         Raises SessionClosedError for the notice that the session was closed.
         """
@@ -169,13 +208,9 @@ class SessionProtocol:
                 reason = _answers.close_reason(response.closed.reason)
                 raise self.lost(_closed(self.id, reason, response.position))
         elif response.request_id == self._cancel_id:
-            self._cancel_id = 0
-            if kind == "cancelled":
-                self.position = response.position
-            if generation is not None:
-                generation.fail(RequestCancelledError("the generation was ended for the session's next request"))
-                generation.position = self.position
-                self._generation = None
+            self._cancelled(response if kind == "cancelled" else None)
+        elif self._feed is not None and response.request_id == self._feed.request_id:
+            self._feed = None
         elif generation is not None and response.request_id == generation.request_id:
             if kind == "generated":
                 generation.receive(response.generated, response.position)
@@ -185,6 +220,19 @@ class SessionProtocol:
                 generation.position = self.position
             if generation.is_ended and not self._cancel_id:
                 self._generation = None
+
+    def _cancelled(self, response: pb.StreamResponse | None) -> None:
+        """Records the answer to a Cancel; None: it was refused."""
+        self._cancel_id = 0
+        generation, self._generation = self._generation, None
+        was_at = self.position
+        if response is not None:
+            self.position = response.position
+        if generation is not None:
+            generation.fail(RequestCancelledError("the generation was ended for the session's next request"))
+            generation.position = self.position
+        elif self.position != was_at:
+            self._mismatch = _moved(was_at, self.position)
 
     def _refused(self, response: pb.StreamResponse) -> CarouselError:
         error = _answers.error(response.error)
@@ -199,8 +247,17 @@ class SessionProtocol:
             raise copy.copy(self._ended_by)
 
     def _number(self, request: pb.StreamRequest) -> pb.StreamRequest:
+        """Numbers a request that is pending until it is answered. Raises ResourceExhaustedError for one too large."""
         request = self._numbered(request)
         if self.recovery is not None:
+            size, limit = request.ByteSize(), self.recovery.max_request_bytes
+            if size > limit:
+                kind = request.WhichOneof("request")
+                raise ResourceExhaustedError(
+                    f"{kind}: the request has {size} bytes, and the server accepts at most {limit}: send it in parts",
+                    reason="MESSAGE_TOO_LARGE",
+                    field=kind or "",
+                )
             self.recovery.sent(request)
         return request
 
@@ -211,55 +268,17 @@ class SessionProtocol:
         return request
 
 
-class SessionFacts:
-    """What both kinds of session tell of themselves."""
-
-    _protocol: SessionProtocol
-
-    @property
-    def id(self) -> str:
-        """The session's id, as asked for or as made by the server."""
-        return self._protocol.id
-
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        return self._protocol.model
-
-    @property
-    def version(self) -> int:
-        """The version that serves the session, 1 or more."""
-        return self._protocol.version
-
-    @property
-    def variant(self) -> str:
-        """Which way of computing the model serves the session, such as `fp32`."""
-        return self._protocol.variant
-
-    @property
-    def position(self) -> int:
-        """How many target tokens the session has consumed or generated, as last told to the caller."""
-        return self._protocol.position
-
-    @property
-    def source(self) -> tuple[Token, ...]:
-        """The source as the model read it; empty for a model without an encoder."""
-        return self._protocol.source
-
-    @property
-    def first(self) -> StepOutput | None:
-        """What may come first, at position 0; None unless asked for at the opening."""
-        return self._protocol.first
-
-    @property
-    def closed(self) -> bool:
-        """Whether the session is known to be closed, or its stream lost. A notice is read by the next call."""
-        return self._protocol.is_closed
-
-
 def _closed(session_id: str, reason: CloseReason, position: int) -> SessionClosedError:
     return SessionClosedError(
         f"session {session_id!r} was closed ({reason}) at position {position}",
         reason="SESSION_CLOSED",
         metadata={"session_id": session_id, "close_reason": reason.value, "position": str(position)},
+    )
+
+
+def _moved(expected: int, position: int) -> PositionMismatchError:
+    return PositionMismatchError(
+        f"position = {expected}, but the session is at {position}: a feed whose answer was not awaited had moved it",
+        reason="POSITION_MISMATCH",
+        metadata={"position": str(position)},
     )

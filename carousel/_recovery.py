@@ -1,276 +1,320 @@
-"""What a client keeps so that it can go on with its session when its stream is lost. Pure: no I/O, no clock, no
-threads.
+"""Keeps what a client needs to resume its session after a lost connection. Pure: no I/O, no clock, no threads.
 
-The rules:
+Rules:
 
-1. A request that has no last answer yet is sent again on the next stream, as it was; the server applies it once.
-2. What the session has consumed since it was stored last is kept here, and fed to it again when it was restored from
-   behind that. A session that was never stored is opened again, and fed everything.
-3. Outputs that have been received already, and come again, are dropped by their position: see `GenerationState`.
+1. A request without its last answer is pending. It is sent again on the next stream, as it was; the server applies it
+   once.
+2. What the session consumed since its last checkpoint is kept, and replayed when the session was restored from behind
+   that, marks included. A session that was never stored is opened again, with the version and the variant that it had,
+   and everything is replayed.
+3. Tokens that arrive a second time are dropped by their position: see `GenerationState`.
+4. A session that another caller moved is never replayed to: the client's history is not the session's. The pending
+   requests fail with POSITION_MISMATCH instead.
+5. When a fresh connection ends twice for the same refusal, and no request made progress, the oldest pending request is
+   at fault. It fails with that refusal, and the session goes on without it.
+6. A generation that was cancelled, while the connection was lost, first catches up with what its client has received.
+   So the session never stands before tokens that the program has seen.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from collections import deque
+from collections.abc import Iterator
 
 import grpc
 
 from carousel import _answers
-from carousel._conversation import Conversation
-from carousel._tensors import joined, pieces
+from carousel._exchange import Exchange
+from carousel._history import Consumed, History, consumed_by
+from carousel._refusals import Refusals
+from carousel._resume import Number, find, is_transient, replay
+from carousel._tensors import pieces
 from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
-from carousel.values import CloseReason
-
-Consumed: TypeAlias = Sequence[str] | Sequence[int] | Sequence[bytes]
-"""Tokens by name or by id, or vectors as they are on the wire."""
-
-_FIRST_DELAY_S = 0.05
-_LONGEST_DELAY_S = 2.0
-_TRANSIENT = ("SESSION_MOVED", "STORE_UNAVAILABLE", "SHUTTING_DOWN")
-_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 class LostError(Exception):
-    """The stream is of no more use, and the session may be gone on with on another. error: what to tell if it
-    cannot."""
+    """The stream is of no more use, but the session may be resumed on another.
+
+    error: what to raise when it cannot be.
+    """
 
     def __init__(self, error: CarouselError) -> None:
         super().__init__(str(error))
         self.error = error
 
 
-class _Piece(NamedTuple):
-    """Tokens that the session consumed, by name or by id, or vectors. start: the position of the first."""
-
-    start: int
-    tokens: Consumed
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.tokens)
-
-
-class History:
-    """What a session has consumed from `start` to `end`, as far as it has to be kept."""
-
-    def __init__(self, start: int = 0) -> None:
-        self.start = self.end = start
-        self._pieces: list[_Piece] = []
-
-    def add(self, position: int, tokens: Consumed) -> None:
-        """Tokens were consumed from a position on. What is known already is passed over; after a gap all before it is
-        forgotten."""
-        if position > self.end:
-            self.restart(position)
-        fresh = tokens[self.end - position :]
-        if fresh:
-            self._pieces.append(_Piece(self.end, fresh))
-            self.end += len(fresh)
-
-    def restart(self, position: int) -> None:
-        """Forgets everything: nothing is known of what comes before a position."""
-        self.start = self.end = position
-        self._pieces.clear()
-
-    def forget(self, position: int) -> None:
-        """What comes before a position is stored. Pieces are dropped as a whole."""
-        kept = [piece for piece in self._pieces if piece.end > position]
-        if len(kept) < len(self._pieces):
-            self._pieces = kept
-            self.start = kept[0].start if kept else max(self.start, self.end)
-
-    def between(self, begin: int, end: int) -> Iterator[pb.Feed]:
-        """Feeds that take a session from one position to another. Raises LookupError when that is not kept."""
-        if begin < self.start or end > self.end:
-            raise LookupError(f"positions {begin} to {end} are wanted, {self.start} to {self.end} are kept")
-        for piece in self._pieces:
-            tokens = piece.tokens[max(0, begin - piece.start) : end - piece.start if end < piece.end else None]
-            if piece.end > begin and piece.start < end:
-                feed = pb.Feed(position=max(begin, piece.start), outputs=pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE))
-                if isinstance(tokens[0], bytes):
-                    feed.features.CopyFrom(joined(tokens))  # type: ignore[arg-type]  # all are of the first's kind
-                elif isinstance(tokens[0], str):
-                    feed.tokens.extend(tokens)  # type: ignore[arg-type]  # likewise
-                else:
-                    feed.token_ids.extend(tokens)  # type: ignore[arg-type]  # likewise
-                yield feed
-
-
 class Recovery:
-    """Of one session. opening: as it is opened, None for one that others have opened; timeout_s: how long to try."""
+    """Belongs to one session.
+
+    backlog: responses that the session's next exchange gets before any from the stream.
+    """
 
     def __init__(self, opening: pb.Open | None, timeout_s: float) -> None:
+        """opening: None for a session that somebody else opened. timeout_s: how long one recovery may take."""
         self.timeout_s = timeout_s
+        self.backlog: deque[pb.StreamResponse] = deque()
         self._opening = opening
         self._history = History()
-        self._unanswered: dict[int, pb.StreamRequest] = {}
+        self._pending: dict[int, pb.StreamRequest] = {}
+        self._session_id = ""
         self._is_open = False
         self._is_stored = False
         self._is_kept = opening is not None and opening.on_disconnect.action == pb.DISCONNECT_ACTION_KEEP
+        self._is_leaving = False
         self._checkpoint: int | None = None
+        self._rewinding: int | None = None
+        self._moved_to: int | None = None  # by another caller, and no checkpoint was reported since
+        self._refusals = Refusals()
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a session to go on with."""
+        """Whether there is a session to resume."""
         return self._is_open
 
     @property
-    def unanswered(self) -> list[pb.StreamRequest]:
+    def pending(self) -> list[pb.StreamRequest]:
         """The requests that have no last answer yet, in the order in which they were sent."""
-        return list(self._unanswered.values())
+        return list(self._pending.values())
+
+    @property
+    def max_request_bytes(self) -> int:
+        """The largest request that the server is known to accept."""
+        return self._refusals.max_request_bytes
 
     def sent(self, request: pb.StreamRequest) -> None:
-        """Takes note of a request."""
-        self._unanswered[request.request_id] = request
+        """Records a request."""
+        self._pending[request.request_id] = request
 
-    def received(self, response: pb.StreamResponse) -> None:
-        """Takes note of a response. Raises LostError when the session has to be gone on with elsewhere."""
-        kind = response.WhichOneof("response")
-        if kind == "go_away":
-            raise LostError(UnavailableError("the server is leaving", reason="GO_AWAY"))
-        is_asked = response.request_id in self._unanswered
-        if self._is_open and is_asked and kind == "error" and _is_elsewhere(response.error):
-            raise LostError(_answers.error(response.error))
-        if kind == "closed" and (
-            response.closed.reason == pb.CLOSE_REASON_MOVED
-            or (self._is_kept and response.closed.reason == pb.CLOSE_REASON_IDLE)
-        ):
-            raise LostError(UnavailableError("the session is in the store, or with another server"))
-        self._learn(response)
-        request = self._unanswered.get(response.request_id)
-        if kind == "generated":
-            made: Consumed = [token.id for token in response.generated.tokens]
-            if response.generated.HasField("values"):
-                made = pieces(response.generated.values)
-            self._consumed(response.position - len(made), made)
-            if not response.generated.finish_reason:
-                return
-        elif request is not None and kind == "fed":
-            self._consumed(request.feed.position, _consumed_by(request.feed))
-        elif kind in ("error", "cancelled") and response.position > self._history.end:
-            self._history.restart(response.position)
-        self._unanswered.pop(response.request_id, None)
+    def received(self, response: pb.StreamResponse) -> bool:
+        """Records a response. Returns whether a request made progress by it.
 
-    def resume(self, number: Callable[[pb.StreamRequest], pb.StreamRequest], position: int) -> Conversation[None]:
-        """Goes on with the session on a new stream. position: of the client. What has no answer is to be sent after it.
-
-        number: gives a request its number. Raises what the server refuses it with; UnavailableError when what came
-        after the checkpoint is not kept.
+        Raises LostError when the session must be resumed on another stream, and CarouselError when the server
+        contradicts what it generated before.
         """
-        response = yield from _ask(number(pb.StreamRequest(open=pb.Open(resume=pb.Resume()))))
-        if response.HasField("error"):
-            if _is_elsewhere(response.error):
-                raise UnavailableError(response.error.message, reason=response.error.reason)
-            is_gone = response.error.code == grpc.StatusCode.NOT_FOUND.value[0]
-            was_told = response.error.metadata.get("close_reason", "lost") != "lost"
-            can_begin_anew = self._is_stored and self._checkpoint is None and not self._history.start
-            if not is_gone or was_told or not can_begin_anew or self._opening is None:
-                raise _answers.error(response.error)
-            response = yield from _ask(number(pb.StreamRequest(open=self._opening)))
-            if response.HasField("error"):
-                raise _answers.error(response.error)
+        kind = response.WhichOneof("response")
+        request = self._pending.get(response.request_id)
+        if kind == "go_away":
+            self._is_leaving = True
+            if self._outlives_server:
+                raise LostError(UnavailableError("the server is shutting down", reason="GO_AWAY"))
+            return False  # the session ends with its server: it is used for as long as it is there
+        if kind == "error" and request is not None and self._is_open and self._is_elsewhere(response.error):
+            raise LostError(_answers.error(response.error))
+        if kind == "closed" and self._is_movable(response):
+            raise LostError(UnavailableError("the session is in the store, or with another server"))
+        has_progress = request is not None
+        if request is not None and kind == "generated":
+            has_progress = self._generated(response)
+        if request is not None and (kind != "generated" or response.generated.finish_reason):
+            self._answered(kind or "", request, response)
+        self._learn(response)
+        if has_progress:
+            self._refusals.reset()
+            if request is not None and not request.HasField("cancel"):
+                self._rewinding = None
+        return has_progress
+
+    def stream_ended(self, error: CarouselError) -> None:
+        """Records how the stream ended. When a pending request is at fault, its error is put into the backlog."""
+        culprit = self._refusals.culprit(error, self.pending)
+        if culprit is not None:
+            self._fail(culprit, _answers.error_message(error))
+
+    def resume(self, number: Number, position: int) -> Exchange[list[pb.StreamRequest]]:
+        """Resumes the session on a new stream. Returns the pending requests, to be sent after it.
+
+        position: of the session, as the program knows it. Raises the error that the server refuses the resume with,
+        and CarouselError with code DATA_LOSS when the tokens that must be replayed are not kept.
+        """
+        self._is_leaving = False
+        has_all = self._is_stored and self._checkpoint is None and not self._history.start
+        response = yield from find(number, self._opening if has_all else None)
         self._learn(response)
         restored = response.position
+        if restored == self._rewinding:  # it was rewound, or restored from where the mark is, which is the same state
+            self._history.truncate(restored)
+            self._checkpoint = None if self._checkpoint is None else min(self._checkpoint, restored)
+        if self._checkpoint is not None and restored < self._checkpoint:
+            self._moved_behind_checkpoint(restored)
+            return self.pending
+        if self._moved_to is not None and response.opened.restored_from == pb.RESTORED_FROM_STORE:
+            self._check_moved(restored)
         target = self._first_position(position)
         if restored < target:
-            try:
-                feeds = list(self._history.between(restored, target))
-            except LookupError as error:
-                raise CarouselError(
-                    f"the session was restored at position {restored}, and the client cannot bring it to {target}:"
-                    f" {error}",
-                    code=grpc.StatusCode.DATA_LOSS,
-                    reason="HISTORY_LOST",
-                ) from error
-            for feed in feeds:
-                response = yield from _ask(number(pb.StreamRequest(feed=feed)))
-                if response.HasField("error"):
-                    if _is_elsewhere(response.error):
-                        raise UnavailableError(response.error.message, reason=response.error.reason)
-                    raise _answers.error(response.error)
-                self._learn(response)
-        for request in self._unanswered.values():
-            if request.HasField("generate"):
-                start = request.generate.position
-                request.generate.received_position = max(start, min(position, restored))
+            for feed in self._kept(restored, target):
+                self._learn((yield from replay(number, feed)))
+        generate = next((request for request in self.pending if request.HasField("generate")), None)
+        if generate is None:
+            self._history.truncate(max(restored, target))
+            return self.pending
+        start = generate.generate.position
+        generate.generate.received_position = max(start, min(self._history.end, restored))
+        if any(request.HasField("cancel") for request in self.pending) and restored < self._history.end:
+            yield from self._catch_up(generate)
+            return [request for request in self.pending if request is not generate]
+        return self.pending
 
     def opened(self, response: pb.StreamResponse) -> None:
-        """The session is open, new or gone on with."""
+        """Records that the session is open, new or resumed."""
+        opened = response.opened
         self._is_open = True
-        self._is_stored = response.opened.durability in (pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT)
-        self._history.restart(response.position)
+        self._session_id = response.session_id
+        self._is_stored = opened.durability in (pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT)
+        self._history = History(response.position, is_kept=self._is_stored)
+        if self._opening is not None:
+            opening = pb.Open()
+            opening.CopyFrom(self._opening)
+            opening.version, opening.variant = opened.version, opened.variant or opening.variant
+            self._opening = opening
+
+    def rewinding(self, position: int | None) -> None:
+        """Records that this session's own client asks the server to rewind it; None: the server has answered.
+
+        Until then the session may be found at either position.
+        """
+        self._rewinding = position
 
     def rewound(self, position: int) -> None:
-        """The session was set back or changed by another call; what came before is not to be fed to it again."""
-        self._history.restart(position)
+        """Records that this session's own client rewound it, and that the server has stored it so."""
+        self._history.truncate(position)
+        self._moved_to = self._rewinding = None
+        if self._is_stored:
+            self._checkpoint = position
+
+    @property
+    def _outlives_server(self) -> bool:
+        return self._is_open and (self._is_stored or self._is_kept)
+
+    def _is_elsewhere(self, error: error_pb2.Error) -> bool:
+        """Whether the session is to be looked for again, or the request to be sent again later."""
+        if is_transient(error):
+            return self._outlives_server or error.reason != "SHUTTING_DOWN"
+        return (
+            self._outlives_server
+            and self._is_leaving  # servers of version 0.1 answer so when they shut down
+            and error.code == grpc.StatusCode.CANCELLED.value[0]
+            and not any(request.HasField("cancel") for request in self._pending.values())
+        )
+
+    def _is_movable(self, response: pb.StreamResponse) -> bool:
+        reason = response.closed.reason
+        return (
+            reason == pb.CLOSE_REASON_MOVED
+            or (self._is_kept and reason == pb.CLOSE_REASON_IDLE)
+            or (self._outlives_server and not response.request_id and reason == pb.CLOSE_REASON_SHUTDOWN)
+        )
+
+    def _generated(self, response: pb.StreamResponse) -> bool:
+        """Records generated tokens. Returns whether there were new ones."""
+        tokens: Consumed = [token.id for token in response.generated.tokens]
+        if response.generated.HasField("values"):
+            tokens = pieces(response.generated.values)
+        end = self._history.end
+        self._history.extend(response.position - len(tokens), tokens)
+        return self._history.end > end or bool(response.generated.finish_reason)
+
+    def _answered(self, kind: str, request: pb.StreamRequest, response: pb.StreamResponse) -> None:
+        """Records the last answer to a request."""
+        del self._pending[request.request_id]
+        position = response.position
+        is_cancelled = kind == "cancelled" or response.error.code == grpc.StatusCode.CANCELLED.value[0]
+        if request.HasField("feed") and (kind == "fed" or is_cancelled):
+            tokens, start = consumed_by(request.feed), request.feed.position
+            if kind == "fed":
+                self._history.write(start, tokens, mark=request.feed.mark)
+            elif start < position <= start + len(tokens):  # it was cancelled half-way
+                self._history.write(start, tokens[: position - start])
+        elif response.error.reason == "POSITION_MISMATCH" and response.error.metadata.get("position", "").isdecimal():
+            self._stands_at(int(response.error.metadata["position"]))
+        elif is_cancelled:
+            self._stands_at(position)
+
+    def _stands_at(self, position: int) -> None:
+        """Records where the session is. Elsewhere than this client's requests took it, another caller moved it."""
+        ends = (one.feed.position + len(consumed_by(one.feed)) for one in self.pending if one.HasField("feed"))
+        if position == self._history.end or position in ends:
+            return
+        if position == self._rewinding:
+            self._history.truncate(position)
+        else:
+            self._history.restart(position)
+        self._moved_to = position
 
     def _learn(self, response: pb.StreamResponse) -> None:
         if response.HasField("checkpoint_position"):
             self._checkpoint = response.checkpoint_position
+            self._moved_to = None
             self._history.forget(response.checkpoint_position)
 
-    def _consumed(self, position: int, tokens: Consumed) -> None:
-        if self._is_stored:
-            self._history.add(position, tokens)
-        else:
-            self._history.restart(max(self._history.end, position + len(tokens)))
+    def _fail(self, request: pb.StreamRequest, error: error_pb2.Error) -> None:
+        self._pending.pop(request.request_id)
+        self.backlog.append(
+            pb.StreamResponse(
+                request_id=request.request_id,
+                session_id=self._session_id,
+                position=self._history.end,
+                error=error,
+            )
+        )
+
+    def _kept(self, begin: int, end: int) -> Iterator[pb.Feed]:
+        try:
+            return self._history.between(begin, end)
+        except LookupError as error:
+            raise CarouselError(
+                f"the session was restored at position {begin}, and the client cannot replay it to {end}: {error}."
+                " Open a new session",
+                code=grpc.StatusCode.DATA_LOSS,
+                reason="HISTORY_LOST",
+            ) from error
+
+    def _catch_up(self, generate: pb.StreamRequest) -> Exchange[None]:
+        """Lets a generation that was cancelled reach what its client has received. See rule 6."""
+        end = self._history.end
+        request: pb.StreamRequest | None = generate
+        while generate.request_id in self._pending:
+            response = yield request
+            request = None
+            self.received(response)
+            self.backlog.append(response)
+            if response.request_id == generate.request_id and response.position >= end:
+                return
+
+    def _moved_behind_checkpoint(self, position: int) -> None:
+        """Fails the pending requests: another caller rewound the session, or the store lost what it had."""
+        message = (
+            f"the session is at position {position}, behind its checkpoint at {self._checkpoint}: another caller"
+            " rewound it, or the store lost a write. Feed it from where it is, or open a new session"
+        )
+        error = error_pb2.Error(
+            code=grpc.StatusCode.FAILED_PRECONDITION.value[0],
+            message=message,
+            reason="POSITION_MISMATCH",
+            metadata={"position": str(position)},
+        )
+        self._history.restart(position)
+        self._checkpoint = position
+        for request in self.pending:
+            if not request.HasField("close"):
+                self._fail(request, error)
+
+    def _check_moved(self, restored: int) -> None:
+        if restored != self._moved_to:
+            raise CarouselError(
+                f"another caller moved the session to position {self._moved_to}, and it was restored at {restored}:"
+                " what it consumed is not known. Open a new session",
+                code=grpc.StatusCode.DATA_LOSS,
+                reason="HISTORY_LOST",
+            )
 
     def _first_position(self, position: int) -> int:
-        """Where the session must be for the first of the requests that have no answer."""
-        for request in self._unanswered.values():
+        """Where the session must be for the first of the pending requests."""
+        for request in self.pending:
             kind = request.WhichOneof("request")
             if kind in ("feed", "generate", "score"):
                 return int(getattr(request, kind).position)
+            if kind == "cancel":
+                return self._history.end
         return position
-
-
-class Backoff:
-    """How long to wait between attempts: twice as long each time, by chance up to half of it less. timeout_s: after
-    that there is none."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._waited_s = 0.0
-        self._delay_s = 0.0
-
-    def next(self, error: CarouselError, remaining_s: float | None) -> float:
-        """Seconds to wait before the next attempt. Raises `error` when it would not help, or the time is over."""
-        if error.code not in _RETRIED:
-            raise error
-        delay_s = self._delay_s * random.uniform(0.5, 1.0)
-        self._waited_s += delay_s
-        if self._waited_s > self._timeout_s or (remaining_s is not None and delay_s > remaining_s):
-            raise error
-        self._delay_s = min(_LONGEST_DELAY_S, max(_FIRST_DELAY_S, 2 * self._delay_s))
-        return delay_s
-
-    def again(self, error: CarouselError, position: int, remaining_s: float | None) -> float:
-        """As `next`, for a call that may be made again from the start. One that could not even begin is not."""
-        if error.code is not grpc.StatusCode.UNAVAILABLE or not position:
-            raise error
-        return self.next(error, remaining_s)
-
-
-def _is_elsewhere(error: error_pb2.Error) -> bool:
-    """Whether an error tells that the session is to be looked for again, or the request sent again later."""
-    return error.reason in _TRANSIENT or error.metadata.get("close_reason") == CloseReason.MOVED
-
-
-def _consumed_by(feed: pb.Feed) -> Consumed:
-    if feed.HasField("features"):
-        return pieces(feed.features)
-    return list(feed.tokens) or list(feed.token_ids)
-
-
-def _ask(request: pb.StreamRequest) -> Conversation[pb.StreamResponse]:
-    response = yield request
-    while response.request_id != request.request_id:
-        kind = response.WhichOneof("response")
-        if kind == "go_away" or (kind == "closed" and response.closed.reason == pb.CLOSE_REASON_MOVED):
-            raise UnavailableError("the server is leaving, or another one has the session")
-        response = yield None
-    return response

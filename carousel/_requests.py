@@ -1,6 +1,6 @@
 """Arguments to messages.
 
-The server judges values; here only what a message cannot hold is refused, with the name of the field.
+The server checks values. Only a value that no message can hold is refused here, with the name of its field.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Tokens: TypeAlias = str | int | Sequence[str] | Sequence[int]
 """Tokens to feed: names or ids, or one of them."""
 
 
-class Lasting(NamedTuple):
-    """What a session asks for beyond its stream: see `Client.session`."""
+class SessionPolicy(NamedTuple):
+    """What becomes of a session after its stream ends: see `Client.session`."""
 
     on_disconnect: str
     hold_s: float | None
@@ -39,17 +39,17 @@ def open_message(
     top_k: int | None = None,
     logits: bool = False,
     trace: bool = False,
-    lasting: Lasting | None = None,
+    policy: SessionPolicy | None = None,
 ) -> pb.Open:
-    """`first`, or `top_k`, `logits` or `trace` which imply it, asks what may come first."""
+    """first: asks what may come first; implied by top_k, logits and trace."""
     message = pb.Open(model=model, version=uint(version, 32, "open.version"), variant=variant)
     if source is not None:
         message.source.CopyFrom(sequence_message(source, "open.source"))
     if first or logits or trace or top_k is not None:
         message.outputs.CopyFrom(_outputs_message("open.outputs", top_k=top_k, logits=logits))
         message.outputs.trace = trace
-    if lasting is not None:
-        _fill_lasting(message, lasting)
+    if policy is not None:
+        _fill_policy(message, policy)
     return message
 
 
@@ -69,10 +69,10 @@ def feed_message(
     spec.trace = trace
     if features is not None:
         if tokens is not None:
-            raise TypeError("of tokens and features only one can be given")
+            raise TypeError("give tokens or features, not both")
         return pb.Feed(features=tensor_message(features, "feed.features"), outputs=spec, mark=mark)
     if tokens is None:
-        raise TypeError("tokens or features must be given")
+        raise TypeError("give tokens or features")
     names, ids = _split([tokens] if isinstance(tokens, str | int) else tokens, "feed.tokens", "feed.token_ids")
     return pb.Feed(tokens=names, token_ids=ids, outputs=spec, mark=mark)
 
@@ -114,7 +114,7 @@ def score_request(
     return message
 
 
-def frame_message(
+def step_batch_message(
     handles: Sequence[int],
     tokens: Sequence[int] | Sequence[Sequence[int]] | None,
     positions: Sequence[int],
@@ -124,10 +124,12 @@ def frame_message(
     logits: bool,
     outputs: bool,
 ) -> pb.StepBatch:
-    """One token for each handle, or a sequence of them; or one vector. Raises InvalidArgumentError when there are not
-    as many."""
+    """One token, or a sequence of tokens, or one vector for each handle.
+
+    Raises InvalidArgumentError when their number differs from that of the handles.
+    """
     if (tokens is None) == (features is None):
-        raise TypeError("of tokens and features one must be given")
+        raise TypeError("give either tokens or features")
     if features is not None:
         return pb.StepBatch(
             handles=handles,
@@ -138,7 +140,7 @@ def frame_message(
     tokens = tokens or ()
     if len(tokens) != len(handles):
         raise InvalidArgumentError(
-            f"step_batch.token_ids: there are tokens for {len(tokens)} sessions, and {len(handles)} sessions",
+            f"step_batch.token_ids: tokens for {len(tokens)} sessions, and {len(handles)} sessions: give as many",
             field="step_batch.token_ids",
         )
     message = pb.StepBatch(
@@ -153,29 +155,29 @@ def frame_message(
             message.token_ids.extend(token for one in each for token in one)
         else:
             message.token_ids.extend(tokens)  # type: ignore[arg-type]
-    except ValueError as error:  # what 32 bits do not hold
+    except ValueError as error:  # it does not fit 32 bits
         raise InvalidArgumentError(f"step_batch.token_ids: {error}", field="step_batch.token_ids") from None
     return message
 
 
-def _fill_lasting(message: pb.Open, lasting: Lasting) -> None:
-    """Raises InvalidArgumentError for a word that is none of those that there are."""
+def _fill_policy(message: pb.Open, policy: SessionPolicy) -> None:
+    """Raises InvalidArgumentError for a word that names no policy."""
     try:
-        message.on_disconnect.action = pb.DisconnectAction.Value(f"DISCONNECT_ACTION_{lasting.on_disconnect.upper()}")
+        message.on_disconnect.action = pb.DisconnectAction.Value(f"DISCONNECT_ACTION_{policy.on_disconnect.upper()}")
     except ValueError:
         raise InvalidArgumentError(
-            f"on_disconnect = {lasting.on_disconnect!r} must be 'free', 'hold' or 'keep'", field="open.on_disconnect"
+            f"on_disconnect = {policy.on_disconnect!r} must be 'free', 'hold' or 'keep'", field="open.on_disconnect"
         ) from None
-    if lasting.hold_s is not None:
-        message.on_disconnect.duration.FromNanoseconds(round(lasting.hold_s * 1e9))
-    if lasting.durability is not None:
+    if policy.hold_s is not None:
+        message.on_disconnect.duration.FromNanoseconds(round(policy.hold_s * 1e9))
+    if policy.durability is not None:
         try:
-            message.durability = pb.Durability.Value(f"DURABILITY_{lasting.durability.upper()}")
+            message.durability = pb.Durability.Value(f"DURABILITY_{policy.durability.upper()}")
         except ValueError:
             raise InvalidArgumentError(
-                f"durability = {lasting.durability!r} must be 'none', 'checkpoint' or 'strict'", field="open.durability"
+                f"durability = {policy.durability!r} must be 'none', 'checkpoint' or 'strict'", field="open.durability"
             ) from None
-    message.unattended = lasting.unattended
+    message.unattended = policy.unattended
 
 
 def _fill(message: pb.GenerateRequest | pb.ScoreRequest, source: Source | None, prompt: Source | None) -> None:
@@ -260,7 +262,7 @@ def _outputs_message(
     field: str, *, top_k: int | None, logits: bool, outputs: bool = True, every_position: bool = False
 ) -> pb.OutputSpec:
     if (top_k is not None) + logits + (not outputs) > 1:
-        raise TypeError("of top_k, logits=True and outputs=False only one can be given")
+        raise TypeError("give only one of top_k, logits=True and outputs=False")
     message = pb.OutputSpec(every_position=every_position)  # by default the next token, or the values
     if top_k is not None:
         message.kind = pb.OUTPUT_KIND_TOP_K

@@ -1,4 +1,4 @@
-"""A session's stream over blocking gRPC: carries conversations out."""
+"""A session's stream over blocking gRPC: runs exchanges."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import grpc
 
 from carousel import _answers
 from carousel._channel import session_metadata
-from carousel._conversation import Conversation
 from carousel._deadline import Deadline
+from carousel._exchange import Exchange
 from carousel._protocol import StreamOwner
 from carousel.errors import CarouselError, InternalError, UnavailableError
 from carousel.v1.inference_pb2 import StreamRequest, StreamResponse
@@ -23,9 +23,9 @@ T = TypeVar("T")
 class Stream:
     """One gRPC stream. Used by one thread at a time.
 
-    gRPC can neither wait for a response for a limited time nor send without a thread of its own, so two daemon threads
-    stand between: gRPC's takes requests from the outbox, ours puts responses into the inbox. When the stream ends,
-    however it ends, ours puts the error there as the last item, releases gRPC's, and both end.
+    gRPC can neither wait for a response for a limited time nor send without a thread of its own, so there are two
+    daemon threads: gRPC's takes requests from the outbox, ours puts responses into the inbox. When the stream ends, for
+    any reason, ours puts the error into the inbox as the last item and stops gRPC's, and both end.
     """
 
     def __init__(self, stub: InferenceStub, owner: StreamOwner) -> None:
@@ -36,38 +36,38 @@ class Stream:
         self._reader = threading.Thread(target=self._read, name="carousel-stream", daemon=True)
         self._reader.start()
 
-    def run(self, conversation: Conversation[T], deadline: Deadline) -> T:
-        """Carries a conversation out and returns its result.
+    def run(self, exchange: Exchange[T], deadline: Deadline) -> T:
+        """Runs an exchange and returns its result.
 
-        Raises what the conversation raises; DeadlineExceededError when the deadline passes, dropping it; and what
-        ended the stream.
+        Raises what the exchange raises; DeadlineExceededError when the deadline passes, dropping the exchange; and the
+        error that ended the stream.
         """
         try:
-            request = next(conversation)
+            request = next(exchange)
             while True:
                 if request is not None:
                     self._outbox.put(request)
                 received = self.receive(deadline)
                 if isinstance(received, CarouselError):
                     raise self._owner.lost(received)
-                request = conversation.send(received)
+                request = exchange.send(received)
         except StopIteration as end:
             result: T = end.value
             return result
 
     def post(self, request: StreamRequest) -> None:
-        """Sends a request whose answer another conversation waits for."""
+        """Sends a request whose answer another exchange waits for."""
         self._outbox.put(request)
 
     def end(self, deadline: Deadline) -> None:
-        """Tells the server that nothing more will be sent, and waits for it to end the stream; then breaks it off."""
+        """Ends the sending half, waits for the server to end the stream, and cancels the stream at the deadline."""
         self._outbox.put(None)
         self._reader.join(deadline.remaining())
         self._call.cancel()
         self._reader.join()
 
     def receive(self, deadline: Deadline) -> StreamResponse | CarouselError:
-        """The next response, or once what ended the stream. Raises DeadlineExceededError."""
+        """Returns the next response, or once the error that ended the stream. Raises DeadlineExceededError."""
         try:
             return self._inbox.get(timeout=deadline.remaining())
         except queue.Empty:

@@ -1,4 +1,4 @@
-"""Vectors of features to messages and back, without NumPy: whatever gives its numbers as a buffer, or one by one."""
+"""Converts vectors of features to messages and back, without NumPy: from buffers, or from sequences of numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from carousel.errors import InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
 
 Vector: TypeAlias = tuple[float, ...]
-"""What a model that gives values gives in one step."""
+"""The values of one step, of a model that gives values."""
 
 _FLOAT_SIZE = 4
 
@@ -29,7 +29,7 @@ Features: TypeAlias = Sequence[Sequence[float]] | Array
 
 
 def is_features(value: object) -> bool:
-    """Whether a value is vectors, and no tokens."""
+    """Whether a value is vectors rather than tokens."""
     if isinstance(value, str | bytes):
         return False
     if hasattr(value, "shape"):
@@ -38,7 +38,7 @@ def is_features(value: object) -> bool:
 
 
 def tensor_message(features: Features, field: str) -> pb.Tensor:
-    """A tensor [steps, features] of 32-bit floats. Raises InvalidArgumentError for what has another form."""
+    """A tensor [steps, features] of 32-bit floats. Raises InvalidArgumentError for another form."""
     if hasattr(features, "shape"):
         return _of_array(features, field)
     try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import TypeVar
 
 import grpc
 
 from carousel import _answers
+from carousel._backoff import CallBackoff
 from carousel._channel import Metadata
+from carousel._deadline import Deadline
+from carousel.errors import CarouselError
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -24,3 +28,15 @@ def unary(
         return method(request, timeout=timeout, metadata=metadata)
     except grpc.RpcError as error:
         raise _answers.rpc_error(error) from error
+
+
+def retried(
+    method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, deadline: Deadline, resume_timeout: float
+) -> Response:
+    """Makes a call that is safe to repeat, again when its connection is lost or its server shuts down."""
+    backoff = CallBackoff(resume_timeout)
+    while True:
+        try:
+            return unary(method, request, deadline.remaining())
+        except CarouselError as error:
+            time.sleep(backoff.next(error, 0, time.monotonic(), deadline.remaining()))

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from carousel import _requests
 from carousel._async_stream import AsyncStream
-from carousel._batch import BatchFacts, BatchProtocol, BatchStep
+from carousel._batch import BatchProperties, BatchProtocol, StepBatchResult
 from carousel._deadline import Deadline, closing_deadline
 from carousel._requests import Source
 from carousel._tensors import Features
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
 
 
-class AsyncSessionBatch(BatchFacts[AsyncStream]):
+class AsyncSessionBatch(BatchProperties[AsyncStream]):
     """Many sessions of one model that step together, a message for all of them. Made by `AsyncClient.batch`.
 
     Sessions have places, 0 and up, in the order of their opening. Close it, or use `async with`: its sessions end with
@@ -36,6 +37,7 @@ class AsyncSessionBatch(BatchFacts[AsyncStream]):
         self._timeout = timeout
         self._protocol = BatchProtocol()
         self._stream = AsyncStream(stub, self._protocol)
+        self._turn = nullcontext()
 
     async def __aenter__(self) -> Self:
         return self
@@ -63,14 +65,14 @@ class AsyncSessionBatch(BatchFacts[AsyncStream]):
         logits: bool = False,
         outputs: bool = True,
         timeout: float | None = None,
-    ) -> BatchStep:
-        """Makes sessions consume tokens and tells what comes next in each: see `SessionBatch.step`."""
+    ) -> StepBatchResult:
+        """Makes sessions consume tokens and returns what comes next in each: see `SessionBatch.step`."""
         self._check_none_in_flight()
         self.send(tokens, features=features, places=places, top_k=top_k, logits=logits, outputs=outputs)
         return await self.receive(timeout)
 
-    async def receive(self, timeout: float | None = None) -> BatchStep:
-        """Waits for the answer to the first of the steps in flight: see `step`. Raises LookupError without any."""
+    async def receive(self, timeout: float | None = None) -> StepBatchResult:
+        """Waits for the answer to the oldest step in flight: see `step`. Raises LookupError without any."""
         return await self._stream.run(self._protocol.stepped(), Deadline(self._or_default(timeout)))
 
     async def close(self, timeout: float | None = None) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -13,18 +14,19 @@ from typing import Self, TypeVar, Unpack
 import grpc
 
 from carousel import _admin_requests, _answers, _requests
-from carousel._async_unary import is_cancelled, unary
+from carousel._async_unary import is_cancelled, retried, unary
+from carousel._backoff import CallBackoff
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
 from carousel._deadline import Deadline
 from carousel._generation import GenerationState
 from carousel._protocol import SessionProtocol
-from carousel._recovery import Backoff, Recovery
+from carousel._recovery import Recovery
 from carousel._requests import Source
 from carousel._tensors import Features, Vector
 from carousel.async_batch import AsyncSessionBatch
 from carousel.async_session import AsyncGeneration, SessionOpening
 from carousel.async_sessions import AsyncSessions
-from carousel.errors import CarouselError, RequestCancelledError
+from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2
 from carousel.v1.inference_pb2_grpc import InferenceStub
@@ -99,7 +101,7 @@ class AsyncClient:
         deadline = Deadline(self._timeout if timeout is None else timeout)
         call = self._inference.Generate(request, timeout=deadline.remaining())
         responses = aiter(call)
-        state, backoff = GenerationState(), Backoff(resume_timeout)
+        state, backoff = GenerationState(), CallBackoff(resume_timeout)
 
         async def pull() -> None:
             nonlocal call, responses
@@ -114,11 +116,12 @@ class AsyncClient:
                 except asyncio.CancelledError:
                     if is_cancelled():
                         raise
-                    state.fail(RequestCancelledError("the client was closed"))
+                    state.fail(_answers.client_closed())
                     return
                 except grpc.RpcError as error:
+                    failure, now_s = _answers.rpc_error(error), time.monotonic()
                     try:
-                        delay_s = backoff.again(_answers.rpc_error(error), state.position, deadline.remaining())
+                        delay_s = backoff.next(failure, state.position, now_s, deadline.remaining())
                     except CarouselError as last:
                         state.fail(last)
                         return
@@ -144,7 +147,7 @@ class AsyncClient:
         variant: str = "",
         timeout: float | None = None,
     ) -> list[Vector]:
-        """The values of a model that goes on by itself: see `Client.forecast`."""
+        """Returns the next values of a model that gives values: see `Client.forecast`."""
         generation = self.generate(
             model, source, version=version, variant=variant, prompt=features, timeout=timeout, max_tokens=horizon
         )
@@ -160,13 +163,15 @@ class AsyncClient:
         variant: str = "",
         prompt: Source | None = None,
         with_end: bool = False,
+        resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> tuple[TargetScore, ...]:
-        """How likely targets are, in a session that lives as long as the call: see `Client.score`."""
+        """Returns how likely targets are, in a session that lives as long as the call: see `Client.score`."""
         request = _requests.score_request(
             model, targets, source=source, version=version, variant=variant, prompt=prompt, with_end=with_end
         )
-        response = await unary(self._inference.Score, request, self._timeout if timeout is None else timeout)
+        deadline = Deadline(self._timeout if timeout is None else timeout)
+        response = await retried(self._inference.Score, request, deadline, resume_timeout)
         return _answers.target_scores(response.scores)
 
     def session(
@@ -189,7 +194,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> SessionOpening:
         """Opens a session, on a stream of its own, when it is awaited or entered: see `Client.session`."""
-        lasting = _requests.Lasting(on_disconnect, hold_s, durability, unattended)
+        policy = _requests.SessionPolicy(on_disconnect, hold_s, durability, unattended)
         request = _requests.open_message(
             model,
             source=source,
@@ -199,23 +204,20 @@ class AsyncClient:
             top_k=top_k,
             logits=logits,
             trace=trace,
-            lasting=lasting,
+            policy=policy,
         )
         recovery = None if on_disconnect == "free" else Recovery(request, resume_timeout)
         if recovery is not None:
-            session_id = session_id or secrets.token_urlsafe(9)  # to be gone on with, it must be known from the start
+            session_id = session_id or secrets.token_urlsafe(
+                9
+            )  # to be resumed, the session needs an id that is known from the start
         protocol = SessionProtocol(session_id, recovery)
         return SessionOpening(
             self._inference, request, protocol, self._timeout if timeout is None else timeout, self.sessions
         )
 
     def resume(self, session_id: str, *, resume_timeout: float = 60.0, timeout: float | None = None) -> SessionOpening:
-        """Goes on with a session that somebody has opened, wherever it is: held, stored, restored from a snapshot, a
-        fork, or on another stream, which is told. `Session.position` tells where it stands.
-
-        resume_timeout, timeout: as in `session`. Raises NotFoundError, which tells what became of a session that is
-        gone, FailedPreconditionError when it cannot be gone on with here, UnavailableError.
-        """
+        """Resumes a session that was opened elsewhere: see `Client.resume`."""
         request = pb.Open(resume=pb.Resume())
         protocol = SessionProtocol(session_id, Recovery(None, resume_timeout))
         return SessionOpening(
@@ -225,7 +227,7 @@ class AsyncClient:
     def batch(
         self, model: str, *, version: int = 0, variant: str = "", timeout: float | None = None
     ) -> AsyncSessionBatch:
-        """Many sessions of one model on one stream, stepping together: see `Client.batch`."""
+        """Makes a batch of sessions of one model on one stream: see `Client.batch`."""
         timeout = self._timeout if timeout is None else timeout
         return AsyncSessionBatch(self._inference, model, version=version, variant=variant, timeout=timeout)
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack, cast
+from typing import TYPE_CHECKING, Self, Unpack
 
 from carousel import _requests
-from carousel._async_line import AsyncLine
+from carousel._async_reconnecting_stream import AsyncReconnectingStream
 from carousel._deadline import Deadline, closing_deadline
-from carousel._generation import GenerationFacts, GenerationState
-from carousel._protocol import SessionFacts, SessionProtocol
+from carousel._generation import GenerationState
+from carousel._properties import GenerationProperties, SessionProperties
+from carousel._protocol import SessionProtocol
 from carousel._requests import Source, Tokens
 from carousel._tensors import Features, Vector
 from carousel.async_sessions import AsyncSessions
 from carousel.errors import CarouselError
+from carousel.session import token_of, vector_of
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import DecodingOptions, Step, TargetScore, Token
 
@@ -25,18 +27,19 @@ if TYPE_CHECKING:
     from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
 
 
-class AsyncGeneration(GenerationFacts):
+class AsyncGeneration(GenerationProperties):
     """Tokens as the server chooses them, one by one. Made by `AsyncClient.generate` and `AsyncSession.generate`.
 
-    Iterate over it once; leaving the loop early, or `aclose`, ends the generation at the server. asyncio finishes a
-    loop that was left with `break` a moment later, so use `async with` or `aclose` to have it ended, and the session's
-    position right, at once. Raises what ended it early: see `carousel.errors`. For one task at a time.
+    A model that gives values yields a `ValueToken` a step. Iterate over it once; leaving the loop early, or `aclose`,
+    ends the generation at the server. asyncio finishes a loop that was left with `break` a moment later, so use `async
+    with` or `aclose` to end it, and to have the session's position right, at once. Raises the error that ended it
+    early: see `carousel.errors`. For one task at a time.
     """
 
     def __init__(
         self, state: GenerationState, pull: Callable[[], Awaitable[None]], leave: Callable[[], Awaitable[None]]
     ) -> None:
-        """pull: waits until the state is ready. leave: ends the generation at the server, raising nothing."""
+        """pull: waits until the state is ready. leave: ends the generation at the server, and raises nothing."""
         self._state = state
         self._pull = pull
         self._leave = leave
@@ -44,7 +47,7 @@ class AsyncGeneration(GenerationFacts):
     async def __aiter__(self) -> AsyncIterator[Token]:
         try:
             while (token := await self._take()) is not None:
-                yield cast(Token, token)
+                yield token_of(token)
         finally:
             await self.aclose()
 
@@ -52,7 +55,7 @@ class AsyncGeneration(GenerationFacts):
         token = await self._take()
         if token is None:
             raise StopAsyncIteration
-        return cast(Token, token)
+        return token_of(token)
 
     async def __aenter__(self) -> Self:
         return self
@@ -63,19 +66,19 @@ class AsyncGeneration(GenerationFacts):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Ends the generation at the server, if it goes on, and drops what has come of it.
+        """Ends the generation at the server, if it still runs, and drops the tokens that were not taken.
 
-        A session's position is right again when this returns. Raises nothing: what is wrong with a session its next
-        call tells.
+        A session's position is right again when this returns. Raises nothing: the session's next call raises its
+        error.
         """
         await self._leave()
 
     async def vectors(self) -> list[Vector]:
-        """All that is generated, of a model that gives values, when it is done."""
+        """Waits for the end. Returns the values of every step: see `Generation.vectors`."""
         found: list[Vector] = []
         async with self:
             while (vector := await self._take()) is not None:
-                found.append(cast(Vector, vector))
+                found.append(vector_of(vector))
         return found
 
     async def _take(self) -> Token | Vector | None:
@@ -84,10 +87,10 @@ class AsyncGeneration(GenerationFacts):
         return self._state.take()
 
 
-class AsyncSession(SessionFacts):
+class AsyncSession(SessionProperties):
     """A sequence that the server keeps the state of. Made by `AsyncClient.session`; close it, or use `async with`.
 
-    Tasks of one event loop may share it: their calls take turns.
+    Tasks of one event loop may share it: their calls take turns. ConcurrentUseError in another event loop.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class AsyncSession(SessionFacts):
         self._timeout = timeout
         self._protocol = protocol
         self._sessions = sessions
-        self._line = AsyncLine(stub, protocol)
+        self._stream = AsyncReconnectingStream(stub, protocol)
 
     async def feed(
         self,
@@ -112,9 +115,10 @@ class AsyncSession(SessionFacts):
         trace: bool = False,
         timeout: float | None = None,
     ) -> Step:
-        """Makes the session consume tokens and tells what comes next: see `Session.feed`.
+        """Makes the session consume tokens and returns what comes next: see `Session.feed`.
 
-        A feed whose task is cancelled is like one whose time ran out: sending it again is safe.
+        A feed whose task is cancelled is like one that ran out of time: sending it again is safe, and another call in
+        its place cancels it at the server.
         """
         message = _requests.feed_message(
             tokens,
@@ -126,7 +130,7 @@ class AsyncSession(SessionFacts):
             mark=mark,
             trace=trace,
         )
-        return await self._line.run(self._protocol.feed(message), Deadline(self._or_default(timeout)))
+        return await self._stream.run(self._protocol.feed(message), Deadline(self._or_default(timeout)))
 
     def generate(self, *, timeout: float | None = None, **decoding: Unpack[DecodingOptions]) -> AsyncGeneration:
         """Lets the server choose the next tokens: see `Session.generate`."""
@@ -137,47 +141,53 @@ class AsyncSession(SessionFacts):
         async def pull() -> None:
             nonlocal deadline
             deadline = deadline or Deadline(self._or_default(timeout))
-            await self._line.run(self._protocol.pull(state, message), deadline)
+            await self._stream.run(self._protocol.pull(state, message), deadline)
 
         async def leave() -> None:
             with suppress(CarouselError):
-                await self._line.run(self._protocol.leave(state), deadline or Deadline(None))
+                await self._stream.run(self._protocol.leave(state), deadline or Deadline(None))
 
         return AsyncGeneration(state, pull, leave)
 
     async def forecast(self, horizon: int, *, timeout: float | None = None) -> list[Vector]:
-        """Lets a model that gives values go on by itself: see `Session.forecast`."""
+        """Lets a model that gives values continue by itself: see `Session.forecast`."""
         return await self.generate(max_tokens=horizon, timeout=timeout).vectors()
 
     async def score(
         self, targets: Sequence[Source], *, with_end: bool = False, timeout: float | None = None
     ) -> tuple[TargetScore, ...]:
-        """Tells how likely targets are from where the session is: see `Session.score`."""
+        """Returns how likely targets are from the session's position: see `Session.score`."""
         message = _requests.score_message(targets, with_end=with_end)
-        return await self._line.run(self._protocol.score(message), Deadline(self._or_default(timeout)))
+        return await self._stream.run(self._protocol.score(message), Deadline(self._or_default(timeout)))
 
-    async def rewind(self, position: int) -> None:
+    async def rewind(self, position: int, *, timeout: float | None = None) -> None:
         """Sets the session back to a mark: see `Session.rewind`."""
-        self._protocol.rewound((await self._sessions.rewind(self.id, position)).position)
+        deadline = Deadline(self._or_default(timeout))
+        await self._stream.rewind(position, lambda: self._sessions.rewind(self.id, position), deadline)
+
+    async def cancel(self, *, timeout: float | None = None) -> int:
+        """Cancels what an earlier call left in flight: see `Session.cancel`."""
+        await self._stream.run(self._protocol.synchronize(), Deadline(self._or_default(timeout)))
+        return self.position
 
     async def close(self, timeout: float | None = None) -> None:
         """Closes the session and its stream: see `Session.close`."""
         deadline = closing_deadline(self._or_default(timeout))
         try:
             with suppress(CarouselError):
-                await self._line.run(self._protocol.close(), deadline, 0.0)
+                await self._stream.run(self._protocol.close(), deadline, is_closing=True)
         finally:
-            await self._line.end(deadline)
+            await self._stream.end(deadline)
 
     async def _open(self, request: pb.Open) -> None:
         deadline = Deadline(self._timeout)
         try:
-            await self._line.run(self._protocol.open(request), deadline)
+            await self._stream.run(self._protocol.open(request), deadline)
         except CarouselError:
-            await self._line.end(closing_deadline(deadline.remaining()))
+            await self._stream.end(closing_deadline(deadline.remaining()))
             raise
         except BaseException:
-            await self._line.end(Deadline(0))
+            await self._stream.end(Deadline(0))
             raise
 
     def _or_default(self, timeout: float | None) -> float | None:

@@ -32,13 +32,16 @@ class AsyncSessions:
             request = _admin_requests.next_page(request, response)
 
     async def get(self, session_id: str) -> SessionInfo:
-        """One session. Raises NotFoundError, which tells why a session that is gone went, if that is known."""
+        """One session. Raises NotFoundError, whose metadata says why a session ended, if the server remembers."""
         request = sessions_pb2.SessionsGetRequest(session_id=session_id)
         response = await unary(self._stub.Get, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)
 
     async def close(self, session_id: str) -> int:
-        """Closes a session, whoever opened it; its owner is told. Returns its last position. Raises NotFoundError."""
+        """Closes a session, whoever opened it, and notifies its client. Returns its last position.
+
+        Raises NotFoundError.
+        """
         request = sessions_pb2.SessionsCloseRequest(session_id=session_id)
         response = await unary(self._stub.Close, request, self._timeout, session_metadata(session_id))
         return response.position

@@ -7,19 +7,20 @@ from types import TracebackType
 from typing import Self
 
 from carousel import _requests
-from carousel._batch import BatchFacts, BatchProtocol, BatchStep
+from carousel._batch import BatchProperties, BatchProtocol, StepBatchResult
 from carousel._deadline import Deadline, closing_deadline
 from carousel._requests import Source
 from carousel._stream import Stream
 from carousel._tensors import Features
+from carousel._turn import Turn
 from carousel.v1.inference_pb2_grpc import InferenceStub
 
 
-class SessionBatch(BatchFacts[Stream]):
+class SessionBatch(BatchProperties[Stream]):
     """Many sessions of one model that step together, a message for all of them: for gateways. Made by `Client.batch`.
 
     Sessions have places, 0 and up, in the order of their opening. Close it, or use `with`: its sessions end with it.
-    Its calls block. One thread at a time may use it.
+    Its calls block. One thread at a time may use it: a second thread gets ConcurrentUseError.
     """
 
     def __init__(self, stub: InferenceStub, model: str, *, version: int, variant: str, timeout: float | None) -> None:
@@ -30,6 +31,7 @@ class SessionBatch(BatchFacts[Stream]):
         self._timeout = timeout
         self._protocol = BatchProtocol()
         self._stream = Stream(stub, self._protocol)
+        self._turn = Turn("batch")
 
     def __enter__(self) -> Self:
         return self
@@ -60,31 +62,35 @@ class SessionBatch(BatchFacts[Stream]):
         logits: bool = False,
         outputs: bool = True,
         timeout: float | None = None,
-    ) -> BatchStep:
-        """Makes sessions consume tokens and tells what comes next in each, in one round trip.
+    ) -> StepBatchResult:
+        """Makes sessions consume tokens and returns what comes next in each, in one round trip.
 
         tokens: by id, one for each session, or a sequence of them. features: instead, of models that read those, one
         vector for each. places: which sessions; default all. top_k, logits, outputs: as in `Session.feed`. timeout:
         seconds; default the client's.
 
-        A session that is refused is told of in `BatchStep.errors`, and the others go on. Raises InvalidArgumentError
-        when the step itself is wrong, DeadlineExceededError when no answer came in time: then `receive` waits for it
-        again. LookupError when other steps are in flight. UnavailableError when the stream is gone.
+        `StepBatchResult.errors` tells which sessions were refused; the others are stepped. Raises InvalidArgumentError
+        when the step itself is wrong; DeadlineExceededError when no answer came in time: then `receive` waits for it
+        again; LookupError when other steps are in flight; UnavailableError when the stream was lost.
         """
-        self._check_none_in_flight()
-        self.send(tokens, features=features, places=places, top_k=top_k, logits=logits, outputs=outputs)
-        return self.receive(timeout)
+        with self._turn:
+            self._check_none_in_flight()
+            self._send(tokens, features, places, top_k=top_k, logits=logits, outputs=outputs)
+            return self._receive(timeout)
 
-    def receive(self, timeout: float | None = None) -> BatchStep:
-        """Waits for the answer to the first of the steps in flight: see `step`. Raises LookupError without any."""
-        return self._stream.run(self._protocol.stepped(), Deadline(self._or_default(timeout)))
+    def receive(self, timeout: float | None = None) -> StepBatchResult:
+        """Waits for the answer to the oldest step in flight: see `step`. Raises LookupError without any."""
+        with self._turn:
+            return self._receive(timeout)
 
     def close(self, timeout: float | None = None) -> None:
         """Ends the stream, and with it the sessions. Closing it again does nothing.
 
-        timeout: seconds for the server to answer; default the client's, or else 5. Raises nothing.
+        timeout: seconds for the server to answer; default the client's, or else 5. Raises ConcurrentUseError while
+        another thread is in a call of the batch, and else nothing.
         """
-        self._stream.end(closing_deadline(self._or_default(timeout)))
+        with self._turn:
+            self._stream.end(closing_deadline(self._or_default(timeout)))
 
     def _open_all(self, sessions: list[tuple[Source | None, str]], timeout: float | None) -> list[int]:
         deadline = Deadline(self._or_default(timeout))
@@ -93,8 +99,12 @@ class SessionBatch(BatchFacts[Stream]):
             (_requests.open_message(self._model, source=source, version=version, variant=variant), session_id)
             for source, session_id in sessions
         ]
-        numbers = self._send_openings(openings)
-        return [self._stream.run(self._protocol.opened(number), deadline) for number in numbers]
+        with self._turn:
+            numbers = self._send_openings(openings)
+            return [self._stream.run(self._protocol.opened(number), deadline) for number in numbers]
+
+    def _receive(self, timeout: float | None) -> StepBatchResult:
+        return self._stream.run(self._protocol.stepped(), Deadline(self._or_default(timeout)))
 
     def _or_default(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout

@@ -11,14 +11,16 @@ from typing import Self, TypeVar, Unpack
 import grpc
 
 from carousel import _admin_requests, _answers, _requests
+from carousel._backoff import CallBackoff
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
 from carousel._deadline import Deadline
 from carousel._generation import GenerationState
 from carousel._protocol import SessionProtocol
-from carousel._recovery import Backoff, Recovery
+from carousel._recovery import Recovery
 from carousel._requests import Source
 from carousel._tensors import Features, Vector
-from carousel._unary import unary
+from carousel._turn import Turn
+from carousel._unary import retried, unary
 from carousel.batch import SessionBatch
 from carousel.errors import CarouselError
 from carousel.session import Generation, Session
@@ -50,9 +52,9 @@ class Client:
         """target: such as `localhost:50051`. timeout: seconds for every call that sets none; None for no limit.
 
         credentials: for TLS, such as `grpc.ssl_channel_credentials(ca, key, certificate)`; plain text without. token:
-        by which the server knows its caller; without TLS it is sent to servers on this machine alone.
-        max_message_bytes: the largest answer taken. channel_options: gRPC's own, such as
-        `("grpc.keepalive_time_ms", 20_000)`; they win over ours.
+        identifies the caller to the server; without TLS it is sent to servers on this machine only.
+        max_message_bytes: the largest response accepted. channel_options: gRPC's own, such as
+        `("grpc.keepalive_time_ms", 20_000)`; they override ours.
         """
         options = all_options(channel_options, max_message_bytes)
         secured = all_credentials(credentials, token)
@@ -92,12 +94,12 @@ class Client:
 
         source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
         computing it, such as `int8`; empty for `fp32`. prompt: target tokens to consume first. decoding: see
-        `DecodingOptions`. resume_timeout: seconds to try to go on after a lost connection: the tokens are generated
-        again, by the same version, and those that have come already are passed over. timeout: seconds for the whole of
-        it.
+        `DecodingOptions`. resume_timeout: seconds to try again after a lost connection, or when the server shuts down,
+        until new tokens arrive. The same version of the model generates the tokens again, and those that have arrived
+        already are dropped. timeout: seconds for the whole generation.
 
-        The iterator raises NotFoundError for a model that is not served, InvalidArgumentError, ResourceExhaustedError,
-        DeadlineExceededError, UnavailableError.
+        A model that gives values yields `ValueToken`s. The iterator raises NotFoundError for an unknown model,
+        InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError, UnavailableError.
         """
         request = _requests.generate_request(
             model,
@@ -109,9 +111,13 @@ class Client:
         )
         deadline = Deadline(self._timeout if timeout is None else timeout)
         call = self._inference.Generate(request, timeout=deadline.remaining())
-        state, backoff = GenerationState(), Backoff(resume_timeout)
+        state, backoff, turn = GenerationState(), CallBackoff(resume_timeout), Turn("generation")
 
         def pull() -> None:
+            with turn:
+                pull_alone()
+
+        def pull_alone() -> None:
             nonlocal call
             while True:
                 try:
@@ -122,8 +128,9 @@ class Client:
                     state.stop()
                     return
                 except grpc.RpcError as error:
+                    failure, now_s = _answers.rpc_error(error), time.monotonic()
                     try:
-                        time.sleep(backoff.again(_answers.rpc_error(error), state.position, deadline.remaining()))
+                        time.sleep(backoff.next(failure, state.position, now_s, deadline.remaining()))
                     except CarouselError as last:
                         state.fail(last)
                         return
@@ -147,7 +154,7 @@ class Client:
         variant: str = "",
         timeout: float | None = None,
     ) -> list[Vector]:
-        """The values of a model that gives those and goes on by itself, in a session that lives as long as the call.
+        """Returns the next values of a model that gives values, in a session that lives as long as the call.
 
         horizon: steps. source, version, variant, timeout: as in `generate`; a source of such a model is vectors.
         features: vectors for its steps to consume first. Raises what the iterator of `generate` raises.
@@ -167,19 +174,22 @@ class Client:
         variant: str = "",
         prompt: Source | None = None,
         with_end: bool = False,
+        resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> tuple[TargetScore, ...]:
-        """How likely targets are, in a session that lives as long as the call.
+        """Returns how likely targets are, in a session that lives as long as the call.
 
         targets: a list of sequences, each text, or names, or ids. source, version, variant, prompt: as in `generate`.
-        with_end: each target with the end token after it. timeout: seconds; default the client's.
+        with_end: each target with the end token after it. resume_timeout: seconds to try again after a lost connection.
+        timeout: seconds; default the client's.
 
         Raises NotFoundError, InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError, UnavailableError.
         """
         request = _requests.score_request(
             model, targets, source=source, version=version, variant=variant, prompt=prompt, with_end=with_end
         )
-        response = unary(self._inference.Score, request, self._timeout if timeout is None else timeout)
+        deadline = Deadline(self._timeout if timeout is None else timeout)
+        response = retried(self._inference.Score, request, deadline, resume_timeout)
         return _answers.target_scores(response.scores)
 
     def session(
@@ -205,20 +215,20 @@ class Client:
 
         source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
         computing it, such as `int8`; empty for `fp32`. session_id: 1 to 128 of A-Z a-z 0-9 . _ : -; empty to have one
-        made. first: also tell what may come first, as `Session.first`; top_k, logits and trace say how, and imply it.
+        made. first: also return what may come first, as `Session.first`; top_k, logits and trace say how, and imply it.
         timeout: seconds for the opening and for every call of the session that sets none; default the client's.
-        on_disconnect: what becomes of the session when its stream is lost: `hold` keeps it in the server's memory,
-        `keep` in its store, for `hold_s` seconds, by default the server's; `free` closes it. Unless it is `free` the
-        session is gone on with by itself, on another stream, and on another server that has the same store: whoever
-        uses it only waits, for up to `resume_timeout` seconds. durability: `checkpoint` stores it every so often, and
-        what came after is fed to it again from here; `strict` stores everything before it is answered; `none` leaves it
-        in memory. Default: `checkpoint`, or `none` with `free`. unattended: a generation goes on while no stream has
-        the session.
+        on_disconnect: what the server does with the session when its stream is lost: `hold` keeps it in memory, `keep`
+        in the store, for `hold_s` seconds, by default the server's; `free` closes it. Unless it is `free` the client
+        resumes the session on another stream, or on another server that has the same store, by itself. Its calls wait
+        meanwhile, for up to `resume_timeout` seconds from the first loss until a request makes progress. durability:
+        `checkpoint` stores the session at intervals, and the client replays what came after; `strict` stores everything
+        before it is answered; `none` leaves the session in memory, so it ends with its server. Default: `checkpoint`,
+        or `none` with `free`. unattended: a generation continues while no stream has the session.
 
         Raises NotFoundError, InvalidArgumentError, AlreadyExistsError for a session id in use, ResourceExhaustedError
         when the server is full, DeadlineExceededError, UnavailableError.
         """
-        lasting = _requests.Lasting(on_disconnect, hold_s, durability, unattended)
+        policy = _requests.SessionPolicy(on_disconnect, hold_s, durability, unattended)
         request = _requests.open_message(
             model,
             source=source,
@@ -228,27 +238,29 @@ class Client:
             top_k=top_k,
             logits=logits,
             trace=trace,
-            lasting=lasting,
+            policy=policy,
         )
         recovery = None if on_disconnect == "free" else Recovery(request, resume_timeout)
         if recovery is not None:
-            session_id = session_id or secrets.token_urlsafe(9)  # to be gone on with, it must be known from the start
+            session_id = session_id or secrets.token_urlsafe(
+                9
+            )  # to be resumed, the session needs an id that is known from the start
         protocol = SessionProtocol(session_id, recovery)
         return Session(self._inference, request, protocol, self._timeout if timeout is None else timeout, self.sessions)
 
     def resume(self, session_id: str, *, resume_timeout: float = 60.0, timeout: float | None = None) -> Session:
-        """Goes on with a session that somebody has opened, wherever it is: held, stored, restored from a snapshot, a
-        fork, or on another stream, which is told. `Session.position` tells where it stands.
+        """Resumes a session that was opened elsewhere: held, stored, restored from a snapshot, a fork, or on another
+        stream, which loses it. `Session.position` tells where it stands.
 
-        resume_timeout, timeout: as in `session`. Raises NotFoundError, which tells what became of a session that is
-        gone, FailedPreconditionError when it cannot be gone on with here, UnavailableError.
+        resume_timeout, timeout: as in `session`. Raises NotFoundError, whose metadata tells how a session ended;
+        FailedPreconditionError when this server cannot resume it; UnavailableError.
         """
         request = pb.Open(resume=pb.Resume())
         protocol = SessionProtocol(session_id, Recovery(None, resume_timeout))
         return Session(self._inference, request, protocol, self._timeout if timeout is None else timeout, self.sessions)
 
     def batch(self, model: str, *, version: int = 0, variant: str = "", timeout: float | None = None) -> SessionBatch:
-        """Many sessions of one model on one stream, stepping together: for gateways. None is open yet.
+        """Makes a batch: many sessions of one model on one stream that step together, for gateways. None is open yet.
 
         version, variant: as in `session`. timeout: seconds for its calls that set none; default the client's.
         """

@@ -1,20 +1,21 @@
 """What calls raise. The classes mirror the gRPC codes that the server answers with.
 
     CarouselError                       any other code
-    ├── InvalidArgumentError            a field has a value that it must not have
-    ├── OutOfRangeError                 a value is past the end of what there is
-    ├── UnauthenticatedError            the server does not know who asks: see `token`
-    ├── PermissionDeniedError           it does, and they may not
+    ├── InvalidArgumentError            a field has a value that is not allowed
+    ├── OutOfRangeError                 a value is past the end of the range
+    ├── UnauthenticatedError            the server does not know the caller: see `token`
+    ├── PermissionDeniedError           the caller is not allowed to do this
     ├── NotFoundError                   no such model, version or session
     ├── AlreadyExistsError              the session id is in use
     ├── FailedPreconditionError         not in the session's present state
     │   ├── PositionMismatchError       the session is at another position
-    │   └── SessionClosedError          the session was closed; raised by the client itself
+    │   ├── SessionClosedError          the session was closed; raised by the client itself
+    │   └── ConcurrentUseError          another thread uses the session; raised by the client itself
     ├── ResourceExhaustedError          the server is full, or a message too large; see `retry_delay`
-    ├── RequestCancelledError           the request was ended before it was done
+    ├── RequestCancelledError           the request was cancelled before it was done
     ├── DeadlineExceededError           no answer in time
     ├── UnavailableError                the server cannot be reached, or the connection was lost
-    ├── InternalError                   the server's own fault
+    ├── InternalError                   a fault of the server
     └── UnimplementedError              the server does not know the call
 
 A wrong type of argument is a TypeError, raised before anything is sent.
@@ -35,7 +36,7 @@ class CarouselError(Exception):
 
     code: the canonical gRPC code. reason: a stable UPPER_SNAKE_CASE name of the cause, empty when the server gave
     none. message: for people. field: the request field at fault, such as `feed.token_ids[3]`, or empty. metadata:
-    facts of the cause by name. retry_delay: how long to wait before trying again; None when that will not help.
+    details of the cause by name. retry_delay: how long to wait before trying again; None when a retry does not help.
     """
 
     code = StatusCode.UNKNOWN
@@ -64,25 +65,25 @@ class CarouselError(Exception):
 
 
 class InvalidArgumentError(CarouselError):
-    """A field has a value that it must not have."""
+    """A field has a value that is not allowed."""
 
     code = StatusCode.INVALID_ARGUMENT
 
 
 class OutOfRangeError(CarouselError):
-    """A value is past the end of what there is."""
+    """A value is past the end of the range."""
 
     code = StatusCode.OUT_OF_RANGE
 
 
 class UnauthenticatedError(CarouselError):
-    """The server does not know who asks: it wants a token, or a certificate."""
+    """The server does not know the caller: it requires a token, or a certificate."""
 
     code = StatusCode.UNAUTHENTICATED
 
 
 class PermissionDeniedError(CarouselError):
-    """The server knows who asks, and they may not."""
+    """The server knows the caller, who is not allowed to do this."""
 
     code = StatusCode.PERMISSION_DENIED
 
@@ -100,13 +101,13 @@ class AlreadyExistsError(CarouselError):
 
 
 class FailedPreconditionError(CarouselError):
-    """The request cannot be done in the session's present state."""
+    """The request is not possible in the session's present state."""
 
     code = StatusCode.FAILED_PRECONDITION
 
 
 class PositionMismatchError(FailedPreconditionError):
-    """The session is at another position than the request was made for. The client has taken over the server's."""
+    """The session is at another position than the request expected. `Session.position` now has the server's."""
 
     @property
     def expected_position(self) -> int:
@@ -115,11 +116,11 @@ class PositionMismatchError(FailedPreconditionError):
 
 
 class SessionClosedError(FailedPreconditionError):
-    """The session was closed, by this client or by the server. Raised by the client without asking the server."""
+    """The session was closed, by this client or by the server. The client raises it without asking the server."""
 
     @property
     def close_reason(self) -> CloseReason:
-        """Why."""
+        """Why the session was closed."""
         return CloseReason(self.metadata["close_reason"])
 
     @property
@@ -128,32 +129,36 @@ class SessionClosedError(FailedPreconditionError):
         return int(self.metadata["position"])
 
 
+class ConcurrentUseError(FailedPreconditionError):
+    """Another thread is in a call of this object, or it belongs to another event loop. The call did nothing."""
+
+
 class ResourceExhaustedError(CarouselError):
-    """The server is full, or a message is too large. With a `retry_delay`, trying again after it may help."""
+    """The server is full, or a message is too large. With a `retry_delay`, a retry after it may succeed."""
 
     code = StatusCode.RESOURCE_EXHAUSTED
 
 
 class RequestCancelledError(CarouselError):
-    """The request was ended before it was done. `Session.position` tells how far it came."""
+    """The request was cancelled before it was done. `Session.position` tells how far it came."""
 
     code = StatusCode.CANCELLED
 
 
 class DeadlineExceededError(CarouselError):
-    """No answer came in time. The request may have been carried out or not; feeding the same again is safe."""
+    """No answer came in time. The server may have carried the request out; sending the same feed again is safe."""
 
     code = StatusCode.DEADLINE_EXCEEDED
 
 
 class UnavailableError(CarouselError):
-    """The server cannot be reached, is leaving, or the connection was lost."""
+    """The server cannot be reached, is shutting down, or the connection was lost."""
 
     code = StatusCode.UNAVAILABLE
 
 
 class InternalError(CarouselError):
-    """The server's own fault."""
+    """A fault of the server."""
 
     code = StatusCode.INTERNAL
 

@@ -5,31 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Self, Unpack, cast
+from typing import Self, Unpack
 
 from carousel import _requests
 from carousel._deadline import Deadline, closing_deadline
-from carousel._generation import GenerationFacts, GenerationState
-from carousel._line import Line
-from carousel._protocol import SessionFacts, SessionProtocol
+from carousel._generation import GenerationState
+from carousel._properties import GenerationProperties, SessionProperties
+from carousel._protocol import SessionProtocol
+from carousel._reconnecting_stream import ReconnectingStream
 from carousel._requests import Source, Tokens
 from carousel._tensors import Features, Vector
-from carousel.errors import CarouselError
+from carousel.errors import CarouselError, ConcurrentUseError
 from carousel.sessions import Sessions
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1.inference_pb2_grpc import InferenceStub
-from carousel.values import DecodingOptions, Step, TargetScore, Token
+from carousel.values import DecodingOptions, Step, TargetScore, Token, ValueToken
 
 
-class Generation(GenerationFacts):
+class Generation(GenerationProperties):
     """Tokens as the server chooses them, one by one. Made by `Client.generate` and `Session.generate`.
 
-    Iterate over it once; leaving the loop early, or `close`, ends the generation at the server. Raises what ended it
-    early: see `carousel.errors`. For one thread at a time.
+    A model that gives values yields a `ValueToken` a step. Iterate over it once; leaving the loop early, or `close`,
+    ends the generation at the server. Raises the error that ended it early: see `carousel.errors`. One thread at a time
+    may use it; ConcurrentUseError for a second.
     """
 
     def __init__(self, state: GenerationState, pull: Callable[[], None], leave: Callable[[], None]) -> None:
-        """pull: waits until the state is ready. leave: ends the generation at the server, raising nothing."""
+        """pull: waits until the state is ready. leave: ends the generation at the server, and raises nothing."""
         self._state = state
         self._pull = pull
         self._leave = leave
@@ -37,7 +39,7 @@ class Generation(GenerationFacts):
     def __iter__(self) -> Iterator[Token]:
         try:
             while (token := self._take()) is not None:
-                yield cast(Token, token)
+                yield token_of(token)
         finally:
             self.close()
 
@@ -45,12 +47,18 @@ class Generation(GenerationFacts):
         token = self._take()
         if token is None:
             raise StopIteration
-        return cast(Token, token)
+        return token_of(token)
 
     def vectors(self) -> list[Vector]:
-        """All that is generated, of a model that gives values, when it is done."""
+        """Waits for the end. Returns the values of every step, of a model that gives values.
+
+        Raises TypeError for a model that generates tokens.
+        """
         with self:
-            return list(iter(lambda: cast(Vector, self._take()), None))
+            found: list[Vector] = []
+            while (item := self._take()) is not None:
+                found.append(vector_of(item))
+            return found
 
     def __enter__(self) -> Self:
         return self
@@ -61,10 +69,10 @@ class Generation(GenerationFacts):
         self.close()
 
     def close(self) -> None:
-        """Ends the generation at the server, if it goes on, and drops what has come of it.
+        """Ends the generation at the server, if it still runs, and drops the tokens that were not taken.
 
-        A session's position is right again when this returns. Raises nothing: what is wrong with a session its next
-        call tells.
+        A session's position is right again when this returns. Raises nothing: the session's next call raises its
+        error.
         """
         self._leave()
 
@@ -74,10 +82,11 @@ class Generation(GenerationFacts):
         return self._state.take()
 
 
-class Session(SessionFacts):
+class Session(SessionProperties):
     """A sequence that the server keeps the state of. Made by `Client.session`; close it, or use `with`.
 
-    Its calls block. One thread at a time may use it.
+    Its calls block. One thread at a time may use it: a second thread gets ConcurrentUseError at once, and the first
+    goes on. Use a session per thread, or `AsyncClient`.
     """
 
     def __init__(
@@ -92,15 +101,15 @@ class Session(SessionFacts):
         self._timeout = timeout
         self._protocol = protocol
         self._sessions = sessions
-        self._line = Line(stub, protocol)
+        self._stream = ReconnectingStream(stub, protocol)
         deadline = Deadline(timeout)
         try:
-            self._line.run(self._protocol.open(request), deadline)
+            self._stream.run(self._protocol.open(request), deadline)
         except CarouselError:
-            self._line.end(closing_deadline(deadline.remaining()))
+            self._stream.end(closing_deadline(deadline.remaining()))
             raise
         except BaseException:
-            self._line.end(Deadline(0))
+            self._stream.end(Deadline(0))
             raise
 
     def __enter__(self) -> Self:
@@ -124,19 +133,21 @@ class Session(SessionFacts):
         trace: bool = False,
         timeout: float | None = None,
     ) -> Step:
-        """Makes the session consume tokens and tells what comes next.
+        """Makes the session consume tokens and returns what comes next.
 
         tokens: names or ids, or one of them. features: instead, of models that read those, vectors, [steps, features]:
         nested sequences of numbers, or an array such as NumPy's. By default the most likely next token is returned, or
         the values of a model that gives those. top_k: the k most likely, with log-probabilities. logits: the logits of
         the whole vocabulary. outputs=False: nothing but the position. every_position: an output after each token, not
-        after the last alone. mark: keep the session as it is after this feed, for `rewind`. trace: also what the steps
-        did inside, of models that can be looked into. timeout: seconds; default the client's.
+        after the last alone. mark: keep the session's state after this feed, for `rewind`. trace: also return the
+        gates and states inside the steps, of models that have a trace. timeout: seconds; default the client's.
 
         Raises InvalidArgumentError for a token outside the vocabulary or none at all, having changed nothing.
-        DeadlineExceededError when no answer came in time: then the same feed may simply be sent again, and is applied
-        once. PositionMismatchError when something else is sent in its place and it was applied after all.
-        SessionClosedError, UnavailableError when the session is gone.
+        ResourceExhaustedError for a feed that is too large for the server. DeadlineExceededError when no answer came in
+        time: then send the same feed again, which is applied once. Another call in its place cancels it, and raises
+        PositionMismatchError, once, when the feed had moved the session; `position` is then right.
+        UnavailableError when the session was not resumed within `resume_timeout`; a later call tries again.
+        SessionClosedError and NotFoundError when the session is gone.
         """
         message = _requests.feed_message(
             tokens,
@@ -148,13 +159,13 @@ class Session(SessionFacts):
             mark=mark,
             trace=trace,
         )
-        return self._line.run(self._protocol.feed(message), Deadline(self._or_default(timeout)))
+        return self._stream.run(self._protocol.feed(message), Deadline(self._or_default(timeout)))
 
     def generate(self, *, timeout: float | None = None, **decoding: Unpack[DecodingOptions]) -> Generation:
-        """Lets the server choose the next tokens, from where the session is. It starts when the first is asked for.
+        """Lets the server choose the next tokens, from the session's position. It starts with the first `next`.
 
-        decoding: see `DecodingOptions`. timeout: seconds for the whole of it, from its start; default the client's. A
-        generation that is not at its end is ended by the session's next call.
+        decoding: see `DecodingOptions`. timeout: seconds for the whole generation, from its start; default the
+        client's. The session's next call ends a generation that is not at its end.
         """
         state = GenerationState()
         message = _requests.decoding_message(**decoding)
@@ -163,53 +174,83 @@ class Session(SessionFacts):
         def pull() -> None:
             nonlocal deadline
             deadline = deadline or Deadline(self._or_default(timeout))
-            self._line.run(self._protocol.pull(state, message), deadline)
+            self._stream.run(self._protocol.pull(state, message), deadline)
 
         def leave() -> None:
             with suppress(CarouselError):
-                self._line.run(self._protocol.leave(state), deadline or Deadline(None))
+                self._stream.run(self._protocol.leave(state), deadline or Deadline(None))
 
         return Generation(state, pull, leave)
 
     def forecast(self, horizon: int, *, timeout: float | None = None) -> list[Vector]:
-        """Lets a model that gives values go on by itself from where the session is, which then stands after it.
+        """Lets a model that gives values continue from the session's position, which moves by `horizon`.
 
-        horizon: steps, 1 to the server's limit. Returns as many vectors. timeout: seconds for the whole of it; default
-        the client's. Raises InvalidArgumentError for a model that cannot, and what `feed` raises.
+        horizon: steps, 1 to the server's limit. timeout: seconds for the whole forecast; default the client's.
+        Returns `horizon` vectors. Raises InvalidArgumentError for a model that cannot forecast, and what `feed` raises.
         """
         return self.generate(max_tokens=horizon, timeout=timeout).vectors()
 
     def score(
         self, targets: Sequence[Source], *, with_end: bool = False, timeout: float | None = None
     ) -> tuple[TargetScore, ...]:
-        """Tells how likely targets are from where the session is, which stays there.
+        """Returns how likely targets are from the session's position, which does not change.
 
         targets: a list of sequences, each text, or names, or ids. with_end: each with the end token after it. timeout:
         seconds; default the client's.
 
         Raises InvalidArgumentError for a token outside the vocabulary, no target, or more than the server takes at
-        once, ResourceExhaustedError when the server has too many at work, and what `feed` raises.
+        once, ResourceExhaustedError when the server has too many in progress, and what `feed` raises.
         """
         message = _requests.score_message(targets, with_end=with_end)
-        return self._line.run(self._protocol.score(message), Deadline(self._or_default(timeout)))
+        return self._stream.run(self._protocol.score(message), Deadline(self._or_default(timeout)))
 
-    def rewind(self, position: int) -> None:
-        """Sets the session back to a mark. Raises FailedPreconditionError when there is none at that position, or a
-        generation goes on."""
-        self._protocol.rewound(self._sessions.rewind(self.id, position).position)
+    def rewind(self, position: int, *, timeout: float | None = None) -> None:
+        """Sets the session back to a mark. A generation that is not at its end is ended first.
+
+        timeout: seconds; default the client's. Raises FailedPreconditionError when there is no mark at that position,
+        and what `feed` raises.
+        """
+        deadline = Deadline(self._or_default(timeout))
+        self._stream.rewind(position, lambda: self._sessions.rewind(self.id, position), deadline)
+
+    def cancel(self, *, timeout: float | None = None) -> int:
+        """Cancels what an earlier call left in flight: a generation, or a feed that ran out of time.
+
+        timeout: seconds; default the client's. Returns the session's position, which is then sure.
+        """
+        self._stream.run(self._protocol.synchronize(), Deadline(self._or_default(timeout)))
+        return self.position
 
     def close(self, timeout: float | None = None) -> None:
         """Closes the session and its stream. Closing it again does nothing.
 
-        timeout: seconds for the server to answer; default the client's, or else 5. Raises nothing: a server that does
-        not answer closes the session when it sees the stream end.
+        timeout: seconds for the server to answer; default the client's, or else 5. Raises ConcurrentUseError while
+        another thread is in a call of the session, and else nothing: a server that does not answer closes the session,
+        or holds it as was agreed, when the stream ends.
         """
         deadline = closing_deadline(self._or_default(timeout))
         try:
-            with suppress(CarouselError):
-                self._line.run(self._protocol.close(), deadline, 0.0)
-        finally:
-            self._line.end(deadline)
+            self._stream.run(self._protocol.close(), deadline, is_closing=True)
+        except ConcurrentUseError:
+            raise
+        except CarouselError:
+            pass
+        except BaseException:
+            self._stream.end(deadline)
+            raise
+        self._stream.end(deadline)
 
     def _or_default(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout
+
+
+def token_of(item: Token | Vector) -> Token:
+    """What an iteration yields."""
+    return item if isinstance(item, Token) else ValueToken(item)
+
+
+def vector_of(item: Token | Vector) -> Vector:
+    """The values of a step. Raises TypeError for a token."""
+    if isinstance(item, Token):
+        raise TypeError("the model generates tokens, not values: iterate over the generation")
+    return item

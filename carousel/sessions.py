@@ -31,26 +31,31 @@ class Sessions:
             request = _admin_requests.next_page(request, response)
 
     def get(self, session_id: str) -> SessionInfo:
-        """One session. Raises NotFoundError, which tells why a session that is gone went, if that is known."""
+        """One session. Raises NotFoundError, whose metadata says why a session ended, if the server remembers."""
         request = sessions_pb2.SessionsGetRequest(session_id=session_id)
         response = unary(self._stub.Get, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)
 
     def close(self, session_id: str) -> int:
-        """Closes a session, whoever opened it; its owner is told. Returns its last position. Raises NotFoundError."""
+        """Closes a session, whoever opened it, and notifies its client. Returns its last position.
+
+        Raises NotFoundError.
+        """
         request = sessions_pb2.SessionsCloseRequest(session_id=session_id)
         return unary(self._stub.Close, request, self._timeout, session_metadata(session_id)).position
 
     def snapshot(self, session_id: str) -> bytes:
-        """A session as bytes, signed by the server, for `restore`: its state, what it has read, what it is generating.
-        Raises NotFoundError."""
+        """A session as bytes, signed by the server, for `restore`: its state, its source, and its generation.
+
+        Raises NotFoundError.
+        """
         request = sessions_pb2.SessionsSnapshotRequest(session_id=session_id)
         return unary(self._stub.Snapshot, request, self._timeout, session_metadata(session_id)).snapshot
 
     def restore(self, snapshot: bytes, *, session_id: str = "", version: int | None = None) -> SessionInfo:
-        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key; go on with it
-        by `Client.resume`. session_id: empty for that of the session it was taken of. version: another version of the
-        model to go on with, whose state has the same names, types and shapes.
+        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key; use it with
+        `Client.resume`. session_id: empty for that of the session it was taken of. version: another version of the
+        model to use, whose state has the same names, types and shapes.
 
         Raises InvalidArgumentError, FailedPreconditionError when the model is not served as it was, AlreadyExistsError,
         and CarouselError of code DATA_LOSS, PERMISSION_DENIED or UNIMPLEMENTED for bytes that were changed, signed with
@@ -61,15 +66,18 @@ class Sessions:
         return _answers.session_info(response.session)
 
     def fork(self, session_id: str, fork_session_id: str = "") -> SessionInfo:
-        """Makes a copy of a session, without what it is generating; go on with it by `Client.resume`. fork_session_id:
-        empty to have one made. Raises NotFoundError, AlreadyExistsError, ResourceExhaustedError."""
+        """Makes a copy of a session, without its generation; use it with `Client.resume`. fork_session_id: empty to
+        have one made. Raises NotFoundError, AlreadyExistsError, ResourceExhaustedError."""
         request = sessions_pb2.SessionsForkRequest(session_id=session_id, fork_session_id=fork_session_id)
         response = unary(self._stub.Fork, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)
 
     def rewind(self, session_id: str, position: int) -> SessionInfo:
-        """Sets a session back to a mark; the owner of a session had better use its own `rewind`. Raises NotFoundError,
-        FailedPreconditionError when it has no mark there, or is at work."""
+        """Sets a session back to a mark. Use `Session.rewind` for a session of this program: another client's history
+        of the session does not apply afterwards, and its next call fails.
+
+        Raises NotFoundError; FailedPreconditionError when the session has no mark there, or is busy.
+        """
         request = sessions_pb2.SessionsRewindRequest(session_id=session_id, position=position)
         response = unary(self._stub.Rewind, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)
@@ -82,6 +90,6 @@ class Sessions:
 
     def set_state(self, session_id: str, *tensors: StateTensor) -> None:
         """Writes state tensors of a session, each as the model's are; the others stay, and so does its position. Raises
-        NotFoundError, InvalidArgumentError, FailedPreconditionError when it is at work."""
+        NotFoundError, InvalidArgumentError, FailedPreconditionError when it is busy."""
         request = _admin_requests.state_request(session_id, tensors)
         unary(self._stub.SetState, request, self._timeout, session_metadata(session_id))

@@ -1,17 +1,19 @@
-"""What calls return: frozen values with nothing of the wire in them."""
+"""The values that calls return. They are frozen, and independent of the wire."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TypedDict
+from typing import TypedDict, overload
 
 
 class FinishReason(StrEnum):
-    """Why a generation ended. EOS: the model chose its end token. STOP: one of the stop tokens. MAX_TOKENS: as many as
-    were asked for."""
+    """Why a generation ended.
+
+    EOS: the model chose its end token. STOP: it chose one of the stop tokens. MAX_TOKENS: it reached `max_tokens`.
+    """
 
     UNSPECIFIED = "unspecified"
     EOS = "eos"
@@ -53,20 +55,65 @@ class SessionState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of a vocabulary. log_probability: natural logarithm, 0 or less; None where it was not asked for."""
+    """A token of a vocabulary. log_probability: natural logarithm, 0 or less; None unless it was requested."""
 
     id: int
     text: str
     log_probability: float | None = None
 
 
+class ValueToken(Token):
+    """What a generation yields of a model that gives values: one step's values, with the face of a token.
+
+    It equals, and can be unpacked and indexed like, the tuple of its values. id is 0 and text is the values in words,
+    because such a model has no vocabulary. `Generation.vectors` returns plain tuples.
+    """
+
+    __slots__ = ("_values",)
+    _values: tuple[float, ...]
+
+    def __init__(self, values: tuple[float, ...]) -> None:
+        super().__init__(0, " ".join(f"{value:g}" for value in values))
+        object.__setattr__(self, "_values", values)
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The values of the step."""
+        return self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self._values)
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[float, ...]: ...
+    def __getitem__(self, index: int | slice) -> float | tuple[float, ...]:
+        return self._values[index]
+
+    def __eq__(self, other: object) -> bool:
+        return self._values == (other._values if isinstance(other, ValueToken) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._values)
+
+    def __repr__(self) -> str:
+        return f"ValueToken({self._values!r})"
+
+    def __reduce__(self) -> tuple[type[ValueToken], tuple[tuple[float, ...]]]:
+        return ValueToken, (self._values,)
+
+
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """What the model says comes next.
 
-    position: where it says so, in tokens consumed before. tokens: the most likely next ones, most likely first; empty
-    when logits were asked for. logits: [V] by token id, empty unless asked for. values: what a model that gives values
-    gave. trace: what the step to here did inside, by name, such as `layer0.forget_gate`; empty unless asked for.
+    position: how many tokens were consumed before. tokens: the most likely next ones, most likely first; empty when
+    logits were requested. logits: [V] by token id, empty unless requested. values: of a model that gives values. trace:
+    gates and states inside the step, by name, such as `layer0.forget_gate`; empty unless requested.
     """
 
     position: int
@@ -81,7 +128,7 @@ class Step:
     """The answer to a feed.
 
     position: the session's position after it. outputs: one, or with `every_position` one for each token fed, or none
-    with `outputs=False`. replayed: the feed had been applied before; this is its answer again.
+    with `outputs=False`. replayed: the feed had been applied before, and this repeats its answer.
     """
 
     position: int
@@ -90,35 +137,37 @@ class Step:
 
     @property
     def tokens(self) -> tuple[Token, ...]:
-        """The candidates for the next token after the last one fed, most likely first; empty if none were asked for."""
+        """The candidates for the next token after the last one fed, most likely first; empty if none were requested."""
         return self.outputs[-1].tokens if self.outputs else ()
 
     @property
     def token(self) -> Token:
-        """The most likely next token. Raises LookupError when the feed asked for logits, or for nothing."""
+        """The most likely next token. Raises LookupError when the feed requested logits, or nothing."""
         if not self.tokens:
-            raise LookupError("the feed asked for no tokens: it was sent with logits=True or outputs=False")
+            raise LookupError(
+                "the answer has no tokens, because the feed had logits=True or outputs=False: read `logits`"
+            )
         return self.tokens[0]
 
     @property
     def logits(self) -> tuple[float, ...]:
-        """The logits after the last token fed, [V] by token id; empty if they were not asked for."""
+        """The logits after the last token fed, [V] by token id; empty unless requested."""
         return self.outputs[-1].logits if self.outputs else ()
 
     @property
     def values(self) -> tuple[float, ...]:
-        """What a model that gives values gave after the last step fed; empty for other models."""
+        """The values after the last step fed, of a model that gives values; empty for other models."""
         return self.outputs[-1].values if self.outputs else ()
 
     @property
     def trace(self) -> Mapping[str, tuple[float, ...]]:
-        """What the last step did inside, by name; empty unless asked for."""
+        """Gates and states inside the last step, by name; empty unless requested."""
         return self.outputs[-1].trace if self.outputs else {}
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A sequence that a beam search has found.
+    """A sequence that a beam search found.
 
     tokens: each with its log-probability, without the one that ended it. score: what it is ranked by, log_probability
     over its length to the power of the length penalty. log_probability: the sum of its tokens', the one that ended it

@@ -1,4 +1,4 @@
-"""The entry point: options that all commands share, and what becomes of errors.
+"""The entry point: options that all commands share, and exit codes for errors.
 
 Exit codes: 0 done; 1 the server refused or failed; 2 the command line is wrong; 3 the server cannot be reached, or not
 in time; 4 no such model or session; 5 not allowed; 130 interrupted.
@@ -84,7 +84,7 @@ def main() -> None:
         _tell(error)
         sys.exit(next((code for kind, code in _CODES if isinstance(error, kind)), 1))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads what is still to be flushed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone, and the rest is dropped
         sys.exit(1)
     except OSError as error:
         err.print(f"[red]error[/red]: {error}")
@@ -93,8 +93,8 @@ def main() -> None:
 
 def _tell(error: CarouselError) -> None:
     if "--json" in sys.argv:
-        told = {"code": error.code.name, "reason": error.reason, "message": error.message, "field": error.field}
-        typer.echo(json.dumps({"error": told}), err=True)
+        failure = {"code": error.code.name, "reason": error.reason, "message": error.message, "field": error.field}
+        typer.echo(json.dumps({"error": failure}), err=True)
         return
     err.print("error: ", style="bold red", end="")
     err.print(str(error), markup=False)

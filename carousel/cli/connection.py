@@ -1,4 +1,4 @@
-"""Which server a command talks to, and as whom."""
+"""The server that a command calls, and the caller's credentials."""
 
 from __future__ import annotations
 

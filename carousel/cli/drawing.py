@@ -1,4 +1,4 @@
-"""Pictures of what steps did inside: heat maps of gates and states over tokens, and of where attention looked."""
+"""Draws heat maps of gates, states and attention, over tokens."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _MAX_LABEL = 2
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is drawn. steps: what each step read; told: what the model said after each; source: what attention looks at;
-    traces: [steps, units] or [steps, source] each, by name."""
+    """The data of a drawing. steps: the input of each step; told: the model's output after each; source: the sequence
+    that attention reads; traces: [steps, units] or [steps, source] each, by name."""
 
     model: str
     steps: Sequence[str]
@@ -35,7 +35,7 @@ class Look:
 
     @property
     def layers(self) -> dict[str, list[tuple[str, str]]]:
-        """The traces of each layer: what each is, and its name; attention is a layer of its own."""
+        """The traces of each layer: their kind and their name; attention is a layer of its own."""
         found: dict[str, list[tuple[str, str]]] = {}
         for name in self.traces:
             match = _GATE.match(name)
@@ -112,7 +112,7 @@ def _label(axis: Axes, steps: Sequence[str]) -> None:
 
 
 def _label_of(token: str) -> str:
-    """A token as a label, of which nothing is mathematics."""
+    """A token as a label, with matplotlib's mathematics disabled."""
     return visible(token).replace("$", r"\$")
 
 

@@ -1,4 +1,4 @@
-"""Where the command starts: tells what is to be installed when it is not there."""
+"""Starts the command, or names the package that must be installed for it."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def _look(  # what is asked for
     target: str | None,
     steps: int,
 ) -> Look:
-    """Feeds a session of its own, and gathers what it tells."""
+    """Feeds a session of its own, and gathers its outputs."""
     source = None
     if info.has_encoder:
         source = text if features is None else features
@@ -93,7 +93,7 @@ def _look(  # what is asked for
 
 
 def _tokens(client: Client, info: ModelInfo, text: str, target: str | None, steps: int) -> list[str]:
-    """What is fed, by name."""
+    """The tokens to feed, by name."""
     given = target if info.has_encoder else text
     if given is not None:
         return tokens_of(info, given)

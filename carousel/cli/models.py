@@ -37,5 +37,5 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 def _kind(size: int) -> str:
-    """What is read or given: vectors of so many numbers, or tokens."""
+    """The input or output of a model: vectors of so many numbers, or tokens."""
     return f"{size} number{'s' if size > 1 else ''}" if size else "tokens"

@@ -1,4 +1,4 @@
-"""What is typed, as models read it: text for tokens, and numbers for vectors."""
+"""Converts typed text to tokens, and typed numbers to vectors."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def shown(vector: Sequence[float]) -> str:
 
 
 def visible(token: str) -> str:
-    """A token of which one sees that it is white space."""
+    """A token with its white space made visible."""
     return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") or "·"
 
 
 def source_of(info: ModelInfo, text: str | None) -> Source | None:
-    """A source as its model reads it. Raises typer.BadParameter for what are no numbers where they must be."""
+    """A source as its model reads it. Raises typer.BadParameter where numbers are expected."""
     if text is None or not info.source_feature_size:
         return text
     try:

@@ -50,7 +50,7 @@ def snapshot(
     session_id: SessionId,
     to: Annotated[Path, typer.Option("--to", "-o", allow_dash=True, help="File to write; - for standard output.")],
 ) -> None:
-    """Writes a session to a file, which `restore` makes a session of again."""
+    """Writes a session to a file, from which `restore` makes a session."""
     connection: Connection = context.obj
     with connection.client() as client:
         data = client.sessions.snapshot(session_id)
@@ -78,7 +78,7 @@ def restore(
 
 @app.command("close")
 def close(context: typer.Context, session_ids: Annotated[list[str], typer.Argument(help="Their ids.")]) -> None:
-    """Ends sessions, whoever works with them."""
+    """Closes sessions, whoever uses them."""
     connection: Connection = context.obj
     with connection.client() as client:
         for session_id in session_ids:

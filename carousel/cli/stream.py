@@ -69,7 +69,7 @@ def stream(
 def _open(  # what is asked for
     client: Client, info: ModelInfo, source: Source | None, top: int, on_disconnect: str, options: dict[str, object]
 ) -> Session:
-    """A session that tells what may come first, if its model has a start token to tell it by."""
+    """Opens a session that returns what may come first, if its model has a start token."""
     top_k = min(top, len(info.target_vocabulary)) or None
     try:
         return client.session(
@@ -87,7 +87,7 @@ def _open(  # what is asked for
 
 
 class _Talk:
-    """What is typed, and what is shown."""
+    """The dialogue of a person with a session."""
 
     def __init__(self, session: Session, info: ModelInfo, top: int) -> None:
         self._session = session

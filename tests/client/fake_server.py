@@ -35,7 +35,11 @@ MODEL = models_pb2.ModelInfo(
 
 
 class FakeServer(inference_pb2_grpc.InferenceServicer):
-    """What tests may do to it: `mute` and `unmute` its answers, `evict` a session, `abort` the streams, `kill` it."""
+    """What tests may do to it: `mute` and `unmute` its answers, `evict` a session, `end_stream`, `kill` it.
+
+    poison: a token that ends the stream of whoever feeds it, with the status INTERNAL. failures: of the next one-call
+    requests, instead of an answer, or after `num_tokens` of it. num_streams: opened so far.
+    """
 
     def __init__(self) -> None:
         self.session = FakeSession()
@@ -45,6 +49,9 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         self.stream_ended = threading.Event()
         self._events: queue.SimpleQueue[pb.StreamRequest | Callable[[], list[pb.StreamResponse]] | None]
         self._events = queue.SimpleQueue()
+        self.poison = ""
+        self.failures: list[tuple[int, error_pb2.Error]] = []
+        self.num_streams = 0
         self._is_mute = False
         self._held: list[pb.StreamResponse] = []
         self._server = grpc.server(ThreadPoolExecutor(max_workers=4))
@@ -75,6 +82,10 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         """Closes the session as one that was idle for too long, and tells."""
         self._events.put(lambda: [self.session.evict()])
 
+    def go_away(self) -> None:
+        """Says that the server shuts down."""
+        self._events.put(lambda: [pb.StreamResponse(go_away=pb.GoAway())])
+
     def end_stream(self) -> None:
         """Ends the stream as if nothing was wrong."""
         self._events.put(None)
@@ -89,11 +100,16 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         self, request_iterator: Iterator[pb.StreamRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.StreamResponse]:
         self.metadata = {key: value for key, value in context.invocation_metadata()}  # noqa: C416  # two-item tuples
-        self.session, self._events = FakeSession(), queue.SimpleQueue()
+        self.num_streams += 1
+        last, self.session, self._events = self.session, FakeSession(), queue.SimpleQueue()
         reader = threading.Thread(target=self._read, args=(request_iterator,), daemon=True)
         reader.start()
         try:
             while (event := self._events.get()) is not None:
+                if not callable(event) and event.open.HasField("resume"):
+                    self.session = last
+                if not callable(event) and self.poison and self.poison in event.feed.tokens:
+                    context.abort(grpc.StatusCode.INTERNAL, "the handler crashed")
                 answers = event() if callable(event) else self.session.handle(event)
                 self._held += answers
                 if not self._is_mute:
@@ -116,13 +132,18 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         start = session.position
         generate = pb.Generate(position=start, decoding=request.decoding)
         answers = session.handle(pb.StreamRequest(request_id=3, session_id=session.id, generate=generate))
-        for answer in answers:
-            yield pb.GenerateResponse(position=answer.position, generated=answer.generated)
+        num_tokens, failure = self.failures.pop(0) if self.failures else (len(answers), None)
+        for answer in answers[:num_tokens]:
+            yield pb.GenerateResponse(position=answer.position, generated=answer.generated, version=3)
+        if failure is not None:
+            _abort(context, failure)
         if session.is_generating:
             self.cancelled.wait()
 
     def Score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreResponse:
         """As a server of an older version answers."""
+        if self.failures:
+            _abort(context, self.failures.pop(0)[1])
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         raise AssertionError("abort raises")
 
@@ -136,6 +157,11 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
             pass
         finally:
             events.put(None)
+
+
+def _abort(context: grpc.ServicerContext, error: error_pb2.Error) -> None:
+    context.set_trailing_metadata((("carousel-error-bin", error.SerializeToString()),))
+    context.abort(next(code for code in grpc.StatusCode if code.value[0] == error.code), error.message)
 
 
 class _Models(models_pb2_grpc.ModelsServicer):

@@ -69,6 +69,11 @@ class FakeSession:
 
     def _open(self, request: pb.StreamRequest) -> list[pb.StreamResponse]:
         message = request.open
+        if message.HasField("resume"):
+            if not self.is_open:
+                return [self._refuse(request.request_id, 5, f"session {self.id!r} is unknown", "SESSION_NOT_FOUND")]
+            opened = pb.Opened(model="toy", version=3, restored_from=pb.RESTORED_FROM_MEMORY)
+            return [self._response(request.request_id, opened=opened)]
         if message.model != "toy":
             return [self._refuse(request.request_id, 5, f"model {message.model!r} is unknown", "MODEL_NOT_FOUND")]
         self.id = request.session_id or "made-by-server"

@@ -15,6 +15,7 @@ from carousel import (
     Session,
     SessionInfo,
     Step,
+    TargetScore,
     Token,
 )
 
@@ -32,6 +33,8 @@ class Shell(ABC):
     async def generate_one(self, model: str, source: Any, **options: Any) -> Token:
         """Takes the first token and leaves."""
 
+    @abstractmethod
+    async def score(self, model: str, targets: Any, **options: Any) -> tuple[TargetScore, ...]: ...
     @abstractmethod
     async def models(self) -> tuple[ModelInfo, ...]: ...
     @abstractmethod
@@ -56,6 +59,8 @@ class OpenSession(ABC):
     @abstractmethod
     def generate(self, **options: Any) -> Generation | AsyncGeneration: ...
     @abstractmethod
+    async def cancel(self) -> int: ...
+    @abstractmethod
     async def close(self) -> None: ...
 
 
@@ -73,6 +78,9 @@ class BlockingShell(Shell):
         for token in self.client.generate(model, source, **options):
             return token
         raise AssertionError("no token came")
+
+    async def score(self, model: str, targets: Any, **options: Any) -> tuple[TargetScore, ...]:
+        return self.client.score(model, targets, **options)
 
     async def models(self) -> tuple[ModelInfo, ...]:
         return self.client.models()
@@ -103,6 +111,9 @@ class BlockingSession(OpenSession):
     def generate(self, **options: Any) -> Generation:
         return self._session.generate(**options)
 
+    async def cancel(self) -> int:
+        return self._session.cancel()
+
     async def close(self) -> None:
         self._session.close()
 
@@ -122,6 +133,9 @@ class AsyncioShell(Shell):
             async for token in generation:
                 return token
         raise AssertionError("no token came")
+
+    async def score(self, model: str, targets: Any, **options: Any) -> tuple[TargetScore, ...]:
+        return await self.client.score(model, targets, **options)
 
     async def models(self) -> tuple[ModelInfo, ...]:
         return await self.client.models()
@@ -151,6 +165,9 @@ class AsyncioSession(OpenSession):
 
     def generate(self, **options: Any) -> AsyncGeneration:
         return self._session.generate(**options)
+
+    async def cancel(self) -> int:
+        return await self._session.cancel()
 
     async def close(self) -> None:
         await self._session.close()

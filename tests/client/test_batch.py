@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from carousel import InvalidArgumentError, PositionMismatchError, UnavailableError
-from carousel._batch import BatchProtocol, BatchStep
-from carousel._conversation import Conversation
-from carousel._requests import frame_message
+from carousel._batch import BatchProtocol, StepBatchResult
+from carousel._exchange import Exchange
+from carousel._requests import step_batch_message
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 
 
-def run(conversation: Conversation[object], *responses: pb.StreamResponse) -> object:
+def run(conversation: Exchange[object], *responses: pb.StreamResponse) -> object:
     """Carries a conversation out; every response must be read."""
     left = list(responses)
     try:
@@ -34,7 +34,7 @@ def opened(*handles: int) -> BatchProtocol:
 
 
 def send(protocol: BatchProtocol, tokens: list[int] | list[list[int]], *places: int) -> pb.StreamRequest:
-    message = frame_message(
+    message = step_batch_message(
         [protocol.handles[place] for place in places],
         tokens,
         [protocol.positions[place] for place in places],
@@ -42,7 +42,7 @@ def send(protocol: BatchProtocol, tokens: list[int] | list[list[int]], *places: 
         logits=False,
         outputs=True,
     )
-    return protocol.frame(message, places)
+    return protocol.step_batch(message, places)
 
 
 def answer(request: pb.StreamRequest, positions: list[int], **errors: int) -> pb.StreamResponse:
@@ -71,10 +71,10 @@ def test_answers_are_taken_in_the_order_of_the_frames_however_they_come() -> Non
     protocol = opened(1, 2)
     first, second = send(protocol, [4], 0), send(protocol, [4], 1)
     step = run(protocol.stepped(), answer(second, [1]), answer(first, [1]))
-    assert isinstance(step, BatchStep)
+    assert isinstance(step, StepBatchResult)
     assert (step.places, step.positions, step.token_ids) == ((0,), (1,), (9,))
     step = run(protocol.stepped())
-    assert isinstance(step, BatchStep)
+    assert isinstance(step, StepBatchResult)
     assert step.places == (1,)
     with pytest.raises(LookupError, match="no step is in flight"):
         run(protocol.stepped())
@@ -84,13 +84,13 @@ def test_a_row_that_is_refused_is_told_of_by_its_place_and_goes_on_from_where_it
     protocol = opened(1, 2, 3)
     first, second = send(protocol, [4, 99], 2, 1), send(protocol, [4, 4], 2, 1)
     step = run(protocol.stepped(), answer(first, [1, 0], _1=3))
-    assert isinstance(step, BatchStep)
+    assert isinstance(step, StepBatchResult)
     assert {place: type(error) for place, error in step.errors.items()} == {1: InvalidArgumentError}
     mismatch = answer(second, [2, 0], _1=9)
     mismatch.batch_stepped.errors[0].error.reason = "POSITION_MISMATCH"
     mismatch.batch_stepped.errors[0].error.metadata["position"] = "0"
     step = run(protocol.stepped(), mismatch)
-    assert isinstance(step, BatchStep)
+    assert isinstance(step, StepBatchResult)
     assert isinstance(step.errors[1], PositionMismatchError)
     assert protocol.positions == [0, 0, 2]
     assert list(send(protocol, [4, 4], 2, 1).step_batch.positions) == [2, 0]
@@ -113,7 +113,7 @@ def test_an_answer_that_was_waited_for_in_vain_can_be_waited_for_again() -> None
     next(given_up)
     given_up.close()
     assert protocol.num_in_flight == 1
-    assert isinstance(run(protocol.stepped(), answer(request, [1])), BatchStep)
+    assert isinstance(run(protocol.stepped(), answer(request, [1])), StepBatchResult)
 
 
 def test_nothing_is_sent_on_a_stream_that_was_lost() -> None:

@@ -13,7 +13,15 @@ import grpc
 import pytest
 
 import carousel
-from carousel import CarouselError, PositionMismatchError, ResourceExhaustedError, SessionClosedError, _answers
+from carousel import (
+    CarouselError,
+    PositionMismatchError,
+    ResourceExhaustedError,
+    SessionClosedError,
+    Token,
+    ValueToken,
+    _answers,
+)
 from carousel import errors as errors_module
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
@@ -116,3 +124,24 @@ def test_an_error_keeps_what_the_server_sent() -> None:
 def test_values_of_enums_that_are_newer_than_the_client_are_unspecified() -> None:
     assert _answers.close_reason(99) is carousel.CloseReason.UNSPECIFIED
     assert _answers.close_reason(pb.CLOSE_REASON_SHUTDOWN) is carousel.CloseReason.SHUTDOWN
+
+
+def test_old_names_still_work_and_warn() -> None:
+    with pytest.warns(DeprecationWarning, match=r"carousel\.BatchStep is now carousel\.StepBatchResult"):
+        assert carousel.BatchStep is carousel.StepBatchResult
+    with pytest.raises(AttributeError, match="Nothing"):
+        _ = carousel.Nothing
+
+
+def test_a_value_token_is_a_token_and_a_tuple_of_values() -> None:
+    token = ValueToken((1.5, -2.0))
+    assert isinstance(token, Token)
+    assert (token.id, token.text, token.log_probability, token.values) == (0, "1.5 -2", None, (1.5, -2.0))
+    first, second = token
+    assert (first, second, token[1], token[:1], len(token)) == (1.5, -2.0, -2.0, (1.5,), 2)
+    assert token == (1.5, -2.0) == token
+    assert token == ValueToken((1.5, -2.0)) != ValueToken((1.5,))
+    assert token != Token(0, "1.5 -2")
+    assert hash(token) == hash((1.5, -2.0))
+    assert pickle.loads(pickle.dumps(token)) == copy.copy(token) == token
+    assert repr(token) == "ValueToken((1.5, -2.0))"

@@ -21,7 +21,7 @@ from carousel import (
     UnavailableError,
     _requests,
 )
-from carousel._conversation import Conversation
+from carousel._exchange import Exchange
 from carousel._generation import GenerationState
 from carousel._protocol import SessionProtocol
 from carousel.v1 import inference_pb2 as pb
@@ -39,7 +39,7 @@ class Wire:
         self.inbox: deque[pb.StreamResponse] = deque()
         self.sent: list[pb.StreamRequest] = []
 
-    def run(self, conversation: Conversation[T], patience: int = 1_000) -> T:
+    def run(self, conversation: Exchange[T], patience: int = 1_000) -> T:
         """Raises TimeoutError when the conversation waits for more than `patience` answers, as a deadline would."""
         try:
             request = next(conversation)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from carousel import InvalidArgumentError
-from carousel._requests import feed_message, frame_message, sequence_message
+from carousel._requests import feed_message, sequence_message, step_batch_message
 from carousel._tensors import Features, joined, pieces, tensor_message, vectors
 
 ROWS = [(1.0, 2.5), (-3.0, 0.0), (4.0, 1e-3)]
@@ -65,5 +65,5 @@ def test_a_feed_has_tokens_or_features() -> None:
     for tokens, features in ((None, None), (["a"], ROWS)):
         with pytest.raises(TypeError):
             feed_message(tokens, features=features, **options)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="of tokens and features one must be given"):
-        frame_message([1], None, [0], top_k=None, logits=False, outputs=True)
+    with pytest.raises(TypeError, match="give either tokens or features"):
+        step_batch_message([1], None, [0], top_k=None, logits=False, outputs=True)

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from carousel import AsyncClient, Client, NotFoundError, SessionClosedError
+from carousel import (
+    AsyncClient,
+    Client,
+    DeadlineExceededError,
+    NotFoundError,
+    ResourceExhaustedError,
+    SessionClosedError,
+    ValueToken,
+)
 from examples.local_service import LocalService, local_service
 from tests.reference import ReferenceSession
 
@@ -71,7 +79,8 @@ def test_a_blocking_program_does_not_notice(tiny_repository: Path, tmp_path: Pat
 
 async def test_asyncio_programs_do_not_notice(tiny_repository: Path, tmp_path: Path) -> None:
     folder = tiny_repository / "tiny-endless" / "1"
-    with killed_and_started_again(tiny_repository, tmp_path, [0.6, 0.6], signal.SIGKILL) as target:
+    expected = ReferenceSession(folder).generate(30_000)
+    with killed_and_started_again(tiny_repository, tmp_path, [1.5, 0.6], signal.SIGKILL) as target:
         async with AsyncClient(target) as client:
 
             async def program(first: int) -> None:
@@ -86,7 +95,6 @@ async def test_asyncio_programs_do_not_notice(tiny_repository: Path, tmp_path: P
                         assert session.position == generation.position
 
             async def one_shot() -> None:
-                expected = ReferenceSession(folder).generate(30_000)
                 found = [t.id async for t in client.generate("tiny-endless", max_tokens=30_000)]
                 assert found == expected
 
@@ -129,3 +137,111 @@ def test_snapshots_forks_marks_and_state_from_the_client(tiny_service: LocalServ
         assert session.feed(8, logits=True).outputs[0].logits == ahead
         info = client.sessions.get(session.id)
         assert (info.durability, info.attached, info.marks) == ("checkpoint", True, (2,))
+
+
+async def test_one_call_generations_do_not_notice_a_shutdown(tiny_repository: Path, tmp_path: Path) -> None:
+    """The generation takes longer than the server's grace time, so that it is cut off."""
+    expected = ReferenceSession(tiny_repository / "tiny-endless" / "1").generate(30_000)
+    with killed_and_started_again(tiny_repository, tmp_path, [0.7], signal.SIGTERM) as target:
+        async with AsyncClient(target) as client:
+
+            async def asyncio_program() -> list[int]:
+                return [token.id async for token in client.generate("tiny-endless", max_tokens=30_000)]
+
+            def blocking_program() -> list[int]:
+                with Client(target) as blocking:
+                    return [token.id for token in blocking.generate("tiny-endless", max_tokens=30_000)]
+
+            found = await asyncio.gather(asyncio_program(), asyncio.to_thread(blocking_program))
+            assert list(found) == [expected, expected]
+
+
+def test_a_call_that_runs_out_of_time_in_an_outage_leaves_the_session(tiny_repository: Path, tmp_path: Path) -> None:
+    flags = {"port": free_port(), "store": "lmdb", "data-folder": tmp_path}
+    target = f"127.0.0.1:{flags['port']}"
+    with Client(target) as client:
+        with local_service(tiny_repository, flags) as service:
+            session = client.session("tiny-endless", durability="strict")
+            assert session.feed(5).position == 1
+            service.process.kill()
+            service.process.wait()
+        for _ in range(2):
+            with pytest.raises(DeadlineExceededError):
+                session.feed(6, timeout=0.3)
+            assert not session.closed
+        with local_service(tiny_repository, flags):
+            assert session.feed(6, timeout=30).position == 2
+            session.close()
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_a_session_that_was_rewound_gets_its_own_tokens_again(
+    tiny_repository: Path, tmp_path: Path, is_stored: bool
+) -> None:
+    """Also the marks that were set after the last checkpoint, here the opening or the rewind, are there again."""
+    flags = {"port": free_port(), "store": "lmdb", "data-folder": tmp_path, "checkpoint-interval-s": 600}
+    reference = ReferenceSession(tiny_repository / "tiny-endless" / "1")
+    with Client(f"127.0.0.1:{flags['port']}") as client:
+        with local_service(tiny_repository, flags) as service:
+            session = client.session("tiny-endless")
+            session.feed([5, 6, 7], mark=True)
+            next(session.generate(max_tokens=400))  # the rest is not read
+            if is_stored:
+                session.rewind(3)  # which stores it
+            else:
+                session.feed([4, 4])
+            start = session.position
+            session.feed([8, 9], mark=True)
+            session.feed([3], outputs=False)
+            session.rewind(start + 2)
+            session.feed([2, 11])
+            service.process.kill()
+            service.process.wait()
+        with local_service(tiny_repository, flags):
+            found = session.feed(12, logits=True, timeout=30).outputs[0].logits
+            assert session.position == start + 5
+            assert client.sessions.get(session.id).marks == (3, start + 2)
+            session.close()
+    for token in (5, 6, 7):
+        reference.step(token)
+    if not is_stored:
+        reference.generate(start - 5)
+        reference.step(4)
+        reference.step(4)
+    for token in (8, 9, 2, 11):
+        reference.step(token)
+    assert list(found) == reference.step(12).tolist()
+
+
+def test_a_feed_over_the_servers_limit_fails_alone(tiny_repository: Path, tmp_path: Path) -> None:
+    flags = {"max-message-bytes": 65_536, "data-folder": tmp_path}
+    with (
+        local_service(tiny_repository, flags) as service,
+        Client(service.target) as client,
+        client.session("tiny-endless") as session,
+    ):
+        session.feed([5, 6])
+        for _ in range(2):
+            with pytest.raises(ResourceExhaustedError, match="65536"):
+                session.feed([2] * 100_000, timeout=30)
+        assert session.feed(7).position == 3
+
+
+async def test_a_cancelled_feed_is_cancelled_by_the_next_call(tiny_service: LocalService) -> None:
+    async with AsyncClient(tiny_service.target) as client, client.session("tiny-endless") as session:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(session.feed([3] * 60_000, outputs=False), 0.01)
+        position = await session.cancel(timeout=30)
+        assert position == session.position <= 60_000
+        assert (await session.feed(4)).position == position + 1
+
+
+def test_a_generation_of_values_yields_what_its_type_says(shipped_service: LocalService) -> None:
+    history = [[370.0 + month] for month in range(12)]
+    with Client(shipped_service.target) as client:
+        tokens = list(client.generate("co2-forecast", history, max_tokens=3))
+        assert all(float(token.text) > 0 for token in tokens)
+        values = [token.values for token in tokens if isinstance(token, ValueToken)]
+        assert values == client.forecast("co2-forecast", 3, history)
+        with pytest.raises(TypeError, match="the model generates tokens, not values"):
+            client.forecast("g2p-en", 3, "gate")

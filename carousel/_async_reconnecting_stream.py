@@ -1,0 +1,193 @@
+"""A session's connection over asyncio gRPC: one stream after another, for as long as the session can be resumed.
+
+A call's deadline, or its task's cancellation, ends that call alone. The session stays lost until a later call resumes
+it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+
+from carousel._async_stream import AsyncStream
+from carousel._backoff import Backoff, is_refusal, is_retried
+from carousel._deadline import Deadline
+from carousel._exchange import Exchange
+from carousel._protocol import SessionProtocol
+from carousel._reconnecting_stream import LEAST_ATTEMPT_S, MAX_REWINDS
+from carousel._recovery import LostError
+from carousel._turn import LoopCheck
+from carousel.errors import CarouselError, UnavailableError
+from carousel.v1 import inference_pb2 as pb
+
+if TYPE_CHECKING:
+    from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
+
+T = TypeVar("T")
+
+
+class AsyncReconnectingStream:
+    """Concurrent exchanges of one event loop take turns; ConcurrentUseError in another loop."""
+
+    def __init__(self, stub: InferenceAsyncStub, protocol: SessionProtocol) -> None:
+        self._stub = stub
+        self._protocol = protocol
+        self._loop = LoopCheck("session")
+        self._stream = AsyncStream(stub, protocol)
+        self._turn = asyncio.Lock()
+        self._backoff = Backoff(0.0 if protocol.recovery is None else protocol.recovery.timeout_s)
+        self._lost_by: CarouselError | None = None
+        self._num_resumes = 0
+
+    async def run(self, exchange: Exchange[T], deadline: Deadline, *, is_closing: bool = False) -> T:
+        """Runs an exchange and returns its result: see `ReconnectingStream.run`. Cancellation drops the exchange."""
+        self._loop.check()
+        try:
+            async with asyncio.timeout(deadline.remaining()), self._turn:
+                return await self._run(exchange, deadline, is_closing)
+        except TimeoutError:
+            raise deadline.exceeded() from None
+
+    async def rewind(self, position: int, rewind: Callable[[], Awaitable[object]], deadline: Deadline) -> None:
+        """Rewinds the session, with nothing in flight: see `ReconnectingStream.rewind`."""
+        self._loop.check()
+        try:
+            async with asyncio.timeout(deadline.remaining()), self._turn:
+                await self._rewind(position, rewind, deadline)
+        except TimeoutError:
+            raise deadline.exceeded() from None
+
+    async def end(self, deadline: Deadline) -> None:
+        """See `AsyncStream.end`."""
+        await self._stream.end(deadline)
+
+    async def _rewind(self, position: int, rewind: Callable[[], Awaitable[object]], deadline: Deadline) -> None:
+        for attempt in range(MAX_REWINDS):
+            await self._run(self._protocol.synchronize(), deadline)
+            num_resumes = self._num_resumes
+            self._protocol.rewinding(position)
+            try:
+                await rewind()
+            except CarouselError:
+                await self._run(self._protocol.synchronize(), deadline)
+                self._protocol.rewinding(None)
+                if self._num_resumes == num_resumes or attempt == MAX_REWINDS - 1:
+                    raise
+            else:
+                self._protocol.rewound(position)
+                return
+
+    async def _run(self, exchange: Exchange[T], deadline: Deadline, is_closing: bool = False) -> T:
+        if self._protocol.recovery is None:
+            return await self._stream.run(exchange, deadline)
+        try:
+            request = next(exchange)
+            while True:
+                request = exchange.send(await self._answer(request, is_closing))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            self._backoff.pause(time.monotonic())
+
+    async def _answer(self, request: pb.StreamRequest | None, is_closing: bool) -> pb.StreamResponse:
+        """Sends a request, if there is one, and returns the next response, resuming the session as often as needed."""
+        recovery = self._protocol.recovery
+        assert recovery is not None  # noqa: S101  # the caller has looked
+        if request is not None and self._lost_by is None:
+            self._stream.post(request)
+        while True:
+            if recovery.backlog:
+                return recovery.backlog.popleft()
+            if self._lost_by is not None:
+                await self._reconnect(is_closing)
+                continue
+            received = await self._stream.receive()
+            try:
+                if isinstance(received, CarouselError):
+                    recovery.stream_ended(received)
+                    raise LostError(received)
+                has_progress = recovery.received(received)
+            except LostError as lost:
+                await self._lose(lost.error)
+            except CarouselError as error:
+                raise self._protocol.lost(error) from None
+            else:
+                if has_progress:
+                    self._backoff.reset()
+                return received
+
+    async def _lose(self, error: CarouselError) -> None:
+        if self._protocol.recovery is None or not self._protocol.recovery.is_open:
+            await self._stream.end(Deadline(0))
+            raise self._protocol.lost(error)
+        self._lost_by = error  # before the wait, which may be cancelled
+        self._backoff.begin(time.monotonic())
+        await self._stream.end(Deadline(0))
+
+    async def _reconnect(self, is_closing: bool) -> None:
+        """Resumes the session on a new stream, and sends the pending requests again."""
+        self._backoff.begin(time.monotonic())
+        refusals: set[grpc.StatusCode] = set()
+        num_attempts = 0
+        while self._lost_by is not None:
+            error = self._lost_by
+            is_refused = is_refusal(error) and not is_retried(error)
+            if (is_refused and error.code in refusals) or not (is_refused or is_retried(error)):
+                raise self._protocol.lost(error)
+            if is_refused and num_attempts:
+                refusals.add(error.code)
+            if num_attempts and is_closing:
+                raise copy.copy(error)
+            await self._wait(error)
+            num_attempts += 1
+            await self._attempt()
+
+    async def _wait(self, error: CarouselError) -> None:
+        try:
+            delay_s = self._backoff.next(error, time.monotonic())
+        except CarouselError:
+            self._backoff.reset()  # a later call has the whole time again
+            raise copy.copy(error) from None
+        await asyncio.sleep(delay_s)
+
+    async def _attempt(self) -> None:
+        self._stream = AsyncStream(self._stub, self._protocol)
+        limit = asyncio.timeout(max(LEAST_ATTEMPT_S, self._backoff.left_s(time.monotonic())))
+        try:
+            async with limit:
+                requests = await self._resume()
+        except LostError as lost:
+            self._lost_by = lost.error
+        except TimeoutError:
+            self._lost_by = UnavailableError(f"the session was not resumed within {self._backoff.timeout_s:g} s")
+        except CarouselError as error:
+            self._lost_by = error
+        else:
+            for request in requests:
+                self._stream.post(request)
+            self._lost_by = None
+            self._num_resumes += 1
+        finally:
+            if self._lost_by is not None:  # a cancelled caller leaves the session for the next call to resume
+                await self._stream.end(Deadline(0))
+
+    async def _resume(self) -> list[pb.StreamRequest]:
+        exchange = self._protocol.resume()
+        try:
+            request = next(exchange)
+            while True:
+                if request is not None:
+                    self._stream.post(request)
+                received = await self._stream.receive()
+                if isinstance(received, CarouselError):
+                    raise received
+                request = exchange.send(received)
+        except StopIteration as end:
+            requests: list[pb.StreamRequest] = end.value
+            return requests

@@ -1,0 +1,122 @@
+"""Decides how long the client waits between attempts, and when it gives up. Pure: times are passed in."""
+
+from __future__ import annotations
+
+import random
+
+import grpc
+
+from carousel.errors import CarouselError
+
+_FIRST_DELAY_S = 0.05
+_LONGEST_DELAY_S = 2.0
+_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+_REFUSALS = (
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
+_LEAVING_REASONS = ("SHUTTING_DOWN", "SESSION_MOVED", "GO_AWAY")
+_LEAVING_CLOSE_REASONS = ("shutdown", "moved")
+CONNECTION_LOST = "CONNECTION_LOST"
+"""The reason of an error about a connection that broke while a call was under way."""
+CLIENT_CLOSED = "CLIENT_CLOSED"
+"""The reason of an error about a client that its own program closed."""
+
+
+class Backoff:
+    """Limits one recovery, from the first loss until a request makes progress.
+
+    Delays grow twofold, up to a limit, and are shortened at random by up to half. Time between calls of the program,
+    when nobody waits for the session, does not count.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        """timeout_s: how long one recovery may take."""
+        self.timeout_s = timeout_s
+        self._spent_s = 0.0
+        self._since_s: float | None = None
+        self._delay_s = 0.0
+
+    def begin(self, now_s: float) -> None:
+        """A connection was lost, or a call takes up a recovery that an earlier one left. Idempotent."""
+        if self._since_s is None:
+            self._since_s = now_s
+
+    def pause(self, now_s: float) -> None:
+        """The program's call ended before the recovery did."""
+        self._spent_s, self._since_s = self._elapsed_s(now_s), None
+
+    def reset(self) -> None:
+        """A request made progress: the recovery is over."""
+        self._spent_s, self._since_s, self._delay_s = 0.0, None, 0.0
+
+    def left_s(self, now_s: float) -> float:
+        """Seconds that the recovery may still take, 0 or more."""
+        return max(0.0, self.timeout_s - self._elapsed_s(now_s))
+
+    def next(self, error: CarouselError, now_s: float) -> float:
+        """Returns the seconds to wait before the next attempt. Raises `error` when the recovery has no time left."""
+        delay_s = self._delay_s * random.uniform(0.5, 1.0)
+        if self.left_s(now_s) < delay_s:
+            raise error
+        self._delay_s = min(_LONGEST_DELAY_S, max(_FIRST_DELAY_S, 2 * self._delay_s))
+        return delay_s
+
+    def _elapsed_s(self, now_s: float) -> float:
+        return self._spent_s + (0.0 if self._since_s is None else now_s - self._since_s)
+
+
+class CallBackoff:
+    """The same for a call that has a session of its own, and is repeated from its start."""
+
+    def __init__(self, timeout_s: float) -> None:
+        """timeout_s: how long one recovery may take."""
+        self._backoff = Backoff(timeout_s)
+        self._is_retrying = False
+        self._position = 0
+
+    def next(self, error: CarouselError, position: int, now_s: float, remaining_s: float | None) -> float:
+        """Returns the seconds to wait before the call is made again.
+
+        position: after the tokens that have arrived. remaining_s: of the call's own timeout. Raises `error` when
+        another attempt cannot help. A server that was never reached is not tried again: its address may be wrong.
+        """
+        if position > self._position:
+            self._backoff.reset()
+            self._position = position
+        may_retry = is_leaving(error) or (
+            error.code is grpc.StatusCode.UNAVAILABLE
+            and (position > 0 or self._is_retrying or error.reason == CONNECTION_LOST)
+        )
+        if not may_retry:
+            raise error
+        self._is_retrying = True
+        self._backoff.begin(now_s)
+        delay_s = self._backoff.next(error, now_s)
+        if remaining_s is not None and delay_s >= remaining_s:
+            raise error
+        return delay_s
+
+
+def is_leaving(error: CarouselError) -> bool:
+    """Whether an error says that the server shuts down, or that another server has the session.
+
+    Servers of version 0.1 answer calls with CANCELLED when they shut down; the metadata says why.
+    """
+    return error.reason in _LEAVING_REASONS or error.metadata.get("close_reason") in _LEAVING_CLOSE_REASONS
+
+
+def is_retried(error: CarouselError) -> bool:
+    """Whether a failed attempt to resume a session may succeed later."""
+    return error.code in _RETRIED
+
+
+def is_refusal(error: CarouselError) -> bool:
+    """Whether the end of a stream may be the answer to one of its requests, and not to its session."""
+    return error.code in _REFUSALS and error.reason != CLIENT_CLOSED

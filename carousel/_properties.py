@@ -1,0 +1,80 @@
+"""The read-only attributes that blocking and asyncio sessions and generations share."""
+
+from __future__ import annotations
+
+from carousel._generation import GenerationState
+from carousel._protocol import SessionProtocol
+from carousel.values import FinishReason, Hypothesis, StepOutput, Token
+
+
+class SessionProperties:
+    """The attributes of a session."""
+
+    _protocol: SessionProtocol
+
+    @property
+    def id(self) -> str:
+        """The session's id: the one asked for, or one that was made for it."""
+        return self._protocol.id
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._protocol.model
+
+    @property
+    def version(self) -> int:
+        """The version that serves the session, 1 or more."""
+        return self._protocol.version
+
+    @property
+    def variant(self) -> str:
+        """The variant of the model that serves the session, such as `fp32`."""
+        return self._protocol.variant
+
+    @property
+    def position(self) -> int:
+        """How many target tokens the session has consumed or generated, as of the last answer to a call."""
+        return self._protocol.position
+
+    @property
+    def source(self) -> tuple[Token, ...]:
+        """The source as the model read it; empty for a model without an encoder."""
+        return self._protocol.source
+
+    @property
+    def first(self) -> StepOutput | None:
+        """What may come first, at position 0; None unless the opening asked for it."""
+        return self._protocol.first
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session is known to be closed or lost. The next call reads a notice that is on its way."""
+        return self._protocol.is_closed
+
+
+class GenerationProperties:
+    """The attributes of a generation."""
+
+    _state: GenerationState
+
+    @property
+    def position(self) -> int:
+        """The session's position after the tokens that have arrived.
+
+        It may be ahead of the tokens taken here: those that wait to be taken count too.
+        """
+        return self._state.position
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the generation ended; None before its end has arrived, and when it was closed early."""
+        return self._state.finish_reason
+
+    @property
+    def hypotheses(self) -> tuple[Hypothesis, ...]:
+        """The sequences that a beam search found, the best first: its tokens are those of the generation.
+
+        Empty before the end, and without `beam_size`.
+        """
+        return self._state.hypotheses

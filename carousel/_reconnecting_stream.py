@@ -1,0 +1,193 @@
+"""A session's connection over blocking gRPC: one stream after another, for as long as the session can be resumed.
+
+A call's deadline ends that call alone. The session stays lost until a later call resumes it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import grpc
+
+from carousel._backoff import Backoff, is_refusal, is_retried
+from carousel._deadline import Deadline
+from carousel._exchange import Exchange
+from carousel._protocol import SessionProtocol
+from carousel._recovery import LostError
+from carousel._stream import Stream
+from carousel._turn import Turn
+from carousel.errors import CarouselError, UnavailableError
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1.inference_pb2_grpc import InferenceStub
+
+T = TypeVar("T")
+
+LEAST_ATTEMPT_S = 1.0
+"""How long an attempt to resume may take, even when the recovery has less time left."""
+MAX_REWINDS = 20
+"""How often a rewind is tried when connections are lost under it."""
+
+
+class ReconnectingStream:
+    """Used by one thread at a time; ConcurrentUseError for a second."""
+
+    def __init__(self, stub: InferenceStub, protocol: SessionProtocol) -> None:
+        self._stub = stub
+        self._protocol = protocol
+        self._stream = Stream(stub, protocol)
+        self._turn = Turn("session")
+        self._backoff = Backoff(0.0 if protocol.recovery is None else protocol.recovery.timeout_s)
+        self._lost_by: CarouselError | None = None
+        self._num_resumes = 0
+
+    def run(self, exchange: Exchange[T], deadline: Deadline, *, is_closing: bool = False) -> T:
+        """Runs an exchange and returns its result, on another stream when one is lost.
+
+        is_closing: makes a single attempt to resume a lost session. Raises what the exchange raises;
+        DeadlineExceededError when the deadline passes, dropping the exchange; UnavailableError and the like when the
+        session was not resumed within the recovery's time; the error that ended the session for good.
+        """
+        with self._turn:
+            return self._run(exchange, deadline, is_closing)
+
+    def rewind(self, position: int, rewind: Callable[[], object], deadline: Deadline) -> None:
+        """Rewinds the session, with nothing in flight. rewind: the call that asks the server for it.
+
+        Raises what `rewind` raises, unless the connection was lost meanwhile: then the session is resumed, its marks
+        are set again, and `rewind` is called again.
+        """
+        with self._turn:
+            for attempt in range(MAX_REWINDS):
+                self._run(self._protocol.synchronize(), deadline)
+                num_resumes = self._num_resumes
+                self._protocol.rewinding(position)
+                try:
+                    rewind()
+                except CarouselError:
+                    self._run(self._protocol.synchronize(), deadline)
+                    self._protocol.rewinding(None)
+                    if self._num_resumes == num_resumes or attempt == MAX_REWINDS - 1:
+                        raise
+                else:
+                    self._protocol.rewound(position)
+                    return
+
+    def end(self, deadline: Deadline) -> None:
+        """See `Stream.end`."""
+        self._stream.end(deadline)
+
+    def _run(self, exchange: Exchange[T], deadline: Deadline, is_closing: bool = False) -> T:
+        if self._protocol.recovery is None:
+            return self._stream.run(exchange, deadline)
+        try:
+            request = next(exchange)
+            while True:
+                request = exchange.send(self._answer(request, deadline, is_closing))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            self._backoff.pause(time.monotonic())
+
+    def _answer(self, request: pb.StreamRequest | None, deadline: Deadline, is_closing: bool) -> pb.StreamResponse:
+        """Sends a request, if there is one, and returns the next response, resuming the session as often as needed."""
+        recovery = self._protocol.recovery
+        assert recovery is not None  # noqa: S101  # the caller has looked
+        if request is not None and self._lost_by is None:
+            self._stream.post(request)
+        while True:
+            if recovery.backlog:
+                return recovery.backlog.popleft()
+            if self._lost_by is not None:
+                self._reconnect(deadline, is_closing)
+                continue
+            received = self._stream.receive(deadline)
+            try:
+                if isinstance(received, CarouselError):
+                    recovery.stream_ended(received)
+                    raise LostError(received)
+                has_progress = recovery.received(received)
+            except LostError as lost:
+                self._lose(lost.error)
+            except CarouselError as error:
+                raise self._protocol.lost(error) from None
+            else:
+                if has_progress:
+                    self._backoff.reset()
+                return received
+
+    def _lose(self, error: CarouselError) -> None:
+        self._stream.end(Deadline(0))
+        if self._protocol.recovery is None or not self._protocol.recovery.is_open:
+            raise self._protocol.lost(error)
+        self._lost_by = error
+        self._backoff.begin(time.monotonic())
+
+    def _reconnect(self, deadline: Deadline, is_closing: bool) -> None:
+        """Resumes the session on a new stream, and sends the pending requests again."""
+        self._backoff.begin(time.monotonic())
+        refusals: set[grpc.StatusCode] = set()
+        num_attempts = 0
+        while self._lost_by is not None:
+            error = self._lost_by
+            is_refused = is_refusal(error) and not is_retried(error)
+            if (is_refused and error.code in refusals) or not (is_refused or is_retried(error)):
+                raise self._protocol.lost(error)
+            if is_refused and num_attempts:
+                refusals.add(error.code)
+            if num_attempts and is_closing:
+                raise copy.copy(error)
+            self._wait(error, deadline)
+            num_attempts += 1
+            self._attempt(deadline)
+
+    def _wait(self, error: CarouselError, deadline: Deadline) -> None:
+        try:
+            delay_s = self._backoff.next(error, time.monotonic())
+        except CarouselError:
+            self._backoff.reset()  # a later call has the whole time again
+            raise copy.copy(error) from None
+        remaining_s = deadline.remaining()
+        time.sleep(delay_s if remaining_s is None else min(delay_s, remaining_s))
+        if deadline.remaining() == 0.0:
+            raise deadline.exceeded() from error
+
+    def _attempt(self, deadline: Deadline) -> None:
+        self._stream = Stream(self._stub, self._protocol)
+        limit = deadline.sooner(max(LEAST_ATTEMPT_S, self._backoff.left_s(time.monotonic())))
+        try:
+            requests = self._resume(limit)
+        except LostError as lost:
+            self._lost_by = lost.error
+        except CarouselError as error:
+            if error is limit.passed_by:
+                if deadline.remaining() == 0.0:
+                    raise deadline.exceeded() from None
+                error = UnavailableError(f"the session was not resumed within {self._backoff.timeout_s:g} s")
+            self._lost_by = error
+        else:
+            for request in requests:
+                self._stream.post(request)
+            self._lost_by = None
+            self._num_resumes += 1
+        finally:
+            if self._lost_by is not None:
+                self._stream.end(Deadline(0))
+
+    def _resume(self, deadline: Deadline) -> list[pb.StreamRequest]:
+        exchange = self._protocol.resume()
+        try:
+            request = next(exchange)
+            while True:
+                if request is not None:
+                    self._stream.post(request)
+                received = self._stream.receive(deadline)
+                if isinstance(received, CarouselError):
+                    raise received
+                request = exchange.send(received)
+        except StopIteration as end:
+            requests: list[pb.StreamRequest] = end.value
+            return requests

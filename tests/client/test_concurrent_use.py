@@ -1,0 +1,97 @@
+"""A second thread in an object that one thread at a time may use gets an error, and the first goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from carousel import AsyncClient, Client, ConcurrentUseError, FailedPreconditionError, Step
+
+from .fake_server import FakeServer
+
+
+def in_a_thread(call: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    results: list[object] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except Exception as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, results
+
+
+def wait_for(server: FakeServer, kind: str) -> None:
+    while server.requests.get(timeout=10).WhichOneof("request") != kind:
+        pass
+
+
+@pytest.mark.parametrize("on_disconnect", ["free", "hold"])
+def test_a_second_thread_in_a_session_gets_an_error(server: FakeServer, on_disconnect: str) -> None:
+    with Client(server.target) as client, client.session("toy", "ab", on_disconnect=on_disconnect) as session:
+        server.mute()
+        first, results = in_a_thread(lambda: session.feed("A"))
+        wait_for(server, "feed")
+        for call in (
+            lambda: session.feed("B"),
+            lambda: session.score(["A"]),
+            lambda: list(session.generate()),
+            lambda: session.rewind(0),
+            session.cancel,
+            session.close,
+        ):
+            with pytest.raises(ConcurrentUseError, match=r"one thread at a time.*a session per thread, or AsyncClient"):
+                call()
+        server.unmute()
+        first.join(10)
+        assert isinstance(results[0], Step)
+        assert (results[0].position, session.feed("B").position) == (1, 2)
+    assert issubclass(ConcurrentUseError, FailedPreconditionError)
+
+
+def test_a_second_thread_in_a_generation_gets_an_error(server: FakeServer) -> None:
+    with Client(server.target) as client:
+        generation = client.generate("toy", "stall")
+        assert [next(generation).text for _ in range(3)] == ["A", "B", "C"]
+        first, results = in_a_thread(lambda: next(generation))
+        time.sleep(0.2)  # until it waits
+        with pytest.raises(ConcurrentUseError):
+            next(generation)
+        generation.close()
+        first.join(10)
+        assert results
+
+
+def test_a_second_thread_in_a_batch_gets_an_error(server: FakeServer) -> None:
+    with Client(server.target) as client:
+        batch = client.batch("toy")
+        server.mute()
+        first, _ = in_a_thread(lambda: batch.open("ab"))
+        wait_for(server, "open")
+        for call in (
+            lambda: batch.open("ab"),
+            lambda: batch.step([]),
+            lambda: batch.send([]),
+            batch.receive,
+            batch.close,
+        ):
+            with pytest.raises(ConcurrentUseError, match="this batch"):
+                call()
+        server.unmute()
+        first.join(10)
+        assert len(batch) == 1
+        batch.close()
+
+
+async def test_a_session_of_another_event_loop_is_refused(server: FakeServer) -> None:
+    async with AsyncClient(server.target) as client, client.session("toy", "ab") as session:
+        with pytest.raises(ConcurrentUseError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, session.feed("A"))
+        assert (await session.feed("A")).position == 1

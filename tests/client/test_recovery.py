@@ -1,0 +1,215 @@
+"""What both clients do about connections that end, servers that shut down, and refusals that repeat."""
+
+from __future__ import annotations
+
+import time
+
+import grpc
+import pytest
+
+from carousel import (
+    CarouselError,
+    DeadlineExceededError,
+    InternalError,
+    PositionMismatchError,
+    RequestCancelledError,
+    ResourceExhaustedError,
+    UnavailableError,
+    UnimplementedError,
+    _answers,
+)
+from carousel._backoff import CONNECTION_LOST, Backoff, CallBackoff
+from carousel.v1 import error_pb2
+
+from .fake_server import FakeServer
+from .shells import Shell, take
+
+SHUTTING_DOWN = error_pb2.Error(code=14, message="the server is shutting down", reason="SHUTTING_DOWN")
+OLD_SHUTDOWN = error_pb2.Error(
+    code=1, message="the session was closed: shutdown", reason="CANCELLED", metadata={"close_reason": "shutdown"}
+)
+CLOSED_BY_ADMIN = error_pb2.Error(
+    code=1, message="the session was closed: client", reason="CANCELLED", metadata={"close_reason": "client"}
+)
+
+
+async def test_a_feed_that_is_too_large_fails_alone_and_is_sent_once(shell: Shell, server: FakeServer) -> None:
+    session = await shell.open(on_disconnect="hold")
+    with pytest.raises(ResourceExhaustedError, match="SERVER: Received message larger than max"):
+        await session.feed([2**31] * 900_000)
+    assert (await session.feed("A")).position == 1
+    assert server.num_streams == 2
+    with pytest.raises(ResourceExhaustedError, match=r"feed: the request has \d+ bytes.*at most 4194304") as refused:
+        await session.feed([2**31] * 900_000)
+    assert (refused.value.reason, refused.value.field) == ("MESSAGE_TOO_LARGE", "feed")
+    assert (await session.feed("A")).position == 2
+    assert server.num_streams == 2
+    await session.close()
+
+
+async def test_a_request_that_ends_two_streams_fails_and_the_session_goes_on(shell: Shell, server: FakeServer) -> None:
+    server.poison = "D"
+    session = await shell.open(on_disconnect="hold")
+    await session.feed("A")
+    with pytest.raises(InternalError, match="the handler crashed"):
+        await session.feed("D")
+    assert server.num_streams == 2
+    assert not session.facts.closed
+    assert (await session.feed("B")).position == 2
+    await session.close()
+
+
+async def test_a_refusal_is_not_blamed_on_a_request_that_follows(shell: Shell, server: FakeServer) -> None:
+    """A feed that nobody waits for any more ends streams: it is dropped, and the next request is answered."""
+    session = await shell.open(on_disconnect="hold")
+    server.mute()
+    with pytest.raises(DeadlineExceededError):
+        await session.feed("D", timeout=0.05)
+    server.session.consumed.clear()  # the answer, and what it did, are lost with the stream
+    server.session._last_feed = None
+    server.poison = "D"
+    server.end_stream()
+    server.unmute()
+    assert (await session.feed("B", timeout=10)).position == 1
+    await session.close()
+
+
+async def test_a_recovery_ends_in_time_and_a_later_call_tries_again(shell: Shell, server: FakeServer) -> None:
+    session = await shell.open(on_disconnect="hold", resume_timeout=0.3)
+    server.kill()
+    for _ in range(2):
+        began_s = time.monotonic()
+        with pytest.raises(UnavailableError):
+            await session.feed("A")
+        assert time.monotonic() - began_s < 5
+        assert not session.facts.closed
+
+
+async def test_a_calls_timeout_in_an_outage_ends_that_call_alone(shell: Shell, server: FakeServer) -> None:
+    session = await shell.open(on_disconnect="hold")
+    server.kill()
+    for _ in range(2):
+        with pytest.raises(DeadlineExceededError):
+            await session.feed("A", timeout=0.2)
+        assert not session.facts.closed
+
+
+async def test_a_session_that_ends_with_its_server_is_used_until_then(shell: Shell, server: FakeServer) -> None:
+    session = await shell.open(on_disconnect="hold", durability="none")
+    server.go_away()
+    assert (await session.feed("A")).position == 1
+    assert server.num_streams == 1
+    await session.close()
+
+
+async def test_another_call_in_place_of_a_feed_cancels_it(shell: Shell, server: FakeServer) -> None:
+    session = await shell.open()
+    server.mute()
+    with pytest.raises(DeadlineExceededError):
+        await session.feed(["A", "B"], timeout=0.05)
+    server.unmute()
+    with pytest.raises(PositionMismatchError, match="whose answer was not awaited"):
+        await take(session.generate())
+    kinds = [server.requests.get().WhichOneof("request") for _ in range(3)]
+    assert kinds == ["open", "feed", "cancel"]
+    assert session.facts.position == 2
+    assert (await session.feed("A")).position == 3
+    await session.close()
+
+
+async def test_cancel_tells_the_position(shell: Shell, server: FakeServer) -> None:
+    session = await shell.open("toy", "stall")
+    assert await session.cancel() == 0
+    await take(session.generate(), 1)
+    assert await session.cancel() == 3
+    server.mute()
+    with pytest.raises(DeadlineExceededError):
+        await session.feed("A", timeout=0.05)
+    server.unmute()
+    assert await session.cancel() == 4
+    assert (await session.feed("B")).position == 5
+    await session.close()
+
+
+@pytest.mark.parametrize("error", [SHUTTING_DOWN, OLD_SHUTDOWN], ids=["now", "version 0.1"])
+@pytest.mark.parametrize("num_tokens", [0, 2])
+async def test_one_call_is_made_again_when_its_server_shuts_down(
+    shell: Shell, server: FakeServer, error: error_pb2.Error, num_tokens: int
+) -> None:
+    server.failures = [(num_tokens, error), (0, error), (3, error)]
+    assert [token.text for token in await shell.generate("toy", "ab")] == ["A", "B", "C", "D", "A"]
+    assert not server.failures
+
+
+async def test_one_call_that_an_operator_closed_is_not_made_again(shell: Shell, server: FakeServer) -> None:
+    server.failures = [(2, CLOSED_BY_ADMIN)]
+    with pytest.raises(RequestCancelledError, match="closed: client"):
+        await shell.generate("toy", "ab")
+
+
+async def test_one_call_gives_up_in_time(shell: Shell, server: FakeServer) -> None:
+    server.failures = [(0, SHUTTING_DOWN)] * 1000
+    began_s = time.monotonic()
+    with pytest.raises(UnavailableError, match="SHUTTING_DOWN"):
+        await shell.generate("toy", "ab", resume_timeout=0.3)
+    assert time.monotonic() - began_s < 5
+
+
+async def test_a_score_is_asked_for_again_when_its_server_shuts_down(shell: Shell, server: FakeServer) -> None:
+    server.failures = [(0, SHUTTING_DOWN), (0, OLD_SHUTDOWN)]
+    with pytest.raises(UnimplementedError):  # what this server answers then
+        await shell.score("toy", ["A"])
+    assert not server.failures
+
+
+def test_delays_grow_and_the_whole_is_limited() -> None:
+    backoff, error, now_s, delays = Backoff(10.0), UnavailableError("gone"), 100.0, list[float]()
+    backoff.begin(now_s)
+
+    def attempt() -> float:
+        delays.append(backoff.next(error, now_s))
+        backoff.begin(now_s + delays[-1])  # another loss does not start it anew
+        return now_s + delays[-1]
+
+    with pytest.raises(UnavailableError):  # noqa: PT012  # any of them may be the last
+        while True:
+            now_s = attempt()
+    assert now_s <= 110.0
+    assert delays[0] == 0.0
+    assert 0.025 <= delays[1] <= 0.05
+    assert max(delays) <= 2.0
+    backoff.reset()
+    assert backoff.left_s(now_s) == 10.0
+
+
+def test_time_between_calls_does_not_count() -> None:
+    backoff = Backoff(10.0)
+    backoff.begin(0.0)
+    backoff.pause(4.0)
+    assert backoff.left_s(1000.0) == 6.0
+    backoff.begin(1000.0)
+    assert backoff.left_s(1003.0) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("error", "position", "is_retried"),
+    [
+        (UnavailableError("failed to connect"), 0, False),
+        (UnavailableError("failed to connect"), 1, True),
+        (UnavailableError("reset", reason=CONNECTION_LOST), 0, True),
+        (_answers.error(SHUTTING_DOWN), 0, True),
+        (_answers.error(OLD_SHUTDOWN), 0, True),
+        (_answers.error(CLOSED_BY_ADMIN), 5, False),
+        (InternalError("crashed"), 5, False),
+        (ResourceExhaustedError("full"), 5, False),
+        (_answers.client_closed(), 5, False),
+    ],
+)
+def test_a_call_is_made_again_only_where_that_can_help(error: CarouselError, position: int, is_retried: bool) -> None:
+    backoff = CallBackoff(60.0)
+    if is_retried:
+        assert backoff.next(error, position, 0.0, None) == 0.0
+    else:
+        with pytest.raises(type(error)):
+            backoff.next(error, position, 0.0, None)
+    assert error.code in grpc.StatusCode
