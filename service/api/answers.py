@@ -8,11 +8,15 @@ from carousel.v1 import inference_pb2 as pb
 from service.api import convert, session_messages
 from service.api.part import Part
 from service.api.status import to_message
+from service.api.tensors import extend_floats
 from service.engine.items import Item
-from service.engine.results import Fed, Result, Scored, Searched, Stepped
-from service.errors import CarouselError
+from service.engine.results import Fed, Result, Scored, Searched, StepOutput, Stepped
+from service.errors import CarouselError, shortened
 from service.sessions.persistence import NOT_STORED
 from service.sessions.session import CloseReason, Request, Session
+
+_MAX_ID = 140
+"""Characters of an id that no session can have, which a refusal repeats."""
 
 
 def opened(request: Request, result: Result, source: Sequence[Item] | None) -> pb.StreamResponse:
@@ -75,8 +79,16 @@ def fed(request: Request, result: Fed) -> pb.StreamResponse:
     message = response.fed
     message.replayed = request.replayed  # also when it is false: setting it makes the answer one of this kind
     vocabulary = session.served.bundle.target_vocabulary
-    for output in result.outputs:
-        convert.fill(message.outputs.add(), output, vocabulary)
+    for position, token_ids, log_probabilities, logits, trace in result.outputs:
+        filled = message.outputs.add()
+        if vocabulary is not None and log_probabilities is None and logits is None and trace is None:
+            filled.position = position  # tokens alone, as nearly always
+            tokens = vocabulary.derived.get("tokens") or convert.token_messages(vocabulary)
+            for token_id in token_ids:
+                filled.tokens.append(tokens[token_id])
+        else:
+            output = StepOutput(position, token_ids, log_probabilities, logits, trace)
+            convert.fill(filled, output, vocabulary)
     return response if session.persistence is NOT_STORED else with_checkpoint(response, session)
 
 
@@ -113,15 +125,15 @@ def scored(request: Request, result: Scored) -> pb.StreamResponse:
 
 def stepped(result: Stepped, *, gives_values: bool) -> pb.BatchStepped:
     """Many sessions consumed tokens. gives_values: whether what is told in logits is values."""
-    numbers = [] if result.logits is None else result.logits.ravel().tolist()
-    return pb.BatchStepped(
+    message = pb.BatchStepped(
         positions=result.positions,
         token_ids=result.token_ids,
         log_probabilities=result.log_probabilities,
-        logits=[] if gives_values else numbers,
-        values=numbers if gives_values else [],
         errors=[pb.BatchError(index=place, error=to_message(error)) for place, error in result.errors],
     )
+    if result.logits is not None:
+        extend_floats(message, "values" if gives_values else "logits", result.logits)
+    return message
 
 
 def cancelled(request_id: int, session: Session, count: int) -> pb.StreamResponse:
@@ -148,7 +160,7 @@ def refused(request_id: int, session_id: str, session: Session | None, error: Ca
     """A request was refused or has failed. session: the one that it was about, if it is known."""
     return pb.StreamResponse(
         request_id=request_id,
-        session_id=session_id,
+        session_id=shortened(session_id, _MAX_ID),
         position=0 if session is None else session.position,
         error=to_message(error),
     )

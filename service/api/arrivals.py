@@ -54,15 +54,13 @@ class Arrivals:
         self._sessions = domain.sessions
         self._caller = caller
         self._stream = stream
+        self.is_full = False
+        """Whether no more openings should be read."""
         self._unanswered: dict[Request, tuple[int, Sequence[Item] | None]] = {}
         self._num_bytes = 0
         self._room: asyncio.Future[None] | None = None
-        self._resuming: dict[str, list[tuple[Request, pb.StreamRequest]]] = {}
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no more openings should be read."""
-        return len(self._unanswered) >= _MAX_OPENINGS or self._num_bytes >= _MAX_BYTES
+        self.resuming: dict[str, list[tuple[Request, pb.StreamRequest]]] = {}
+        """The sessions that are being resumed, and the requests that wait for each."""
 
     async def room(self) -> None:
         """Waits until it is full no longer. One task at a time."""
@@ -100,8 +98,7 @@ class Arrivals:
             max_owned=self._caller.principal.max_sessions,
             num_bytes=num_bytes,
         )
-        self._unanswered[request] = (num_bytes, source)
-        self._num_bytes += num_bytes
+        self._count(request, num_bytes, source)
         self._stream.took(new.session)
         self._sessions.opening.begin(new)
 
@@ -119,18 +116,19 @@ class Arrivals:
         if self._waits(request, message):
             return
         key = self._caller.key(session_id)
-        self._resuming[session_id] = []
-        self._unanswered[request] = (0, None)
+        self.resuming[session_id] = []
+        self._count(request, 0, None)
         self._sessions.tasks.start(self._resume(request, message, key))
 
     def defers(self, request: Request, message: pb.StreamRequest) -> bool:
         """Whether a request is for a session that is being resumed. Then it waits. Raises QueueFullError."""
-        return bool(self._resuming) and self._waits(request, message)
+        return self._waits(request, message)
 
     def opened(self, request: Request) -> None:
         """An opening was answered."""
         num_bytes, _ = self._unanswered.pop(request, (0, None))
         self._num_bytes -= num_bytes
+        self.is_full = len(self._unanswered) >= _MAX_OPENINGS or self._num_bytes >= _MAX_BYTES
         if self._room is not None and not self._room.done() and not self.is_full:
             self._room.set_result(None)
 
@@ -140,16 +138,21 @@ class Arrivals:
 
     def disconnect(self) -> None:
         """The stream is over: what waits is dropped."""
-        for waiting in self._resuming.values():
+        for waiting in self.resuming.values():
             for _, message in waiting:
                 self._sessions.deferral.give_back(message.ByteSize())
             waiting.clear()
 
+    def _count(self, request: Request, num_bytes: int, source: Sequence[Item] | None) -> None:
+        self._unanswered[request] = (num_bytes, source)
+        self._num_bytes += num_bytes
+        self.is_full = len(self._unanswered) >= _MAX_OPENINGS or self._num_bytes >= _MAX_BYTES
+
     def _waits(self, request: Request, message: pb.StreamRequest) -> bool:
         session_id = message.session_id
-        if not session_id and len(self._resuming) == 1 and not self._stream.has_sessions:
-            session_id = next(iter(self._resuming))
-        waiting = self._resuming.get(session_id)
+        if not session_id and len(self.resuming) == 1 and not self._stream.has_sessions:
+            session_id = next(iter(self.resuming))
+        waiting = self.resuming.get(session_id)
         if waiting is None:
             return False
         limit = self._sessions.limits.max_in_flight
@@ -175,6 +178,6 @@ class Arrivals:
             request.session = session
             stream.took(session)
             stream.answer_resumed(request, session, is_here=is_here)
-        for waiting, its_message in self._resuming.pop(session_id):
+        for waiting, its_message in self.resuming.pop(session_id):
             self._sessions.deferral.give_back(its_message.ByteSize())
             stream.run(waiting, its_message)

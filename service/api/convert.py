@@ -27,7 +27,8 @@ _OUTPUT_KINDS = {
 _PAGE_TOKEN_LENGTH = 18
 """Digits that a signed number of 64 bits has room for, whatever they are."""
 _STOP_TOKENS = 1024
-_NEXT_TOKEN, _VALUES = OutputSpec(), OutputSpec(OutputKind.VALUES)
+NEXT_TOKEN, VALUES = OutputSpec(), OutputSpec(OutputKind.VALUES)
+"""What is returned when nothing is said: by models with a vocabulary, and by those that give values."""
 _FINISH_REASONS = {
     None: pb.FINISH_REASON_UNSPECIFIED,
     FinishReason.EOS: pb.FINISH_REASON_EOS,
@@ -101,7 +102,7 @@ def feed_items(feed: pb.Feed, bundle: Bundle, limit: int | None = None) -> Seque
     return tensors.vectors(feed.features, bundle.manifest.step.feature_size, field="feed.features", limit=limit)
 
 
-def frame_items(message: pb.StepBatch, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
+def step_batch_items(message: pb.StepBatch, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
     """The items of a step batch; whether tokens are in the vocabulary is yet to be checked. limit: how many there may
     be; None: any number. Raises InvalidFieldError and its kin."""
     if bundle.step_vocabulary is not None:
@@ -140,10 +141,13 @@ def _reads(what: str, model: str, *, field: str) -> InvalidFieldError:
 def feed_ids(feed: pb.Feed, vocabulary: Vocabulary, limit: int | None = None) -> list[int]:
     """The ids of a feed; none when it brings none. limit: how many there may be; None: any number. Raises
     InvalidFieldError and its kin."""
+    token_ids = feed.token_ids
     if not feed.tokens:
-        check_count(feed.token_ids, limit, field="feed")
-        return vocabulary.check_ids(feed.token_ids, field="feed.token_ids")
-    if feed.token_ids:
+        if len(token_ids) == 1 and token_ids[0] < len(vocabulary.names):  # nearly always
+            return [token_ids[0]]
+        check_count(token_ids, limit, field="feed")
+        return vocabulary.check_ids(token_ids, field="feed.token_ids")
+    if token_ids:
         raise InvalidFieldError("feed.token_ids and feed.tokens are both given: give one", field="feed.tokens")
     check_count(feed.tokens, limit, field="feed")
     return vocabulary.ids_of(feed.tokens, field="feed.tokens")
@@ -151,7 +155,7 @@ def feed_ids(feed: pb.Feed, vocabulary: Vocabulary, limit: int | None = None) ->
 
 def default_outputs(bundle: Bundle) -> OutputSpec:
     """What is returned when nothing is said."""
-    return _VALUES if bundle.target_vocabulary is None else _NEXT_TOKEN
+    return VALUES if bundle.target_vocabulary is None else NEXT_TOKEN
 
 
 def output_spec(message: pb.OutputSpec, bundle: Bundle, *, field: str) -> OutputSpec:

@@ -15,10 +15,11 @@ from service.api import convert
 from service.api.caller import CALLER
 from service.api.domain import Domain
 from service.api.one_shot import OneShot
-from service.api.outbox import Item, Outbox
+from service.api.outbox import Outbox, OutboxEntry
 from service.api.stream import Stream
 from service.errors import InvalidFieldError
 from service.observer import ApiObserver
+from service.sessions.limits import SessionLimits
 from service.sessions.session import Served, Session
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -57,8 +58,9 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self._streams.add(stream)
         try:
             async with asyncio.TaskGroup() as group:
+                # each a task of its own: a task that wakes up resumes each coroutine between it and what it awaited
                 reader = group.create_task(_read(stream, outbox, context, self._observer))
-                await _write(outbox, context, self._observer)
+                await group.create_task(_write(outbox, context, self._observer))
                 malformed = reader.done() and reader.result()
                 reader.cancel()
         finally:
@@ -76,7 +78,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse] = Outbox(_OUTBOX_LIMIT)
         call = OneShot(self._domain, CALLER.get(), outbox)
         try:
-            call.generate(_open(call, served, request), decoding)
+            call.generate(_open(call, served, request, self._domain.sessions.limits), decoding)
             await _write(outbox, context, self._observer)
             call.raise_failure()
         finally:
@@ -85,11 +87,18 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """How likely targets are, in a session of its own."""
         served = self._domain.hosting.find(request.model, request.version, request.variant)
-        targets = convert.targets(request.targets, served.bundle.target_vocabulary, field="targets")
+        limits = self._domain.sessions.limits
+        targets = convert.targets(
+            request.targets,
+            served.bundle.target_vocabulary,
+            field="targets",
+            max_targets=limits.max_forks,
+            limit=limits.max_feed_tokens,
+        )
         outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse] = Outbox(_OUTBOX_LIMIT)
         call = OneShot(self._domain, CALLER.get(), outbox)
         try:
-            call.score(_open(call, served, request), targets, with_end=request.with_end)
+            call.score(_open(call, served, request, limits), targets, with_end=request.with_end)
             taken = await outbox.next()
             call.raise_failure()
             assert taken is not None  # noqa: S101  # closed without a response by a failure alone
@@ -100,13 +109,15 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             call.end()
 
 
-def _open(call: OneShot, served: Served, request: pb.GenerateRequest | pb.ScoreRequest) -> Session:
+def _open(
+    call: OneShot, served: Served, request: pb.GenerateRequest | pb.ScoreRequest, limits: SessionLimits
+) -> Session:
     """Opens the session of a call, with the source and the prompt that its request has."""
     bundle = served.bundle
     source = convert.source_items(request.source, bundle) if request.HasField("source") else None
     prompt = None
     if request.HasField("prompt"):
-        prompt = convert.prompt_items(request.prompt, bundle)
+        prompt = convert.prompt_items(request.prompt, bundle, limits.max_feed_tokens)
     return call.open(served, source, prompt)
 
 
@@ -123,7 +134,7 @@ async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Cont
         if outbox.hold():
             # a lone session is answered before `handle` returns: its answer is written from here, sparing a task switch
             stream.handle(request)
-            is_there = (taken := outbox.take()) is None or await _write_one(taken, context, observer)
+            is_there = not outbox.waiting or await _write_one(outbox.take(), context, observer)
             outbox.let_go()
             if not is_there:
                 outbox.close()
@@ -137,18 +148,31 @@ async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Cont
 
 
 async def _write(outbox: Outbox[Any], context: Context, observer: ApiObserver) -> None:
-    while (taken := await outbox.next()) is not None:
-        if not await _write_one(taken, context, observer):
+    """Writes responses until the outbox is closed and empty, or the client is gone."""
+    while True:
+        if outbox.waiting:
+            response, on_written = outbox.take()
+            began_s = perf_counter()
+            try:
+                await context.write(response)
+            except grpc.aio.InternalError:  # what grpc says of a client that has left meanwhile
+                return
+            observer.response_written(perf_counter() - began_s)
+            if on_written is not None:
+                on_written()
+        elif outbox.is_closed:
             return
+        else:
+            await outbox.arrival()
 
 
-async def _write_one(taken: Item[Any], context: Context, observer: ApiObserver) -> bool:
-    """Returns whether the client is still there."""
-    response, on_written = taken
+async def _write_one(entry: OutboxEntry[Any], context: Context, observer: ApiObserver) -> bool:
+    """Writes one response. Returns whether the client is still there."""
+    response, on_written = entry
     began_s = perf_counter()
     try:
         await context.write(response)
-    except grpc.aio.InternalError:  # what grpc says of a client that has left meanwhile
+    except grpc.aio.InternalError:  # see `_write`
         return False
     observer.response_written(perf_counter() - began_s)
     if on_written is not None:

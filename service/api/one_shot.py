@@ -11,7 +11,7 @@ from service.api import convert
 from service.api.caller import Caller
 from service.api.domain import Domain
 from service.api.outbox import Outbox
-from service.api.part import Part
+from service.api.part import Part, pieces
 from service.engine.decoding import Decoding
 from service.engine.items import Item
 from service.engine.jobs import OutputKind, OutputSpec
@@ -111,11 +111,12 @@ class OneShot:
         if not isinstance(result, Generated):
             self._on_step(request, result)
             return
-        part = self._part
-        if part is None or part.is_taken:
-            part = self._part = Part(request.session.served.bundle)
-            self._outbox.put_later(partial(_response, request, part), partial(_granted, request, part))
-        part.add(result)
+        for piece in pieces(result, request.session.served.bundle):
+            part = self._part
+            if part is None or part.is_taken or part.room < len(piece.token_ids):
+                part = self._part = Part(request.session.served.bundle)
+                self._outbox.put_later(partial(_response, request, part), partial(_granted, request, part))
+            part.add(piece)
         if result.finish_reason is not None:
             self._outbox.close()
 

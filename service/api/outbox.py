@@ -9,55 +9,67 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 Response = TypeVar("Response")
-Item: TypeAlias = tuple[Response, Callable[[], None] | None]
-"""A response, and what to call when it has been written."""
+OutboxEntry: TypeAlias = tuple[Response, Callable[[], None] | None]
+"""A response, and the function to call when it was written."""
+
+
+class _Later(NamedTuple):
+    """A response that is made when its turn comes."""
+
+    make: Callable[[], object]
+    on_written: Callable[[], None]
 
 
 class Outbox(Generic[Response]):
-    """Responses in order, each as what makes it when its turn comes, with what to call when it has been written.
-
-    limit: responses at which it is full.
-    """
+    """Responses in order. limit: the number at which it is full. waiting: those to be written; is_closed: whether
+    nothing more will be put."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._waiting: deque[tuple[Callable[[], Response], Callable[[], None] | None]] = deque()
+        self.waiting: deque[Response | _Later] = deque()
+        self.is_closed = False
+        self.limit = limit
         self._arrival: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
-        self._closed = False
         self._is_held = False
 
     @property
     def is_full(self) -> bool:
         """Whether nothing more should be taken in that will be answered here."""
-        return len(self._waiting) >= self._limit
+        return len(self.waiting) >= self.limit
 
     def put(self, response: Response) -> None:
-        """Adds a response; never waits, and takes even what is over the limit."""
-        self._waiting.append((lambda: response, None))
-        self._wake_up()
+        """Adds a response; never waits, and takes even one that is over the limit."""
+        self.waiting.append(response)
+        if self._arrival is not None and not self._is_held:
+            self._wake_up()
 
     def put_later(self, make: Callable[[], Response], on_written: Callable[[], None]) -> None:
         """Adds a response that is made when its turn comes."""
-        self._waiting.append((make, on_written))
-        self._wake_up()
+        self.waiting.append(_Later(make, on_written))
+        if self._arrival is not None and not self._is_held:
+            self._wake_up()
 
     def close(self) -> None:
         """Nothing more will be put: `next` gives None once all is taken."""
-        self._closed = True
-        self._wake_up()
+        self.is_closed = True
+        if not self._is_held:
+            self._wake_up()
 
-    async def next(self) -> Item[Response] | None:
+    def arrival(self) -> asyncio.Future[None]:
+        """A future that is done when something is put, or the outbox is closed. One task at a time."""
+        self._arrival = asyncio.get_running_loop().create_future()
+        return self._arrival
+
+    async def next(self) -> OutboxEntry[Response] | None:
         """The oldest response; None when there will be no more. One task at a time."""
-        while not self._waiting:
-            if self._closed:
+        while not self.waiting:
+            if self.is_closed:
                 return None
-            self._arrival = asyncio.get_running_loop().create_future()
-            await self._arrival
-        return self._take()
+            await self.arrival()
+        return self.take()
 
     async def room(self) -> None:
         """Waits until it is full no longer. One task at a time."""
@@ -66,28 +78,27 @@ class Outbox(Generic[Response]):
             await self._room
 
     def hold(self) -> bool:
-        """Keeps the task that waits in `next`, if one does, asleep until `let_go`: who holds writes in its place."""
-        self._is_held = self._arrival is not None and not self._arrival.done() and not self._waiting
+        """Keeps the task that waits for an arrival, if one does, asleep until `let_go`: who holds writes in its
+        place."""
+        self._is_held = self._arrival is not None and not self.waiting
         return self._is_held
 
-    def take(self) -> Item[Response] | None:
-        """The oldest response, for who holds; None when there is none."""
-        return self._take() if self._waiting else None
-
     def let_go(self) -> None:
-        """Ends `hold`: the task that waits in `next` goes on if there is anything for it."""
+        """Ends `hold`: the task that waits for an arrival continues if there is anything for it."""
         self._is_held = False
-        if self._waiting or self._closed:
+        if self.waiting or self.is_closed:
             self._wake_up()
 
-    def _take(self) -> Item[Response]:
-        make, on_written = self._waiting.popleft()
+    def take(self) -> OutboxEntry[Response]:
+        """The oldest response. Raises IndexError when there is none."""
+        entry = self.waiting.popleft()
         if self._room is not None and not self._room.done() and not self.is_full:
             self._room.set_result(None)
-        return make(), on_written
+        if isinstance(entry, _Later):
+            return entry.make(), entry.on_written  # type: ignore[return-value]  # `put_later` has looked
+        return entry, None
 
     def _wake_up(self) -> None:
-        if self._is_held:
-            return
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
+        arrival, self._arrival = self._arrival, None
+        if arrival is not None and not arrival.done():
+            arrival.set_result(None)

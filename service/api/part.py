@@ -22,8 +22,7 @@ class Part:
 
     def __init__(self, bundle: Bundle, max_bytes: int = _MAX_BYTES) -> None:
         self._bundle = bundle
-        each = bundle.max_token_bytes or ITEM_SIZE * bundle.manifest.output_size
-        self._max_items = max(1, max_bytes // each)
+        self._max_items = _max_items(bundle, max_bytes)
         self._token_ids: list[Item] = []
         self._log_probabilities: list[float] = []
         self.position = 0
@@ -35,7 +34,7 @@ class Part:
 
     @property
     def room(self) -> int:
-        """How many more tokens its message has room for. Add no more at a time, and begin another part at 0."""
+        """How many more tokens its message has room for. A result that is longer begins another part: see `pieces`."""
         return self._max_items - len(self._token_ids)
 
     def add(self, result: Generated) -> None:
@@ -63,6 +62,25 @@ class Part:
         generated = pb.Generated.FromString(b"".join([forms[token] for token in token_ids]))
         generated.finish_reason = self.finish_reason
         return generated
+
+
+def pieces(result: Generated, bundle: Bundle, max_bytes: int = _MAX_BYTES) -> list[Generated]:
+    """A result cut so that each piece fits a part. All but the last have no end."""
+    size = _max_items(bundle, max_bytes)
+    if len(result.token_ids) <= size:
+        return [result]
+    first = result.position - len(result.token_ids)
+    cut = []
+    for begin in range(0, len(result.token_ids), size):
+        end = min(begin + size, len(result.token_ids))
+        scores = None if result.log_probabilities is None else result.log_probabilities[begin:end]
+        reason = result.finish_reason if end == len(result.token_ids) else None
+        cut.append(Generated(first + end, result.token_ids[begin:end], scores, reason))
+    return cut
+
+
+def _max_items(bundle: Bundle, max_bytes: int) -> int:
+    return max(1, max_bytes // (bundle.max_token_bytes or ITEM_SIZE * bundle.manifest.output_size))
 
 
 def _wire_forms(vocabulary: Vocabulary) -> tuple[bytes, ...]:

@@ -1,7 +1,7 @@
 """The answers of one stream: results of requests become responses in its outbox, and each request is counted.
 
-A request is counted where it comes in, in `came_in`, and where its last answer goes out, in `_finish`; nothing else
-counts. Event loop only.
+A request is counted where it comes in, in `Stream.handle`, and where its last answer goes out, in `_finish`; nothing
+else counts. Event loop only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import partial
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers
 from service.api.outbox import Outbox
-from service.api.part import Part
+from service.api.part import Part, pieces
 from service.api.status import TABLE
 from service.engine.results import Failed, Fed, Generated, Result, Scored, Searched
 from service.errors import CarouselError
@@ -28,10 +28,6 @@ class Replies:
         self._observer = observer
         self._parts: dict[Request, Part] = {}
         self._is_last_read = False
-
-    def came_in(self) -> None:
-        """A request came in."""
-        self.num_unanswered += 1
 
     def last_read(self) -> None:
         """No more requests will come: the outbox is closed as soon as all are answered."""
@@ -94,11 +90,12 @@ class Replies:
             self._parts.pop(request, None)
             self.on_failed(request, result)
             return
-        part = self._parts.get(request)
-        if part is None or part.is_taken:
-            part = self._parts[request] = Part(request.session.served.bundle)
-            self._outbox.put_later(partial(answers.generated, request, part), partial(_granted, request, part))
-        part.add(result)
+        for piece in pieces(result, request.session.served.bundle):
+            part = self._parts.get(request)
+            if part is None or part.is_taken or part.room < len(piece.token_ids):
+                part = self._parts[request] = Part(request.session.served.bundle)
+                self._outbox.put_later(partial(answers.generated, request, part), partial(_granted, request, part))
+            part.add(piece)
         if result.finish_reason is not None:
             del self._parts[request]
             self._finish()

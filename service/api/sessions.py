@@ -8,6 +8,7 @@ import grpc
 
 from carousel.v1 import inference_pb2, sessions_pb2_grpc
 from carousel.v1 import sessions_pb2 as pb
+from service.api import convert
 from service.api.caller import CALLER
 from service.api.session_messages import session_info, state_tensor, tensor_message
 from service.errors import CarouselError, InvalidFieldError
@@ -35,13 +36,10 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         size = request.page_size or 100
         if size > _MAX_PAGE_SIZE:
             raise InvalidFieldError(f"page_size = {size} must be 1 to {_MAX_PAGE_SIZE}", field="page_size")
-        if request.page_token and not (request.page_token.isascii() and request.page_token.isdecimal()):
-            raise InvalidFieldError(
-                f"page_token = {request.page_token!r} is not one that a page gave", field="page_token"
-            )
+        after = convert.parse_page_token(request.page_token)
         principal = CALLER.get().principal
         owner = None if principal.is_admin else principal.name
-        found = self._registry.page(int(request.page_token or 0), size + 1, request.model, owner)
+        found = self._registry.page(after, size + 1, request.model, owner)
         return pb.SessionsListResponse(
             sessions=[_info(session) for session in found[:size]],
             next_page_token=str(found[size - 1].serial) if len(found) > size else "",
@@ -84,7 +82,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         caller = CALLER.get()
         session = await self._admin.fork(
             caller.any_key(request.session_id),
-            caller.new_key(request.fork_session_id),
+            caller.new_key(request.fork_session_id, field="fork_session_id"),
             owner=caller.principal.name,
             max_owned=caller.principal.max_sessions,
         )

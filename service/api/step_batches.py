@@ -118,7 +118,7 @@ class StreamBatches:
         outputs = OutputSpec()
         bundle = found.bundle
         if bundle is not None:
-            tokens = convert.frame_items(batch, bundle)
+            tokens = convert.step_batch_items(batch, bundle, self._limits.max_feed_tokens)
             outputs = convert.default_outputs(bundle)
             if batch.HasField("outputs"):
                 outputs = convert.output_spec(batch.outputs, bundle, field="step_batch.outputs")

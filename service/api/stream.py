@@ -49,6 +49,7 @@ class Stream:
         self._observer = observer
         self._outbox = outbox
         self._clock = clock
+        self._is_rated = caller.principal.max_requests_per_s is not None
         self.replies = Replies(outbox, observer)
         self._registry = sessions.registry
         self._requests = sessions.requests
@@ -80,7 +81,7 @@ class Stream:
     @property
     def is_full(self) -> bool:
         """Whether no request should be read for now."""
-        return self._outbox.is_full or self._arrivals.is_full
+        return len(self._outbox.waiting) >= self._outbox.limit or self._arrivals.is_full
 
     async def room(self) -> None:
         """Returns when a request may be read. One task at a time."""
@@ -91,16 +92,16 @@ class Stream:
         """Takes one request in. Whatever is wrong with it is answered."""
         handler, reply = self._handlers[message.WhichOneof("request")]
         request = Request(None, message.request_id, reply, self._clock())
-        self.replies.came_in()
+        self.replies.num_unanswered += 1
         try:
-            self._caller.admit()
-            if not self._arrivals.defers(request, message):
+            if self._is_rated:
+                self._caller.admit()
+            if not (self._arrivals.resuming and self._arrivals.defers(request, message)):
                 handler(request, message)
         except CarouselError as error:
             self.refuse(request, message, error)
         except Exception as error:  # a bug with one request must not cost the others of the stream their answers
-            self._observer.handler_crashed(_METHOD, error)
-            self.refuse(request, message, EngineError("internal error; the server's log says more"))
+            self._crashed(request, message, error)
 
     def last_read(self) -> None:
         """The client will send nothing more."""
@@ -148,6 +149,10 @@ class Stream:
         self._arrivals.opened(request)
         self.replies.refuse(request, session.name if session else message.session_id, session, error)
 
+    def _crashed(self, request: Request, message: pb.StreamRequest, error: Exception) -> None:
+        self._observer.handler_crashed(_METHOD, error)
+        self.refuse(request, message, EngineError("internal error; the server's log says more"))
+
     def _open(self, request: Request, message: pb.StreamRequest) -> None:
         known = self._sessions.get(message.session_id)
         if message.open.HasField("resume"):
@@ -160,10 +165,15 @@ class Stream:
         if session is None:
             return
         feed, bundle = message.feed, session.served.bundle
-        tokens = convert.feed_items(feed, bundle)
-        outputs = convert.default_outputs(bundle)
+        vocabulary, limit = bundle.step_vocabulary, self._requests.limits.max_feed_tokens
+        if vocabulary is None or feed.HasField("features"):
+            tokens = convert.feed_items(feed, bundle, limit)
+        else:
+            tokens = convert.feed_ids(feed, vocabulary, limit)
         if feed.HasField("outputs"):
             outputs = convert.output_spec(feed.outputs, bundle, field="feed.outputs")
+        else:
+            outputs = convert.NEXT_TOKEN if bundle.target_vocabulary is not None else convert.VALUES
         position = feed.position if feed.HasField("position") else None
         self._requests.feed(request, position, tokens, outputs, has_mark=feed.mark)
 
@@ -188,10 +198,18 @@ class Stream:
         if session is None:
             return
         score = message.score
+        limits = self._requests.limits
+        targets = convert.targets(
+            score.targets,
+            session.served.bundle.target_vocabulary,
+            field="score.targets",
+            max_targets=limits.max_forks,
+            limit=limits.max_feed_tokens,
+        )
         self._requests.score(
             request,
             score.position if score.HasField("position") else None,
-            convert.targets(score.targets, session.served.bundle.target_vocabulary, field="score.targets"),
+            targets,
             with_end=score.with_end,
             field="score.",
         )
@@ -235,7 +253,7 @@ class Stream:
         SessionNotFoundError."""
         session = request.session
         if session is None:
-            session = request.session = self._find(message, kind)
+            session = request.session = self._sessions.get(message.session_id) or self._find(message, kind)
             if session.deferred is not None:
                 self._defer(request, message, [session])
                 return None
@@ -293,8 +311,7 @@ class Stream:
         except CarouselError as error:
             self.refuse(request, message, error)
         except Exception as error:  # see `handle`
-            self._observer.handler_crashed(_METHOD, error)
-            self.refuse(request, message, EngineError("internal error; the server's log says more"))
+            self._crashed(request, message, error)
 
     def _on_opened(self, request: Request, result: Result) -> None:
         session, response = request.session, None

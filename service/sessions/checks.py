@@ -82,8 +82,9 @@ def check_outputs(
     field: str,
     trace_size: int = 0,
     token_bytes: int = _TOKEN_BYTES,
-) -> None:
-    """Raises InvalidFieldError for a wrong top_k, AnswerTooLargeError when the answer might be over `max_bytes`.
+) -> int:
+    """The most bytes that one output takes. Raises InvalidFieldError for a wrong top_k, AnswerTooLargeError when the
+    answer might be over `max_bytes`.
 
     vocabulary_size: logits, or values, that a step gives. trace_size: see the function of that name. token_bytes: the
     most that a token takes, see `Bundle.max_token_bytes`. For a step batch num_tokens is the number of its sessions,
@@ -99,7 +100,7 @@ def check_outputs(
             f"{field}.top_k = {outputs.top_k} goes with OUTPUT_KIND_TOP_K alone", field=f"{field}.top_k"
         )
     if outputs.kind is OutputKind.NONE and not outputs.has_trace:
-        return
+        return 0
     each = _OUTPUT_BYTES + trace_size * outputs.has_trace
     if outputs.kind.is_vector:
         each += 4 * vocabulary_size
@@ -107,6 +108,7 @@ def check_outputs(
         each += token_bytes * max(1, outputs.top_k)
     total = each * (num_tokens if outputs.every_position else 1)
     check_answer(total, max_bytes, field=field, advice="feed fewer tokens at a time")
+    return each
 
 
 def check_answer(num_bytes: int, max_bytes: int, *, field: str, advice: str) -> None:

@@ -60,7 +60,7 @@ class Generations:
         if last is None and session.persistence is not NOT_STORED:
             last = Generation(position, decoding, request)
         session.last = last
-        self._requests.admitted(session, following, request.began_s)
+        self._requests.admitted(session, following)
         if last is None:
             request.granted = lambda count, _: engine.grant(session.lane, job, count)
             return
@@ -99,7 +99,7 @@ class Generations:
         job = SearchJob(reply=self._on_searched, tag=request, start=position, search=search, slots=slots)
         engine.submit(session.lane, job)
         session.last = None if session.persistence is NOT_STORED else Generation(position, decoding, request)
-        self._requests.admitted(session, following, request.began_s)
+        self._requests.admitted(session, following)
 
     def leave(self, session: Session) -> None:
         """A session's stream ended: its generation has no listener."""
@@ -119,6 +119,8 @@ class Generations:
             max_tokens=self.limits.max_generate_tokens,
             max_beam_size=self.limits.max_forks,
             field=field,
+            max_answer_bytes=self.limits.max_answer_bytes,
+            token_bytes=session.served.bundle.max_token_bytes,
         )
         self._requests.check_turn(session, "generate.position", position)
         return following

@@ -14,6 +14,7 @@ Event loop only.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from service.engine.items import Item
@@ -99,12 +100,15 @@ class Opening:
         registry.check_open()
         if session_id:
             check_session_id(session_id)
+        source_vocabulary = served.bundle.source_vocabulary
         check_open(
             served.bundle.manifest,
             source,
             outputs,
             max_answer_bytes=self._limits.max_answer_bytes,
             variant=served.variant,
+            token_bytes=served.bundle.max_token_bytes,
+            source_token_bytes=0 if source_vocabulary is None else source_vocabulary.max_token_bytes,
         )
         is_chosen = is_chosen and bool(session_id)
         session = registry.make(served, session_id or registry.directory.new_id(owner), NO_LANE, on_ended)
@@ -136,7 +140,7 @@ class Opening:
         self.num_waiting += 1
         self._tasks.start(self._finish(new))
 
-    async def make(
+    def make(
         self,
         image: Image,
         served: Served,
@@ -146,9 +150,10 @@ class Opening:
         max_owned: int | None = None,
         epoch: int | None = None,
         is_chosen: bool = True,
-    ) -> Session:
-        """Makes a session of an image, which no stream has yet. session_id: empty to have one made; epoch: under which
-        this server has its record already; None: its id is taken first.
+    ) -> asyncio.Task[Session]:
+        """Makes a session of an image, which no stream has yet. It has its id and its place at once; the task finishes
+        it, and raises what keeps it from that. session_id: empty to have one made; epoch: under which this server has
+        its record already; None: its id is taken first.
 
         Raises SnapshotModelError when the model has other state, SessionIdInUseError, ShuttingDownError,
         TooManySessionsError, StoreUnavailableError.
@@ -166,8 +171,13 @@ class Opening:
             persistence.epoch, persistence.has_record = epoch, True
             persistence.stored = (0, image.lane.position)
         registry.directory.add(session, max_owned)
+        return self._tasks.start(self._finish_image(session, image, epoch, takes_id=epoch is None and is_chosen))
+
+    async def _finish_image(self, session: Session, image: Image, epoch: int | None, *, takes_id: bool) -> Session:
+        """Takes the id of a session in OPENING, if it has to, and puts it where its image is."""
+        registry, served, persistence = self._registry, session.served, session.persistence
         try:
-            if epoch is None and is_chosen:
+            if takes_id:
                 await self._take_id(session)
             lane = await self._spill.lane(served.engine)
             if session.is_over:

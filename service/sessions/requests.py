@@ -28,14 +28,18 @@ from service.sessions.checks import (
     check_length,
     check_outputs,
     check_reads_what_it_gives,
+    check_score,
     trace_size,
 )
-from service.sessions.lifecycle import Event, State
+from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.limits import SessionLimits
 from service.sessions.persistence import NOT_STORED
 from service.sessions.registry import Registry
 from service.sessions.replays import Replays
-from service.sessions.session import LastFeed, Request, Session
+from service.sessions.session import LastFeed, Request, Served, Session
+
+_MAX_CHECKED = 256
+"""Kinds of outputs of one model whose checks are remembered."""
 
 
 class Requests:
@@ -63,47 +67,45 @@ class Requests:
                 max_in_flight=self.limits.max_in_flight,
             )
 
-    def admitted(self, session: Session, following: State, now_s: float) -> None:
+    @staticmethod
+    def admitted(session: Session, following: State) -> None:
         """The engine took a request."""
         session.state = following
         session.num_in_flight += 1
-        self._touch(session, now_s)
 
     def ended(self, session: Session, result: Result) -> None:
         """The last answer to a request in flight came."""
         session.ended(result)
-        if not session.is_over:
-            self._touch(session, self.clock())
+        if session.state in LIVE:
+            session.last_used_s = self.clock()
+            if session.newer is not None:  # else it is the one that was used last
+                self._touch(session, session.last_used_s)
             if session.persistence is not NOT_STORED:
                 self.checkpoints.changed(session)
 
     def answered(self, request: Request, name: str) -> None:
         """Reports a request that was done."""
-        bundle = request.session.served.bundle
+        served = request.session.served
+        seconds = self.clock() - request.began_s
         self.observer.request_answered(
-            bundle.model,
-            bundle.version,
-            name,
-            self.clock() - request.began_s,
-            request.num_tokens,
-            trace=request.trace,
+            served.model, served.version, name, seconds, request.num_tokens, trace=request.trace
         )
 
     def progressed(self, request: Request, num_tokens: int) -> None:
         """Reports tokens of a generation."""
-        bundle, now_s = request.session.served.bundle, self.clock()
+        served, now_s = request.session.served, self.clock()
         if request.num_tokens == 0:
-            self.observer.first_token(bundle.model, bundle.version, now_s - request.began_s)
+            self.observer.first_token(served.model, served.version, now_s - request.began_s)
         else:
-            self.observer.next_tokens(bundle.model, bundle.version, (now_s - request.last_s) / num_tokens)
+            self.observer.next_tokens(served.model, served.version, (now_s - request.last_s) / num_tokens)
         request.last_s = now_s
         request.num_tokens += num_tokens
 
     def replayed(self, request: Request, name: str) -> None:
         """Reports a retry that is answered again."""
         request.replayed = True
-        bundle = request.session.served.bundle
-        self.observer.request_replayed(bundle.model, bundle.version, name)
+        served = request.session.served
+        self.observer.request_replayed(served.model, served.version, name)
 
     def feed(
         self,
@@ -119,32 +121,30 @@ class Requests:
 
         Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError.
         """
-        session = request.session
-        request.num_tokens = len(tokens)
+        session, num_tokens = request.session, len(tokens)
+        request.num_tokens = num_tokens
         last = session.last
         if position is not None and isinstance(last, LastFeed) and last.is_repeated_by(position, tokens, outputs):
             self._feed_again(request, last)
             return
+        served = session.served
         following = session.transition(Event.FEED)
-        check_length(len(tokens), self.limits.max_feed_tokens, field="feed")
-        manifest = session.served.bundle.manifest
-        check_kind(manifest, session.served.variant, outputs, field="feed.outputs")
-        check_outputs(
-            outputs,
-            num_tokens=len(tokens),
-            vocabulary_size=manifest.output_size,
-            max_bytes=self.limits.max_answer_bytes,
-            field="feed.outputs",
-            trace_size=trace_size(manifest) if outputs.has_trace else 0,
-        )
-        self.check_turn(session, "feed.position", position)
-        engine = session.served.engine
+        if not 0 < num_tokens <= self.limits.max_feed_tokens:
+            check_length(num_tokens, self.limits.max_feed_tokens, field="feed")
+        # looked up, because the checks take longer than a step of a small model
+        each = served.answer_bytes.get(outputs)
+        if each is None or each * num_tokens > self.limits.max_answer_bytes:
+            self._check_outputs(served, outputs, num_tokens)
+        if session.num_in_flight or (position is not None and position != session.position):
+            self.check_turn(session, "feed.position", position)
+        engine = served.engine
         engine.submit(
             session.lane,
             FeedJob(reply=self._on_fed, tag=request, start=position, tokens=tokens, outputs=outputs, has_mark=has_mark),
         )
         session.last = LastFeed(request, position, tokens, outputs)
-        self.admitted(session, following.state, request.began_s)
+        session.state = following.state
+        session.num_in_flight += 1
         engine.hasten(session.lane)
 
     def score(
@@ -162,6 +162,7 @@ class Requests:
         for at, target in enumerate(targets):
             check_length(len(target), self.limits.max_feed_tokens, field=f"{field}targets[{at}]")
         check_length(sum(map(len, targets)), self.limits.max_feed_tokens, field=f"{field}targets")
+        check_score(targets, max_answer_bytes=self.limits.max_answer_bytes, field=f"{field}targets")
         if with_end:
             eos_id = session.served.bundle.manifest.special_tokens.eos_id
             if eos_id is None:
@@ -178,7 +179,7 @@ class Requests:
             session.lane,
             ScoreJob(reply=self._on_scored, tag=request, start=position, targets=targets, slots=slots),
         )
-        self.admitted(session, following.state, request.began_s)
+        self.admitted(session, following.state)
 
     def cancel(self, session: Session, then: Callable[[int, CarouselError | None], None]) -> None:
         """Ends the session's work in flight at a token boundary, and refuses what waits for its slot.
@@ -196,6 +197,22 @@ class Requests:
             session.lane,
             lambda ended: self.checkpoints.after_pending(session, partial(then, count + ended)),
         )
+
+    def _check_outputs(self, served: Served, outputs: OutputSpec, num_tokens: int) -> None:
+        """Raises InvalidFieldError and its kin, and AnswerTooLargeError; else notes what an output takes."""
+        bundle = served.bundle
+        check_kind(bundle.manifest, served.variant, outputs, field="feed.outputs")
+        each = check_outputs(
+            outputs,
+            num_tokens=num_tokens,
+            vocabulary_size=bundle.manifest.output_size,
+            max_bytes=self.limits.max_answer_bytes,
+            field="feed.outputs",
+            trace_size=trace_size(bundle.manifest) if outputs.has_trace else 0,
+            token_bytes=bundle.max_token_bytes,
+        )
+        if len(served.answer_bytes) < _MAX_CHECKED:
+            served.answer_bytes[outputs] = each if outputs.every_position else 0
 
     def _feed_again(self, request: Request, last: LastFeed) -> None:
         """Answers a retry of the last feed."""
@@ -226,11 +243,16 @@ class Requests:
             return
         last.request, last.result = None, result
         last.start = result.position - len(last.tokens)
-        self._replays.keep(last)
-        waiting, last.waiting = last.waiting, None
-        self.checkpoints.deliver(request, result)
-        for repeat in waiting or ():
-            self.checkpoints.deliver(repeat, result)
+        if last.outputs.kind.is_vector or last.outputs.every_position or last.outputs.has_trace:
+            self._replays.keep(last)
+        if session.persistence is NOT_STORED:
+            request.deliver(result)
+        else:
+            self.checkpoints.deliver(request, result)
+        if last.waiting is not None:
+            waiting, last.waiting = last.waiting, None
+            for repeat in waiting:
+                self.checkpoints.deliver(repeat, result)
 
     def _marked(self, session: Session, result: Fed, mark: LaneState) -> Fed:
         """Keeps a mark, and returns the result without it."""

@@ -139,7 +139,7 @@ class Resume:
     ) -> Session:
         """Makes a session of an image, under an id that nobody has; empty: one is made."""
         image = replace(image, session_id=session_id)
-        return await self._tasks.start(self._opening.make(image, served, session_id, owner=owner, max_owned=max_owned))
+        return await asyncio.shield(self._opening.make(image, served, session_id, owner=owner, max_owned=max_owned))
 
     async def _fetch(self, session_id: str, max_owned: int | None) -> Session:
         """A session from the store."""

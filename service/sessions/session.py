@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
 
 from service.engine.engine import Engine
 from service.engine.items import Item
@@ -41,12 +40,19 @@ class CloseReason(Enum):
     TAKEN = "taken"
 
 
-class Served(NamedTuple):
-    """A bundle and the engine that runs it, by one of its variants."""
+class Served:
+    """A bundle and the engine that runs it, by one of its variants. model, version: the bundle's. answer_bytes: the
+    most that one output takes in an answer, by what is asked, as far as it was checked already: see `Requests`."""
 
-    bundle: Bundle
-    engine: Engine
-    variant: str = BASE_VARIANT
+    __slots__ = ("answer_bytes", "bundle", "engine", "model", "variant", "version")
+
+    def __init__(self, bundle: Bundle, engine: Engine, variant: str = BASE_VARIANT) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        self.variant = variant
+        self.model = bundle.model
+        self.version = bundle.version
+        self.answer_bytes: dict[OutputSpec, int] = {}
 
 
 class Request:
@@ -182,11 +188,11 @@ class Session:
     deferred: deque[Deferred] | None = None
     older: Session | None = None
     newer: Session | None = None
+    name: str = field(init=False)
+    """Its id, as its principal calls it."""
 
-    @property
-    def name(self) -> str:
-        """Its id, as its principal calls it."""
-        return name_of(self.id)
+    def __post_init__(self) -> None:
+        self.name = name_of(self.id)
 
     @property
     def policy(self) -> SessionPolicy:
@@ -249,7 +255,7 @@ class Session:
         """Counts the last answer to one of its requests in flight."""
         self.position = result.position
         self.num_in_flight -= 1
-        if self.num_in_flight == 0 and self.state in LIVE:
+        if not self.num_in_flight and self.state in LIVE:
             self.state = TABLE[self.state, Event.FINISH].state
 
 

@@ -13,7 +13,7 @@ from service.engine.jobs import FrameJob, Lane, OutputSpec
 from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError, QueueFullError
 from service.observer import CALL_TRACE, SessionObserver
-from service.sessions.checks import check_kind, check_outputs
+from service.sessions.checks import check_batch, check_kind, check_outputs
 from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.limits import SessionLimits
 from service.sessions.persistence import NOT_STORED
@@ -22,6 +22,8 @@ from service.sessions.registry import Registry
 from service.sessions.session import Session
 from service.sessions.step_columns import StepBatch, check_columns, select, spread
 
+_ID_BYTES = 9
+"""The most that a token takes in the columns of an answer: its number, and its log-probability."""
 _TOUCHES = 64
 """How many times within its idle timeout a session is marked as used, at most: a mark costs as much as a step."""
 
@@ -135,7 +137,9 @@ class StepBatches:
             vocabulary_size=manifest.output_size,
             max_bytes=self._limits.max_answer_bytes,
             field="step_batch.outputs",
+            token_bytes=_ID_BYTES,
         )
+        check_batch(len(batch.sessions), max_answer_bytes=self._limits.max_answer_bytes, field="step_batch.handles")
         job = FrameJob(
             reply=self._on_stepped,
             tag=request,
@@ -190,9 +194,9 @@ class StepBatches:
             if session.persistence is not NOT_STORED:
                 request.eras[session] = session.persistence.era
                 self._checkpoints.changed(session)
-        bundle = request.sessions[0].served.bundle
+        served = request.sessions[0].served
         self._observer.request_answered(
-            bundle.model, bundle.version, "step_batch", now_s - request.began_s, request.num_tokens, trace=request.trace
+            served.model, served.version, "step_batch", now_s - request.began_s, request.num_tokens, trace=request.trace
         )
         self._answer(request, self._spread(request, stepped, job.outputs))
 

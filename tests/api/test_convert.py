@@ -311,7 +311,7 @@ def test_a_sequence_over_its_limit_is_refused_by_its_count_before_anything_is_lo
         lambda: convert.sequence_ids(ids, words, field="prompt", limit=9),
         lambda: convert.sequence_ids(spaced, words, field="prompt", limit=9),
         lambda: convert.feed_items(feed, domain.bundle(), 9),
-        lambda: convert.frame_items(pb.StepBatch(token_ids=[1] * 10), domain.bundle(), 9),
+        lambda: convert.step_batch_items(pb.StepBatch(token_ids=[1] * 10), domain.bundle(), 9),
         lambda: convert.targets([ids], words, field="targets", limit=9),
         lambda: convert.targets([pb.Sequence(text="K")] * 10, words, field="targets", max_targets=9),
         lambda: convert.decoding(stop, words, 40, field="d"),
