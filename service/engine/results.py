@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.engine.beam import Hypothesis
 from service.engine.decoding import FinishReason, FloatArray, FloatRow
 from service.engine.items import Item
 from service.engine.lane_state import LaneState
 from service.errors import CarouselError
+
+if TYPE_CHECKING:
+    from service.engine.jobs import Job
 
 
 class StepOutput(NamedTuple):
@@ -64,7 +67,7 @@ class Scored(NamedTuple):
 
 
 class Stepped(NamedTuple):
-    """Answers a `FrameJob`: columns in the order of its lanes, N of them, 0 where one failed.
+    """Answers a `StepBatchJob`: columns in the order of its lanes, N of them, 0 where one failed.
 
     positions: [N] after it. token_ids: [N * k] the k most likely next tokens, k = 1 unless more were asked for.
     log_probabilities: [N * k], for `OutputKind.TOP_K`. logits: [N, V], for `OutputKind.LOGITS`. errors: by place.
@@ -86,3 +89,14 @@ class Failed(NamedTuple):
 
 Result = Encoded | Fed | Generated | Searched | Scored | Failed
 """Of a job of one session."""
+
+
+class Produced(NamedTuple):
+    """What came of commands and batches, in order. entries: a job and a result for its `reply`, or None and a function
+    to call. num_ended: jobs that got their last result; num_partial: results that are not the last of their jobs;
+    num_freed: forks that were freed."""
+
+    entries: list[tuple[Job | None, Any]]
+    num_ended: int
+    num_partial: int
+    num_freed: int

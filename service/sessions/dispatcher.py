@@ -79,7 +79,7 @@ class Dispatcher:
         session.served.engine.submit(session.lane, job)
         session.last = LastFeed(request, position, tokens, outputs)
         self._admission.admitted(session, following, request.began_s)
-        session.served.engine.hasten(session.lane)
+        session.served.engine.run_inline_if_lone(session.lane)
 
     def score(
         self,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from service.engine.items import Item
-from service.engine.jobs import FrameJob, Lane, OutputKind, OutputSpec
+from service.engine.jobs import Lane, OutputKind, OutputSpec, StepBatchJob
 from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError, QueueFullError
 from service.observer import CALL_TRACE, SessionObserver
@@ -131,7 +131,7 @@ class Frames:
             max_bytes=self._limits.max_answer_bytes,
             field="step_batch.outputs",
         )
-        job = FrameJob(
+        job = StepBatchJob(
             reply=self._on_stepped,
             tag=request,
             lanes=lanes,
@@ -140,7 +140,7 @@ class Frames:
             counts=counts,
             outputs=frame.outputs,
         )
-        served.engine.submit_frame(job)
+        served.engine.submit_step_batch(job)
         for session in sessions:
             session.state = State.BUSY
             session.num_in_flight += 1
@@ -195,7 +195,7 @@ class Frames:
                     refused[place] = error
         return refused
 
-    def _on_stepped(self, job: FrameJob, stepped: Stepped) -> None:
+    def _on_stepped(self, job: StepBatchJob, stepped: Stepped) -> None:
         request: FrameRequest = job.tag
         now_s = self._clock()
         stale_s = now_s - self._touch_s
