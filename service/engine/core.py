@@ -34,11 +34,11 @@ from service.engine.generations import begin_generation, choose_together
 from service.engine.jobs import GenerateJob, Job, Lane, ScoreJob, SearchJob, StepBatchJob
 from service.engine.lane_state import LaneState
 from service.engine.limits import EngineLimits
-from service.engine.results import Produced
+from service.engine.results import Produced, all_failed
 from service.engine.runner import Ran, Runner
 from service.engine.scheduler import Batch, Costs, Scheduler
 from service.engine.searches import begin_score, begin_search
-from service.engine.step_batches import all_failed, submit_step_batch
+from service.engine.step_batches import submit_step_batch
 from service.engine.step_result import LOGITS, NEXT_TOKEN
 from service.engine.stepper import Stepper
 from service.engine.transfer import read_lanes, write_lane

@@ -12,7 +12,7 @@ from service.engine.lane_state import LaneState
 from service.errors import CarouselError
 
 if TYPE_CHECKING:
-    from service.engine.jobs import Job
+    from service.engine.jobs import Job, StepBatchJob
 
 
 class StepOutput(NamedTuple):
@@ -100,3 +100,11 @@ class Produced(NamedTuple):
     num_ended: int
     num_partial: int
     num_freed: int
+
+
+def all_failed(job: StepBatchJob, error: CarouselError) -> Stepped:
+    """The answer to a step batch none of whose rows could be run."""
+    size = len(job.lanes) * job.width
+    errors = [(place, error) for place in range(len(job.lanes))]
+    scores = [0.0] * size if job.outputs.top_k else []
+    return Stepped([lane.position for lane in job.lanes], [0] * size, scores, None, errors)

@@ -7,9 +7,8 @@ step batch. A row that fails takes no other with it, and its lane goes on at onc
 A gateway sends step batch after step batch of the same sessions. Those follow each other in a chain that is one for all
 lanes, and spare them their own queues, until one of the lanes is asked for anything else.
 
-Everything here is linear in the number of lanes, whatever fails and whoever leaves: a lane's place is looked up in a
-table that is made once, when it is first needed, and rows that leave are taken out of their group in one go when it is
-its turn.
+Everything here is linear in the number of lanes, whatever fails and whoever leaves: a table of places is made once, and
+rows that leave are taken out of their group in one go when its turn comes.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from service.engine.jobs import Lane, OutputKind, StepBatchJob
 from service.engine.results import Failed, Fed, Result, StepOutput, Stepped
 from service.engine.step_result import StepResult, fetch_for
 from service.engine.stepper import ActiveFeed, Stepper
-from service.errors import CarouselError, position_mismatch
+from service.errors import CarouselError, EngineError, position_mismatch
 
 
 def submit_step_batch(stepper: Stepper, job: StepBatchJob, output_size: int) -> ActiveStepBatch:
@@ -40,16 +39,8 @@ def submit_step_batch(stepper: Stepper, job: StepBatchJob, output_size: int) -> 
     return batch
 
 
-def all_failed(job: StepBatchJob, error: CarouselError) -> Stepped:
-    """The answer to a step batch none of whose rows could be run."""
-    size = len(job.lanes) * job.width
-    scores = [0.0] * size if job.outputs.kind is OutputKind.TOP_K else []
-    errors = [(place, error) for place in range(len(job.lanes))]
-    return Stepped([lane.position for lane in job.lanes], [0] * size, scores, None, errors)
-
-
 class ActiveStepBatch:
-    """A step batch from its submission on: its answer's columns as they come together.
+    """A step batch from its submission on, with its answer's columns as they come together.
 
     job: the request. positions: [N] of lanes that are done or have failed; errors: why rows have failed, by place.
     chain: step batches of the same lanes that follow it; is_alone: whether it holds all of its lanes, and only its
@@ -149,7 +140,7 @@ class ActiveStepBatch:
                 self.chain = deque()
 
     def abandon(self, lane: Lane, error: CarouselError) -> None:
-        """See `ActiveJob`. A row that was run already holds its lane on, so that its session is answered in order."""
+        """See `ActiveJob`. A row that was run already holds its lane, so that its session is answered in order."""
         place = self._place(lane)
         if not self._is_started:
             self._fail(place, lane, error)
@@ -179,8 +170,7 @@ class ActiveStepBatch:
 
     def take_group(self, group: Group, result: StepResult, begin: int) -> None:
         """See `CompoundJob`."""
-        job, places = self.job, group.places
-        count = len(places)
+        job, places, count = self.job, group.places, len(group.places)
         lanes = job.lanes if count == len(job.lanes) else [job.lanes[place] for place in places]
         for lane in lanes:
             lane.position += 1
@@ -208,8 +198,17 @@ class ActiveStepBatch:
 
     def start(self) -> None:
         """Its turn has come in every lane."""
-        job = self.job
         self._is_started = True
+        try:
+            self._schedule()
+        except Exception as error:  # a bug of ours must cost no other job anything
+            self._stepper.on_fault(len(self.job.lanes), error)
+            self._give_up(EngineError("the step batch could not be started; the sessions are as they were before"))
+        self._end_if_done()
+
+    def _schedule(self) -> None:
+        """Has its rows run, and refuses those that are elsewhere."""
+        job = self.job
         lanes = job.lanes
         places: Sequence[int] = range(len(lanes))
         is_plain = job.counts is None and not self.errors and not any(lane.pending for lane in lanes)
@@ -226,13 +225,21 @@ class ActiveStepBatch:
             self._groups.append(group)
             self._firsts.append(some[0])
             self._stepper.scheduler.add_group(group)
-        self._end_if_done()
+
+    def _give_up(self, error: CarouselError) -> None:
+        """Fails all rows that it still holds, and lets their lanes go on."""
+        self.unchain()
+        for group in self._groups:
+            self._stepper.scheduler.remove(group)
+        for place, lane in enumerate(self.job.lanes):
+            if lane.active is self and place not in self.errors and not self._is_done[place]:
+                lane.active = None
+                self._fail(place, lane, error)
+                self._stepper.free(lane)
 
     def _set_apart(self) -> list[int]:
-        """Refuses rows that are elsewhere, makes feeds of those that are not plain, and returns the places of the rest.
-
-        The lanes of those that are refused go on after what is answered here.
-        """
+        """Refuses rows that are elsewhere, makes feeds of those that are not plain, and returns the places of the
+        rest. The lanes of those that are refused go on after what is answered here."""
         job = self.job
         plain, apart, elsewhere = [], [], []
         for place, lane in enumerate(job.lanes):
@@ -300,8 +307,10 @@ class ActiveStepBatch:
         stepped = Stepped(self.positions, self._token_ids, self._log_probabilities, self._logits, errors)
         stepper.answer(self.job, stepped)
         if self.chain:
-            following = self.chain.popleft()
-            following.follow(self.chain)
+            following = self.chain.popleft()  # takes the lanes over, with the rest of the chain
+            following.chain, following.is_alone, following._num_waiting = self.chain, True, 0
+            for lane in self.job.lanes:
+                lane.active = following
             stepper.due.append(following.start)
             return
         for lane in self.job.lanes:
@@ -309,11 +318,3 @@ class ActiveStepBatch:
                 lane.active = None
                 if lane.queue:
                     stepper.free(lane)
-
-    def follow(self, chain: deque[ActiveStepBatch]) -> None:
-        """Takes the lanes over from the step batch before it, with the chain that follows both."""
-        self.chain = chain
-        self.is_alone = True
-        self._num_waiting = 0
-        for lane in self.job.lanes:
-            lane.active = self

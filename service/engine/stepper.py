@@ -35,7 +35,7 @@ class Stepper:
     """Advances lanes; only the side that drives the engine calls it. eos_id: the token that ends generations, if any;
     has_readout: whether a graph returns what comes next from a state alone; has_start: whether sessions begin with a
     start token; gives_values: whether the model gives values; read: copies a lane, for marks; release: frees a slot;
-    on_fault: called with an unexpected exception and the number of rows it cost."""
+    on_fault: called with the number of rows that an unexpected exception has cost, and it."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Stepper:
         gives_values: bool = False,
         read: Callable[[Lane], LaneState | None] = lambda lane: None,
         release: Callable[[Slot], None] = lambda slot: None,
-        on_fault: Callable[[Exception, int], None] = lambda error, num_rows: None,
+        on_fault: Callable[[int, Exception], None] = lambda num_rows, error: None,
     ) -> None:
         self.scheduler = scheduler
         self.eos_id = eos_id
@@ -187,7 +187,7 @@ class Stepper:
 
     def begin_failed(self, lane: Lane, job: Job, error: Exception) -> None:
         """Answers a job that raised when it was begun, and keeps its lane serving."""
-        self.on_fault(error, 1)
+        self.on_fault(1, error)
         failure = EngineError("the request could not be started; the session is as it was before")
         active, lane.active = lane.active, None
         if active is None:
