@@ -34,7 +34,7 @@ from service.engine.generations import begin_generation, choose_together
 from service.engine.jobs import GenerateJob, Job, Lane, ScoreJob, SearchJob, StepBatchJob
 from service.engine.lane_state import LaneState
 from service.engine.limits import EngineLimits
-from service.engine.results import Produced, all_failed
+from service.engine.results import Failed, Produced, all_failed
 from service.engine.runner import Ran, Runner
 from service.engine.scheduler import Batch, Costs, Scheduler
 from service.engine.searches import begin_score, begin_search
@@ -168,15 +168,21 @@ class EngineCore:
             if stepper.due:
                 stepper.settle()
 
-    def refuse_all(self, lanes: list[Lane], error: CarouselError) -> None:
-        """Answers every job of lanes `error`, now and from here on."""
-        self._deferred = None
+    def refuse_all(self, error: CarouselError) -> None:
+        """Answers every job `error`, now and from here on."""
+        stepper = self.stepper
         self.take_in()
-        for lane in lanes:
-            lane.refusal = error
-        for lane in lanes:
-            self.stepper.abandon(lane, error)
-        self.stepper.settle()
+        self._handlers[Submit] = lambda lane, job: stepper.answer(job, Failed(lane.position, error))
+        self._handlers[SubmitStepBatch] = lambda job: stepper.answer(job, all_failed(job, error))
+        batch = self._deferred or self.scheduler.next_batch()
+        self._deferred = None
+        while batch is not None or stepper.parked:
+            if batch is not None:
+                self._abandon(batch, error)
+            for generation in list(stepper.parked):
+                stepper.abandon(generation.lane, error)
+            stepper.settle()
+            batch = self.scheduler.next_batch()
 
     def _commit(self, batch: Batch, ran: Ran, began: float, *, has_choices: bool) -> None:
         """Hands each row of a result to its job, and reports the batch. A row that raises fails alone."""
@@ -224,13 +230,15 @@ class EngineCore:
     def _fail(self, batch: Batch, error: Exception) -> None:
         """A batch's run has raised: its jobs are answered, and its lanes are as they were before."""
         self._observer.batch_failed(batch.kind, batch.num_rows, error)
-        failure = EngineError("the model failed to run; the session is as it was before")
+        self._abandon(batch, EngineError("the model failed to run; the session is as it was before"))
+        self.stepper.settle()
+
+    def _abandon(self, batch: Batch, error: CarouselError) -> None:
         for job in batch.jobs:
             if job.lane.active is job:
-                self.stepper.abandon(job.lane, failure)
+                self.stepper.abandon(job.lane, error)
         for group in batch.groups:
-            group.owner.fail_group(group, failure)
-        self.stepper.settle()
+            group.owner.fail_group(group, error)
 
     def _runs_as_burst(self, batch: Batch, driver: Driver) -> bool:
         generations = self._bursts.generations(batch)

@@ -73,11 +73,9 @@ class Engine:
         self._core = EngineCore(bundle, variant, limits, observer, self._report)
         self._inbox = self._core.inbox
         self.session_bytes = self._core.arena.row_bytes
-        self._lanes: set[Lane] = set()
-        self._refusal: CarouselError | None = None
         self._num_waiting = self._num_forks = 0
         self._num_inline = self._num_threaded = 0
-        self._is_pump_due = self._is_delivery_due = False
+        self._is_pump_due = self._is_delivery_due = self._is_delivering = False
         self._latest_lane: Lane | None = None
         self._streak = 0
         self._produced: deque[Produced] = deque()
@@ -122,9 +120,7 @@ class Engine:
         if slot is None:
             raise self._limits.no_slot()
         pending = list(source[-1:]) if self._starts_with_source else self._first_pending
-        lane = Lane(slot, pending, refusal=self._refusal)
-        self._lanes.add(lane)
-        return lane
+        return Lane(slot, pending)
 
     def fork(self, count: int) -> list[Slot]:
         """Slots for a `SearchJob` or a `ScoreJob` that is submitted next; its answer frees them.
@@ -184,7 +180,6 @@ class Engine:
         """Ends the lane's jobs and frees its slot before the next batch, then calls `then` on the event loop. error:
         what the jobs are answered, RequestCancelledError by default. A second call frees nothing twice."""
         self._ask(commands.Close(lane, error or RequestCancelledError("the session was closed"), then))
-        self._lanes.discard(lane)
 
     def read(self, lanes: Sequence[Lane], then: Callable[[list[LaneState | None]], None]) -> None:
         """Copies lanes' state between two batches, then calls `then`. None for a lane that is closed, or whose feed or
@@ -277,23 +272,29 @@ class Engine:
     def _deliver(self) -> None:
         """Delivers what has been produced. On the event loop."""
         self._is_delivery_due = False  # first: what is produced from here on is delivered here, or by another call
+        if self._is_delivering:  # a reply has led to a step: its results come after those that are being delivered
+            return
+        self._is_delivering = True
         produced = self._produced
         began_s = perf_counter()
         has_tokens = False
         num_waiting = self._num_waiting
-        while produced:
-            entries, num_ended, num_partial, num_freed = produced.popleft()
-            for job, result in entries:
-                try:
-                    if job is None:
-                        result()
-                    else:
-                        job.reply(job, result)
-                except Exception as error:  # a bug at the edge must not cost a neighbour its answer
-                    self._report(error)
-            self._num_waiting -= num_ended
-            self._num_forks -= num_freed
-            has_tokens = has_tokens or num_partial > 0
+        try:
+            while produced:
+                entries, num_ended, num_partial, num_freed = produced.popleft()
+                for job, result in entries:
+                    try:
+                        if job is None:
+                            result()
+                        else:
+                            job.reply(job, result)
+                    except Exception as error:  # a bug at the edge must not cost a neighbour its answer
+                        self._report(error)
+                self._num_waiting -= num_ended
+                self._num_forks -= num_freed
+                has_tokens = has_tokens or num_partial > 0
+        finally:
+            self._is_delivering = False
         if self._num_waiting != num_waiting:
             self._observer.queue_changed(self._num_waiting)
         if has_tokens:
@@ -307,8 +308,7 @@ class Engine:
 
     def _refuse_all(self) -> None:
         """The thread has ended: answers what waits, on the event loop."""
-        self._refusal = ShuttingDownError("the model is no longer served: open the session again elsewhere")
-        self._core.refuse_all(list(self._lanes), self._refusal)
+        self._core.refuse_all(ShuttingDownError("this model is no longer served here: open the session elsewhere"))
         self._produced.append(self._core.take_results())
         self._is_thread_driving = False
         self._is_inline_only = True

@@ -110,10 +110,14 @@ class ActiveGeneration(RowJob):
         job.is_parked = True
         if job.num_produced - job.num_granted < job.window:
             job.is_parked = False
+            self._stepper.parked.discard(self)
             self._stepper.scheduler.add("step", self, len(self.inputs) - self.done)
+        else:
+            self._stepper.parked.add(self)
 
     def abandon(self, lane: Lane, error: CarouselError) -> None:
         """See `ActiveJob`."""
+        self._stepper.parked.discard(self)
         self._stepper.scheduler.remove(self)
         self.set_down()
         self._stepper.answer(self.job, Failed(lane.position, error))

@@ -32,8 +32,7 @@ from service.errors import CarouselError, EngineError, position_mismatch
 
 def submit_step_batch(stepper: Stepper, job: StepBatchJob, output_size: int) -> ActiveStepBatch:
     """Puts a step batch at the end of all its lanes' queues, or begins it. output_size: V."""
-    batch = ActiveStepBatch(stepper, job, output_size)
-    head = job.lanes[0].active
+    batch, head = ActiveStepBatch(stepper, job, output_size), job.lanes[0].active
     if head is None or not head.is_followed_by(batch):
         batch.enter()
     return batch
@@ -48,6 +47,7 @@ class ActiveStepBatch:
     """
 
     __slots__ = (
+        "_apart",
         "_firsts",
         "_groups",
         "_is_answered",
@@ -85,15 +85,14 @@ class ActiveStepBatch:
         self._groups: list[Group] = []
         self._firsts: list[int] = []
         self._places: dict[Lane, int] = {}
-        self._is_answered = self._is_started = False
+        self._apart: set[int] = set()
+        self._is_answered = self._is_started = self.is_alone = False
         self.chain: deque[ActiveStepBatch] = deque()
-        self.is_alone = False
 
     def enter(self) -> None:
         """Takes the idle lanes, and a place in the queues of the others."""
-        lanes = self.job.lanes
-        late: list[tuple[int, Lane]] = []
-        for place, lane in enumerate(lanes):
+        late = []
+        for place, lane in enumerate(self.job.lanes):
             if lane.active is None and lane.refusal is None and not lane.queue:
                 lane.active = self
             else:
@@ -241,7 +240,8 @@ class ActiveStepBatch:
         """Refuses rows that are elsewhere, makes feeds of those that are not plain, and returns the places of the
         rest. The lanes of those that are refused go on after what is answered here."""
         job = self.job
-        plain, apart, elsewhere = [], [], []
+        plain: list[int] = []
+        elsewhere: list[Lane] = []
         for place, lane in enumerate(job.lanes):
             if place in self.errors:
                 continue
@@ -253,11 +253,11 @@ class ActiveStepBatch:
             elif count == 1 and not lane.pending:
                 plain.append(place)
             else:
-                apart.append(place)
-        if apart or elsewhere:
+                self._apart.add(place)
+        if self._apart or elsewhere:
             self.unchain()
-        offsets = self._offsets() if apart else []
-        for place in apart:
+        offsets = self._offsets() if self._apart else []
+        for place in sorted(self._apart):
             tokens = job.tokens[offsets[place] : offsets[place + 1]]
             ActiveFeed(self._stepper, job.lanes[place], job, tokens, job.outputs, whole=self, index=place)
         for lane in elsewhere:
@@ -287,10 +287,11 @@ class ActiveStepBatch:
 
     def _drop(self, place: int) -> None:
         """Takes a row that was not run yet out of its group."""
-        group = self._groups[bisect_right(self._firsts, place) - 1]
-        group.dropped.add(place)
-        if not group.num_rows:
-            self._stepper.scheduler.remove(group)
+        if place not in self._apart:
+            group = self._groups[bisect_right(self._firsts, place) - 1]
+            group.dropped.add(place)
+            if not group.num_rows:
+                self._stepper.scheduler.remove(group)
 
     def _fail(self, place: int, lane: Lane, error: CarouselError) -> None:
         self.errors[place] = error
@@ -302,10 +303,9 @@ class ActiveStepBatch:
         if self._num_left or self._num_waiting or self._is_answered:
             return
         self._is_answered = True
-        stepper = self._stepper
-        errors = sorted(self.errors.items())
-        stepped = Stepped(self.positions, self._token_ids, self._log_probabilities, self._logits, errors)
-        stepper.answer(self.job, stepped)
+        stepper, errors = self._stepper, sorted(self.errors.items())
+        columns = self.positions, self._token_ids, self._log_probabilities, self._logits
+        stepper.answer(self.job, Stepped(*columns, errors))
         if self.chain:
             following = self.chain.popleft()  # takes the lanes over, with the rest of the chain
             following.chain, following.is_alone, following._num_waiting = self.chain, True, 0

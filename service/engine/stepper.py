@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from service.engine.results import Failed, Fed, Produced, Result, StepOutput, St
 from service.engine.scheduler import Scheduler
 from service.engine.step_result import LOGITS, NEXT_TOKEN, TOKEN_OUTPUTS, StepResult, fetch_for, known
 from service.errors import CarouselError, EngineError, position_mismatch
+
+if TYPE_CHECKING:
+    from service.engine.generations import ActiveGeneration
 
 
 class Stepper:
@@ -63,10 +66,10 @@ class Stepper:
         }
         self.due: deque[Callable[[], None]] = deque()
         """What `settle` will call: what follows a job begins when the job's own work is finished."""
+        self.parked: set[ActiveGeneration] = set()
+        """Generations that wait for a grant."""
         self.entries: list[tuple[Job | None, Any]] = []
-        self.num_ended = 0
-        self.num_partial = 0
-        self.num_freed = 0
+        self.num_ended = self.num_partial = self.num_freed = 0
 
     def add(self, kind: type[Job], begin: Callable[[Lane, Any], object]) -> None:
         """Registers what begins jobs of a kind. This table is the only place that looks at a job's kind."""
@@ -219,13 +222,10 @@ class ActiveFeed(RowJob):
     ) -> None:
         self.lane, self.job = lane, job
         self.done = self.ticket = 0
-        self.index = index
+        self.index, self.targets = index, targets
         self.scores: list[float] = []
-        self.targets = targets
-        self._stepper = stepper
-        self._outputs = outputs
-        self._has_mark = has_mark
-        self._whole = whole
+        self._stepper, self._outputs = stepper, outputs
+        self._has_mark, self._whole = has_mark, whole
         self._start = lane.position
         self._collected: list[StepOutput] = []
         self.fetch = LOGITS if targets is not None else TOKEN_OUTPUTS.get(outputs) or fetch_for(outputs)
@@ -265,7 +265,7 @@ class ActiveFeed(RowJob):
             if self.fetch is not NEXT_TOKEN:
                 self._collect(result, row, first, done - 1)
             elif outputs.kind is OutputKind.NEXT_TOKEN:
-                self._collected.append(StepOutput(lane.position, [result.next_token(row, width - 1)]))
+                self._collected = [StepOutput(lane.position, [result.next_token(row, width - 1)])]
         elif outputs.every_position:
             # an output after each target token of the chunk; one after all that was pending when there is no other
             self._collect(result, row, first, max(first, num_pending) if len(self.inputs) > num_pending else done - 1)

@@ -187,6 +187,30 @@ async def test_a_step_batch_that_cannot_be_taken_in_is_answered(tiny_repository:
         assert isinstance(await caller.feed(lanes[0], [1]), Fed)
 
 
+async def test_what_a_reply_asks_for_comes_after_what_is_being_delivered(tiny_repository: Path) -> None:
+    """Also when it is run at once, for a lane that is alone: a read sees its callback before later results."""
+    async with running(tiny_repository / "tiny-lm" / "1", EngineLimits(num_slots=8, inline_s=10.0)) as caller:
+        lane = caller.engine.open()
+        for _ in range(20):
+            caller.engine.run_inline_if_lone(lane)
+        order: list[str] = []
+
+        def again(job: Job, result: Result) -> None:
+            order.append("first")
+            caller.engine.submit(lane, FeedJob(reply=second, start=None, tokens=[2], outputs=NOTHING))
+            caller.engine.run_inline_if_lone(lane)
+
+        def second(job: Job, result: Result) -> None:
+            order.append("second")
+
+        caller.engine.submit(lane, FeedJob(reply=again, start=None, tokens=[1], outputs=NOTHING))
+        caller.engine.cancel(lane, lambda count: order.append("cancelled"))
+        caller.engine.read([lane], lambda states: order.append("read"))
+        assert isinstance(await caller.feed(lane, [3]), Fed)
+        await asyncio.sleep(0.01)
+    assert order == ["first", "cancelled", "read", "second"]
+
+
 async def test_what_waits_when_an_engine_stops_is_answered_and_so_is_what_comes_later(tiny_repository: Path) -> None:
     async with running(tiny_repository / "tiny-endless" / "1") as caller:
         parked, fed = caller.engine.open(), caller.engine.open()
