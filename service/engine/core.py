@@ -224,7 +224,7 @@ class EngineCore:
         self._observer.batch_ran(report)
         if self._observer.is_tracing:
             owners: dict[int, Job] = {id(job.job): job.job for job in batch.jobs}
-            owners |= {id(group.owner): group.owner.job for group in batch.groups}
+            owners |= {id(group.owner.job): group.owner.job for group in batch.groups}
             self._observer.batch_traced([job.tag for job in owners.values()], report)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
