@@ -99,7 +99,7 @@ class Engine:
         if self._thread.is_alive():
             self._handed_over.put(False)
             self._thread.join()
-        with suppress(RuntimeError):  # the event loop is closed: there is nobody to be answered
+        with suppress(RuntimeError):  # the event loop is closed: no caller is left to answer
             self._loop.call_soon_threadsafe(self._refuse_all)
 
     @property

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 class StepOutput(NamedTuple):
     """What the model says comes next at `position`. logits: [V], for `OutputKind.LOGITS` and `OutputKind.VALUES` alone.
-    trace: what a look inside the step told, [units] or [source] each, by name."""
+    trace: the outputs of the trace graph for the step, [units] or [source] each, by name."""
 
     position: int
     token_ids: list[int]

@@ -1,4 +1,4 @@
-"""The trace graph: what a look inside one step of each row tells. Its inputs and outputs are known here alone."""
+"""The trace graph: what one step of each row does inside. Its inputs and outputs are known here alone."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class TraceGraph:
         given = {**dict(zip(self._inputs, (tokens, lengths, *states, *contexts), strict=True)), **self._constants}
         feeds = {name: array for name, array in given.items() if name in self._read}
         found = self._session.run(list(self._outputs.values()), feeds)
-        told: dict[str, list[FloatArray]] = {}
+        by_name: dict[str, list[FloatArray]] = {}
         for name, array in zip(self._outputs, found, strict=True):
             rows = [row.astype(np.float32, copy=False) for row in array[: len(sources)]]
             if name in self._over_source:
                 rows = [row[:, :length] for row, length in zip(rows, sources, strict=True)]
-            told[name] = rows
-        return told
+            by_name[name] = rows
+        return by_name

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from service.engine.commands import Cancel, Close, Read, Submit, SubmitStepBatch, Write
@@ -172,6 +175,37 @@ async def test_an_engine_without_a_thread_runs_everything_on_the_event_loop() ->
     assert engine.statistics.num_threaded == 0
     assert threading.active_count() == num_threads
     engine.stop()
+
+
+async def test_a_fed_token_of_a_lone_session_crosses_few_calls_and_files() -> None:
+    """From `submit` to the job's reply, warm: Python calls into the engine's files, counted by the interpreter."""
+    loop = asyncio.get_running_loop()
+    limits = replace(LIMITS, inline_s=10.0)
+    engine = Engine(arithmetic_bundle(ArithmeticGraph()), limits, Recorder(), loop, lambda error: None)
+    engine.start()
+    lane = engine.open()
+    calls: list[str] = []
+    answers: list[Any] = []
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.parent.name == "engine" and path.parent.parent.name == "service":
+            calls.append(path.name)
+
+    for _ in range(40):
+        calls.clear()
+        sys.setprofile(profile)
+        engine.submit(
+            lane,
+            FeedJob(reply=lambda job, result: answers.append(result), start=None, tokens=[2], outputs=OutputSpec()),
+        )
+        engine.run_inline_if_lone(lane)
+        sys.setprofile(None)
+        await asyncio.sleep(0.001)
+    engine.stop()
+    assert len(answers) == 40
+    assert len(calls) <= 26
+    assert len(set(calls)) <= 7
 
 
 def feed_replied(tokens: list[int]) -> FeedJob:
