@@ -71,8 +71,7 @@ class ActiveStepBatch:
     generation: ClassVar[None] = None
 
     def __init__(self, stepper: Stepper, job: StepBatchJob, output_size: int) -> None:
-        self._stepper = stepper
-        self.job = job
+        self._stepper, self.job = stepper, job
         count = len(job.lanes)
         kind, size = job.outputs.kind, count * job.width
         self.positions = [0] * count
@@ -183,9 +182,10 @@ class ActiveStepBatch:
             for row, place, lane in zip(range(begin, begin + count), places, lanes, strict=True):
                 output = result.output(row, 0, job.outputs, lane.position)
                 self._store(place, lane.position, [] if output is None else [output])
-        for place in places:
-            self._is_done[place] = 1
         self._num_left -= count
+        if self._num_left:  # else it is answered now, and no row is asked about again
+            for place in places:
+                self._is_done[place] = 1
         self._end_if_done()
 
     def fail_group(self, group: Group, error: CarouselError) -> None:
