@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 GraphKind = Literal["encoder", "step", "readout"]
 
 
-@dataclass(frozen=True, slots=True)
-class BatchReport:
+class BatchReport(NamedTuple):
     """One run of a graph.
 
     num_rows: sessions advanced; num_tokens: tokens consumed by them; capacity: rows times time of the padded run;

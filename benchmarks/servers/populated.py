@@ -65,7 +65,7 @@ async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) 
             while engine.statistics.num_waiting:  # noqa: ASYNC110  # a benchmark may look
                 await asyncio.sleep(0)
     if not feed:
-        for state in engine._arena._states:
+        for state in engine._core.arena._states:
             state.values[state.at(slice(1, num_sessions + 1))] = 1
     gc.collect()
     print(json.dumps({"port": addresses.port, "before": before, "after": resident_bytes()}), flush=True)

@@ -73,7 +73,7 @@ class Arena:
         self._free: list[int] = []
         self._num_touched = 0
         self._buffers: dict[int, list[Array]] = {}
-        self._kept: tuple[bytes, IntArray, list[Array]] | None = None
+        self._kept: tuple[IntArray, IntArray, list[Array]] | None = None
         """The rows of the batch that was run last, with padding and without, and its state."""
 
     @property
@@ -119,7 +119,8 @@ class Arena:
         Raises nothing: rows are checked where they are handed out.
         """
         if self._kept is not None:
-            if self._kept[0] == rows.tobytes():
+            # most often it is the very array: then nothing need be compared
+            if self._kept[0] is rows or self._kept[0].tobytes() == rows.tobytes():
                 return self._kept[2]
             self.flush()
         buffers = self._buffers.get(len(rows))
@@ -137,12 +138,13 @@ class Arena:
     def keep(self, rows: IntArray, count: int, values: list[Array]) -> None:
         """Takes the state that a batch has now: as `scatter` of the first `count` rows, when it is asked for.
 
-        rows: [B] as they were gathered; values: one [.., B, ..] array a state tensor, the arena's from now on.
+        rows: [B] as they were gathered, not changed from now on;
+        values: one [.., B, ..] array a state tensor, the arena's from now on.
         """
-        key = rows.tobytes()
-        if self._kept is not None and self._kept[0] != key:
+        kept = self._kept
+        if kept is not None and kept[0] is not rows and kept[0].tobytes() != rows.tobytes():
             self.flush()
-        self._kept = (key, rows[:count], values)
+        self._kept = (rows, rows[:count], values)
 
     def flush(self) -> None:
         """Writes what was kept aside to the arrays."""

@@ -1,4 +1,4 @@
-"""Beam search as a machine that is told logits and tells what to run next: no graph, no state, no clock.
+"""Beam search as a machine that takes logits and returns what to run next: no graph, no state, no clock.
 
 1. The beams are rows of the batch, best first. A step keeps the best of all their continuations by one token, so that
    a row's state comes from the row that was its parent: the engine gathers the rows by `parents`, feeds them `tokens`.

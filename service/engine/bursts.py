@@ -6,7 +6,8 @@ step costs little more than its run and, where it is not the likeliest token tha
 1. A token that ends a generation, or fills its window, is committed as any other batch's is: what a session gets never
    depends on whether it went in a burst.
 2. Where a generation ends, its state is written to the arena as it is then. Its row runs on idle, until the burst ends.
-3. A burst ends when the driver is called, but not in its first half of a millisecond: a burst costs something to set
+3. A burst ends when a row's token cannot be chosen: that step is undone, and taken again by a batch of its own.
+4. A burst ends when the driver is called, but not in its first half of a millisecond: a burst costs something to set
    up, and when many come and go all would be spent on that.
 """
 
@@ -19,13 +20,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.decoding import Choice, IntArray, choose_batch
-from service.engine.jobs import GenerateJob, Lane, begun
-from service.engine.outcome import Outcome
-from service.engine.runner import Burst, Runner
+from service.engine.arena import Arena, Array
+from service.engine.decoding import IntArray, choose_batch
+from service.engine.generations import ActiveGeneration
+from service.engine.jobs import begun
+from service.engine.runner import StepGraph, padded
 from service.engine.scheduler import Batch
+from service.engine.step_result import FetchSpec, StepResult
 from service.engine.stepper import Stepper
-from service.engine.wants import Wants
 from service.observer import BatchReport, EngineObserver
 
 _LEAST_S = 0.001
@@ -40,105 +42,156 @@ class Driver(Protocol):
     def is_called(self) -> bool:
         """Whether there is something else to do."""
 
-    def is_listening(self) -> bool:
-        """Whether what is told now is taken at once. What is not waits, and more may be told with it."""
+    def can_deliver(self) -> bool:
+        """Whether tokens are delivered at once now. Until then they wait, and leave together with those that follow."""
 
-    def tell(self) -> None:
-        """Passes on what came of jobs."""
+    def deliver(self) -> None:
+        """Passes the results so far on to the event loop."""
 
 
 class Bursts:
     """Runs bursts. The thread that drives the engine alone."""
 
-    def __init__(self, runner: Runner, stepper: Stepper, observer: EngineObserver, output_size: int) -> None:
-        self._runner = runner
+    def __init__(
+        self, arena: Arena, graph: StepGraph, stepper: Stepper, observer: EngineObserver, output_size: int
+    ) -> None:
+        self._arena = arena
+        self._graph = graph
         self._stepper = stepper
         self._observer = observer
         self._output_size = output_size
+        self._is_barred = False
 
-    def fits(self, batch: Batch) -> bool:
-        """Whether all of a batch can go in a burst, and nothing else waits."""
+    def generations(self, batch: Batch) -> list[ActiveGeneration]:
+        """Those of a batch, if all of it can go in a burst and nothing else waits; else none."""
+        if self._is_barred:
+            self._is_barred = False
+            return []
         if batch.kind != "step" or batch.groups or batch.width > 1 or len(self._stepper.scheduler):
-            return False
-        return all(isinstance(lane.job, GenerateJob) and lane.job.room >= _LEAST_ROOM for lane in batch.lanes)
+            return []
+        found = [generation for generation in (job.generation for job in batch.jobs) if generation is not None]
+        if len(found) < len(batch.jobs) or any(generation.request.room < _LEAST_ROOM for generation in found):
+            return []
+        return found
 
-    def run(self, lanes: list[Lane], driver: Driver) -> tuple[list[Lane], Exception | None]:
-        """Steps lanes until the driver is called, or they must stop. Every token is committed then.
+    def run(self, jobs: list[ActiveGeneration], driver: Driver) -> tuple[list[ActiveGeneration], Exception | None]:
+        """Steps generations until the driver is called, or they must stop. Every token is committed then.
 
-        Returns the lanes that go on, and what a run raised, if one did: their state is as it was before that run.
+        Returns those that go on, and what a run raised, if one did: their state is as it was before that run.
         """
-        progress = _Progress(lanes, self._runner.burst(lanes), self._stepper, self._output_size)
-        tags = [lane.job.tag for lane in lanes if lane.job is not None]
+        burst = Burst(self._arena, self._graph, [job.lane.slot.row for job in jobs], [j.lane.context_row for j in jobs])
+        progress = _Progress(jobs, burst, self._stepper, self._output_size)
         error = None
         began = perf_counter()
-        queue_s = begun((lane.job for lane in lanes), began)
+        queue_s = begun([job.job for job in jobs], began)
         ready_at_s = began + _LEAST_S
         while not progress.must_stop:
             num_rows = len(progress.active)
             began = perf_counter()
             try:
-                outcome = progress.burst.step(progress.tokens, progress.wants)
+                result = burst.step(progress.tokens, progress.fetch)
             except Exception as raised:  # ONNX Runtime raises classes of its own
                 error = raised
                 break
             committing = perf_counter()
-            progress.take(outcome)
-            if driver.is_listening():
+            try:
+                progress.take(result)
+            except Exception:  # the next batch takes this step again, and finds out which row it is
+                burst.undo()
+                self._is_barred = True
+                break
+            if driver.can_deliver():
                 progress.commit()
-                driver.tell()
+                driver.deliver()
             ended = perf_counter()
             times = committing - began, ended - committing
-            report = BatchReport("step", num_rows, num_rows, progress.burst.capacity, queue_s, 0.0, *times)
+            report = BatchReport("step", num_rows, num_rows, burst.capacity, queue_s, 0.0, *times)
             self._observer.batch_ran(report)
             if self._observer.is_tracing:
-                self._observer.batch_traced(tags, report)
+                self._observer.batch_traced([job.job.tag for job in jobs], report)
             queue_s = ()
             if ended >= ready_at_s and driver.is_called():
                 break
         return progress.end(), error
 
 
-class _Progress:
-    """How far a burst's lanes are.
+class Burst:
+    """Rows that step again and again: their state goes from run to run, and back to the arena when it is saved.
 
-    active: places of those that go on; tokens: [B] what comes next in each row; burst: their state; wants: what their
-    runs have to tell.
+    rows, context_rows: [B].
     """
 
-    def __init__(self, lanes: list[Lane], burst: Burst, stepper: Stepper, output_size: int) -> None:
-        jobs = [_generation(lane) for lane in lanes]
-        self.active = list(range(len(lanes)))
-        self.tokens: IntArray = np.array([lane.inputs[0] for lane in lanes])
-        self.burst = burst
-        self._lanes = lanes
-        self._stepper = stepper
+    def __init__(self, arena: Arena, graph: StepGraph, rows: list[int], context_rows: list[int]) -> None:
+        self._arena = arena
+        self._graph = graph
+        self._count = len(rows)
+        self._rows = padded(rows)
+        self._states: list[Array] = arena.gather(self._rows)
+        self._before = self._states
+        self._contexts = arena.gather_context(padded(context_rows))
+        self._tokens = np.zeros((len(self._rows), 1), dtype=np.int64)
+        self._lengths = np.ones(len(self._rows), dtype=np.int64)
+
+    @property
+    def capacity(self) -> int:
+        """Rows with padding."""
+        return len(self._rows)
+
+    def step(self, tokens: IntArray | list[int], fetch: FetchSpec) -> StepResult:
+        """Consumes one token a row. tokens: [B]. Raises what ONNX Runtime raises, having changed nothing."""
+        self._tokens[: self._count, 0] = tokens
+        result, states = self._graph.run(self._tokens, self._lengths, self._states, self._contexts, fetch)
+        self._before, self._states = self._states, states
+        return result
+
+    def undo(self) -> None:
+        """Makes the last step undone. Once."""
+        self._states = self._before
+
+    def save(self, places: list[int]) -> None:
+        """Writes the state of some of the rows to the arena."""
+        self._arena.scatter(self._rows[places], self._states, places=places)
+
+
+class _Progress:
+    """How far a burst's generations are.
+
+    active: places of those that go on; tokens: [B] what comes next in each row; fetch: what their runs must fetch.
+    """
+
+    def __init__(self, jobs: list[ActiveGeneration], burst: Burst, stepper: Stepper, output_size: int) -> None:
+        self.active = list(range(len(jobs)))
+        self.tokens: IntArray = np.array([job.inputs[0] for job in jobs])
+        self._burst = burst
+        self._jobs = jobs
         self._steps: list[list[int]] = []
         self._choosers = [place for place, job in enumerate(jobs) if not job.takes_likeliest]
         self._scores: dict[int, list[float]] = {
-            place: [] for place in self._choosers if jobs[place].decoding.log_probabilities
+            place: [] for place in self._choosers if jobs[place].request.decoding.log_probabilities
         }
-        self.wants = Wants(logits=stepper.keeps_logits or bool(self._choosers))
+        self.fetch = FetchSpec(logits=stepper.keeps_logits or bool(self._choosers))
         self._is_end = np.zeros(output_size, np.bool_)
         self._is_end[_ends(jobs, stepper.eos_id)] = True
-        self._left = np.array([job.decoding.max_tokens - job.num_produced for job in jobs])
-        self._room = min(job.room for job in jobs)
+        self._left = np.array([job.request.decoding.max_tokens - job.request.num_produced for job in jobs])
+        self._room = min(job.request.room for job in jobs)
 
     @property
     def must_stop(self) -> bool:
         """Whether a window is full, or most rows run on idle."""
-        return self._room <= 0 or 2 * len(self.active) < len(self._lanes)
+        return self._room <= 0 or 2 * len(self.active) < len(self._jobs)
 
-    def take(self, outcome: Outcome) -> None:
-        """Takes in what a step told."""
-        assert outcome.next_tokens is not None  # noqa: S101  # of one token a row they are always told
-        self.tokens = outcome.next_tokens[: len(self._lanes), 0].astype(np.int64)
-        scores = self._choose(outcome) if self._choosers else {}
+    def take(self, result: StepResult) -> None:
+        """Takes in the result of a step. Raises what choosing raises."""
+        if result.next_tokens is None:
+            raise ValueError("a step of one token a row gave no next tokens")
+        self.tokens = result.next_tokens[: len(self._jobs), 0].astype(np.int64)
+        scores = self._choose(result) if self._choosers else {}
         self._left -= 1
         ends = self._is_end[self.tokens] | (self._left == 0)
         if ends.any():
-            self._end_rows(ends, scores, outcome)
+            self._end_rows(ends, scores, result)
         for place in self._choosers:
-            _choice(self._lanes[place]).advance(int(self.tokens[place]))
+            self._jobs[place].advance_choice(int(self.tokens[place]))
             if place in self._scores:
                 self._scores[place].append(scores[place])
         self._steps.append(self.tokens.tolist())
@@ -152,58 +205,45 @@ class _Progress:
             columns = list(zip(*self._steps, strict=True))
             for place in self.active:
                 self._commit(place, list(columns[place]))
-            self._room = min(_generation(self._lanes[place]).room for place in self.active)
+            self._room = min(self._jobs[place].request.room for place in self.active)
         self._steps.clear()
+
+    def end(self) -> list[ActiveGeneration]:
+        """Commits everything, writes the state to the arena, and lets the generations that go on wait for their next
+        batch. Returns them."""
+        self.commit()
+        self._burst.save(self.active)
+        going = [self._jobs[place] for place in self.active]
+        for job in going:
+            job.schedule_next()
+        return going
 
     def _commit(self, place: int, token_ids: list[int]) -> None:
         scores = self._scores.get(place)
         if scores is not None:
             self._scores[place] = []
-        self._stepper.generated(self._lanes[place], token_ids, scores)
+        self._jobs[place].take_many(token_ids, scores)
 
-    def _choose(self, outcome: Outcome) -> dict[int, float]:
+    def _choose(self, result: StepResult) -> dict[int, float]:
         """Puts the tokens of those that do not take the likeliest in its place. Returns their log-probabilities, NaN
         where they were not asked for."""
-        assert outcome.logits is not None  # noqa: S101  # they were wanted
-        choices = [_choice(self._lanes[place]) for place in self._choosers]
-        chosen, scores = choose_batch(outcome.logits[self._choosers, 0], choices)
+        choices = [choice for choice in (self._jobs[place].choice for place in self._choosers) if choice is not None]
+        chosen, scores = choose_batch(result.row(self._choosers, 0), choices)
         self.tokens[self._choosers] = chosen
         return dict(zip(self._choosers, scores.tolist(), strict=True))
 
-    def end(self) -> list[Lane]:
-        """Commits everything, writes the state to the arena, and lets the lanes that go on wait for their next batch.
-        Returns them."""
-        self.commit()
-        self.burst.save(self.active)
-        lanes = [self._lanes[place] for place in self.active]
-        for lane in lanes:
-            self._stepper.go_on(lane)
-        return lanes
-
-    def _end_rows(self, ends: NDArray[np.bool_], scores: dict[int, float], outcome: Outcome) -> None:
+    def _end_rows(self, ends: NDArray[np.bool_], scores: dict[int, float], result: StepResult) -> None:
         ended = [place for place in self.active if ends[place]]
         self.active = [place for place in self.active if not ends[place]]
         self._choosers = [place for place in self._choosers if not ends[place]]
-        self.burst.save(ended)
+        self._burst.save(ended)
         for place in ended:
             if self._steps:
                 self._commit(place, [step[place] for step in self._steps])
-            token = int(self.tokens[place])
-            self._stepper.chose(self._lanes[place], token, scores.get(place, nan), outcome, place)
+            self._jobs[place].commit_token(int(self.tokens[place]), scores.get(place, nan), result, place)
 
 
-def _choice(lane: Lane) -> Choice:
-    choice = _generation(lane).choice
-    assert choice is not None  # noqa: S101  # made when the generation began
-    return choice
-
-
-def _generation(lane: Lane) -> GenerateJob:
-    assert isinstance(lane.job, GenerateJob)  # noqa: S101  # `fits` has looked
-    return lane.job
-
-
-def _ends(jobs: list[GenerateJob], eos_id: int | None) -> list[int]:
+def _ends(jobs: list[ActiveGeneration], eos_id: int | None) -> list[int]:
     """Tokens that may end one of the generations."""
-    ends = set().union(*(job.decoding.stop_ids for job in jobs))
+    ends = set().union(*(job.request.decoding.stop_ids for job in jobs))
     return sorted(ends if eos_id is None else ends | {eos_id})

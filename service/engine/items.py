@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from service.engine.graph import Array
+from service.engine.arena import Array
 
 Item: TypeAlias = int | bytes
 """A token's number, or a vector."""

@@ -1,8 +1,10 @@
-"""What an engine is allowed, and how it stands."""
+"""What an engine is allowed, what it answers past that, and how it stands."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from service.errors import NoSlotError, QueueFullError
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,30 @@ class EngineLimits:
     max_batch_tokens: int = 256
     max_chunk_tokens: int = 32
     inline_s: float = 0.0005
+
+    def no_slot(self) -> NoSlotError:
+        """Every session slot is taken."""
+        return NoSlotError(
+            f"all {self.num_slots} session slots are taken: close a session, or try again later",
+            retry_delay_s=1.0,
+            max_sessions=self.num_slots,
+        )
+
+    def no_fork(self, num_used: int) -> QueueFullError:
+        """Too many beams and targets are at work."""
+        return QueueFullError(
+            f"{num_used} beams and targets are at work, and the most is {self.num_forks}: try again later",
+            retry_delay_s=0.1,
+            max_forks=self.num_forks,
+        )
+
+    def queue_full(self, num_waiting: int) -> QueueFullError:
+        """Too many requests wait."""
+        return QueueFullError(
+            f"{num_waiting} requests wait already, the most this model's queue holds: try again later",
+            retry_delay_s=0.1,
+            max_waiting=self.max_waiting,
+        )
 
 
 @dataclass(frozen=True, slots=True)

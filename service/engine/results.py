@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.engine.beam import Hypothesis
 from service.engine.decoding import FinishReason, FloatArray, FloatRow
@@ -11,10 +11,13 @@ from service.engine.items import Item
 from service.engine.lane_state import LaneState
 from service.errors import CarouselError
 
+if TYPE_CHECKING:
+    from service.engine.jobs import Job, StepBatchJob
+
 
 class StepOutput(NamedTuple):
     """What the model says comes next at `position`. logits: [V], for `OutputKind.LOGITS` and `OutputKind.VALUES` alone.
-    trace: what a look inside the step told, [units] or [source] each, by name."""
+    trace: the outputs of the trace graph for the step, [units] or [source] each, by name."""
 
     position: int
     token_ids: list[int]
@@ -64,7 +67,7 @@ class Scored(NamedTuple):
 
 
 class Stepped(NamedTuple):
-    """Answers a `FrameJob`: columns in the order of its lanes, N of them, 0 where one failed.
+    """Answers a `StepBatchJob`: columns in the order of its lanes, N of them, 0 where one failed.
 
     positions: [N] after it. token_ids: [N * k] the k most likely next tokens, k = 1 unless more were asked for.
     log_probabilities: [N * k], for `OutputKind.TOP_K`. logits: [N, V], for `OutputKind.LOGITS`. errors: by place.
@@ -86,3 +89,22 @@ class Failed(NamedTuple):
 
 Result = Encoded | Fed | Generated | Searched | Scored | Failed
 """Of a job of one session."""
+
+
+class Produced(NamedTuple):
+    """What came of commands and batches, in order. entries: a job and a result for its `reply`, or None and a function
+    to call. num_ended: jobs that got their last result; num_partial: results that are not the last of their jobs;
+    num_freed: forks that were freed."""
+
+    entries: list[tuple[Job | None, Any]]
+    num_ended: int
+    num_partial: int
+    num_freed: int
+
+
+def all_failed(job: StepBatchJob, error: CarouselError) -> Stepped:
+    """The answer to a step batch none of whose rows could be run."""
+    size = len(job.lanes) * job.width
+    errors = [(place, error) for place in range(len(job.lanes))]
+    scores = [0.0] * size if job.outputs.top_k else []
+    return Stepped([lane.position for lane in job.lanes], [0] * size, scores, None, errors)

@@ -1,4 +1,7 @@
-"""Runs batches: arrays in, arrays out. Knows lanes only as rows, and nothing of queues, requests or answers.
+"""Runs batches: arrays in, arrays out. Knows jobs only as rows, and nothing of queues, requests or answers.
+
+Which inputs and outputs the step graph of a variant has is known here alone. A graph whose batch axis is fixed at 1 is
+run row by row. Arrays that are the same from batch to batch are kept: making one costs as much as ten lines of Python.
 
 Shapes: `B` rows, padded up to a bucket; `T` time; `S` source; `V` vocabulary.
 """
@@ -11,32 +14,91 @@ from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
+import onnxruntime as ort
 
-from service.engine.arena import Arena, IntArray
+from service.engine.arena import Arena, Array, IntArray
 from service.engine.decoding import FloatArray
-from service.engine.graph import Array, Graph
-from service.engine.items import Items
-from service.engine.jobs import EncodeJob, Lane
-from service.engine.outcome import Outcome
+from service.engine.items import Item, Items
 from service.engine.scheduler import Batch
-from service.engine.step_graph import StepGraph
+from service.engine.step_result import LOGITS, FetchSpec, StepResult
 from service.engine.trace_graph import TraceGraph
-from service.engine.wants import Wants
 from service.observer import GraphKind
 from service.repository.bundle import Bundle
-from service.repository.manifest import SOURCE_MULTIPLE
+from service.repository.manifest import SOURCE_MULTIPLE, Manifest, StepSpec
 
 ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """The batch sizes that graphs are run at: memory then does not grow with every size that traffic happens to make."""
 
 
 class Ran(NamedTuple):
-    """A batch that was run. outcome: None for the encoder; capacity: rows times width with padding."""
+    """A batch that was run. result: of the encoder, without logits; capacity: rows times width with padding."""
 
-    outcome: Outcome | None
+    result: StepResult
     capacity: int
     gather_s: float
     run_s: float
+
+
+class StepGraph:
+    """The step graph: advances rows. One thread at a time; ONNX Runtime releases the GIL while it runs."""
+
+    def __init__(self, manifest: Manifest, session: ort.InferenceSession, spec: StepSpec) -> None:
+        self._session = session
+        self._spec = spec
+        self._states = [state.input for state in manifest.states]
+        self._carried = [tensor.name for tensor in self._states] + [one.input.name for one in manifest.contexts]
+        self._input, self._output = spec.input.name, spec.output.name
+        self._lengths = None if spec.lengths is None else spec.lengths.name
+        self._gives_values = spec.values is not None
+        self._constants = {one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in spec.constants}
+        states = [state.output for state in manifest.states]
+        self._num_states = len(states)
+        heads = [] if spec.next_token is None else [spec.next_token.name]
+        self._has_next_token = bool(heads)
+        self._names = {False: [*states, *heads], True: [*states, *heads, self._output]}
+
+    def run(
+        self, tokens: Array, lengths: IntArray, states: list[Array], contexts: list[Array], fetch: FetchSpec
+    ) -> tuple[StepResult, list[Array]]:
+        """One run. tokens: [B, T], or features [B, T, F]; lengths: [B]; states, contexts: in the manifest's order.
+        Returns what it gave, and the next states. Raises what ONNX Runtime raises."""
+        feeds: dict[str, Array] = dict(zip(self._carried, (*states, *contexts), strict=True))
+        feeds[self._input] = tokens
+        if self._lengths is not None:
+            feeds[self._lengths] = lengths
+        if self._constants:
+            feeds |= self._constants
+        top_k = self._spec.top_k if fetch.top_k else None
+        has_logits = fetch.logits or not self._has_next_token or (fetch.top_k > 0 and top_k is None)
+        names = self._names[has_logits]
+        if top_k is not None:
+            feeds[top_k.k.name] = np.array([fetch.top_k], np.int64)
+            names = [*names, top_k.log_probabilities.name, top_k.token_ids.name]
+        if self._spec.max_rows == 1 and len(tokens) > 1:
+            outputs = self._run_rows(names, feeds, len(tokens))
+        else:
+            outputs = self._session.run(names, feeds)
+        ranked = (None, None) if top_k is None else (outputs[-2], outputs[-1])
+        at = self._num_states
+        next_tokens = outputs[at] if self._has_next_token else None
+        logits = None
+        if has_logits:
+            logits = outputs[at + self._has_next_token].astype(np.float32, copy=False)
+        return StepResult(logits, next_tokens, *ranked, gives_values=self._gives_values), outputs[:at]
+
+    def _run_rows(self, names: list[str], feeds: dict[str, Array], num_rows: int) -> list[Array]:
+        """As one run of all rows."""
+        axes = {tensor.name: tensor.shape.index("batch") for tensor in self._states}
+        shared = {*self._constants, *(() if self._spec.top_k is None else (self._spec.top_k.k.name,))}
+        results = []
+        for row in range(num_rows):
+            of_row = {
+                name: array if name in shared else array.take([row], axis=axes.get(name, 0))
+                for name, array in feeds.items()
+            }
+            results.append(self._session.run(names, of_row))
+        along = [*axes.values(), *(0 for _ in names[self._num_states :])]
+        return [np.concatenate(parts, axis=axis) for parts, axis in zip(zip(*results, strict=True), along, strict=True)]
 
 
 class Runner:
@@ -47,33 +109,69 @@ class Runner:
         graphs = bundle.variants[variant]
         self._manifest = manifest
         self._arena = arena
-        self._step = StepGraph(manifest, graphs.step, graphs.step_spec)
+        self.step_graph = StepGraph(manifest, graphs.step, graphs.step_spec)
         self._trace = None if bundle.trace is None else TraceGraph(manifest, bundle.trace)
         self._items = Items(manifest.step.feature_size)
         self._source_items = Items(0 if manifest.encoder is None else manifest.encoder.feature_size)
         self._initial = [state.initial for state in manifest.states]
-        self._encoder = None if bundle.encoder is None else Graph(bundle.encoder)
+        self._encoder = bundle.encoder
         self._encoder_outputs = [name for name in self._initial if name] + [c.output for c in manifest.contexts]
-        self._readout = None if graphs.readout is None else Graph(graphs.readout)
+        self._readout = graphs.readout
         self._readout_spec = graphs.readout_spec
+        self._has_contexts = bool(manifest.contexts)
+        self._rows: tuple[list[int], IntArray] = ([], padded([]))
+        self._single: dict[int, tuple[Array, IntArray]] = {}
+        """By size: tokens of one each, and lengths of one."""
 
     @property
     def has_readout(self) -> bool:
-        """Whether it can tell what comes next from a state alone."""
+        """Whether a graph returns what comes next from a state alone."""
         return self._readout is not None
 
-    def run(self, batch: Batch, wants: Wants) -> Ran:
+    def run(self, batch: Batch, fetch: FetchSpec) -> Ran:
         """Runs a batch and writes the new state to the arena.
 
         Raises what ONNX Runtime raises, having written nothing.
         """
         if batch.kind == "encoder":
             return self._run_encoder(batch)
-        return self._run_step(batch, wants) if batch.kind == "step" else self._run_readout(batch)
-
-    def burst(self, lanes: list[Lane]) -> Burst:
-        """Prepares to step lanes again and again, one token each."""
-        return Burst(self._arena, self._step, [lane.slot.row for lane in lanes], [lane.context_row for lane in lanes])
+        if batch.kind == "readout":
+            return self._run_readout(batch)
+        began = perf_counter()
+        count, width = batch.num_rows, batch.width
+        reads: list[int] = []
+        fed: list[Item] = []
+        for job in batch.jobs:
+            reads.append(job.lane.slot.row)
+            fed.append(job.inputs[job.done])
+        has_own_writes = False
+        for group in batch.groups:
+            reads += group.reads
+            fed += group.tokens
+            has_own_writes = has_own_writes or group.writes is not group.reads
+        if reads == self._rows[0]:
+            rows = self._rows[1]
+        else:
+            rows = padded(reads)
+            self._rows = reads, rows
+        size = len(rows)
+        if width == 1:
+            tokens, lengths = self._tokens(fed, size)
+        else:
+            tokens, lengths = self._chunks(batch, size)
+        contexts: list[Array] = self._contexts(batch) if self._has_contexts else []
+        states = self._arena.gather(rows)
+        gathered = perf_counter()
+        trace: dict[str, list[FloatArray]] = {}
+        if fetch.trace and self._trace is not None:  # before the run: the arena's arrays are its own afterwards
+            sources = self._arena.source_lengths([job.lane.context_row for job in batch.jobs])
+            trace = self._trace.run(tokens, lengths, states, contexts, sources)
+        result, states = self.step_graph.run(tokens, lengths, states, contexts, fetch)
+        if trace:
+            result.trace = trace
+        ran = perf_counter()
+        self._arena.keep(self._writes(batch) if has_own_writes else rows, count, states)
+        return Ran(result, size * width, gathered - began, ran - gathered)
 
     def fork(self, row: int, forks: list[int]) -> None:
         """Copies the state of a row to others."""
@@ -89,75 +187,70 @@ class Runner:
             rows = np.zeros(count, dtype=np.int64)
             ones = self._items.blank(count, 1) + 1
             lengths = np.ones(count, dtype=np.int64)
-            for attempt in range(2):
+            for is_measured in (False, True):
                 began = perf_counter()
-                self._step.run(ones, lengths, self._arena.gather(rows), self._contexts(rows), Wants(logits=True))
-                if attempt:
+                contexts = self._arena.gather_context(rows)
+                self.step_graph.run(ones, lengths, self._arena.gather(rows), contexts, LOGITS)
+                if is_measured:
                     yield "step", count, perf_counter() - began
             if self._readout is not None:
-                for attempt in range(2):
+                for is_measured in (False, True):
                     began = perf_counter()
-                    self._read_out(rows)
-                    if attempt:
+                    self._read_out(rows, rows)
+                    if is_measured:
                         yield "readout", count, perf_counter() - began
             if self._encoder is not None:
                 source = self._source_items.blank(count, SOURCE_MULTIPLE) + 1
-                for attempt in range(2):
+                for is_measured in (False, True):
                     began = perf_counter()
                     self._encode(source, lengths)
-                    if attempt:
+                    if is_measured:
                         # a cost counts by the width: one of SOURCE_MULTIPLE tokens, given for one
                         yield "encoder", count, (perf_counter() - began) / SOURCE_MULTIPLE
 
-    def _run_step(self, batch: Batch, wants: Wants) -> Ran:
-        began = perf_counter()
-        lanes, groups = batch.lanes, batch.groups
-        count, width = batch.num_rows, batch.width
-        reads = writes = _rows([lane.slot.row for lane in lanes], [group.reads for group in groups], count)
-        if any(group.writes is not group.reads for group in groups):
-            writes = _rows([lane.slot.row for lane in lanes], [group.writes for group in groups], count)
-        size = len(reads)
-        lengths = np.ones(size, dtype=np.int64)
-        tokens = self._items.blank(size, width)
-        if width == 1:
-            fed = [lane.inputs[lane.done] for lane in lanes]
-            for group in groups:
-                fed += group.tokens
-            tokens[:count, 0] = self._items.array(fed)
-        else:
-            lengths[: len(lanes)] = batch.widths
-            for index, (lane, wide) in enumerate(zip(lanes, batch.widths, strict=True)):
-                tokens[index, :wide] = self._items.array(lane.inputs[lane.done : lane.done + wide])
-            for group in groups:
-                raise AssertionError(group)  # groups wait in the queue of single tokens
-        contexts: list[Array] = []
-        if self._manifest.contexts:
-            owners = [lane.context_row for lane in lanes]
-            contexts = self._contexts(_rows(owners, [group.contexts for group in groups], count))
-        states = self._arena.gather(reads)
-        gathered = perf_counter()
-        trace: dict[str, list[FloatArray]] = {}
-        if wants.trace and self._trace is not None:  # before the run: the arena's arrays are its own afterwards
-            sources = self._arena.source_lengths([lane.context_row for lane in lanes])
-            trace = self._trace.run(tokens, lengths, states, contexts, sources)
-        outcome, states = self._step.run(tokens, lengths, states, contexts, wants)
-        outcome.trace = trace
-        ran = perf_counter()
-        self._arena.keep(writes, count, states)
-        return Ran(outcome, size * width, gathered - began, ran - gathered)
+    def _tokens(self, fed: list[Item], size: int) -> tuple[Array, IntArray]:
+        """One token a row, in a buffer that is used again. A padded row reads token 0, or zeros."""
+        kept = self._single.get(size)
+        if kept is None:
+            kept = self._single[size] = self._items.blank(size, 1), np.ones(size, dtype=np.int64)
+        tokens = kept[0]
+        count = len(fed)
+        tokens[:count, 0] = self._items.array(fed) if self._items.feature_size else fed
+        if count < size:
+            tokens[count:] = 0
+        return kept
 
-    def _contexts(self, rows: IntArray) -> list[Array]:
-        return self._arena.gather_context(rows)
+    def _chunks(self, batch: Batch, size: int) -> tuple[Array, IntArray]:
+        """Several tokens a row. No group is among them: groups wait in the queue of single tokens."""
+        lengths = np.ones(size, dtype=np.int64)
+        lengths[: len(batch.jobs)] = batch.widths
+        tokens = self._items.blank(size, batch.width)
+        for index, (job, wide) in enumerate(zip(batch.jobs, batch.widths, strict=True)):
+            tokens[index, :wide] = self._items.array(job.inputs[job.done : job.done + wide])
+        return tokens, lengths
+
+    def _writes(self, batch: Batch) -> IntArray:
+        """The rows that get the next state, when they are not those that it is read from."""
+        rows = [job.lane.slot.row for job in batch.jobs]
+        for group in batch.groups:
+            rows += group.writes
+        return padded(rows)
+
+    def _contexts(self, batch: Batch) -> list[Array]:
+        rows = [job.lane.context_row for job in batch.jobs]
+        for group in batch.groups:
+            rows += group.contexts
+        return self._arena.gather_context(padded(rows))
 
     def _run_readout(self, batch: Batch) -> Ran:
         began = perf_counter()
-        rows = _rows([lane.slot.row for lane in batch.lanes], [], batch.num_rows)
-        owners = _rows([lane.context_row for lane in batch.lanes], [], batch.num_rows)
+        rows = padded([job.lane.slot.row for job in batch.jobs])
+        owners = padded([job.lane.context_row for job in batch.jobs])
         gathered = perf_counter()
-        outcome = self._read_out(rows, owners)
-        return Ran(outcome, len(rows), gathered - began, perf_counter() - gathered)
+        result = self._read_out(rows, owners)
+        return Ran(result, len(rows), gathered - began, perf_counter() - gathered)
 
-    def _read_out(self, rows: IntArray, context_rows: IntArray | None = None) -> Outcome:
+    def _read_out(self, rows: IntArray, context_rows: IntArray) -> StepResult:
         spec, manifest = self._readout_spec, self._manifest
         assert self._readout is not None  # noqa: S101  # only graphs with a readout are given such work
         assert spec is not None  # noqa: S101  # they come together
@@ -165,24 +258,21 @@ class Runner:
         for state, array in zip(manifest.states, self._arena.gather(rows), strict=True):
             if state.name in spec.states:
                 feeds[state.input.name] = array
-        contexts = self._contexts(rows if context_rows is None else context_rows)
-        for context, array in zip(manifest.contexts, contexts, strict=True):
+        for context, array in zip(manifest.contexts, self._arena.gather_context(context_rows), strict=True):
             if context.name in spec.contexts:
                 feeds[context.input.name] = array
         (logits,) = self._readout.run([spec.logits.name], feeds)
-        return Outcome(logits[:, np.newaxis].astype(np.float32, copy=False))
+        return StepResult(logits[:, np.newaxis].astype(np.float32, copy=False))
 
     def _run_encoder(self, batch: Batch) -> Ran:
         began = perf_counter()
-        rows = _rows([lane.slot.row for lane in batch.lanes], [], batch.num_rows)
+        rows = padded([job.lane.slot.row for job in batch.jobs])
         count, size = batch.num_rows, len(rows)
         width = -(-batch.width // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
         source = self._source_items.blank(size, width)
         lengths = np.ones(size, dtype=np.int64)
         lengths[:count] = batch.widths
-        for index, lane in enumerate(batch.lanes):
-            job = lane.job
-            assert isinstance(job, EncodeJob)  # noqa: S101  # the stepper queues no other for the encoder
+        for index, job in enumerate(batch.jobs):
             source[index, : len(job.source)] = self._source_items.array(job.source)
         source[count:, 0] = source[0, 0]  # a padded row must read some real token
         gathered = perf_counter()
@@ -191,53 +281,20 @@ class Runner:
         given = [index for index, name in enumerate(self._initial) if name]
         self._arena.scatter(rows[:count], outputs[: len(given)], given)
         self._arena.set_context(rows[:count], lengths[:count], outputs[len(given) :])
-        return Ran(None, size * width, gathered - began, ran - gathered)
+        return Ran(StepResult(None), size * width, gathered - began, ran - gathered)
 
     def _encode(self, source: Array, lengths: IntArray) -> list[Array]:
         spec = self._manifest.encoder
         assert spec is not None  # noqa: S101  # only models with an encoder are given encode jobs
         assert self._encoder is not None  # noqa: S101  # as above
-        return self._encoder.run(self._encoder_outputs, {spec.source.name: source, spec.lengths.name: lengths})
+        outputs: list[Array] = self._encoder.run(
+            self._encoder_outputs, {spec.source.name: source, spec.lengths.name: lengths}
+        )
+        return outputs
 
 
-class Burst:
-    """Rows that step again and again: their state goes from run to run, and back to the arena when it is saved.
-
-    rows, context_rows: [B].
-    """
-
-    def __init__(self, arena: Arena, step: StepGraph, rows: list[int], context_rows: list[int]) -> None:
-        self._arena = arena
-        self._step = step
-        self._count = len(rows)
-        self._rows = _rows(rows, [], self._count)
-        self._states: list[Array] = arena.gather(self._rows)
-        self._contexts = arena.gather_context(_rows(context_rows, [], self._count))
-        self._tokens = np.zeros((len(self._rows), 1), dtype=np.int64)
-        self._lengths = np.ones(len(self._rows), dtype=np.int64)
-
-    @property
-    def capacity(self) -> int:
-        """Rows with padding."""
-        return len(self._rows)
-
-    def step(self, tokens: IntArray | list[int], wants: Wants) -> Outcome:
-        """Consumes one token a row. tokens: [B]. Raises what ONNX Runtime raises, having changed nothing."""
-        self._tokens[: self._count, 0] = tokens
-        outcome, self._states = self._step.run(self._tokens, self._lengths, self._states, self._contexts, wants)
-        return outcome
-
-    def save(self, places: list[int]) -> None:
-        """Writes the state of some of the rows to the arena."""
-        self._arena.scatter(self._rows[places], self._states, places=places)
-
-
-def _rows(rows: list[int], more: list[list[int]], count: int) -> IntArray:
-    """Rows of the arena as an array, padded with nobody's up to a bucket."""
-    padded = np.zeros(ROW_BUCKETS[bisect_left(ROW_BUCKETS, count)], dtype=np.int64)
-    padded[: len(rows)] = rows
-    begin = len(rows)
-    for part in more:
-        padded[begin : begin + len(part)] = part
-        begin += len(part)
-    return padded
+def padded(rows: list[int]) -> IntArray:
+    """Rows of the arena as an array, padded up to a bucket with the row that is nobody's."""
+    array = np.zeros(ROW_BUCKETS[bisect_left(ROW_BUCKETS, len(rows))], dtype=np.int64)
+    array[: len(rows)] = rows
+    return array

@@ -1,4 +1,4 @@
-"""Beam searches, and scores of given continuations: jobs that look ahead of where their session is.
+"""Beam searches, and scores of given continuations: jobs that look ahead of their session's position.
 
 Both work on copies of its state, in slots of their own. A search's beams are rows of one group, whose state comes from
 the rows that were their parents; when it is done the session consumes the best. A score's targets are lanes of their
@@ -8,161 +8,199 @@ run.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
 
-from service.engine.arena import Slot
+from service.engine.active import Group, Rest
 from service.engine.decoding import FloatArray, score
-from service.engine.jobs import NO_TOKENS, FeedJob, Group, Lane, OutputKind, OutputSpec, ScoreJob, SearchJob
-from service.engine.outcome import Outcome
+from service.engine.jobs import NO_TOKENS, Job, Lane, OutputKind, OutputSpec, ScoreJob, SearchJob
 from service.engine.results import Failed, Fed, Result, Scored, Searched
-from service.engine.stepper import Stepper
+from service.engine.step_result import LOGITS, StepResult
+from service.engine.stepper import ActiveFeed, Stepper
 from service.errors import CarouselError, position_mismatch
+
+if TYPE_CHECKING:
+    from service.engine.step_batches import ActiveStepBatch
 
 _LOGITS = OutputSpec(OutputKind.LOGITS)
 _NOTHING = OutputSpec(OutputKind.NONE)
 
+Fork: TypeAlias = Callable[[int, list[int]], None]
+"""Copies the state of a row of the arena to others."""
 
-class Searches:
-    """Carries out `SearchJob`s and `ScoreJob`s over a stepper's lanes. The thread that drives the engine alone.
 
-    fork(row, rows): copies the state of a row of the arena to others; release(slot): takes a slot back.
-    """
+def begin_search(stepper: Stepper, lane: Lane, job: SearchJob) -> None:
+    """Begins a search, or refuses it when its position is not the lane's."""
+    if job.start is not None and job.start != lane.position:
+        error = position_mismatch("generate.position", job.start, lane.position)
+        stepper.answer(job, Failed(lane.position, error))
+    else:
+        ActiveSearch(stepper, lane, job).begin()
 
-    def __init__(
-        self, stepper: Stepper, fork: Callable[[int, list[int]], None], release: Callable[[Slot], None]
-    ) -> None:
+
+def begin_score(stepper: Stepper, fork: Fork, lane: Lane, job: ScoreJob) -> None:
+    """Begins to score targets, or refuses it when its position is not the lane's."""
+    if job.start is not None and job.start != lane.position:
+        error = position_mismatch("score.position", job.start, lane.position)
+        stepper.answer(job, Failed(lane.position, error))
+    else:
+        ActiveScore(stepper, lane, job, fork).begin()
+
+
+class _LookingAhead(ABC):
+    """A job in hand of a lane that first asks what comes next, as a part."""
+
+    survives_cancel: ClassVar[bool] = False
+    generation: ClassVar[None] = None
+
+    def __init__(self, stepper: Stepper, lane: Lane, job: Job) -> None:
         self._stepper = stepper
-        self._fork = fork
-        self._release = release
-        stepper.add(SearchJob, self)
-        stepper.add(ScoreJob, self)
+        self._lane = lane
+        self.job = job
 
-    def begin(self, lane: Lane, job: SearchJob | ScoreJob) -> None:
+    def begin(self) -> None:
         """Asks what comes next."""
-        job.lane = lane
-        if job.start is not None and job.start != lane.position:
-            field = "generate.position" if isinstance(job, SearchJob) else "score.position"
-            self._finish(job, Failed(lane.position, position_mismatch(field, job.start, lane.position)))
-            return
-        self._stepper.begin_part(lane, FeedJob(reply=job.reply, start=None, tokens=[], outputs=_LOGITS, whole=job))
+        ActiveFeed(self._stepper, self._lane, self.job, [], _LOGITS, whole=self)
 
-    def drop(self, lane: Lane, job: SearchJob | ScoreJob, error: CarouselError) -> None:
-        """It was not begun."""
-        job.lane = lane
-        self._answer(job, Failed(lane.position, error))
+    def abandon(self, lane: Lane, error: CarouselError) -> None:
+        """See `ActiveJob`."""
+        self._stop()
+        self._stepper.answer(self.job, Failed(lane.position, error))
 
-    def abandon(self, lane: Lane, job: SearchJob | ScoreJob, error: CarouselError) -> None:
-        """Its rows run no further."""
-        if isinstance(job, SearchJob) and job.group is not None:
-            self._stepper.scheduler.remove(job.group)
-        elif isinstance(job, ScoreJob):
-            for fork in job.lanes:
-                self._stepper.scheduler.remove(fork)
-                fork.job = None
-        self._answer(job, Failed(lane.position, error))
+    def unchain(self) -> None:  # noqa: B027  # as above
+        """See `ActiveJob`: only the lane's queue follows it."""
 
-    def part_ended(self, lane: Lane, part: FeedJob, result: Result) -> None:
-        """What comes next is told, or a target scored, or the best hypothesis consumed."""
-        job = part.whole
-        assert isinstance(job, SearchJob | ScoreJob)  # noqa: S101  # made here
-        if isinstance(job, ScoreJob) and lane is not job.lane:
-            self._scored(job, part, result)
-        elif isinstance(result, Failed):
-            self._finish(job, result)
-        elif isinstance(job, ScoreJob):
-            lane.job = job
-            self._fork_out(lane, job, _logits(result))
-        elif part.tokens:
-            self._finish(job, Searched(lane.position, job.search.results()))
+    def is_followed_by(self, batch: ActiveStepBatch) -> bool:
+        """See `ActiveJob`."""
+        return False
+
+    def rest(self, lane: Lane) -> Rest | None:
+        """See `ActiveJob`."""
+        return Rest(lane.pending)
+
+    def part_ended(self, part: ActiveFeed, result: Result) -> None:
+        """See `CompoundJob`."""
+        if part.lane is not self._lane:
+            self._fork_ended(part, result)
+        elif not isinstance(result, Fed):
+            self._finish(result)
+        elif not result.outputs:  # of the tokens that the job chose; the first part asks for logits
+            self._consumed()
         else:
-            lane.job = job
-            self._advance(job, _logits(result), [lane.slot.row])
+            self._lane.active = self
+            logits = result.outputs[0].logits
+            if logits is None:
+                raise ValueError("a part that asks for logits got none")
+            self._advance(logits[np.newaxis], [self._lane.slot.row])
 
-    def stepped(self, group: Group, outcome: Outcome, begin: int) -> None:
-        """The rows of a search's group were run: those of the batch from `begin` on."""
-        job = group.owner
-        assert isinstance(job, SearchJob)  # noqa: S101  # the caller has looked
-        assert outcome.logits is not None  # noqa: S101  # the group has asked for them
-        job.group = None
-        self._advance(job, outcome.logits[begin : begin + len(group.writes), 0], group.writes)
+    def take_group(self, group: Group, result: StepResult, begin: int) -> None:
+        """See `CompoundJob`."""
+        self._advance(result.row(slice(begin, begin + len(group.writes)), 0), group.writes)
 
-    def _advance(self, job: SearchJob, logits: FloatArray, rows: list[int]) -> None:
-        """Goes on from rows of the arena, given what comes next in each. logits: [K, V], rows: [K]."""
-        lane = job.lane
-        assert lane is not None  # noqa: S101  # set when it began
-        step = job.search.advance(logits)
+    def fail_group(self, group: Group, error: CarouselError) -> None:
+        """See `CompoundJob`."""
+        if self._lane.active is self:
+            self._stepper.abandon(self._lane, error)
+
+    def _finish(self, result: Result) -> None:
+        self._stepper.finish(self._lane, self.job, result)
+
+    @abstractmethod
+    def _advance(self, logits: FloatArray, rows: list[int]) -> None:
+        """What comes next in some rows of the arena is known. logits: [K, V]; rows: [K]."""
+
+    @abstractmethod
+    def _consumed(self) -> None:
+        """The session has consumed what the job chose."""
+
+    @abstractmethod
+    def _fork_ended(self, part: ActiveFeed, result: Result) -> None:
+        """A part in a fork of the lane is done or has failed."""
+
+    @abstractmethod
+    def _stop(self) -> None:
+        """Its rows run no further."""
+
+
+class ActiveSearch(_LookingAhead):
+    """A beam search in hand."""
+
+    def __init__(self, stepper: Stepper, lane: Lane, job: SearchJob) -> None:
+        super().__init__(stepper, lane, job)
+        self._search = job.search
+        self._rows = [slot.row for slot in job.slots]
+        self._group = Group(self, [], [], [], [], LOGITS, runs_on=True)
+
+    def _advance(self, logits: FloatArray, rows: list[int]) -> None:
+        step = self._search.advance(logits)
         if not step.is_done:
             tokens = step.tokens.tolist()
-            job.group = Group(
-                owner=job,
-                reads=[rows[parent] for parent in step.parents.tolist()],
-                writes=[slot.row for slot in job.slots[: len(tokens)]],
-                contexts=[lane.context_row] * len(tokens),
-                tokens=tokens,
-                wants_logits=True,
-            )
-            self._stepper.scheduler.add("step", job.group, 1)
+            reads = [rows[parent] for parent in step.parents.tolist()]
+            contexts = [self._lane.context_row] * len(tokens)
+            self._group = Group(self, reads, self._rows[: len(tokens)], contexts, tokens, LOGITS, runs_on=True)
+            self._stepper.scheduler.add_group(self._group)
             return
-        found = job.search.results()
+        found = self._search.results()
         if found and found[0].tokens:
-            best = FeedJob(reply=job.reply, start=None, tokens=found[0].tokens, outputs=_NOTHING, whole=job)
-            self._stepper.begin_part(lane, best)
+            ActiveFeed(self._stepper, self._lane, self.job, found[0].tokens, _NOTHING, whole=self)
         else:
-            self._finish(job, Searched(lane.position, found))
+            self._consumed()
 
-    def _fork_out(self, lane: Lane, job: ScoreJob, logits: FloatArray) -> None:
-        """Scores every target's first token, and sets a lane on each to score the rest. logits: [1, V]."""
-        longer = [index for index, target in enumerate(job.targets) if len(target) > 1]
-        job.scores = [score(logits, np.array(target[:1])).tolist() for target in job.targets]
-        job.num_left = len(longer)
+    def _consumed(self) -> None:
+        self._finish(Searched(self._lane.position, self._search.results()))
+
+    def _fork_ended(self, part: ActiveFeed, result: Result) -> None:
+        """A search has rows, and no lanes of its own."""
+
+    def _stop(self) -> None:
+        self._stepper.scheduler.remove(self._group)
+
+
+class ActiveScore(_LookingAhead):
+    """Targets that are scored. Their first tokens are scored in the lane, and the rest in forks of it."""
+
+    def __init__(self, stepper: Stepper, lane: Lane, job: ScoreJob, fork: Fork) -> None:
+        super().__init__(stepper, lane, job)
+        self._fork = fork
+        self._targets = job.targets
+        self._scores: list[list[float]] = []
+        self._parts: list[ActiveFeed] = []
+        self._num_left = 0
+
+    def _advance(self, logits: FloatArray, rows: list[int]) -> None:
+        lane = self._lane
+        longer = [index for index, target in enumerate(self._targets) if len(target) > 1]
+        self._scores = [score(logits, np.array(target[:1])).tolist() for target in self._targets]
+        self._num_left = len(longer)
         if not longer:
-            self._finish(job, Scored(lane.position, job.scores))
+            self._consumed()
             return
-        slots = job.slots[: len(longer)]
+        slots = self.job.slots[: len(longer)]
         self._fork(lane.slot.row, [slot.row for slot in slots])
-        job.lanes = [Lane(slot, NO_TOKENS, lane.position, forked_from=lane) for slot in slots]
-        for index, fork in zip(longer, job.lanes, strict=True):
-            target = job.targets[index]
-            part = FeedJob(
-                reply=job.reply,
-                start=None,
-                tokens=target[:-1],
-                outputs=_NOTHING,
-                targets=target[1:],
-                whole=job,
-                index=index,
+        for index, slot in zip(longer, slots, strict=True):
+            fork = Lane(slot, NO_TOKENS, lane.position, forked_from=lane)
+            fed, targets = self._targets[index][:-1], self._targets[index][1:]
+            self._parts.append(
+                ActiveFeed(self._stepper, fork, self.job, fed, _NOTHING, whole=self, index=index, targets=targets)
             )
-            self._stepper.begin_part(fork, part)
 
-    def _scored(self, job: ScoreJob, part: FeedJob, result: Result) -> None:
-        lane = job.lane
-        assert lane is not None  # noqa: S101  # set when it began
+    def _consumed(self) -> None:
+        self._finish(Scored(self._lane.position, self._scores))
+
+    def _fork_ended(self, part: ActiveFeed, result: Result) -> None:
         if isinstance(result, Failed):
-            self._stepper.abandon(lane, result.error)
+            if self._lane.active is self:
+                self._stepper.abandon(self._lane, result.error)
             return
-        job.scores[part.index] += part.scores
-        job.num_left -= 1
-        if not job.num_left:
-            self._finish(job, Scored(lane.position, job.scores))
+        self._scores[part.index] += part.scores
+        self._num_left -= 1
+        if not self._num_left:
+            self._consumed()
 
-    def _finish(self, job: SearchJob | ScoreJob, result: Result) -> None:
-        """Answers a job, and lets its lane go on."""
-        assert job.lane is not None  # noqa: S101  # set when it began
-        job.lane.job = None
-        self._answer(job, result)
-        self._stepper.begin_next(job.lane)
-
-    def _answer(self, job: SearchJob | ScoreJob, result: Result) -> None:
-        for slot in job.slots:
-            self._release(slot)
-        self._stepper.results.append((job, result))
-
-
-def _logits(result: Result) -> FloatArray:
-    """[1, V]: what a feed told comes next."""
-    assert isinstance(result, Fed)  # noqa: S101  # the caller has looked
-    logits = result.outputs[0].logits
-    assert logits is not None  # noqa: S101  # they were asked for
-    return logits[np.newaxis]
+    def _stop(self) -> None:
+        for part in self._parts:
+            part.lane.active = None
+            self._stepper.scheduler.remove(part)

@@ -1,8 +1,7 @@
-"""A lane's walk through its jobs: what to run next, and what a run's outcome means for it.
+"""A lane's walk through its jobs: which job is in hand, what it has run next, and what a run's result means for it.
 
-Pure: no graph, no thread, no clock. It moves lanes between the scheduler's queues and collects results; the engine
-runs what the scheduler chooses in between. Jobs of more than one lane's tokens are carried out by others, a `Conductor`
-each, in parts that are feeds.
+Pure: no graph, no thread, no clock. Jobs in hand add their rows to the scheduler and append their results here; the
+core runs the batches that the scheduler chooses in between.
 
 The invariants of a lane:
 1. `position` counts the tokens fed or generated; the state has consumed all of them but `pending`.
@@ -13,25 +12,33 @@ The invariants of a lane:
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.engine.conductor import Conductor
-from service.engine.decoding import Choice, FinishReason, FloatRow, score
+from service.engine.active import ActiveEncode, CompoundJob, Queued, Rest, RowJob, Turn, nothing_consumed
+from service.engine.arena import Slot
+from service.engine.decoding import score
 from service.engine.items import Item
-from service.engine.jobs import NO_JOBS, NO_TOKENS, EncodeJob, FeedJob, FrameJob, GenerateJob, Job, Lane
+from service.engine.jobs import NO_JOBS, NO_TOKENS, EncodeJob, FeedJob, GenerateJob, Job, Lane, OutputKind, OutputSpec
 from service.engine.lane_state import LaneState
-from service.engine.outcome import Outcome, choose_together
-from service.engine.results import Encoded, Failed, Fed, Generated, Result, Stepped
-from service.engine.scheduler import Batch, Scheduler
-from service.errors import CarouselError, IllegalRequestError, RequestCancelledError, position_mismatch
+from service.engine.results import Failed, Fed, Produced, Result, StepOutput, Stepped
+from service.engine.scheduler import Scheduler
+from service.engine.step_result import LOGITS, NEXT_TOKEN, TOKEN_OUTPUTS, StepResult, fetch_for, known
+from service.errors import CarouselError, EngineError, position_mismatch
+
+if TYPE_CHECKING:
+    from service.engine.generations import ActiveGeneration
 
 
 class Stepper:
-    """Advances lanes; the thread that drives the engine alone. eos_id: the token at which generations end, if the model
-    has one; has_readout: whether a state alone tells what comes next; has_start: whether that of a session that is at
-    its start does, its start token run; gives_values: whether it is values; read: tells a lane's state, for marks."""
+    """Advances lanes; only the side that drives the engine calls it. eos_id: the token that ends generations, if any;
+    has_readout: whether a graph returns what comes next from a state alone; has_start: whether sessions begin with a
+    start token; gives_values: whether the model gives values; read: copies a lane, for marks; release: frees a slot;
+    on_fault: called with the number of rows that an unexpected exception has cost, and it."""
 
     def __init__(
         self,
@@ -42,279 +49,271 @@ class Stepper:
         has_start: bool = False,
         gives_values: bool = False,
         read: Callable[[Lane], LaneState | None] = lambda lane: None,
+        release: Callable[[Slot], None] = lambda slot: None,
+        on_fault: Callable[[int, Exception], None] = lambda num_rows, error: None,
     ) -> None:
         self.scheduler = scheduler
         self.eos_id = eos_id
         self.keeps_logits = not has_readout
-        self._has_start = has_start
-        self._gives_values = gives_values
-        self._read = read
-        self._conductors: dict[type[Job], Conductor] = {}
-        self.results: list[tuple[Job, Result | Stepped]] = []
-        """What came of jobs since it was last emptied, in order."""
+        self.can_read_start = has_start
+        self.gives_values = gives_values
+        self.read = read
+        self.on_fault = on_fault
+        self._release = release
+        self._begin: dict[type[Job], Callable[[Lane, Any], object]] = {
+            EncodeJob: partial(ActiveEncode, self),
+            FeedJob: self._begin_feed,
+        }
+        self.due: deque[Callable[[], None]] = deque()
+        """What `settle` will call: what follows a job begins when the job's own work is finished."""
+        self.parked: set[ActiveGeneration] = set()
+        """Generations that wait for a grant."""
+        self.entries: list[tuple[Job | None, Any]] = []
+        self.num_ended = self.num_partial = self.num_freed = 0
 
-    def add(self, kind: type[Job], conductor: Conductor) -> None:
-        """Leaves jobs of a kind to somebody else."""
-        self._conductors[kind] = conductor
+    def add(self, kind: type[Job], begin: Callable[[Lane, Any], object]) -> None:
+        """Registers what begins jobs of a kind. This table is the only place that looks at a job's kind."""
+        self._begin[kind] = begin
 
     def submit(self, lane: Lane, job: Job) -> None:
-        """Puts a job at the end of a lane's queue."""
-        if lane.closed:
-            self._drop(lane, job, RequestCancelledError("the session was closed"))
-            return
-        if isinstance(lane.job, FrameJob):
-            lane.job.unchain()
-        lane.jobs = [*lane.jobs, job]
-        if lane.job is None:
-            self.begin_next(lane)
+        """Begins a job, or queues it behind the lane's others. When it raises, `begin_failed` is to be called."""
+        if lane.refusal is not None:
+            self.answer(job, Failed(lane.position, lane.refusal))
+        elif lane.active is None and not lane.queue:
+            self._begin[type(job)](lane, job)
+        else:
+            self.enqueue(lane, Turn(self, job))
+
+    def enqueue(self, lane: Lane, entry: Queued) -> None:
+        """Puts an entry at the end of a lane's queue."""
+        if lane.active is not None:
+            lane.active.unchain()
+        if lane.queue is NO_JOBS:
+            lane.queue = deque((entry,))
+        else:
+            lane.queue.append(entry)
+
+    def begin(self, lane: Lane, job: Job) -> None:
+        """Begins a job of a lane that has none in hand."""
+        try:
+            self._begin[type(job)](lane, job)
+        except Exception as error:  # a bug of ours must not cost other lanes anything
+            self.begin_failed(lane, job, error)
 
     def abandon(self, lane: Lane, error: CarouselError) -> int:
-        """Ends the job in hand at the token where it is, and drops the jobs behind it; each is answered `error`.
-
-        Returns how many they were.
-        """
-        self.scheduler.remove(lane)
-        if isinstance(lane.job, FrameJob):
-            lane.job.unchain()
-        job, dropped = lane.job, lane.jobs
-        lane.job, lane.jobs = None, NO_JOBS
-        if isinstance(job, FeedJob | GenerateJob):
-            self._set_down(lane)
-        if job is not None:
-            conductor = self._conductors.get(type(job))
-            if conductor is None:
-                self._end(lane, job, Failed(lane.position, error))
-            else:
-                conductor.abandon(lane, job, error)
-        for one in dropped:
-            self._drop(lane, one, error)
-        return len(dropped) + (job is not None)
+        """Ends the job in hand at a token boundary, and drops those behind it. Returns how many it answered `error`."""
+        active = lane.active
+        if active is not None:
+            active.unchain()
+            lane.active = None
+            active.abandon(lane, error)
+        return self._drop_queue(lane, error) + (active is not None)
 
     def cancel(self, lane: Lane, error: CarouselError) -> int:
-        """As `abandon`, but lets a source that is being encoded be: it belongs to the session, not to its work.
-
-        Returns how many jobs it ended.
-        """
-        if not isinstance(lane.job, EncodeJob):
+        """As `abandon`, but a source goes on being encoded: it belongs to the session, not to its work."""
+        if lane.active is None or not lane.active.survives_cancel:
             return self.abandon(lane, error)
-        dropped, lane.jobs = lane.jobs, NO_JOBS
-        for job in dropped:
-            self._drop(lane, job, error)
-        return len(dropped)
+        return self._drop_queue(lane, error)
 
     def resume(self, lane: Lane, job: GenerateJob) -> None:
-        """Goes on with a generation that was parked, if it is still the job in hand and has room again."""
-        if lane.job is job and job.parked and job.num_produced - job.num_granted < job.window:
-            job.parked = False
-            self.scheduler.add("step", lane, lane.num_remaining)
+        """Continues a generation that was parked, if it is still the job in hand and has room again."""
+        generation = None if lane.active is None else lane.active.generation
+        if generation is not None and generation.job is job and job.is_parked:
+            generation.schedule_next()
 
-    def encoded(self, lane: Lane) -> None:
-        """The encoder has run for the lane's job in hand."""
-        self._finish(lane, Encoded(lane.position))
+    def answer(self, job: Job, result: Result | Stepped) -> None:
+        """Gives a job its last result, and frees its forks."""
+        self.entries.append((job, result))
+        self.num_ended += 1
+        if job.slots:
+            for slot in job.slots:
+                self._release(slot)
+            self.num_freed += len(job.slots)
 
-    def stepped(self, batch: Batch, outcome: Outcome) -> None:
-        """A graph has run a batch, and told what `wants.of` said. Its groups are their owners' to look at."""
-        is_run = batch.kind == "step"
-        chosen = choose_together(batch, outcome)
-        for row, (lane, width) in enumerate(zip(batch.lanes, batch.widths, strict=True)):
-            job = lane.job
-            if isinstance(job, FeedJob):
-                if is_run:
-                    self._fed(lane, job, width, outcome, row)
-                else:
-                    self._told(lane, job, outcome, row)
-            elif isinstance(job, GenerateJob):
-                self._chosen(lane, job, chosen.get(row), outcome, (row, width - 1))
-
-    def generated(self, lane: Lane, token_ids: Sequence[Item], log_probabilities: list[float] | None) -> None:
-        """The lane's generation has gone on by several tokens, none of which ends it.
-
-        The state has consumed all of them but the last.
-        """
-        job = lane.job
-        assert isinstance(job, GenerateJob)  # noqa: S101  # the caller has looked
-        lane.position += len(token_ids)
-        job.num_produced += len(token_ids)
-        lane.inputs, lane.done, lane.num_pending = list(token_ids[-1:]), 0, 1
-        self._answer(job, Generated(lane.position, token_ids, log_probabilities, None))
-
-    def chose(self, lane: Lane, token: int, log_probability: float, outcome: Outcome, row: int) -> None:
-        """The lane's generation goes on by a token that a row of an outcome made it choose, or ends with it."""
-        job = lane.job
-        assert isinstance(job, GenerateJob)  # noqa: S101  # the caller has looked
-        self._chosen(lane, job, (token, log_probability), outcome, (row, 0))
-
-    def go_on(self, lane: Lane) -> None:
-        """Runs a generation's last token, as soon as its window has room for the next."""
-        job = lane.job
-        assert isinstance(job, GenerateJob)  # noqa: S101  # the caller has looked
-        assert job.choice is not None  # noqa: S101  # made when the generation began
-        job.choice.position = lane.position
-        job.choice.num_generated = job.num_produced
-        # Parked first and looked at again: the event loop grants first and looks at `parked` then, so one of the two
-        # sees the other.
-        job.parked = True
-        if job.num_produced - job.num_granted < job.window:
-            job.parked = False
-            self.scheduler.add("step", lane, lane.num_remaining)
-
-    def begin_next(self, lane: Lane) -> None:
-        """Takes the next job of a lane that has none in hand, if there is one."""
-        while lane.job is None and lane.jobs:
-            job = lane.job = lane.jobs[0]
-            lane.jobs = lane.jobs[1:] or NO_JOBS
-            if isinstance(job, EncodeJob):
-                self.scheduler.add("encoder", lane, len(job.source))
-            elif isinstance(job, FeedJob):
-                self._begin_feed(lane, job)
-            elif isinstance(job, GenerateJob):
-                self._begin_generate(lane, job)
-            else:
-                self._conductors[type(job)].begin(lane, job)
-
-    def begin_part(self, lane: Lane, part: FeedJob) -> None:
-        """Gives a lane a part of another job, which its conductor has in hand."""
-        lane.job = part
-        self._begin_feed(lane, part)
+    def answer_partly(self, job: Job, result: Result) -> None:
+        """Gives a job a result that is not its last."""
+        self.entries.append((job, result))
+        self.num_partial += 1
 
     def finish(self, lane: Lane, job: Job, result: Result) -> None:
-        """Answers a job, and takes the lane's next one."""
-        lane.job = None
-        self._answer(job, result)
-        self.begin_next(lane)
+        """Ends a lane's job in hand with its last result."""
+        lane.active = None
+        if job.slots:
+            self.answer(job, result)
+        else:
+            self.entries.append((job, result))
+            self.num_ended += 1
+        if lane.queue:
+            self.free(lane)
+
+    def free(self, lane: Lane) -> None:
+        """Has the lane's next job begun by `settle`, unless it has one in hand by then."""
+        self.due.append(partial(self._begin_next, lane))
+
+    def settle(self) -> None:
+        """Begins all jobs whose turn has come. To be called after each command and each batch."""
+        while self.due:
+            self.due.popleft()()
+
+    def take_results(self) -> Produced:
+        """What has been produced since the last call."""
+        produced = Produced(self.entries, self.num_ended, self.num_partial, self.num_freed)
+        self.entries, self.num_ended, self.num_partial, self.num_freed = [], 0, 0, 0
+        return produced
+
+    def can_read_out(self, lane: Lane) -> bool:
+        """Whether the readout graph returns what comes next in a lane where nothing is pending."""
+        return not self.keeps_logits and bool(lane.position or self.can_read_start)
 
     def _begin_feed(self, lane: Lane, job: FeedJob) -> None:
-        if job.start is None:
-            job.start = lane.position
-        if job.start != lane.position:
-            self._refuse(lane, job, position_mismatch("feed.position", job.start, lane.position))
-        elif lane.pending or job.tokens:
-            self._pick_up(lane, [*lane.pending, *job.tokens])
-            self._queue(lane, job)
-        elif lane.next_logits is not None:
-            self._told(lane, job, self._known(lane.next_logits), 0)
-        else:
-            self._read_out(lane, job)
-
-    def _begin_generate(self, lane: Lane, job: GenerateJob) -> None:
         if job.start is not None and job.start != lane.position:
-            self._refuse(lane, job, position_mismatch("generate.position", job.start, lane.position))
-            return
-        job.choice = Choice(job.decoding, lane.position, job.num_produced, job.seen, self.eos_id)
-        if lane.pending:
-            self._pick_up(lane, lane.pending)
-            self.scheduler.add("step", lane, lane.num_remaining)
-        elif lane.next_logits is not None:
-            self.stepped(Batch("readout", [lane], [1], [], 1), self._known(lane.next_logits))
+            error = position_mismatch("feed.position", job.start, lane.position)
+            self.answer(job, Failed(lane.position, error))
         else:
-            self._read_out(lane, job)
+            ActiveFeed(self, lane, job, job.tokens, job.outputs, has_mark=job.has_mark)
 
-    def _read_out(self, lane: Lane, job: Job) -> None:
-        """Has the lane told what comes next, which its state alone knows."""
-        if not self.keeps_logits and (lane.position or self._has_start):
-            self.scheduler.add("readout", lane, 1)
+    @staticmethod
+    def _drop_queue(lane: Lane, error: CarouselError) -> int:
+        dropped, lane.queue = lane.queue, NO_JOBS
+        for entry in dropped:
+            entry.drop(lane, error)
+        return len(dropped)
+
+    def _begin_next(self, lane: Lane) -> None:
+        queue = lane.queue
+        while queue and lane.active is None:
+            queue.popleft().begin(lane)
+            if queue is not lane.queue:
+                return
+        if not queue:
+            lane.queue = NO_JOBS
+
+    def begin_failed(self, lane: Lane, job: Job, error: Exception) -> None:
+        """Answers a job that raised when it was begun, and keeps its lane serving."""
+        self.on_fault(1, error)
+        failure = EngineError("the request could not be started; the session is as it was before")
+        active, lane.active = lane.active, None
+        if active is None:
+            self.answer(job, Failed(lane.position, failure))
         else:
-            self._refuse(lane, job, IllegalRequestError("generate: this model has no start token: feed a token first"))
+            active.abandon(lane, failure)
+        if lane.queue:
+            self.free(lane)
 
-    def _refuse(self, lane: Lane, job: Job, error: CarouselError) -> None:
-        """Answers a job that was not begun. Those behind it have their turn."""
-        lane.job = None
-        self._end(lane, job, Failed(lane.position, error))
 
-    def _drop(self, lane: Lane, job: Job, error: CarouselError) -> None:
-        conductor = self._conductors.get(type(job))
-        if conductor is None:
-            self._answer(job, Failed(lane.position, error))
-        else:
-            conductor.drop(lane, job, error)
+class ActiveFeed(RowJob):
+    """Tokens that a lane consumes: a feed, or part `index` of `whole`. targets: what came after each of the tokens,
+    whose log-probabilities are collected in `scores`."""
 
-    def _pick_up(self, lane: Lane, inputs: list[Item]) -> None:
-        lane.inputs, lane.done, lane.num_pending = inputs, 0, len(lane.pending)
-        lane.pending = NO_TOKENS
+    __slots__ = ("_collected", "_has_mark", "_outputs", "_start", "_stepper", "_whole", "index", "scores", "targets")
 
-    def _set_down(self, lane: Lane) -> None:
-        """Makes a lane whose job ends in the middle whole again: what the state has not consumed and was not new stays
-        pending."""
-        if lane.done < lane.num_pending:
-            lane.pending = lane.inputs[lane.done : lane.num_pending]
-        lane.inputs, lane.done, lane.num_pending = NO_TOKENS, 0, 0
-
-    def _fed(self, lane: Lane, job: FeedJob, width: int, outcome: Outcome, row: int) -> None:
-        assert job.start is not None  # noqa: S101  # set when the feed was begun
-        first = lane.done
-        lane.done += width
-        is_last = not lane.num_remaining
-        lane.position = job.start + max(0, lane.done - lane.num_pending)
-        if job.targets is not None:
-            assert outcome.logits is not None  # noqa: S101  # `wants` has asked for them
-            job.scores += score(outcome.logits[row, :width], np.array(job.targets[first : lane.done])).tolist()
-        elif is_last or job.outputs.every_position:
-            # an output after each target token of the chunk, or after the last alone; none for what was pending
-            begin = max(first, lane.num_pending) if job.outputs.every_position and job.tokens else lane.done - 1
-            for index in range(begin, lane.done):
-                position = job.start + max(0, index + 1 - lane.num_pending)
-                output = outcome.output(row, index - first, job.outputs, position)
-                if output is not None:
-                    job.collected.append(output)
-        if self.keeps_logits:
-            lane.next_logits = outcome.row(row, width - 1).copy()
-        if is_last:
-            mark = self._read(lane) if job.has_mark else None
-            self._finish(lane, Fed(lane.position, job.collected, mark))
-        else:
-            self._queue(lane, job)
-
-    def _queue(self, lane: Lane, job: FeedJob) -> None:
-        """Has what is left of a feed run: of one that is looked into, one token at a time."""
-        self.scheduler.add("step", lane, 1 if job.outputs.has_trace else lane.num_remaining)
-
-    def _known(self, logits: FloatRow) -> Outcome:
-        return Outcome(logits[np.newaxis, np.newaxis], gives_values=self._gives_values)
-
-    def _told(self, lane: Lane, job: FeedJob, outcome: Outcome, row: int) -> None:
-        """A feed of no tokens knows what comes next without having run any."""
-        output = outcome.output(row, 0, job.outputs, lane.position)
-        self._finish(lane, Fed(lane.position, [] if output is None else [output]))
-
-    def _chosen(
-        self, lane: Lane, job: GenerateJob, chosen: tuple[int, float] | None, outcome: Outcome, at: tuple[int, int]
+    def __init__(
+        self,
+        stepper: Stepper,
+        lane: Lane,
+        job: Job,
+        tokens: Sequence[Item],
+        outputs: OutputSpec,
+        *,
+        has_mark: bool = False,
+        whole: CompoundJob | None = None,
+        index: int = 0,
+        targets: Sequence[int] | None = None,
     ) -> None:
-        token: Item = outcome.next_item(*at) if chosen is None else chosen[0]
-        reason = job.decoding.finish_reason(token, job.num_produced + 1, self.eos_id)
-        if reason is FinishReason.EOS or reason is FinishReason.STOP:
-            if self.keeps_logits:
-                lane.next_logits = outcome.row(*at).copy()
-            self._finish(lane, Generated(lane.position, [], None, reason))
+        self.lane, self.job = lane, job
+        self.done = self.ticket = 0
+        self.index, self.targets = index, targets
+        self.scores: list[float] = []
+        self._stepper, self._outputs = stepper, outputs
+        self._has_mark, self._whole = has_mark, whole
+        self._start = lane.position
+        self._collected: list[StepOutput] = []
+        self.fetch = LOGITS if targets is not None else TOKEN_OUTPUTS.get(outputs) or fetch_for(outputs)
+        self.runs_on = False
+        lane.active = self
+        self.num_pending = len(lane.pending)
+        self.inputs = tokens
+        if self.num_pending:
+            self.inputs = [*lane.pending, *tokens]
+            lane.pending = NO_TOKENS
+        num_left = len(self.inputs)
+        if num_left == 1:
+            stepper.scheduler.add("step", self, 1)
+        elif num_left:
+            self._queue()
+        else:
+            self._ask_what_comes_next()
+
+    def take(self, result: StepResult, row: int, width: int) -> None:
+        """See `RowJob`."""
+        lane, outputs = self.lane, self._outputs
+        if not self.inputs:
+            output = result.output(row, 0, outputs, lane.position)
+            self._end(Fed(lane.position, [] if output is None else [output]))
             return
-        lane.next_logits = None
-        lane.position += 1
-        job.num_produced += 1
-        log_probabilities = [chosen[1]] if chosen is not None and job.decoding.log_probabilities else None
-        generated = Generated(lane.position, [token], log_probabilities, reason)
-        if reason is not None:
-            lane.pending = [token]
-            self._finish(lane, generated)
-            return
-        assert job.choice is not None  # noqa: S101  # made when the generation began
-        if isinstance(token, int):
-            job.choice.advance(token)
-        lane.inputs, lane.done, lane.num_pending = [token], 0, 1
-        self._answer(job, generated)
-        self.go_on(lane)
+        first = self.done
+        self.done = done = first + width
+        num_pending = self.num_pending
+        if done > num_pending:
+            lane.position = self._start + done - num_pending
+        lane.next_logits = result.row(row, width - 1).copy() if self._stepper.keeps_logits else None
+        is_last = done == len(self.inputs)
+        if self.targets is not None:
+            rows = result.row(row, slice(width))
+            self.scores += score(rows, np.array(self.targets[first:done])).tolist()
+        elif is_last and not outputs.every_position:
+            if self.fetch is not NEXT_TOKEN:
+                self._collect(result, row, first, done - 1)
+            elif outputs.kind is OutputKind.NEXT_TOKEN:
+                self._collected = [StepOutput(lane.position, [result.next_token(row, width - 1)])]
+        elif outputs.every_position:
+            # an output after each target token of the chunk; one after all that was pending when there is no other
+            self._collect(result, row, first, max(first, num_pending) if len(self.inputs) > num_pending else done - 1)
+        if not is_last:
+            self._queue()
+        elif self._whole is None:
+            mark = self._stepper.read(lane) if self._has_mark else None
+            self._stepper.finish(lane, self.job, Fed(lane.position, self._collected, mark))
+        else:
+            self._end(Fed(lane.position, self._collected))
 
-    def _finish(self, lane: Lane, result: Result) -> None:
-        job = lane.job
-        assert job is not None  # noqa: S101  # only a lane with a job in hand is ever run
-        lane.job = None
-        lane.inputs, lane.done, lane.num_pending = NO_TOKENS, 0, 0
-        self._end(lane, job, result)
-        self.begin_next(lane)
+    def abandon(self, lane: Lane, error: CarouselError) -> None:
+        """See `ActiveJob`."""
+        self._stepper.scheduler.remove(self)
+        self.set_down()
+        self._end(Failed(lane.position, error))
 
-    def _end(self, lane: Lane, job: Job, result: Result) -> None:
-        if job.whole is None:
-            self._answer(job, result)
-        elif isinstance(job, FeedJob):
-            self._conductors[type(job.whole)].part_ended(lane, job, result)
+    def rest(self, lane: Lane) -> Rest | None:
+        """See `ActiveJob`: a feed is read before its first new token or after its last."""
+        if self.num_pending < self.done < len(self.inputs):
+            return None
+        return super().rest(lane)
 
-    def _answer(self, job: Job, result: Result) -> None:
-        self.results.append((job, result))
+    def _queue(self) -> None:
+        """Has what is left run: of a feed that is traced, one token at a time."""
+        num_left = len(self.inputs) - self.done
+        width = self._stepper.scheduler.add("step", self, 1 if self._outputs.has_trace else num_left)
+        self.runs_on = num_left > width
+
+    def _ask_what_comes_next(self) -> None:
+        lane = self.lane
+        if lane.next_logits is not None:
+            self.take(known(lane.next_logits, self._stepper.gives_values), 0, 1)
+        elif self._stepper.can_read_out(lane):
+            self._stepper.scheduler.add("readout", self, 1)
+        else:
+            self._end(Failed(lane.position, nothing_consumed()))
+
+    def _collect(self, result: StepResult, row: int, first: int, begin: int) -> None:
+        for index in range(begin, self.done):
+            position = self._start + max(0, index + 1 - self.num_pending)
+            output = result.output(row, index - first, self._outputs, position)
+            if output is not None:
+                self._collected.append(output)
+
+    def _end(self, result: Result) -> None:
+        if self._whole is None:
+            self._stepper.finish(self.lane, self.job, result)
+        else:
+            self.lane.active = None
+            self._whole.part_ended(self, result)

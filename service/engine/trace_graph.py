@@ -1,13 +1,12 @@
-"""The trace graph: what a look inside one step of each row tells. Its inputs and outputs are known here alone."""
+"""The trace graph: what one step of each row does inside. Its inputs and outputs are known here alone."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnxruntime as ort
 
-from service.engine.arena import IntArray
+from service.engine.arena import Array, IntArray
 from service.engine.decoding import FloatArray
-from service.engine.graph import Array, Graph
 from service.repository.manifest import Manifest
 
 
@@ -18,7 +17,7 @@ class TraceGraph:
         if manifest.trace is None:
             raise ValueError(f"{manifest.model} has no trace")
         step = manifest.step
-        self._graph = Graph(session)
+        self._session = session
         self._read = {node.name for node in session.get_inputs()}
         self._inputs = [step.input.name, "" if step.lengths is None else step.lengths.name]
         self._inputs += [state.input.name for state in manifest.states]
@@ -35,11 +34,11 @@ class TraceGraph:
         arguments are as the step graph's. Raises what ONNX Runtime raises."""
         given = {**dict(zip(self._inputs, (tokens, lengths, *states, *contexts), strict=True)), **self._constants}
         feeds = {name: array for name, array in given.items() if name in self._read}
-        found = self._graph.run(list(self._outputs.values()), feeds)
-        told: dict[str, list[FloatArray]] = {}
+        found = self._session.run(list(self._outputs.values()), feeds)
+        by_name: dict[str, list[FloatArray]] = {}
         for name, array in zip(self._outputs, found, strict=True):
             rows = [row.astype(np.float32, copy=False) for row in array[: len(sources)]]
             if name in self._over_source:
                 rows = [row[:, :length] for row, length in zip(rows, sources, strict=True)]
-            told[name] = rows
-        return told
+            by_name[name] = rows
+        return by_name

@@ -145,7 +145,7 @@ class Requests:
         session.last = LastFeed(request, position, tokens, outputs)
         session.state = following.state
         session.num_in_flight += 1
-        engine.hasten(session.lane)
+        engine.run_inline_if_lone(session.lane)
 
     def score(
         self, request: Request, position: int | None, targets: list[list[int]], *, with_end: bool, field: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from service.engine.jobs import FrameJob, Lane, OutputSpec
+from service.engine.jobs import Lane, OutputSpec, StepBatchJob
 from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError, QueueFullError
 from service.observer import CALL_TRACE, SessionObserver
@@ -140,7 +140,7 @@ class StepBatches:
             token_bytes=_ID_BYTES,
         )
         check_batch(len(batch.sessions), max_answer_bytes=self._limits.max_answer_bytes, field="step_batch.handles")
-        job = FrameJob(
+        job = StepBatchJob(
             reply=self._on_stepped,
             tag=request,
             lanes=lanes,
@@ -149,7 +149,7 @@ class StepBatches:
             counts=counts,
             outputs=batch.outputs,
         )
-        served.engine.submit_frame(job)
+        served.engine.submit_step_batch(job)
         for session in sessions:
             session.state = State.BUSY
             session.num_in_flight += 1
@@ -179,7 +179,7 @@ class StepBatches:
                     refused[place] = error
         return refused
 
-    def _on_stepped(self, job: FrameJob, stepped: Stepped) -> None:
+    def _on_stepped(self, job: StepBatchJob, stepped: Stepped) -> None:
         request: StepBatchRequest = job.tag
         now_s = self._clock()
         stale_s = now_s - self._touch_s

@@ -9,7 +9,17 @@ import numpy as np
 
 from service.engine.beam import BeamSearch, Hypothesis
 from service.engine.decoding import FinishReason, FloatRow, choose, log_softmax, score, top_k
-from service.engine.jobs import EncodeJob, FeedJob, FrameJob, GenerateJob, Job, Lane, OutputKind, OutputSpec, ScoreJob
+from service.engine.jobs import (
+    EncodeJob,
+    FeedJob,
+    GenerateJob,
+    Job,
+    Lane,
+    OutputKind,
+    OutputSpec,
+    ScoreJob,
+    StepBatchJob,
+)
 from service.engine.results import Encoded, Failed, Fed, Generated, Result, Scored, Searched, StepOutput, Stepped
 from service.errors import CarouselError, EngineError, IllegalRequestError, PositionMismatchError, RequestCancelledError
 from tests.domain import ids
@@ -55,11 +65,11 @@ def score_plainly(history: Sequence[int], target: Sequence[int]) -> list[float]:
     return scores
 
 
-def row_tokens(frame: FrameJob, place: int) -> list[int]:
+def row_tokens(batch: StepBatchJob, place: int) -> list[int]:
     """The tokens of one row."""
-    count = 1 if frame.counts is None else frame.counts[place]
-    first = place if frame.counts is None else sum(frame.counts[:place])
-    return ids(frame.tokens[first : first + count])
+    count = 1 if batch.counts is None else batch.counts[place]
+    first = place if batch.counts is None else sum(batch.counts[:place])
+    return ids(batch.tokens[first : first + count])
 
 
 class PlainSession:
@@ -122,35 +132,35 @@ class PlainSession:
             assert result == Searched(len(self.tokens), hypotheses)
             self._done(job)
 
-    def take_row(self, frame: FrameJob, result: Stepped, place: int) -> None:
-        """Checks one row of a frame's answer. One that has failed may have been told of before: see `lose_row`."""
-        tokens = row_tokens(frame, place)
+    def take_row(self, batch: StepBatchJob, result: Stepped, place: int) -> None:
+        """Checks one row of a step batch's answer. One that has failed may have been told of before: see `lose_row`."""
+        tokens = row_tokens(batch, place)
         errors = dict(result.errors)
-        columns = slice(place * frame.width, (place + 1) * frame.width)
+        columns = slice(place * batch.width, (place + 1) * batch.width)
         if place in errors:
-            assert result.token_ids[columns] == [0] * frame.width
-            if frame in self.unanswered:
-                self.lose_row(frame, place, errors[place])
+            assert result.token_ids[columns] == [0] * batch.width
+            if batch in self.unanswered:
+                self.lose_row(batch, place, errors[place], result.positions[place])
             return
-        assert self._is_next(frame), "jobs are answered in the order in which they came"
-        start = self.starts[frame]
+        assert self._is_next(batch), "jobs are answered in the order in which they came"
+        start = self.starts[batch]
         assert start in (None, len(self.tokens))
         self.tokens += tokens
         assert result.positions[place] == len(self.tokens)
-        if frame.outputs.kind is not OutputKind.NONE:
-            expected = output_after(self.history, frame.outputs, len(self.tokens))
+        if batch.outputs.kind is not OutputKind.NONE:
+            expected = output_after(self.history, batch.outputs, len(self.tokens))
             assert result.token_ids[columns] == expected.token_ids
-            if frame.outputs.kind is OutputKind.TOP_K:
+            if batch.outputs.kind is OutputKind.TOP_K:
                 assert result.log_probabilities[columns] == expected.log_probabilities
-            if frame.outputs.kind is OutputKind.LOGITS:
+            if batch.outputs.kind is OutputKind.LOGITS:
                 assert expected.logits is not None
                 assert result.logits is not None
                 assert result.logits[place].tolist() == expected.logits.tolist()
-        self._done(frame)
+        self._done(batch)
 
-    def lose_row(self, frame: FrameJob, place: int, error: CarouselError) -> None:
-        """A frame's row has failed, and the session goes on without it. Its answer will tell."""
-        self._failed(frame, error, frame.positions[place], row_tokens(frame, place))
+    def lose_row(self, batch: StepBatchJob, place: int, error: CarouselError, position: int) -> None:
+        """A step batch's row has failed, and the session goes on without it. Its answer will tell."""
+        self._failed(batch, error, position, row_tokens(batch, place))
 
     def _fed(self, job: FeedJob, result: Fed) -> None:
         assert self.starts[job] in (None, len(self.tokens))
@@ -203,8 +213,8 @@ class PlainSession:
             assert not self.tokens, "there is something to go on from"
         else:
             assert isinstance(error, RequestCancelledError | EngineError)
-            assert job in self.may_end or self.lane.closed
-            if is_first and isinstance(job, FeedJob | FrameJob):
+            assert job in self.may_end or self.lane.is_closed
+            if is_first and isinstance(job, FeedJob | StepBatchJob):
                 consumed = max(0, position - len(self.tokens))
                 assert consumed <= max(0, len(tokens) - 1)
                 self.tokens += tokens[:consumed]
@@ -215,8 +225,8 @@ class PlainSession:
                     self.tokens += hypothesis.tokens[: position - len(self.tokens)]
         if is_first:
             assert position == len(self.tokens)
-        elif not isinstance(job, FrameJob) and not isinstance(self.unanswered[0], FrameJob):
-            assert position == len(self.tokens), "what a frame's row has consumed is known when it is told of"
+        elif not isinstance(job, StepBatchJob) and not isinstance(self.unanswered[0], StepBatchJob):
+            assert position == len(self.tokens), "what a step batch's row has consumed is known when it is told of"
         self._done(job)
 
     def _done(self, job: Job) -> None:

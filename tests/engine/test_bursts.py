@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.engine.arena import Array
 from service.engine.decoding import Decoding, FinishReason, Sampling, choose
-from service.engine.graph import Array
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import Failed, Generated
 from service.errors import EngineError
@@ -116,8 +116,8 @@ def after(folder: Path, tokens: list[int]) -> np.ndarray:
 async def test_a_run_that_fails_in_a_burst_keeps_the_tokens_before_it(tiny_repository: Path) -> None:
     folder = tiny_repository / "tiny-heads" / "1"
     async with running(folder) as caller:
-        runner = caller.engine._worker._runner
-        graph, num_runs = runner._step._graph, 0
+        runner = caller.engine._core._runner
+        graph, num_runs = runner.step_graph._session, 0
 
         class Breaking:
             def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
@@ -125,9 +125,10 @@ async def test_a_run_that_fails_in_a_burst_keeps_the_tokens_before_it(tiny_repos
                 num_runs += 1
                 if num_runs == 30:
                     raise RuntimeError("no memory")
-                return graph.run(outputs, inputs)
+                results: list[Array] = graph.run(outputs, inputs)
+                return results
 
-        runner._step._graph = Breaking()  # type: ignore[assignment]
+        runner.step_graph._session = Breaking()
         lane = caller.engine.open()
         _, queue = caller.generate(lane, Decoding(60, stop_ids=frozenset()))
         tokens: list[int] = []

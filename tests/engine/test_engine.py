@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.engine.arena import Array
 from service.engine.decoding import Decoding, Sampling
-from service.engine.graph import Array
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.limits import EngineLimits
 from service.engine.results import Failed, Fed, Result
@@ -90,8 +90,8 @@ async def test_a_session_full_of_nan_changes_no_bit_of_its_neighbours(tiny_repos
     async with running(folder) as caller:
         poisoned, healthy = caller.engine.open(), caller.engine.open()
         await caller.feed(poisoned, [1])
-        caller.engine._arena.flush()
-        for tensor in caller.engine._arena._states:
+        caller.engine._core.arena.flush()
+        for tensor in caller.engine._core.arena._states:
             tensor.values[tensor.at(poisoned.slot.row)] = np.nan
         results = [[caller.feed(poisoned, [t]), caller.feed(healthy, [t])] for t in tokens]
         sick, sound = zip(*[[logits_of(await future) for future in pair] for pair in results], strict=True)
@@ -167,8 +167,8 @@ async def test_ten_thousand_short_sessions_leave_nothing_behind(tiny_repository:
             await asyncio.gather(*map(caller.closed, lanes[:30]))
         statistics = caller.engine.statistics
         assert (statistics.slots_used, statistics.num_waiting) == (0, 0)
-        assert caller.engine._arena._num_touched <= 64
-        assert len(caller.engine._scheduler) == 0
+        assert caller.engine._core.arena._num_touched <= 64
+        assert len(caller.engine._core.scheduler) == 0
 
 
 async def test_a_full_arena_and_a_full_queue_are_refused_at_once(tiny_repository: Path) -> None:
@@ -190,16 +190,17 @@ async def test_a_failed_run_fails_its_requests_and_leaves_every_session_as_it_wa
     async with running(folder) as caller:
         lane = caller.engine.open()
         await caller.feed(lane, [5, 6], OutputSpec())
-        runner, broken = caller.engine._worker._runner, True
-        graph = runner._step._graph
+        runner, broken = caller.engine._core._runner, True
+        graph = runner.step_graph._session
 
         class Breaking:
             def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
                 if broken:
                     raise RuntimeError("no memory")
-                return graph.run(outputs, inputs)
+                results: list[Array] = graph.run(outputs, inputs)
+                return results
 
-        runner._step._graph = Breaking()  # type: ignore[assignment]
+        runner.step_graph._session = Breaking()
         result = await caller.feed(lane, [7], OutputSpec())
         assert isinstance(result, Failed)
         assert isinstance(result.error, EngineError)

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.engine.arena import Slot
+from service.engine.active import RowJob
 from service.engine.jobs import Lane
 from service.engine.scheduler import Batch, Scheduler
+from service.engine.step_result import StepResult
+from service.errors import CarouselError
 from service.observer import GraphKind
 
 NUM_LANES = 12
@@ -24,8 +26,22 @@ LIMITS = st.fixed_dictionaries(
 )
 
 
-def lanes(count: int) -> list[Lane]:
-    return [Lane(Slot(row + 1, 0), []) for row in range(count)]
+class Row(RowJob):
+    """A job that the scheduler looks at no further than its ticket."""
+
+    def __init__(self) -> None:
+        self.ticket = 0
+        self.runs_on = False
+
+    def take(self, result: StepResult, row: int, width: int) -> None:
+        raise AssertionError("the scheduler runs nothing")
+
+    def abandon(self, lane: Lane, error: CarouselError) -> None:
+        raise AssertionError("the scheduler ends nothing")
+
+
+def rows(count: int) -> list[RowJob]:
+    return [Row() for _ in range(count)]
 
 
 def bucket(width: int) -> int:
@@ -38,7 +54,7 @@ def bucket(width: int) -> int:
 
 @dataclass
 class Waiting:
-    """A lane that waits; num_ahead: lanes that waited when it came; num_batches: batches since."""
+    """A job that waits; num_ahead: jobs that waited when it came; num_batches: batches since."""
 
     index: int
     kind: GraphKind
@@ -58,22 +74,22 @@ class SchedulerMachine(RuleBasedStateMachine):
     def begin(self, limits: dict[str, int]) -> None:
         self.limits = limits
         self.scheduler = Scheduler(**limits)
-        self.lanes = lanes(NUM_LANES)
+        self.rows = rows(NUM_LANES)
         self.waiting: list[Waiting] = []
 
     @rule(index=LANES, kind=KINDS, num_tokens=TOKENS)
     def add(self, index: int, kind: GraphKind, num_tokens: int) -> None:
         if any(entry.index == index for entry in self.waiting):
-            with pytest.raises(ValueError, match="the lane waits already"):
-                self.scheduler.add(kind, self.lanes[index], num_tokens)
+            with pytest.raises(ValueError, match="the job waits already"):
+                self.scheduler.add(kind, self.rows[index], num_tokens)
             return
-        self.scheduler.add(kind, self.lanes[index], num_tokens)
+        self.scheduler.add(kind, self.rows[index], num_tokens)
         width = min(num_tokens, self.limits["max_chunk"]) if kind == "step" else num_tokens
         self.waiting.append(Waiting(index, kind, width, len(self.waiting)))
 
     @rule(index=LANES)
     def remove(self, index: int) -> None:
-        self.scheduler.remove(self.lanes[index])
+        self.scheduler.remove(self.rows[index])
         self.waiting = [entry for entry in self.waiting if entry.index != index]
 
     @precondition(lambda self: self.waiting)
@@ -81,7 +97,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def take(self) -> None:
         batch = self.scheduler.next_batch()
         assert batch is not None, "somebody waits"
-        indices = [self.lanes.index(lane) for lane in batch.lanes]
+        indices = [self.rows.index(lane) for lane in batch.jobs]
         oldest = self.waiting[0]
         queue = [entry for entry in self.waiting if entry.queue == oldest.queue]
         assert indices == [entry.index for entry in queue[: len(indices)]], "the oldest head's queue, from its head"
@@ -120,8 +136,8 @@ SchedulerMachine.TestCase.settings = settings(max_examples=100, stateful_step_co
 TestScheduler = SchedulerMachine.TestCase
 
 
-def taken(batch: Batch | None, known: list[Lane]) -> tuple[Any, ...] | None:
-    return None if batch is None else (batch.kind, [known.index(lane) for lane in batch.lanes], batch.widths)
+def taken(batch: Batch | None, known: list[RowJob]) -> tuple[Any, ...] | None:
+    return None if batch is None else (batch.kind, [known.index(lane) for lane in batch.jobs], batch.widths)
 
 
 @given(
@@ -138,7 +154,7 @@ def taken(batch: Batch | None, known: list[Lane]) -> tuple[Any, ...] | None:
 @settings(max_examples=50, deadline=None)
 def test_the_same_calls_give_the_same_batches(limits: dict[str, int], calls: list[tuple[Any, ...]]) -> None:
     def play() -> list[Any]:
-        scheduler, known, batches = Scheduler(**limits), lanes(NUM_LANES), []
+        scheduler, known, batches = Scheduler(**limits), rows(NUM_LANES), []
         for name, *arguments in calls:
             if name == "take":
                 batches.append(taken(scheduler.next_batch(), known))
@@ -153,7 +169,7 @@ def test_the_same_calls_give_the_same_batches(limits: dict[str, int], calls: lis
 
 def test_a_long_feed_delays_the_single_steps_of_others_by_one_chunk_at_a_time() -> None:
     scheduler = Scheduler(max_rows=8, max_tokens=64, max_chunk=32)
-    long, short, other = lanes(3)
+    long, short, other = rows(3)
     remaining = 320
     scheduler.add("step", long, remaining)
     widths = []
@@ -164,7 +180,7 @@ def test_a_long_feed_delays_the_single_steps_of_others_by_one_chunk_at_a_time() 
         batch = scheduler.next_batch()
         assert batch is not None
         widths.append(batch.widths)
-        if batch.lanes == [long]:
+        if batch.jobs == [long]:
             remaining -= batch.widths[0]
             if remaining:
                 scheduler.add("step", long, remaining)
@@ -173,21 +189,21 @@ def test_a_long_feed_delays_the_single_steps_of_others_by_one_chunk_at_a_time() 
 
 def test_a_wide_lane_never_widens_a_batch_of_single_tokens() -> None:
     scheduler = Scheduler(max_rows=8, max_tokens=256, max_chunk=32)
-    first, wide, second = lanes(3)
+    first, wide, second = rows(3)
     scheduler.add("step", first, 1)
     scheduler.add("step", wide, 2)
     scheduler.add("step", second, 1)
     batches = [scheduler.next_batch(), scheduler.next_batch()]
-    assert [batch.lanes for batch in batches if batch] == [[first, second], [wide]]
+    assert [batch.jobs for batch in batches if batch] == [[first, second], [wide]]
 
 
 def test_an_encoder_and_a_step_of_the_same_width_go_in_batches_of_their_own() -> None:
     scheduler = Scheduler(max_rows=8, max_tokens=256, max_chunk=32)
-    encoding, stepping = lanes(2)
+    encoding, stepping = rows(2)
     scheduler.add("encoder", encoding, 4)
     scheduler.add("step", stepping, 4)
     batches = [scheduler.next_batch(), scheduler.next_batch()]
-    assert [(batch.kind, batch.lanes) for batch in batches if batch] == [
+    assert [(batch.kind, batch.jobs) for batch in batches if batch] == [
         ("encoder", [encoding]),
         ("step", [stepping]),
     ]
@@ -195,7 +211,7 @@ def test_an_encoder_and_a_step_of_the_same_width_go_in_batches_of_their_own() ->
 
 def test_a_source_is_never_cut() -> None:
     scheduler = Scheduler(max_rows=8, max_tokens=16, max_chunk=4)
-    (lane,) = lanes(1)
+    (lane,) = rows(1)
     scheduler.add("encoder", lane, 1000)
     batch = scheduler.next_batch()
     assert batch is not None
@@ -204,11 +220,11 @@ def test_a_source_is_never_cut() -> None:
 
 def test_a_lane_removed_and_added_again_has_lost_its_turn() -> None:
     scheduler = Scheduler(max_rows=1, max_tokens=1, max_chunk=1)
-    first, second = lanes(2)
+    first, second = rows(2)
     scheduler.add("step", first, 1)
     scheduler.add("step", second, 1)
     scheduler.remove(first)
     scheduler.remove(first)
     scheduler.add("step", first, 1)
     batches = [scheduler.next_batch() for _ in range(3)]
-    assert [batch and batch.lanes for batch in batches] == [[second], [first], None]
+    assert [batch and batch.jobs for batch in batches] == [[second], [first], None]

@@ -10,8 +10,9 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from service.engine.active import RowJob
 from service.engine.decoding import Decoding, FinishReason, Sampling
-from service.engine.jobs import EncodeJob, FeedJob, FrameJob, GenerateJob, Job, OutputKind, OutputSpec
+from service.engine.jobs import EncodeJob, FeedJob, GenerateJob, Job, OutputKind, OutputSpec, StepBatchJob
 from service.engine.results import Failed, Fed, Generated
 from service.errors import EngineError, IllegalRequestError, PositionMismatchError, RequestCancelledError
 from tests.engine.plain import BOS_ID, EOS_ID, VOCABULARY_SIZE, PlainSession, next_logits
@@ -84,7 +85,7 @@ class StepperMachine(RuleBasedStateMachine):
         starts=st.none() | st.lists(STARTS.filter(lambda start: start is not None), min_size=3, max_size=3),
         outputs=OUTPUTS,
     )
-    def frame(
+    def step_batch(
         self,
         places: list[int],
         tokens: list[int],
@@ -97,13 +98,13 @@ class StepperMachine(RuleBasedStateMachine):
             starts = [self._start(session, start) or 0 for session, start in zip(sessions, starts, strict=False)]
         counts = None if counts is None else counts[: len(sessions)]
         size = len(sessions) if counts is None else sum(counts)
-        self.world.frame(sessions, tokens[:size], counts, starts, outputs._replace(every_position=False))
+        self.world.step_batch(sessions, tokens[:size], counts, starts, outputs._replace(every_position=False))
 
     @rule(count=st.integers(1, 3))
-    def frames_of_all(self, count: int) -> None:
+    def step_batches_of_all(self, count: int) -> None:
         """As a gateway sends them: of the same sessions, one after the other."""
         for _ in range(count):
-            self.world.frame(list(self.world.sessions), [1] * NUM_SESSIONS)
+            self.world.step_batch(list(self.world.sessions), [1] * NUM_SESSIONS)
 
     @rule()
     def run(self) -> None:
@@ -127,31 +128,30 @@ class StepperMachine(RuleBasedStateMachine):
         """A source that is being encoded is let be."""
         session = self.world.sessions[which]
         encoding = [job for job in session.unanswered if isinstance(job, EncodeJob)]
-        expected = [job for job in session.unanswered if not isinstance(job, FrameJob | EncodeJob)]
+        expected = [job for job in session.unanswered if not isinstance(job, StepBatchJob | EncodeJob)]
         assert self.world.cancel(session) >= len(expected)
-        left = [job for job in session.unanswered if not isinstance(job, FrameJob)]
-        assert left == encoding, "a frame is answered when its other sessions are done, all else at once"
+        left = [job for job in session.unanswered if not isinstance(job, StepBatchJob)]
+        assert left == encoding, "a step batch is answered when its other sessions are done, all else at once"
 
     @precondition(lambda self: len(self.world.scheduler) > 0)
     @rule()
     def fail(self) -> None:
         for session in self.world.fail(EngineError("the graph failed")):
-            assert all(isinstance(job, FrameJob) for job in session.unanswered)
+            assert all(isinstance(job, StepBatchJob) for job in session.unanswered)
 
     @rule(which=WHICH)
     def close(self, which: int) -> None:
         self.world.close(self.world.sessions[which])
-        assert all(isinstance(job, FrameJob) for job in self.world.sessions[which].unanswered)
+        assert all(isinstance(job, StepBatchJob) for job in self.world.sessions[which].unanswered)
 
     @invariant()
     def a_lane_at_rest_is_whole(self) -> None:
         """Its state has consumed every token but those pending, and it knows what comes next or has what to run."""
         for session in self._sessions():
             lane = session.lane
-            if lane.job is None and not lane.closed:
+            if lane.active is None and not lane.is_closed:
                 assert self.world.consumed(session) + lane.pending == session.history
                 assert lane.position == len(session.tokens)
-                assert not lane.ticket
                 if self.world.stepper.keeps_logits:
                     assert lane.pending or lane.next_logits is not None or not session.tokens
                 else:
@@ -169,7 +169,9 @@ class StepperMachine(RuleBasedStateMachine):
             job = session.generation
             is_parked = job is not None and job.num_produced - job.num_granted == job.window
             if all(isinstance(one, FeedJob | GenerateJob | EncodeJob) for one in session.unanswered):
-                assert bool(session.lane.ticket) == (bool(session.unanswered) and not is_parked)
+                active = session.lane.active
+                waits = isinstance(active, RowJob) and active.ticket > 0
+                assert waits == (bool(session.unanswered) and not is_parked)
 
     def teardown(self) -> None:
         """Every job is answered for good, once."""
@@ -331,7 +333,7 @@ def test_sessions_that_generate_beside_one_that_is_fed_each_get_their_own_tokens
             world.generate(session, Decoding(4, Sampling(temperature=50.0, seed=seed)))
         batch = world.run()
         assert batch is not None
-        widest = max(widest, len(batch.lanes))
+        widest = max(widest, len(batch.jobs))
         world.drain()
     assert widest == 3, "the three were never in one batch"
 
@@ -382,7 +384,7 @@ def test_a_generation_that_is_cancelled_keeps_the_tokens_it_gave() -> None:
     world.generate(whole, decoding)
     world.drain()
     job = world.generate(session, decoding, window=2)
-    while not job.parked:
+    while not job.is_parked:
         world.run()
     world.cancel(session)
     world.grant(job, 2)
@@ -398,10 +400,10 @@ def test_a_parked_generation_takes_no_part_in_batches_until_it_is_granted_room()
     session = world.open()
     job = world.generate(session, four_tokens(), window=1)
     world.run()
-    assert job.parked
+    assert job.is_parked
     assert world.run() is None
     world.grant(job, 1)
-    assert not job.parked
+    assert not job.is_parked
     world.run()
     assert len(session.tokens) == 2
     world.drain()
@@ -413,9 +415,9 @@ def test_resuming_without_a_grant_lets_no_generation_past_its_window() -> None:
     session = world.open()
     job = world.generate(session, four_tokens(), window=1)
     world.run()
-    assert job.parked
+    assert job.is_parked
     world.stepper.resume(session.lane, job)
-    assert job.parked
+    assert job.is_parked
     assert world.run() is None
 
 
@@ -476,19 +478,20 @@ def test_a_failed_run_ends_the_jobs_of_its_lanes_and_of_no_other() -> None:
     assert first.tokens == [0, 1]
 
 
-def test_a_frame_whose_rows_are_all_elsewhere_is_answered_before_what_follows_it() -> None:
+def test_a_step_batch_whose_rows_are_all_elsewhere_is_answered_before_what_follows_it() -> None:
     """Also when what follows has its answer at once."""
     order: list[type[Job]] = []
 
     class Recording(World):
         def _deliver(self) -> None:
-            order.extend(type(job) for job, _ in self.stepper.results)
+            self.stepper.settle()
+            order.extend(type(job) for job, _ in self.stepper.entries if job is not None)
             super()._deliver()
 
     world = Recording()
     session = world.open()
     world.feed(session, [1])
-    world.frame([session], [1], starts=[0])
+    world.step_batch([session], [1], starts=[0])
     world.generate(session, Decoding(1))
     world.drain()
-    assert order == [FeedJob, FrameJob, GenerateJob]
+    assert order == [FeedJob, StepBatchJob, GenerateJob]

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
+from service.engine.active import Group
 from service.engine.arena import Slot
 from service.engine.beam import BeamSearch
+from service.engine.core import add_kinds
 from service.engine.decoding import Decoding
-from service.engine.frames import Frames
-from service.engine.jobs import EncodeJob, FeedJob, FrameJob, GenerateJob, Job, Lane, OutputSpec, ScoreJob, SearchJob
-from service.engine.outcome import Outcome
+from service.engine.generations import choose_together
+from service.engine.jobs import (
+    EncodeJob,
+    FeedJob,
+    GenerateJob,
+    Job,
+    Lane,
+    OutputSpec,
+    ScoreJob,
+    SearchJob,
+    StepBatchJob,
+)
 from service.engine.results import Result, Stepped
 from service.engine.scheduler import Batch, Scheduler
-from service.engine.searches import Searches
+from service.engine.step_batches import ActiveStepBatch, submit_step_batch
+from service.engine.step_result import LOGITS, NEXT_TOKEN, FetchSpec, StepResult
 from service.engine.stepper import Stepper
-from service.engine.wants import wants_of
 from service.errors import CarouselError, RequestCancelledError
 from tests.domain import ids
 from tests.engine.plain import BOS_ID, EOS_ID, VOCABULARY_SIZE, PlainSession, next_logits
@@ -36,9 +47,11 @@ class World:
     ) -> None:
         self.bos_id = bos_id
         self.scheduler = Scheduler(max_rows=rows, max_tokens=tokens, max_chunk=chunk)
-        self.stepper = Stepper(self.scheduler, EOS_ID, has_readout=has_readout, has_start=bos_id is not None)
-        self.frames = Frames(self.stepper, VOCABULARY_SIZE)
-        self.searches = Searches(self.stepper, self._fork, self._release)
+        self.stepper = Stepper(
+            self.scheduler, EOS_ID, has_readout=has_readout, has_start=bos_id is not None, release=self._release
+        )
+        add_kinds(self.stepper, self._fork)
+        self.batches: dict[Job, ActiveStepBatch] = {}
         self.sessions: list[PlainSession] = []
         self.state: dict[int, list[int]] = {}
         self.forks: set[Slot] = set()
@@ -87,16 +100,16 @@ class World:
         job = ScoreJob(reply=_no_reply, tag=session, start=start, targets=targets, slots=slots)
         self._submit(session, job, start)
 
-    def frame(
+    def step_batch(
         self,
         sessions: list[PlainSession],
         tokens: list[int],
         counts: list[int] | None = None,
         starts: list[int] | None = None,
         outputs: OutputSpec | None = None,
-    ) -> FrameJob:
+    ) -> StepBatchJob:
         lanes = [session.lane for session in sessions]
-        job = FrameJob(
+        job = StepBatchJob(
             reply=_no_reply,
             tag=sessions,
             lanes=lanes,
@@ -108,13 +121,13 @@ class World:
         for place, session in enumerate(sessions):
             session.unanswered.append(job)
             session.starts[job] = None if starts is None else starts[place]
-        self.frames.submit(job)
+        self.batches[job] = submit_step_batch(self.stepper, job, VOCABULARY_SIZE)
         self._deliver()
         return job
 
     def grant(self, job: GenerateJob, count: int) -> None:
         job.num_granted += count
-        if job.parked:
+        if job.is_parked:
             self.stepper.resume(job.tag.lane, job)
         self._deliver()
 
@@ -126,8 +139,9 @@ class World:
         return count
 
     def close(self, session: PlainSession) -> None:
-        session.lane.closed = True
-        self.stepper.abandon(session.lane, RequestCancelledError("closed"))
+        error = RequestCancelledError("closed")
+        session.lane.is_closed, session.lane.refusal = True, error
+        self.stepper.abandon(session.lane, error)
         self._deliver()
 
     def run(self) -> Batch | None:
@@ -148,17 +162,19 @@ class World:
         """The next batch's graph fails: nothing is consumed. Returns the sessions that had a part in it."""
         batch = self.scheduler.next_batch()
         assert batch is not None
-        lanes = [lane.forked_from or lane for lane in batch.lanes]
+        lanes = [job.lane.forked_from or job.lane for job in batch.jobs]
         for group in batch.groups:
-            lanes += (
-                list(group.lanes) if isinstance(group.owner, FrameJob) else [group.owner.lane or Lane(Slot(0, 0), [])]
-            )
+            lanes += self._lanes_of(group)
         failed = [session for session in self.sessions if session.lane in lanes]
         for session in failed:
-            session.lane.closed = isinstance(session.lane.job, EncodeJob)  # without its source it is closed
+            if any(isinstance(job, EncodeJob) for job in session.unanswered):
+                session.lane.is_closed, session.lane.refusal = True, error  # without its source it is closed
             session.ends()
-        for lane in [*batch.lanes, *lanes]:
-            self.stepper.abandon(lane, error)
+        for job in batch.jobs:
+            if job.lane.active is job:
+                self.stepper.abandon(job.lane, error)
+        for group in batch.groups:
+            group.owner.fail_group(group, error)
         self._deliver()
         return failed
 
@@ -166,31 +182,30 @@ class World:
         """Runs until nothing is left to be done, granting all that is asked for."""
         while any(session.unanswered for session in self.sessions):
             if self.run() is None:
-                parked = [job for job in (s.generation for s in self.sessions) if job is not None and job.parked]
+                parked = [job for job in (s.generation for s in self.sessions) if job is not None and job.is_parked]
                 gave = [job for job in parked if job.num_produced > job.num_granted]
                 assert gave, "a job is left, and nothing will ever advance it"
                 for job in gave:
                     self.grant(job, job.num_produced - job.num_granted)
 
     def _encode(self, batch: Batch) -> None:
-        for lane, width in zip(batch.lanes, batch.widths, strict=True):
-            assert isinstance(lane.job, EncodeJob)
-            assert width == len(lane.job.source)
-            self.state[lane.slot.row] += ids(lane.job.source)
-            self.stepper.encoded(lane)
+        for job, width in zip(batch.jobs, batch.widths, strict=True):
+            assert width == len(job.source)
+            self.state[job.lane.slot.row] += ids(job.source)
+            job.take(StepResult(None), 0, width)
 
     def _step(self, batch: Batch) -> None:
         """As the engine does it, with a row of padding at the end and garbage wherever no token was run."""
-        assert batch.num_rows == len(batch.lanes) + sum(len(group.tokens) for group in batch.groups)
+        assert batch.num_rows == len(batch.jobs) + sum(len(group.tokens) for group in batch.groups)
         logits = np.full((batch.num_rows + 1, batch.width, VOCABULARY_SIZE), np.nan, np.float32)
         following: dict[int, list[int]] = {}
-        rows = zip(batch.lanes, batch.widths, strict=True)
-        for row, (lane, width) in enumerate(rows):
-            consumed = following[lane.slot.row] = list(self.state[lane.slot.row])
-            for index, token in enumerate(ids(lane.inputs[lane.done : lane.done + width])):
+        rows = zip(batch.jobs, batch.widths, strict=True)
+        for row, (job, width) in enumerate(rows):
+            consumed = following[job.lane.slot.row] = list(self.state[job.lane.slot.row])
+            for index, token in enumerate(ids(job.inputs[job.done : job.done + width])):
                 consumed.append(token)
                 logits[row, index] = next_logits(consumed)
-        row = len(batch.lanes)
+        row = len(batch.jobs)
         for group in batch.groups:
             for read, write, token in zip(group.reads, group.writes, ids(group.tokens), strict=True):
                 assert write not in following, "two rows of a batch write to one slot"
@@ -198,26 +213,39 @@ class World:
                 logits[row, 0] = next_logits(following[write])
                 row += 1
         self.state.update(following)
-        outcome = self._outcome(batch, logits)
-        self.stepper.stepped(batch, outcome)
-        begin = len(batch.lanes)
-        for group in batch.groups:
-            count = len(group.tokens)
-            owner = self.frames if isinstance(group.owner, FrameJob) else self.searches
-            owner.stepped(group, outcome, begin)
-            begin += count
+        self._commit(batch, logits)
         logits[:] = np.nan  # they are the runner's; what is to be kept must have been copied
 
     def _read_out(self, batch: Batch) -> None:
-        logits = np.array([[next_logits(self.state[lane.slot.row])] for lane in batch.lanes])
-        self.stepper.stepped(batch, Outcome(logits))
+        self._commit(batch, np.array([[next_logits(self.state[job.lane.slot.row])] for job in batch.jobs]))
 
-    def _outcome(self, batch: Batch, logits: np.ndarray) -> Outcome:
+    def _commit(self, batch: Batch, logits: np.ndarray) -> None:
+        fetch = LOGITS if self.stepper.keeps_logits else NEXT_TOKEN
+        for member in (*(job.fetch for job in batch.jobs), *(group.fetch for group in batch.groups)):
+            fetch |= member
+        result = self._result(batch, logits, fetch)
+        if fetch.has_choices:
+            result.chosen = choose_together(result, batch.jobs, batch.widths)
+        for row, (job, width) in enumerate(zip(batch.jobs, batch.widths, strict=True)):
+            job.take(result, row, width)
+        begin = len(batch.jobs)
+        for group in batch.groups:
+            count = len(group.tokens)
+            group.owner.take_group(group, result, begin)
+            begin += count
+
+    def _result(self, batch: Batch, logits: np.ndarray, fetch: FetchSpec) -> StepResult:
         """With a readout there are heads as well, and logits only when they are wanted."""
-        if self.stepper.keeps_logits:
-            return Outcome(logits)
-        wants = wants_of(batch, keeps_logits=False)
-        return Outcome(logits if wants.logits or wants.top_k else None, np.argmax(logits, axis=-1))
+        if self.stepper.keeps_logits or batch.kind == "readout":
+            return StepResult(logits)
+        return StepResult(logits if fetch.logits or fetch.top_k else None, np.argmax(logits, axis=-1))
+
+    def _lanes_of(self, group: Group) -> list[Lane]:
+        """The lanes of a group's rows: of a search, its session's."""
+        job = group.owner.job
+        if isinstance(job, StepBatchJob):
+            return [job.lanes[place] for place in group.places]
+        return [session.lane for session in self.sessions if session.lane.active is group.owner]
 
     def _acquire(self, count: int) -> list[Slot]:
         slots = [Slot(_FIRST_FORK + self.num_forked + index, 0) for index in range(count)]
@@ -240,35 +268,36 @@ class World:
         self._deliver()
 
     def _deliver(self) -> None:
-        results, self.stepper.results = self.stepper.results, []
-        for job, result in results:
-            sessions = job.tag if isinstance(job, FrameJob) else [job.tag]
+        self.stepper.settle()
+        for job, result in self.stepper.take_results().entries:
+            assert job is not None
+            sessions = job.tag if isinstance(job, StepBatchJob) else [job.tag]
             for place, session in enumerate(sessions):
-                self._tell_lost(session, job)
-                if isinstance(job, FrameJob):
+                self._report_lost(session, job)
+                if isinstance(job, StepBatchJob):
                     assert isinstance(result, Stepped)
                     session.take_row(job, result, place)
                 else:
                     assert not isinstance(result, Stepped)
                     session.take(job, result)
         for session in self.sessions:
-            self._tell_lost(session, None)
+            self._report_lost(session, None)
 
-    @staticmethod
-    def _tell_lost(session: PlainSession, job: Job | None) -> None:
-        """Tells a session of its frames' rows that have failed: it goes on before the frame is answered.
+    def _report_lost(self, session: PlainSession, job: Job | None) -> None:
+        """Reports to a session the rows of its step batches that have failed: it goes on before they are answered.
 
-        Of those before a job, or of all. A job that is a frame may have been told of already.
+        Of those before a job, or of all. A job that is a step batch may have been reported before.
         """
         if job is not None and job not in session.unanswered:
             return
-        for frame in list(session.unanswered):
-            if frame is job:
+        for batch in list(session.unanswered):
+            if batch is job:
                 return
-            errors = dict(frame.errors) if isinstance(frame, FrameJob) else {}
-            for place, error in errors.items():
-                if frame.tag[place] is session:
-                    session.lose_row(frame, place, error)
+            if isinstance(batch, StepBatchJob):
+                active = self.batches[batch]
+                for place, error in active.errors.items():
+                    if batch.tag[place] is session:
+                        session.lose_row(batch, place, error, active.positions[place])
 
 
 def _no_reply(job: Job, result: Result) -> None:

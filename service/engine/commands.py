@@ -1,0 +1,70 @@
+"""Commands: everything that an engine can be asked for. The core's inbox holds them until its next step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+from service.engine.arena import Slot
+from service.engine.jobs import GenerateJob, Job, Lane, StepBatchJob
+from service.engine.lane_state import LaneState
+from service.errors import CarouselError
+
+
+class Submit(NamedTuple):
+    """Queues a job behind the lane's others."""
+
+    lane: Lane
+    job: Job
+
+
+class SubmitStepBatch(NamedTuple):
+    """Queues a job of many lanes behind the others of each."""
+
+    job: StepBatchJob
+
+
+class Resume(NamedTuple):
+    """Continues a generation that was parked, if its window has room again."""
+
+    lane: Lane
+    job: GenerateJob
+
+
+class Cancel(NamedTuple):
+    """Ends the lane's jobs at a token boundary and answers each with `error`. then: called with their number."""
+
+    lane: Lane
+    error: CarouselError
+    then: Callable[[int], None]
+
+
+class Close(NamedTuple):
+    """Ends the lane's jobs, answers each with `error`, and frees its slot. A second one frees nothing twice."""
+
+    lane: Lane
+    error: CarouselError
+    then: Callable[[], None] | None
+
+
+class Read(NamedTuple):
+    """Copies the state of lanes. then: called with it, see `transfer.read_lanes`."""
+
+    lanes: Sequence[Lane]
+    then: Callable[[list[LaneState | None]], None]
+
+
+class Write(NamedTuple):
+    """Copies a saved state into an idle lane."""
+
+    lane: Lane
+    state: LaneState
+
+
+class ReleaseForks(NamedTuple):
+    """Frees slots that no job owns: those of a job that was refused."""
+
+    slots: Sequence[Slot]
+
+
+Command: TypeAlias = Submit | SubmitStepBatch | Resume | Cancel | Close | Read | Write | ReleaseForks

@@ -1,0 +1,319 @@
+"""The core of an engine: commands come in, one step at a time is scheduled, run and committed, results come out.
+
+It has no thread and no event loop: whoever holds it calls `step`, one caller at a time. Rules:
+
+1. Everything that is asked for is a command in `inbox`, and is carried out at the beginning of a step.
+2. Commands' callbacks and jobs' results come out in one order: what a lane produced before it was read comes before the
+   callback of the read, and what it produced after the read comes after.
+3. An exception costs what raised it alone: a command, a row of a batch, or a batch. Its jobs are answered with an
+   EngineError, and their lanes go on from where their state is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import Enum
+from functools import partial
+from time import perf_counter
+
+from service.engine.arena import Arena, Slot
+from service.engine.bursts import Bursts, Driver
+from service.engine.commands import (
+    Cancel,
+    Close,
+    Command,
+    Read,
+    ReleaseForks,
+    Resume,
+    Submit,
+    SubmitStepBatch,
+    Write,
+)
+from service.engine.generations import begin_generation, choose_together
+from service.engine.jobs import GenerateJob, Job, Lane, ScoreJob, SearchJob, StepBatchJob
+from service.engine.lane_state import LaneState
+from service.engine.limits import EngineLimits
+from service.engine.results import Failed, Produced, all_failed
+from service.engine.runner import Ran, Runner
+from service.engine.scheduler import Batch, Costs, Scheduler
+from service.engine.searches import begin_score, begin_search
+from service.engine.step_batches import submit_step_batch
+from service.engine.step_result import LOGITS, NEXT_TOKEN
+from service.engine.stepper import Stepper
+from service.engine.transfer import read_lanes, write_lane
+from service.errors import CarouselError, EngineError
+from service.observer import BatchReport, EngineObserver
+from service.repository.bundle import Bundle
+
+_STEP_BATCH_SHARE = 0.25
+"""Of what other batches may cost on the event loop: a step batch is one message however many rows it has, so that there
+is little to do beside running it, and the event loop had better read the next one meanwhile."""
+
+
+class Progress(Enum):
+    """What a step did. DEFERRED: the batch that is next is not small, and waits for a step that may run it."""
+
+    IDLE = "idle"
+    RAN = "ran"
+    DEFERRED = "deferred"
+
+
+class EngineCore:
+    """Runs one variant of a bundle over an arena. on_fault: called with an exception that no batch's report covers."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: str,
+        limits: EngineLimits,
+        observer: EngineObserver,
+        on_fault: Callable[[Exception], None],
+    ) -> None:
+        manifest = bundle.manifest
+        step_spec = bundle.variants[variant].step_spec
+        self._limits = limits
+        self._observer = observer
+        self._on_fault = on_fault
+        self.arena = arena = Arena(manifest, limits.num_slots + limits.num_forks)
+        self._runner = Runner(bundle, variant, arena)
+        max_chunk = step_spec.max_chunk or limits.max_chunk_tokens
+        self.scheduler = Scheduler(
+            max_rows=step_spec.max_rows or limits.max_batch_rows,
+            max_tokens=limits.max_batch_tokens,
+            max_chunk=min(limits.max_chunk_tokens, max_chunk),
+        )
+        self.stepper = stepper = Stepper(
+            self.scheduler,
+            manifest.special_tokens.eos_id,
+            has_readout=self._runner.has_readout,
+            has_start=manifest.special_tokens.bos_id is not None,
+            gives_values=manifest.step.values is not None,
+            read=lambda lane: read_lanes(arena, [lane])[0],
+            release=arena.release,
+            on_fault=partial(observer.batch_failed, "step"),
+        )
+        self.take_results: Callable[[], Produced] = stepper.take_results
+        add_kinds(stepper, self._runner.fork)
+        self._bursts = Bursts(arena, self._runner.step_graph, stepper, observer, manifest.output_size)
+        self._output_size = manifest.output_size
+        self._takes_bursts = manifest.step.tokens is not None
+        self._costs = Costs()
+        self._deferred: Batch | None = None
+        self.inbox: deque[Command] = deque()
+        self._handlers: dict[type[Command], Callable[..., object]] = {
+            Submit: stepper.submit,
+            SubmitStepBatch: self._submit_step_batch,
+            Resume: stepper.resume,
+            Cancel: self._cancel,
+            Close: self._close,
+            Read: self._read,
+            Write: self._write,
+            ReleaseForks: self._release,
+        }
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would find anything to do."""
+        return bool(self.inbox or self._deferred is not None or self.scheduler.num_waiting)
+
+    def warm_up(self) -> None:
+        """Runs every batch size and measures it."""
+        for kind, num_rows, seconds in self._runner.warm_up(self.scheduler.max_rows):
+            self._costs.record(kind, num_rows, 1, seconds)
+
+    def step(self, *, small_only: bool = False, driver: Driver | None = None) -> Progress:
+        """Carries commands out, then schedules, runs and commits one batch.
+
+        small_only: defers a batch that is not known to cost little, or after which more would wait at once. driver: a
+        batch of generations may go on as a burst, until the driver is called.
+        """
+        batch = self._deferred
+        if batch is None:  # a deferred batch is run before its lanes may be closed
+            if self.inbox:
+                self.take_in()
+            batch = self.scheduler.next_batch()
+        if batch is None:
+            return Progress.IDLE
+        if small_only and not self._is_small(batch):
+            self._deferred = batch
+            return Progress.DEFERRED
+        self._deferred = None
+        if driver is not None and self._takes_bursts and self._runs_as_burst(batch, driver):
+            return Progress.RAN
+        began = perf_counter()
+        fetch = LOGITS if self.stepper.keeps_logits else NEXT_TOKEN
+        for job in batch.jobs:
+            if job.fetch is not NEXT_TOKEN:
+                fetch |= job.fetch
+        for group in batch.groups:
+            fetch |= group.fetch
+        try:
+            ran = self._runner.run(batch, fetch)
+        except Exception as error:  # ONNX Runtime raises classes of its own; whatever it was, the state is untouched
+            self._fail(batch, error)
+        else:
+            self._commit(batch, ran, began, has_choices=fetch.has_choices)
+        return Progress.RAN
+
+    def take_in(self) -> None:
+        """Carries the commands of the inbox out. One that raises costs no other anything."""
+        inbox, stepper = self.inbox, self.stepper
+        while inbox:
+            command = inbox.popleft()
+            try:
+                self._handlers[type(command)](*command)
+            except Exception as error:
+                self._command_failed(command, error)
+            if stepper.due:
+                stepper.settle()
+
+    def refuse_all(self, error: CarouselError) -> None:
+        """Answers every job `error`, now and from here on."""
+        stepper = self.stepper
+        self.take_in()
+        self._handlers[Submit] = lambda lane, job: stepper.answer(job, Failed(lane.position, error))
+        self._handlers[SubmitStepBatch] = lambda job: stepper.answer(job, all_failed(job, error))
+        batch = self._deferred or self.scheduler.next_batch()
+        self._deferred = None
+        while batch is not None or stepper.parked:
+            if batch is not None:
+                self._abandon(batch, error)
+            for generation in list(stepper.parked):
+                stepper.abandon(generation.lane, error)
+            stepper.settle()
+            batch = self.scheduler.next_batch()
+
+    def _commit(self, batch: Batch, ran: Ran, began: float, *, has_choices: bool) -> None:
+        """Hands each row of a result to its job, and reports the batch. A row that raises fails alone."""
+        committing = perf_counter()
+        stepper, result = self.stepper, ran.result
+        if has_choices:
+            result.chosen = choose_together(result, batch.jobs, batch.widths)
+        waited = []
+        row = 0
+        for job, width in zip(batch.jobs, batch.widths, strict=True):
+            request = job.job
+            if not request.is_started:
+                request.is_started = True
+                waited.append(began - request.submitted_s)
+            if job.lane.active is job:  # a row of a compound job may have ended the others
+                try:
+                    job.take(result, row, width)
+                except Exception as error:
+                    self._observer.batch_failed(batch.kind, 1, error)
+                    stepper.abandon(job.lane, _commit_error())
+            row += 1
+        for group in batch.groups:
+            request = group.owner.job
+            if not request.is_started:
+                request.is_started = True
+                waited.append(began - request.submitted_s)
+            try:
+                group.owner.take_group(group, result, row)
+            except Exception as error:
+                self._observer.batch_failed(batch.kind, group.num_rows, error)
+                group.owner.fail_group(group, _commit_error())
+            row += len(group.tokens)
+        if stepper.due:
+            stepper.settle()
+        ended = perf_counter()
+        self._costs.record(batch.kind, batch.num_rows, batch.width, ended - began)
+        times = ran.gather_s, ran.run_s, ended - committing
+        report = BatchReport(batch.kind, batch.num_rows, batch.num_tokens, ran.capacity, tuple(waited), *times)
+        self._observer.batch_ran(report)
+        if self._observer.is_tracing:
+            owners: dict[int, Job] = {id(job.job): job.job for job in batch.jobs}
+            owners |= {id(group.owner.job): group.owner.job for group in batch.groups}
+            self._observer.batch_traced([job.tag for job in owners.values()], report)
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        """A batch's run has raised: its jobs are answered, and its lanes are as they were before."""
+        self._observer.batch_failed(batch.kind, batch.num_rows, error)
+        self._abandon(batch, EngineError("the model failed to run; the session is as it was before"))
+        self.stepper.settle()
+
+    def _abandon(self, batch: Batch, error: CarouselError) -> None:
+        for job in batch.jobs:
+            if job.lane.active is job:
+                self.stepper.abandon(job.lane, error)
+        for group in batch.groups:
+            group.owner.fail_group(group, error)
+
+    def _runs_as_burst(self, batch: Batch, driver: Driver) -> bool:
+        generations = self._bursts.generations(batch)
+        if not generations:
+            return False
+        left, error = self._bursts.run(generations, driver)
+        if error is not None:
+            size = len(left)
+            self._fail(Batch("step", list(left), [1] * size, [], size, 1, size, runs_on=True), error)
+        self.stepper.settle()
+        return True
+
+    def _is_small(self, batch: Batch) -> bool:
+        """Whether a batch is known to cost little, and leaves nothing behind that would go on by itself."""
+        if batch.runs_on:
+            return False
+        limit_s = self._limits.inline_s
+        if batch.groups:
+            limit_s *= _STEP_BATCH_SHARE
+            if any(group.runs_on for group in batch.groups):
+                return False
+        seconds = self._costs.estimate(batch.kind, batch.num_rows, batch.width)
+        return seconds is not None and seconds <= limit_s
+
+    def _command_failed(self, command: Command, error: Exception) -> None:
+        """Answers what a command that raised would have led to, and reports it."""
+        match command:
+            case Submit(lane, job):
+                self.stepper.begin_failed(lane, job, error)
+            case SubmitStepBatch(job):
+                self._on_fault(error)
+                held = [lane for lane in job.lanes if lane.active is not None and lane.active.job is job]
+                for lane in held:
+                    self.stepper.abandon(lane, _commit_error())
+                if not held:
+                    self.stepper.answer(job, all_failed(job, _commit_error()))
+            case Write(lane, _):
+                self._on_fault(error)
+                lane.refusal = EngineError("the session's state could not be restored: open it again")
+            case _:
+                self._on_fault(error)
+
+    def _submit_step_batch(self, job: StepBatchJob) -> None:
+        submit_step_batch(self.stepper, job, self._output_size)
+
+    def _cancel(self, lane: Lane, error: CarouselError, then: Callable[[int], None]) -> None:
+        count = self.stepper.cancel(lane, error)
+        self.stepper.entries.append((None, partial(then, count)))
+
+    def _close(self, lane: Lane, error: CarouselError, then: Callable[[], None] | None) -> None:
+        if not lane.is_closed:
+            lane.is_closed = True
+            lane.refusal = error
+            self.stepper.abandon(lane, error)
+            self.arena.release(lane.slot)
+        if then is not None:
+            self.stepper.entries.append((None, then))
+
+    def _read(self, lanes: Sequence[Lane], then: Callable[[list[LaneState | None]], None]) -> None:
+        self.stepper.entries.append((None, partial(then, read_lanes(self.arena, lanes))))
+
+    def _write(self, lane: Lane, state: LaneState) -> None:
+        write_lane(self.arena, lane, state)
+
+    def _release(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            self.arena.release(slot)
+
+
+def add_kinds(stepper: Stepper, fork: Callable[[int, list[int]], None]) -> None:
+    """Registers the kinds of jobs that a stepper does not know by itself. fork: copies a row's state to others."""
+    stepper.add(GenerateJob, partial(begin_generation, stepper))
+    stepper.add(SearchJob, partial(begin_search, stepper))
+    stepper.add(ScoreJob, partial(begin_score, stepper, fork))
+
+
+def _commit_error() -> CarouselError:
+    return EngineError("the server failed to take the model's result in: ask for the session's position")

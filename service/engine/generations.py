@@ -1,0 +1,184 @@
+"""A generation in hand: tokens that are chosen one after the other, as far ahead as its window allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from service.engine.active import Rest, RowJob, nothing_consumed
+from service.engine.decoding import Choice, FinishReason, choose_batch
+from service.engine.items import Item
+from service.engine.jobs import NO_TOKENS, GenerateJob, Lane
+from service.engine.results import Failed, Generated
+from service.engine.step_result import CHOICE, NEXT_TOKEN, Chosen, StepResult, known
+from service.errors import CarouselError, position_mismatch
+
+if TYPE_CHECKING:
+    from service.engine.stepper import Stepper
+
+
+def begin_generation(stepper: Stepper, lane: Lane, job: GenerateJob) -> None:
+    """Begins a generation, or refuses it when its position is not the lane's."""
+    if job.start is not None and job.start != lane.position:
+        error = position_mismatch("generate.position", job.start, lane.position)
+        stepper.answer(job, Failed(lane.position, error))
+    else:
+        ActiveGeneration(stepper, lane, job).begin()
+
+
+class ActiveGeneration(RowJob):
+    """A generation. request: its job; takes_likeliest: whether it chooses the likeliest token and needs no more."""
+
+    __slots__ = ("_choice", "_stepper", "request", "takes_likeliest")
+
+    def __init__(self, stepper: Stepper, lane: Lane, job: GenerateJob) -> None:
+        self._stepper = stepper
+        self.lane = lane
+        self.job = self.request = job
+        decoding = job.decoding
+        self.takes_likeliest = decoding.is_plain and not decoding.log_probabilities
+        self._choice = Choice(decoding, lane.position, job.num_produced, job.seen, stepper.eos_id)
+        self.fetch = NEXT_TOKEN if self.takes_likeliest else CHOICE
+        self.inputs: Sequence[Item] = lane.pending
+        self.done, self.num_pending = 0, len(lane.pending)
+        self.ticket = 0
+        self.runs_on = True
+        lane.pending = NO_TOKENS
+        lane.active = self
+
+    @property
+    def generation(self) -> ActiveGeneration:
+        """See `ActiveJob`."""
+        return self
+
+    @property
+    def choice(self) -> Choice | None:
+        """See `RowJob`."""
+        return None if self.takes_likeliest else self._choice
+
+    def begin(self) -> None:
+        """Finds its first token, or has what is pending run for it."""
+        lane, stepper = self.lane, self._stepper
+        if self.inputs:
+            stepper.scheduler.add("step", self, len(self.inputs))
+        elif lane.next_logits is not None:
+            result = known(lane.next_logits, stepper.gives_values)
+            if not self.takes_likeliest:
+                result.chosen = choose_together(result, [self], [1])
+            self.take(result, 0, 1)
+        elif stepper.can_read_out(lane):
+            stepper.scheduler.add("readout", self, 1)
+        else:
+            stepper.finish(lane, self.job, Failed(lane.position, nothing_consumed()))
+
+    def take(self, result: StepResult, row: int, width: int) -> None:
+        """See `RowJob`."""
+        self._consume(result, row, width)
+        if self.done < len(self.inputs):
+            self._stepper.scheduler.add("step", self, len(self.inputs) - self.done)
+        elif self.takes_likeliest:
+            self._commit(result.next_item(row, width - 1), None)
+        else:
+            chosen = result.chosen[row]
+            if isinstance(chosen, Exception):
+                raise chosen
+            self._commit(*chosen)
+
+    def take_many(self, token_ids: Sequence[Item], log_probabilities: list[float] | None) -> None:
+        """Takes several tokens, none of which ends it. The state has consumed all of them but the last."""
+        self.lane.position += len(token_ids)
+        self.request.num_produced += len(token_ids)
+        self.inputs, self.done, self.num_pending = list(token_ids[-1:]), 0, 1
+        self._stepper.answer_partly(self.job, Generated(self.lane.position, token_ids, log_probabilities, None))
+
+    def commit_token(self, token: int, log_probability: float | None, result: StepResult, row: int) -> None:
+        """Takes a token that a row of a result led to, and ends with it or runs it next."""
+        self._consume(result, row, 1)
+        self._commit(token, log_probability)
+
+    def advance_choice(self, token: int) -> None:
+        """Notes a token that was chosen and does not end it."""
+        self._choice.advance(token)
+
+    def schedule_next(self) -> None:
+        """Runs its last token, as soon as its window has room for the next."""
+        job, choice = self.request, self._choice
+        choice.position = self.lane.position
+        choice.num_generated = job.num_produced
+        # Parked first and looked at again: the event loop grants first and looks at `is_parked` then, so one of the two
+        # sees the other.
+        job.is_parked = True
+        if job.num_produced - job.num_granted < job.window:
+            job.is_parked = False
+            self._stepper.parked.discard(self)
+            self._stepper.scheduler.add("step", self, len(self.inputs) - self.done)
+        else:
+            self._stepper.parked.add(self)
+
+    def abandon(self, lane: Lane, error: CarouselError) -> None:
+        """See `ActiveJob`."""
+        self._stepper.parked.discard(self)
+        self._stepper.scheduler.remove(self)
+        self.set_down()
+        self._stepper.answer(self.job, Failed(lane.position, error))
+
+    def rest(self, lane: Lane) -> Rest | None:
+        """See `ActiveJob`."""
+        pending = list(self.inputs[self.done : self.num_pending])
+        return Rest(pending, self.request.num_produced, self._choice.seen)
+
+    def _consume(self, result: StepResult, row: int, width: int) -> None:
+        """Brings the lane to where its state is."""
+        if self.inputs:
+            self.done += width
+        self.lane.next_logits = result.row(row, width - 1).copy() if self._stepper.keeps_logits else None
+
+    def _commit(self, token: Item, log_probability: float | None) -> None:
+        lane, job, stepper = self.lane, self.request, self._stepper
+        decoding = job.decoding
+        reason = decoding.finish_reason(token, job.num_produced + 1, stepper.eos_id)
+        if reason is FinishReason.EOS or reason is FinishReason.STOP:
+            stepper.finish(lane, job, Generated(lane.position, [], None, reason))
+            return
+        if isinstance(token, int):
+            self._choice.advance(token)
+        lane.next_logits = None
+        lane.position += 1
+        job.num_produced += 1
+        scores = [log_probability] if decoding.log_probabilities and log_probability is not None else None
+        generated = Generated(lane.position, [token], scores, reason)
+        if reason is None:
+            self.inputs, self.done, self.num_pending = [token], 0, 1
+            stepper.answer_partly(job, generated)
+            self.schedule_next()
+        else:
+            lane.pending = [token]
+            stepper.finish(lane, job, generated)
+
+
+def choose_together(result: StepResult, jobs: Sequence[RowJob], widths: Sequence[int]) -> dict[int, Chosen]:
+    """What all rows choose that do not simply take the likeliest token, by row.
+
+    They are chosen in one go. When that raises, each is chosen by itself, for a row's choice has the same bits in any
+    company, and those that raise again get their exception.
+    """
+    rows = [row for row, job in enumerate(jobs) if job.choice is not None]
+    choices = [choice for choice in (job.choice for job in jobs) if choice is not None]
+    found: dict[int, Chosen] = {}
+    try:
+        _choose(result, rows, choices, widths, found)
+    except Exception:
+        for row, choice in zip(rows, choices, strict=True):
+            try:
+                _choose(result, [row], [choice], widths, found)
+            except Exception as error:  # whatever it is, it costs this row alone
+                found[row] = error
+    return found
+
+
+def _choose(
+    result: StepResult, rows: list[int], choices: list[Choice], widths: Sequence[int], found: dict[int, Chosen]
+) -> None:
+    logits = result.row(rows, [widths[row] - 1 for row in rows])
+    tokens, scores = choose_batch(logits, choices)
+    found.update(zip(rows, zip(tokens.tolist(), scores.tolist(), strict=True), strict=True))
