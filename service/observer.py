@@ -68,9 +68,6 @@ class EngineObserver(Protocol):
     def batch_ran(self, report: BatchReport) -> None:
         """A batch is done. Called by the engine's thread."""
 
-    def queue_changed(self, num_waiting: int) -> None:
-        """num_waiting: requests admitted and not yet answered. Called by the engine's thread, once a batch."""
-
     def batch_failed(self, kind: GraphKind, num_rows: int, error: BaseException) -> None:
         """A run of a graph raised `error`. Called by the engine's thread."""
 

@@ -35,9 +35,10 @@ from service.sessions.stores.base import StateStore, StoreError
 from service.sessions.stores.opening import open_store, signing_key
 from service.settings import Settings
 from service.signals import handle_signals
+from service.telemetry.engines import EngineTelemetry, Occupancy
 from service.telemetry.metrics import Metrics
 from service.telemetry.models import ModelTelemetry
-from service.telemetry.observers import EngineTelemetry, Occupancy, SessionTelemetry, StoreTelemetry
+from service.telemetry.observers import SessionTelemetry, StoreTelemetry
 
 log = structlog.get_logger()
 
@@ -242,9 +243,9 @@ class Server:
         def occupancy() -> Occupancy:
             engine = there()  # which is let go when its version is unloaded
             if engine is None:
-                return Occupancy(0, 0)
+                return Occupancy(0, 0, 0)
             seen = engine.statistics
-            return Occupancy(seen.slots_used, seen.forks_used)
+            return Occupancy(seen.slots_used, seen.forks_used, seen.num_waiting)
 
         telemetry.watch(occupancy, num_slots=limits.num_slots, state_bytes=engine.session_bytes)
         return engine

@@ -8,19 +8,21 @@ import prometheus_client
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.telemetry.instruments import Counter, Gauge, Histogram
+from service.observer import BatchReport
+from service.telemetry.engines import EngineTelemetry, Occupancy
+from service.telemetry.instruments import Backlog, Counter, Gauge, Histogram, Registry
 from service.telemetry.metrics import Metrics
 from service.telemetry.models import ModelTelemetry
-from service.telemetry.observers import EngineTelemetry, Occupancy, SessionTelemetry
+from service.telemetry.observers import SessionTelemetry
 
 BOUNDS = (0.1, 0.5, 1.0, 10.0)
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-def read(registry: CollectorRegistry) -> Samples:
+def read(registry: Registry) -> Samples:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(generate_latest(registry).decode())
@@ -31,7 +33,7 @@ def read(registry: CollectorRegistry) -> Samples:
 
 @given(st.lists(st.one_of(st.sampled_from(BOUNDS), st.floats(0, 100)), max_size=50))
 def test_a_histogram_reads_as_the_library_s_own_does(values: list[float]) -> None:
-    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    ours, theirs = Registry(), Registry()
     child = Histogram("h", "text", ("l",), ours, BOUNDS).labels("x")
     own = prometheus_client.Histogram("h", "text", ("l",), buckets=BOUNDS, registry=theirs).labels("x")
     for value in values:
@@ -43,7 +45,7 @@ def test_a_histogram_reads_as_the_library_s_own_does(values: list[float]) -> Non
 
 
 def test_a_counter_and_a_gauge_read_as_the_library_s_own_do() -> None:
-    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    ours, theirs = Registry(), Registry()
     for counter, gauge in (
         (Counter("c_total", "text", ("l",), ours), Gauge("g", "text", ("l",), ours)),
         (
@@ -60,7 +62,7 @@ def test_a_counter_and_a_gauge_read_as_the_library_s_own_do() -> None:
 
 
 def test_nothing_observed_is_lost_while_others_read() -> None:
-    registry = CollectorRegistry()
+    registry = Registry()
     child = Histogram("h", "text", (), registry, BOUNDS).labels()
     done = threading.Event()
 
@@ -80,7 +82,7 @@ def test_nothing_observed_is_lost_while_others_read() -> None:
 
 def test_a_wrong_number_of_labels_is_refused() -> None:
     with pytest.raises(ValueError, match="g has the labels"):
-        Gauge("g", "text", ("a", "b"), CollectorRegistry()).labels("x")
+        Gauge("g", "text", ("a", "b"), Registry()).labels("x")
 
 
 def test_a_version_that_is_dropped_leaves_no_metric_behind() -> None:
@@ -103,3 +105,33 @@ def test_a_version_that_is_dropped_leaves_no_metric_behind() -> None:
     sessions.session_opened("g2p", 1, "t")
     text = generate_latest(metrics.registry).decode()
     assert 'carousel_sessions_active{model="g2p",version="1"} 1.0' in text, "one that comes back begins anew"
+
+
+def test_a_backlog_is_folded_when_anything_is_read_and_forgotten_with_its_owner() -> None:
+    registry = Registry()
+    counter = Counter("folded", "text", (), registry)
+    child = counter.labels()
+    backlog: Backlog[int] = Backlog(lambda reports: child.inc(sum(reports)))
+    registry.add(backlog)
+    backlog.reports += [1, 2, 3]
+    assert read(registry)["folded_total", ()] == 6.0
+    assert backlog.reports == []
+    assert read(registry)["folded_total", ()] == 6.0
+    del backlog
+    assert read(registry)["folded_total", ()] == 6.0
+
+
+def test_batches_and_answers_are_counted_by_their_labels() -> None:
+    metrics = Metrics()
+    engine, sessions = EngineTelemetry(metrics, "g2p", 1, "fp32"), SessionTelemetry(metrics)
+    for rows in (2, 3):
+        engine.batch_ran(BatchReport("step", rows, rows, 4, (0.001, 0.002), 0.1, 0.2, 0.3))
+    sessions.request_answered("g2p", 1, "feed", 0.5, 3, trace=None)
+    sessions.response_written(0.25)
+    found = read(metrics.registry)
+    variant = (("graph", "step"), ("model", "g2p"), ("variant", "fp32"), ("version", "1"))
+    assert found["carousel_batch_size_sum", variant] == 5.0
+    assert found["carousel_batch_size_count", variant] == 2.0
+    model = (("model", "g2p"), ("request", "feed"), ("version", "1"))
+    assert found["carousel_tokens_total", model] == 3.0
+    assert [v for (name, _), v in found.items() if name == "carousel_queue_latency_seconds_count"] == [4.0]

@@ -278,7 +278,6 @@ class Engine:
         produced = self._produced
         began_s = perf_counter()
         has_tokens = False
-        num_waiting = self._num_waiting
         try:
             while produced:
                 entries, num_ended, num_partial, num_freed = produced.popleft()
@@ -295,8 +294,6 @@ class Engine:
                 has_tokens = has_tokens or num_partial > 0
         finally:
             self._is_delivering = False
-        if self._num_waiting != num_waiting:
-            self._observer.queue_changed(self._num_waiting)
         if has_tokens:
             self._can_deliver_at_s = inf
             self._loop.call_soon(self._rest, began_s)

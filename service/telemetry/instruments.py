@@ -2,7 +2,7 @@
 
 Its own instruments take a lock and search the buckets in Python at each observation, 1.2 to 1.7 microseconds; a step
 makes seven. These append to a list, 0.1 microseconds, and are sorted into buckets all at once: when they are read, or
-when many have come.
+when many have come. Whole reports wait in a `Backlog`, and become observations when any instrument is read.
 
 Each child has one writer at a time; any thread may read. `labels` belongs where things are set up, never on the hot
 path.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -22,7 +23,50 @@ from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 _FOLD_AT = 8192
+FLUSH_AT = 512
+"""Reports that wait in a backlog at most, so that folding them takes a tenth of a millisecond or two."""
 Labels = tuple[str, ...]
+
+
+Report = TypeVar("Report")
+
+
+class Backlog(Generic[Report]):
+    """Reports that wait to become observations: appending one is all that the hot path does. fold(reports): observes
+    them. One thread appends at a time; any thread may flush."""
+
+    def __init__(self, fold: Callable[[list[Report]], None]) -> None:
+        self.reports: list[Report] = []
+        self._fold = fold
+        self._lock = threading.Lock()
+
+    def flush(self) -> None:
+        """Folds what waits."""
+        with self._lock:
+            count = len(self.reports)
+            reports = self.reports[:count]
+            del self.reports[:count]  # one step to other threads: what is appended meanwhile stays
+            if reports:
+                self._fold(reports)
+
+
+class Registry(CollectorRegistry):
+    """A registry whose instruments are read after the backlogs are flushed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backlogs: list[weakref.ref[Backlog[Any]]] = []
+
+    def add(self, backlog: Backlog[Any]) -> None:
+        """Has a backlog flushed before any instrument is read, for as long as its owner lives."""
+        self.backlogs = [there for there in self.backlogs if there() is not None] + [weakref.ref(backlog)]
+
+    def flush(self) -> None:
+        """Flushes every backlog."""
+        for there in self.backlogs:
+            backlog = there()
+            if backlog is not None:
+                backlog.flush()
 
 
 class CounterChild:
@@ -89,6 +133,12 @@ class HistogramChild:
         if len(waiting) >= _FOLD_AT:
             self.fold()
 
+    def extend(self, values: Iterable[float]) -> None:
+        """Counts many values."""
+        self._waiting.extend(values)
+        if len(self._waiting) >= _FOLD_AT:
+            self.fold()
+
     def exemplify(self, value: float, trace_id: str) -> None:
         """Tells of which trace one value was; `observe` counts it."""
         bucket = int(np.searchsorted(self._bounds, value))
@@ -114,8 +164,9 @@ class _Instrument(Collector, Generic[Child]):
 
     kind: ClassVar[str]
 
-    def __init__(self, name: str, text: str, labels: Labels, registry: CollectorRegistry) -> None:
+    def __init__(self, name: str, text: str, labels: Labels, registry: Registry) -> None:
         self.name, self.text, self.label_names = name, text, labels
+        self._registry = registry
         self._children: dict[Labels, Child] = {}
         registry.register(self)
 
@@ -155,6 +206,7 @@ class Counter(_Instrument[CounterChild]):
 
     def collect(self) -> Iterable[Metric]:
         """What Prometheus reads."""
+        self._registry.flush()
         family = CounterMetricFamily(self.name, self.text, labels=self.label_names)
         for values, child in list(self._children.items()):
             family.add_metric(values, child.value)
@@ -171,6 +223,7 @@ class Gauge(_Instrument[GaugeChild]):
 
     def collect(self) -> Iterable[Metric]:
         """What Prometheus reads."""
+        self._registry.flush()
         family = GaugeMetricFamily(self.name, self.text, labels=self.label_names)
         for values, child in list(self._children.items()):
             family.add_metric(values, child.read())
@@ -182,9 +235,7 @@ class Histogram(_Instrument[HistogramChild]):
 
     kind = "histogram"
 
-    def __init__(
-        self, name: str, text: str, labels: Labels, registry: CollectorRegistry, bounds: Sequence[float]
-    ) -> None:
+    def __init__(self, name: str, text: str, labels: Labels, registry: Registry, bounds: Sequence[float]) -> None:
         self.bounds = bounds
         super().__init__(name, text, labels, registry)
 
@@ -193,6 +244,7 @@ class Histogram(_Instrument[HistogramChild]):
 
     def collect(self) -> Iterable[Metric]:
         """What Prometheus reads."""
+        self._registry.flush()
         family = HistogramMetricFamily(self.name, self.text, labels=self.label_names)
         bounds = [*map(floatToGoString, self.bounds), "+Inf"]
         for values, child in list(self._children.items()):

@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
 import onnxruntime
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 
-from service.telemetry.instruments import Counter, Gauge, Histogram, Labels
+from service.telemetry.instruments import Counter, Gauge, Histogram, Labels, Registry
 
 MODEL = ("model", "version")
 VARIANT = (*MODEL, "variant")
@@ -39,7 +39,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = Registry()
         self.sections: dict[str, list[Counter | Gauge | Histogram]] = {}
         self._requests()
         self._engine()

@@ -6,13 +6,13 @@ Label children are resolved once, here, and never on the hot path.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-from service.observer import BatchReport, CallTrace, GraphKind, RequestTrace
-from service.telemetry.instruments import CounterChild, GaugeChild, HistogramChild
+from service.observer import CallTrace, RequestTrace
+from service.telemetry.instruments import FLUSH_AT, Backlog, CounterChild, GaugeChild, HistogramChild
 from service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -20,87 +20,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-
-class _Graph(NamedTuple):
-    step_seconds: HistogramChild
-    gather_seconds: HistogramChild
-    run_seconds: HistogramChild
-    commit_seconds: HistogramChild
-    batch_size: HistogramChild
-    steps: CounterChild
-    padded: CounterChild
-    failures: CounterChild
-
-
-class Occupancy(NamedTuple):
-    """Sessions that have a slot; beams and scored targets that have one."""
-
-    num_sessions: int
-    num_forks: int
-
-
-class EngineTelemetry:
-    """An `EngineObserver` of one variant of a model."""
-
-    def __init__(self, metrics: Metrics, model: str, version: int, variant: str, *, is_tracing: bool = False) -> None:
-        self.is_tracing = is_tracing
-        self._log_fields = {"model": model, "version": version, "variant": variant}
-        labels = (model, str(version), variant)
-        self._metrics, self._labels = metrics, labels
-        self._queue_seconds = metrics.queue_seconds.labels(*labels)
-        self._queue_depth = metrics.queue_depth.labels(*labels)
-        kinds: tuple[GraphKind, ...] = ("encoder", "step", "readout")
-        self._graphs = {
-            kind: _Graph(
-                metrics.step_seconds.labels(*labels, kind),
-                metrics.gather_seconds.labels(*labels, kind),
-                metrics.run_seconds.labels(*labels, kind),
-                metrics.commit_seconds.labels(*labels, kind),
-                metrics.batch_size.labels(*labels, kind),
-                metrics.steps.labels(*labels, kind),
-                metrics.padded.labels(*labels, kind),
-                metrics.batch_failures.labels(*labels, kind),
-            )
-            for kind in kinds
-        }
-
-    def watch(self, read: Callable[[], Occupancy], *, num_slots: int, state_bytes: int) -> None:
-        """Tells how full the engine is, asked when it is to be told. read: safe to call from any thread."""
-        metrics, labels = self._metrics, self._labels
-        metrics.slots.labels(*labels).set(num_slots)
-        metrics.state_bytes.labels(*labels).set(state_bytes)
-        # read between two changes, forks that begin or end may be taken for sessions
-        metrics.slots_used.labels(*labels).set_function(lambda: min(read().num_sessions, num_slots))
-        metrics.forks_used.labels(*labels).set_function(lambda: read().num_forks)
-
-    def batch_ran(self, report: BatchReport) -> None:
-        """See `EngineObserver`."""
-        graph = self._graphs[report.kind]
-        graph.step_seconds.observe(report.gather_s + report.run_s + report.commit_s)
-        graph.gather_seconds.observe(report.gather_s)
-        graph.run_seconds.observe(report.run_s)
-        graph.commit_seconds.observe(report.commit_s)
-        graph.batch_size.observe(report.num_rows)
-        graph.steps.inc(report.num_tokens)
-        graph.padded.inc(report.capacity)
-        for seconds in report.queue_s:
-            self._queue_seconds.observe(seconds)
-
-    def batch_traced(self, tags: Sequence[Any], report: BatchReport) -> None:
-        """See `EngineObserver`. tags: requests, most of them."""
-        for request in tags:
-            trace: RequestTrace | None = getattr(request, "trace", None)
-            if trace is not None:
-                trace.batch_ran(report)
-
-    def queue_changed(self, num_waiting: int) -> None:
-        """See `EngineObserver`."""
-        self._queue_depth.set(num_waiting)
-
-    def batch_failed(self, kind: GraphKind, num_rows: int, error: BaseException) -> None:
-        """See `EngineObserver`."""
-        self._graphs[kind].failures.inc()
-        log.error("batch.failed", graph=kind, num_rows=num_rows, exc_info=error, **self._log_fields)
+_Answered = tuple[str, int, str, float, int]
+"""Of a request that was answered: model, version, kind, seconds, tokens."""
 
 
 class _Sessions(NamedTuple):
@@ -123,9 +44,14 @@ class SessionTelemetry:
 
         self._models: dict[tuple[str, int], _Sessions] = {}
         self._requests: dict[tuple[str, int, str], tuple[HistogramChild, CounterChild]] = {}
+        self._answered: Backlog[_Answered] = Backlog(self._fold_answered)
+        self._writes: Backlog[float] = Backlog(self._write_seconds.extend)
+        metrics.registry.add(self._answered)
+        metrics.registry.add(self._writes)
 
     def drop_version(self, model: str, version: int) -> None:
         """Forgets the children of a version that has no session any more."""
+        self._answered.flush()
         self._models.pop((model, version), None)
         for key in [key for key in self._requests if key[:2] == (model, version)]:
             del self._requests[key]
@@ -196,17 +122,31 @@ class SessionTelemetry:
         self, model: str, version: int, request: str, seconds: float, num_tokens: int, *, trace: RequestTrace | None
     ) -> None:
         """See `SessionObserver`."""
+        reports = self._answered.reports
+        reports.append((model, version, request, seconds, num_tokens))
+        if len(reports) >= FLUSH_AT:
+            self._answered.flush()
+        if trace is not None:
+            latency, _ = self._of_request(model, version, request)
+            latency.exemplify(seconds, trace.trace_id)
+            trace.ended(request, model, version, num_tokens)
+
+    def _fold_answered(self, reports: list[_Answered]) -> None:
+        by_key: dict[tuple[str, int, str], list[_Answered]] = {}
+        for report in reports:
+            by_key.setdefault(report[:3], []).append(report)
+        for key, some in by_key.items():
+            latency, tokens = self._of_request(*key)
+            latency.extend(seconds for *_, seconds, _ in some)
+            tokens.inc(sum(num_tokens for *_, num_tokens in some))
+
+    def _of_request(self, model: str, version: int, request: str) -> tuple[HistogramChild, CounterChild]:
         found = self._requests.get((model, version, request))
         if found is None:
             labels = (model, str(version), request)
             found = self._metrics.request_seconds.labels(*labels), self._metrics.tokens.labels(*labels)
             self._requests[model, version, request] = found
-        latency, tokens = found
-        latency.observe(seconds)
-        tokens.inc(num_tokens)
-        if trace is not None:
-            latency.exemplify(seconds, trace.trace_id)
-            trace.ended(request, model, version, num_tokens)
+        return found
 
     def trace_call(self, method: str, metadata: Mapping[str, str]) -> CallTrace | None:
         """See `ApiObserver`."""
@@ -230,7 +170,10 @@ class SessionTelemetry:
 
     def response_written(self, seconds: float) -> None:
         """See `ApiObserver`."""
-        self._write_seconds.observe(seconds)
+        reports = self._writes.reports
+        reports.append(seconds)
+        if len(reports) >= FLUSH_AT:
+            self._writes.flush()
 
     def request_failed(self, model: str, code: str, reason: str) -> None:
         """See `ApiObserver`."""

@@ -28,7 +28,6 @@ class Recorder:
     def __init__(self) -> None:
         self.batches: list[BatchReport] = []
         self.failures: list[BaseException] = []
-        self.num_waiting = 0
         self.is_tracing = False
         self.traced: list[Sequence[object]] = []
 
@@ -37,9 +36,6 @@ class Recorder:
 
     def batch_ran(self, report: BatchReport) -> None:
         self.batches.append(report)
-
-    def queue_changed(self, num_waiting: int) -> None:
-        self.num_waiting = num_waiting
 
     def batch_failed(self, kind: GraphKind, num_rows: int, error: BaseException) -> None:
         self.failures.append(error)

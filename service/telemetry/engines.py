@@ -1,0 +1,106 @@
+"""What engines report, made metrics: an `EngineObserver`.
+
+Label children are resolved once, here, and never on the hot path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import structlog
+
+from service.observer import BatchReport, GraphKind, RequestTrace
+from service.telemetry.instruments import FLUSH_AT, Backlog, CounterChild, HistogramChild
+from service.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+
+class _Graph(NamedTuple):
+    step_seconds: HistogramChild
+    gather_seconds: HistogramChild
+    run_seconds: HistogramChild
+    commit_seconds: HistogramChild
+    batch_size: HistogramChild
+    steps: CounterChild
+    padded: CounterChild
+    failures: CounterChild
+
+
+class Occupancy(NamedTuple):
+    """Sessions that have a slot; beams and scored targets that have one; requests admitted and not yet answered."""
+
+    num_sessions: int
+    num_forks: int
+    num_waiting: int = 0
+
+
+class EngineTelemetry:
+    """An `EngineObserver` of one variant of a model."""
+
+    def __init__(self, metrics: Metrics, model: str, version: int, variant: str, *, is_tracing: bool = False) -> None:
+        self.is_tracing = is_tracing
+        self._log_fields = {"model": model, "version": version, "variant": variant}
+        labels = (model, str(version), variant)
+        self._metrics, self._labels = metrics, labels
+        self._queue_seconds = metrics.queue_seconds.labels(*labels)
+        kinds: tuple[GraphKind, ...] = ("encoder", "step", "readout")
+        self._graphs = {
+            kind: _Graph(
+                metrics.step_seconds.labels(*labels, kind),
+                metrics.gather_seconds.labels(*labels, kind),
+                metrics.run_seconds.labels(*labels, kind),
+                metrics.commit_seconds.labels(*labels, kind),
+                metrics.batch_size.labels(*labels, kind),
+                metrics.steps.labels(*labels, kind),
+                metrics.padded.labels(*labels, kind),
+                metrics.batch_failures.labels(*labels, kind),
+            )
+            for kind in kinds
+        }
+        self._batches: Backlog[BatchReport] = Backlog(self._fold)
+        metrics.registry.add(self._batches)
+
+    def watch(self, read: Callable[[], Occupancy], *, num_slots: int, state_bytes: int) -> None:
+        """Tells how full the engine is, asked when it is to be told. read: safe to call from any thread."""
+        metrics, labels = self._metrics, self._labels
+        metrics.slots.labels(*labels).set(num_slots)
+        metrics.state_bytes.labels(*labels).set(state_bytes)
+        # read between two changes, forks that begin or end may be taken for sessions
+        metrics.slots_used.labels(*labels).set_function(lambda: min(read().num_sessions, num_slots))
+        metrics.forks_used.labels(*labels).set_function(lambda: read().num_forks)
+        metrics.queue_depth.labels(*labels).set_function(lambda: read().num_waiting)
+
+    def batch_ran(self, report: BatchReport) -> None:
+        """See `EngineObserver`."""
+        reports = self._batches.reports
+        reports.append(report)
+        if len(reports) >= FLUSH_AT:
+            self._batches.flush()
+
+    def _fold(self, reports: list[BatchReport]) -> None:
+        for kind, graph in self._graphs.items():
+            some = [report for report in reports if report.kind == kind]
+            if not some:
+                continue
+            graph.step_seconds.extend(report.gather_s + report.run_s + report.commit_s for report in some)
+            graph.gather_seconds.extend(report.gather_s for report in some)
+            graph.run_seconds.extend(report.run_s for report in some)
+            graph.commit_seconds.extend(report.commit_s for report in some)
+            graph.batch_size.extend(report.num_rows for report in some)
+            graph.steps.inc(sum(report.num_tokens for report in some))
+            graph.padded.inc(sum(report.capacity for report in some))
+            self._queue_seconds.extend(seconds for report in some for seconds in report.queue_s)
+
+    def batch_traced(self, tags: Sequence[Any], report: BatchReport) -> None:
+        """See `EngineObserver`. tags: requests, most of them."""
+        for request in tags:
+            trace: RequestTrace | None = getattr(request, "trace", None)
+            if trace is not None:
+                trace.batch_ran(report)
+
+    def batch_failed(self, kind: GraphKind, num_rows: int, error: BaseException) -> None:
+        """See `EngineObserver`."""
+        self._graphs[kind].failures.inc()
+        log.error("batch.failed", graph=kind, num_rows=num_rows, exc_info=error, **self._log_fields)
