@@ -1,0 +1,439 @@
+"""The system under simulation, composed of the service's own parts as `service.server` does it.
+
+The only file that knows how the service is composed and what its parts are called. It shows the rest of the
+simulation: replicas that take calls, what they hold as plain numbers, and what a record of the store says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+import service.hosting
+from carousel.v1 import error_pb2
+from service.api import stream as api_stream
+from service.api.domain import Domain
+from service.api.inference import Inference
+from service.api.models import Models
+from service.api.sessions import Sessions
+from service.api.status import to_message
+from service.engine.decoding import Choice, Decoding, Sampling, choose_batch
+from service.engine.engine import Engine
+from service.engine.limits import EngineLimits
+from service.errors import CarouselError
+from service.hosting import Hosting
+from service.repository.bundle import Bundle
+from service.repository.runtime import Runtimes
+from service.sessions import session as session_module
+from service.sessions.house import House
+from service.sessions.limits import SessionLimits
+from service.sessions.snapshot import Codec
+from service.sessions.storage import Storage
+from service.sessions.terms import TermsLimits
+from simulation import arithmetic
+from simulation.bundles import MODELS, make_bundle
+from simulation.loop import Life, SimulatedLoop
+from simulation.store import Faults, Shelf, SimulatedStore
+
+EPOCH = 1_700_000_000.0
+"""Unix seconds at the virtual time 0."""
+_CODEC = Codec(b"a key of the simulation")
+_CALL_S = 0.0002
+"""What the virtual clock moves on when the service looks at its performance counter: work takes time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """What replicas are allowed: see `service.settings`."""
+
+    num_slots: int = 3
+    max_sessions: int = 6
+    idle_timeout_s: float = 2.0
+    generation_window: int = 4
+    replay_tokens: int = 16
+    max_in_flight: int = 6
+    max_marks: int = 2
+    num_forks: int = 4
+    max_waiting: int = 64
+    max_chunk_tokens: int = 4
+    max_batch_rows: int = 4
+    inline_s: float = 0.0005
+    num_tombstones: int = 50
+    checkpoint_interval_s: float = 0.3
+    checkpoint_tokens: int = 8
+    lease_s: float = 0.9
+    hold_s: float = 3.0
+    keep_s: float = 20.0
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What a replica holds. sessions: ids of live ones with (position, is attached, is spilled); unanswered: by stream;
+    waiters: calls that wait for a session; gauges: by name."""
+
+    sessions: dict[str, tuple[int, bool, bool]]
+    num_tombstones: int
+    slots_used: int
+    forks_used: int
+    jobs_waiting: int
+    unanswered: list[int]
+    waiters: int
+    engines_leaked: int
+    tasks: list[str]
+    gauges: dict[str, int] = field(default_factory=dict)
+
+
+class Replica:
+    """One replica. It is started, killed, and started again, each time with a new life.
+
+    rng: draws what its engines do; on_bug: told what no server may do, such as a handler that raises.
+    """
+
+    def __init__(
+        self, name: str, shelf: Shelf, faults: Faults, knobs: Knobs, rng: random.Random, on_bug: Callable[[str], None]
+    ) -> None:
+        self.name = name
+        self.knobs = knobs
+        self.graph_error_rate = 0.0
+        self.num_lives = 0
+        self.is_up = False
+        self.life = Life(name)
+        self._shelf = shelf
+        self._faults = faults
+        self._rng = rng
+        self._on_bug = on_bug
+
+    @property
+    def may_lose_sessions(self) -> bool:
+        """Whether its lease has run out in this life: another replica may have taken its sessions."""
+        return self.life.name in self._shelf.lapsed or not self._shelf.is_there(self.life.name)
+
+    async def start(self) -> None:
+        """Starts it, as `Server.start` does."""
+        self.num_lives += 1
+        self.life = Life(f"{self.name}.{self.num_lives}")
+        await self.life.start(self._start(self.life))
+
+    def kill(self) -> None:
+        """Ends it without a word: its lease runs out by itself."""
+        self.is_up = False
+        self.life.end()
+
+    async def drain(self, grace_s: float) -> None:
+        """Ends it as `Server.stop` does."""
+        await self.life.start(self._drain(grace_s))
+        self.is_up = False
+        self.life.end()
+
+    def stream(self, connection: Any) -> asyncio.Task[error_pb2.Error | None]:
+        """Serves one `Inference.Stream` call. The task gives how it ended: None for OK."""
+        return self.life.start(self._guarded(self.life, "Stream", self._inference.Stream(None, connection)))
+
+    def call(self, method: str, request: Any) -> asyncio.Task[Any]:
+        """Serves one call, such as `Sessions.Get`. The task gives its response, or a `carousel.v1.Error`."""
+        service_name, _, name = method.partition(".")
+        servicer = {"Sessions": self._sessions, "Models": self._models}[service_name]
+        return self.life.start(self._guarded(self.life, method, getattr(servicer, name)(request, None)))
+
+    def statistics(self) -> Statistics:
+        """What it holds now."""
+        live = list(self._house.live.opened_after(0))
+        custodies = [session.custody for session in live if session.custody is not None]
+        seen = [engine.statistics for engine in self._engines if not engine.is_stopped]
+        served = {id(one.engine) for one in self._hosting._served.values()}
+        served |= {id(engine) for some in self._hosting._leaving.values() for engine in some}
+        resumption = self._house.resumption
+        return Statistics(
+            {
+                session.id: (
+                    session.position,
+                    session.custody is None or session.custody.is_attached,
+                    session.custody is not None and session.custody.is_asleep,
+                )
+                for session in live
+            },
+            num_tombstones=len(self._house.registry.tombstones),
+            slots_used=sum(one.slots_used for one in seen),
+            forks_used=sum(one.forks_used for one in seen),
+            jobs_waiting=sum(one.num_waiting for one in seen),
+            unanswered=[stream.replies.num_unanswered for stream in self._inference._streams],
+            waiters=sum(len(one.waiting) + len(one.due) for one in custodies) + len(resumption._coming),
+            engines_leaked=sum(not engine.is_stopped and id(engine) not in served for engine in self._engines),
+            tasks=sorted(
+                getattr(task.get_coro(), "__qualname__", "?") for task in self.life.tasks if task not in self._own_tasks
+            ),
+            gauges=dict(self._observer.gauges),
+        )
+
+    async def _start(self, life: Life) -> None:
+        loop, knobs = asyncio.get_running_loop(), self.knobs
+        self._observer = Observer()
+        observer = cast(Any, self._observer)
+        store = SimulatedStore(self._shelf, life.name, self._faults, life)
+        storage = self._storage = Storage(store, _CODEC, observer, heartbeat_s=min(0.1, knobs.lease_s / 3))
+        storage.start()
+        self._engines: list[LoopEngine] = []
+
+        def make_engine(bundle: Bundle, variant: str) -> Engine:
+            limits = EngineLimits(
+                num_slots=knobs.num_slots,
+                num_forks=knobs.num_forks,
+                max_waiting=knobs.max_waiting,
+                max_batch_rows=knobs.max_batch_rows,
+                max_batch_tokens=16,
+                max_chunk_tokens=knobs.max_chunk_tokens,
+                inline_s=knobs.inline_s,
+            )
+            engine = LoopEngine(bundle, limits, observer, loop, self._crashed, variant=variant)
+            engine.rng = self._rng
+            self._engines.append(engine)
+            return engine
+
+        self._hosting = hosting = Hosting(
+            Path("simulated"),
+            Runtimes(),
+            observer,
+            make_engine=make_engine,
+            count=lambda key: self._house.count(*key),
+        )
+        self._house = house = House(
+            storage,
+            SessionLimits(
+                max_sessions=knobs.max_sessions,
+                idle_timeout_s=knobs.idle_timeout_s,
+                max_feed_tokens=32,
+                max_generate_tokens=64,
+                max_in_flight=knobs.max_in_flight,
+                max_forks=knobs.num_forks,
+                generation_window=knobs.generation_window,
+                max_answer_bytes=4096,
+                num_tombstones=knobs.num_tombstones,
+                replay_tokens=knobs.replay_tokens,
+                max_marks=knobs.max_marks,
+            ),
+            observer,
+            find=hosting.find,
+            interval_s=knobs.checkpoint_interval_s,
+            num_tokens=knobs.checkpoint_tokens,
+            patience_s=knobs.lease_s + 2.0,
+            clock=loop.time,
+            wall_clock=lambda: EPOCH + loop.time(),
+        )
+        self._graph_fails: Callable[[], bool] = lambda: False
+        for model, version in MODELS:
+            await hosting._serve(self._bundle(model, version))
+        self._graph_fails = self._draw_graph_failure
+        domain = Domain(
+            hosting,
+            house.registry,
+            house.departures,
+            house.dispatcher,
+            house.generations,
+            house.frames,
+            house.residency,
+            house.resumption,
+            house.access,
+            TermsLimits(hold_s=knobs.hold_s, max_hold_s=2 * knobs.hold_s, keep_s=knobs.keep_s, max_keep_s=100.0),
+        )
+        self._inference = Inference(domain, observer)
+        self._sessions = Sessions(house.registry, house.resumption, house.access)
+        self._models = Models(hosting)
+        life.start(self._guarded(life, "the expiry loop", self._expire_for_ever()))
+        await asyncio.sleep(0)
+        self._own_tasks = {*life.tasks} - {asyncio.current_task()}
+        self.is_up = True
+
+    async def _drain(self, grace_s: float) -> None:
+        loop, house = asyncio.get_running_loop(), self._house
+        house.registry.is_draining = True
+        deadline = loop.time() + grace_s
+        self._inference.go_away(grace_s)
+        while house.registry.num_generating and loop.time() < deadline:  # noqa: ASYNC110  # as `Server` does
+            await asyncio.sleep(0.02)
+        house.departures.close_all()
+        self._inference.end_streams()
+        await asyncio.sleep(1.0)
+        await self._storage.stop(5.0)
+
+    async def _expire_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self.knobs.idle_timeout_s / 4))
+            self._house.departures.expire()
+            await self._hosting.reap()
+
+    async def _guarded(self, life: Life, name: str, work: Coroutine[Any, Any, Any]) -> Any:
+        """As the interceptor of calls does: refusals are told, anything else is a bug."""
+        try:
+            return await work
+        except CarouselError as error:
+            return to_message(error)
+        except Exception as error:
+            if not life.is_over:
+                self._on_bug(f"{name} raised {error!r}{_causes(error)}")
+            return error_pb2.Error(reason="INTERNAL", message=repr(error))
+
+    def _crashed(self, error: BaseException) -> None:
+        if not self.life.is_over:
+            self._on_bug(f"an engine crashed: {error!r}")
+
+    def _bundle(self, model: str, version: int) -> Bundle:
+        return make_bundle(model, version, lambda: self._graph_fails())
+
+    def _draw_graph_failure(self) -> bool:
+        return self.graph_error_rate > 0.0 and self._rng.random() < self.graph_error_rate
+
+
+class LoopEngine(Engine):
+    """An engine whose thread is the event loop: each batch that it hands over runs at a later time, drawn by `rng`."""
+
+    rng: random.Random
+    is_stopped = False
+
+    def start(self) -> None:
+        """Warms up, and starts no thread."""
+        self._handed_over = cast(Any, SimpleNamespace(put=self._take))
+        self._worker.warm_up()
+
+    def stop(self) -> None:
+        """What waits is never answered."""
+        self.is_stopped = True
+
+    def is_called(self) -> bool:
+        """See `Engine`. A burst may end at any step."""
+        return super().is_called() or self.rng.random() < 0.3
+
+    def _take(self, batch: Any) -> None:
+        if batch is not None and not self.is_stopped:
+            self._loop.call_later(self.rng.random() * 0.003, self._drive_one, batch)
+
+    def _drive_one(self, batch: Any) -> None:
+        """One turn of `Engine._drive`."""
+        try:
+            self._worker.run_on(batch, self)
+            self._num_threaded += 1
+            self._take_in()
+            following = self._scheduler.next_batch()
+            self.tell()
+        except BaseException as error:
+            self._on_crash(error)
+            raise
+        if following is not None:
+            self._take(following)
+            return
+        self._gather()
+        self._loop.call_soon(self._take_back)
+
+
+class Observer:
+    """Hears everything, and keeps the gauges as `service.telemetry` does."""
+
+    is_tracing = False
+
+    def __init__(self) -> None:
+        self.gauges: Counter[str] = Counter({"sessions_active": 0, "sessions_spilled": 0, "calls_active": 0})
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        changes = {
+            "session_opened": ("sessions_active", 1),
+            "session_closed": ("sessions_active", -1),
+            "session_spilled": ("sessions_spilled", 1),
+            "session_woken": ("sessions_spilled", -1),
+        }
+        gauge, change = changes.get(name, ("", 0))
+
+        def hear(*args: object, **facts: object) -> None:
+            if gauge:
+                self.gauges[gauge] += change
+
+        hear.__name__ = name
+        self.__dict__[name] = hear
+        return hear
+
+    def trace_call(self, method: str, metadata: object) -> None:
+        """See `ApiObserver`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a record says. hidden: after all tokens up to `position`, also those not consumed yet; opened_at: when the
+    session was opened first, which tells sessions of one id apart."""
+
+    position: int
+    hidden: arithmetic.Hidden
+    opened_at: float
+
+
+@cache
+def stored_in(payload: bytes) -> Stored:
+    """Reads a record or a snapshot."""
+    image = _CODEC.decode(payload)
+    values = image.lane.states[0].reshape(-1).tolist()
+    hidden = arithmetic.after((int(values[0]), int(values[1])), [int(item) for item in image.lane.pending])
+    return Stored(image.lane.position, hidden, image.opened_at)
+
+
+@cache
+def sampled(hidden: arithmetic.Hidden, position: int, seed: int, num_generated: int, min_tokens: int) -> int:
+    """The token that a generation with this seed draws."""
+    decoding = Decoding(64, sampling=Sampling(seed=seed), min_tokens=min_tokens)
+    choice = Choice(decoding, position, num_generated, None, arithmetic.EOS_ID)
+    tokens, _ = choose_batch(np.array([arithmetic.logits(hidden)], np.float32), [choice])
+    return int(tokens[0])
+
+
+@contextmanager
+def deterministic(loop: SimulatedLoop, rng: random.Random) -> Iterator[None]:
+    """Gives the service the virtual clock and the seed's random ids; sets of its objects get one order."""
+
+    def performance() -> float:
+        loop.spend(_CALL_S)
+        return loop.time()
+
+    clock = SimpleNamespace(
+        time=lambda: EPOCH + loop.time(), monotonic=loop.time, perf_counter=performance, sleep=lambda seconds: None
+    )
+    secrets = SimpleNamespace(
+        token_urlsafe=lambda size: f"made-{rng.getrandbits(48):012x}",
+        token_hex=lambda size: f"{rng.getrandbits(48):012x}",
+    )
+    replaced: list[tuple[Any, str, Any]] = []
+
+    def replace(owner: Any, name: str, value: Any) -> None:
+        replaced.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("service."):
+            if getattr(module, "perf_counter", None) is time.perf_counter:
+                replace(module, "perf_counter", performance)
+            if getattr(module, "time", None) is time:
+                replace(module, "time", clock)
+            if getattr(getattr(module, "secrets", None), "__name__", "") == "secrets":
+                replace(module, "secrets", secrets)
+    replace(session_module.Session, "__hash__", lambda self: hash(self.serial))
+    counter = iter(range(1, 1_000_000))
+    replace(api_stream.Stream, "__hash__", lambda self: self.__dict__.setdefault("_order", next(counter)))
+    replace(service.hosting, "versions_in", lambda folder: list(MODELS))
+    replace(service.hosting, "load_version", lambda folder, key, runtimes: make_bundle(*key, lambda: False))
+    try:
+        yield
+    finally:
+        for owner, name, value in reversed(replaced):
+            setattr(owner, name, value)
+
+
+def _causes(error: BaseException) -> str:
+    inner = getattr(error, "exceptions", ())
+    return "".join(f" ({one!r})" for one in inner)
