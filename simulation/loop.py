@@ -24,6 +24,9 @@ _MAX_TURNS = 300_000
 _MAX_TURNS_AT_ONE_TIME = 5_000
 """Turns in which the clock does not move: more are a loop that never waits."""
 
+_TICK_S = 1e-6
+"""Between two calls of one executor: timers of one time have no order."""
+
 
 class Stalled(Exception):  # noqa: N818  # a state of the simulation, not a fault of its caller
     """Nothing is ready and no timer is set, or the loop turns without end."""
@@ -159,8 +162,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         if executor is not None:
             if id(executor) not in self._busy_until_s:
                 self._executors.append(executor)  # so that its id is not given to another
-            run_at_s = max(run_at_s, self._busy_until_s.get(id(executor), 0.0))
-        done_at_s = run_at_s + self._delay()
+            run_at_s = max(run_at_s, self._busy_until_s.get(id(executor), 0.0) + _TICK_S)
+        done_at_s = run_at_s + self._delay() + _TICK_S
         if executor is not None:
             self._busy_until_s[id(executor)] = done_at_s
 

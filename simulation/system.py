@@ -109,6 +109,7 @@ class Replica:
         self.graph_error_rate = 0.0
         self.num_lives = 0
         self.is_up = False
+        self.is_draining = False
         self.life = Life(name)
         self._shelf = shelf
         self._faults = faults
@@ -123,6 +124,7 @@ class Replica:
     async def start(self) -> None:
         """Starts it, as `Server.start` does."""
         self.num_lives += 1
+        self.is_draining = False
         self.life = Life(f"{self.name}.{self.num_lives}")
         await self.life.start(self._start(self.life))
 
@@ -133,6 +135,7 @@ class Replica:
 
     async def drain(self, grace_s: float) -> None:
         """Ends it as `Server.stop` does."""
+        self.is_draining = True
         await self.life.start(self._drain(grace_s))
         self.is_up = False
         self.life.end()

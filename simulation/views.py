@@ -119,10 +119,10 @@ class View:
         """Whether its answers wait until they are stored."""
         return self.durability == pb.DURABILITY_STRICT
 
-    def opened(self, stream: ClientStream, answer: pb.StreamResponse) -> None:
+    def opened(self, sent: Sent, answer: pb.StreamResponse) -> None:
         """A new session is open."""
         self.worlds = Worlds([beginning(self.model)])
-        self._attached(stream, answer)
+        self._attached(sent, answer)
         self.floor = None
         self.last = None
         if self.is_strict:
@@ -131,7 +131,7 @@ class View:
             self._violate(f"a new session is at position {answer.position}")
         self.take_news(answer)
 
-    def resumed(self, stream: ClientStream, answer: pb.StreamResponse) -> None:
+    def resumed(self, sent: Sent, answer: pb.StreamResponse) -> None:
         """It is open again."""
         position = answer.position
         if answer.opened.restored_from == pb.RESTORED_FROM_STORE:
@@ -141,7 +141,7 @@ class View:
                 self._violate(f"it comes back from the store at position {position}, where it never was")
         elif not self.worlds.at_least(position):
             self._violate(f"it is resumed from memory at position {position}, where it cannot be")
-        self._attached(stream, answer)
+        self._attached(sent, answer)
         self.take_news(answer)
 
     def take_news(self, answer: pb.StreamResponse) -> None:
@@ -166,8 +166,8 @@ class View:
         is_expected = {
             pb.CLOSE_REASON_CLIENT: self.is_closing,
             pb.CLOSE_REASON_IDLE: self._now() - self.used_at_s >= self.idle_timeout_s,
-            pb.CLOSE_REASON_SHUTDOWN: stream.is_leaving,
-            pb.CLOSE_REASON_MOVED: stream.is_leaving or stream.replica.may_lose_sessions,
+            pb.CLOSE_REASON_SHUTDOWN: stream.replica.is_draining,
+            pb.CLOSE_REASON_MOVED: stream.replica.is_draining or stream.replica.may_lose_sessions,
         }.get(reason, False)
         if not is_expected:
             self._violate(f"{stream.name} is told {name}, for which there is no reason")
@@ -202,20 +202,21 @@ class View:
         if self.unexplained and self.is_usable and not self.is_closing:
             self._violate(f"{self.unexplained[0]} was answered CANCELLED, and nobody has cancelled it")
 
-    def _attached(self, stream: ClientStream, answer: pb.StreamResponse) -> None:
+    def _attached(self, sent: Sent, answer: pb.StreamResponse) -> None:
         self.presence = Presence.PRESENT
-        self.stream = stream
+        self.stream = sent.stream
         self.handle = answer.opened.handle
         self.durability = answer.opened.durability
-        self.used_at_s = self._now()
+        self.used_at_s = sent.sent_at_s
         self.unexplained.clear()
         if self.floor is not None:
-            self.floor_at_s = self._now()
+            self.floor_at_s = sent.sent_at_s
 
     def _apply(self, entry: Entry) -> None:
         answer = entry.sent.answer
         kind = answer.WhichOneof("response")
-        self.take_news(answer)
+        if entry.sent.kind != "open":
+            self.take_news(answer)
         if entry.sent.kind == "close":
             self.num_closings -= 1
         if kind == "error":
@@ -227,10 +228,10 @@ class View:
         if kind == "opened":
             self._check_free(entry, answer)
             if entry.is_resume:
-                self.resumed(entry.sent.stream, answer)
+                self.resumed(entry.sent, answer)
             else:
                 self.model, self.action, self.duration_s = entry.opening
-                self.opened(entry.sent.stream, answer)
+                self.opened(entry.sent, answer)
         elif kind == "closed":
             self.gone()
             self.closed_by = (entry.sent.stream.replica.name, entry.sent.stream.replica.num_lives)
@@ -272,7 +273,8 @@ class View:
             is_early = self._now() < self.lives_until_s and entry.before is Presence.PRESENT
             if is_early and self.floor is not None and told.get("close_reason") not in ("client", "shutdown"):
                 self._violate(f"{entry.sent}: it is not found ({told}), and was stored up to {self.floor}")
-            self.presence = Presence.ABSENT if told.get("close_reason") != "moved" else Presence.UNKNOWN
+            is_told = told.get("close_reason") in ("client", "idle", "disconnect", "failed", "expired")
+            self.presence = Presence.ABSENT if is_told else Presence.UNKNOWN  # it may be on another replica
             self.floor = None
         elif reason == "SESSION_ID_IN_USE" and entry.before is Presence.ABSENT and self._closer_lives():
             self._violate(f"{entry.sent} is refused: the id is in use, and there is no session of that id")
@@ -311,11 +313,13 @@ class View:
         if entry.kind == pb.OUTPUT_KIND_NEXT_TOKEN:
             token.tokens.add(id=answer.token_ids[entry.place])
         matches = output_matches([] if entry.kind == pb.OUTPUT_KIND_NONE else [token], entry.kind)
-        if answer.replayed:
-            self._must(self.worlds.is_at(position, matches), entry, "a repeated answer")
-        else:
-            is_possible = self.worlds.fed(entry.tokens, entry.start, position, matches, mark=False)
-            self._must(is_possible, entry, "an answer")
+        if answer.replayed:  # the last batch of the stream is answered again as it was, wherever the session is since
+            is_before = any(world.position >= position for world in self.worlds.now)
+            is_possible = is_before and any(map(matches, self.worlds.known(position)))
+            self._must(is_possible, entry, "a repeated answer")
+            return
+        is_possible = self.worlds.fed(entry.tokens, entry.start, position, matches, mark=False)
+        self._must(is_possible, entry, "an answer")
         self._stored(entry, position)
 
     def _generated(self, entry: Entry, answer: pb.StreamResponse) -> None:
@@ -393,7 +397,7 @@ class View:
             self._violate(f"{entry.sent} is answered at position {position}, and another state is stored there")
         elif stored.position > position and not self.queue:
             self._violate(f"{entry.sent} is answered at position {position}, and an older {stored.position} is stored")
-        self.floor, self.floor_at_s = position, self._now()
+        self.floor, self.floor_at_s = position, max(self.floor_at_s, entry.sent.sent_at_s)
 
     def _must(self, is_possible: bool, entry: Entry, what: str) -> None:
         if not is_possible and self.is_exclusive:

@@ -19,6 +19,10 @@ _WINDOW = 4
 """Responses that are on their way to a client that does not read, before `write` waits."""
 
 
+_TICK_S = 1e-6
+"""Between two messages: timers of one time have no order."""
+
+
 class CallEnded(Exception):  # noqa: N818  # what grpc calls an abort
     """The servicer ended the call with a status."""
 
@@ -54,7 +58,7 @@ class Connection:
 
     def send(self, request: Any) -> None:
         """Sends a request, or grpc.aio.EOF: the client's last word."""
-        self._arrives_at_s = max(self._loop.time() + self._delay(), self._arrives_at_s)
+        self._arrives_at_s = max(self._loop.time() + self._delay(), self._arrives_at_s + _TICK_S)
         self._loop.call_at(self._arrives_at_s, self._arrive, request)
 
     def leave(self) -> None:
@@ -85,7 +89,7 @@ class Connection:
 
     def finish(self, word: Any) -> None:
         """The call is over: `word` comes after all that is on its way."""
-        self._reaches_at_s = max(self._loop.time() + self._delay(), self._reaches_at_s)
+        self._reaches_at_s = max(self._loop.time() + self._delay(), self._reaches_at_s + _TICK_S)
         self._loop.call_at(self._reaches_at_s, self._reach, word, context=self._context)
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
@@ -110,7 +114,7 @@ class Connection:
             raise grpc.aio.InternalError("the client has left")
         copy = type(response).FromString(response.SerializeToString())
         self._written(copy)
-        self._reaches_at_s = max(self._loop.time() + self._delay(), self._reaches_at_s)
+        self._reaches_at_s = max(self._loop.time() + self._delay(), self._reaches_at_s + _TICK_S)
         self._loop.call_at(self._reaches_at_s, self._reach, copy, context=self._context)
         pause_s = self._delay()
         if pause_s:
