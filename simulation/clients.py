@@ -43,6 +43,7 @@ class Client:
         self.all_streams: list[ClientStream] = []
         self._delay = delay
         self._stamp = stamp
+        self._num_views = 0
         self._last_batch: tuple[ClientStream, pb.StepBatch] | None = None
         self._admin = Admin(self)
 
@@ -141,8 +142,13 @@ class Client:
         unattended: bool,
         rude: bool,
     ) -> None:
+        view.look()
         if view.is_usable or (view.presence is Presence.PRESENT and not rude) or view.is_opening:
             return
+        if view.presence is Presence.UNKNOWN or not view.is_exclusive:  # there may be another session of that id
+            self._num_views += 1
+            at = self.views.index(view)
+            view = self.views[at] = self.new_view(f"{self.name}n{self._num_views}", "")
         stream = self.stream(slot)
         if stream is None:
             return

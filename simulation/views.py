@@ -33,6 +33,9 @@ REFUSALS = {
 }
 """Reasons of errors after which the session is as it was before."""
 
+_FREED_S = 1.0
+"""Virtual seconds after which a server has noticed that a client has left."""
+
 
 class Presence(Enum):
     """Whether a session is there, as far as its client knows."""
@@ -94,6 +97,8 @@ class View:
         """The feed or the generation sent last, which may be sent again."""
         self.closed_by: tuple[str, int] | None = None
         """The replica and its life that answered Close."""
+        self.freed: tuple[Replica, int, float] | None = None
+        """Where and when its stream ended, with which it ends."""
         self._journal = journal
 
     def __str__(self) -> str:
@@ -140,6 +145,8 @@ class View:
             if not self.worlds.restored(position):
                 self._violate(f"it comes back from the store at position {position}, where it never was")
         elif not self.worlds.at_least(position):
+            if sent.stream.replica.may_lose_sessions:  # it may be an old copy, which a replica has that lost its lease
+                self.is_exclusive = False
             self._violate(f"it is resumed from memory at position {position}, where it cannot be")
         self._attached(sent, answer)
         self.take_news(answer)
@@ -181,10 +188,20 @@ class View:
 
     def detach(self) -> None:
         """No stream has it any more."""
-        self.stream = None
+        stream, self.stream = self.stream, None
         self.handle = 0
-        if self.action == pb.DISCONNECT_ACTION_FREE:
+        if self.action == pb.DISCONNECT_ACTION_FREE or self.presence is not Presence.PRESENT:
             self.presence = Presence.UNKNOWN
+            is_freed = self.action == pb.DISCONNECT_ACTION_FREE and stream is not None
+            self.freed = (stream.replica, stream.replica.num_lives, self._now()) if is_freed and stream else None
+
+    def look(self) -> None:
+        """A session that ends with its stream is gone some time after that, if its replica lives on."""
+        if self.presence is Presence.UNKNOWN and self.freed is not None:
+            replica, number, since_s = self.freed
+            if replica.is_up and replica.num_lives == number and self._now() - since_s > _FREED_S:
+                self.presence = Presence.ABSENT
+                self.floor = None
 
     def gone(self) -> None:
         """It is closed."""
@@ -204,6 +221,7 @@ class View:
 
     def _attached(self, sent: Sent, answer: pb.StreamResponse) -> None:
         self.presence = Presence.PRESENT
+        self.freed = None
         self.stream = sent.stream
         self.handle = answer.opened.handle
         self.durability = answer.opened.durability
