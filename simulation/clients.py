@@ -165,7 +165,7 @@ class Client:
             view.name = ""
         entry = Entry(sent, before=view.presence, opening=(model, action, duration_s or 1.5))
         self._ask(view, entry)
-        view.stream = stream
+        view.stream, view.handle = stream, 0
 
     def _resume(self, view: View, *, slot: int) -> None:
         if not view.name or view.is_opening or (view.presence is Presence.ABSENT and view.floor is None and slot):
@@ -174,11 +174,12 @@ class Client:
         if stream is None:
             return
         view.lost()
-        entry = Entry(
-            stream.send(view.name, open=pb.Open(resume=pb.Resume())), before=view.presence, is_resume=True
-        )
+        before = view.presence
+        if view.action == pb.DISCONNECT_ACTION_FREE and view.stream is not stream:
+            before = Presence.UNKNOWN  # it may end with its stream before it is taken from there
+        entry = Entry(stream.send(view.name, open=pb.Open(resume=pb.Resume())), before=before, is_resume=True)
         self._ask(view, entry)
-        view.stream = stream
+        view.stream, view.handle = stream, 0
 
     def _feed(
         self, view: View, *, slot: int, tokens: list[int], with_position: bool, mark: bool, kind: int, size: int

@@ -109,6 +109,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._now_s = start_s
         self._delay = delay
+        self.slowness_s = 0.0
+        """What every call of an executor takes in addition."""
         self._selector = _NoSelector(self)
         self._busy_until_s: dict[int, float] = {}
         self._executors: list[Any] = []
@@ -158,7 +160,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]  # asyncio's own stub says a coroutine, too
         """Runs `func` at a later time, and delivers its result at another one."""
         future: asyncio.Future[T] = self.create_future()
-        run_at_s = self._now_s + self._delay()
+        run_at_s = self._now_s + self._delay() + self.slowness_s
         if executor is not None:
             if id(executor) not in self._busy_until_s:
                 self._executors.append(executor)  # so that its id is not given to another

@@ -60,7 +60,7 @@ _CLIENT_OPS = {
     "contend": 3,
     "idle": 2,
 }
-_NATURE_OPS = {"outage": 5, "errors": 2, "kill": 3, "drain": 1, "graph_errors": 1, "reload": 1, "calm": 3}
+_NATURE_OPS = {"outage": 5, "errors": 2, "stall": 2, "kill": 3, "drain": 1, "graph_errors": 1, "reload": 1, "calm": 3}
 
 
 def draw(rng: random.Random) -> list[Action]:

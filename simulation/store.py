@@ -63,7 +63,7 @@ class Faults:
     error_rate: float = 0.0
     outages: list[tuple[float, float]] = field(default_factory=list)
     is_down: bool = False
-    """Set by a script: down until it is set back."""
+    """Set by a scenario: down until it is set back."""
 
     def strike(self) -> bool:
         """Whether a call fails."""

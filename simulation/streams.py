@@ -18,7 +18,7 @@ import grpc
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 from simulation.checks import Journal, Stamp
-from simulation.system import Replica
+from simulation.system import Replica, Tenant
 from simulation.wire import Connection
 
 _ASK_S = 60.0
@@ -90,6 +90,7 @@ class ClientStream:
         delay: Callable[[], float],
         listener: Listener | None = None,
         stamp: Callable[[pb.StreamResponse], Stamp] = lambda response: {},
+        caller: Tenant | None = None,
     ) -> None:
         self.name = name
         self.replica = replica
@@ -104,7 +105,7 @@ class ClientStream:
         self._stamps: dict[int, Stamp] = {}
         self._connection = Connection(self._receive, delay, self._written)
         self._over = asyncio.get_running_loop().create_future()
-        self._task = replica.stream(self._connection)
+        self._task = replica.stream(self._connection, caller)
         self._task.add_done_callback(self._served)
 
     @property

@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
 import service.hosting
 from carousel.v1 import error_pb2
 from service.api import stream as api_stream
+from service.api.caller import CALLER, Caller, Principal
 from service.api.domain import Domain
 from service.api.inference import Inference
 from service.api.models import Models
@@ -47,6 +48,7 @@ from simulation.bundles import MODELS, make_bundle
 from simulation.loop import Life, SimulatedLoop
 from simulation.store import Faults, Shelf, SimulatedStore
 
+T = TypeVar("T")
 EPOCH = 1_700_000_000.0
 """Unix seconds at the virtual time 0."""
 _CODEC = Codec(b"a key of the simulation")
@@ -76,6 +78,13 @@ class Knobs:
     lease_s: float = 0.9
     hold_s: float = 3.0
     keep_s: float = 20.0
+
+
+class Tenant(NamedTuple):
+    """A principal that calls. max_sessions: live at once, on one replica."""
+
+    name: str
+    max_sessions: int
 
 
 @dataclass(slots=True)
@@ -140,15 +149,17 @@ class Replica:
         self.is_up = False
         self.life.end()
 
-    def stream(self, connection: Any) -> asyncio.Task[error_pb2.Error | None]:
+    def stream(self, connection: Any, caller: Tenant | None = None) -> asyncio.Task[error_pb2.Error | None]:
         """Serves one `Inference.Stream` call. The task gives how it ended: None for OK."""
-        return self.life.start(self._guarded(self.life, "Stream", self._inference.Stream(None, connection)))
+        work = self._guarded(self.life, "Stream", self._inference.Stream(None, connection))
+        return self.life.start(_called_by(caller, work))
 
-    def call(self, method: str, request: Any) -> asyncio.Task[Any]:
+    def call(self, method: str, request: Any, caller: Tenant | None = None) -> asyncio.Task[Any]:
         """Serves one call, such as `Sessions.Get`. The task gives its response, or a `carousel.v1.Error`."""
         service_name, _, name = method.partition(".")
         servicer = {"Sessions": self._sessions, "Models": self._models}[service_name]
-        return self.life.start(self._guarded(self.life, method, getattr(servicer, name)(request, None)))
+        work = self._guarded(self.life, method, getattr(servicer, name)(request, None))
+        return self.life.start(_called_by(caller, work))
 
     def statistics(self) -> Statistics:
         """What it holds now."""
@@ -435,6 +446,12 @@ def deterministic(loop: SimulatedLoop, rng: random.Random) -> Iterator[None]:
     finally:
         for owner, name, value in reversed(replaced):
             setattr(owner, name, value)
+
+
+async def _called_by(caller: Tenant | None, work: Coroutine[Any, Any, T]) -> T:
+    if caller is not None:
+        CALLER.set(Caller(Principal(caller.name, max_sessions=caller.max_sessions), asyncio.get_running_loop().time))
+    return await work
 
 
 def _causes(error: BaseException) -> str:

@@ -169,6 +169,8 @@ class View:
 
     def closed(self, stream: ClientStream, notice: pb.StreamResponse) -> None:
         """The server says that it is closed, or is somewhere else."""
+        if self.presence is Presence.ABSENT:  # it is known already
+            return
         reason, name = notice.closed.reason, pb.CloseReason.Name(notice.closed.reason)
         is_expected = {
             pb.CLOSE_REASON_CLIENT: self.is_closing,
@@ -279,7 +281,7 @@ class View:
             if self._now() < self.lives_until_s:
                 self._violate(f"{entry.sent} gets the id of a stored session")
         if entry.is_resume and entry.before is Presence.ABSENT and self._closer_lives():
-            self._violate(f"{entry.sent} brings a session back that was closed, at position {answer.position}")
+            self._violate(f"{entry.sent} brings a session back that should not be there, at position {answer.position}")
 
     def _open_failed(self, entry: Entry, error: object) -> None:
         reason = error.reason  # type: ignore[attr-defined]  # a carousel.v1.Error
@@ -378,7 +380,12 @@ class View:
                 self._violate(f"{entry.sent} is cancelled at position {position}, and is stored {at}")
 
     def _may_have(self, entry: Entry) -> None:
-        if entry.sent.kind in ("feed", "step_batch"):
+        if entry.sent.kind == "open":
+            if not entry.is_resume and entry.before is not Presence.PRESENT:
+                self.model, self.action, self.duration_s = entry.opening
+                self.worlds = Worlds([beginning(self.model)])
+                self.presence = Presence.UNKNOWN
+        elif entry.sent.kind in ("feed", "step_batch"):
             self.worlds.may_be_fed(entry.tokens, entry.start, mark=entry.mark)
         elif entry.choosing is not None:
             tokens = [token.id for part in entry.sent.responses for token in part.generated.tokens]

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from simulation.checks import Journal, StoreChecks, check_bounds, check_empty, stored
@@ -14,7 +15,7 @@ from simulation.loop import SimulatedLoop, Stalled, delays
 from simulation.script import NATURE, Action
 from simulation.store import Faults, Shelf
 from simulation.streams import ClientStream
-from simulation.system import EPOCH, Knobs, Replica, deterministic
+from simulation.system import EPOCH, Knobs, Replica, Tenant, deterministic
 
 _ANSWER_S = 20.0
 """Virtual seconds in which everything must be answered once nothing fails any more."""
@@ -48,16 +49,16 @@ class World:
         for replica in self.replicas:
             await replica.start()
 
-    def connect(self, slot: int = 0, name: str = "") -> ClientStream:
+    def connect(self, slot: int = 0, caller: Tenant | None = None) -> ClientStream:
         """A stream without a client that knows what it should get: for scenarios."""
-        replica = self.replicas[slot]
-        stream = ClientStream(name or f"stream{len(self.streams)}", replica, self.journal, self.delay)
+        name = f"stream{len(self.streams)}"
+        stream = ClientStream(name, self.replicas[slot], self.journal, self.delay, caller=caller)
         self.streams.append(stream)
         return stream
 
-    async def call(self, method: str, request: Any, slot: int = 0) -> Any:
+    async def call(self, method: str, request: Any, slot: int = 0, caller: Tenant | None = None) -> Any:
         """One call of `Sessions` or `Models`: its response, or a `carousel.v1.Error`."""
-        return await asyncio.wait_for(self.replicas[slot].call(method, request), 60.0)
+        return await asyncio.wait_for(self.replicas[slot].call(method, request, caller), 60.0)
 
     def stored(self, session_id: str) -> Any:
         """What the store has of a session."""
@@ -79,6 +80,7 @@ class World:
         journal = self.journal
         self.faults.outages.clear()
         self.faults.error_rate, self.faults.is_down = 0.0, False
+        self.loop.slowness_s = 0.0
         for replica in self.replicas:
             replica.graph_error_rate = 0.0
             if not replica.is_up:
@@ -143,6 +145,9 @@ class World:
         elif action.op == "errors":
             self.faults.error_rate = 0.3
             self.loop.call_later(duration_s, setattr, self.faults, "error_rate", 0.0)
+        elif action.op == "stall":
+            self.loop.slowness_s = duration_s / 4
+            self.loop.call_later(duration_s, setattr, self.loop, "slowness_s", 0.0)
         elif action.op == "graph_errors":
             replica.graph_error_rate = 0.2
             self.loop.call_later(duration_s, setattr, replica, "graph_error_rate", 0.0)
@@ -186,12 +191,11 @@ def simulate(
                 loop.run_until_complete(run())
             except Stalled as error:
                 world.journal.violate(f"the simulation stands still: {error}")
-            num_violations = len(world.journal.violations)
-            try:
-                loop.run_until_complete(world.stop())
-            except Stalled:
-                pass
-            del world.journal.violations[num_violations:]
+            finally:
+                violations = list(world.journal.violations)
+                with suppress(Stalled):
+                    loop.run_until_complete(world.stop())
+                world.journal.violations[:] = violations
     finally:
         loop.close()
         asyncio.set_event_loop(None)
