@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from carousel.v1 import error_pb2, sessions_pb2
 from carousel.v1 import inference_pb2 as pb
+from simulation.adapters import stored_in
 from simulation.arithmetic import after
-from simulation.system import stored_in
-from simulation.views import Presence, View
+from simulation.entries import Presence
+from simulation.views import View
 from simulation.worlds import World, Worlds
 
 if TYPE_CHECKING:
@@ -173,7 +174,9 @@ class Admin:
     @staticmethod
     def _may_be_done(found: Any) -> bool:
         """Whether a change may have been made although it was not confirmed."""
-        return found is None or (isinstance(found, error_pb2.Error) and found.reason in ("STORE_UNAVAILABLE", "CANCELLED"))
+        return found is None or (
+            isinstance(found, error_pb2.Error) and found.reason in ("STORE_UNAVAILABLE", "CANCELLED")
+        )
 
     @staticmethod
     def _went_back(view: View, position: int) -> None:

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable
 
 from service.sessions.stores.base import Standing, Write
+from simulation.adapters import Stored, stored_in
 from simulation.store import Record, Shelf
-from simulation.system import Replica, Stored, stored_in
+from simulation.system import Replica
 
 Stamp = dict[str, Stored | None]
 """What the store had of sessions at one moment, by id."""
@@ -78,7 +79,9 @@ def check_bounds(journal: Journal, replica: Replica) -> None:
     if min(seen.unanswered, default=0) < 0:
         journal.violate(f"{name}: the number of unanswered requests of a stream is {min(seen.unanswered)}")
     if seen.num_tombstones > knobs.num_tombstones:
-        journal.violate(f"{name} remembers {seen.num_tombstones} closed sessions, and its limit is {knobs.num_tombstones}")
+        journal.violate(
+            f"{name} remembers {seen.num_tombstones} closed sessions, and its limit is {knobs.num_tombstones}"
+        )
 
 
 def check_empty(journal: Journal, replica: Replica) -> None:

@@ -10,14 +10,16 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from carousel.v1 import inference_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
+
+from carousel.v1 import inference_pb2 as pb
 from simulation.admin import Admin
 from simulation.checks import Journal, Stamp
+from simulation.entries import Entry, Presence
 from simulation.script import Action
 from simulation.streams import ClientStream, Sent
 from simulation.system import Replica
-from simulation.views import Entry, Presence, View
+from simulation.views import View
 from simulation.worlds import Choosing
 
 _NUM_SESSIONS = 3
@@ -244,7 +246,7 @@ class Client:
         kind = pb.OUTPUT_KIND_NONE if kind == pb.OUTPUT_KIND_NONE else pb.OUTPUT_KIND_NEXT_TOKEN
         message = pb.StepBatch(handles=[one.handle for one in some])
         each = [tokens[:1] if len(tokens) < 3 else tokens[:2] for _ in some]
-        if len(tokens) >= 3:  # noqa: PLR2004  # a longer feed: more than one token each
+        if len(tokens) >= 3:  # a longer feed: more than one token each
             message.counts.extend(len(one) for one in each)
         message.token_ids.extend(token for one in each for token in one)
         if with_position:
@@ -302,7 +304,10 @@ class Client:
         bad: list[tuple[str, dict[str, Any]]] = [
             (strange, {"open": pb.Open(model="no-such-model", durability=pb.DURABILITY_STRICT)}),
             ("no/such id", {"open": pb.Open(model="lazy")}),
-            (strange, {"open": pb.Open(model="lazy", outputs=pb.OutputSpec(top_k=99), durability=pb.DURABILITY_STRICT)}),
+            (
+                strange,
+                {"open": pb.Open(model="lazy", outputs=pb.OutputSpec(top_k=99), durability=pb.DURABILITY_STRICT)},
+            ),
             (strange, {"feed": pb.Feed(token_ids=[1])}),
             (strange, {"open": pb.Open(resume=pb.Resume(), model="lazy")}),
             ("", {"step_batch": pb.StepBatch(handles=[99], token_ids=[1])}),
@@ -386,5 +391,3 @@ NOT_SENT: Any = None
 
 def _duration(seconds: float) -> Duration:
     return Duration(seconds=int(seconds), nanos=round(seconds % 1 * 1e9))
-
-

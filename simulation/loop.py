@@ -28,7 +28,7 @@ _TICK_S = 1e-6
 """Between two calls of one executor: timers of one time have no order."""
 
 
-class Stalled(Exception):  # noqa: N818  # a state of the simulation, not a fault of its caller
+class Stalled(Exception):  # a state of the simulation, not a fault of its caller
     """Nothing is ready and no timer is set, or the loop turns without end."""
 
 
@@ -57,7 +57,7 @@ class Life:
             timer.cancel()
             return
         self._timers.append(timer)
-        if len(self._timers) > 1000:  # noqa: PLR2004  # now and then
+        if len(self._timers) > 1000:  # now and then
             self._timers = [one for one in self._timers if not one.cancelled()]
 
     def end(self) -> None:
@@ -115,6 +115,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._busy_until_s: dict[int, float] = {}
         self._executors: list[Any] = []
         self.num_turns = 0
+        self._most_turns = _MAX_TURNS
         self._num_turns_now = 0
         SimulatedTask._last = 0
         self.set_task_factory(_make_task)
@@ -136,10 +137,12 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         if timeout:
             self._now_s += timeout
             self._num_turns_now = 0
-        if self.num_turns > _MAX_TURNS:
+        if self.num_turns > self._most_turns:
+            self._most_turns += _MAX_TURNS  # so that what is left can be ended
             raise Stalled(f"{self.num_turns} turns of the loop, the most that a simulation takes")
         if self._num_turns_now > _MAX_TURNS_AT_ONE_TIME:
-            raise Stalled(f"{self._num_turns_now} turns of the loop at one time: something never waits")
+            self._num_turns_now = 0
+            raise Stalled(f"{_MAX_TURNS_AT_ONE_TIME} turns of the loop at one time: something never waits")
 
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from simulation.checks import Journal
+from simulation.knobs import Knobs
 from simulation.script import Action, draw
-from simulation.system import Knobs
 from simulation.world import World, simulate
 
 _MAX_SHRINKS = 300

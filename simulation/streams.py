@@ -18,7 +18,8 @@ import grpc
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 from simulation.checks import Journal, Stamp
-from simulation.system import Replica, Tenant
+from simulation.knobs import Tenant
+from simulation.system import Replica
 from simulation.wire import Connection
 
 _ASK_S = 60.0
@@ -222,4 +223,4 @@ class ClientStream:
 
 def _short(message: Any) -> str:
     text = " ".join(str(message).split())
-    return text if len(text) < 240 else text[:240] + "..."  # noqa: PLR2004  # one line of a trace
+    return text if len(text) < 240 else text[:240] + "..."  # one line of a trace

@@ -1,107 +1,41 @@
 """The system under simulation, composed of the service's own parts as `service.server` does it.
 
-The only file that knows how the service is composed and what its parts are called. It shows the rest of the
-simulation: replicas that take calls, what they hold as plain numbers, and what a record of the store says.
+With `adapters.py` the only file that knows how the service is composed and what its parts are called. It shows the
+rest of the simulation replicas that take calls, and what they hold as plain numbers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-import numpy as np
-
-import service.hosting
 from carousel.v1 import error_pb2
-from service.api import stream as api_stream
 from service.api.caller import CALLER, Caller, Principal
 from service.api.domain import Domain
 from service.api.inference import Inference
 from service.api.models import Models
 from service.api.sessions import Sessions
 from service.api.status import to_message
-from service.engine.decoding import Choice, Decoding, Sampling, choose_batch
 from service.engine.engine import Engine
 from service.engine.limits import EngineLimits
 from service.errors import CarouselError
 from service.hosting import Hosting
 from service.repository.bundle import Bundle
 from service.repository.runtime import Runtimes
-from service.sessions import session as session_module
 from service.sessions.house import House
 from service.sessions.limits import SessionLimits
-from service.sessions.snapshot import Codec
 from service.sessions.storage import Storage
 from service.sessions.terms import TermsLimits
-from simulation import arithmetic
+from simulation.adapters import CODEC, EPOCH, LoopEngine, Observer
 from simulation.bundles import MODELS, make_bundle
-from simulation.loop import Life, SimulatedLoop
+from simulation.knobs import Knobs, Statistics, Tenant
+from simulation.loop import Life
 from simulation.store import Faults, Shelf, SimulatedStore
 
 T = TypeVar("T")
-EPOCH = 1_700_000_000.0
-"""Unix seconds at the virtual time 0."""
-_CODEC = Codec(b"a key of the simulation")
-_CALL_S = 0.0002
-"""What the virtual clock moves on when the service looks at its performance counter: work takes time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Knobs:
-    """What replicas are allowed: see `service.settings`."""
-
-    num_slots: int = 3
-    max_sessions: int = 6
-    idle_timeout_s: float = 2.0
-    generation_window: int = 4
-    replay_tokens: int = 16
-    max_in_flight: int = 6
-    max_marks: int = 2
-    num_forks: int = 4
-    max_waiting: int = 64
-    max_chunk_tokens: int = 4
-    max_batch_rows: int = 4
-    inline_s: float = 0.0005
-    num_tombstones: int = 50
-    checkpoint_interval_s: float = 0.3
-    checkpoint_tokens: int = 8
-    lease_s: float = 0.9
-    hold_s: float = 3.0
-    keep_s: float = 20.0
-
-
-class Tenant(NamedTuple):
-    """A principal that calls. max_sessions: live at once, on one replica."""
-
-    name: str
-    max_sessions: int
-
-
-@dataclass(slots=True)
-class Statistics:
-    """What a replica holds. sessions: ids of live ones with (position, is attached, is spilled); unanswered: by stream;
-    waiters: calls that wait for a session; gauges: by name."""
-
-    sessions: dict[str, tuple[int, bool, bool]]
-    num_tombstones: int
-    slots_used: int
-    forks_used: int
-    jobs_waiting: int
-    unanswered: list[int]
-    waiters: int
-    engines_leaked: int
-    tasks: list[str]
-    gauges: dict[str, int] = field(default_factory=dict)
 
 
 class Replica:
@@ -196,7 +130,7 @@ class Replica:
         self._observer = Observer()
         observer = cast(Any, self._observer)
         store = SimulatedStore(self._shelf, life.name, self._faults, life)
-        storage = self._storage = Storage(store, _CODEC, observer, heartbeat_s=min(0.1, knobs.lease_s / 3))
+        storage = self._storage = Storage(store, CODEC, observer, heartbeat_s=min(0.1, knobs.lease_s / 3))
         storage.start()
         self._engines: list[LoopEngine] = []
 
@@ -307,145 +241,6 @@ class Replica:
 
     def _draw_graph_failure(self) -> bool:
         return self.graph_error_rate > 0.0 and self._rng.random() < self.graph_error_rate
-
-
-class LoopEngine(Engine):
-    """An engine whose thread is the event loop: each batch that it hands over runs at a later time, drawn by `rng`."""
-
-    rng: random.Random
-    is_stopped = False
-
-    def start(self) -> None:
-        """Warms up, and starts no thread."""
-        self._handed_over = cast(Any, SimpleNamespace(put=self._take))
-        self._worker.warm_up()
-
-    def stop(self) -> None:
-        """What waits is never answered."""
-        self.is_stopped = True
-
-    def is_called(self) -> bool:
-        """See `Engine`. A burst may end at any step."""
-        return super().is_called() or self.rng.random() < 0.3
-
-    def _take(self, batch: Any) -> None:
-        if batch is not None and not self.is_stopped:
-            self._loop.call_later(self.rng.random() * 0.003, self._drive_one, batch)
-
-    def _drive_one(self, batch: Any) -> None:
-        """One turn of `Engine._drive`."""
-        try:
-            self._worker.run_on(batch, self)
-            self._num_threaded += 1
-            self._take_in()
-            following = self._scheduler.next_batch()
-            self.tell()
-        except BaseException as error:
-            self._on_crash(error)
-            raise
-        if following is not None:
-            self._take(following)
-            return
-        self._gather()
-        self._loop.call_soon(self._take_back)
-
-
-class Observer:
-    """Hears everything, and keeps the gauges as `service.telemetry` does."""
-
-    is_tracing = False
-
-    def __init__(self) -> None:
-        self.gauges: Counter[str] = Counter({"sessions_active": 0, "sessions_spilled": 0, "calls_active": 0})
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        changes = {
-            "session_opened": ("sessions_active", 1),
-            "session_closed": ("sessions_active", -1),
-            "session_spilled": ("sessions_spilled", 1),
-            "session_woken": ("sessions_spilled", -1),
-        }
-        gauge, change = changes.get(name, ("", 0))
-
-        def hear(*args: object, **facts: object) -> None:
-            if gauge:
-                self.gauges[gauge] += change
-
-        hear.__name__ = name
-        self.__dict__[name] = hear
-        return hear
-
-    def trace_call(self, method: str, metadata: object) -> None:
-        """See `ApiObserver`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What a record says. hidden: after all tokens up to `position`, also those not consumed yet; opened_at: when the
-    session was opened first, which tells sessions of one id apart."""
-
-    position: int
-    hidden: arithmetic.Hidden
-    opened_at: float
-
-
-@cache
-def stored_in(payload: bytes) -> Stored:
-    """Reads a record or a snapshot."""
-    image = _CODEC.decode(payload)
-    values = image.lane.states[0].reshape(-1).tolist()
-    hidden = arithmetic.after((int(values[0]), int(values[1])), [int(item) for item in image.lane.pending])
-    return Stored(image.lane.position, hidden, image.opened_at)
-
-
-@cache
-def sampled(hidden: arithmetic.Hidden, position: int, seed: int, num_generated: int, min_tokens: int) -> int:
-    """The token that a generation with this seed draws."""
-    decoding = Decoding(64, sampling=Sampling(seed=seed), min_tokens=min_tokens)
-    choice = Choice(decoding, position, num_generated, None, arithmetic.EOS_ID)
-    tokens, _ = choose_batch(np.array([arithmetic.logits(hidden)], np.float32), [choice])
-    return int(tokens[0])
-
-
-@contextmanager
-def deterministic(loop: SimulatedLoop, rng: random.Random) -> Iterator[None]:
-    """Gives the service the virtual clock and the seed's random ids; sets of its objects get one order."""
-
-    def performance() -> float:
-        loop.spend(_CALL_S)
-        return loop.time()
-
-    clock = SimpleNamespace(
-        time=lambda: EPOCH + loop.time(), monotonic=loop.time, perf_counter=performance, sleep=lambda seconds: None
-    )
-    secrets = SimpleNamespace(
-        token_urlsafe=lambda size: f"made-{rng.getrandbits(48):012x}",
-        token_hex=lambda size: f"{rng.getrandbits(48):012x}",
-    )
-    replaced: list[tuple[Any, str, Any]] = []
-
-    def replace(owner: Any, name: str, value: Any) -> None:
-        replaced.append((owner, name, getattr(owner, name)))
-        setattr(owner, name, value)
-
-    for name, module in list(sys.modules.items()):
-        if name.startswith("service."):
-            if getattr(module, "perf_counter", None) is time.perf_counter:
-                replace(module, "perf_counter", performance)
-            if getattr(module, "time", None) is time:
-                replace(module, "time", clock)
-            if getattr(getattr(module, "secrets", None), "__name__", "") == "secrets":
-                replace(module, "secrets", secrets)
-    replace(session_module.Session, "__hash__", lambda self: hash(self.serial))
-    counter = iter(range(1, 1_000_000))
-    replace(api_stream.Stream, "__hash__", lambda self: self.__dict__.setdefault("_order", next(counter)))
-    replace(service.hosting, "versions_in", lambda folder: list(MODELS))
-    replace(service.hosting, "load_version", lambda folder, key, runtimes: make_bundle(*key, lambda: False))
-    try:
-        yield
-    finally:
-        for owner, name, value in reversed(replaced):
-            setattr(owner, name, value)
 
 
 async def _called_by(caller: Tenant | None, work: Coroutine[Any, Any, T]) -> T:

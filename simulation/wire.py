@@ -23,7 +23,7 @@ _TICK_S = 1e-6
 """Between two messages: timers of one time have no order."""
 
 
-class CallEnded(Exception):  # noqa: N818  # what grpc calls an abort
+class CallEnded(Exception):  # what grpc calls an abort
     """The servicer ended the call with a status."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:

@@ -9,13 +9,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from simulation.adapters import EPOCH, deterministic
 from simulation.checks import Journal, StoreChecks, check_bounds, check_empty, stored
 from simulation.clients import Client
+from simulation.knobs import Knobs, Tenant
 from simulation.loop import SimulatedLoop, Stalled, delays
 from simulation.script import NATURE, Action
 from simulation.store import Faults, Shelf
 from simulation.streams import ClientStream
-from simulation.system import EPOCH, Knobs, Replica, Tenant, deterministic
+from simulation.system import Replica
 
 _ANSWER_S = 20.0
 """Virtual seconds in which everything must be answered once nothing fails any more."""
@@ -101,7 +103,9 @@ class World:
             if stream.has_half_closed or number % 2 == 0:
                 stream.half_close()
                 if not await stream.wait_over(5.0):
-                    journal.violate(f"{stream.name} does not end although all is answered and its client has half-closed")
+                    journal.violate(
+                        f"{stream.name} does not end although all is answered and its client has half-closed"
+                    )
                     stream.leave()
             else:
                 stream.leave()
@@ -165,7 +169,9 @@ class World:
         if any(life.is_over and task in life.tasks for life in lives):
             return
         error = context.get("exception")
-        self.journal.violate(f"the event loop hears of an error that nobody has caught: {context['message']}: {error!r}")
+        self.journal.violate(
+            f"the event loop hears of an error that nobody has caught: {context['message']}: {error!r}"
+        )
 
 
 def simulate(

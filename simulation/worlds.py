@@ -15,9 +15,9 @@ from math import isclose
 from typing import NamedTuple
 
 from carousel.v1 import inference_pb2 as pb
+from simulation.adapters import sampled
 from simulation.arithmetic import BOS_ID, EOS_ID, ZERO, Hidden, likeliest, log_probability, logits, step
 from simulation.bundles import PROMPT
-from simulation.system import sampled
 
 
 class World(NamedTuple):

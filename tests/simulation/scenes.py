@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from carousel.v1 import inference_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
+
+from carousel.v1 import inference_pb2 as pb
 from simulation.bundles import LAZY
+from simulation.knobs import Knobs
 from simulation.streams import ClientStream
-from simulation.system import Knobs
 from simulation.world import World, simulate
 
 STRICT, CHECKPOINT, NONE = pb.DURABILITY_STRICT, pb.DURABILITY_CHECKPOINT, pb.DURABILITY_NONE

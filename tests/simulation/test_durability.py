@@ -157,7 +157,9 @@ def _tokens(sent: Sent) -> int:
     return sum(len(part.generated.tokens) for part in sent.responses)
 
 
-@pytest.mark.xfail(strict=True, reason="what a generation has brought is told again without looking whether it is stored")
+@pytest.mark.xfail(
+    strict=True, reason="what a generation has brought is told again without looking whether it is stored"
+)
 def test_strict_tokens_are_stored_before_they_are_told_again() -> None:
     async def act(world: World) -> None:
         stream = world.connect()

@@ -9,7 +9,7 @@ import pytest
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2, sessions_pb2
 from simulation.bundles import LAZY, PROMPT
-from simulation.system import Tenant
+from simulation.knobs import Tenant
 from simulation.world import World
 from tests.simulation.scenes import (
     CHECKPOINT,
