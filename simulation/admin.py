@@ -32,9 +32,8 @@ class Admin:
 
     async def perform(self, op: str, view: View, *, slot: int, **args: Any) -> None:
         """Does one action of the script."""
-        if not view.name or view.presence is not Presence.PRESENT:
-            if op != "restore":
-                return
+        if op != "restore" and not (view.name and view.presence is Presence.PRESENT):
+            return
         if op in ("rewind", "set_state", "admin_close", "snapshot", "fork", "get_state") and not (
             await self._client.settle(view)
         ):

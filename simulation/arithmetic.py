@@ -97,4 +97,5 @@ _V = np.arange(VOCABULARY_SIZE)
 
 def _logits(hidden: NDArray[Any]) -> NDArray[Any]:
     mixed = hidden[:, :1] * (_V + 3) + hidden[:, 1:] * (_V * _V + 5)
-    return ((mixed % 97) / 8.0 - 6.0).astype(np.float32)
+    rows: NDArray[Any] = ((mixed % 97) / 8.0 - 6.0).astype(np.float32)
+    return rows

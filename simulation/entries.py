@@ -57,4 +57,4 @@ class Entry:
     num_cancels: int = 0
     before: Presence = Presence.UNKNOWN
     is_resume: bool = False
-    opening: tuple[str, int, float] = ("", 0, 0.0)
+    opening: tuple[str, pb.DisconnectAction.ValueType, float] = ("", pb.DISCONNECT_ACTION_FREE, 0.0)

@@ -132,7 +132,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """One turn of the loop. timeout: until the next timer; None: there is none. Raises Stalled."""
         self.num_turns += 1
         self._num_turns_now += 1
-        if timeout is None and not self._stopping:
+        if timeout is None:
             raise Stalled("nothing is ready and no timer is set")
         if timeout:
             self._now_s += timeout
@@ -144,7 +144,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self._num_turns_now = 0
             raise Stalled(f"{_MAX_TURNS_AT_ONE_TIME} turns of the loop at one time: something never waits")
 
-    def call_at(
+    def call_at(  # type: ignore[override]  # as asyncio's, whose stub is more precise
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """As asyncio's. The timer ends with the life that sets it."""
@@ -154,7 +154,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             life.keep(timer)
         return timer
 
-    def call_soon_threadsafe(
+    def call_soon_threadsafe(  # type: ignore[override]  # likewise
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """As `call_soon`: there is one thread."""

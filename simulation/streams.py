@@ -89,6 +89,7 @@ class ClientStream:
         replica: Replica,
         journal: Journal,
         delay: Callable[[], float],
+        *,
         listener: Listener | None = None,
         stamp: Callable[[pb.StreamResponse], Stamp] = lambda response: {},
         caller: Tenant | None = None,

@@ -45,7 +45,14 @@ class Replica:
     """
 
     def __init__(
-        self, name: str, shelf: Shelf, faults: Faults, knobs: Knobs, rng: random.Random, on_bug: Callable[[str], None]
+        self,
+        name: str,
+        shelf: Shelf,
+        faults: Faults,
+        knobs: Knobs,
+        *,
+        rng: random.Random,
+        on_bug: Callable[[str], None],
     ) -> None:
         self.name = name
         self.knobs = knobs
@@ -237,7 +244,11 @@ class Replica:
             self._on_bug(f"an engine crashed: {error!r}")
 
     def _bundle(self, model: str, version: int) -> Bundle:
-        return make_bundle(model, version, lambda: self._graph_fails())
+        return make_bundle(model, version, self._fails)
+
+    def _fails(self) -> bool:
+        """Whether a run of a graph raises; never while engines warm up."""
+        return self._graph_fails()
 
     def _draw_graph_failure(self) -> bool:
         return self.graph_error_rate > 0.0 and self._rng.random() < self.graph_error_rate

@@ -21,6 +21,8 @@ from simulation.system import Replica
 
 _ANSWER_S = 20.0
 """Virtual seconds in which everything must be answered once nothing fails any more."""
+_END_S = 5.0
+"""Virtual seconds in which a stream must end once its client has half-closed and all is answered."""
 _EMPTY_S = 6.0
 """Virtual seconds after which nothing must be left of clients that are gone."""
 _WIRE_S = 0.002
@@ -39,7 +41,9 @@ class World:
         self.faults = Faults(random.Random(f"{seed}/store"), wall_clock)
         self.delay = delays(random.Random(f"{seed}/wire"), _WIRE_S)
         self.replicas = [
-            Replica(name, self.shelf, self.faults, knobs, random.Random(f"{seed}/{name}"), self.journal.violate)
+            Replica(
+                name, self.shelf, self.faults, knobs, rng=random.Random(f"{seed}/{name}"), on_bug=self.journal.violate
+            )
             for name in ("A", "B")
         ]
         self.clients: list[Client] = []
@@ -79,7 +83,28 @@ class World:
 
     async def finish(self) -> None:
         """Ends all faults, waits for answers, lets the clients go, and looks whether anything is left."""
-        journal = self.journal
+        await self._heal()
+        streams = [*self.streams, *(stream for client in self.clients for stream in client.all_streams)]
+        streams = [stream for stream in streams if not (stream.is_over or stream.has_left)]
+        await self._wait_for_answers(streams)
+        for client in self.clients:
+            for view in client.views:
+                view.check_settled()
+        for number, stream in enumerate(streams):
+            if stream.has_half_closed or number % 2 == 0:
+                stream.half_close()
+                if not await stream.wait_over(_END_S):
+                    self.journal.violate(
+                        f"{stream.name} does not end although all is answered and its client has half-closed"
+                    )
+            stream.leave()
+        await asyncio.sleep(_EMPTY_S)
+        for replica in self.replicas:
+            check_bounds(self.journal, replica)
+            check_empty(self.journal, replica)
+
+    async def _heal(self) -> None:
+        """Ends all faults."""
         self.faults.outages.clear()
         self.faults.error_rate, self.faults.is_down = 0.0, False
         self.loop.slowness_s = 0.0
@@ -87,32 +112,14 @@ class World:
             replica.graph_error_rate = 0.0
             if not replica.is_up:
                 await replica.start()
-        streams = [*self.streams, *(stream for client in self.clients for stream in client.all_streams)]
-        open_ones = [stream for stream in streams if not (stream.is_over or stream.has_left)]
-        for stream in open_ones:
+
+    async def _wait_for_answers(self, streams: list[ClientStream]) -> None:
+        for stream in streams:
             stream.set_reading(True)
-        deadline = journal.now() + _ANSWER_S
-        for stream in open_ones:
-            for sent in stream.unanswered:
-                if not await sent.wait(max(0.0, deadline - journal.now())):
-                    journal.violate(f"{sent} is never answered")
-        for client in self.clients:
-            for view in client.views:
-                view.check_settled()
-        for number, stream in enumerate(open_ones):
-            if stream.has_half_closed or number % 2 == 0:
-                stream.half_close()
-                if not await stream.wait_over(5.0):
-                    journal.violate(
-                        f"{stream.name} does not end although all is answered and its client has half-closed"
-                    )
-                    stream.leave()
-            else:
-                stream.leave()
-        await asyncio.sleep(_EMPTY_S)
-        for replica in self.replicas:
-            check_bounds(journal, replica)
-            check_empty(journal, replica)
+        deadline = self.journal.now() + _ANSWER_S
+        for sent in [sent for stream in streams for sent in stream.unanswered]:
+            if not await sent.wait(max(0.0, deadline - self.journal.now())):
+                self.journal.violate(f"{sent} is never answered")
 
     async def stop(self) -> None:
         """Kills what runs, so that the loop can be closed."""

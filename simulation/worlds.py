@@ -111,7 +111,7 @@ class Worlds:
         return self._take([world for world in self.now if world.position != position])
 
     def generated(
-        self, bases: list[World], choosing: Choosing, skipped: int, tokens: list[int], reason: int, position: int
+        self, bases: list[World], choosing: Choosing, tokens: list[int], reason: int, *, skipped: int, position: int
     ) -> bool:
         """A generation from one of `bases` has ended. tokens: what was told of it, after the first `skipped`."""
         following = []
