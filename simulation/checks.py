@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from service.sessions.stores.base import Standing, Write
 from simulation.adapters import Stored, stored_in
@@ -65,6 +65,13 @@ def stored(shelf: Shelf, session_id: str) -> Stored | None:
     if record is None or record.standing is Standing.GONE or record.payload is None:
         return None
     return stored_in(record.payload)
+
+
+def stamps(shelf: Shelf, names: Iterable[str]) -> Stamp:
+    """What the store has of sessions now; those that it says are gone are left out: their clients are told so, too."""
+    records = {name: shelf.find(name) for name in names}
+    is_gone = {name for name, record in records.items() if record is not None and record.standing is Standing.GONE}
+    return {name: stored(shelf, name) for name in records if name not in is_gone}
 
 
 def check_bounds(journal: Journal, replica: Replica) -> None:

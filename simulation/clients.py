@@ -7,8 +7,7 @@ contends for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from carousel.v1 import inference_pb2 as pb
 from simulation.admin import Admin
@@ -24,7 +23,7 @@ _SETTLE_S = 1.5
 
 
 class Client:
-    """stamp: what the store has of a session; delay: draws how long messages are on their way."""
+    """stamps: what the store has of sessions; delay: draws how long messages are on their way."""
 
     def __init__(
         self,
@@ -32,7 +31,7 @@ class Client:
         replicas: list[Replica],
         journal: Journal,
         delay: Callable[[], float],
-        stamp: Callable[[str], Any],
+        stamps: Callable[[Iterable[str]], Stamp],
     ) -> None:
         self.name = f"c{number}"
         self.journal = journal
@@ -41,7 +40,7 @@ class Client:
         self.streams: list[ClientStream | None] = [None, None]
         self.all_streams: list[ClientStream] = []
         self._delay = delay
-        self._stamp = stamp
+        self._stamps_of = stamps
         self._requests = Requests(self)
         self._admin = Admin(self)
 
@@ -118,8 +117,8 @@ class Client:
     def _stamps(self, response: pb.StreamResponse) -> Stamp:
         if response.HasField("error") and response.error.reason != "CANCELLED":
             return {}
-        return {
-            view.name: self._stamp(view.name)
+        return self._stamps_of(
+            view.name
             for view in self.views
             if view.is_strict and view.name and (not response.session_id or view.name == response.session_id)
-        }
+        )

@@ -73,6 +73,7 @@ class Requests:
             return
         view.lost()
         before = view.presence
+        view.is_wanted = view.is_wanted or view.stream is None or view.stream.replica is not stream.replica
         if view.action == pb.DISCONNECT_ACTION_FREE and view.stream is not stream:
             before = Presence.UNKNOWN  # it may end with its stream before it is taken from there
         entry = Entry(stream.send(view.name, open=pb.Open(resume=pb.Resume())), before=before, is_resume=True)

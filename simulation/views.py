@@ -47,6 +47,8 @@ class View:
         """The feed or the generation sent last, which may be sent again."""
         self.closed_by: tuple[str, int] | None = None
         """The replica and its life that answered Close."""
+        self.is_wanted = False
+        """Whether another replica was asked for it: it may be handed over at any time since."""
         self.freed: tuple[Replica, int, float] | None = None
         """Where and when its stream ended, with which it ends."""
         self._journal = journal
@@ -78,6 +80,7 @@ class View:
     def opened(self, sent: Sent, answer: pb.StreamResponse) -> None:
         """A new session is open."""
         self.worlds = Worlds([beginning(self.model)])
+        self.is_wanted = False
         self._attached(sent, answer)
         self.floor = None
         self.last = None
@@ -127,7 +130,7 @@ class View:
             pb.CLOSE_REASON_CLIENT: self.is_closing,
             pb.CLOSE_REASON_IDLE: self.now() - self.used_at_s >= self.idle_timeout_s,
             pb.CLOSE_REASON_SHUTDOWN: stream.replica.is_draining,
-            pb.CLOSE_REASON_MOVED: stream.replica.is_draining or stream.replica.may_lose_sessions,
+            pb.CLOSE_REASON_MOVED: self.is_wanted or stream.replica.is_draining or stream.replica.may_lose_sessions,
         }.get(reason, False)
         if not is_expected:
             self.violate(f"{stream.name} is told {name}, for which there is no reason")

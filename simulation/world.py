@@ -7,10 +7,11 @@ import gc
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from simulation.adapters import EPOCH, deterministic
-from simulation.checks import Journal, StoreChecks, check_bounds, check_empty, stored
+from simulation.checks import Journal, StoreChecks, check_bounds, check_empty, stamps, stored
 from simulation.clients import Client
 from simulation.knobs import Knobs, Tenant
 from simulation.loop import SimulatedLoop, Stalled, delays
@@ -74,7 +75,7 @@ class World:
         """Does what a script says."""
         actors = sorted({action.actor for action in actions})
         for number in range(max(actors, default=0) + 1):
-            self.clients.append(Client(number, self.replicas, self.journal, self.delay, self.stored))
+            self.clients.append(Client(number, self.replicas, self.journal, self.delay, partial(stamps, self.shelf)))
         tasks = [
             asyncio.create_task(self._act([action for action in actions if action.actor == actor])) for actor in actors
         ]
