@@ -24,6 +24,8 @@ _MAX_TURNS = 300_000
 _MAX_TURNS_AT_ONE_TIME = 5_000
 """Turns in which the clock does not move: more are a loop that never waits."""
 
+_MOST_TIMERS = 400
+"""Timers that a life keeps before it looks which are over."""
 _TICK_S = 1e-6
 """Between two calls of one executor: timers of one time have no order."""
 
@@ -57,8 +59,9 @@ class Life:
             timer.cancel()
             return
         self._timers.append(timer)
-        if len(self._timers) > 1000:  # now and then
-            self._timers = [one for one in self._timers if not one.cancelled()]
+        if len(self._timers) > _MOST_TIMERS:
+            now_s = asyncio.get_running_loop().time()
+            self._timers = [one for one in self._timers if one.when() > now_s - 1.0 and not one.cancelled()]
 
     def end(self) -> None:
         """Kills it: its timers vanish and its tasks are cancelled."""

@@ -137,7 +137,7 @@ class Replica:
         self._observer = Observer()
         observer = cast(Any, self._observer)
         store = SimulatedStore(self._shelf, life.name, self._faults, life)
-        storage = self._storage = Storage(store, CODEC, observer, heartbeat_s=min(0.1, knobs.lease_s / 3))
+        storage = self._storage = Storage(store, CODEC, observer, heartbeat_s=knobs.lease_s / 3.5)
         storage.start()
         self._engines: list[LoopEngine] = []
 
