@@ -67,11 +67,9 @@ def stored(shelf: Shelf, session_id: str) -> Stored | None:
     return stored_in(record.payload)
 
 
-def stamps(shelf: Shelf, names: Iterable[str]) -> Stamp:
-    """What the store has of sessions now; those that it says are gone are left out: their clients are told so, too."""
-    records = {name: shelf.find(name) for name in names}
-    is_gone = {name for name, record in records.items() if record is not None and record.standing is Standing.GONE}
-    return {name: stored(shelf, name) for name in records if name not in is_gone}
+def stamps(shelf: Shelf, replica: Replica, names: Iterable[str]) -> Stamp:
+    """What the store has now of those sessions that are live on a replica."""
+    return {name: stored(shelf, name) for name in names if replica.has(name)}
 
 
 def check_bounds(journal: Journal, replica: Replica) -> None:

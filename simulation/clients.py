@@ -7,7 +7,8 @@ contends for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
 from simulation.admin import Admin
@@ -31,7 +32,7 @@ class Client:
         replicas: list[Replica],
         journal: Journal,
         delay: Callable[[], float],
-        stamps: Callable[[Iterable[str]], Stamp],
+        stamps: Callable[[Replica, list[str]], Stamp],
     ) -> None:
         self.name = f"c{number}"
         self.journal = journal
@@ -79,7 +80,9 @@ class Client:
         if not replica.is_up:
             return None
         name = f"{self.name}.{len(self.all_streams)}@{replica.life.name}"
-        stream = ClientStream(name, replica, self.journal, self._delay, listener=self, stamp=self._stamps)
+        stream = ClientStream(
+            name, replica, self.journal, self._delay, listener=self, stamp=partial(self._stamps, replica)
+        )
         self.streams[slot] = stream
         self.all_streams.append(stream)
         return stream
@@ -114,11 +117,8 @@ class Client:
                 view.lost()
                 view.detach()
 
-    def _stamps(self, response: pb.StreamResponse) -> Stamp:
+    def _stamps(self, replica: Replica, response: pb.StreamResponse) -> Stamp:
         if response.HasField("error") and response.error.reason != "CANCELLED":
             return {}
-        return self._stamps_of(
-            view.name
-            for view in self.views
-            if view.is_strict and view.name and (not response.session_id or view.name == response.session_id)
-        )
+        names = [view.name for view in self.views if view.is_strict and view.name]
+        return self._stamps_of(replica, [name for name in names if response.session_id in ("", name)])

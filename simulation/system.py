@@ -102,6 +102,10 @@ class Replica:
         work = self._guarded(self.life, method, getattr(servicer, name)(request, None))
         return self.life.start(_called_by(caller, work))
 
+    def has(self, session_id: str) -> bool:
+        """Whether a session is live here."""
+        return self._house.live.get(session_id) is not None
+
     def statistics(self) -> Statistics:
         """What it holds now."""
         live = list(self._house.live.opened_after(0))

@@ -129,8 +129,11 @@ class View:
         is_expected = {
             pb.CLOSE_REASON_CLIENT: self.is_closing,
             pb.CLOSE_REASON_IDLE: self.now() - self.used_at_s >= self.idle_timeout_s,
-            pb.CLOSE_REASON_SHUTDOWN: stream.replica.is_draining,
-            pb.CLOSE_REASON_MOVED: self.is_wanted or stream.replica.is_draining or stream.replica.may_lose_sessions,
+            pb.CLOSE_REASON_SHUTDOWN: stream.is_leaving or stream.replica.is_draining,
+            pb.CLOSE_REASON_MOVED: self.is_wanted
+            or stream.is_leaving
+            or stream.replica.may_lose_sessions
+            or stream.replica.is_draining,
         }.get(reason, False)
         if not is_expected:
             self.violate(f"{stream.name} is told {name}, for which there is no reason")
