@@ -16,6 +16,9 @@ from simulation.worlds import World, Worlds, beginning, output_matches, score_ma
 if TYPE_CHECKING:
     from simulation.views import View
 
+_UNCERTAIN = {"STORE_UNAVAILABLE", "SESSION_MOVED", "CANCELLED", "ENGINE_ERROR", "INTERNAL"}
+"""Reasons of errors after which a record may be left of an opening, until its server has cleared that up."""
+
 
 class Answers:
     """Of one session."""
@@ -92,7 +95,9 @@ class Answers:
         if self._view.stream is entry.sent.stream and not any(one.sent.kind == "open" for one in self._view.queue):
             self._view.stream = None
         self._view.presence = entry.before
-        if entry.is_resume and reason == "SESSION_NOT_FOUND":
+        if not entry.is_resume and reason in _UNCERTAIN:
+            self.may_have(entry)
+        elif entry.is_resume and reason == "SESSION_NOT_FOUND":
             told = dict(error.metadata)
             is_early = self._view.now() < self._view.lives_until_s and entry.before is Presence.PRESENT
             if is_early and self._view.floor is not None and told.get("close_reason") not in ("client", "shutdown"):
@@ -144,7 +149,7 @@ class Answers:
     def _failed(self, entry: Entry, error: error_pb2.Error, position: int) -> None:
         reason, metadata = error.reason, error.metadata
         if reason in REFUSALS:
-            is_here = self._view.is_usable and self._view.stream is entry.sent.stream and not self._view.is_closing
+            is_here = self._view.is_usable and self._view.home is entry.sent.stream and not self._view.is_closing
             if reason in ("SESSION_NOT_OPEN", "SESSION_NOT_FOUND") and is_here and entry.sent.kind != "step_batch":
                 self._view.violate(f"{entry.sent} is refused with {reason}, and the session is open on that stream")
         elif reason == "POSITION_MISMATCH":

@@ -22,6 +22,8 @@ class Journal:
         self.violations: list[str] = []
         self.num_events = 0
         self.trace: deque[str] = deque(maxlen=_TRACE)
+        self.look: Callable[[], None] = lambda: None
+        """Looks at what must hold at every moment; called at each response."""
         self._clock = clock
 
     def now(self) -> float:

@@ -69,7 +69,12 @@ def draw(rng: random.Random) -> list[Action]:
     num_nature = rng.choice([0, 0, 1, 2, 4])
     # each script leans on some kinds of actions, so that they meet more often
     weights = {op: weight * rng.choice([0.3, 1.0, 1.0, 3.0]) for op, weight in _CLIENT_OPS.items()}
-    actions = []
+    actions = [
+        Action(actor, "open", _pause(rng), _args(rng, "open") | {"k": k})
+        for actor in range(num_clients)
+        for k in range(3)
+        if rng.random() < 0.8
+    ]
     for _ in range(rng.randrange(30, 80)):
         op = rng.choices(list(weights), list(weights.values()))[0]
         actions.append(Action(rng.randrange(num_clients), op, _pause(rng), _args(rng, op)))

@@ -178,6 +178,7 @@ class ClientStream:
             self._end()
             return
         stamp = self._stamps.pop(id(response), {})
+        self._journal.look()
         self._journal.note(f"{self.name} < {_short(response)}")
         if response.request_id == 0:
             self.notices.append(response)

@@ -32,6 +32,8 @@ class View:
         self.presence = Presence.ABSENT
         self.is_exclusive = True
         self.stream: ClientStream | None = None
+        self.home: ClientStream | None = None
+        """The stream that was told that it has it."""
         self.handle = 0
         self.durability: pb.Durability.ValueType = pb.DURABILITY_NONE
         self.action: pb.DisconnectAction.ValueType = pb.DISCONNECT_ACTION_FREE
@@ -147,7 +149,7 @@ class View:
 
     def detach(self) -> None:
         """No stream has it any more."""
-        stream, self.stream = self.stream, None
+        stream, self.stream, self.home = self.stream, None, None
         self.handle = 0
         if self.action == pb.DISCONNECT_ACTION_FREE or self.presence is not Presence.PRESENT:
             self.presence = Presence.UNKNOWN
@@ -165,7 +167,7 @@ class View:
     def gone(self) -> None:
         """It is closed."""
         self.presence = Presence.ABSENT
-        self.stream = None
+        self.stream = self.home = None
         self.floor = None
 
     def settle(self) -> None:
@@ -185,7 +187,7 @@ class View:
     def _attached(self, sent: Sent, answer: pb.StreamResponse) -> None:
         self.presence = Presence.PRESENT
         self.freed = None
-        self.stream = sent.stream
+        self.stream = self.home = sent.stream
         self.handle = answer.opened.handle
         self.durability = answer.opened.durability
         self.used_at_s = sent.sent_at_s

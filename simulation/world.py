@@ -49,6 +49,7 @@ class World:
         ]
         self.clients: list[Client] = []
         self.streams: list[ClientStream] = []
+        self.journal.look = self._look
         loop.set_exception_handler(self._uncaught)
 
     async def start(self) -> None:
@@ -145,9 +146,12 @@ class World:
                 await self._strike(action)
             else:
                 await self.clients[action.actor].perform(action)
-            for replica in self.replicas:
-                if replica.is_up:
-                    check_bounds(self.journal, replica)
+            self._look()
+
+    def _look(self) -> None:
+        for replica in self.replicas:
+            if replica.is_up:
+                check_bounds(self.journal, replica)
 
     async def _strike(self, action: Action) -> None:
         duration_s, replica = action.args["duration_s"], self.replicas[action.args["replica"]]
@@ -158,7 +162,7 @@ class World:
             self.faults.error_rate = 0.3
             self.loop.call_later(duration_s, setattr, self.faults, "error_rate", 0.0)
         elif action.op == "stall":
-            self.loop.slowness_s = duration_s / 4
+            self.loop.slowness_s = duration_s / 10
             self.loop.call_later(duration_s, setattr, self.loop, "slowness_s", 0.0)
         elif action.op == "graph_errors":
             replica.graph_error_rate = 0.2
