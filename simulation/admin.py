@@ -185,7 +185,8 @@ class Admin:
 
     @staticmethod
     def _is_quiet(view: View) -> bool:
-        return not view.queue and len(view.worlds.positions) == 1 and view.is_exclusive
+        is_known = len(view.worlds.positions) == 1 and view.is_exclusive
+        return is_known and view.is_usable and not view.queue
 
     def _must(self, view: View, is_possible: bool, what: str) -> None:
         if not is_possible:

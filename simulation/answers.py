@@ -218,7 +218,7 @@ class Answers:
             self._view.violate(f"{entry.sent} is answered at position {position}, and is stored to {stored.position}")
         elif stored.position == position and World(position, stored.hidden) not in self._view.worlds.now:
             self._view.violate(f"{entry.sent} is answered at position {position}, and another state is stored there")
-        elif stored.position > position and not self._view.queue:
+        elif stored.position > position and self._view.newest is entry:
             self._view.violate(
                 f"{entry.sent} is answered at position {position}, and an older {stored.position} is stored"
             )

@@ -284,6 +284,7 @@ class Requests:
             entry = Entry(sent, tokens=tokens, start=start, kind=message.outputs.kind, place=place)
             entry.num_cancels = view.num_cancels
             view.queue.append(entry)
+            view.newest = entry
             view.last = None
         sent.subject = views
 
@@ -292,6 +293,7 @@ class Requests:
         entry.num_cancels = view.num_cancels
         entry.sent.subject = [view]
         view.queue.append(entry)
+        view.newest = entry
 
 
 NOT_SENT: Any = None

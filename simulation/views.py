@@ -45,6 +45,8 @@ class View:
         self.num_closings = 0
         self.num_cancels = 0
         self.unexplained: list[Sent] = []
+        self.newest: Entry | None = None
+        """The request sent last."""
         self.last: Entry | None = None
         """The feed or the generation sent last, which may be sent again."""
         self.closed_by: tuple[str, int] | None = None

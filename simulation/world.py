@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import warnings
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -211,7 +212,8 @@ def simulate(
                 world.journal.violate(f"the simulation stands still: {error}")
             finally:
                 violations = list(world.journal.violations)
-                with suppress(Stalled):
+                with suppress(Stalled), warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RuntimeWarning)  # of coroutines that a killed replica never awaits
                     loop.run_until_complete(world.stop())
                 world.journal.violations[:] = violations
     finally:
