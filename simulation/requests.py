@@ -136,7 +136,7 @@ class Requests:
         self, view: View, *, slot: int, tokens: list[int], with_position: bool, mark: bool, kind: int, size: int
     ) -> None:
         """Steps several sessions by one message."""
-        if not view.is_usable or view.stream is None:
+        if not view.is_usable or view.stream is None or not self._is_open(view):
             return
         some = [view]
         for other in self._client.views:

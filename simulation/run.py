@@ -46,13 +46,13 @@ def knobs_of(seed: int) -> Knobs:
     )
 
 
-def run_script(seed: int, actions: list[Action]) -> Journal:
-    """Simulates a script with the seed's replicas, delays and faults."""
+def run_script(seed: int, actions: list[Action], knobs: Knobs | None = None) -> Journal:
+    """Simulates a script with the seed's delays and faults. knobs: other limits than the seed's."""
 
     async def act(world: World) -> None:
         await world.perform(actions)
 
-    return simulate(act, seed=str(seed), knobs=knobs_of(seed))
+    return simulate(act, seed=str(seed), knobs=knobs or knobs_of(seed))
 
 
 def run_seed(seed: int) -> Journal:

@@ -119,10 +119,10 @@ class ClientStream:
         """Sends one request."""
         message = pb.StreamRequest(request_id=len(self.sent) + 1, session_id=session_id, **request)
         sent = self.sent[message.request_id] = Sent(self, message)
-        self._journal.note(f"{self.name} > {_short(message)}")
-        if self.is_over or self.has_left:
+        if self.is_over or self.has_left or self.has_half_closed:
             sent.is_lost = True
         else:
+            self._journal.note(f"{self.name} > {_short(message)}")
             self._connection.send(message)
         return sent
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from simulation import arithmetic
-from simulation.run import main, run_script, run_seed, shrink
-from simulation.script import draw
+from simulation.run import knobs_of, main, run_script, run_seed, shrink
+from simulation.script import NATURE, draw
 from simulation.streams import ClientStream
 from simulation.system import Replica
 from simulation.wire import Connection
@@ -25,6 +26,19 @@ def test_no_seed_violates_anything(shard: int) -> None:
     for seed in range(shard * SEEDS_A_SHARD, (shard + 1) * SEEDS_A_SHARD):
         journal = run_seed(seed)
         assert not journal.violations, str(shrink(seed, journal))
+
+
+def test_plain_sessions_with_room_for_all_violate_nothing() -> None:
+    """No nature, nothing stored, nothing spilled, nothing sent twice: what holds today must go on to hold."""
+    left_out = {"resend", "resend_batch", "contend", "bad", "cancel", "resume"}
+    for seed in range(100):
+        actions = [action for action in draw(random.Random(f"{seed}/script")) if action.op not in left_out]
+        actions = [action for action in actions if action.actor != NATURE]
+        for action in actions:
+            if action.op == "open":
+                action.args.update(durability=pb.DURABILITY_NONE, action=pb.DISCONNECT_ACTION_FREE, outputs=False)
+        journal = run_script(seed, actions, replace(knobs_of(seed), num_slots=20, max_sessions=20, max_in_flight=30))
+        assert not journal.violations, "\n".join([*journal.violations, "", *list(journal.trace)[-40:]])
 
 
 @pytest.mark.parametrize("seed", range(40, 48))
