@@ -205,15 +205,16 @@ def simulate(
             await world.finish()
 
     try:
-        with deterministic(loop, random.Random(f"{seed}/ids")):
+        with deterministic(loop, random.Random(f"{seed}/ids")), warnings.catch_warnings():
+            # a killed replica starts nothing any more; on a living one the error itself is told
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             try:
                 loop.run_until_complete(run())
             except Stalled as error:
                 world.journal.violate(f"the simulation stands still: {error}")
             finally:
                 violations = list(world.journal.violations)
-                with suppress(Stalled), warnings.catch_warnings():
-                    warnings.simplefilter("ignore", RuntimeWarning)  # of coroutines that a killed replica never awaits
+                with suppress(Stalled):
                     loop.run_until_complete(world.stop())
                 world.journal.violations[:] = violations
     finally:

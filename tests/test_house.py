@@ -48,7 +48,13 @@ def test_imports_run_one_way() -> None:
 
 
 def test_there_are_modules_to_look_at() -> None:
-    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == {"service", "carousel", "export", "models", "simulation"}
+    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == {
+        "service",
+        "carousel",
+        "export",
+        "models",
+        "simulation",
+    }
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
