@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = [
     path
-    for room in ("service", "carousel", "export", "models")
+    for room in ("service", "carousel", "export", "models", "simulation")
     for path in sorted((ROOT / room).rglob("*.py"))
     if ROOT / "carousel" / "v1" not in path.parents
 ]
@@ -30,7 +30,7 @@ def test_serving_imports_no_torch_even_indirectly() -> None:
     """Nor what exporting and training need."""
     loaded = imported_by("import service.__main__, service.server")
     assert {"service", "onnxruntime", "grpc"} <= loaded
-    assert not loaded & {"torch", "onnx", "onnxscript", "safetensors", "export", "models"}
+    assert not loaded & {"torch", "onnx", "onnxscript", "safetensors", "export", "models", "simulation"}
 
 
 def test_the_client_needs_grpcio_and_protobuf_and_no_more() -> None:
@@ -48,7 +48,13 @@ def test_imports_run_one_way() -> None:
 
 
 def test_there_are_modules_to_look_at() -> None:
-    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == {"service", "carousel", "export", "models"}
+    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == {
+        "service",
+        "carousel",
+        "export",
+        "models",
+        "simulation",
+    }
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

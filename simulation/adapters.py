@@ -1,0 +1,175 @@
+"""Parts of the service that the simulation has in another way: an engine without a thread, an observer that counts, the
+clock and the random numbers. And what the service's bytes and choices mean.
+
+Beside `system.py` the only file that knows parts of the service by name.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+import service.hosting
+from service.api import stream as api_stream
+from service.engine.decoding import Choice, Decoding, Sampling, choose_batch
+from service.engine.engine import Engine
+from service.sessions import session as session_module
+from service.sessions.snapshot import Codec
+from simulation import arithmetic
+from simulation.bundles import MODELS, make_bundle
+from simulation.loop import SimulatedLoop
+
+EPOCH = 1_700_000_000.0
+"""Unix seconds at the virtual time 0."""
+CODEC = Codec(b"a key of the simulation")
+_CALL_S = 0.0002
+"""What the virtual clock moves on when the service looks at its performance counter: work takes time."""
+
+
+class LoopEngine(Engine):
+    """An engine whose thread is the event loop: each batch that it hands over runs at a later time, drawn by `rng`."""
+
+    rng: random.Random
+    is_stopped = False
+
+    def start(self) -> None:
+        """Warms up, and starts no thread."""
+        self._handed_over = cast(Any, SimpleNamespace(put=self._take))
+        self._worker.warm_up()
+
+    def stop(self) -> None:
+        """What waits is never answered."""
+        self.is_stopped = True
+
+    def is_called(self) -> bool:
+        """See `Engine`. A burst may end at any step."""
+        return super().is_called() or self.rng.random() < 0.3
+
+    def _take(self, batch: Any) -> None:
+        if batch is not None and not self.is_stopped:
+            self._loop.call_later(self.rng.random() * 0.003, self._drive_one, batch)
+
+    def _drive_one(self, batch: Any) -> None:
+        """One turn of `Engine._drive`."""
+        try:
+            self._worker.run_on(batch, self)
+            self._num_threaded += 1
+            self._take_in()
+            following = self._scheduler.next_batch()
+            self.tell()
+        except BaseException as error:
+            self._on_crash(error)
+            raise
+        if following is not None:
+            self._take(following)
+            return
+        self._gather()
+        self._loop.call_soon(self._take_back)
+
+
+class Observer:
+    """Hears everything, and keeps the gauges as `service.telemetry` does."""
+
+    is_tracing = False
+
+    def __init__(self) -> None:
+        self.gauges: Counter[str] = Counter({"sessions_active": 0, "sessions_spilled": 0, "calls_active": 0})
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        changes = {
+            "session_opened": ("sessions_active", 1),
+            "session_closed": ("sessions_active", -1),
+            "session_spilled": ("sessions_spilled", 1),
+            "session_woken": ("sessions_spilled", -1),
+        }
+        gauge, change = changes.get(name, ("", 0))
+
+        def hear(*args: object, **facts: object) -> None:
+            if gauge:
+                self.gauges[gauge] += change
+
+        hear.__name__ = name
+        self.__dict__[name] = hear
+        return hear
+
+    def trace_call(self, method: str, metadata: object) -> None:
+        """See `ApiObserver`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a record says. hidden: after all tokens up to `position`, also those not consumed yet; opened_at: when the
+    session was opened first, which tells sessions of one id apart."""
+
+    position: int
+    hidden: arithmetic.Hidden
+    opened_at: float
+
+
+@cache
+def stored_in(payload: bytes) -> Stored:
+    """Reads a record or a snapshot."""
+    image = CODEC.decode(payload)
+    values = image.lane.states[0].reshape(-1).tolist()
+    hidden = arithmetic.after((int(values[0]), int(values[1])), [int(item) for item in image.lane.pending])
+    return Stored(image.lane.position, hidden, image.opened_at)
+
+
+@cache
+def sampled(hidden: arithmetic.Hidden, position: int, seed: int, num_generated: int, min_tokens: int) -> int:
+    """The token that a generation with this seed draws."""
+    decoding = Decoding(64, sampling=Sampling(seed=seed), min_tokens=min_tokens)
+    choice = Choice(decoding, position, num_generated, None, arithmetic.EOS_ID)
+    tokens, _ = choose_batch(np.array([arithmetic.logits(hidden)], np.float32), [choice])
+    return int(tokens[0])
+
+
+@contextmanager
+def deterministic(loop: SimulatedLoop, rng: random.Random) -> Iterator[None]:
+    """Gives the service the virtual clock and the seed's random ids; sets of its objects get one order."""
+
+    def performance() -> float:
+        loop.spend(_CALL_S)
+        return loop.time()
+
+    clock = SimpleNamespace(
+        time=lambda: EPOCH + loop.time(), monotonic=loop.time, perf_counter=performance, sleep=lambda seconds: None
+    )
+    secrets = SimpleNamespace(
+        token_urlsafe=lambda size: f"made-{rng.getrandbits(48):012x}",
+        token_hex=lambda size: f"{rng.getrandbits(48):012x}",
+    )
+    replaced: list[tuple[Any, str, Any]] = []
+
+    def replace(owner: Any, name: str, value: Any) -> None:
+        replaced.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("service."):
+            if getattr(module, "perf_counter", None) is time.perf_counter:
+                replace(module, "perf_counter", performance)
+            if getattr(module, "time", None) is time:
+                replace(module, "time", clock)
+            if getattr(getattr(module, "secrets", None), "__name__", "") == "secrets":
+                replace(module, "secrets", secrets)
+    replace(session_module.Session, "__hash__", lambda self: hash(self.serial))
+    counter = iter(range(1, 1_000_000))
+    replace(api_stream.Stream, "__hash__", lambda self: self.__dict__.setdefault("_order", next(counter)))
+    replace(service.hosting, "versions_in", lambda folder: list(MODELS))
+    replace(service.hosting, "load_version", lambda folder, key, runtimes: make_bundle(key[0], key[1], lambda: False))
+    try:
+        yield
+    finally:
+        for owner, name, value in reversed(replaced):
+            setattr(owner, name, value)

@@ -1,0 +1,233 @@
+"""What the answers about a session must say, by the plain model and by what was promised.
+
+Each answer is applied when it is the turn of its request, in the order of sending.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from carousel.v1 import error_pb2
+from carousel.v1 import inference_pb2 as pb
+from simulation.checks import Stamp
+from simulation.entries import REFUSALS, Entry, Presence
+from simulation.worlds import World, Worlds, beginning, output_matches, score_matches
+
+if TYPE_CHECKING:
+    from simulation.views import View
+
+_UNCERTAIN = {"STORE_UNAVAILABLE", "SESSION_MOVED", "CANCELLED", "ENGINE_ERROR", "INTERNAL"}
+"""Reasons of errors after which a record may be left of an opening, until its server has cleared that up."""
+
+
+class Answers:
+    """Of one session."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def apply(self, entry: Entry) -> None:
+        """Its turn has come, and it is answered."""
+        view, answer = self._view, entry.sent.answer
+        if entry.sent.kind == "open":
+            self._opened(entry, answer)
+            return
+        view.take_news(answer)
+        if entry.sent.kind == "close":
+            view.num_closings -= 1
+        kind = answer.WhichOneof("response")
+        if kind == "error":
+            self._failed(entry, answer.error, answer.position)
+        elif kind == "closed":
+            view.gone()
+            view.closed_by = (entry.sent.stream.replica.name, entry.sent.stream.replica.num_lives)
+        elif kind == "batch_stepped":
+            errors = {error.index: error.error for error in answer.batch_stepped.errors}
+            position = answer.batch_stepped.positions[entry.place]
+            if entry.place in errors:
+                self._failed(entry, errors[entry.place], position)
+            else:
+                self._stepped(entry, answer.batch_stepped, position)
+                self._used(entry)
+        elif kind in ("fed", "generated", "scored"):
+            {"fed": self._fed, "generated": self._generated, "scored": self._scored}[kind](entry, answer)
+            self._used(entry)
+
+    def _opened(self, entry: Entry, answer: pb.StreamResponse) -> None:
+        if answer.HasField("error"):
+            self._open_failed(entry, answer.error)
+            return
+        self._check_free(entry, answer)
+        if entry.is_resume:
+            self._view.resumed(entry.sent, answer)
+        else:
+            self._begin(entry)
+            self._view.opened(entry.sent, answer)
+
+    def _begin(self, entry: Entry) -> None:
+        """What was asked for when it was opened."""
+        self._view.model, self._view.action, self._view.duration_s = entry.opening
+
+    def _used(self, entry: Entry) -> None:
+        """The session has done something."""
+        view = self._view
+        view.used_at_s = max(view.used_at_s, entry.sent.sent_at_s)
+        if view.unexplained and view.is_usable:
+            view.check_settled()
+            view.unexplained.clear()
+
+    def _scored(self, entry: Entry, answer: pb.StreamResponse) -> None:
+        matches = score_matches(entry.targets, answer.scored.scores)
+        self._must(self._view.worlds.is_at(answer.position, matches), entry, "a score")
+
+    def _check_free(self, entry: Entry, answer: pb.StreamResponse) -> None:
+        """An opening has succeeded, which a stored session of that id forbids, and a Close that was answered."""
+        is_stored = self._view.floor is not None and self._view.now() < self._view.lives_until_s
+        if not entry.is_resume and entry.before is Presence.PRESENT and is_stored:
+            self._view.violate(f"{entry.sent} gets the id of a stored session")
+        if entry.is_resume and entry.before is Presence.ABSENT and self._view.closer_lives():
+            self._view.violate(
+                f"{entry.sent} brings a session back that should not be there, at position {answer.position}"
+            )
+
+    def _open_failed(self, entry: Entry, error: error_pb2.Error) -> None:
+        reason = error.reason
+        if self._view.stream is entry.sent.stream and not any(one.sent.kind == "open" for one in self._view.queue):
+            self._view.stream = None
+        self._view.presence = entry.before
+        if not entry.is_resume and reason in _UNCERTAIN:
+            self.may_have(entry)
+        elif entry.is_resume and reason == "SESSION_NOT_FOUND":
+            told = dict(error.metadata)
+            is_early = self._view.now() < self._view.lives_until_s and entry.before is Presence.PRESENT
+            if is_early and self._view.floor is not None and told.get("close_reason") not in ("client", "shutdown"):
+                self._view.violate(f"{entry.sent}: it is not found ({told}), and was stored up to {self._view.floor}")
+            is_told = told.get("close_reason") in ("client", "idle", "disconnect", "failed", "expired")
+            self._view.presence = Presence.ABSENT if is_told else Presence.UNKNOWN  # it may be on another replica
+            self._view.floor = None
+        elif reason == "SESSION_ID_IN_USE" and entry.before is Presence.ABSENT and self._view.closer_lives():
+            self._view.violate(f"{entry.sent} is refused: the id is in use, and there is no session of that id")
+        elif reason == "SESSION_ID_IN_USE":
+            self._view.presence = Presence.UNKNOWN if entry.before is not Presence.PRESENT else Presence.PRESENT
+
+    def _fed(self, entry: Entry, answer: pb.StreamResponse) -> None:
+        matches = output_matches(answer.fed.outputs, entry.kind)
+        position = answer.position
+        if answer.fed.replayed:
+            if entry.start is None or position != entry.start + len(entry.tokens):
+                self._view.violate(f"{entry.sent} is told to be a repeat, at position {position}")
+            self._must(self._view.worlds.is_at(position, matches), entry, "a repeated answer")
+        else:
+            is_possible = self._view.worlds.fed(entry.tokens, entry.start, position, matches, mark=entry.mark)
+            self._must(is_possible, entry, "an answer")
+        self._stored(entry, position)
+
+    def _stepped(self, entry: Entry, answer: pb.BatchStepped, position: int) -> None:
+        token = pb.StepOutput(position=position)
+        if entry.kind == pb.OUTPUT_KIND_NEXT_TOKEN:
+            token.tokens.add(id=answer.token_ids[entry.place])
+        matches = output_matches([] if entry.kind == pb.OUTPUT_KIND_NONE else [token], entry.kind)
+        if answer.replayed:  # the last batch of the stream is answered again as it was, wherever the session is since
+            is_before = any(world.position >= position for world in self._view.worlds.now)
+            is_possible = is_before and any(map(matches, self._view.worlds.known(position)))
+            self._must(is_possible, entry, "a repeated answer")
+            return
+        is_possible = self._view.worlds.fed(entry.tokens, entry.start, position, matches, mark=False)
+        self._must(is_possible, entry, "an answer")
+        self._stored(entry, position)
+
+    def _generated(self, entry: Entry, answer: pb.StreamResponse) -> None:
+        assert entry.choosing is not None  # noqa: S101  # it was a generation
+        tokens = [token.id for part in entry.sent.responses for token in part.generated.tokens]
+        reason = answer.generated.finish_reason
+        is_possible = self._view.worlds.generated(
+            self._bases(entry), entry.choosing, tokens, reason, skipped=entry.skipped, position=answer.position
+        )
+        self._must(is_possible, entry, f"tokens {tokens} with finish reason {reason}")
+        self._stored(entry, answer.position)
+
+    def _failed(self, entry: Entry, error: error_pb2.Error, position: int) -> None:
+        reason, metadata = error.reason, error.metadata
+        if reason in REFUSALS:
+            is_here = self._view.is_usable and self._view.home is entry.sent.stream and not self._view.is_closing
+            if reason in ("SESSION_NOT_OPEN", "SESSION_NOT_FOUND") and is_here and entry.sent.kind != "step_batch":
+                self._view.violate(f"{entry.sent} is refused with {reason}, and the session is open on that stream")
+        elif reason == "POSITION_MISMATCH":
+            if entry.start is not None:
+                self._must(self._view.worlds.is_not_at(entry.start), entry, f"a refusal of position {entry.start}")
+            if "position" in metadata:
+                self._must(
+                    self._view.worlds.is_at(int(metadata["position"])), entry, f"position {metadata['position']}"
+                )
+        else:
+            self.may_have(entry)
+            if reason == "CANCELLED":
+                self._cancelled(entry, position)
+
+    def _cancelled(self, entry: Entry, position: int) -> None:
+        is_meant = self._view.num_cancels > entry.num_cancels or self._view.is_closing
+        if not is_meant and self._view.is_usable and self._view.stream is entry.sent.stream:
+            self._view.unexplained.append(entry.sent)
+        stamp = entry.sent.stamp
+        if self._view.is_strict and self._view.is_usable and not self._view.is_closing and self._view.name in stamp:
+            stored = stamp[self._view.name]
+            if stored is None or stored.position < position:
+                at = "not at all" if stored is None else f"to {stored.position}"
+                self._view.violate(f"{entry.sent} is cancelled at position {position}, and is stored {at}")
+
+    def may_have(self, entry: Entry) -> None:
+        """It will not be answered: it was done, or in part, or not."""
+        if entry.sent.kind == "open":
+            if not entry.is_resume and entry.before is not Presence.PRESENT:
+                self._begin(entry)
+                self._view.worlds = Worlds([beginning(self._view.model)])
+                self._view.presence = Presence.UNKNOWN
+        elif entry.sent.kind in ("feed", "step_batch"):
+            self._view.worlds.may_be_fed(entry.tokens, entry.start, mark=entry.mark)
+        elif entry.choosing is not None:
+            tokens = [token.id for part in entry.sent.responses for token in part.generated.tokens]
+            is_possible = self._view.worlds.generates(self._bases(entry), entry.choosing, entry.skipped, tokens)
+            self._must(is_possible, entry, f"tokens {tokens}")
+
+    def _bases(self, entry: Entry) -> list[World]:
+        """From where a generation may have begun."""
+        if entry.start is None:
+            return list(self._view.worlds.now)
+        return self._view.worlds.known(entry.start)
+
+    def part_stored(self, entry: Entry, position: int, stamp: Stamp) -> None:
+        """A part of a strict generation was told: it must be stored."""
+        view = self._view
+        if view.is_strict and not view.is_closing and view.is_usable and view.name in stamp:
+            found = stamp[view.name]
+            at = -1 if found is None else found.position
+            if at < position:
+                self._view.violate(f"{entry.sent}: tokens up to {position} are told, and the store has it at {at}")
+
+    def _stored(self, entry: Entry, position: int) -> None:
+        """What was answered at `position` must be in the store, if the session is strict."""
+        stamp = entry.sent.stamp
+        if not self._view.is_strict or self._view.is_closing or self._view.name not in stamp:
+            return
+        if self._view.stream is not entry.sent.stream:
+            return
+        stored = stamp[self._view.name]
+        if stored is None:
+            self._view.violate(f"{entry.sent} is answered at position {position}, and nothing is stored")
+        elif stored.position < position:
+            self._view.violate(f"{entry.sent} is answered at position {position}, and is stored to {stored.position}")
+        elif stored.position == position and World(position, stored.hidden) not in self._view.worlds.now:
+            self._view.violate(f"{entry.sent} is answered at position {position}, and another state is stored there")
+        elif stored.position > position and self._view.newest is entry:
+            self._view.violate(
+                f"{entry.sent} is answered at position {position}, and an older {stored.position} is stored"
+            )
+        self._view.floor, self._view.floor_at_s = position, max(self._view.floor_at_s, entry.sent.sent_at_s)
+
+    def _must(self, is_possible: bool, entry: Entry, what: str) -> None:
+        if not is_possible and self._view.is_exclusive:
+            self._view.violate(f"{entry.sent}: {what} that the plain model does not give: {_short(entry.sent.answer)}")
+
+
+def _short(message: object) -> str:
+    return " ".join(str(message).split())[:200]

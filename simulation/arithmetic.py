@@ -1,0 +1,101 @@
+"""The model that is simulated, in whole numbers: a hidden state that is a hash of every token consumed.
+
+Two sessions that have consumed different tokens have different states, so one answer's logits tell what a session has
+consumed. `step` and `logits` are the plain model; `StepGraph` and `ReadoutGraph` compute the same over batches, in
+place of ONNX Runtime's sessions.
+
+Shapes: `B` rows, `T` tokens, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from math import exp, log
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+VOCABULARY_SIZE = 8
+EOS_ID = 2
+BOS_ID = 1
+
+Hidden = tuple[int, int]
+"""The state of a session, `hidden` as whole numbers."""
+ZERO: Hidden = (0, 0)
+_PRIMES = (65521, 65519)
+_FACTORS = (31, 37)
+_TOKEN_FACTORS = (7, 11)
+_CONSTANTS = (1, 3)
+
+
+def step(hidden: Hidden, token: int) -> Hidden:
+    """The state after one more token."""
+    return (
+        (hidden[0] * _FACTORS[0] + token * _TOKEN_FACTORS[0] + _CONSTANTS[0]) % _PRIMES[0],
+        (hidden[1] * _FACTORS[1] + token * _TOKEN_FACTORS[1] + _CONSTANTS[1]) % _PRIMES[1],
+    )
+
+
+def after(hidden: Hidden, tokens: Iterable[int]) -> Hidden:
+    """The state after some more tokens."""
+    for token in tokens:
+        hidden = step(hidden, token)
+    return hidden
+
+
+@cache
+def logits(hidden: Hidden) -> tuple[float, ...]:
+    """[V] what the state says comes next: multiples of 1/8, which are exact in 32 bits."""
+    return tuple(((hidden[0] * (v + 3) + hidden[1] * (v * v + 5)) % 97) / 8.0 - 6.0 for v in range(VOCABULARY_SIZE))
+
+
+def likeliest(hidden: Hidden) -> int:
+    """The next token by greedy choice; of equally likely ones the lowest."""
+    row = logits(hidden)
+    return row.index(max(row))
+
+
+def log_probability(hidden: Hidden, token: int) -> float:
+    """Of the next token, in double precision."""
+    row = logits(hidden)
+    return row[token] - log(sum(exp(value) for value in row))
+
+
+class StepGraph:
+    """Runs a batch of steps as an ONNX Runtime session would. fails: whether this run raises."""
+
+    def __init__(self, fails: Callable[[], bool]) -> None:
+        self._fails = fails
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """inputs: `hidden` [1, B, 2], `tokens` [B, T], `lengths` [B]. outputs: of `next_hidden` and `logits`."""
+        if self._fails():
+            raise RuntimeError("the simulated graph fails")
+        hidden = inputs["hidden"][0].astype(np.int64)
+        tokens, lengths = inputs["tokens"], inputs["lengths"]
+        rows = np.zeros((*tokens.shape, VOCABULARY_SIZE), np.float32)
+        for at in range(tokens.shape[1]):
+            following = (hidden * _FACTORS + tokens[:, at, np.newaxis] * _TOKEN_FACTORS + _CONSTANTS) % _PRIMES
+            hidden = np.where((at < lengths)[:, np.newaxis], following, hidden)
+            rows[:, at] = _logits(hidden)
+        given = {"next_hidden": hidden.astype(np.float32)[np.newaxis], "logits": rows}
+        return [given[name] for name in outputs]
+
+
+class ReadoutGraph:
+    """Tells what comes next from a state."""
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """inputs: `hidden` [1, B, 2]. outputs: `logits` alone, [B, V]."""
+        return [_logits(inputs["hidden"][0].astype(np.int64))]
+
+
+_V = np.arange(VOCABULARY_SIZE)
+
+
+def _logits(hidden: NDArray[Any]) -> NDArray[Any]:
+    mixed = hidden[:, :1] * (_V + 3) + hidden[:, 1:] * (_V * _V + 5)
+    rows: NDArray[Any] = ((mixed % 97) / 8.0 - 6.0).astype(np.float32)
+    return rows

@@ -1,0 +1,116 @@
+"""What must hold: the journal of one simulation, and the invariants of a replica and of the store."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from service.sessions.stores.base import Standing, Write
+from simulation.adapters import Stored, stored_in
+from simulation.store import Record, Shelf
+from simulation.system import Replica
+
+Stamp = dict[str, Stored | None]
+"""What the store had of sessions at one moment, by id."""
+_TRACE = 4000
+
+
+class Journal:
+    """What happened, and what was wrong. clock: virtual seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.violations: list[str] = []
+        self.num_events = 0
+        self.trace: deque[str] = deque(maxlen=_TRACE)
+        self.look: Callable[[], None] = lambda: None
+        """Looks at what must hold at every moment; called at each response."""
+        self._clock = clock
+
+    def now(self) -> float:
+        """The virtual time, in seconds."""
+        return self._clock()
+
+    def note(self, text: str) -> None:
+        """An event."""
+        self.num_events += 1
+        self.trace.append(f"{self._clock() - 1000.0:9.4f} {text}")
+
+    def violate(self, text: str) -> None:
+        """Something that must not happen has happened."""
+        self.violations.append(text)
+        self.note(f"VIOLATION: {text}")
+
+
+class StoreChecks:
+    """Watches every write: a record belongs to one session until it says that the session is gone."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def changed(self, record: Record | None, write: Write) -> None:
+        """A write is about to be done."""
+        if record is None or record.standing is Standing.GONE or record.payload is None:
+            return
+        if write.payload is None or write.standing is Standing.GONE:
+            return
+        before, after = stored_in(record.payload), stored_in(write.payload)
+        if before.opened_at != after.opened_at:
+            self._journal.violate(
+                f"the record of {write.session_id!r}, at position {before.position}, is overwritten by another session"
+                f" of that id, at position {after.position}"
+            )
+
+
+def stored(shelf: Shelf, session_id: str) -> Stored | None:
+    """What the store has of a session; None: nothing that could be resumed."""
+    record = shelf.find(session_id)
+    if record is None or record.standing is Standing.GONE or record.payload is None:
+        return None
+    return stored_in(record.payload)
+
+
+def stamps(shelf: Shelf, replica: Replica, names: Iterable[str]) -> Stamp:
+    """What the store has now of those sessions that are live on a replica."""
+    return {name: stored(shelf, name) for name in names if replica.has(name)}
+
+
+def check_bounds(journal: Journal, replica: Replica) -> None:
+    """What must hold at every moment: limits are kept, and nothing is counted below zero."""
+    seen, knobs = replica.statistics(), replica.knobs
+    name = replica.life.name
+    if len(seen.sessions) > knobs.max_sessions:
+        journal.violate(f"{name} has {len(seen.sessions)} live sessions, and its limit is {knobs.max_sessions}")
+    for gauge, value in seen.gauges.items():
+        if value < 0:
+            journal.violate(f"{name}: the gauge {gauge} is {value}")
+    if min(seen.unanswered, default=0) < 0:
+        journal.violate(f"{name}: the number of unanswered requests of a stream is {min(seen.unanswered)}")
+    if seen.num_tombstones > knobs.num_tombstones:
+        journal.violate(
+            f"{name} remembers {seen.num_tombstones} closed sessions, and its limit is {knobs.num_tombstones}"
+        )
+
+
+def check_empty(journal: Journal, replica: Replica) -> None:
+    """What must hold when every client has left and every time is over: nothing is left."""
+    seen, name = replica.statistics(), replica.life.name
+    for session_id, (position, is_attached, is_spilled) in seen.sessions.items():
+        journal.violate(
+            f"{name}: session {session_id!r} is left at position {position}"
+            f" ({'attached' if is_attached else 'detached'}{', spilled' if is_spilled else ''})"
+        )
+    for what, count in (
+        ("slots are used", seen.slots_used),
+        ("forks are used", seen.forks_used),
+        ("jobs wait in engines", seen.jobs_waiting),
+        ("streams are left", len(seen.unanswered)),
+        ("calls wait for sessions", seen.waiters),
+        ("engines run that serve nothing", seen.engines_leaked),
+    ):
+        if count and not seen.sessions:
+            journal.violate(f"{name}: {count} {what} although no session is left")
+    if seen.tasks and not seen.sessions:
+        journal.violate(f"{name}: tasks are left: {', '.join(seen.tasks)}")
+    for gauge, value in seen.gauges.items():
+        if value and not seen.sessions:
+            journal.violate(f"{name}: the gauge {gauge} is {value} although no session is left")

@@ -1,0 +1,60 @@
+"""One request about one session, as its client remembers it until it is answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from carousel.v1 import inference_pb2 as pb
+from simulation.streams import Sent
+from simulation.worlds import Choosing
+
+REFUSALS = {
+    "INVALID_FIELD",
+    "TOKEN_OUT_OF_VOCABULARY",
+    "UNKNOWN_TOKEN",
+    "EMPTY_SEQUENCE",
+    "SEQUENCE_TOO_LONG",
+    "QUEUE_FULL",
+    "SESSION_NOT_OPEN",
+    "SESSION_NOT_FOUND",
+    "ILLEGAL_REQUEST",
+    "OUTPUTS_LOST",
+    "NO_SLOT",
+    "TOO_MANY_SESSIONS",
+    "SHUTTING_DOWN",
+}
+"""Reasons of errors after which the session is as it was before."""
+
+
+class Presence(Enum):
+    """Whether a session is there, as far as its client knows."""
+
+    ABSENT = "absent"
+    PRESENT = "present"
+    UNKNOWN = "unknown"
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One request about the session, in the order of sending.
+
+    tokens, start, mark, kind: of a feed, or of the session's part of a step batch, whose place there is `place`.
+    choosing, skipped: of a generation. targets: of a score. num_cancels: sent before it. before: what was known of the
+    session when an opening was sent; is_resume: whether that resumes; opening: else its model, and what becomes of the
+    session without a stream, and for how long.
+    """
+
+    sent: Sent
+    tokens: list[int] = field(default_factory=list)
+    start: int | None = None
+    mark: bool = False
+    kind: int = pb.OUTPUT_KIND_NEXT_TOKEN
+    place: int = 0
+    choosing: Choosing | None = None
+    skipped: int = 0
+    targets: list[list[int]] = field(default_factory=list)
+    num_cancels: int = 0
+    before: Presence = Presence.UNKNOWN
+    is_resume: bool = False
+    opening: tuple[str, pb.DisconnectAction.ValueType, float] = ("", pb.DISCONNECT_ACTION_FREE, 0.0)

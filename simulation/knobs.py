@@ -1,0 +1,54 @@
+"""What replicas are allowed, who calls them, and what they hold: plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """What replicas are allowed: see `service.settings`."""
+
+    num_slots: int = 3
+    max_sessions: int = 6
+    idle_timeout_s: float = 2.0
+    generation_window: int = 4
+    replay_tokens: int = 16
+    max_in_flight: int = 6
+    max_marks: int = 2
+    num_forks: int = 4
+    max_waiting: int = 64
+    max_chunk_tokens: int = 4
+    max_batch_rows: int = 4
+    inline_s: float = 0.0005
+    num_tombstones: int = 50
+    checkpoint_interval_s: float = 0.3
+    checkpoint_tokens: int = 8
+    lease_s: float = 0.9
+    hold_s: float = 3.0
+    keep_s: float = 20.0
+
+
+class Tenant(NamedTuple):
+    """A principal that calls. max_sessions: live at once, on one replica."""
+
+    name: str
+    max_sessions: int
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What a replica holds. sessions: ids of live ones with (position, is attached, is spilled); unanswered: by stream;
+    waiters: calls that wait for a session; gauges: by name."""
+
+    sessions: dict[str, tuple[int, bool, bool]]
+    num_tombstones: int
+    slots_used: int
+    forks_used: int
+    jobs_waiting: int
+    unanswered: list[int]
+    waiters: int
+    engines_leaked: int
+    tasks: list[str]
+    gauges: dict[str, int] = field(default_factory=dict)

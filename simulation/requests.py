@@ -1,0 +1,304 @@
+"""The requests of one client's streams, as a script asks for them: a method for each op that waits for nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from carousel.v1 import inference_pb2 as pb
+from simulation.entries import Entry, Presence
+from simulation.streams import ClientStream
+from simulation.views import View
+from simulation.worlds import Choosing
+
+if TYPE_CHECKING:
+    from simulation.clients import Client
+
+
+class Requests:
+    """See above. What cannot be asked now, because the session is not open or not known well enough, is left out."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._num_views = 0
+        self._last_batch: tuple[ClientStream, pb.StepBatch] | None = None
+
+    def open(
+        self,
+        view: View,
+        *,
+        slot: int,
+        model: str,
+        durability: pb.Durability.ValueType,
+        action: pb.DisconnectAction.ValueType,
+        duration_s: float,
+        is_made: bool,
+        outputs: bool,
+        unattended: bool,
+        rude: bool,
+    ) -> None:
+        """Opens a new session, under its own id or one that the server makes."""
+        view.look()
+        if view.is_usable or (view.presence is Presence.PRESENT and not rude) or view.is_opening:
+            return
+        if view.presence is Presence.UNKNOWN or not view.is_exclusive:  # there may be another session of that id
+            self._num_views += 1
+            at = self._client.views.index(view)
+            view = self._client.views[at] = self._client.new_view(f"{self._client.name}n{self._num_views}", "")
+        stream = self._client.stream(slot)
+        if stream is None:
+            return
+        message = pb.Open(model=model, durability=durability, unattended=unattended)
+        if action != pb.DISCONNECT_ACTION_FREE:
+            message.on_disconnect.action = action
+            if duration_s:
+                message.on_disconnect.duration.CopyFrom(_duration(duration_s))
+        if outputs:
+            message.outputs.kind = pb.OUTPUT_KIND_LOGITS
+        is_made = is_made and view.presence is Presence.ABSENT
+        sent = stream.send("" if is_made else view.name, open=message)
+        if is_made:
+            view.name = ""
+        entry = Entry(sent, before=view.presence, opening=(model, action, duration_s or 1.5))
+        self._ask(view, entry)
+        view.stream, view.handle = stream, 0
+
+    def resume(self, view: View, *, slot: int) -> None:
+        """Resumes a session, on this replica or the other."""
+        if not view.name or view.is_opening or (view.presence is Presence.ABSENT and view.floor is None and slot):
+            return
+        stream = self._client.stream(slot)
+        if stream is None:
+            return
+        view.lost()
+        before = view.presence
+        view.is_wanted = view.is_wanted or view.stream is None or view.stream.replica is not stream.replica
+        if view.action == pb.DISCONNECT_ACTION_FREE and view.stream is not stream:
+            before = Presence.UNKNOWN  # it may end with its stream before it is taken from there
+        entry = Entry(stream.send(view.name, open=pb.Open(resume=pb.Resume())), before=before, is_resume=True)
+        self._ask(view, entry)
+        view.stream, view.handle = stream, 0
+
+    def feed(
+        self, view: View, *, slot: int, tokens: list[int], with_position: bool, mark: bool, kind: int, size: int
+    ) -> None:
+        """Feeds a session."""
+        start = self._start(view) if with_position else None
+        if not self._is_open(view) or (with_position and start is None):
+            return
+        message = pb.Feed(token_ids=tokens, position=start, mark=mark)
+        message.outputs.kind = kind  # type: ignore[assignment]  # an enum
+        self._send(view, Entry(NOT_SENT, tokens=tokens, start=start, mark=mark, kind=kind), feed=message)
+
+    def resend(self, view: View, *, slot: int) -> None:
+        """Sends the last feed of a session again, as it was."""
+        last = view.last
+        if not self._is_open(view) or last is None or last.sent.kind != "feed" or last.start is None:
+            return
+        again = Entry(NOT_SENT, tokens=last.tokens, start=last.start, mark=last.mark, kind=last.kind)
+        self._send(view, again, feed=last.sent.request.feed)
+
+    def generate(
+        self, view: View, *, slot: int, max_tokens: int, min_tokens: int, seed: int | None, with_position: bool
+    ) -> None:
+        """Has a session generate."""
+        start = self._start(view) if with_position else None
+        if not self._is_open(view) or (with_position and start is None):
+            return
+        choosing = Choosing(max_tokens, min(min_tokens, max_tokens), seed)
+        message = pb.Generate(position=start)
+        message.decoding.max_tokens = max_tokens
+        message.decoding.min_tokens = choosing.min_tokens
+        if seed is not None:
+            message.decoding.sampling.seed = seed
+        self._send(view, Entry(NOT_SENT, start=start, choosing=choosing), generate=message)
+
+    def regenerate(self, view: View, *, slot: int) -> None:
+        """Asks again for the last generation of a session, from where it was received."""
+        last = view.last
+        if not self._is_open(view) or last is None or last.choosing is None or last.start is None or view.queue:
+            return
+        message = pb.Generate.FromString(last.sent.request.generate.SerializeToString())
+        received = max((part.position for part in last.sent.responses if part.HasField("generated")), default=0)
+        received = max(received, last.start + last.skipped)
+        message.received_position = received
+        again = Entry(NOT_SENT, start=last.start, choosing=last.choosing, skipped=received - last.start)
+        self._send(view, again, generate=message)
+
+    def score(self, view: View, *, slot: int, targets: list[list[int]]) -> None:
+        """Has targets scored."""
+        if self._is_open(view):
+            message = pb.Score(targets=[pb.Sequence(ids=pb.TokenIds(ids=target)) for target in targets])
+            self._send(view, Entry(NOT_SENT, targets=targets), score=message)
+
+    def step_batch(
+        self, view: View, *, slot: int, tokens: list[int], with_position: bool, mark: bool, kind: int, size: int
+    ) -> None:
+        """Steps several sessions by one message."""
+        if not view.is_usable or view.stream is None or not self._is_open(view):
+            return
+        some = [view]
+        for other in self._client.views:
+            if other.is_usable and other.stream is view.stream and other.model == view.model and other is not view:
+                some.append(other)
+        some = [one for one in some if one.handle][:size]
+        starts = [self._start(one) for one in some]
+        if not some or (with_position and None in starts):
+            return
+        kind = pb.OUTPUT_KIND_NONE if kind == pb.OUTPUT_KIND_NONE else pb.OUTPUT_KIND_NEXT_TOKEN
+        message = pb.StepBatch(handles=[one.handle for one in some])
+        each = [tokens[:1] if len(tokens) < 3 else tokens[:2] for _ in some]
+        if len(tokens) >= 3:  # a longer feed: more than one token each
+            message.counts.extend(len(one) for one in each)
+        message.token_ids.extend(token for one in each for token in one)
+        if with_position:
+            message.positions.extend(start for start in starts if start is not None)
+        message.outputs.kind = kind
+        self._send_batch(view.stream, some, message, each, list(starts) if with_position else [None] * len(some))
+
+    def resend_batch(self, view: View, *, slot: int) -> None:
+        """Sends the last step batch again, as it was."""
+        if self._last_batch is None or not self._last_batch[1].positions:
+            return
+        stream, message = self._last_batch
+        by_handle = {one.handle: one for one in self._client.views if one.stream is stream and one.is_usable}
+        some = [by_handle.get(handle) for handle in message.handles]
+        if stream.is_over or stream.has_half_closed or None in some:
+            return
+        counts = list(message.counts) or [1] * len(some)
+        tokens, each = list(message.token_ids), []
+        for count in counts:
+            each.append(tokens[:count])
+            del tokens[:count]
+        views = [one for one in some if one is not None]
+        self._send_batch(stream, views, message, each, list(message.positions))
+
+    def cancel(self, view: View, *, slot: int) -> None:
+        """Cancels what a session does."""
+        if self._is_open(view):
+            view.num_cancels += 1
+            self._send(view, Entry(NOT_SENT), cancel=pb.Cancel())
+
+    def close(self, view: View, *, slot: int) -> None:
+        """Closes a session."""
+        if self._is_open(view):
+            view.num_closings += 1
+            self._send(view, Entry(NOT_SENT), close=pb.Close())
+
+    def leave(self, view: View, *, slot: int) -> None:
+        """Drops a connection."""
+        stream = self._client.streams[slot]
+        if stream is not None:
+            stream.leave()
+
+    def half_close(self, view: View, *, slot: int) -> None:
+        """Says the last word on a stream."""
+        stream = self._client.streams[slot]
+        if stream is not None and not stream.is_over:
+            stream.half_close()
+
+    def reading(self, view: View, *, slot: int, is_on: bool) -> None:
+        """Stops reading a stream, or goes on."""
+        stream = self._client.streams[slot]
+        if stream is not None:
+            stream.set_reading(is_on)
+
+    def bad(self, view: View, *, slot: int, number: int) -> None:
+        """A request that must be refused, and changes nothing."""
+        stream = self._client.stream(slot)
+        if stream is None:
+            return
+        strange = f"{self._client.name}x"
+        bad: list[tuple[str, dict[str, Any]]] = [
+            (strange, {"open": pb.Open(model="no-such-model", durability=pb.DURABILITY_STRICT)}),
+            ("no/such id", {"open": pb.Open(model="lazy")}),
+            (
+                strange,
+                {"open": pb.Open(model="lazy", outputs=pb.OutputSpec(top_k=99), durability=pb.DURABILITY_STRICT)},
+            ),
+            (strange, {"feed": pb.Feed(token_ids=[1])}),
+            (strange, {"open": pb.Open(resume=pb.Resume(), model="lazy")}),
+            ("", {"step_batch": pb.StepBatch(handles=[99], token_ids=[1])}),
+            ("", {"step_batch": pb.StepBatch(handles=[1, 1], token_ids=[1, 1])}),
+            ("", {}),
+        ]
+        if view.is_usable and view.stream is stream:
+            bad += [(view.name, {"feed": pb.Feed(token_ids=[99])}), (view.name, {"feed": pb.Feed()})]
+        session_id, request = bad[number % len(bad)]
+        stream.send(session_id, **request)
+
+    def contend(self, view: View, *, slot: int, number: int) -> None:
+        """Uses an id that others use, too."""
+        stream = self._client.stream(slot)
+        if stream is None:
+            return
+        name = f"shared{number % 2}"
+        requests: list[dict[str, Any]] = [
+            {"open": pb.Open(model="lazy", durability=pb.DURABILITY_CHECKPOINT)},
+            {"open": pb.Open(model="lazy")},
+            {"open": pb.Open(resume=pb.Resume())},
+            {"feed": pb.Feed(token_ids=[1, 2])},
+            {"generate": pb.Generate()},
+            {"close": pb.Close()},
+        ]
+        stream.send(name, **requests[number % len(requests)])
+
+    # how requests are sent
+
+    def _is_open(self, view: View) -> bool:
+        stream = view.stream
+        is_open = stream is not None and not (stream.is_over or stream.has_half_closed or stream.has_left)
+        return is_open and bool(view.name)
+
+    def _start(self, view: View) -> int | None:
+        """Where the next request of a session begins, if that is known."""
+        positions = view.worlds.positions
+        if len(positions) != 1 or view.is_opening:
+            return None
+        position = positions[0]
+        for entry in view.queue:
+            if entry.choosing is not None:
+                return None
+            position += len(entry.tokens)
+        return position
+
+    def _send(self, view: View, entry: Entry, **request: Any) -> None:
+        assert view.stream is not None  # noqa: S101  # the callers have looked
+        entry.sent = view.stream.send(view.name, **request)
+        if entry.sent.kind in ("feed", "generate"):
+            view.last = entry
+        self._ask(view, entry)
+
+    def _send_batch(
+        self,
+        stream: ClientStream,
+        views: list[View],
+        message: pb.StepBatch,
+        each: list[list[int]],
+        starts: list[int | None],
+    ) -> None:
+        sent = stream.send(step_batch=message)
+        self._last_batch = (stream, message)
+        for place, (view, tokens, start) in enumerate(zip(views, each, starts, strict=True)):
+            entry = Entry(sent, tokens=tokens, start=start, kind=message.outputs.kind, place=place)
+            entry.num_cancels = view.num_cancels
+            view.queue.append(entry)
+            view.newest = entry
+            view.last = None
+        sent.subject = views
+
+    @staticmethod
+    def _ask(view: View, entry: Entry) -> None:
+        entry.num_cancels = view.num_cancels
+        entry.sent.subject = [view]
+        view.queue.append(entry)
+        view.newest = entry
+
+
+NOT_SENT: Any = None
+"""In place of what an entry was sent as, until it is."""
+
+
+def _duration(seconds: float) -> Duration:
+    return Duration(seconds=int(seconds), nanos=round(seconds % 1 * 1e9))

@@ -1,0 +1,104 @@
+"""Runs seeds: draws a script from each, simulates it, and cuts a script that fails down to what it takes."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from simulation.checks import Journal
+from simulation.knobs import Knobs
+from simulation.script import Action, draw
+from simulation.world import World, simulate
+
+_MAX_SHRINKS = 300
+"""Simulations that cutting one script down may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A seed that failed. actions: those that it takes; violation: the first; trace: what happened then."""
+
+    seed: int
+    violation: str
+    actions: list[Action]
+    trace: list[str] = field(repr=False)
+
+    def __str__(self) -> str:
+        lines = [f"seed {self.seed}: {self.violation}", "actions:", *(f"  {action}" for action in self.actions)]
+        return "\n".join([*lines, f"replay: python -m simulation --seed {self.seed} --verbose"])
+
+
+def knobs_of(seed: int) -> Knobs:
+    """The limits of a seed's replicas."""
+    rng = random.Random(f"{seed}/knobs")
+    return replace(
+        Knobs(),
+        num_slots=rng.choice([2, 3, 4]),
+        idle_timeout_s=rng.choice([0.6, 1.0, 2.0]),
+        generation_window=rng.choice([2, 4, 8]),
+        max_in_flight=rng.choice([3, 6]),
+        inline_s=rng.choice([0.0, 0.0005, float("inf")]),
+        checkpoint_interval_s=rng.choice([0.05, 0.3]),
+        max_chunk_tokens=rng.choice([2, 4]),
+    )
+
+
+def run_script(seed: int, actions: list[Action], knobs: Knobs | None = None) -> Journal:
+    """Simulates a script with the seed's delays and faults. knobs: other limits than the seed's."""
+
+    async def act(world: World) -> None:
+        await world.perform(actions)
+
+    return simulate(act, seed=str(seed), knobs=knobs or knobs_of(seed))
+
+
+def run_seed(seed: int) -> Journal:
+    """Simulates one seed."""
+    return run_script(seed, draw(random.Random(f"{seed}/script")))
+
+
+def shrink(seed: int, journal: Journal) -> Failure:
+    """Leaves actions out, by halves and then one by one, for as long as the seed fails in the same way."""
+    actions = draw(random.Random(f"{seed}/script"))
+    kind = kind_of(journal.violations[0])
+    num_left = _MAX_SHRINKS
+    size = len(actions) // 2
+    while size and num_left:
+        at = 0
+        while at < len(actions) and num_left:
+            num_left -= 1
+            fewer = actions[:at] + actions[at + size :]
+            found = run_script(seed, fewer)
+            if found.violations and kind_of(found.violations[0]) == kind:
+                actions, journal = fewer, found
+            else:
+                at += size
+        size //= 2
+    return Failure(seed, journal.violations[0], actions, list(journal.trace))
+
+
+def kind_of(violation: str) -> str:
+    """The words of a violation, without its names and numbers."""
+    words = [word for word in violation.split() if word.isalpha()]
+    return " ".join(words[:12])
+
+
+def main(
+    seconds: float, seed: int = 0, *, max_seeds: int | None = None, on_failure: Callable[[Failure], None] | None = None
+) -> dict[str, Any]:
+    """Runs seeds from `seed` on until the time is over, or so many. Returns `seeds`, `events` and `violations`."""
+    end_s = time.monotonic() + seconds
+    num_seeds = num_events = 0
+    violations: list[dict[str, Any]] = []
+    while time.monotonic() < end_s and (max_seeds is None or num_seeds < max_seeds):
+        journal = run_seed(seed + num_seeds)
+        num_events += journal.num_events
+        if journal.violations:
+            violations.append({"seed": seed + num_seeds, "violation": journal.violations[0]})
+            if on_failure is not None:
+                on_failure(shrink(seed + num_seeds, journal))
+        num_seeds += 1
+    return {"seeds": num_seeds, "events": num_events, "violations": violations}

@@ -1,0 +1,136 @@
+"""What the clients of one seed do, and what nature does to the replicas: drawn before anything runs.
+
+A script is a list of actions, so that a seed that fails can be cut down: an action that is left out changes nothing of
+the others.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, NamedTuple
+
+from carousel.v1 import inference_pb2 as pb
+from simulation.arithmetic import VOCABULARY_SIZE
+from simulation.bundles import LAZY, PROMPT
+
+NATURE = -1
+"""The actor that is no client."""
+
+
+class Action(NamedTuple):
+    """actor: a client's number, or NATURE. pause_s: before it, after the actor's action before. args: of `op`."""
+
+    actor: int
+    op: str
+    pause_s: float
+    args: dict[str, Any]
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name}={value!r}" for name, value in self.args.items())
+        who = "nature" if self.actor == NATURE else f"c{self.actor}"
+        return f"{who} {self.op}({told}) after {self.pause_s:.3f} s"
+
+
+_CLIENT_OPS = {
+    "open": 14,
+    "feed": 30,
+    "resend": 4,
+    "step_batch": 10,
+    "resend_batch": 3,
+    "generate": 8,
+    "regenerate": 2,
+    "score": 2,
+    "cancel": 3,
+    "close": 4,
+    "resume": 8,
+    "leave": 3,
+    "half_close": 2,
+    "reading": 2,
+    "settle": 6,
+    "get": 2,
+    "list": 1,
+    "admin_close": 1,
+    "snapshot": 2,
+    "restore": 2,
+    "fork": 1,
+    "rewind": 4,
+    "get_state": 1,
+    "set_state": 1,
+    "bad": 2,
+    "contend": 3,
+    "idle": 2,
+}
+_NATURE_OPS = {"outage": 5, "errors": 2, "stall": 2, "kill": 3, "drain": 1, "graph_errors": 1, "reload": 1, "calm": 3}
+
+
+def draw(rng: random.Random) -> list[Action]:
+    """A script of 30 to 90 actions."""
+    num_clients = rng.choice([1, 2, 2, 3])
+    num_nature = rng.choice([0, 0, 1, 2, 4])
+    # each script leans on some kinds of actions, so that they meet more often
+    weights = {op: weight * rng.choice([0.3, 1.0, 1.0, 3.0]) for op, weight in _CLIENT_OPS.items()}
+    actions = [
+        Action(actor, "open", _pause(rng), _args(rng, "open") | {"k": k})
+        for actor in range(num_clients)
+        for k in range(3)
+        if rng.random() < 0.8
+    ]
+    for _ in range(rng.randrange(30, 80)):
+        op = rng.choices(list(weights), list(weights.values()))[0]
+        actions.append(Action(rng.randrange(num_clients), op, _pause(rng), _args(rng, op)))
+    ops, shares = list(_NATURE_OPS), list(_NATURE_OPS.values())
+    for _ in range(num_nature):
+        op = rng.choices(ops, shares)[0]
+        at = rng.randrange(len(actions) + 1)
+        args = {"duration_s": rng.choice([0.05, 0.3, 1.0, 2.5]), "replica": rng.randrange(2)}
+        actions.insert(at, Action(NATURE, op, rng.random() * 0.5, args))
+    return actions
+
+
+def _pause(rng: random.Random) -> float:
+    drawn = rng.random()
+    if drawn < 0.55:
+        return 0.0
+    return rng.random() * (0.01 if drawn < 0.85 else 0.1 if drawn < 0.97 else 0.8)
+
+
+def _args(rng: random.Random, op: str) -> dict[str, Any]:
+    args: dict[str, Any] = {"k": rng.randrange(3), "slot": int(rng.random() < 0.25)}
+    if op == "open":
+        args["model"] = rng.choice([LAZY, LAZY, PROMPT])
+        args["durability"] = rng.choice(
+            [
+                pb.DURABILITY_UNSPECIFIED,
+                pb.DURABILITY_NONE,
+                pb.DURABILITY_CHECKPOINT,
+                pb.DURABILITY_STRICT,
+                pb.DURABILITY_STRICT,
+            ]
+        )
+        args["action"] = rng.choice([pb.DISCONNECT_ACTION_FREE, pb.DISCONNECT_ACTION_HOLD, pb.DISCONNECT_ACTION_KEEP])
+        args["duration_s"] = rng.choice([0.0, 0.5, 1.5])
+        args["is_made"] = rng.random() < 0.15
+        args["outputs"] = rng.random() < 0.2
+        args["unattended"] = rng.random() < 0.2
+        args["rude"] = rng.random() < 0.15
+    elif op in ("feed", "step_batch"):
+        count = rng.choice([1, 1, 1, 2, 3, 9])
+        args["tokens"] = [rng.randrange(VOCABULARY_SIZE) for _ in range(count)]
+        args["with_position"] = rng.random() < 0.5
+        args["mark"] = rng.random() < 0.25
+        args["kind"] = rng.choice([pb.OUTPUT_KIND_NEXT_TOKEN, pb.OUTPUT_KIND_LOGITS, pb.OUTPUT_KIND_NONE])
+        args["size"] = rng.choice([1, 2, 3])
+    elif op == "generate":
+        args["max_tokens"] = rng.choice([1, 3, 8, 16])
+        args["min_tokens"] = rng.choice([0, 0, 8, 16])
+        args["seed"] = rng.choice([None, rng.randrange(100)])
+        args["with_position"] = rng.random() < 0.5
+    elif op == "score":
+        args["targets"] = [[rng.randrange(VOCABULARY_SIZE) for _ in range(rng.randrange(1, 4))] for _ in range(2)]
+    elif op in ("restore", "fork", "rewind", "set_state", "contend", "bad"):
+        args["number"] = rng.randrange(100)
+    elif op == "idle":
+        args["duration_s"] = rng.choice([0.3, 1.2, 2.5])
+    elif op == "reading":
+        args["is_on"] = rng.random() < 0.5
+    return args

@@ -1,0 +1,269 @@
+"""The system under simulation, composed of the service's own parts as `service.server` does it.
+
+With `adapters.py` the only file that knows how the service is composed and what its parts are called. It shows the
+rest of the simulation replicas that take calls, and what they hold as plain numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from carousel.v1 import error_pb2
+from service.api.caller import CALLER, Caller, Principal
+from service.api.domain import Domain
+from service.api.inference import Inference
+from service.api.models import Models
+from service.api.sessions import Sessions
+from service.api.status import to_message
+from service.engine.engine import Engine
+from service.engine.limits import EngineLimits
+from service.errors import CarouselError
+from service.hosting import Hosting
+from service.repository.bundle import Bundle
+from service.repository.runtime import Runtimes
+from service.sessions.house import House
+from service.sessions.limits import SessionLimits
+from service.sessions.storage import Storage
+from service.sessions.terms import TermsLimits
+from simulation.adapters import CODEC, EPOCH, LoopEngine, Observer
+from simulation.bundles import MODELS, make_bundle
+from simulation.knobs import Knobs, Statistics, Tenant
+from simulation.loop import Life
+from simulation.store import Faults, Shelf, SimulatedStore
+
+T = TypeVar("T")
+
+
+class Replica:
+    """One replica. It is started, killed, and started again, each time with a new life.
+
+    rng: draws what its engines do; on_bug: told what no server may do, such as a handler that raises.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shelf: Shelf,
+        faults: Faults,
+        knobs: Knobs,
+        *,
+        rng: random.Random,
+        on_bug: Callable[[str], None],
+    ) -> None:
+        self.name = name
+        self.knobs = knobs
+        self.graph_error_rate = 0.0
+        self.num_lives = 0
+        self.is_up = False
+        self.is_draining = False
+        self.life = Life(name)
+        self._shelf = shelf
+        self._faults = faults
+        self._rng = rng
+        self._on_bug = on_bug
+
+    @property
+    def may_lose_sessions(self) -> bool:
+        """Whether its lease has run out in this life: another replica may have taken its sessions."""
+        return self.life.name in self._shelf.lapsed or not self._shelf.is_there(self.life.name)
+
+    async def start(self) -> None:
+        """Starts it, as `Server.start` does."""
+        self.num_lives += 1
+        self.is_draining = False
+        self.life = Life(f"{self.name}.{self.num_lives}")
+        await self.life.start(self._start(self.life))
+
+    def kill(self) -> None:
+        """Ends it without a word: its lease runs out by itself."""
+        self.is_up = False
+        self.life.end()
+
+    async def drain(self, grace_s: float) -> None:
+        """Ends it as `Server.stop` does."""
+        self.is_draining = True
+        await self.life.start(self._drain(grace_s))
+        self.is_up = False
+        self.life.end()
+
+    def stream(self, connection: Any, caller: Tenant | None = None) -> asyncio.Task[error_pb2.Error | None]:
+        """Serves one `Inference.Stream` call. The task gives how it ended: None for OK."""
+        work = self._guarded(self.life, "Stream", self._inference.Stream(None, connection))
+        return self.life.start(_called_by(caller, work))
+
+    def call(self, method: str, request: Any, caller: Tenant | None = None) -> asyncio.Task[Any]:
+        """Serves one call, such as `Sessions.Get`. The task gives its response, or a `carousel.v1.Error`."""
+        service_name, _, name = method.partition(".")
+        servicer = {"Sessions": self._sessions, "Models": self._models}[service_name]
+        work = self._guarded(self.life, method, getattr(servicer, name)(request, None))
+        return self.life.start(_called_by(caller, work))
+
+    def has(self, session_id: str) -> bool:
+        """Whether a session is live here."""
+        return self._house.live.get(session_id) is not None
+
+    def statistics(self) -> Statistics:
+        """What it holds now."""
+        live = list(self._house.live.opened_after(0))
+        custodies = [session.custody for session in live if session.custody is not None]
+        seen = [engine.statistics for engine in self._engines if not engine.is_stopped]
+        served = {id(one.engine) for one in self._hosting._served.values()}
+        served |= {id(engine) for some in self._hosting._leaving.values() for engine in some}
+        resumption = self._house.resumption
+        return Statistics(
+            {
+                session.id: (
+                    session.position,
+                    session.custody is None or session.custody.is_attached,
+                    session.custody is not None and session.custody.is_asleep,
+                )
+                for session in live
+            },
+            num_tombstones=len(self._house.registry.tombstones),
+            slots_used=sum(one.slots_used for one in seen),
+            forks_used=sum(one.forks_used for one in seen),
+            jobs_waiting=sum(one.num_waiting for one in seen),
+            unanswered=[stream.replies.num_unanswered for stream in self._inference._streams],
+            waiters=sum(len(one.waiting) + len(one.due) for one in custodies) + len(resumption._coming),
+            engines_leaked=sum(not engine.is_stopped and id(engine) not in served for engine in self._engines),
+            tasks=sorted(
+                getattr(task.get_coro(), "__qualname__", "?") for task in self.life.tasks if task not in self._own_tasks
+            ),
+            gauges=dict(self._observer.gauges),
+        )
+
+    async def _start(self, life: Life) -> None:
+        loop, knobs = asyncio.get_running_loop(), self.knobs
+        self._observer = Observer()
+        observer = cast(Any, self._observer)
+        store = SimulatedStore(self._shelf, life.name, self._faults, life)
+        storage = self._storage = Storage(store, CODEC, observer, heartbeat_s=knobs.lease_s / 3.5)
+        storage.start()
+        self._engines: list[LoopEngine] = []
+
+        def make_engine(bundle: Bundle, variant: str) -> Engine:
+            limits = EngineLimits(
+                num_slots=knobs.num_slots,
+                num_forks=knobs.num_forks,
+                max_waiting=knobs.max_waiting,
+                max_batch_rows=knobs.max_batch_rows,
+                max_batch_tokens=16,
+                max_chunk_tokens=knobs.max_chunk_tokens,
+                inline_s=knobs.inline_s,
+            )
+            engine = LoopEngine(bundle, limits, observer, loop, self._crashed, variant=variant)
+            engine.rng = self._rng
+            self._engines.append(engine)
+            return engine
+
+        self._hosting = hosting = Hosting(
+            Path("simulated"),
+            Runtimes(),
+            observer,
+            make_engine=make_engine,
+            count=lambda key: self._house.count(*key),
+        )
+        self._house = house = House(
+            storage,
+            SessionLimits(
+                max_sessions=knobs.max_sessions,
+                idle_timeout_s=knobs.idle_timeout_s,
+                max_feed_tokens=32,
+                max_generate_tokens=64,
+                max_in_flight=knobs.max_in_flight,
+                max_forks=knobs.num_forks,
+                generation_window=knobs.generation_window,
+                max_answer_bytes=4096,
+                num_tombstones=knobs.num_tombstones,
+                replay_tokens=knobs.replay_tokens,
+                max_marks=knobs.max_marks,
+            ),
+            observer,
+            find=hosting.find,
+            interval_s=knobs.checkpoint_interval_s,
+            num_tokens=knobs.checkpoint_tokens,
+            patience_s=knobs.lease_s + 2.0,
+            clock=loop.time,
+            wall_clock=lambda: EPOCH + loop.time(),
+        )
+        self._graph_fails: Callable[[], bool] = lambda: False
+        for model, version in MODELS:
+            await hosting._serve(self._bundle(model, version))
+        self._graph_fails = self._draw_graph_failure
+        domain = Domain(
+            hosting,
+            house.registry,
+            house.departures,
+            house.dispatcher,
+            house.generations,
+            house.frames,
+            house.residency,
+            house.resumption,
+            house.access,
+            TermsLimits(hold_s=knobs.hold_s, max_hold_s=2 * knobs.hold_s, keep_s=knobs.keep_s, max_keep_s=100.0),
+        )
+        self._inference = Inference(domain, observer)
+        self._sessions = Sessions(house.registry, house.resumption, house.access)
+        self._models = Models(hosting)
+        life.start(self._guarded(life, "the expiry loop", self._expire_for_ever()))
+        await asyncio.sleep(0)
+        self._own_tasks = {*life.tasks} - {asyncio.current_task()}
+        self.is_up = True
+
+    async def _drain(self, grace_s: float) -> None:
+        loop, house = asyncio.get_running_loop(), self._house
+        house.registry.is_draining = True
+        deadline = loop.time() + grace_s
+        self._inference.go_away(grace_s)
+        while house.registry.num_generating and loop.time() < deadline:  # noqa: ASYNC110  # as `Server` does
+            await asyncio.sleep(0.02)
+        house.departures.close_all()
+        self._inference.end_streams()
+        await asyncio.sleep(1.0)
+        await self._storage.stop(5.0)
+
+    async def _expire_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self.knobs.idle_timeout_s / 4))
+            self._house.departures.expire()
+            await self._hosting.reap()
+
+    async def _guarded(self, life: Life, name: str, work: Coroutine[Any, Any, Any]) -> Any:
+        """As the interceptor of calls does: refusals are told, anything else is a bug."""
+        try:
+            return await work
+        except CarouselError as error:
+            return to_message(error)
+        except Exception as error:
+            if not life.is_over:
+                self._on_bug(f"{name} raised {error!r}{_causes(error)}")
+            return error_pb2.Error(reason="INTERNAL", message=repr(error))
+
+    def _crashed(self, error: BaseException) -> None:
+        if not self.life.is_over:
+            self._on_bug(f"an engine crashed: {error!r}")
+
+    def _bundle(self, model: str, version: int) -> Bundle:
+        return make_bundle(model, version, self._fails)
+
+    def _fails(self) -> bool:
+        """Whether a run of a graph raises; never while engines warm up."""
+        return self._graph_fails()
+
+    def _draw_graph_failure(self) -> bool:
+        return self.graph_error_rate > 0.0 and self._rng.random() < self.graph_error_rate
+
+
+async def _called_by(caller: Tenant | None, work: Coroutine[Any, Any, T]) -> T:
+    if caller is not None:
+        CALLER.set(Caller(Principal(caller.name, max_sessions=caller.max_sessions), asyncio.get_running_loop().time))
+    return await work
+
+
+def _causes(error: BaseException) -> str:
+    inner = getattr(error, "exceptions", ())
+    return "".join(f" ({one!r})" for one in inner)

@@ -1,0 +1,225 @@
+"""One simulation: two replicas, a store, clients and nature, on one virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import warnings
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from simulation.adapters import EPOCH, deterministic
+from simulation.checks import Journal, StoreChecks, check_bounds, check_empty, stamps, stored
+from simulation.clients import Client
+from simulation.knobs import Knobs, Tenant
+from simulation.loop import SimulatedLoop, Stalled, delays
+from simulation.script import NATURE, Action
+from simulation.store import Faults, Shelf
+from simulation.streams import ClientStream
+from simulation.system import Replica
+
+_ANSWER_S = 20.0
+"""Virtual seconds in which everything must be answered once nothing fails any more."""
+_END_S = 5.0
+"""Virtual seconds in which a stream must end once its client has half-closed and all is answered."""
+_EMPTY_S = 6.0
+"""Virtual seconds after which nothing must be left of clients that are gone."""
+_WIRE_S = 0.002
+_STORE_S = 0.004
+
+
+class World:
+    """Made on the simulated loop, by `simulate`. knobs: of both replicas; rng: draws what happens."""
+
+    def __init__(self, loop: SimulatedLoop, knobs: Knobs, seed: str) -> None:
+        self.journal = Journal(loop.time)
+        self.loop = loop
+        self.knobs = knobs
+        wall_clock: Callable[[], float] = lambda: EPOCH + loop.time()  # noqa: E731  # passed on, twice
+        self.shelf = Shelf(wall_clock, knobs.lease_s, StoreChecks(self.journal).changed)
+        self.faults = Faults(random.Random(f"{seed}/store"), wall_clock)
+        self.delay = delays(random.Random(f"{seed}/wire"), _WIRE_S)
+        self.replicas = [
+            Replica(
+                name, self.shelf, self.faults, knobs, rng=random.Random(f"{seed}/{name}"), on_bug=self.journal.violate
+            )
+            for name in ("A", "B")
+        ]
+        self.clients: list[Client] = []
+        self.streams: list[ClientStream] = []
+        self.journal.look = self._look
+        loop.set_exception_handler(self._uncaught)
+
+    async def start(self) -> None:
+        """Starts the replicas."""
+        for replica in self.replicas:
+            await replica.start()
+
+    def connect(self, slot: int = 0, caller: Tenant | None = None) -> ClientStream:
+        """A stream without a client that knows what it should get: for scenarios."""
+        name = f"stream{len(self.streams)}"
+        stream = ClientStream(name, self.replicas[slot], self.journal, self.delay, caller=caller)
+        self.streams.append(stream)
+        return stream
+
+    async def call(self, method: str, request: Any, slot: int = 0, caller: Tenant | None = None) -> Any:
+        """One call of `Sessions` or `Models`: its response, or a `carousel.v1.Error`."""
+        return await asyncio.wait_for(self.replicas[slot].call(method, request, caller), 60.0)
+
+    def stored(self, session_id: str) -> Any:
+        """What the store has of a session."""
+        return stored(self.shelf, session_id)
+
+    async def perform(self, actions: list[Action]) -> None:
+        """Does what a script says."""
+        actors = sorted({action.actor for action in actions})
+        for number in range(max(actors, default=0) + 1):
+            self.clients.append(Client(number, self.replicas, self.journal, self.delay, partial(stamps, self.shelf)))
+        tasks = [
+            asyncio.create_task(self._act([action for action in actions if action.actor == actor])) for actor in actors
+        ]
+        for task in tasks:
+            await task
+
+    async def finish(self) -> None:
+        """Ends all faults, waits for answers, lets the clients go, and looks whether anything is left."""
+        await self._heal()
+        streams = [*self.streams, *(stream for client in self.clients for stream in client.all_streams)]
+        streams = [stream for stream in streams if not (stream.is_over or stream.has_left)]
+        await self._wait_for_answers(streams)
+        for client in self.clients:
+            for view in client.views:
+                view.check_settled()
+        for number, stream in enumerate(streams):
+            if stream.has_half_closed or number % 2 == 0:
+                stream.half_close()
+                if not await stream.wait_over(_END_S):
+                    self.journal.violate(
+                        f"{stream.name} does not end although all is answered and its client has half-closed"
+                    )
+            stream.leave()
+        await asyncio.sleep(_EMPTY_S)
+        for replica in self.replicas:
+            check_bounds(self.journal, replica)
+            check_empty(self.journal, replica)
+
+    async def _heal(self) -> None:
+        """Ends all faults."""
+        self.faults.outages.clear()
+        self.faults.error_rate, self.faults.is_down = 0.0, False
+        self.loop.slowness_s = 0.0
+        for replica in self.replicas:
+            replica.graph_error_rate = 0.0
+            if not replica.is_up:
+                await replica.start()
+
+    async def _wait_for_answers(self, streams: list[ClientStream]) -> None:
+        for stream in streams:
+            stream.set_reading(True)
+        deadline = self.journal.now() + _ANSWER_S
+        for sent in [sent for stream in streams for sent in stream.unanswered]:
+            if not await sent.wait(max(0.0, deadline - self.journal.now())):
+                self.journal.violate(f"{sent} is never answered")
+
+    async def stop(self) -> None:
+        """Kills what runs, so that the loop can be closed."""
+        for replica in self.replicas:
+            replica.kill()
+        for _ in range(20):
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            if not tasks:
+                return
+            for task in tasks:
+                task.cancel()
+            await asyncio.sleep(0.01)
+
+    async def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            if action.pause_s:
+                await asyncio.sleep(action.pause_s)
+            if self.journal.violations:
+                return
+            self.journal.note(f"-- {action}")
+            if action.actor == NATURE:
+                await self._strike(action)
+            else:
+                await self.clients[action.actor].perform(action)
+            self._look()
+
+    def _look(self) -> None:
+        for replica in self.replicas:
+            if replica.is_up:
+                check_bounds(self.journal, replica)
+
+    async def _strike(self, action: Action) -> None:
+        duration_s, replica = action.args["duration_s"], self.replicas[action.args["replica"]]
+        now = self.shelf.clock()
+        if action.op == "outage":
+            self.faults.outages.append((now, now + duration_s))
+        elif action.op == "errors":
+            self.faults.error_rate = 0.3
+            self.loop.call_later(duration_s, setattr, self.faults, "error_rate", 0.0)
+        elif action.op == "stall":
+            self.loop.slowness_s = duration_s / 10
+            self.loop.call_later(duration_s, setattr, self.loop, "slowness_s", 0.0)
+        elif action.op == "graph_errors":
+            replica.graph_error_rate = 0.2
+            self.loop.call_later(duration_s, setattr, replica, "graph_error_rate", 0.0)
+        elif action.op in ("kill", "drain") and replica.is_up:
+            if action.op == "kill":
+                replica.kill()
+            else:
+                await replica.drain(duration_s)
+            await asyncio.sleep(duration_s)
+            await replica.start()
+
+    def _uncaught(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        lives = [replica.life for replica in self.replicas]
+        task = context.get("task") or context.get("future")
+        if any(life.is_over and task in life.tasks for life in lives):
+            return
+        error = context.get("exception")
+        self.journal.violate(
+            f"the event loop hears of an error that nobody has caught: {context['message']}: {error!r}"
+        )
+
+
+def simulate(
+    act: Callable[[World], Awaitable[None]], *, seed: str, knobs: Knobs | None = None, does_finish: bool = True
+) -> Journal:
+    """Runs `act` in a world of its own, and looks whether anything is left afterwards."""
+    rng = random.Random(f"{seed}/loop")
+    loop = SimulatedLoop(delays(rng, _STORE_S))
+    asyncio.set_event_loop(loop)
+    was_enabled = gc.isenabled()
+    gc.disable()  # what a collection finds would be told at another moment in each run
+    world = World(loop, knobs or Knobs(), seed)
+
+    async def run() -> None:
+        await world.start()
+        await act(world)
+        if does_finish and not world.journal.violations:
+            await world.finish()
+
+    try:
+        with deterministic(loop, random.Random(f"{seed}/ids")), warnings.catch_warnings():
+            # a killed replica starts nothing any more; on a living one the error itself is told
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            try:
+                loop.run_until_complete(run())
+            except Stalled as error:
+                world.journal.violate(f"the simulation stands still: {error}")
+            finally:
+                violations = list(world.journal.violations)
+                with suppress(Stalled):
+                    loop.run_until_complete(world.stop())
+                world.journal.violations[:] = violations
+    finally:
+        loop.close()
+        asyncio.set_event_loop(None)
+        if was_enabled:
+            gc.enable()
+    return world.journal

@@ -1,0 +1,231 @@
+"""What is stored: a strict answer is, a Close is remembered, and a record lives as long as its session."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import sessions_pb2
+from simulation.streams import Sent
+from simulation.world import World
+from tests.simulation.scenes import CHECKPOINT, NONE, RESUME, STRICT, fed, feed, hold, keep, opened, plain, play, reason
+
+
+def rewind(position: int) -> sessions_pb2.SessionsRewindRequest:
+    """Sets the session `a` back."""
+    return sessions_pb2.SessionsRewindRequest(session_id="a", position=position)
+
+
+def generation(count: int) -> pb.Generate:
+    """So many tokens, from position 1."""
+    return pb.Generate(position=1, decoding=pb.Decoding(max_tokens=count, min_tokens=count))
+
+
+async def bring_back(world: World, name: str) -> pb.StreamResponse:
+    """Kills the first replica, and resumes a session on the second."""
+    world.faults.is_down = False
+    world.replicas[0].kill()
+    await asyncio.sleep(1.5)
+    return await world.connect(1).ask(name, open=RESUME)
+
+
+@pytest.mark.xfail(strict=True, reason="what was stored before a Rewind counts as stored after it")
+def test_a_strict_feed_after_a_rewind_that_could_not_be_stored_is_stored() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=STRICT, on_disconnect=keep(20.0))
+        await fed(stream, "a", 5, 6, mark=True)
+        await fed(stream, "a", *[5] * 8)
+        world.faults.is_down = True
+        assert reason(await world.call("Sessions.Rewind", rewind(2))) == "STORE_UNAVAILABLE"
+        answer = await stream.ask("a", feed=feed(7, position=2))
+        if reason(answer) == "fed":
+            back = await bring_back(world, "a")
+            assert back.position == 3, f"position 3 was acknowledged, and the session is back at {back.position}"
+
+    play(act, idle_timeout_s=9.0, does_finish=False)
+
+
+@pytest.mark.xfail(strict=True, reason="a session that was rewound is not stored until it moves again")
+def test_a_strict_feed_after_a_rewind_is_stored_as_it_is() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=STRICT, on_disconnect=keep(20.0))
+        await fed(stream, "a", 5, 6, mark=True)
+        await fed(stream, "a", *[5] * 8)
+        world.faults.is_down = True
+        await world.call("Sessions.Rewind", rewind(2))
+        world.faults.is_down = False
+        assert await fed(stream, "a", 7, position=2) == 3
+        back = await bring_back(world, "a")
+        assert back.position == 3
+
+    play(act, idle_timeout_s=9.0, does_finish=False)
+
+
+@pytest.mark.xfail(strict=True, reason="a failure is told at once, with a position that is not stored")
+def test_a_cancelled_strict_feed_tells_a_position_that_is_stored() -> None:
+    async def act(world: World) -> None:
+        for number in range(20):
+            stream = world.connect()
+            name = f"a{number}"
+            await opened(stream, name, durability=STRICT, on_disconnect=keep(20.0))
+            sent = stream.send(name, feed=feed(*[5] * 30))
+            await asyncio.sleep(0.001 * number)
+            stream.send(name, cancel=pb.Cancel())
+            world.faults.is_down = True
+            assert await sent.wait(5.0)
+            stored = world.stored(name)
+            assert sent.answer.position <= (stored.position if stored else 0)
+            world.faults.is_down = False
+            await stream.ask(name, close=pb.Close())
+            stream.leave()
+
+    play(act, idle_timeout_s=9.0, does_finish=False, inline_s=0.0)
+
+
+@pytest.mark.xfail(strict=True, reason="neither claiming nor attaching renews the time of the record")
+def test_the_record_of_a_strict_session_lives_as_long_as_it() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=STRICT, on_disconnect=hold(2.0))
+        await fed(stream, "a", 5, 6, 7)
+        stream.leave()
+        await asyncio.sleep(0.5)
+        world.replicas[0].kill()
+        await asyncio.sleep(1.2)
+        second = world.connect(1)
+        answer = await second.ask("a", open=RESUME)
+        assert answer.position == 3
+        await asyncio.sleep(2.5)  # the idle timeout is not over
+        assert world.stored("a") is not None, "the session lives, and its record is gone"
+        assert await fed(second, "a", 8, position=3) == 4
+        assert world.stored("a").position == 4
+
+    play(act, idle_timeout_s=3.0)
+
+
+@pytest.mark.xfail(strict=True, reason="that a session is gone is written once, and forgotten when that fails")
+@pytest.mark.parametrize("durability", [CHECKPOINT, STRICT])
+def test_a_close_that_was_answered_is_remembered(durability: pb.Durability.ValueType) -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=durability)
+        await fed(stream, "a", 5, 6)
+        await asyncio.sleep(0.5)
+        world.faults.is_down = True
+        answer = await stream.ask("a", close=pb.Close())
+        await asyncio.sleep(0.5)
+        world.faults.is_down = False
+        if reason(answer) == "closed":
+            await asyncio.sleep(2.5)
+            answer = await world.connect(1).ask("a", open=RESUME)
+            assert reason(answer) == "SESSION_NOT_FOUND", f"a closed session is back: {answer}"
+
+    play(act, idle_timeout_s=9.0, lease_s=2.0, does_finish=False)
+
+
+@pytest.mark.xfail(strict=True, reason="Close is answered before the record says so, which reserving does not wait for")
+def test_an_id_can_be_opened_again_when_its_close_was_answered() -> None:
+    async def act(world: World) -> None:
+        stream, others = world.connect(), world.connect()
+        for number in range(4):
+            await opened(others, f"load{number}", durability=STRICT)
+        is_over = False
+
+        async def load(name: str) -> None:
+            while not is_over:
+                await fed(others, name, 5)
+
+        loads = [asyncio.create_task(load(f"load{number}")) for number in range(4)]
+        try:
+            for _ in range(20):
+                answer = await stream.ask("a", open=plain(durability=STRICT))
+                assert reason(answer) == "opened", answer
+                await fed(stream, "a", 5)
+                assert reason(await stream.ask("a", close=pb.Close())) == "closed"
+        finally:
+            is_over = True
+            await asyncio.gather(*loads)
+
+    play(act, num_slots=8)
+
+
+def _tokens(sent: Sent) -> int:
+    return sum(len(part.generated.tokens) for part in sent.responses)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="what a generation has brought is told again without looking whether it is stored"
+)
+def test_strict_tokens_are_stored_before_they_are_told_again() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "g", durability=STRICT, on_disconnect=hold(6.0), unattended=True)
+        await fed(stream, "g", 5)
+        stream.send("g", generate=generation(60))
+        await asyncio.sleep(0.005)
+        stream.leave()
+        world.faults.is_down = True
+        await asyncio.sleep(0.3)
+        again = world.connect()
+        assert reason(await again.ask("g", open=RESUME)) == "opened"
+        sent = again.send("g", generate=generation(60))
+        await sent.wait(0.5)
+        stored = world.stored("g")
+        assert stored.position >= 1 + _tokens(sent), f"{_tokens(sent)} tokens are told, stored is {stored.position}"
+
+    play(act, idle_timeout_s=9.0, lease_s=9.0, does_finish=False, generation_window=8)
+
+
+@pytest.mark.xfail(strict=True, reason="a client that leaves on GoAway meets sessions that are being stored")
+def test_clients_that_leave_on_go_away_lose_nothing() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        for number in range(4):
+            await opened(stream, f"a{number}", durability=STRICT, on_disconnect=keep(20.0))
+        sent = [stream.send(f"a{number}", feed=feed(5)) for number in range(4)]
+        busy = world.connect()
+        await opened(busy, "busy")
+        await fed(busy, "busy", 5)
+        busy.set_reading(False)
+        busy.send("busy", generate=generation(60))
+        await asyncio.sleep(0.1)
+        drained = asyncio.create_task(world.replicas[0].drain(0.5))
+        while not stream.notices:  # noqa: ASYNC110  # for some milliseconds of virtual time
+            await asyncio.sleep(0.0005)
+        stream.leave()
+        await drained
+        second = world.connect(1)
+        for number in range(4):
+            answer = await second.ask(f"a{number}", open=RESUME)
+            assert reason(answer) == "opened", answer
+            assert answer.position >= (1 if sent[number].is_done else 0)
+
+    play(act, idle_timeout_s=9.0, num_slots=8, does_finish=False)
+
+
+def test_a_session_that_is_kept_outlives_its_replica() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=STRICT, on_disconnect=keep(20.0))
+        await fed(stream, "a", 5, 6, 7)
+        back = await bring_back(world, "a")
+        assert back.position == 3
+        assert back.opened.restored_from == pb.RESTORED_FROM_STORE
+
+    play(act, idle_timeout_s=9.0, does_finish=False)
+
+
+def test_a_plain_session_leaves_no_record() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=NONE)
+        await fed(stream, "a", 5)
+        stream.leave()
+        await asyncio.sleep(1.0)
+        assert world.shelf.find("a") is None
+
+    play(act)
