@@ -21,6 +21,7 @@ import numpy as np
 
 import service.hosting
 from service.api import stream as api_stream
+from service.engine.core import Progress
 from service.engine.decoding import Choice, Decoding, Sampling, choose_batch
 from service.engine.engine import Engine
 from service.sessions import session as session_module
@@ -45,35 +46,37 @@ class LoopEngine(Engine):
     def start(self) -> None:
         """Warms up, and starts no thread."""
         self._handed_over = cast(Any, SimpleNamespace(put=self._take))
-        self._worker.warm_up()
+        self._core.warm_up()
 
     def stop(self) -> None:
-        """What waits is never answered."""
-        self.is_stopped = True
+        """Answers what waits, as the engine's own does."""
+        self.is_stopped = self._is_stopping = True
+        self._loop.call_soon(self._refuse_all)
 
     def is_called(self) -> bool:
         """See `Engine`. A burst may end at any step."""
         return super().is_called() or self.rng.random() < 0.3
 
-    def _take(self, batch: Any) -> None:
-        if batch is not None and not self.is_stopped:
-            self._loop.call_later(self.rng.random() * 0.003, self._drive_one, batch)
+    def _take(self, drives: bool) -> None:
+        if drives and not self.is_stopped:
+            self._loop.call_later(self.rng.random() * 0.003, self._drive_one)
 
-    def _drive_one(self, batch: Any) -> None:
+    def _drive_one(self) -> None:
         """One turn of `Engine._drive`."""
+        if self.is_stopped:
+            return
         try:
-            self._worker.run_on(batch, self)
-            self._num_threaded += 1
-            self._take_in()
-            following = self._scheduler.next_batch()
-            self.tell()
+            progress = self._core.step(driver=self)
+            if progress is Progress.RAN:
+                self._num_threaded += 1
+                self.deliver()
         except BaseException as error:
             self._on_crash(error)
             raise
-        if following is not None:
-            self._take(following)
+        if progress is Progress.RAN:
+            self._take(True)
             return
-        self._gather()
+        self._produced.append(self._core.take_results())
         self._loop.call_soon(self._take_back)
 
 
@@ -166,7 +169,7 @@ def deterministic(loop: SimulatedLoop, rng: random.Random) -> Iterator[None]:
     replace(session_module.Session, "__hash__", lambda self: hash(self.serial))
     counter = iter(range(1, 1_000_000))
     replace(api_stream.Stream, "__hash__", lambda self: self.__dict__.setdefault("_order", next(counter)))
-    replace(service.hosting, "versions_in", lambda folder: list(MODELS))
+    replace(service.hosting, "stamps_in", lambda folder: dict.fromkeys(MODELS, (1, 1)))
     replace(service.hosting, "load_version", lambda folder, key, runtimes: make_bundle(key[0], key[1], lambda: False))
     try:
         yield

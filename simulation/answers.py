@@ -36,9 +36,10 @@ class Answers:
         if entry.sent.kind == "close":
             view.num_closings -= 1
         kind = answer.WhichOneof("response")
-        if kind == "error":
+        is_unrecorded = entry.sent.kind == "close" and answer.error.reason == "STORE_UNAVAILABLE"
+        if kind == "error" and not is_unrecorded:
             self._failed(entry, answer.error, answer.position)
-        elif kind == "closed":
+        elif kind == "closed" or is_unrecorded:  # its server records the end as soon as the store works
             view.gone()
             view.closed_by = (entry.sent.stream.replica.name, entry.sent.stream.replica.num_lives)
         elif kind == "batch_stepped":

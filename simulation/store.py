@@ -95,6 +95,12 @@ class SimulatedStore:
         self._shelf.records[session_id] = Record(epoch, self.owner, Standing.OWNED, None, expires_at)
         return epoch
 
+    def has(self, session_id: str) -> bool:
+        """See `StateStore`."""
+        self._check()
+        record = self._shelf.find(session_id)
+        return record is not None and record.standing is not Standing.GONE
+
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
         """See `StateStore`."""
         self._check()

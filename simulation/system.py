@@ -25,10 +25,11 @@ from service.errors import CarouselError
 from service.hosting import Hosting
 from service.repository.bundle import Bundle
 from service.repository.runtime import Runtimes
-from service.sessions.house import House
+from service.sessions.lifecycle import State
 from service.sessions.limits import SessionLimits
+from service.sessions.policy import PolicyLimits
+from service.sessions.service import SessionService
 from service.sessions.storage import Storage
-from service.sessions.terms import TermsLimits
 from simulation.adapters import CODEC, EPOCH, LoopEngine, Observer
 from simulation.bundles import MODELS, make_bundle
 from simulation.knobs import Knobs, Statistics, Tenant
@@ -36,6 +37,7 @@ from simulation.loop import Life
 from simulation.store import Faults, Shelf, SimulatedStore
 
 T = TypeVar("T")
+_SPILLED = (State.SPILLING, State.SPILLED, State.RESTORING)
 
 
 class Replica:
@@ -104,31 +106,27 @@ class Replica:
 
     def has(self, session_id: str) -> bool:
         """Whether a session is live here."""
-        return self._house.live.get(session_id) is not None
+        return self._service.directory.get(session_id) is not None
 
     def statistics(self) -> Statistics:
         """What it holds now."""
-        live = list(self._house.live.opened_after(0))
-        custodies = [session.custody for session in live if session.custody is not None]
+        service = self._service
+        live = list(service.directory)
         seen = [engine.statistics for engine in self._engines if not engine.is_stopped]
         served = {id(one.engine) for one in self._hosting._served.values()}
-        served |= {id(engine) for some in self._hosting._leaving.values() for engine in some}
-        resumption = self._house.resumption
+        served |= {id(engine) for group in self._hosting._leaving for engine in group.engines}
+        waiters = sum(len(session.persistence.awaiting) + len(session.deferred or ()) for session in live)
         return Statistics(
             {
-                session.id: (
-                    session.position,
-                    session.custody is None or session.custody.is_attached,
-                    session.custody is not None and session.custody.is_asleep,
-                )
+                session.id: (session.position, session.persistence.is_attached, session.state in _SPILLED)
                 for session in live
             },
-            num_tombstones=len(self._house.registry.tombstones),
+            num_tombstones=len(service.registry.tombstones),
             slots_used=sum(one.slots_used for one in seen),
             forks_used=sum(one.forks_used for one in seen),
             jobs_waiting=sum(one.num_waiting for one in seen),
             unanswered=[stream.replies.num_unanswered for stream in self._inference._streams],
-            waiters=sum(len(one.waiting) + len(one.due) for one in custodies) + len(resumption._coming),
+            waiters=waiters + len(service.resume._fetching) + service.opening.num_waiting,
             engines_leaked=sum(not engine.is_stopped and id(engine) not in served for engine in self._engines),
             tasks=sorted(
                 getattr(task.get_coro(), "__qualname__", "?") for task in self.life.tasks if task not in self._own_tasks
@@ -141,8 +139,7 @@ class Replica:
         self._observer = Observer()
         observer = cast(Any, self._observer)
         store = SimulatedStore(self._shelf, life.name, self._faults, life)
-        storage = self._storage = Storage(store, CODEC, observer, heartbeat_s=knobs.lease_s / 3.5)
-        storage.start()
+        storage = self._storage = Storage(store, CODEC, observer, heartbeat_s=knobs.lease_s / 3.5, clock=loop.time)
         self._engines: list[LoopEngine] = []
 
         def make_engine(bundle: Bundle, variant: str) -> Engine:
@@ -165,9 +162,9 @@ class Replica:
             Runtimes(),
             observer,
             make_engine=make_engine,
-            count=lambda key: self._house.count(*key),
+            num_sessions=self._num_sessions,
         )
-        self._house = house = House(
+        self._service = service = SessionService(
             storage,
             SessionLimits(
                 max_sessions=knobs.max_sessions,
@@ -190,46 +187,40 @@ class Replica:
             clock=loop.time,
             wall_clock=lambda: EPOCH + loop.time(),
         )
+        service.start()
         self._graph_fails: Callable[[], bool] = lambda: False
         for model, version in MODELS:
-            await hosting._serve(self._bundle(model, version))
+            await hosting._serve(self._bundle(model, version), (1, 1))
         self._graph_fails = self._draw_graph_failure
-        domain = Domain(
-            hosting,
-            house.registry,
-            house.departures,
-            house.dispatcher,
-            house.generations,
-            house.frames,
-            house.residency,
-            house.resumption,
-            house.access,
-            TermsLimits(hold_s=knobs.hold_s, max_hold_s=2 * knobs.hold_s, keep_s=knobs.keep_s, max_keep_s=100.0),
-        )
+        limits = PolicyLimits(hold_s=knobs.hold_s, max_hold_s=2 * knobs.hold_s, keep_s=knobs.keep_s, max_keep_s=100.0)
+        domain = Domain(hosting, service, limits)
         self._inference = Inference(domain, observer)
-        self._sessions = Sessions(house.registry, house.resumption, house.access)
+        self._sessions = Sessions(service)
         self._models = Models(hosting)
         life.start(self._guarded(life, "the expiry loop", self._expire_for_ever()))
         await asyncio.sleep(0)
         self._own_tasks = {*life.tasks} - {asyncio.current_task()}
         self.is_up = True
 
+    def _num_sessions(self, engine: Engine) -> int:
+        return self._service.num_sessions(engine)
+
     async def _drain(self, grace_s: float) -> None:
-        loop, house = asyncio.get_running_loop(), self._house
-        house.registry.is_draining = True
+        loop, service = asyncio.get_running_loop(), self._service
+        service.registry.is_draining = True
         deadline = loop.time() + grace_s
         self._inference.go_away(grace_s)
-        while house.registry.num_generating and loop.time() < deadline:  # noqa: ASYNC110  # as `Server` does
+        while service.registry.num_generating and loop.time() < deadline:  # noqa: ASYNC110  # as `Server` does
             await asyncio.sleep(0.02)
-        house.departures.close_all()
+        service.expiry.end_all()
         self._inference.end_streams()
         await asyncio.sleep(1.0)
-        await self._storage.stop(5.0)
+        await service.stop(5.0)
 
     async def _expire_for_ever(self) -> None:
         while True:
             await asyncio.sleep(min(1.0, self.knobs.idle_timeout_s / 4))
-            self._house.departures.expire()
+            self._service.expiry.expire()
             await self._hosting.reap()
 
     async def _guarded(self, life: Life, name: str, work: Coroutine[Any, Any, Any]) -> Any:

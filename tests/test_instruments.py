@@ -134,4 +134,4 @@ def test_batches_and_answers_are_counted_by_their_labels() -> None:
     assert found["carousel_batch_size_count", variant] == 2.0
     model = (("model", "g2p"), ("request", "feed"), ("version", "1"))
     assert found["carousel_tokens_total", model] == 3.0
-    assert [v for (name, _), v in found.items() if name == "carousel_queue_latency_seconds_count"] == [4.0]
+    assert [v for (name, _), v in found.items() if name == "carousel_request_queue_time_seconds_count"] == [4.0]

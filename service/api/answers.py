@@ -141,7 +141,7 @@ def cancelled(request_id: int, session: Session, count: int) -> pb.StreamRespons
     return pb.StreamResponse(
         request_id=request_id,
         session_id=session.name,
-        position=session.position,
+        position=session.reportable_position,
         cancelled=pb.Cancelled(request_count=count),
     )
 
@@ -161,6 +161,6 @@ def refused(request_id: int, session_id: str, session: Session | None, error: Ca
     return pb.StreamResponse(
         request_id=request_id,
         session_id=shortened(session_id, _MAX_ID),
-        position=0 if session is None else session.position,
+        position=0 if session is None else session.reportable_position,
         error=to_message(error),
     )

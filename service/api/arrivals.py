@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import convert, session_messages
+from service.api import answers, convert, session_messages
 from service.api.caller import Caller
 from service.api.domain import Domain
+from service.api.replies import Replies
 from service.engine.items import Item
-from service.errors import CarouselError, InvalidFieldError, QueueFullError, SessionAlreadyOpenError
+from service.errors import CarouselError, InvalidFieldError, QueueFullError, SessionAlreadyOpenError, quoted
 from service.sessions.session import Request, Session
 
 _MAX_OPENINGS = 64
@@ -26,18 +27,14 @@ _MAX_BYTES = 16 * 1024 * 1024
 class Stream(Protocol):
     """What arrivals need of their stream: see `stream.Stream`."""
 
-    @property
-    def has_sessions(self) -> bool:
-        """Whether it has a session, open or being opened."""
+    sessions: dict[str, Session]
+    replies: Replies
 
     def took(self, session: Session) -> None:
         """The stream has a session from here on."""
 
     def on_ended(self, session: Session, reason: Any) -> None:
         """Something other than this stream ended a session, or took it."""
-
-    def answer_resumed(self, request: Request, session: Session, *, is_here: bool) -> None:
-        """Answers a resumption."""
 
     def refuse(self, request: Request, message: pb.StreamRequest, error: CarouselError) -> None:
         """Answers a request with the reason why it was refused."""
@@ -111,7 +108,8 @@ class Arrivals:
                 "session_id is missing: open.resume resumes the session of that id", field="session_id"
             )
         if known is not None:
-            self._stream.answer_resumed(request, known, is_here=True)
+            self._sessions.registry.used(known)
+            self._answer(request, known, is_here=True)
             return
         if self._waits(request, message):
             return
@@ -143,6 +141,11 @@ class Arrivals:
                 self._sessions.deferral.give_back(message.ByteSize())
             waiting.clear()
 
+    def _answer(self, request: Request, session: Session, *, is_here: bool) -> None:
+        """Answers a resumption. is_here: whether the session was in memory."""
+        self.opened(request)
+        self._stream.replies.answer(request, answers.resumed(request.request_id, session, is_here=is_here))
+
     def _count(self, request: Request, num_bytes: int, source: Sequence[Item] | None) -> None:
         self._unanswered[request] = (num_bytes, source)
         self._num_bytes += num_bytes
@@ -150,7 +153,7 @@ class Arrivals:
 
     def _waits(self, request: Request, message: pb.StreamRequest) -> bool:
         session_id = message.session_id
-        if not session_id and len(self.resuming) == 1 and not self._stream.has_sessions:
+        if not session_id and len(self.resuming) == 1 and not self._stream.sessions:
             session_id = next(iter(self.resuming))
         waiting = self.resuming.get(session_id)
         if waiting is None:
@@ -158,7 +161,8 @@ class Arrivals:
         limit = self._sessions.limits.max_in_flight
         if len(waiting) >= limit:
             raise QueueFullError(
-                f"{len(waiting)} requests wait for session {session_id!r} already, the most that may: read its answers",
+                f"{len(waiting)} requests wait for session {quoted(session_id)} already, the most that may: read its"
+                " answers",
                 retry_delay_s=0.1,
                 max_in_flight=limit,
             )
@@ -177,7 +181,7 @@ class Arrivals:
         else:
             request.session = session
             stream.took(session)
-            stream.answer_resumed(request, session, is_here=is_here)
+            self._answer(request, session, is_here=is_here)
         for waiting, its_message in self.resuming.pop(session_id):
             self._sessions.deferral.give_back(its_message.ByteSize())
             stream.run(waiting, its_message)

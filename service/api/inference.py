@@ -17,7 +17,7 @@ from service.api.domain import Domain
 from service.api.one_shot import OneShot
 from service.api.outbox import Outbox, OutboxEntry
 from service.api.stream import Stream
-from service.errors import InvalidFieldError
+from service.errors import InvalidFieldError, ShuttingDownError
 from service.observer import ApiObserver
 from service.sessions.limits import SessionLimits
 from service.sessions.session import Served, Session
@@ -37,7 +37,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     def end_streams(self) -> None:
         """Lets every stream end as soon as the requests that it has read are answered."""
         for stream in list(self._streams):
-            stream.last_read()
+            stream.end()
 
     def go_away(self, grace_s: float) -> None:
         """Tells every stream that the server is leaving."""
@@ -68,6 +68,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             stream.disconnect()
         if malformed:
             raise InvalidFieldError("a message is not a StreamRequest: the stream cannot go on after it")
+        if stream.is_ended_by_server:
+            raise ShuttingDownError("the server is shutting down: open a new stream", retry_delay_s=1.0)
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """One generation in a session of its own."""

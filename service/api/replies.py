@@ -27,11 +27,11 @@ class Replies:
         self._outbox = outbox
         self._observer = observer
         self._parts: dict[Request, Part] = {}
-        self._is_last_read = False
+        self.is_last_read = False
 
     def last_read(self) -> None:
         """No more requests will come: the outbox is closed as soon as all are answered."""
-        self._is_last_read = True
+        self.is_last_read = True
         self._end_if_done()
 
     def notify(self, response: pb.StreamResponse) -> None:
@@ -115,11 +115,11 @@ class Replies:
     def _finish(self) -> None:
         """A request has its last answer."""
         self.num_unanswered -= 1
-        if self._is_last_read:
+        if self.is_last_read:
             self._end_if_done()
 
     def _end_if_done(self) -> None:
-        if self._is_last_read and self.num_unanswered == 0:
+        if self.is_last_read and self.num_unanswered == 0:
             self._outbox.close()
 
 

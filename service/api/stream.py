@@ -1,6 +1,4 @@
-"""One `Inference.Stream` call: its sessions, its requests, its responses.
-
-A reader takes requests in and a writer writes responses; between them nothing waits but the engine. Rules:
+"""One `Inference.Stream` call: its sessions, its requests, its responses. Rules:
 
 1. Every message is one request, counted where it comes in and where its last answer goes out: see `replies`.
 2. A refused request is answered by an error and changes nothing; the stream goes on.
@@ -55,8 +53,11 @@ class Stream:
         self._requests = sessions.requests
         self._generations = sessions.generations
         self._spill = sessions.spill
-        self._sessions: dict[str, Session] = {}
+        self.sessions: dict[str, Session] = {}
+        """Those that are open on this stream, or being opened, by name."""
         self._is_over = False
+        self.is_ended_by_server = False
+        """Whether the client may have sent requests that are not read any more."""
         self._batches = StreamBatches(
             sessions.step_batches, sessions.spill, sessions.limits, answer=self.replies.answer, defer=self._defer
         )
@@ -72,11 +73,6 @@ class Stream:
             "close": (self._close, replies.on_failed),
             None: (self._missing, replies.on_failed),
         }
-
-    @property
-    def has_sessions(self) -> bool:
-        """Whether it has a session, open or being opened."""
-        return bool(self._sessions)
 
     @property
     def is_full(self) -> bool:
@@ -107,10 +103,15 @@ class Stream:
         """The client will send nothing more."""
         self.replies.last_read()
 
+    def end(self) -> None:
+        """The server leaves: the call ends as soon as the requests that were read are answered."""
+        self.is_ended_by_server = not self.replies.is_last_read
+        self.replies.last_read()
+
     def disconnect(self) -> None:
         """The call is over: detaches its sessions."""
         self._is_over = True
-        sessions, self._sessions = list(self._sessions.values()), {}
+        sessions, self.sessions = list(self.sessions.values()), {}
         self._arrivals.disconnect()
         for session in sessions:
             try:
@@ -128,20 +129,15 @@ class Stream:
         if self._is_over:
             self._registry.detach(session)
             return
-        self._sessions[session.name] = session
+        self.sessions[session.name] = session
         if not session.handle:
             self._batches.add(session)
 
     def on_ended(self, session: Session, reason: CloseReason) -> None:
         """Something other than this stream ended a session, or took it."""
-        if self._sessions.get(session.name) is session:
+        if self.sessions.get(session.name) is session:
             self._forget(session)
             self.replies.notify(answers.closed(0, session, reason))
-
-    def answer_resumed(self, request: Request, session: Session, *, is_here: bool) -> None:
-        """Answers a resumption. is_here: whether the session was in memory."""
-        self._arrivals.opened(request)
-        self.replies.answer(request, answers.resumed(request.request_id, session, is_here=is_here))
 
     def refuse(self, request: Request, message: pb.StreamRequest, error: CarouselError) -> None:
         """Answers a request with the reason why it was refused."""
@@ -154,7 +150,7 @@ class Stream:
         self.refuse(request, message, EngineError("internal error; the server's log says more"))
 
     def _open(self, request: Request, message: pb.StreamRequest) -> None:
-        known = self._sessions.get(message.session_id)
+        known = self.sessions.get(message.session_id)
         if message.open.HasField("resume"):
             self._arrivals.resume(request, message, known)
         else:
@@ -232,7 +228,7 @@ class Stream:
             self._defer(request, message, [session])
             return
 
-        if self._sessions.get(session.name) is not session:
+        if self.sessions.get(session.name) is not session:
             raise SessionNotOpenError(f"close: session {session.name!r} is not open on this stream", field="session_id")
 
         def closed(error: CarouselError | None) -> None:
@@ -245,48 +241,47 @@ class Stream:
         self._registry.close(session, CloseReason.CLIENT, notify=False, then=closed)
 
     def _missing(self, request: Request, message: pb.StreamRequest) -> None:
-        kinds = ", ".join(kind for kind in self._handlers if kind is not None)
-        raise InvalidFieldError(f"request is missing: one of {kinds} must be given")
+        raise InvalidFieldError(f"request is missing: one of {', '.join(filter(None, self._handlers))} must be given")
 
     def _session(self, request: Request, message: pb.StreamRequest, kind: str) -> Session | None:
         """The session of a request; None when the request was deferred. Raises SessionNotOpenError and
         SessionNotFoundError."""
         session = request.session
         if session is None:
-            session = request.session = self._sessions.get(message.session_id) or self._find(message, kind)
+            session = request.session = self.sessions.get(message.session_id) or self._find(message, kind)
             if session.deferred is not None:
                 self._defer(request, message, [session])
                 return None
-        elif self._sessions.get(session.name) is not session:
+        elif self.sessions.get(session.name) is not session:
             raise SessionNotOpenError(f"{kind}: session {session.name!r} is open on another stream", field="session_id")
         return session
 
     def _find(self, message: pb.StreamRequest, kind: str) -> Session:
         session_id = message.session_id
         if session_id:
-            session = self._sessions.get(session_id)
+            session = self.sessions.get(session_id)
             if session is None:
                 elsewhere = self._registry.get(self._caller.key(session_id))
                 raise SessionNotOpenError(
                     f"{kind}: session {elsewhere.name!r} was opened on another stream", field="session_id"
                 )
             return session
-        if len(self._sessions) == 1:
-            return next(iter(self._sessions.values()))
-        if not self._sessions:
+        if len(self.sessions) == 1:
+            return next(iter(self.sessions.values()))
+        if not self.sessions:
             raise SessionNotOpenError(f"{kind}: no session is open on this stream: send open first")
         raise InvalidFieldError(
-            f"session_id is missing: {len(self._sessions)} sessions are open on this stream", field="session_id"
+            f"session_id is missing: {len(self.sessions)} sessions are open on this stream", field="session_id"
         )
 
     def _meant(self, message: pb.StreamRequest) -> Session | None:
         """The session that a refused request was about, if it is one of this stream."""
-        if not message.session_id and not message.HasField("open") and len(self._sessions) == 1:
-            return next(iter(self._sessions.values()))
-        return self._sessions.get(message.session_id)
+        if not message.session_id and not message.HasField("open") and len(self.sessions) == 1:
+            return next(iter(self.sessions.values()))
+        return self.sessions.get(message.session_id)
 
     def _forget(self, session: Session) -> None:
-        del self._sessions[session.name]
+        del self.sessions[session.name]
         self._batches.remove(session)
 
     def _defer(self, request: Request, message: pb.StreamRequest, sessions: list[Session]) -> None:
@@ -317,7 +312,7 @@ class Stream:
         session, response = request.session, None
         if not isinstance(result, Failed):
             response = answers.opened(request, result, self._arrivals.source_of(request))
-        elif self._sessions.get(session.name) is session:
+        elif self.sessions.get(session.name) is session:
             self._forget(session)
         self._arrivals.opened(request)
         self.replies.on_opened(request, result, response)

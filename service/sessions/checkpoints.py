@@ -262,6 +262,8 @@ class Checkpoints:
     def _renewed(self, session: Session, result: WriteResult) -> None:
         if result is WriteResult.REFUSED and not session.is_over:
             self._on_lost(session)
+        elif result is WriteResult.FAILED:
+            session.persistence.expires_at = 0.0  # it is renewed again, as soon as it is looked at
 
     def _note(self, session: Session, moment: Moment, result: WriteResult) -> None:
         persistence = session.persistence
@@ -272,6 +274,7 @@ class Checkpoints:
             self._stored_at_last(session)
             persistence.resolve(moment, None)
         else:
+            persistence.expires_at = 0.0  # see `_renewed`
             persistence.resolve(
                 None,
                 StoreUnavailableError(

@@ -211,7 +211,8 @@ class Opening:
             if session.is_over:
                 if lane is not None:
                     engine.close(lane)
-                new.request.deliver(Failed(0, _ended(session)))
+                error = SessionNotOpenError(f"session {session.name!r} ended before it was open", field="session_id")
+                new.request.deliver(Failed(0, error))
             elif lane is not None:
                 self._start(new, lane)
         except CarouselError as error:
@@ -271,7 +272,7 @@ class Opening:
             session.num_in_flight = len(jobs)
         else:
             self._registry.checkpoints.changed(session)
-            self._registry.checkpoints.deliver(request, Encoded(0))
+            self._answer(request, Encoded(0))
         self._registry.deferral.run(session)
 
     def _fail(self, new: NewSession, error: CarouselError) -> None:
@@ -294,7 +295,20 @@ class Opening:
             request.trace.ended("open", session.served.bundle.model, session.served.bundle.version, 0)
         if isinstance(result, Failed):
             registry.close(session, CloseReason.FAILED, notify=False)
-        registry.checkpoints.deliver(request, result)
+        self._answer(request, result)
+
+    def _answer(self, request: Request, result: Result) -> None:
+        """Answers an opening; of a strict session when it is stored. One that cannot be stored has not been opened."""
+        session, registry = request.session, self._registry
+
+        def answer(error: CarouselError | None) -> None:
+            if error is None:
+                request.deliver(result)
+                return
+            request.deliver(Failed(0, error))
+            registry.close(session, CloseReason.FAILED, notify=False)
+
+        registry.checkpoints.after_pending(session, answer)
 
 
 def _not_open(session: Session, error: CarouselError) -> SessionNotOpenError:
@@ -302,7 +316,3 @@ def _not_open(session: Session, error: CarouselError) -> SessionNotOpenError:
     return SessionNotOpenError(
         f"session {name_of(session.id)!r} could not be opened: {error.message}", field="session_id"
     )
-
-
-def _ended(session: Session) -> SessionNotOpenError:
-    return SessionNotOpenError(f"session {session.name!r} ended before it was open", field="session_id")

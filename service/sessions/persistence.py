@@ -57,8 +57,8 @@ class Persistence:
 
     @property
     def checkpoint_position(self) -> int | None:
-        """The position that the record holds."""
-        return None if self.stored is None else self.stored[1]
+        """The position from which any server can resume the session; None when it has no record under its own id."""
+        return None if self.stored is None or self.record_id is not None else self.stored[1]
 
     def unreported_checkpoint(self) -> int | None:
         """The stored position when the client does not know it yet. The caller reports it."""

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 
 from service.engine.jobs import Lane
-from service.errors import CarouselError, RequestCancelledError, SessionMovedError, ShuttingDownError
+from service.engine.results import Failed
+from service.errors import CarouselError, ShuttingDownError
 from service.observer import SessionObserver
 from service.sessions.checkpoints import Checkpoints
 from service.sessions.deferral import Deferral
 from service.sessions.directory import Directory
+from service.sessions.ending import Ending, error_of
 from service.sessions.generation import Generation
 from service.sessions.last_records import LastRecords
 from service.sessions.lifecycle import LIVE, Action, Event, State
@@ -25,28 +27,6 @@ from service.sessions.policy import Durability, OnDisconnect
 from service.sessions.session import CloseReason, OnEnded, Served, Session, owner_of
 from service.sessions.storage import Storage
 from service.sessions.tombstones import Tombstone, Tombstones
-
-
-class _End:
-    """Why a session ends, and who is to know. then: called when everything is answered and recorded; with an error when
-    the store failed to record it."""
-
-    __slots__ = ("before", "error", "is_freed", "is_recorded", "notifies", "reason", "then", "tombstone")
-
-    def __init__(self, reason: CloseReason, *, notifies: bool, then: WhenDone | None = None) -> None:
-        self.reason = reason
-        self.notifies = notifies
-        self.then = then
-        self.before = State.OPENING
-        self.tombstone: Tombstone | None = None
-        self.is_freed = self.is_recorded = False
-        self.error: CarouselError | None = None
-
-    def report(self) -> None:
-        """Calls `then`, once, as soon as both are known: that the slot is free, and the fate of the record."""
-        if self.is_freed and self.is_recorded and self.then is not None:
-            then, self.then = self.then, None
-            then(self.error)
 
 
 class Registry:
@@ -87,7 +67,7 @@ class Registry:
             wall_clock=wall_clock,
         )
         self._last_serial = 0
-        self._on_end: dict[Action, Callable[[Session, _End], None]] = {
+        self._on_end: dict[Action, Callable[[Session, Ending], None]] = {
             Action.REFUSE_DEFERRED: self._refuse_deferred,
             Action.FREE_SLOT: self._free_slot,
             Action.BURY: self._bury,
@@ -120,6 +100,11 @@ class Registry:
             found = (session for session in found if owner_of(session.id) == owner)
         return list(islice(found, size))
 
+    def used(self, session: Session) -> None:
+        """Notes that a session was used now."""
+        if not session.is_over:
+            self.directory.touch(session, self.clock())
+
     def check_open(self) -> None:
         """Raises ShuttingDownError when no session may be opened any more."""
         if self.is_draining:
@@ -143,7 +128,7 @@ class Registry:
     def fail(self, session: Session, error: CarouselError) -> None:
         """A session in OPENING cannot be opened. What waits for it is refused with the error."""
         self.deferral.refuse(session, error)
-        self._apply(session, Event.FAIL, _End(CloseReason.FAILED, notifies=False))
+        self._apply(session, Event.FAIL, Ending(CloseReason.FAILED, notifies=False))
 
     def attach(self, session: Session, on_ended: OnEnded) -> None:
         """Gives a session to a stream; a stream that had it is told that it was taken."""
@@ -153,8 +138,9 @@ class Registry:
         session.on_ended = on_ended
         session.handle = 0
         last = session.last
-        if isinstance(last, Generation):
-            last.request = None
+        if isinstance(last, Generation) and last.request is not None:
+            listener, last.request = last.request, None
+            listener.deliver(Failed(session.position, error_of(session, CloseReason.TAKEN)))
         if session.persistence is not NOT_STORED:
             session.persistence.is_attached = True
             session.persistence.reported_position = None
@@ -195,21 +181,24 @@ class Registry:
         """
         if not session.is_over:
             event = Event.EXPIRE if reason is CloseReason.EXPIRED else Event.CLOSE
-            self._apply(session, event, _End(reason, notifies=notify, then=then))
+            self._apply(session, event, Ending(reason, notifies=notify, then=then))
         elif then is not None:
             then(None)
 
     def hand_over(self, session: Session, reason: CloseReason = CloseReason.MOVED) -> None:
-        """Ends a session here and stores it as it is, for any server to resume. Its stream is told."""
-        if not session.is_over:
-            self._apply(session, Event.HAND_OVER, _End(reason, notifies=True))
+        """Ends a session here and stores it as it is, for any server to resume. Its stream is told. One that is not
+        open yet is closed."""
+        if session.state is State.OPENING:
+            self.close(session, CloseReason.SHUTDOWN, notify=True)
+        elif not session.is_over:
+            self._apply(session, Event.HAND_OVER, Ending(reason, notifies=True))
 
     def lose(self, session: Session) -> None:
         """Another server has a session: this server's copy of it is worthless."""
         if not session.is_over:
-            self._apply(session, Event.LOSE, _End(CloseReason.MOVED, notifies=True))
+            self._apply(session, Event.LOSE, Ending(CloseReason.MOVED, notifies=True))
 
-    def _apply(self, session: Session, event: Event, end: _End) -> None:
+    def _apply(self, session: Session, event: Event, end: Ending) -> None:
         """Takes a session out of the server, and does what the table says."""
         transition = session.transition(event)
         end.before = session.state
@@ -227,23 +216,23 @@ class Registry:
         for action in transition.actions:
             self._on_end[action](session, end)
 
-    def _refuse_deferred(self, session: Session, end: _End) -> None:
+    def _refuse_deferred(self, session: Session, end: Ending) -> None:
         """Refuses what waits for a slot, and what waits for the store."""
-        error = _error(session, end.reason)
+        error = error_of(session, end.reason)
         session.persistence.resolve(None, error)
         self.deferral.refuse(session, error)
 
-    def _free_slot(self, session: Session, end: _End) -> None:
+    def _free_slot(self, session: Session, end: Ending) -> None:
         def freed() -> None:
             end.is_freed = True
             end.report()
 
         if end.before in LIVE or end.before is State.SPILLING:
-            session.served.engine.close(session.lane, freed, _error(session, end.reason))
+            session.served.engine.close(session.lane, freed, error_of(session, end.reason))
         else:
             freed()
 
-    def _bury(self, session: Session, end: _End) -> None:
+    def _bury(self, session: Session, end: Ending) -> None:
         """Records the end of a session that left a record. What was never opened, or is nobody else's, vanishes."""
         if session.persistence.after_claim is not None:
             session.persistence.after_claim.append(lambda: self._bury(session, end))
@@ -259,7 +248,7 @@ class Registry:
             lambda error: self._recorded(session, end, error, ending),
         )
 
-    def _release(self, session: Session, end: _End) -> None:
+    def _release(self, session: Session, end: Ending) -> None:
         """Stores a session for anybody to claim."""
         if session.persistence.after_claim is not None:
             session.persistence.after_claim.append(lambda: self._release(session, end))
@@ -276,7 +265,7 @@ class Registry:
     def _recorded(
         self,
         session: Session,
-        end: _End,
+        end: Ending,
         error: CarouselError | None,
         ending: asyncio.Future[None] | None = None,
     ) -> None:
@@ -288,23 +277,10 @@ class Registry:
             if ending is not None and not ending.done():
                 ending.set_result(None)
 
-    def _tell_stream(self, session: Session, end: _End) -> None:
+    def _tell_stream(self, session: Session, end: Ending) -> None:
         if end.notifies:
             session.on_ended(session, end.reason)
 
 
 def nobody(session: Session, reason: CloseReason) -> None:
     """No stream has the session."""
-
-
-def _error(session: Session, reason: CloseReason) -> CarouselError:
-    """The error for requests that a session's end leaves undone."""
-    if reason is CloseReason.MOVED:
-        return SessionMovedError(
-            f"session {session.name!r} was handed over: resume it on a new stream", session_id=session.name
-        )
-    if reason is CloseReason.SHUTDOWN:
-        return ShuttingDownError(f"session {session.name!r} ended because the server shuts down", retry_delay_s=1.0)
-    if reason is CloseReason.LOST:
-        return SessionMovedError(f"session {session.name!r} was lost: {reason.value}", session_id=session.name)
-    return RequestCancelledError("the session was closed", close_reason=reason.value)

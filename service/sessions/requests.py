@@ -217,8 +217,10 @@ class Requests:
     def _feed_again(self, request: Request, last: LastFeed) -> None:
         """Answers a retry of the last feed."""
         self.replayed(request, "feed")
+        self._touch(request.session, self.clock())
         if last.result is None:
-            last.waiting = [*(last.waiting or ()), request]
+            assert last.request is not None  # noqa: S101  # only one that was answered has none
+            last.request.retries = [*(last.request.retries or ()), request]
         elif last.is_dropped:
             raise OutputsLostError(
                 f"feed.position = {last.start}: this feed was applied, and its answer is no longer kept: go on from"
@@ -238,21 +240,18 @@ class Requests:
                 result = self._marked(session, result, result.mark)
             self.answered(request, "feed")
         last = session.last
-        if not isinstance(last, LastFeed) or last.request is not request:
-            self.checkpoints.deliver(request, result)
-            return
-        last.request, last.result = None, result
-        last.start = result.position - len(last.tokens)
-        if last.outputs.kind.is_vector or last.outputs.every_position or last.outputs.has_trace:
-            self._replays.keep(last)
+        if isinstance(last, LastFeed) and last.request is request:
+            last.request, last.result = None, result
+            last.start = result.position - len(last.tokens)
+            if last.outputs.kind.is_vector or last.outputs.every_position or last.outputs.has_trace:
+                self._replays.keep(last)
         if session.persistence is NOT_STORED:
             request.deliver(result)
         else:
             self.checkpoints.deliver(request, result)
-        if last.waiting is not None:
-            waiting, last.waiting = last.waiting, None
-            for repeat in waiting:
-                self.checkpoints.deliver(repeat, result)
+        if request.retries is not None:
+            for retry in request.retries:
+                self.checkpoints.deliver(retry, result)
 
     def _marked(self, session: Session, result: Fed, mark: LaneState) -> Fed:
         """Keeps a mark, and returns the result without it."""

@@ -103,7 +103,6 @@ class Resume:
             fetching = self._fetching.get(session_id)
             if fetching is None:
                 if directory.is_ending(session_id):
-                    self._registry.tombstones.check_moved(session_id)
                     await self._ended(session_id, deadline_s)
                     continue
                 fetching = self._fetching[session_id] = self._tasks.start(self._fetch(session_id, max_owned))

@@ -21,7 +21,7 @@ from service.repository.manifest import BASE_VARIANT
 from service.sessions.generation import Generation
 from service.sessions.lifecycle import LIVE, OVER, TABLE, Event, State, Transition
 from service.sessions.persistence import NOT_STORED, Moment, Persistence
-from service.sessions.policy import SessionPolicy
+from service.sessions.policy import Durability, SessionPolicy
 
 
 class CloseReason(Enum):
@@ -62,7 +62,8 @@ class Request:
 
     began_s: monotonic seconds of its arrival; last_s: of its last tokens. num_tokens: fed or generated so far.
     is_ended: whether its last answer was delivered. granted: of a generation; the caller calls it with the number of
-    tokens that were written to the client, and the position after them. trace: None when its call is not traced.
+    tokens that were written to the client, and the position after them. retries: of a feed, those that came while it
+    was in flight. trace: None when its call is not traced.
     """
 
     __slots__ = (
@@ -74,6 +75,7 @@ class Request:
         "replayed",
         "reply",
         "request_id",
+        "retries",
         "session",
         "trace",
     )
@@ -88,6 +90,7 @@ class Request:
         self.num_tokens = num_tokens
         self.is_ended = False
         self.replayed = False
+        self.retries: list[Request] | None = None
         self.granted: Callable[[int, int], None] | None = None
         call = CALL_TRACE.get()
         self.trace = None if call is None else call.request()
@@ -107,11 +110,10 @@ class LastFeed:
     """The feed that was accepted last, kept so that it can be answered again.
 
     request: None once it was answered, or when it came with a restored session. start: None until it is known.
-    waiting: retries that came before the answer. result: None while it runs. is_dropped: whether the answer took too
-    much memory, and only its position is kept.
+    result: None while it runs. is_dropped: whether the answer took too much memory, and only its position is kept.
     """
 
-    __slots__ = ("__weakref__", "is_dropped", "outputs", "request", "result", "start", "tokens", "waiting")
+    __slots__ = ("__weakref__", "is_dropped", "outputs", "request", "result", "start", "tokens")
 
     def __init__(self, request: Request | None, start: int | None, tokens: Sequence[Item], outputs: OutputSpec) -> None:
         self.request = request
@@ -120,7 +122,6 @@ class LastFeed:
         self.outputs = outputs
         self.result: Result | None = None
         self.is_dropped = False
-        self.waiting: list[Request] | None = None
 
     def is_repeated_by(self, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> bool:
         """Whether a feed is a retry of this one. One that failed cannot be retried."""
@@ -226,7 +227,18 @@ class Session:
         reader on a session without a stream."""
         if self.state is State.GENERATING and isinstance(self.last, Generation):
             return self.last.request is not None
-        return self.num_in_flight > 0 or self.deferred is not None
+        return self.num_in_flight > 0 or bool(self.deferred) or bool(self.persistence.awaiting)
+
+    @property
+    def reportable_position(self) -> int:
+        """The position that may be told: of a strict session no more than the store has."""
+        persistence = self.persistence
+        if persistence.policy.durability is not Durability.STRICT or persistence.stored == (
+            persistence.era,
+            self.position,
+        ):
+            return self.position
+        return 0 if persistence.stored is None else persistence.stored[1]
 
     @property
     def moment(self) -> Moment:

@@ -80,14 +80,11 @@ class StepBatchRequest:
         is."""
         if self.result is None:
             return True
-        failed = {place for place, _ in self.result.errors}
         return all(
-            place in failed
-            or (
-                not session.is_over
-                and session.position == self.result.positions[place]
-                and session.persistence.era == self.eras.get(session, 0)
-            )
+            not session.is_over
+            and session.num_in_flight == 0
+            and session.position == self.result.positions[place]
+            and session.persistence.era == self.eras.get(session, 0)
             for place, session in zip(self.places, self.sessions, strict=True)
         )
 
@@ -159,6 +156,10 @@ class StepBatches:
     def answer_again(self, request: StepBatchRequest, reply: Reply) -> None:
         """Answers a retry of a batch that is answered already and whose sessions are where it left them."""
         assert request.result is not None  # noqa: S101  # the caller has looked
+        now_s = self._clock()
+        for session in request.sessions:
+            if not session.is_over:
+                self._touch(session, now_s)
         self._answer(request, request.result, reply)
 
     def _refused(self, found: list[Session | None]) -> dict[int, CarouselError]:
@@ -225,19 +226,21 @@ class StepBatches:
             reply(request, result)
             return
         num_left = len(strict)
-        errors = list(result.errors)
+        errors, positions = list(result.errors), list(result.positions)
 
-        def stored(place: int, error: CarouselError | None) -> None:
+        def stored(place: int, session: Session, error: CarouselError | None) -> None:
             nonlocal num_left
             num_left -= 1
             if error is not None:
                 errors.append((place, error))
+                positions[place] = session.reportable_position
             if not num_left:
-                reply(request, result._replace(errors=sorted(errors, key=lambda one: one[0])))
+                errors.sort(key=lambda one: one[0])
+                reply(request, result._replace(errors=errors, positions=positions))
 
         for place, session in strict:
             moment = (request.eras[session], result.positions[place])
-            self._checkpoints.when_stored(session, moment, partial(stored, place))
+            self._checkpoints.when_stored(session, moment, partial(stored, place, session))
 
 
 def lanes_of(sessions: list[Session]) -> list[Lane]:

@@ -69,12 +69,6 @@ class Tombstones:
             )
         return self.told(session_id, tombstone)
 
-    def check_moved(self, session_id: str) -> None:
-        """Raises SessionNotFoundError for a session that ended for good, as far as this is known."""
-        tombstone = self._by_id.get(session_id)
-        if tombstone is not None and tombstone.reason not in (CloseReason.MOVED, CloseReason.IDLE):
-            raise self.told(session_id, tombstone)
-
     @staticmethod
     def told(session_id: str, tombstone: Tombstone) -> SessionNotFoundError:
         """The error for a session of which this is known."""

@@ -78,7 +78,7 @@ async def test_metrics_count_exactly_what_was_done(tmp_path: Path) -> None:
     assert value("model_loads_total", ("result", "ok")) == 1
     assert during["carousel_connections_active", ()] == 1
     assert after["carousel_connections_active", ()] == 0
-    assert after["carousel_response_write_seconds_count", ()] >= 5
+    assert after["carousel_response_write_seconds_count", ()] >= 4
     assert [labels for name, labels in after if name == "carousel_build_info"]
     assert after["process_resident_memory_bytes", ()] > 1e7
     buckets = [float(dict(labels)["le"]) for name, labels in after if name.endswith("step_latency_seconds_bucket")]
@@ -176,7 +176,13 @@ async def test_sigterm_turns_health_lets_generations_finish_refuses_what_is_new_
                 pass
             new = await stream.send("new", open=lm())
             refused, closed = None, set()
-            while (response := await stream.call.read()) is not grpc.aio.EOF:
+            while True:
+                try:
+                    response = await stream.read()
+                except grpc.aio.AioRpcError as error:
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE
+                    assert error.details() == "the server is shutting down: open a new stream"
+                    break
                 if response.request_id == generate:
                     last = response
                 elif response.request_id == new:
@@ -191,7 +197,6 @@ async def test_sigterm_turns_health_lets_generations_finish_refuses_what_is_new_
             assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE.value[0], "SHUTTING_DOWN")
             assert refused.message == "the server is shutting down: open the session elsewhere"
             assert closed == {"long", "quiet"}
-            assert await stream.call.code() is grpc.StatusCode.OK
         assert service.process.wait(30) == 0
         events = [line["event"] for line in service.log]
         assert events[-2:] == ["server.draining", "server.stopped"]

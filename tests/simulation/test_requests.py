@@ -18,7 +18,6 @@ def step(*handles: int, positions: list[int] | None = None) -> pb.StepBatch:
     return pb.StepBatch(handles=handles, token_ids=[5] * len(handles), positions=positions)
 
 
-@pytest.mark.xfail(strict=True, reason="the lanes of the last step batch are kept when its sessions get others")
 def test_a_step_batch_works_on_a_session_that_was_spilled_and_restored() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
@@ -34,7 +33,6 @@ def test_a_step_batch_works_on_a_session_that_was_spilled_and_restored() -> None
     play(act, num_slots=1)
 
 
-@pytest.mark.xfail(strict=True, reason="the answer to the last step batch is kept when a session goes back")
 def test_a_step_batch_after_a_rewind_is_applied() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
@@ -50,7 +48,6 @@ def test_a_step_batch_after_a_rewind_is_applied() -> None:
     play(act)
 
 
-@pytest.mark.xfail(strict=True, reason="a failed step batch is kept as the answer to its repeats")
 def test_a_strict_step_batch_that_could_not_be_stored_can_be_sent_again() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
@@ -67,22 +64,19 @@ def test_a_strict_step_batch_that_could_not_be_stored_can_be_sent_again() -> Non
     play(act, idle_timeout_s=5.0, lease_s=3.0)
 
 
-FORGOTTEN = pytest.mark.xfail(strict=True, reason="answers that wait for the store are forgotten at a Close")
-
-
 @pytest.mark.parametrize(
     ("between", "has_output"),
     [
         ("nothing", False),
-        pytest.param("nothing", True, marks=FORGOTTEN),
-        pytest.param("feed", False, marks=FORGOTTEN),
-        pytest.param("feed", True, marks=FORGOTTEN),
-        pytest.param("long feed", False, marks=FORGOTTEN),
-        pytest.param("long feed", True, marks=FORGOTTEN),
-        pytest.param("step batch", False, marks=FORGOTTEN),
-        pytest.param("step batch", True, marks=FORGOTTEN),
+        ("nothing", True),
+        ("feed", False),
+        ("feed", True),
+        ("long feed", False),
+        ("long feed", True),
+        ("step batch", False),
+        ("step batch", True),
         ("cancel", False),
-        pytest.param("cancel", True, marks=FORGOTTEN),
+        ("cancel", True),
     ],
 )
 def test_a_close_behind_a_strict_opening_is_answered(between: str, has_output: bool) -> None:
@@ -109,7 +103,6 @@ def test_a_close_behind_a_strict_opening_is_answered(between: str, has_output: b
     play(act, num_slots=8)
 
 
-@pytest.mark.xfail(strict=True, reason="a request that waits for a spilled session is not counted")
 @pytest.mark.parametrize("kind", ["feed", "step_batch"])
 def test_a_request_that_waits_for_a_spilled_session_is_answered_before_the_stream_ends(kind: str) -> None:
     async def act(world: World) -> None:
@@ -126,7 +119,6 @@ def test_a_request_that_waits_for_a_spilled_session_is_answered_before_the_strea
     play(act, num_slots=1)
 
 
-@pytest.mark.xfail(strict=True, reason="requests that wait for a session that is being opened are not counted")
 def test_a_request_that_waits_for_an_opening_is_answered_before_the_stream_ends() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
@@ -143,7 +135,6 @@ def test_a_request_that_waits_for_an_opening_is_answered_before_the_stream_ends(
     play(act)
 
 
-@pytest.mark.xfail(strict=True, reason="repeats that wait for an answer are dropped when another request follows")
 def test_a_feed_sent_again_while_it_is_in_flight_is_answered_whatever_follows() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
@@ -158,7 +149,6 @@ def test_a_feed_sent_again_while_it_is_in_flight_is_answered_whatever_follows() 
     play(act, inline_s=0.0)
 
 
-@pytest.mark.xfail(strict=True, reason="a step batch that waits for a spilled session is overtaken")
 def test_a_feed_does_not_overtake_a_step_batch_that_waits_for_a_spilled_session() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
@@ -177,7 +167,6 @@ def test_a_feed_does_not_overtake_a_step_batch_that_waits_for_a_spilled_session(
     play(act, num_slots=2, idle_timeout_s=5.0)
 
 
-@pytest.mark.xfail(strict=True, reason="each batch of the generation answers its request when the store fails")
 @pytest.mark.parametrize("is_late", [False, True])
 def test_a_strict_generation_whose_store_fails_is_answered_once(is_late: bool) -> None:
     async def act(world: World) -> None:

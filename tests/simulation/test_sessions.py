@@ -27,10 +27,7 @@ from tests.simulation.scenes import (
     reason,
 )
 
-UNCHECKED = pytest.mark.xfail(strict=True, reason="the limit is checked before the store is asked, or never")
 
-
-@pytest.mark.xfail(strict=True, reason="a plain Open does not ask the store")
 def test_a_plain_session_never_takes_the_place_of_a_stored_one() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
@@ -53,7 +50,6 @@ def test_a_plain_session_never_takes_the_place_of_a_stored_one() -> None:
     play(act, num_slots=1, idle_timeout_s=1.0, does_finish=False)
 
 
-@pytest.mark.xfail(strict=True, reason="a spilled record is written under epoch 1, whatever record was there")
 def test_a_plain_session_whose_id_was_used_before_can_be_spilled() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
@@ -72,7 +68,6 @@ def test_a_plain_session_whose_id_was_used_before_can_be_spilled() -> None:
     play(act, num_slots=1, idle_timeout_s=5.0)
 
 
-@pytest.mark.xfail(strict=True, reason="the id is reserved before the opening is checked, and stays so")
 @pytest.mark.parametrize("why", ["outputs", "slots"])
 def test_a_refused_opening_leaves_its_id_free(why: str) -> None:
     async def act(world: World) -> None:
@@ -97,7 +92,6 @@ def test_a_refused_opening_leaves_its_id_free(why: str) -> None:
     play(act, num_slots=1)
 
 
-@pytest.mark.xfail(strict=True, reason="an opening whose answer cannot be stored leaves its session behind")
 def test_an_opening_that_could_not_be_stored_can_be_sent_again() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
@@ -115,7 +109,6 @@ def test_an_opening_that_could_not_be_stored_can_be_sent_again() -> None:
     play(act)
 
 
-@pytest.mark.xfail(strict=True, reason="a table of sessions changes while it is gone through")
 def test_a_stream_that_ends_while_a_strict_opening_waits_frees_all_its_sessions() -> None:
     async def act(world: World) -> None:
         for number in range(10):
@@ -132,7 +125,7 @@ def test_a_stream_that_ends_while_a_strict_opening_waits_frees_all_its_sessions(
     play(act, num_slots=8, max_sessions=50)
 
 
-@pytest.mark.parametrize("whose", ["the server's", pytest.param("the principal's", marks=UNCHECKED)])
+@pytest.mark.parametrize("whose", ["the server's", "the principal's"])
 def test_concurrent_restores_keep_to_the_limit_of_sessions(whose: str) -> None:
     async def act(world: World) -> None:
         caller = Tenant("p", 3) if whose == "the principal's" else None
@@ -148,7 +141,7 @@ def test_concurrent_restores_keep_to_the_limit_of_sessions(whose: str) -> None:
     play(act, max_sessions=20 if whose == "the principal's" else 3, num_slots=20)
 
 
-@pytest.mark.parametrize("whose", ["the server's", pytest.param("the principal's", marks=UNCHECKED)])
+@pytest.mark.parametrize("whose", ["the server's", "the principal's"])
 def test_concurrent_resumptions_keep_to_the_limit_of_sessions(whose: str) -> None:
     async def act(world: World) -> None:
         caller = Tenant("p", 3) if whose == "the principal's" else None
@@ -168,7 +161,6 @@ def test_concurrent_resumptions_keep_to_the_limit_of_sessions(whose: str) -> Non
     play(act, max_sessions=20 if whose == "the principal's" else 3, num_slots=20, idle_timeout_s=5.0)
 
 
-@pytest.mark.xfail(strict=True, reason="a generation that waits for a reader is never idle")
 def test_a_held_session_whose_generation_nobody_reads_expires() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
@@ -184,7 +176,6 @@ def test_a_held_session_whose_generation_nobody_reads_expires() -> None:
     play(act)
 
 
-@pytest.mark.xfail(strict=True, reason="resuming a session on the stream that has it does not count as use")
 def test_resuming_a_session_on_its_own_stream_counts_as_use() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
@@ -197,7 +188,6 @@ def test_resuming_a_session_on_its_own_stream_counts_as_use() -> None:
     play(act, idle_timeout_s=1.0)
 
 
-@pytest.mark.xfail(strict=True, reason="a session that is resumed while it is being opened is not there yet")
 def test_an_opening_and_a_resumption_of_one_id_at_once_do_not_lose_the_session() -> None:
     async def act(world: World) -> None:
         for number in range(10):
@@ -219,7 +209,6 @@ def test_an_opening_and_a_resumption_of_one_id_at_once_do_not_lose_the_session()
     play(act, num_slots=8, max_sessions=50, idle_timeout_s=5.0)
 
 
-@pytest.mark.xfail(strict=True, reason="an opening finds its engine before it waits, and uses it after")
 def test_an_unload_during_an_opening_leaves_no_session_on_a_stopped_engine() -> None:
     async def act(world: World) -> None:
         for number in range(6):
@@ -239,7 +228,6 @@ def test_an_unload_during_an_opening_leaves_no_session_on_a_stopped_engine() -> 
     play(act, inline_s=0.0)
 
 
-@pytest.mark.xfail(strict=True, reason="the engines of a version that leaves again replace those that still leave")
 def test_unload_load_and_unload_leak_no_engine() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
@@ -255,7 +243,6 @@ def test_unload_load_and_unload_leak_no_engine() -> None:
     play(act)
 
 
-@pytest.mark.xfail(strict=True, reason="a session that is closed while it is being spilled counts as brought back")
 def test_no_gauge_goes_negative() -> None:
     async def act(world: World) -> None:
         for number in range(12):
@@ -274,7 +261,6 @@ def test_no_gauge_goes_negative() -> None:
     play(act, num_slots=1)
 
 
-@pytest.mark.xfail(strict=True, reason="an error that nobody waits for any more is reported by the event loop")
 def test_a_client_that_leaves_during_a_resumption_leaves_no_uncaught_error() -> None:
     async def act(world: World) -> None:
         for number in range(5):
@@ -287,7 +273,6 @@ def test_a_client_that_leaves_during_a_resumption_leaves_no_uncaught_error() -> 
     play(act)
 
 
-@pytest.mark.xfail(strict=True, reason="openings wait for the store without a bound")
 def test_openings_that_wait_for_the_store_are_bounded() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
