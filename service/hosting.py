@@ -116,6 +116,11 @@ class Hosting:
             )
         return served
 
+    def num_batches(self) -> int:
+        """How many batches the engines have run."""
+        seen = [served.engine.statistics for served in self._served.values()]
+        return sum(one.num_inline + one.num_threaded for one in seen)
+
     async def load(self, model: str = "", version: int = 0) -> list[Bundle | Problem]:
         """Loads versions of the folder that are not served: of one model, or of all when it is empty; one, or all for
         0. Returns those that it has looked at, in order, and those that were served already.

@@ -22,6 +22,7 @@ from service.api.interceptors import CallInterceptor
 from service.api.models import Models
 from service.api.sessions import Sessions
 from service.background import Background
+from service.collector import Collector
 from service.engine.engine import Engine
 from service.health import ModelHealth
 from service.hosting import Hosting
@@ -47,6 +48,8 @@ SERVICES = (
     sessions_pb2.DESCRIPTOR.services_by_name["Sessions"].full_name,
     models_pb2.DESCRIPTOR.services_by_name["Models"].full_name,
 )
+_COLLECT_S = 0.5
+"""Between two looks whether the garbage is to be collected."""
 _STREAM_END_S = 1.0
 """Seconds that streams get to take in their last responses, once every session is closed."""
 _STORE_END_S = 5.0
@@ -106,6 +109,10 @@ class Server:
                 starting.cancel()
                 with suppress(asyncio.CancelledError):
                     await starting
+            if not self._leave.is_set():
+                collector = Collector(self._hosting.num_batches)
+                collector.take_over()
+                self._background.repeat("collect", _COLLECT_S, collector.look)
             await self.wait()
         finally:
             leaving.cancel()

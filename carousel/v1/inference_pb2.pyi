@@ -404,7 +404,7 @@ class GoAway(_message.Message):
     GRACE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
-        """How long the stream has."""
+        """How long the stream has. Then it ends with UNAVAILABLE: requests that were not answered may not have been read."""
 
     def __init__(
         self,
@@ -1489,7 +1489,10 @@ Global___Cancelled: _TypeAlias = Cancelled  # noqa: Y015
 
 @_typing.final
 class Close(_message.Message):
-    """Closes the session and frees its state. Work in flight is cancelled."""
+    """Closes the session and frees its state. Work in flight is cancelled. Of a session that is stored it is answered when
+    the store knows it. UNAVAILABLE, with the reason STORE_UNAVAILABLE: the store does not answer; the session is closed
+    all the same, and the server tells the store as soon as it can.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -61,7 +61,7 @@ class InferenceServicer:
     def Stream(self, request_iterator, context):
         """Opens sessions and steps them. One stream may carry many sessions; the requests of one session are carried
         out in the order in which they were sent, those of different sessions independently of each other. A refused
-        request is answered by `StreamResponse.error` and changes nothing; the stream goes on. When the stream ends,
+        request is answered by `StreamResponse.error` and changes nothing, but for a `Close`; the stream goes on. When the stream ends,
         however it ends, what becomes of the sessions opened on it is as `Open.on_disconnect` said.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

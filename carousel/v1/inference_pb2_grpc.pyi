@@ -38,7 +38,7 @@ class InferenceStub:
     Stream: _grpc.StreamStreamMultiCallable[_inference_pb2.StreamRequest, _inference_pb2.StreamResponse]
     """Opens sessions and steps them. One stream may carry many sessions; the requests of one session are carried
     out in the order in which they were sent, those of different sessions independently of each other. A refused
-    request is answered by `StreamResponse.error` and changes nothing; the stream goes on. When the stream ends,
+    request is answered by `StreamResponse.error` and changes nothing, but for a `Close`; the stream goes on. When the stream ends,
     however it ends, what becomes of the sessions opened on it is as `Open.on_disconnect` said.
     """
     Generate: _grpc.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]
@@ -56,7 +56,7 @@ class InferenceAsyncStub(InferenceStub):
     Stream: _aio.StreamStreamMultiCallable[_inference_pb2.StreamRequest, _inference_pb2.StreamResponse]  # type: ignore[assignment]
     """Opens sessions and steps them. One stream may carry many sessions; the requests of one session are carried
     out in the order in which they were sent, those of different sessions independently of each other. A refused
-    request is answered by `StreamResponse.error` and changes nothing; the stream goes on. When the stream ends,
+    request is answered by `StreamResponse.error` and changes nothing, but for a `Close`; the stream goes on. When the stream ends,
     however it ends, what becomes of the sessions opened on it is as `Open.on_disconnect` said.
     """
     Generate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.GenerateResponse]  # type: ignore[assignment]
@@ -77,7 +77,7 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.StreamResponse], _abc.AsyncIterator[_inference_pb2.StreamResponse]]:
         """Opens sessions and steps them. One stream may carry many sessions; the requests of one session are carried
         out in the order in which they were sent, those of different sessions independently of each other. A refused
-        request is answered by `StreamResponse.error` and changes nothing; the stream goes on. When the stream ends,
+        request is answered by `StreamResponse.error` and changes nothing, but for a `Close`; the stream goes on. When the stream ends,
         however it ends, what becomes of the sessions opened on it is as `Open.on_disconnect` said.
         """
 

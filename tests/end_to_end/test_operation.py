@@ -176,22 +176,24 @@ async def test_sigterm_turns_health_lets_generations_finish_refuses_what_is_new_
                 pass
             new = await stream.send("new", open=lm())
             refused, closed = None, set()
-            while True:
-                try:
+
+            async def read_to_the_end() -> None:
+                nonlocal last, refused
+                while True:
                     response = await stream.read()
-                except grpc.aio.AioRpcError as error:
-                    assert error.code() is grpc.StatusCode.UNAVAILABLE
-                    assert error.details() == "the server is shutting down: open a new stream"
-                    break
-                if response.request_id == generate:
-                    last = response
-                elif response.request_id == new:
-                    refused = response.error
-                elif response.HasField("go_away"):
-                    assert response.go_away.grace.ToSeconds() == 20
-                else:
-                    assert response.closed.reason == pb.CLOSE_REASON_SHUTDOWN
-                    closed.add(response.session_id)
+                    if response.request_id == generate:
+                        last = response
+                    elif response.request_id == new:
+                        refused = response.error
+                    elif response.HasField("go_away"):
+                        assert response.go_away.grace.ToSeconds() == 20
+                    else:
+                        assert response.closed.reason == pb.CLOSE_REASON_SHUTDOWN
+                        closed.add(response.session_id)
+
+            with pytest.raises(grpc.aio.AioRpcError, match="the server is shutting down: open a new stream") as ended:
+                await read_to_the_end()
+            assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
             assert (last.position, last.generated.finish_reason) == (20_000, pb.FINISH_REASON_MAX_TOKENS)
             assert refused is not None
             assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE.value[0], "SHUTTING_DOWN")
