@@ -1,0 +1,182 @@
+"""What happens between features of a real server: spills, rewinds, closes, ids and limits, each meeting the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import sessions_pb2, sessions_pb2_grpc
+from examples.local_service import LocalService, local_service
+from tests.end_to_end.wire import Wire, lm, wire
+
+KEEP = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_KEEP)
+HOLD = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
+RESUME = pb.Open(resume=pb.Resume())
+
+
+@asynccontextmanager
+async def sessions_of(service: LocalService) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(service.target) as channel:
+        yield sessions_pb2_grpc.SessionsStub(channel)
+
+
+async def none_left(sessions: Any) -> bool:
+    """Whether no session is left, within some seconds."""
+    for _ in range(100):
+        if not (await sessions.List(sessions_pb2.SessionsListRequest())).total_count:
+            return True
+        await asyncio.sleep(0.05)
+    return False
+
+
+async def test_a_step_batch_steps_a_session_that_was_spilled_and_restored(tiny_repository: Path) -> None:
+    with local_service(tiny_repository, {"max-slots": 1}) as service:
+        async with wire(service.target) as stream:
+            handle = (await stream.ask("a", open=lm())).opened.handle
+            await stream.ask("b", open=lm())
+            for position in range(1, 4):
+                stepped = (await stream.ask(step_batch=pb.StepBatch(handles=[handle], token_ids=[5]))).batch_stepped
+                assert (list(stepped.positions), len(stepped.errors)) == ([position], 0)
+                assert (await stream.ask("b", feed=pb.Feed(token_ids=[6]))).position == position
+
+
+async def test_a_step_batch_that_waits_for_a_spilled_session_is_not_overtaken(tiny_repository: Path) -> None:
+    with local_service(tiny_repository, {"max-slots": 2}) as service:
+        async with wire(service.target) as stream:
+            handles = []
+            for name in "abc":
+                handles.append((await stream.ask(name, open=lm())).opened.handle)
+                await stream.ask(name, feed=pb.Feed(token_ids=[5], position=0))
+            batch = await stream.send(step_batch=pb.StepBatch(handles=[handles[0], handles[2]], token_ids=[6, 6]))
+            feed = await stream.send("c", feed=pb.Feed(token_ids=[7]))
+            first, second = await stream.read(), await stream.read()
+            assert (first.request_id, list(first.batch_stepped.positions)) == (batch, [2, 2])
+            assert (second.request_id, second.position) == (feed, 3)
+
+
+async def test_the_same_step_batch_after_a_rewind_is_applied(tiny_service: LocalService) -> None:
+    async with wire(tiny_service.target) as stream, sessions_of(tiny_service) as sessions:
+        handle = (await stream.ask("rewound", open=lm(on_disconnect=HOLD))).opened.handle
+        await stream.ask("rewound", feed=pb.Feed(token_ids=[5, 6], position=0, mark=True))
+        batch = pb.StepBatch(handles=[handle], token_ids=[7], positions=[2])
+        answers = [(await stream.ask(step_batch=batch)).batch_stepped for _ in range(2)]
+        assert [answer.replayed for answer in answers] == [False, True]
+        await sessions.Rewind(sessions_pb2.SessionsRewindRequest(session_id="rewound", position=2))
+        again = (await stream.ask(step_batch=batch)).batch_stepped
+        assert (again.replayed, list(again.positions)) == (False, [3])
+        found = await sessions.Get(sessions_pb2.SessionsGetRequest(session_id="rewound"))
+        assert found.session.position == 3
+        await stream.ask("rewound", close=pb.Close())
+
+
+async def test_an_id_of_a_stored_session_is_nobody_elses(tiny_repository: Path) -> None:
+    with local_service(tiny_repository, {"max-slots": 1, "idle-timeout-s": 1}) as service:
+        async with wire(service.target) as stream:
+            await stream.ask("kept", open=lm(on_disconnect=KEEP))
+            await stream.ask("kept", feed=pb.Feed(token_ids=[5, 6, 7], position=0))
+        async with wire(service.target) as stream, sessions_of(service) as sessions:
+            assert await none_left(sessions)
+            refused = (await stream.ask("kept", open=lm())).error
+            assert (refused.reason, refused.field) == ("SESSION_ID_IN_USE", "session_id")
+            assert (await stream.ask("kept", open=RESUME)).position == 3
+
+
+async def test_a_refused_opening_leaves_its_id_free(tiny_service: LocalService) -> None:
+    async with wire(tiny_service.target) as stream:
+        wrong = lm("tiny-lm", on_disconnect=KEEP, outputs=pb.OutputSpec(kind=pb.OUTPUT_KIND_NEXT_TOKEN))
+        refused = (await stream.ask("once-refused", open=wrong)).error
+        assert refused.field == "open.outputs"
+        assert (await stream.ask("once-refused", open=lm(on_disconnect=KEEP))).HasField("opened")
+        assert (await stream.ask("once-refused", close=pb.Close())).HasField("closed")
+
+
+async def test_an_id_can_be_opened_again_after_each_answered_close(tiny_service: LocalService) -> None:
+    strict = lm(durability=pb.DURABILITY_STRICT)
+    async with wire(tiny_service.target) as stream:
+        for _ in range(50):
+            assert (await stream.ask("again", open=strict)).HasField("opened")
+            assert (await stream.ask("again", feed=pb.Feed(token_ids=[5], position=0))).position == 1
+            assert (await stream.ask("again", close=pb.Close())).HasField("closed")
+
+
+FEED = {"feed": pb.Feed(token_ids=[5])}
+BATCH = {"step_batch": pb.StepBatch(handles=[1], token_ids=[5])}
+
+
+@pytest.mark.parametrize(
+    "between",
+    [[], [FEED], [BATCH], [{"cancel": pb.Cancel()}], [FEED, BATCH, FEED]],
+    ids=["nothing", "feed", "batch", "cancel", "all"],
+)
+async def test_a_half_closed_stream_answers_everything_behind_a_strict_opening(
+    tiny_service: LocalService, between: list[dict[str, Any]]
+) -> None:
+    async def one() -> list[int]:
+        async with wire(tiny_service.target) as stream:
+            sent = [await stream.send(open=lm(durability=pb.DURABILITY_STRICT))]
+            sent += [await stream.send(**request) for request in between]
+            sent.append(await stream.send(close=pb.Close()))
+            await stream.call.done_writing()
+            answered = [await _answer(stream) for _ in sent]
+            assert await stream.call.read() is grpc.aio.EOF
+            assert sorted(answered) == sent
+            return answered
+
+    await asyncio.wait_for(asyncio.gather(*(one() for _ in range(10))), 30)
+
+
+async def _answer(stream: Wire) -> int:
+    return (await stream.read()).request_id
+
+
+async def test_a_step_batch_of_too_many_unknown_sessions_is_refused_and_the_stream_continues(
+    tiny_service: LocalService,
+) -> None:
+    async with wire(tiny_service.target) as stream:
+        await stream.ask("here", open=lm())
+        handles = list(range(1000, 131_000))
+        refused = (await stream.ask(step_batch=pb.StepBatch(handles=handles, token_ids=[1] * len(handles)))).error
+        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], "ANSWER_TOO_LARGE")
+        handles[-1] = handles[-2]
+        doubled = (await stream.ask(step_batch=pb.StepBatch(handles=handles, token_ids=[1] * len(handles)))).error
+        assert doubled.message == "step_batch.handles[129999] = 130998 is there twice"
+        too_many = (await stream.ask(step_batch=pb.StepBatch(handles=range(1, 200_000)))).error
+        assert too_many.reason == "SEQUENCE_TOO_LONG"
+        assert (await stream.ask("here", feed=pb.Feed(token_ids=[5]))).position == 1
+
+
+async def test_a_generation_whose_session_another_stream_resumes_is_answered(tiny_repository: Path) -> None:
+    with local_service(tiny_repository) as service:
+        async with wire(service.target) as first, wire(service.target) as second:
+            await first.ask("taken", open=lm("tiny-endless", on_disconnect=HOLD))
+            generate = await first.send("taken", generate=pb.Generate(decoding=pb.Decoding(max_tokens=60_000)))
+            await first.read()
+            resumed = await second.ask("taken", open=RESUME)
+            assert resumed.opened.restored_from == pb.RESTORED_FROM_MEMORY
+            await first.call.done_writing()
+            reasons = []
+            while (response := await first.call.read()) is not grpc.aio.EOF:
+                if response.request_id == generate and response.HasField("error"):
+                    reasons.append(response.error.reason)
+            assert reasons == ["SESSION_MOVED"]
+
+
+async def test_nothing_is_left_when_all_streams_have_ended(tiny_repository: Path) -> None:
+    with local_service(tiny_repository, {"idle-timeout-s": 1, "max-slots": 3}) as service:
+        for turn in range(20):
+            async with wire(service.target) as stream:
+                await stream.send(f"plain{turn}", open=lm())
+                await stream.send(open=lm(durability=pb.DURABILITY_STRICT))
+                await stream.send(f"busy{turn}", open=lm("tiny-endless"))
+                await stream.send(f"busy{turn}", generate=pb.Generate(decoding=pb.Decoding(max_tokens=60_000)))
+                await asyncio.sleep(0.002 * (turn % 4))
+        async with sessions_of(service) as sessions:
+            assert await none_left(sessions)
+        assert not [line for line in service.log if line["level"] == "error"]
