@@ -112,6 +112,26 @@ def test_a_record_vanishes_when_its_time_is_over(store: StateStore) -> None:
     assert store.reserve("a", LATER) == 1
 
 
+def test_a_record_is_there_until_its_session_is_gone_and_looking_changes_nothing(store: StateStore) -> None:
+    assert not store.has("a")
+    store.write([write("a", 1, b"first")])
+    assert store.has("a")
+    store.write([write("a", 1, None, Standing.FREE)])
+    assert store.has("a")
+    store.write([write("a", 1, b"how", Standing.GONE)])
+    assert not store.has("a")
+    assert store.claim("a") == Gone(b"how")
+
+
+def test_a_record_that_expires_in_the_past_is_not_there(store: StateStore) -> None:
+    """So a reservation is given back."""
+    assert store.reserve("a", LATER) == 1
+    store.write([Write("a", 1, b"{}", 0.0, Standing.GONE)])
+    assert not store.has("a")
+    assert store.claim("a") is None
+    assert store.reserve("a", LATER) == 1
+
+
 def test_a_record_that_is_set_aside_is_not_there(store: StateStore) -> None:
     store.write([write("a", 1, b"torn"), write("b", 1, b"whole")])
     store.set_aside("a")
@@ -279,6 +299,11 @@ class StoreMachine(RuleBasedStateMachine):
     def reserve(self, server: int, name: str) -> None:
         server %= self.num_servers
         assert self.stores[server].reserve(name, LATER) == self.plain[server].reserve(name, LATER)
+
+    @rule(server=st.integers(0, 1), name=st.sampled_from("abc"))
+    def has(self, server: int, name: str) -> None:
+        server %= self.num_servers
+        assert self.stores[server].has(name) == self.plain[server].has(name)
 
     @rule(
         server=st.integers(0, 1),

@@ -1,0 +1,167 @@
+"""The store's thread: order, bounds, and failures that end nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from service.errors import StoreUnavailableError
+from service.sessions.image import Image
+from service.sessions.snapshot import Codec
+from service.sessions.storage import Put, Storage, WriteResult
+from service.sessions.stores.base import Claimed, Standing, StoreError, Write
+from service.sessions.stores.memory import MemoryStore
+from tests.sessions.test_registry import Events
+from tests.sessions.test_snapshot_format import images
+
+LATER = time.time() + 1000.0
+
+
+class SlowStore(MemoryStore):
+    """A store that a test holds up or lets fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.is_down = False
+        self.batches: list[list[str]] = []
+
+    def write(self, writes: Sequence[Write]) -> set[str]:
+        self._pass()
+        self.batches.append([write.session_id for write in writes])
+        return super().write(writes)
+
+    def claim(self, session_id: str) -> Any:
+        self._pass()
+        return super().claim(session_id)
+
+    def heartbeat(self) -> list[str]:
+        self._pass()
+        return super().heartbeat()
+
+    def _pass(self) -> None:
+        self.gate.wait(10)
+        if self.is_down:
+            raise StoreError("down")
+
+
+@asynccontextmanager
+async def storage_of(store: SlowStore, codec: Codec | None = None) -> AsyncIterator[Storage]:
+    storage = Storage(store, codec or Codec(b"a key of sixteen"), Events(), heartbeat_s=1000.0)
+    storage.start(lambda session_id: None)
+    try:
+        yield storage
+    finally:
+        store.gate.set()
+        store.is_down = False
+        await storage.stop(1.0)
+
+
+def gone(record_id: str) -> Put:
+    return Put(record_id, 1, None, LATER, Standing.GONE, b"how")
+
+
+async def put(storage: Storage, one: Put) -> WriteResult:
+    done: asyncio.Future[WriteResult] = asyncio.get_running_loop().create_future()
+    storage.put(one, done.set_result)
+    return await done
+
+
+async def test_a_claim_waits_for_the_writes_of_its_own_record_alone() -> None:
+    store = SlowStore()
+    async with storage_of(store) as storage:
+        store.gate.clear()
+        results: list[WriteResult] = []
+        storage.put(Put("a", 1, images()["fed"], LATER), results.append)
+        await asyncio.sleep(0)
+        storage.put(Put("b", 1, images()["fed"], LATER), results.append)
+        claim = asyncio.ensure_future(storage.claim("a"))
+        await asyncio.sleep(0.05)
+        assert not claim.done()
+        store.gate.set()
+        claimed = await claim
+        assert isinstance(claimed, Claimed)
+        assert claimed.payload is not None
+        await storage.drained()
+        assert results == [WriteResult.STORED, WriteResult.STORED]
+
+
+async def test_a_callback_that_raises_costs_no_other_its_result() -> None:
+    problems: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    async with storage_of(SlowStore()) as storage:
+
+        def wrong(result: WriteResult) -> None:
+            raise ValueError("a bug")
+
+        storage.put(gone("a"), wrong)
+        assert await put(storage, gone("b")) is WriteResult.STORED
+        assert await put(storage, gone("c")) is WriteResult.STORED
+    assert [str(problem["exception"]) for problem in problems] == ["a bug"]
+
+
+async def test_an_image_that_cannot_be_encoded_fails_alone() -> None:
+    class WrongCodec(Codec):
+        def encode(self, image: Image) -> bytes:
+            raise ValueError("not this one")
+
+    async with storage_of(SlowStore(), WrongCodec(b"a key of sixteen")) as storage:
+        wrong: asyncio.Future[WriteResult] = asyncio.get_running_loop().create_future()
+        storage.put(Put("a", 1, images()["fed"], LATER), wrong.set_result)
+        right = await put(storage, gone("b"))
+        assert (await wrong, right) == (WriteResult.FAILED, WriteResult.STORED)
+
+
+async def test_while_the_store_fails_reads_are_refused_at_once() -> None:
+    store = SlowStore()
+    async with storage_of(store) as storage:
+        store.is_down = True
+        with pytest.raises(StoreUnavailableError):
+            await storage.claim("a")
+        assert storage.is_failing
+        store.gate.clear()  # a call that reached the store would hang
+        began_s = time.monotonic()
+        for _ in range(100):
+            with pytest.raises(StoreUnavailableError, match="does not answer"):
+                await storage.claim("a")
+        assert time.monotonic() - began_s < 5.0
+        store.gate.set()
+        store.is_down = False
+        await asyncio.sleep(0.6)
+        assert await storage.claim("a") is None
+        assert not storage.is_failing
+
+
+async def test_no_more_than_a_number_of_reads_wait_for_the_store() -> None:
+    store = SlowStore()
+    async with storage_of(store) as storage:
+        store.gate.clear()
+        waiting = [asyncio.ensure_future(storage.claim(f"s{number}")) for number in range(512)]
+        await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailableError, match="512 requests wait for the session store"):
+            await storage.claim("one more")
+        store.gate.set()
+        assert await asyncio.gather(*waiting) == [None] * 512
+
+
+async def test_a_batch_of_writes_is_bounded_by_its_bytes() -> None:
+    class Huge(Image):
+        @property
+        def num_bytes(self) -> int:
+            return 20 * 1024 * 1024
+
+    fed = images()["fed"]
+    huge = Huge(**{name: getattr(fed, name) for name in Image.__dataclass_fields__})
+    store = SlowStore()
+    async with storage_of(store) as storage:
+        for number in range(5):
+            storage.put(Put(f"s{number}", 1, huge, LATER), lambda result: None)
+        await storage.drained()
+        assert [len(batch) for batch in store.batches] == [2, 2, 1]
