@@ -1,4 +1,4 @@
-"""What a generation has brought so far, kept so that it can be told again and gone on with.
+"""The tokens of a generation, kept so that a retry can receive them again and continue from them.
 
 Pure. Event loop only.
 """
@@ -17,10 +17,11 @@ from service.errors import OutputsLostError
 class Generation:
     """One generation, or one beam search, of a session.
 
-    start: where it began, None until it is known. tokens, log_probabilities: those that are kept, of which the first
-    comes after `num_dropped` others. found: what a search has brought. job: what the engine has of it, None once it has
-    ended, or while nobody goes on with it; seen: what the repetition penalty has noted then. request: whom it is told
-    to, None: nobody. num_read: how many tokens have left the server; num_granted: how many it need not wait for.
+    start: where it began, None until it is known. tokens, log_probabilities: those that are kept; `num_dropped` others
+    came before. found: the result of a search. job: the engine's job, None when it has ended, and while a restored
+    generation waits for its retry; seen: the tokens that the repetition penalty counts then. request: the request that
+    its tokens are delivered to, None when it has no listener. num_read: tokens that were written to the client;
+    num_granted: tokens that it need not wait for.
     """
 
     __slots__ = (
@@ -54,12 +55,12 @@ class Generation:
 
     @property
     def num_tokens(self) -> int:
-        """How many it has brought."""
+        """How many tokens it has made."""
         return self.num_dropped + len(self.tokens)
 
     @property
     def position(self) -> int:
-        """After what it has brought."""
+        """After its tokens."""
         return (self.start or 0) + self.num_tokens
 
     @property
@@ -69,15 +70,15 @@ class Generation:
 
     @property
     def is_suspended(self) -> bool:
-        """Whether it came with a restored session, and nobody has gone on with it yet."""
+        """Whether it came with a restored session, and no retry has continued it yet."""
         return self.job is None and not self.is_ended and self.num_tokens > 0
 
     def is_repeated_by(self, start: int | None, decoding: Decoding, position: int) -> bool:
-        """Whether a request is this one, sent again to a session that is at `position`."""
+        """Whether a request is a retry of this one, on a session that is at `position`."""
         return start is not None and start == self.start and decoding == self.decoding and position == self.position
 
     def add(self, result: Generated, num_kept: int) -> None:
-        """Takes in what came. num_kept: of its tokens, at least so many, and at most twice as many."""
+        """Adds tokens. num_kept: at least so many are kept, and at most twice as many."""
         if self.start is None:
             self.start = result.position - len(result.token_ids)
         self.tokens += result.token_ids
@@ -92,7 +93,7 @@ class Generation:
             self.num_dropped += num_dropped
 
     def after(self, position: int | None) -> Generated:
-        """What it has brought after a position; None: all. Raises OutputsLostError when that is not kept."""
+        """Its tokens after a position; None: all. Raises OutputsLostError when they are not kept."""
         assert self.start is not None  # noqa: S101  # one that is repeated has begun
         first = self.start + self.num_dropped
         position = self.start if position is None else position

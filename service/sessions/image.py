@@ -1,4 +1,4 @@
-"""A session as values: all that is needed to go on with it elsewhere. Knows no format and no engine."""
+"""A session as values: everything that another server needs to resume it. Knows no format and no engine."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ class SessionLimits:
     max_feed_tokens: in one feed; max_generate_tokens: in one generation; max_in_flight: requests of one session not
     yet answered; max_forks: beams of one search, targets of one score; generation_window: tokens generated ahead of
     what has been written to the client; max_answer_bytes: of one answer; num_tombstones: closed sessions remembered;
-    replay_tokens: of one generation, kept so that they can be told again; max_marks: of one session;
+    replay_tokens: of one generation, kept for retries; max_marks: of one session;
     max_deferred_bytes: of all requests that wait for sessions to be opened or restored; max_replay_bytes: of all
     answers to feeds that are kept for retries."""
 

@@ -172,7 +172,7 @@ class Resume:
             if claimed is None:
                 raise self._registry.tombstones.not_found(session_id)
             if isinstance(claimed, Gone):
-                raise Tombstones.told(session_id, Tombstone.decode(claimed.payload))
+                raise Tombstones.error_of(session_id, Tombstone.decode(claimed.payload))
             assert isinstance(claimed, Held)  # noqa: S101  # there is no fourth
             if asyncio.get_running_loop().time() >= deadline:
                 raise StoreUnavailableError(
@@ -232,4 +232,4 @@ class Resume:
         tombstone = Tombstone(CloseReason.LOST, 0, time.time())
         self._registry.tombstones.add(session_id, tombstone)
         self._registry.last_records.bury_lost(session_id, claimed.epoch, tombstone.encode())
-        return Tombstones.told(session_id, tombstone)
+        return Tombstones.error_of(session_id, tombstone)

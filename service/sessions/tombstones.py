@@ -1,4 +1,4 @@
-"""Why sessions that are gone went: a bounded memory, so that who comes back is told."""
+"""The reasons why sessions ended: a bounded memory, for clients that ask for them later."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import msgspec
 from service.errors import SessionNotFoundError
 from service.sessions.session import CloseReason, name_of
 
-_TOLD = {
+_REASONS = {
     CloseReason.CLIENT: "was closed by a client",
     CloseReason.DISCONNECT: "was closed because the stream that had opened it ended",
     CloseReason.IDLE: "was closed because it was idle for too long",
     CloseReason.SHUTDOWN: "was closed because the server shut down",
     CloseReason.FAILED: "was closed because opening it failed",
-    CloseReason.EXPIRED: "expired: nobody went on with it for as long as it was held after its stream had ended",
-    CloseReason.MOVED: "has moved: another server goes on with it",
+    CloseReason.EXPIRED: "expired: no stream resumed it for as long as it was held after its stream had ended",
+    CloseReason.MOVED: "has moved: another server has it",
     CloseReason.TAKEN: "was taken over by another stream",
     CloseReason.LOST: "was lost: its server ended before it was stored",
 }
@@ -67,14 +67,14 @@ class Tombstones:
                 field="session_id",
                 session_id=name_of(session_id),
             )
-        return self.told(session_id, tombstone)
+        return self.error_of(session_id, tombstone)
 
     @staticmethod
-    def told(session_id: str, tombstone: Tombstone) -> SessionNotFoundError:
-        """The error for a session of which this is known."""
+    def error_of(session_id: str, tombstone: Tombstone) -> SessionNotFoundError:
+        """The error for a session with this tombstone."""
         when = datetime.fromtimestamp(tombstone.closed_at, UTC).isoformat(timespec="seconds")
         return SessionNotFoundError(
-            f"session_id = {name_of(session_id)!r} is gone: it {_TOLD[tombstone.reason]}"
+            f"session_id = {name_of(session_id)!r} is gone: it {_REASONS[tombstone.reason]}"
             f" at position {tombstone.position}, {when}",
             field="session_id",
             session_id=name_of(session_id),

@@ -16,8 +16,8 @@ TOLD = {
     CloseReason.IDLE: "was closed because it was idle for too long",
     CloseReason.SHUTDOWN: "was closed because the server shut down",
     CloseReason.FAILED: "was closed because opening it failed",
-    CloseReason.EXPIRED: "expired: nobody went on with it for as long as it was held after its stream had ended",
-    CloseReason.MOVED: "has moved: another server goes on with it",
+    CloseReason.EXPIRED: "expired: no stream resumed it for as long as it was held after its stream had ended",
+    CloseReason.MOVED: "has moved: another server has it",
     CloseReason.TAKEN: "was taken over by another stream",
     CloseReason.LOST: "was lost: its server ended before it was stored",
 }
