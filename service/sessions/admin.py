@@ -25,8 +25,7 @@ from service.errors import (
 )
 from service.observer import SessionObserver
 from service.repository.manifest import TensorSpec
-from service.sessions.image import Image
-from service.sessions.imaging import image_of
+from service.sessions.image import Image, image_of
 from service.sessions.lifecycle import Event
 from service.sessions.policy import Durability
 from service.sessions.registry import Registry

@@ -24,8 +24,7 @@ from service.engine.lane_state import LaneState
 from service.engine.results import Failed, Result
 from service.errors import CarouselError, StoreUnavailableError
 from service.sessions.generation import Generation
-from service.sessions.image import Image
-from service.sessions.imaging import image_of
+from service.sessions.image import Image, image_of
 from service.sessions.last_records import LastRecords
 from service.sessions.persistence import Moment, WhenDone
 from service.sessions.policy import Durability

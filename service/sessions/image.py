@@ -1,16 +1,24 @@
-"""A session as values: everything that another server needs to resume it. Knows no format and no engine."""
+"""A session as values: everything that another server needs to resume it; made of a session, checked, and taken apart.
+
+Pure. Knows no format.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from service.engine.decoding import Decoding, FinishReason
-from service.engine.items import Item
+from service.engine.decoding import Decoding, FinishReason, FloatRow, IntArray
+from service.engine.items import ITEM_SIZE, Item
 from service.engine.jobs import OutputSpec
 from service.engine.lane_state import LaneState
-from service.engine.results import Searched, StepOutput
+from service.engine.results import Fed, Searched, StepOutput
+from service.errors import SnapshotModelError
+from service.repository.manifest import Manifest, TensorSpec
+from service.sessions.generation import Generation
 from service.sessions.policy import PLAIN, SessionPolicy
+from service.sessions.session import LastFeed, Served, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +72,195 @@ class Image:
         elif self.last is not None:
             num_bytes += 8 * len(self.last.tokens)
         return num_bytes
+
+
+def image_of(session: Session, lane: LaneState) -> Image:
+    """A session as its lane was. Call only after all earlier results of the lane were delivered."""
+    served, persistence, last = session.served, session.persistence, session.last
+    is_suspended = isinstance(last, Generation) and last.is_suspended and last.position == lane.position
+    if isinstance(last, Generation) and is_suspended and not lane.num_produced:  # nobody has gone on with it yet
+        lane = lane._replace(num_produced=last.num_tokens, seen=last.seen)
+    return Image(
+        session.id,
+        served.bundle.model,
+        served.bundle.version,
+        served.variant,
+        served.bundle.manifest_digest,
+        session.opened_at,
+        [state.name for state in served.bundle.manifest.states],
+        lane,
+        persistence.policy,
+        _last_of(session, lane),
+        {p: mark for p, mark in persistence.marks.items() if p <= lane.position},
+    )
+
+
+def last_in(image: Image) -> LastFeed | Generation | None:
+    """What may be sent again to a session made of an image."""
+    last = image.last
+    if isinstance(last, FedBefore):
+        feed = LastFeed(None, last.start, last.tokens, last.outputs)
+        feed.result = Fed(image.lane.position, last.answer)
+        return feed
+    if isinstance(last, GeneratedBefore):
+        generation = Generation(last.start, last.decoding, None)
+        generation.tokens = list(last.tokens)
+        generation.log_probabilities = None if last.log_probabilities is None else list(last.log_probabilities)
+        generation.num_dropped = last.num_dropped
+        generation.finish_reason, generation.found = last.finish_reason, last.found
+        generation.num_read = generation.num_granted = generation.num_tokens
+        generation.seen = image.lane.seen
+        return generation
+    return None
+
+
+def check_fits(image: Image, served: Served) -> None:
+    """Raises SnapshotModelError when a model has not the state that an image has."""
+    manifest = served.bundle.manifest
+    told = f"{served.bundle.model} version {served.bundle.version}"
+    names = [state.name for state in manifest.states]
+    if image.state_names != names:
+        raise SnapshotModelError(f"snapshot has the state {image.state_names}, {told} has {names}", field="version")
+    for lane in (image.lane, *image.marks.values()):
+        specs = [*((s.name, s.input) for s in manifest.states), *((c.name, c.input) for c in manifest.contexts)]
+        _check_source(lane, manifest, told)
+        arrays = [*lane.states, *lane.contexts]
+        if len(arrays) != len(specs):
+            raise SnapshotModelError(f"snapshot has {len(arrays)} tensors, {told} has {len(specs)}", field="version")
+        for (name, spec), array in zip(specs, arrays, strict=True):
+            expected = _inner_shape(spec)
+            given = [*array.shape] if None not in expected else [None, *array.shape[1:]]
+            if given != expected or array.dtype.name != spec.dtype:
+                raise SnapshotModelError(
+                    f"snapshot has {name} as {array.dtype.name}{[*array.shape]}, {told} has {spec.dtype}{expected}",
+                    field="version",
+                )
+    _check_vocabulary(image, manifest, told)
+
+
+def _check_source(lane: LaneState, manifest: Manifest, told: str) -> None:
+    longest = 0 if manifest.encoder is None else manifest.encoder.max_source_length
+    lengths = {len(array) if array.ndim else 0 for array in lane.contexts}
+    if len(lengths) > 1 or max(lengths, default=0) > longest:
+        raise SnapshotModelError(
+            f"snapshot has a source of {sorted(lengths)} tokens, {told} reads up to {longest}", field="version"
+        )
+
+
+def _check_vocabulary(image: Image, manifest: Manifest, told: str) -> None:
+    """Whatever in an image becomes an index of the engine's arrays, or must have their size, is looked at here: the
+    engine itself checks nothing while it commits a step."""
+    read, given = _Items.read_by(manifest), _Items.given_by(manifest)
+    lanes = [image.lane, *image.marks.values()]
+    fits = (
+        all(read.fit(lane.pending) and given.fit_logits(lane.next_logits) for lane in lanes)
+        and all(given.fit_array(lane.seen) for lane in lanes)
+        and _last_fits(image, read, given)
+    )
+    if not fits:
+        size = manifest.output_size
+        what = f"of {size} values" if manifest.target_vocabulary is None else f"vocabulary of {size} tokens"
+        raise SnapshotModelError(f"snapshot is of another {what} than {told}'s", field="version")
+
+
+def _last_fits(image: Image, read: _Items, given: _Items) -> bool:
+    last = image.last
+    if isinstance(last, FedBefore):
+        return (
+            read.fit(last.tokens)
+            and last.outputs.top_k <= given.size
+            and all(given.fit(output.token_ids) and given.fit_logits(output.logits) for output in last.answer)
+            and all(_are_pairs(output.token_ids, output.log_probabilities) for output in last.answer)
+        )
+    if isinstance(last, GeneratedBefore):
+        decoding = last.decoding
+        top_k = None if decoding.sampling is None else decoding.sampling.top_k
+        hypotheses = () if last.found is None else last.found.hypotheses
+        return (
+            given.fit(last.tokens)
+            and _are_pairs(last.tokens, last.log_probabilities)
+            and given.fit(list(decoding.stop_ids))
+            and (top_k is None or 1 <= top_k <= given.size)
+            and all(given.fit(one.tokens) for one in hypotheses)
+            and all(one.end_id is None or given.fit([one.end_id]) for one in hypotheses)
+        )
+    return True
+
+
+def _are_pairs(tokens: Sequence[Item], log_probabilities: Sequence[float] | None) -> bool:
+    return not log_probabilities or len(log_probabilities) == len(tokens)
+
+
+class _Items(NamedTuple):
+    """Tokens below `size`; or, when there is no vocabulary, vectors of `size` numbers."""
+
+    size: int
+    is_vocabulary: bool
+
+    @classmethod
+    def read_by(cls, manifest: Manifest) -> _Items:
+        """The items that steps of a model consume."""
+        vocabulary = manifest.step_vocabulary
+        return cls(manifest.step.feature_size, False) if vocabulary is None else cls(vocabulary.size, True)
+
+    @classmethod
+    def given_by(cls, manifest: Manifest) -> _Items:
+        """The items that a model generates."""
+        return cls(manifest.output_size, manifest.target_vocabulary is not None)
+
+    def fit(self, items: Sequence[Item]) -> bool:
+        """Whether all of them are such items."""
+        if self.is_vocabulary:
+            return all(isinstance(item, int) and 0 <= item < self.size for item in items)
+        return all(isinstance(item, bytes) and len(item) == ITEM_SIZE * self.size for item in items)
+
+    def fit_array(self, ids: IntArray | None) -> bool:
+        """Whether an array has token ids alone; one without any fits each model."""
+        if ids is None or not ids.size:
+            return True
+        return self.is_vocabulary and int(ids.min()) >= 0 and int(ids.max()) < self.size
+
+    def fit_logits(self, logits: FloatRow | None) -> bool:
+        """Whether a row has a number for each of them."""
+        return logits is None or logits.shape == (self.size,)
+
+
+def _inner_shape(spec: TensorSpec) -> list[int | None]:
+    """Without the batch axis; None where an axis is as long as the source."""
+    return [axis if isinstance(axis, int) else None for axis in spec.shape if axis != "batch"]
+
+
+def _last_of(session: Session, lane: LaneState) -> FedBefore | GeneratedBefore | None:
+    last = session.last
+    if isinstance(last, LastFeed):
+        if (
+            not last.is_dropped
+            and isinstance(last.result, Fed)
+            and last.result.position == lane.position
+            and last.start is not None
+        ):
+            return FedBefore(last.start, last.tokens, last.outputs, last.result.outputs)
+        return None
+    if last is None or last.start is None:
+        return None
+    if not lane.num_produced:
+        if not (last.is_ended and last.position == lane.position):
+            return None
+        return GeneratedBefore(
+            last.start,
+            last.decoding,
+            last.num_dropped,
+            list(last.tokens),
+            None if last.log_probabilities is None else list(last.log_probabilities),
+            last.finish_reason,
+            last.found,
+        )
+    count = max(0, lane.num_produced - last.num_dropped)  # more may have been told since
+    return GeneratedBefore(
+        last.start,
+        last.decoding,
+        last.num_dropped,
+        last.tokens[:count],
+        None if last.log_probabilities is None else last.log_probabilities[:count],
+        None,
+    )

@@ -28,12 +28,10 @@ from service.errors import (
     StoreUnavailableError,
 )
 from service.sessions.checks import check_open, check_session_id
-from service.sessions.image import Image
-from service.sessions.imaging import check_fits, last_in
+from service.sessions.image import Image, check_fits, last_in
 from service.sessions.lifecycle import Event
-from service.sessions.limits import SessionLimits
 from service.sessions.persistence import Persistence
-from service.sessions.policy import PLAIN, SessionPolicy
+from service.sessions.policy import PLAIN, SessionLimits, SessionPolicy
 from service.sessions.registry import Registry, nobody
 from service.sessions.session import CloseReason, OnEnded, Request, Served, Session, name_of
 from service.sessions.spill import NO_LANE, Spill

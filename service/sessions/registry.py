@@ -18,7 +18,7 @@ from service.observer import SessionObserver
 from service.sessions.checkpoints import Checkpoints
 from service.sessions.deferral import Deferral
 from service.sessions.directory import Directory
-from service.sessions.ending import Ending, error_of
+from service.sessions.ending import Ending, Tombstone, Tombstones, error_of
 from service.sessions.generation import Generation
 from service.sessions.last_records import LastRecords
 from service.sessions.lifecycle import LIVE, Action, Event, State
@@ -26,7 +26,6 @@ from service.sessions.persistence import NOT_STORED, WhenDone
 from service.sessions.policy import Durability, OnDisconnect
 from service.sessions.session import CloseReason, OnEnded, Served, Session, owner_of
 from service.sessions.storage import Storage
-from service.sessions.tombstones import Tombstone, Tombstones
 
 
 class Registry:

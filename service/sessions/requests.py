@@ -32,8 +32,8 @@ from service.sessions.checks import (
     trace_size,
 )
 from service.sessions.lifecycle import LIVE, Event, State
-from service.sessions.limits import SessionLimits
 from service.sessions.persistence import NOT_STORED
+from service.sessions.policy import SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.replays import Replays
 from service.sessions.session import LastFeed, Request, Served, Session

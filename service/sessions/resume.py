@@ -21,6 +21,7 @@ from service.errors import (
 )
 from service.observer import SessionObserver
 from service.sessions.checks import check_session_id
+from service.sessions.ending import Tombstone, Tombstones
 from service.sessions.image import Image
 from service.sessions.lifecycle import State
 from service.sessions.opening import Opening
@@ -30,7 +31,6 @@ from service.sessions.spill import Spill
 from service.sessions.storage import Storage
 from service.sessions.stores.base import Claimed, Gone, Held
 from service.sessions.tasks import Tasks
-from service.sessions.tombstones import Tombstone, Tombstones
 
 Find = Callable[[str, int, str], Served]
 """Finds what serves a model, by name, version and variant. Raises ModelNotFoundError and ModelUnavailableError."""

@@ -16,8 +16,7 @@ from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.lane_state import LaneState
 from service.engine.results import Searched, StepOutput
 from service.errors import SnapshotModelError
-from service.sessions.image import FedBefore, GeneratedBefore, Image
-from service.sessions.imaging import check_fits
+from service.sessions.image import FedBefore, GeneratedBefore, Image, check_fits
 from service.sessions.session import Served
 from tests import domain
 
