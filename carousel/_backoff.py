@@ -10,7 +10,7 @@ from carousel.errors import CarouselError
 
 _FIRST_DELAY_S = 0.05
 _LONGEST_DELAY_S = 2.0
-_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+_RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED)
 _REFUSALS = (
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -113,8 +113,12 @@ def is_leaving(error: CarouselError) -> bool:
 
 
 def is_retried(error: CarouselError) -> bool:
-    """Whether a failed attempt to resume a session may succeed later."""
-    return error.code in _RETRIED
+    """Whether a failed attempt to resume a session may succeed later.
+
+    A server that is full says when to try again; one that refuses a message for its size does not, nor does gRPC.
+    """
+    is_full = error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.retry_delay is not None
+    return error.code in _RETRIED or is_full
 
 
 def is_refusal(error: CarouselError) -> bool:

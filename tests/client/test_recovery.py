@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 
 import grpc
 import pytest
@@ -18,7 +19,7 @@ from carousel import (
     UnimplementedError,
     _answers,
 )
-from carousel._backoff import CONNECTION_LOST, Backoff, CallBackoff
+from carousel._backoff import CONNECTION_LOST, Backoff, CallBackoff, is_retried
 from carousel.v1 import error_pb2
 
 from .fake_server import FakeServer
@@ -213,3 +214,16 @@ def test_a_call_is_made_again_only_where_that_can_help(error: CarouselError, pos
         with pytest.raises(type(error)):
             backoff.next(error, position, 0.0, None)
     assert error.code in grpc.StatusCode
+
+
+@pytest.mark.parametrize(
+    ("error", "may_succeed"),
+    [
+        (UnavailableError("not answered"), True),
+        (ResourceExhaustedError("full", retry_delay=timedelta(seconds=1)), True),
+        (ResourceExhaustedError("message larger than max"), False),
+        (InternalError("crashed"), False),
+    ],
+)
+def test_a_session_is_resumed_later_only_where_that_can_help(error: CarouselError, may_succeed: bool) -> None:
+    assert is_retried(error) is may_succeed
