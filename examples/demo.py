@@ -9,6 +9,7 @@ import math
 import sys
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -84,19 +85,18 @@ def step_by_step(client: Client) -> None:
 
 def show_latency(service: LocalService) -> None:
     """The histogram of the steps that the above has left behind, as Prometheus would read it."""
-    print("\nWhat Prometheus reads: carousel_step_latency_seconds of the step graph, by batch")
+    print("\nWhat Prometheus reads: carousel_step_latency_seconds of the step graph, batches of every size")
     with urllib.request.urlopen(service.metrics_url, timeout=10) as response:
         families = text_string_to_metric_families(response.read().decode())
-    buckets = [
-        (float(sample.labels["le"]), sample.value)
-        for family in families
-        for sample in family.samples
-        if sample.name == "carousel_step_latency_seconds_bucket" and sample.labels["graph"] == "step"
-    ]
-    below = 0.0
+    buckets: Counter[float] = Counter()
+    for family in families:
+        for sample in family.samples:
+            if sample.name == "carousel_step_latency_seconds_bucket" and sample.labels["graph"] == "step":
+                buckets[float(sample.labels["le"])] += int(sample.value)
+    below = 0
     previous = 0.0
-    for upper, cumulative in buckets:
-        count = int(cumulative - below)
+    for upper, cumulative in sorted(buckets.items()):
+        count = cumulative - below
         if count:
             print(f"  {1e3 * previous:7.2f} to {1e3 * upper:7.2f} ms  {count:4d} {'#' * min(60, count)}")
         below, previous = cumulative, upper
