@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from carousel.v1 import error_pb2, sessions_pb2
 from carousel.v1 import inference_pb2 as pb
 from simulation.adapters import stored_in
 from simulation.arithmetic import after
+from simulation.connections import Connections
 from simulation.entries import Presence
 from simulation.views import View
 from simulation.worlds import World, Worlds
-
-if TYPE_CHECKING:
-    from simulation.clients import Client
 
 _CALL_S = 20.0
 _DEADLINE_S = 30.0
@@ -25,7 +23,7 @@ _MOST_VIEWS = 6
 class Admin:
     """The calls of one client."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Connections) -> None:
         self._client = client
         self._snapshots: list[tuple[bytes, str, str]] = []
         self._last = 0

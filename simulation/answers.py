@@ -5,16 +5,12 @@ Each answer is applied when it is the turn of its request, in the order of sendi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
+from simulation.beliefs import Belief
 from simulation.checks import Stamp
 from simulation.entries import REFUSALS, Entry, Presence
 from simulation.worlds import World, Worlds, beginning, output_matches, score_matches
-
-if TYPE_CHECKING:
-    from simulation.views import View
 
 _UNCERTAIN = {"STORE_UNAVAILABLE", "SESSION_MOVED", "CANCELLED", "ENGINE_ERROR", "INTERNAL"}
 """Reasons of errors after which a record may be left of an opening, until its server has cleared that up."""
@@ -23,7 +19,7 @@ _UNCERTAIN = {"STORE_UNAVAILABLE", "SESSION_MOVED", "CANCELLED", "ENGINE_ERROR",
 class Answers:
     """Of one session."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: Belief) -> None:
         self._view = view
 
     def apply(self, entry: Entry) -> None:

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 
-from carousel.v1 import inference_pb2 as pb
 from simulation.admin import Admin
 from simulation.checks import Journal, Stamp
+from simulation.connections import Connections
 from simulation.requests import Requests
 from simulation.script import Action
-from simulation.streams import ClientStream, Sent
 from simulation.system import Replica
-from simulation.views import View
-
-_NUM_SESSIONS = 3
-_SETTLE_S = 1.5
 
 
-class Client:
-    """stamps: what the store has of sessions; delay: draws how long messages are on their way."""
+class Client(Connections):
+    """Does one action of the script after the other. Its arguments are those of `Connections`."""
 
     def __init__(
         self,
@@ -34,20 +28,9 @@ class Client:
         delay: Callable[[], float],
         stamps: Callable[[Replica, list[str]], Stamp],
     ) -> None:
-        self.name = f"c{number}"
-        self.journal = journal
-        self.replicas = replicas
-        self.views = [self.new_view(f"{self.name}s{k}", "") for k in range(_NUM_SESSIONS)]
-        self.streams: list[ClientStream | None] = [None, None]
-        self.all_streams: list[ClientStream] = []
-        self._delay = delay
-        self._stamps_of = stamps
+        super().__init__(number, replicas, journal, delay, stamps)
         self._requests = Requests(self)
         self._admin = Admin(self)
-
-    def new_view(self, name: str, model: str) -> View:
-        """A session that it may have."""
-        return View(name, model, self.journal, self.replicas)
 
     async def perform(self, action: Action) -> None:
         """Does one action of the script."""
@@ -62,63 +45,3 @@ class Client:
             await asyncio.sleep(args["duration_s"])
         else:
             await self._admin.perform(action.op, view, **args)
-
-    async def settle(self, view: View) -> bool:
-        """Waits until all that was asked about a session is answered. Returns whether it is."""
-        deadline = self.journal.now() + _SETTLE_S
-        for entry in list(view.queue):
-            await entry.sent.wait(max(0.0, deadline - self.journal.now()))
-        view.settle()
-        return not view.queue
-
-    def stream(self, slot: int) -> ClientStream | None:
-        """The stream to a replica, a new one if need be; None: the replica is down."""
-        stream = self.streams[slot]
-        if stream is not None and not (stream.is_over or stream.has_half_closed or stream.has_left):
-            return stream
-        replica = self.replicas[slot]
-        if not replica.is_up:
-            return None
-        name = f"{self.name}.{len(self.all_streams)}@{replica.life.name}"
-        stream = ClientStream(
-            name, replica, self.journal, self._delay, listener=self, stamp=partial(self._stamps, replica)
-        )
-        self.streams[slot] = stream
-        self.all_streams.append(stream)
-        return stream
-
-    # what streams tell
-
-    def answered(self, sent: Sent) -> None:
-        """See `Listener`."""
-        for view in sent.subject or ():
-            view.settle()
-        if sent.kind == "open" and not sent.request.session_id and sent.answer.HasField("opened"):
-            for view in sent.subject or ():
-                view.name = sent.answer.session_id
-
-    def progressed(self, sent: Sent, response: pb.StreamResponse, stamp: Stamp) -> None:
-        """See `Listener`."""
-        for view in sent.subject or ():
-            for entry in view.queue:
-                if entry.sent is sent:
-                    view.part_stored(entry, response.position, stamp)
-
-    def noticed(self, stream: ClientStream, response: pb.StreamResponse) -> None:
-        """See `Listener`."""
-        for view in self.views:
-            if response.HasField("closed") and view.name == response.session_id and view.stream is stream:
-                view.closed(stream, response)
-
-    def ended(self, stream: ClientStream, unanswered: list[Sent]) -> None:
-        """See `Listener`."""
-        for view in self.views:
-            if view.stream is stream:
-                view.lost()
-                view.detach()
-
-    def _stamps(self, replica: Replica, response: pb.StreamResponse) -> Stamp:
-        if response.HasField("error") and response.error.reason != "CANCELLED":
-            return {}
-        names = [view.name for view in self.views if view.is_strict and view.name]
-        return self._stamps_of(replica, [name for name in names if response.session_id in ("", name)])

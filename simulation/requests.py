@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
 from carousel.v1 import inference_pb2 as pb
+from simulation.connections import Connections
 from simulation.entries import Entry, Presence
 from simulation.streams import ClientStream
 from simulation.views import View
 from simulation.worlds import Choosing
 
-if TYPE_CHECKING:
-    from simulation.clients import Client
-
 
 class Requests:
     """See above. What cannot be asked now, because the session is not open or not known well enough, is left out."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Connections) -> None:
         self._client = client
         self._num_views = 0
         self._last_batch: tuple[ClientStream, pb.StepBatch] | None = None

@@ -10,110 +10,19 @@ from collections.abc import Sequence
 
 from carousel.v1 import inference_pb2 as pb
 from simulation.answers import Answers
+from simulation.beliefs import Belief
 from simulation.checks import Journal, Stamp
 from simulation.entries import Entry, Presence
-from simulation.streams import ClientStream, Sent
+from simulation.streams import ClientStream
 from simulation.system import Replica
-from simulation.worlds import Worlds, beginning
-
-_FREED_S = 1.0
-"""Virtual seconds after which a server has noticed that a client has left."""
 
 
-class View:
-    """A session. floor: what must survive its server; floor_at_s: since when; stream: where it is open."""
+class View(Belief):
+    """A session, and the requests about it that are not answered yet."""
 
     def __init__(self, name: str, model: str, journal: Journal, replicas: Sequence[Replica]) -> None:
-        self.name = name
-        self.model = model
-        self.idle_timeout_s = replicas[0].knobs.idle_timeout_s
-        self.closers = {replica.name: replica for replica in replicas}
-        self.worlds = Worlds([beginning(model)])
-        self.presence = Presence.ABSENT
-        self.is_exclusive = True
-        self.stream: ClientStream | None = None
-        self.home: ClientStream | None = None
-        """The stream that was told that it has it."""
-        self.handle = 0
-        self.durability: pb.Durability.ValueType = pb.DURABILITY_NONE
-        self.action: pb.DisconnectAction.ValueType = pb.DISCONNECT_ACTION_FREE
-        self.duration_s = 0.0
-        self.queue: list[Entry] = []
-        self.floor: int | None = None
-        self.floor_at_s = 0.0
-        self.used_at_s = 0.0
-        self.num_closings = 0
-        self.num_cancels = 0
-        self.unexplained: list[Sent] = []
-        self.newest: Entry | None = None
-        """The request sent last."""
-        self.last: Entry | None = None
-        """The feed or the generation sent last, which may be sent again."""
-        self.closed_by: tuple[str, int] | None = None
-        """The replica and its life that answered Close."""
-        self.is_wanted = False
-        """Whether another replica was asked for it: it may be handed over at any time since."""
-        self.freed: tuple[Replica, int, float] | None = None
-        """Where and when its stream ended, with which it ends."""
-        self._journal = journal
+        super().__init__(name, model, journal, replicas)
         self._answers = Answers(self)
-
-    def __str__(self) -> str:
-        return f"session {self.name!r} ({self.presence.value}, at {self.worlds.positions})"
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether it is open on a stream that goes on."""
-        return self.presence is Presence.PRESENT and self.stream is not None and not self.stream.is_over
-
-    @property
-    def is_opening(self) -> bool:
-        """Whether an opening is on its way."""
-        return any(entry.sent.kind == "open" for entry in self.queue)
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether a Close is on its way."""
-        return self.num_closings > 0
-
-    @property
-    def is_strict(self) -> bool:
-        """Whether its answers wait until they are stored."""
-        return self.durability == pb.DURABILITY_STRICT
-
-    def opened(self, sent: Sent, answer: pb.StreamResponse) -> None:
-        """A new session is open."""
-        self.worlds = Worlds([beginning(self.model)])
-        self.is_wanted = False
-        self._attached(sent, answer)
-        self.floor = None
-        self.last = None
-        if self.is_strict:
-            self.floor = 0
-        if answer.position != 0:
-            self.violate(f"a new session is at position {answer.position}")
-        self.take_news(answer)
-
-    def resumed(self, sent: Sent, answer: pb.StreamResponse) -> None:
-        """It is open again."""
-        position = answer.position
-        if answer.opened.restored_from == pb.RESTORED_FROM_STORE:
-            if self.floor is not None and position < self.floor:
-                self.violate(f"it comes back from the store at position {position}; what was stored is {self.floor}")
-            if not self.worlds.restored(position):
-                self.violate(f"it comes back from the store at position {position}, where it never was")
-        elif not self.worlds.at_least(position):
-            if sent.stream.replica.may_lose_sessions:  # it may be an old copy, which a replica has that lost its lease
-                self.is_exclusive = False
-            self.violate(f"it is resumed from memory at position {position}, where it cannot be")
-        self._attached(sent, answer)
-        self.take_news(answer)
-
-    def take_news(self, answer: pb.StreamResponse) -> None:
-        """The answer may tell how far the session is stored."""
-        if answer.HasField("checkpoint_position") and not answer.HasField("error"):
-            self.floor = answer.checkpoint_position
-            self.floor_at_s = self.now()
 
     def lost(self) -> None:
         """What was asked last will not be answered: it was done, or in part, or not."""
@@ -149,29 +58,6 @@ class View:
         else:
             self.gone()
 
-    def detach(self) -> None:
-        """No stream has it any more."""
-        stream, self.stream, self.home = self.stream, None, None
-        self.handle = 0
-        if self.action == pb.DISCONNECT_ACTION_FREE or self.presence is not Presence.PRESENT:
-            self.presence = Presence.UNKNOWN
-            is_freed = self.action == pb.DISCONNECT_ACTION_FREE and stream is not None
-            self.freed = (stream.replica, stream.replica.num_lives, self.now()) if is_freed and stream else None
-
-    def look(self) -> None:
-        """A session that ends with its stream is gone some time after that, if its replica lives on."""
-        if self.presence is Presence.UNKNOWN and self.freed is not None:
-            replica, number, since_s = self.freed
-            if replica.is_up and replica.num_lives == number and self.now() - since_s > _FREED_S:
-                self.presence = Presence.ABSENT
-                self.floor = None
-
-    def gone(self) -> None:
-        """It is closed."""
-        self.presence = Presence.ABSENT
-        self.stream = self.home = None
-        self.floor = None
-
     def settle(self) -> None:
         """Applies answers, in the order of sending."""
         while self.queue and self.queue[0].sent.is_done:
@@ -180,43 +66,3 @@ class View:
     def part_stored(self, entry: Entry, position: int, stamp: Stamp) -> None:
         """A part of a generation was delivered."""
         self._answers.part_stored(entry, position, stamp)
-
-    def check_settled(self) -> None:
-        """At the end: nothing is unexplained."""
-        if self.unexplained and self.is_usable and not self.is_closing:
-            self.violate(f"{self.unexplained[0]} was answered CANCELLED, and nobody has cancelled it")
-
-    def _attached(self, sent: Sent, answer: pb.StreamResponse) -> None:
-        self.presence = Presence.PRESENT
-        self.freed = None
-        self.stream = self.home = sent.stream
-        self.handle = answer.opened.handle
-        self.durability = answer.opened.durability
-        self.used_at_s = sent.sent_at_s
-        self.unexplained.clear()
-        if self.floor is not None:
-            self.floor_at_s = sent.sent_at_s
-
-    @property
-    def lives_until_s(self) -> float:
-        """Until when it must be found, if nobody uses it: a little less than it was agreed."""
-        lifetime_s = self.idle_timeout_s
-        if self.action != pb.DISCONNECT_ACTION_FREE:
-            lifetime_s = min(lifetime_s, self.duration_s)
-        return self.floor_at_s + 0.8 * lifetime_s
-
-    def closer_lives(self) -> bool:
-        """Whether the replica that answered Close has lived on; true when none has."""
-        if self.closed_by is None:
-            return True
-        replica = self.closers.get(self.closed_by[0])
-        return replica is not None and replica.is_up and replica.num_lives == self.closed_by[1]
-
-    def violate(self, text: str) -> None:
-        """An answer or a notice about it is wrong."""
-        if self.is_exclusive:
-            self._journal.violate(f"{self}: {text}")
-
-    def now(self) -> float:
-        """The virtual time, in seconds."""
-        return self._journal.now()

@@ -19,6 +19,46 @@ MODULES = [
 MAX_LINES = 320
 
 
+def module_name(path: Path) -> str:
+    """The name under which a file is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(name: str, *, is_package: bool, code: str, known: set[str]) -> set[str]:
+    """The modules of `known` that the code of module `name` imports anywhere: in functions and under TYPE_CHECKING,
+    too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = name.split(".")
+                above = above[: len(above) + is_package - node.level]
+                base = ".".join([*above, base] if base else above)
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                found.add(inner if inner in known else base)
+    return (found & known) - {name}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The sets of two or more modules that import each other, directly or around."""
+    reached: dict[str, set[str]] = {}
+    for name in graph:
+        seen: set[str] = set()
+        rest = [name]
+        while rest:
+            new = graph[rest.pop()] - seen
+            seen |= new
+            rest += new
+        reached[name] = seen
+    found = {tuple(sorted(other for other in reached[name] if name in reached[other])) for name in graph}
+    return [list(circle) for circle in sorted(found) if circle]
+
+
 def imported_by(code: str) -> set[str]:
     """The top packages that are in memory after `code` has run in a process of its own."""
     script = f"{code}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
@@ -45,6 +85,32 @@ def test_imports_run_one_way() -> None:
     lint = Path(sys.executable).parent / "lint-imports"
     done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Nor under TYPE_CHECKING: each file can be read and tested with those below it alone."""
+    names = {module_name(path): path for path in MODULES}
+    known = set(names)
+    graph = {
+        name: imports(name, is_package=path.name == "__init__.py", code=path.read_text(encoding="utf-8"), known=known)
+        for name, path in names.items()
+    }
+    assert "service.engine.core" in graph["service.engine.engine"], "imports are not found"
+    assert circles(graph) == []
+
+
+def test_a_circle_is_found_however_it_is_imported() -> None:
+    known = {"a", "a.b", "a.c", "a.d", "a.e"}
+    code = {
+        "a": "",
+        "a.b": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a.c import C",
+        "a.c": "def late():\n    from . import d",
+        "a.d": "import a.b\nimport os",
+        "a.e": "from a import b\nfrom .d import D",
+    }
+    graph = {name: imports(name, is_package=name == "a", code=text, known=known) for name, text in code.items()}
+    assert graph == {"a": set(), "a.b": {"a.c"}, "a.c": {"a.d"}, "a.d": {"a.b"}, "a.e": {"a.b", "a.d"}}
+    assert circles(graph) == [["a.b", "a.c", "a.d"]]
 
 
 def test_there_are_modules_to_look_at() -> None:

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from service.engine.arena import Arena, Array
 from service.engine.decoding import IntArray, choose_batch
 from service.engine.generations import ActiveGeneration
-from service.engine.jobs import begun
 from service.engine.runner import StepGraph, padded
 from service.engine.scheduler import Batch
 from service.engine.step_result import FetchSpec, StepResult
@@ -69,7 +68,7 @@ class Bursts:
             return []
         if batch.kind != "step" or batch.groups or batch.width > 1 or len(self._stepper.scheduler):
             return []
-        found = [generation for generation in (job.generation for job in batch.jobs) if generation is not None]
+        found = [job for job in batch.jobs if isinstance(job, ActiveGeneration)]
         if len(found) < len(batch.jobs) or any(generation.request.room < _LEAST_ROOM for generation in found):
             return []
         return found
@@ -83,7 +82,7 @@ class Bursts:
         progress = _Progress(jobs, burst, self._stepper, self._output_size)
         error = None
         began = perf_counter()
-        queue_s = begun([job.job for job in jobs], began)
+        queue_s = _begun(jobs, began)
         ready_at_s = began + _LEAST_S
         while not progress.must_stop:
             num_rows = len(progress.active)
@@ -247,3 +246,13 @@ def _ends(jobs: list[ActiveGeneration], eos_id: int | None) -> list[int]:
     """Tokens that may end one of the generations."""
     ends = set().union(*(job.request.decoding.stop_ids for job in jobs))
     return sorted(ends if eos_id is None else ends | {eos_id})
+
+
+def _begun(jobs: list[ActiveGeneration], now_s: float) -> tuple[float, ...]:
+    """How long each of those that begin now has waited, in seconds. They are started from here on."""
+    waited = []
+    for request in [job.request for job in jobs]:
+        if not request.is_started:
+            request.is_started = True
+            waited.append(now_s - request.submitted_s)
+    return tuple(waited)

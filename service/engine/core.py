@@ -17,31 +17,21 @@ from enum import Enum
 from functools import partial
 from time import perf_counter
 
+from service.engine import commands
 from service.engine.arena import Arena, Slot
 from service.engine.bursts import Bursts, Driver
-from service.engine.commands import (
-    Cancel,
-    Close,
-    Command,
-    Read,
-    ReleaseForks,
-    Resume,
-    Submit,
-    SubmitStepBatch,
-    Write,
-)
-from service.engine.generations import begin_generation, choose_together
-from service.engine.jobs import GenerateJob, Job, Lane, ScoreJob, SearchJob, StepBatchJob
-from service.engine.lane_state import LaneState
+from service.engine.generations import begin_generation, choose_together, resume_generation
+from service.engine.jobs import EncodeJob, GenerateJob, Job, Lane, ScoreJob, SearchJob, StepBatchJob
+from service.engine.lane_state import LaneState, read_lanes, write_lane
 from service.engine.limits import EngineLimits
 from service.engine.results import Failed, Produced, all_failed
 from service.engine.runner import Ran, Runner
 from service.engine.scheduler import Batch, Costs, Scheduler
 from service.engine.searches import begin_score, begin_search
+from service.engine.sources import ActiveEncode
 from service.engine.step_batches import submit_step_batch
 from service.engine.step_result import LOGITS, NEXT_TOKEN
 from service.engine.stepper import Stepper
-from service.engine.transfer import read_lanes, write_lane
 from service.errors import CarouselError, EngineError
 from service.observer import BatchReport, EngineObserver
 from service.repository.bundle import Bundle
@@ -100,16 +90,16 @@ class EngineCore:
         self._takes_bursts = manifest.step.tokens is not None
         self._costs = Costs()
         self._deferred: Batch | None = None
-        self.inbox: deque[Command] = deque()
-        self._handlers: dict[type[Command], Callable[..., object]] = {
-            Submit: stepper.submit,
-            SubmitStepBatch: self._submit_step_batch,
-            Resume: stepper.resume,
-            Cancel: self._cancel,
-            Close: self._close,
-            Read: self._read,
-            Write: self._write,
-            ReleaseForks: self._release,
+        self.inbox: deque[commands.Command] = deque()
+        self._handlers: dict[type[commands.Command], Callable[..., object]] = {
+            commands.Submit: stepper.submit,
+            commands.SubmitStepBatch: self._submit_step_batch,
+            commands.Resume: resume_generation,
+            commands.Cancel: self._cancel,
+            commands.Close: self._close,
+            commands.Read: self._read,
+            commands.Write: self._write,
+            commands.ReleaseForks: self._release,
         }
 
     @property
@@ -172,8 +162,8 @@ class EngineCore:
         """Answers every job `error`, now and from here on."""
         stepper = self.stepper
         self.take_in()
-        self._handlers[Submit] = lambda lane, job: stepper.answer(job, Failed(lane.position, error))
-        self._handlers[SubmitStepBatch] = lambda job: stepper.answer(job, all_failed(job, error))
+        self._handlers[commands.Submit] = lambda lane, job: stepper.answer(job, Failed(lane.position, error))
+        self._handlers[commands.SubmitStepBatch] = lambda job: stepper.answer(job, all_failed(job, error))
         batch = self._deferred or self.scheduler.next_batch()
         self._deferred = None
         while batch is not None or stepper.parked:
@@ -263,19 +253,19 @@ class EngineCore:
         seconds = self._costs.estimate(batch.kind, batch.num_rows, batch.width)
         return seconds is not None and seconds <= limit_s
 
-    def _command_failed(self, command: Command, error: Exception) -> None:
+    def _command_failed(self, command: commands.Command, error: Exception) -> None:
         """Answers what a command that raised would have led to, and reports it."""
         match command:
-            case Submit(lane, job):
+            case commands.Submit(lane, job):
                 self.stepper.begin_failed(lane, job, error)
-            case SubmitStepBatch(job):
+            case commands.SubmitStepBatch(job):
                 self._on_fault(error)
                 held = [lane for lane in job.lanes if lane.active is not None and lane.active.job is job]
                 for lane in held:
                     self.stepper.abandon(lane, _commit_error())
                 if not held:
                     self.stepper.answer(job, all_failed(job, _commit_error()))
-            case Write(lane, _):
+            case commands.Write(lane, _):
                 self._on_fault(error)
                 lane.refusal = EngineError("the session's state could not be restored: open it again")
             case _:
@@ -310,6 +300,7 @@ class EngineCore:
 
 def add_kinds(stepper: Stepper, fork: Callable[[int, list[int]], None]) -> None:
     """Registers the kinds of jobs that a stepper does not know by itself. fork: copies a row's state to others."""
+    stepper.add(EncodeJob, partial(ActiveEncode, stepper))
     stepper.add(GenerateJob, partial(begin_generation, stepper))
     stepper.add(SearchJob, partial(begin_search, stepper))
     stepper.add(ScoreJob, partial(begin_score, stepper, fork))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from service.engine.active import Rest, RowJob, nothing_consumed
 from service.engine.decoding import Choice, FinishReason, choose_batch
 from service.engine.items import Item
-from service.engine.jobs import NO_TOKENS, GenerateJob, Lane
+from service.engine.jobs import NO_TOKENS, GenerateJob, Lane, Rest
 from service.engine.results import Failed, Generated
+from service.engine.scheduler import RowJob
 from service.engine.step_result import CHOICE, NEXT_TOKEN, Chosen, StepResult, known
+from service.engine.stepper import Stepper, nothing_consumed
 from service.errors import CarouselError, position_mismatch
-
-if TYPE_CHECKING:
-    from service.engine.stepper import Stepper
 
 
 def begin_generation(stepper: Stepper, lane: Lane, job: GenerateJob) -> None:
@@ -24,6 +21,13 @@ def begin_generation(stepper: Stepper, lane: Lane, job: GenerateJob) -> None:
         stepper.answer(job, Failed(lane.position, error))
     else:
         ActiveGeneration(stepper, lane, job).begin()
+
+
+def resume_generation(lane: Lane, job: GenerateJob) -> None:
+    """Continues a generation that was parked, if it is still the job in hand and has room again."""
+    active = lane.active
+    if isinstance(active, ActiveGeneration) and active.job is job and job.is_parked:
+        active.schedule_next()
 
 
 class ActiveGeneration(RowJob):
@@ -45,11 +49,6 @@ class ActiveGeneration(RowJob):
         self.runs_on = True
         lane.pending = NO_TOKENS
         lane.active = self
-
-    @property
-    def generation(self) -> ActiveGeneration:
-        """See `ActiveJob`."""
-        return self
 
     @property
     def choice(self) -> Choice | None:

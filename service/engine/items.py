@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from service.engine.arena import Array
+Array = NDArray[np.generic]
 
 Item: TypeAlias = int | bytes
 """A token's number, or a vector."""

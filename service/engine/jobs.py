@@ -1,7 +1,7 @@
 """Jobs: what an engine is asked to do for a session; and lanes: where a session stands.
 
 A session is a `Lane` to the engine: a slot, a position and a queue of jobs, which are done one after the other. A job
-is the request alone. While it is done its running state is an `ActiveJob`, made when its turn comes: see `active.py`.
+is the request alone. While it is done its running state is an `ActiveJob`, of which each kind of job has its own.
 
 A token is an `Item` here: for a model that reads features, a vector. Logits are the values that such a model may give
 instead.
@@ -10,10 +10,10 @@ instead.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from service.engine.arena import Slot
 from service.engine.beam import BeamSearch
@@ -21,14 +21,14 @@ from service.engine.decoding import Decoding, FloatRow, IntArray
 from service.engine.items import Item
 from service.errors import CarouselError
 
-if TYPE_CHECKING:
-    from service.engine.active import ActiveJob, Queued
-
 
 class OutputKind(Enum):
     """What a feed returns after a token."""
 
     __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
+
+    is_vector: bool
+    """Whether the output is every number that the model gives."""
 
     NONE = "none"
     NEXT_TOKEN = "next_token"  # noqa: S105  # a token of a vocabulary
@@ -36,10 +36,8 @@ class OutputKind(Enum):
     LOGITS = "logits"
     VALUES = "values"
 
-    @property
-    def is_vector(self) -> bool:
-        """Whether the output is every number that the model gives."""
-        return self is OutputKind.LOGITS or self is OutputKind.VALUES
+    def __init__(self, value: str) -> None:
+        self.is_vector = value in ("logits", "values")
 
 
 class OutputSpec(NamedTuple):
@@ -149,6 +147,45 @@ class StepBatchJob(Job):
         return self.outputs.top_k if self.outputs.kind is OutputKind.TOP_K else 0
 
 
+class Rest(NamedTuple):
+    """What a lane's saved state holds of the job in hand. pending: see `Lane`. num_produced, seen: of a generation."""
+
+    pending: list[Item]
+    num_produced: int = 0
+    seen: IntArray | None = None
+
+
+class Queued(Protocol):
+    """An entry of a lane's queue."""
+
+    def begin(self, lane: Lane) -> None:
+        """Its turn in the lane has come."""
+
+    def drop(self, lane: Lane, error: CarouselError) -> None:
+        """It is answered `error` without a turn."""
+
+
+class ActiveJob(Protocol):
+    """The running state of a job in hand: `lane.active` of each of its lanes, until it ends there."""
+
+    @property
+    def job(self) -> Job:
+        """The request."""
+
+    @property
+    def survives_cancel(self) -> bool:
+        """Whether cancelling the lane's work leaves it alone."""
+
+    def abandon(self, lane: Lane, error: CarouselError) -> None:
+        """Ends it for this lane at a token boundary and answers `error`. `lane.active` is cleared already."""
+
+    def unchain(self) -> None:
+        """Prepares for something else that is asked of one of its lanes: its followers wait in the lanes' queues."""
+
+    def rest(self, lane: Lane) -> Rest | None:
+        """What a saved state of the lane holds now; None while its state cannot be read."""
+
+
 NO_TOKENS: list[Item] = []
 """The list of every lane that has nothing pending: a million idle sessions share one. Never changed in place."""
 NO_JOBS: deque[Queued] = deque()
@@ -183,12 +220,28 @@ class Lane:
         """The row of the arena that has its context."""
         return (self.forked_from or self).slot.row
 
+    def enqueue(self, entry: Queued) -> None:
+        """Puts an entry at the end of the queue."""
+        if self.active is not None:
+            self.active.unchain()
+        if self.queue is NO_JOBS:
+            self.queue = deque((entry,))
+        else:
+            self.queue.append(entry)
 
-def begun(jobs: Iterable[Job], now_s: float) -> tuple[float, ...]:
-    """How long each of the jobs that begin now has waited, in seconds. They are started from here on."""
-    waited = []
-    for job in jobs:
-        if not job.is_started:
-            job.is_started = True
-            waited.append(now_s - job.submitted_s)
-    return tuple(waited)
+    def begin_next(self) -> None:
+        """Begins the entries of the queue until a job is in hand."""
+        queue = self.queue
+        while queue and self.active is None:
+            queue.popleft().begin(self)
+            if queue is not self.queue:
+                return
+        if not queue:
+            self.queue = NO_JOBS
+
+    def drop_queue(self, error: CarouselError) -> int:
+        """Answers every entry of the queue `error`. Returns how many there were."""
+        dropped, self.queue = self.queue, NO_JOBS
+        for entry in dropped:
+            entry.drop(self, error)
+        return len(dropped)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from service.engine.beam import Hypothesis
 from service.engine.decoding import FinishReason, FloatArray, FloatRow
 from service.engine.items import Item
+from service.engine.jobs import Job, StepBatchJob
 from service.engine.lane_state import LaneState
 from service.errors import CarouselError
-
-if TYPE_CHECKING:
-    from service.engine.jobs import Job, StepBatchJob
 
 
 class StepOutput(NamedTuple):

@@ -17,7 +17,6 @@ import numpy as np
 import onnxruntime as ort
 
 from service.engine.arena import Arena, Array, IntArray
-from service.engine.decoding import FloatArray
 from service.engine.items import Item, Items
 from service.engine.scheduler import Batch
 from service.engine.step_result import LOGITS, FetchSpec, StepResult
@@ -162,7 +161,7 @@ class Runner:
         contexts: list[Array] = self._contexts(batch) if self._has_contexts else []
         states = self._arena.gather(rows)
         gathered = perf_counter()
-        trace: dict[str, list[FloatArray]] = {}
+        trace = None
         if fetch.trace and self._trace is not None:  # before the run: the arena's arrays are its own afterwards
             sources = self._arena.source_lengths([job.lane.context_row for job in batch.jobs])
             trace = self._trace.run(tokens, lengths, states, contexts, sources)

@@ -1,4 +1,4 @@
-"""What goes into the next batch, pure and fair; and what a batch costs.
+"""What batches are made of, rows and groups; what goes into the next one, pure and fair; and what a batch costs.
 
 Jobs in hand wait in queues by the kind of graph and by the width (tokens) that they need, in powers of two, so that a
 batch wastes less than half of itself on padding and a long feed never widens a batch of single tokens. Rules:
@@ -14,14 +14,123 @@ batch wastes less than half of itself on padding and a long feed never widens a 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
-from typing import NamedTuple, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
-from service.engine.active import Group, RowJob
+from service.engine.decoding import Choice
+from service.engine.items import Item
+from service.engine.jobs import NO_TOKENS, ActiveJob, Job, Lane, Rest
+from service.engine.step_result import FetchSpec, StepResult
+from service.errors import CarouselError
 from service.observer import GraphKind
 
 _WEIGHT = 0.1
 """Of a new measurement of a batch's cost, in the exponential moving average."""
+
+
+class RowJob(ABC):
+    """A job in hand that has one row of a batch.
+
+    inputs[done:]: tokens that it still has to run, the first `num_pending` of which came from `lane.pending`; none for
+    a row of the readout. ticket: the scheduler's. fetch: the graph outputs that its row needs. runs_on: whether more of
+    it waits to be run once its next batch was.
+    """
+
+    __slots__ = ("done", "fetch", "inputs", "job", "lane", "num_pending", "runs_on", "ticket")
+
+    job: Job
+    lane: Lane
+    inputs: Sequence[Item]
+    done: int
+    num_pending: int
+    ticket: int
+    fetch: FetchSpec
+    runs_on: bool
+
+    survives_cancel: ClassVar[bool] = False
+
+    @property
+    def choice(self) -> Choice | None:
+        """How its next token is chosen, when it is not simply the likeliest."""
+        return None
+
+    @property
+    def source(self) -> Sequence[Item]:
+        """What a row of the encoder reads."""
+        return NO_TOKENS
+
+    @abstractmethod
+    def take(self, result: StepResult, row: int, width: int) -> None:
+        """Its row was run, with `width` tokens.
+
+        It brings the lane to where its state is first, and answers last: whatever raises here, the lane is whole and
+        the job can be abandoned.
+        """
+
+    @abstractmethod
+    def abandon(self, lane: Lane, error: CarouselError) -> None:
+        """See `ActiveJob`."""
+
+    def unchain(self) -> None:  # noqa: B027  # few kinds have a chain
+        """See `ActiveJob`: only the lane's queue follows it."""
+
+    def rest(self, lane: Lane) -> Rest | None:
+        """See `ActiveJob`."""
+        return Rest(list(self.inputs[self.done : self.num_pending]))
+
+    def set_down(self) -> None:
+        """Makes the lane of a job that ends midway whole: tokens that were pending before it, and that the state has
+        not consumed, stay pending."""
+        if self.done < self.num_pending:
+            self.lane.pending = list(self.inputs[self.done : self.num_pending])
+
+
+class GroupOwner(ActiveJob, Protocol):
+    """A job in hand whose rows go as groups."""
+
+    def take_group(self, group: Group, result: StepResult, begin: int) -> None:
+        """The rows of a group were run: those of the batch from `begin` on."""
+
+    def fail_group(self, group: Group, error: CarouselError) -> None:
+        """The run or the commit of a group has failed. Every row of it that is not answered is answered `error`."""
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Rows that take one token each, together: those of a step batch, or a search's beams.
+
+    reads, writes, contexts: [R] the rows of the arena that have their state, that get the next one, and that have their
+    context; tokens: [R]; runs_on: whether more of the owner waits to be run once they were; places: [R] of a step
+    batch, its rows' places in it; dropped: places that left since, whose rows `compact` takes out.
+    """
+
+    owner: GroupOwner
+    reads: list[int]
+    writes: list[int]
+    contexts: list[int]
+    tokens: Sequence[Item]
+    fetch: FetchSpec
+    runs_on: bool = False
+    places: Sequence[int] = ()
+    dropped: set[int] = field(default_factory=set)
+    ticket: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """R, without those that left."""
+        return len(self.tokens) - len(self.dropped)
+
+    def compact(self) -> None:
+        """Takes the rows of dropped places out, all in one go. Of a step batch: its three lists of rows are one."""
+        if self.dropped:
+            kept = [row for row, place in enumerate(self.places) if place not in self.dropped]
+            self.reads = self.writes = self.contexts = [self.reads[row] for row in kept]
+            self.tokens = [self.tokens[row] for row in kept]
+            self.places = [self.places[row] for row in kept]
+            self.dropped = set()
 
 
 class Batch(NamedTuple):

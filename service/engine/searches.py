@@ -10,20 +10,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from service.engine.active import Group, Rest
 from service.engine.decoding import FloatArray, score
-from service.engine.jobs import NO_TOKENS, Job, Lane, OutputKind, OutputSpec, ScoreJob, SearchJob
+from service.engine.jobs import NO_TOKENS, Job, Lane, OutputKind, OutputSpec, Rest, ScoreJob, SearchJob
 from service.engine.results import Failed, Fed, Result, Scored, Searched
+from service.engine.scheduler import Group
 from service.engine.step_result import LOGITS, StepResult
 from service.engine.stepper import ActiveFeed, Stepper
 from service.errors import CarouselError, position_mismatch
-
-if TYPE_CHECKING:
-    from service.engine.step_batches import ActiveStepBatch
 
 _LOGITS = OutputSpec(OutputKind.LOGITS)
 _NOTHING = OutputSpec(OutputKind.NONE)
@@ -54,7 +51,6 @@ class _LookingAhead(ABC):
     """A job in hand of a lane that first asks what comes next, as a part."""
 
     survives_cancel: ClassVar[bool] = False
-    generation: ClassVar[None] = None
 
     def __init__(self, stepper: Stepper, lane: Lane, job: Job) -> None:
         self._stepper = stepper
@@ -73,16 +69,12 @@ class _LookingAhead(ABC):
     def unchain(self) -> None:  # noqa: B027  # as above
         """See `ActiveJob`: only the lane's queue follows it."""
 
-    def is_followed_by(self, batch: ActiveStepBatch) -> bool:
-        """See `ActiveJob`."""
-        return False
-
     def rest(self, lane: Lane) -> Rest | None:
         """See `ActiveJob`."""
         return Rest(lane.pending)
 
     def part_ended(self, part: ActiveFeed, result: Result) -> None:
-        """See `CompoundJob`."""
+        """See `Whole`."""
         if part.lane is not self._lane:
             self._fork_ended(part, result)
         elif not isinstance(result, Fed):
@@ -97,11 +89,11 @@ class _LookingAhead(ABC):
             self._advance(logits[np.newaxis], [self._lane.slot.row])
 
     def take_group(self, group: Group, result: StepResult, begin: int) -> None:
-        """See `CompoundJob`."""
+        """See `GroupOwner`."""
         self._advance(result.row(slice(begin, begin + len(group.writes)), 0), group.writes)
 
     def fail_group(self, group: Group, error: CarouselError) -> None:
-        """See `CompoundJob`."""
+        """See `GroupOwner`."""
         if self._lane.active is self:
             self._stepper.abandon(self._lane, error)
 

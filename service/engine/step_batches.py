@@ -21,10 +21,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from service.engine.active import Group, Rest, StepBatchTurn
-from service.engine.decoding import FloatArray
-from service.engine.jobs import Lane, OutputKind, StepBatchJob
+from service.engine.jobs import Lane, OutputKind, Rest, StepBatchJob
 from service.engine.results import Failed, Fed, Result, StepOutput, Stepped
+from service.engine.scheduler import Group
 from service.engine.step_result import StepResult, fetch_for
 from service.engine.stepper import ActiveFeed, Stepper
 from service.errors import CarouselError, EngineError, position_mismatch
@@ -33,7 +32,7 @@ from service.errors import CarouselError, EngineError, position_mismatch
 def submit_step_batch(stepper: Stepper, job: StepBatchJob, output_size: int) -> ActiveStepBatch:
     """Puts a step batch at the end of all its lanes' queues, or begins it. output_size: V."""
     batch, head = ActiveStepBatch(stepper, job, output_size), job.lanes[0].active
-    if head is None or not head.is_followed_by(batch):
+    if not (isinstance(head, ActiveStepBatch) and head.is_followed_by(batch)):
         batch.enter()
     return batch
 
@@ -68,7 +67,6 @@ class ActiveStepBatch:
     )
 
     survives_cancel: ClassVar[bool] = False
-    generation: ClassVar[None] = None
 
     def __init__(self, stepper: Stepper, job: StepBatchJob, output_size: int) -> None:
         self._stepper, self.job = stepper, job
@@ -77,7 +75,7 @@ class ActiveStepBatch:
         self.positions = [0] * count
         self._token_ids = [0] * size
         self._log_probabilities = [0.0] * size if kind is OutputKind.TOP_K else []
-        self._logits: FloatArray | None = np.zeros((count, output_size), np.float32) if kind.is_vector else None
+        self._logits = np.zeros((count, output_size), np.float32) if kind.is_vector else None
         self.errors: dict[int, CarouselError] = {}
         self._is_done = bytearray(count)
         self._num_left = self._num_waiting = count
@@ -99,7 +97,7 @@ class ActiveStepBatch:
         self._num_waiting = len(late)
         for place, lane in late:
             if lane.refusal is None:
-                self._stepper.enqueue(lane, StepBatchTurn(self, place))
+                lane.enqueue(self)
             else:
                 self._fail(place, lane, lane.refusal)
                 self._num_waiting -= 1
@@ -107,22 +105,22 @@ class ActiveStepBatch:
         if not self._num_waiting:
             self.start()
 
-    def turn_came(self, lane: Lane) -> None:
-        """Its turn has come in one more lane."""
+    def begin(self, lane: Lane) -> None:
+        """See `Queued`: its turn has come in one more lane."""
         lane.active = self
         self._num_waiting -= 1
         if not self._num_waiting:
             self.start()
 
-    def turn_lost(self, lane: Lane, place: int, error: CarouselError) -> None:
-        """Its turn in a lane will not come."""
-        self._fail(place, lane, error)
+    def drop(self, lane: Lane, error: CarouselError) -> None:
+        """See `Queued`: its turn in a lane will not come."""
+        self._fail(self._place(lane), lane, error)
         self._num_waiting -= 1
         if not self._num_waiting:
             self.start()
 
     def is_followed_by(self, batch: ActiveStepBatch) -> bool:
-        """See `ActiveJob`."""
+        """Takes a batch of the same lanes as its next, if only its chain waits in them. Returns whether it did."""
         if self.is_alone and self.job.lanes == batch.job.lanes:
             self.chain.append(batch)
             return True
@@ -133,8 +131,8 @@ class ActiveStepBatch:
         if self.is_alone:
             self.is_alone = False
             if self.chain:
-                for place, lane in enumerate(self.job.lanes):
-                    lane.queue = deque(StepBatchTurn(batch, place) for batch in self.chain)
+                for lane in self.job.lanes:
+                    lane.queue = deque(self.chain)
                 self.chain = deque()
 
     def abandon(self, lane: Lane, error: CarouselError) -> None:
@@ -154,7 +152,7 @@ class ActiveStepBatch:
         return Rest(lane.pending)
 
     def part_ended(self, part: ActiveFeed, result: Result) -> None:
-        """See `CompoundJob`: the step batch holds the lane of a row that is done until all are."""
+        """See `Whole`: the step batch holds the lane of a row that is done until all are."""
         lane, place = part.lane, part.index
         if isinstance(result, Fed):
             lane.active = self
@@ -167,7 +165,7 @@ class ActiveStepBatch:
         self._end_if_done()
 
     def take_group(self, group: Group, result: StepResult, begin: int) -> None:
-        """See `CompoundJob`."""
+        """See `GroupOwner`."""
         job, places, count = self.job, group.places, len(group.places)
         lanes = job.lanes if count == len(job.lanes) else [job.lanes[place] for place in places]
         for lane in lanes:
@@ -189,7 +187,7 @@ class ActiveStepBatch:
         self._end_if_done()
 
     def fail_group(self, group: Group, error: CarouselError) -> None:
-        """See `CompoundJob`."""
+        """See `GroupOwner`."""
         for place in list(group.places):
             lane = self.job.lanes[place]
             if lane.active is self and not self._is_done[place]:

@@ -14,24 +14,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from service.engine.active import ActiveEncode, CompoundJob, Queued, Rest, RowJob, Turn, nothing_consumed
 from service.engine.arena import Slot
 from service.engine.decoding import score
 from service.engine.items import Item
-from service.engine.jobs import NO_JOBS, NO_TOKENS, EncodeJob, FeedJob, GenerateJob, Job, Lane, OutputKind, OutputSpec
+from service.engine.jobs import NO_TOKENS, FeedJob, Job, Lane, OutputKind, OutputSpec, Rest
 from service.engine.lane_state import LaneState
 from service.engine.results import Failed, Fed, Produced, Result, StepOutput, Stepped
-from service.engine.scheduler import Scheduler
+from service.engine.scheduler import RowJob, Scheduler
 from service.engine.step_result import LOGITS, NEXT_TOKEN, TOKEN_OUTPUTS, StepResult, fetch_for, known
-from service.errors import CarouselError, EngineError, position_mismatch
-
-if TYPE_CHECKING:
-    from service.engine.generations import ActiveGeneration
+from service.errors import CarouselError, EngineError, IllegalRequestError, position_mismatch
 
 
 class Stepper:
@@ -60,13 +55,10 @@ class Stepper:
         self.read = read
         self.on_fault = on_fault
         self._release = release
-        self._begin: dict[type[Job], Callable[[Lane, Any], object]] = {
-            EncodeJob: partial(ActiveEncode, self),
-            FeedJob: self._begin_feed,
-        }
+        self._begin: dict[type[Job], Callable[[Lane, Any], object]] = {FeedJob: self._begin_feed}
         self.due: deque[Callable[[], None]] = deque()
         """What `settle` will call: what follows a job begins when the job's own work is finished."""
-        self.parked: set[ActiveGeneration] = set()
+        self.parked: set[RowJob] = set()
         """Generations that wait for a grant."""
         self.entries: list[tuple[Job | None, Any]] = []
         self.num_ended = self.num_partial = self.num_freed = 0
@@ -82,16 +74,7 @@ class Stepper:
         elif lane.active is None and not lane.queue:
             self._begin[type(job)](lane, job)
         else:
-            self.enqueue(lane, Turn(self, job))
-
-    def enqueue(self, lane: Lane, entry: Queued) -> None:
-        """Puts an entry at the end of a lane's queue."""
-        if lane.active is not None:
-            lane.active.unchain()
-        if lane.queue is NO_JOBS:
-            lane.queue = deque((entry,))
-        else:
-            lane.queue.append(entry)
+            lane.enqueue(Turn(self, job))
 
     def begin(self, lane: Lane, job: Job) -> None:
         """Begins a job of a lane that has none in hand."""
@@ -107,19 +90,13 @@ class Stepper:
             active.unchain()
             lane.active = None
             active.abandon(lane, error)
-        return self._drop_queue(lane, error) + (active is not None)
+        return lane.drop_queue(error) + (active is not None)
 
     def cancel(self, lane: Lane, error: CarouselError) -> int:
         """As `abandon`, but a source goes on being encoded: it belongs to the session, not to its work."""
         if lane.active is None or not lane.active.survives_cancel:
             return self.abandon(lane, error)
-        return self._drop_queue(lane, error)
-
-    def resume(self, lane: Lane, job: GenerateJob) -> None:
-        """Continues a generation that was parked, if it is still the job in hand and has room again."""
-        generation = None if lane.active is None else lane.active.generation
-        if generation is not None and generation.job is job and job.is_parked:
-            generation.schedule_next()
+        return lane.drop_queue(error)
 
     def answer(self, job: Job, result: Result | Stepped) -> None:
         """Gives a job its last result, and frees its forks."""
@@ -148,7 +125,7 @@ class Stepper:
 
     def free(self, lane: Lane) -> None:
         """Has the lane's next job begun by `settle`, unless it has one in hand by then."""
-        self.due.append(partial(self._begin_next, lane))
+        self.due.append(lane.begin_next)
 
     def settle(self) -> None:
         """Begins all jobs whose turn has come. To be called after each command and each batch."""
@@ -172,22 +149,6 @@ class Stepper:
         else:
             ActiveFeed(self, lane, job, job.tokens, job.outputs, has_mark=job.has_mark)
 
-    @staticmethod
-    def _drop_queue(lane: Lane, error: CarouselError) -> int:
-        dropped, lane.queue = lane.queue, NO_JOBS
-        for entry in dropped:
-            entry.drop(lane, error)
-        return len(dropped)
-
-    def _begin_next(self, lane: Lane) -> None:
-        queue = lane.queue
-        while queue and lane.active is None:
-            queue.popleft().begin(lane)
-            if queue is not lane.queue:
-                return
-        if not queue:
-            lane.queue = NO_JOBS
-
     def begin_failed(self, lane: Lane, job: Job, error: Exception) -> None:
         """Answers a job that raised when it was begun, and keeps its lane serving."""
         self.on_fault(1, error)
@@ -199,6 +160,13 @@ class Stepper:
             active.abandon(lane, failure)
         if lane.queue:
             self.free(lane)
+
+
+class Whole(Protocol):
+    """A job in hand that has feeds as its parts."""
+
+    def part_ended(self, part: ActiveFeed, result: Result) -> None:
+        """A part is done or has failed. Its lane has no job in hand now."""
 
 
 class ActiveFeed(RowJob):
@@ -216,7 +184,7 @@ class ActiveFeed(RowJob):
         outputs: OutputSpec,
         *,
         has_mark: bool = False,
-        whole: CompoundJob | None = None,
+        whole: Whole | None = None,
         index: int = 0,
         targets: Sequence[int] | None = None,
     ) -> None:
@@ -317,3 +285,26 @@ class ActiveFeed(RowJob):
         else:
             self.lane.active = None
             self._whole.part_ended(self, result)
+
+
+class Turn:
+    """A job of one lane that waits in the lane's queue."""
+
+    __slots__ = ("_job", "_stepper")
+
+    def __init__(self, stepper: Stepper, job: Job) -> None:
+        self._stepper = stepper
+        self._job = job
+
+    def begin(self, lane: Lane) -> None:
+        """See `Queued`."""
+        self._stepper.begin(lane, self._job)
+
+    def drop(self, lane: Lane, error: CarouselError) -> None:
+        """See `Queued`."""
+        self._stepper.answer(self._job, Failed(lane.position, error))
+
+
+def nothing_consumed() -> CarouselError:
+    """Why nothing comes next in a session that has consumed no token."""
+    return IllegalRequestError("generate: this model has no start token: feed a token first")

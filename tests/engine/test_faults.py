@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from service.engine.decoding import Decoding, Sampling
+from service.engine.generations import ActiveGeneration
 from service.engine.jobs import FeedJob, GenerateJob, Job, OutputKind, OutputSpec, ScoreJob, StepBatchJob
 from service.engine.lane_state import LaneState
 from service.engine.limits import EngineLimits
@@ -105,7 +106,7 @@ async def test_a_choice_that_raises_in_the_midst_of_a_generation_keeps_what_came
         is_spoilt = False
         while isinstance(result := await queue.get(), Generated) and result.finish_reason is None:
             tokens += ids(result.token_ids)
-            generation = None if bad.active is None else bad.active.generation
+            generation = bad.active if isinstance(bad.active, ActiveGeneration) else None
             if not is_spoilt and generation is not None and generation.choice is not None:
                 # a stop token of no vocabulary, which must not come yet
                 generation.choice.decoding = Decoding(300, min_tokens=300, stop_ids=frozenset({OUTSIDE}))

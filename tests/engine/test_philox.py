@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.philox import philox4x32, uniform
+from service.engine.sampling import philox4x32, uniform
 
 WORDS = st.integers(0, 2**64 - 1)
 PAIRS = st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=20)

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from service.engine.decoding import FloatArray, FloatRow, Sampling, greedy, sample, sample_batch, top_k, top_k_batch
-from service.engine.philox import uniform
+from service.engine.sampling import uniform
 
 MODEST = settings(max_examples=100, deadline=None)
 ROWS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.engine.active import RowJob
 from service.engine.jobs import Lane
-from service.engine.scheduler import Batch, Scheduler
+from service.engine.scheduler import Batch, RowJob, Scheduler
 from service.engine.step_result import StepResult
 from service.errors import CarouselError
 from service.observer import GraphKind

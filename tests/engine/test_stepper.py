@@ -10,10 +10,11 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.engine.active import RowJob
 from service.engine.decoding import Decoding, FinishReason, Sampling
+from service.engine.generations import resume_generation
 from service.engine.jobs import EncodeJob, FeedJob, GenerateJob, Job, OutputKind, OutputSpec, StepBatchJob
 from service.engine.results import Failed, Fed, Generated
+from service.engine.scheduler import RowJob
 from service.errors import EngineError, IllegalRequestError, PositionMismatchError, RequestCancelledError
 from tests.engine.plain import BOS_ID, EOS_ID, VOCABULARY_SIZE, PlainSession, next_logits
 from tests.engine.walks import World
@@ -121,7 +122,7 @@ class StepperMachine(RuleBasedStateMachine):
         """A grant may find a generation parked and be carried out when it has gone on and is parked again."""
         job = self.world.sessions[which].generation
         if job is not None:
-            self.world.stepper.resume(job.tag.lane, job)
+            resume_generation(job.tag.lane, job)
 
     @rule(which=WHICH)
     def cancel(self, which: int) -> None:
@@ -416,7 +417,7 @@ def test_resuming_without_a_grant_lets_no_generation_past_its_window() -> None:
     job = world.generate(session, four_tokens(), window=1)
     world.run()
     assert job.is_parked
-    world.stepper.resume(session.lane, job)
+    resume_generation(session.lane, job)
     assert job.is_parked
     assert world.run() is None
 

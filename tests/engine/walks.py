@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.engine.active import Group
 from service.engine.arena import Slot
 from service.engine.beam import BeamSearch
 from service.engine.core import add_kinds
 from service.engine.decoding import Decoding
-from service.engine.generations import choose_together
+from service.engine.generations import choose_together, resume_generation
 from service.engine.jobs import (
     EncodeJob,
     FeedJob,
@@ -22,7 +21,7 @@ from service.engine.jobs import (
     StepBatchJob,
 )
 from service.engine.results import Result, Stepped
-from service.engine.scheduler import Batch, Scheduler
+from service.engine.scheduler import Batch, Group, Scheduler
 from service.engine.step_batches import ActiveStepBatch, submit_step_batch
 from service.engine.step_result import LOGITS, NEXT_TOKEN, FetchSpec, StepResult
 from service.engine.stepper import Stepper
@@ -128,7 +127,7 @@ class World:
     def grant(self, job: GenerateJob, count: int) -> None:
         job.num_granted += count
         if job.is_parked:
-            self.stepper.resume(job.tag.lane, job)
+            resume_generation(job.tag.lane, job)
         self._deliver()
 
     def cancel(self, session: PlainSession) -> int:
