@@ -3,7 +3,8 @@
 A `StateStore` of the service over a `Shelf`. A replica counts as there for `lease_s` after its last heartbeat. Rules:
 
 1. During an outage every call raises. At other times a call fails now and then.
-2. A write that raises has changed none, some, or all of its records.
+2. A write that raises has changed none, some, or all of its records; a claim or a reservation that raises may have
+   been carried out.
 3. Nothing that was acknowledged is ever forgotten before its time is over.
 """
 
@@ -12,9 +13,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 from service.sessions.stores.base import Claimed, Gone, Held, Standing, StoreError, Write
 from simulation.loop import Life
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -87,7 +92,13 @@ class SimulatedStore:
 
     def reserve(self, session_id: str, expires_at: float) -> int | None:
         """See `StateStore`."""
-        self._check()
+        return self._take(partial(self._reserve, session_id, expires_at))
+
+    def claim(self, session_id: str) -> Claimed | Held | Gone | None:
+        """See `StateStore`."""
+        return self._take(partial(self._claim, session_id))
+
+    def _reserve(self, session_id: str, expires_at: float) -> int | None:
         record = self._shelf.find(session_id)
         if record is not None and record.standing is not Standing.GONE:
             return None
@@ -101,9 +112,7 @@ class SimulatedStore:
         record = self._shelf.find(session_id)
         return record is not None and record.standing is not Standing.GONE
 
-    def claim(self, session_id: str) -> Claimed | Held | Gone | None:
-        """See `StateStore`."""
-        self._check()
+    def _claim(self, session_id: str) -> Claimed | Held | Gone | None:
         record = self._shelf.find(session_id)
         if record is None:
             return None
@@ -113,8 +122,9 @@ class SimulatedStore:
         if record.standing is Standing.OWNED and is_other:
             self._shelf.wanted.setdefault(record.owner, set()).add(session_id)
             return Held(record.owner)
-        record.epoch += 1
-        record.owner, record.standing = self.owner, Standing.OWNED
+        if record.standing is not Standing.OWNED or record.owner != self.owner:
+            record.epoch += 1
+            record.owner, record.standing = self.owner, Standing.OWNED
         return Claimed(record.epoch, record.payload)
 
     def write(self, writes: Sequence[Write]) -> set[str]:
@@ -134,6 +144,17 @@ class SimulatedStore:
         self._beat()
         return sorted(self._shelf.wanted.pop(self.owner, ()))
 
+    def let_go(self, session_id: str) -> None:
+        """See `StateStore`."""
+        self._check()
+        record = self._shelf.find(session_id)
+        if record is None or record.standing is not Standing.OWNED or record.owner != self.owner:
+            return
+        if record.payload is None:
+            del self._shelf.records[session_id]
+        else:
+            record.standing = Standing.FREE
+
     def set_aside(self, session_id: str) -> None:
         """See `StateStore`."""
         self._check()
@@ -151,6 +172,16 @@ class SimulatedStore:
     def close(self) -> None:
         """See `StateStore`."""
         self._shelf.leases.pop(self.owner, None)
+
+    def _take(self, take: Callable[[], T]) -> T:
+        """One that fails may have been carried out: its answer came too late."""
+        if self._life.is_over:
+            raise StoreError("the process is dead")
+        if not self._faults.strike():
+            return take()
+        if not self._faults.is_down and self._faults.rng.random() < 0.5:
+            take()
+        raise StoreError("the simulated store fails")
 
     def _check(self) -> None:
         if self._life.is_over:

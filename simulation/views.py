@@ -16,6 +16,9 @@ from simulation.entries import Entry, Presence
 from simulation.streams import ClientStream
 from simulation.system import Replica
 
+_IDLE = 0.98
+"""How much of its idle timeout a session is left at least: not every use is marked at once."""
+
 
 class View(Belief):
     """A session, and the requests about it that are not answered yet."""
@@ -41,7 +44,7 @@ class View(Belief):
         reason, name = notice.closed.reason, pb.CloseReason.Name(notice.closed.reason)
         is_expected = {
             pb.CLOSE_REASON_CLIENT: self.is_closing,
-            pb.CLOSE_REASON_IDLE: self.now() - self.used_at_s >= self.idle_timeout_s,
+            pb.CLOSE_REASON_IDLE: self.now() - self.used_at_s >= _IDLE * self.idle_timeout_s,
             pb.CLOSE_REASON_SHUTDOWN: stream.is_leaving or stream.replica.is_draining,
             pb.CLOSE_REASON_MOVED: self.is_wanted
             or stream.is_leaving

@@ -83,9 +83,17 @@ class Checkpoints:
 
     def deliver(self, request: Request, result: Result) -> None:
         """Answers a request; of a strict session as soon as the store has what the answer reports."""
-        session = request.session
-        if session.persistence.policy.durability is not Durability.STRICT or session.is_over:
+        session, persistence = request.session, request.session.persistence
+        if persistence.policy.durability is not Durability.STRICT:
             request.deliver(result)
+            return
+        moment = (persistence.era, result.position)
+        if session.is_over and not persistence.is_releasing:
+            stored, moved = persistence.stored, persistence.moved
+            if moved is None or isinstance(result, Failed) or (stored is not None and moment <= stored):
+                request.deliver(result)
+            else:
+                request.deliver(Failed(session.position, moved))
             return
 
         def answer(error: CarouselError | None) -> None:
@@ -97,7 +105,10 @@ class Checkpoints:
                 last.request = None  # a retry may listen to it
             request.deliver(Failed(session.position, error))
 
-        self.when_stored(session, (session.persistence.era, result.position), answer)
+        if session.is_over:  # its last record is being written
+            persistence.awaiting.append((moment, answer))
+        else:
+            self.when_stored(session, moment, answer)
 
     def after_pending(self, session: Session, call: WhenDone) -> None:
         """Calls `call` after the answers of a session that wait for the store; of a strict session, when what it is now
@@ -132,18 +143,35 @@ class Checkpoints:
 
         session.served.engine.read([session.lane], read)
 
-    def release(self, session: Session, ttl_s: float, then: Callable[[], None], *, has_slot: bool) -> None:
-        """Stores a session that ends as it is now, for any server to claim, and calls `then` when that is stored. One
-        in the middle of a feed, or without a slot, is left as it was stored last."""
+    def release(
+        self,
+        session: Session,
+        ttl_s: float,
+        then: Callable[[], None],
+        on_failed: Callable[[], None],
+        *,
+        has_slot: bool,
+    ) -> None:
+        """Stores a session that ends as it is now, for any server to claim, and calls `then` when that is stored;
+        `on_failed` each time before that the store fails. One in the middle of a feed, or without a slot, is left as it
+        was stored last."""
+        persistence = session.persistence
 
         def read(states: Sequence[LaneState | None]) -> None:
-            image = None if states[0] is None else image_of(session, states[0])
-            self._last_records.write(self._put_of(session, image, Standing.FREE, ttl_s), then)
+            state = states[0]
+            image = None if state is None else image_of(session, state)
+
+            def written(result: WriteResult) -> None:
+                if state is not None and result is WriteResult.STORED:
+                    persistence.stored = (persistence.era, state.position)
+                then()
+
+            self._last_records.write(self._put_of(session, image, Standing.FREE, ttl_s), written, on_failed)
 
         if has_slot:
             session.served.engine.read([session.lane], read)
         else:
-            self._last_records.write(self._put_of(session, None, Standing.FREE, ttl_s), then)
+            self._last_records.write(self._put_of(session, None, Standing.FREE, ttl_s), lambda _: then(), on_failed)
 
     def renew(self, session: Session) -> None:
         """Has the record of a session outlive it: writes its expiry anew."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from service.errors import SessionIdInUseError, TooManySessionsError
+from service.errors import SessionIdInUseError, StoreUnavailableError, TooManySessionsError
 from service.sessions.lifecycle import State
 from service.sessions.session import Session, name_of, owner_of
 
@@ -64,7 +64,7 @@ class Directory:
         self._live = _Order()
         self._other = _Order()
         self._unlisted: set[Session] = set()
-        self._ending: dict[str, asyncio.Future[None]] = {}
+        self._ending: dict[str, list[asyncio.Future[None]]] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -166,25 +166,40 @@ class Directory:
         """The sessions with a greater serial, in the order in which they were opened."""
         return (session for session in self._by_id.values() if session.serial > serial)
 
-    def begin_ending(self, session_id: str) -> asyncio.Future[None]:
-        """The last record of a session that had the id is being written: until the future that is returned is done,
-        `ended` waits."""
-        future = self._ending.get(session_id)
-        if future is None or future.done():
-            future = self._ending[session_id] = asyncio.get_running_loop().create_future()
-            future.add_done_callback(
-                lambda done: self._ending.pop(session_id) if self._ending.get(session_id) is done else None
-            )
-        return future
+    def begin_ending(self, session_id: str) -> Callable[[], None]:
+        """The last record of a session that had the id is being written: until what is returned is called, `ended`
+        waits. Calling it again does nothing."""
+        future = asyncio.get_running_loop().create_future()
+        waiting = self._ending.setdefault(session_id, [])
+        waiting.append(future)
+
+        def end() -> None:
+            if future.done():
+                return
+            waiting.remove(future)
+            if not waiting:
+                del self._ending[session_id]
+            future.set_result(None)
+
+        return end
 
     def is_ending(self, session_id: str) -> bool:
         """Whether the last record of a former session of the id is not stored yet."""
         return session_id in self._ending
 
-    async def ended(self, session_id: str) -> None:
-        """Returns when no last record of a former session of the id is being written."""
-        while (future := self._ending.get(session_id)) is not None:
-            await asyncio.shield(future)
+    async def ended(self, session_id: str, timeout_s: float) -> None:
+        """Returns when no last record of a former session of the id is being written. Raises StoreUnavailableError
+        after `timeout_s`."""
+        try:
+            async with asyncio.timeout(max(0.0, timeout_s)):
+                while waiting := self._ending.get(session_id):
+                    await asyncio.shield(waiting[-1])
+        except TimeoutError as error:
+            raise StoreUnavailableError(
+                f"session {name_of(session_id)!r} is being stored, and the store does not answer: try again later",
+                retry_delay_s=1.0,
+                session_id=name_of(session_id),
+            ) from error
 
     def _order(self, session: Session) -> _Order:
         return self._live if session.is_live else self._other

@@ -21,7 +21,8 @@ class Generation:
     came before. found: the result of a search. job: the engine's job, None when it has ended, and while a restored
     generation waits for its retry; seen: the tokens that the repetition penalty counts then. request: the request that
     its tokens are delivered to, None when it has no listener. num_read: tokens that were written to the client;
-    num_granted: tokens that it need not wait for.
+    num_granted: tokens that it need not wait for. received_position: up to which the client of a generation that is
+    made again has its tokens, which are not delivered once more.
     """
 
     __slots__ = (
@@ -33,6 +34,7 @@ class Generation:
         "num_dropped",
         "num_granted",
         "num_read",
+        "received_position",
         "request",
         "seen",
         "start",
@@ -52,6 +54,7 @@ class Generation:
         self.seen: IntArray | None = None
         self.num_read = 0
         self.num_granted = 0
+        self.received_position: int | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -34,7 +34,7 @@ class Generations:
         written to the client, the caller calls `Request.granted`. decoding: without a beam.
 
         A retry, on a session whose stream was lost, continues it: what came after the position `received` is delivered
-        again.
+        again. Where the generation is not known any more it is made again, and delivered from there.
 
         Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError.
         """
@@ -57,8 +57,9 @@ class Generations:
             num_granted=0 if last is None else last.num_tokens,
         )
         engine.submit(session.lane, job)
-        if last is None and session.persistence is not NOT_STORED:
+        if last is None and (session.persistence is not NOT_STORED or received is not None):
             last = Generation(position, decoding, request)
+            last.received_position = received
         session.last = last
         self._requests.admitted(session, following)
         if last is None:
@@ -128,6 +129,7 @@ class Generations:
     def _continue(self, session: Session, last: Generation, request: Request, received: int | None) -> None:
         """Delivers a generation that exists already to another request."""
         missed = last.after(received)
+        last.received_position = None
         request.granted = partial(self._read, session, last)
         self._requests.replayed(request, "generate")
         last.request = None if last.is_ended else request
@@ -177,10 +179,25 @@ class Generations:
         listener = generation.request
         if is_ended:
             generation.job = generation.request = None
-        if listener is not None:
+        if listener is None:
+            self._run_unattended(session, generation)
+        elif generation.received_position is None or not isinstance(result, Generated):
             self._checkpoints.deliver(listener, result)
         else:
-            self._run_unattended(session, generation)
+            self._deliver_rest(session, generation, listener, result)
+
+    def _deliver_rest(self, session: Session, generation: Generation, listener: Request, result: Generated) -> None:
+        """Delivers what the client does not have of a generation that is made again."""
+        received = generation.received_position
+        if received is not None and received < result.position:
+            generation.received_position = None
+            result = generation.after(max(received, generation.start or 0))
+        elif result.finish_reason is None:
+            self._read(session, generation, len(result.token_ids), result.position)
+            return
+        else:
+            result = Generated(result.position, [], None, result.finish_reason)
+        self._checkpoints.deliver(listener, result)
 
     def _on_searched(self, job: Job, result: Result) -> None:
         request: Request = job.tag

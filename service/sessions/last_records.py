@@ -13,7 +13,7 @@ from functools import partial
 from service.errors import StoreUnavailableError
 from service.sessions.persistence import WhenDone
 from service.sessions.session import Session
-from service.sessions.storage import Put, Storage, WriteResult
+from service.sessions.storage import Put, Storage, Then, WriteResult
 from service.sessions.stores.base import Standing
 
 _LONGEST_DELAY_S = 30.0
@@ -42,31 +42,31 @@ class LastRecords:
             retry_delay_s=1.0,
         )
         put = Put(record_id, persistence.epoch, None, expires_at, Standing.GONE, tombstone or b"{}")
-        self.write(put, lambda: then(None), lambda: then(error))
+        self.write(put, lambda _: then(None), lambda: then(error))
 
     def bury_lost(self, session_id: str, epoch: int, tombstone: bytes) -> None:
         """Stores that a session, of which this server has claimed the record alone, is lost."""
         expires_at = self._wall_clock() + _TOMBSTONE_S
-        self.write(Put(session_id, epoch, None, expires_at, Standing.GONE, tombstone), lambda: None)
+        self.write(Put(session_id, epoch, None, expires_at, Standing.GONE, tombstone), lambda _: None)
 
     def give_back(self, session_id: str, epoch: int, ttl_s: float) -> None:
         """Lets any server claim a record that this one claimed and cannot use."""
         put = Put(session_id, epoch, None, self._wall_clock() + ttl_s, Standing.FREE)
-        self.write(put, lambda: None)
+        self.write(put, lambda _: None)
 
     def write(
         self,
         put: Put,
-        then: Callable[[], None],
+        then: Then,
         on_failed: Callable[[], None] = lambda: None,
         delay_s: float | None = None,
     ) -> None:
         """Writes a record until the store has it, or refuses it because another server has the session. Then calls
-        `then`; each time before that the store fails, `on_failed`."""
+        `then`, never with FAILED; each time before that the store fails, `on_failed`."""
 
         def written(result: WriteResult) -> None:
             if result is not WriteResult.FAILED:
-                then()
+                then(result)
                 return
             on_failed()
             following_s = self._delay_s if delay_s is None else min(_LONGEST_DELAY_S, 2.0 * delay_s)

@@ -137,8 +137,7 @@ def _table() -> dict[tuple[State, Event], Transition]:
         end = (Action.REFUSE_DEFERRED, Action.FREE_SLOT)
         table[state, Event.CLOSE] = Transition(State.ENDING, (*end, Action.BURY, Action.TELL_STREAM))
         table[state, Event.EXPIRE] = Transition(State.ENDING, (*end, Action.BURY, Action.TELL_STREAM))
-        if state is not State.OPENING:  # which has nothing to hand over
-            table[state, Event.HAND_OVER] = Transition(State.ENDING, (Action.RELEASE, *end, Action.TELL_STREAM))
+        table[state, Event.HAND_OVER] = Transition(State.ENDING, (Action.RELEASE, *end, Action.TELL_STREAM))
         table[state, Event.LOSE] = Transition(State.ENDED, (*end, Action.TELL_STREAM))
     return table
 

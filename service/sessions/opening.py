@@ -38,6 +38,9 @@ from service.sessions.spill import NO_LANE, Spill
 from service.sessions.storage import Storage
 from service.sessions.tasks import Tasks
 
+_PATIENCE_S = 5.0
+"""How long the last record of an id's former session is waited for."""
+
 
 class NewSession:
     """What an opening needs besides its session. num_bytes: about what its request holds in memory."""
@@ -180,11 +183,9 @@ class Opening:
             lane = await self._spill.lane(served.engine)
             if session.is_over:
                 served.engine.close(lane)
-                raise registry.tombstones.not_found(session.id)
+                raise persistence.moved or registry.tombstones.not_found(session.id)
         except CarouselError as error:
             if not session.is_over:
-                if epoch is not None:
-                    persistence.has_record = False  # the record stays: whoever claimed it gives it back
                 registry.fail(session, _not_open(session, error))
             raise
         registry.start(session, lane)
@@ -197,7 +198,19 @@ class Opening:
         else:
             registry.checkpoints.changed(session)
         registry.deferral.run(session)
+        if epoch is None:
+            await self._stored(session)
         return session
+
+    async def _stored(self, session: Session) -> None:
+        """Returns when a strict session that was made of an image is stored. One that cannot be is closed. Raises
+        StoreUnavailableError."""
+        stored: asyncio.Future[CarouselError | None] = asyncio.get_running_loop().create_future()
+        self._registry.checkpoints.after_pending(session, stored.set_result)
+        error = await stored
+        if error is not None:
+            self._registry.close(session, CloseReason.FAILED, notify=True)
+            raise error
 
     async def _finish(self, new: NewSession) -> None:
         """Opens a session that had to wait."""
@@ -222,7 +235,7 @@ class Opening:
     async def _take_id(self, session: Session) -> None:
         """Makes sure that no stored session has the id. Raises SessionIdInUseError and StoreUnavailableError."""
         registry, persistence = self._registry, session.persistence
-        await registry.directory.ended(session.id)
+        await registry.directory.ended(session.id, _PATIENCE_S)
         if not session.policy.is_stored:
             try:
                 is_free = not await self._storage.has(session.id)

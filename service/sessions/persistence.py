@@ -50,6 +50,10 @@ class Persistence:
     """Monotonic seconds at which a detached session expires."""
     awaiting: list[tuple[Moment, WhenDone]] = field(default_factory=list)
     """Answers that wait until their moment is stored, in the order in which they are to be delivered."""
+    moved: CarouselError | None = None
+    """For a session that was handed over: the answer of requests whose effect its record does not have."""
+    is_releasing: bool = False
+    """Whether the record of a session that was handed over is being written: what it holds decides the answers."""
     marks: dict[int, LaneState] = field(default_factory=dict)
     """By position, the oldest first."""
     opened_at: float | None = None
@@ -59,6 +63,11 @@ class Persistence:
     def checkpoint_position(self) -> int | None:
         """The position from which any server can resume the session; None when it has no record under its own id."""
         return None if self.stored is None or self.record_id is not None else self.stored[1]
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether the session came out of the store, or is in it: it exists, whatever becomes of its opening here."""
+        return self.stored is not None
 
     def unreported_checkpoint(self) -> int | None:
         """The stored position when the client does not know it yet. The caller reports it."""

@@ -6,7 +6,6 @@ It owns no rule: `lifecycle.TABLE` says what follows an event, and each action h
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -125,9 +124,11 @@ class Registry:
         self.observer.session_opened(bundle.model, bundle.version, session.id)
 
     def fail(self, session: Session, error: CarouselError) -> None:
-        """A session in OPENING cannot be opened. What waits for it is refused with the error."""
+        """A session in OPENING cannot be opened. What waits for it is refused with the error. One out of the store
+        stays there, for any server to resume."""
         self.deferral.refuse(session, error)
-        self._apply(session, Event.FAIL, Ending(CloseReason.FAILED, notifies=False))
+        event = Event.HAND_OVER if session.persistence.is_resumed else Event.FAIL
+        self._apply(session, event, Ending(CloseReason.FAILED, notifies=False))
 
     def attach(self, session: Session, on_ended: OnEnded) -> None:
         """Gives a session to a stream; a stream that had it is told that it was taken."""
@@ -185,9 +186,9 @@ class Registry:
             then(None)
 
     def hand_over(self, session: Session, reason: CloseReason = CloseReason.MOVED) -> None:
-        """Ends a session here and stores it as it is, for any server to resume. Its stream is told. One that is not
-        open yet is closed."""
-        if session.state is State.OPENING:
+        """Ends a session here and stores it as it is, for any server to resume. Its stream is told. A new one that is
+        not open yet is closed."""
+        if session.state is State.OPENING and not session.persistence.is_resumed:
             self.close(session, CloseReason.SHUTDOWN, notify=True)
         elif not session.is_over:
             self._apply(session, Event.HAND_OVER, Ending(reason, notifies=True))
@@ -206,8 +207,9 @@ class Registry:
         self.detached.pop(session.id, None)
         self.checkpoints.end(session)
         tombstone = end.tombstone = Tombstone(end.reason, session.position, self.wall_clock())
-        if end.before is not State.OPENING:
+        if end.before is not State.OPENING or (session.persistence.is_resumed and end.reason is not CloseReason.FAILED):
             self.tombstones.add(session.id, tombstone)
+        if end.before is not State.OPENING:
             bundle = session.served.bundle
             if end.before in (State.SPILLED, State.RESTORING):
                 self.observer.session_woken(bundle.model, bundle.version, session.id)
@@ -216,9 +218,10 @@ class Registry:
             self._on_end[action](session, end)
 
     def _refuse_deferred(self, session: Session, end: Ending) -> None:
-        """Refuses what waits for a slot, and what waits for the store."""
+        """Refuses what waits for a slot; and what waits for the store, unless its last record decides that."""
         error = error_of(session, end.reason)
-        session.persistence.resolve(None, error)
+        if not session.persistence.is_releasing:
+            session.persistence.resolve(None, error)
         self.deferral.refuse(session, error)
 
     def _free_slot(self, session: Session, end: Ending) -> None:
@@ -239,45 +242,59 @@ class Registry:
         if not session.persistence.has_record:
             self._recorded(session, end, None)
             return
-        is_remembered = session.policy.is_stored and end.before is not State.OPENING
-        ending = self.directory.begin_ending(session.id)
+        is_new = end.before is State.OPENING and not session.persistence.is_resumed
+        is_remembered = session.policy.is_stored and not is_new
+        ended = self.directory.begin_ending(session.id)
         self.last_records.bury(
             session,
             end.tombstone.encode() if is_remembered and end.tombstone is not None else None,
-            lambda error: self._recorded(session, end, error, ending),
+            lambda error: self._recorded(session, end, error, ended),
         )
 
     def _release(self, session: Session, end: Ending) -> None:
-        """Stores a session for anybody to claim."""
+        """Stores a session for anybody to claim. A strict one's answers wait for that, and so does what its stream is
+        told."""
         if session.persistence.after_claim is not None:
             session.persistence.after_claim.append(lambda: self._release(session, end))
             return
-        ending = self.directory.begin_ending(session.id)
-        ttl_s = 0.0
-        if session.is_detached:
-            ttl_s = max(1.0, session.persistence.held_until_s - self.clock())
-        session.own_persistence()
-        self.checkpoints.release(
-            session, ttl_s, lambda: self._recorded(session, end, None, ending), has_slot=end.before in LIVE
-        )
+        ended = self.directory.begin_ending(session.id)
+        persistence = session.own_persistence()
+        persistence.moved = error_of(session, CloseReason.MOVED)
+        ttl_s = max(1.0, persistence.held_until_s - self.clock()) if session.is_detached else 0.0
+        has_slot = end.before in LIVE
+        if persistence.policy.durability is Durability.STRICT:
+            persistence.is_releasing = has_slot and bool(persistence.awaiting or session.num_in_flight)
+
+        def settled() -> None:
+            if persistence.is_releasing:
+                persistence.is_releasing = False
+                persistence.resolve(persistence.stored, None)
+                persistence.resolve(None, persistence.moved)
+                self._tell_stream(session, end)
+
+        def stored() -> None:
+            settled()
+            self._recorded(session, end, None, ended)
+
+        self.checkpoints.release(session, ttl_s, stored, settled, has_slot=has_slot)
 
     def _recorded(
         self,
         session: Session,
         end: Ending,
         error: CarouselError | None,
-        ending: asyncio.Future[None] | None = None,
+        ended: Callable[[], None] | None = None,
     ) -> None:
         """The last record is stored, or could not be for now."""
         end.is_recorded, end.error = True, error
         end.report()
         if error is None:
             session.state = session.transition(Event.RECORD).state
-            if ending is not None and not ending.done():
-                ending.set_result(None)
+            if ended is not None:
+                ended()
 
     def _tell_stream(self, session: Session, end: Ending) -> None:
-        if end.notifies:
+        if end.notifies and not session.persistence.is_releasing:
             session.on_ended(session, end.reason)
 
 

@@ -101,12 +101,11 @@ class Resume:
                     raise self._registry.tombstones.not_found(session_id) from error
                 continue
             fetching = self._fetching.get(session_id)
-            if fetching is None:
+            if fetching is None or fetching.done():  # one that is done is awaited without a turn of the event loop
                 if directory.is_ending(session_id):
-                    await self._ended(session_id, deadline_s)
+                    await directory.ended(session_id, deadline_s - asyncio.get_running_loop().time())
                     continue
                 fetching = self._fetching[session_id] = self._tasks.start(self._fetch(session_id, max_owned))
-                fetching.add_done_callback(lambda task: self._fetching.pop(session_id))
             # it comes whatever becomes of who asked first: a claim must not be left half done
             await asyncio.shield(fetching)
 
@@ -141,27 +140,31 @@ class Resume:
         return await asyncio.shield(self._opening.make(image, served, session_id, owner=owner, max_owned=max_owned))
 
     async def _fetch(self, session_id: str, max_owned: int | None) -> Session:
-        """A session from the store."""
+        """A session from the store. Its record is this function's until the session exists, then the session's."""
         registry = self._registry
-        registry.check_open()
-        registry.directory.check_room(owner_of(session_id), max_owned)
-        claimed = await self._claim(session_id)
-        if claimed.payload is None:
-            raise self._buried(session_id, claimed)
-        ttl_s = registry.checkpoints.idle_timeout_s
         try:
-            image = self._storage.codec.decode(claimed.payload)
-            ttl_s += image.policy.duration_s
-            served = self._served(image, None)
-            return await self._opening.make(
-                image, served, session_id, max_owned=max_owned, epoch=claimed.epoch, is_chosen=False
-            )
-        except SnapshotCorruptError as error:
-            await self._storage.set_aside(session_id, error)
-            raise
-        except CarouselError:  # another server may do better
-            registry.last_records.give_back(session_id, claimed.epoch, ttl_s)
-            raise
+            registry.check_open()
+            registry.directory.check_room(owner_of(session_id), max_owned)
+            claimed = await self._claim(session_id)
+            if claimed.payload is None:
+                raise self._buried(session_id, claimed)
+            ttl_s = registry.checkpoints.idle_timeout_s
+            try:
+                image = self._storage.codec.decode(claimed.payload)
+                ttl_s += image.policy.duration_s
+                served = self._served(image, None)
+                making = self._opening.make(
+                    image, served, session_id, max_owned=max_owned, epoch=claimed.epoch, is_chosen=False
+                )
+            except SnapshotCorruptError as error:
+                await self._storage.set_aside(session_id, error)
+                raise
+            except CarouselError:  # another server may do better
+                registry.last_records.give_back(session_id, claimed.epoch, ttl_s)
+                raise
+            return await making
+        finally:
+            self._fetching.pop(session_id, None)
 
     async def _claim(self, session_id: str) -> Claimed:
         deadline = asyncio.get_running_loop().time() + self._patience_s
@@ -182,18 +185,6 @@ class Resume:
                     session_id=name_of(session_id),
                 )
             await asyncio.sleep(_POLL_S)
-
-    async def _ended(self, session_id: str, deadline_s: float) -> None:
-        """Returns when the last record of the id's former session is stored. Raises StoreUnavailableError."""
-        left_s = deadline_s - asyncio.get_running_loop().time()
-        try:
-            await asyncio.wait_for(self._registry.directory.ended(session_id), max(0.0, left_s))
-        except TimeoutError as error:
-            raise StoreUnavailableError(
-                f"session {name_of(session_id)!r} is being stored, and the store does not answer: try again later",
-                retry_delay_s=1.0,
-                session_id=name_of(session_id),
-            ) from error
 
     async def _verify(self, session: Session) -> None:
         """Makes sure that a session whose id could not be checked when it was opened hides no stored one."""

@@ -7,9 +7,11 @@ Rules:
 2. All that waits is written in one go, up to a number of records and of bytes, as soon as the store has finished the
    batch before: the slower it is, the larger the batch.
 3. When the store fails, every write of that batch has failed. Who put a write decides whether to put another.
-4. While the store fails, reads are refused at once, except one that tries it again from time to time; and no more than
-   a number of calls wait for it: nobody waits behind a queue of time-outs.
-5. No exception of a callback, or of a record that cannot be encoded, ends the writing.
+4. While the store fails, reads are refused at once, except one that tries it again from time to time. Those that waited
+   when it failed fail with it, and no more than a number of calls wait for it: nobody waits behind others' time-outs.
+5. A record whose taking failed may be this process's all the same: the store can have done it later. It is let go as
+   soon as the store answers.
+6. No exception of a callback, or of a record that cannot be encoded, ends the writing.
 """
 
 from __future__ import annotations
@@ -96,6 +98,9 @@ class Storage:
         self._clock = clock
         self._tries_at_s = 0.0
         self._num_calls = 0
+        self._failed_at_s = -1.0
+        self._maybe_taken: set[str] = set()
+        """The store's thread. See rule 5."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._pending: dict[str, tuple[Put, list[Then]]] = {}
         self._writing: set[str] = set()
@@ -145,13 +150,18 @@ class Storage:
         self._is_idle.clear()
         self._has_pending.set()
 
-    async def claim(self, record_id: str) -> Claimed | Held | Gone | None:
-        """See `StateStore.claim`. What waits to be written of the record is written before. Raises
-        StoreUnavailableError, and SnapshotCorruptError for a record that cannot be read, which is set aside."""
+    async def claim(self, record_id: str, *, is_held: bool = False) -> Claimed | Held | Gone | None:
+        """See `StateStore.claim`. What waits to be written of the record is written before. is_held: a session of this
+        server has the record. Raises StoreUnavailableError, and SnapshotCorruptError for a record that cannot be read,
+        which is set aside."""
         await self._after_writes(record_id)
         began_s = perf_counter()
         try:
-            claimed = await self._call(self._store.claim, record_id)
+            claimed: Claimed | Held | Gone | None = await (
+                self._call(self._store.claim, record_id)
+                if is_held
+                else self._call(self._take, self._store.claim, record_id)
+            )
         except CorruptRecordError as error:
             await self.set_aside(record_id, error)
             raise SnapshotCorruptError(
@@ -164,7 +174,7 @@ class Storage:
     async def reserve(self, record_id: str, expires_at: float) -> int | None:
         """See `StateStore.reserve`. Raises StoreUnavailableError."""
         await self._after_writes(record_id)
-        return await self._call(self._store.reserve, record_id, expires_at)
+        return await self._call(self._take, self._store.reserve, record_id, expires_at)
 
     async def has(self, record_id: str) -> bool:
         """See `StateStore.has`. Raises StoreUnavailableError."""
@@ -185,12 +195,14 @@ class Storage:
             await asyncio.shield(written)
 
     async def _call(self, call: Callable[..., T], *args: Any) -> T:
-        operation = "heartbeat" if call in (self._store.heartbeat, self._store.sweep) else "read"
+        operation = "heartbeat" if call in (self._beat, self._store.sweep) else "read"
         if operation == "read":
             self._check_open()
         self._num_calls += 1
         try:
-            result = await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+            result = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._try, self._clock(), call, *args
+            )
         except CorruptRecordError:
             raise
         except StoreError as error:
@@ -203,10 +215,43 @@ class Storage:
         self._works("heartbeat", "read")
         return result
 
+    def _try(self, queued_at_s: float, call: Callable[..., T], *args: Any) -> T:
+        """The store's thread. Raises StoreError at once when the store failed after the call was queued."""
+        if queued_at_s <= self._failed_at_s:
+            raise StoreError("it failed while the call waited for it")
+        try:
+            return call(*args)
+        except CorruptRecordError:
+            raise
+        except StoreError:
+            self._failed_at_s = self._clock()
+            raise
+
+    def _take(self, take: Callable[..., T], record_id: str, *args: Any) -> T:
+        """The store's thread. Takes a record."""
+        if record_id in self._maybe_taken:
+            self._store.let_go(record_id)
+            self._maybe_taken.discard(record_id)
+        try:
+            return take(record_id, *args)
+        except CorruptRecordError:
+            raise
+        except StoreError:
+            self._maybe_taken.add(record_id)
+            raise
+
+    def _beat(self) -> list[str]:
+        """The store's thread."""
+        wanted = self._store.heartbeat()
+        for record_id in list(self._maybe_taken):
+            self._store.let_go(record_id)
+            self._maybe_taken.discard(record_id)
+        return wanted
+
     def _check_open(self) -> None:
         """Refuses a call while the store fails, or too many wait for it."""
         now_s = self._clock()
-        if self._failing - {"write"} and now_s < self._tries_at_s:
+        if self._failing - {"write"} and (now_s < self._tries_at_s or self._num_calls):
             raise StoreUnavailableError("the session store does not answer: try again later", retry_delay_s=1.0)
         if self._num_calls >= _MAX_CALLS:
             raise StoreUnavailableError(
@@ -282,7 +327,11 @@ class Storage:
             writes.append(Write(put.record_id, put.epoch, payload, put.expires_at, put.standing))
             if put.image is not None and payload is not None:
                 sizes.append(len(payload))
-        return self._store.write(writes), failed, sizes
+        try:
+            return self._store.write(writes), failed, sizes
+        except StoreError:
+            self._failed_at_s = self._clock()
+            raise
 
     async def _beat_for_ever(self, on_wanted: Callable[[str], None]) -> None:
         beats = 0
@@ -290,7 +339,7 @@ class Storage:
             await asyncio.sleep(self._heartbeat_s)
             beats += 1
             try:
-                for session_id in await self._call(self._store.heartbeat):
+                for session_id in await self._call(self._beat):
                     asyncio.get_running_loop().call_soon(on_wanted, session_id)
                 if beats % _SWEEP_EVERY == 0:
                     await self._call(self._store.sweep, _SWEEP)

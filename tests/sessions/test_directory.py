@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from service.errors import SessionIdInUseError, TooManySessionsError
+from service.errors import SessionIdInUseError, StoreUnavailableError, TooManySessionsError
 from service.sessions.directory import Directory
 from service.sessions.lifecycle import State
 from service.sessions.session import Session
@@ -135,11 +135,28 @@ def test_a_session_without_a_slot_is_in_another_order_of_use() -> None:
 
 async def test_an_id_is_being_ended_until_its_last_record_is_stored() -> None:
     directory = Directory(10)
-    ending = directory.begin_ending("a")
+    end_first, end_second = directory.begin_ending("a"), directory.begin_ending("a")
     assert directory.is_ending("a")
-    waiting = asyncio.ensure_future(directory.ended("a"))
+    waiting = asyncio.ensure_future(directory.ended("a", 10.0))
     await asyncio.sleep(0)
-    assert not waiting.done()
-    ending.set_result(None)
-    await waiting
+    end_first()
+    await asyncio.sleep(0)
+    assert not waiting.done() and directory.is_ending("a")
+    end_second()
+    end_second()
     assert not directory.is_ending("a")
+    await waiting
+
+
+async def test_who_waits_for_an_id_goes_on_in_the_same_turn_in_which_it_is_free() -> None:
+    """Awaiting a future that is done is no turn of the event loop: one that stays listed would be awaited for ever."""
+    directory = Directory(10)
+    directory.begin_ending("a")()
+    await directory.ended("a", 10.0)
+
+
+async def test_an_id_that_stays_in_use_is_not_waited_for_for_ever() -> None:
+    directory = Directory(10)
+    directory.begin_ending("a")
+    with pytest.raises(StoreUnavailableError, match="'a' is being stored"):
+        await directory.ended("a", 0.01)

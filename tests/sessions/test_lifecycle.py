@@ -30,14 +30,8 @@ def test_every_state_can_be_reached_and_left() -> None:
     assert {state for state, _ in TABLE} == set(State) - {State.ENDED}
 
 
-@pytest.mark.parametrize(
-    ("state", "event"),
-    [
-        pair
-        for pair in itertools.product((s for s in State if s not in OVER), ENDS)
-        if pair != (State.OPENING, Event.HAND_OVER)
-    ],
-)
+@pytest.mark.parametrize("state", [state for state in State if state not in OVER])
+@pytest.mark.parametrize("event", ENDS)
 def test_whatever_a_session_does_it_can_end_and_everything_is_answered(state: State, event: Event) -> None:
     """What waits is refused, the slot is freed with what is in flight, and its stream learns of it."""
     transition = TABLE[state, event]
@@ -56,10 +50,6 @@ def test_only_a_session_with_a_slot_gives_work_to_the_engine(state: State, event
     assert state in LIVE
     assert TABLE[state, event].state in (State.BUSY, State.GENERATING)
     assert event in REQUESTS
-
-
-def test_a_session_that_is_still_opening_has_nothing_to_hand_over() -> None:
-    assert (State.OPENING, Event.HAND_OVER) not in TABLE
 
 
 def test_a_session_that_has_ended_does_nothing_any_more() -> None:

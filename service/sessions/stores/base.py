@@ -73,8 +73,8 @@ class StateStore(Protocol):
         """Whether there is a record of a session that is not gone, whoever has it. Changes nothing."""
 
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
-        """Makes a record the caller's, under the next epoch, when its owner lets it or is gone, or is the caller. None:
-        there is no record."""
+        """Makes a record the caller's, under the next epoch, when its owner lets it or is gone. One that is the caller's
+        already stays so, under its epoch. None: there is no record."""
 
     def write(self, writes: Sequence[Write]) -> set[str]:
         """Changes records, of distinct sessions, in one go. A session without a record gets one, when its epoch is 1.
@@ -86,6 +86,10 @@ class StateStore(Protocol):
     def heartbeat(self) -> list[str]:
         """Tells that this process is there, which must be told more often than once in its lease's time. Returns the
         ids of sessions of this process that others want."""
+
+    def let_go(self, session_id: str) -> None:
+        """Undoes a `reserve` or `claim` of the caller's whose result it never knew. A record of the caller's that was
+        never written vanishes, any other of its may be claimed by anybody. Others' records stay as they are."""
 
     def set_aside(self, session_id: str) -> None:
         """Moves a record that cannot be read out of the way, where an operator finds it."""

@@ -114,6 +114,8 @@ class LmdbStore:
                 return None
             if record.standing is Standing.GONE:
                 return Gone(record.payload or b"")
+            if record.standing is Standing.OWNED and record.owner == self.owner:
+                return Claimed(record.epoch, record.payload)
             claimed = record._replace(epoch=record.epoch + 1, owner=self.owner, standing=Standing.OWNED)
             self._put(transaction, session_id, record, claimed)
             return Claimed(claimed.epoch, claimed.payload)
@@ -131,6 +133,24 @@ class LmdbStore:
     def heartbeat(self) -> list[str]:
         """See `StateStore`. Nobody else can want anything."""
         return []
+
+    def let_go(self, session_id: str) -> None:
+        """See `StateStore`."""
+
+        def act(transaction: lmdb.Transaction) -> None:
+            try:
+                record = self._find(transaction, session_id)
+            except CorruptRecordError:
+                return
+            if record is None or record.standing is not Standing.OWNED or record.owner != self.owner:
+                return
+            if record.payload is not None:
+                self._put(transaction, session_id, record, record._replace(standing=Standing.FREE))
+            else:
+                transaction.delete(session_id.encode(), db=self._records)
+                transaction.delete(_milliseconds(record.expires_at) + session_id.encode(), db=self._expiries)
+
+        self._change(act)
 
     def set_aside(self, session_id: str) -> None:
         """See `StateStore`."""

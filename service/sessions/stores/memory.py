@@ -62,8 +62,9 @@ class MemoryStore:
         if record.standing is Standing.OWNED and record.owner != self.owner and record.owner in self._shelf.owners:
             self._shelf.owners[record.owner].add(session_id)
             return Held(record.owner)
-        record.epoch += 1
-        record.owner, record.standing = self.owner, Standing.OWNED
+        if record.standing is not Standing.OWNED or record.owner != self.owner:
+            record.epoch += 1
+            record.owner, record.standing = self.owner, Standing.OWNED
         return Claimed(record.epoch, record.payload)
 
     def write(self, writes: Sequence[Write]) -> set[str]:
@@ -85,6 +86,16 @@ class MemoryStore:
         """See `StateStore`."""
         wanted, self._shelf.owners[self.owner] = self._shelf.owners.get(self.owner, set()), set()
         return sorted(wanted)
+
+    def let_go(self, session_id: str) -> None:
+        """See `StateStore`."""
+        record = self._find(session_id)
+        if record is None or record.standing is not Standing.OWNED or record.owner != self.owner:
+            return
+        if record.payload is None:
+            del self._shelf.records[session_id]
+        else:
+            record.standing = Standing.FREE
 
     def set_aside(self, session_id: str) -> None:
         """See `StateStore`."""

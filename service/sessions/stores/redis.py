@@ -25,11 +25,12 @@ redis.call('PEXPIREAT', KEYS[1], ARGV[2])
 return epoch
 """
 _CLAIM = """
-local record = redis.call('HMGET', KEYS[1], 'k', 'o', 'p')
+local record = redis.call('HMGET', KEYS[1], 'k', 'o', 'p', 'e')
 if not record[1] then return {'none'} end
 if record[1] == 'gone' then return {'gone', record[3]} end
 local owner = record[2]
-if record[1] == 'owned' and owner ~= ARGV[1] and redis.call('EXISTS', ARGV[2] .. 'o:' .. owner) == 1 then
+if record[1] == 'owned' and owner == ARGV[1] then return {'claimed', record[4], record[3]} end
+if record[1] == 'owned' and redis.call('EXISTS', ARGV[2] .. 'o:' .. owner) == 1 then
     local wanted = ARGV[2] .. 'w:' .. owner
     redis.call('SADD', wanted, ARGV[3])
     redis.call('PEXPIRE', wanted, ARGV[4])
@@ -53,6 +54,17 @@ return 1
 """
 
 
+_LET_GO = """
+local record = redis.call('HMGET', KEYS[1], 'k', 'o')
+if record[1] ~= 'owned' or record[2] ~= ARGV[1] then return end
+if redis.call('HEXISTS', KEYS[1], 'p') == 1 then
+    redis.call('HSET', KEYS[1], 'k', 'free')
+else
+    redis.call('DEL', KEYS[1])
+end
+"""
+
+
 class RedisStore:
     """A `StateStore`. lease_s: how long this process counts as there after its last heartbeat; timeout_s: of a call.
 
@@ -70,6 +82,7 @@ class RedisStore:
         self._reserve = self._client.register_script(_RESERVE)
         self._claim = self._client.register_script(_CLAIM)
         self._write = self._client.register_script(_WRITE)
+        self._let_go = self._client.register_script(_LET_GO)
         try:
             self.heartbeat()
         except StoreError:
@@ -136,6 +149,13 @@ class RedisStore:
         except (redis.RedisError, OSError) as error:
             raise self._failed(error) from error
         return sorted(one.decode() for one in ids)
+
+    def let_go(self, session_id: str) -> None:
+        """See `StateStore`."""
+        try:
+            self._let_go(keys=[self._key(session_id)], args=[self.owner])
+        except (redis.RedisError, OSError) as error:
+            raise self._failed(error) from error
 
     def set_aside(self, session_id: str) -> None:
         """See `StateStore`."""

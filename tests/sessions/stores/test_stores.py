@@ -75,32 +75,45 @@ def write(session_id: str, epoch: int, payload: bytes | None, standing: Standing
     return Write(session_id, epoch, payload, LATER, standing)
 
 
-def test_what_was_written_is_there_and_each_claim_has_a_greater_epoch(store: StateStore) -> None:
+def test_what_was_written_is_there_and_each_claim_of_a_free_record_has_a_greater_epoch(store: StateStore) -> None:
     assert store.claim("a") is None
-    assert store.write([write("a", 1, b"one"), write("b", 1, b"\0\xff")]) == set()
+    assert store.write([write("a", 1, b"one", Standing.FREE), write("b", 1, b"\0\xff")]) == set()
     assert store.claim("a") == Claimed(2, b"one")
+    assert store.write([write("a", 2, None, Standing.FREE)]) == set(), "without a payload the record's stays"
     assert store.claim("a") == Claimed(3, b"one")
-    assert store.write([write("a", 3, None)]) == set(), "without a payload the record's stays"
-    assert store.claim("b") == Claimed(2, b"\0\xff")
+    assert store.claim("a") == Claimed(3, b"one"), "it is the caller's already"
+    assert store.claim("b") == Claimed(1, b"\0\xff")
+
+
+def test_a_record_whose_taking_was_not_answered_is_let_go(store: StateStore) -> None:
+    store.reserve("never written", LATER)
+    store.write([write("written", 1, b"one", Standing.FREE), write("ended", 1, b"how", Standing.GONE)])
+    store.claim("written")
+    for session_id in ("never written", "written", "ended", "nobody's"):
+        store.let_go(session_id)
+    assert store.claim("never written") is None
+    assert store.claim("written") == Claimed(3, b"one")
+    assert store.claim("ended") == Gone(b"how")
+    assert store.claim("nobody's") is None
 
 
 def test_a_write_under_an_older_epoch_is_refused_and_harms_no_other_of_its_batch(store: StateStore) -> None:
-    store.write([write("a", 1, b"one")])
+    store.write([write("a", 1, b"one", Standing.FREE)])
     store.claim("a")
     assert store.write([write("a", 1, b"late"), write("b", 1, b"fresh"), write("c", 2, b"never there")]) == {"a", "c"}
-    assert store.claim("a") == Claimed(3, b"one")
-    assert store.claim("b") == Claimed(2, b"fresh")
+    assert store.claim("a") == Claimed(2, b"one")
+    assert store.claim("b") == Claimed(1, b"fresh")
     assert store.claim("c") is None
 
 
 def test_an_id_is_reserved_once_and_again_when_its_session_is_gone(store: StateStore) -> None:
     assert store.reserve("a", LATER) == 1
     assert store.reserve("a", LATER) is None
-    assert store.claim("a") == Claimed(2, None)
-    store.write([write("a", 2, b"how", Standing.GONE)])
+    assert store.claim("a") == Claimed(1, None)
+    store.write([write("a", 1, b"how", Standing.GONE)])
     assert store.claim("a") == Gone(b"how")
-    assert store.reserve("a", LATER) == 3
-    assert store.claim("a") == Claimed(4, None)
+    assert store.reserve("a", LATER) == 2
+    assert store.claim("a") == Claimed(2, None)
 
 
 def test_a_record_vanishes_when_its_time_is_over(store: StateStore) -> None:
@@ -108,7 +121,7 @@ def test_a_record_vanishes_when_its_time_is_over(store: StateStore) -> None:
     time.sleep(0.1)
     store.sweep(10)
     assert store.claim("a") is None
-    assert store.claim("b") == Claimed(2, b"long")
+    assert store.claim("b") == Claimed(1, b"long")
     assert store.reserve("a", LATER) == 1
 
 
@@ -136,7 +149,7 @@ def test_a_record_that_is_set_aside_is_not_there(store: StateStore) -> None:
     store.write([write("a", 1, b"torn"), write("b", 1, b"whole")])
     store.set_aside("a")
     assert store.claim("a") is None
-    assert store.claim("b") == Claimed(2, b"whole")
+    assert store.claim("b") == Claimed(1, b"whole")
 
 
 def test_an_owner_that_is_there_is_asked_and_lets_go(pair: tuple[StateStore, StateStore]) -> None:
@@ -318,6 +331,12 @@ class StoreMachine(RuleBasedStateMachine):
             payload = payload or b"how"
         writes = [write(name, epoch, payload, standing) for name in names]
         assert self.stores[server].write(writes) == self.plain[server].write(writes)
+
+    @rule(server=st.integers(0, 1), name=st.sampled_from("abc"))
+    def let_go(self, server: int, name: str) -> None:
+        server %= self.num_servers
+        self.stores[server].let_go(name)
+        self.plain[server].let_go(name)
 
     @rule(server=st.integers(0, 1))
     def beat(self, server: int) -> None:
