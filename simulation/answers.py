@@ -100,7 +100,8 @@ class Answers:
             if is_early and self._view.floor is not None and told.get("close_reason") not in ("client", "shutdown"):
                 self._view.violate(f"{entry.sent}: it is not found ({told}), and was stored up to {self._view.floor}")
             is_told = told.get("close_reason") in ("client", "idle", "disconnect", "failed", "expired")
-            self._view.presence = Presence.ABSENT if is_told else Presence.UNKNOWN  # it may be on another replica
+            is_nowhere = is_told and entry.before is not Presence.PRESENT
+            self._view.presence = Presence.ABSENT if is_nowhere else Presence.UNKNOWN  # it may be on another replica
             self._view.floor = None
         elif reason == "SESSION_ID_IN_USE" and entry.before is Presence.ABSENT and self._view.closer_lives():
             self._view.violate(f"{entry.sent} is refused: the id is in use, and there is no session of that id")

@@ -78,7 +78,6 @@ class Belief:
     def opened(self, sent: Sent, answer: pb.StreamResponse) -> None:
         """A new session is open."""
         self.worlds = Worlds([beginning(self.model)])
-        self.is_wanted = False
         self._attached(sent, answer)
         self.floor = None
         self.last = None

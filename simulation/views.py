@@ -42,9 +42,11 @@ class View(Belief):
         if self.presence is Presence.ABSENT:  # it is known already
             return
         reason, name = notice.closed.reason, pb.CloseReason.Name(notice.closed.reason)
+        was_idle = self.now() - self.used_at_s >= _IDLE * self.idle_timeout_s
         is_expected = {
             pb.CLOSE_REASON_CLIENT: self.is_closing,
-            pb.CLOSE_REASON_IDLE: self.now() - self.used_at_s >= _IDLE * self.idle_timeout_s,
+            pb.CLOSE_REASON_IDLE: was_idle,
+            pb.CLOSE_REASON_LOST: was_idle,  # the record of a spilled session expires no sooner than the session
             pb.CLOSE_REASON_SHUTDOWN: stream.is_leaving or stream.replica.is_draining,
             pb.CLOSE_REASON_MOVED: self.is_wanted
             or stream.is_leaving

@@ -102,8 +102,9 @@ class Requests:
         request.num_tokens += num_tokens
 
     def replayed(self, request: Request, name: str) -> None:
-        """Reports a retry that is answered again."""
+        """Reports a retry that is answered again. It is a use of its session."""
         request.replayed = True
+        self._touch(request.session, self.clock())
         served = request.session.served
         self.observer.request_replayed(served.model, served.version, name)
 
@@ -217,7 +218,6 @@ class Requests:
     def _feed_again(self, request: Request, last: LastFeed) -> None:
         """Answers a retry of the last feed."""
         self.replayed(request, "feed")
-        self._touch(request.session, self.clock())
         if last.result is None:
             assert last.request is not None  # noqa: S101  # only one that was answered has none
             last.request.retries = [*(last.request.retries or ()), request]

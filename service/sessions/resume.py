@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from service.errors import (
@@ -95,10 +96,8 @@ class Resume:
             if session is not None:
                 if session.state is not State.OPENING:
                     return session
-                try:
+                with suppress(SessionNotOpenError):  # the store may have a session of the id, of another server
                     await self._spill.act(session, lambda: None)
-                except SessionNotOpenError as error:
-                    raise self._registry.tombstones.not_found(session_id) from error
                 continue
             fetching = self._fetching.get(session_id)
             if fetching is None or fetching.done():  # one that is done is awaited without a turn of the event loop

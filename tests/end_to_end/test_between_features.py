@@ -180,3 +180,71 @@ async def test_nothing_is_left_when_all_streams_have_ended(tiny_repository: Path
         async with sessions_of(service) as sessions:
             assert await none_left(sessions)
         assert not [line for line in service.log if line["level"] == "error"]
+
+
+async def test_a_session_can_be_opened_closed_and_opened_again_without_waiting_for_answers(
+    tiny_service: LocalService,
+) -> None:
+    kept, close = {"open": lm(on_disconnect=KEEP, durability=pb.DURABILITY_STRICT)}, {"close": pb.Close()}
+    async with wire(tiny_service.target) as stream:
+        for _ in range(40):
+            sent = [await stream.send("thrice", **one) for one in (kept, close, kept, close)]
+            answered: set[int] = set()
+            while answered != set(sent):
+                answered.add((await stream.read()).request_id)
+
+
+async def test_a_resumption_that_is_refused_loses_no_session(tiny_repository: Path, tmp_path: Path) -> None:
+    """Also while the server leaves: a session that is on its way out of the store stays in it."""
+    settings = {"store": "lmdb", "data-folder": tmp_path, "max-slots": 1, "shutdown-grace-s": 0}
+    strict = lm(durability=pb.DURABILITY_STRICT, on_disconnect=KEEP)
+    names = [f"k{number}" for number in range(6)]
+    with local_service(tiny_repository, settings) as service:
+        async with wire(service.target) as stream:
+            for name in names:
+                await stream.ask(name, open=strict)
+                assert (await stream.ask(name, feed=pb.Feed(token_ids=[5, 6], position=0))).position == 2
+    for _ in range(3):
+        with local_service(tiny_repository, settings) as service:
+            async with wire(service.target) as stream:
+                for name in names:
+                    await stream.send(name, **{"open": RESUME})
+                await stream.read()
+    with local_service(tiny_repository, settings) as service:
+        for name in names:
+            async with wire(service.target) as stream:
+                assert (await stream.ask(name, open=RESUME)).position == 2
+
+
+async def test_a_strict_copy_is_stored_before_it_is_answered(tiny_repository: Path, tmp_path: Path) -> None:
+    settings = {"store": "lmdb", "data-folder": tmp_path, "checkpoint-interval-s": 3600}
+    with local_service(tiny_repository, settings) as service:
+        async with wire(service.target) as stream, sessions_of(service) as sessions:
+            await stream.ask("first", open=lm(durability=pb.DURABILITY_STRICT, on_disconnect=KEEP))
+            await stream.ask("first", feed=pb.Feed(token_ids=[5, 6], position=0))
+            forked = await sessions.Fork(sessions_pb2.SessionsForkRequest(session_id="first", fork_session_id="copy"))
+            assert forked.session.checkpoint_position == 2
+
+
+async def test_a_generation_that_is_made_again_is_told_from_the_position_that_was_received(
+    tiny_service: LocalService,
+) -> None:
+    decoding = pb.Decoding(max_tokens=12, min_tokens=12, sampling=pb.Sampling(seed=5, temperature=1.0))
+
+    async def tokens(name: str, **more: int) -> list[int]:
+        async with wire(tiny_service.target) as stream:
+            await stream.ask(name, open=lm())
+            await stream.ask(name, feed=pb.Feed(token_ids=[5], position=0))
+            await stream.send(name, generate=pb.Generate(position=1, decoding=decoding, **more))
+            found: list[int] = []
+            while True:
+                generated = (answer := await stream.read()).generated
+                found += [token.id for token in generated.tokens]
+                if generated.finish_reason:
+                    assert answer.position == 13
+                    return found
+
+    whole = await tokens("whole")
+    assert len(whole) == 12
+    for received in (1, 5, 12, 13):
+        assert await tokens(f"from-{received}", received_position=received) == whole[received - 1 :]

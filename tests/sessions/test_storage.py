@@ -16,7 +16,7 @@ from service.sessions.image import Image
 from service.sessions.snapshot import Codec
 from service.sessions.storage import Put, Storage, WriteResult
 from service.sessions.stores.base import Claimed, Standing, StoreError, Write
-from service.sessions.stores.memory import MemoryStore
+from service.sessions.stores.memory import MemoryStore, Shelf
 from tests.sessions.test_registry import Events
 from tests.sessions.test_snapshot_format import images
 
@@ -31,6 +31,7 @@ class SlowStore(MemoryStore):
         self.gate = threading.Event()
         self.gate.set()
         self.is_down = False
+        self.num_tries = 0
         self.batches: list[list[str]] = []
 
     def write(self, writes: Sequence[Write]) -> set[str]:
@@ -47,6 +48,7 @@ class SlowStore(MemoryStore):
         return super().heartbeat()
 
     def _pass(self) -> None:
+        self.num_tries += 1
         self.gate.wait(10)
         if self.is_down:
             raise StoreError("down")
@@ -165,3 +167,55 @@ async def test_a_batch_of_writes_is_bounded_by_its_bytes() -> None:
             storage.put(Put(f"s{number}", 1, huge, LATER), lambda result: None)
         await storage.drained()
         assert [len(batch) for batch in store.batches] == [2, 2, 1]
+
+
+async def test_calls_that_waited_when_the_store_failed_fail_with_it() -> None:
+    """Each would wait for its own time-out otherwise, one after another."""
+    store = SlowStore()
+    async with storage_of(store) as storage:
+        store.gate.clear()
+        claims = [asyncio.ensure_future(storage.claim(f"s{number}")) for number in range(20)]
+        await asyncio.sleep(0.05)
+        store.is_down, store.num_tries = True, 0
+        store.gate.set()
+        results = await asyncio.gather(*claims, return_exceptions=True)
+        assert all(isinstance(result, StoreUnavailableError) for result in results)
+        assert store.num_tries == 0, "the first was under way; no other reached the store"
+
+
+async def test_a_record_that_may_have_been_taken_though_the_store_failed_is_let_go() -> None:
+    store, other = LateStore(shelf := Shelf()), MemoryStore(shelf)
+    storage = Storage(store, Codec(b"a key of sixteen"), Events(), heartbeat_s=0.01)
+    with pytest.raises(StoreUnavailableError):
+        await storage.reserve("new", LATER)
+    assert other.reserve("new", LATER) is None
+    storage.start(lambda session_id: None)
+    try:
+        for _ in range(200):
+            if (epoch := other.reserve("new", LATER)) is not None:
+                break
+            await asyncio.sleep(0.01)
+        assert epoch is not None
+    finally:
+        await storage.stop(1.0)
+
+
+async def test_a_record_that_may_have_been_taken_is_let_go_before_it_is_taken_again() -> None:
+    storage = Storage(LateStore(Shelf()), Codec(b"a key of sixteen"), Events(), clock=iter(range(10**6)).__next__)
+    with pytest.raises(StoreUnavailableError):
+        await storage.reserve("new", LATER)
+    assert await storage.reserve("new", LATER) is not None
+    await storage.stop(1.0)
+
+
+class LateStore(MemoryStore):
+    """A store that carries the first reservation out, and does not answer in time."""
+
+    num_reserved = 0
+
+    def reserve(self, session_id: str, expires_at: float) -> int | None:
+        epoch = super().reserve(session_id, expires_at)
+        self.num_reserved += 1
+        if self.num_reserved == 1:
+            raise StoreError("too late")
+        return epoch

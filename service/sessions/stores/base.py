@@ -73,8 +73,8 @@ class StateStore(Protocol):
         """Whether there is a record of a session that is not gone, whoever has it. Changes nothing."""
 
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
-        """Makes a record the caller's, under the next epoch, when its owner lets it or is gone. One that is the caller's
-        already stays so, under its epoch. None: there is no record."""
+        """Makes a record the caller's, under the next epoch, when its owner lets it or is gone. One that is the
+        caller's already stays so, under its epoch. None: there is no record."""
 
     def write(self, writes: Sequence[Write]) -> set[str]:
         """Changes records, of distinct sessions, in one go. A session without a record gets one, when its epoch is 1.
