@@ -35,6 +35,7 @@ from service.sessions.stores.base import Standing
 _MIDST_S = 0.005
 """How long a session in the middle of a feed is left alone, when an answer waits until it is stored."""
 
+Do = Callable[[], None]
 OnLost = Callable[[Session], None]
 
 
@@ -89,11 +90,8 @@ class Checkpoints:
             return
         moment = (persistence.era, result.position)
         if session.is_over and not persistence.is_releasing:
-            stored, moved = persistence.stored, persistence.moved
-            if moved is None or isinstance(result, Failed) or (stored is not None and moment <= stored):
-                request.deliver(result)
-            else:
-                request.deliver(Failed(session.position, moved))
+            moved = None if persistence.holds(moment) else persistence.moved
+            request.deliver(result if moved is None else Failed(session.position, moved))
             return
 
         def answer(error: CarouselError | None) -> None:
@@ -121,8 +119,7 @@ class Checkpoints:
     def when_stored(self, session: Session, moment: Moment, call: WhenDone) -> None:
         """Calls `call` when a session is stored up to a moment, or cannot be."""
         persistence = session.persistence
-        stored = persistence.stored
-        if not persistence.awaiting and stored is not None and stored >= moment:
+        if not persistence.awaiting and persistence.holds(moment):
             call(None)
         else:
             persistence.awaiting.append((moment, call))
@@ -143,23 +140,14 @@ class Checkpoints:
 
         session.served.engine.read([session.lane], read)
 
-    def release(
-        self,
-        session: Session,
-        ttl_s: float,
-        then: Callable[[], None],
-        on_failed: Callable[[], None],
-        *,
-        has_slot: bool,
-    ) -> None:
+    def release(self, session: Session, ttl_s: float, then: Do, on_failed: Do, *, has_slot: bool) -> None:
         """Stores a session that ends as it is now, for any server to claim, and calls `then` when that is stored;
         `on_failed` each time before that the store fails. One in the middle of a feed, or without a slot, is left as it
         was stored last."""
         persistence = session.persistence
 
         def read(states: Sequence[LaneState | None]) -> None:
-            state = states[0]
-            image = None if state is None else image_of(session, state)
+            image = None if (state := states[0]) is None else image_of(session, state)
 
             def written(result: WriteResult) -> None:
                 if state is not None and result is WriteResult.STORED:
@@ -171,7 +159,7 @@ class Checkpoints:
         if has_slot:
             session.served.engine.read([session.lane], read)
         else:
-            self._last_records.write(self._put_of(session, None, Standing.FREE, ttl_s), lambda _: then(), on_failed)
+            read([None])
 
     def renew(self, session: Session) -> None:
         """Has the record of a session outlive it: writes its expiry anew."""
@@ -239,9 +227,7 @@ class Checkpoints:
         by_engine: dict[Engine, list[Session]] = {}
         for session in sessions:
             persistence = session.persistence
-            if session.is_over:
-                continue
-            if not session.is_live:  # stored as it is, or about to be
+            if not session.is_live:  # stored as it is, or about to be; or over
                 persistence.is_dirty = False
                 continue
             if persistence.is_writing:

@@ -16,6 +16,7 @@ from service.errors import (
     RequestCancelledError,
     SessionMovedError,
     SessionNotFoundError,
+    SessionNotOpenError,
     ShuttingDownError,
 )
 from service.sessions.lifecycle import State
@@ -129,3 +130,10 @@ def error_of(session: Session, reason: CloseReason) -> CarouselError:
     if reason is CloseReason.LOST:
         return SessionMovedError(f"session {session.name!r} was lost: {reason.value}", session_id=session.name)
     return RequestCancelledError("the session was closed", close_reason=reason.value)
+
+
+def not_open(session: Session, error: CarouselError) -> SessionNotOpenError:
+    """The error for requests that waited for a session that could not be opened."""
+    return SessionNotOpenError(
+        f"session {name_of(session.id)!r} could not be opened: {error.message}", field="session_id"
+    )

@@ -28,18 +28,18 @@ from service.errors import (
     StoreUnavailableError,
 )
 from service.sessions.checks import check_open, check_session_id
+from service.sessions.ending import not_open
 from service.sessions.image import Image, check_fits, last_in
 from service.sessions.lifecycle import Event
 from service.sessions.persistence import Persistence
 from service.sessions.policy import PLAIN, SessionLimits, SessionPolicy
 from service.sessions.registry import Registry, nobody
-from service.sessions.session import CloseReason, OnEnded, Request, Served, Session, name_of
+from service.sessions.session import CloseReason, OnEnded, Request, Served, Session
 from service.sessions.spill import NO_LANE, Spill
 from service.sessions.storage import Storage
 from service.sessions.tasks import Tasks
 
-_PATIENCE_S = 5.0
-"""How long the last record of an id's former session is waited for."""
+_PATIENCE_S = 5.0  # for the last record of an id's former session
 
 
 class NewSession:
@@ -186,7 +186,7 @@ class Opening:
                 raise persistence.moved or registry.tombstones.not_found(session.id)
         except CarouselError as error:
             if not session.is_over:
-                registry.fail(session, _not_open(session, error))
+                registry.fail(session, not_open(session, error))
             raise
         registry.start(session, lane)
         served.engine.write(lane, image.lane)
@@ -203,12 +203,10 @@ class Opening:
         return session
 
     async def _stored(self, session: Session) -> None:
-        """Returns when a strict session that was made of an image is stored. One that cannot be is closed. Raises
-        StoreUnavailableError."""
+        """Returns when a strict session is stored. One that cannot be is closed. Raises StoreUnavailableError."""
         stored: asyncio.Future[CarouselError | None] = asyncio.get_running_loop().create_future()
         self._registry.checkpoints.after_pending(session, stored.set_result)
-        error = await stored
-        if error is not None:
+        if (error := await stored) is not None:
             self._registry.close(session, CloseReason.FAILED, notify=True)
             raise error
 
@@ -289,7 +287,7 @@ class Opening:
     def _fail(self, new: NewSession, error: CarouselError) -> None:
         new.request.deliver(Failed(0, error))
         if not new.session.is_over:
-            self._registry.fail(new.session, _not_open(new.session, error))
+            self._registry.fail(new.session, not_open(new.session, error))
 
     def _on_prepared(self, job: Job, result: Result) -> None:
         """A step of opening that is not the last. When it fails the last one fails with it."""
@@ -320,10 +318,3 @@ class Opening:
             registry.close(session, CloseReason.FAILED, notify=False)
 
         registry.checkpoints.after_pending(session, answer)
-
-
-def _not_open(session: Session, error: CarouselError) -> SessionNotOpenError:
-    """The error for requests that waited for a session that could not be opened."""
-    return SessionNotOpenError(
-        f"session {name_of(session.id)!r} could not be opened: {error.message}", field="session_id"
-    )

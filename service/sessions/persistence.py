@@ -69,6 +69,10 @@ class Persistence:
         """Whether the session came out of the store, or is in it: it exists, whatever becomes of its opening here."""
         return self.stored is not None
 
+    def holds(self, moment: Moment) -> bool:
+        """Whether the record has what the session was at a moment."""
+        return self.stored is not None and moment <= self.stored
+
     def unreported_checkpoint(self) -> int | None:
         """The stored position when the client does not know it yet. The caller reports it."""
         position = self.checkpoint_position

@@ -7,11 +7,7 @@ Rules:
 2. All that waits is written in one go, up to a number of records and of bytes, as soon as the store has finished the
    batch before: the slower it is, the larger the batch.
 3. When the store fails, every write of that batch has failed. Who put a write decides whether to put another.
-4. While the store fails, reads are refused at once, except one that tries it again from time to time. Those that waited
-   when it failed fail with it, and no more than a number of calls wait for it: nobody waits behind others' time-outs.
-5. A record whose taking failed may be this process's all the same: the store can have done it later. It is let go as
-   soon as the store answers.
-6. No exception of a callback, or of a record that cannot be encoded, ends the writing.
+4. No exception of a callback, or of a record that cannot be encoded, ends the writing.
 """
 
 from __future__ import annotations
@@ -19,17 +15,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import Enum
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from service.errors import SnapshotCorruptError, StoreUnavailableError
 from service.observer import StoreObserver
 from service.sessions.image import Image
 from service.sessions.session import name_of
 from service.sessions.snapshot import Codec
+from service.sessions.store_thread import StoreThread
 from service.sessions.stores.base import (
     Claimed,
     CorruptRecordError,
@@ -44,15 +40,9 @@ from service.sessions.stores.base import (
 _MAX_RECORDS = 1024
 _MAX_BYTES = 32 * 1024 * 1024
 """Of one batch of writes."""
-_MAX_CALLS = 512
-"""Reads and reservations that wait for the store."""
-_RETRY_S = 0.5
-"""Between two tries of a store that fails."""
 _SWEEP = 1000
 _SWEEP_EVERY = 50
 """Heartbeats between two sweeps."""
-
-T = TypeVar("T")
 
 
 class WriteResult(Enum):
@@ -92,16 +82,9 @@ class Storage:
     ) -> None:
         self.codec = codec
         self.observer = observer
-        self._failing: set[str] = set()
         self._store = store
         self._heartbeat_s = heartbeat_s
-        self._clock = clock
-        self._tries_at_s = 0.0
-        self._num_calls = 0
-        self._failed_at_s = -1.0
-        self._maybe_taken: set[str] = set()
-        """The store's thread. See rule 5."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._thread = StoreThread(store, observer, clock)
         self._pending: dict[str, tuple[Put, list[Then]]] = {}
         self._writing: set[str] = set()
         self._written: dict[str, asyncio.Future[None]] = {}
@@ -125,13 +108,13 @@ class Storage:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with suppress(StoreError):
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._store.close)
-        self._thread.shutdown(wait=False)
+            await asyncio.get_running_loop().run_in_executor(self._thread.executor, self._store.close)
+        self._thread.executor.shutdown(wait=False)
 
     @property
     def is_failing(self) -> bool:
         """Whether the store failed when it was asked last."""
-        return bool(self._failing)
+        return self._thread.is_failing
 
     async def drained(self) -> None:
         """Returns when no write waits."""
@@ -158,9 +141,9 @@ class Storage:
         began_s = perf_counter()
         try:
             claimed: Claimed | Held | Gone | None = await (
-                self._call(self._store.claim, record_id)
+                self._thread.call(self._store.claim, record_id)
                 if is_held
-                else self._call(self._take, self._store.claim, record_id)
+                else self._thread.call(self._thread.take, self._store.claim, record_id)
             )
         except CorruptRecordError as error:
             await self.set_aside(record_id, error)
@@ -174,17 +157,17 @@ class Storage:
     async def reserve(self, record_id: str, expires_at: float) -> int | None:
         """See `StateStore.reserve`. Raises StoreUnavailableError."""
         await self._after_writes(record_id)
-        return await self._call(self._take, self._store.reserve, record_id, expires_at)
+        return await self._thread.call(self._thread.take, self._store.reserve, record_id, expires_at)
 
     async def has(self, record_id: str) -> bool:
         """See `StateStore.has`. Raises StoreUnavailableError."""
         await self._after_writes(record_id)
-        return await self._call(self._store.has, record_id)
+        return await self._thread.call(self._store.has, record_id)
 
     async def set_aside(self, record_id: str, error: Exception) -> None:
         """Moves a record that cannot be read out of the way, and reports it."""
         self.observer.record_corrupt(record_id, error)
-        await self._call(self._store.set_aside, record_id)
+        await self._thread.call(self._store.set_aside, record_id)
 
     async def _after_writes(self, record_id: str) -> None:
         """Returns when no write of the record waits or is on its way."""
@@ -193,72 +176,6 @@ class Storage:
             if written is None:
                 written = self._written[record_id] = asyncio.get_running_loop().create_future()
             await asyncio.shield(written)
-
-    async def _call(self, call: Callable[..., T], *args: Any) -> T:
-        operation = "heartbeat" if call in (self._beat, self._store.sweep) else "read"
-        if operation == "read":
-            self._check_open()
-        self._num_calls += 1
-        try:
-            result = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._try, self._clock(), call, *args
-            )
-        except CorruptRecordError:
-            raise
-        except StoreError as error:
-            self._fails(error, operation)
-            raise StoreUnavailableError(
-                "the session store does not answer: try again later", retry_delay_s=1.0
-            ) from error
-        finally:
-            self._num_calls -= 1
-        self._works("heartbeat", "read")
-        return result
-
-    def _try(self, queued_at_s: float, call: Callable[..., T], *args: Any) -> T:
-        """The store's thread. Raises StoreError at once when the store failed after the call was queued."""
-        if queued_at_s <= self._failed_at_s:
-            raise StoreError("it failed while the call waited for it")
-        try:
-            return call(*args)
-        except CorruptRecordError:
-            raise
-        except StoreError:
-            self._failed_at_s = self._clock()
-            raise
-
-    def _take(self, take: Callable[..., T], record_id: str, *args: Any) -> T:
-        """The store's thread. Takes a record."""
-        if record_id in self._maybe_taken:
-            self._store.let_go(record_id)
-            self._maybe_taken.discard(record_id)
-        try:
-            return take(record_id, *args)
-        except CorruptRecordError:
-            raise
-        except StoreError:
-            self._maybe_taken.add(record_id)
-            raise
-
-    def _beat(self) -> list[str]:
-        """The store's thread."""
-        wanted = self._store.heartbeat()
-        for record_id in list(self._maybe_taken):
-            self._store.let_go(record_id)
-            self._maybe_taken.discard(record_id)
-        return wanted
-
-    def _check_open(self) -> None:
-        """Refuses a call while the store fails, or too many wait for it."""
-        now_s = self._clock()
-        if self._failing - {"write"} and (now_s < self._tries_at_s or self._num_calls):
-            raise StoreUnavailableError("the session store does not answer: try again later", retry_delay_s=1.0)
-        if self._num_calls >= _MAX_CALLS:
-            raise StoreUnavailableError(
-                f"{self._num_calls} requests wait for the session store, the most that may: try again later",
-                retry_delay_s=0.5,
-            )
-        self._tries_at_s = now_s + _RETRY_S
 
     async def _write_for_ever(self) -> None:
         while True:
@@ -286,12 +203,12 @@ class Storage:
         failed: set[str] = {put.record_id for put, _ in batch}
         try:
             refused, failed, sizes = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._write, [put for put, _ in batch]
+                self._thread.executor, self._write, [put for put, _ in batch]
             )
         except Exception as error:  # the store's, or a bug of ours
-            self._fails(error, "write")
+            self._thread.fails(error, "write")
         else:
-            self._works("write")
+            self._thread.works("write")
             self.observer.records_written(sizes, perf_counter() - began_s)
         for put, thens in batch:
             self._writing.discard(put.record_id)
@@ -327,11 +244,7 @@ class Storage:
             writes.append(Write(put.record_id, put.epoch, payload, put.expires_at, put.standing))
             if put.image is not None and payload is not None:
                 sizes.append(len(payload))
-        try:
-            return self._store.write(writes), failed, sizes
-        except StoreError:
-            self._failed_at_s = self._clock()
-            raise
+        return self._thread.write(writes), failed, sizes
 
     async def _beat_for_ever(self, on_wanted: Callable[[str], None]) -> None:
         beats = 0
@@ -339,26 +252,13 @@ class Storage:
             await asyncio.sleep(self._heartbeat_s)
             beats += 1
             try:
-                for session_id in await self._call(self._beat):
+                for session_id in await self._thread.call(self._thread.beat):
                     asyncio.get_running_loop().call_soon(on_wanted, session_id)
                 if beats % _SWEEP_EVERY == 0:
-                    await self._call(self._store.sweep, _SWEEP)
+                    await self._thread.call(self._store.sweep, _SWEEP)
             except StoreUnavailableError:
                 pass  # reported, and tried again
             except Exception as error:  # a bug must not end the heartbeats
                 asyncio.get_running_loop().call_exception_handler(
                     {"message": "a heartbeat of the session store failed", "exception": error}
                 )
-
-    def _fails(self, error: Exception, operation: str) -> None:
-        self._tries_at_s = self._clock() + _RETRY_S
-        self.observer.operation_failed(operation)
-        if not self._failing:
-            self.observer.store_failed(error)
-        self._failing.add(operation)
-
-    def _works(self, *operations: str) -> None:
-        if self._failing:
-            self._failing.difference_update(operations)
-            if not self._failing:
-                self.observer.store_recovered()

@@ -67,7 +67,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*self.storage._tasks, return_exceptions=True)
         self.store.close()
-        self.storage._thread.shutdown()
+        self.storage._thread.executor.shutdown()
         await asyncio.to_thread(self.engine.stop)
 
 
