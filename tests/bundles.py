@@ -40,6 +40,7 @@ def write_language_model(
     seed: int = 0,
     has_heads: bool = False,
     variants: Mapping[str, int] = MappingProxyType({}),
+    hidden_size: int = HIDDEN_SIZE,
 ) -> Path:
     """Writes `repository/model/version` and returns it. One LSTM layer; states `hidden` and `cell`, [1, B, H] each.
 
@@ -48,12 +49,12 @@ def write_language_model(
     folder = repository / model / str(version)
     folder.mkdir(parents=True)
     (folder / "target.txt").write_text("".join(f"t{index}\n" for index in range(VOCABULARY_SIZE)))
-    state = (1, "batch", HIDDEN_SIZE)
-    step, readout = _write_graphs(folder, "", seed, has_heads=has_heads)
+    state = (1, "batch", hidden_size)
+    step, readout = _write_graphs(folder, "", seed, hidden_size, has_heads=has_heads)
     parity = Parity(tolerance=0.0, max_abs_error={}, num_rows=0)
     others = {}
     for name, other_seed in variants.items():
-        graphs = _write_graphs(folder, f"{name}.", other_seed, has_heads=has_heads)
+        graphs = _write_graphs(folder, f"{name}.", other_seed, hidden_size, has_heads=has_heads)
         others[name] = VariantSpec(
             step=graphs[0], readout=graphs[1], description="other weights", parity=parity, evaluation={}
         )
@@ -80,7 +81,9 @@ def write_language_model(
     return folder
 
 
-def _write_graphs(folder: Path, prefix: str, seed: int, *, has_heads: bool) -> tuple[StepSpec, ReadoutSpec | None]:
+def _write_graphs(
+    folder: Path, prefix: str, seed: int, hidden_size: int, *, has_heads: bool
+) -> tuple[StepSpec, ReadoutSpec | None]:
     """Writes a step graph, and with heads a readout beside it."""
     step = StepSpec(
         file=f"{prefix}step.onnx",
@@ -88,11 +91,11 @@ def _write_graphs(folder: Path, prefix: str, seed: int, *, has_heads: bool) -> t
         lengths=TensorSpec(name="lengths", dtype="int64", shape=("batch",)),
         logits=TensorSpec(name="logits", dtype="float32", shape=("batch", "time", VOCABULARY_SIZE)),
     )
-    model = _step_graph(np.random.default_rng(seed))
+    model = _step_graph(np.random.default_rng(seed), hidden_size)
     readout = None
     if has_heads:
         projection = next(one for one in model.graph.initializer if one.name == "projection")
-        onnx.save(_readout_graph(projection), folder / f"{prefix}readout.onnx")
+        onnx.save(_readout_graph(projection, hidden_size), folder / f"{prefix}readout.onnx")
         logits = TensorSpec(name="logits", dtype="float32", shape=("batch", VOCABULARY_SIZE))
         readout = ReadoutSpec(file=f"{prefix}readout.onnx", states=("hidden",), logits=logits)
         next_token = TensorSpec(name="next_token", dtype="int64", shape=("batch", "time"))
@@ -102,7 +105,7 @@ def _write_graphs(folder: Path, prefix: str, seed: int, *, has_heads: bool) -> t
     return step, readout
 
 
-def _readout_graph(projection: TensorProto) -> onnx.ModelProto:
+def _readout_graph(projection: TensorProto, size: int) -> onnx.ModelProto:
     nodes = [
         helper.make_node("Squeeze", ["hidden", "zero"], ["outputs"]),
         helper.make_node("MatMul", ["outputs", "projection"], ["logits"]),
@@ -110,19 +113,18 @@ def _readout_graph(projection: TensorProto) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "readout",
-        [helper.make_tensor_value_info("hidden", TensorProto.FLOAT, [1, "batch", HIDDEN_SIZE])],
+        [helper.make_tensor_value_info("hidden", TensorProto.FLOAT, [1, "batch", size])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", VOCABULARY_SIZE])],
         [projection, numpy_helper.from_array(np.array([0], np.int64), "zero")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
 
 
-def _step_graph(generator: np.random.Generator) -> onnx.ModelProto:
+def _step_graph(generator: np.random.Generator, size: int) -> onnx.ModelProto:
     def weight(name: str, *shape: int) -> TensorProto:
         values: NDArray[np.float32] = (generator.standard_normal(shape) * 0.7).astype(np.float32)
         return numpy_helper.from_array(values, name)
 
-    size = HIDDEN_SIZE
     weights = [
         weight("embedding", VOCABULARY_SIZE, EMBEDDING_SIZE),
         weight("W", 1, 4 * size, EMBEDDING_SIZE),
