@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from carousel import Client
@@ -35,14 +36,22 @@ def alive(target: str) -> str:
     return f"{_WORD}: {' '.join(tokens)}"
 
 
-def across(target: str) -> str:
-    """Feeds sessions token by token, then others the same in one message: the last logits must have the same bits."""
+def across(target: str, is_over: Callable[[], bool] | None = None) -> str:
+    """Feeds sessions token by token, then others the same in one message: the last logits must have the same bits.
+
+    is_over: asked before each token whether the sessions have had enough; without it after 8 s.
+    """
+    until = time.monotonic() + _SECONDS
+
+    def is_late() -> bool:
+        return time.monotonic() >= until
+
+    has_enough = is_over or is_late
 
     def feed(client: Client, number: int) -> int:
-        until = time.monotonic() + _SECONDS
         fed: list[str] = []
         with client.session(_MODEL, source=_WORD, durability="checkpoint") as session:
-            while time.monotonic() < until:
+            while not (fed and has_enough()):
                 fed.append(_TOKENS[(number + len(fed)) % len(_TOKENS)])
                 step = session.feed(fed[-1:], logits=True)
                 time.sleep(0.01)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Event
 
 import grpc
 import pytest
@@ -74,23 +75,38 @@ def counted(replica: LocalService, name: str, **labels: str) -> float:
     return sum(value for (sample, has), value in scrape(replica).items() if sample == name and wanted <= set(has))
 
 
-def test_a_replica_that_is_added_and_one_that_is_removed_lose_nothing(fleet: Fleet) -> None:
+@contextmanager
+def fed_across(target: str) -> Iterator[Future[str]]:
+    """Sessions that are fed until the block ends, also when it fails. Yields what will be said of them then."""
+    is_over = Event()
     with ThreadPoolExecutor(1) as threads:
-        told = threads.submit(across, fleet.envoy.target)
-        time.sleep(1.5)
-        leaving = fleet.replicas[0]
-        assert counted(leaving, "carousel_sessions_active") > 0
+        told = threads.submit(across, target, is_over.is_set)
+        try:
+            yield told
+        finally:
+            is_over.set()
+
+
+def holder(fleet: Fleet) -> tuple[LocalService, float]:
+    """The replica that has the most sessions, and how many; waits until one has some."""
+    for _ in range(600):
+        held, index = max((counted(one, "carousel_sessions_active"), n) for n, one in enumerate(fleet.replicas))
+        if held:
+            return fleet.replicas[index], held
+        time.sleep(0.05)
+    raise AssertionError("no replica has a session")
+
+
+def test_a_replica_that_is_added_and_one_that_is_removed_lose_nothing(fleet: Fleet) -> None:
+    with fed_across(fleet.envoy.target) as told:
+        holder(fleet)
         added = fleet.add()
         fleet.route()
-        time.sleep(1.0)
-        for _ in range(100):  # between two of its programs it holds none
-            if held := counted(leaving, "carousel_sessions_active"):
-                break
-            time.sleep(0.05)
+        leaving, held = holder(fleet)
         elsewhere = [replica for replica in fleet.replicas if replica is not leaving]
         before = sum(counted(replica, "carousel_sessions_resumed_total", source="store") for replica in elsewhere)
         fleet.remove(leaving)
-        assert "the same bits as at once" in told.result(60)
+    assert "the same bits as at once" in told.result(60)
     moved = sum(counted(replica, "carousel_sessions_resumed_total", source="store") for replica in elsewhere) - before
     assert moved >= held > 0, "each of its sessions has gone on elsewhere"
     with Client(fleet.envoy.target) as client:
@@ -102,17 +118,15 @@ def test_a_replica_that_is_added_and_one_that_is_removed_lose_nothing(fleet: Fle
 
 def test_a_replica_that_is_killed_is_not_seen_by_new_calls(fleet: Fleet) -> None:
     """Its own sessions go on elsewhere from their checkpoints; calls that open others never fail."""
-    with ThreadPoolExecutor(1) as threads, Client(fleet.envoy.target, timeout=10.0) as client:
-        told = threads.submit(across, fleet.envoy.target)
-        time.sleep(2.0)
-        fleet.kill(fleet.replicas[1])
+    with fed_across(fleet.envoy.target) as told, Client(fleet.envoy.target, timeout=10.0) as client:
+        fleet.kill(holder(fleet)[0])
         until, count = time.monotonic() + 3.0, 0
         while time.monotonic() < until:
             call = client.generate("g2p-en", "gate", resume_timeout=0.0)
             assert [token.text for token in call] == ["G", "EY", "T"]
             count += 1
         assert count > 10
-        assert "the same bits as at once" in told.result(60)
+    assert "the same bits as at once" in told.result(60)
 
 
 def test_all_calls_of_a_session_go_to_one_replica(fleet: Fleet) -> None:
