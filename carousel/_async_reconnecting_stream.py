@@ -12,10 +12,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
-import grpc
-
 from carousel._async_stream import AsyncStream
-from carousel._backoff import Backoff, is_refusal, is_retried
+from carousel._backoff import Attempts, Backoff
 from carousel._deadline import Deadline
 from carousel._exchange import Exchange
 from carousel._protocol import SessionProtocol
@@ -133,19 +131,15 @@ class AsyncReconnectingStream:
     async def _reconnect(self, is_closing: bool) -> None:
         """Resumes the session on a new stream, and sends the pending requests again."""
         self._backoff.begin(time.monotonic())
-        refusals: set[grpc.StatusCode] = set()
-        num_attempts = 0
+        attempts = Attempts()
         while self._lost_by is not None:
             error = self._lost_by
-            is_refused = is_refusal(error) and not is_retried(error)
-            if (is_refused and error.code in refusals) or not (is_refused or is_retried(error)):
+            if not attempts.can_help(error):
                 raise self._protocol.lost(error)
-            if is_refused and num_attempts:
-                refusals.add(error.code)
-            if num_attempts and is_closing:
+            if attempts.count and is_closing:
                 raise copy.copy(error)
             await self._wait(error)
-            num_attempts += 1
+            attempts.count += 1
             await self._attempt()
 
     async def _wait(self, error: CarouselError) -> None:

@@ -72,6 +72,25 @@ class Backoff:
         return self._spent_s + (0.0 if self._since_s is None else now_s - self._since_s)
 
 
+class Attempts:
+    """The attempts of one recovery of a session: whether another can help."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Attempts that were made."""
+        self._refusals: set[grpc.StatusCode] = set()
+
+    def can_help(self, error: CarouselError) -> bool:
+        """Whether the session may come back after `error`. A refusal that repeats on a fresh connection is final."""
+        if is_retried(error):
+            return True
+        if not is_refusal(error) or error.code in self._refusals:
+            return False
+        if self.count:
+            self._refusals.add(error.code)
+        return True
+
+
 class CallBackoff:
     """The same for a call that has a session of its own, and is repeated from its start."""
 

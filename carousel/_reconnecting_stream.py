@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import grpc
-
-from carousel._backoff import Backoff, is_refusal, is_retried
+from carousel._backoff import Attempts, Backoff
 from carousel._deadline import Deadline
 from carousel._exchange import Exchange
 from carousel._protocol import SessionProtocol
@@ -129,19 +127,15 @@ class ReconnectingStream:
     def _reconnect(self, deadline: Deadline, is_closing: bool) -> None:
         """Resumes the session on a new stream, and sends the pending requests again."""
         self._backoff.begin(time.monotonic())
-        refusals: set[grpc.StatusCode] = set()
-        num_attempts = 0
+        attempts = Attempts()
         while self._lost_by is not None:
             error = self._lost_by
-            is_refused = is_refusal(error) and not is_retried(error)
-            if (is_refused and error.code in refusals) or not (is_refused or is_retried(error)):
+            if not attempts.can_help(error):
                 raise self._protocol.lost(error)
-            if is_refused and num_attempts:
-                refusals.add(error.code)
-            if num_attempts and is_closing:
+            if attempts.count and is_closing:
                 raise copy.copy(error)
             self._wait(error, deadline)
-            num_attempts += 1
+            attempts.count += 1
             self._attempt(deadline)
 
     def _wait(self, error: CarouselError, deadline: Deadline) -> None:

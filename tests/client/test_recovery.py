@@ -19,7 +19,7 @@ from carousel import (
     UnimplementedError,
     _answers,
 )
-from carousel._backoff import CONNECTION_LOST, Backoff, CallBackoff, is_retried
+from carousel._backoff import CONNECTION_LOST, Attempts, Backoff, CallBackoff, is_retried
 from carousel.v1 import error_pb2
 
 from .fake_server import FakeServer
@@ -227,3 +227,13 @@ def test_a_call_is_made_again_only_where_that_can_help(error: CarouselError, pos
 )
 def test_a_session_is_resumed_later_only_where_that_can_help(error: CarouselError, may_succeed: bool) -> None:
     assert is_retried(error) is may_succeed
+
+
+def test_a_refusal_that_repeats_on_a_fresh_connection_ends_a_recovery() -> None:
+    attempts, refused = Attempts(), InternalError("crashed")
+    assert attempts.can_help(refused), "it may have been about a request"
+    attempts.count += 1
+    assert attempts.can_help(UnavailableError("not answered"))
+    assert attempts.can_help(refused), "the first on a fresh connection"
+    assert not attempts.can_help(refused)
+    assert attempts.can_help(UnavailableError("not answered")), "what may succeed later is tried on"
