@@ -188,7 +188,7 @@ class Spill:
         record_id = persistence.record_id or session.id
         persistence.after_claim = []
         try:
-            claimed = await self._storage.claim(record_id, is_held=True)
+            claimed = await self._storage.claim_again(record_id)
             if isinstance(claimed, Claimed):
                 persistence.epoch = claimed.epoch
         finally:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
@@ -133,18 +134,23 @@ class Storage:
         self._is_idle.clear()
         self._has_pending.set()
 
-    async def claim(self, record_id: str, *, is_held: bool = False) -> Claimed | Held | Gone | None:
-        """See `StateStore.claim`. What waits to be written of the record is written before. is_held: a session of this
-        server has the record. Raises StoreUnavailableError, and SnapshotCorruptError for a record that cannot be read,
-        which is set aside."""
+    async def claim(self, record_id: str) -> Claimed | Held | Gone | None:
+        """See `StateStore.claim`. What waits to be written of the record is written before; a claim whose answer is
+        lost is let go of later. Raises StoreUnavailableError, and SnapshotCorruptError for a record that cannot be
+        read, which is set aside."""
+        return await self._claim(record_id, partial(self._thread.take, self._store.claim))
+
+    async def claim_again(self, record_id: str) -> Claimed | Held | Gone | None:
+        """As `claim`, for the record of a session that this server has: it keeps the record when the answer is lost."""
+        return await self._claim(record_id, self._store.claim)
+
+    async def _claim(
+        self, record_id: str, claim: Callable[[str], Claimed | Held | Gone | None]
+    ) -> Claimed | Held | Gone | None:
         await self._after_writes(record_id)
         began_s = perf_counter()
         try:
-            claimed: Claimed | Held | Gone | None = await (
-                self._thread.call(self._store.claim, record_id)
-                if is_held
-                else self._thread.call(self._thread.take, self._store.claim, record_id)
-            )
+            claimed = await self._thread.call(claim, record_id)
         except CorruptRecordError as error:
             await self.set_aside(record_id, error)
             raise SnapshotCorruptError(
