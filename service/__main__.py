@@ -13,6 +13,7 @@ import structlog
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
+from service import event_loop
 from service.api.principals import new_token
 from service.listeners import StartError
 from service.probe import probe
@@ -20,8 +21,6 @@ from service.repository.repository import RepositoryError, scan
 from service.server import Server
 from service.settings import Settings, unknown_variables
 from service.telemetry import logging
-
-_SWITCH_INTERVAL_S = 0.00005
 
 
 def main() -> int:
@@ -42,7 +41,7 @@ def main() -> int:
     for variable, nearest in unknown_variables(os.environ):
         structlog.get_logger().warning("settings.unknown_variable", variable=variable, nearest=nearest)
     try:
-        asyncio.run(serve(settings))
+        event_loop.run(serve(settings))
     except StartError as error:
         structlog.get_logger().error("server.cannot_start", reason=str(error))
         return 1
@@ -51,9 +50,6 @@ def main() -> int:
 
 async def serve(settings: Settings) -> None:
     """Serves until a signal comes. Raises StartError, and whatever crashed an engine."""
-    # An engine's thread that comes back from a run waits for the event loop to give up the GIL, by default for 5 ms,
-    # many times a batch.
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     asyncio.get_running_loop().set_exception_handler(logging.loop_exception)
     await Server(settings).run()
 

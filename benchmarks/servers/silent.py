@@ -5,12 +5,11 @@ python -m benchmarks.servers.silent MODELS
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Any
 
-from service import server
+from service import event_loop, server
 from service.settings import Settings
 from service.telemetry import logging
 
@@ -35,7 +34,6 @@ def _ignore(*facts: object, **named: object) -> None:
 
 async def main() -> None:
     """Serves until SIGTERM."""
-    sys.setswitchinterval(0.00005)
     logging.configure("json", "error")
     for name in ("EngineTelemetry", "SessionTelemetry", "StoreTelemetry"):
         setattr(server, name, Deaf)
@@ -46,4 +44,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    event_loop.run(main())

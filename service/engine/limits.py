@@ -23,7 +23,7 @@ class EngineLimits:
     max_batch_rows: int = 256
     max_batch_tokens: int = 256
     max_chunk_tokens: int = 32
-    inline_s: float = 0.0005
+    inline_s: float = 0.001
 
     def no_slot(self) -> NoSlotError:
         """Every session slot is taken."""
