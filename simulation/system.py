@@ -125,7 +125,7 @@ class Replica:
             forks_used=sum(one.forks_used for one in seen),
             jobs_waiting=sum(one.num_waiting for one in seen),
             unanswered=[stream.replies.num_unanswered for stream in self._inference._streams],
-            waiters=waiters + len(service.resume._fetching) + service.opening.num_waiting,
+            waiters=waiters + len(service.resume._taking) + service.opening.num_waiting,
             engines_leaked=sum(not engine.is_stopped and id(engine) not in served for engine in self._engines),
             tasks=sorted(
                 getattr(task.get_coro(), "__qualname__", "?") for task in self.life.tasks if task not in self._own_tasks

@@ -1002,7 +1002,9 @@ Global___StepBatch: _TypeAlias = StepBatch  # noqa: Y015
 
 @_typing.final
 class BatchStepped(_message.Message):
-    """The tokens were consumed. All columns have the order of `StepBatch.handles`; where a session was refused they hold 0."""
+    """The tokens were consumed. All columns have the order of `StepBatch.handles`; where a session was refused they hold 0,
+    and where all were, `logits` and `values` are empty.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from google.protobuf.duration_pb2 import Duration
+
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2
 from service.errors import InvalidFieldError
@@ -58,10 +60,23 @@ def policy(message: pb.Open, limits: PolicyLimits) -> SessionPolicy:
     if asked.action not in _ACTIONS:
         field = "open.on_disconnect.action"
         raise InvalidFieldError(f"{field} = {asked.action} is unknown", field=field)
-    duration_s = asked.duration.ToNanoseconds() / 1e9 if asked.HasField("duration") else None
+    duration_s = _seconds(asked.duration, "open.on_disconnect.duration") if asked.HasField("duration") else None
     return limits.agree(
         _DURABILITIES[message.durability], _ACTIONS[asked.action], duration_s, is_unattended=message.unattended
     )
+
+
+def _seconds(duration: Duration, field: str) -> float:
+    """A duration in seconds. Raises InvalidFieldError for nanoseconds that are a second or more, or have another sign
+    than the seconds: see google/protobuf/duration.proto."""
+    seconds, nanos = int(duration.seconds), int(duration.nanos)
+    if abs(nanos) >= 10**9 or seconds * nanos < 0:
+        raise InvalidFieldError(
+            f"{field} has {seconds} seconds and {nanos} nanos: nanos must be less than a second, and not of the other"
+            " sign",
+            field=field,
+        )
+    return seconds + nanos / 1e9
 
 
 def check_resume(message: pb.Open) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import grpc
 
 from carousel.v1 import inference_pb2, sessions_pb2_grpc
@@ -11,9 +9,9 @@ from carousel.v1 import sessions_pb2 as pb
 from service.api import convert
 from service.api.caller import CALLER
 from service.api.session_messages import session_info, state_tensor, tensor_message
-from service.errors import CarouselError, InvalidFieldError
+from service.errors import InvalidFieldError
 from service.sessions.service import SessionService
-from service.sessions.session import CloseReason, Session
+from service.sessions.session import Session
 
 Context = grpc.aio.ServicerContext[object, object]
 _MAX_PAGE_SIZE = 1000
@@ -48,13 +46,8 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
 
     async def Close(self, request: pb.SessionsCloseRequest, context: Context) -> pb.SessionsCloseResponse:
         """Closes a session, whoever opened it; its stream is told."""
-        session = await self._sessions.resume.find(CALLER.get().any_key(request.session_id))
-        closed: asyncio.Future[CarouselError | None] = asyncio.get_running_loop().create_future()
-        self._registry.close(session, CloseReason.CLIENT, notify=True, then=closed.set_result)
-        error = await closed
-        if error is not None:
-            raise error
-        return pb.SessionsCloseResponse(position=session.position, reason=inference_pb2.CLOSE_REASON_CLIENT)
+        position = await self._sessions.resume.close(CALLER.get().any_key(request.session_id))
+        return pb.SessionsCloseResponse(position=position, reason=inference_pb2.CLOSE_REASON_CLIENT)
 
     async def Snapshot(self, request: pb.SessionsSnapshotRequest, context: Context) -> pb.SessionsSnapshotResponse:
         """A session as bytes."""

@@ -12,7 +12,7 @@ from functools import partial
 
 from service.errors import StoreUnavailableError
 from service.sessions.persistence import WhenDone
-from service.sessions.session import Session
+from service.sessions.session import name_of
 from service.sessions.storage import Put, Storage, Then, WriteResult
 from service.sessions.stores.base import Standing
 
@@ -30,24 +30,25 @@ class LastRecords:
         self._delay_s = delay_s
         self._wall_clock = wall_clock
 
-    def bury(self, session: Session, tombstone: bytes | None, then: WhenDone) -> None:
+    def bury(
+        self,
+        session_id: str,
+        epoch: int,
+        tombstone: bytes | None,
+        then: WhenDone = lambda error: None,
+        *,
+        record_id: str | None = None,
+    ) -> None:
         """Stores that a session ended, and how; None: its record vanishes. `then` is called when that is stored, and
-        each time before with StoreUnavailableError when the store fails."""
-        persistence = session.persistence
-        record_id = persistence.record_id or session.id
+        each time before with StoreUnavailableError when the store fails. record_id: where it is not the session's."""
         expires_at = 0.0 if tombstone is None else self._wall_clock() + _TOMBSTONE_S
         error = StoreUnavailableError(
-            f"session {session.name!r} is closed on this server, and the store does not know it yet: this server tries"
-            " again until it does",
+            f"session {name_of(session_id)!r} is closed on this server, and the store does not know it yet: this server"
+            " tries again until it does",
             retry_delay_s=1.0,
         )
-        put = Put(record_id, persistence.epoch, None, expires_at, Standing.GONE, tombstone or b"{}")
+        put = Put(record_id or session_id, epoch, None, expires_at, Standing.GONE, tombstone or b"{}")
         self.write(put, lambda _: then(None), lambda: then(error))
-
-    def bury_lost(self, session_id: str, epoch: int, tombstone: bytes) -> None:
-        """Stores that a session, of which this server has claimed the record alone, is lost."""
-        expires_at = self._wall_clock() + _TOMBSTONE_S
-        self.write(Put(session_id, epoch, None, expires_at, Standing.GONE, tombstone), lambda _: None)
 
     def give_back(self, session_id: str, epoch: int, ttl_s: float) -> None:
         """Lets any server claim a record that this one claimed and cannot use."""

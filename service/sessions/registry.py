@@ -246,9 +246,11 @@ class Registry:
         is_remembered = session.policy.is_stored and not is_new
         ended = self.directory.begin_ending(session.id)
         self.last_records.bury(
-            session,
+            session.id,
+            session.persistence.epoch,
             end.tombstone.encode() if is_remembered and end.tombstone is not None else None,
             lambda error: self._recorded(session, end, error, ended),
+            record_id=session.persistence.record_id,
         )
 
     def _release(self, session: Session, end: Ending) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from service.errors import (
     CarouselError,
@@ -63,7 +64,8 @@ class Resume:
         self._observer = observer
         self._find = find
         self._patience_s = patience_s
-        self._fetching: dict[str, asyncio.Task[Session]] = {}
+        self._taking: dict[str, asyncio.Task[Session | int]] = {}
+        """What is done with records that were claimed, by id."""
 
     async def resume(self, session_id: str, on_ended: OnEnded, max_owned: int | None = None) -> tuple[Session, bool]:
         """Gives a session to a stream. Returns it, and whether it was in this server's memory.
@@ -88,6 +90,27 @@ class Resume:
 
     async def find(self, session_id: str, max_owned: int | None = None) -> Session:
         """A session of this server, or one of the store, which is then held here. Raises what `resume` raises."""
+        found = await self._find_or(session_id, lambda: self._fetch(session_id, max_owned))
+        assert isinstance(found, Session)  # noqa: S101  # what is fetched is one
+        return found
+
+    async def close(self, session_id: str) -> int:
+        """Closes a session and returns its position. One that the store alone has takes no place here for that. Raises
+        what `find` raises, but TooManySessionsError; StoreUnavailableError also when the end could not be recorded:
+        this server records it later."""
+        found = await self._find_or(session_id, lambda: self._close_stored(session_id))
+        if isinstance(found, int):
+            return found
+        closed: asyncio.Future[CarouselError | None] = asyncio.get_running_loop().create_future()
+        self._registry.close(found, CloseReason.CLIENT, notify=True, then=closed.set_result)
+        error = await closed
+        if error is not None:
+            raise error
+        return found.position
+
+    async def _find_or(self, session_id: str, take: Callable[[], Coroutine[Any, Any, Session | int]]) -> Session | int:
+        """A session of this server; else what `take` makes of the id's record, of which one task at a time does
+        anything."""
         check_session_id(session_id)
         directory = self._registry.directory
         deadline_s = asyncio.get_running_loop().time() + self._patience_s
@@ -99,14 +122,18 @@ class Resume:
                 with suppress(SessionNotOpenError):  # the store may have a session of the id, of another server
                     await self._spill.act(session, lambda: None)
                 continue
-            fetching = self._fetching.get(session_id)
-            if fetching is None or fetching.done():  # one that is done is awaited without a turn of the event loop
-                if directory.is_ending(session_id):
-                    await directory.ended(session_id, deadline_s - asyncio.get_running_loop().time())
-                    continue
-                fetching = self._fetching[session_id] = self._tasks.start(self._fetch(session_id, max_owned))
-            # it comes whatever becomes of who asked first: a claim must not be left half done
-            await asyncio.shield(fetching)
+            taking = self._taking.get(session_id)
+            if taking is not None and not taking.done():  # one that is done is awaited without a turn of the event loop
+                await asyncio.shield(taking)
+                continue
+            if directory.is_ending(session_id):
+                await directory.ended(session_id, deadline_s - asyncio.get_running_loop().time())
+                continue
+            taking = self._taking[session_id] = self._tasks.start(take())
+            # it ends whatever becomes of who asked first: a claim must not be left half done
+            taken = await asyncio.shield(taking)
+            if isinstance(taken, int):
+                return taken
 
     async def restore(
         self,
@@ -163,7 +190,44 @@ class Resume:
                 raise
             return await making
         finally:
-            self._fetching.pop(session_id, None)
+            self._taking.pop(session_id, None)
+
+    async def _close_stored(self, session_id: str) -> int:
+        """Ends a session that the store alone has. Returns its position."""
+        registry = self._registry
+        try:
+            registry.check_open()
+            claimed = await self._claim(session_id)
+            if claimed.payload is None:
+                raise self._buried(session_id, claimed)
+            try:
+                image = self._storage.codec.decode(claimed.payload)
+            except SnapshotCorruptError as error:
+                await self._storage.set_aside(session_id, error)
+                raise
+            except CarouselError:  # not this server's to end: it may be of another key
+                registry.last_records.give_back(session_id, claimed.epoch, registry.checkpoints.idle_timeout_s)
+                raise
+            position = image.lane.position
+            tombstone = Tombstone(CloseReason.CLIENT, position, time.time())
+            registry.tombstones.add(session_id, tombstone)
+            ended = registry.directory.begin_ending(session_id)
+            recorded: asyncio.Future[CarouselError | None] = asyncio.get_running_loop().create_future()
+
+            def tell(error: CarouselError | None) -> None:
+                if error is None:
+                    ended()
+                if not recorded.done():
+                    recorded.set_result(error)
+
+            registry.last_records.bury(session_id, claimed.epoch, tombstone.encode(), tell)
+            self._observer.stored_session_closed(image.model, image.version, session_id, position)
+            failure = await recorded
+            if failure is not None:
+                raise failure
+            return position
+        finally:
+            self._taking.pop(session_id, None)
 
     async def _claim(self, session_id: str) -> Claimed:
         deadline = asyncio.get_running_loop().time() + self._patience_s
@@ -221,5 +285,5 @@ class Resume:
         """The error for a session whose server ended before it was ever stored."""
         tombstone = Tombstone(CloseReason.LOST, 0, time.time())
         self._registry.tombstones.add(session_id, tombstone)
-        self._registry.last_records.bury_lost(session_id, claimed.epoch, tombstone.encode())
+        self._registry.last_records.bury(session_id, claimed.epoch, tombstone.encode())
         return Tombstones.error_of(session_id, tombstone)

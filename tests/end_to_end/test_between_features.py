@@ -248,3 +248,38 @@ async def test_a_generation_that_is_made_again_is_told_from_the_position_that_wa
     assert len(whole) == 12
     for received in (1, 5, 12, 13):
         assert await tokens(f"from-{received}", received_position=received) == whole[received - 1 :]
+
+
+async def test_a_stored_session_can_be_closed_on_a_server_that_is_full(tiny_repository: Path, tmp_path: Path) -> None:
+    """It takes no place for that; who closes it a second time, or resumes it, is told that it is closed."""
+    flags = {"max-sessions": 1, "store": "lmdb", "data-folder": tmp_path}
+    with local_service(tiny_repository, flags) as service:
+        async with wire(service.target) as stream:
+            await stream.ask("kept", open=lm(on_disconnect=KEEP))
+            await stream.ask("kept", feed=pb.Feed(token_ids=[5, 6]))
+    with local_service(tiny_repository, flags) as service:
+        async with sessions_of(service) as sessions, wire(service.target) as stream:
+            await stream.ask("live", open=lm())
+            refused = await stream.ask("kept", open=RESUME)
+            assert refused.error.reason == "TOO_MANY_SESSIONS"
+            request = sessions_pb2.SessionsCloseRequest(session_id="kept")
+            calls = [sessions.Close(request), sessions.Close(request)]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            first = next(one for one in answers if isinstance(one, sessions_pb2.SessionsCloseResponse))
+            second = next(one for one in answers if isinstance(one, grpc.aio.AioRpcError))
+            assert (first.position, first.reason) == (2, pb.CLOSE_REASON_CLIENT)
+            assert second.code() is grpc.StatusCode.NOT_FOUND
+            await stream.ask("live", close=pb.Close())
+            gone = await stream.ask("kept", open=RESUME)
+            assert dict(gone.error.metadata)["close_reason"] == "client"
+            assert (await stream.ask("kept", open=lm())).opened.restored_from == pb.RESTORED_FROM_UNSPECIFIED
+
+
+@pytest.mark.parametrize(("seconds", "nanos"), [(1, -5), (-1, 5), (1, 10**9), (0, -(10**9))])
+async def test_a_duration_that_is_none_is_refused(tiny_service: LocalService, seconds: int, nanos: int) -> None:
+    policy = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
+    policy.duration.seconds, policy.duration.nanos = seconds, nanos
+    async with wire(tiny_service.target) as stream:
+        refused = (await stream.ask("odd", open=lm(on_disconnect=policy))).error
+    assert (refused.code, refused.field) == (grpc.StatusCode.INVALID_ARGUMENT.value[0], "open.on_disconnect.duration")
+    assert refused.message.startswith(f"open.on_disconnect.duration has {seconds} seconds and {nanos} nanos")
