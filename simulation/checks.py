@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from service.sessions.stores.base import Standing, Write
+from service.sessions.stores.memory import Record
 from simulation.adapters import Stored, stored_in
-from simulation.store import Record, Shelf
+from simulation.store import Shelf
 from simulation.system import Replica
 
 Stamp = dict[str, Stored | None]
@@ -48,7 +49,7 @@ class StoreChecks:
         self._journal = journal
 
     def changed(self, record: Record | None, write: Write) -> None:
-        """A write is about to be done."""
+        """A write is done. record: as it was before."""
         if record is None or record.standing is Standing.GONE or record.payload is None:
             return
         if write.payload is None or write.standing is Standing.GONE:
@@ -63,7 +64,7 @@ class StoreChecks:
 
 def stored(shelf: Shelf, session_id: str) -> Stored | None:
     """What the store has of a session; None: nothing that could be resumed."""
-    record = shelf.find(session_id)
+    record = shelf.current(session_id)
     if record is None or record.standing is Standing.GONE or record.payload is None:
         return None
     return stored_in(record.payload)

@@ -39,7 +39,7 @@ class World:
         self.loop = loop
         self.knobs = knobs
         wall_clock: Callable[[], float] = lambda: EPOCH + loop.time()  # noqa: E731  # passed on, twice
-        self.shelf = Shelf(wall_clock, knobs.lease_s, StoreChecks(self.journal).changed)
+        self.shelf = Shelf(clock=wall_clock, lease_s=knobs.lease_s, on_change=StoreChecks(self.journal).changed)
         self.faults = Faults(random.Random(f"{seed}/store"), wall_clock)
         self.delay = delays(random.Random(f"{seed}/wire"), _WIRE_S)
         self.replicas = [

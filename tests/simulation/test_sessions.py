@@ -97,7 +97,7 @@ def test_an_opening_that_could_not_be_stored_can_be_sent_again() -> None:
         stream = world.connect()
         opening = plain(durability=STRICT)
         sent = stream.send("x", open=opening)
-        while world.shelf.find("x") is None:  # noqa: ASYNC110  # for some milliseconds of virtual time
+        while world.shelf.current("x") is None:  # noqa: ASYNC110  # for some milliseconds of virtual time
             await asyncio.sleep(0.0005)
         world.faults.is_down = True  # after it was reserved
         assert await sent.wait(10.0)

@@ -11,7 +11,9 @@ from service.sessions.stores.base import Claimed, Gone, Held, Standing, Write
 
 
 @dataclass(slots=True)
-class _Record:
+class Record:
+    """One session's record. expires_at: Unix seconds."""
+
     epoch: int
     owner: str
     standing: Standing
@@ -23,43 +25,56 @@ class _Record:
 class Shelf:
     """What several memory stores may share, as replicas share a server."""
 
-    records: dict[str, _Record] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
     owners: dict[str, set[str]] = field(default_factory=dict)
     """Those that are there, each with the ids that others want of it."""
-    aside: dict[str, _Record] = field(default_factory=dict)
+    aside: dict[str, Record] = field(default_factory=dict)
+
+    def find(self, session_id: str, now: float) -> Record | None:
+        """The record of a session whose time is not over. now: Unix seconds."""
+        record = self.records.get(session_id)
+        return None if record is None or record.expires_at <= now else record
+
+    def is_there(self, owner: str) -> bool:
+        """Whether a store's process is there: until it closes its store."""
+        return owner in self.owners
 
 
 class MemoryStore:
-    """A `StateStore`. shelf: what it shares with others; clock: Unix seconds."""
+    """A `StateStore`. shelf: what it shares with others; clock: Unix seconds; owner: the name of this process, which no
+    other has; None: one is made."""
 
-    def __init__(self, shelf: Shelf | None = None, *, clock: Callable[[], float] = time.time) -> None:
-        self.owner = secrets.token_hex(8)
+    def __init__(
+        self, shelf: Shelf | None = None, *, clock: Callable[[], float] = time.time, owner: str | None = None
+    ) -> None:
+        self.owner = secrets.token_hex(8) if owner is None else owner
         self._shelf = Shelf() if shelf is None else shelf
         self._clock = clock
         self._shelf.owners[self.owner] = set()
 
     def reserve(self, session_id: str, expires_at: float) -> int | None:
         """See `StateStore`."""
-        record = self._find(session_id)
+        record = self._shelf.find(session_id, self._clock())
         if record is not None and record.standing is not Standing.GONE:
             return None
         epoch = 1 if record is None else record.epoch + 1
-        self._shelf.records[session_id] = _Record(epoch, self.owner, Standing.OWNED, None, expires_at)
+        self._shelf.records[session_id] = Record(epoch, self.owner, Standing.OWNED, None, expires_at)
         return epoch
 
     def has(self, session_id: str) -> bool:
         """See `StateStore`."""
-        record = self._find(session_id)
+        record = self._shelf.find(session_id, self._clock())
         return record is not None and record.standing is not Standing.GONE
 
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
         """See `StateStore`."""
-        record = self._find(session_id)
+        record = self._shelf.find(session_id, self._clock())
         if record is None:
             return None
         if record.standing is Standing.GONE:
             return Gone(record.payload or b"")
-        if record.standing is Standing.OWNED and record.owner != self.owner and record.owner in self._shelf.owners:
+        is_others = record.owner != self.owner and self._shelf.is_there(record.owner)
+        if record.standing is Standing.OWNED and is_others:
             self._shelf.owners[record.owner].add(session_id)
             return Held(record.owner)
         if record.standing is not Standing.OWNED or record.owner != self.owner:
@@ -71,9 +86,9 @@ class MemoryStore:
         """See `StateStore`."""
         refused = set()
         for write in writes:
-            record = self._find(write.session_id)
+            record = self._shelf.find(write.session_id, self._clock())
             if record is None and write.epoch == 1:
-                record = self._shelf.records[write.session_id] = _Record(1, self.owner, Standing.OWNED, None, 0.0)
+                record = self._shelf.records[write.session_id] = Record(1, self.owner, Standing.OWNED, None, 0.0)
             if record is None or record.epoch != write.epoch or record.owner != self.owner:
                 refused.add(write.session_id)
                 continue
@@ -89,7 +104,7 @@ class MemoryStore:
 
     def let_go(self, session_id: str) -> None:
         """See `StateStore`."""
-        record = self._find(session_id)
+        record = self._shelf.find(session_id, self._clock())
         if record is None or record.standing is not Standing.OWNED or record.owner != self.owner:
             return
         if record.payload is None:
@@ -112,7 +127,3 @@ class MemoryStore:
     def close(self) -> None:
         """See `StateStore`."""
         self._shelf.owners.pop(self.owner, None)
-
-    def _find(self, session_id: str) -> _Record | None:
-        record = self._shelf.records.get(session_id)
-        return None if record is None or record.expires_at <= self._clock() else record
