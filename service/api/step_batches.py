@@ -99,8 +99,9 @@ class StreamBatches:
         batch = message.step_batch
         if message.session_id:
             raise InvalidFieldError("session_id must be empty: step_batch names its sessions", field="session_id")
-        if self._last is not None and batch.positions and batch == self._last.message:
-            if self._answer_retry(request, self._last):
+        last = self._last
+        if last is not None and batch.positions and batch == last.message and not self._waits(batch, failures):
+            if self._answer_retry(request, last):
                 return
             self._last = None  # its sessions were fed, set back or closed since
         found = self._find(batch)
@@ -138,6 +139,11 @@ class StreamBatches:
         accepted = self._batches.step(asked, partial(self._on_stepped, request, sent))
         sent.accepted = accepted
         self._last = sent
+
+    def _waits(self, batch: pb.StepBatch, failures: Failures | None) -> bool:
+        """Whether earlier requests wait for a session of a retry that has just come: where the sessions will be is not
+        known before those had their turn."""
+        return failures is None and any(session.deferred for session in self._find(batch).there)
 
     def _find(self, batch: pb.StepBatch) -> _Found:
         """The sessions. Those of the last batch are kept: the next one is mostly of the same."""

@@ -167,6 +167,44 @@ def test_a_feed_does_not_overtake_a_step_batch_that_waits_for_a_spilled_session(
     play(act, num_slots=2, idle_timeout_s=5.0)
 
 
+def test_a_step_batch_sent_again_does_not_overtake_what_waits_for_a_spilled_session() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        a = await opened(stream, "a")
+        refused = step(a, positions=[9])
+        assert list((await stream.ask(step_batch=refused)).batch_stepped.positions) == [0]
+        await opened(stream, "b")  # a is spilled
+        first = stream.send("a", feed=feed(7))
+        again = stream.send(step_batch=refused)
+        assert await first.wait(10.0)
+        assert await again.wait(10.0)
+        assert first.answer.position == 1
+        assert list(again.answer.batch_stepped.positions) == [1]
+        assert not again.answer.batch_stepped.replayed
+
+    play(act, num_slots=1, idle_timeout_s=5.0)
+
+
+def test_a_step_batch_sent_again_behind_what_waits_and_is_refused_is_answered_again() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        a = await opened(stream, "a")
+        batch = step(a, positions=[0])
+        first = await stream.ask(step_batch=batch)
+        await opened(stream, "b")  # a is spilled
+        wrong = stream.send("a", feed=feed(7, position=9))
+        again = stream.send(step_batch=batch)
+        later = stream.send("a", feed=feed(7))
+        for sent in (wrong, again, later):
+            assert await sent.wait(10.0)
+        assert reason(wrong.answer) == "POSITION_MISMATCH"
+        assert again.answer.batch_stepped.replayed
+        assert list(again.answer.batch_stepped.positions) == list(first.batch_stepped.positions) == [1]
+        assert later.answer.position == 2
+
+    play(act, num_slots=1, idle_timeout_s=5.0)
+
+
 @pytest.mark.parametrize("is_late", [False, True])
 def test_a_strict_generation_whose_store_fails_is_answered_once(is_late: bool) -> None:
     async def act(world: World) -> None:
