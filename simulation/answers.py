@@ -5,6 +5,9 @@ Each answer is applied when it is the turn of its request, in the order of sendi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 from simulation.beliefs import Belief
@@ -39,12 +42,13 @@ class Answers:
             view.gone()
             view.closed_by = (entry.sent.stream.replica.name, entry.sent.stream.replica.num_lives)
         elif kind == "batch_stepped":
-            errors = {error.index: error.error for error in answer.batch_stepped.errors}
-            position = answer.batch_stepped.positions[entry.place]
-            if entry.place in errors:
-                self._failed(entry, errors[entry.place], position)
+            row = _row(answer.batch_stepped, entry.place)
+            if answer.batch_stepped.replayed and not self._is_unstored(row):
+                self._repeated(entry, row)
+            elif row.error is not None:
+                self._failed(entry, row.error, row.position)
             else:
-                self._stepped(entry, answer.batch_stepped, position)
+                self._stepped(entry, row)
                 self._used(entry)
         elif kind in ("fed", "generated", "scored"):
             {"fed": self._fed, "generated": self._generated, "scored": self._scored}[kind](entry, answer)
@@ -120,19 +124,33 @@ class Answers:
             self._must(is_possible, entry, "an answer")
         self._stored(entry, position)
 
-    def _stepped(self, entry: Entry, answer: pb.BatchStepped, position: int) -> None:
-        token = pb.StepOutput(position=position)
-        if entry.kind == pb.OUTPUT_KIND_NEXT_TOKEN:
-            token.tokens.add(id=answer.token_ids[entry.place])
-        matches = output_matches([] if entry.kind == pb.OUTPUT_KIND_NONE else [token], entry.kind)
-        if answer.replayed:  # the last batch of the stream is answered again as it was, wherever the session is since
-            is_before = any(world.position >= position for world in self._view.worlds.now)
-            is_possible = is_before and any(map(matches, self._view.worlds.known(position)))
-            self._must(is_possible, entry, "a repeated answer")
-            return
-        is_possible = self._view.worlds.fed(entry.tokens, entry.start, position, matches, mark=False)
+    def _stepped(self, entry: Entry, row: _Row) -> None:
+        is_possible = self._view.worlds.fed(
+            entry.tokens, entry.start, row.position, _row_matches(entry, row), mark=False
+        )
         self._must(is_possible, entry, "an answer")
-        self._stored(entry, position)
+        self._stored(entry, row.position)
+
+    def _repeated(self, entry: Entry, row: _Row) -> None:
+        """The last step batch of the stream is answered again as it was, wherever its sessions are since."""
+        first = entry.first
+        if first is None or not first.answer.HasField("batch_stepped"):
+            self._view.violate(f"{entry.sent} is told to be a repeat, and no such step batch was answered before")
+            return
+        before = _row(first.answer.batch_stepped, entry.place)
+        if self._is_unstored(before):  # what it would have been told then is not known
+            is_before = any(world.position >= row.position for world in self._view.worlds.now)
+            is_possible = is_before and any(map(_row_matches(entry, row), self._view.worlds.known(row.position)))
+            self._must(is_possible or row.error is not None, entry, "a repeated answer")
+        elif row != before:
+            self._view.violate(f"{entry.sent} is answered again with {row}, and was answered {before}")
+        if row.error is None:
+            self._used(entry)
+
+    @staticmethod
+    def _is_unstored(row: _Row) -> bool:
+        """Whether a session has done its part, and the store or the session's end keeps the answer from its client."""
+        return row.error is not None and row.error.reason in _UNCERTAIN
 
     def _generated(self, entry: Entry, answer: pb.StreamResponse) -> None:
         assert entry.choosing is not None  # noqa: S101  # it was a generation
@@ -225,6 +243,28 @@ class Answers:
     def _must(self, is_possible: bool, entry: Entry, what: str) -> None:
         if not is_possible and self._view.is_exclusive:
             self._view.violate(f"{entry.sent}: {what} that the plain model does not give: {_short(entry.sent.answer)}")
+
+
+class _Row(NamedTuple):
+    """What a step batch's answer tells of one session. token_id: None when none was asked for."""
+
+    position: int
+    token_id: int | None
+    error: error_pb2.Error | None
+
+
+def _row(answer: pb.BatchStepped, place: int) -> _Row:
+    errors = [error.error for error in answer.errors if error.index == place]
+    token_id = answer.token_ids[place] if answer.token_ids else None
+    return _Row(answer.positions[place], token_id, errors[0] if errors else None)
+
+
+def _row_matches(entry: Entry, row: _Row) -> Callable[[World], bool]:
+    """Whether a row's output is what a world says comes next."""
+    output = pb.StepOutput(position=row.position)
+    if row.token_id is not None:
+        output.tokens.add(id=row.token_id)
+    return output_matches([] if entry.kind == pb.OUTPUT_KIND_NONE else [output], entry.kind)
 
 
 def _short(message: object) -> str:

@@ -40,6 +40,7 @@ class Entry:
     """One request about the session, in the order of sending.
 
     tokens, start, mark, kind: of a feed, or of the session's part of a step batch, whose place there is `place`.
+    first: the step batch that this one repeats, word for word, on the same stream.
     choosing, skipped: of a generation. targets: of a score. num_cancels: sent before it. before: what was known of the
     session when an opening was sent; is_resume: whether that resumes; opening: else its model, and what becomes of the
     session without a stream, and for how long.
@@ -51,6 +52,7 @@ class Entry:
     mark: bool = False
     kind: int = pb.OUTPUT_KIND_NEXT_TOKEN
     place: int = 0
+    first: Sent | None = None
     choosing: Choosing | None = None
     skipped: int = 0
     targets: list[list[int]] = field(default_factory=list)

@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from carousel.v1 import inference_pb2 as pb
 from simulation.connections import Connections
 from simulation.entries import Entry, Presence
-from simulation.streams import ClientStream
+from simulation.streams import ClientStream, Sent
 from simulation.views import View
 from simulation.worlds import Choosing
 
@@ -21,6 +21,7 @@ class Requests:
         self._client = client
         self._num_views = 0
         self._last_batch: tuple[ClientStream, pb.StepBatch] | None = None
+        self._batches: dict[tuple[ClientStream, bytes], Sent] = {}
 
     def open(
         self,
@@ -278,8 +279,10 @@ class Requests:
     ) -> None:
         sent = stream.send(step_batch=message)
         self._last_batch = (stream, message)
+        key = (stream, message.SerializeToString(deterministic=True))
+        first, self._batches[key] = self._batches.get(key), sent
         for place, (view, tokens, start) in enumerate(zip(views, each, starts, strict=True)):
-            entry = Entry(sent, tokens=tokens, start=start, kind=message.outputs.kind, place=place)
+            entry = Entry(sent, tokens=tokens, start=start, kind=message.outputs.kind, place=place, first=first)
             entry.num_cancels = view.num_cancels
             view.queue.append(entry)
             view.newest = entry

@@ -34,7 +34,7 @@ class StepBatchRequest:
     """One step batch, from its arrival to its answer.
 
     sessions: those that take part, at `places` of the batch; refused: why the others do not, by place; positions: where
-    these are, as far as it is known. began_s: monotonic seconds of its arrival. result: the answer, once it is known,
+    these are, as far as it may be told. began_s: monotonic seconds of its arrival. result: the answer, once it is known,
     without what the store failed to take; eras: of the sessions that have their own persistence, as it left them.
     """
 
@@ -118,7 +118,7 @@ class StepBatches:
         )
         for place in refused:
             session = batch.sessions[place]
-            request.positions[place] = 0 if session is None else session.position
+            request.positions[place] = 0 if session is None else session.reportable_position
         if not sessions:
             self._answer(request, self._spread(request, Stepped([], [], [], None, []), batch.outputs))
             return request

@@ -83,6 +83,27 @@ def test_a_cancelled_strict_feed_tells_a_position_that_is_stored() -> None:
     play(act, idle_timeout_s=9.0, does_finish=False, inline_s=0.0)
 
 
+def test_a_step_batch_tells_no_position_of_a_strict_session_that_is_not_stored() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        handles = [await opened(stream, "a", durability=STRICT), await opened(stream, "b")]
+        await fed(stream, "b", 5)
+        await stream.ask("a", score=pb.Score(targets=[pb.Sequence(ids=pb.TokenIds(ids=[5]))]))
+        await opened(stream, "c")  # b is spilled
+        world.faults.is_down = True
+        stream.send("a", feed=feed(6, 7))
+        batch = stream.send(step_batch=pb.StepBatch(handles=handles, token_ids=[5, 5]))
+        stream.send("a", cancel=pb.Cancel())
+        assert await batch.wait(10.0)
+        answer = batch.answer.batch_stepped
+        assert [error.error.reason for error in answer.errors] == ["CANCELLED", "STORE_UNAVAILABLE"]
+        assert world.stored("a").position == 0
+        assert list(answer.positions) == [0, 1]
+        world.faults.is_down = False
+
+    play(act, num_slots=2, idle_timeout_s=5.0)
+
+
 def test_the_record_of_a_strict_session_lives_as_long_as_it() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
