@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from service.sessions.lifecycle import State
 from service.sessions.policy import OnDisconnect
 from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, Session
@@ -16,7 +17,8 @@ _RENEWALS = 1000
 
 
 class Expiry:
-    """Ends sessions as their policies say. idle_timeout_s: without a request, until a session ends. report: called with
+    """Ends sessions as their policies say. idle_timeout_s: since the use that was marked last, until a session ends;
+    later uses that are not marked must be within it. report: called with
     what one session raised, which ends nothing else."""
 
     def __init__(self, registry: Registry, idle_timeout_s: float, report: Callable[[Exception], None]) -> None:
@@ -25,9 +27,12 @@ class Expiry:
         self._report = report
 
     def wanted(self, session_id: str) -> None:
-        """Another server wants a session of this one: its client is there."""
+        """Another server wants a session of this one: its client is there. It cannot mean a new session that is not
+        open yet, but one that had the id before."""
         session = self._registry.directory.get(session_id)
-        if session is not None and session.policy.is_stored:
+        if session is None or not session.policy.is_stored:
+            return
+        if session.state is not State.OPENING or session.persistence.is_resumed:
             self._registry.hand_over(session)
 
     def expire(self) -> None:

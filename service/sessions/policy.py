@@ -122,3 +122,8 @@ class SessionLimits:
     max_marks: int = 8
     max_deferred_bytes: int = 128 * 1024 * 1024
     max_replay_bytes: int = 32 * 1024 * 1024
+
+    @property
+    def mark_s(self) -> float:
+        """By how much the last use of a session may be later than it is marked: a mark costs as much as a step."""
+        return self.idle_timeout_s / 64

@@ -61,7 +61,7 @@ class SessionService:
         self.checkpoints = self.registry.checkpoints
         self.spill = Spill(self.registry, storage, self.tasks)
         self.opening = Opening(self.registry, self.spill, storage, self.tasks, limits)
-        self.expiry = Expiry(self.registry, limits.idle_timeout_s, _report)
+        self.expiry = Expiry(self.registry, limits.idle_timeout_s + limits.mark_s, _report)
         self.requests = Requests(self.registry, limits, observer)
         self.generations = Generations(self.requests)
         self.step_batches = StepBatches(self.registry, limits, observer)

@@ -23,8 +23,6 @@ from service.sessions.step_columns import StepBatch, check_columns, select, spre
 
 _ID_BYTES = 9
 """The most that a token takes in the columns of an answer: its number, and its log-probability."""
-_TOUCHES = 64
-"""How many times within its idle timeout a session is marked as used, at most: a mark costs as much as a step."""
 
 
 Reply = Callable[["StepBatchRequest", Stepped], None]
@@ -34,8 +32,9 @@ class StepBatchRequest:
     """One step batch, from its arrival to its answer.
 
     sessions: those that take part, at `places` of the batch; refused: why the others do not, by place; positions: where
-    these are, as far as it may be told. began_s: monotonic seconds of its arrival. result: the answer, once it is known,
-    without what the store failed to take; eras: of the sessions that have their own persistence, as it left them.
+    these are, as far as it may be told. began_s: monotonic seconds of its arrival. result: the answer, once it is
+    known, without what the store failed to take; eras: of the sessions that have their own persistence, as it left
+    them.
     """
 
     __slots__ = (
@@ -97,7 +96,7 @@ class StepBatches:
         self._checkpoints = registry.checkpoints
         self._clock = registry.clock
         self._touch = registry.directory.touch
-        self._touch_s = limits.idle_timeout_s / _TOUCHES
+        self._mark_s = limits.mark_s
 
     def step(self, batch: StepBatch, reply: Reply) -> StepBatchRequest:
         """Makes the sessions of a batch consume its tokens. reply(request, stepped) is called once on the event loop,
@@ -182,7 +181,7 @@ class StepBatches:
     def _on_stepped(self, job: StepBatchJob, stepped: Stepped) -> None:
         request: StepBatchRequest = job.tag
         now_s = self._clock()
-        stale_s = now_s - self._touch_s
+        stale_s = now_s - self._mark_s
         for session, position in zip(request.sessions, stepped.positions, strict=True):
             session.num_in_flight -= 1
             if position > session.position:  # noqa: PLR1730  # a call would cost as much as all the rest
