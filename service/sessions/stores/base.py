@@ -6,7 +6,7 @@ Kleppmann 2016). Rules:
 1. What `write` has returned for survives the end of the process, and of the machine as far as the store promises it.
 2. Only the owner writes, and only under its epoch: who was deprived of a record cannot change it any more.
 3. Only the record of an owner that is gone, or that has let it go, can be claimed. An owner that is there is told that
-   somebody wants it, by `heartbeat`.
+   somebody wants it, by `heartbeat`. What was wanted before it got the record does not count.
 """
 
 from __future__ import annotations

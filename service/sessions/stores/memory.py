@@ -59,6 +59,7 @@ class MemoryStore:
             return None
         epoch = 1 if record is None else record.epoch + 1
         self._shelf.records[session_id] = Record(epoch, self.owner, Standing.OWNED, None, expires_at)
+        self._forget_wanted(session_id)
         return epoch
 
     def has(self, session_id: str) -> bool:
@@ -80,6 +81,7 @@ class MemoryStore:
         if record.standing is not Standing.OWNED or record.owner != self.owner:
             record.epoch += 1
             record.owner, record.standing = self.owner, Standing.OWNED
+            self._forget_wanted(session_id)
         return Claimed(record.epoch, record.payload)
 
     def write(self, writes: Sequence[Write]) -> set[str]:
@@ -127,3 +129,6 @@ class MemoryStore:
     def close(self) -> None:
         """See `StateStore`."""
         self._shelf.owners.pop(self.owner, None)
+
+    def _forget_wanted(self, session_id: str) -> None:
+        self._shelf.owners.get(self.owner, set()).discard(session_id)

@@ -22,6 +22,7 @@ local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
 redis.call('HDEL', KEYS[1], 'p')
 redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
 redis.call('PEXPIREAT', KEYS[1], ARGV[2])
+redis.call('SREM', ARGV[3] .. 'w:' .. ARGV[1], ARGV[4])
 return epoch
 """
 _CLAIM = """
@@ -38,6 +39,7 @@ if record[1] == 'owned' and redis.call('EXISTS', ARGV[2] .. 'o:' .. owner) == 1 
 end
 local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
 redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
+redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[3])
 return {'claimed', epoch, record[3]}
 """
 _WRITE = """
@@ -91,8 +93,9 @@ class RedisStore:
 
     def reserve(self, session_id: str, expires_at: float) -> int | None:
         """See `StateStore`."""
+        args: list[Any] = [self.owner, _milliseconds(expires_at), self._prefix, session_id]
         try:
-            epoch = self._reserve(keys=[self._key(session_id)], args=[self.owner, _milliseconds(expires_at)])
+            epoch = self._reserve(keys=[self._key(session_id)], args=args)
         except (redis.RedisError, OSError) as error:
             raise self._failed(error) from error
         return None if epoch is None else int(epoch)

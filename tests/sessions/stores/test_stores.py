@@ -136,6 +136,22 @@ def test_a_record_is_there_until_its_session_is_gone_and_looking_changes_nothing
     assert store.claim("a") == Gone(b"how")
 
 
+@pytest.mark.parametrize("how", ["reserved", "claimed"])
+def test_what_was_wanted_before_a_record_was_taken_is_forgotten(pair: tuple[StateStore, StateStore], how: str) -> None:
+    one, other = pair
+    assert one.reserve("s", LATER) == 1
+    one.write([write("s", 1, b"state")])
+    assert isinstance(other.claim("s"), Held)
+    one.write([write("s", 1, None, Standing.GONE if how == "reserved" else Standing.FREE)])
+    if how == "reserved":
+        assert one.reserve("s", LATER) == 2
+    else:
+        assert isinstance(one.claim("s"), Claimed)
+    assert one.heartbeat() == []
+    assert isinstance(other.claim("s"), Held)
+    assert one.heartbeat() == ["s"]
+
+
 def test_a_record_that_expires_in_the_past_is_not_there(store: StateStore) -> None:
     """So a reservation is given back."""
     assert store.reserve("a", LATER) == 1
