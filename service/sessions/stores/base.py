@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+CLAIMED_S = 60.0
+"""How long a record that was claimed lives at least: until its new owner has written it, also to a slow store."""
+
 
 class StoreError(Exception):
     """The store cannot do it now: it is down, slow, or full. What was acknowledged before is not lost."""
@@ -73,8 +76,8 @@ class StateStore(Protocol):
         """Whether there is a record of a session that is not gone, whoever has it. Changes nothing."""
 
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
-        """Makes a record the caller's, under the next epoch, when its owner lets it or is gone. One that is the
-        caller's already stays so, under its epoch. None: there is no record."""
+        """Makes a record the caller's, under the next epoch, when its owner lets it or is gone; it does not expire in
+        the next `CLAIMED_S`. One that is the caller's already stays as it is. None: there is no record."""
 
     def write(self, writes: Sequence[Write]) -> set[str]:
         """Changes records, of distinct sessions, in one go. A session without a record gets one, when its epoch is 1.

@@ -15,7 +15,16 @@ from typing import NamedTuple, TypeVar
 
 import lmdb
 
-from service.sessions.stores.base import Claimed, CorruptRecordError, Gone, Held, Standing, StoreError, Write
+from service.sessions.stores.base import (
+    CLAIMED_S,
+    Claimed,
+    CorruptRecordError,
+    Gone,
+    Held,
+    Standing,
+    StoreError,
+    Write,
+)
 
 _FORMAT = 1
 _HEADER = struct.Struct("<HBBQd16s")
@@ -116,7 +125,12 @@ class LmdbStore:
                 return Gone(record.payload or b"")
             if record.standing is Standing.OWNED and record.owner == self.owner:
                 return Claimed(record.epoch, record.payload)
-            claimed = record._replace(epoch=record.epoch + 1, owner=self.owner, standing=Standing.OWNED)
+            claimed = record._replace(
+                epoch=record.epoch + 1,
+                owner=self.owner,
+                standing=Standing.OWNED,
+                expires_at=max(record.expires_at, self._clock() + CLAIMED_S),
+            )
             self._put(transaction, session_id, record, claimed)
             return Claimed(claimed.epoch, claimed.payload)
 

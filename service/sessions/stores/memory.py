@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.sessions.stores.base import Claimed, Gone, Held, Standing, Write
+from service.sessions.stores.base import CLAIMED_S, Claimed, Gone, Held, Standing, Write
 
 
 @dataclass(slots=True)
@@ -81,6 +81,7 @@ class MemoryStore:
         if record.standing is not Standing.OWNED or record.owner != self.owner:
             record.epoch += 1
             record.owner, record.standing = self.owner, Standing.OWNED
+            record.expires_at = max(record.expires_at, self._clock() + CLAIMED_S)
             self._forget_wanted(session_id)
         return Claimed(record.epoch, record.payload)
 

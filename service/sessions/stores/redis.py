@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import redis
 
-from service.sessions.stores.base import Claimed, Gone, Held, StoreError, Write
+from service.sessions.stores.base import CLAIMED_S, Claimed, Gone, Held, StoreError, Write
 
 _RESERVE = """
 local standing = redis.call('HGET', KEYS[1], 'k')
@@ -39,6 +39,7 @@ if record[1] == 'owned' and redis.call('EXISTS', ARGV[2] .. 'o:' .. owner) == 1 
 end
 local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
 redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[5]) then redis.call('PEXPIRE', KEYS[1], ARGV[5]) end
 redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[3])
 return {'claimed', epoch, record[3]}
 """
@@ -110,7 +111,7 @@ class RedisStore:
 
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
         """See `StateStore`."""
-        args: list[Any] = [self.owner, self._prefix, session_id, self._lease_ms]
+        args: list[Any] = [self.owner, self._prefix, session_id, self._lease_ms, _milliseconds(CLAIMED_S)]
         try:
             kind, *rest = self._claim(keys=[self._key(session_id)], args=args)
         except (redis.RedisError, OSError) as error:

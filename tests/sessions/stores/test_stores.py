@@ -136,6 +136,17 @@ def test_a_record_is_there_until_its_session_is_gone_and_looking_changes_nothing
     assert store.claim("a") == Gone(b"how")
 
 
+def test_a_record_that_was_claimed_does_not_expire_before_its_owner_has_written_it(store: StateStore) -> None:
+    assert store.reserve("s", LATER) == 1
+    soon = time.time() + 0.05
+    store.write([Write("s", 1, b"state", soon, Standing.FREE)])
+    assert isinstance(store.claim("s"), Claimed)
+    while time.time() < soon + 0.05:
+        time.sleep(0.01)
+    assert store.has("s")
+    assert store.write([write("s", 2, b"later")]) == set()
+
+
 @pytest.mark.parametrize("how", ["reserved", "claimed"])
 def test_what_was_wanted_before_a_record_was_taken_is_forgotten(pair: tuple[StateStore, StateStore], how: str) -> None:
     one, other = pair
