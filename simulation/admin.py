@@ -83,6 +83,7 @@ class Admin:
             view.closed_by = (replica.name, replica.num_lives)
         elif view.presence is Presence.PRESENT:
             view.presence = Presence.UNKNOWN
+            view.may_be_closed = True
 
     async def _snapshot(self, view: View, slot: int) -> None:
         found = await self.call(slot, "Sessions.Snapshot", sessions_pb2.SessionsSnapshotRequest(session_id=view.name))

@@ -19,6 +19,10 @@ _UNCERTAIN = {"STORE_UNAVAILABLE", "SESSION_MOVED", "CANCELLED", "ENGINE_ERROR",
 """Reasons of errors after which a record may be left of an opening, until its server has cleared that up."""
 
 
+_REFUSES_S = 0.5
+"""Virtual seconds for which a replica does not ask its store after that has failed."""
+
+
 class Answers:
     """Of one session."""
 
@@ -31,7 +35,7 @@ class Answers:
         if entry.sent.kind == "open":
             self._opened(entry, answer)
             return
-        view.take_news(answer)
+        view.take_news(entry.sent, answer)
         if entry.sent.kind == "close":
             view.num_closings -= 1
         kind = answer.WhichOneof("response")
@@ -40,10 +44,11 @@ class Answers:
             self._failed(entry, answer.error, answer.position)
         elif kind == "closed" or is_unrecorded:  # its server records the end as soon as the store works
             view.gone()
-            view.closed_by = (entry.sent.stream.replica.name, entry.sent.stream.replica.num_lives)
+            replica = entry.sent.stream.replica
+            view.closed_by = (replica.name, replica.num_lives) if is_unrecorded else None
         elif kind == "batch_stepped":
             row = _row(answer.batch_stepped, entry.place)
-            if answer.batch_stepped.replayed and not self._is_unstored(row):
+            if answer.batch_stepped.replayed:
                 self._repeated(entry, row)
             elif row.error is not None:
                 self._failed(entry, row.error, row.position)
@@ -85,8 +90,11 @@ class Answers:
         """An opening has succeeded, which a stored session of that id forbids, and a Close that was answered."""
         is_stored = self._view.floor is not None and self._view.now() < self._view.lives_until_s
         if not entry.is_resume and entry.before is Presence.PRESENT and is_stored:
+            is_plain = answer.opened.durability == pb.DURABILITY_NONE and entry.opening[1] != pb.DISCONNECT_ACTION_KEEP
+            if is_plain and entry.sent.stream.replica.store_trouble_s(entry.sent.sent_at_s - _REFUSES_S):
+                self._view.is_exclusive = False  # plain sessions do not depend on the store: docs/decisions/0023
             self._view.violate(f"{entry.sent} gets the id of a stored session")
-        if entry.is_resume and entry.before is Presence.ABSENT and self._view.closer_lives():
+        if entry.is_resume and entry.is_absent and self._view.closer_lives():
             self._view.violate(
                 f"{entry.sent} brings a session back that should not be there, at position {answer.position}"
             )
@@ -103,14 +111,19 @@ class Answers:
             is_early = self._view.now() < self._view.lives_until_s and entry.before is Presence.PRESENT
             if is_early and self._view.floor is not None and told.get("close_reason") not in ("client", "shutdown"):
                 self._view.violate(f"{entry.sent}: it is not found ({told}), and was stored up to {self._view.floor}")
-            is_told = told.get("close_reason") in ("client", "idle", "disconnect", "failed", "expired")
-            is_nowhere = is_told and entry.before is not Presence.PRESENT
-            self._view.presence = Presence.ABSENT if is_nowhere else Presence.UNKNOWN  # it may be on another replica
-            self._view.floor = None
-        elif reason == "SESSION_ID_IN_USE" and entry.before is Presence.ABSENT and self._view.closer_lives():
+            self._not_found(entry)
+        elif reason == "SESSION_ID_IN_USE" and entry.is_absent and self._view.closer_lives():
             self._view.violate(f"{entry.sent} is refused: the id is in use, and there is no session of that id")
         elif reason == "SESSION_ID_IN_USE":
             self._view.presence = Presence.UNKNOWN if entry.before is not Presence.PRESENT else Presence.PRESENT
+
+    def _not_found(self, entry: Entry) -> None:
+        """A replica knows of no session of the id: there is none, but for one that another has and does not store, or
+        opens."""
+        view = self._view
+        if view.where is entry.sent.stream.replica or (view.where is not None and view.is_stored):
+            view.presence = Presence.ABSENT
+            view.floor = None
 
     def _fed(self, entry: Entry, answer: pb.StreamResponse) -> None:
         matches = output_matches(answer.fed.outputs, entry.kind)
@@ -138,11 +151,15 @@ class Answers:
             self._view.violate(f"{entry.sent} is told to be a repeat, and no such step batch was answered before")
             return
         before = _row(first.answer.batch_stepped, entry.place)
-        if self._is_unstored(before):  # what it would have been told then is not known
+        if row == before:
+            pass
+        elif row.error is not None and self._is_unstored(row):
+            self._failed(entry, row.error, row.position)
+        elif self._is_unstored(before):  # what it would have been told then is not known
             is_before = any(world.position >= row.position for world in self._view.worlds.now)
             is_possible = is_before and any(map(_row_matches(entry, row), self._view.worlds.known(row.position)))
             self._must(is_possible or row.error is not None, entry, "a repeated answer")
-        elif row != before:
+        else:
             self._view.violate(f"{entry.sent} is answered again with {row}, and was answered {before}")
         if row.error is None:
             self._used(entry)
@@ -187,9 +204,9 @@ class Answers:
         stamp = entry.sent.stamp
         if self._view.is_strict and self._view.is_usable and not self._view.is_closing and self._view.name in stamp:
             stored = stamp[self._view.name]
-            if stored is None or stored.position < position:
-                at = "not at all" if stored is None else f"to {stored.position}"
-                self._view.violate(f"{entry.sent} is cancelled at position {position}, and is stored {at}")
+            if (0 if stored is None else stored.position) < position:
+                at = 0 if stored is None else stored.position
+                self._view.violate(f"{entry.sent} is cancelled at position {position}, and is stored to {at}")
 
     def may_have(self, entry: Entry) -> None:
         """It will not be answered: it was done, or in part, or not."""
@@ -198,6 +215,7 @@ class Answers:
                 self._begin(entry)
                 self._view.worlds = Worlds([beginning(self._view.model)])
                 self._view.presence = Presence.UNKNOWN
+                self._view.where = None
         elif entry.sent.kind in ("feed", "step_batch"):
             self._view.worlds.may_be_fed(entry.tokens, entry.start, mark=entry.mark)
         elif entry.choosing is not None:

@@ -30,6 +30,8 @@ class Belief:
         self.home: ClientStream | None = None
         """The stream that was told that it has it."""
         self.handle = 0
+        self.is_made = False
+        """Whether a server made its id."""
         self.durability: pb.Durability.ValueType = pb.DURABILITY_NONE
         self.action: pb.DisconnectAction.ValueType = pb.DISCONNECT_ACTION_FREE
         self.duration_s = 0.0
@@ -39,15 +41,19 @@ class Belief:
         self.used_at_s = 0.0
         self.num_closings = 0
         self.num_cancels = 0
+        self.may_be_closed = False
+        """Whether a Close was refused, after which the session may be closed all the same."""
         self.unexplained: list[Sent] = []
         self.newest: Entry | None = None
         """The request sent last."""
         self.last: Entry | None = None
         """The feed or the generation sent last, which may be sent again."""
         self.closed_by: tuple[str, int] | None = None
-        """The replica and its life that answered Close."""
-        self.is_wanted = False
-        """Whether another replica was asked for it: it may be handed over at any time since."""
+        """The replica and its life that ended it, and may not have recorded that yet; None: it is recorded."""
+        self.wants: list[Sent] = []
+        """The resumptions that may have a replica hand it over to another."""
+        self.where: Replica | None = None
+        """The replica that told last that it has it."""
         self.freed: tuple[Replica, int, float] | None = None
         """Where and when its stream ended, with which it ends."""
         self._journal = journal
@@ -85,7 +91,7 @@ class Belief:
             self.floor = 0
         if answer.position != 0:
             self.violate(f"a new session is at position {answer.position}")
-        self.take_news(answer)
+        self.take_news(sent, answer)
 
     def resumed(self, sent: Sent, answer: pb.StreamResponse) -> None:
         """It is open again."""
@@ -100,13 +106,13 @@ class Belief:
                 self.is_exclusive = False
             self.violate(f"it is resumed from memory at position {position}, where it cannot be")
         self._attached(sent, answer)
-        self.take_news(answer)
+        self.take_news(sent, answer)
 
-    def take_news(self, answer: pb.StreamResponse) -> None:
+    def take_news(self, sent: Sent, answer: pb.StreamResponse) -> None:
         """The answer may tell how far the session is stored."""
         if answer.HasField("checkpoint_position") and not answer.HasField("error"):
             self.floor = answer.checkpoint_position
-            self.floor_at_s = self.now()
+            self.floor_at_s = max(self.floor_at_s, sent.sent_at_s)
 
     def detach(self) -> None:
         """No stream has it any more."""
@@ -138,8 +144,12 @@ class Belief:
 
     def _attached(self, sent: Sent, answer: pb.StreamResponse) -> None:
         self.presence = Presence.PRESENT
+        self.may_be_closed = False
         self.freed = None
         self.stream = self.home = sent.stream
+        self.where = sent.stream.replica
+        if answer.opened.restored_from != pb.RESTORED_FROM_MEMORY:  # who takes a record is asked for it anew
+            self.wants = [want for want in self.wants if self._may_be_wanted(want, sent.sent_at_s)]
         self.handle = answer.opened.handle
         self.durability = answer.opened.durability
         self.used_at_s = sent.sent_at_s
@@ -147,16 +157,30 @@ class Belief:
         if self.floor is not None:
             self.floor_at_s = sent.sent_at_s
 
+    def _may_be_wanted(self, want: Sent, since_s: float) -> bool:
+        """Whether a replica may have asked for the session after `since_s` because of a resumption: until it has
+        answered that; nobody who waits for the answer any more, for as long as it is patient."""
+        if want.is_lost:
+            return since_s < want.sent_at_s + want.stream.replica.patience_s
+        return want.ended_at_s > since_s
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the store has its id, so that every replica knows whether it is there."""
+        is_kept = self.action == pb.DISCONNECT_ACTION_KEEP
+        is_known = self.floor is not None or not self.is_made  # an id that a server made is stored with the session
+        return is_known and (is_kept or self.durability not in (pb.DURABILITY_NONE, pb.DURABILITY_UNSPECIFIED))
+
     @property
     def lives_until_s(self) -> float:
-        """Until when it must be found, if nobody uses it: a little less than it was agreed."""
+        """Until when it must be found, if nobody uses it."""
         lifetime_s = self.idle_timeout_s
         if self.action != pb.DISCONNECT_ACTION_FREE:
             lifetime_s = min(lifetime_s, self.duration_s)
-        return self.floor_at_s + 0.8 * lifetime_s
+        return self.floor_at_s + lifetime_s
 
     def closer_lives(self) -> bool:
-        """Whether the replica that answered Close has lived on; true when none has."""
+        """Whether the replica that ended it has lived on, so that it records the end."""
         if self.closed_by is None:
             return True
         replica = self.closers.get(self.closed_by[0])

@@ -42,8 +42,9 @@ class Entry:
     tokens, start, mark, kind: of a feed, or of the session's part of a step batch, whose place there is `place`.
     first: the step batch that this one repeats, word for word, on the same stream.
     choosing, skipped: of a generation. targets: of a score. num_cancels: sent before it. before: what was known of the
-    session when an opening was sent; is_resume: whether that resumes; opening: else its model, and what becomes of the
-    session without a stream, and for how long.
+    session when an opening was sent, and is_recording: whether a replica had yet to record its end then; is_resume:
+    whether that resumes; opening: else its model, and what becomes of the session without a stream, and for how
+    long.
     """
 
     sent: Sent
@@ -58,5 +59,11 @@ class Entry:
     targets: list[list[int]] = field(default_factory=list)
     num_cancels: int = 0
     before: Presence = Presence.UNKNOWN
+    is_recording: bool = False
     is_resume: bool = False
     opening: tuple[str, pb.DisconnectAction.ValueType, float] = ("", pb.DISCONNECT_ACTION_FREE, 0.0)
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether no session of the id was there when an opening was sent, nor the record of one."""
+        return self.before is Presence.ABSENT and not self.is_recording

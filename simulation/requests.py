@@ -59,7 +59,9 @@ class Requests:
         sent = stream.send("" if is_made else view.name, open=message)
         if is_made:
             view.name = ""
+        view.is_made = not view.name
         entry = Entry(sent, before=view.presence, opening=(model, action, duration_s or 1.5))
+        entry.is_recording = self._is_recording(view)
         self._ask(view, entry)
         view.stream, view.handle = stream, 0
 
@@ -72,10 +74,12 @@ class Requests:
             return
         view.lost()
         before = view.presence
-        view.is_wanted = view.is_wanted or view.stream is None or view.stream.replica is not stream.replica
         if view.action == pb.DISCONNECT_ACTION_FREE and view.stream is not stream:
             before = Presence.UNKNOWN  # it may end with its stream before it is taken from there
-        entry = Entry(stream.send(view.name, open=pb.Open(resume=pb.Resume())), before=before, is_resume=True)
+        sent = stream.send(view.name, open=pb.Open(resume=pb.Resume()))
+        view.wants.append(sent)
+        entry = Entry(sent, before=before, is_resume=True)
+        entry.is_recording = self._is_recording(view)
         self._ask(view, entry)
         view.stream, view.handle = stream, 0
 
@@ -249,6 +253,9 @@ class Requests:
         stream = view.stream
         is_open = stream is not None and not (stream.is_over or stream.has_half_closed or stream.has_left)
         return is_open and bool(view.name)
+
+    def _is_recording(self, view: View) -> bool:
+        return any(replica.is_recording(view.name) for replica in self._client.replicas)
 
     def _start(self, view: View) -> int | None:
         """Where the next request of a session begins, if that is known."""

@@ -63,6 +63,13 @@ class Faults:
     outages: list[tuple[float, float]] = field(default_factory=list)
     is_down: bool = False
     """Set by a scenario: down until it is set back."""
+    troubles: list[tuple[float, float]] = field(default_factory=list)
+    """Between which times it did not answer at all, not always, or late."""
+
+    def trouble_s(self, since: float) -> float:
+        """For how many seconds since a time the store did not answer as it should."""
+        now = self.clock()
+        return sum(max(0.0, min(end, now) - max(begin, since)) for begin, end in self.troubles)
 
     def strike(self) -> bool:
         """Whether a call fails."""

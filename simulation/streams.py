@@ -37,6 +37,7 @@ class Sent:
         self.stamp: Stamp = {}
         self.is_done = False
         self.is_lost = False
+        self.ended_at_s = float("inf")
         self.sent_at_s = asyncio.get_running_loop().time()
         self.subject: Any = None
         """What the client remembers of it."""
@@ -52,6 +53,7 @@ class Sent:
 
     def end(self) -> None:
         """It gets no more answers."""
+        self.ended_at_s = asyncio.get_running_loop().time()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

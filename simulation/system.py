@@ -68,6 +68,11 @@ class Replica:
         self._on_bug = on_bug
 
     @property
+    def patience_s(self) -> float:
+        """For how long it waits for another to hand a session over."""
+        return self.knobs.lease_s + 2.0
+
+    @property
     def may_lose_sessions(self) -> bool:
         """Whether its lease has run out in this life: another replica may have taken its sessions."""
         return self.life.name in self._shelf.lapsed or not self._shelf.is_there(self.life.name)
@@ -106,6 +111,14 @@ class Replica:
     def has(self, session_id: str) -> bool:
         """Whether a session is live here."""
         return self._service.directory.get(session_id) is not None
+
+    def store_trouble_s(self, since_s: float) -> float:
+        """For how many seconds since a virtual time its store did not answer as it should."""
+        return self._faults.trouble_s(EPOCH + since_s)
+
+    def is_recording(self, session_id: str) -> bool:
+        """Whether the store has yet to know that a session of this replica has ended."""
+        return self.is_up and self._service.directory.is_ending(session_id)
 
     def statistics(self) -> Statistics:
         """What it holds now."""
@@ -182,7 +195,7 @@ class Replica:
             find=hosting.find,
             interval_s=knobs.checkpoint_interval_s,
             num_tokens=knobs.checkpoint_tokens,
-            patience_s=knobs.lease_s + 2.0,
+            patience_s=self.patience_s,
             clock=loop.time,
             wall_clock=lambda: EPOCH + loop.time(),
         )

@@ -16,8 +16,8 @@ from simulation.entries import Entry, Presence
 from simulation.streams import ClientStream
 from simulation.system import Replica
 
-_IDLE = 0.98
-"""How much of its idle timeout a session is left at least: not every use is marked at once."""
+_MAX_WORLDS = 2000
+"""That a session is followed through: beyond, nothing more is said about it."""
 
 
 class View(Belief):
@@ -27,41 +27,63 @@ class View(Belief):
         super().__init__(name, model, journal, replicas)
         self._answers = Answers(self)
 
-    def lost(self) -> None:
-        """What was asked last will not be answered: it was done, or in part, or not."""
+    def lost(self, *, is_over: bool = False) -> None:
+        """What was asked last will not be answered: it was done, or in part, or not. is_over: whether the session has
+        ended, so that it does not matter."""
         queue, self.queue = self.queue, []
         for entry in queue:
             if entry.sent.is_done:
                 self._answers.apply(entry)
-            else:
+            elif not is_over and self.is_exclusive:
                 self._answers.may_have(entry)
+                self.is_exclusive = len(self.worlds.now) <= _MAX_WORLDS
         self.unexplained.clear()
 
     def closed(self, stream: ClientStream, notice: pb.StreamResponse) -> None:
-        """The server says that it is closed, or is somewhere else."""
-        if self.presence is Presence.ABSENT:  # it is known already
+        """The server says that it is closed, or is somewhere else. What a stream says that was not told since that it
+        has the session is of an earlier time: it comes late, or the answer to an opening follows."""
+        if self.home is not stream:
             return
         reason, name = notice.closed.reason, pb.CloseReason.Name(notice.closed.reason)
-        was_idle = self.now() - self.used_at_s >= _IDLE * self.idle_timeout_s
+        was_idle = self.now() - self.used_at_s >= self.idle_timeout_s
         is_expected = {
-            pb.CLOSE_REASON_CLIENT: self.is_closing,
+            pb.CLOSE_REASON_CLIENT: self.is_closing or self.may_be_closed,
             pb.CLOSE_REASON_IDLE: was_idle,
-            pb.CLOSE_REASON_LOST: was_idle,  # the record of a spilled session expires no sooner than the session
+            pb.CLOSE_REASON_LOST: self._may_be_expired(stream.replica),
             pb.CLOSE_REASON_SHUTDOWN: stream.is_leaving or stream.replica.is_draining,
-            pb.CLOSE_REASON_MOVED: self.is_wanted
+            pb.CLOSE_REASON_MOVED: any(want.stream.replica is not stream.replica for want in self.wants)
             or stream.is_leaving
             or stream.replica.may_lose_sessions
             or stream.replica.is_draining,
         }.get(reason, False)
         if not is_expected:
             self.violate(f"{stream.name} is told {name}, for which there is no reason")
-        self.lost()
+        later = self._since_opening()
+        self.queue = self.queue[: len(self.queue) - len(later)]
         is_kept = reason == pb.CLOSE_REASON_IDLE and self.action == pb.DISCONNECT_ACTION_KEEP
-        if is_kept or reason == pb.CLOSE_REASON_MOVED:
+        is_somewhere = is_kept or reason == pb.CLOSE_REASON_MOVED
+        self.lost(is_over=not is_somewhere)
+        self.queue = later
+        if is_somewhere:
             self.detach()
             self.presence = Presence.UNKNOWN
         else:
             self.gone()
+            self.closed_by = (stream.replica.name, stream.replica.num_lives)
+        if later:
+            self.stream = later[0].sent.stream
+
+    def _may_be_expired(self, replica: Replica) -> bool:
+        """Whether the record of the session may have expired while its state was there alone. It is renewed when half
+        of its time is left, and looked at four times within the idle timeout: the store must not have answered for at
+        least a quarter of it."""
+        lifetime_s = self.idle_timeout_s + (0.0 if self.action == pb.DISCONNECT_ACTION_FREE else self.duration_s)
+        return replica.store_trouble_s(self.now() - lifetime_s) >= 0.25 * self.idle_timeout_s
+
+    def _since_opening(self) -> list[Entry]:
+        """What was asked from the last opening on that is not answered: of the session as it is then."""
+        places = [at for at, entry in enumerate(self.queue) if entry.sent.kind == "open"]
+        return self.queue[places[-1] :] if places else []
 
     def settle(self) -> None:
         """Applies answers, in the order of sending."""

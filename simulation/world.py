@@ -157,6 +157,8 @@ class World:
     async def _strike(self, action: Action) -> None:
         duration_s, replica = action.args["duration_s"], self.replicas[action.args["replica"]]
         now = self.shelf.clock()
+        if action.op in ("outage", "errors", "stall"):
+            self.faults.troubles.append((now, now + duration_s))
         if action.op == "outage":
             self.faults.outages.append((now, now + duration_s))
         elif action.op == "errors":
