@@ -235,7 +235,8 @@ class Answers:
         if view.is_strict and not view.is_closing and view.is_usable and view.name in stamp:
             found = stamp[view.name]
             at = -1 if found is None else found.position
-            if at < position:
+            is_expired = found is None and view.may_be_expired(entry.sent.stream.replica)
+            if at < position and not is_expired:
                 self._view.violate(f"{entry.sent}: tokens up to {position} are told, and the store has it at {at}")
 
     def _stored(self, entry: Entry, position: int) -> None:
@@ -247,7 +248,8 @@ class Answers:
             return
         stored = stamp[self._view.name]
         if stored is None:
-            self._view.violate(f"{entry.sent} is answered at position {position}, and nothing is stored")
+            if not self._view.may_be_expired(entry.sent.stream.replica):
+                self._view.violate(f"{entry.sent} is answered at position {position}, and nothing is stored")
         elif stored.position < position:
             self._view.violate(f"{entry.sent} is answered at position {position}, and is stored to {stored.position}")
         elif stored.position == position and World(position, stored.hidden) not in self._view.worlds.now:

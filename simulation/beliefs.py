@@ -179,6 +179,14 @@ class Belief:
             lifetime_s = min(lifetime_s, self.duration_s)
         return self.floor_at_s + lifetime_s
 
+    def may_be_expired(self, replica: Replica) -> bool:
+        """Whether its record may have expired although it lives. A record is renewed when half of its time is left, and
+        looked at four times within the idle timeout: since the last use the store must not have answered as it should
+        for at least a quarter of that."""
+        lifetime_s = self.idle_timeout_s + (0.0 if self.action == pb.DISCONNECT_ACTION_FREE else self.duration_s)
+        since_s = min(self.used_at_s, self.now() - lifetime_s)
+        return replica.store_trouble_s(since_s) >= 0.25 * self.idle_timeout_s
+
     def closer_lives(self) -> bool:
         """Whether the replica that ended it has lived on, so that it records the end."""
         if self.closed_by is None:

@@ -49,7 +49,7 @@ class View(Belief):
         is_expected = {
             pb.CLOSE_REASON_CLIENT: self.is_closing or self.may_be_closed,
             pb.CLOSE_REASON_IDLE: was_idle,
-            pb.CLOSE_REASON_LOST: self._may_be_expired(stream.replica),
+            pb.CLOSE_REASON_LOST: self.may_be_expired(stream.replica),
             pb.CLOSE_REASON_SHUTDOWN: stream.is_leaving or stream.replica.is_draining,
             pb.CLOSE_REASON_MOVED: any(want.stream.replica is not stream.replica for want in self.wants)
             or stream.is_leaving
@@ -72,13 +72,6 @@ class View(Belief):
             self.closed_by = (stream.replica.name, stream.replica.num_lives)
         if later:
             self.stream = later[0].sent.stream
-
-    def _may_be_expired(self, replica: Replica) -> bool:
-        """Whether the record of the session may have expired while its state was there alone. It is renewed when half
-        of its time is left, and looked at four times within the idle timeout: the store must not have answered for at
-        least a quarter of it."""
-        lifetime_s = self.idle_timeout_s + (0.0 if self.action == pb.DISCONNECT_ACTION_FREE else self.duration_s)
-        return replica.store_trouble_s(self.now() - lifetime_s) >= 0.25 * self.idle_timeout_s
 
     def _since_opening(self) -> list[Entry]:
         """What was asked from the last opening on that is not answered: of the session as it is then."""
