@@ -93,8 +93,8 @@ class SessionObserver(Protocol):
     def session_spilled(self, model: str, version: int, session_id: str) -> None:
         """Its state has left the memory, to make room."""
 
-    def session_woken(self, model: str, version: int, session_id: str) -> None:
-        """It is put aside no more: its state has come back, or it was closed."""
+    def session_unspilled(self, model: str, version: int, session_id: str) -> None:
+        """It is spilled no more: its state has come back, or it was closed."""
 
     def first_token(self, model: str, version: int, seconds: float) -> None:
         """A generation gave its first token, so long after it was asked for."""

@@ -93,7 +93,7 @@ class Observer:
             "session_opened": ("sessions_active", 1),
             "session_closed": ("sessions_active", -1),
             "session_spilled": ("sessions_spilled", 1),
-            "session_woken": ("sessions_spilled", -1),
+            "session_unspilled": ("sessions_spilled", -1),
         }
         gauge, change = changes.get(name, ("", 0))
 

@@ -8,8 +8,8 @@ Rules:
 3. A slot carries the generation of its row. Releasing moves the row to the next one, so releasing twice, or
    using what was released, is an error and never somebody else's state.
 4. The state of the batch that was run last is kept aside, as the graph gave it, until somebody asks for anything else:
-   a batch of the same rows, as a lone session or a gateway's frame makes again and again, is then neither gathered nor
-   scattered.
+   a batch of the same rows, as a lone session or a gateway's step batch makes again and again, is then neither gathered
+   nor scattered.
 5. The arrays are allocated whole at the start and left untouched: the operating system gives a page its memory
    when a session first writes to it, so room for a million sessions costs nothing until they come.
 

@@ -212,7 +212,7 @@ class Registry:
         if end.before is not State.OPENING:
             bundle = session.served.bundle
             if end.before in (State.SPILLED, State.RESTORING):
-                self.observer.session_woken(bundle.model, bundle.version, session.id)
+                self.observer.session_unspilled(bundle.model, bundle.version, session.id)
             self.observer.session_closed(bundle.model, bundle.version, session.id, end.reason.value, session.position)
         for action in transition.actions:
             self._on_end[action](session, end)

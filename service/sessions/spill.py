@@ -178,7 +178,7 @@ class Spill:
         self._move(session, Event.RESTORED)
         registry.directory.touch(session, registry.clock())
         bundle = session.served.bundle
-        registry.observer.session_woken(bundle.model, bundle.version, session.id)
+        registry.observer.session_unspilled(bundle.model, bundle.version, session.id)
         registry.deferral.run(session)
 
     async def _read(self, session: Session) -> Image:

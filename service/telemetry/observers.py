@@ -105,7 +105,7 @@ class SessionTelemetry:
         self._metrics.spills.labels(model, str(version)).inc()
         self._metrics.sessions_spilled.labels(model, str(version)).inc()
 
-    def session_woken(self, model: str, version: int, session_id: str) -> None:
+    def session_unspilled(self, model: str, version: int, session_id: str) -> None:
         """See `SessionObserver`."""
         self._metrics.sessions_spilled.labels(model, str(version)).dec()
 
