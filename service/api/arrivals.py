@@ -29,6 +29,7 @@ class Stream(Protocol):
 
     sessions: dict[str, Session]
     replies: Replies
+    is_over: bool
 
     def took(self, session: Session) -> None:
         """The stream has a session from here on."""
@@ -174,7 +175,7 @@ class Arrivals:
         stream, session_id = self._stream, message.session_id
         try:
             session, is_here = await self._sessions.resume.resume(
-                key, stream.on_ended, self._caller.principal.max_sessions
+                key, stream.on_ended, self._caller.principal.max_sessions, is_over=lambda: stream.is_over
             )
         except CarouselError as error:
             stream.refuse(request, message, error)

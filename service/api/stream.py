@@ -55,7 +55,7 @@ class Stream:
         self._spill = sessions.spill
         self.sessions: dict[str, Session] = {}
         """Those that are open on this stream, or being opened, by name."""
-        self._is_over = False
+        self.is_over = False
         self.is_ended_by_server = False
         """Whether the client may have sent requests that are not read any more."""
         self._batches = StreamBatches(
@@ -110,7 +110,7 @@ class Stream:
 
     def disconnect(self) -> None:
         """The call is over: detaches its sessions."""
-        self._is_over = True
+        self.is_over = True
         sessions, self.sessions = list(self.sessions.values()), {}
         self._arrivals.disconnect()
         for session in sessions:
@@ -126,7 +126,7 @@ class Stream:
 
     def took(self, session: Session) -> None:
         """The stream has a session from here on; when the call is over meanwhile, it is detached at once."""
-        if self._is_over:
+        if self.is_over:
             self._registry.detach(session)
             return
         self.sessions[session.name] = session
@@ -295,7 +295,7 @@ class Stream:
 
     def run(self, request: Request, message: pb.StreamRequest, failures: Failures | None = None) -> None:
         """Carries out a request that had to wait."""
-        if self._is_over:
+        if self.is_over:
             request.is_ended = True
             return
         try:

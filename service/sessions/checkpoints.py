@@ -66,7 +66,8 @@ class Checkpoints:
         self._clock = clock
         self._ahead: dict[Session, float] = {}
         self._dirty: set[Session] = set()
-        self._recorded: dict[Session, None] = {}
+        self.recorded: dict[Session, None] = {}
+        """Those that have a record, or an id that is reserved: it is renewed."""
         self._urgent: set[Session] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._is_urgent_due = False
@@ -169,17 +170,17 @@ class Checkpoints:
         """Looks at so many sessions with a record, those first that were looked at longest ago, and renews the records
         that would expire before long."""
         now = self._wall_clock()
-        for _ in range(min(count, len(self._recorded))):
-            session = next(iter(self._recorded))
-            del self._recorded[session]
-            self._recorded[session] = None
+        for _ in range(min(count, len(self.recorded))):
+            session = next(iter(self.recorded))
+            del self.recorded[session]
+            self.recorded[session] = None
             if session.persistence.expires_at - now < 0.5 * self._ttl_s(session):
                 self.renew(session)
 
     def end(self, session: Session) -> None:
         """A session ended: it is neither stored again nor renewed."""
         self.forget(session)
-        self._recorded.pop(session, None)
+        self.recorded.pop(session, None)
 
     def forget(self, session: Session) -> None:
         """A session need not be stored as it is: it is stored."""
@@ -315,5 +316,5 @@ class Checkpoints:
         persistence.expires_at = self._wall_clock() + (ttl_s or self._ttl_s(session))
         persistence.has_record = persistence.has_record or image is not None
         if not session.is_over:
-            self._recorded[session] = None
+            self.recorded[session] = None
         return Put(persistence.record_id or session.id, persistence.epoch, image, persistence.expires_at, standing)

@@ -170,7 +170,7 @@ class Opening:
         persistence.opened_at = image.opened_at
         if epoch is not None:
             persistence.epoch, persistence.has_record = epoch, True
-            persistence.stored = (0, image.lane.position)
+            persistence.stored, persistence.is_fetched = (0, image.lane.position), True
         registry.directory.add(session, max_owned)
         return self._tasks.start(self._finish_image(session, image, epoch, takes_id=epoch is None and is_chosen))
 
@@ -246,8 +246,8 @@ class Opening:
             try:
                 epoch = await self._storage.reserve(session.id, expires_at)
                 if epoch is not None:
-                    persistence.epoch, persistence.has_record = epoch, True
-                    persistence.expires_at = expires_at
+                    persistence.epoch, persistence.has_record, persistence.expires_at = epoch, True, expires_at
+                    registry.checkpoints.recorded[session] = None
             finally:
                 calls, persistence.after_claim = persistence.after_claim, None
                 for call in calls or ():

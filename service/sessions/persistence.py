@@ -43,6 +43,8 @@ class Persistence:
     is_writing: bool = False
     after_claim: list[Callable[[], None]] | None = None
     """While the store is asked to give this server the record: what is to be done when it answered."""
+    is_fetched: bool = False
+    """Whether the session came out of the store, and no stream has resumed it since."""
     is_unverified: bool = False
     """Whether the store could not be asked if another session has the id."""
     is_attached: bool = True

@@ -67,8 +67,16 @@ class Resume:
         self._taking: dict[str, asyncio.Task[Session | int]] = {}
         """What is done with records that were claimed, by id."""
 
-    async def resume(self, session_id: str, on_ended: OnEnded, max_owned: int | None = None) -> tuple[Session, bool]:
-        """Gives a session to a stream. Returns it, and whether it was in this server's memory.
+    async def resume(
+        self,
+        session_id: str,
+        on_ended: OnEnded,
+        max_owned: int | None = None,
+        *,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> tuple[Session, bool]:
+        """Gives a session to a stream. Returns it, and whether nothing of it was lost because it was in this server's
+        memory since a stream had it last. is_over: whether the stream has ended: it takes the session from no other.
 
         Raises SessionNotFoundError, which says what became of it; SnapshotError and its kin for a record that cannot be
         resumed here; StoreUnavailableError; SessionIdInUseError; ShuttingDownError; TooManySessionsError.
@@ -81,7 +89,10 @@ class Resume:
                 await self._verify(session)
             if not session.is_over:
                 break
-        session.own_persistence()
+        if is_over():
+            raise SessionNotOpenError(f"the stream that resumed session {session.name!r} has ended", field="session_id")
+        persistence = session.own_persistence()
+        is_here, persistence.is_fetched = is_here and not persistence.is_fetched, False
         self._registry.attach(session, on_ended)
         bundle = session.served.bundle
         source = "memory" if is_here else "store"

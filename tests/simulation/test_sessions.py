@@ -287,6 +287,50 @@ def test_openings_that_wait_for_the_store_are_bounded() -> None:
     play(act, max_sessions=6)
 
 
+def test_a_resumption_whose_stream_has_ended_takes_the_session_from_no_stream() -> None:
+    async def act(world: World) -> None:
+        first, second = world.connect(), world.connect()
+        world.loop.slowness_s = 0.2
+        sent = first.send("a", open=plain(durability=STRICT, on_disconnect=keep(20.0)))
+        await asyncio.sleep(0.05)
+        second.send("a", open=RESUME)
+        await asyncio.sleep(0.05)
+        second.leave()
+        assert await sent.wait(5.0)
+        assert await fed(first, "a", 5) == 1
+        assert not first.notices
+        world.loop.slowness_s = 0.0
+
+    play(act, idle_timeout_s=5.0)
+
+
+def test_a_session_that_was_fetched_for_a_look_is_resumed_out_of_the_store() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=STRICT, on_disconnect=keep(20.0))
+        world.replicas[0].kill()
+        await asyncio.sleep(1.5)
+        await world.replicas[0].start()
+        await world.call("Sessions.GetState", sessions_pb2.SessionsGetStateRequest(session_id="a"))
+        for source in (pb.RESTORED_FROM_STORE, pb.RESTORED_FROM_MEMORY):
+            answer = await world.connect().ask("a", open=RESUME)
+            assert answer.opened.restored_from == source
+
+    play(act, idle_timeout_s=5.0)
+
+
+def test_the_id_of_a_session_that_will_be_kept_is_reserved_for_as_long_as_it_lives() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=NONE, on_disconnect=keep(0.5))
+        for position in range(20):
+            await asyncio.sleep(0.2)
+            await fed(stream, "a", 5, position=position)
+        assert reason(await world.connect(1).ask("a", open=plain(durability=STRICT))) == "SESSION_ID_IN_USE"
+
+    play(act, idle_timeout_s=1.0)
+
+
 def test_an_id_is_free_again_when_its_close_is_answered() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
