@@ -15,7 +15,7 @@ from simulation.checks import Stamp
 from simulation.entries import REFUSALS, Entry, Presence
 from simulation.worlds import World, Worlds, beginning, output_matches, score_matches
 
-_UNCERTAIN = {"STORE_UNAVAILABLE", "SESSION_MOVED", "CANCELLED", "ENGINE_ERROR", "INTERNAL"}
+_UNCERTAIN = {"SESSION_NOT_OPEN", "STORE_UNAVAILABLE", "SESSION_MOVED", "CANCELLED", "ENGINE_ERROR", "INTERNAL"}
 """Reasons of errors after which a record may be left of an opening, until its server has cleared that up."""
 
 
@@ -72,6 +72,7 @@ class Answers:
 
     def _begin(self, entry: Entry) -> None:
         """What was asked for when it was opened."""
+        self._view.is_made = not entry.sent.request.session_id
         self._view.model, self._view.action, self._view.duration_s = entry.opening
 
     def _used(self, entry: Entry) -> None:
@@ -94,6 +95,9 @@ class Answers:
             if is_plain and entry.sent.stream.replica.store_trouble_s(entry.sent.sent_at_s - _REFUSES_S):
                 self._view.is_exclusive = False  # plain sessions do not depend on the store: docs/decisions/0023
             self._view.violate(f"{entry.sent} gets the id of a stored session")
+        is_elsewhere = self._view.where not in (None, entry.sent.stream.replica)
+        if not entry.is_resume and entry.before is not Presence.ABSENT and is_elsewhere and not self._view.is_stored:
+            self._view.is_exclusive = False  # there are two of that id now: the store knows none of the first
         if entry.is_resume and entry.is_absent and self._view.closer_lives():
             self._view.violate(
                 f"{entry.sent} brings a session back that should not be there, at position {answer.position}"

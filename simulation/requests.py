@@ -59,7 +59,6 @@ class Requests:
         sent = stream.send("" if is_made else view.name, open=message)
         if is_made:
             view.name = ""
-        view.is_made = not view.name
         entry = Entry(sent, before=view.presence, opening=(model, action, duration_s or 1.5))
         entry.is_recording = self._is_recording(view)
         self._ask(view, entry)
