@@ -247,7 +247,6 @@ class Opening:
                 epoch = await self._storage.reserve(session.id, expires_at)
                 if epoch is not None:
                     persistence.epoch, persistence.has_record, persistence.expires_at = epoch, True, expires_at
-                    registry.checkpoints.recorded[session] = None
             finally:
                 calls, persistence.after_claim = persistence.after_claim, None
                 for call in calls or ():

@@ -120,6 +120,8 @@ class Registry:
         session.lane = lane
         self.directory.move(session, session.transition(Event.START).state)
         self.directory.touch(session, self.clock())
+        if session.persistence.has_record:
+            self.checkpoints.recorded[session] = None
         bundle = session.served.bundle
         self.observer.session_opened(bundle.model, bundle.version, session.id)
 
