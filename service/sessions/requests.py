@@ -12,11 +12,12 @@ from functools import partial
 from service.engine.items import Item
 from service.engine.jobs import FeedJob, Job, OutputSpec, ScoreJob
 from service.engine.lane_state import LaneState
-from service.engine.results import Fed, Result, Scored
+from service.engine.results import Failed, Fed, Result, Scored
 from service.errors import (
     CarouselError,
     InvalidFieldError,
     OutputsLostError,
+    PositionMismatchError,
     QueueFullError,
     RequestCancelledError,
     position_mismatch,
@@ -53,6 +54,8 @@ class Requests:
         self.deferral = registry.deferral
         self._touch = registry.directory.touch
         self._replays = Replays(limits.max_replay_bytes)
+        self._maybe_repeated: dict[Request, LastFeed] = {}
+        """Retries that came after a Cancel, and what each repeats: it is applied if the Cancel came in time."""
 
     def check_turn(self, session: Session, field: str, position: int | None) -> None:
         """Refuses what cannot be next, with PositionMismatchError or QueueFullError. While work is in flight the
@@ -124,10 +127,12 @@ class Requests:
         """
         session, num_tokens = request.session, len(tokens)
         request.num_tokens = num_tokens
-        last = session.last
+        last, repeated = session.last, None
         if position is not None and isinstance(last, LastFeed) and last.is_repeated_by(position, tokens, outputs):
-            self._feed_again(request, last)
-            return
+            if last.result is not None or not last.is_cancelled:
+                self._feed_again(request, last)
+                return
+            repeated = last
         served = session.served
         following = session.transition(Event.FEED)
         if not 0 < num_tokens <= self.limits.max_feed_tokens:
@@ -143,6 +148,8 @@ class Requests:
             session.lane,
             FeedJob(reply=self._on_fed, tag=request, start=position, tokens=tokens, outputs=outputs, has_mark=has_mark),
         )
+        if repeated is not None:
+            self._maybe_repeated[request] = repeated
         session.last = LastFeed(request, position, tokens, outputs)
         session.state = following.state
         session.num_in_flight += 1
@@ -189,6 +196,8 @@ class Requests:
         it stands at is stored, or the error for which that cannot be.
         """
         session.transition(Event.CANCEL)
+        if isinstance(session.last, LastFeed):
+            session.last.is_cancelled = True
         is_live = session.is_live
         count = self.deferral.refuse(session, RequestCancelledError("the request was cancelled"))
         if not is_live:
@@ -231,20 +240,45 @@ class Requests:
         else:
             self.checkpoints.deliver(request, last.result)
 
+    def _keep(self, feed: LastFeed, result: Result) -> None:
+        """Keeps the answer of a feed, for retries."""
+        feed.request, feed.result = None, result
+        feed.start = result.position - len(feed.tokens)
+        if feed.outputs.kind.is_vector or feed.outputs.every_position or feed.outputs.has_trace:
+            self._replays.keep(feed)
+
+    def _is_repeated(self, request: Request, result: Result) -> bool:
+        """Whether a feed repeats one that a Cancel did not reach. It is answered again then."""
+        for repeated in self._maybe_repeated.values():
+            if repeated.request is request:
+                self._keep(repeated, result)
+        before = self._maybe_repeated.pop(request, None)
+        is_refused = isinstance(result, Failed) and isinstance(result.error, PositionMismatchError)
+        if before is None or not is_refused or not isinstance(before.result, Fed):
+            return False
+        session = request.session
+        if isinstance(session.last, LastFeed) and session.last.request is request:
+            session.last = before
+        for retry in (request, *(request.retries or ())):
+            try:
+                self._feed_again(retry, before)
+            except CarouselError as error:
+                self.checkpoints.deliver(retry, Failed(result.position, error))
+        return True
+
     def _on_fed(self, job: Job, result: Result) -> None:
         request: Request = job.tag
         session = request.session
         self.ended(session, result)
+        if self._maybe_repeated and self._is_repeated(request, result):
+            return
         if isinstance(result, Fed):
             if result.mark is not None:
                 result = self._marked(session, result, result.mark)
             self.answered(request, "feed")
         last = session.last
         if isinstance(last, LastFeed) and last.request is request:
-            last.request, last.result = None, result
-            last.start = result.position - len(last.tokens)
-            if last.outputs.kind.is_vector or last.outputs.every_position or last.outputs.has_trace:
-                self._replays.keep(last)
+            self._keep(last, result)
         if session.persistence is NOT_STORED:
             request.deliver(result)
         else:

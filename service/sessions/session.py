@@ -111,9 +111,10 @@ class LastFeed:
 
     request: None once it was answered, or when it came with a restored session. start: None until it is known.
     result: None while it runs. is_dropped: whether the answer took too much memory, and only its position is kept.
+    is_cancelled: whether a Cancel came after it while it ran, so that it may fail.
     """
 
-    __slots__ = ("__weakref__", "is_dropped", "outputs", "request", "result", "start", "tokens")
+    __slots__ = ("__weakref__", "is_cancelled", "is_dropped", "outputs", "request", "result", "start", "tokens")
 
     def __init__(self, request: Request | None, start: int | None, tokens: Sequence[Item], outputs: OutputSpec) -> None:
         self.request = request
@@ -121,7 +122,7 @@ class LastFeed:
         self.tokens = tokens
         self.outputs = outputs
         self.result: Result | None = None
-        self.is_dropped = False
+        self.is_cancelled = self.is_dropped = False
 
     def is_repeated_by(self, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> bool:
         """Whether a feed is a retry of this one. One that failed cannot be retried."""

@@ -135,6 +135,39 @@ def test_a_request_that_waits_for_an_opening_is_answered_before_the_stream_ends(
     play(act)
 
 
+@pytest.mark.parametrize("length", [1, 6])
+def test_a_feed_sent_again_after_a_cancel_is_applied_once(length: int) -> None:
+    """The Cancel comes in time, and the second is the one that is applied; or too late, and it is answered again; or in
+    its midst, and only the client knows how to go on. Each of them happens."""
+    seen = set()
+    tokens = [5, 6, 7, 5, 6, 7][:length]
+
+    def attempt(delay_s: float) -> None:
+        async def act(world: World) -> None:
+            stream, other = world.connect(), world.connect()
+            await opened(stream, "a")
+            await opened(other, "b")
+            other.send("b", feed=feed(*tokens * 2))  # so that what comes meanwhile waits
+            first = stream.send("a", feed=feed(*tokens, position=0))
+            await asyncio.sleep(delay_s)
+            cancel = stream.send("a", cancel=pb.Cancel())
+            retries = [stream.send("a", feed=feed(*tokens, position=0)) for _ in range(2)]
+            for one in (first, cancel, *retries):
+                assert await one.wait(10.0), f"{one} is not answered"
+            kinds = [one.answer.error.reason or one.answer.fed.replayed for one in (first, *retries)]
+            seen.add(tuple(kinds))
+            position = length if kinds[2] is True else first.answer.position
+            assert [one.answer.position for one in retries] == [position] * 2
+
+        play(act, inline_s=0.0, seed=f"cancel {delay_s}")
+
+    for number in range(40):
+        attempt(number * 0.0002)
+    in_time, too_late = ("CANCELLED", False, True), (False, True, True)
+    in_its_midst = ("CANCELLED", "POSITION_MISMATCH", "POSITION_MISMATCH")
+    assert seen == ({in_time, too_late} if length == 1 else {in_time, too_late, in_its_midst})
+
+
 def test_a_feed_sent_again_while_it_is_in_flight_is_answered_whatever_follows() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
