@@ -59,7 +59,8 @@ class Requests:
         sent = stream.send("" if is_made else view.name, open=message)
         if is_made:
             view.name = ""
-        entry = Entry(sent, before=view.presence, opening=(model, action, duration_s or 1.5))
+        before = Presence.UNKNOWN if view.is_closing and view.presence is Presence.PRESENT else view.presence
+        entry = Entry(sent, before=before, opening=(model, action, duration_s or 1.5))
         entry.is_recording = self._is_recording(view)
         self._ask(view, entry)
         view.stream, view.handle = stream, 0
