@@ -151,7 +151,8 @@ class Engine:
             self._inbox.append(commands.Submit(lane, job))
         if not self._is_pump_due and not self._is_thread_driving:
             self._is_pump_due = True
-            self._loop.call_soon(self._pump)
+            # not in the next turn but in the one after it: what is read meanwhile joins the batch
+            self._loop.call_soon(self._loop.call_soon, self._pump)
 
     def submit_step_batch(self, job: StepBatchJob) -> None:
         """Queues a step batch behind all its lanes' jobs. Raises QueueFullError past `max_waiting`."""
