@@ -107,6 +107,7 @@ class ClientStream:
         self._listener = listener
         self._stamp = stamp
         self._stamps: dict[int, Stamp] = {}
+        self._life = replica.life
         self._connection = Connection(self._receive, delay, self._written)
         self._over = asyncio.get_running_loop().create_future()
         self._task = replica.stream(self._connection, caller)
@@ -176,6 +177,8 @@ class ClientStream:
 
     def _receive(self, response: pb.StreamResponse | error_pb2.Error) -> None:
         if isinstance(response, error_pb2.Error):
+            if self._stamps and self._life.is_over:  # what was on its way before this went with the process
+                response = error_pb2.Error(reason="LOST", message="the connection was lost")
             self.error = response if response.reason else None
             self._end()
             return
