@@ -29,12 +29,14 @@ class View(Belief):
 
     def lost(self, *, is_over: bool = False) -> None:
         """What was asked last will not be answered: it was done, or in part, or not. is_over: whether the session has
-        ended, so that it does not matter."""
+        ended, so that what follows the last answer does not matter."""
         queue, self.queue = self.queue, []
+        while is_over and queue and not queue[-1].sent.is_done:
+            queue.pop()
         for entry in queue:
             if entry.sent.is_done:
                 self._answers.apply(entry)
-            elif not is_over and self.is_exclusive:
+            elif self.is_exclusive:
                 self._answers.may_have(entry)
                 self.is_exclusive = len(self.worlds.now) <= _MAX_WORLDS
         self.unexplained.clear()
