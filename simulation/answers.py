@@ -215,7 +215,8 @@ class Answers:
     def may_have(self, entry: Entry) -> None:
         """It will not be answered: it was done, or in part, or not."""
         if entry.sent.kind == "open":
-            if not entry.is_resume and entry.before is not Presence.PRESENT:
+            is_free = entry.before is not Presence.PRESENT or self._view.now() >= self._view.lives_until_s
+            if not entry.is_resume and is_free:
                 self._begin(entry)
                 self._view.worlds = Worlds([beginning(self._view.model)])
                 self._view.presence = Presence.UNKNOWN
