@@ -124,6 +124,32 @@ def test_the_record_of_a_strict_session_lives_as_long_as_it() -> None:
     play(act, idle_timeout_s=3.0)
 
 
+def test_a_session_that_was_resumed_outlives_its_record_in_an_outage_of_the_store() -> None:
+    async def act(world: World) -> None:
+        await opened(stream := world.connect(), "a", durability=CHECKPOINT, on_disconnect=keep(0.5))
+        await fed(stream, "a", 5)
+        stream.leave()
+        await asyncio.sleep(0.1)
+        stream = world.connect(1)
+        answer = await stream.ask("a", open=RESUME)  # under a greater epoch
+        assert answer.position == 1, answer
+        await fed(stream, "a", 6)
+        await asyncio.sleep(0.5)  # it is stored
+        world.faults.is_down = True
+        for position in range(2, 13):
+            assert await fed(stream, "a", 6, position=position) == position + 1
+            await asyncio.sleep(0.2)
+        assert world.stored("a") is None
+        world.faults.is_down = False
+        await asyncio.sleep(0.5)
+        assert not stream.notices
+        assert world.stored("a").position == 13
+        assert await fed(stream, "a", 7, position=13) == 14
+        assert reason(await world.connect().ask("a", open=RESUME)) == "opened", "any server can claim it"
+
+    play(act, idle_timeout_s=1.0)
+
+
 @pytest.mark.parametrize("durability", [CHECKPOINT, STRICT])
 def test_a_close_that_was_answered_is_remembered(durability: pb.Durability.ValueType) -> None:
     async def act(world: World) -> None:

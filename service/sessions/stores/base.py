@@ -80,7 +80,8 @@ class StateStore(Protocol):
         the next `CLAIMED_S`. One that is the caller's already stays as it is. None: there is no record."""
 
     def write(self, writes: Sequence[Write]) -> set[str]:
-        """Changes records, of distinct sessions, in one go. A session without a record gets one, when its epoch is 1.
+        """Changes records, of distinct sessions, in one go. One that is not there is made, under the write's epoch: the
+        store has lost it, or its time was over before its owner could renew it.
 
         Returns the ids of those that were not written, because they are another's. When it raises, each may have been
         written or not.

@@ -201,9 +201,9 @@ class LmdbStore:
             record = self._find(transaction, write.session_id)
         except CorruptRecordError:
             return False
-        if record is None and write.epoch == 1:
-            written = _Record(1, self.owner, write.standing, write.payload, write.expires_at)
-        elif record is not None and record.epoch == write.epoch and record.owner == self.owner:
+        if record is None:
+            written = _Record(write.epoch, self.owner, write.standing, write.payload, write.expires_at)
+        elif record.epoch == write.epoch and record.owner == self.owner:
             payload = record.payload if write.payload is None else write.payload
             written = record._replace(standing=write.standing, payload=payload, expires_at=write.expires_at)
         else:

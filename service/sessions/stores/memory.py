@@ -90,9 +90,10 @@ class MemoryStore:
         refused = set()
         for write in writes:
             record = self._shelf.find(write.session_id, self._clock())
-            if record is None and write.epoch == 1:
-                record = self._shelf.records[write.session_id] = Record(1, self.owner, Standing.OWNED, None, 0.0)
-            if record is None or record.epoch != write.epoch or record.owner != self.owner:
+            if record is None:
+                record = Record(write.epoch, self.owner, Standing.OWNED, None, 0.0)
+                self._shelf.records[write.session_id] = record
+            if record.epoch != write.epoch or record.owner != self.owner:
                 refused.add(write.session_id)
                 continue
             record.standing, record.expires_at = write.standing, write.expires_at

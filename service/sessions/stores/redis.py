@@ -45,11 +45,7 @@ return {'claimed', epoch, record[3]}
 """
 _WRITE = """
 local record = redis.call('HMGET', KEYS[1], 'e', 'o')
-if not record[1] then
-    if ARGV[2] ~= '1' then return 0 end
-elseif record[1] ~= ARGV[2] or record[2] ~= ARGV[1] then
-    return 0
-end
+if record[1] and (record[1] ~= ARGV[2] or record[2] ~= ARGV[1]) then return 0 end
 redis.call('HSET', KEYS[1], 'e', ARGV[2], 'o', ARGV[1], 'k', ARGV[3])
 if ARGV[5] == '1' then redis.call('HSET', KEYS[1], 'p', ARGV[6]) end
 redis.call('PEXPIREAT', KEYS[1], ARGV[4])
