@@ -11,7 +11,7 @@ from carousel.v1 import inference_pb2 as pb
 from simulation.adapters import stored_in
 from simulation.arithmetic import after
 from simulation.connections import Connections
-from simulation.entries import Presence
+from simulation.entries import Call, Presence
 from simulation.views import View
 from simulation.worlds import World, Worlds
 
@@ -61,6 +61,15 @@ class Admin:
         journal.note(f"{self._client.name}@{life.name} < {method} {' '.join(str(task.result())[:150].split())}")
         return task.result()
 
+    async def _use(self, view: View, slot: int, method: str, request: Any) -> Any:
+        """As `call`, of one for which a replica takes the session when another has it."""
+        journal = self._client.journal
+        want = Call(self._client.replicas[slot], journal.now())
+        view.wants.append(want)
+        found = await self.call(slot, method, request)
+        want.ended_at_s, want.is_lost = journal.now(), found is None
+        return found
+
     async def _get(self, view: View, slot: int) -> None:
         found = await self.call(slot, "Sessions.Get", sessions_pb2.SessionsGetRequest(session_id=view.name))
         if isinstance(found, sessions_pb2.SessionsGetResponse) and self._is_quiet(view):
@@ -74,7 +83,7 @@ class Admin:
 
     async def _admin_close(self, view: View, slot: int) -> None:
         view.num_closings += 1
-        found = await self.call(slot, "Sessions.Close", sessions_pb2.SessionsCloseRequest(session_id=view.name))
+        found = await self._use(view, slot, "Sessions.Close", sessions_pb2.SessionsCloseRequest(session_id=view.name))
         view.num_closings -= 1
         if isinstance(found, sessions_pb2.SessionsCloseResponse):
             replica = self._client.replicas[slot]
@@ -86,7 +95,9 @@ class Admin:
             view.may_be_closed = True
 
     async def _snapshot(self, view: View, slot: int) -> None:
-        found = await self.call(slot, "Sessions.Snapshot", sessions_pb2.SessionsSnapshotRequest(session_id=view.name))
+        found = await self._use(
+            view, slot, "Sessions.Snapshot", sessions_pb2.SessionsSnapshotRequest(session_id=view.name)
+        )
         if not isinstance(found, sessions_pb2.SessionsSnapshotResponse):
             return
         stored = stored_in(found.snapshot)
@@ -111,7 +122,7 @@ class Admin:
         self._last += 1
         name = f"{self._client.name}f{self._last}"
         request = sessions_pb2.SessionsForkRequest(session_id=view.name, fork_session_id=name)
-        found = await self.call(slot, "Sessions.Fork", request)
+        found = await self._use(view, slot, "Sessions.Fork", request)
         if isinstance(found, sessions_pb2.SessionsForkResponse) and self._is_quiet(view):
             self._add(name, view.model, list(view.worlds.now), found.session)
 
@@ -121,7 +132,7 @@ class Admin:
         marks = sorted(view.worlds.marks)
         position = marks[number % len(marks)]
         request = sessions_pb2.SessionsRewindRequest(session_id=view.name, position=position)
-        found = await self.call(slot, "Sessions.Rewind", request)
+        found = await self._use(view, slot, "Sessions.Rewind", request)
         if isinstance(found, sessions_pb2.SessionsRewindResponse):
             is_stored = view.durability not in (pb.DURABILITY_NONE, pb.DURABILITY_UNSPECIFIED)
             self._must(view, view.worlds.rewound(position, is_stored=is_stored), f"Rewind to {position}")
@@ -133,7 +144,9 @@ class Admin:
             self._went_back(view, position)
 
     async def _get_state(self, view: View, slot: int) -> None:
-        found = await self.call(slot, "Sessions.GetState", sessions_pb2.SessionsGetStateRequest(session_id=view.name))
+        found = await self._use(
+            view, slot, "Sessions.GetState", sessions_pb2.SessionsGetStateRequest(session_id=view.name)
+        )
         if isinstance(found, sessions_pb2.SessionsGetStateResponse) and self._is_quiet(view):
             values = struct.unpack("<2f", found.tensors[0].data)
             hidden = after((int(values[0]), int(values[1])), found.pending_token_ids)
@@ -141,7 +154,9 @@ class Admin:
             self._must(view, view.worlds.is_at(found.position, lambda one: one == world), f"the state of {world}")
 
     async def _set_state(self, view: View, slot: int, number: int) -> None:
-        seen = await self.call(slot, "Sessions.GetState", sessions_pb2.SessionsGetStateRequest(session_id=view.name))
+        seen = await self._use(
+            view, slot, "Sessions.GetState", sessions_pb2.SessionsGetStateRequest(session_id=view.name)
+        )
         if not isinstance(seen, sessions_pb2.SessionsGetStateResponse) or not self._is_quiet(view):
             return
         hidden = (number * 13, number * 17)
@@ -149,7 +164,7 @@ class Admin:
             name="hidden", dtype="float32", shape=[1, 2], data=struct.pack("<2f", *map(float, hidden))
         )
         request = sessions_pb2.SessionsSetStateRequest(session_id=view.name, tensors=[tensor])
-        found = await self.call(slot, "Sessions.SetState", request)
+        found = await self._use(view, slot, "Sessions.SetState", request)
         world = World(seen.position, after(hidden, seen.pending_token_ids))
         if isinstance(found, sessions_pb2.SessionsSetStateResponse):
             view.worlds.set_to([world])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from carousel.v1 import inference_pb2 as pb
 from simulation.checks import Journal
-from simulation.entries import Entry, Presence
+from simulation.entries import Call, Entry, Presence
 from simulation.streams import ClientStream, Sent
 from simulation.system import Replica
 from simulation.worlds import Worlds, beginning
@@ -50,8 +50,8 @@ class Belief:
         """The feed or the generation sent last, which may be sent again."""
         self.closed_by: tuple[str, int] | None = None
         """The replica and its life that ended it, and may not have recorded that yet; None: it is recorded."""
-        self.wants: list[Sent] = []
-        """The resumptions that may have a replica hand it over to another."""
+        self.wants: list[Sent | Call] = []
+        """The resumptions and calls that may have a replica hand it over to another."""
         self.where: Replica | None = None
         """The replica that told last that it has it."""
         self.freed: tuple[Replica, int, float] | None = None
@@ -157,11 +157,11 @@ class Belief:
         if self.floor is not None:
             self.floor_at_s = sent.sent_at_s
 
-    def _may_be_wanted(self, want: Sent, since_s: float) -> bool:
-        """Whether a replica may have asked for the session after `since_s` because of a resumption: until it has
+    def _may_be_wanted(self, want: Sent | Call, since_s: float) -> bool:
+        """Whether a replica may have asked for the session after `since_s` because of one of `wants`: until it has
         answered that; nobody who waits for the answer any more, for as long as it is patient."""
         if want.is_lost:
-            return since_s < want.sent_at_s + want.stream.replica.patience_s
+            return since_s < want.sent_at_s + want.replica.patience_s
         return want.ended_at_s > since_s
 
     @property

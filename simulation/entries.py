@@ -7,6 +7,7 @@ from enum import Enum
 
 from carousel.v1 import inference_pb2 as pb
 from simulation.streams import Sent
+from simulation.system import Replica
 from simulation.worlds import Choosing
 
 REFUSALS = {
@@ -33,6 +34,16 @@ class Presence(Enum):
     ABSENT = "absent"
     PRESENT = "present"
     UNKNOWN = "unknown"
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of `Sessions` about the session, to a replica. ended_at_s, is_lost: as of a request on a stream."""
+
+    replica: Replica
+    sent_at_s: float
+    ended_at_s: float = float("inf")
+    is_lost: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -44,6 +44,11 @@ class Sent:
         self._waiter: asyncio.Future[None] | None = None
 
     @property
+    def replica(self) -> Replica:
+        """Which it was sent to."""
+        return self.stream.replica
+
+    @property
     def answer(self) -> pb.StreamResponse:
         """The last response."""
         return self.responses[-1]
