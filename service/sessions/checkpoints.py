@@ -36,20 +36,21 @@ _MIDST_S = 0.005
 """How long a session in the middle of a feed is left alone, when an answer waits until it is stored."""
 
 Do = Callable[[], None]
-OnLost = Callable[[Session], None]
+OnSession = Callable[[Session], None]
 
 
 class Checkpoints:
     """Stores sessions that change. interval_s: how long a session may be ahead of its record, and num_tokens: how far;
     idle_timeout_s: how long a record outlives a session that has no other time; on_lost: called with sessions that
-    another server has."""
+    another server has; on_used: with those whose generation goes on without its request."""
 
     def __init__(
         self,
         storage: Storage,
         last_records: LastRecords,
         *,
-        on_lost: OnLost,
+        on_lost: OnSession,
+        on_used: OnSession,
         interval_s: float = 1.0,
         num_tokens: int = 1024,
         idle_timeout_s: float = 300.0,
@@ -57,6 +58,7 @@ class Checkpoints:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._on_lost = on_lost
+        self._on_used = on_used
         self._storage = storage
         self._last_records = last_records
         self._interval_s = interval_s
@@ -102,6 +104,7 @@ class Checkpoints:
                 return
             if isinstance(last, Generation) and last.request is request:
                 last.request = None  # a retry may listen to it
+                self._on_used(session)
             request.deliver(Failed(session.position, error))
 
         if session.is_over:  # its last record is being written

@@ -58,6 +58,7 @@ class Registry:
             storage,
             self.last_records,
             on_lost=self.lose,
+            on_used=self.used,
             interval_s=interval_s,
             num_tokens=num_tokens,
             idle_timeout_s=idle_timeout_s,

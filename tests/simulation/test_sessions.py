@@ -176,6 +176,24 @@ def test_a_held_session_whose_generation_nobody_reads_expires() -> None:
     play(act)
 
 
+def test_a_generation_that_could_not_be_stored_counts_as_use() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=STRICT)
+        await fed(stream, "a", 5)
+        await asyncio.sleep(0.7)
+        world.faults.is_down = True
+        generation = pb.Generate(position=1, decoding=pb.Decoding(max_tokens=30, min_tokens=30))
+        assert reason(await stream.ask("a", generate=generation)) == "STORE_UNAVAILABLE"
+        world.faults.is_down = False
+        await asyncio.sleep(0.7)
+        assert not stream.notices
+        answer = await stream.ask("a", generate=generation)
+        assert answer.position == 31, answer
+
+    play(act, idle_timeout_s=1.0)
+
+
 def test_resuming_a_session_on_its_own_stream_counts_as_use() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
