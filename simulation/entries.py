@@ -78,3 +78,8 @@ class Entry:
     def is_absent(self) -> bool:
         """Whether no session of the id was there when an opening was sent, nor the record of one."""
         return self.before is Presence.ABSENT and not self.is_recording
+
+    @property
+    def is_opened(self) -> bool:
+        """Whether it is an opening that made a new session."""
+        return self.sent.is_done and not self.is_resume and self.sent.answer.HasField("opened")

@@ -82,8 +82,22 @@ class View(Belief):
 
     def settle(self) -> None:
         """Applies answers, in the order of sending."""
+        self._end_former()
         while self.queue and self.queue[0].sent.is_done:
             self._answers.apply(self.queue.pop(0))
+
+    def _end_former(self) -> None:
+        """A new session is open, so that the one before has ended: its answers may come later, or from a stream that is
+        not read, and what is told of the new one does not wait for them."""
+        opened = [at for at, entry in enumerate(self.queue) if entry.is_opened]
+        former = self.queue[: opened[-1]] if opened else []
+        unanswered = [entry for entry in former if not entry.sent.is_done]
+        if unanswered:
+            later = self.queue[opened[-1] :]
+            self.queue = former
+            self.lost()
+            self.num_closings -= sum(entry.sent.kind == "close" for entry in unanswered)
+            self.queue = later
 
     def part_stored(self, entry: Entry, position: int, stamp: Stamp) -> None:
         """A part of a generation was delivered."""
