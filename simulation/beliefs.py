@@ -148,8 +148,11 @@ class Belief:
         self.freed = None
         self.stream = self.home = sent.stream
         self.where = sent.stream.replica
+        here = [want for want in self.wants if isinstance(want, Call) and want.replica is sent.replica]
         if answer.opened.restored_from != pb.RESTORED_FROM_MEMORY:  # who takes a record is asked for it anew
-            self.wants = [want for want in self.wants if self._may_be_wanted(want, sent.sent_at_s)]
+            taken_s = min([sent.sent_at_s, *(call.sent_at_s for call in here)])  # a call may have taken it before
+            self.wants = [want for want in self.wants if self._may_be_wanted(want, taken_s)]
+        self.wants = [want for want in self.wants if want not in here or want.ended_at_s > sent.sent_at_s]
         self.handle = answer.opened.handle
         self.durability = answer.opened.durability
         self.used_at_s = sent.sent_at_s

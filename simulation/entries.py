@@ -36,7 +36,7 @@ class Presence(Enum):
     UNKNOWN = "unknown"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
     """One call of `Sessions` about the session, to a replica. ended_at_s, is_lost: as of a request on a stream."""
 
