@@ -22,7 +22,8 @@ from functools import partial
 from service.engine.engine import Engine
 from service.engine.lane_state import LaneState
 from service.engine.results import Failed, Result
-from service.errors import CarouselError, StoreUnavailableError
+from service.errors import CarouselError
+from service.sessions.ending import not_stored
 from service.sessions.generation import Generation
 from service.sessions.image import Image, image_of
 from service.sessions.last_records import LastRecords
@@ -292,14 +293,7 @@ class Checkpoints:
             persistence.resolve(moment, None)
         else:
             persistence.expires_at = 0.0  # see `_renewed`
-            persistence.resolve(
-                None,
-                StoreUnavailableError(
-                    f"session {session.name!r} was answered, but the answer could not be stored: send the request"
-                    " again",
-                    retry_delay_s=1.0,
-                ),
-            )
+            persistence.resolve(None, not_stored(session))
 
     def _stored_at_last(self, session: Session) -> None:
         now_s = self._clock()

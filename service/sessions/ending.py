@@ -18,6 +18,7 @@ from service.errors import (
     SessionNotFoundError,
     SessionNotOpenError,
     ShuttingDownError,
+    StoreUnavailableError,
 )
 from service.sessions.lifecycle import State
 from service.sessions.persistence import WhenDone
@@ -136,4 +137,12 @@ def not_open(session: Session, error: CarouselError) -> SessionNotOpenError:
     """The error for requests that waited for a session that could not be opened."""
     return SessionNotOpenError(
         f"session {name_of(session.id)!r} could not be opened: {error.message}", field="session_id"
+    )
+
+
+def not_stored(session: Session) -> StoreUnavailableError:
+    """The error for answers that wait for the store, when it fails."""
+    return StoreUnavailableError(
+        f"session {session.name!r} was answered, but the answer could not be stored: send the request again",
+        retry_delay_s=1.0,
     )
