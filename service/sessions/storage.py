@@ -47,7 +47,7 @@ _SWEEP_EVERY = 50
 
 
 class WriteResult(Enum):
-    """The result of a write. REFUSED: another server has the record."""
+    """The result of a write. REFUSED: another server has the record, or it is that of a session which has ended."""
 
     STORED = "stored"
     REFUSED = "refused"
@@ -127,6 +127,10 @@ class Storage:
         calls = [then]
         if before is not None:
             earlier, thens = before
+            if earlier.standing is Standing.GONE and put.standing is not Standing.GONE and earlier.epoch == put.epoch:
+                self._pending[put.record_id] = before  # it has ended: what comes late is not written
+                asyncio.get_running_loop().call_soon(then, WriteResult.REFUSED)
+                return
             calls = [*thens, then]
             if put.image is None and put.tombstone is None and earlier.epoch == put.epoch:
                 put = put._replace(image=earlier.image, tombstone=earlier.tombstone)

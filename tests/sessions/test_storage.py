@@ -15,7 +15,7 @@ from service.errors import StoreUnavailableError
 from service.sessions.image import Image
 from service.sessions.snapshot import Codec
 from service.sessions.storage import Put, Storage, WriteResult
-from service.sessions.stores.base import Claimed, Standing, StoreError, Write
+from service.sessions.stores.base import Claimed, Gone, Standing, StoreError, Write
 from service.sessions.stores.memory import MemoryStore, Shelf
 from tests.sessions.test_registry import Events
 from tests.sessions.test_snapshot_format import images
@@ -93,6 +93,26 @@ async def test_a_claim_waits_for_the_writes_of_its_own_record_alone() -> None:
         assert claimed.payload is not None
         await storage.drained()
         assert results == [WriteResult.STORED, WriteResult.STORED]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_what_comes_after_the_end_of_a_session_is_not_written(waits: bool) -> None:
+    """Nor joined to the end while that waits to be written: a tombstone is no state that anybody could claim."""
+    store = SlowStore()
+    async with storage_of(store) as storage:
+        store.gate.clear()
+        storage.put(gone("before"), lambda result: None)
+        await asyncio.sleep(0.05)  # the store's thread is busy with it
+        ended = asyncio.ensure_future(put(storage, gone("a")))
+        await asyncio.sleep(0)
+        if not waits:
+            store.gate.set()
+            await ended
+        late = asyncio.ensure_future(put(storage, Put("a", 1, None, LATER, Standing.FREE)))
+        await asyncio.sleep(0)
+        store.gate.set()
+        assert (await ended, await late) == (WriteResult.STORED, WriteResult.REFUSED)
+        assert await storage.claim("a") == Gone(b"how")
 
 
 async def test_a_callback_that_raises_costs_no_other_its_result() -> None:

@@ -83,8 +83,8 @@ class StateStore(Protocol):
         """Changes records, of distinct sessions, in one go. One that is not there is made, under the write's epoch: the
         store has lost it, or its time was over before its owner could renew it.
 
-        Returns the ids of those that were not written, because they are another's. When it raises, each may have been
-        written or not.
+        Returns the ids of those that were not written, because they are another's, or gone: the record of a session
+        that has ended becomes no other under its epoch. When it raises, each may have been written or not.
         """
 
     def heartbeat(self) -> list[str]:

@@ -203,6 +203,8 @@ class LmdbStore:
             return False
         if record is None:
             written = _Record(write.epoch, self.owner, write.standing, write.payload, write.expires_at)
+        elif record.standing is Standing.GONE and write.standing is not Standing.GONE:
+            return False
         elif record.epoch == write.epoch and record.owner == self.owner:
             payload = record.payload if write.payload is None else write.payload
             written = record._replace(standing=write.standing, payload=payload, expires_at=write.expires_at)

@@ -93,7 +93,8 @@ class MemoryStore:
             if record is None:
                 record = Record(write.epoch, self.owner, Standing.OWNED, None, 0.0)
                 self._shelf.records[write.session_id] = record
-            if record.epoch != write.epoch or record.owner != self.owner:
+            is_over = record.standing is Standing.GONE and write.standing is not Standing.GONE
+            if is_over or record.epoch != write.epoch or record.owner != self.owner:
                 refused.add(write.session_id)
                 continue
             record.standing, record.expires_at = write.standing, write.expires_at

@@ -44,8 +44,9 @@ redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[3])
 return {'claimed', epoch, record[3]}
 """
 _WRITE = """
-local record = redis.call('HMGET', KEYS[1], 'e', 'o')
+local record = redis.call('HMGET', KEYS[1], 'e', 'o', 'k')
 if record[1] and (record[1] ~= ARGV[2] or record[2] ~= ARGV[1]) then return 0 end
+if record[3] == 'gone' and ARGV[3] ~= 'gone' then return 0 end
 redis.call('HSET', KEYS[1], 'e', ARGV[2], 'o', ARGV[1], 'k', ARGV[3])
 if ARGV[5] == '1' then redis.call('HSET', KEYS[1], 'p', ARGV[6]) end
 redis.call('PEXPIREAT', KEYS[1], ARGV[4])

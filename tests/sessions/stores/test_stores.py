@@ -116,6 +116,18 @@ def test_an_id_is_reserved_once_and_again_when_its_session_is_gone(store: StateS
     assert store.claim("a") == Claimed(2, None)
 
 
+def test_what_is_gone_is_nothing_else_under_its_epoch(store: StateStore) -> None:
+    """A server that hands a session back late, which a client has closed meanwhile, brings nothing back."""
+    store.write([write("a", 1, b"state"), write("b", 1, b"state")])
+    store.write([write("a", 1, b"how", Standing.GONE)])
+    late = [write("a", 1, None, Standing.FREE), write("b", 1, None, Standing.FREE)]
+    assert store.write(late) == {"a"}
+    assert store.write([write("a", 1, b"late")]) == {"a"}
+    assert store.claim("a") == Gone(b"how")
+    assert store.write([write("a", 1, b"again", Standing.GONE)]) == set()
+    assert store.claim("a") == Gone(b"again")
+
+
 def test_a_record_vanishes_when_its_time_is_over(store: StateStore) -> None:
     store.write([Write("a", 1, b"short", time.time() + 0.05), write("b", 1, b"long")])
     time.sleep(0.1)
