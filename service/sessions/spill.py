@@ -68,10 +68,14 @@ class Spill:
         num_bytes: int = 0,
     ) -> None:
         """Defers a request until its sessions have their slots and its turn has come, and restores those that are
-        spilled. Raises QueueFullError."""
+        spilled. One that has ended, of which its stream is not told before the store knows, has no turn any more.
+        Raises QueueFullError."""
         self._registry.deferral.defer(Deferred(sessions, run, refuse, num_bytes))
         for session in sessions:
-            if session.state is State.SPILLED:
+            if session.is_over:
+                error = session.persistence.moved or self._registry.tombstones.not_found(session.id)
+                self._registry.deferral.refuse(session, error)
+            elif session.state is State.SPILLED:
                 self._restore(session)
 
     async def act(self, session: Session, act: Callable[[], T]) -> T:

@@ -266,3 +266,42 @@ def test_a_plain_session_leaves_no_record() -> None:
         assert world.shelf.current("a") is None
 
     play(act)
+
+
+@pytest.mark.parametrize("kind", ["feed", "generate", "score", "step_batch"])
+def test_what_is_asked_of_a_session_that_another_server_is_taking_is_answered(kind: str) -> None:
+    """Its last record is on its way to a slow store, and its stream is not told before."""
+
+    async def act(world: World) -> None:
+        here, there = world.connect(0), world.connect(1)
+        handle = await opened(here, "a", durability=STRICT, on_disconnect=keep(20.0))
+        other = await opened(here, "b")
+        requests = {
+            "feed": {"feed": feed(6)},
+            "generate": {"generate": pb.Generate(decoding=pb.Decoding(max_tokens=2))},
+            "score": {"score": pb.Score(targets=[pb.Sequence(ids=pb.TokenIds(ids=[5]))])},
+            "step_batch": {"step_batch": pb.StepBatch(handles=[handle, other], token_ids=[6, 6])},
+        }
+        name = "" if kind == "step_batch" else "a"
+        world.loop.slowness_s = 0.05
+        first = here.send("a", feed=feed(5))
+        await asyncio.sleep(0.1)
+        taken = there.send("a", open=RESUME)
+        sent = []
+        for _ in range(20):
+            sent.append(here.send("a", feed=feed(5)))
+            sent.append(here.send(name, **requests[kind]))
+            await asyncio.sleep(0.02)
+        here.half_close()
+        assert await here.wait_over(10.0), f"the stream does not end: {here.unanswered}"
+        assert not here.unanswered
+        assert await taken.wait(10.0)
+        assert first.answer.position == 1
+        told = {str(one.answer.error.reason or one.answer.WhichOneof("response")) for one in sent}
+        if kind == "step_batch":
+            assert [len(one.answer.batch_stepped.errors) for one in sent][-1] == 1, "the other goes on"
+        else:
+            assert "SESSION_MOVED" in told, told
+        world.loop.slowness_s = 0.0
+
+    play(act, idle_timeout_s=9.0, lease_s=1.0, max_in_flight=100, does_finish=False)
