@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -276,7 +277,7 @@ def test_what_is_asked_of_a_session_that_another_server_is_taking_is_answered(ki
         here, there = world.connect(0), world.connect(1)
         handle = await opened(here, "a", durability=STRICT, on_disconnect=keep(20.0))
         other = await opened(here, "b")
-        requests = {
+        requests: dict[str, dict[str, Any]] = {
             "feed": {"feed": feed(6)},
             "generate": {"generate": pb.Generate(decoding=pb.Decoding(max_tokens=2))},
             "score": {"score": pb.Score(targets=[pb.Sequence(ids=pb.TokenIds(ids=[5]))])},
