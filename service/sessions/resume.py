@@ -187,14 +187,13 @@ class Resume:
                 raise self._buried(session_id, claimed)
             ttl_s = registry.checkpoints.idle_timeout_s
             try:
-                image = self._storage.codec.decode(claimed.payload)
+                image = await self._storage.decode(session_id, claimed.payload)
                 ttl_s += image.policy.duration_s
                 served = self._served(image, None)
                 making = self._opening.make(
                     image, served, session_id, max_owned=max_owned, epoch=claimed.epoch, is_chosen=False
                 )
-            except SnapshotCorruptError as error:
-                await self._storage.set_aside(session_id, error)
+            except SnapshotCorruptError:  # it is set aside
                 raise
             except CarouselError:  # another server may do better
                 registry.last_records.give_back(session_id, claimed.epoch, ttl_s)
@@ -212,9 +211,8 @@ class Resume:
             if claimed.payload is None:
                 raise self._buried(session_id, claimed)
             try:
-                image = self._storage.codec.decode(claimed.payload)
-            except SnapshotCorruptError as error:
-                await self._storage.set_aside(session_id, error)
+                image = await self._storage.decode(session_id, claimed.payload)
+            except SnapshotCorruptError:  # it is set aside
                 raise
             except CarouselError:  # not this server's to end: it may be of another key
                 registry.last_records.give_back(session_id, claimed.epoch, registry.checkpoints.idle_timeout_s)

@@ -20,7 +20,6 @@ from service.errors import (
     CarouselError,
     NoSlotError,
     SessionNotFoundError,
-    SnapshotCorruptError,
     SnapshotError,
     StoreUnavailableError,
 )
@@ -203,11 +202,7 @@ class Spill:
             self._registry.lose(session)
         if not isinstance(claimed, Claimed) or claimed.payload is None:
             raise self._registry.tombstones.not_found(session.id)
-        try:
-            return self._storage.codec.decode(claimed.payload)
-        except SnapshotCorruptError as error:
-            await self._storage.set_aside(record_id, error)
-            raise
+        return await self._storage.decode(record_id, claimed.payload)
 
     def _move(self, session: Session, event: Event) -> None:
         self._registry.directory.move(session, session.transition(event).state)

@@ -174,6 +174,14 @@ class Storage:
         await self._after_writes(record_id)
         return await self._thread.call(self._store.has, record_id)
 
+    async def decode(self, record_id: str, payload: bytes) -> Image:
+        """The image in a claimed record. Raises what `Codec.decode` raises; a record that is corrupt is set aside."""
+        try:
+            return self.codec.decode(payload)
+        except SnapshotCorruptError as error:
+            await self.set_aside(record_id, error)
+            raise
+
     async def set_aside(self, record_id: str, error: Exception) -> None:
         """Moves a record that cannot be read out of the way, and reports it."""
         self.observer.record_corrupt(record_id, error)
