@@ -23,12 +23,15 @@ from service.errors import (
 )
 from service.repository.bundle import Bundle
 from service.sessions.checks import check_length
+from service.sessions.persistence import Kept
 from service.sessions.policy import SessionLimits
 from service.sessions.session import Failures, Request, Session
 from service.sessions.spill import Spill
 from service.sessions.step_batches import StepBatches, StepBatchRequest, lanes_of
 from service.sessions.step_columns import StepBatch
 
+_NUMBER_BYTES = 36
+"""About what a number takes in a list."""
 _ERROR_BYTES = 256
 """About what one refused session takes in an answer."""
 
@@ -80,6 +83,8 @@ class StreamBatches:
         self._sessions: dict[int, Session] = {}
         self._last_handle = 0
         self._last: _Sent | None = None
+        self._unstored: list[Kept] = []
+        """Batches that were done for sessions whose answers the store did not take: `_Sent`."""
         self._last_found: _Found | None = None
 
     def add(self, session: Session) -> None:
@@ -99,11 +104,12 @@ class StreamBatches:
         batch = message.step_batch
         if message.session_id:
             raise InvalidFieldError("session_id must be empty: step_batch names its sessions", field="session_id")
-        last = self._last
-        if last is not None and batch.positions and batch == last.message and not self._waits(batch, failures):
+        last = self._repeated(batch)
+        if last is not None and not self._waits(batch, failures):
             if self._answer_retry(request, last):
                 return
-            self._last = None  # its sessions were fed, set back or closed since
+            if last is self._last:
+                self._last = None  # its sessions were fed, set back or closed since
         found = self._find(batch)
         if failures is None and any(session.deferred is not None for session in found.there):
             self._defer(request, message, found.there)
@@ -139,6 +145,16 @@ class StreamBatches:
         accepted = self._batches.step(asked, partial(self._on_stepped, request, sent))
         sent.accepted = accepted
         self._last = sent
+
+    def _repeated(self, batch: pb.StepBatch) -> _Sent | None:
+        """The batch that this one is a retry of: the last, or one whose answer the store did not take."""
+        last = self._last
+        if not batch.positions or (last is not None and batch == last.message):
+            return last if batch.positions else None
+        for kept in self._unstored:
+            if isinstance(kept.answered, _Sent) and batch == kept.answered.message:
+                return kept.answered
+        return None
 
     def _waits(self, batch: pb.StepBatch, failures: Failures | None) -> bool:
         """Whether earlier requests wait for a session of a retry that has just come: where the sessions will be is not
@@ -177,6 +193,7 @@ class StreamBatches:
     def _on_stepped(self, request: Request, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
         answer = answers.stepped(result, gives_values=sent.gives_values)
         self._answer(request, pb.StreamResponse(request_id=request.request_id, batch_stepped=answer))
+        self._keep(sent, accepted, result)
         retries, sent.retries = sent.retries, []
         for retry in retries:
             self._replay(retry, sent, accepted, result)
@@ -187,7 +204,7 @@ class StreamBatches:
         if accepted is None or accepted.result is None:
             sent.retries.append(request)
             return True
-        if not accepted.is_current:
+        if not (accepted.is_current or (accepted.is_done and any(kept.answered is sent for kept in self._unstored))):
             return False
         self._batches.answer_again(accepted, partial(self._replay, request, sent))
         return True
@@ -196,6 +213,15 @@ class StreamBatches:
         answer = answers.stepped(result, gives_values=sent.gives_values)
         answer.replayed = True
         self._answer(request, pb.StreamResponse(request_id=request.request_id, batch_stepped=answer))
+        self._keep(sent, accepted, result)
+
+    def _keep(self, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
+        """Keeps a batch that was done, and whose answer has an error more than that: the store did not take it."""
+        done = accepted.result
+        if done is not None and sent.message.positions and len(result.errors) > len(done.errors):
+            num_bytes = 3 * sent.message.ByteSize() + 4 * _NUMBER_BYTES * len(done.positions)
+            num_bytes += 2 * _NUMBER_BYTES * len(done.token_ids) + (0 if done.logits is None else done.logits.nbytes)
+            self._batches.unstored.keep(self._unstored, Kept(sent), num_bytes)
 
 
 def _doubled(handles: list[int]) -> InvalidFieldError:

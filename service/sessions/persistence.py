@@ -19,6 +19,17 @@ Moment = tuple[int, int]
 """(era, position): a point in a session's life. Positions grow within an era; a rewind begins a new era."""
 
 
+class Kept:
+    """A request that was done, and whose answer the store did not take. answered: both, None once they are dropped;
+    era: of its session then."""
+
+    __slots__ = ("__weakref__", "answered", "era")
+
+    def __init__(self, answered: object, era: int = 0) -> None:
+        self.answered: object | None = answered
+        self.era = era
+
+
 @dataclass(slots=True, eq=False)
 class Persistence:
     """Event loop only."""
@@ -52,6 +63,8 @@ class Persistence:
     """Monotonic seconds at which a detached session expires."""
     awaiting: list[tuple[Moment, WhenDone]] = field(default_factory=list)
     """Answers that wait until their moment is stored, in the order in which they are to be delivered."""
+    unstored: list[Kept] = field(default_factory=list)
+    """What was done and could not be stored, the oldest first: see `unstored`."""
     moved: CarouselError | None = None
     """For a session that was handed over: the answer of requests whose effect its record does not have."""
     is_releasing: bool = False

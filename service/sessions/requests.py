@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from service.engine.items import Item
-from service.engine.jobs import FeedJob, Job, OutputSpec, ScoreJob
+from service.engine.jobs import FeedJob, OutputSpec, ScoreJob
 from service.engine.lane_state import LaneState
 from service.engine.results import Failed, Fed, Result, Scored
 from service.errors import (
@@ -38,6 +38,7 @@ from service.sessions.policy import SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.replays import Replays
 from service.sessions.session import LastFeed, Request, Served, Session
+from service.sessions.unstored import DoneScore, Unstored, unstored_feed, unstored_score
 
 _MAX_CHECKED = 256
 """Kinds of outputs of one model whose checks are remembered."""
@@ -48,6 +49,7 @@ class Requests:
 
     def __init__(self, registry: Registry, limits: SessionLimits, observer: SessionObserver) -> None:
         self.limits = limits
+        self.unstored = Unstored(limits.max_in_flight, limits.max_replay_bytes)
         self.observer = observer
         self.clock = registry.clock
         self.checkpoints = registry.checkpoints
@@ -133,6 +135,11 @@ class Requests:
                 self._feed_again(request, last)
                 return
             repeated = last
+        elif position is not None and session.persistence.unstored:
+            done = unstored_feed(session, position, tokens, outputs)
+            if done is not None:
+                self._feed_again(request, done)
+                return
         served = session.served
         following = session.transition(Event.FEED)
         if not 0 < num_tokens <= self.limits.max_feed_tokens:
@@ -164,7 +171,6 @@ class Requests:
         IllegalRequestError, QueueFullError.
         """
         session = request.session
-        following = session.transition(Event.SCORE)
         check_reads_what_it_gives(session.served.bundle.manifest, field=f"{field}targets")
         check_forks(len(targets), self.limits.max_forks, field=f"{field}targets")
         for at, target in enumerate(targets):
@@ -179,6 +185,12 @@ class Requests:
                     f"{field}with_end must not be set: {model} has no end token", field=f"{field}with_end"
                 )
             targets = [[*target, eos_id] for target in targets]
+        done = None if position is None else unstored_score(session, position, targets)
+        if done is not None:
+            self.replayed(request, "score")
+            self.checkpoints.deliver(request, done.result, self.unstored.keeper(session, done))
+            return
+        following = session.transition(Event.SCORE)
         self.check_turn(session, "score.position", position)
         request.num_tokens = sum(map(len, targets))
         engine = session.served.engine
@@ -238,7 +250,7 @@ class Requests:
                 position=last.result.position,
             )
         else:
-            self.checkpoints.deliver(request, last.result)
+            self.checkpoints.deliver(request, last.result, self.unstored.keeper(request.session, last))
 
     def _keep(self, feed: LastFeed, result: Result) -> None:
         """Keeps the answer of a feed, for retries."""
@@ -266,7 +278,7 @@ class Requests:
                 self.checkpoints.deliver(retry, Failed(result.position, error))
         return True
 
-    def _on_fed(self, job: Job, result: Result) -> None:
+    def _on_fed(self, job: FeedJob, result: Result) -> None:
         request: Request = job.tag
         session = request.session
         self.ended(session, result)
@@ -276,16 +288,17 @@ class Requests:
             if result.mark is not None:
                 result = self._marked(session, result, result.mark)
             self.answered(request, "feed")
-        last = session.last
+        last, on_unstored = session.last, None
         if isinstance(last, LastFeed) and last.request is request:
             self._keep(last, result)
         if session.persistence is NOT_STORED:
             request.deliver(result)
         else:
-            self.checkpoints.deliver(request, result)
+            on_unstored = self.unstored.keeper_of_feed(session, job, result)
+            self.checkpoints.deliver(request, result, on_unstored)
         if request.retries is not None:
             for retry in request.retries:
-                self.checkpoints.deliver(retry, result)
+                self.checkpoints.deliver(retry, result, on_unstored)
 
     def _marked(self, session: Session, result: Fed, mark: LaneState) -> Fed:
         """Keeps a mark, and returns the result without it."""
@@ -296,9 +309,11 @@ class Requests:
             del marks[next(iter(marks))]
         return result._replace(mark=None)
 
-    def _on_scored(self, job: Job, result: Result) -> None:
+    def _on_scored(self, job: ScoreJob, result: Result) -> None:
         request: Request = job.tag
         self.ended(request.session, result)
+        on_unstored = None
         if isinstance(result, Scored):
             self.answered(request, "score")
-        self.checkpoints.deliver(request, result)
+            on_unstored = self.unstored.keeper(request.session, DoneScore(job.targets, result))
+        self.checkpoints.deliver(request, result, on_unstored)

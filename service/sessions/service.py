@@ -64,7 +64,7 @@ class SessionService:
         self.expiry = Expiry(self.registry, limits.idle_timeout_s + limits.mark_s, _report)
         self.requests = Requests(self.registry, limits, observer)
         self.generations = Generations(self.requests)
-        self.step_batches = StepBatches(self.registry, limits, observer)
+        self.step_batches = StepBatches(self.registry, limits, observer, self.requests.unstored)
         self.resume = Resume(
             self.registry,
             self.opening,

@@ -20,6 +20,7 @@ from service.sessions.policy import Durability, SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.session import Session
 from service.sessions.step_columns import StepBatch, check_columns, select, spread
+from service.sessions.unstored import Unstored
 
 _ID_BYTES = 9
 """The most that a token takes in the columns of an answer: its number, and its log-probability."""
@@ -73,6 +74,17 @@ class StepBatchRequest:
         self.trace = None if call is None else call.request()
 
     @property
+    def is_done(self) -> bool:
+        """Whether all of its sessions went through it and were not set back since, so that a retry can be answered
+        again wherever they are now."""
+        return self.result is not None and all(
+            not session.is_over
+            and session.position >= self.result.positions[place]
+            and session.persistence.era == self.eras.get(session, 0)
+            for place, session in zip(self.places, self.sessions, strict=True)
+        )
+
+    @property
     def is_current(self) -> bool:
         """Whether all of its sessions are where it left them, so that a retry can be answered again. While it runs it
         is."""
@@ -90,8 +102,11 @@ class StepBatchRequest:
 class StepBatches:
     """Gives step batches to their engine."""
 
-    def __init__(self, registry: Registry, limits: SessionLimits, observer: SessionObserver) -> None:
+    def __init__(
+        self, registry: Registry, limits: SessionLimits, observer: SessionObserver, unstored: Unstored
+    ) -> None:
         self._limits = limits
+        self.unstored = unstored
         self._observer = observer
         self._checkpoints = registry.checkpoints
         self._clock = registry.clock

@@ -1,0 +1,138 @@
+"""The answers that the store did not take, kept so that their requests can be sent again.
+
+Rules:
+
+1. A request of a strict session that was done, and whose answer could not be stored, is kept with its answer. Sent
+   again as it was, it is answered again, whatever was done after it. So a client that had several requests in flight
+   sends all of them again, in order.
+2. They are kept for as long as their session lives and is not set back. Of one session, or of the step batches of one
+   stream, the latest `max_each` are kept; of all, the latest that take up to `max_bytes`.
+
+Event loop only.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from weakref import ref
+
+from service.engine.decoding import Decoding
+from service.engine.items import Item
+from service.engine.jobs import FeedJob, OutputSpec
+from service.engine.results import Fed, Result, Scored
+from service.sessions.generation import Generation
+from service.sessions.persistence import Kept
+from service.sessions.policy import Durability
+from service.sessions.replays import size_of
+from service.sessions.session import LastFeed, Session
+
+_ENTRY_BYTES = 256
+"""About what an answer takes besides its tokens and numbers."""
+_NUMBER_BYTES = 36
+"""About what a token, or a number, takes in a list."""
+
+
+class DoneScore:
+    """A score that was done. targets: with their end tokens, where those were asked for."""
+
+    __slots__ = ("result", "targets")
+
+    def __init__(self, targets: list[list[int]], result: Scored) -> None:
+        self.targets = targets
+        self.result = result
+
+
+class Unstored:
+    """Keeps such answers, of all sessions. max_each: of one session, or stream; max_bytes: of all."""
+
+    def __init__(self, max_each: int, max_bytes: int) -> None:
+        self._max_each = max_each
+        self._max_bytes = max_bytes
+        self._sizes: OrderedDict[ref[Kept], int] = OrderedDict()
+        self.num_bytes = 0
+
+    def keeper(self, session: Session, answered: LastFeed | Generation | DoneScore) -> Callable[[], None] | None:
+        """What is to be called when the store does not take an answer; None: it does not wait for the store."""
+        persistence = session.persistence
+        if persistence.policy.durability is not Durability.STRICT:
+            return None
+        return partial(self._keep_of, session, Kept(answered, persistence.era))
+
+    def keeper_of_feed(self, session: Session, job: FeedJob, result: Result) -> Callable[[], None] | None:
+        """Likewise, of the answer to a feed."""
+        if session.persistence.policy.durability is not Durability.STRICT or not isinstance(result, Fed):
+            return None
+        feed = session.last
+        if not (isinstance(feed, LastFeed) and feed.result is result):  # another request came after it
+            feed = LastFeed(None, result.position - len(job.tokens), job.tokens, job.outputs)
+            feed.result = result
+        return self.keeper(session, feed)
+
+    def keep(self, among: list[Kept], kept: Kept, num_bytes: int) -> None:
+        """Keeps an answer among others, unless it is one of them. Drops the oldest that are too many."""
+        if any(one.answered is kept.answered for one in among):
+            return
+        among.append(kept)
+        del among[: -self._max_each]
+        self._sizes[ref(kept, self._forget)] = num_bytes
+        self.num_bytes += num_bytes
+        while self.num_bytes > self._max_bytes:
+            there = next(iter(self._sizes))
+            oldest = there()
+            self._forget(there)
+            if oldest is not None:
+                oldest.answered = None
+
+    def _keep_of(self, session: Session, kept: Kept) -> None:
+        answered = kept.answered
+        if session.is_over or (isinstance(answered, Generation) and not answered.is_ended):  # kept when it ends
+            return
+        if isinstance(answered, LastFeed | Generation | DoneScore):
+            self.keep(session.persistence.unstored, kept, _size(answered))
+
+    def _forget(self, there: ref[Kept]) -> None:
+        self.num_bytes -= self._sizes.pop(there, 0)
+
+
+def unstored_feed(session: Session, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> LastFeed | None:
+    """The feed that was done so."""
+    for one in _of(session):
+        if isinstance(one, LastFeed) and one.is_repeated_by(start, tokens, outputs):
+            return one
+    return None
+
+
+def unstored_score(session: Session, position: int, targets: list[list[int]]) -> DoneScore | None:
+    """The score that was done so."""
+    for one in _of(session):
+        if isinstance(one, DoneScore) and one.result.position == position and one.targets == targets:
+            return one
+    return None
+
+
+def unstored_generation(session: Session, start: int, decoding: Decoding) -> Generation | None:
+    """The generation, or the search, that came to its end so."""
+    for one in _of(session):
+        if isinstance(one, Generation) and one.is_ended and one.start == start and one.decoding == decoding:
+            return one
+    return None
+
+
+def _of(session: Session) -> Iterator[object]:
+    era = session.persistence.era
+    return (kept.answered for kept in session.persistence.unstored if kept.era == era)
+
+
+def _size(answered: LastFeed | Generation | DoneScore) -> int:
+    """About the bytes that a request and its answer take."""
+    if isinstance(answered, DoneScore):
+        return _ENTRY_BYTES + 2 * _NUMBER_BYTES * sum(map(len, answered.targets))
+    num_bytes = _ENTRY_BYTES + _NUMBER_BYTES * len(answered.tokens)
+    num_bytes += sum(len(item) for item in answered.tokens if isinstance(item, bytes))
+    if isinstance(answered, LastFeed):
+        return num_bytes + size_of(answered.result)
+    hypotheses = answered.found.hypotheses if answered.found is not None else []
+    num_numbers = len(answered.log_probabilities or ()) + 2 * sum(len(one.tokens) for one in hypotheses)
+    return num_bytes + _NUMBER_BYTES * num_numbers
