@@ -65,7 +65,8 @@ class Error(_message.Message):
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Facts of the cause by name. `position` tells where the session stands for POSITION_MISMATCH, and where it stood
-        when it was closed for SESSION_NOT_FOUND, together with `close_reason`, if that is remembered.
+        when it was closed for SESSION_NOT_FOUND, together with `close_reason`, if that is remembered. For STORE_UNAVAILABLE
+        in answer to a request that was done it tells where the session stands, and `stored_position` how far it is stored.
         """
 
     @_builtins.property

@@ -7,7 +7,7 @@ Rules:
 2. The answers of a strict session wait in `Persistence.awaiting`, in order, until the moment that they report is
    stored. Failures wait too: they report a position.
 3. When the store fails, sessions continue in memory and are stored when it works again; answers that wait fail, and
-   their requests can be sent again.
+   all of their requests can be sent again: see `unstored`.
 
 Event loop only; times come from the injected clocks.
 """
