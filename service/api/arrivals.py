@@ -162,8 +162,8 @@ class Arrivals:
         limit = self._sessions.limits.max_in_flight
         if len(waiting) >= limit:
             raise QueueFullError(
-                f"{len(waiting)} requests wait for session {quoted(session_id)} already, the most that may: read its"
-                " answers",
+                f"{len(waiting)} requests wait for session {quoted(session_id)} already, the most that may"
+                " (max_in_flight): read its answers",
                 retry_delay_s=0.1,
                 max_in_flight=limit,
             )

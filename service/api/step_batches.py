@@ -163,7 +163,7 @@ class StreamBatches:
 
     def _find(self, batch: pb.StepBatch) -> _Found:
         """The sessions. Those of the last batch are kept: the next one is mostly of the same."""
-        check_length(len(batch.handles), self._limits.max_feed_tokens, field="step_batch.handles")
+        check_length(len(batch.handles), self._limits.max_feed_tokens, field="step_batch.handles", noun="handle")
         handles = list(batch.handles)
         found, num_moves = self._last_found, self._spill.num_moves
         if found is not None and found.handles == handles and found.num_moves == num_moves:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from service.engine.decoding import Beam, Decoding, Sampling
 from service.engine.items import Item
 from service.engine.jobs import OutputKind, OutputSpec
-from service.errors import AnswerTooLargeError, EmptySequenceError, InvalidFieldError, SequenceTooLongError, quoted
+from service.errors import AnswerTooLargeError, EmptySequenceError, InvalidFieldError, quoted
 from service.repository.manifest import BASE_VARIANT, Manifest
+from service.repository.vocabulary import too_many
 
 _SESSION_ID = re.compile(r"(?:[A-Za-z0-9._-]{1,64}/)?[A-Za-z0-9._:-]{1,128}")
 """With the principal whose it is in front, which the API adds."""
@@ -40,12 +41,13 @@ def invalid_session_id(session_id: str, *, field: str = "session_id") -> Invalid
     )
 
 
-def check_length(num_tokens: int, limit: int, *, field: str) -> None:
-    """Raises EmptySequenceError for no token, SequenceTooLongError for more than `limit`."""
-    if num_tokens == 0:
-        raise EmptySequenceError(f"{field} is empty: it must have 1 token or more", field=field)
-    if num_tokens > limit:
-        raise SequenceTooLongError(f"{field} has {num_tokens} tokens, the limit is {limit}", field=field, limit=limit)
+def check_length(count: int, limit: int, *, field: str, noun: str = "token", setting: str = "max_feed_tokens") -> None:
+    """Raises EmptySequenceError for none, SequenceTooLongError for more than `limit`. noun: of what; setting: the
+    limit's name."""
+    if count == 0:
+        raise EmptySequenceError(f"{field} is empty: it must have 1 {noun} or more", field=field)
+    if count > limit:
+        raise too_many(f"{count} {noun}s", limit, setting, field)
 
 
 def check_kind(manifest: Manifest, variant: str, outputs: OutputSpec, *, field: str) -> None:
@@ -115,7 +117,8 @@ def check_answer(num_bytes: int, max_bytes: int, *, field: str, advice: str) -> 
     """Raises AnswerTooLargeError for an answer that might be over `max_bytes`. advice: how to ask for less."""
     if num_bytes > max_bytes:
         raise AnswerTooLargeError(
-            f"{field} asks for an answer of up to {num_bytes} bytes, the limit is {max_bytes}: {advice}",
+            f"{field} asks for an answer of up to {num_bytes} bytes, the limit is {max_bytes} (from"
+            f" max_message_bytes): {advice}",
             field=field,
             limit=max_bytes,
         )
@@ -140,7 +143,9 @@ def check_open(
     elif source is None:
         raise EmptySequenceError(f"source is missing: {manifest.model} reads one", field="source")
     else:
-        check_length(len(source), manifest.encoder.max_source_length, field="source")
+        noun = "vector" if manifest.encoder.feature_size else "token"
+        longest = manifest.encoder.max_source_length
+        check_length(len(source), longest, field="source", noun=noun, setting="max_source_length")
         max_answer_bytes -= len(source) * source_token_bytes
         check_answer(0, max_answer_bytes, field="source", advice="give a shorter source")
     if outputs is not None:
@@ -173,10 +178,7 @@ def check_score(targets: Sequence[Sequence[int]], *, max_answer_bytes: int, fiel
 
 def check_forks(count: int, limit: int, *, field: str) -> None:
     """Raises EmptySequenceError for no target, SequenceTooLongError for more than `limit`."""
-    if count == 0:
-        raise EmptySequenceError(f"{field} is empty: it must have 1 target or more", field=field)
-    if count > limit:
-        raise SequenceTooLongError(f"{field} has {count} targets, the limit is {limit}", field=field, limit=limit)
+    check_length(count, limit, field=field, noun="target", setting="max_forks")
 
 
 def check_reads_what_it_gives(manifest: Manifest, *, field: str) -> None:
@@ -224,7 +226,8 @@ def check_decoding(
     whose results might be over `max_answer_bytes`; None: any size. token_bytes: see `Bundle.max_token_bytes`."""
     if not 1 <= decoding.max_tokens <= max_tokens:
         raise InvalidFieldError(
-            f"{field}.max_tokens = {decoding.max_tokens} must be 1 to {max_tokens}", field=f"{field}.max_tokens"
+            f"{field}.max_tokens = {decoding.max_tokens} must be 1 to {max_tokens} (max_generate_tokens)",
+            field=f"{field}.max_tokens",
         )
     if decoding.min_tokens > decoding.max_tokens:
         raise InvalidFieldError(
@@ -268,7 +271,7 @@ def _check_beam(decoding: Decoding, beam: Beam, limit: int, field: str) -> None:
     within = f"{field}.beam_search"
     if not 1 <= beam.beam_size <= limit:
         raise InvalidFieldError(
-            f"{within}.beam_size = {beam.beam_size} must be 1 to {limit}", field=f"{within}.beam_size"
+            f"{within}.beam_size = {beam.beam_size} must be 1 to {limit} (max_forks)", field=f"{within}.beam_size"
         )
     if not 1 <= beam.num_best <= beam.beam_size:
         raise InvalidFieldError(

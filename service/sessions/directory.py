@@ -81,13 +81,14 @@ class Directory:
         """Raises TooManySessionsError when one more would be too many, for the server or for its principal."""
         if len(self._by_id) >= self._max_sessions:
             raise TooManySessionsError(
-                f"{self._max_sessions} sessions are open, the most this server holds: try again later",
+                f"{self._max_sessions} sessions are open, the most this server holds (max_sessions): try again later",
                 retry_delay_s=1.0,
                 max_sessions=self._max_sessions,
             )
         if max_owned is not None and self.count(owner) >= max_owned:
             raise TooManySessionsError(
-                f"principal {owner!r} has {max_owned} sessions open, the most it may have: close one",
+                f"principal {owner!r} has {max_owned} sessions open, the most it may have"
+                " (its max_sessions): close one",
                 retry_delay_s=1.0,
                 max_sessions=max_owned,
             )

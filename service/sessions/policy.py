@@ -79,22 +79,25 @@ class PolicyLimits:
             durability = min(durability, self.max_durability)
         if durability > self.max_durability:
             raise InvalidFieldError(
-                f"open.durability = {durability.name.lower()} is more than this server gives:"
-                f" {self.max_durability.name.lower()}",
+                f"open.durability = DURABILITY_{durability.name} is more than this server gives:"
+                f" DURABILITY_{self.max_durability.name} (max_durability)",
                 field="open.durability",
             )
         field = "open.on_disconnect.duration"
         if on_disconnect is OnDisconnect.FREE:
             if duration_s is not None:
-                raise InvalidFieldError(f"{field} goes with DISCONNECT_ACTION_HOLD and KEEP alone", field=field)
+                raise InvalidFieldError(
+                    f"{field} goes with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP alone", field=field
+                )
             return SessionPolicy(durability, on_disconnect, 0.0, is_unattended)
         is_hold = on_disconnect is OnDisconnect.HOLD
         longest = self.max_hold_s if is_hold else self.max_keep_s
         if duration_s is None:
             duration_s = min(longest, self.hold_s if is_hold else self.keep_s)
         if not 0.0 < duration_s <= longest:
+            setting = "max_hold_s" if is_hold else "max_keep_s"
             raise InvalidFieldError(
-                f"{field} = {duration_s:g} s must be above 0 and at most {longest:g} s", field=field
+                f"{field} = {duration_s:g} s must be above 0 and at most {longest:g} s ({setting})", field=field
             )
         return SessionPolicy(durability, on_disconnect, duration_s, is_unattended)
 

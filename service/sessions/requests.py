@@ -66,8 +66,8 @@ class Requests:
             raise position_mismatch(field, position, session.position)
         if session.num_in_flight >= self.limits.max_in_flight:
             raise QueueFullError(
-                f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may have:"
-                " read its answers",
+                f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may have"
+                " (max_in_flight): read its answers",
                 retry_delay_s=0.1,
                 max_in_flight=self.limits.max_in_flight,
             )
@@ -143,7 +143,8 @@ class Requests:
         served = session.served
         following = session.transition(Event.FEED)
         if not 0 < num_tokens <= self.limits.max_feed_tokens:
-            check_length(num_tokens, self.limits.max_feed_tokens, field="feed")
+            noun = "token" if served.bundle.step_vocabulary is not None else "vector"
+            check_length(num_tokens, self.limits.max_feed_tokens, field="feed", noun=noun)
         # looked up, because the checks take longer than a step of a small model
         each = served.answer_bytes.get(outputs)
         if each is None or each * num_tokens > self.limits.max_answer_bytes:

@@ -185,7 +185,7 @@ class StepBatches:
                     session.transition(Event.STEP_BATCH)
                     refused[place] = QueueFullError(
                         f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may"
-                        " have: read its answers",
+                        " have (max_in_flight): read its answers",
                         retry_delay_s=0.1,
                         max_in_flight=limit,
                     )

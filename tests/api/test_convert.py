@@ -322,7 +322,9 @@ def test_a_sequence_over_its_limit_is_refused_by_its_count_before_anything_is_lo
 
 
 def test_a_source_over_the_limit_is_named_as_ever() -> None:
-    with pytest.raises(SequenceTooLongError, match=r"^source has 21 tokens, the limit is 20$") as refusal:
+    with pytest.raises(
+        SequenceTooLongError, match=r"^source has 21 tokens, the limit is 20 \(max_source_length\)$"
+    ) as refusal:
         convert.source_items(pb.Sequence(text="a" * 21), domain.bundle(has_encoder=True))
     assert refusal.value.field == "source"
 

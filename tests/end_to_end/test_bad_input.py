@@ -93,7 +93,7 @@ BAD_OPENS = {
         {"open": g2p("a" * 65)},
         Code.INVALID_ARGUMENT,
         "SEQUENCE_TOO_LONG",
-        "source has 65 tokens, the limit is 64",
+        "source has 65 tokens, the limit is 64 (max_source_length)",
         "source",
     ),
     "bad session id": Refusal(
@@ -152,7 +152,7 @@ BAD_REQUESTS = {
         {"feed": pb.Feed(token_ids=[5] * 131_073)},
         Code.INVALID_ARGUMENT,
         "SEQUENCE_TOO_LONG",
-        "feed has 131073 tokens, the limit is 131072",
+        "feed has 131073 tokens, the limit is 131072 (max_feed_tokens)",
         "feed",
     ),
     "both forms of tokens": Refusal(
@@ -212,7 +212,8 @@ BAD_REQUESTS = {
         },
         Code.RESOURCE_EXHAUSTED,
         "ANSWER_TOO_LARGE",
-        "feed.outputs asks for an answer of up to 5760000 bytes, the limit is 4193792: feed fewer tokens at a time",
+        "feed.outputs asks for an answer of up to 5760000 bytes, the limit is 4193792 (from max_message_bytes): feed"
+        " fewer tokens at a time",
         "feed.outputs",
     ),
     "temperature": Refusal(
@@ -268,7 +269,7 @@ BAD_REQUESTS = {
         {"generate": pb.Generate(decoding=pb.Decoding(max_tokens=0))},
         Code.INVALID_ARGUMENT,
         "INVALID_FIELD",
-        "generate.decoding.max_tokens = 0 must be 1 to 65536",
+        "generate.decoding.max_tokens = 0 must be 1 to 65536 (max_generate_tokens)",
         "generate.decoding.max_tokens",
     ),
 }
@@ -403,7 +404,9 @@ async def test_too_many_sessions_are_refused_with_a_retry_delay(tiny_repository:
             await stream.ask("b", open=lm())
             refused = await stream.ask("c", open=lm())
             assert refused.error.code == Code.RESOURCE_EXHAUSTED.value[0]
-            assert refused.error.message == "2 sessions are open, the most this server holds: try again later"
+            assert refused.error.message == (
+                "2 sessions are open, the most this server holds (max_sessions): try again later"
+            )
             assert refused.error.retry_delay.ToMilliseconds() == 1000
             await stream.ask("a", close=pb.Close())
             assert (await stream.ask("c", open=lm())).HasField("opened")

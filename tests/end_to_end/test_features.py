@@ -182,7 +182,7 @@ REFUSALS = {
         "feed.features.shape = [1, 2] must be [steps, 1]",
         "feed.features.shape",
     ),
-    "no step": (pb.Tensor(shape=[0, 1]), "feed.features is empty: it must have 1 step or more", "feed.features"),
+    "no step": (pb.Tensor(shape=[0, 1]), "feed.features is empty: it must have 1 vector or more", "feed.features"),
     "too few bytes": (
         pb.Tensor(shape=[2, 1], data=bytes(7)),
         "feed.features.data has 7 bytes, and shape [2, 1] of 32-bit floats needs 8",

@@ -164,7 +164,7 @@ async def test_pipelined_frames_and_feeds_are_applied_in_order(tiny_service: Loc
 
 
 BAD_FRAMES = {
-    "no handles": ({}, "step_batch.handles is empty: it must have 1 token or more"),
+    "no handles": ({}, "step_batch.handles is empty: it must have 1 handle or more"),
     "twice": ({"handles": [1, 2, 1], "token_ids": [1, 1, 1]}, "step_batch.handles[2] = 1 is there twice"),
     "too few tokens": (
         {"handles": [1, 2], "token_ids": [1]},
