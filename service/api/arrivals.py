@@ -19,6 +19,8 @@ from service.engine.items import Item
 from service.errors import CarouselError, InvalidFieldError, QueueFullError, SessionAlreadyOpenError, quoted
 from service.sessions.session import Request, Session
 
+_WITHIN = "open."
+"""In front of the fields of an opening."""
 _MAX_OPENINGS = 64
 _MAX_BYTES = 16 * 1024 * 1024
 """Of the openings of one stream that are not answered yet."""
@@ -76,10 +78,11 @@ class Arrivals:
                 position=known.position,
             )
         open_ = message.open
-        served = self._domain.hosting.find(open_.model, open_.version, open_.variant)
+        served = self._domain.hosting.find(open_.model, open_.version, open_.variant, within=_WITHIN)
         policy = session_messages.policy(open_, self._domain.policy_limits)
-        source = convert.source_items(open_.source, served.bundle) if open_.HasField("source") else None
-        outputs = None
+        source, outputs = None, None
+        if open_.HasField("source"):
+            source = convert.source_items(open_.source, served.bundle, field="open.source")
         if open_.HasField("outputs"):
             outputs = convert.output_spec(open_.outputs, served.bundle, field="open.outputs")
         num_bytes = message.ByteSize()
@@ -95,6 +98,7 @@ class Arrivals:
             owner=self._caller.principal.name,
             max_owned=self._caller.principal.max_sessions,
             num_bytes=num_bytes,
+            within=_WITHIN,
         )
         self._count(request, num_bytes, source)
         self._stream.took(new.session)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence, Sized
 from math import fsum
 
+from google.protobuf.descriptor import EnumDescriptor
+
 from carousel.v1 import inference_pb2 as pb
 from service.api import tensors
 from service.engine.beam import Hypothesis
@@ -77,11 +79,11 @@ def sequence_ids(
     return ids
 
 
-def source_items(source: pb.Sequence, bundle: Bundle) -> Sequence[Item]:
+def source_items(source: pb.Sequence, bundle: Bundle, *, field: str = "source") -> Sequence[Item]:
     """What a source has. Raises InvalidFieldError when the model has no encoder, and its kin."""
     encoder = bundle.manifest.encoder
     if encoder is None:
-        raise InvalidFieldError(f"source must not be given: {bundle.model} has no encoder", field="source")
+        raise InvalidFieldError(f"{field} must not be given: {bundle.model} has no encoder", field=field)
     limit = encoder.max_source_length
     return _items(
         source,
@@ -89,7 +91,7 @@ def source_items(source: pb.Sequence, bundle: Bundle) -> Sequence[Item]:
         encoder.feature_size,
         bundle.model,
         limit,
-        field="source",
+        field=field,
         setting="max_source_length",
     )
 
@@ -167,6 +169,12 @@ def feed_ids(feed: pb.Feed, vocabulary: Vocabulary, limit: int | None = None) ->
     return vocabulary.ids_of(feed.tokens, field="feed.tokens")
 
 
+def unknown_value(value: int, enum: EnumDescriptor, *, field: str) -> InvalidFieldError:
+    """The error for a number that an enum has no name for."""
+    expected = ", ".join(one.name for one in enum.values if one.number)
+    return InvalidFieldError(f"{field} = {value} is unknown: it must be one of {expected}", field=field)
+
+
 def default_outputs(bundle: Bundle) -> OutputSpec:
     """What is returned when nothing is said."""
     return VALUES if bundle.target_vocabulary is None else NEXT_TOKEN
@@ -176,7 +184,7 @@ def output_spec(message: pb.OutputSpec, bundle: Bundle, *, field: str) -> Output
     """What to return. Raises InvalidFieldError for a kind that does not exist."""
     kind = _OUTPUT_KINDS.get(message.kind) if message.kind else default_outputs(bundle).kind
     if kind is None:
-        raise InvalidFieldError(f"{field}.kind = {message.kind} is not an OutputKind", field=f"{field}.kind")
+        raise unknown_value(message.kind, pb.OutputKind.DESCRIPTOR, field=f"{field}.kind")
     return OutputSpec(kind, message.top_k, message.every_position, message.trace)
 
 

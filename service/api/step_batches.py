@@ -242,9 +242,9 @@ def _out_of_vocabulary(found: _Found, tokens: list[int], counts: list[int] | Non
     ends = list(accumulate(counts or [1] * len(found.handles), initial=0))
     for at, session in enumerate(found.sessions[: len(ends) - 1]):
         if session is not None and session.served.bundle.step_vocabulary is not None:
-            field = f"step_batch.token_ids of handles[{at}]"
+            field, begin = "step_batch.token_ids", ends[at]
             try:
-                session.served.bundle.step_vocabulary.check_ids(tokens[ends[at] : ends[at + 1]], field=field)
+                session.served.bundle.step_vocabulary.check_ids(tokens[begin : ends[at + 1]], field=field, first=begin)
             except TokenOutOfVocabularyError as error:
                 refused[at] = error
     return refused

@@ -70,11 +70,12 @@ class Vocabulary:
             found = self.derived["max_token_bytes"] = 1 + _varint(inner) + inner
         return found
 
-    def check_ids(self, ids: Iterable[int], *, field: str) -> list[int]:
-        """The ids as a list. Raises TokenOutOfVocabularyError naming the first that is none of this vocabulary's."""
+    def check_ids(self, ids: Iterable[int], *, field: str, first: int = 0) -> list[int]:
+        """The ids as a list. first: the index in the field of the first of them. Raises TokenOutOfVocabularyError for
+        one that is none of this vocabulary's."""
         checked = list(ids)
         if checked and not 0 <= min(checked) <= max(checked) < len(self.names):
-            at, wrong = next((i, t) for i, t in enumerate(checked) if not 0 <= t < len(self.names))
+            at, wrong = next((i, t) for i, t in enumerate(checked, first) if not 0 <= t < len(self.names))
             raise TokenOutOfVocabularyError(
                 f"{field}[{at}] = {wrong} is outside {self.owner} (0 to {len(self.names) - 1})", field=f"{field}[{at}]"
             )

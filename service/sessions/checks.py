@@ -133,21 +133,23 @@ def check_open(
     variant: str = BASE_VARIANT,
     token_bytes: int = _TOKEN_BYTES,
     source_token_bytes: int = 0,
+    within: str = "",
 ) -> None:
     """Raises EmptySequenceError, SequenceTooLongError, InvalidFieldError and AnswerTooLargeError for what does not go
     with a model. token_bytes: the most that a token of the outputs takes; source_token_bytes: the most that a token of
-    the source takes, which the answer repeats."""
+    the source takes, which the answer repeats; within: in front of the request's fields."""
+    field = f"{within}source"
     if manifest.encoder is None:
         if source is not None:
-            raise InvalidFieldError(f"source must not be given: {manifest.model} has no encoder", field="source")
+            raise InvalidFieldError(f"{field} must not be given: {manifest.model} has no encoder", field=field)
     elif source is None:
-        raise EmptySequenceError(f"source is missing: {manifest.model} reads one", field="source")
+        raise EmptySequenceError(f"{field} is missing: {manifest.model} reads one", field=field)
     else:
         noun = "vector" if manifest.encoder.feature_size else "token"
         longest = manifest.encoder.max_source_length
-        check_length(len(source), longest, field="source", noun=noun, setting="max_source_length")
+        check_length(len(source), longest, field=field, noun=noun, setting="max_source_length")
         max_answer_bytes -= len(source) * source_token_bytes
-        check_answer(0, max_answer_bytes, field="source", advice="give a shorter source")
+        check_answer(0, max_answer_bytes, field=field, advice="give a shorter source")
     if outputs is not None:
         check_kind(manifest, variant, outputs, field="open.outputs")
         check_outputs(
@@ -194,7 +196,8 @@ def check_can_generate(manifest: Manifest, decoding: Decoding, field: str) -> No
     """Raises InvalidFieldError when the model cannot go on by itself, or not so."""
     if not manifest.can_generate:
         raise InvalidFieldError(
-            f"{manifest.model} cannot generate: what a step gives is not what the next one reads", field="generate"
+            f"{manifest.model} cannot generate: what a step gives is not what the next one reads",
+            field=field.rpartition(".")[0] or "model",
         )
     if manifest.target_vocabulary is not None:
         return

@@ -91,9 +91,10 @@ class Opening:
         owner: str = "",
         max_owned: int | None = None,
         num_bytes: int = 0,
+        within: str = "",
     ) -> NewSession:
-        """A session in OPENING, which has its id. session_id: empty to have one made; is_chosen: whether a client chose
-        it; owner: the principal, and max_owned: how many sessions it may have. `begin` must follow.
+        """A session in OPENING, which has its id; `begin` must follow. session_id: empty to have one made; is_chosen:
+        by a client; owner: the principal; max_owned: how many sessions it may have; within: see `check_open`.
 
         Raises InvalidFieldError, SessionIdInUseError, ShuttingDownError, TooManySessionsError, QueueFullError.
         """
@@ -101,7 +102,6 @@ class Opening:
         registry.check_open()
         if session_id:
             check_session_id(session_id)
-        source_vocabulary = served.bundle.source_vocabulary
         check_open(
             served.bundle.manifest,
             source,
@@ -109,7 +109,8 @@ class Opening:
             max_answer_bytes=self._limits.max_answer_bytes,
             variant=served.variant,
             token_bytes=served.bundle.max_token_bytes,
-            source_token_bytes=0 if source_vocabulary is None else source_vocabulary.max_token_bytes,
+            source_token_bytes=served.bundle.max_source_token_bytes,
+            within=within,
         )
         is_chosen = is_chosen and bool(session_id)
         session = registry.make(served, session_id or registry.directory.new_id(owner), NO_LANE, on_ended)

@@ -165,7 +165,7 @@ class Resume:
         self._registry.check_open()
         self._registry.directory.check_room(owner, max_owned)
         image = self._storage.codec.decode(data)
-        served = self._served(image, version)
+        served = self._served(image, version, "snapshot")
         session_id = key(name or name_of(image.session_id))
         return await self.settle(image, served, session_id, owner=owner, max_owned=max_owned)
 
@@ -189,7 +189,7 @@ class Resume:
             try:
                 image = await self._storage.decode(session_id, claimed.payload)
                 ttl_s += image.policy.duration_s
-                served = self._served(image, None)
+                served = self._served(image, None, "session_id")
                 making = self._opening.make(
                     image, served, session_id, max_owned=max_owned, epoch=claimed.epoch, is_chosen=False
                 )
@@ -269,22 +269,24 @@ class Resume:
             )
         session.persistence.is_unverified = False
 
-    def _served(self, image: Image, version: int | None) -> Served:
+    def _served(self, image: Image, version: int | None, field: str) -> Served:
+        """What serves an image. field: the request's, when the version is the image's own."""
+        what = "session" if field == "session_id" else "snapshot"
         try:
             served = self._find(image.model, version or image.version, image.variant)
         except CarouselError as error:
             raise SnapshotModelError(
-                f"snapshot is of {image.model} version {image.version} ({image.variant}), which is not served here:"
+                f"{what} is of {image.model} version {image.version} ({image.variant}), which is not served here:"
                 f" {error.message}",
-                field="snapshot" if version is None else "version",
+                field=field if version is None else "version",
                 model=image.model,
                 version=image.version,
             ) from error
         if version is None and served.bundle.manifest_digest != image.manifest_digest:
             raise SnapshotModelError(
-                f"snapshot is of another bundle that was called {image.model} version {image.version}: its manifest's"
+                f"{what} is of another bundle that was called {image.model} version {image.version}: its manifest's"
                 f" digest was {image.manifest_digest[:16]}..., and is {served.bundle.manifest_digest[:16]}... here",
-                field="snapshot",
+                field=field,
                 model=image.model,
                 version=image.version,
             )

@@ -221,8 +221,8 @@ async def test_what_a_model_of_numbers_has_not_is_refused(shipped_service: Local
     async with wire(shipped_service.target) as stream:
         opening = pb.Open(model="co2-forecast", source=pb.Sequence(text="abc"))
         assert await _refused(stream, open=opening) == (
-            "source is not what co2-forecast reads: give it features",
-            "source",
+            "open.source is not what co2-forecast reads: give it features",
+            "open.source",
         )
         await stream.ask("s", open=pb.Open(model="co2-forecast", source=history))
         assert await _refused(stream, feed=pb.Feed(tokens=["a"])) == (

@@ -254,9 +254,9 @@ async def test_a_variant_is_chosen_at_open_and_computes_its_own(
             told[variant] = np.array(fed.outputs[0].logits, np.float32).tobytes()
         refused = (await stream.ask("x", open=lm("tiny-heads", variant="int8"))).error
         assert refused.message == (
-            "variant = 'int8' of model 'tiny-heads' version 1 does not exist: there is fp32, other"
+            "open.variant = 'int8' of model 'tiny-heads' version 1 does not exist: there is fp32, other"
         )
-        assert (refused.code, refused.field) == (grpc.StatusCode.NOT_FOUND.value[0], "variant")
+        assert (refused.code, refused.field) == (grpc.StatusCode.NOT_FOUND.value[0], "open.variant")
         async with grpc.aio.insecure_channel(tiny_service.target) as channel:
             get = sessions_pb2.SessionsGetRequest(session_id="sother")
             assert (await sessions_pb2_grpc.SessionsStub(channel).Get(get)).session.variant == "other"
