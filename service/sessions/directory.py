@@ -95,9 +95,15 @@ class Directory:
 
     def check_free(self, session_id: str) -> None:
         """Raises SessionIdInUseError when a session of this server has the id."""
-        if session_id in self._by_id:
+        session = self._by_id.get(session_id)
+        if session is not None:
+            how = "by another stream"
+            if session.state is State.OPENING:
+                how = "by a session that is being opened"
+            elif session.is_detached:
+                how = "by a session that is held for a stream to resume it: resume it, or close it"
             raise SessionIdInUseError(
-                f"session_id = {name_of(session_id)!r} is in use by another stream",
+                f"session_id = {session.name!r} is in use {how}",
                 field="session_id",
                 session_id=name_of(session_id),
             )

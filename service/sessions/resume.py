@@ -14,6 +14,7 @@ from typing import Any
 
 from service.errors import (
     CarouselError,
+    RequestCancelledError,
     SessionIdInUseError,
     SessionNotFoundError,
     SessionNotOpenError,
@@ -37,6 +38,8 @@ from service.sessions.tasks import Tasks
 Find = Callable[[str, int, str], Served]
 """Finds what serves a model, by name, version and variant. Raises ModelNotFoundError and ModelUnavailableError."""
 
+_NOT_OPENED = (SessionNotOpenError, SessionNotFoundError, RequestCancelledError)
+"""What those hear who wait for a session that is not opened after all."""
 _POLL_S = 0.05
 """Between two looks whether another server has handed a session over."""
 
@@ -130,19 +133,29 @@ class Resume:
             if session is not None:
                 if session.state is not State.OPENING:
                     return session
-                with suppress(SessionNotOpenError):  # the store may have a session of the id, of another server
+                with suppress(*_NOT_OPENED):  # the store may have a session of the id, of another server
                     await self._spill.act(session, lambda: None)
                 continue
             taking = self._taking.get(session_id)
             if taking is not None and not taking.done():  # one that is done is awaited without a turn of the event loop
-                await asyncio.shield(taking)
+                with suppress(SessionIdInUseError):
+                    await asyncio.shield(taking)
                 continue
             if directory.is_ending(session_id):
                 await directory.ended(session_id, deadline_s - asyncio.get_running_loop().time())
                 continue
             taking = self._taking[session_id] = self._tasks.start(take())
             # it ends whatever becomes of who asked first: a claim must not be left half done
-            taken = await asyncio.shield(taking)
+            try:
+                taken = await asyncio.shield(taking)
+            except SessionIdInUseError as error:  # an opening of the id, which cannot succeed, came between
+                if asyncio.get_running_loop().time() >= deadline_s:
+                    raise StoreUnavailableError(
+                        f"session {name_of(session_id)!r} cannot be had: its id is being opened again and again",
+                        retry_delay_s=1.0,
+                        session_id=name_of(session_id),
+                    ) from error
+                continue
             if isinstance(taken, int):
                 return taken
 
