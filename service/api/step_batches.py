@@ -23,7 +23,7 @@ from service.errors import (
 )
 from service.repository.bundle import Bundle
 from service.sessions.checks import check_length
-from service.sessions.persistence import Kept
+from service.sessions.persistence import Kept, Unstored
 from service.sessions.policy import SessionLimits
 from service.sessions.session import Failures, Request, Session
 from service.sessions.spill import Spill
@@ -83,8 +83,8 @@ class StreamBatches:
         self._sessions: dict[int, Session] = {}
         self._last_handle = 0
         self._last: _Sent | None = None
-        self._unstored: list[Kept] = []
-        """Batches that were done for sessions whose answers the store did not take: `_Sent`."""
+        self._unstored = Unstored()
+        """Batches that were done for sessions whose answers the store did not take: `_Sent`, by `_key`."""
         self._last_found: _Found | None = None
 
     def add(self, session: Session) -> None:
@@ -151,7 +151,7 @@ class StreamBatches:
         last = self._last
         if not batch.positions or (last is not None and batch == last.message):
             return last if batch.positions else None
-        for kept in self._unstored:
+        for kept in self._unstored.get(_key(batch), ()) if self._unstored and batch.handles else ():
             if isinstance(kept.answered, _Sent) and batch == kept.answered.message:
                 return kept.answered
         return None
@@ -204,7 +204,8 @@ class StreamBatches:
         if accepted is None or accepted.result is None:
             sent.retries.append(request)
             return True
-        if not (accepted.is_current or (accepted.is_done and any(kept.answered is sent for kept in self._unstored))):
+        kept = self._unstored.get(_key(sent.message), ()) if self._unstored else ()
+        if not (accepted.is_current or (accepted.is_done and any(one.answered is sent for one in kept))):
             return False
         self._batches.answer_again(accepted, partial(self._replay, request, sent))
         return True
@@ -216,12 +217,17 @@ class StreamBatches:
         self._keep(sent, accepted, result)
 
     def _keep(self, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
-        """Keeps a batch that was done, and whose answer has an error more than that: the store did not take it."""
+        """Keeps a batch that was done, and whose answer has other errors than that: the store did not take it."""
         done = accepted.result
-        if done is not None and sent.message.positions and len(result.errors) > len(done.errors):
+        if done is not None and sent.message.positions and result.errors != done.errors:
             num_bytes = 3 * sent.message.ByteSize() + 4 * _NUMBER_BYTES * len(done.positions)
             num_bytes += 2 * _NUMBER_BYTES * len(done.token_ids) + (0 if done.logits is None else done.logits.nbytes)
-            self._batches.unstored.keep(self._unstored, Kept(sent), num_bytes)
+            self._batches.unstored.keep(Kept(self._unstored, _key(sent.message), sent), num_bytes)
+
+
+def _key(batch: pb.StepBatch) -> tuple[int, int]:
+    """What few batches of a stream have in common: the first session, and where it was."""
+    return batch.handles[0], batch.positions[0]
 
 
 def _doubled(handles: list[int]) -> InvalidFieldError:

@@ -83,7 +83,7 @@ class Generations:
         if last is not None:
             self._requests.replayed(request, "generate")
             if last.found is not None:
-                self._checkpoints.deliver(request, last.found, self._unstored.keeper(session, last))
+                self._checkpoints.deliver(request, last.found, self._unstored.of(session, last))
             else:
                 last.request = request
             return
@@ -136,7 +136,7 @@ class Generations:
         self._requests.replayed(request, "generate")
         last.request = None if last.is_ended else request
         if last.is_ended or missed.token_ids:
-            self._checkpoints.deliver(request, missed, self._unstored.keeper(session, last))
+            self._checkpoints.deliver(request, missed, self._unstored.of(session, last))
 
     def _read(self, session: Session, generation: Generation, _: int, position: int) -> None:
         """The tokens of a generation up to a position were written to the client."""
@@ -146,7 +146,7 @@ class Generations:
     def _unheard(self, session: Session, generation: Generation) -> None:
         """There are tokens without a listener: an answer before them was not stored, or its stream is gone."""
         self._run_unattended(session, generation)
-        on_unstored = self._unstored.keeper(session, generation)
+        on_unstored = self._unstored.of(session, generation)
         if generation.is_ended and on_unstored is not None:
             on_unstored()
 
@@ -191,7 +191,7 @@ class Generations:
         if listener is None:
             self._unheard(session, generation)
         elif generation.received_position is None or not isinstance(result, Generated):
-            self._checkpoints.deliver(listener, result, self._unstored.keeper(session, generation))
+            self._checkpoints.deliver(listener, result, self._unstored.of(session, generation))
         else:
             self._deliver_rest(session, generation, listener, result)
 
@@ -206,7 +206,7 @@ class Generations:
             return
         else:
             result = Generated(result.position, [], None, result.finish_reason)
-        self._checkpoints.deliver(listener, result, self._unstored.keeper(session, generation))
+        self._checkpoints.deliver(listener, result, self._unstored.of(session, generation))
 
     def _on_searched(self, job: Job, result: Result) -> None:
         request: Request = job.tag
@@ -226,7 +226,7 @@ class Generations:
         if generation is not None:
             generation.request = None
         if listener is not None:
-            on_unstored = None if generation is None else self._unstored.keeper(session, generation)
+            on_unstored = None if generation is None else self._unstored.of(session, generation)
             self._checkpoints.deliver(listener, result, on_unstored)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from weakref import ref
 
 from service.engine.lane_state import LaneState
 from service.errors import CarouselError
@@ -20,14 +21,22 @@ Moment = tuple[int, int]
 
 
 class Kept:
-    """A request that was done, and whose answer the store did not take. answered: both, None once they are dropped;
-    era: of its session then."""
+    """A request that was done, and whose answer the store did not take. answered: the request with its answer; era: of
+    its session then; key: under which `among` has it, one of several."""
 
-    __slots__ = ("__weakref__", "answered", "era")
+    __slots__ = ("__weakref__", "among", "answered", "era", "key")
 
-    def __init__(self, answered: object, era: int = 0) -> None:
-        self.answered: object | None = answered
+    def __init__(self, among: Unstored, key: object, answered: object, era: int = 0) -> None:
+        self.among = ref(among)
+        self.key = key
+        self.answered = answered
         self.era = era
+
+
+class Unstored(dict[object, list[Kept]]):
+    """Those of one session by the position that they begin at, or the step batches of one stream."""
+
+    __slots__ = ("__weakref__",)
 
 
 @dataclass(slots=True, eq=False)
@@ -63,8 +72,8 @@ class Persistence:
     """Monotonic seconds at which a detached session expires."""
     awaiting: list[tuple[Moment, WhenDone]] = field(default_factory=list)
     """Answers that wait until their moment is stored, in the order in which they are to be delivered."""
-    unstored: list[Kept] = field(default_factory=list)
-    """What was done and could not be stored, the oldest first: see `unstored`."""
+    unstored: Unstored = field(default_factory=Unstored)
+    """What was done and could not be stored: see `unstored`."""
     moved: CarouselError | None = None
     """For a session that was handed over: the answer of requests whose effect its record does not have."""
     is_releasing: bool = False

@@ -38,7 +38,7 @@ from service.sessions.policy import SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.replays import Replays
 from service.sessions.session import LastFeed, Request, Served, Session
-from service.sessions.unstored import DoneScore, Unstored, unstored_feed, unstored_score
+from service.sessions.unstored import DoneScore, Keeper, unstored_feed, unstored_score
 
 _MAX_CHECKED = 256
 """Kinds of outputs of one model whose checks are remembered."""
@@ -49,7 +49,7 @@ class Requests:
 
     def __init__(self, registry: Registry, limits: SessionLimits, observer: SessionObserver) -> None:
         self.limits = limits
-        self.unstored = Unstored(limits.max_in_flight, limits.max_replay_bytes)
+        self.unstored = Keeper(limits.max_replay_bytes)
         self.observer = observer
         self.clock = registry.clock
         self.checkpoints = registry.checkpoints
@@ -189,7 +189,7 @@ class Requests:
         done = None if position is None else unstored_score(session, position, targets)
         if done is not None:
             self.replayed(request, "score")
-            self.checkpoints.deliver(request, done.result, self.unstored.keeper(session, done))
+            self.checkpoints.deliver(request, done.result, self.unstored.of(session, done))
             return
         following = session.transition(Event.SCORE)
         self.check_turn(session, "score.position", position)
@@ -251,7 +251,7 @@ class Requests:
                 position=last.result.position,
             )
         else:
-            self.checkpoints.deliver(request, last.result, self.unstored.keeper(request.session, last))
+            self.checkpoints.deliver(request, last.result, self.unstored.of(request.session, last))
 
     def _keep(self, feed: LastFeed, result: Result) -> None:
         """Keeps the answer of a feed, for retries."""
@@ -295,7 +295,7 @@ class Requests:
         if session.persistence is NOT_STORED:
             request.deliver(result)
         else:
-            on_unstored = self.unstored.keeper_of_feed(session, job, result)
+            on_unstored = self.unstored.of_feed(session, job, result)
             self.checkpoints.deliver(request, result, on_unstored)
         if request.retries is not None:
             for retry in request.retries:
@@ -316,5 +316,5 @@ class Requests:
         on_unstored = None
         if isinstance(result, Scored):
             self.answered(request, "score")
-            on_unstored = self.unstored.keeper(request.session, DoneScore(job.targets, result))
+            on_unstored = self.unstored.of(request.session, DoneScore(job.targets, result))
         self.checkpoints.deliver(request, result, on_unstored)

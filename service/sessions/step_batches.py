@@ -20,7 +20,7 @@ from service.sessions.policy import Durability, SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.session import Session
 from service.sessions.step_columns import StepBatch, check_columns, select, spread
-from service.sessions.unstored import Unstored
+from service.sessions.unstored import Keeper
 
 _ID_BYTES = 9
 """The most that a token takes in the columns of an answer: its number, and its log-probability."""
@@ -102,9 +102,7 @@ class StepBatchRequest:
 class StepBatches:
     """Gives step batches to their engine."""
 
-    def __init__(
-        self, registry: Registry, limits: SessionLimits, observer: SessionObserver, unstored: Unstored
-    ) -> None:
+    def __init__(self, registry: Registry, limits: SessionLimits, observer: SessionObserver, unstored: Keeper) -> None:
         self._limits = limits
         self.unstored = unstored
         self._observer = observer
@@ -245,7 +243,7 @@ class StepBatches:
             nonlocal num_left
             num_left -= 1
             if error is not None:
-                errors.append((place, error))
+                errors[:] = [*(one for one in errors if one[0] != place), (place, error)]  # one for a session
                 positions[place] = session.reportable_position
             if not num_left:
                 errors.sort(key=lambda one: one[0])

@@ -5,8 +5,8 @@ Rules:
 1. A request of a strict session that was done, and whose answer could not be stored, is kept with its answer. Sent
    again as it was, it is answered again, whatever was done after it. So a client that had several requests in flight
    sends all of them again, in order.
-2. They are kept for as long as their session lives and is not set back. Of one session, or of the step batches of one
-   stream, the latest `max_each` are kept; of all, the latest that take up to `max_bytes`.
+2. They are kept for as long as their session lives and is not set back, or, step batches, their stream. Of all of them
+   the latest that take up to `max_bytes` are kept.
 
 Event loop only.
 """
@@ -44,23 +44,22 @@ class DoneScore:
         self.result = result
 
 
-class Unstored:
-    """Keeps such answers, of all sessions. max_each: of one session, or stream; max_bytes: of all."""
+class Keeper:
+    """Keeps such answers, of all sessions, up to `max_bytes` of them."""
 
-    def __init__(self, max_each: int, max_bytes: int) -> None:
-        self._max_each = max_each
+    def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._sizes: OrderedDict[ref[Kept], int] = OrderedDict()
         self.num_bytes = 0
 
-    def keeper(self, session: Session, answered: LastFeed | Generation | DoneScore) -> Callable[[], None] | None:
+    def of(self, session: Session, answered: LastFeed | Generation | DoneScore) -> Callable[[], None] | None:
         """What is to be called when the store does not take an answer; None: it does not wait for the store."""
         persistence = session.persistence
         if persistence.policy.durability is not Durability.STRICT:
             return None
-        return partial(self._keep_of, session, Kept(answered, persistence.era))
+        return partial(self._keep_of, session, answered, persistence.era)
 
-    def keeper_of_feed(self, session: Session, job: FeedJob, result: Result) -> Callable[[], None] | None:
+    def of_feed(self, session: Session, job: FeedJob, result: Result) -> Callable[[], None] | None:
         """Likewise, of the answer to a feed."""
         if session.persistence.policy.durability is not Durability.STRICT or not isinstance(result, Fed):
             return None
@@ -68,14 +67,17 @@ class Unstored:
         if not (isinstance(feed, LastFeed) and feed.result is result):  # another request came after it
             feed = LastFeed(None, result.position - len(job.tokens), job.tokens, job.outputs)
             feed.result = result
-        return self.keeper(session, feed)
+        return self.of(session, feed)
 
-    def keep(self, among: list[Kept], kept: Kept, num_bytes: int) -> None:
-        """Keeps an answer among others, unless it is one of them. Drops the oldest that are too many."""
-        if any(one.answered is kept.answered for one in among):
+    def keep(self, kept: Kept, num_bytes: int) -> None:
+        """Keeps an answer, unless it is kept. Drops the oldest while all take too much."""
+        among = kept.among()
+        if among is None:
             return
-        among.append(kept)
-        del among[: -self._max_each]
+        some = among.setdefault(kept.key, [])
+        if any(one.answered is kept.answered for one in some):
+            return
+        some.append(kept)
         self._sizes[ref(kept, self._forget)] = num_bytes
         self.num_bytes += num_bytes
         while self.num_bytes > self._max_bytes:
@@ -83,22 +85,29 @@ class Unstored:
             oldest = there()
             self._forget(there)
             if oldest is not None:
-                oldest.answered = None
+                _remove(oldest)
 
-    def _keep_of(self, session: Session, kept: Kept) -> None:
-        answered = kept.answered
+    def _keep_of(self, session: Session, answered: LastFeed | Generation | DoneScore, era: int) -> None:
         if session.is_over or (isinstance(answered, Generation) and not answered.is_ended):  # kept when it ends
             return
-        if isinstance(answered, LastFeed | Generation | DoneScore):
-            self.keep(session.persistence.unstored, kept, _size(answered))
+        start = answered.result.position if isinstance(answered, DoneScore) else answered.start
+        self.keep(Kept(session.persistence.unstored, start, answered, era), _size(answered))
 
     def _forget(self, there: ref[Kept]) -> None:
         self.num_bytes -= self._sizes.pop(there, 0)
 
 
+def _remove(kept: Kept) -> None:
+    among = kept.among()
+    if among is not None and kept.key in among:
+        among[kept.key] = [one for one in among[kept.key] if one is not kept]
+        if not among[kept.key]:
+            del among[kept.key]
+
+
 def unstored_feed(session: Session, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> LastFeed | None:
     """The feed that was done so."""
-    for one in _of(session):
+    for one in _from(session, start):
         if isinstance(one, LastFeed) and one.is_repeated_by(start, tokens, outputs):
             return one
     return None
@@ -106,23 +115,23 @@ def unstored_feed(session: Session, start: int, tokens: Sequence[Item], outputs:
 
 def unstored_score(session: Session, position: int, targets: list[list[int]]) -> DoneScore | None:
     """The score that was done so."""
-    for one in _of(session):
-        if isinstance(one, DoneScore) and one.result.position == position and one.targets == targets:
+    for one in _from(session, position):
+        if isinstance(one, DoneScore) and one.targets == targets:
             return one
     return None
 
 
 def unstored_generation(session: Session, start: int, decoding: Decoding) -> Generation | None:
     """The generation, or the search, that came to its end so."""
-    for one in _of(session):
-        if isinstance(one, Generation) and one.is_ended and one.start == start and one.decoding == decoding:
+    for one in _from(session, start):
+        if isinstance(one, Generation) and one.is_ended and one.decoding == decoding:
             return one
     return None
 
 
-def _of(session: Session) -> Iterator[object]:
+def _from(session: Session, start: int) -> Iterator[object]:
     era = session.persistence.era
-    return (kept.answered for kept in session.persistence.unstored if kept.era == era)
+    return (kept.answered for kept in session.persistence.unstored.get(start, ()) if kept.era == era)
 
 
 def _size(answered: LastFeed | Generation | DoneScore) -> int:

@@ -4,36 +4,45 @@ from __future__ import annotations
 
 import gc
 
-from service.sessions.persistence import Kept
-from service.sessions.unstored import Unstored
+from service.sessions.persistence import Kept, Unstored
+from service.sessions.unstored import Keeper
 
 
-def test_the_latest_of_a_session_are_kept() -> None:
-    unstored, among = Unstored(2, 1000), list[Kept]()
-    for number in range(4):
-        unstored.keep(among, Kept(f"answer {number}"), 10)
-    assert [one.answered for one in among] == ["answer 2", "answer 3"]
-    assert unstored.num_bytes == 20
+def answers(*sessions: Unstored) -> list[object]:
+    """What is kept of sessions."""
+    return [kept.answered for one in sessions for some in one.values() for kept in some]
 
 
 def test_the_oldest_of_all_are_dropped_when_they_take_too_much() -> None:
-    unstored, first, second = Unstored(9, 100), list[Kept](), list[Kept]()
-    unstored.keep(first, Kept("a"), 60)
-    unstored.keep(second, Kept("b"), 60)
-    assert [one.answered for one in (*first, *second)] == [None, "b"]
-    assert unstored.num_bytes == 60
+    keeper, first, second = Keeper(100), Unstored(), Unstored()
+    keeper.keep(Kept(first, 0, "a"), 40)
+    keeper.keep(Kept(first, 0, "b"), 40)
+    keeper.keep(Kept(second, 0, "c"), 60)
+    assert answers(first, second) == ["b", "c"]
+    keeper.keep(Kept(second, 7, "d"), 40)
+    assert (first, answers(second)) == ({}, ["c", "d"])
+    assert keeper.num_bytes == 100
 
 
 def test_one_is_kept_once() -> None:
-    unstored, among = Unstored(9, 100), list[Kept]()
-    unstored.keep(among, Kept("a"), 60)
-    unstored.keep(among, Kept("a"), 60)
-    assert (len(among), unstored.num_bytes) == (1, 60)
+    keeper, among = Keeper(100), Unstored()
+    keeper.keep(Kept(among, 0, "a"), 60)
+    keeper.keep(Kept(among, 0, "a"), 60)
+    assert (answers(among), keeper.num_bytes) == (["a"], 60)
+
+
+def test_what_is_too_large_is_not_kept() -> None:
+    keeper, among = Keeper(100), Unstored()
+    keeper.keep(Kept(among, 0, "a"), 101)
+    assert (among, keeper.num_bytes) == ({}, 0)
 
 
 def test_what_nothing_keeps_any_more_is_not_counted() -> None:
-    unstored, among = Unstored(9, 100), list[Kept]()
-    unstored.keep(among, Kept("a"), 60)
-    among.clear()
+    keeper, among = Keeper(100), Unstored()
+    keeper.keep(Kept(among, 0, "a"), 60)
+    late = Kept(among, 1, "b")
+    del among
     gc.collect()
-    assert unstored.num_bytes == 0
+    assert keeper.num_bytes == 0
+    keeper.keep(late, 60)
+    assert keeper.num_bytes == 0

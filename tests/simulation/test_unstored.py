@@ -99,6 +99,36 @@ def test_requests_that_could_not_be_stored_are_all_answered_when_they_are_sent_a
     play(act, idle_timeout_s=20.0, lease_s=9.0)
 
 
+def test_more_requests_than_may_be_in_flight_are_all_answered_when_they_are_sent_again() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=STRICT)
+        for is_down, told in ((True, "STORE_UNAVAILABLE"), (False, "fed")):
+            world.faults.is_down = is_down
+            sent = []
+            for position in range(100):
+                sent.append(stream.send("a", feed=feed(5, position=position)))
+                await asyncio.sleep(0.02)
+            assert {reason(answer) for answer in await answers(sent)} == {told}
+            await asyncio.sleep(0.5)
+        assert all(one.answer.fed.replayed for one in sent)
+
+    play(act, idle_timeout_s=20.0, lease_s=30.0, max_in_flight=4)
+
+
+def test_step_batches_without_sessions_are_refused_while_others_can_be_sent_again() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        handle = await opened(stream, "a", durability=STRICT)
+        world.faults.is_down = True
+        await stream.ask(step_batch=pb.StepBatch(handles=[handle], token_ids=[5], positions=[0]))
+        answer = await stream.ask(step_batch=pb.StepBatch(token_ids=[5], positions=[0]))
+        assert reason(answer) == "EMPTY_SEQUENCE"
+        world.faults.is_down = False
+
+    play(act, idle_timeout_s=20.0, lease_s=30.0)
+
+
 @pytest.mark.parametrize("first", [generation(1), search(1)], ids=["generation", "search"])
 def test_a_generation_that_could_not_be_stored_is_answered_again_after_a_feed(first: pb.Generate) -> None:
     async def act(world: World) -> None:
