@@ -140,6 +140,17 @@ def not_open(session: Session, error: CarouselError) -> SessionNotOpenError:
     )
 
 
+def unstored(session: Session, error: CarouselError) -> CarouselError:
+    """The error for an opening that waits for the store, when it fails."""
+    if not isinstance(error, StoreUnavailableError):
+        return error
+    return StoreUnavailableError(
+        f"session {session.name!r} could not be stored, and is not open: send the request again",
+        retry_delay_s=1.0,
+        session_id=session.name,
+    )
+
+
 def not_stored(session: Session) -> StoreUnavailableError:
     """The error for answers that wait for the store, when it fails."""
     return StoreUnavailableError(

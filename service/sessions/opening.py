@@ -28,7 +28,7 @@ from service.errors import (
     StoreUnavailableError,
 )
 from service.sessions.checks import check_open, check_session_id
-from service.sessions.ending import not_open
+from service.sessions.ending import not_open, unstored
 from service.sessions.image import Image, check_fits, last_in
 from service.sessions.lifecycle import Event
 from service.sessions.persistence import Persistence
@@ -209,7 +209,7 @@ class Opening:
         self._registry.checkpoints.after_pending(session, stored.set_result)
         if (error := await stored) is not None:
             self._registry.close(session, CloseReason.FAILED, notify=True)
-            raise error
+            raise unstored(session, error)
 
     async def _finish(self, new: NewSession) -> None:
         """Opens a session that had to wait."""
@@ -311,10 +311,8 @@ class Opening:
         session, registry = request.session, self._registry
 
         def answer(error: CarouselError | None) -> None:
-            if error is None:
-                request.deliver(result)
-                return
-            request.deliver(Failed(0, error))
-            registry.close(session, CloseReason.FAILED, notify=False)
+            request.deliver(result if error is None else Failed(0, unstored(session, error)))
+            if error is not None:
+                registry.close(session, CloseReason.FAILED, notify=False)
 
         registry.checkpoints.after_pending(session, answer)

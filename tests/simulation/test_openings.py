@@ -153,11 +153,17 @@ def test_a_refused_id_is_told_to_be_held_where_no_stream_has_it() -> None:
         await asyncio.sleep(0.1)
         answer = await second.ask("a", open=plain())
         assert reason(answer) == "SESSION_ID_IN_USE"
+        told = (await second.ask("a", feed=feed(5))).error
+        assert (told.reason, told.message) == (
+            "SESSION_NOT_OPEN",
+            "feed: session 'a' is held, and no stream has it: resume it",
+        )
         assert answer.error.message == (
             "session_id = 'a' is in use by a session that is held for a stream to resume it: resume it, or close it"
         )
-        world.loop.slowness_s = 0.1
+        world.loop.slowness_s = 0.2
         second.send("b", open=plain(durability=STRICT))
+        await asyncio.sleep(0.02)
         answer = await world.connect().ask("b", open=plain())
         world.loop.slowness_s = 0.0
         assert answer.error.message == "session_id = 'b' is in use by a session that is being opened"
