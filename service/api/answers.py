@@ -10,7 +10,7 @@ from service.api.part import Part
 from service.api.status import to_message
 from service.api.tensors import extend_floats
 from service.engine.items import Item
-from service.engine.results import Fed, Result, Scored, Searched, StepOutput, Stepped
+from service.engine.results import Fed, Result, Scored, StepOutput, Stepped
 from service.errors import CarouselError, shortened
 from service.sessions.persistence import NOT_STORED
 from service.sessions.session import CloseReason, Request, Session
@@ -103,16 +103,6 @@ def generated(request: Request, part: Part) -> pb.StreamResponse:
     return with_checkpoint(response, request.session)
 
 
-def found(request: Request, result: Searched) -> pb.StreamResponse:
-    """A beam search is done."""
-    return pb.StreamResponse(
-        request_id=request.request_id,
-        session_id=request.session.name,
-        position=result.position,
-        generated=convert.found(result.hypotheses, request.session.served.bundle),
-    )
-
-
 def scored(request: Request, result: Scored) -> pb.StreamResponse:
     """Targets were scored."""
     return pb.StreamResponse(
@@ -134,6 +124,13 @@ def stepped(result: Stepped, *, gives_values: bool) -> pb.BatchStepped:
     if result.logits is not None:
         extend_floats(message, "values" if gives_values else "logits", result.logits)
     return message
+
+
+def batch_stepped(request: Request, result: Stepped, *, gives_values: bool) -> pb.StreamResponse:
+    """A step batch was carried out."""
+    message = stepped(result, gives_values=gives_values)
+    message.replayed = request.replayed
+    return pb.StreamResponse(request_id=request.request_id, batch_stepped=message)
 
 
 def cancelled(request_id: int, session: Session, count: int) -> pb.StreamResponse:

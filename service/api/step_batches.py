@@ -10,7 +10,8 @@ from functools import partial
 from itertools import accumulate
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import answers, convert
+from service.api import convert
+from service.api.replies import Replies
 from service.engine.items import Item
 from service.engine.jobs import Lane, OutputSpec
 from service.engine.results import Stepped
@@ -22,7 +23,7 @@ from service.errors import (
     TokenOutOfVocabularyError,
 )
 from service.repository.bundle import Bundle
-from service.sessions.checks import check_length
+from service.sessions.checks import check_length, check_retries
 from service.sessions.policy import SessionLimits
 from service.sessions.session import Failures, Request, Session
 from service.sessions.spill import Spill
@@ -32,7 +33,6 @@ from service.sessions.step_columns import StepBatch
 _ERROR_BYTES = 256
 """About what one refused session takes in an answer."""
 
-Answer = Callable[[Request, pb.StreamResponse], None]
 Defer = Callable[[Request, pb.StreamRequest, list[Session]], None]
 
 
@@ -66,16 +66,16 @@ class _Found:
 
 
 class StreamBatches:
-    """Carries step batches out. answer(request, response): answers one; defer(request, message, sessions): has one wait
-    until its sessions have their slots."""
+    """Carries step batches out. defer(request, message, sessions): has one wait until its sessions have their
+    slots."""
 
     def __init__(
-        self, batches: StepBatches, spill: Spill, limits: SessionLimits, *, answer: Answer, defer: Defer
+        self, batches: StepBatches, spill: Spill, limits: SessionLimits, replies: Replies, defer: Defer
     ) -> None:
         self._batches = batches
         self._spill = spill
         self._limits = limits
-        self._answer = answer
+        self._replies = replies
         self._defer = defer
         self._sessions: dict[int, Session] = {}
         self._last_handle = 0
@@ -133,10 +133,11 @@ class StreamBatches:
                 f" report each: the first: {next(iter(refused.values())).message}",
                 field="step_batch.handles",
             )
+        request.reserve(len(refused) * _ERROR_BYTES)
         sent = _Sent(batch, gives_values=bundle is not None and bundle.target_vocabulary is None)
         positions = list(batch.positions) or None
         asked = StepBatch(found.sessions, refused, tokens, counts, positions, outputs, None if refused else found.lanes)
-        accepted = self._batches.step(asked, partial(self._on_stepped, request, sent))
+        accepted = self._batches.step(asked, partial(self._on_stepped, request, sent), request.reserve)
         sent.accepted = accepted
         self._last = sent
 
@@ -175,8 +176,7 @@ class StreamBatches:
         return found
 
     def _on_stepped(self, request: Request, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
-        answer = answers.stepped(result, gives_values=sent.gives_values)
-        self._answer(request, pb.StreamResponse(request_id=request.request_id, batch_stepped=answer))
+        self._replies.stepped(request, result, gives_values=sent.gives_values)
         retries, sent.retries = sent.retries, []
         for retry in retries:
             self._replay(retry, sent, accepted, result)
@@ -185,6 +185,7 @@ class StreamBatches:
         """Answers a batch that was sent again, if its sessions are where it left them. Returns whether it did."""
         accepted = sent.accepted
         if accepted is None or accepted.result is None:
+            check_retries(len(sent.retries), self._limits.max_in_flight)
             sent.retries.append(request)
             return True
         if not accepted.is_current:
@@ -193,9 +194,8 @@ class StreamBatches:
         return True
 
     def _replay(self, request: Request, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
-        answer = answers.stepped(result, gives_values=sent.gives_values)
-        answer.replayed = True
-        self._answer(request, pb.StreamResponse(request_id=request.request_id, batch_stepped=answer))
+        request.replayed = True
+        self._replies.stepped(request, result, gives_values=sent.gives_values)
 
 
 def _doubled(handles: list[int]) -> InvalidFieldError:

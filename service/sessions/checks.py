@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from service.engine.decoding import Beam, Decoding, Sampling
 from service.engine.items import Item
 from service.engine.jobs import OutputKind, OutputSpec
-from service.errors import AnswerTooLargeError, EmptySequenceError, InvalidFieldError, SequenceTooLongError, quoted
+from service.errors import (
+    AnswerTooLargeError,
+    EmptySequenceError,
+    InvalidFieldError,
+    QueueFullError,
+    SequenceTooLongError,
+    quoted,
+)
 from service.repository.manifest import BASE_VARIANT, Manifest
 
 _SESSION_ID = re.compile(r"(?:[A-Za-z0-9._-]{1,64}/)?[A-Za-z0-9._:-]{1,128}")
@@ -46,6 +53,16 @@ def check_length(num_tokens: int, limit: int, *, field: str) -> None:
         raise EmptySequenceError(f"{field} is empty: it must have 1 token or more", field=field)
     if num_tokens > limit:
         raise SequenceTooLongError(f"{field} has {num_tokens} tokens, the limit is {limit}", field=field, limit=limit)
+
+
+def check_retries(count: int, limit: int) -> None:
+    """Raises QueueFullError when `count` retries of one request wait for its answer already."""
+    if count >= limit:
+        raise QueueFullError(
+            f"{count} retries of this request wait for its answer already, the most that may: read answers",
+            retry_delay_s=0.1,
+            max_in_flight=limit,
+        )
 
 
 def check_kind(manifest: Manifest, variant: str, outputs: OutputSpec, *, field: str) -> None:
@@ -130,10 +147,10 @@ def check_open(
     variant: str = BASE_VARIANT,
     token_bytes: int = _TOKEN_BYTES,
     source_token_bytes: int = 0,
-) -> None:
-    """Raises EmptySequenceError, SequenceTooLongError, InvalidFieldError and AnswerTooLargeError for what does not go
-    with a model. token_bytes: the most that a token of the outputs takes; source_token_bytes: the most that a token of
-    the source takes, which the answer repeats."""
+) -> int:
+    """The most bytes that the outputs take. Raises EmptySequenceError, SequenceTooLongError, InvalidFieldError and
+    AnswerTooLargeError for what does not go with a model. token_bytes: the most that a token of the outputs takes;
+    source_token_bytes: the most that a token of the source takes, which the answer repeats."""
     if manifest.encoder is None:
         if source is not None:
             raise InvalidFieldError(f"source must not be given: {manifest.model} has no encoder", field="source")
@@ -143,9 +160,10 @@ def check_open(
         check_length(len(source), manifest.encoder.max_source_length, field="source")
         max_answer_bytes -= len(source) * source_token_bytes
         check_answer(0, max_answer_bytes, field="source", advice="give a shorter source")
+    num_bytes = 0
     if outputs is not None:
         check_kind(manifest, variant, outputs, field="open.outputs")
-        check_outputs(
+        num_bytes = check_outputs(
             outputs,
             num_tokens=1,
             vocabulary_size=manifest.output_size,
@@ -158,17 +176,23 @@ def check_open(
             raise InvalidFieldError(
                 f"open.outputs needs a start token, and {manifest.model} has none", field="open.outputs"
             )
+    return num_bytes
 
 
-def check_batch(num_sessions: int, *, max_answer_bytes: int, field: str) -> None:
-    """Raises AnswerTooLargeError when the positions of so many sessions might be over `max_answer_bytes`."""
-    check_answer(_POSITION_BYTES * num_sessions, max_answer_bytes, field=field, advice="step fewer sessions at a time")
+def check_batch(num_sessions: int, *, max_answer_bytes: int, field: str) -> int:
+    """The most bytes that the positions of so many sessions take. Raises AnswerTooLargeError when they are over
+    `max_answer_bytes`."""
+    num_bytes = _POSITION_BYTES * num_sessions
+    check_answer(num_bytes, max_answer_bytes, field=field, advice="step fewer sessions at a time")
+    return num_bytes
 
 
-def check_score(targets: Sequence[Sequence[int]], *, max_answer_bytes: int, field: str) -> None:
-    """Raises AnswerTooLargeError when the answer to a score of these targets might be over `max_answer_bytes`."""
+def check_score(targets: Sequence[Sequence[int]], *, max_answer_bytes: int, field: str) -> int:
+    """The most bytes that the answer to a score of these targets takes. Raises AnswerTooLargeError when they are over
+    `max_answer_bytes`."""
     num_bytes = sum(_HYPOTHESIS_BYTES + 4 * (len(target) + 1) for target in targets)
     check_answer(num_bytes, max_answer_bytes, field=field, advice="score fewer targets at a time")
+    return num_bytes
 
 
 def check_forks(count: int, limit: int, *, field: str) -> None:
@@ -219,9 +243,10 @@ def check_decoding(
     field: str,
     max_answer_bytes: int | None = None,
     token_bytes: int = _TOKEN_BYTES,
-) -> None:
-    """Raises InvalidFieldError naming the parameter that is out of its range, and AnswerTooLargeError for a search
-    whose results might be over `max_answer_bytes`; None: any size. token_bytes: see `Bundle.max_token_bytes`."""
+) -> int:
+    """The most bytes that the results of a search take; 0 for none. Raises InvalidFieldError naming the parameter that
+    is out of its range, and AnswerTooLargeError for a search whose results might be over `max_answer_bytes`; None: any
+    size. token_bytes: see `Bundle.max_token_bytes`."""
     if not 1 <= decoding.max_tokens <= max_tokens:
         raise InvalidFieldError(
             f"{field}.max_tokens = {decoding.max_tokens} must be 1 to {max_tokens}", field=f"{field}.max_tokens"
@@ -238,13 +263,15 @@ def check_decoding(
         )
     if decoding.sampling is not None:
         _check_sampling(decoding.sampling, vocabulary_size, f"{field}.sampling")
-    if decoding.beam is not None:
-        _check_beam(decoding, decoding.beam, max_beam_size, field)
-        if max_answer_bytes is not None:
-            # the best one is told twice: as what was generated, and among the results
-            num_bytes = (1 + decoding.beam.num_best) * (_HYPOTHESIS_BYTES + decoding.max_tokens * token_bytes)
-            advice = "ask for fewer tokens, or fewer results"
-            check_answer(num_bytes, max_answer_bytes, field=f"{field}.beam_search", advice=advice)
+    if decoding.beam is None:
+        return 0
+    _check_beam(decoding, decoding.beam, max_beam_size, field)
+    # the best one is told twice: as what was generated, and among the results
+    num_bytes = (1 + decoding.beam.num_best) * (_HYPOTHESIS_BYTES + decoding.max_tokens * token_bytes)
+    if max_answer_bytes is not None:
+        advice = "ask for fewer tokens, or fewer results"
+        check_answer(num_bytes, max_answer_bytes, field=f"{field}.beam_search", advice=advice)
+    return num_bytes
 
 
 def _check_sampling(sampling: Sampling, vocabulary_size: int, field: str) -> None:

@@ -102,7 +102,7 @@ class Opening:
         if session_id:
             check_session_id(session_id)
         source_vocabulary = served.bundle.source_vocabulary
-        check_open(
+        answer_bytes = check_open(
             served.bundle.manifest,
             source,
             outputs,
@@ -111,6 +111,7 @@ class Opening:
             token_bytes=served.bundle.max_token_bytes,
             source_token_bytes=0 if source_vocabulary is None else source_vocabulary.max_token_bytes,
         )
+        request.reserve(answer_bytes)
         is_chosen = is_chosen and bool(session_id)
         session = registry.make(served, session_id or registry.directory.new_id(owner), NO_LANE, on_ended)
         if not policy.is_plain:

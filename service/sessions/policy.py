@@ -107,7 +107,8 @@ class SessionLimits:
     what has been written to the client; max_answer_bytes: of one answer; num_tombstones: closed sessions remembered;
     replay_tokens: of one generation, kept for retries; max_marks: of one session;
     max_deferred_bytes: of all requests that wait for sessions to be opened or restored; max_replay_bytes: of all
-    answers to feeds that are kept for retries."""
+    answers to feeds that are kept for retries; max_unwritten_bytes: of all answers that are computed or wait for their
+    readers."""
 
     max_sessions: int = 10_000
     idle_timeout_s: float = 300.0
@@ -122,6 +123,7 @@ class SessionLimits:
     max_marks: int = 8
     max_deferred_bytes: int = 128 * 1024 * 1024
     max_replay_bytes: int = 32 * 1024 * 1024
+    max_unwritten_bytes: int = 256 * 1024 * 1024
 
     @property
     def mark_s(self) -> float:

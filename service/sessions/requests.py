@@ -23,12 +23,14 @@ from service.errors import (
     position_mismatch,
 )
 from service.observer import SessionObserver
+from service.sessions.answer_budget import SMALL_ANSWER
 from service.sessions.checks import (
     check_forks,
     check_kind,
     check_length,
     check_outputs,
     check_reads_what_it_gives,
+    check_retries,
     check_score,
     trace_size,
 )
@@ -139,8 +141,8 @@ class Requests:
             check_length(num_tokens, self.limits.max_feed_tokens, field="feed")
         # looked up, because the checks take longer than a step of a small model
         each = served.answer_bytes.get(outputs)
-        if each is None or each * num_tokens > self.limits.max_answer_bytes:
-            self._check_outputs(served, outputs, num_tokens)
+        if each is None or each * num_tokens > SMALL_ANSWER:
+            request.reserve(self._check_outputs(served, outputs, num_tokens))
         if session.num_in_flight or (position is not None and position != session.position):
             self.check_turn(session, "feed.position", position)
         engine = served.engine
@@ -170,7 +172,7 @@ class Requests:
         for at, target in enumerate(targets):
             check_length(len(target), self.limits.max_feed_tokens, field=f"{field}targets[{at}]")
         check_length(sum(map(len, targets)), self.limits.max_feed_tokens, field=f"{field}targets")
-        check_score(targets, max_answer_bytes=self.limits.max_answer_bytes, field=f"{field}targets")
+        num_bytes = check_score(targets, max_answer_bytes=self.limits.max_answer_bytes, field=f"{field}targets")
         if with_end:
             eos_id = session.served.bundle.manifest.special_tokens.eos_id
             if eos_id is None:
@@ -180,6 +182,7 @@ class Requests:
                 )
             targets = [[*target, eos_id] for target in targets]
         self.check_turn(session, "score.position", position)
+        request.reserve(num_bytes)
         request.num_tokens = sum(map(len, targets))
         engine = session.served.engine
         slots = engine.fork(len(targets))
@@ -208,8 +211,9 @@ class Requests:
             lambda ended: self.checkpoints.after_pending(session, partial(then, count + ended)),
         )
 
-    def _check_outputs(self, served: Served, outputs: OutputSpec, num_tokens: int) -> None:
-        """Raises InvalidFieldError and its kin, and AnswerTooLargeError; else notes what an output takes."""
+    def _check_outputs(self, served: Served, outputs: OutputSpec, num_tokens: int) -> int:
+        """The most bytes that an answer takes. Raises InvalidFieldError and its kin, and AnswerTooLargeError; else
+        notes what an output takes."""
         bundle = served.bundle
         check_kind(bundle.manifest, served.variant, outputs, field="feed.outputs")
         each = check_outputs(
@@ -221,15 +225,19 @@ class Requests:
             trace_size=trace_size(bundle.manifest) if outputs.has_trace else 0,
             token_bytes=bundle.max_token_bytes,
         )
-        if len(served.answer_bytes) < _MAX_CHECKED:
+        num_outputs = num_tokens if outputs.every_position else 1
+        if (outputs.every_position or each <= SMALL_ANSWER) and len(served.answer_bytes) < _MAX_CHECKED:
             served.answer_bytes[outputs] = each if outputs.every_position else 0
+        return each * num_outputs
 
     def _feed_again(self, request: Request, last: LastFeed) -> None:
         """Answers a retry of the last feed."""
         self.replayed(request, "feed")
         if last.result is None:
             assert last.request is not None  # noqa: S101  # only one that was answered has none
-            last.request.retries = [*(last.request.retries or ()), request]
+            retries = last.request.retries = last.request.retries or []
+            check_retries(len(retries), self.limits.max_in_flight)
+            retries.append(request)
         elif last.is_dropped:
             raise OutputsLostError(
                 f"feed.position = {last.start}: this feed was applied, and its answer is no longer kept: go on from"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from service.engine.engine import Engine
 from service.observer import SessionObserver
 from service.sessions.admin import Admin
+from service.sessions.answer_budget import AnswerBudget
 from service.sessions.deferral import Deferral
 from service.sessions.directory import Directory
 from service.sessions.expiry import Expiry
@@ -46,6 +47,7 @@ class SessionService:
         self.tasks = Tasks()
         self.directory = Directory(limits.max_sessions)
         self.deferral = Deferral(max_requests=limits.max_in_flight, max_bytes=limits.max_deferred_bytes)
+        self.answer_budget = AnswerBudget(limits.max_unwritten_bytes)
         self.registry = Registry(
             self.directory,
             self.deferral,

@@ -98,10 +98,10 @@ class StepBatches:
         self._touch = registry.directory.touch
         self._mark_s = limits.mark_s
 
-    def step(self, batch: StepBatch, reply: Reply) -> StepBatchRequest:
+    def step(self, batch: StepBatch, reply: Reply, reserve: Callable[[int], None]) -> StepBatchRequest:
         """Makes the sessions of a batch consume its tokens. reply(request, stepped) is called once on the event loop,
-        maybe before this returns. Raises InvalidFieldError and its kin for a batch that is wrong as a whole, and
-        QueueFullError."""
+        maybe before this returns. reserve(num_bytes): counts the answer. Raises InvalidFieldError and its kin for a
+        batch that is wrong as a whole, and QueueFullError."""
         check_columns(batch, self._limits.max_feed_tokens)
         tokens, counts, positions = batch.tokens, batch.counts, batch.positions
         refused = batch.refused | self._refused(batch.sessions)
@@ -126,7 +126,7 @@ class StepBatches:
             lanes = lanes_of(sessions)
         manifest = served.bundle.manifest
         check_kind(manifest, served.variant, batch.outputs, field="step_batch.outputs")
-        check_outputs(
+        each = check_outputs(
             batch.outputs._replace(every_position=True),  # one for each session
             num_tokens=len(batch.sessions),
             vocabulary_size=manifest.output_size,
@@ -134,7 +134,10 @@ class StepBatches:
             field="step_batch.outputs",
             token_bytes=_ID_BYTES,
         )
-        check_batch(len(batch.sessions), max_answer_bytes=self._limits.max_answer_bytes, field="step_batch.handles")
+        num_bytes = check_batch(
+            len(batch.sessions), max_answer_bytes=self._limits.max_answer_bytes, field="step_batch.handles"
+        )
+        reserve(num_bytes + each * len(batch.sessions))
         job = StepBatchJob(
             reply=self._on_stepped,
             tag=request,

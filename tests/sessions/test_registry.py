@@ -167,7 +167,7 @@ async def test_a_session_that_step_batches_use_is_left_its_whole_idle_timeout(ti
         batch = StepBatch([session], {}, [5], None, None, OutputSpec(), None)
         for _ in range(2):  # the second use comes so soon that it is not marked
             it.now_s += 0.07
-            it.service.step_batches.step(batch, lambda *_: done.release())
+            it.service.step_batches.step(batch, lambda *_: done.release(), lambda num_bytes: None)
             await done.acquire()
         it.now_s += 9.99
         it.service.expiry.expire()
@@ -245,6 +245,18 @@ async def test_a_position_that_is_wrong_while_work_is_in_flight_harms_only_its_o
         assert isinstance(failed.error, PositionMismatchError)
         assert failed.position == 1000
         assert (await right)[1].position == 1001
+
+
+async def test_retries_of_a_feed_in_flight_are_bounded_as_requests_are(tiny_repository: Path) -> None:
+    async with opened(tiny_repository, max_in_flight=3) as it:
+        session = await it.open()
+        fed = [it.feed(session, 0, [5] * 1000) for _ in range(4)]
+        with pytest.raises(QueueFullError, match="3 retries of this request wait for its answer"):
+            it.feed(session, 0, [5] * 1000)
+        results = [await one for one in fed]
+        assert all(result is results[0][1] for _, result in results)
+        assert [request.replayed for request, _ in results] == [False, True, True, True]
+        assert session.position == 1000
 
 
 async def test_cancel_answers_what_was_in_flight_and_tells_how_many(tiny_repository: Path) -> None:
