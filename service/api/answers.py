@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from carousel.v1 import inference_pb2 as pb
 from service.api import convert, session_messages
 from service.api.part import Part
-from service.api.status import to_message
+from service.api.status import MAX_MESSAGE_LENGTH, to_message
 from service.api.tensors import extend_floats
 from service.engine.items import Item
 from service.engine.results import Fed, Result, Scored, StepOutput, Stepped
@@ -113,22 +113,25 @@ def scored(request: Request, result: Scored) -> pb.StreamResponse:
     )
 
 
-def stepped(result: Stepped, *, gives_values: bool) -> pb.BatchStepped:
-    """Many sessions consumed tokens. gives_values: whether what is told in logits is values."""
+def stepped(result: Stepped, *, gives_values: bool, error_length: int = MAX_MESSAGE_LENGTH) -> pb.BatchStepped:
+    """Many sessions consumed tokens. gives_values: whether what is told in logits is values; error_length: characters
+    of each text of an error."""
     message = pb.BatchStepped(
         positions=result.positions,
         token_ids=result.token_ids,
         log_probabilities=result.log_probabilities,
-        errors=[pb.BatchError(index=place, error=to_message(error)) for place, error in result.errors],
+        errors=[pb.BatchError(index=place, error=to_message(error, error_length)) for place, error in result.errors],
     )
     if result.logits is not None:
         extend_floats(message, "values" if gives_values else "logits", result.logits)
     return message
 
 
-def batch_stepped(request: Request, result: Stepped, *, gives_values: bool) -> pb.StreamResponse:
-    """A step batch was carried out."""
-    message = stepped(result, gives_values=gives_values)
+def batch_stepped(
+    request: Request, result: Stepped, *, gives_values: bool, error_length: int = MAX_MESSAGE_LENGTH
+) -> pb.StreamResponse:
+    """A step batch was carried out. Arguments as those of `stepped`."""
+    message = stepped(result, gives_values=gives_values, error_length=error_length)
     message.replayed = request.replayed
     return pb.StreamResponse(request_id=request.request_id, batch_stepped=message)
 

@@ -54,15 +54,20 @@ class Replies:
             request.is_ended = True
             self._fail(request, session_id, session, error)
 
-    def stepped(self, request: Request, result: Stepped, *, gives_values: bool) -> None:
-        """Answers a step batch. A second answer is dropped."""
+    def stepped(self, request: Request, result: Stepped, *, gives_values: bool, error_length: int) -> None:
+        """Answers a step batch. A second answer is dropped. Arguments as those of `answers.stepped`."""
         if request.is_ended:
             return
         request.is_ended = True
         if request.answer_bytes or request.replayed:
-            self._put_large(request, partial(slices.batch_stepped, request, result, gives_values=gives_values))
+            make: Callable[..., Made[pb.StreamResponse]] = slices.batch_stepped
+            self._put_large(
+                request, partial(make, request, result, gives_values=gives_values, error_length=error_length)
+            )
         else:
-            self._outbox.put(answers.batch_stepped(request, result, gives_values=gives_values))
+            self._outbox.put(
+                answers.batch_stepped(request, result, gives_values=gives_values, error_length=error_length)
+            )
         self._finish()
 
     def on_opened(self, request: Request, result: Result, source: Sequence[Item] | None) -> None:

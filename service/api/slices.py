@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert
+from service.api.status import MAX_MESSAGE_LENGTH
 from service.engine.beam import Hypothesis
 from service.engine.items import Item
 from service.engine.results import Encoded, Fed, Searched, StepOutput, Stepped
@@ -105,8 +106,10 @@ async def generated(hypotheses: Sequence[Hypothesis], bundle: Bundle) -> pb.Gene
     return message
 
 
-async def batch_stepped(request: Request, result: Stepped, *, gives_values: bool) -> pb.StreamResponse:
-    """A step batch was carried out."""
+async def batch_stepped(
+    request: Request, result: Stepped, *, gives_values: bool, error_length: int = MAX_MESSAGE_LENGTH
+) -> pb.StreamResponse:
+    """A step batch was carried out. Arguments as those of `answers.stepped`."""
     response = pb.StreamResponse(request_id=request.request_id)
     message = response.batch_stepped
     message.replayed = request.replayed
@@ -118,11 +121,12 @@ async def batch_stepped(request: Request, result: Stepped, *, gives_values: bool
     step = max(1, _SLICE * _NUMBERS // width)
     for begin in range(0, num_rows, step):
         message.MergeFrom(answers.stepped(_rows(result, begin, begin + step), gives_values=gives_values))
-        await asyncio.sleep(0)
+        if begin + step < num_rows:
+            await asyncio.sleep(0)
     step = _SLICE // _ERROR
     for begin in range(0, len(result.errors), step):
         errors = Stepped([], [], [], None, result.errors[begin : begin + step])
-        message.MergeFrom(answers.stepped(errors, gives_values=gives_values))
+        message.MergeFrom(answers.stepped(errors, gives_values=gives_values, error_length=error_length))
         await asyncio.sleep(0)
     return response
 

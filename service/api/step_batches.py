@@ -32,6 +32,10 @@ from service.sessions.step_columns import StepBatch
 
 _ERROR_BYTES = 256
 """About what one refused session takes in an answer."""
+_BARE_ERROR_BYTES = 90
+"""The most that it takes without a text."""
+_TEXTS = 4
+"""The most that an error has: its message, its field and two facts."""
 
 Defer = Callable[[Request, pb.StreamRequest, list[Session]], None]
 
@@ -133,7 +137,6 @@ class StreamBatches:
                 f" report each: the first: {next(iter(refused.values())).message}",
                 field="step_batch.handles",
             )
-        request.reserve(len(refused) * _ERROR_BYTES)
         sent = _Sent(batch, gives_values=bundle is not None and bundle.target_vocabulary is None)
         positions = list(batch.positions) or None
         asked = StepBatch(found.sessions, refused, tokens, counts, positions, outputs, None if refused else found.lanes)
@@ -176,7 +179,7 @@ class StreamBatches:
         return found
 
     def _on_stepped(self, request: Request, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
-        self._replies.stepped(request, result, gives_values=sent.gives_values)
+        self._reply(request, sent, result)
         retries, sent.retries = sent.retries, []
         for retry in retries:
             self._replay(retry, sent, accepted, result)
@@ -195,7 +198,14 @@ class StreamBatches:
 
     def _replay(self, request: Request, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
         request.replayed = True
-        self._replies.stepped(request, result, gives_values=sent.gives_values)
+        self._reply(request, sent, result)
+
+    def _reply(self, request: Request, sent: _Sent, result: Stepped) -> None:
+        """Answers a batch. The more of its sessions failed, the shorter are the texts that say why."""
+        each = self._limits.max_answer_bytes // max(1, len(result.errors))
+        self._replies.stepped(
+            request, result, gives_values=sent.gives_values, error_length=max(0, each - _BARE_ERROR_BYTES) // _TEXTS
+        )
 
 
 def _doubled(handles: list[int]) -> InvalidFieldError:

@@ -28,8 +28,9 @@ _TOKEN_BYTES = 32
 """Of a token on the wire with its name and log-probability, where the caller does not say the most for a vocabulary."""
 _OUTPUT_BYTES = 24
 """The most that an output takes besides its numbers: its position, and what frames its fields."""
-_POSITION_BYTES = 10
-"""The most that a position takes."""
+_STEPPED_BYTES = 90
+"""The most that one session takes in an answer to a step batch, besides its outputs: its position and, if it failed, an
+error with hardly a text."""
 _HYPOTHESIS_BYTES = 48
 """The most that a hypothesis takes besides its tokens."""
 
@@ -180,9 +181,9 @@ def check_open(
 
 
 def check_batch(num_sessions: int, *, max_answer_bytes: int, field: str) -> int:
-    """The most bytes that the positions of so many sessions take. Raises AnswerTooLargeError when they are over
-    `max_answer_bytes`."""
-    num_bytes = _POSITION_BYTES * num_sessions
+    """The most bytes that the answer to a step batch of so many sessions takes besides outputs, where all have failed.
+    Raises AnswerTooLargeError when they are over `max_answer_bytes`."""
+    num_bytes = _STEPPED_BYTES * num_sessions
     check_answer(num_bytes, max_answer_bytes, field=field, advice="step fewer sessions at a time")
     return num_bytes
 

@@ -38,7 +38,7 @@ from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.persistence import NOT_STORED
 from service.sessions.policy import SessionLimits
 from service.sessions.registry import Registry
-from service.sessions.replays import Replays
+from service.sessions.replays import Replays, size_of
 from service.sessions.session import LastFeed, Request, Served, Session
 
 _MAX_CHECKED = 256
@@ -48,14 +48,14 @@ _MAX_CHECKED = 256
 class Requests:
     """Gives sessions' requests to their engines."""
 
-    def __init__(self, registry: Registry, limits: SessionLimits, observer: SessionObserver) -> None:
+    def __init__(self, registry: Registry, replays: Replays, limits: SessionLimits, observer: SessionObserver) -> None:
         self.limits = limits
         self.observer = observer
         self.clock = registry.clock
         self.checkpoints = registry.checkpoints
         self.deferral = registry.deferral
         self._touch = registry.directory.touch
-        self._replays = Replays(limits.max_replay_bytes)
+        self._replays = replays
         self._maybe_repeated: dict[Request, LastFeed] = {}
         """Retries that came after a Cancel, and what each repeats: it is applied if the Cancel came in time."""
 
@@ -252,8 +252,9 @@ class Requests:
         """Keeps the answer of a feed, for retries."""
         feed.request, feed.result = None, result
         feed.start = result.position - len(feed.tokens)
-        if feed.outputs.kind.is_vector or feed.outputs.every_position or feed.outputs.has_trace:
-            self._replays.keep(feed)
+        outputs = feed.outputs
+        if isinstance(result, Fed) and (outputs.kind.is_vector or outputs.every_position or outputs.has_trace):
+            self._replays.keep(feed, size_of(result.outputs))
 
     def _is_repeated(self, request: Request, result: Result) -> bool:
         """Whether a feed repeats one that a Cancel did not reach. It is answered again then."""

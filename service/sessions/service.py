@@ -17,6 +17,7 @@ from service.sessions.generations import Generations
 from service.sessions.opening import Opening
 from service.sessions.policy import SessionLimits
 from service.sessions.registry import Registry
+from service.sessions.replays import Replays
 from service.sessions.requests import Requests
 from service.sessions.resume import Find, Resume
 from service.sessions.spill import Spill
@@ -64,9 +65,10 @@ class SessionService:
         self.spill = Spill(self.registry, storage, self.tasks)
         self.opening = Opening(self.registry, self.spill, storage, self.tasks, limits)
         self.expiry = Expiry(self.registry, limits.idle_timeout_s + limits.mark_s, _report)
-        self.requests = Requests(self.registry, limits, observer)
+        replays = Replays(limits.max_replay_bytes)
+        self.requests = Requests(self.registry, replays, limits, observer)
         self.generations = Generations(self.requests)
-        self.step_batches = StepBatches(self.registry, limits, observer)
+        self.step_batches = StepBatches(self.registry, replays, limits, observer)
         self.resume = Resume(
             self.registry,
             self.opening,

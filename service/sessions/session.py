@@ -13,7 +13,7 @@ from enum import Enum
 from service.engine.engine import Engine
 from service.engine.items import Item
 from service.engine.jobs import Lane, OutputSpec
-from service.engine.results import Failed, Generated, Result
+from service.engine.results import Failed, Fed, Generated, Result
 from service.errors import CarouselError, IllegalRequestError
 from service.observer import CALL_TRACE
 from service.repository.bundle import Bundle
@@ -146,6 +146,12 @@ class LastFeed:
         self.outputs = outputs
         self.result: Result | None = None
         self.is_cancelled = self.is_dropped = False
+
+    def drop(self) -> None:
+        """Forgets the answer, but for its position. A failure is kept."""
+        if isinstance(self.result, Fed):
+            self.result = Fed(self.result.position, [])
+            self.is_dropped = True
 
     def is_repeated_by(self, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> bool:
         """Whether a feed is a retry of this one. One that failed cannot be retried."""

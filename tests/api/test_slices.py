@@ -104,7 +104,7 @@ def error(at: int) -> CarouselError:
 
 BATCHES = {
     "tokens": Stepped(list(range(40_000)), [at % 50 for at in range(40_000)], [], None, []),
-    "top-k": Stepped(list(range(3000)), [at % 50 for at in range(60_000)], floats(60_000).tolist(), None, []),
+    "top-k": Stepped(list(range(6000)), [at % 50 for at in range(120_000)], floats(120_000).tolist(), None, []),
     "logits": Stepped(list(range(3000)), [], [], floats(3000, 50), []),
     "errors": Stepped([0] * 900, [0] * 900, [], None, [(at, error(at)) for at in range(900)]),
 }

@@ -18,28 +18,37 @@ def answered(num_floats: int) -> LastFeed:
     return feed
 
 
+def size(feed: LastFeed) -> int:
+    assert isinstance(feed.result, Fed)
+    return size_of(feed.result.outputs)
+
+
+def keep(replays: Replays, feed: LastFeed) -> None:
+    replays.keep(feed, size(feed))
+
+
 def test_the_oldest_large_answers_are_dropped_and_their_positions_are_kept() -> None:
     replays = Replays(100_000)
     feeds = [answered(10_000) for _ in range(4)]
     for feed in feeds:
-        replays.keep(feed)
+        keep(replays, feed)
     assert [feed.is_dropped for feed in feeds] == [True, True, False, False]
     assert replays.num_bytes <= 100_000
     assert feeds[0].result == Fed(1, [])
-    assert size_of(feeds[3].result) > 40_000
+    assert size(feeds[3]) > 40_000
 
 
 def test_small_answers_are_not_counted() -> None:
     replays = Replays(1)
     feed = answered(10)
-    replays.keep(feed)
+    keep(replays, feed)
     assert (replays.num_bytes, feed.is_dropped) == (0, False)
 
 
 def test_an_answer_that_nothing_keeps_any_more_is_not_counted() -> None:
     replays = Replays(10**9)
     feed = answered(10_000)
-    replays.keep(feed)
+    keep(replays, feed)
     assert replays.num_bytes > 40_000
     del feed
     gc.collect()
