@@ -6,8 +6,8 @@ Rules:
    changes meanwhile is stored again. A copy that was read out before a rewind is not stored after it.
 2. The answers of a strict session wait in `Persistence.awaiting`, in order, until the moment that they report is
    stored. Failures wait too: they report a position.
-3. When the store fails, sessions continue in memory and are stored when it works again; answers that wait fail, and
-   their requests can be sent again.
+3. When the store fails, sessions continue in memory and are stored when it works again, also where their record
+   needed to be renewed only; answers that wait fail, and their requests can be sent again.
 
 Event loop only; times come from the injected clocks.
 """
@@ -282,6 +282,8 @@ class Checkpoints:
             self._on_lost(session)
         elif result is WriteResult.FAILED:
             session.persistence.expires_at = 0.0  # it is renewed again, as soon as it is looked at
+            if session.persistence.stored is not None and session.is_live:
+                self.changed(session)  # only the whole makes a record anew whose time is over by then
 
     def _note(self, session: Session, moment: Moment, result: WriteResult) -> None:
         persistence = session.persistence
