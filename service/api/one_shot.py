@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import convert, slices
+from service.api import answers, convert
 from service.api.caller import Caller
 from service.api.domain import Domain
 from service.api.outbox import Outbox
@@ -151,7 +151,7 @@ class OneShot:
 
 async def _found(request: Request, result: Searched) -> pb.GenerateResponse:
     bundle = request.session.served.bundle
-    generated = await slices.generated(result.hypotheses, bundle)
+    generated = await answers.hypotheses_found(result.hypotheses, bundle)
     return pb.GenerateResponse(generated=generated, position=result.position, version=bundle.version)
 
 

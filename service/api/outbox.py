@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 Response = TypeVar("Response")
 Made: TypeAlias = Response | Coroutine[Any, Any, Response]
-"""A response, or a coroutine that makes it: a large one is made in slices, see `slices`."""
+"""A response, or a coroutine that makes it: a large one is made in slices, see `answers`."""
 OutboxEntry: TypeAlias = tuple[Made[Response], Callable[[], None] | None]
 """A response, and the function to call when it was written. One that is yet to be made always has the function."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import answers, slices
+from service.api import answers
 from service.api.outbox import Made, Outbox
 from service.api.part import Part, pieces
 from service.api.status import TABLE
@@ -60,7 +60,7 @@ class Replies:
             return
         request.is_ended = True
         if request.answer_bytes or request.replayed:
-            make: Callable[..., Made[pb.StreamResponse]] = slices.batch_stepped
+            make: Callable[..., Made[pb.StreamResponse]] = answers.large_batch_stepped
             self._put_large(
                 request, partial(make, request, result, gives_values=gives_values, error_length=error_length)
             )
@@ -76,7 +76,7 @@ class Replies:
             self.on_failed(request, result)
             return
         if request.answer_bytes and isinstance(result, Fed):
-            self._put_large(request, partial(slices.opened, request, result, source))
+            self._put_large(request, partial(answers.large_opened, request, result, source))
         else:
             self._outbox.put(answers.opened(request, result, source))
         self._finish()
@@ -85,7 +85,7 @@ class Replies:
         """A feed is done, or failed."""
         if isinstance(result, Fed):
             if request.answer_bytes or request.replayed:
-                self._put_large(request, partial(slices.fed, request, result))
+                self._put_large(request, partial(answers.large_fed, request, result))
             else:
                 self._outbox.put(answers.fed(request, result))
             self._finish()
@@ -95,7 +95,7 @@ class Replies:
     def on_searched(self, request: Request, result: Result) -> None:
         """A beam search is done, or failed."""
         if isinstance(result, Searched):
-            self._put_large(request, partial(slices.found, request, result))
+            self._put_large(request, partial(answers.found, request, result))
             self._finish()
         else:
             self.on_failed(request, result)

@@ -25,7 +25,7 @@ from service.api.step_batches import StreamBatches
 from service.engine.results import Failed, Result
 from service.errors import CarouselError, EngineError, InvalidFieldError, SessionNotOpenError
 from service.observer import ApiObserver
-from service.sessions.answer_budget import StreamBudget
+from service.sessions.answer_memory import StreamBudget
 from service.sessions.lifecycle import State
 from service.sessions.session import CloseReason, Failures, Reply, Request, Session
 

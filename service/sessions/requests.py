@@ -23,7 +23,7 @@ from service.errors import (
     position_mismatch,
 )
 from service.observer import SessionObserver
-from service.sessions.answer_budget import SMALL_ANSWER
+from service.sessions.answer_memory import SMALL_ANSWER, Replays, size_of
 from service.sessions.checks import (
     check_forks,
     check_kind,
@@ -38,7 +38,6 @@ from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.persistence import NOT_STORED
 from service.sessions.policy import SessionLimits
 from service.sessions.registry import Registry
-from service.sessions.replays import Replays, size_of
 from service.sessions.session import LastFeed, Request, Served, Session
 
 _MAX_CHECKED = 256

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from service.engine.engine import Engine
 from service.observer import SessionObserver
 from service.sessions.admin import Admin
-from service.sessions.answer_budget import AnswerBudget
+from service.sessions.answer_memory import AnswerBudget, Replays
 from service.sessions.deferral import Deferral
 from service.sessions.directory import Directory
 from service.sessions.expiry import Expiry
@@ -17,7 +17,6 @@ from service.sessions.generations import Generations
 from service.sessions.opening import Opening
 from service.sessions.policy import SessionLimits
 from service.sessions.registry import Registry
-from service.sessions.replays import Replays
 from service.sessions.requests import Requests
 from service.sessions.resume import Find, Resume
 from service.sessions.spill import Spill

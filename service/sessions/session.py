@@ -18,7 +18,7 @@ from service.errors import CarouselError, IllegalRequestError
 from service.observer import CALL_TRACE
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
-from service.sessions.answer_budget import SMALL_ANSWER, StreamBudget
+from service.sessions.answer_memory import SMALL_ANSWER, StreamBudget
 from service.sessions.generation import Generation
 from service.sessions.lifecycle import LIVE, OVER, TABLE, Event, State, Transition
 from service.sessions.persistence import NOT_STORED, Moment, Persistence

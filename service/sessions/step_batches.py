@@ -13,12 +13,12 @@ from service.engine.jobs import Lane, OutputSpec, StepBatchJob
 from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError, OutputsLostError, QueueFullError
 from service.observer import CALL_TRACE, SessionObserver
+from service.sessions.answer_memory import Replays
 from service.sessions.checks import check_batch, check_kind, check_outputs
 from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.persistence import NOT_STORED
 from service.sessions.policy import Durability, SessionLimits
 from service.sessions.registry import Registry
-from service.sessions.replays import Replays
 from service.sessions.session import Session
 from service.sessions.step_columns import StepBatch, check_columns, select, spread
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import answers, convert, slices
+from service.api import answers, convert
 from service.engine.beam import Hypothesis
 from service.engine.decoding import FinishReason
 from service.engine.results import Fed, Searched, StepOutput, Stepped
@@ -66,14 +66,14 @@ OUTPUTS = {
 @pytest.mark.parametrize("kind", OUTPUTS)
 async def test_a_fed_is_the_same_and_takes_many_turns(kind: str) -> None:
     one, result = request(), Fed(9000, OUTPUTS[kind])
-    response, num_turns = await made(slices.fed(one, result))
+    response, num_turns = await made(answers.large_fed(one, result))
     assert response == answers.fed(one, result)
     assert num_turns > 5
 
 
 async def test_an_opened_is_the_same() -> None:
     one, result = request(), Fed(0, OUTPUTS["one output of many tokens"])
-    response, num_turns = await made(slices.opened(one, result, None))
+    response, num_turns = await made(answers.large_opened(one, result, None))
     assert response == answers.opened(one, result, None)
     assert num_turns > 5
 
@@ -84,7 +84,7 @@ async def test_the_results_of_a_search_have_all_their_tokens() -> None:
     for size, end in zip((4500, 2000, 0), ends, strict=True):
         scores = floats(size + (end is FinishReason.EOS)).tolist()
         hypotheses.append(Hypothesis([at % 50 for at in range(size)], None, -1.5 * size, sum(scores), scores, end))
-    response, num_turns = await made(slices.found(request(), Searched(11, hypotheses)))
+    response, num_turns = await made(answers.found(request(), Searched(11, hypotheses)))
     told = response.generated
     assert (response.position, told.finish_reason) == (11, pb.FINISH_REASON_EOS)
     assert list(told.tokens) == list(told.hypotheses[0].tokens)
@@ -94,7 +94,7 @@ async def test_the_results_of_a_search_have_all_their_tokens() -> None:
 
 
 async def test_a_search_that_found_nothing_has_ended() -> None:
-    response, _ = await made(slices.found(request(), Searched(2, [])))
+    response, _ = await made(answers.found(request(), Searched(2, [])))
     assert response.generated == pb.Generated(finish_reason=pb.FINISH_REASON_EOS)
 
 
@@ -115,12 +115,12 @@ BATCHES = {
 async def test_an_answer_to_a_step_batch_is_the_same(kind: str, gives_values: bool) -> None:
     one = request()
     one.replayed = True
-    response, num_turns = await made(slices.batch_stepped(one, BATCHES[kind], gives_values=gives_values))
+    response, num_turns = await made(answers.large_batch_stepped(one, BATCHES[kind], gives_values=gives_values))
     assert response == answers.batch_stepped(one, BATCHES[kind], gives_values=gives_values)
     assert num_turns > 2
 
 
 async def test_a_step_batch_of_no_session_has_an_empty_answer() -> None:
     one, result = request(), Stepped([], [], [], None, [])
-    response, _ = await made(slices.batch_stepped(one, result, gives_values=False))
+    response, _ = await made(answers.large_batch_stepped(one, result, gives_values=False))
     assert response == answers.batch_stepped(one, result, gives_values=False)
