@@ -20,7 +20,7 @@ from service.api.outbox import Outbox, OutboxEntry
 from service.api.stream import Stream
 from service.errors import InvalidFieldError, ShuttingDownError
 from service.observer import ApiObserver
-from service.sessions.policy import SessionLimits
+from service.sessions.persistence import SessionLimits
 from service.sessions.session import Served, Session
 
 Context = grpc.aio.ServicerContext[Any, Any]

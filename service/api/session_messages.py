@@ -11,7 +11,7 @@ from carousel.v1 import sessions_pb2
 from service.errors import InvalidFieldError
 from service.sessions.admin import StateTensor
 from service.sessions.lifecycle import State
-from service.sessions.policy import Durability, OnDisconnect, PolicyLimits, SessionPolicy
+from service.sessions.persistence import Durability, OnDisconnect, PolicyLimits, SessionPolicy
 from service.sessions.session import CloseReason, Session
 
 _CLOSE_REASONS = {

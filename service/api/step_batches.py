@@ -24,7 +24,7 @@ from service.errors import (
 )
 from service.repository.bundle import Bundle
 from service.sessions.checks import check_length, check_retries
-from service.sessions.policy import SessionLimits
+from service.sessions.persistence import SessionLimits
 from service.sessions.session import Failures, Request, Session
 from service.sessions.spill import Spill
 from service.sessions.step_batches import StepBatches, StepBatchRequest, lanes_of

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from service.background import Tasks
 from service.engine.items import Item
 from service.engine.jobs import EncodeJob, FeedJob, Job, Lane, OutputSpec
 from service.engine.results import Encoded, Failed, Result
@@ -31,13 +32,11 @@ from service.sessions.checks import check_open, check_session_id
 from service.sessions.ending import not_open
 from service.sessions.image import Image, check_fits, last_in
 from service.sessions.lifecycle import Event
-from service.sessions.persistence import Persistence
-from service.sessions.policy import PLAIN, SessionLimits, SessionPolicy
+from service.sessions.persistence import PLAIN, Persistence, SessionLimits, SessionPolicy
 from service.sessions.registry import Registry, nobody
 from service.sessions.session import CloseReason, OnEnded, Request, Served, Session
 from service.sessions.spill import NO_LANE, Spill
 from service.sessions.storage import Storage
-from service.sessions.tasks import Tasks
 
 _PATIENCE_S = 5.0  # for the last record of an id's former session
 

@@ -11,8 +11,7 @@ from functools import partial
 
 from service.engine.items import Item
 from service.engine.jobs import FeedJob, Job, OutputSpec, ScoreJob
-from service.engine.lane_state import LaneState
-from service.engine.results import Failed, Fed, Result, Scored
+from service.engine.results import Failed, Fed, LaneState, Result, Scored
 from service.errors import (
     CarouselError,
     InvalidFieldError,
@@ -35,8 +34,7 @@ from service.sessions.checks import (
     trace_size,
 )
 from service.sessions.lifecycle import LIVE, Event, State
-from service.sessions.persistence import NOT_STORED
-from service.sessions.policy import SessionLimits
+from service.sessions.persistence import NOT_STORED, SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.session import LastFeed, Request, Served, Session
 

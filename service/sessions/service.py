@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from service.background import Tasks
 from service.engine.engine import Engine
 from service.observer import SessionObserver
 from service.sessions.admin import Admin
@@ -15,14 +16,13 @@ from service.sessions.directory import Directory
 from service.sessions.expiry import Expiry
 from service.sessions.generations import Generations
 from service.sessions.opening import Opening
-from service.sessions.policy import SessionLimits
+from service.sessions.persistence import SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.requests import Requests
 from service.sessions.resume import Find, Resume
 from service.sessions.spill import Spill
 from service.sessions.step_batches import StepBatches
 from service.sessions.storage import Storage
-from service.sessions.tasks import Tasks
 
 
 class SessionService:

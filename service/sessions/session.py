@@ -21,8 +21,7 @@ from service.repository.manifest import BASE_VARIANT
 from service.sessions.answer_memory import SMALL_ANSWER, StreamBudget
 from service.sessions.generation import Generation
 from service.sessions.lifecycle import LIVE, OVER, TABLE, Event, State, Transition
-from service.sessions.persistence import NOT_STORED, Moment, Persistence
-from service.sessions.policy import Durability, SessionPolicy
+from service.sessions.persistence import NOT_STORED, Durability, Moment, Persistence, SessionPolicy
 
 
 class CloseReason(Enum):

@@ -16,8 +16,7 @@ from service.observer import CALL_TRACE, SessionObserver
 from service.sessions.answer_memory import Replays
 from service.sessions.checks import check_batch, check_kind, check_outputs
 from service.sessions.lifecycle import LIVE, Event, State
-from service.sessions.persistence import NOT_STORED
-from service.sessions.policy import Durability, SessionLimits
+from service.sessions.persistence import NOT_STORED, Durability, SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.session import Session
 from service.sessions.step_columns import StepBatch, check_columns, select, spread

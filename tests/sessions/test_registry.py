@@ -28,7 +28,7 @@ from service.errors import (
 )
 from service.repository.bundle import load_bundle
 from service.sessions.lifecycle import State
-from service.sessions.policy import SessionLimits
+from service.sessions.persistence import SessionLimits
 from service.sessions.service import SessionService
 from service.sessions.session import CloseReason, Reply, Request, Served, Session
 from service.sessions.snapshot import Codec
