@@ -13,7 +13,7 @@ import structlog
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
-from service import event_loop
+from service import process
 from service.api.principals import new_token
 from service.listeners import StartError
 from service.probe import probe
@@ -41,7 +41,7 @@ def main() -> int:
     for variable, nearest in unknown_variables(os.environ):
         structlog.get_logger().warning("settings.unknown_variable", variable=variable, nearest=nearest)
     try:
-        event_loop.run(serve(settings))
+        process.run(serve(settings))
     except StartError as error:
         structlog.get_logger().error("server.cannot_start", reason=str(error))
         return 1

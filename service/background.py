@@ -1,4 +1,4 @@
-"""Tasks of the server that run beside its calls: none ends without a word, and a periodic one never ends by an error.
+"""Tasks that run beside calls: none ends without a word, and a periodic one never ends by an error.
 
 Event loop only.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
+
+from service.errors import CarouselError
 
 log = structlog.get_logger()
 
@@ -60,3 +62,39 @@ class Background:
                 delay_s = max(interval_s, min(2 * delay_s, _LONGEST_DELAY_S))
             else:
                 delay_s = interval_s
+
+
+T = TypeVar("T")
+
+
+class Tasks:
+    """Owns tasks until they end. A domain error goes to whoever awaits the task; any other is reported. Event loop
+    only."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Starts a task."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def stop(self) -> None:
+        """Cancels those that have not ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, CarouselError):
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a task of sessions failed", "exception": error}
+            )

@@ -27,6 +27,7 @@ from service.engine.engine import Engine
 from service.health import ModelHealth
 from service.hosting import Hosting
 from service.listeners import StartError, certificates_of, listen, make_probes, make_server, make_tracing, principals
+from service.process import handle_signals
 from service.repository.bundle import Bundle
 from service.repository.repository import RepositoryError
 from service.sessions.service import SessionService
@@ -35,10 +36,8 @@ from service.sessions.storage import Storage
 from service.sessions.stores.base import StateStore, StoreError
 from service.sessions.stores.opening import open_store, signing_key
 from service.settings import Settings
-from service.signals import handle_signals
-from service.telemetry.engines import EngineTelemetry, Occupancy
+from service.telemetry.engines import EngineTelemetry, ModelTelemetry, Occupancy
 from service.telemetry.metrics import Metrics
-from service.telemetry.models import ModelTelemetry
 from service.telemetry.observers import SessionTelemetry, StoreTelemetry
 
 log = structlog.get_logger()

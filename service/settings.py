@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.engine.limits import EngineLimits
 from service.engine.runner import ROW_BUCKETS
 from service.repository.runtime import Provider, RuntimeOptions, Runtimes
-from service.sessions.policy import Durability, PolicyLimits, SessionLimits
+from service.sessions.persistence import Durability, PolicyLimits, SessionLimits
 
 _OF_THE_CLIENT = {"TARGET", "TOKEN"}
 """What the command `carousel` reads."""

@@ -12,10 +12,9 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.observer import BatchReport
-from service.telemetry.engines import EngineTelemetry, Occupancy
+from service.telemetry.engines import EngineTelemetry, ModelTelemetry, Occupancy
 from service.telemetry.instruments import Backlog, Counter, Gauge, Histogram, Registry
 from service.telemetry.metrics import Metrics
-from service.telemetry.models import ModelTelemetry
 from service.telemetry.observers import SessionTelemetry
 
 BOUNDS = (0.1, 0.5, 1.0, 10.0)

@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from service import event_loop
+from service import process
 from service.engine.jobs import OutputKind, OutputSpec
 from service.repository.manifest import BASE_VARIANT
 from service.server import Server
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--feed", action="store_true")
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    event_loop.run(serve(arguments.repository, arguments.model, arguments.sessions, feed=arguments.feed))
+    process.run(serve(arguments.repository, arguments.model, arguments.sessions, feed=arguments.feed))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from service import event_loop, server
+from service import process, server
 from service.settings import Settings
 from service.telemetry import logging
 
@@ -44,4 +44,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    event_loop.run(main())
+    process.run(main())

@@ -200,7 +200,7 @@ class _CloseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseReas
     it finds it.
     """
     CLOSE_REASON_LOST: _CloseReason.ValueType  # 8
-    """Its server ended before it was ever stored."""
+    """Its state is nowhere: its server ended before it was ever stored, or the store no longer has its record."""
     CLOSE_REASON_TAKEN: _CloseReason.ValueType  # 9
     """It is not closed: another stream of this server has gone on with it."""
 
@@ -226,7 +226,7 @@ CLOSE_REASON_MOVED: CloseReason.ValueType  # 7
 it finds it.
 """
 CLOSE_REASON_LOST: CloseReason.ValueType  # 8
-"""Its server ended before it was ever stored."""
+"""Its state is nowhere: its server ended before it was ever stored, or the store no longer has its record."""
 CLOSE_REASON_TAKEN: CloseReason.ValueType  # 9
 """It is not closed: another stream of this server has gone on with it."""
 Global___CloseReason: _TypeAlias = CloseReason  # noqa: Y015

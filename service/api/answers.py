@@ -1,17 +1,26 @@
-"""What a stream answers: pure functions from results to responses."""
+"""What a stream answers: functions from results to responses.
+
+Large messages are made in slices, by the functions that begin with `large_`: after each slice the event loop serves
+others. Making a message of 4 MiB of small numbers and names takes up to 0.2 s, a slice about 1 ms. A slice is a number
+of fields, and no time, so that a run can be repeated exactly. Event loop only.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import convert, session_messages
 from service.api.part import Part
-from service.api.status import to_message
+from service.api.status import MAX_MESSAGE_LENGTH, to_message
 from service.api.tensors import extend_floats
+from service.engine.beam import Hypothesis
 from service.engine.items import Item
-from service.engine.results import Fed, Result, Scored, Searched, StepOutput, Stepped
+from service.engine.results import Encoded, Fed, Result, Scored, Searched, StepOutput, Stepped
 from service.errors import CarouselError, shortened
+from service.repository.bundle import Bundle
+from service.repository.vocabulary import Vocabulary
 from service.sessions.persistence import NOT_STORED
 from service.sessions.session import CloseReason, Request, Session
 
@@ -103,16 +112,6 @@ def generated(request: Request, part: Part) -> pb.StreamResponse:
     return with_checkpoint(response, request.session)
 
 
-def found(request: Request, result: Searched) -> pb.StreamResponse:
-    """A beam search is done."""
-    return pb.StreamResponse(
-        request_id=request.request_id,
-        session_id=request.session.name,
-        position=result.position,
-        generated=convert.found(result.hypotheses, request.session.served.bundle),
-    )
-
-
 def scored(request: Request, result: Scored) -> pb.StreamResponse:
     """Targets were scored."""
     return pb.StreamResponse(
@@ -123,17 +122,27 @@ def scored(request: Request, result: Scored) -> pb.StreamResponse:
     )
 
 
-def stepped(result: Stepped, *, gives_values: bool) -> pb.BatchStepped:
-    """Many sessions consumed tokens. gives_values: whether what is told in logits is values."""
+def stepped(result: Stepped, *, gives_values: bool, error_length: int = MAX_MESSAGE_LENGTH) -> pb.BatchStepped:
+    """Many sessions consumed tokens. gives_values: whether what is told in logits is values; error_length: characters
+    of each text of an error."""
     message = pb.BatchStepped(
         positions=result.positions,
         token_ids=result.token_ids,
         log_probabilities=result.log_probabilities,
-        errors=[pb.BatchError(index=place, error=to_message(error)) for place, error in result.errors],
+        errors=[pb.BatchError(index=place, error=to_message(error, error_length)) for place, error in result.errors],
     )
     if result.logits is not None:
         extend_floats(message, "values" if gives_values else "logits", result.logits)
     return message
+
+
+def batch_stepped(
+    request: Request, result: Stepped, *, gives_values: bool, error_length: int = MAX_MESSAGE_LENGTH
+) -> pb.StreamResponse:
+    """A step batch was carried out. Arguments as those of `stepped`."""
+    message = stepped(result, gives_values=gives_values, error_length=error_length)
+    message.replayed = request.replayed
+    return pb.StreamResponse(request_id=request.request_id, batch_stepped=message)
 
 
 def cancelled(request_id: int, session: Session, count: int) -> pb.StreamResponse:
@@ -163,4 +172,128 @@ def refused(request_id: int, session_id: str, session: Session | None, error: Ca
         session_id=shortened(session_id, _MAX_ID),
         position=0 if session is None else session.reportable_position,
         error=to_message(error),
+    )
+
+
+_SLICE = 1000
+"""Fields of a message, each of which takes about 1 us to make."""
+_ARRAY = 8
+"""An array takes as long as so many other fields."""
+_ERROR = 20
+"""So does an error."""
+_NUMBERS = 16
+"""Plain numbers of a packed field that take as long as another field."""
+
+
+class _Slices:
+    """Counts what was made since the event loop had its last turn."""
+
+    def __init__(self) -> None:
+        self._left = _SLICE
+
+    async def made(self, num_fields: int) -> None:
+        self._left -= num_fields
+        if self._left <= 0:
+            self._left = _SLICE
+            await asyncio.sleep(0)
+
+
+async def large_opened(request: Request, result: Fed, source: Sequence[Item] | None) -> pb.StreamResponse:
+    """A session is open, and this is what comes next in it. source: as the model read it."""
+    response = opened(request, Encoded(result.position), source)
+    vocabulary = request.session.served.bundle.target_vocabulary
+    await _fill(response.opened.output, result.outputs[0], vocabulary, _Slices())
+    return response
+
+
+async def large_fed(request: Request, result: Fed) -> pb.StreamResponse:
+    """Tokens were consumed."""
+    response = fed(request, result._replace(outputs=[]))
+    vocabulary, slices = request.session.served.bundle.target_vocabulary, _Slices()
+    for output in result.outputs:
+        await _fill(response.fed.outputs.add(), output, vocabulary, slices)
+    return response
+
+
+async def _fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary | None, slices: _Slices) -> None:
+    num_tokens = len(output.token_ids)
+    if num_tokens <= _SLICE:
+        convert.fill(message, output, vocabulary)
+        await slices.made(num_tokens + _ARRAY * (1 + len(output.trace or ())))
+        return
+    convert.fill(message, output._replace(token_ids=[], log_probabilities=None), vocabulary)
+    for begin in range(0, num_tokens, _SLICE):
+        end = begin + _SLICE
+        scores = None if output.log_probabilities is None else output.log_probabilities[begin:end]
+        convert.fill(message, StepOutput(output.position, output.token_ids[begin:end], scores), vocabulary)
+        await slices.made(_SLICE)
+
+
+async def found(request: Request, result: Searched) -> pb.StreamResponse:
+    """A beam search is done."""
+    bundle = request.session.served.bundle
+    return pb.StreamResponse(
+        request_id=request.request_id,
+        session_id=request.session.name,
+        position=result.position,
+        generated=await hypotheses_found(result.hypotheses, bundle),
+    )
+
+
+async def hypotheses_found(hypotheses: Sequence[Hypothesis], bundle: Bundle) -> pb.Generated:
+    """What a beam search has found: the first of the hypotheses is what was generated."""
+    slices = _Slices()
+    message = pb.Generated(finish_reason=pb.FINISH_REASON_EOS)
+    for hypothesis in hypotheses:
+        told = message.hypotheses.add()
+        for begin in range(0, max(1, len(hypothesis.tokens)), _SLICE):
+            part = hypothesis._replace(
+                tokens=hypothesis.tokens[begin : begin + _SLICE],
+                log_probabilities=hypothesis.log_probabilities[begin : begin + _SLICE],
+            )
+            told.MergeFrom(convert.hypothesis(part, bundle))
+            await slices.made(1 + len(part.tokens))
+    if hypotheses:
+        best = message.hypotheses[0]
+        message.finish_reason = best.finish_reason
+        for begin in range(0, len(best.tokens), _SLICE):
+            message.tokens.extend(best.tokens[begin : begin + _SLICE])
+            await slices.made(_SLICE)
+    return message
+
+
+async def large_batch_stepped(
+    request: Request, result: Stepped, *, gives_values: bool, error_length: int = MAX_MESSAGE_LENGTH
+) -> pb.StreamResponse:
+    """A step batch was carried out. Arguments as those of `stepped`."""
+    response = pb.StreamResponse(request_id=request.request_id)
+    message = response.batch_stepped
+    message.replayed = request.replayed
+    num_rows, width = len(result.positions), 1
+    if result.logits is not None:
+        width = result.logits.shape[1]
+    elif num_rows:
+        width = 1 + len(result.token_ids) // num_rows
+    step = max(1, _SLICE * _NUMBERS // width)
+    for begin in range(0, num_rows, step):
+        message.MergeFrom(stepped(_rows(result, begin, begin + step), gives_values=gives_values))
+        if begin + step < num_rows:
+            await asyncio.sleep(0)
+    step = _SLICE // _ERROR
+    for begin in range(0, len(result.errors), step):
+        errors = Stepped([], [], [], None, result.errors[begin : begin + step])
+        message.MergeFrom(stepped(errors, gives_values=gives_values, error_length=error_length))
+        await asyncio.sleep(0)
+    return response
+
+
+def _rows(result: Stepped, begin: int, end: int) -> Stepped:
+    """Some rows of a result, without errors."""
+    k = len(result.token_ids) // len(result.positions)
+    return Stepped(
+        result.positions[begin:end],
+        result.token_ids[begin * k : end * k],
+        result.log_probabilities[begin * k : end * k],
+        None if result.logits is None else result.logits[begin:end],
+        [],
     )

@@ -283,24 +283,16 @@ def token_messages(vocabulary: Vocabulary) -> tuple[pb.Token, ...]:
     return made
 
 
-def found(hypotheses: list[Hypothesis], bundle: Bundle) -> pb.Generated:
-    """What a beam search has found: the first of the hypotheses is what was generated."""
+def hypothesis(result: Hypothesis, bundle: Bundle) -> pb.Hypothesis:
+    """A result of a beam search."""
     names = () if bundle.target_vocabulary is None else bundle.target_vocabulary.names
-    messages = []
-    for hypothesis in hypotheses:
-        pairs = zip(hypothesis.tokens, hypothesis.log_probabilities, strict=False)  # the token that ended it comes last
-        messages.append(
-            pb.Hypothesis(
-                tokens=[pb.Token(id=token, text=names[token], log_probability=p) for token, p in pairs],
-                score=hypothesis.score,
-                log_probability=hypothesis.log_probability,
-                finish_reason=_FINISH_REASONS[hypothesis.finish_reason],
-            )
-        )
-    if not messages:
-        return pb.Generated(finish_reason=pb.FINISH_REASON_EOS)
-    best = messages[0]
-    return pb.Generated(tokens=best.tokens, finish_reason=best.finish_reason, hypotheses=messages)
+    pairs = zip(result.tokens, result.log_probabilities, strict=False)  # the token that ended it comes last
+    return pb.Hypothesis(
+        tokens=[pb.Token(id=token, text=names[token], log_probability=p) for token, p in pairs],
+        score=result.score,
+        log_probability=result.log_probability,
+        finish_reason=_FINISH_REASONS[result.finish_reason],
+    )
 
 
 def target_scores(scores: list[list[float]]) -> list[pb.TargetScore]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from service.hosting import Hosting
-from service.sessions.policy import PolicyLimits
+from service.sessions.persistence import PolicyLimits
 from service.sessions.service import SessionService
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
+from types import CoroutineType
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from service.api.outbox import Outbox, OutboxEntry
 from service.api.stream import Stream
 from service.errors import InvalidFieldError, ShuttingDownError
 from service.observer import ApiObserver
-from service.sessions.policy import SessionLimits
+from service.sessions.persistence import SessionLimits
 from service.sessions.session import Served, Session
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -154,6 +155,8 @@ async def _write(outbox: Outbox[Any], context: Context, observer: ApiObserver) -
     while True:
         if outbox.waiting:
             response, on_written = outbox.take()
+            if on_written is not None and isinstance(response, CoroutineType):
+                response = await response
             began_s = perf_counter()
             try:
                 await context.write(response)
@@ -171,6 +174,8 @@ async def _write(outbox: Outbox[Any], context: Context, observer: ApiObserver) -
 async def _write_one(entry: OutboxEntry[Any], context: Context, observer: ApiObserver) -> bool:
     """Writes one response. Returns whether the client is still there."""
     response, on_written = entry
+    if on_written is not None and isinstance(response, CoroutineType):
+        response = await response
     began_s = perf_counter()
     try:
         await context.write(response)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import convert
+from service.api import answers, convert
 from service.api.caller import Caller
 from service.api.domain import Domain
 from service.api.outbox import Outbox
@@ -122,9 +122,7 @@ class OneShot:
 
     def _on_searched(self, request: Request, result: Result) -> None:
         if isinstance(result, Searched):
-            generated = convert.found(result.hypotheses, request.session.served.bundle)
-            version = request.session.served.bundle.version
-            self._outbox.put(pb.GenerateResponse(generated=generated, position=result.position, version=version))
+            self._outbox.put_later(partial(_found, request, result), lambda: None)
             self._outbox.close()
         else:
             self._on_step(request, result)
@@ -149,6 +147,12 @@ class OneShot:
         if self._failure is None:
             self._failure = error
         self._outbox.close()
+
+
+async def _found(request: Request, result: Searched) -> pb.GenerateResponse:
+    bundle = request.session.served.bundle
+    generated = await answers.hypotheses_found(result.hypotheses, bundle)
+    return pb.GenerateResponse(generated=generated, position=result.position, version=bundle.version)
 
 
 def _response(request: Request, part: Part) -> pb.GenerateResponse:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from collections.abc import Callable, Coroutine
+from types import CoroutineType
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 Response = TypeVar("Response")
-OutboxEntry: TypeAlias = tuple[Response, Callable[[], None] | None]
-"""A response, and the function to call when it was written."""
+Made: TypeAlias = Response | Coroutine[Any, Any, Response]
+"""A response, or a coroutine that makes it: a large one is made in slices, see `answers`."""
+OutboxEntry: TypeAlias = tuple[Made[Response], Callable[[], None] | None]
+"""A response, and the function to call when it was written. One that is yet to be made always has the function."""
 
 
 class _Later(NamedTuple):
@@ -46,11 +49,15 @@ class Outbox(Generic[Response]):
         if self._arrival is not None and not self._is_held:
             self._wake_up()
 
-    def put_later(self, make: Callable[[], Response], on_written: Callable[[], None]) -> None:
+    def put_later(self, make: Callable[[], Made[Response]], on_written: Callable[[], None]) -> None:
         """Adds a response that is made when its turn comes."""
         self.waiting.append(_Later(make, on_written))
         if self._arrival is not None and not self._is_held:
             self._wake_up()
+
+    def abandon(self) -> None:
+        """Nobody will take anything any more: drops what is there, and whatever is put from here on."""
+        self.waiting = deque(maxlen=0)
 
     def close(self) -> None:
         """Nothing more will be put: `next` gives None once all is taken."""
@@ -63,13 +70,15 @@ class Outbox(Generic[Response]):
         self._arrival = asyncio.get_running_loop().create_future()
         return self._arrival
 
-    async def next(self) -> OutboxEntry[Response] | None:
-        """The oldest response; None when there will be no more. One task at a time."""
+    async def next(self) -> tuple[Response, Callable[[], None] | None] | None:
+        """The oldest response, made; None when there will be no more. One task at a time."""
         while not self.waiting:
             if self.is_closed:
                 return None
             await self.arrival()
-        return self.take()
+        response, on_written = self.take()
+        made: Response = await response if isinstance(response, CoroutineType) else response  # type: ignore[assignment]
+        return made, on_written
 
     async def room(self) -> None:
         """Waits until it is full no longer. One task at a time."""

@@ -6,14 +6,16 @@ else counts. Event loop only.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers
-from service.api.outbox import Outbox
+from service.api.outbox import Made, Outbox
 from service.api.part import Part, pieces
 from service.api.status import TABLE
-from service.engine.results import Failed, Fed, Generated, Result, Scored, Searched
+from service.engine.items import Item
+from service.engine.results import Failed, Fed, Generated, Result, Scored, Searched, Stepped
 from service.errors import CarouselError
 from service.observer import ApiObserver
 from service.sessions.session import Request, Session
@@ -52,18 +54,40 @@ class Replies:
             request.is_ended = True
             self._fail(request, session_id, session, error)
 
-    def on_opened(self, request: Request, result: Result, response: pb.StreamResponse | None) -> None:
-        """A session is open, or could not be opened: without a response."""
-        if response is None:
-            self.on_failed(request, result)
+    def stepped(self, request: Request, result: Stepped, *, gives_values: bool, error_length: int) -> None:
+        """Answers a step batch. A second answer is dropped. Arguments as those of `answers.stepped`."""
+        if request.is_ended:
+            return
+        request.is_ended = True
+        if request.answer_bytes or request.replayed:
+            make: Callable[..., Made[pb.StreamResponse]] = answers.large_batch_stepped
+            self._put_large(
+                request, partial(make, request, result, gives_values=gives_values, error_length=error_length)
+            )
         else:
-            self._outbox.put(response)
-            self._finish()
+            self._outbox.put(
+                answers.batch_stepped(request, result, gives_values=gives_values, error_length=error_length)
+            )
+        self._finish()
+
+    def on_opened(self, request: Request, result: Result, source: Sequence[Item] | None) -> None:
+        """A session is open, or could not be opened. source: as the model read it."""
+        if isinstance(result, Failed):
+            self.on_failed(request, result)
+            return
+        if request.answer_bytes and isinstance(result, Fed):
+            self._put_large(request, partial(answers.large_opened, request, result, source))
+        else:
+            self._outbox.put(answers.opened(request, result, source))
+        self._finish()
 
     def on_fed(self, request: Request, result: Result) -> None:
         """A feed is done, or failed."""
         if isinstance(result, Fed):
-            self._outbox.put(answers.fed(request, result))
+            if request.answer_bytes or request.replayed:
+                self._put_large(request, partial(answers.large_fed, request, result))
+            else:
+                self._outbox.put(answers.fed(request, result))
             self._finish()
         else:
             self.on_failed(request, result)
@@ -71,7 +95,7 @@ class Replies:
     def on_searched(self, request: Request, result: Result) -> None:
         """A beam search is done, or failed."""
         if isinstance(result, Searched):
-            self._outbox.put(answers.found(request, result))
+            self._put_large(request, partial(answers.found, request, result))
             self._finish()
         else:
             self.on_failed(request, result)
@@ -79,7 +103,7 @@ class Replies:
     def on_scored(self, request: Request, result: Result) -> None:
         """A score is done, or failed."""
         if isinstance(result, Scored):
-            self._outbox.put(answers.scored(request, result))
+            self._put_large(request, partial(answers.scored, request, result))
             self._finish()
         else:
             self.on_failed(request, result)
@@ -105,7 +129,12 @@ class Replies:
         assert isinstance(result, Failed)  # noqa: S101  # the callers have looked at every other result
         self._fail(request, request.session.name, request.session, result.error)
 
+    def _put_large(self, request: Request, make: Callable[[], Made[pb.StreamResponse]]) -> None:
+        """Has an answer made when its turn to be written comes."""
+        self._outbox.put_later(make, request.release)
+
     def _fail(self, request: Request, session_id: str, session: Session | None, error: CarouselError) -> None:
+        request.release()
         row = TABLE[type(error)]
         model = session.served.bundle.model if session is not None else ""
         self._observer.request_failed(model, row.code.name, row.reason)

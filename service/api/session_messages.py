@@ -12,7 +12,7 @@ from service.api import convert
 from service.errors import InvalidFieldError
 from service.sessions.admin import StateTensor
 from service.sessions.lifecycle import State
-from service.sessions.policy import Durability, OnDisconnect, PolicyLimits, SessionPolicy
+from service.sessions.persistence import Durability, OnDisconnect, PolicyLimits, SessionPolicy
 from service.sessions.session import CloseReason, Session
 
 _CLOSE_REASONS = {

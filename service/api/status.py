@@ -19,6 +19,8 @@ MAX_MESSAGE_LENGTH = 2000
 """Characters of an error's text."""
 MAX_FACT_LENGTH = 200
 """Characters of the name of a field, and of a fact."""
+_NUMBER_LENGTH = 20
+"""Characters that a number of 64 bits may take."""
 MAX_METADATA_BYTES = 8 * 1024 - 512
 """Of a failed call's status: what gRPC's clients take by default, less what the transport itself adds."""
 _SHORTEST = 64
@@ -72,15 +74,16 @@ TABLE: dict[type[errors.CarouselError], Row] = {
 
 def to_message(error: errors.CarouselError, max_length: int = MAX_MESSAGE_LENGTH) -> error_pb2.Error:
     """The error as it travels inside a stream. Its text has at most `max_length` characters, its field and each fact
-    at most MAX_FACT_LENGTH, or `max_length` if that is less, whatever a request made them quote. Raises KeyError for a
-    class that the table lacks."""
+    at most MAX_FACT_LENGTH, or `max_length` if that is less, whatever a request made them quote; where a number might
+    not fit there are no facts. Raises KeyError for a class that the table lacks."""
     row, fact_length = TABLE[type(error)], min(max_length, MAX_FACT_LENGTH)
+    facts = error.facts if max_length >= _NUMBER_LENGTH else {}
     message = error_pb2.Error(
         code=row.code.value[0],
         message=errors.shortened(error.message, max_length),
         reason=row.reason,
         field=errors.shortened(error.field, fact_length),
-        metadata={name: errors.shortened(str(value), fact_length) for name, value in error.facts.items()},
+        metadata={name: errors.shortened(str(value), fact_length) for name, value in facts.items()},
     )
     if error.retry_delay_s is not None:
         message.retry_delay.FromNanoseconds(round(error.retry_delay_s * 1e9))

@@ -10,7 +10,8 @@ from functools import partial
 from itertools import accumulate
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import answers, convert
+from service.api import convert
+from service.api.replies import Replies
 from service.engine.items import Item
 from service.engine.jobs import Lane, OutputSpec
 from service.engine.results import Stepped
@@ -22,9 +23,8 @@ from service.errors import (
     TokenOutOfVocabularyError,
 )
 from service.repository.bundle import Bundle
-from service.sessions.checks import check_length
-from service.sessions.persistence import Kept, Unstored
-from service.sessions.policy import SessionLimits
+from service.sessions.checks import check_length, check_retries
+from service.sessions.persistence import Kept, SessionLimits, Unstored
 from service.sessions.session import Failures, Request, Session
 from service.sessions.spill import Spill
 from service.sessions.step_batches import StepBatches, StepBatchRequest, lanes_of
@@ -34,8 +34,11 @@ _NUMBER_BYTES = 36
 """About what a number takes in a list."""
 _ERROR_BYTES = 256
 """About what one refused session takes in an answer."""
+_BARE_ERROR_BYTES = 90
+"""The most that it takes without a text."""
+_TEXTS = 4
+"""The most that an error has: its message, its field and two facts."""
 
-Answer = Callable[[Request, pb.StreamResponse], None]
 Defer = Callable[[Request, pb.StreamRequest, list[Session]], None]
 
 
@@ -69,16 +72,16 @@ class _Found:
 
 
 class StreamBatches:
-    """Carries step batches out. answer(request, response): answers one; defer(request, message, sessions): has one wait
-    until its sessions have their slots."""
+    """Carries step batches out. defer(request, message, sessions): has one wait until its sessions have their
+    slots."""
 
     def __init__(
-        self, batches: StepBatches, spill: Spill, limits: SessionLimits, *, answer: Answer, defer: Defer
+        self, batches: StepBatches, spill: Spill, limits: SessionLimits, replies: Replies, defer: Defer
     ) -> None:
         self._batches = batches
         self._spill = spill
         self._limits = limits
-        self._answer = answer
+        self._replies = replies
         self._defer = defer
         self._sessions: dict[int, Session] = {}
         self._last_handle = 0
@@ -142,7 +145,7 @@ class StreamBatches:
         sent = _Sent(batch, gives_values=bundle is not None and bundle.target_vocabulary is None)
         positions = list(batch.positions) or None
         asked = StepBatch(found.sessions, refused, tokens, counts, positions, outputs, None if refused else found.lanes)
-        accepted = self._batches.step(asked, partial(self._on_stepped, request, sent))
+        accepted = self._batches.step(asked, partial(self._on_stepped, request, sent), request.reserve)
         sent.accepted = accepted
         self._last = sent
 
@@ -151,7 +154,7 @@ class StreamBatches:
         last = self._last
         if not batch.positions or (last is not None and batch == last.message):
             return last if batch.positions else None
-        for kept in self._unstored.get(_key(batch), ()) if self._unstored and batch.handles else ():
+        for kept in self._unstored.get(_key(batch), ()) if self._unstored else ():
             if isinstance(kept.answered, _Sent) and batch == kept.answered.message:
                 return kept.answered
         return None
@@ -191,8 +194,7 @@ class StreamBatches:
         return found
 
     def _on_stepped(self, request: Request, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
-        answer = answers.stepped(result, gives_values=sent.gives_values)
-        self._answer(request, pb.StreamResponse(request_id=request.request_id, batch_stepped=answer))
+        self._reply(request, sent, result)
         self._keep(sent, accepted, result)
         retries, sent.retries = sent.retries, []
         for retry in retries:
@@ -202,6 +204,7 @@ class StreamBatches:
         """Answers a batch that was sent again, if its sessions are where it left them. Returns whether it did."""
         accepted = sent.accepted
         if accepted is None or accepted.result is None:
+            check_retries(len(sent.retries), self._limits.max_in_flight)
             sent.retries.append(request)
             return True
         kept = self._unstored.get(_key(sent.message), ()) if self._unstored else ()
@@ -211,10 +214,16 @@ class StreamBatches:
         return True
 
     def _replay(self, request: Request, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
-        answer = answers.stepped(result, gives_values=sent.gives_values)
-        answer.replayed = True
-        self._answer(request, pb.StreamResponse(request_id=request.request_id, batch_stepped=answer))
+        request.replayed = True
+        self._reply(request, sent, result)
         self._keep(sent, accepted, result)
+
+    def _reply(self, request: Request, sent: _Sent, result: Stepped) -> None:
+        """Answers a batch. The more of its sessions failed, the shorter are the texts that say why."""
+        each = self._limits.max_answer_bytes // max(1, len(result.errors))
+        self._replies.stepped(
+            request, result, gives_values=sent.gives_values, error_length=max(0, each - _BARE_ERROR_BYTES) // _TEXTS
+        )
 
     def _keep(self, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
         """Keeps a batch that was done, and whose answer has other errors than that: the store did not take it."""
@@ -225,9 +234,9 @@ class StreamBatches:
             self._batches.unstored.keep(Kept(self._unstored, _key(sent.message), sent), num_bytes)
 
 
-def _key(batch: pb.StepBatch) -> tuple[int, int]:
-    """What few batches of a stream have in common: the first session, and where it was."""
-    return batch.handles[0], batch.positions[0]
+def _key(batch: pb.StepBatch) -> int:
+    """What hardly two batches have in common."""
+    return hash(batch.SerializeToString(deterministic=True))
 
 
 def _doubled(handles: list[int]) -> InvalidFieldError:

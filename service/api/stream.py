@@ -4,7 +4,8 @@
 2. A refused request is answered by an error and changes nothing; the stream goes on.
 3. When the client has sent its last request the call ends as soon as all of them are answered.
 4. However the call ends, its sessions are detached, each by its own policy.
-5. While too many responses wait for a slow reader, or too many sessions are being opened, no request is read.
+5. While too many responses wait for a slow reader, or answers of too many bytes are computed or wait, or too many
+   sessions are being opened, no request is read.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from service.api.step_batches import StreamBatches
 from service.engine.results import Failed, Result
 from service.errors import CarouselError, EngineError, InvalidFieldError, SessionNotOpenError
 from service.observer import ApiObserver
+from service.sessions.answer_memory import StreamBudget
 from service.sessions.lifecycle import State
 from service.sessions.session import CloseReason, Failures, Reply, Request, Session
 
@@ -42,13 +44,13 @@ class Stream:
         outbox: Outbox[pb.StreamResponse],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        sessions = domain.sessions
+        sessions, limits = domain.sessions, domain.sessions.limits
         self._caller = caller
         self._observer = observer
         self._outbox = outbox
         self._clock = clock
         self._is_rated = caller.principal.max_requests_per_s is not None
-        self.replies = Replies(outbox, observer)
+        self._budget = StreamBudget(sessions.answer_budget)
         self._registry = sessions.registry
         self._requests = sessions.requests
         self._generations = sessions.generations
@@ -58,11 +60,9 @@ class Stream:
         self.is_over = False
         self.is_ended_by_server = False
         """Whether the client may have sent requests that are not read any more."""
-        self._batches = StreamBatches(
-            sessions.step_batches, sessions.spill, sessions.limits, answer=self.replies.answer, defer=self._defer
-        )
+        replies = self.replies = Replies(outbox, observer)
+        self._batches = StreamBatches(sessions.step_batches, sessions.spill, limits, replies, self._defer)
         self._arrivals = Arrivals(domain, caller, self)
-        replies = self.replies
         self._handlers: dict[str | None, tuple[Handler, Reply]] = {
             "open": (self._open, self._on_opened),
             "feed": (self._feed, replies.on_fed),
@@ -77,17 +77,19 @@ class Stream:
     @property
     def is_full(self) -> bool:
         """Whether no request should be read for now."""
-        return len(self._outbox.waiting) >= self._outbox.limit or self._arrivals.is_full
+        return len(self._outbox.waiting) >= self._outbox.limit or self._arrivals.is_full or self._budget.is_full
 
     async def room(self) -> None:
         """Returns when a request may be read. One task at a time."""
         while self.is_full:
-            await (self._outbox.room() if self._outbox.is_full else self._arrivals.room())
+            await self._outbox.room()
+            await self._arrivals.room()
+            await self._budget.room()
 
     def handle(self, message: pb.StreamRequest) -> None:
         """Takes one request in. Whatever is wrong with it is answered."""
         handler, reply = self._handlers[message.WhichOneof("request")]
-        request = Request(None, message.request_id, reply, self._clock())
+        request = Request(None, message.request_id, reply, self._clock(), self._budget)
         self.replies.num_unanswered += 1
         try:
             if self._is_rated:
@@ -111,6 +113,8 @@ class Stream:
     def disconnect(self) -> None:
         """The call is over: detaches its sessions."""
         self.is_over = True
+        self._outbox.abandon()
+        self._budget.close()
         sessions, self.sessions = list(self.sessions.values()), {}
         self._arrivals.disconnect()
         for session in sessions:
@@ -227,7 +231,6 @@ class Stream:
         if session.state is State.OPENING:
             self._defer(request, message, [session])
             return
-
         if self.sessions.get(session.name) is not session:
             raise SessionNotOpenError(f"close: session {session.name!r} is not open on this stream", field="session_id")
 
@@ -309,10 +312,9 @@ class Stream:
             self._crashed(request, message, error)
 
     def _on_opened(self, request: Request, result: Result) -> None:
-        session, response = request.session, None
-        if not isinstance(result, Failed):
-            response = answers.opened(request, result, self._arrivals.source_of(request))
-        elif self.sessions.get(session.name) is session:
+        session = request.session
+        if isinstance(result, Failed) and self.sessions.get(session.name) is session:
             self._forget(session)
+        source = self._arrivals.source_of(request)
         self._arrivals.opened(request)
-        self.replies.on_opened(request, result, response)
+        self.replies.on_opened(request, result, source)

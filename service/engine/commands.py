@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from service.engine.arena import Slot
 from service.engine.jobs import GenerateJob, Job, Lane, StepBatchJob
-from service.engine.lane_state import LaneState
+from service.engine.results import LaneState
 from service.errors import CarouselError
 
 

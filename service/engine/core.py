@@ -22,9 +22,8 @@ from service.engine.arena import Arena, Slot
 from service.engine.bursts import Bursts, Driver
 from service.engine.generations import begin_generation, choose_together, resume_generation
 from service.engine.jobs import EncodeJob, GenerateJob, Job, Lane, ScoreJob, SearchJob, StepBatchJob
-from service.engine.lane_state import LaneState, read_lanes, write_lane
 from service.engine.limits import EngineLimits
-from service.engine.results import Failed, Produced, all_failed
+from service.engine.results import Failed, LaneState, Produced, all_failed, read_lanes, write_lane
 from service.engine.runner import Ran, Runner
 from service.engine.scheduler import Batch, Costs, Scheduler
 from service.engine.searches import begin_score, begin_search

@@ -32,9 +32,8 @@ from service.engine.arena import Slot
 from service.engine.core import EngineCore, Progress
 from service.engine.items import Item
 from service.engine.jobs import NO_TOKENS, GenerateJob, Job, Lane, StepBatchJob
-from service.engine.lane_state import LaneState
 from service.engine.limits import EngineLimits, EngineStatistics
-from service.engine.results import Produced
+from service.engine.results import LaneState, Produced
 from service.errors import CarouselError, RequestCancelledError, ShuttingDownError
 from service.observer import EngineObserver
 from service.repository.bundle import Bundle

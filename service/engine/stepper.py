@@ -22,8 +22,7 @@ from service.engine.arena import Slot
 from service.engine.decoding import score
 from service.engine.items import Item
 from service.engine.jobs import NO_TOKENS, FeedJob, Job, Lane, OutputKind, OutputSpec, Rest
-from service.engine.lane_state import LaneState
-from service.engine.results import Failed, Fed, Produced, Result, StepOutput, Stepped
+from service.engine.results import Failed, Fed, LaneState, Produced, Result, StepOutput, Stepped
 from service.engine.scheduler import RowJob, Scheduler
 from service.engine.step_result import LOGITS, NEXT_TOKEN, TOKEN_OUTPUTS, StepResult, fetch_for, known
 from service.errors import CarouselError, EngineError, IllegalRequestError, position_mismatch

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from service.engine.arena import Array
-from service.engine.lane_state import LaneState
+from service.engine.results import LaneState
 from service.errors import (
     CarouselError,
     InvalidFieldError,
@@ -27,7 +27,7 @@ from service.observer import SessionObserver
 from service.repository.manifest import TensorSpec
 from service.sessions.image import Image, image_of
 from service.sessions.lifecycle import Event
-from service.sessions.policy import Durability
+from service.sessions.persistence import Durability
 from service.sessions.registry import Registry
 from service.sessions.resume import Resume
 from service.sessions.session import Session

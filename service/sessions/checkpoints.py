@@ -6,8 +6,8 @@ Rules:
    changes meanwhile is stored again. A copy that was read out before a rewind is not stored after it.
 2. The answers of a strict session wait in `Persistence.awaiting`, in order, until the moment that they report is
    stored. Failures wait too: they report a position.
-3. When the store fails, sessions continue in memory and are stored when it works again; answers that wait fail, and
-   all of their requests can be sent again: see `unstored`.
+3. When the store fails, sessions continue in memory and are stored when it works again, also where their record
+   needed to be renewed only; answers that wait fail, and all of their requests can be sent again: see `unstored`.
 
 Event loop only; times come from the injected clocks.
 """
@@ -20,15 +20,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from service.engine.engine import Engine
-from service.engine.lane_state import LaneState
-from service.engine.results import Failed, Result
+from service.engine.results import Failed, LaneState, Result
 from service.errors import CarouselError
 from service.sessions.ending import not_stored
 from service.sessions.generation import Generation
 from service.sessions.image import Image, image_of
 from service.sessions.last_records import LastRecords
-from service.sessions.persistence import Moment, WhenDone
-from service.sessions.policy import Durability
+from service.sessions.persistence import Durability, Moment, WhenDone
 from service.sessions.session import Request, Session
 from service.sessions.storage import Put, Storage, Then, WriteResult
 from service.sessions.stores.base import Standing
@@ -285,6 +283,8 @@ class Checkpoints:
             self._on_lost(session)
         elif result is WriteResult.FAILED:
             session.persistence.expires_at = 0.0  # it is renewed again, as soon as it is looked at
+            if session.persistence.stored is not None and session.is_live:
+                self.changed(session)  # only the whole makes a record anew whose time is over by then
 
     def _note(self, session: Session, moment: Moment, result: WriteResult) -> None:
         persistence = session.persistence

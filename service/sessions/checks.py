@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from service.engine.decoding import Beam, Decoding, Sampling
 from service.engine.items import Item
 from service.engine.jobs import OutputKind, OutputSpec
-from service.errors import AnswerTooLargeError, EmptySequenceError, InvalidFieldError, quoted
+from service.errors import AnswerTooLargeError, EmptySequenceError, InvalidFieldError, QueueFullError, quoted
 from service.repository.manifest import BASE_VARIANT, Manifest
 from service.repository.vocabulary import too_many
 
@@ -22,8 +22,9 @@ _TOKEN_BYTES = 32
 """Of a token on the wire with its name and log-probability, where the caller does not say the most for a vocabulary."""
 _OUTPUT_BYTES = 24
 """The most that an output takes besides its numbers: its position, and what frames its fields."""
-_POSITION_BYTES = 10
-"""The most that a position takes."""
+_STEPPED_BYTES = 90
+"""The most that one session takes in an answer to a step batch, besides its outputs: its position and, if it failed, an
+error with hardly a text."""
 _HYPOTHESIS_BYTES = 48
 """The most that a hypothesis takes besides its tokens."""
 
@@ -48,6 +49,17 @@ def check_length(count: int, limit: int, *, field: str, noun: str = "token", set
         raise EmptySequenceError(f"{field} is empty: it must have 1 {noun} or more", field=field)
     if count > limit:
         raise too_many(f"{count} {noun}s", limit, setting, field)
+
+
+def check_retries(count: int, limit: int) -> None:
+    """Raises QueueFullError when `count` retries of one request wait for its answer already."""
+    if count >= limit:
+        raise QueueFullError(
+            f"{count} retries of this request wait for its answer already, the most that may (max_in_flight): read"
+            " answers",
+            retry_delay_s=0.1,
+            max_in_flight=limit,
+        )
 
 
 def check_kind(manifest: Manifest, variant: str, outputs: OutputSpec, *, field: str) -> None:
@@ -134,10 +146,11 @@ def check_open(
     token_bytes: int = _TOKEN_BYTES,
     source_token_bytes: int = 0,
     within: str = "",
-) -> None:
-    """Raises EmptySequenceError, SequenceTooLongError, InvalidFieldError and AnswerTooLargeError for what does not go
-    with a model. token_bytes: the most that a token of the outputs takes; source_token_bytes: the most that a token of
-    the source takes, which the answer repeats; within: in front of the request's fields."""
+) -> int:
+    """The most bytes that the outputs take. Raises EmptySequenceError, SequenceTooLongError, InvalidFieldError and
+    AnswerTooLargeError for what does not go with a model. token_bytes: the most that a token of the outputs takes;
+    source_token_bytes: the most that a token of the source takes, which the answer repeats; within: in front of the
+    request's fields."""
     field = f"{within}source"
     if manifest.encoder is None:
         if source is not None:
@@ -150,9 +163,10 @@ def check_open(
         check_length(len(source), longest, field=field, noun=noun, setting="max_source_length")
         max_answer_bytes -= len(source) * source_token_bytes
         check_answer(0, max_answer_bytes, field=field, advice="give a shorter source")
+    num_bytes = 0
     if outputs is not None:
         check_kind(manifest, variant, outputs, field="open.outputs")
-        check_outputs(
+        num_bytes = check_outputs(
             outputs,
             num_tokens=1,
             vocabulary_size=manifest.output_size,
@@ -165,17 +179,23 @@ def check_open(
             raise InvalidFieldError(
                 f"open.outputs needs a start token, and {manifest.model} has none", field="open.outputs"
             )
+    return num_bytes
 
 
-def check_batch(num_sessions: int, *, max_answer_bytes: int, field: str) -> None:
-    """Raises AnswerTooLargeError when the positions of so many sessions might be over `max_answer_bytes`."""
-    check_answer(_POSITION_BYTES * num_sessions, max_answer_bytes, field=field, advice="step fewer sessions at a time")
+def check_batch(num_sessions: int, *, max_answer_bytes: int, field: str) -> int:
+    """The most bytes that the answer to a step batch of so many sessions takes besides outputs, where all have failed.
+    Raises AnswerTooLargeError when they are over `max_answer_bytes`."""
+    num_bytes = _STEPPED_BYTES * num_sessions
+    check_answer(num_bytes, max_answer_bytes, field=field, advice="step fewer sessions at a time")
+    return num_bytes
 
 
-def check_score(targets: Sequence[Sequence[int]], *, max_answer_bytes: int, field: str) -> None:
-    """Raises AnswerTooLargeError when the answer to a score of these targets might be over `max_answer_bytes`."""
+def check_score(targets: Sequence[Sequence[int]], *, max_answer_bytes: int, field: str) -> int:
+    """The most bytes that the answer to a score of these targets takes. Raises AnswerTooLargeError when they are over
+    `max_answer_bytes`."""
     num_bytes = sum(_HYPOTHESIS_BYTES + 4 * (len(target) + 1) for target in targets)
     check_answer(num_bytes, max_answer_bytes, field=field, advice="score fewer targets at a time")
+    return num_bytes
 
 
 def check_forks(count: int, limit: int, *, field: str) -> None:
@@ -224,9 +244,10 @@ def check_decoding(
     field: str,
     max_answer_bytes: int | None = None,
     token_bytes: int = _TOKEN_BYTES,
-) -> None:
-    """Raises InvalidFieldError naming the parameter that is out of its range, and AnswerTooLargeError for a search
-    whose results might be over `max_answer_bytes`; None: any size. token_bytes: see `Bundle.max_token_bytes`."""
+) -> int:
+    """The most bytes that the results of a search take; 0 for none. Raises InvalidFieldError naming the parameter that
+    is out of its range, and AnswerTooLargeError for a search whose results might be over `max_answer_bytes`; None: any
+    size. token_bytes: see `Bundle.max_token_bytes`."""
     if not 1 <= decoding.max_tokens <= max_tokens:
         raise InvalidFieldError(
             f"{field}.max_tokens = {decoding.max_tokens} must be 1 to {max_tokens} (max_generate_tokens)",
@@ -244,13 +265,15 @@ def check_decoding(
         )
     if decoding.sampling is not None:
         _check_sampling(decoding.sampling, vocabulary_size, f"{field}.sampling")
-    if decoding.beam is not None:
-        _check_beam(decoding, decoding.beam, max_beam_size, field)
-        if max_answer_bytes is not None:
-            # the best one is told twice: as what was generated, and among the results
-            num_bytes = (1 + decoding.beam.num_best) * (_HYPOTHESIS_BYTES + decoding.max_tokens * token_bytes)
-            advice = "ask for fewer tokens, or fewer results"
-            check_answer(num_bytes, max_answer_bytes, field=f"{field}.beam_search", advice=advice)
+    if decoding.beam is None:
+        return 0
+    _check_beam(decoding, decoding.beam, max_beam_size, field)
+    # the best one is told twice: as what was generated, and among the results
+    num_bytes = (1 + decoding.beam.num_best) * (_HYPOTHESIS_BYTES + decoding.max_tokens * token_bytes)
+    if max_answer_bytes is not None:
+        advice = "ask for fewer tokens, or fewer results"
+        check_answer(num_bytes, max_answer_bytes, field=f"{field}.beam_search", advice=advice)
+    return num_bytes
 
 
 def _check_sampling(sampling: Sampling, vocabulary_size: int, field: str) -> None:

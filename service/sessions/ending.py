@@ -33,7 +33,7 @@ _REASONS = {
     CloseReason.EXPIRED: "expired: no stream resumed it for as long as it was held after its stream had ended",
     CloseReason.MOVED: "has moved: another server has it",
     CloseReason.TAKEN: "was taken over by another stream",
-    CloseReason.LOST: "was lost: its server ended before it was stored",
+    CloseReason.LOST: "was lost: its server ended before it was stored, or the store no longer has its record",
 }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from service.sessions.lifecycle import State
-from service.sessions.policy import OnDisconnect
+from service.sessions.persistence import OnDisconnect
 from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, Session
 

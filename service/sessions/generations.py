@@ -46,7 +46,7 @@ class Generations:
             self._continue(session, last, request, received)
             return
         missed = None if last is None else last.after(received)
-        following = self._check_generate(session, position if last is None else None, decoding, field)
+        following = self._check_generate(request, position if last is None else None, decoding, field)
         engine = session.served.engine
         job = GenerateJob(
             reply=self._on_generated,
@@ -87,7 +87,7 @@ class Generations:
             else:
                 last.request = request
             return
-        following = self._check_generate(session, position, decoding, field)
+        following = self._check_generate(request, position, decoding, field)
         engine = session.served.engine
         search = BeamSearch(
             beam.beam_size,
@@ -111,12 +111,13 @@ class Generations:
             last.request = None
             self._run_unattended(session, last)
 
-    def _check_generate(self, session: Session, position: int | None, decoding: Decoding, field: str) -> State:
+    def _check_generate(self, request: Request, position: int | None, decoding: Decoding, field: str) -> State:
         """Refuses a generation that cannot be next, or not so. Returns the state that follows."""
+        session = request.session
         following = session.transition(Event.GENERATE).state
         manifest = session.served.bundle.manifest
         check_can_generate(manifest, decoding, field)
-        check_decoding(
+        num_bytes = check_decoding(
             decoding,
             vocabulary_size=manifest.output_size,
             max_tokens=self.limits.max_generate_tokens,
@@ -126,6 +127,7 @@ class Generations:
             token_bytes=session.served.bundle.max_token_bytes,
         )
         self._requests.check_turn(session, "generate.position", position)
+        request.reserve(num_bytes)
         return following
 
     def _continue(self, session: Session, last: Generation, request: Request, received: int | None) -> None:

@@ -12,12 +12,11 @@ from typing import NamedTuple
 from service.engine.decoding import Decoding, FinishReason, FloatRow, IntArray
 from service.engine.items import ITEM_SIZE, Item
 from service.engine.jobs import OutputSpec
-from service.engine.lane_state import LaneState
-from service.engine.results import Fed, Searched, StepOutput
+from service.engine.results import Fed, LaneState, Searched, StepOutput
 from service.errors import SnapshotModelError
 from service.repository.manifest import Manifest, TensorSpec
 from service.sessions.generation import Generation
-from service.sessions.policy import PLAIN, SessionPolicy
+from service.sessions.persistence import PLAIN, SessionPolicy
 from service.sessions.session import LastFeed, Served, Session
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from service.background import Tasks
 from service.engine.items import Item
 from service.engine.jobs import EncodeJob, FeedJob, Job, Lane, OutputSpec
 from service.engine.results import Encoded, Failed, Result
@@ -31,13 +32,11 @@ from service.sessions.checks import check_open, check_session_id
 from service.sessions.ending import not_open, unstored
 from service.sessions.image import Image, check_fits, last_in
 from service.sessions.lifecycle import Event
-from service.sessions.persistence import Persistence
-from service.sessions.policy import PLAIN, SessionLimits, SessionPolicy
+from service.sessions.persistence import PLAIN, Persistence, SessionLimits, SessionPolicy
 from service.sessions.registry import Registry, nobody
 from service.sessions.session import CloseReason, OnEnded, Request, Served, Session
 from service.sessions.spill import NO_LANE, Spill
 from service.sessions.storage import Storage
-from service.sessions.tasks import Tasks
 
 _PATIENCE_S = 5.0  # for the last record of an id's former session
 
@@ -102,7 +101,7 @@ class Opening:
         registry.check_open()
         if session_id:
             check_session_id(session_id)
-        check_open(
+        answer_bytes = check_open(
             served.bundle.manifest,
             source,
             outputs,
@@ -112,6 +111,7 @@ class Opening:
             source_token_bytes=served.bundle.max_source_token_bytes,
             within=within,
         )
+        request.reserve(answer_bytes)
         is_chosen = is_chosen and bool(session_id)
         session = registry.make(served, session_id or registry.directory.new_id(owner), NO_LANE, on_ended)
         if not policy.is_plain:

@@ -1,4 +1,5 @@
-"""The record that the store has, or will have, of a session, and the answers that wait for it.
+"""How much of a session is kept: the policy that is agreed when it is opened, the server's limits, and the record that
+the store has, or will have, with the answers that wait for it.
 
 Most sessions are never stored. They share `NOT_STORED`, which cannot be changed: `Session.own_persistence` gives a
 session its own. A million sessions would feel an object each.
@@ -8,11 +9,137 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
 from weakref import ref
 
-from service.engine.lane_state import LaneState
-from service.errors import CarouselError
-from service.sessions.policy import PLAIN, SessionPolicy
+from service.engine.results import LaneState
+from service.errors import CarouselError, InvalidFieldError
+
+
+class Durability(IntEnum):
+    """How much of a session the store keeps; a greater value keeps more.
+
+    NONE: nothing, except to free its slot or to keep it after its stream. CHECKPOINT: its state, at intervals. STRICT:
+    every answer is stored before it is delivered.
+    """
+
+    NONE = 1
+    CHECKPOINT = 2
+    STRICT = 3
+
+
+class OnDisconnect(IntEnum):
+    """What happens to a session when its stream ends. FREE: it is closed. HOLD: it stays in memory. KEEP: it is
+    stored."""
+
+    FREE = 1
+    HOLD = 2
+    KEEP = 3
+
+
+class SessionPolicy(NamedTuple):
+    """duration_s: how long HOLD and KEEP last; is_unattended: whether a generation continues without a stream."""
+
+    durability: Durability = Durability.NONE
+    on_disconnect: OnDisconnect = OnDisconnect.FREE
+    duration_s: float = 0.0
+    is_unattended: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the session ends with its stream and leaves nothing in the store."""
+        return self.durability is Durability.NONE and self.on_disconnect is OnDisconnect.FREE
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the store has, or will have, a record under the session's id, so that any server can resume it."""
+        return self.durability is not Durability.NONE or self.on_disconnect is OnDisconnect.KEEP
+
+
+PLAIN = SessionPolicy()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLimits:
+    """What a server grants. max_durability: the most that is stored; hold_s, keep_s: the durations when a client gives
+    none; max_hold_s, max_keep_s: the longest."""
+
+    max_durability: Durability = Durability.STRICT
+    hold_s: float = 60.0
+    max_hold_s: float = 3600.0
+    keep_s: float = 86_400.0
+    max_keep_s: float = 2_592_000.0
+
+    def agree(
+        self,
+        durability: Durability | None,
+        on_disconnect: OnDisconnect,
+        duration_s: float | None,
+        *,
+        is_unattended: bool,
+    ) -> SessionPolicy:
+        """The policy of a session that asks for this; None: the client did not say. Raises InvalidFieldError for more
+        than this server grants."""
+        if durability is None:
+            durability = Durability.NONE if on_disconnect is OnDisconnect.FREE else Durability.CHECKPOINT
+            durability = min(durability, self.max_durability)
+        if durability > self.max_durability:
+            raise InvalidFieldError(
+                f"open.durability = DURABILITY_{durability.name} is more than this server gives:"
+                f" DURABILITY_{self.max_durability.name} (max_durability)",
+                field="open.durability",
+            )
+        field = "open.on_disconnect.duration"
+        if on_disconnect is OnDisconnect.FREE:
+            if duration_s is not None:
+                raise InvalidFieldError(
+                    f"{field} goes with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP alone", field=field
+                )
+            return SessionPolicy(durability, on_disconnect, 0.0, is_unattended)
+        is_hold = on_disconnect is OnDisconnect.HOLD
+        longest = self.max_hold_s if is_hold else self.max_keep_s
+        if duration_s is None:
+            duration_s = min(longest, self.hold_s if is_hold else self.keep_s)
+        if not 0.0 < duration_s <= longest:
+            setting = "max_hold_s" if is_hold else "max_keep_s"
+            raise InvalidFieldError(
+                f"{field} = {duration_s:g} s must be above 0 and at most {longest:g} s ({setting})", field=field
+            )
+        return SessionPolicy(durability, on_disconnect, duration_s, is_unattended)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """max_sessions: live at once, of all models; idle_timeout_s: without a request, until a session is closed;
+    max_feed_tokens: in one feed; max_generate_tokens: in one generation; max_in_flight: requests of one session not
+    yet answered; max_forks: beams of one search, targets of one score; generation_window: tokens generated ahead of
+    what has been written to the client; max_answer_bytes: of one answer; num_tombstones: closed sessions remembered;
+    replay_tokens: of one generation, kept for retries; max_marks: of one session;
+    max_deferred_bytes: of all requests that wait for sessions to be opened or restored; max_replay_bytes: of all
+    answers to feeds that are kept for retries; max_unwritten_bytes: of all answers that are computed or wait for their
+    readers."""
+
+    max_sessions: int = 10_000
+    idle_timeout_s: float = 300.0
+    max_feed_tokens: int = 131_072
+    max_generate_tokens: int = 65_536
+    max_in_flight: int = 64
+    max_forks: int = 64
+    generation_window: int = 256
+    max_answer_bytes: int = 4 * 1024 * 1024
+    num_tombstones: int = 10_000
+    replay_tokens: int = 16_384
+    max_marks: int = 8
+    max_deferred_bytes: int = 128 * 1024 * 1024
+    max_replay_bytes: int = 32 * 1024 * 1024
+    max_unwritten_bytes: int = 256 * 1024 * 1024
+
+    @property
+    def mark_s(self) -> float:
+        """By how much the last use of a session may be later than it is marked: a mark costs as much as a step."""
+        return self.idle_timeout_s / 64
+
 
 WhenDone = Callable[[CarouselError | None], None]
 """Called once: with None when it is done, or with the reason why it cannot be."""
@@ -21,20 +148,19 @@ Moment = tuple[int, int]
 
 
 class Kept:
-    """A request that was done, and whose answer the store did not take. answered: the request with its answer; era: of
-    its session then; key: under which `among` has it, one of several."""
+    """A request that was done, and whose answer the store did not take. answered: the request with its answer; key:
+    under which `among` has it, as one of few."""
 
-    __slots__ = ("__weakref__", "among", "answered", "era", "key")
+    __slots__ = ("__weakref__", "among", "answered", "key")
 
-    def __init__(self, among: Unstored, key: object, answered: object, era: int = 0) -> None:
+    def __init__(self, among: Unstored, key: object, answered: object) -> None:
         self.among = ref(among)
         self.key = key
         self.answered = answered
-        self.era = era
 
 
 class Unstored(dict[object, list[Kept]]):
-    """Those of one session by the position that they begin at, or the step batches of one stream."""
+    """Those of one session, or the step batches of one stream, by what tells them apart."""
 
     __slots__ = ("__weakref__",)
 

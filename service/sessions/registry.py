@@ -21,8 +21,7 @@ from service.sessions.ending import Ending, Tombstone, Tombstones, error_of
 from service.sessions.generation import Generation
 from service.sessions.last_records import LastRecords
 from service.sessions.lifecycle import LIVE, Action, Event, State
-from service.sessions.persistence import NOT_STORED, WhenDone
-from service.sessions.policy import Durability, OnDisconnect
+from service.sessions.persistence import NOT_STORED, Durability, OnDisconnect, WhenDone
 from service.sessions.session import CloseReason, OnEnded, Served, Session, owner_of
 from service.sessions.storage import Storage
 

@@ -11,8 +11,7 @@ from functools import partial
 
 from service.engine.items import Item
 from service.engine.jobs import FeedJob, OutputSpec, ScoreJob
-from service.engine.lane_state import LaneState
-from service.engine.results import Failed, Fed, Result, Scored
+from service.engine.results import Failed, Fed, LaneState, Result, Scored
 from service.errors import (
     CarouselError,
     InvalidFieldError,
@@ -23,22 +22,22 @@ from service.errors import (
     position_mismatch,
 )
 from service.observer import SessionObserver
+from service.sessions.answer_memory import SMALL_ANSWER, Replays, size_of
 from service.sessions.checks import (
     check_forks,
     check_kind,
     check_length,
     check_outputs,
     check_reads_what_it_gives,
+    check_retries,
     check_score,
     trace_size,
 )
 from service.sessions.lifecycle import LIVE, Event, State
-from service.sessions.persistence import NOT_STORED
-from service.sessions.policy import SessionLimits
+from service.sessions.persistence import NOT_STORED, SessionLimits
 from service.sessions.registry import Registry
-from service.sessions.replays import Replays
 from service.sessions.session import LastFeed, Request, Served, Session
-from service.sessions.unstored import DoneScore, Keeper, unstored_feed, unstored_score
+from service.sessions.unstored import Keeper, unstored_feed, unstored_score
 
 _MAX_CHECKED = 256
 """Kinds of outputs of one model whose checks are remembered."""
@@ -47,7 +46,7 @@ _MAX_CHECKED = 256
 class Requests:
     """Gives sessions' requests to their engines."""
 
-    def __init__(self, registry: Registry, limits: SessionLimits, observer: SessionObserver) -> None:
+    def __init__(self, registry: Registry, replays: Replays, limits: SessionLimits, observer: SessionObserver) -> None:
         self.limits = limits
         self.unstored = Keeper(limits.max_replay_bytes)
         self.observer = observer
@@ -55,7 +54,7 @@ class Requests:
         self.checkpoints = registry.checkpoints
         self.deferral = registry.deferral
         self._touch = registry.directory.touch
-        self._replays = Replays(limits.max_replay_bytes)
+        self._replays = replays
         self._maybe_repeated: dict[Request, LastFeed] = {}
         """Retries that came after a Cancel, and what each repeats: it is applied if the Cancel came in time."""
 
@@ -147,12 +146,11 @@ class Requests:
             check_length(num_tokens, self.limits.max_feed_tokens, field="feed", noun=noun)
         # looked up, because the checks take longer than a step of a small model
         each = served.answer_bytes.get(outputs)
-        if each is None or each * num_tokens > self.limits.max_answer_bytes:
-            self._check_outputs(served, outputs, num_tokens)
+        if each is None or each * num_tokens > SMALL_ANSWER:
+            request.reserve(self._check_outputs(served, outputs, num_tokens))
         if session.num_in_flight or (position is not None and position != session.position):
             self.check_turn(session, "feed.position", position)
-        engine = served.engine
-        engine.submit(
+        served.engine.submit(
             session.lane,
             FeedJob(reply=self._on_fed, tag=request, start=position, tokens=tokens, outputs=outputs, has_mark=has_mark),
         )
@@ -161,7 +159,7 @@ class Requests:
         session.last = LastFeed(request, position, tokens, outputs)
         session.state = following.state
         session.num_in_flight += 1
-        engine.run_inline_if_lone(session.lane)
+        served.engine.run_inline_if_lone(session.lane)
 
     def score(
         self, request: Request, position: int | None, targets: list[list[int]], *, with_end: bool, field: str
@@ -177,7 +175,7 @@ class Requests:
         for at, target in enumerate(targets):
             check_length(len(target), self.limits.max_feed_tokens, field=f"{field}targets[{at}]")
         check_length(sum(map(len, targets)), self.limits.max_feed_tokens, field=f"{field}targets")
-        check_score(targets, max_answer_bytes=self.limits.max_answer_bytes, field=f"{field}targets")
+        num_bytes = check_score(targets, max_answer_bytes=self.limits.max_answer_bytes, field=f"{field}targets")
         if with_end:
             eos_id = session.served.bundle.manifest.special_tokens.eos_id
             if eos_id is None:
@@ -186,13 +184,13 @@ class Requests:
                     f"{field}with_end must not be set: {model} has no end token", field=f"{field}with_end"
                 )
             targets = [[*target, eos_id] for target in targets]
-        done = None if position is None else unstored_score(session, position, targets)
-        if done is not None:
+        if position is not None and (done := unstored_score(session, position, targets)) is not None:
             self.replayed(request, "score")
             self.checkpoints.deliver(request, done.result, self.unstored.of(session, done))
             return
         following = session.transition(Event.SCORE)
         self.check_turn(session, "score.position", position)
+        request.reserve(num_bytes)
         request.num_tokens = sum(map(len, targets))
         engine = session.served.engine
         slots = engine.fork(len(targets))
@@ -221,8 +219,9 @@ class Requests:
             lambda ended: self.checkpoints.after_pending(session, partial(then, count + ended)),
         )
 
-    def _check_outputs(self, served: Served, outputs: OutputSpec, num_tokens: int) -> None:
-        """Raises InvalidFieldError and its kin, and AnswerTooLargeError; else notes what an output takes."""
+    def _check_outputs(self, served: Served, outputs: OutputSpec, num_tokens: int) -> int:
+        """The most bytes that an answer takes. Raises InvalidFieldError and its kin, and AnswerTooLargeError; else
+        notes what an output takes."""
         bundle = served.bundle
         check_kind(bundle.manifest, served.variant, outputs, field="feed.outputs")
         each = check_outputs(
@@ -234,15 +233,19 @@ class Requests:
             trace_size=trace_size(bundle.manifest) if outputs.has_trace else 0,
             token_bytes=bundle.max_token_bytes,
         )
-        if len(served.answer_bytes) < _MAX_CHECKED:
+        num_outputs = num_tokens if outputs.every_position else 1
+        if (outputs.every_position or each <= SMALL_ANSWER) and len(served.answer_bytes) < _MAX_CHECKED:
             served.answer_bytes[outputs] = each if outputs.every_position else 0
+        return each * num_outputs
 
     def _feed_again(self, request: Request, last: LastFeed) -> None:
         """Answers a retry of the last feed."""
         self.replayed(request, "feed")
         if last.result is None:
             assert last.request is not None  # noqa: S101  # only one that was answered has none
-            last.request.retries = [*(last.request.retries or ()), request]
+            retries = last.request.retries = last.request.retries or []
+            check_retries(len(retries), self.limits.max_in_flight)
+            retries.append(request)
         elif last.is_dropped:
             raise OutputsLostError(
                 f"feed.position = {last.start}: this feed was applied, and its answer is no longer kept: go on from"
@@ -257,8 +260,9 @@ class Requests:
         """Keeps the answer of a feed, for retries."""
         feed.request, feed.result = None, result
         feed.start = result.position - len(feed.tokens)
-        if feed.outputs.kind.is_vector or feed.outputs.every_position or feed.outputs.has_trace:
-            self._replays.keep(feed)
+        outputs = feed.outputs
+        if isinstance(result, Fed) and (outputs.kind.is_vector or outputs.every_position or outputs.has_trace):
+            self._replays.keep(feed, size_of(result.outputs))
 
     def _is_repeated(self, request: Request, result: Result) -> bool:
         """Whether a feed repeats one that a Cancel did not reach. It is answered again then."""
@@ -289,17 +293,15 @@ class Requests:
             if result.mark is not None:
                 result = self._marked(session, result, result.mark)
             self.answered(request, "feed")
-        last, on_unstored = session.last, None
+        last = session.last
         if isinstance(last, LastFeed) and last.request is request:
             self._keep(last, result)
-        if session.persistence is NOT_STORED:
+        if session.persistence is NOT_STORED and request.retries is None:
             request.deliver(result)
-        else:
-            on_unstored = self.unstored.of_feed(session, job, result)
-            self.checkpoints.deliver(request, result, on_unstored)
-        if request.retries is not None:
-            for retry in request.retries:
-                self.checkpoints.deliver(retry, result, on_unstored)
+            return
+        on_unstored = self.unstored.of_feed(session, job, result)
+        for one in (request, *(request.retries or ())):
+            self.checkpoints.deliver(one, result, on_unstored)
 
     def _marked(self, session: Session, result: Fed, mark: LaneState) -> Fed:
         """Keeps a mark, and returns the result without it."""
@@ -313,8 +315,6 @@ class Requests:
     def _on_scored(self, job: ScoreJob, result: Result) -> None:
         request: Request = job.tag
         self.ended(request.session, result)
-        on_unstored = None
         if isinstance(result, Scored):
             self.answered(request, "score")
-            on_unstored = self.unstored.of(request.session, DoneScore(job.targets, result))
-        self.checkpoints.deliver(request, result, on_unstored)
+        self.checkpoints.deliver(request, result, self.unstored.of_score(request.session, job, result))

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from service.background import Tasks
 from service.errors import (
     CarouselError,
     RequestCancelledError,
@@ -33,7 +34,6 @@ from service.sessions.session import CloseReason, OnEnded, Served, Session, name
 from service.sessions.spill import Spill
 from service.sessions.storage import Storage
 from service.sessions.stores.base import Claimed, Gone, Held
-from service.sessions.tasks import Tasks
 
 Find = Callable[[str, int, str], Served]
 """Finds what serves a model, by name, version and variant. Raises ModelNotFoundError and ModelUnavailableError."""

@@ -6,22 +6,23 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from service.background import Tasks
 from service.engine.engine import Engine
 from service.observer import SessionObserver
 from service.sessions.admin import Admin
+from service.sessions.answer_memory import AnswerBudget, Replays
 from service.sessions.deferral import Deferral
 from service.sessions.directory import Directory
 from service.sessions.expiry import Expiry
 from service.sessions.generations import Generations
 from service.sessions.opening import Opening
-from service.sessions.policy import SessionLimits
+from service.sessions.persistence import SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.requests import Requests
 from service.sessions.resume import Find, Resume
 from service.sessions.spill import Spill
 from service.sessions.step_batches import StepBatches
 from service.sessions.storage import Storage
-from service.sessions.tasks import Tasks
 
 
 class SessionService:
@@ -46,6 +47,7 @@ class SessionService:
         self.tasks = Tasks()
         self.directory = Directory(limits.max_sessions)
         self.deferral = Deferral(max_requests=limits.max_in_flight, max_bytes=limits.max_deferred_bytes)
+        self.answer_budget = AnswerBudget(limits.max_unwritten_bytes)
         self.registry = Registry(
             self.directory,
             self.deferral,
@@ -62,9 +64,10 @@ class SessionService:
         self.spill = Spill(self.registry, storage, self.tasks)
         self.opening = Opening(self.registry, self.spill, storage, self.tasks, limits)
         self.expiry = Expiry(self.registry, limits.idle_timeout_s + limits.mark_s, _report)
-        self.requests = Requests(self.registry, limits, observer)
+        replays = Replays(limits.max_replay_bytes)
+        self.requests = Requests(self.registry, replays, limits, observer)
         self.generations = Generations(self.requests)
-        self.step_batches = StepBatches(self.registry, limits, observer, self.requests.unstored)
+        self.step_batches = StepBatches(self.registry, replays, limits, observer, self.requests.unstored)
         self.resume = Resume(
             self.registry,
             self.opening,

@@ -13,15 +13,15 @@ from enum import Enum
 from service.engine.engine import Engine
 from service.engine.items import Item
 from service.engine.jobs import Lane, OutputSpec
-from service.engine.results import Failed, Generated, Result
+from service.engine.results import Failed, Fed, Generated, Result
 from service.errors import CarouselError, IllegalRequestError
 from service.observer import CALL_TRACE
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
+from service.sessions.answer_memory import SMALL_ANSWER, StreamBudget
 from service.sessions.generation import Generation
 from service.sessions.lifecycle import LIVE, OVER, TABLE, Event, State, Transition
-from service.sessions.persistence import NOT_STORED, Moment, Persistence
-from service.sessions.policy import Durability, SessionPolicy
+from service.sessions.persistence import NOT_STORED, Durability, Moment, Persistence, SessionPolicy
 
 
 class CloseReason(Enum):
@@ -63,11 +63,14 @@ class Request:
     began_s: monotonic seconds of its arrival; last_s: of its last tokens. num_tokens: fed or generated so far.
     is_ended: whether its last answer was delivered. granted: of a generation; the caller calls it with the number of
     tokens that were written to the client, and the position after them. retries: of a feed, those that came while it
-    was in flight. trace: None when its call is not traced.
+    was in flight. trace: None when its call is not traced. budget: of the stream that its answer is written to, if it
+    is on one; answer_bytes: what the answer takes of it.
     """
 
     __slots__ = (
+        "answer_bytes",
         "began_s",
+        "budget",
         "granted",
         "is_ended",
         "last_s",
@@ -81,19 +84,38 @@ class Request:
     )
 
     def __init__(
-        self, session: Session | None, request_id: int, reply: Reply, began_s: float, num_tokens: int = 0
+        self,
+        session: Session | None,
+        request_id: int,
+        reply: Reply,
+        began_s: float,
+        budget: StreamBudget | None = None,
     ) -> None:
         self.session: Session = session  # type: ignore[assignment]  # set before anything is delivered
         self.request_id = request_id
         self.reply = reply
         self.began_s = self.last_s = began_s
-        self.num_tokens = num_tokens
+        self.num_tokens = 0
+        self.budget = budget
+        self.answer_bytes = 0
         self.is_ended = False
         self.replayed = False
         self.retries: list[Request] | None = None
         self.granted: Callable[[int, int], None] | None = None
         call = CALL_TRACE.get()
         self.trace = None if call is None else call.request()
+
+    def reserve(self, num_bytes: int) -> None:
+        """Counts an answer of so many bytes at most. Raises QueueFullError."""
+        if num_bytes > SMALL_ANSWER and self.budget is not None:
+            self.budget.take(num_bytes)
+            self.answer_bytes += num_bytes
+
+    def release(self) -> None:
+        """The answer was written, or none that is large will be."""
+        num_bytes, self.answer_bytes = self.answer_bytes, 0
+        if num_bytes and self.budget is not None:
+            self.budget.give_back(num_bytes)
 
     def deliver(self, result: Result) -> None:
         """Passes an answer on. What comes after the last answer is dropped."""
@@ -123,6 +145,12 @@ class LastFeed:
         self.outputs = outputs
         self.result: Result | None = None
         self.is_cancelled = self.is_dropped = False
+
+    def drop(self) -> None:
+        """Forgets the answer, but for its position. A failure is kept."""
+        if isinstance(self.result, Fed):
+            self.result = Fed(self.result.position, [])
+            self.is_dropped = True
 
     def is_repeated_by(self, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> bool:
         """Whether a feed is a retry of this one. One that failed cannot be retried."""

@@ -15,10 +15,9 @@ from service.engine.arena import Array
 from service.engine.beam import Hypothesis
 from service.engine.decoding import Beam, Decoding, FinishReason, FloatRow, Sampling
 from service.engine.jobs import OutputKind, OutputSpec
-from service.engine.lane_state import LaneState
-from service.engine.results import Searched, StepOutput
+from service.engine.results import LaneState, Searched, StepOutput
 from service.sessions.image import FedBefore, GeneratedBefore, Image
-from service.sessions.policy import Durability, OnDisconnect, SessionPolicy
+from service.sessions.persistence import Durability, OnDisconnect, SessionPolicy
 
 
 class _Tensor(msgspec.Struct, array_like=True):

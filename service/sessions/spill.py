@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from service.background import Tasks
 from service.engine.arena import Slot
 from service.engine.engine import Engine
 from service.engine.items import Item
@@ -29,7 +30,6 @@ from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, Deferred, Failures, Session
 from service.sessions.storage import Storage, WriteResult
 from service.sessions.stores.base import Claimed, Held
-from service.sessions.tasks import Tasks
 
 NO_LANE = Lane(Slot(0, -1), [])
 """The lane of sessions without a slot. Nothing is ever submitted to it."""

@@ -11,12 +11,12 @@ from functools import partial
 
 from service.engine.jobs import Lane, OutputSpec, StepBatchJob
 from service.engine.results import Stepped
-from service.errors import CarouselError, InvalidFieldError, QueueFullError
+from service.errors import CarouselError, InvalidFieldError, OutputsLostError, QueueFullError
 from service.observer import CALL_TRACE, SessionObserver
+from service.sessions.answer_memory import Replays
 from service.sessions.checks import check_batch, check_kind, check_outputs
 from service.sessions.lifecycle import LIVE, Event, State
-from service.sessions.persistence import NOT_STORED
-from service.sessions.policy import Durability, SessionLimits
+from service.sessions.persistence import NOT_STORED, Durability, SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.session import Session
 from service.sessions.step_columns import StepBatch, check_columns, select, spread
@@ -34,13 +34,15 @@ class StepBatchRequest:
 
     sessions: those that take part, at `places` of the batch; refused: why the others do not, by place; positions: where
     these are, as far as it may be told. began_s: monotonic seconds of its arrival. result: the answer, once it is
-    known, without what the store failed to take; eras: of the sessions that have their own persistence, as it left
-    them.
+    known, without what the store failed to take; is_dropped: whether it took too much memory, and only its positions
+    are kept; eras: of the sessions that have their own persistence, as it left them.
     """
 
     __slots__ = (
+        "__weakref__",
         "began_s",
         "eras",
+        "is_dropped",
         "num_tokens",
         "places",
         "positions",
@@ -69,9 +71,16 @@ class StepBatchRequest:
         self.began_s = began_s
         self.num_tokens = num_tokens
         self.result: Stepped | None = None
+        self.is_dropped = False
         self.eras: dict[Session, int] = {}
         call = CALL_TRACE.get()
         self.trace = None if call is None else call.request()
+
+    def drop(self) -> None:
+        """Forgets the answer, but for its positions."""
+        if self.result is not None:
+            self.result = self.result._replace(token_ids=[], log_probabilities=[], logits=None)
+            self.is_dropped = True
 
     @property
     def is_done(self) -> bool:
@@ -102,7 +111,15 @@ class StepBatchRequest:
 class StepBatches:
     """Gives step batches to their engine."""
 
-    def __init__(self, registry: Registry, limits: SessionLimits, observer: SessionObserver, unstored: Keeper) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        replays: Replays,
+        limits: SessionLimits,
+        observer: SessionObserver,
+        unstored: Keeper,
+    ) -> None:
+        self._replays = replays
         self._limits = limits
         self.unstored = unstored
         self._observer = observer
@@ -111,14 +128,16 @@ class StepBatches:
         self._touch = registry.directory.touch
         self._mark_s = limits.mark_s
 
-    def step(self, batch: StepBatch, reply: Reply) -> StepBatchRequest:
+    def step(self, batch: StepBatch, reply: Reply, reserve: Callable[[int], None]) -> StepBatchRequest:
         """Makes the sessions of a batch consume its tokens. reply(request, stepped) is called once on the event loop,
-        maybe before this returns. Raises InvalidFieldError and its kin for a batch that is wrong as a whole, and
-        QueueFullError."""
+        maybe before this returns. reserve(num_bytes): counts the answer. Raises InvalidFieldError and its kin for a
+        batch that is wrong as a whole, and QueueFullError."""
         check_columns(batch, self._limits.max_feed_tokens)
+        num_sessions, limit = len(batch.sessions), self._limits.max_answer_bytes
+        reserve(check_batch(num_sessions, max_answer_bytes=limit, field="step_batch.handles"))
         tokens, counts, positions = batch.tokens, batch.counts, batch.positions
         refused = batch.refused | self._refused(batch.sessions)
-        places: Sequence[int] = range(len(batch.sessions))
+        places: Sequence[int] = range(num_sessions)
         lanes = batch.lanes
         if refused or lanes is None:
             places = [place for place in places if place not in refused]
@@ -139,15 +158,15 @@ class StepBatches:
             lanes = lanes_of(sessions)
         manifest = served.bundle.manifest
         check_kind(manifest, served.variant, batch.outputs, field="step_batch.outputs")
-        check_outputs(
+        each = check_outputs(
             batch.outputs._replace(every_position=True),  # one for each session
-            num_tokens=len(batch.sessions),
+            num_tokens=num_sessions,
             vocabulary_size=manifest.output_size,
-            max_bytes=self._limits.max_answer_bytes,
+            max_bytes=limit,
             field="step_batch.outputs",
             token_bytes=_ID_BYTES,
         )
-        check_batch(len(batch.sessions), max_answer_bytes=self._limits.max_answer_bytes, field="step_batch.handles")
+        reserve(each * num_sessions)
         job = StepBatchJob(
             reply=self._on_stepped,
             tag=request,
@@ -165,8 +184,14 @@ class StepBatches:
         return request
 
     def answer_again(self, request: StepBatchRequest, reply: Reply) -> None:
-        """Answers a retry of a batch that is answered already and whose sessions are where it left them."""
+        """Answers a retry of a batch that is answered already and whose sessions are where it left them. Raises
+        OutputsLostError when its answer is no longer kept."""
         assert request.result is not None  # noqa: S101  # the caller has looked
+        if request.is_dropped:
+            raise OutputsLostError(
+                "step_batch: it was applied, and its answer is no longer kept: go on from the positions that it led to",
+                field="step_batch",
+            )
         now_s = self._clock()
         for session in request.sessions:
             if not session.is_over:
@@ -211,6 +236,9 @@ class StepBatches:
             served.model, served.version, "step_batch", now_s - request.began_s, request.num_tokens, trace=request.trace
         )
         self._answer(request, self._spread(request, stepped, job.outputs))
+        logits = stepped.logits
+        num_bytes = 40 * len(stepped.token_ids) if logits is None else logits.nbytes
+        self._replays.keep(request, num_bytes)
 
     @staticmethod
     def _spread(request: StepBatchRequest, stepped: Stepped, outputs: OutputSpec) -> Stepped:
@@ -237,17 +265,16 @@ class StepBatches:
             reply(request, result)
             return
         num_left = len(strict)
-        errors, positions = list(result.errors), list(result.positions)
+        errors, positions = dict(result.errors), list(result.positions)
 
         def stored(place: int, session: Session, error: CarouselError | None) -> None:
             nonlocal num_left
             num_left -= 1
             if error is not None:
-                errors[:] = [*(one for one in errors if one[0] != place), (place, error)]  # one for a session
+                errors[place] = error
                 positions[place] = session.reportable_position
             if not num_left:
-                errors.sort(key=lambda one: one[0])
-                reply(request, result._replace(errors=errors, positions=positions))
+                reply(request, result._replace(errors=sorted(errors.items()), positions=positions))
 
         for place, session in strict:
             moment = (request.eras[session], result.positions[place])

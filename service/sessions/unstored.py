@@ -20,27 +20,28 @@ from weakref import ref
 
 from service.engine.decoding import Decoding
 from service.engine.items import Item
-from service.engine.jobs import FeedJob, OutputSpec
+from service.engine.jobs import FeedJob, OutputSpec, ScoreJob
 from service.engine.results import Fed, Result, Scored
+from service.sessions.answer_memory import size_of
 from service.sessions.generation import Generation
-from service.sessions.persistence import Kept
-from service.sessions.policy import Durability
-from service.sessions.replays import size_of
+from service.sessions.persistence import Durability, Kept
 from service.sessions.session import LastFeed, Session
 
 _ENTRY_BYTES = 256
 """About what an answer takes besides its tokens and numbers."""
+Targets = Sequence[Sequence[int]]
 _NUMBER_BYTES = 36
 """About what a token, or a number, takes in a list."""
 
 
 class DoneScore:
-    """A score that was done. targets: with their end tokens, where those were asked for."""
+    """A score that was done. start: where; targets: with their end tokens, where those were asked for."""
 
-    __slots__ = ("result", "targets")
+    __slots__ = ("result", "start", "targets")
 
-    def __init__(self, targets: list[list[int]], result: Scored) -> None:
-        self.targets = targets
+    def __init__(self, targets: Targets, result: Scored) -> None:
+        self.start = result.position
+        self.targets = tuple(map(tuple, targets))
         self.result = result
 
 
@@ -69,6 +70,10 @@ class Keeper:
             feed.result = result
         return self.of(session, feed)
 
+    def of_score(self, session: Session, job: ScoreJob, result: Result) -> Callable[[], None] | None:
+        """Likewise, of a score."""
+        return self.of(session, DoneScore(job.targets, result)) if isinstance(result, Scored) else None
+
     def keep(self, kept: Kept, num_bytes: int) -> None:
         """Keeps an answer, unless it is kept. Drops the oldest while all take too much."""
         among = kept.among()
@@ -90,8 +95,10 @@ class Keeper:
     def _keep_of(self, session: Session, answered: LastFeed | Generation | DoneScore, era: int) -> None:
         if session.is_over or (isinstance(answered, Generation) and not answered.is_ended):  # kept when it ends
             return
-        start = answered.result.position if isinstance(answered, DoneScore) else answered.start
-        self.keep(Kept(session.persistence.unstored, start, answered, era), _size(answered))
+        key: tuple[object, ...] = (era, answered.start)
+        if not isinstance(answered, LastFeed):
+            key += (answered.targets if isinstance(answered, DoneScore) else answered.decoding,)
+        self.keep(Kept(session.persistence.unstored, key, answered), _size(answered))
 
     def _forget(self, there: ref[Kept]) -> None:
         self.num_bytes -= self._sizes.pop(there, 0)
@@ -107,31 +114,33 @@ def _remove(kept: Kept) -> None:
 
 def unstored_feed(session: Session, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> LastFeed | None:
     """The feed that was done so."""
-    for one in _from(session, start):
+    for one in _found(session, start):
         if isinstance(one, LastFeed) and one.is_repeated_by(start, tokens, outputs):
             return one
     return None
 
 
-def unstored_score(session: Session, position: int, targets: list[list[int]]) -> DoneScore | None:
+def unstored_score(session: Session, start: int, targets: Targets) -> DoneScore | None:
     """The score that was done so."""
-    for one in _from(session, position):
-        if isinstance(one, DoneScore) and one.targets == targets:
+    if not session.persistence.unstored:
+        return None
+    for one in _found(session, start, tuple(map(tuple, targets))):
+        if isinstance(one, DoneScore):
             return one
     return None
 
 
 def unstored_generation(session: Session, start: int, decoding: Decoding) -> Generation | None:
     """The generation, or the search, that came to its end so."""
-    for one in _from(session, start):
-        if isinstance(one, Generation) and one.is_ended and one.decoding == decoding:
+    for one in _found(session, start, decoding):
+        if isinstance(one, Generation):
             return one
     return None
 
 
-def _from(session: Session, start: int) -> Iterator[object]:
-    era = session.persistence.era
-    return (kept.answered for kept in session.persistence.unstored.get(start, ()) if kept.era == era)
+def _found(session: Session, *key: object) -> Iterator[object]:
+    persistence = session.persistence
+    return (kept.answered for kept in persistence.unstored.get((persistence.era, *key), ()))
 
 
 def _size(answered: LastFeed | Generation | DoneScore) -> int:
@@ -141,7 +150,7 @@ def _size(answered: LastFeed | Generation | DoneScore) -> int:
     num_bytes = _ENTRY_BYTES + _NUMBER_BYTES * len(answered.tokens)
     num_bytes += sum(len(item) for item in answered.tokens if isinstance(item, bytes))
     if isinstance(answered, LastFeed):
-        return num_bytes + size_of(answered.result)
+        return num_bytes + (size_of(answered.result.outputs) if isinstance(answered.result, Fed) else 0)
     hypotheses = answered.found.hypotheses if answered.found is not None else []
     num_numbers = len(answered.log_probabilities or ()) + 2 * sum(len(one.tokens) for one in hypotheses)
     return num_bytes + _NUMBER_BYTES * num_numbers

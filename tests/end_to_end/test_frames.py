@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,3 +230,25 @@ async def test_a_session_closed_under_a_frame_is_told_of_and_the_others_go_on(ti
     if stepped.errors:
         assert stepped.errors[0].error.reason == "CANCELLED"
         assert stepped.positions[3] < 200
+
+
+async def test_the_more_sessions_fail_the_shorter_are_the_reasons_and_the_answer_keeps_its_limit(
+    tiny_repository: Path,
+) -> None:
+    with local_service(tiny_repository, {"max-message-bytes": 16_384}) as service:
+        async with wire(service.target) as stream:
+            handles = await opened(stream, 170)
+            await frame(stream, handles=handles, token_ids=[1] * 170)
+            few = await frame(stream, handles=handles[:5], token_ids=[1] * 5, positions=[9] * 5)
+            assert few.errors[0].error.message == "step_batch.positions = 9, but the session is at position 1"
+            assert few.errors[0].error.metadata["position"] == "1"
+            response = await stream.ask(
+                step_batch=pb.StepBatch(handles=handles, token_ids=[1] * 170, positions=[9] * 170)
+            )
+            assert response.ByteSize() <= 16_384
+            assert [error.index for error in response.batch_stepped.errors] == list(range(170))
+            assert {error.error.reason for error in response.batch_stepped.errors} == {"POSITION_MISMATCH"}
+            assert not any(error.error.metadata for error in response.batch_stepped.errors)
+            assert list(response.batch_stepped.positions) == [1] * 170
+            too_many = await stream.ask(step_batch=pb.StepBatch(handles=range(1, 201), token_ids=[1] * 200))
+            assert too_many.error.reason == "ANSWER_TOO_LARGE"

@@ -392,3 +392,27 @@ async def test_a_reader_that_stalls_is_not_generated_for_and_delays_nobody(tiny_
         assert 0 < positions[-1] < 10_000
         while (response := await stalled.read()).position < positions[-1] + 100:
             assert response.HasField("generated")
+
+
+async def test_answers_are_not_computed_far_ahead_of_a_reader_that_stalls(tiny_service: LocalService) -> None:
+    narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
+    outputs = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS, every_position=True)
+    names, num_tokens, rounds = [f"heavy-{number}" for number in range(4)], 35_000, 4
+    async with wire(tiny_service.target, narrow) as stalled, wire(tiny_service.target) as other:
+        for name in names:
+            await stalled.ask(name, open=lm())
+        for _ in range(rounds):
+            for name in names:
+                await stalled.send(name, feed=pb.Feed(token_ids=[5] * num_tokens, outputs=outputs))
+        await other.ask("other", open=lm())
+        numbers: list[int] = []
+        while len(numbers) < 3 or numbers[-1] != numbers[-3]:
+            for _ in range(200):
+                assert (await other.ask("other", feed=pb.Feed(token_ids=[5]))).HasField("fed")
+            numbers.append(sum([(await info(tiny_service, name)).position for name in names]) // num_tokens)
+            assert len(numbers) < 200
+        assert 0 < numbers[-1] < 3 * rounds
+        responses = [await stalled.read() for _ in range(4 * rounds)]
+        positions = [response.position for response in responses if response.session_id == names[0]]
+        assert positions == [num_tokens * count for count in range(1, rounds + 1)]
+        assert all(len(response.fed.outputs) == num_tokens for response in responses)

@@ -15,9 +15,8 @@ from service.engine.core import EngineCore, Progress
 from service.engine.decoding import Decoding
 from service.engine.engine import Engine
 from service.engine.jobs import FeedJob, GenerateJob, Job, Lane, OutputKind, OutputSpec, StepBatchJob
-from service.engine.lane_state import LaneState
 from service.engine.limits import EngineLimits
-from service.engine.results import Failed, Fed, Generated, Stepped
+from service.engine.results import Failed, Fed, Generated, LaneState, Stepped
 from service.errors import EngineError, IllegalRequestError, RequestCancelledError
 from service.repository.manifest import BASE_VARIANT
 from tests.domain import ids

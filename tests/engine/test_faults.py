@@ -14,9 +14,8 @@ import pytest
 from service.engine.decoding import Decoding, Sampling
 from service.engine.generations import ActiveGeneration
 from service.engine.jobs import FeedJob, GenerateJob, Job, OutputKind, OutputSpec, ScoreJob, StepBatchJob
-from service.engine.lane_state import LaneState
 from service.engine.limits import EngineLimits
-from service.engine.results import Failed, Fed, Generated, Result, Scored, Stepped
+from service.engine.results import Failed, Fed, Generated, LaneState, Result, Scored, Stepped
 from service.errors import EngineError, RequestCancelledError, SessionMovedError, ShuttingDownError
 from tests.domain import ids
 from tests.engine.calling import Caller, logits_of, reference_logits, running

@@ -224,6 +224,6 @@ def test_scores_and_positions_of_many_are_bounded_by_the_answer() -> None:
     check_score([[1, 2, 3]] * 10, max_answer_bytes=10 * (48 + 16), field="score.targets")
     with pytest.raises(AnswerTooLargeError):
         check_score([[1, 2, 3]] * 10, max_answer_bytes=10 * (48 + 16) - 1, field="score.targets")
-    check_batch(100, max_answer_bytes=1000, field="step_batch.handles")
+    check_batch(100, max_answer_bytes=9000, field="step_batch.handles")
     with pytest.raises(AnswerTooLargeError):
-        check_batch(101, max_answer_bytes=1000, field="step_batch.handles")
+        check_batch(101, max_answer_bytes=9000, field="step_batch.handles")

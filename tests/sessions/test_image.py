@@ -13,8 +13,7 @@ from service.engine.beam import Hypothesis
 from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
 from service.engine.engine import Engine
 from service.engine.jobs import OutputKind, OutputSpec
-from service.engine.lane_state import LaneState
-from service.engine.results import Searched, StepOutput
+from service.engine.results import LaneState, Searched, StepOutput
 from service.errors import SnapshotModelError
 from service.sessions.image import FedBefore, GeneratedBefore, Image, check_fits
 from service.sessions.session import Served

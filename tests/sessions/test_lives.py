@@ -23,7 +23,7 @@ from service.engine.limits import EngineLimits
 from service.engine.results import Failed, Fed, Generated, Result
 from service.errors import SessionNotFoundError
 from service.repository.bundle import Bundle, load_bundle
-from service.sessions.policy import Durability, OnDisconnect, SessionLimits, SessionPolicy
+from service.sessions.persistence import Durability, OnDisconnect, SessionLimits, SessionPolicy
 from service.sessions.service import SessionService
 from service.sessions.session import CloseReason, Reply, Request, Served, Session
 from service.sessions.snapshot import Codec

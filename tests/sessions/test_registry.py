@@ -14,10 +14,11 @@ from service.engine.decoding import Decoding
 from service.engine.engine import Engine
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.limits import EngineLimits
-from service.engine.results import Encoded, Failed, Fed, Generated, Result
+from service.engine.results import Encoded, Failed, Fed, Generated, Result, Stepped
 from service.errors import (
     IllegalRequestError,
     InvalidFieldError,
+    OutputsLostError,
     PositionMismatchError,
     QueueFullError,
     SessionIdInUseError,
@@ -27,10 +28,11 @@ from service.errors import (
 )
 from service.repository.bundle import load_bundle
 from service.sessions.lifecycle import State
-from service.sessions.policy import SessionLimits
+from service.sessions.persistence import SessionLimits
 from service.sessions.service import SessionService
 from service.sessions.session import CloseReason, Reply, Request, Served, Session
 from service.sessions.snapshot import Codec
+from service.sessions.step_batches import StepBatchRequest
 from service.sessions.step_columns import StepBatch
 from service.sessions.storage import Storage
 from service.sessions.stores.memory import MemoryStore
@@ -167,11 +169,35 @@ async def test_a_session_that_step_batches_use_is_left_its_whole_idle_timeout(ti
         batch = StepBatch([session], {}, [5], None, None, OutputSpec(), None)
         for _ in range(2):  # the second use comes so soon that it is not marked
             it.now_s += 0.07
-            it.service.step_batches.step(batch, lambda *_: done.release())
+            it.service.step_batches.step(batch, lambda *_: done.release(), lambda num_bytes: None)
             await done.acquire()
         it.now_s += 9.99
         it.service.expiry.expire()
         assert session.state is State.IDLE
+
+
+async def test_of_a_step_batch_whose_answer_is_too_large_to_keep_the_positions_are_kept(tiny_repository: Path) -> None:
+    async with opened(tiny_repository, max_sessions=400, max_replay_bytes=10_000) as it:
+        sessions, answered = [await it.open() for _ in range(400)], asyncio.Semaphore(0)
+        outputs = OutputSpec(OutputKind.LOGITS)
+        results: list[Stepped] = []
+
+        def reply(request: StepBatchRequest, result: Stepped) -> None:
+            results.append(result)
+            answered.release()
+
+        batch = StepBatch([*sessions], {}, [5] * 400, None, None, outputs, None)
+        request = it.service.step_batches.step(batch, reply, lambda num_bytes: None)
+        await answered.acquire()
+        assert results[0].logits is not None
+        assert request.is_current
+        assert request.result == Stepped([1] * 400, [], [], None, [])
+        with pytest.raises(OutputsLostError, match="no longer kept: go on from the positions"):
+            it.service.step_batches.answer_again(request, reply)
+        small = it.service.step_batches.step(batch._replace(sessions=[*sessions[:2]], tokens=[5, 5]), reply, print)
+        await answered.acquire()
+        it.service.step_batches.answer_again(small, reply)
+        assert results[1] is results[2]
 
 
 async def test_a_closed_id_is_free_at_once_and_its_work_is_answered_as_cancelled(tiny_repository: Path) -> None:
@@ -245,6 +271,18 @@ async def test_a_position_that_is_wrong_while_work_is_in_flight_harms_only_its_o
         assert isinstance(failed.error, PositionMismatchError)
         assert failed.position == 1000
         assert (await right)[1].position == 1001
+
+
+async def test_retries_of_a_feed_in_flight_are_bounded_as_requests_are(tiny_repository: Path) -> None:
+    async with opened(tiny_repository, max_in_flight=3) as it:
+        session = await it.open()
+        fed = [it.feed(session, 0, [5] * 1000) for _ in range(4)]
+        with pytest.raises(QueueFullError, match="3 retries of this request wait for its answer"):
+            it.feed(session, 0, [5] * 1000)
+        results = [await one for one in fed]
+        assert all(result is results[0][1] for _, result in results)
+        assert [request.replayed for request, _ in results] == [False, True, True, True]
+        assert session.position == 1000
 
 
 async def test_cancel_answers_what_was_in_flight_and_tells_how_many(tiny_repository: Path) -> None:

@@ -16,11 +16,10 @@ from service.engine.beam import Hypothesis
 from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
 from service.engine.items import Item
 from service.engine.jobs import OutputKind, OutputSpec
-from service.engine.lane_state import LaneState
-from service.engine.results import Searched, StepOutput
+from service.engine.results import LaneState, Searched, StepOutput
 from service.errors import SnapshotCorruptError, SnapshotError, SnapshotFormatError, SnapshotKeyError
 from service.sessions.image import FedBefore, GeneratedBefore, Image
-from service.sessions.policy import Durability, OnDisconnect, SessionPolicy
+from service.sessions.persistence import Durability, OnDisconnect, SessionPolicy
 from service.sessions.snapshot import Codec
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -151,6 +151,28 @@ def test_a_session_that_was_resumed_outlives_its_record_in_an_outage_of_the_stor
     play(act, idle_timeout_s=1.0)
 
 
+def test_a_session_that_does_not_change_is_stored_again_after_an_outage_that_its_record_did_not_outlive() -> None:
+    async def act(world: World) -> None:
+        await opened(stream := world.connect(), "a", durability=CHECKPOINT, on_disconnect=keep(0.5))
+        await fed(stream, "a", 5)
+        await asyncio.sleep(0.5)
+        assert world.stored("a").position == 1
+        world.faults.is_down = True
+        for _ in range(10):
+            assert reason(await stream.ask("a", open=RESUME)) == "opened"  # a use that changes nothing
+            await asyncio.sleep(0.2)
+        assert world.stored("a") is None
+        world.faults.is_down = False
+        await asyncio.sleep(0.5)
+        assert world.stored("a").position == 1
+        world.replicas[0].kill()
+        await asyncio.sleep(1.0)
+        answer = await world.connect(1).ask("a", open=RESUME)
+        assert (reason(answer), answer.position) == ("opened", 1)
+
+    play(act, idle_timeout_s=1.0, does_finish=False)
+
+
 @pytest.mark.parametrize("durability", [CHECKPOINT, STRICT])
 def test_a_close_that_was_answered_is_remembered(durability: pb.Durability.ValueType) -> None:
     async def act(world: World) -> None:

@@ -168,6 +168,20 @@ def test_a_feed_sent_again_after_a_cancel_is_applied_once(length: int) -> None:
     assert seen == ({in_time, too_late} if length == 1 else {in_time, too_late, in_its_midst})
 
 
+def test_retries_of_a_step_batch_in_flight_are_bounded_as_requests_are() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        a = await opened(stream, "a")
+        sent = [stream.send(step_batch=step(a, positions=[0])) for _ in range(70)]
+        for one in sent:
+            assert await one.wait(10.0), f"{one} is not answered"
+        outcomes = [one.answer.error.reason or one.answer.batch_stepped.replayed for one in sent]
+        assert outcomes[:10] == [False, *[True] * 8, "QUEUE_FULL"]
+        assert outcomes.count(False) == 1
+
+    play(act, inline_s=0.0, max_in_flight=8)
+
+
 def test_a_feed_sent_again_while_it_is_in_flight_is_answered_whatever_follows() -> None:
     async def act(world: World) -> None:
         stream = world.connect()

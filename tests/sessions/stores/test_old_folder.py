@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lmdb
 
-from service.sessions.policy import Durability
+from service.sessions.persistence import Durability
 from service.sessions.snapshot import Codec
 from service.sessions.stores.base import Claimed, Gone
 from service.sessions.stores.lmdb import LmdbStore

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service import event_loop
+from service import process
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ async def module_of_the_loop() -> str:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="uvloop has no Windows")
 def test_it_is_uvloop_s_and_threads_take_turns_often() -> None:
-    assert event_loop.run(module_of_the_loop()).partition(".")[0] == "uvloop"
+    assert process.run(module_of_the_loop()).partition(".")[0] == "uvloop"
     assert sys.getswitchinterval() == pytest.approx(0.00005)
 
 
@@ -33,4 +33,4 @@ def test_what_the_server_raises_is_raised() -> None:
         raise LookupError("no such model")
 
     with pytest.raises(LookupError, match="no such model"):
-        event_loop.run(fail())
+        process.run(fail())

@@ -1,0 +1,55 @@
+"""The process that serves: its event loop, uvloop's where the platform has it, and what its signals do.
+
+SIGTERM and SIGINT end the server, SIGHUP makes it read its files again. The first SIGTERM or SIGINT ends it in good
+order. From then on either signal has its own effect again, which ends the process at once, whatever the event loop is
+busy with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import structlog
+
+if sys.platform == "win32":
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+else:
+    from uvloop import new_event_loop
+
+T = TypeVar("T")
+
+_SWITCH_INTERVAL_S = 0.00005
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """As `asyncio.run`, for a process that serves. Raises what `main` raises."""
+    # An engine's thread that comes back from a run waits for the event loop to give up the GIL, by default for 5 ms,
+    # many times a batch.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(main)
+
+
+log = structlog.get_logger()
+
+_LEAVING = (signal.SIGTERM, signal.SIGINT)
+
+
+def handle_signals(on_leave: Callable[[], None], on_reload: Callable[[], None]) -> None:
+    """Handles the signals from here on, by calls on the running event loop. on_leave: called once. Main thread only."""
+    loop = asyncio.get_running_loop()
+
+    def leave(number: signal.Signals) -> None:
+        for one in _LEAVING:
+            loop.remove_signal_handler(one)
+            signal.signal(one, signal.SIG_DFL)
+        log.info("server.leaving", signal=number.name, hint="a second signal ends it at once")
+        on_leave()
+
+    for one in _LEAVING:
+        loop.add_signal_handler(one, leave, one)
+    loop.add_signal_handler(signal.SIGHUP, on_reload)

@@ -1,0 +1,126 @@
+"""Large answers are what answers made at once would be, and the event loop has its turns while they are made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from carousel.v1 import inference_pb2 as pb
+from service.api import answers, convert
+from service.engine.beam import Hypothesis
+from service.engine.decoding import FinishReason
+from service.engine.results import Fed, Searched, StepOutput, Stepped
+from service.errors import CarouselError, InvalidFieldError
+from service.repository.vocabulary import Vocabulary
+from service.sessions.session import Request, Served
+from tests import domain
+
+NAMES = tuple(f"token-{number}" for number in range(50))
+BUNDLE = replace(
+    domain.bundle(),
+    target_vocabulary=Vocabulary(NAMES, owner="the target vocabulary", tokenizer="whitespace", lowercase=False),
+)
+RNG = np.random.default_rng(3)
+
+
+def request() -> Request:
+    session = domain.session()
+    session.served = Served(BUNDLE, session.served.engine)
+    return Request(session, 7, lambda request, result: None, 0.0)
+
+
+def floats(*shape: int) -> Any:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+async def made(make: Coroutine[Any, Any, pb.StreamResponse]) -> tuple[pb.StreamResponse, int]:
+    """A response, and the turns that the event loop had while it was made."""
+    num_turns = 0
+
+    async def count() -> None:
+        nonlocal num_turns
+        while True:
+            await asyncio.sleep(0)
+            num_turns += 1
+
+    counting = asyncio.create_task(count())
+    response = await make
+    counting.cancel()
+    return response, num_turns
+
+
+OUTPUTS = {
+    "logits": [StepOutput(at, [], None, floats(50)) for at in range(2000)],
+    "traces": [StepOutput(at, [], None, floats(50), {"a": floats(300), "b": floats(3)}) for at in range(800)],
+    "top-k": [StepOutput(at, list(range(50)), floats(50).tolist()) for at in range(300)],
+    "one output of many tokens": [StepOutput(3, [at % 50 for at in range(9000)], floats(9000).tolist())],
+    "tokens alone": [StepOutput(at, [at % 50]) for at in range(9000)],
+}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+async def test_a_fed_is_the_same_and_takes_many_turns(kind: str) -> None:
+    one, result = request(), Fed(9000, OUTPUTS[kind])
+    response, num_turns = await made(answers.large_fed(one, result))
+    assert response == answers.fed(one, result)
+    assert num_turns > 5
+
+
+async def test_an_opened_is_the_same() -> None:
+    one, result = request(), Fed(0, OUTPUTS["one output of many tokens"])
+    response, num_turns = await made(answers.large_opened(one, result, None))
+    assert response == answers.opened(one, result, None)
+    assert num_turns > 5
+
+
+async def test_the_results_of_a_search_have_all_their_tokens() -> None:
+    ends = [FinishReason.EOS, FinishReason.MAX_TOKENS, FinishReason.EOS]
+    hypotheses = []
+    for size, end in zip((4500, 2000, 0), ends, strict=True):
+        scores = floats(size + (end is FinishReason.EOS)).tolist()
+        hypotheses.append(Hypothesis([at % 50 for at in range(size)], None, -1.5 * size, sum(scores), scores, end))
+    response, num_turns = await made(answers.found(request(), Searched(11, hypotheses)))
+    told = response.generated
+    assert (response.position, told.finish_reason) == (11, pb.FINISH_REASON_EOS)
+    assert list(told.tokens) == list(told.hypotheses[0].tokens)
+    for hypothesis, message in zip(hypotheses, told.hypotheses, strict=True):
+        assert message == convert.hypothesis(hypothesis, BUNDLE)
+    assert num_turns > 5
+
+
+async def test_a_search_that_found_nothing_has_ended() -> None:
+    response, _ = await made(answers.found(request(), Searched(2, [])))
+    assert response.generated == pb.Generated(finish_reason=pb.FINISH_REASON_EOS)
+
+
+def error(at: int) -> CarouselError:
+    return InvalidFieldError(f"handles[{at}] is wrong", field=f"handles[{at}]")
+
+
+BATCHES = {
+    "tokens": Stepped(list(range(40_000)), [at % 50 for at in range(40_000)], [], None, []),
+    "top-k": Stepped(list(range(6000)), [at % 50 for at in range(120_000)], floats(120_000).tolist(), None, []),
+    "logits": Stepped(list(range(3000)), [], [], floats(3000, 50), []),
+    "errors": Stepped([0] * 900, [0] * 900, [], None, [(at, error(at)) for at in range(900)]),
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+@pytest.mark.parametrize("gives_values", [False, True])
+async def test_an_answer_to_a_step_batch_is_the_same(kind: str, gives_values: bool) -> None:
+    one = request()
+    one.replayed = True
+    response, num_turns = await made(answers.large_batch_stepped(one, BATCHES[kind], gives_values=gives_values))
+    assert response == answers.batch_stepped(one, BATCHES[kind], gives_values=gives_values)
+    assert num_turns > 2
+
+
+async def test_a_step_batch_of_no_session_has_an_empty_answer() -> None:
+    one, result = request(), Stepped([], [], [], None, [])
+    response, _ = await made(answers.large_batch_stepped(one, result, gives_values=False))
+    assert response == answers.batch_stepped(one, result, gives_values=False)

@@ -1,0 +1,132 @@
+"""Answers that are not written yet, and those that are kept for retries, take a bounded part of the memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import numpy as np
+import pytest
+
+from service.engine.jobs import OutputSpec
+from service.engine.results import Fed, StepOutput
+from service.errors import QueueFullError
+from service.sessions.answer_memory import SMALL_ANSWER, AnswerBudget, Replays, StreamBudget, size_of
+from service.sessions.session import LastFeed, Request
+
+MIB = 1024 * 1024
+
+
+def request(budget: StreamBudget | None) -> Request:
+    return Request(None, 1, lambda request, result: None, 0.0, budget)
+
+
+def test_answers_of_all_streams_share_one_bound() -> None:
+    budget = AnswerBudget(10 * MIB)
+    one, other = StreamBudget(budget), StreamBudget(budget)
+    one.take(6 * MIB)
+    with pytest.raises(QueueFullError) as refusal:
+        other.take(5 * MIB)
+    assert refusal.value.facts["max_unwritten_bytes"] == 10 * MIB
+    assert (other.num_bytes, budget.num_bytes) == (0, 6 * MIB)
+    one.give_back(2 * MIB)
+    other.take(5 * MIB)
+    assert budget.num_bytes == 9 * MIB
+
+
+def test_a_single_answer_may_be_over_the_bound() -> None:
+    budget = AnswerBudget(MIB)
+    stream = StreamBudget(budget)
+    stream.take(3 * MIB)
+    with pytest.raises(QueueFullError):
+        stream.take(1)
+
+
+async def test_a_stream_is_full_until_its_answers_are_written() -> None:
+    stream = StreamBudget(AnswerBudget(1000 * MIB))
+    stream.take(31 * MIB)
+    assert not stream.is_full
+    stream.take(4 * MIB)
+    assert stream.is_full
+    waiting = asyncio.create_task(stream.room())
+    stream.give_back(MIB)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    stream.give_back(4 * MIB)
+    await asyncio.wait_for(waiting, 5)
+
+
+def test_a_stream_that_is_over_counts_nothing_more() -> None:
+    budget = AnswerBudget(10 * MIB)
+    stream, other = StreamBudget(budget), StreamBudget(budget)
+    stream.take(6 * MIB)
+    other.take(MIB)
+    stream.close()
+    stream.close()
+    assert budget.num_bytes == MIB
+    stream.give_back(6 * MIB)
+    stream.take(MIB)
+    assert (stream.num_bytes, budget.num_bytes) == (0, MIB)
+
+
+def test_a_request_gives_back_what_it_has_taken_once() -> None:
+    budget = AnswerBudget(MIB)
+    one = request(StreamBudget(budget))
+    one.reserve(SMALL_ANSWER)
+    assert budget.num_bytes == 0
+    one.reserve(SMALL_ANSWER + 1)
+    one.reserve(10_000)
+    assert budget.num_bytes == SMALL_ANSWER + 10_001
+    one.release()
+    one.release()
+    assert budget.num_bytes == 0
+
+
+def test_a_request_of_a_unary_call_takes_nothing() -> None:
+    one = request(None)
+    one.reserve(MIB)
+    one.release()
+    assert one.answer_bytes == 0
+
+
+def answered(num_floats: int) -> LastFeed:
+    feed = LastFeed(None, 0, [1], OutputSpec())
+    feed.result = Fed(1, [StepOutput(1, [], None, np.zeros(num_floats, np.float32))])
+    return feed
+
+
+def size(feed: LastFeed) -> int:
+    assert isinstance(feed.result, Fed)
+    return size_of(feed.result.outputs)
+
+
+def keep(replays: Replays, feed: LastFeed) -> None:
+    replays.keep(feed, size(feed))
+
+
+def test_the_oldest_large_answers_are_dropped_and_their_positions_are_kept() -> None:
+    replays = Replays(100_000)
+    feeds = [answered(10_000) for _ in range(4)]
+    for feed in feeds:
+        keep(replays, feed)
+    assert [feed.is_dropped for feed in feeds] == [True, True, False, False]
+    assert replays.num_bytes <= 100_000
+    assert feeds[0].result == Fed(1, [])
+    assert size(feeds[3]) > 40_000
+
+
+def test_small_answers_are_not_counted() -> None:
+    replays = Replays(1)
+    feed = answered(10)
+    keep(replays, feed)
+    assert (replays.num_bytes, feed.is_dropped) == (0, False)
+
+
+def test_an_answer_that_nothing_keeps_any_more_is_not_counted() -> None:
+    replays = Replays(10**9)
+    feed = answered(10_000)
+    keep(replays, feed)
+    assert replays.num_bytes > 40_000
+    del feed
+    gc.collect()
+    assert replays.num_bytes == 0
