@@ -1,5 +1,5 @@
-"""How sessions end: why, who is to know, the errors of requests that are left undone, the tombstones that remain, and the
-last record: that a session ended, or that any server may claim it.
+"""How sessions end: why, who is to know, the errors of requests that are left undone, the tombstones that remain, and
+the last record: that a session ended, or that any server may claim it.
 
 Event loop only; times come from the injected clock.
 """
