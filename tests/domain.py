@@ -10,8 +10,7 @@ import onnxruntime as ort
 
 from service.engine.arena import Slot
 from service.engine.engine import Engine
-from service.engine.items import Item
-from service.engine.jobs import Lane
+from service.engine.jobs import Item, Lane
 from service.repository.bundle import Bundle, VariantGraphs
 from service.repository.manifest import (
     BASE_VARIANT,

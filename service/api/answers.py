@@ -16,7 +16,7 @@ from service.api.part import Part
 from service.api.status import MAX_MESSAGE_LENGTH, to_message
 from service.api.tensors import extend_floats
 from service.engine.beam import Hypothesis
-from service.engine.items import Item
+from service.engine.jobs import Item
 from service.engine.results import Encoded, Fed, Result, Scored, Searched, StepOutput, Stepped
 from service.errors import CarouselError, shortened
 from service.repository.bundle import Bundle

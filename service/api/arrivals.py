@@ -17,7 +17,7 @@ from service.api import answers, convert, session_messages
 from service.api.caller import Caller
 from service.api.domain import Domain
 from service.api.replies import Replies
-from service.engine.items import Item
+from service.engine.jobs import Item
 from service.errors import CarouselError, InvalidFieldError, QueueFullError, SessionAlreadyOpenError, quoted
 from service.sessions.session import Request, Session
 

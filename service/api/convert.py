@@ -11,8 +11,7 @@ from carousel.v1 import inference_pb2 as pb
 from service.api import tensors
 from service.engine.beam import Hypothesis
 from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
-from service.engine.items import Item
-from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.jobs import Item, OutputKind, OutputSpec
 from service.engine.results import StepOutput
 from service.errors import EmptySequenceError, InvalidFieldError, quoted
 from service.repository.bundle import Bundle

@@ -13,8 +13,7 @@ from service.api.domain import Domain
 from service.api.outbox import Outbox
 from service.api.part import Part, pieces
 from service.engine.decoding import Decoding
-from service.engine.items import Item
-from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.jobs import Item, OutputKind, OutputSpec
 from service.engine.results import Failed, Generated, Result, Scored, Searched
 from service.errors import CarouselError, RequestCancelledError, SessionMovedError, ShuttingDownError
 from service.sessions.session import CloseReason, Reply, Request, Served, Session

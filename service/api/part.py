@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import convert, tensors
-from service.engine.items import ITEM_SIZE, Item
+from service.engine.jobs import ITEM_SIZE, Item
 from service.engine.results import Generated
 from service.repository.bundle import Bundle
 from service.repository.vocabulary import Vocabulary

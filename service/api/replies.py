@@ -14,7 +14,7 @@ from service.api import answers
 from service.api.outbox import Made, Outbox
 from service.api.part import Part, pieces
 from service.api.status import TABLE
-from service.engine.items import Item
+from service.engine.jobs import Item
 from service.engine.results import Failed, Fed, Generated, Result, Scored, Searched, Stepped
 from service.errors import CarouselError
 from service.observer import ApiObserver

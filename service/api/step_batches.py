@@ -12,8 +12,7 @@ from itertools import accumulate
 from carousel.v1 import inference_pb2 as pb
 from service.api import convert
 from service.api.replies import Replies
-from service.engine.items import Item
-from service.engine.jobs import Lane, OutputSpec
+from service.engine.jobs import Item, Lane, OutputSpec
 from service.engine.results import Stepped
 from service.errors import (
     AnswerTooLargeError,

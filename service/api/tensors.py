@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from carousel.v1 import inference_pb2 as pb
-from service.engine.items import ITEM_SIZE, Item
+from service.engine.jobs import ITEM_SIZE, Item
 from service.errors import EmptySequenceError, InvalidFieldError, quoted
 from service.repository.vocabulary import too_many
 

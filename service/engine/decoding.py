@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.engine.items import Item
 from service.engine.sampling import (
     FloatArray,
     FloatRow,
@@ -97,7 +96,7 @@ class Decoding:
         is_plain = self.sampling is None and self.repetition_penalty == 1.0 and self.min_tokens == 0
         object.__setattr__(self, "is_plain", is_plain)
 
-    def finish_reason(self, token: Item, num_generated: int, eos_id: int | None) -> FinishReason | None:
+    def finish_reason(self, token: int | bytes, num_generated: int, eos_id: int | None) -> FinishReason | None:
         """Why the generation ends with a token just chosen, or None: it goes on.
 
         num_generated: tokens of the generation with this one, or vectors. A token that ends it is not part of what

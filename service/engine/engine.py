@@ -30,8 +30,7 @@ from time import perf_counter
 from service.engine import commands
 from service.engine.arena import Slot
 from service.engine.core import EngineCore, Progress
-from service.engine.items import Item
-from service.engine.jobs import NO_TOKENS, GenerateJob, Job, Lane, StepBatchJob
+from service.engine.jobs import NO_TOKENS, GenerateJob, Item, Job, Lane, StepBatchJob
 from service.engine.limits import EngineLimits, EngineStatistics
 from service.engine.results import LaneState, Produced
 from service.errors import CarouselError, RequestCancelledError, ShuttingDownError

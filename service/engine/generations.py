@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.engine.decoding import Choice, FinishReason, choose_batch
-from service.engine.items import Item
-from service.engine.jobs import NO_TOKENS, GenerateJob, Lane, Rest
+from service.engine.jobs import NO_TOKENS, GenerateJob, Item, Lane, Rest
 from service.engine.results import Failed, Generated
 from service.engine.scheduler import RowJob
 from service.engine.step_result import CHOICE, NEXT_TOKEN, Chosen, StepResult, known

@@ -1,10 +1,11 @@
-"""Jobs: what an engine is asked to do for a session; and lanes: where a session stands.
+"""Items: what steps consume; jobs: what an engine is asked to do for a session; and lanes: where a session stands.
 
 A session is a `Lane` to the engine: a slot, a position and a queue of jobs, which are done one after the other. A job
 is the request alone. While it is done its running state is an `ActiveJob`, of which each kind of job has its own.
 
-A token is an `Item` here: for a model that reads features, a vector. Logits are the values that such a model may give
-instead.
+A token is an `Item` here: a number or, for a model that reads features, a vector, which is the bytes of its numbers,
+32-bit floats, little-endian. So both are immutable values that are kept, compared and stored bit by bit, and only here
+are they arrays. Logits are the values that such a model may give instead.
 """
 
 from __future__ import annotations
@@ -13,13 +14,45 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from service.engine.arena import Slot
+import numpy as np
+
+from service.engine.arena import Array, Slot
 from service.engine.beam import BeamSearch
 from service.engine.decoding import Decoding, FloatRow, IntArray
-from service.engine.items import Item
 from service.errors import CarouselError
+
+Item: TypeAlias = int | bytes
+"""A token's number, or a vector."""
+
+ITEM_SIZE = 4
+"""Bytes of a number."""
+
+
+class Items:
+    """Arrays of items. feature_size: numbers in a vector, F; 0 when items are tokens."""
+
+    def __init__(self, feature_size: int) -> None:
+        self.feature_size = feature_size
+
+    def blank(self, num_rows: int, width: int) -> Array:
+        """[num_rows, width] tokens, or [num_rows, width, F] features: all zero."""
+        if self.feature_size:
+            return np.zeros((num_rows, width, self.feature_size), np.float32)
+        return np.zeros((num_rows, width), np.int64)
+
+    def array(self, items: Sequence[Item]) -> Array:
+        """Items as an array: [N] or [N, F]."""
+        if self.feature_size:
+            joined = b"".join(items)  # type: ignore[arg-type]  # of a model that reads features
+            return np.frombuffer(joined, "<f4").reshape(len(items), self.feature_size)
+        return np.array(items, np.int64)
+
+    @staticmethod
+    def vector(values: Array) -> bytes:
+        """The item of a vector [F] of 32-bit floats."""
+        return values.astype("<f4", copy=False).tobytes()
 
 
 class OutputKind(Enum):

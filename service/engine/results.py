@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 from service.engine.arena import Arena, Array
 from service.engine.beam import Hypothesis
 from service.engine.decoding import FinishReason, FloatArray, FloatRow, IntArray
-from service.engine.items import Item
-from service.engine.jobs import NO_TOKENS, Job, Lane, Rest, StepBatchJob
+from service.engine.jobs import NO_TOKENS, Item, Job, Lane, Rest, StepBatchJob
 from service.errors import CarouselError
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from service.engine.arena import Arena, Array, IntArray
-from service.engine.items import Item, Items
+from service.engine.jobs import Item, Items
 from service.engine.scheduler import Batch
 from service.engine.step_result import LOGITS, FetchSpec, StepResult
 from service.engine.trace_graph import TraceGraph

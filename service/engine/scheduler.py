@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
 from service.engine.decoding import Choice
-from service.engine.items import Item
-from service.engine.jobs import NO_TOKENS, ActiveJob, Job, Lane, Rest
+from service.engine.jobs import NO_TOKENS, ActiveJob, Item, Job, Lane, Rest
 from service.engine.step_result import FetchSpec, StepResult
 from service.errors import CarouselError
 from service.observer import GraphKind

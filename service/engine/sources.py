@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from service.engine.items import Item
-from service.engine.jobs import NO_TOKENS, EncodeJob, Lane, Rest
+from service.engine.jobs import NO_TOKENS, EncodeJob, Item, Lane, Rest
 from service.engine.results import Encoded, Failed
 from service.engine.scheduler import RowJob
 from service.engine.step_result import NEXT_TOKEN, StepResult

@@ -13,8 +13,7 @@ import numpy as np
 
 from service.engine.arena import Array
 from service.engine.decoding import FloatArray, FloatRow, log_softmax, top_k
-from service.engine.items import Item, Items
-from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.jobs import Item, Items, OutputKind, OutputSpec
 from service.engine.results import StepOutput
 
 

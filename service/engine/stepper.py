@@ -20,8 +20,7 @@ import numpy as np
 
 from service.engine.arena import Slot
 from service.engine.decoding import score
-from service.engine.items import Item
-from service.engine.jobs import NO_TOKENS, FeedJob, Job, Lane, OutputKind, OutputSpec, Rest
+from service.engine.jobs import NO_TOKENS, FeedJob, Item, Job, Lane, OutputKind, OutputSpec, Rest
 from service.engine.results import Failed, Fed, LaneState, Produced, Result, StepOutput, Stepped
 from service.engine.scheduler import RowJob, Scheduler
 from service.engine.step_result import LOGITS, NEXT_TOKEN, TOKEN_OUTPUTS, StepResult, fetch_for, known

@@ -22,10 +22,9 @@ from functools import partial
 from service.engine.engine import Engine
 from service.engine.results import Failed, LaneState, Result
 from service.errors import CarouselError
-from service.sessions.ending import not_stored
+from service.sessions.ending import LastRecords, not_stored
 from service.sessions.generation import Generation
 from service.sessions.image import Image, image_of
-from service.sessions.last_records import LastRecords
 from service.sessions.persistence import Durability, Moment, WhenDone
 from service.sessions.session import Request, Session
 from service.sessions.storage import Put, Storage, Then, WriteResult

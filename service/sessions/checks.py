@@ -10,8 +10,7 @@ import re
 from collections.abc import Sequence
 
 from service.engine.decoding import Beam, Decoding, Sampling
-from service.engine.items import Item
-from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.jobs import Item, OutputKind, OutputSpec
 from service.errors import AnswerTooLargeError, EmptySequenceError, InvalidFieldError, QueueFullError, quoted
 from service.repository.manifest import BASE_VARIANT, Manifest
 from service.repository.vocabulary import too_many

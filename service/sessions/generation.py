@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.engine.decoding import Decoding, FinishReason, IntArray
-from service.engine.items import Item
-from service.engine.jobs import GenerateJob
+from service.engine.jobs import GenerateJob, Item
 from service.engine.results import Generated, Searched
 from service.errors import OutputsLostError
 

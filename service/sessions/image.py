@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from service.engine.decoding import Decoding, FinishReason, FloatRow, IntArray
-from service.engine.items import ITEM_SIZE, Item
-from service.engine.jobs import OutputSpec
+from service.engine.jobs import ITEM_SIZE, Item, OutputSpec
 from service.engine.results import Fed, LaneState, Searched, StepOutput
 from service.errors import SnapshotModelError
 from service.repository.manifest import Manifest, TensorSpec

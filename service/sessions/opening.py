@@ -18,8 +18,7 @@ import asyncio
 from collections.abc import Sequence
 
 from service.background import Tasks
-from service.engine.items import Item
-from service.engine.jobs import EncodeJob, FeedJob, Job, Lane, OutputSpec
+from service.engine.jobs import EncodeJob, FeedJob, Item, Job, Lane, OutputSpec
 from service.engine.results import Encoded, Failed, Result
 from service.errors import (
     CarouselError,

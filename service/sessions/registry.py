@@ -17,9 +17,8 @@ from service.observer import SessionObserver
 from service.sessions.checkpoints import Checkpoints
 from service.sessions.deferral import Deferral
 from service.sessions.directory import Directory
-from service.sessions.ending import Ending, Tombstone, Tombstones, error_of
+from service.sessions.ending import Ending, LastRecords, Tombstone, Tombstones, error_of
 from service.sessions.generation import Generation
-from service.sessions.last_records import LastRecords
 from service.sessions.lifecycle import LIVE, Action, Event, State
 from service.sessions.persistence import NOT_STORED, Durability, OnDisconnect, WhenDone
 from service.sessions.session import CloseReason, OnEnded, Served, Session, owner_of

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from service.engine.items import Item
-from service.engine.jobs import FeedJob, OutputSpec, ScoreJob
+from service.engine.jobs import FeedJob, Item, OutputSpec, ScoreJob
 from service.engine.results import Failed, Fed, LaneState, Result, Scored
 from service.errors import (
     CarouselError,

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from service.engine.engine import Engine
-from service.engine.items import Item
-from service.engine.jobs import Lane, OutputSpec
+from service.engine.jobs import Item, Lane, OutputSpec
 from service.engine.results import Failed, Fed, Generated, Result
 from service.errors import CarouselError, IllegalRequestError
 from service.observer import CALL_TRACE

@@ -15,8 +15,7 @@ from typing import TypeVar
 from service.background import Tasks
 from service.engine.arena import Slot
 from service.engine.engine import Engine
-from service.engine.items import Item
-from service.engine.jobs import Lane
+from service.engine.jobs import Item, Lane
 from service.errors import (
     CarouselError,
     NoSlotError,

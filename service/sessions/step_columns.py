@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from service.engine.items import Item
-from service.engine.jobs import Lane, OutputKind, OutputSpec
+from service.engine.jobs import Item, Lane, OutputKind, OutputSpec
 from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError
 from service.sessions.checks import check_length

@@ -19,8 +19,7 @@ from functools import partial
 from weakref import ref
 
 from service.engine.decoding import Decoding
-from service.engine.items import Item
-from service.engine.jobs import FeedJob, OutputSpec, ScoreJob
+from service.engine.jobs import FeedJob, Item, OutputSpec, ScoreJob
 from service.engine.results import Fed, Result, Scored
 from service.sessions.answer_memory import size_of
 from service.sessions.generation import Generation

@@ -1,7 +1,9 @@
-"""The Prometheus metrics: every name, label and bucket, in one place. `docs/metrics.md` is made of it.
+"""The Prometheus metrics: every name, label and bucket, in one place.
 
 Durations are in seconds, sizes in bytes. `model` and `version` label whatever belongs to a model; no label ever holds
 what a client can choose freely, such as a session id.
+
+`python -m service.telemetry.metrics > docs/metrics.md` makes their reference.
 """
 
 from __future__ import annotations
@@ -30,6 +32,18 @@ BYTES = tuple(4.0**power for power in range(5, 16))
 LAG = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 Instrument = TypeVar("Instrument", Counter, Gauge, Histogram)
+_HEAD = """# Metrics
+
+What `/metrics` tells Prometheus, on `metrics_port`. Made by `./scripts/generate`: do not edit.
+
+Durations are in seconds, sizes in bytes. A label never holds what a client can choose freely: `model`, `version` and
+`variant` are those of the repository, `method` is one of ours, and `reason`, `code`, `request` and the like are fixed
+lists. A histogram's `_count` is the number of requests, batches or whatever is observed, and serves as a counter.
+"""
+_TAIL = """
+Beside these there are `process_*` (CPU, memory, file descriptors, start time), `python_gc_*` and `python_info`, of the
+Prometheus client library.
+"""
 
 
 class Metrics:
@@ -217,3 +231,24 @@ def _version() -> str:
         return version("carousel-serving")
     except PackageNotFoundError:  # run from a folder that is not installed
         return "unknown"
+
+
+def markdown() -> str:
+    """The whole page."""
+    parts = [_HEAD]
+    for section, instruments in Metrics().sections.items():
+        parts.append(f"\n## {section}\n\n| name | type | labels | what |\n| --- | --- | --- | --- |\n")
+        parts += map(_row, instruments)
+    return "".join([*parts, _TAIL])
+
+
+def _row(instrument: Counter | Gauge | Histogram) -> str:
+    labels = ", ".join(f"`{name}`" for name in instrument.label_names)
+    text = instrument.text
+    if isinstance(instrument, Histogram):
+        text += f" ({len(instrument.bounds)} buckets, {instrument.bounds[0]:g} to {instrument.bounds[-1]:g})"
+    return f"| `{instrument.name}` | {instrument.kind} | {labels} | {text} |\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -21,8 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2, sessions_pb2_grpc
 from examples.local_service import LocalService, local_service
-from service.telemetry.metrics import Metrics
-from service.telemetry.reference import markdown
+from service.telemetry.metrics import Metrics, markdown
 from tests.conftest import ROOT, SHIPPED
 from tests.end_to_end.wire import g2p, lm, wire
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from service.engine.beam import Hypothesis
 from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
-from service.engine.items import Item
-from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.jobs import Item, OutputKind, OutputSpec
 from service.engine.results import LaneState, Searched, StepOutput
 from service.errors import SnapshotCorruptError, SnapshotError, SnapshotFormatError, SnapshotKeyError
 from service.sessions.image import FedBefore, GeneratedBefore, Image
