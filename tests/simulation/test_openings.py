@@ -95,6 +95,23 @@ def test_what_waits_for_an_opening_is_answered_before_a_half_closed_stream_ends(
     play(act)
 
 
+@pytest.mark.parametrize("policy", [hold(1.0), keep(1.0)], ids=["hold", "keep"])
+def test_an_opening_that_waits_for_longer_than_a_session_may_be_idle_is_answered(policy: pb.DisconnectPolicy) -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=STRICT)
+        world.faults.is_down = True
+        assert reason(await stream.ask("a", close=pb.Close())) == "STORE_UNAVAILABLE"
+        sent = stream.send("a", open=plain(durability=STRICT, on_disconnect=policy))
+        await asyncio.sleep(2.0)
+        assert not stream.notices
+        world.faults.is_down = False
+        assert await sent.wait(10.0)
+        assert reason(sent.answer) == "opened"
+
+    play(act, idle_timeout_s=0.5, lease_s=9.0)
+
+
 CALLS = {
     "Sessions.Snapshot": sessions_pb2.SessionsSnapshotRequest(session_id="a"),
     "Sessions.GetState": sessions_pb2.SessionsGetStateRequest(session_id="a"),
