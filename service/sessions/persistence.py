@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
+from service.background import guarded
 from service.engine.results import LaneState
 from service.errors import CarouselError, InvalidFieldError
 
@@ -216,7 +217,7 @@ class Persistence:
             if error is None and (stored is None or wanted > stored):
                 self.awaiting.append((wanted, call))
             else:
-                call(error)
+                guarded(call, error)
 
 
 class _NotStored(Persistence):
