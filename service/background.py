@@ -1,4 +1,5 @@
-"""Tasks that run beside calls: none ends without a word, and a periodic one never ends by an error.
+"""Tasks that run beside calls: none ends without a word, and a periodic one never ends by an error. And callbacks that
+harm nobody: neither who calls them by what they raise, nor by a task that has given up waiting.
 
 Event loop only.
 """
@@ -65,6 +66,31 @@ class Background:
 
 
 T = TypeVar("T")
+
+
+def report(error: Exception) -> None:
+    """Reports what a callback raised to the event loop."""
+    asyncio.get_running_loop().call_exception_handler({"message": "a callback failed", "exception": error})
+
+
+def guarded(call: Callable[..., object], *arguments: object) -> None:
+    """Calls. What it raises is reported to the event loop and stops nothing."""
+    try:
+        call(*arguments)
+    except Exception as error:
+        report(error)
+
+
+def awaited() -> tuple[asyncio.Future[Any], Callable[[Any], None]]:
+    """A future, and the function that gives it its result; nothing happens when the task that waits for it has given
+    up, or when it has a result."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def give(result: Any) -> None:
+        if not future.done():
+            future.set_result(result)
+
+    return future, give
 
 
 class Tasks:

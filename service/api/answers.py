@@ -41,7 +41,7 @@ def opened(request: Request, result: Result, source: Sequence[Item] | None) -> p
     )
     if source is not None and bundle.source_vocabulary is not None:
         message.source.extend(convert.source_tokens(source, bundle.source_vocabulary))
-    if isinstance(result, Fed):
+    if isinstance(result, Fed) and result.outputs:
         convert.fill(message.output, result.outputs[0], bundle.target_vocabulary)
     return with_checkpoint(
         pb.StreamResponse(request_id=request.request_id, session_id=session.name, opened=message), session

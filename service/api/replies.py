@@ -14,9 +14,10 @@ from service.api import answers
 from service.api.outbox import Made, Outbox
 from service.api.part import Part, pieces
 from service.api.status import TABLE
+from service.background import report
 from service.engine.jobs import Item
 from service.engine.results import Failed, Fed, Generated, Result, Scored, Searched, Stepped
-from service.errors import CarouselError
+from service.errors import CarouselError, EngineError
 from service.observer import ApiObserver
 from service.sessions.session import Request, Session
 
@@ -59,15 +60,11 @@ class Replies:
         if request.is_ended:
             return
         request.is_ended = True
-        if request.answer_bytes or request.replayed:
-            make: Callable[..., Made[pb.StreamResponse]] = answers.large_batch_stepped
-            self._put_large(
-                request, partial(make, request, result, gives_values=gives_values, error_length=error_length)
-            )
-        else:
-            self._outbox.put(
-                answers.batch_stepped(request, result, gives_values=gives_values, error_length=error_length)
-            )
+        is_large = request.answer_bytes or request.replayed
+        make: Callable[..., Made[pb.StreamResponse]] = (
+            answers.large_batch_stepped if is_large else answers.batch_stepped
+        )
+        self._put_later(request, partial(make, request, result, gives_values=gives_values, error_length=error_length))
         self._finish()
 
     def on_opened(self, request: Request, result: Result, source: Sequence[Item] | None) -> None:
@@ -76,7 +73,7 @@ class Replies:
             self.on_failed(request, result)
             return
         if request.answer_bytes and isinstance(result, Fed):
-            self._put_large(request, partial(answers.large_opened, request, result, source))
+            self._put_later(request, partial(answers.large_opened, request, result, source))
         else:
             self._outbox.put(answers.opened(request, result, source))
         self._finish()
@@ -85,7 +82,7 @@ class Replies:
         """A feed is done, or failed."""
         if isinstance(result, Fed):
             if request.answer_bytes or request.replayed:
-                self._put_large(request, partial(answers.large_fed, request, result))
+                self._put_later(request, partial(answers.large_fed, request, result))
             else:
                 self._outbox.put(answers.fed(request, result))
             self._finish()
@@ -95,7 +92,7 @@ class Replies:
     def on_searched(self, request: Request, result: Result) -> None:
         """A beam search is done, or failed."""
         if isinstance(result, Searched):
-            self._put_large(request, partial(answers.found, request, result))
+            self._put_later(request, partial(answers.found, request, result))
             self._finish()
         else:
             self.on_failed(request, result)
@@ -103,7 +100,7 @@ class Replies:
     def on_scored(self, request: Request, result: Result) -> None:
         """A score is done, or failed."""
         if isinstance(result, Scored):
-            self._put_large(request, partial(answers.scored, request, result))
+            self._put_later(request, partial(answers.scored, request, result))
             self._finish()
         else:
             self.on_failed(request, result)
@@ -118,7 +115,7 @@ class Replies:
             part = self._parts.get(request)
             if part is None or part.is_taken or part.room < len(piece.token_ids):
                 part = self._parts[request] = Part(request.session.served.bundle)
-                self._outbox.put_later(partial(answers.generated, request, part), partial(_granted, request, part))
+                self._outbox.put_later(partial(self._generated, request, part), partial(_granted, request, part))
             part.add(piece)
         if result.finish_reason is not None:
             del self._parts[request]
@@ -129,9 +126,21 @@ class Replies:
         assert isinstance(result, Failed)  # noqa: S101  # the callers have looked at every other result
         self._fail(request, request.session.name, request.session, result.error)
 
-    def _put_large(self, request: Request, make: Callable[[], Made[pb.StreamResponse]]) -> None:
+    def _generated(self, request: Request, part: Part) -> pb.StreamResponse:
+        """A part of a generation; the end of it in place of one that cannot be made."""
+        try:
+            return answers.generated(request, part)
+        except Exception as error:
+            if not request.is_ended:
+                request.is_ended = True
+                self._parts.pop(request, None)
+                self._finish()
+            session = request.session
+            return answers.refused(request.request_id, session.name, session, _failure(error))
+
+    def _put_later(self, request: Request, make: Callable[[], Made[pb.StreamResponse]]) -> None:
         """Has an answer made when its turn to be written comes."""
-        self._outbox.put_later(make, request.release)
+        self._outbox.put_later(partial(_made, request, make), request.release)
 
     def _fail(self, request: Request, session_id: str, session: Session | None, error: CarouselError) -> None:
         request.release()
@@ -150,6 +159,22 @@ class Replies:
     def _end_if_done(self) -> None:
         if self.is_last_read and self.num_unanswered == 0:
             self._outbox.close()
+
+
+def _failure(error: Exception) -> EngineError:
+    """Reports what making an answer raised. Returns what is answered in its place."""
+    report(error)
+    return EngineError("the answer could not be made: the server's log says more")
+
+
+async def _made(request: Request, make: Callable[[], Made[pb.StreamResponse]]) -> pb.StreamResponse:
+    """A large answer; a failure in place of one that cannot be made."""
+    try:
+        response = make()
+        return response if isinstance(response, pb.StreamResponse) else await response
+    except Exception as error:
+        session: Session | None = request.session
+        return answers.refused(request.request_id, session.name if session else "", session, _failure(error))
 
 
 def _granted(request: Request, part: Part) -> None:

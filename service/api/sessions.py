@@ -87,7 +87,9 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
     async def Rewind(self, request: pb.SessionsRewindRequest, context: Context) -> pb.SessionsRewindResponse:
         """Sets a session back to a mark."""
         session = await self._admin.rewind(CALLER.get().any_key(request.session_id), request.position)
-        return pb.SessionsRewindResponse(session=_info(session))
+        info = _info(session)
+        info.position = request.position  # it may be further by now
+        return pb.SessionsRewindResponse(session=info)
 
     async def GetState(self, request: pb.SessionsGetStateRequest, context: Context) -> pb.SessionsGetStateResponse:
         """The state of a session."""

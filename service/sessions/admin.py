@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from service.background import awaited
 from service.engine.arena import Array
 from service.engine.results import LaneState
 from service.errors import (
@@ -159,7 +160,7 @@ class Admin:
             if await self._act(session_id, act):
                 break
         await self._store(session)
-        return session.position
+        return lane.position  # it may be further by now
 
     async def _act(self, session_id: str, act: Callable[[Session], T]) -> T:
         """Calls `act` in the turn of a session with a slot. Raises what it raises, and what finding the session
@@ -169,25 +170,23 @@ class Admin:
 
     async def _image(self, session_id: str) -> tuple[Session, Image]:
         """A session as it is, as soon as it is not in the middle of a feed."""
-        loop = asyncio.get_running_loop()
         while True:
-            found: asyncio.Future[Image | None] = loop.create_future()
+            found, give = awaited()
 
-            def act(session: Session, found: asyncio.Future[Image | None] = found) -> Session:
+            def act(session: Session, give: Callable[[Image | None], None] = give) -> Session:
                 session.transition(Event.READ)
                 era = session.persistence.era
 
                 def read(states: Sequence[LaneState | None]) -> None:
                     state = states[0]
-                    if not found.done():
-                        is_there = state is not None and session.persistence.era == era
-                        found.set_result(image_of(session, state) if is_there and state is not None else None)
+                    is_there = state is not None and session.persistence.era == era
+                    give(image_of(session, state) if is_there and state is not None else None)
 
                 session.served.engine.read([session.lane], read)
                 return session
 
             session = await self._act(session_id, act)
-            image = await found
+            image: Image | None = await found
             if image is not None:
                 return session, image
             await asyncio.sleep(_MIDST_S)
@@ -203,9 +202,9 @@ class Admin:
         """Stores a session that was changed from outside, if it is one that is stored."""
         if session.policy.durability is Durability.NONE or session.is_over:
             return
-        done: asyncio.Future[CarouselError | None] = asyncio.get_running_loop().create_future()
-        self._checkpoints.when_stored(session, session.moment, done.set_result)
-        error = await done
+        stored, give = awaited()
+        self._checkpoints.when_stored(session, session.moment, give)
+        error: CarouselError | None = await stored
         if isinstance(error, StoreUnavailableError):
             raise StoreUnavailableError(
                 f"session {session.name!r} was changed, but could not be stored so", retry_delay_s=1.0

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from service.background import guarded
 from service.errors import CarouselError, QueueFullError
 from service.sessions.session import Deferred, Session
 
@@ -86,7 +87,7 @@ class Deferral:
                 count += 1
                 deferred.is_started = True
                 self.num_bytes -= deferred.num_bytes
-                deferred.refuse(error)
+                guarded(deferred.refuse, error)
             else:
                 deferred.failures.setdefault(session, error)
                 deferred.blocked.discard(session)
@@ -104,7 +105,7 @@ class Deferral:
             for session in deferred.sessions:
                 if session.deferred and session.deferred[0] is deferred:
                     session.deferred.popleft()
-            deferred.run(deferred.failures)
+            guarded(deferred.run, deferred.failures)
             for session in deferred.sessions:
                 self._take_turn(session, ready)
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from service.background import guarded
 from service.errors import (
     CarouselError,
     RequestCancelledError,
@@ -122,7 +123,7 @@ class Ending:
         """Calls `then`, once, as soon as both are known: that the slot is free, and the fate of the record."""
         if self.is_freed and self.is_recorded and self.then is not None:
             then, self.then = self.then, None
-            then(self.error)
+            guarded(then, self.error)
 
 
 def error_of(session: Session, reason: CloseReason) -> CarouselError:

@@ -5,8 +5,7 @@ Event loop only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from service.background import guarded
 from service.sessions.lifecycle import State
 from service.sessions.persistence import OnDisconnect
 from service.sessions.registry import Registry
@@ -18,13 +17,11 @@ _RENEWALS = 1000
 
 class Expiry:
     """Ends sessions as their policies say. idle_timeout_s: since the use that was marked last, until a session ends;
-    later uses that are not marked must be within it. report: called with
-    what one session raised, which ends nothing else."""
+    later uses that are not marked must be within it."""
 
-    def __init__(self, registry: Registry, idle_timeout_s: float, report: Callable[[Exception], None]) -> None:
+    def __init__(self, registry: Registry, idle_timeout_s: float) -> None:
         self._registry = registry
         self._idle_timeout_s = idle_timeout_s
-        self._report = report
 
     def wanted(self, session_id: str) -> None:
         """Another server wants a session of this one: its client is there. It cannot mean a new session that is not
@@ -40,22 +37,16 @@ class Expiry:
         those that are to be kept leave the memory. Renews records that would expire before their sessions."""
         now_s = self._registry.clock()
         for session in list(self._registry.detached.values()):
-            self._guard(self._expire_held, session, now_s)
+            guarded(self._expire_held, session, now_s)
         for session in self._registry.directory.unused_since(now_s - self._idle_timeout_s):
-            self._guard(self._expire_idle, session, now_s)
+            guarded(self._expire_idle, session, now_s)
         self._registry.checkpoints.renew_some(_RENEWALS)
 
     def end_all(self) -> None:
         """Ends every session because the server shuts down, and tells their streams: those that are stored can be
         resumed elsewhere."""
         for session in self._registry.directory:
-            self._guard(self._end, session, 0.0)
-
-    def _guard(self, act: Callable[[Session, float], None], session: Session, now_s: float) -> None:
-        try:
-            act(session, now_s)
-        except Exception as error:  # a bug with one session must not keep the others
-            self._report(error)
+            guarded(self._end, session, 0.0)
 
     def _expire_held(self, session: Session, now_s: float) -> None:
         if session.is_over or not session.is_detached:

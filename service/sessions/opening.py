@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from service.background import Tasks
+from service.background import Tasks, awaited, guarded
 from service.engine.jobs import EncodeJob, FeedJob, Item, Job, Lane, OutputSpec
 from service.engine.results import Encoded, Failed, Result
 from service.errors import (
@@ -204,9 +204,10 @@ class Opening:
 
     async def _stored(self, session: Session) -> None:
         """Returns when a strict session is stored. One that cannot be is closed. Raises StoreUnavailableError."""
-        stored: asyncio.Future[CarouselError | None] = asyncio.get_running_loop().create_future()
-        self._registry.checkpoints.after_pending(session, stored.set_result)
-        if (error := await stored) is not None:
+        stored, give = awaited()
+        self._registry.checkpoints.after_pending(session, give)
+        error: CarouselError | None = await stored
+        if error is not None:
             self._registry.close(session, CloseReason.FAILED, notify=True)
             raise unstored(session, error)
 
@@ -250,7 +251,7 @@ class Opening:
             finally:
                 calls, persistence.after_claim = persistence.after_claim, None
                 for call in calls or ():
-                    call()
+                    guarded(call)
             is_free = epoch is not None
         if not is_free:
             raise SessionIdInUseError(

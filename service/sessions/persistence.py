@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import NamedTuple
 from weakref import ref
 
+from service.background import guarded
 from service.engine.results import LaneState
 from service.errors import CarouselError, InvalidFieldError
 
@@ -240,7 +241,7 @@ class Persistence:
             if error is None and (stored is None or wanted > stored):
                 self.awaiting.append((wanted, call))
             else:
-                call(error)
+                guarded(call, error)
 
 
 class _NotStored(Persistence):

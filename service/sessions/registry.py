@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from itertools import islice
 
+from service.background import guarded
 from service.engine.jobs import Lane
 from service.engine.results import Failed
 from service.errors import CarouselError, ShuttingDownError
@@ -216,7 +217,7 @@ class Registry:
                 self.observer.session_unspilled(bundle.model, bundle.version, session.id)
             self.observer.session_closed(bundle.model, bundle.version, session.id, end.reason.value, session.position)
         for action in transition.actions:
-            self._on_end[action](session, end)
+            guarded(self._on_end[action], session, end)
 
     def _refuse_deferred(self, session: Session, end: Ending) -> None:
         """Refuses what waits for a slot; and what waits for the store, unless its last record decides that."""

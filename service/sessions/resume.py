@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from service.background import Tasks
+from service.background import Tasks, awaited
 from service.errors import (
     CarouselError,
     RequestCancelledError,
@@ -115,9 +115,9 @@ class Resume:
         found = await self._find_or(session_id, lambda: self._close_stored(session_id))
         if isinstance(found, int):
             return found
-        closed: asyncio.Future[CarouselError | None] = asyncio.get_running_loop().create_future()
-        self._registry.close(found, CloseReason.CLIENT, notify=True, then=closed.set_result)
-        error = await closed
+        closed, give = awaited()
+        self._registry.close(found, CloseReason.CLIENT, notify=True, then=give)
+        error: CarouselError | None = await closed
         if error is not None:
             raise error
         return found.position
@@ -234,17 +234,16 @@ class Resume:
             tombstone = Tombstone(CloseReason.CLIENT, position, time.time())
             registry.tombstones.add(session_id, tombstone)
             ended = registry.directory.begin_ending(session_id)
-            recorded: asyncio.Future[CarouselError | None] = asyncio.get_running_loop().create_future()
+            recorded, give = awaited()
 
             def tell(error: CarouselError | None) -> None:
                 if error is None:
                     ended()
-                if not recorded.done():
-                    recorded.set_result(error)
+                give(error)
 
             registry.last_records.bury(session_id, claimed.epoch, tombstone.encode(), tell)
             self._observer.stored_session_closed(image.model, image.version, session_id, position)
-            failure = await recorded
+            failure: CarouselError | None = await recorded
             if failure is not None:
                 raise failure
             return position

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 
@@ -63,7 +62,7 @@ class SessionService:
         self.checkpoints = self.registry.checkpoints
         self.spill = Spill(self.registry, storage, self.tasks)
         self.opening = Opening(self.registry, self.spill, storage, self.tasks, limits)
-        self.expiry = Expiry(self.registry, limits.idle_timeout_s + limits.mark_s, _report)
+        self.expiry = Expiry(self.registry, limits.idle_timeout_s + limits.mark_s)
         replays = Replays(limits.max_replay_bytes)
         self.requests = Requests(self.registry, replays, limits, observer)
         self.generations = Generations(self.requests)
@@ -97,7 +96,3 @@ class SessionService:
         """How many sessions are with a version."""
         bundles = (session.served.bundle for session in self.directory)
         return sum(bundle.model == model and bundle.version == version for bundle in bundles)
-
-
-def _report(error: Exception) -> None:
-    asyncio.get_running_loop().call_exception_handler({"message": "ending a session failed", "exception": error})

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from service.background import guarded, report
 from service.engine.engine import Engine
 from service.engine.jobs import Item, Lane, OutputSpec
 from service.engine.results import Failed, Fed, Generated, Result
-from service.errors import CarouselError, IllegalRequestError
+from service.errors import CarouselError, EngineError, IllegalRequestError
 from service.observer import CALL_TRACE
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
@@ -117,10 +118,17 @@ class Request:
             self.budget.give_back(num_bytes)
 
     def deliver(self, result: Result) -> None:
-        """Passes an answer on. What comes after the last answer is dropped."""
+        """Passes an answer on; a failure in place of one that cannot be. What comes after the last answer is
+        dropped."""
         if not self.is_ended:
             self.is_ended = not isinstance(result, Generated) or result.finish_reason is not None
-            self.reply(self, result)
+            try:
+                self.reply(self, result)
+            except Exception as error:  # a bug with one answer must not leave a request without any
+                report(error)
+                self.is_ended = True
+                failure = EngineError("the answer could not be made: the server's log says more")
+                guarded(self.reply, self, Failed(result.position, failure))
 
 
 Reply = Callable[[Request, Result], None]

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from service.background import Tasks
+from service.background import Tasks, awaited, guarded
 from service.engine.arena import Slot
 from service.engine.engine import Engine
 from service.engine.jobs import Item, Lane
@@ -115,10 +115,10 @@ class Spill:
 
     async def _spill(self, session: Session) -> None:
         """Stores a session and frees its slot. Raises StoreUnavailableError."""
-        loop, checkpoints = asyncio.get_running_loop(), self._registry.checkpoints
-        stored: asyncio.Future[WriteResult] = loop.create_future()
-        checkpoints.store(session, stored.set_result)
-        result = await stored
+        checkpoints = self._registry.checkpoints
+        stored, give = awaited()
+        checkpoints.store(session, give)
+        result: WriteResult = await stored
         if session.is_over:
             return  # which freed its slot too
         if result is not WriteResult.STORED:
@@ -128,8 +128,8 @@ class Spill:
             raise StoreUnavailableError("no session could be spilled: the store does not take it", retry_delay_s=1.0)
         self._move(session, Event.STORED)
         checkpoints.forget(session)
-        freed: asyncio.Future[None] = loop.create_future()
-        session.served.engine.close(session.lane, lambda: freed.set_result(None))
+        freed, give = awaited()
+        session.served.engine.close(session.lane, lambda: give(None))
         session.lane = NO_LANE
         self.num_moves += 1
         bundle = session.served.bundle
@@ -196,7 +196,7 @@ class Spill:
         finally:
             calls, persistence.after_claim = persistence.after_claim, None
             for call in calls or ():
-                call()
+                guarded(call)
         if isinstance(claimed, Held):
             self._registry.lose(session)
         if not isinstance(claimed, Claimed) or claimed.payload is None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2
+from service.api import answers
 from simulation.bundles import PROMPT
+from simulation.streams import Sent
 from simulation.world import World
-from tests.simulation.scenes import STRICT, fed, feed, hold, opened, plain, play, reason
+from tests.simulation.scenes import NONE, STRICT, fed, feed, hold, opened, plain, play, reason
 
 
 def step(*handles: int, positions: list[int] | None = None) -> pb.StepBatch:
@@ -294,5 +297,132 @@ def test_a_stream_ends_after_a_half_close_when_all_is_answered() -> None:
         stream.half_close()
         assert await stream.wait_over(5.0)
         assert last.is_done
+
+    play(act)
+
+
+ABANDONED = {
+    "rewind": ("Sessions.Rewind", sessions_pb2.SessionsRewindRequest(session_id="a", position=1)),
+    "set_state": (
+        "Sessions.SetState",
+        sessions_pb2.SessionsSetStateRequest(
+            session_id="a",
+            tensors=[sessions_pb2.StateTensor(name="hidden", dtype="float32", shape=[1, 2], data=bytes(8))],
+        ),
+    ),
+    "close": ("Sessions.Close", sessions_pb2.SessionsCloseRequest(session_id="a")),
+    "fork": ("Sessions.Fork", sessions_pb2.SessionsForkRequest(session_id="a", fork_session_id="b")),
+    "snapshot": ("Sessions.Snapshot", sessions_pb2.SessionsSnapshotRequest(session_id="a")),
+}
+
+
+@pytest.mark.parametrize("call", ABANDONED)
+@pytest.mark.parametrize("end", ["close", "admin close", "leave", "drain", "feed"])
+def test_a_call_that_its_caller_abandons_costs_others_nothing(call: str, end: str) -> None:
+    """Its deadline is over, or it is cancelled, while it waits for the store."""
+
+    def attempt(delay_s: float) -> None:
+        async def act(world: World) -> None:
+            stream = world.connect()
+            await opened(stream, "a", durability=STRICT, on_disconnect=hold(1.0))
+            await fed(stream, "a", 5, mark=True)
+            await fed(stream, "a", 6)
+            abandoned = world.replicas[0].call(*ABANDONED[call])
+            await asyncio.sleep(delay_s)
+            later = stream.send("a", feed=feed(7))
+            abandoned.cancel()
+            if end == "close":
+                closed = stream.send("a", close=pb.Close())
+                assert await closed.wait(20.0)
+                assert reason(closed.answer) in ("closed", "SESSION_NOT_FOUND", "SESSION_NOT_OPEN"), closed.answer
+            elif end == "admin close":
+                request = sessions_pb2.SessionsCloseRequest(session_id="a")
+                answer = await world.call("Sessions.Close", request)
+                assert isinstance(answer, sessions_pb2.SessionsCloseResponse) or reason(answer) == "SESSION_NOT_FOUND"
+            elif end == "leave":
+                stream.leave()
+            elif end == "drain":
+                await world.replicas[0].drain(5.0)
+                await world.replicas[0].start()
+            else:
+                assert await later.wait(20.0), "a feed behind it is not answered"
+            if end == "close" or call == "close":
+                await asyncio.sleep(1.0)
+                answer = await world.connect().ask("a", open=plain(durability=STRICT))
+                assert reason(answer) in ("opened", "SESSION_IN_USE" if call != "close" else ""), answer
+
+        play(act, inline_s=0.0, seed=f"abandoned {delay_s}")
+
+    for number in range(12):
+        attempt(number * 0.0006)
+
+
+def test_a_rewind_tells_where_it_has_led_although_a_feed_came_after_it() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=STRICT, on_disconnect=hold())
+        await fed(stream, "a", 5, mark=True)
+        await fed(stream, "a", 6)
+        for call, position in (("rewind", 1), ("set_state", 2)):
+            asked = world.replicas[0].call(*ABANDONED[call])
+            later = stream.send("a", feed=feed(7))
+            answer = await asked
+            assert await later.wait(10.0)
+            told = answer.session.position if call == "rewind" else answer.position
+            assert (told, later.answer.position) == (position, position + 1)
+
+    play(act, inline_s=0.0)
+
+
+def test_an_opening_that_asks_for_no_output_is_answered() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        for kind in (pb.OUTPUT_KIND_NONE, pb.OUTPUT_KIND_NEXT_TOKEN):
+            for durability in (STRICT, NONE):
+                name = f"{kind}-{durability}"
+                opening = pb.Open(model=PROMPT, durability=durability, outputs=pb.OutputSpec(kind=kind))
+                answer = await stream.ask(name, open=opening)
+                assert reason(answer) == "opened"
+                assert answer.opened.HasField("output") == (kind != pb.OUTPUT_KIND_NONE)
+        stream.half_close()
+        assert await stream.wait_over(10.0)
+
+    play(act)
+
+
+@pytest.mark.parametrize("name", ["fed", "large_fed", "generated", "opened", "batch_stepped"])
+def test_an_answer_that_cannot_be_made_is_a_failure_and_the_stream_goes_on(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug in how one answer is made costs that answer."""
+
+    def fail(*arguments: object, **named: object) -> object:
+        raise ZeroDivisionError("for the test")
+
+    async def act(world: World) -> None:
+        stream = world.connect()
+        handle = await opened(stream, "a")
+        if name == "generated":
+            await fed(stream, "a", 5)
+        monkeypatch.setattr(answers, name, fail)
+        sends: dict[str, Callable[[], Sent]] = {
+            "fed": lambda: stream.send("a", feed=feed(5, position=0)),
+            "large_fed": lambda: stream.send("a", feed=feed(5, position=0)),
+            "generated": lambda: stream.send("a", generate=pb.Generate(decoding=pb.Decoding(max_tokens=2))),
+            "opened": lambda: stream.send("b", open=plain()),
+            "batch_stepped": lambda: stream.send(step_batch=step(handle)),
+        }
+        first = sends[name]()
+        if name == "large_fed":
+            assert await first.wait(5.0)
+            first = sends[name]()  # a retry: how large its answer is, is not known
+        assert await first.wait(5.0)
+        assert reason(first.answer) == "ENGINE_ERROR"
+        monkeypatch.undo()
+        assert await stream.send("a", score=pb.Score(targets=[pb.Sequence(ids=pb.TokenIds(ids=[5]))])).wait(5.0)
+        assert any("ZeroDivisionError" in violation for violation in world.journal.violations)
+        world.journal.violations.clear()
+        stream.half_close()
+        assert await stream.wait_over(10.0)
 
     play(act)
