@@ -258,13 +258,6 @@ class Session:
         return not self.persistence.is_attached
 
     @property
-    def whereabouts(self) -> str:
-        """Why a stream that does not have it cannot use it, for messages."""
-        if self.is_detached:
-            return "is held, and no stream has it: resume it"
-        return "is being opened elsewhere" if self.state is State.OPENING else "was opened on another stream"
-
-    @property
     def is_working(self) -> bool:
         """Whether it works for somebody: a generation that nobody reads does not count, nor does one that waits for its
         reader on a session without a stream."""
