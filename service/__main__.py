@@ -87,6 +87,9 @@ def _told(error: ValidationError | SettingsError) -> str:
     lines = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
+        if not name:  # settings that do not go together, which the message names: its input is all of them
+            lines.append(str(problem.get("ctx", {}).get("error", problem["msg"])))
+            continue
         lines.append(f"{name} = {problem.get('input')!r}: {problem['msg']}")
     return "\n".join(lines)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from service.engine.engine import Engine
-from service.errors import ModelNotFoundError, ModelUnavailableError, quoted
+from service.errors import InvalidFieldError, ModelNotFoundError, ModelUnavailableError, quoted
 from service.observer import ModelObserver
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
@@ -32,6 +32,7 @@ from service.repository.repository import (
     RepositoryError,
     Stamp,
     check_models,
+    check_name,
     load_version,
     stamps_in,
 )
@@ -101,16 +102,16 @@ class Hosting:
         self._leaving.clear()
         await asyncio.to_thread(_stop_all, engines)
 
-    def find(self, model: str, version: int, variant: str) -> Served:
-        """The bundle and the engine for a model: the newest version for 0, the base for no variant. Raises
-        ModelNotFoundError and ModelUnavailableError."""
-        bundle = self.repository.find(model, version)
+    def find(self, model: str, version: int, variant: str, *, within: str = "") -> Served:
+        """The bundle and the engine for a model: the newest version for 0, the base for no variant. within: in front of
+        the request's fields. Raises ModelNotFoundError, InvalidFieldError and ModelUnavailableError."""
+        bundle = self.repository.find(model, version, within=within)
         served = self._served.get((bundle.model, bundle.version, variant or BASE_VARIANT))
         if served is None:
             raise ModelNotFoundError(
-                f"variant = {quoted(variant)} of model {bundle.model!r} version {bundle.version} does not exist: there"
-                f" is {', '.join(bundle.variants)}",
-                field="variant",
+                f"{within}variant = {quoted(variant)} of model {bundle.model!r} version {bundle.version} does not"
+                f" exist: there is {', '.join(bundle.variants)}",
+                field=f"{within}variant",
                 model=bundle.model,
                 version=bundle.version,
             )
@@ -125,7 +126,8 @@ class Hosting:
         """Loads versions of the folder that are not served: of one model, or of all when it is empty; one, or all for
         0. Returns those that it has looked at, in order, and those that were served already.
 
-        Raises ModelNotFoundError when the folder has no such version, ModelUnavailableError when it cannot be read.
+        Raises ModelNotFoundError when the folder has no such version, InvalidFieldError for what no model can be
+        called, ModelUnavailableError when the folder cannot be read.
         """
         try:
             there = await asyncio.to_thread(stamps_in, self.repository.folder)
@@ -135,6 +137,8 @@ class Hosting:
             ) from error
         wanted = [key for key in there if model in ("", key[0]) and version in (0, key[1])]
         if not wanted and (model or version):
+            if model:
+                check_name(model)
             listed = ", ".join(f"{name}/{number}" for name, number in list(there)[:_LISTED]) or "none"
             raise ModelNotFoundError(
                 f"model = {quoted(model)}, version = {version}: the repository has no such version, it has {listed}",
@@ -161,9 +165,10 @@ class Hosting:
 
     async def unload(self, model: str, version: int) -> int:
         """Stops serving a version. Returns how many sessions still use it, also when it was unloaded before: a call may
-        be sent again. Raises ModelNotFoundError and ModelUnavailableError."""
+        be sent again. Raises ModelNotFoundError, InvalidFieldError and ModelUnavailableError."""
+        check_name(model)
         if version == 0:
-            raise ModelNotFoundError("version = 0: which one is to be unloaded must be said", field="version")
+            raise InvalidFieldError("version = 0 must be 1 or more: which one must be said", field="version")
         key = (model, version)
         if key in self.repository.bundles or key not in self._unloaded:
             bundle = self.repository.find(model, version)

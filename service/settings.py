@@ -107,7 +107,8 @@ class Settings(BaseSettings):
     max_waiting: Annotated[int, Field(ge=1)] = 16_384
     """Requests of one model that may wait for their answers."""
     num_forks: Annotated[int, Field(ge=1)] = 1024
-    """Beams and targets of one model at once, each of which takes the memory of a session."""
+    """Beams and targets of one variant of a model at once, each of which takes the memory of a session. At least
+    max_forks."""
     max_batch_rows: Annotated[int, Field(ge=1, le=ROW_BUCKETS[-1])] = 256
     """Sessions advanced by one run of a graph."""
     max_batch_tokens: Annotated[int, Field(ge=1)] = 256
@@ -174,6 +175,15 @@ class Settings(BaseSettings):
             raise ValueError("tls_client_ca_file needs tls_cert_file and tls_key_file")
         return self
 
+    @model_validator(mode="after")
+    def _check_forks(self) -> Self:
+        if self.num_forks < self.max_forks:
+            raise ValueError(
+                f"num_forks = {self.num_forks} is less than max_forks = {self.max_forks}, which one search or score may"
+                " take: raise num_forks, or lower max_forks"
+            )
+        return self
+
     @property
     def runtimes(self) -> Runtimes:
         """How each model's graphs are run."""
@@ -187,11 +197,11 @@ class Settings(BaseSettings):
         """What each engine is allowed."""
         return EngineLimits(
             num_slots=self.max_slots or self.max_sessions,
-            num_forks=max(self.num_forks, self.max_forks),
+            num_forks=self.num_forks,
             max_waiting=self.max_waiting,
             max_batch_rows=self.max_batch_rows,
             max_batch_tokens=self.max_batch_tokens,
-            max_chunk_tokens=self.max_chunk_tokens,
+            max_chunk_tokens=min(self.max_chunk_tokens, self.max_batch_tokens),
             inline_s=self.inline_s,
         )
 

@@ -194,6 +194,7 @@ class Admin:
     @staticmethod
     def _went_back(view: View, position: int) -> None:
         view.last = None
+        view.unstored.clear()
         if view.floor is not None:
             view.floor = min(view.floor, position)
 

@@ -135,7 +135,8 @@ class Answers:
         if answer.fed.replayed:
             if entry.start is None or position != entry.start + len(entry.tokens):
                 self._view.violate(f"{entry.sent} is told to be a repeat, at position {position}")
-            self._must(self._view.worlds.is_at(position, matches), entry, "a repeated answer")
+            is_at = self._view.worlds.was_at if entry.is_again else self._view.worlds.is_at
+            self._must(is_at(position, matches), entry, "a repeated answer")
         else:
             is_possible = self._view.worlds.fed(entry.tokens, entry.start, position, matches, mark=entry.mark)
             self._must(is_possible, entry, "an answer")
@@ -178,7 +179,13 @@ class Answers:
         tokens = [token.id for part in entry.sent.responses for token in part.generated.tokens]
         reason = answer.generated.finish_reason
         is_possible = self._view.worlds.generated(
-            self._bases(entry), entry.choosing, tokens, reason, skipped=entry.skipped, position=answer.position
+            self._bases(entry),
+            entry.choosing,
+            tokens,
+            reason,
+            skipped=entry.skipped,
+            position=answer.position,
+            is_again=entry.is_again,
         )
         self._must(is_possible, entry, f"tokens {tokens} with finish reason {reason}")
         self._stored(entry, answer.position)
@@ -198,6 +205,8 @@ class Answers:
                 )
         else:
             self.may_have(entry)
+            if reason == "STORE_UNAVAILABLE" and entry.sent.kind in ("feed", "generate") and entry.start is not None:
+                self._view.unstored.append(entry)
             if reason == "CANCELLED":
                 self._cancelled(entry, position)
 
@@ -257,9 +266,11 @@ class Answers:
                 self._view.violate(f"{entry.sent} is answered at position {position}, and nothing is stored")
         elif stored.position < position:
             self._view.violate(f"{entry.sent} is answered at position {position}, and is stored to {stored.position}")
-        elif stored.position == position and World(position, stored.hidden) not in self._view.worlds.now:
+        elif stored.position == position and World(position, stored.hidden) not in (
+            self._view.worlds.known(position) if entry.is_again else self._view.worlds.now
+        ):
             self._view.violate(f"{entry.sent} is answered at position {position}, and another state is stored there")
-        elif stored.position > position and self._view.newest is entry:
+        elif stored.position > position and self._view.newest is entry and not entry.is_again:
             self._view.violate(
                 f"{entry.sent} is answered at position {position}, and an older {stored.position} is stored"
             )

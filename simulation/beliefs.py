@@ -48,6 +48,8 @@ class Belief:
         """The request sent last."""
         self.last: Entry | None = None
         """The feed or the generation sent last, which may be sent again."""
+        self.unstored: list[Entry] = []
+        """The feeds and generations that were done and could not be stored, in the order of sending."""
         self.closed_by: tuple[str, int] | None = None
         """The replica and its life that ended it, and may not have recorded that yet; None: it is recorded."""
         self.wants: list[Sent | Call] = []
@@ -87,6 +89,7 @@ class Belief:
         self._attached(sent, answer)
         self.floor = None
         self.last = None
+        self.unstored.clear()
         if self.is_strict:
             self.floor = 0
         if answer.position != 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -95,12 +96,17 @@ class Requests:
         self._send(view, Entry(NOT_SENT, tokens=tokens, start=start, mark=mark, kind=kind), feed=message)
 
     def resend(self, view: View, *, slot: int) -> None:
-        """Sends the last feed of a session again, as it was."""
-        last = view.last
-        if not self._is_open(view) or last is None or last.sent.kind != "feed" or last.start is None:
+        """Sends again, as it was, what was not stored, in order; else the last feed of a session."""
+        if not self._is_open(view):
             return
-        again = Entry(NOT_SENT, tokens=last.tokens, start=last.start, mark=last.mark, kind=last.kind)
-        self._send(view, again, feed=last.sent.request.feed)
+        last, unstored, view.unstored = view.last, view.unstored, []
+        is_feed = last is not None and last.sent.kind == "feed" and last.start is not None
+        for entry in unstored or ([last] if last is not None and is_feed else []):
+            if entry.choosing is not None:
+                self._generate_again(view, entry, is_again=True)
+            else:
+                again = replace(entry, sent=NOT_SENT, is_again=entry.is_again or bool(unstored))
+                self._send(view, again, feed=entry.sent.request.feed)
 
     def generate(
         self, view: View, *, slot: int, max_tokens: int, min_tokens: int, seed: int | None, with_position: bool
@@ -122,11 +128,15 @@ class Requests:
         last = view.last
         if not self._is_open(view) or last is None or last.choosing is None or last.start is None or view.queue:
             return
+        self._generate_again(view, last)
+
+    def _generate_again(self, view: View, last: Entry, *, is_again: bool = False) -> None:
         message = pb.Generate.FromString(last.sent.request.generate.SerializeToString())
         received = max((part.position for part in last.sent.responses if part.HasField("generated")), default=0)
-        received = max(received, last.start + last.skipped)
-        message.received_position = received
-        again = Entry(NOT_SENT, start=last.start, choosing=last.choosing, skipped=received - last.start)
+        start = message.position
+        message.received_position = max(received, start + last.skipped)
+        skipped = message.received_position - start
+        again = replace(last, sent=NOT_SENT, skipped=skipped, is_again=is_again)
         self._send(view, again, generate=message)
 
     def score(self, view: View, *, slot: int, targets: list[list[int]]) -> None:
@@ -212,14 +222,11 @@ class Requests:
         stream = self._client.stream(slot)
         if stream is None:
             return
-        strange = f"{self._client.name}x"
+        strange, strict = f"{self._client.name}x", pb.DURABILITY_STRICT
         bad: list[tuple[str, dict[str, Any]]] = [
-            (strange, {"open": pb.Open(model="no-such-model", durability=pb.DURABILITY_STRICT)}),
+            (strange, {"open": pb.Open(model="no-such-model", durability=strict)}),
             ("no/such id", {"open": pb.Open(model="lazy")}),
-            (
-                strange,
-                {"open": pb.Open(model="lazy", outputs=pb.OutputSpec(top_k=99), durability=pb.DURABILITY_STRICT)},
-            ),
+            (strange, {"open": pb.Open(model="lazy", outputs=pb.OutputSpec(top_k=99), durability=strict)}),
             (strange, {"feed": pb.Feed(token_ids=[1])}),
             (strange, {"open": pb.Open(resume=pb.Resume(), model="lazy")}),
             ("", {"step_batch": pb.StepBatch(handles=[99], token_ids=[1])}),

@@ -106,14 +106,30 @@ class Worlds:
         """It is at a position, and an answer says something about it. Returns whether that is possible."""
         return self._take([world for world in self.now if world.position == position and matches(world)])
 
+    def was_at(self, position: int, matches: Callable[[World], bool]) -> bool:
+        """It is at a position, or was and is behind it now, and an answer says something about it. Returns whether that
+        is possible."""
+        if not any(map(matches, self.known(position))):
+            return False
+        return self._take([w for w in self.now if w.position > position or (w.position == position and matches(w))])
+
     def is_not_at(self, position: int) -> bool:
         """It is elsewhere. Returns whether that is possible."""
         return self._take([world for world in self.now if world.position != position])
 
     def generated(
-        self, bases: list[World], choosing: Choosing, tokens: list[int], reason: int, *, skipped: int, position: int
+        self,
+        bases: list[World],
+        choosing: Choosing,
+        tokens: list[int],
+        reason: int,
+        *,
+        skipped: int,
+        position: int,
+        is_again: bool = False,
     ) -> bool:
-        """A generation from one of `bases` has ended. tokens: what was told of it, after the first `skipped`."""
+        """A generation from one of `bases` has ended. tokens: what was told of it, after the first `skipped`. is_again:
+        whether others may have followed it."""
         following = []
         for base in bases:
             way, expected = choosing.run(base)
@@ -122,6 +138,8 @@ class Worlds:
             if way[-1].position == position:
                 self._pass(way)
                 following.append(way[-1])
+        if following and is_again:
+            following += [world for world in self.now if world.position > position]
         return self._take(following)
 
     def generates(self, bases: list[World], choosing: Choosing, skipped: int, tokens: list[int]) -> bool:

@@ -324,6 +324,23 @@ def test_half_of_what_tls_needs_ends_the_start(
     assert told in capsys.readouterr().err
 
 
+def test_settings_that_do_not_go_together_are_told_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
+) -> None:
+    secret = "--redis-url=redis://user:hush@cache:6379/1"
+    assert run(monkeypatch, "--check", "--num-forks=4", "--max-forks=5", secret, f"--models={empty}") == 2
+    assert capsys.readouterr().err == (
+        "num_forks = 4 is less than max_forks = 5, which one search or score may take: raise num_forks, or lower"
+        " max_forks\n"
+    )
+
+
+def test_limits_of_the_engine_are_not_exceeded() -> None:
+    settings = CliApp.run(Settings, cli_args=["--num-forks=4", "--max-forks=4", "--max-batch-tokens=8"])
+    assert settings.engine_limits.num_forks == settings.session_limits.max_forks == 4
+    assert settings.engine_limits.max_batch_tokens == settings.engine_limits.max_chunk_tokens == 8
+
+
 def test_what_is_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CAROUSEL_REDIS_URL", "redis://user:hush@cache:6379/1")
     settings = CliApp.run(Settings, cli_args=["--snapshot-key-file", str(tmp_path / "key")])

@@ -61,11 +61,14 @@ class Error(_message.Message):
     reason: _builtins.str
     """For programs: a stable UPPER_SNAKE_CASE name of the cause, such as POSITION_MISMATCH."""
     field: _builtins.str
-    """The request field at fault, such as `feed.token_ids[3]`; empty when no one field is."""
+    """The request field at fault by its whole path in the request's message, such as `feed.token_ids[3]` or `open.model`;
+    empty when no one field is.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Facts of the cause by name. `position` tells where the session stands for POSITION_MISMATCH, and where it stood
-        when it was closed for SESSION_NOT_FOUND, together with `close_reason`, if that is remembered.
+        when it was closed for SESSION_NOT_FOUND, together with `close_reason`, if that is remembered. For STORE_UNAVAILABLE
+        in answer to a request that was done it tells where the session stands, and `stored_position` how far it is stored.
         """
 
     @_builtins.property

@@ -34,7 +34,12 @@ class _DurabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Durability
     DURABILITY_CHECKPOINT: _Durability.ValueType  # 2
     """Where it is, every so often."""
     DURABILITY_STRICT: _Durability.ValueType  # 3
-    """Everything that is answered, before it is."""
+    """Everything that is answered, before it is. When the store does not take it, the request is answered UNAVAILABLE, with
+    the reason STORE_UNAVAILABLE, and the session goes on: send all requests that were answered so again, as they were
+    and in order, each with its position. None is applied twice, and each gets its answer as soon as that is stored.
+    POSITION_MISMATCH, when the server has lost an answer, or the session, meanwhile: what ends at or before the
+    position told there was applied, and the rest is to be sent.
+    """
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
     """What of a session is stored, so that it survives its server."""
@@ -46,7 +51,12 @@ DURABILITY_NONE: Durability.ValueType  # 1
 DURABILITY_CHECKPOINT: Durability.ValueType  # 2
 """Where it is, every so often."""
 DURABILITY_STRICT: Durability.ValueType  # 3
-"""Everything that is answered, before it is."""
+"""Everything that is answered, before it is. When the store does not take it, the request is answered UNAVAILABLE, with
+the reason STORE_UNAVAILABLE, and the session goes on: send all requests that were answered so again, as they were
+and in order, each with its position. None is applied twice, and each gets its answer as soon as that is stored.
+POSITION_MISMATCH, when the server has lost an answer, or the session, meanwhile: what ends at or before the
+position told there was applied, and the rest is to be sent.
+"""
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
 class _DisconnectAction:
@@ -669,8 +679,8 @@ class Feed(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position that the first token has. When it is the session's position, the feed is applied. When it is
-    where the last feed began and tokens and outputs are the same, nothing is applied and the same answer is given
-    again.
+    where the last feed began, or one that was answered STORE_UNAVAILABLE, and tokens and outputs are the same, nothing is
+    applied and the same answer is given again: see DURABILITY_STRICT.
     Anything else is FAILED_PRECONDITION. Without it the feed is applied wherever the session is, and is not safe
     to send again.
     """
@@ -970,8 +980,8 @@ class StepBatch(_message.Message):
     @_builtins.property
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The position that each session's first token has, as in `Feed.position`. When it is empty each is applied wherever
-        the session is, and the message is not safe to send again. When the last one is sent again as it was, nothing is
-        applied and the same answer is given again.
+        the session is, and the message is not safe to send again. When the last one is sent again as it was, or one that has
+        STORE_UNAVAILABLE among its errors, nothing is applied and the same answer is given again: see DURABILITY_STRICT.
         """
 
     @_builtins.property

@@ -255,7 +255,9 @@ class ModelsLoadRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The model's name. Default: all that the repository has."""
+    """The model's name: 1 to 64 of the characters a-z 0-9 . _ -, the first a letter or a digit. Default: all that the
+    repository has.
+    """
     version: _builtins.int
     """The version, 1 or more; 0, the default, means all."""
     def __init__(
@@ -307,7 +309,7 @@ class ModelsUnloadRequest(_message.Message):
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
-    """The version, 1 or more."""
+    """The version, 1 or more; INVALID_ARGUMENT for 0, which is no version."""
     def __init__(
         self,
         *,

@@ -1,7 +1,9 @@
 """How a stream gets its sessions: new ones, and those that it resumes.
 
 Requests for a session that is being resumed wait here, in order, until the session is known; from then on they wait
-with the session. How many sessions one stream opens at once is bounded: it is not read meanwhile. Event loop only.
+with the session. So do a second Open of an id whose first is not answered yet, and what comes behind it: its answer
+depends on what becomes of the first. How many sessions one stream opens at once is bounded: it is not read meanwhile.
+Event loop only.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from service.engine.jobs import Item
 from service.errors import CarouselError, InvalidFieldError, QueueFullError, SessionAlreadyOpenError, quoted
 from service.sessions.session import Request, Session
 
+_WITHIN = "open."
+"""In front of the fields of an opening."""
 _MAX_OPENINGS = 64
 _MAX_BYTES = 16 * 1024 * 1024
 """Of the openings of one stream that are not answered yet."""
@@ -58,7 +62,9 @@ class Arrivals:
         self._num_bytes = 0
         self._room: asyncio.Future[None] | None = None
         self.resuming: dict[str, list[tuple[Request, pb.StreamRequest]]] = {}
-        """The sessions that are being resumed, and the requests that wait for each."""
+        """The sessions that are being resumed, or opened twice, and the requests that wait for each."""
+        self._opening: dict[str, Request] = {}
+        """The openings of new sessions that are not answered yet."""
 
     async def room(self) -> None:
         """Waits until it is full no longer. One task at a time."""
@@ -68,6 +74,8 @@ class Arrivals:
 
     def open(self, request: Request, message: pb.StreamRequest, known: Session | None) -> None:
         """Opens a new session. known: the stream's own session of that id. Raises the reason why it cannot be."""
+        if known is not None and self._waits_for_first(request, message):
+            return
         if known is not None:
             raise SessionAlreadyOpenError(
                 f"open: session {known.name!r} is open on this stream already, at position {known.position}",
@@ -76,10 +84,11 @@ class Arrivals:
                 position=known.position,
             )
         open_ = message.open
-        served = self._domain.hosting.find(open_.model, open_.version, open_.variant)
+        served = self._domain.hosting.find(open_.model, open_.version, open_.variant, within=_WITHIN)
         policy = session_messages.policy(open_, self._domain.policy_limits)
-        source = convert.source_items(open_.source, served.bundle) if open_.HasField("source") else None
-        outputs = None
+        source, outputs = None, None
+        if open_.HasField("source"):
+            source = convert.source_items(open_.source, served.bundle, field="open.source")
         if open_.HasField("outputs"):
             outputs = convert.output_spec(open_.outputs, served.bundle, field="open.outputs")
         num_bytes = message.ByteSize()
@@ -95,8 +104,10 @@ class Arrivals:
             owner=self._caller.principal.name,
             max_owned=self._caller.principal.max_sessions,
             num_bytes=num_bytes,
+            within=_WITHIN,
         )
         self._count(request, num_bytes, source)
+        self._opening[new.session.name] = request
         self._stream.took(new.session)
         self._sessions.opening.begin(new)
 
@@ -108,6 +119,8 @@ class Arrivals:
             raise InvalidFieldError(
                 "session_id is missing: open.resume resumes the session of that id", field="session_id"
             )
+        if known is not None and self._waits_for_first(request, message):
+            return
         if known is not None:
             self._sessions.registry.used(known)
             self._answer(request, known, is_here=True)
@@ -124,7 +137,12 @@ class Arrivals:
         return self._waits(request, message)
 
     def opened(self, request: Request) -> None:
-        """An opening was answered."""
+        """An opening was answered, or is about to be."""
+        session: Session | None = request.session
+        if session is not None and self._opening.get(session.name) is request:
+            del self._opening[session.name]
+            if session.name in self.resuming:  # not before a session that could not be opened has given its id back
+                asyncio.get_running_loop().call_soon(self._run_waiting, session.name)
         num_bytes, _ = self._unanswered.pop(request, (0, None))
         self._num_bytes -= num_bytes
         self.is_full = len(self._unanswered) >= _MAX_OPENINGS or self._num_bytes >= _MAX_BYTES
@@ -152,6 +170,31 @@ class Arrivals:
         self._num_bytes += num_bytes
         self.is_full = len(self._unanswered) >= _MAX_OPENINGS or self._num_bytes >= _MAX_BYTES
 
+    def _waits_for_first(self, request: Request, message: pb.StreamRequest) -> bool:
+        """Whether the first opening of the id is not answered yet. Then this one waits. Raises QueueFullError."""
+        name = message.session_id
+        if name not in self._opening:
+            return False
+        self.resuming.setdefault(name, [])
+        try:
+            self._waits(request, message)
+        except QueueFullError:
+            if not self.resuming[name]:
+                del self.resuming[name]
+            raise
+        self._count(request, 0, None)
+        return True
+
+    def _run_waiting(self, session_id: str) -> None:
+        """Carries out what waited, in order. One may begin another opening, behind which the rest waits again."""
+        for request, message in self.resuming.pop(session_id, ()):
+            self._sessions.deferral.give_back(message.ByteSize())
+            try:
+                if not self._waits(request, message):
+                    self._stream.run(request, message)
+            except QueueFullError as error:
+                self._stream.refuse(request, message, error)
+
     def _waits(self, request: Request, message: pb.StreamRequest) -> bool:
         session_id = message.session_id
         if not session_id and len(self.resuming) == 1 and not self._stream.sessions:
@@ -162,8 +205,8 @@ class Arrivals:
         limit = self._sessions.limits.max_in_flight
         if len(waiting) >= limit:
             raise QueueFullError(
-                f"{len(waiting)} requests wait for session {quoted(session_id)} already, the most that may: read its"
-                " answers",
+                f"{len(waiting)} requests wait for session {quoted(session_id)} already, the most that may"
+                " (max_in_flight): read its answers",
                 retry_delay_s=0.1,
                 max_in_flight=limit,
             )
@@ -183,6 +226,4 @@ class Arrivals:
             request.session = session
             stream.took(session)
             self._answer(request, session, is_here=is_here)
-        for waiting, its_message in self.resuming.pop(session_id):
-            self._sessions.deferral.give_back(its_message.ByteSize())
-            stream.run(waiting, its_message)
+        self._run_waiting(session_id)

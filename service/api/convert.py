@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence, Sized
 from math import fsum
 
+from google.protobuf.descriptor import EnumDescriptor
+
 from carousel.v1 import inference_pb2 as pb
 from service.api import tensors
 from service.engine.beam import Hypothesis
@@ -26,6 +28,8 @@ _OUTPUT_KINDS = {
 _PAGE_TOKEN_LENGTH = 18
 """Digits that a signed number of 64 bits has room for, whatever they are."""
 _STOP_TOKENS = 1024
+_OF_STEPS = "max_feed_tokens"
+"""The limit of what steps read."""
 NEXT_TOKEN, VALUES = OutputSpec(), OutputSpec(OutputKind.VALUES)
 """What is returned when nothing is said: by models with a vocabulary, and by those that give values."""
 _FINISH_REASONS = {
@@ -43,26 +47,29 @@ def parse_page_token(text: str) -> int:
     raise InvalidFieldError(f"page_token = {quoted(text)} is not one that a page gave", field="page_token")
 
 
-def check_count(numbers: Sized, limit: int | None, *, field: str) -> None:
-    """Raises SequenceTooLongError for more than `limit` tokens, before anybody looks at one of them. None: no limit."""
+def check_count(numbers: Sized, limit: int | None, *, field: str, setting: str = _OF_STEPS) -> None:
+    """Raises SequenceTooLongError for more than `limit` tokens, before anybody looks at one of them. None: no limit.
+    setting: the limit's name."""
     if limit is not None and len(numbers) > limit:
-        raise too_many(f"{len(numbers)} tokens", limit, field)
+        raise too_many(f"{len(numbers)} tokens", limit, setting, field)
 
 
-def sequence_ids(sequence: pb.Sequence, vocabulary: Vocabulary, *, field: str, limit: int | None = None) -> list[int]:
-    """The ids of a sequence in whichever form it came. limit: tokens that it may have; None: any number.
+def sequence_ids(
+    sequence: pb.Sequence, vocabulary: Vocabulary, *, field: str, limit: int | None = None, setting: str = _OF_STEPS
+) -> list[int]:
+    """The ids of a sequence in whichever form it came. limit: tokens that it may have, by `setting`; None: any number.
 
     A sequence over its limit is refused by its count, before any token is looked up. Raises InvalidFieldError and its
     kin.
     """
     form = sequence.WhichOneof("form")
     if form == "text":
-        return vocabulary.ids_of_text(sequence.text, field=f"{field}.text", limit=limit, whole=field)
+        return vocabulary.ids_of_text(sequence.text, field=f"{field}.text", limit=limit, setting=setting, whole=field)
     if form == "tokens":
-        check_count(sequence.tokens.names, limit, field=field)
+        check_count(sequence.tokens.names, limit, field=field, setting=setting)
         ids = vocabulary.ids_of(sequence.tokens.names, field=f"{field}.tokens.names")
     elif form == "ids":
-        check_count(sequence.ids.ids, limit, field=field)
+        check_count(sequence.ids.ids, limit, field=field, setting=setting)
         ids = vocabulary.check_ids(sequence.ids.ids, field=f"{field}.ids.ids")
     else:
         raise InvalidFieldError(f"{field} has no form: one of text, tokens and ids must be given", field=field)
@@ -71,13 +78,21 @@ def sequence_ids(sequence: pb.Sequence, vocabulary: Vocabulary, *, field: str, l
     return ids
 
 
-def source_items(source: pb.Sequence, bundle: Bundle) -> Sequence[Item]:
+def source_items(source: pb.Sequence, bundle: Bundle, *, field: str = "source") -> Sequence[Item]:
     """What a source has. Raises InvalidFieldError when the model has no encoder, and its kin."""
     encoder = bundle.manifest.encoder
     if encoder is None:
-        raise InvalidFieldError(f"source must not be given: {bundle.model} has no encoder", field="source")
+        raise InvalidFieldError(f"{field} must not be given: {bundle.model} has no encoder", field=field)
     limit = encoder.max_source_length
-    return _items(source, bundle.source_vocabulary, encoder.feature_size, bundle.model, limit, field="source")
+    return _items(
+        source,
+        bundle.source_vocabulary,
+        encoder.feature_size,
+        bundle.model,
+        limit,
+        field=field,
+        setting="max_source_length",
+    )
 
 
 def prompt_items(prompt: pb.Sequence, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
@@ -123,14 +138,15 @@ def _items(
     limit: int | None,
     *,
     field: str,
+    setting: str = _OF_STEPS,
 ) -> Sequence[Item]:
     if vocabulary is None:
         if sequence.WhichOneof("form") != "features":
             raise _reads("features", model, field=field)
-        return tensors.vectors(sequence.features, feature_size, field=f"{field}.features", limit=limit)
+        return tensors.vectors(sequence.features, feature_size, field=f"{field}.features", limit=limit, setting=setting)
     if sequence.WhichOneof("form") == "features":
         raise _reads("tokens", model, field=f"{field}.features")
-    return sequence_ids(sequence, vocabulary, field=field, limit=limit)
+    return sequence_ids(sequence, vocabulary, field=field, limit=limit, setting=setting)
 
 
 def _reads(what: str, model: str, *, field: str) -> InvalidFieldError:
@@ -152,6 +168,12 @@ def feed_ids(feed: pb.Feed, vocabulary: Vocabulary, limit: int | None = None) ->
     return vocabulary.ids_of(feed.tokens, field="feed.tokens")
 
 
+def unknown_value(value: int, enum: EnumDescriptor, *, field: str) -> InvalidFieldError:
+    """The error for a number that an enum has no name for."""
+    expected = ", ".join(one.name for one in enum.values if one.number)
+    return InvalidFieldError(f"{field} = {value} is unknown: it must be one of {expected}", field=field)
+
+
 def default_outputs(bundle: Bundle) -> OutputSpec:
     """What is returned when nothing is said."""
     return VALUES if bundle.target_vocabulary is None else NEXT_TOKEN
@@ -161,7 +183,7 @@ def output_spec(message: pb.OutputSpec, bundle: Bundle, *, field: str) -> Output
     """What to return. Raises InvalidFieldError for a kind that does not exist."""
     kind = _OUTPUT_KINDS.get(message.kind) if message.kind else default_outputs(bundle).kind
     if kind is None:
-        raise InvalidFieldError(f"{field}.kind = {message.kind} is not an OutputKind", field=f"{field}.kind")
+        raise unknown_value(message.kind, pb.OutputKind.DESCRIPTOR, field=f"{field}.kind")
     return OutputSpec(kind, message.top_k, message.every_position, message.trace)
 
 
@@ -180,8 +202,8 @@ def decoding(message: pb.Decoding, vocabulary: Vocabulary | None, default_max_to
     if vocabulary is not None:
         # more than there are tokens say nothing more; a few may be given twice
         limit = max(len(vocabulary), _STOP_TOKENS)
-        check_count(message.stop_token_ids, limit, field=f"{field}.stop_token_ids")
-        check_count(message.stop_tokens, limit, field=f"{field}.stop_tokens")
+        check_count(message.stop_token_ids, limit, field=f"{field}.stop_token_ids", setting="")
+        check_count(message.stop_tokens, limit, field=f"{field}.stop_tokens", setting="")
         stop_ids += vocabulary.check_ids(message.stop_token_ids, field=f"{field}.stop_token_ids")
         stop_ids += vocabulary.ids_of(message.stop_tokens, field=f"{field}.stop_tokens")
     elif message.stop_token_ids or message.stop_tokens:

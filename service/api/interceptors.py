@@ -116,7 +116,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _check_room(self) -> None:
         if self._num_calls > self._max_calls:
             raise TooManyCallsError(
-                f"{self._max_calls} calls are in progress, the most this server takes: try again later",
+                f"{self._max_calls} calls are in progress, the most this server takes (max_calls): try again later",
                 retry_delay_s=1.0,
                 max_calls=self._max_calls,
             )

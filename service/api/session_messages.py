@@ -8,6 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2
+from service.api import convert
 from service.errors import InvalidFieldError
 from service.sessions.admin import StateTensor
 from service.sessions.lifecycle import State
@@ -55,11 +56,10 @@ _ACTIONS = {
 def policy(message: pb.Open, limits: PolicyLimits) -> SessionPolicy:
     """What an opening asks for. Raises InvalidFieldError for what is unknown, or more than the server gives."""
     if message.durability not in _DURABILITIES:
-        raise InvalidFieldError(f"open.durability = {message.durability} is unknown", field="open.durability")
+        raise convert.unknown_value(message.durability, pb.Durability.DESCRIPTOR, field="open.durability")
     asked = message.on_disconnect
     if asked.action not in _ACTIONS:
-        field = "open.on_disconnect.action"
-        raise InvalidFieldError(f"{field} = {asked.action} is unknown", field=field)
+        raise convert.unknown_value(asked.action, pb.DisconnectAction.DESCRIPTOR, field="open.on_disconnect.action")
     duration_s = _seconds(asked.duration, "open.on_disconnect.duration") if asked.HasField("duration") else None
     return limits.agree(
         _DURABILITIES[message.durability], _ACTIONS[asked.action], duration_s, is_unattended=message.unattended

@@ -10,6 +10,7 @@ from service.api import convert
 from service.api.caller import CALLER
 from service.api.session_messages import session_info, state_tensor, tensor_message
 from service.errors import InvalidFieldError
+from service.repository.repository import check_name
 from service.sessions.service import SessionService
 from service.sessions.session import Session
 
@@ -34,6 +35,8 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         size = request.page_size or 100
         if size > _MAX_PAGE_SIZE:
             raise InvalidFieldError(f"page_size = {size} must be 1 to {_MAX_PAGE_SIZE}", field="page_size")
+        if request.model:
+            check_name(request.model)
         after = convert.parse_page_token(request.page_token)
         principal = CALLER.get().principal
         owner = None if principal.is_admin else principal.name

@@ -23,12 +23,14 @@ from service.errors import (
 )
 from service.repository.bundle import Bundle
 from service.sessions.checks import check_length, check_retries
-from service.sessions.persistence import SessionLimits
+from service.sessions.persistence import Kept, SessionLimits, Unstored
 from service.sessions.session import Failures, Request, Session
 from service.sessions.spill import Spill
 from service.sessions.step_batches import StepBatches, StepBatchRequest, lanes_of
 from service.sessions.step_columns import StepBatch
 
+_NUMBER_BYTES = 36
+"""About what a number takes in a list."""
 _ERROR_BYTES = 256
 """About what one refused session takes in an answer."""
 _BARE_ERROR_BYTES = 90
@@ -83,6 +85,8 @@ class StreamBatches:
         self._sessions: dict[int, Session] = {}
         self._last_handle = 0
         self._last: _Sent | None = None
+        self._unstored = Unstored()
+        """Batches that were done for sessions whose answers the store did not take: `_Sent`, by `_key`."""
         self._last_found: _Found | None = None
 
     def add(self, session: Session) -> None:
@@ -102,11 +106,12 @@ class StreamBatches:
         batch = message.step_batch
         if message.session_id:
             raise InvalidFieldError("session_id must be empty: step_batch names its sessions", field="session_id")
-        last = self._last
-        if last is not None and batch.positions and batch == last.message and not self._waits(batch, failures):
+        last = self._repeated(batch)
+        if last is not None and not self._waits(batch, failures):
             if self._answer_retry(request, last):
                 return
-            self._last = None  # its sessions were fed, set back or closed since
+            if last is self._last:
+                self._last = None  # its sessions were fed, set back or closed since
         found = self._find(batch)
         if failures is None and any(session.deferred is not None for session in found.there):
             self._defer(request, message, found.there)
@@ -143,6 +148,16 @@ class StreamBatches:
         sent.accepted = accepted
         self._last = sent
 
+    def _repeated(self, batch: pb.StepBatch) -> _Sent | None:
+        """The batch that this one is a retry of: the last, or one whose answer the store did not take."""
+        last = self._last
+        if not batch.positions or (last is not None and batch == last.message):
+            return last if batch.positions else None
+        for kept in self._unstored.get(_key(batch), ()) if self._unstored else ():
+            if isinstance(kept.answered, _Sent) and batch == kept.answered.message:
+                return kept.answered
+        return None
+
     def _waits(self, batch: pb.StepBatch, failures: Failures | None) -> bool:
         """Whether earlier requests wait for a session of a retry that has just come: where the sessions will be is not
         known before those had their turn."""
@@ -150,7 +165,7 @@ class StreamBatches:
 
     def _find(self, batch: pb.StepBatch) -> _Found:
         """The sessions. Those of the last batch are kept: the next one is mostly of the same."""
-        check_length(len(batch.handles), self._limits.max_feed_tokens, field="step_batch.handles")
+        check_length(len(batch.handles), self._limits.max_feed_tokens, field="step_batch.handles", noun="handle")
         handles = list(batch.handles)
         found, num_moves = self._last_found, self._spill.num_moves
         if found is not None and found.handles == handles and found.num_moves == num_moves:
@@ -179,6 +194,7 @@ class StreamBatches:
 
     def _on_stepped(self, request: Request, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
         self._reply(request, sent, result)
+        self._keep(sent, accepted, result)
         retries, sent.retries = sent.retries, []
         for retry in retries:
             self._replay(retry, sent, accepted, result)
@@ -190,7 +206,8 @@ class StreamBatches:
             check_retries(len(sent.retries), self._limits.max_in_flight)
             sent.retries.append(request)
             return True
-        if not accepted.is_current:
+        kept = self._unstored.get(_key(sent.message), ()) if self._unstored else ()
+        if not (accepted.is_current or (accepted.is_done and any(one.answered is sent for one in kept))):
             return False
         self._batches.answer_again(accepted, partial(self._replay, request, sent))
         return True
@@ -198,6 +215,7 @@ class StreamBatches:
     def _replay(self, request: Request, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
         request.replayed = True
         self._reply(request, sent, result)
+        self._keep(sent, accepted, result)
 
     def _reply(self, request: Request, sent: _Sent, result: Stepped) -> None:
         """Answers a batch. The more of its sessions failed, the shorter are the texts that say why."""
@@ -205,6 +223,19 @@ class StreamBatches:
         self._replies.stepped(
             request, result, gives_values=sent.gives_values, error_length=max(0, each - _BARE_ERROR_BYTES) // _TEXTS
         )
+
+    def _keep(self, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
+        """Keeps a batch that was done, and whose answer has other errors than that: the store did not take it."""
+        done = accepted.result
+        if done is not None and sent.message.positions and result.errors != done.errors:
+            num_bytes = 3 * sent.message.ByteSize() + 4 * _NUMBER_BYTES * len(done.positions)
+            num_bytes += 2 * _NUMBER_BYTES * len(done.token_ids) + (0 if done.logits is None else done.logits.nbytes)
+            self._batches.unstored.keep(Kept(self._unstored, _key(sent.message), sent), num_bytes)
+
+
+def _key(batch: pb.StepBatch) -> int:
+    """What hardly two batches have in common."""
+    return hash(batch.SerializeToString(deterministic=True))
 
 
 def _doubled(handles: list[int]) -> InvalidFieldError:
@@ -225,9 +256,9 @@ def _out_of_vocabulary(found: _Found, tokens: list[int], counts: list[int] | Non
     ends = list(accumulate(counts or [1] * len(found.handles), initial=0))
     for at, session in enumerate(found.sessions[: len(ends) - 1]):
         if session is not None and session.served.bundle.step_vocabulary is not None:
-            field = f"step_batch.token_ids of handles[{at}]"
+            field, begin = "step_batch.token_ids", ends[at]
             try:
-                session.served.bundle.step_vocabulary.check_ids(tokens[ends[at] : ends[at + 1]], field=field)
+                session.served.bundle.step_vocabulary.check_ids(tokens[begin : ends[at + 1]], field=field, first=begin)
             except TokenOutOfVocabularyError as error:
                 refused[at] = error
     return refused

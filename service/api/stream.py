@@ -266,7 +266,7 @@ class Stream:
             if session is None:
                 elsewhere = self._registry.get(self._caller.key(session_id))
                 raise SessionNotOpenError(
-                    f"{kind}: session {elsewhere.name!r} was opened on another stream", field="session_id"
+                    f"{kind}: session {elsewhere.name!r} {self._registry.whereabouts(elsewhere)}", field="session_id"
                 )
             return session
         if len(self.sessions) == 1:

@@ -44,8 +44,10 @@ def _varint(number: int) -> bytes:
     return bytes(data)
 
 
-def vectors(message: pb.Tensor, size: int, *, field: str, limit: int | None = None) -> list[Item]:
-    """The vectors of a tensor [steps, size]. limit: steps that it may have; None: any number.
+def vectors(
+    message: pb.Tensor, size: int, *, field: str, limit: int | None = None, setting: str = "max_feed_tokens"
+) -> list[Item]:
+    """The vectors of a tensor [steps, size]. limit: steps that it may have, by `setting`; None: any number.
 
     Raises InvalidFieldError for another shape, or data of another length, EmptySequenceError for no step, and
     SequenceTooLongError.
@@ -55,9 +57,9 @@ def vectors(message: pb.Tensor, size: int, *, field: str, limit: int | None = No
         shown = quoted(shape) if len(message.shape) <= 2 else f"of {len(message.shape)} axes"
         raise InvalidFieldError(f"{field}.shape = {shown} must be [steps, {size}]", field=f"{field}.shape")
     if not shape[0]:
-        raise EmptySequenceError(f"{field} is empty: it must have 1 step or more", field=field)
+        raise EmptySequenceError(f"{field} is empty: it must have 1 vector or more", field=field)
     if limit is not None and shape[0] > limit:
-        raise too_many(f"{shape[0]} tokens", limit, field)
+        raise too_many(f"{shape[0]} vectors", limit, setting, field)
     data, each = message.data, ITEM_SIZE * size
     if len(data) != each * shape[0]:
         raise InvalidFieldError(

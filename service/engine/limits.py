@@ -28,23 +28,23 @@ class EngineLimits:
     def no_slot(self) -> NoSlotError:
         """Every session slot is taken."""
         return NoSlotError(
-            f"all {self.num_slots} session slots are taken: close a session, or try again later",
+            f"all {self.num_slots} slots of this model are taken (max_slots): close a session, or try again later",
             retry_delay_s=1.0,
-            max_sessions=self.num_slots,
+            max_slots=self.num_slots,
         )
 
     def no_fork(self, num_used: int) -> QueueFullError:
         """Too many beams and targets are at work."""
         return QueueFullError(
-            f"{num_used} beams and targets are at work, and the most is {self.num_forks}: try again later",
+            f"{num_used} beams and targets are at work, and the most is {self.num_forks} (num_forks): try again later",
             retry_delay_s=0.1,
-            max_forks=self.num_forks,
+            num_forks=self.num_forks,
         )
 
     def queue_full(self, num_waiting: int) -> QueueFullError:
         """Too many requests wait."""
         return QueueFullError(
-            f"{num_waiting} requests wait already, the most this model's queue holds: try again later",
+            f"{num_waiting} requests wait already, the most this model's queue holds (max_waiting): try again later",
             retry_delay_s=0.1,
             max_waiting=self.max_waiting,
         )

@@ -90,6 +90,11 @@ class Bundle:
         return 0 if self.target_vocabulary is None else self.target_vocabulary.max_token_bytes
 
     @property
+    def max_source_token_bytes(self) -> int:
+        """Likewise of a source, which an answer repeats; 0 without one of tokens."""
+        return 0 if self.source_vocabulary is None else self.source_vocabulary.max_token_bytes
+
+    @property
     def state_size_bytes(self) -> int:
         """Bytes of state tensors that each session holds."""
         return sum(

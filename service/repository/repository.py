@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.errors import ModelNotFoundError, ModelUnavailableError, quoted
+from service.errors import InvalidFieldError, ModelNotFoundError, ModelUnavailableError, quoted
 from service.repository.bundle import Bundle, BundleError, load_bundle
 from service.repository.manifest import FILE_NAME
 from service.repository.runtime import Runtimes
@@ -16,6 +16,9 @@ Stamp = tuple[int, int]
 """By which two files of one name are told apart: when it was written, and which it is. Zeros where there is none."""
 _LISTED = 20
 """Names that a message lists, at most."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+"""What a manifest lets a model be called, of any length: a longer name is one that no model has."""
+_NAME_LENGTH = 64
 _VERSION = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
@@ -36,10 +39,11 @@ class Repository:
     bundles: dict[tuple[str, int], Bundle] = field(default_factory=dict)
     problems: dict[tuple[str, int], Problem] = field(default_factory=dict)
 
-    def find(self, model: str, version: int) -> Bundle:
-        """The bundle of a model; version 0 means the newest that is served.
+    def find(self, model: str, version: int, *, within: str = "") -> Bundle:
+        """The bundle of a model; version 0 means the newest that is served. within: in front of the request's fields.
 
-        Raises ModelNotFoundError naming what there is, and ModelUnavailableError for one that could not be loaded.
+        Raises ModelNotFoundError naming what there is, InvalidFieldError for what no model can be called, and
+        ModelUnavailableError for one that could not be loaded.
         """
         wanted = version or max((v for m, v in self.bundles if m == model), default=0)
         bundle = self.bundles.get((model, wanted))
@@ -52,22 +56,33 @@ class Repository:
                 model=model,
                 version=problem.version,
             )
+        check_name(model, field=f"{within}model")
         versions = sorted(v for m, v in self.bundles if m == model)
         if versions:
             listed = ", ".join(map(str, versions[-_LISTED:]))
             raise ModelNotFoundError(
-                f"version = {version} of model {quoted(model)} does not exist: there is {listed}",
-                field="version",
+                f"{within}version = {version} of model {quoted(model)} does not exist: there is {listed}",
+                field=f"{within}version",
                 model=model,
             )
         names = ", ".join(sorted({m for m, _ in self.bundles})[:_LISTED]) or "none"
         raise ModelNotFoundError(
-            f"model = {quoted(model)} does not exist: there is {names}", field="model", model=model
+            f"{within}model = {quoted(model)} does not exist: there is {names}", field=f"{within}model", model=model
         )
 
     def _newest_problem(self, model: str) -> Problem | None:
         found = [problem for (name, _), problem in self.problems.items() if name == model]
         return max(found, key=lambda problem: problem.version, default=None)
+
+
+def check_name(model: str, *, field: str = "model") -> None:
+    """Raises InvalidFieldError for what no model can be called."""
+    if not _NAME.fullmatch(model[: _NAME_LENGTH + 1]):
+        raise InvalidFieldError(
+            f"{field} = {quoted(model)} is not a model's name: 1 to {_NAME_LENGTH} of the characters a-z 0-9 . _ -,"
+            " the first a letter or a digit",
+            field=field,
+        )
 
 
 class RepositoryError(Exception):

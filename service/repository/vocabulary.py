@@ -70,11 +70,12 @@ class Vocabulary:
             found = self.derived["max_token_bytes"] = 1 + _varint(inner) + inner
         return found
 
-    def check_ids(self, ids: Iterable[int], *, field: str) -> list[int]:
-        """The ids as a list. Raises TokenOutOfVocabularyError naming the first that is none of this vocabulary's."""
+    def check_ids(self, ids: Iterable[int], *, field: str, first: int = 0) -> list[int]:
+        """The ids as a list. first: the index in the field of the first of them. Raises TokenOutOfVocabularyError for
+        one that is none of this vocabulary's."""
         checked = list(ids)
         if checked and not 0 <= min(checked) <= max(checked) < len(self.names):
-            at, wrong = next((i, t) for i, t in enumerate(checked) if not 0 <= t < len(self.names))
+            at, wrong = next((i, t) for i, t in enumerate(checked, first) if not 0 <= t < len(self.names))
             raise TokenOutOfVocabularyError(
                 f"{field}[{at}] = {wrong} is outside {self.owner} (0 to {len(self.names) - 1})", field=f"{field}[{at}]"
             )
@@ -93,20 +94,22 @@ class Vocabulary:
             ids.append(token_id)
         return ids
 
-    def ids_of_text(self, text: str, *, field: str, limit: int | None = None, whole: str = "") -> list[int]:
-        """The ids of a text's tokens. limit: tokens that it may have; None: any number. whole: the field that is over
-        the limit then; empty: `field`.
+    def ids_of_text(
+        self, text: str, *, field: str, limit: int | None = None, setting: str = "", whole: str = ""
+    ) -> list[int]:
+        """The ids of a text's tokens. limit: tokens that it may have, by `setting`; None: any number. whole: the field
+        that is over the limit then; empty: `field`.
 
         Takes time for `limit` tokens, however long the text is. Raises EmptySequenceError, SequenceTooLongError, or
         UnknownTokenError naming what is unknown.
         """
         if self._by_characters:
             if limit is not None and len(text) > limit:  # lower case has as many characters, or more
-                raise too_many(f"{len(text)} tokens", limit, whole or field)
+                raise too_many(f"{len(text)} tokens", limit, setting, whole or field)
             return self._ids_of_pieces(list(text.lower() if self._lowercase else text), field)
         pieces = text.split() if limit is None else text.split(None, limit)
         if limit is not None and len(pieces) > limit:
-            raise too_many(f"more than {limit} tokens", limit, whole or field)
+            raise too_many(f"more than {limit} tokens", limit, setting, whole or field)
         if self._lowercase:
             # what is longer than every name is none, and is not worth folding
             pieces = [piece.lower() if len(piece) <= self._longest else piece for piece in pieces]
@@ -118,9 +121,11 @@ class Vocabulary:
         return self.ids_of(pieces, field=field)
 
 
-def too_many(count: str, limit: int, field: str) -> SequenceTooLongError:
-    """The error for a sequence of more than `limit` tokens. count: how many it has, in words."""
-    return SequenceTooLongError(f"{field} has {count}, the limit is {limit}", field=field, limit=limit)
+def too_many(count: str, limit: int, setting: str, field: str) -> SequenceTooLongError:
+    """The error for a sequence of more than `limit` tokens. count: how many it has, in words; setting: the limit's
+    name; empty: it has none."""
+    told, facts = (f" ({setting})", {setting: limit}) if setting else ("", {})
+    return SequenceTooLongError(f"{field} has {count}, the limit is {limit}{told}", field=field, limit=limit, **facts)
 
 
 def _varint(number: int) -> int:

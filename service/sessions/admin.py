@@ -81,7 +81,12 @@ class Admin:
             )
         session, image = await self._image(session_id)
         image = replace(image, lane=image.lane._replace(num_produced=0, seen=None), last=None)
-        return await self._resume.settle(image, session.served, fork_id, owner=owner, max_owned=max_owned)
+        try:
+            return await self._resume.settle(image, session.served, fork_id, owner=owner, max_owned=max_owned)
+        except SessionIdInUseError as error:
+            raise SessionIdInUseError(
+                f"fork_{error.message}", field="fork_session_id", session_id=error.facts.get("session_id")
+            ) from error
 
     async def rewind(self, session_id: str, position: int) -> Session:
         """Sets a session back to a mark. Raises MarkNotFoundError, IllegalRequestError when it is at work, and what

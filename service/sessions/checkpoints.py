@@ -7,7 +7,7 @@ Rules:
 2. The answers of a strict session wait in `Persistence.awaiting`, in order, until the moment that they report is
    stored. Failures wait too: they report a position.
 3. When the store fails, sessions continue in memory and are stored when it works again, also where their record
-   needed to be renewed only; answers that wait fail, and their requests can be sent again.
+   needed to be renewed only; answers that wait fail, and all of their requests can be sent again: see `unstored`.
 
 Event loop only; times come from the injected clocks.
 """
@@ -83,8 +83,9 @@ class Checkpoints:
         if session.position - (persistence.checkpoint_position or 0) >= self._num_tokens:
             self._hasten(session)
 
-    def deliver(self, request: Request, result: Result) -> None:
-        """Answers a request; of a strict session as soon as the store has what the answer reports."""
+    def deliver(self, request: Request, result: Result, on_unstored: Do | None = None) -> None:
+        """Answers a request; of a strict session as soon as the store has what the answer reports. on_unstored: called
+        before when the answer is that the store does not take it."""
         session, persistence = request.session, request.session.persistence
         if persistence.policy.durability is not Durability.STRICT:
             request.deliver(result)
@@ -103,6 +104,8 @@ class Checkpoints:
             if isinstance(last, Generation) and last.request is request:
                 last.request = None  # a retry may listen to it
                 self._on_used(session)
+            if on_unstored is not None:
+                on_unstored()
             request.deliver(Failed(session.position, error))
 
         if session.is_over:  # its last record is being written

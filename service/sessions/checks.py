@@ -11,15 +11,9 @@ from collections.abc import Sequence
 
 from service.engine.decoding import Beam, Decoding, Sampling
 from service.engine.jobs import Item, OutputKind, OutputSpec
-from service.errors import (
-    AnswerTooLargeError,
-    EmptySequenceError,
-    InvalidFieldError,
-    QueueFullError,
-    SequenceTooLongError,
-    quoted,
-)
+from service.errors import AnswerTooLargeError, EmptySequenceError, InvalidFieldError, QueueFullError, quoted
 from service.repository.manifest import BASE_VARIANT, Manifest
+from service.repository.vocabulary import too_many
 
 _SESSION_ID = re.compile(r"(?:[A-Za-z0-9._-]{1,64}/)?[A-Za-z0-9._:-]{1,128}")
 """With the principal whose it is in front, which the API adds."""
@@ -47,19 +41,21 @@ def invalid_session_id(session_id: str, *, field: str = "session_id") -> Invalid
     )
 
 
-def check_length(num_tokens: int, limit: int, *, field: str) -> None:
-    """Raises EmptySequenceError for no token, SequenceTooLongError for more than `limit`."""
-    if num_tokens == 0:
-        raise EmptySequenceError(f"{field} is empty: it must have 1 token or more", field=field)
-    if num_tokens > limit:
-        raise SequenceTooLongError(f"{field} has {num_tokens} tokens, the limit is {limit}", field=field, limit=limit)
+def check_length(count: int, limit: int, *, field: str, noun: str = "token", setting: str = "max_feed_tokens") -> None:
+    """Raises EmptySequenceError for none, SequenceTooLongError for more than `limit`. noun: of what; setting: the
+    limit's name."""
+    if count == 0:
+        raise EmptySequenceError(f"{field} is empty: it must have 1 {noun} or more", field=field)
+    if count > limit:
+        raise too_many(f"{count} {noun}s", limit, setting, field)
 
 
 def check_retries(count: int, limit: int) -> None:
     """Raises QueueFullError when `count` retries of one request wait for its answer already."""
     if count >= limit:
         raise QueueFullError(
-            f"{count} retries of this request wait for its answer already, the most that may: read answers",
+            f"{count} retries of this request wait for its answer already, the most that may (max_in_flight): read"
+            " answers",
             retry_delay_s=0.1,
             max_in_flight=limit,
         )
@@ -132,7 +128,8 @@ def check_answer(num_bytes: int, max_bytes: int, *, field: str, advice: str) -> 
     """Raises AnswerTooLargeError for an answer that might be over `max_bytes`. advice: how to ask for less."""
     if num_bytes > max_bytes:
         raise AnswerTooLargeError(
-            f"{field} asks for an answer of up to {num_bytes} bytes, the limit is {max_bytes}: {advice}",
+            f"{field} asks for an answer of up to {num_bytes} bytes, the limit is {max_bytes} (from"
+            f" max_message_bytes): {advice}",
             field=field,
             limit=max_bytes,
         )
@@ -147,19 +144,24 @@ def check_open(
     variant: str = BASE_VARIANT,
     token_bytes: int = _TOKEN_BYTES,
     source_token_bytes: int = 0,
+    within: str = "",
 ) -> int:
     """The most bytes that the outputs take. Raises EmptySequenceError, SequenceTooLongError, InvalidFieldError and
     AnswerTooLargeError for what does not go with a model. token_bytes: the most that a token of the outputs takes;
-    source_token_bytes: the most that a token of the source takes, which the answer repeats."""
+    source_token_bytes: the most that a token of the source takes, which the answer repeats; within: in front of the
+    request's fields."""
+    field = f"{within}source"
     if manifest.encoder is None:
         if source is not None:
-            raise InvalidFieldError(f"source must not be given: {manifest.model} has no encoder", field="source")
+            raise InvalidFieldError(f"{field} must not be given: {manifest.model} has no encoder", field=field)
     elif source is None:
-        raise EmptySequenceError(f"source is missing: {manifest.model} reads one", field="source")
+        raise EmptySequenceError(f"{field} is missing: {manifest.model} reads one", field=field)
     else:
-        check_length(len(source), manifest.encoder.max_source_length, field="source")
+        noun = "vector" if manifest.encoder.feature_size else "token"
+        longest = manifest.encoder.max_source_length
+        check_length(len(source), longest, field=field, noun=noun, setting="max_source_length")
         max_answer_bytes -= len(source) * source_token_bytes
-        check_answer(0, max_answer_bytes, field="source", advice="give a shorter source")
+        check_answer(0, max_answer_bytes, field=field, advice="give a shorter source")
     num_bytes = 0
     if outputs is not None:
         check_kind(manifest, variant, outputs, field="open.outputs")
@@ -197,10 +199,7 @@ def check_score(targets: Sequence[Sequence[int]], *, max_answer_bytes: int, fiel
 
 def check_forks(count: int, limit: int, *, field: str) -> None:
     """Raises EmptySequenceError for no target, SequenceTooLongError for more than `limit`."""
-    if count == 0:
-        raise EmptySequenceError(f"{field} is empty: it must have 1 target or more", field=field)
-    if count > limit:
-        raise SequenceTooLongError(f"{field} has {count} targets, the limit is {limit}", field=field, limit=limit)
+    check_length(count, limit, field=field, noun="target", setting="max_forks")
 
 
 def check_reads_what_it_gives(manifest: Manifest, *, field: str) -> None:
@@ -216,7 +215,8 @@ def check_can_generate(manifest: Manifest, decoding: Decoding, field: str) -> No
     """Raises InvalidFieldError when the model cannot go on by itself, or not so."""
     if not manifest.can_generate:
         raise InvalidFieldError(
-            f"{manifest.model} cannot generate: what a step gives is not what the next one reads", field="generate"
+            f"{manifest.model} cannot generate: what a step gives is not what the next one reads",
+            field=field.rpartition(".")[0] or "model",
         )
     if manifest.target_vocabulary is not None:
         return
@@ -249,7 +249,8 @@ def check_decoding(
     size. token_bytes: see `Bundle.max_token_bytes`."""
     if not 1 <= decoding.max_tokens <= max_tokens:
         raise InvalidFieldError(
-            f"{field}.max_tokens = {decoding.max_tokens} must be 1 to {max_tokens}", field=f"{field}.max_tokens"
+            f"{field}.max_tokens = {decoding.max_tokens} must be 1 to {max_tokens} (max_generate_tokens)",
+            field=f"{field}.max_tokens",
         )
     if decoding.min_tokens > decoding.max_tokens:
         raise InvalidFieldError(
@@ -295,7 +296,7 @@ def _check_beam(decoding: Decoding, beam: Beam, limit: int, field: str) -> None:
     within = f"{field}.beam_search"
     if not 1 <= beam.beam_size <= limit:
         raise InvalidFieldError(
-            f"{within}.beam_size = {beam.beam_size} must be 1 to {limit}", field=f"{within}.beam_size"
+            f"{within}.beam_size = {beam.beam_size} must be 1 to {limit} (max_forks)", field=f"{within}.beam_size"
         )
     if not 1 <= beam.num_best <= beam.beam_size:
         raise InvalidFieldError(

@@ -38,8 +38,8 @@ class Deferral:
         for session in deferred.sessions:
             if session.deferred is not None and len(session.deferred) >= self._max_requests:
                 raise QueueFullError(
-                    f"{len(session.deferred)} requests wait for session {session.name!r} already, the most that may:"
-                    " read its answers",
+                    f"{len(session.deferred)} requests wait for session {session.name!r} already, the most that may"
+                    " (max_in_flight): read its answers",
                     retry_delay_s=0.1,
                     max_in_flight=self._max_requests,
                 )

@@ -81,22 +81,29 @@ class Directory:
         """Raises TooManySessionsError when one more would be too many, for the server or for its principal."""
         if len(self._by_id) >= self._max_sessions:
             raise TooManySessionsError(
-                f"{self._max_sessions} sessions are open, the most this server holds: try again later",
+                f"{self._max_sessions} sessions are open, the most this server holds (max_sessions): try again later",
                 retry_delay_s=1.0,
                 max_sessions=self._max_sessions,
             )
         if max_owned is not None and self.count(owner) >= max_owned:
             raise TooManySessionsError(
-                f"principal {owner!r} has {max_owned} sessions open, the most it may have: close one",
+                f"principal {owner!r} has {max_owned} sessions open, the most it may have"
+                " (its max_sessions): close one",
                 retry_delay_s=1.0,
                 max_sessions=max_owned,
             )
 
     def check_free(self, session_id: str) -> None:
         """Raises SessionIdInUseError when a session of this server has the id."""
-        if session_id in self._by_id:
+        session = self._by_id.get(session_id)
+        if session is not None:
+            how = "by another stream"
+            if session.state is State.OPENING:
+                how = "by a session that is being opened"
+            elif session.is_detached:
+                how = "by a session that is held for a stream to resume it: resume it, or close it"
             raise SessionIdInUseError(
-                f"session_id = {name_of(session_id)!r} is in use by another stream",
+                f"session_id = {session.name!r} is in use {how}",
                 field="session_id",
                 session_id=name_of(session_id),
             )

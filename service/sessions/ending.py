@@ -148,11 +148,27 @@ def not_open(session: Session, error: CarouselError) -> SessionNotOpenError:
     )
 
 
+def unstored(session: Session, error: CarouselError) -> CarouselError:
+    """The error for an opening that waits for the store, when it fails."""
+    if not isinstance(error, StoreUnavailableError):
+        return error
+    return StoreUnavailableError(
+        f"session {session.name!r} could not be stored, and is not open: send the request again",
+        retry_delay_s=1.0,
+        session_id=session.name,
+    )
+
+
 def not_stored(session: Session) -> StoreUnavailableError:
     """The error for answers that wait for the store, when it fails."""
     return StoreUnavailableError(
-        f"session {session.name!r} was answered, but the answer could not be stored: send the request again",
+        f"session {session.name!r} is at position {session.position}, and the store did not take that: send the request"
+        " again as it was, with its position, and then in order all others that were answered so: they are answered and"
+        " not applied twice",
         retry_delay_s=1.0,
+        session_id=session.name,
+        position=session.position,
+        stored_position=session.reportable_position,
     )
 
 

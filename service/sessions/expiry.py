@@ -58,7 +58,8 @@ class Expiry:
         if session.is_over:
             return
         is_kept = session.policy.on_disconnect is OnDisconnect.KEEP
-        if session.is_working or (session.is_detached and not is_kept):
+        is_busy = session.is_working or session.state is State.OPENING  # which ends by itself, and is answered
+        if is_busy or (session.is_detached and not is_kept):
             self._registry.directory.touch(session, now_s)
         elif is_kept:
             self._registry.hand_over(session, CloseReason.IDLE)

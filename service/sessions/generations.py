@@ -17,6 +17,7 @@ from service.sessions.lifecycle import Event, State
 from service.sessions.persistence import NOT_STORED
 from service.sessions.requests import Requests
 from service.sessions.session import Request, Session
+from service.sessions.unstored import unstored_generation
 
 
 class Generations:
@@ -26,6 +27,7 @@ class Generations:
         self.limits = requests.limits
         self._requests = requests
         self._checkpoints = requests.checkpoints
+        self._unstored = requests.unstored
 
     def generate(
         self, request: Request, position: int | None, decoding: Decoding, *, field: str, received: int | None = None
@@ -81,7 +83,7 @@ class Generations:
         if last is not None:
             self._requests.replayed(request, "generate")
             if last.found is not None:
-                self._checkpoints.deliver(request, last.found)
+                self._checkpoints.deliver(request, last.found, self._unstored.of(session, last))
             else:
                 last.request = request
             return
@@ -136,12 +138,19 @@ class Generations:
         self._requests.replayed(request, "generate")
         last.request = None if last.is_ended else request
         if last.is_ended or missed.token_ids:
-            self._checkpoints.deliver(request, missed)
+            self._checkpoints.deliver(request, missed, self._unstored.of(session, last))
 
     def _read(self, session: Session, generation: Generation, _: int, position: int) -> None:
         """The tokens of a generation up to a position were written to the client."""
         generation.num_read = max(generation.num_read, position - (generation.start or 0))
         self._grant(session, generation, generation.num_read)
+
+    def _unheard(self, session: Session, generation: Generation) -> None:
+        """There are tokens without a listener: an answer before them was not stored, or its stream is gone."""
+        self._run_unattended(session, generation)
+        on_unstored = self._unstored.of(session, generation)
+        if generation.is_ended and on_unstored is not None:
+            on_unstored()
 
     def _run_unattended(self, session: Session, generation: Generation) -> None:
         """Lets a generation without a listener continue, as far as its tokens are kept."""
@@ -182,9 +191,9 @@ class Generations:
         if is_ended:
             generation.job = generation.request = None
         if listener is None:
-            self._run_unattended(session, generation)
+            self._unheard(session, generation)
         elif generation.received_position is None or not isinstance(result, Generated):
-            self._checkpoints.deliver(listener, result)
+            self._checkpoints.deliver(listener, result, self._unstored.of(session, generation))
         else:
             self._deliver_rest(session, generation, listener, result)
 
@@ -199,7 +208,7 @@ class Generations:
             return
         else:
             result = Generated(result.position, [], None, result.finish_reason)
-        self._checkpoints.deliver(listener, result)
+        self._checkpoints.deliver(listener, result, self._unstored.of(session, generation))
 
     def _on_searched(self, job: Job, result: Result) -> None:
         request: Request = job.tag
@@ -219,12 +228,18 @@ class Generations:
         if generation is not None:
             generation.request = None
         if listener is not None:
-            self._checkpoints.deliver(listener, result)
+            on_unstored = None if generation is None else self._unstored.of(session, generation)
+            self._checkpoints.deliver(listener, result, on_unstored)
 
 
 def _repeated(session: Session, position: int | None, decoding: Decoding) -> Generation | None:
-    """The session's last generation, when a request is a retry of it and it has no listener."""
+    """The generation that a request is a retry of: the session's last, when it has no listener, or one that ended and
+    whose answer the store did not take."""
     last = session.last
-    if isinstance(last, Generation) and (last.request is None or last.is_ended):
-        return last if last.is_repeated_by(position, decoding, session.position) else None
-    return None
+    if (
+        isinstance(last, Generation)
+        and (last.request is None or last.is_ended)
+        and last.is_repeated_by(position, decoding, session.position)
+    ):
+        return last
+    return None if position is None else unstored_generation(session, position, decoding)

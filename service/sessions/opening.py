@@ -28,7 +28,7 @@ from service.errors import (
     StoreUnavailableError,
 )
 from service.sessions.checks import check_open, check_session_id
-from service.sessions.ending import not_open
+from service.sessions.ending import not_open, unstored
 from service.sessions.image import Image, check_fits, last_in
 from service.sessions.lifecycle import Event
 from service.sessions.persistence import PLAIN, Persistence, SessionLimits, SessionPolicy
@@ -89,9 +89,10 @@ class Opening:
         owner: str = "",
         max_owned: int | None = None,
         num_bytes: int = 0,
+        within: str = "",
     ) -> NewSession:
-        """A session in OPENING, which has its id. session_id: empty to have one made; is_chosen: whether a client chose
-        it; owner: the principal, and max_owned: how many sessions it may have. `begin` must follow.
+        """A session in OPENING, which has its id; `begin` must follow. session_id: empty to have one made; is_chosen:
+        by a client; owner: the principal; max_owned: how many sessions it may have; within: see `check_open`.
 
         Raises InvalidFieldError, SessionIdInUseError, ShuttingDownError, TooManySessionsError, QueueFullError.
         """
@@ -99,7 +100,6 @@ class Opening:
         registry.check_open()
         if session_id:
             check_session_id(session_id)
-        source_vocabulary = served.bundle.source_vocabulary
         answer_bytes = check_open(
             served.bundle.manifest,
             source,
@@ -107,7 +107,8 @@ class Opening:
             max_answer_bytes=self._limits.max_answer_bytes,
             variant=served.variant,
             token_bytes=served.bundle.max_token_bytes,
-            source_token_bytes=0 if source_vocabulary is None else source_vocabulary.max_token_bytes,
+            source_token_bytes=served.bundle.max_source_token_bytes,
+            within=within,
         )
         request.reserve(answer_bytes)
         is_chosen = is_chosen and bool(session_id)
@@ -208,7 +209,7 @@ class Opening:
         error: CarouselError | None = await stored
         if error is not None:
             self._registry.close(session, CloseReason.FAILED, notify=True)
-            raise error
+            raise unstored(session, error)
 
     async def _finish(self, new: NewSession) -> None:
         """Opens a session that had to wait."""
@@ -310,10 +311,8 @@ class Opening:
         session, registry = request.session, self._registry
 
         def answer(error: CarouselError | None) -> None:
-            if error is None:
-                request.deliver(result)
-                return
-            request.deliver(Failed(0, error))
-            registry.close(session, CloseReason.FAILED, notify=False)
+            request.deliver(result if error is None else Failed(0, unstored(session, error)))
+            if error is not None:
+                registry.close(session, CloseReason.FAILED, notify=False)
 
         registry.checkpoints.after_pending(session, answer)

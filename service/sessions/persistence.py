@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
+from weakref import ref
 
 from service.background import guarded
 from service.engine.results import LaneState
@@ -86,22 +87,25 @@ class PolicyLimits:
             durability = min(durability, self.max_durability)
         if durability > self.max_durability:
             raise InvalidFieldError(
-                f"open.durability = {durability.name.lower()} is more than this server gives:"
-                f" {self.max_durability.name.lower()}",
+                f"open.durability = DURABILITY_{durability.name} is more than this server gives:"
+                f" DURABILITY_{self.max_durability.name} (max_durability)",
                 field="open.durability",
             )
         field = "open.on_disconnect.duration"
         if on_disconnect is OnDisconnect.FREE:
             if duration_s is not None:
-                raise InvalidFieldError(f"{field} goes with DISCONNECT_ACTION_HOLD and KEEP alone", field=field)
+                raise InvalidFieldError(
+                    f"{field} goes with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP alone", field=field
+                )
             return SessionPolicy(durability, on_disconnect, 0.0, is_unattended)
         is_hold = on_disconnect is OnDisconnect.HOLD
         longest = self.max_hold_s if is_hold else self.max_keep_s
         if duration_s is None:
             duration_s = min(longest, self.hold_s if is_hold else self.keep_s)
         if not 0.0 < duration_s <= longest:
+            setting = "max_hold_s" if is_hold else "max_keep_s"
             raise InvalidFieldError(
-                f"{field} = {duration_s:g} s must be above 0 and at most {longest:g} s", field=field
+                f"{field} = {duration_s:g} s must be above 0 and at most {longest:g} s ({setting})", field=field
             )
         return SessionPolicy(durability, on_disconnect, duration_s, is_unattended)
 
@@ -144,6 +148,24 @@ Moment = tuple[int, int]
 """(era, position): a point in a session's life. Positions grow within an era; a rewind begins a new era."""
 
 
+class Kept:
+    """A request that was done, and whose answer the store did not take. answered: the request with its answer; key:
+    under which `among` has it, as one of few."""
+
+    __slots__ = ("__weakref__", "among", "answered", "key")
+
+    def __init__(self, among: Unstored, key: object, answered: object) -> None:
+        self.among = ref(among)
+        self.key = key
+        self.answered = answered
+
+
+class Unstored(dict[object, list[Kept]]):
+    """Those of one session, or the step batches of one stream, by what tells them apart."""
+
+    __slots__ = ("__weakref__",)
+
+
 @dataclass(slots=True, eq=False)
 class Persistence:
     """Event loop only."""
@@ -177,6 +199,8 @@ class Persistence:
     """Monotonic seconds at which a detached session expires."""
     awaiting: list[tuple[Moment, WhenDone]] = field(default_factory=list)
     """Answers that wait until their moment is stored, in the order in which they are to be delivered."""
+    unstored: Unstored = field(default_factory=Unstored)
+    """What was done and could not be stored: see `unstored`."""
     moved: CarouselError | None = None
     """For a session that was handed over: the answer of requests whose effect its record does not have."""
     is_releasing: bool = False

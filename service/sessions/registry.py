@@ -88,6 +88,13 @@ class Registry:
             raise self.tombstones.not_found(session_id)
         return session
 
+    @staticmethod
+    def whereabouts(session: Session) -> str:
+        """Why a stream that does not have a session cannot use it, for messages."""
+        if session.is_detached:
+            return "is held, and no stream has it: resume it"
+        return "is being opened elsewhere" if session.state is State.OPENING else "was opened on another stream"
+
     def page(self, after_serial: int, size: int, model: str, owner: str | None = None) -> list[Session]:
         """Up to `size` sessions opened after the one with that serial; of one model, or of all when it is empty; of one
         principal, or of all for None."""

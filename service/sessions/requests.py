@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from service.engine.jobs import FeedJob, Item, Job, OutputSpec, ScoreJob
+from service.engine.jobs import FeedJob, Item, OutputSpec, ScoreJob
 from service.engine.results import Failed, Fed, LaneState, Result, Scored
 from service.errors import (
     CarouselError,
@@ -36,6 +36,7 @@ from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.persistence import NOT_STORED, SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.session import LastFeed, Request, Served, Session
+from service.sessions.unstored import Keeper, unstored_feed, unstored_score
 
 _MAX_CHECKED = 256
 """Kinds of outputs of one model whose checks are remembered."""
@@ -46,6 +47,7 @@ class Requests:
 
     def __init__(self, registry: Registry, replays: Replays, limits: SessionLimits, observer: SessionObserver) -> None:
         self.limits = limits
+        self.unstored = Keeper(limits.max_replay_bytes)
         self.observer = observer
         self.clock = registry.clock
         self.checkpoints = registry.checkpoints
@@ -62,8 +64,8 @@ class Requests:
             raise position_mismatch(field, position, session.position)
         if session.num_in_flight >= self.limits.max_in_flight:
             raise QueueFullError(
-                f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may have:"
-                " read its answers",
+                f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may have"
+                " (max_in_flight): read its answers",
                 retry_delay_s=0.1,
                 max_in_flight=self.limits.max_in_flight,
             )
@@ -131,18 +133,23 @@ class Requests:
                 self._feed_again(request, last)
                 return
             repeated = last
+        elif position is not None and session.persistence.unstored:
+            done = unstored_feed(session, position, tokens, outputs)
+            if done is not None:
+                self._feed_again(request, done)
+                return
         served = session.served
         following = session.transition(Event.FEED)
         if not 0 < num_tokens <= self.limits.max_feed_tokens:
-            check_length(num_tokens, self.limits.max_feed_tokens, field="feed")
+            noun = "token" if served.bundle.step_vocabulary is not None else "vector"
+            check_length(num_tokens, self.limits.max_feed_tokens, field="feed", noun=noun)
         # looked up, because the checks take longer than a step of a small model
         each = served.answer_bytes.get(outputs)
         if each is None or each * num_tokens > SMALL_ANSWER:
             request.reserve(self._check_outputs(served, outputs, num_tokens))
         if session.num_in_flight or (position is not None and position != session.position):
             self.check_turn(session, "feed.position", position)
-        engine = served.engine
-        engine.submit(
+        served.engine.submit(
             session.lane,
             FeedJob(reply=self._on_fed, tag=request, start=position, tokens=tokens, outputs=outputs, has_mark=has_mark),
         )
@@ -151,7 +158,7 @@ class Requests:
         session.last = LastFeed(request, position, tokens, outputs)
         session.state = following.state
         session.num_in_flight += 1
-        engine.run_inline_if_lone(session.lane)
+        served.engine.run_inline_if_lone(session.lane)
 
     def score(
         self, request: Request, position: int | None, targets: list[list[int]], *, with_end: bool, field: str
@@ -162,7 +169,6 @@ class Requests:
         IllegalRequestError, QueueFullError.
         """
         session = request.session
-        following = session.transition(Event.SCORE)
         check_reads_what_it_gives(session.served.bundle.manifest, field=f"{field}targets")
         check_forks(len(targets), self.limits.max_forks, field=f"{field}targets")
         for at, target in enumerate(targets):
@@ -177,6 +183,11 @@ class Requests:
                     f"{field}with_end must not be set: {model} has no end token", field=f"{field}with_end"
                 )
             targets = [[*target, eos_id] for target in targets]
+        if position is not None and (done := unstored_score(session, position, targets)) is not None:
+            self.replayed(request, "score")
+            self.checkpoints.deliver(request, done.result, self.unstored.of(session, done))
+            return
+        following = session.transition(Event.SCORE)
         self.check_turn(session, "score.position", position)
         request.reserve(num_bytes)
         request.num_tokens = sum(map(len, targets))
@@ -242,7 +253,7 @@ class Requests:
                 position=last.result.position,
             )
         else:
-            self.checkpoints.deliver(request, last.result)
+            self.checkpoints.deliver(request, last.result, self.unstored.of(request.session, last))
 
     def _keep(self, feed: LastFeed, result: Result) -> None:
         """Keeps the answer of a feed, for retries."""
@@ -271,7 +282,7 @@ class Requests:
                 self.checkpoints.deliver(retry, Failed(result.position, error))
         return True
 
-    def _on_fed(self, job: Job, result: Result) -> None:
+    def _on_fed(self, job: FeedJob, result: Result) -> None:
         request: Request = job.tag
         session = request.session
         self.ended(session, result)
@@ -284,13 +295,12 @@ class Requests:
         last = session.last
         if isinstance(last, LastFeed) and last.request is request:
             self._keep(last, result)
-        if session.persistence is NOT_STORED:
+        if session.persistence is NOT_STORED and request.retries is None:
             request.deliver(result)
-        else:
-            self.checkpoints.deliver(request, result)
-        if request.retries is not None:
-            for retry in request.retries:
-                self.checkpoints.deliver(retry, result)
+            return
+        on_unstored = self.unstored.of_feed(session, job, result)
+        for one in (request, *(request.retries or ())):
+            self.checkpoints.deliver(one, result, on_unstored)
 
     def _marked(self, session: Session, result: Fed, mark: LaneState) -> Fed:
         """Keeps a mark, and returns the result without it."""
@@ -301,9 +311,9 @@ class Requests:
             del marks[next(iter(marks))]
         return result._replace(mark=None)
 
-    def _on_scored(self, job: Job, result: Result) -> None:
+    def _on_scored(self, job: ScoreJob, result: Result) -> None:
         request: Request = job.tag
         self.ended(request.session, result)
         if isinstance(result, Scored):
             self.answered(request, "score")
-        self.checkpoints.deliver(request, result)
+        self.checkpoints.deliver(request, result, self.unstored.of_score(request.session, job, result))

@@ -15,6 +15,7 @@ from typing import Any
 from service.background import Tasks, awaited
 from service.errors import (
     CarouselError,
+    RequestCancelledError,
     SessionIdInUseError,
     SessionNotFoundError,
     SessionNotOpenError,
@@ -37,6 +38,8 @@ from service.sessions.stores.base import Claimed, Gone, Held
 Find = Callable[[str, int, str], Served]
 """Finds what serves a model, by name, version and variant. Raises ModelNotFoundError and ModelUnavailableError."""
 
+_NOT_OPENED = (SessionNotOpenError, SessionNotFoundError, RequestCancelledError)
+"""What those hear who wait for a session that is not opened after all."""
 _POLL_S = 0.05
 """Between two looks whether another server has handed a session over."""
 
@@ -130,19 +133,29 @@ class Resume:
             if session is not None:
                 if session.state is not State.OPENING:
                     return session
-                with suppress(SessionNotOpenError):  # the store may have a session of the id, of another server
+                with suppress(*_NOT_OPENED):  # the store may have a session of the id, of another server
                     await self._spill.act(session, lambda: None)
                 continue
             taking = self._taking.get(session_id)
             if taking is not None and not taking.done():  # one that is done is awaited without a turn of the event loop
-                await asyncio.shield(taking)
+                with suppress(SessionIdInUseError):
+                    await asyncio.shield(taking)
                 continue
             if directory.is_ending(session_id):
                 await directory.ended(session_id, deadline_s - asyncio.get_running_loop().time())
                 continue
             taking = self._taking[session_id] = self._tasks.start(take())
             # it ends whatever becomes of who asked first: a claim must not be left half done
-            taken = await asyncio.shield(taking)
+            try:
+                taken = await asyncio.shield(taking)
+            except SessionIdInUseError as error:  # an opening of the id, which cannot succeed, came between
+                if asyncio.get_running_loop().time() >= deadline_s:
+                    raise StoreUnavailableError(
+                        f"session {name_of(session_id)!r} cannot be had: its id is being opened again and again",
+                        retry_delay_s=1.0,
+                        session_id=name_of(session_id),
+                    ) from error
+                continue
             if isinstance(taken, int):
                 return taken
 
@@ -165,7 +178,7 @@ class Resume:
         self._registry.check_open()
         self._registry.directory.check_room(owner, max_owned)
         image = self._storage.codec.decode(data)
-        served = self._served(image, version)
+        served = self._served(image, version, "snapshot")
         session_id = key(name or name_of(image.session_id))
         return await self.settle(image, served, session_id, owner=owner, max_owned=max_owned)
 
@@ -189,7 +202,7 @@ class Resume:
             try:
                 image = await self._storage.decode(session_id, claimed.payload)
                 ttl_s += image.policy.duration_s
-                served = self._served(image, None)
+                served = self._served(image, None, "session_id")
                 making = self._opening.make(
                     image, served, session_id, max_owned=max_owned, epoch=claimed.epoch, is_chosen=False
                 )
@@ -268,22 +281,24 @@ class Resume:
             )
         session.persistence.is_unverified = False
 
-    def _served(self, image: Image, version: int | None) -> Served:
+    def _served(self, image: Image, version: int | None, field: str) -> Served:
+        """What serves an image. field: the request's, when the version is the image's own."""
+        what = "session" if field == "session_id" else "snapshot"
         try:
             served = self._find(image.model, version or image.version, image.variant)
         except CarouselError as error:
             raise SnapshotModelError(
-                f"snapshot is of {image.model} version {image.version} ({image.variant}), which is not served here:"
+                f"{what} is of {image.model} version {image.version} ({image.variant}), which is not served here:"
                 f" {error.message}",
-                field="snapshot" if version is None else "version",
+                field=field if version is None else "version",
                 model=image.model,
                 version=image.version,
             ) from error
         if version is None and served.bundle.manifest_digest != image.manifest_digest:
             raise SnapshotModelError(
-                f"snapshot is of another bundle that was called {image.model} version {image.version}: its manifest's"
+                f"{what} is of another bundle that was called {image.model} version {image.version}: its manifest's"
                 f" digest was {image.manifest_digest[:16]}..., and is {served.bundle.manifest_digest[:16]}... here",
-                field="snapshot",
+                field=field,
                 model=image.model,
                 version=image.version,
             )

@@ -66,7 +66,7 @@ class SessionService:
         replays = Replays(limits.max_replay_bytes)
         self.requests = Requests(self.registry, replays, limits, observer)
         self.generations = Generations(self.requests)
-        self.step_batches = StepBatches(self.registry, replays, limits, observer)
+        self.step_batches = StepBatches(self.registry, replays, limits, observer, self.requests.unstored)
         self.resume = Resume(
             self.registry,
             self.opening,

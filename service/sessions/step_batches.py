@@ -20,6 +20,7 @@ from service.sessions.persistence import NOT_STORED, Durability, SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.session import Session
 from service.sessions.step_columns import StepBatch, check_columns, select, spread
+from service.sessions.unstored import Keeper
 
 _ID_BYTES = 9
 """The most that a token takes in the columns of an answer: its number, and its log-probability."""
@@ -82,6 +83,17 @@ class StepBatchRequest:
             self.is_dropped = True
 
     @property
+    def is_done(self) -> bool:
+        """Whether all of its sessions went through it and were not set back since, so that a retry can be answered
+        again wherever they are now."""
+        return self.result is not None and all(
+            not session.is_over
+            and session.position >= self.result.positions[place]
+            and session.persistence.era == self.eras.get(session, 0)
+            for place, session in zip(self.places, self.sessions, strict=True)
+        )
+
+    @property
     def is_current(self) -> bool:
         """Whether all of its sessions are where it left them, so that a retry can be answered again. While it runs it
         is."""
@@ -99,9 +111,17 @@ class StepBatchRequest:
 class StepBatches:
     """Gives step batches to their engine."""
 
-    def __init__(self, registry: Registry, replays: Replays, limits: SessionLimits, observer: SessionObserver) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        replays: Replays,
+        limits: SessionLimits,
+        observer: SessionObserver,
+        unstored: Keeper,
+    ) -> None:
         self._replays = replays
         self._limits = limits
+        self.unstored = unstored
         self._observer = observer
         self._checkpoints = registry.checkpoints
         self._clock = registry.clock
@@ -188,7 +208,7 @@ class StepBatches:
                     session.transition(Event.STEP_BATCH)
                     refused[place] = QueueFullError(
                         f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may"
-                        " have: read its answers",
+                        " have (max_in_flight): read its answers",
                         retry_delay_s=0.1,
                         max_in_flight=limit,
                     )
@@ -245,17 +265,16 @@ class StepBatches:
             reply(request, result)
             return
         num_left = len(strict)
-        errors, positions = list(result.errors), list(result.positions)
+        errors, positions = dict(result.errors), list(result.positions)
 
         def stored(place: int, session: Session, error: CarouselError | None) -> None:
             nonlocal num_left
             num_left -= 1
             if error is not None:
-                errors.append((place, error))
+                errors[place] = error
                 positions[place] = session.reportable_position
             if not num_left:
-                errors.sort(key=lambda one: one[0])
-                reply(request, result._replace(errors=errors, positions=positions))
+                reply(request, result._replace(errors=sorted(errors.items()), positions=positions))
 
         for place, session in strict:
             moment = (request.eras[session], result.positions[place])

@@ -37,12 +37,14 @@ def check_columns(batch: StepBatch, limit: int) -> None:
     """Raises InvalidFieldError and its kin unless the columns of a batch fit each other. limit: of tokens and
     sessions."""
     size, counts = len(batch.sessions), batch.counts
-    check_length(size, limit, field="step_batch.handles")
-    check_length(len(batch.tokens), limit, field="step_batch.token_ids")
-    for name, column in (("counts", counts), ("positions", batch.positions)):
-        if column is not None and len(column) != size:
+    check_length(size, limit, field="step_batch.handles", noun="handle")
+    is_vectors = bool(batch.tokens) and isinstance(batch.tokens[0], bytes)
+    column, noun = ("features", "vector") if is_vectors else ("token_ids", "token")
+    check_length(len(batch.tokens), limit, field=f"step_batch.{column}", noun=noun)
+    for name, entries in (("counts", counts), ("positions", batch.positions)):
+        if entries is not None and len(entries) != size:
             raise InvalidFieldError(
-                f"step_batch.{name} has {len(column)} entries, step_batch.handles {size}",
+                f"step_batch.{name} has {len(entries)} entries, step_batch.handles {size}",
                 field=f"step_batch.{name}",
             )
     if counts is not None and min(counts) < 1:
@@ -54,8 +56,8 @@ def check_columns(batch: StepBatch, limit: int) -> None:
     if len(batch.tokens) != expected:
         expected_by = "step_batch.handles has" if counts is None else "step_batch.counts add up to"
         raise InvalidFieldError(
-            f"step_batch.token_ids has {len(batch.tokens)} entries, {expected_by} {expected}",
-            field="step_batch.token_ids",
+            f"step_batch.{column} has {len(batch.tokens)} entries, {expected_by} {expected}",
+            field=f"step_batch.{column}",
         )
     if batch.outputs.has_trace:
         raise InvalidFieldError(

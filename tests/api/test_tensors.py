@@ -49,7 +49,9 @@ def test_a_large_array_takes_no_object_a_number() -> None:
 def test_vectors_are_refused_by_their_shape_before_they_are_cut() -> None:
     size, steps = 4, 250_000
     message = pb.Tensor(shape=[steps, size], data=bytes(4 * steps * size))
-    with pytest.raises(SequenceTooLongError, match=r"^feed\.features has 250000 tokens, the limit is 10$"):
+    with pytest.raises(
+        SequenceTooLongError, match=r"^feed\.features has 250000 vectors, the limit is 10 \(max_feed_tokens\)$"
+    ):
         tensors.vectors(message, size, field="feed.features", limit=10)
     assert len(tensors.vectors(message, size, field="feed.features", limit=steps)) == steps
     with pytest.raises(InvalidFieldError, match=r"^f\.shape = of 1000000 axes must be \[steps, 4\]$"):

@@ -3,6 +3,7 @@ nothing else: the session goes on exactly as if it had not come."""
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import grpc
@@ -16,6 +17,15 @@ from examples.local_service import LocalService, local_service
 from tests.end_to_end.wire import g2p, lm, wire
 
 Code = grpc.StatusCode
+STREAM_ENUMS = {
+    "open.durability": "DURABILITY_NONE, DURABILITY_CHECKPOINT, DURABILITY_STRICT",
+    "open.on_disconnect.action": "DISCONNECT_ACTION_FREE, DISCONNECT_ACTION_HOLD, DISCONNECT_ACTION_KEEP",
+    **dict.fromkeys(
+        ("open.outputs.kind", "feed.outputs.kind", "step_batch.outputs.kind"),
+        "OUTPUT_KIND_NONE, OUTPUT_KIND_NEXT_TOKEN, OUTPUT_KIND_TOP_K, OUTPUT_KIND_LOGITS, OUTPUT_KIND_VALUES",
+    ),
+}
+"""Every field of a request on a stream that is an enum, and its names."""
 
 
 class Refusal(NamedTuple):
@@ -37,64 +47,64 @@ BAD_OPENS = {
         {"open": pb.Open(model="nope")},
         Code.NOT_FOUND,
         "MODEL_NOT_FOUND",
-        "model = 'nope' does not exist: there is co2-forecast, g2p-en, pychar-en, stress-en",
-        "model",
+        "open.model = 'nope' does not exist: there is co2-forecast, g2p-en, pychar-en, stress-en",
+        "open.model",
     ),
     "unknown version": Refusal(
         {"open": g2p(version=99)},
         Code.NOT_FOUND,
         "MODEL_NOT_FOUND",
-        "version = 99 of model 'g2p-en' does not exist: there is 1",
-        "version",
+        "open.version = 99 of model 'g2p-en' does not exist: there is 1",
+        "open.version",
     ),
     "unknown grapheme": Refusal(
         {"open": g2p("ab%c")},
         Code.INVALID_ARGUMENT,
         "UNKNOWN_TOKEN",
-        "source.text[2] = '%' is not in the source vocabulary of g2p-en",
-        "source.text[2]",
+        "open.source.text[2] = '%' is not in the source vocabulary of g2p-en",
+        "open.source.text[2]",
     ),
     "unknown grapheme by name": Refusal(
         {"open": pb.Open(model="g2p-en", source=pb.Sequence(tokens=pb.TokenNames(names=["a", "ab"])))},
         Code.INVALID_ARGUMENT,
         "UNKNOWN_TOKEN",
-        "source.tokens.names[1] = 'ab' is not in the source vocabulary of g2p-en",
-        "source.tokens.names[1]",
+        "open.source.tokens.names[1] = 'ab' is not in the source vocabulary of g2p-en",
+        "open.source.tokens.names[1]",
     ),
     "source id out of vocabulary": Refusal(
         {"open": pb.Open(model="g2p-en", source=pb.Sequence(ids=pb.TokenIds(ids=[3, 28])))},
         Code.INVALID_ARGUMENT,
         "TOKEN_OUT_OF_VOCABULARY",
-        "source.ids.ids[1] = 28 is outside the source vocabulary of g2p-en (0 to 27)",
-        "source.ids.ids[1]",
+        "open.source.ids.ids[1] = 28 is outside the source vocabulary of g2p-en (0 to 27)",
+        "open.source.ids.ids[1]",
     ),
     "empty source text": Refusal(
         {"open": g2p("")},
         Code.INVALID_ARGUMENT,
         "EMPTY_SEQUENCE",
-        "source.text is empty: it must have 1 token or more",
-        "source.text",
+        "open.source.text is empty: it must have 1 token or more",
+        "open.source.text",
     ),
     "empty source ids": Refusal(
         {"open": pb.Open(model="g2p-en", source=pb.Sequence(ids=pb.TokenIds()))},
         Code.INVALID_ARGUMENT,
         "EMPTY_SEQUENCE",
-        "source.ids is empty: it must have 1 token or more",
-        "source.ids",
+        "open.source.ids is empty: it must have 1 token or more",
+        "open.source.ids",
     ),
     "missing source": Refusal(
         {"open": pb.Open(model="g2p-en")},
         Code.INVALID_ARGUMENT,
         "EMPTY_SEQUENCE",
-        "source is missing: g2p-en reads one",
-        "source",
+        "open.source is missing: g2p-en reads one",
+        "open.source",
     ),
     "source over the limit": Refusal(
         {"open": g2p("a" * 65)},
         Code.INVALID_ARGUMENT,
         "SEQUENCE_TOO_LONG",
-        "source has 65 tokens, the limit is 64",
-        "source",
+        "open.source has 65 tokens, the limit is 64 (max_source_length)",
+        "open.source",
     ),
     "bad session id": Refusal(
         {"session_id": "a b", "open": g2p()},
@@ -152,7 +162,7 @@ BAD_REQUESTS = {
         {"feed": pb.Feed(token_ids=[5] * 131_073)},
         Code.INVALID_ARGUMENT,
         "SEQUENCE_TOO_LONG",
-        "feed has 131073 tokens, the limit is 131072",
+        "feed has 131073 tokens, the limit is 131072 (max_feed_tokens)",
         "feed",
     ),
     "both forms of tokens": Refusal(
@@ -212,7 +222,8 @@ BAD_REQUESTS = {
         },
         Code.RESOURCE_EXHAUSTED,
         "ANSWER_TOO_LARGE",
-        "feed.outputs asks for an answer of up to 5760000 bytes, the limit is 4193792: feed fewer tokens at a time",
+        "feed.outputs asks for an answer of up to 5760000 bytes, the limit is 4193792 (from max_message_bytes): feed"
+        " fewer tokens at a time",
         "feed.outputs",
     ),
     "temperature": Refusal(
@@ -268,16 +279,25 @@ BAD_REQUESTS = {
         {"generate": pb.Generate(decoding=pb.Decoding(max_tokens=0))},
         Code.INVALID_ARGUMENT,
         "INVALID_FIELD",
-        "generate.decoding.max_tokens = 0 must be 1 to 65536",
+        "generate.decoding.max_tokens = 0 must be 1 to 65536 (max_generate_tokens)",
         "generate.decoding.max_tokens",
     ),
 }
+
+
+def check_path(field: str) -> None:
+    """A field is named by its whole path in the request."""
+    descriptor: Any = pb.StreamRequest.DESCRIPTOR
+    for name in filter(None, re.sub(r"\[\d+\]", "", field).split(".")):
+        assert name in descriptor.fields_by_name, field
+        descriptor = descriptor.fields_by_name[name].message_type
 
 
 def check_error(error: error_pb2.Error, refusal: Refusal) -> None:
     assert error.message == refusal.message
     assert error.code == refusal.code.value[0]
     assert (error.reason, error.field) == (refusal.reason, refusal.field)
+    check_path(error.field)
 
 
 @pytest.mark.parametrize("refusal", BAD_OPENS.values(), ids=BAD_OPENS.keys())
@@ -361,7 +381,7 @@ async def test_a_source_for_a_model_without_encoder_is_refused(tiny_service: Loc
     async with wire(tiny_service.target) as stream:
         refused = await stream.ask(open=lm(source=pb.Sequence(text="t1 t2")))
         assert refused.error.code == Code.INVALID_ARGUMENT.value[0]
-        assert refused.error.message == "source must not be given: tiny-lm has no encoder"
+        assert refused.error.message == "open.source must not be given: tiny-lm has no encoder"
 
 
 async def test_a_message_over_the_size_limit_ends_the_call_with_resource_exhausted(
@@ -396,6 +416,78 @@ async def test_a_failed_call_carries_the_error_in_google_rpc_details_and_in_our_
     assert own.field == "source.text[1]"
 
 
+def enum_fields(descriptor: Any, path: str = "") -> set[str]:
+    """The paths of the fields of a message that are enums."""
+    found = set()
+    for field in descriptor.fields:
+        if field.enum_type is not None:
+            found.add(path + field.name)
+        elif field.message_type is not None:
+            found |= enum_fields(field.message_type, f"{path}{field.name}.")
+    return found
+
+
+@pytest.mark.parametrize("path", STREAM_ENUMS)
+async def test_an_unknown_value_of_an_enum_is_refused_with_the_names_that_it_may_have(
+    tiny_service: LocalService, path: str
+) -> None:
+    message = pb.StreamRequest(session_id="new" if path.startswith("open") else "")
+    kind, *within, last = path.split(".")
+    inner = getattr(message, kind)
+    inner.SetInParent()
+    if kind == "open":
+        inner.model = "tiny-lm"
+    else:
+        inner.token_ids.append(5)
+    if kind == "step_batch":
+        inner.handles.append(1)
+    for name in within:
+        inner = getattr(inner, name)
+    setattr(inner, last, 99)
+    async with wire(tiny_service.target) as stream:
+        await stream.ask("it", open=lm())
+        refused = await stream.ask(message.session_id, **{kind: getattr(message, kind)})
+    assert refused.error.code == Code.INVALID_ARGUMENT.value[0]
+    assert refused.error.message == f"{path} = 99 is unknown: it must be one of {STREAM_ENUMS[path]}"
+    assert (refused.error.reason, refused.error.field) == ("INVALID_FIELD", path)
+
+
+def test_every_enum_that_a_request_may_bring_is_known_here() -> None:
+    assert enum_fields(pb.StreamRequest.DESCRIPTOR) == set(STREAM_ENUMS)
+    for module in (models_pb2, sessions_pb2):
+        for name, descriptor in module.DESCRIPTOR.message_types_by_name.items():
+            assert not (name.endswith("Request") and enum_fields(descriptor)), name
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "G2P", "-x", "x y", "x\n"])
+async def test_what_no_model_can_be_called_is_refused_with_what_it_may(
+    shipped_service: LocalService, name: str
+) -> None:
+    """Load and List take no name for every model."""
+    may = "1 to 64 of the characters a-z 0-9 . _ -, the first a letter or a digit"
+    told = f"model = {name!r} is not a model's name: {may}"
+    async with grpc.aio.insecure_channel(shipped_service.target) as channel, wire(shipped_service.target) as stream:
+        sessions, models = sessions_pb2_grpc.SessionsStub(channel), models_pb2_grpc.ModelsStub(channel)
+        inference = inference_pb2_grpc.InferenceStub(channel)
+        calls: list[Any] = [
+            models.Get(models_pb2.ModelsGetRequest(model=name)),
+            models.Unload(models_pb2.ModelsUnloadRequest(model=name, version=1)),
+            inference.Score(pb.ScoreRequest(model=name)),
+        ]
+        if name:
+            calls += [
+                models.Load(models_pb2.ModelsLoadRequest(model=name)),
+                sessions.List(sessions_pb2.SessionsListRequest(model=name)),
+            ]
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await call
+            assert (raised.value.code(), raised.value.details()) == (Code.INVALID_ARGUMENT, told)
+        refused = await stream.ask(open=pb.Open(model=name))
+        assert (refused.error.code, refused.error.message) == (Code.INVALID_ARGUMENT.value[0], f"open.{told}")
+        assert refused.error.field == "open.model"
+
+
 async def test_too_many_sessions_are_refused_with_a_retry_delay(tiny_repository: Any) -> None:
     with local_service(tiny_repository, {"max-sessions": 2}) as service:
         async with wire(service.target) as stream:
@@ -403,7 +495,9 @@ async def test_too_many_sessions_are_refused_with_a_retry_delay(tiny_repository:
             await stream.ask("b", open=lm())
             refused = await stream.ask("c", open=lm())
             assert refused.error.code == Code.RESOURCE_EXHAUSTED.value[0]
-            assert refused.error.message == "2 sessions are open, the most this server holds: try again later"
+            assert refused.error.message == (
+                "2 sessions are open, the most this server holds (max_sessions): try again later"
+            )
             assert refused.error.retry_delay.ToMilliseconds() == 1000
             await stream.ask("a", close=pb.Close())
             assert (await stream.ask("c", open=lm())).HasField("opened")
@@ -434,6 +528,12 @@ async def test_looking_for_what_is_not_there_says_so(shipped_service: LocalServi
                 "page_token = 'x' is not one that a page gave",
             ),
             (models.Get(models_pb2.ModelsGetRequest(model="no")), Code.NOT_FOUND, "model = 'no' does not exist"),
+            (
+                models.Unload(models_pb2.ModelsUnloadRequest(model="g2p-en")),
+                Code.INVALID_ARGUMENT,
+                "version = 0 must be 1 or more: which one must be said",
+            ),
+            (models.Load(models_pb2.ModelsLoadRequest(model="no")), Code.NOT_FOUND, "model = 'no', version = 0: the"),
         ]
         for call, code, message in cases:
             with pytest.raises(grpc.aio.AioRpcError) as raised:

@@ -182,7 +182,7 @@ REFUSALS = {
         "feed.features.shape = [1, 2] must be [steps, 1]",
         "feed.features.shape",
     ),
-    "no step": (pb.Tensor(shape=[0, 1]), "feed.features is empty: it must have 1 step or more", "feed.features"),
+    "no step": (pb.Tensor(shape=[0, 1]), "feed.features is empty: it must have 1 vector or more", "feed.features"),
     "too few bytes": (
         pb.Tensor(shape=[2, 1], data=bytes(7)),
         "feed.features.data has 7 bytes, and shape [2, 1] of 32-bit floats needs 8",
@@ -221,8 +221,8 @@ async def test_what_a_model_of_numbers_has_not_is_refused(shipped_service: Local
     async with wire(shipped_service.target) as stream:
         opening = pb.Open(model="co2-forecast", source=pb.Sequence(text="abc"))
         assert await _refused(stream, open=opening) == (
-            "source is not what co2-forecast reads: give it features",
-            "source",
+            "open.source is not what co2-forecast reads: give it features",
+            "open.source",
         )
         await stream.ask("s", open=pb.Open(model="co2-forecast", source=history))
         assert await _refused(stream, feed=pb.Feed(tokens=["a"])) == (

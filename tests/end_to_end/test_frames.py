@@ -124,7 +124,7 @@ async def test_a_row_that_is_refused_harms_no_other_and_says_where_it_stands(tin
             (2, "TOKEN_OUT_OF_VOCABULARY"),
         ]
         assert told[0][2] == "step_batch.positions = 0, but the session is at position 1"
-        assert told[2][2].startswith("step_batch.token_ids of handles[2][0] = 99 is outside")
+        assert told[2][2].startswith("step_batch.token_ids[2] = 99 is outside")
         assert [stepped.positions[place] for place in (0, 2, 3)] == [1, 1, 2]
         logits = np.array(stepped.logits, np.float32).reshape(4, -1)
         assert not logits[:3].any()
@@ -165,7 +165,7 @@ async def test_pipelined_frames_and_feeds_are_applied_in_order(tiny_service: Loc
 
 
 BAD_FRAMES = {
-    "no handles": ({}, "step_batch.handles is empty: it must have 1 token or more"),
+    "no handles": ({}, "step_batch.handles is empty: it must have 1 handle or more"),
     "twice": ({"handles": [1, 2, 1], "token_ids": [1, 1, 1]}, "step_batch.handles[2] = 1 is there twice"),
     "too few tokens": (
         {"handles": [1, 2], "token_ids": [1]},

@@ -167,8 +167,11 @@ def beam(**fields: object) -> pb.Decoding:
 WITHIN = "generate.decoding.beam_search"
 SEQUENCE = pb.Sequence(ids=pb.TokenIds(ids=[4]))
 BAD = {
-    "no beam": ({"generate": pb.Generate(decoding=beam())}, f"{WITHIN}.beam_size = 0 must be 1 to 64"),
-    "too wide": ({"generate": pb.Generate(decoding=beam(beam_size=65))}, f"{WITHIN}.beam_size = 65 must be 1 to 64"),
+    "no beam": ({"generate": pb.Generate(decoding=beam())}, f"{WITHIN}.beam_size = 0 must be 1 to 64 (max_forks)"),
+    "too wide": (
+        {"generate": pb.Generate(decoding=beam(beam_size=65))},
+        f"{WITHIN}.beam_size = 65 must be 1 to 64 (max_forks)",
+    ),
     "too many": (
         {"generate": pb.Generate(decoding=beam(beam_size=3, num_best=4))},
         f"{WITHIN}.num_best = 4 must be 1 to beam_size, 3",
@@ -186,7 +189,10 @@ BAD = {
         f"{WITHIN} and generate.decoding.repetition_penalty are both given: give one",
     ),
     "no target": ({"score": pb.Score()}, "score.targets is empty: it must have 1 target or more"),
-    "too many targets": ({"score": pb.Score(targets=[SEQUENCE] * 65)}, "score.targets has 65 targets, the limit is 64"),
+    "too many targets": (
+        {"score": pb.Score(targets=[SEQUENCE] * 65)},
+        "score.targets has 65 targets, the limit is 64 (max_forks)",
+    ),
     "empty target": (
         {"score": pb.Score(targets=[SEQUENCE, pb.Sequence(ids=pb.TokenIds())])},
         "score.targets[1].ids is empty: it must have 1 token or more",
@@ -248,9 +254,9 @@ async def test_a_variant_is_chosen_at_open_and_computes_its_own(
             told[variant] = np.array(fed.outputs[0].logits, np.float32).tobytes()
         refused = (await stream.ask("x", open=lm("tiny-heads", variant="int8"))).error
         assert refused.message == (
-            "variant = 'int8' of model 'tiny-heads' version 1 does not exist: there is fp32, other"
+            "open.variant = 'int8' of model 'tiny-heads' version 1 does not exist: there is fp32, other"
         )
-        assert (refused.code, refused.field) == (grpc.StatusCode.NOT_FOUND.value[0], "variant")
+        assert (refused.code, refused.field) == (grpc.StatusCode.NOT_FOUND.value[0], "open.variant")
         async with grpc.aio.insecure_channel(tiny_service.target) as channel:
             get = sessions_pb2.SessionsGetRequest(session_id="sother")
             assert (await sessions_pb2_grpc.SessionsStub(channel).Get(get)).session.variant == "other"

@@ -175,7 +175,7 @@ async def test_a_full_arena_and_a_full_queue_are_refused_at_once(tiny_repository
     limits = EngineLimits(num_slots=2, max_waiting=3)
     async with running(tiny_repository / "tiny-lm" / "1", limits) as caller:
         lanes = [caller.engine.open(), caller.engine.open()]
-        with pytest.raises(TooManySessionsError, match="all 2 session slots are taken"):
+        with pytest.raises(TooManySessionsError, match=r"all 2 slots of this model are taken \(max_slots\)"):
             caller.engine.open()
         futures = [caller.feed(lanes[0], [1] * 1000, OutputSpec()) for _ in range(3)]
         with pytest.raises(QueueFullError, match="3 requests wait already") as raised:

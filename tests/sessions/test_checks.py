@@ -80,10 +80,10 @@ def test_an_empty_sequence_is_refused() -> None:
 
 def test_a_sequence_over_its_limit_is_refused() -> None:
     with pytest.raises(SequenceTooLongError) as refusal:
-        check_length(11, 10, field="source")
-    assert refusal.value.message == "source has 11 tokens, the limit is 10"
+        check_length(11, 10, field="source", setting="max_source_length")
+    assert refusal.value.message == "source has 11 tokens, the limit is 10 (max_source_length)"
     assert refusal.value.field == "source"
-    assert refusal.value.facts == {"limit": 10}
+    assert refusal.value.facts == {"limit": 10, "max_source_length": 10}
 
 
 def check(outputs: OutputSpec, *, num_tokens: int = 1, max_bytes: int = 10_000) -> None:
@@ -131,7 +131,8 @@ def test_an_answer_over_the_size_limit_is_refused_before_it_is_computed(
     with pytest.raises(AnswerTooLargeError) as refusal:
         check(outputs, num_tokens=num_tokens, max_bytes=total - 1)
     assert refusal.value.message == (
-        f"feed.outputs asks for an answer of up to {total} bytes, the limit is {total - 1}: feed fewer tokens at a time"
+        f"feed.outputs asks for an answer of up to {total} bytes, the limit is {total - 1} (from max_message_bytes):"
+        " feed fewer tokens at a time"
     )
     assert refusal.value.field == "feed.outputs"
     assert refusal.value.facts == {"limit": total - 1}
@@ -169,7 +170,7 @@ def test_a_decoding_within_its_ranges_passes(decoding: Decoding) -> None:
 @pytest.mark.parametrize("max_tokens", [0, 101])
 def test_max_tokens_is_1_to_the_servers_limit(max_tokens: int) -> None:
     error = refusal_of(Decoding(max_tokens))
-    assert error.message == f"generate.decoding.max_tokens = {max_tokens} must be 1 to 100"
+    assert error.message == f"generate.decoding.max_tokens = {max_tokens} must be 1 to 100 (max_generate_tokens)"
     assert error.field == "generate.decoding.max_tokens"
 
 

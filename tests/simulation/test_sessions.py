@@ -102,6 +102,7 @@ def test_an_opening_that_could_not_be_stored_can_be_sent_again() -> None:
         world.faults.is_down = True  # after it was reserved
         assert await sent.wait(10.0)
         assert reason(sent.answer) == "STORE_UNAVAILABLE"
+        assert sent.answer.error.message == ("session 'x' could not be stored, and is not open: send the request again")
         world.faults.is_down = False
         await asyncio.sleep(0.2)
         assert reason(await stream.ask("x", open=opening)) == "opened"

@@ -1,0 +1,155 @@
+"""The answers that the store did not take, kept so that their requests can be sent again.
+
+Rules:
+
+1. A request of a strict session that was done, and whose answer could not be stored, is kept with its answer. Sent
+   again as it was, it is answered again, whatever was done after it. So a client that had several requests in flight
+   sends all of them again, in order.
+2. They are kept for as long as their session lives and is not set back, or, step batches, their stream. Of all of them
+   the latest that take up to `max_bytes` are kept.
+
+Event loop only.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from weakref import ref
+
+from service.engine.decoding import Decoding
+from service.engine.jobs import FeedJob, Item, OutputSpec, ScoreJob
+from service.engine.results import Fed, Result, Scored
+from service.sessions.answer_memory import size_of
+from service.sessions.generation import Generation
+from service.sessions.persistence import Durability, Kept
+from service.sessions.session import LastFeed, Session
+
+_ENTRY_BYTES = 256
+"""About what an answer takes besides its tokens and numbers."""
+Targets = Sequence[Sequence[int]]
+_NUMBER_BYTES = 36
+"""About what a token, or a number, takes in a list."""
+
+
+class DoneScore:
+    """A score that was done. start: where; targets: with their end tokens, where those were asked for."""
+
+    __slots__ = ("result", "start", "targets")
+
+    def __init__(self, targets: Targets, result: Scored) -> None:
+        self.start = result.position
+        self.targets = tuple(map(tuple, targets))
+        self.result = result
+
+
+class Keeper:
+    """Keeps such answers, of all sessions, up to `max_bytes` of them."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._sizes: OrderedDict[ref[Kept], int] = OrderedDict()
+        self.num_bytes = 0
+
+    def of(self, session: Session, answered: LastFeed | Generation | DoneScore) -> Callable[[], None] | None:
+        """What is to be called when the store does not take an answer; None: it does not wait for the store."""
+        persistence = session.persistence
+        if persistence.policy.durability is not Durability.STRICT:
+            return None
+        return partial(self._keep_of, session, answered, persistence.era)
+
+    def of_feed(self, session: Session, job: FeedJob, result: Result) -> Callable[[], None] | None:
+        """Likewise, of the answer to a feed."""
+        if session.persistence.policy.durability is not Durability.STRICT or not isinstance(result, Fed):
+            return None
+        feed = session.last
+        if not (isinstance(feed, LastFeed) and feed.result is result):  # another request came after it
+            feed = LastFeed(None, result.position - len(job.tokens), job.tokens, job.outputs)
+            feed.result = result
+        return self.of(session, feed)
+
+    def of_score(self, session: Session, job: ScoreJob, result: Result) -> Callable[[], None] | None:
+        """Likewise, of a score."""
+        return self.of(session, DoneScore(job.targets, result)) if isinstance(result, Scored) else None
+
+    def keep(self, kept: Kept, num_bytes: int) -> None:
+        """Keeps an answer, unless it is kept. Drops the oldest while all take too much."""
+        among = kept.among()
+        if among is None:
+            return
+        some = among.setdefault(kept.key, [])
+        if any(one.answered is kept.answered for one in some):
+            return
+        some.append(kept)
+        self._sizes[ref(kept, self._forget)] = num_bytes
+        self.num_bytes += num_bytes
+        while self.num_bytes > self._max_bytes:
+            there = next(iter(self._sizes))
+            oldest = there()
+            self._forget(there)
+            if oldest is not None:
+                _remove(oldest)
+
+    def _keep_of(self, session: Session, answered: LastFeed | Generation | DoneScore, era: int) -> None:
+        if session.is_over or (isinstance(answered, Generation) and not answered.is_ended):  # kept when it ends
+            return
+        key: tuple[object, ...] = (era, answered.start)
+        if not isinstance(answered, LastFeed):
+            key += (answered.targets if isinstance(answered, DoneScore) else answered.decoding,)
+        self.keep(Kept(session.persistence.unstored, key, answered), _size(answered))
+
+    def _forget(self, there: ref[Kept]) -> None:
+        self.num_bytes -= self._sizes.pop(there, 0)
+
+
+def _remove(kept: Kept) -> None:
+    among = kept.among()
+    if among is not None and kept.key in among:
+        among[kept.key] = [one for one in among[kept.key] if one is not kept]
+        if not among[kept.key]:
+            del among[kept.key]
+
+
+def unstored_feed(session: Session, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> LastFeed | None:
+    """The feed that was done so."""
+    for one in _found(session, start):
+        if isinstance(one, LastFeed) and one.is_repeated_by(start, tokens, outputs):
+            return one
+    return None
+
+
+def unstored_score(session: Session, start: int, targets: Targets) -> DoneScore | None:
+    """The score that was done so."""
+    if not session.persistence.unstored:
+        return None
+    for one in _found(session, start, tuple(map(tuple, targets))):
+        if isinstance(one, DoneScore):
+            return one
+    return None
+
+
+def unstored_generation(session: Session, start: int, decoding: Decoding) -> Generation | None:
+    """The generation, or the search, that came to its end so."""
+    for one in _found(session, start, decoding):
+        if isinstance(one, Generation):
+            return one
+    return None
+
+
+def _found(session: Session, *key: object) -> Iterator[object]:
+    persistence = session.persistence
+    return (kept.answered for kept in persistence.unstored.get((persistence.era, *key), ()))
+
+
+def _size(answered: LastFeed | Generation | DoneScore) -> int:
+    """About the bytes that a request and its answer take."""
+    if isinstance(answered, DoneScore):
+        return _ENTRY_BYTES + 2 * _NUMBER_BYTES * sum(map(len, answered.targets))
+    num_bytes = _ENTRY_BYTES + _NUMBER_BYTES * len(answered.tokens)
+    num_bytes += sum(len(item) for item in answered.tokens if isinstance(item, bytes))
+    if isinstance(answered, LastFeed):
+        return num_bytes + (size_of(answered.result.outputs) if isinstance(answered.result, Fed) else 0)
+    hypotheses = answered.found.hypotheses if answered.found is not None else []
+    num_numbers = len(answered.log_probabilities or ()) + 2 * sum(len(one.tokens) for one in hypotheses)
+    return num_bytes + _NUMBER_BYTES * num_numbers

@@ -1,0 +1,48 @@
+"""Answers that the store did not take are kept in a bounded part of the memory."""
+
+from __future__ import annotations
+
+import gc
+
+from service.sessions.persistence import Kept, Unstored
+from service.sessions.unstored import Keeper
+
+
+def answers(*sessions: Unstored) -> list[object]:
+    """What is kept of sessions."""
+    return [kept.answered for one in sessions for some in one.values() for kept in some]
+
+
+def test_the_oldest_of_all_are_dropped_when_they_take_too_much() -> None:
+    keeper, first, second = Keeper(100), Unstored(), Unstored()
+    keeper.keep(Kept(first, 0, "a"), 40)
+    keeper.keep(Kept(first, 0, "b"), 40)
+    keeper.keep(Kept(second, 0, "c"), 60)
+    assert answers(first, second) == ["b", "c"]
+    keeper.keep(Kept(second, 7, "d"), 40)
+    assert (first, answers(second)) == ({}, ["c", "d"])
+    assert keeper.num_bytes == 100
+
+
+def test_one_is_kept_once() -> None:
+    keeper, among = Keeper(100), Unstored()
+    keeper.keep(Kept(among, 0, "a"), 60)
+    keeper.keep(Kept(among, 0, "a"), 60)
+    assert (answers(among), keeper.num_bytes) == (["a"], 60)
+
+
+def test_what_is_too_large_is_not_kept() -> None:
+    keeper, among = Keeper(100), Unstored()
+    keeper.keep(Kept(among, 0, "a"), 101)
+    assert (among, keeper.num_bytes) == ({}, 0)
+
+
+def test_what_nothing_keeps_any_more_is_not_counted() -> None:
+    keeper, among = Keeper(100), Unstored()
+    keeper.keep(Kept(among, 0, "a"), 60)
+    late = Kept(among, 1, "b")
+    del among
+    gc.collect()
+    assert keeper.num_bytes == 0
+    keeper.keep(late, 60)
+    assert keeper.num_bytes == 0
