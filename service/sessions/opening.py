@@ -220,9 +220,8 @@ class Opening:
             if session.is_over:
                 if lane is not None:
                     engine.close(lane)
-                error = SessionNotOpenError(f"session {session.name!r} ended before it was open", field="session_id")
-                new.request.deliver(Failed(0, error))
-            elif lane is not None:
+                raise SessionNotOpenError(f"session {session.name!r} ended before it was open", field="session_id")
+            if lane is not None:
                 self._start(new, lane)
         except CarouselError as error:
             self._fail(new, error)
@@ -234,6 +233,8 @@ class Opening:
         """Makes sure that no stored session has the id. Raises SessionIdInUseError and StoreUnavailableError."""
         registry, persistence = self._registry, session.persistence
         await registry.directory.ended(session.id, _PATIENCE_S)
+        if session.is_over:
+            return  # what was reserved for it now nobody would give back
         if not session.policy.is_stored:
             try:
                 is_free = not await self._storage.has(session.id)

@@ -109,6 +109,23 @@ def test_an_opening_that_could_not_be_stored_can_be_sent_again() -> None:
     play(act)
 
 
+def test_an_opening_that_ends_while_it_waits_for_its_id_leaves_the_id_free() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=STRICT)
+        world.faults.is_down = True
+        assert reason(await stream.ask("a", close=pb.Close())) == "STORE_UNAVAILABLE"
+        stream.send("a", open=plain(durability=STRICT))  # it waits for the last record
+        await asyncio.sleep(0.1)
+        stream.leave()
+        await asyncio.sleep(0.1)
+        world.faults.is_down = False
+        await asyncio.sleep(2.0)
+        assert reason(await world.connect(1).ask("a", open=plain())) == "opened"
+
+    play(act, idle_timeout_s=5.0)
+
+
 def test_a_stream_that_ends_while_a_strict_opening_waits_frees_all_its_sessions() -> None:
     async def act(world: World) -> None:
         for number in range(10):
