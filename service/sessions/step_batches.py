@@ -210,7 +210,8 @@ class StepBatches:
         )
 
     def _answer(self, request: StepBatchRequest, result: Stepped, reply: Reply | None = None) -> None:
-        """Answers a batch when all of its strict sessions are stored; those that cannot be are reported in it."""
+        """Answers a batch when all of its strict sessions are stored; those that cannot be are reported in it, each by
+        one error, whatever else was wrong with it."""
         request.result = result
         reply = reply or request.reply
         strict: list[tuple[int, Session]] = []
@@ -224,17 +225,16 @@ class StepBatches:
             reply(request, result)
             return
         num_left = len(strict)
-        errors, positions = list(result.errors), list(result.positions)
+        errors, positions = dict(result.errors), list(result.positions)
 
         def stored(place: int, session: Session, error: CarouselError | None) -> None:
             nonlocal num_left
             num_left -= 1
             if error is not None:
-                errors.append((place, error))
+                errors[place] = error
                 positions[place] = session.reportable_position
             if not num_left:
-                errors.sort(key=lambda one: one[0])
-                reply(request, result._replace(errors=errors, positions=positions))
+                reply(request, result._replace(errors=sorted(errors.items()), positions=positions))
 
         for place, session in strict:
             moment = (request.eras[session], result.positions[place])
