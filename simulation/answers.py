@@ -47,7 +47,7 @@ class Answers:
             replica = entry.sent.stream.replica
             view.closed_by = (replica.name, replica.num_lives) if is_unrecorded else None
         elif kind == "batch_stepped":
-            row = _row(answer.batch_stepped, entry.place)
+            row = self._row(entry, answer.batch_stepped)
             if answer.batch_stepped.replayed:
                 self._repeated(entry, row)
             elif row.error is not None:
@@ -95,9 +95,8 @@ class Answers:
             if is_plain and entry.sent.stream.replica.store_trouble_s(entry.sent.sent_at_s - _REFUSES_S):
                 self._view.is_exclusive = False  # plain sessions do not depend on the store: docs/decisions/0023
             self._view.violate(f"{entry.sent} gets the id of a stored session")
-        is_elsewhere = self._view.where not in (None, entry.sent.stream.replica)
-        if not entry.is_resume and entry.before is not Presence.ABSENT and is_elsewhere and not self._view.is_stored:
-            self._view.is_exclusive = False  # there are two of that id now: the store knows none of the first
+        if not entry.is_resume:
+            self._view.may_be_two(entry)
         if entry.is_resume and entry.is_absent and self._view.closer_lives():
             self._view.violate(
                 f"{entry.sent} brings a session back that should not be there, at position {answer.position}"
@@ -148,13 +147,21 @@ class Answers:
         self._must(is_possible, entry, "an answer")
         self._stored(entry, row.position)
 
+    def _row(self, entry: Entry, answer: pb.BatchStepped) -> _Row:
+        """What a step batch's answer tells of the session."""
+        errors = [error.error for error in answer.errors if error.index == entry.place]
+        if len(errors) > 1:
+            self._view.violate(f"{entry.sent} tells {len(errors)} errors of it, and must tell one")
+        token_id = answer.token_ids[entry.place] if answer.token_ids else None
+        return _Row(answer.positions[entry.place], token_id, errors[0] if errors else None)
+
     def _repeated(self, entry: Entry, row: _Row) -> None:
         """The last step batch of the stream is answered again as it was, wherever its sessions are since."""
         first = entry.first
         if first is None or not first.answer.HasField("batch_stepped"):
             self._view.violate(f"{entry.sent} is told to be a repeat, and no such step batch was answered before")
             return
-        before = _row(first.answer.batch_stepped, entry.place)
+        before = self._row(entry, first.answer.batch_stepped)
         if row == before:
             pass
         elif row.error is not None and self._is_unstored(row):
@@ -217,6 +224,7 @@ class Answers:
         if entry.sent.kind == "open":
             is_free = entry.before is not Presence.PRESENT or self._view.now() >= self._view.lives_until_s
             if not entry.is_resume and is_free:
+                self._view.may_be_two(entry)
                 self._begin(entry)
                 self._view.worlds = Worlds([beginning(self._view.model)])
                 self._view.presence = Presence.UNKNOWN
@@ -276,12 +284,6 @@ class _Row(NamedTuple):
     position: int
     token_id: int | None
     error: error_pb2.Error | None
-
-
-def _row(answer: pb.BatchStepped, place: int) -> _Row:
-    errors = [error.error for error in answer.errors if error.index == place]
-    token_id = answer.token_ids[place] if answer.token_ids else None
-    return _Row(answer.positions[place], token_id, errors[0] if errors else None)
 
 
 def _row_matches(entry: Entry, row: _Row) -> Callable[[World], bool]:

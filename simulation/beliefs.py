@@ -174,6 +174,13 @@ class Belief:
         is_known = self.floor is not None or not self.is_made  # an id that a server made is stored with the session
         return is_known and (is_kept or self.durability not in (pb.DURABILITY_NONE, pb.DURABILITY_UNSPECIFIED))
 
+    def may_be_two(self, entry: Entry) -> None:
+        """A new session was opened, or may have been: on another replica than one of which the store does not know.
+        Nothing more is said about two of one id."""
+        is_elsewhere = self.where not in (None, entry.sent.stream.replica)
+        if entry.before is not Presence.ABSENT and is_elsewhere and not self.is_stored:
+            self.is_exclusive = False
+
     @property
     def lives_until_s(self) -> float:
         """Until when it must be found, if nobody uses it."""
