@@ -126,6 +126,26 @@ def test_an_opening_that_ends_while_it_waits_for_its_id_leaves_the_id_free() -> 
     play(act, idle_timeout_s=5.0)
 
 
+@pytest.mark.parametrize("opening", [RESUME, plain(), plain(durability=STRICT)])
+def test_a_session_that_is_closed_while_it_is_restored_does_not_come_back(opening: pb.Open) -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=CHECKPOINT)
+        await fed(stream, "a", 5)
+        await opened(stream, "b")  # a is spilled
+        await fed(stream, "b", 5)
+        world.loop.slowness_s = 0.05
+        stream.send("a", feed=feed(6))
+        await asyncio.sleep(0.02)  # a is being restored
+        stream.send("a", close=pb.Close())
+        sent = stream.send("a", open=opening)
+        assert await sent.wait(10.0)
+        assert reason(sent.answer) == ("SESSION_NOT_FOUND" if opening is RESUME else "opened"), sent.answer
+        world.loop.slowness_s = 0.0
+
+    play(act, num_slots=1, idle_timeout_s=5.0)
+
+
 def test_a_stream_that_ends_while_a_strict_opening_waits_frees_all_its_sessions() -> None:
     async def act(world: World) -> None:
         for number in range(10):
