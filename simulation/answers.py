@@ -36,8 +36,6 @@ class Answers:
             self._opened(entry, answer)
             return
         view.take_news(entry.sent, answer)
-        if entry.sent.kind == "close":
-            view.num_closings -= 1
         kind = answer.WhichOneof("response")
         is_unrecorded = entry.sent.kind == "close" and answer.error.reason == "STORE_UNAVAILABLE"
         if kind == "error" and not is_unrecorded:
@@ -95,9 +93,11 @@ class Answers:
             if is_plain and entry.sent.stream.replica.store_trouble_s(entry.sent.sent_at_s - _REFUSES_S):
                 self._view.is_exclusive = False  # plain sessions do not depend on the store: docs/decisions/0023
             self._view.violate(f"{entry.sent} gets the id of a stored session")
-        if not entry.is_resume:
-            self._view.may_be_two(entry)
-        if entry.is_resume and entry.is_absent and self._view.closer_lives():
+        is_elsewhere = self._view.where not in (None, entry.sent.stream.replica)
+        if not entry.is_resume and entry.before is not Presence.ABSENT and is_elsewhere and not self._view.is_stored:
+            self._view.is_exclusive = False  # there are two of that id now: the store knows none of the first
+        is_closed = any(close.is_done and close.answer.HasField("closed") for close in entry.closes)
+        if entry.is_resume and (is_closed or (entry.is_absent and self._view.closer_lives())):
             self._view.violate(
                 f"{entry.sent} brings a session back that should not be there, at position {answer.position}"
             )
@@ -224,7 +224,8 @@ class Answers:
         if entry.sent.kind == "open":
             is_free = entry.before is not Presence.PRESENT or self._view.now() >= self._view.lives_until_s
             if not entry.is_resume and is_free:
-                self._view.may_be_two(entry)
+                if entry.before is not Presence.ABSENT or not self._view.closer_lives():
+                    self._view.is_exclusive = False  # it is a new one, or the one before, or there are two
                 self._begin(entry)
                 self._view.worlds = Worlds([beginning(self._view.model)])
                 self._view.presence = Presence.UNKNOWN

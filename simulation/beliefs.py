@@ -40,6 +40,9 @@ class Belief:
         self.floor_at_s = 0.0
         self.used_at_s = 0.0
         self.num_closings = 0
+        """Calls of `Sessions.Close` that are on their way."""
+        self.has_lost_close = False
+        """Whether a Close on a stream will not be answered, or too late to matter, and may have been carried out."""
         self.num_cancels = 0
         self.may_be_closed = False
         """Whether a Close was refused, after which the session may be closed all the same."""
@@ -73,8 +76,8 @@ class Belief:
 
     @property
     def is_closing(self) -> bool:
-        """Whether a Close is on its way."""
-        return self.num_closings > 0
+        """Whether a Close is on its way, or may have been carried out."""
+        return self.num_closings > 0 or self.has_lost_close or any(entry.is_close for entry in self.queue)
 
     @property
     def is_strict(self) -> bool:
@@ -144,7 +147,7 @@ class Belief:
 
     def _attached(self, sent: Sent, answer: pb.StreamResponse) -> None:
         self.presence = Presence.PRESENT
-        self.may_be_closed = False
+        self.may_be_closed = self.has_lost_close = False
         self.freed = None
         self.stream = self.home = sent.stream
         self.where = sent.stream.replica
@@ -157,6 +160,8 @@ class Belief:
         self.durability = answer.opened.durability
         self.used_at_s = sent.sent_at_s
         self.unexplained.clear()
+        if self.is_stored or answer.opened.restored_from:
+            self.closed_by = None  # the one before has left no record, or this is it
         if self.floor is not None:
             self.floor_at_s = sent.sent_at_s
 
@@ -173,13 +178,6 @@ class Belief:
         is_kept = self.action == pb.DISCONNECT_ACTION_KEEP
         is_known = self.floor is not None or not self.is_made  # an id that a server made is stored with the session
         return is_known and (is_kept or self.durability not in (pb.DURABILITY_NONE, pb.DURABILITY_UNSPECIFIED))
-
-    def may_be_two(self, entry: Entry) -> None:
-        """A new session was opened, or may have been: on another replica than one of which the store does not know.
-        Nothing more is said about two of one id."""
-        is_elsewhere = self.where not in (None, entry.sent.stream.replica)
-        if entry.before is not Presence.ABSENT and is_elsewhere and not self.is_stored:
-            self.is_exclusive = False
 
     @property
     def lives_until_s(self) -> float:
