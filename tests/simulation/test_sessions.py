@@ -328,6 +328,50 @@ def test_a_client_that_leaves_during_a_resumption_leaves_no_uncaught_error() -> 
     play(act)
 
 
+def test_a_stream_that_resumed_a_session_keeps_it_when_its_opening_could_not_be_stored() -> None:
+    async def act(world: World) -> None:
+        first, second = world.connect(), world.connect()
+        world.loop.slowness_s = 0.05
+        sent = first.send("a", open=plain(durability=STRICT, on_disconnect=hold(3.0)))
+        while world.shelf.current("a") is None:  # noqa: ASYNC110  # for some milliseconds of virtual time
+            await asyncio.sleep(0.0005)
+        assert reason(await second.ask("a", open=RESUME)) == "opened"
+        assert not sent.is_done
+        world.faults.is_down = True
+        assert await sent.wait(5.0)
+        assert reason(sent.answer) == "STORE_UNAVAILABLE", sent.answer
+        world.faults.is_down, world.loop.slowness_s = False, 0.0
+        await asyncio.sleep(1.0)
+        assert await fed(second, "a", 5) == 1
+
+    play(act, idle_timeout_s=5.0, lease_s=9.0)
+
+
+def test_a_stream_that_resumed_a_session_is_told_when_its_opening_fails() -> None:
+    seen = set()
+
+    def attempt(number: int) -> None:
+        async def act(world: World) -> None:
+            first, second = world.connect(), world.connect()
+            world.replicas[0].graph_error_rate = 1.0
+            sent = first.send("a", open=pb.Open(model=PROMPT, outputs=LOGITS, on_disconnect=hold(3.0)))
+            await asyncio.sleep(0.0002 * number)
+            resumed = await second.ask("a", open=RESUME)
+            assert await sent.wait(5.0)
+            await asyncio.sleep(0.1)
+            told = [pb.CloseReason.Name(notice.closed.reason) for notice in second.notices]
+            seen.add((reason(sent.answer), reason(resumed), *told))
+
+        play(act, idle_timeout_s=5.0, inline_s=0.0, seed=f"told {number}")
+
+    for number in range(60):
+        attempt(number)
+    assert seen == {
+        ("ENGINE_ERROR", "SESSION_NOT_FOUND"),
+        ("ENGINE_ERROR", "opened", "CLOSE_REASON_FAILED"),
+    }
+
+
 def test_openings_that_wait_for_the_store_are_bounded() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
