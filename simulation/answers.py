@@ -58,6 +58,7 @@ class Answers:
             self._used(entry)
 
     def _opened(self, entry: Entry, answer: pb.StreamResponse) -> None:
+        self._view.is_resuming = False
         if answer.HasField("error"):
             self._open_failed(entry, answer.error)
             return
@@ -88,11 +89,12 @@ class Answers:
     def _check_free(self, entry: Entry, answer: pb.StreamResponse) -> None:
         """An opening has succeeded, which a stored session of that id forbids, and a Close that was answered."""
         is_stored = self._view.floor is not None and self._view.now() < self._view.lives_until_s
-        if not entry.is_resume and entry.before is Presence.PRESENT and is_stored:
+        if not entry.is_resume and self._view.may_be_there(entry):
             is_plain = answer.opened.durability == pb.DURABILITY_NONE and entry.opening[1] != pb.DISCONNECT_ACTION_KEEP
             if is_plain and entry.sent.stream.replica.store_trouble_s(entry.sent.sent_at_s - _REFUSES_S):
                 self._view.is_exclusive = False  # plain sessions do not depend on the store: docs/decisions/0023
-            self._view.violate(f"{entry.sent} gets the id of a stored session")
+            if is_stored and entry.before is Presence.PRESENT:
+                self._view.violate(f"{entry.sent} gets the id of a stored session")
         is_elsewhere = self._view.where not in (None, entry.sent.stream.replica)
         if not entry.is_resume and entry.before is not Presence.ABSENT and is_elsewhere and not self._view.is_stored:
             self._view.is_exclusive = False  # there are two of that id now: the store knows none of the first
@@ -224,7 +226,7 @@ class Answers:
         if entry.sent.kind == "open":
             is_free = entry.before is not Presence.PRESENT or self._view.now() >= self._view.lives_until_s
             if not entry.is_resume and is_free:
-                if entry.before is not Presence.ABSENT or not self._view.closer_lives():
+                if self._view.may_be_there(entry):
                     self._view.is_exclusive = False  # it is a new one, or the one before, or there are two
                 self._begin(entry)
                 self._view.worlds = Worlds([beginning(self._view.model)])

@@ -57,6 +57,8 @@ class Belief:
         """The resumptions and calls that may have a replica hand it over to another."""
         self.where: Replica | None = None
         """The replica that told last that it has it."""
+        self.is_resuming = False
+        """Whether it was to be resumed, and that was not answered: a replica may have fetched it, for nobody."""
         self.freed: tuple[Replica, int, float] | None = None
         """Where and when its stream ended, with which it ends."""
         self._journal = journal
@@ -123,7 +125,7 @@ class Belief:
         self.handle = 0
         if self.action == pb.DISCONNECT_ACTION_FREE or self.presence is not Presence.PRESENT:
             self.presence = Presence.UNKNOWN
-            is_freed = self.action == pb.DISCONNECT_ACTION_FREE and stream is not None
+            is_freed = self.action == pb.DISCONNECT_ACTION_FREE and stream is not None and not self.is_resuming
             self.freed = (stream.replica, stream.replica.num_lives, self.now()) if is_freed and stream else None
 
     def look(self) -> None:
@@ -201,6 +203,10 @@ class Belief:
             return True
         replica = self.closers.get(self.closed_by[0])
         return replica is not None and replica.is_up and replica.num_lives == self.closed_by[1]
+
+    def may_be_there(self, opening: Entry) -> bool:
+        """Whether there may have been a session of the id before an opening."""
+        return opening.before is not Presence.ABSENT or not self.closer_lives()
 
     def violate(self, text: str) -> None:
         """An answer or a notice about it is wrong."""

@@ -79,6 +79,7 @@ class Requests:
             before = Presence.UNKNOWN  # it may end with its stream before it is taken from there
         sent = stream.send(view.name, open=pb.Open(resume=pb.Resume()))
         view.wants.append(sent)
+        view.is_resuming = True
         entry = Entry(sent, before=before, is_resume=True, closes=closes)
         entry.is_recording = self._is_recording(view)
         self._ask(view, entry)

@@ -40,7 +40,7 @@ class View(Belief):
             self.has_lost_close = self.has_lost_close or entry.is_close
             if self.is_exclusive:
                 self._answers.may_have(entry)
-                self.is_exclusive = len(self.worlds.now) <= _MAX_WORLDS
+                self.is_exclusive = self.is_exclusive and len(self.worlds.now) <= _MAX_WORLDS
         self.unexplained.clear()
 
     def closed(self, stream: ClientStream, notice: pb.StreamResponse) -> None:
