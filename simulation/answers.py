@@ -21,6 +21,8 @@ _UNCERTAIN = {"SESSION_NOT_OPEN", "STORE_UNAVAILABLE", "SESSION_MOVED", "CANCELL
 
 _REFUSES_S = 0.5
 """Virtual seconds for which a replica does not ask its store after that has failed."""
+_MAX_WORLDS = 2000
+"""That a session is followed through: beyond, nothing more is said about it."""
 
 
 class Answers:
@@ -232,12 +234,16 @@ class Answers:
                 self._view.worlds = Worlds([beginning(self._view.model)])
                 self._view.presence = Presence.UNKNOWN
                 self._view.where = None
+        elif not self._view.is_exclusive:
+            pass  # nothing more is said about it
         elif entry.sent.kind in ("feed", "step_batch"):
             self._view.worlds.may_be_fed(entry.tokens, entry.start, mark=entry.mark)
         elif entry.choosing is not None:
             tokens = [token.id for part in entry.sent.responses for token in part.generated.tokens]
             is_possible = self._view.worlds.generates(self._bases(entry), entry.choosing, entry.skipped, tokens)
             self._must(is_possible, entry, f"tokens {tokens}")
+        if len(self._view.worlds.now) > _MAX_WORLDS:
+            self._view.is_exclusive = False
 
     def _bases(self, entry: Entry) -> list[World]:
         """From where a generation may have begun."""

@@ -16,9 +16,6 @@ from simulation.entries import Entry, Presence
 from simulation.streams import ClientStream
 from simulation.system import Replica
 
-_MAX_WORLDS = 2000
-"""That a session is followed through: beyond, nothing more is said about it."""
-
 
 class View(Belief):
     """A session, and the requests about it that are not answered yet."""
@@ -40,7 +37,6 @@ class View(Belief):
             self.has_lost_close = self.has_lost_close or entry.is_close
             if self.is_exclusive:
                 self._answers.may_have(entry)
-                self.is_exclusive = self.is_exclusive and len(self.worlds.now) <= _MAX_WORLDS
         self.unexplained.clear()
 
     def closed(self, stream: ClientStream, notice: pb.StreamResponse) -> None:
