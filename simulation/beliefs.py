@@ -36,6 +36,8 @@ class Belief:
         self.action: pb.DisconnectAction.ValueType = pb.DISCONNECT_ACTION_FREE
         self.duration_s = 0.0
         self.queue: list[Entry] = []
+        self.on_their_way: list[Sent] = []
+        """Requests whose answers are not waited for any more, and which a server may yet carry out."""
         self.floor: int | None = None
         self.floor_at_s = 0.0
         self.used_at_s = 0.0

@@ -35,6 +35,7 @@ class View(Belief):
                 self._answers.apply(entry)
                 continue
             self.has_lost_close = self.has_lost_close or entry.is_close
+            self.on_their_way.append(entry.sent)
             if self.is_exclusive:
                 self._answers.may_have(entry)
         self.unexplained.clear()
