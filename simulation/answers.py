@@ -21,6 +21,8 @@ _UNCERTAIN = {"SESSION_NOT_OPEN", "STORE_UNAVAILABLE", "SESSION_MOVED", "CANCELL
 
 _REFUSES_S = 0.5
 """Virtual seconds for which a replica does not ask its store after that has failed."""
+_MAX_WORLDS = 2000
+"""That a session is followed through: beyond, nothing more is said about it."""
 
 
 class Answers:
@@ -36,8 +38,6 @@ class Answers:
             self._opened(entry, answer)
             return
         view.take_news(entry.sent, answer)
-        if entry.sent.kind == "close":
-            view.num_closings -= 1
         kind = answer.WhichOneof("response")
         is_unrecorded = entry.sent.kind == "close" and answer.error.reason == "STORE_UNAVAILABLE"
         if kind == "error" and not is_unrecorded:
@@ -47,7 +47,7 @@ class Answers:
             replica = entry.sent.stream.replica
             view.closed_by = (replica.name, replica.num_lives) if is_unrecorded else None
         elif kind == "batch_stepped":
-            row = _row(answer.batch_stepped, entry.place)
+            row = self._row(entry, answer.batch_stepped)
             if answer.batch_stepped.replayed:
                 self._repeated(entry, row)
             elif row.error is not None:
@@ -60,6 +60,7 @@ class Answers:
             self._used(entry)
 
     def _opened(self, entry: Entry, answer: pb.StreamResponse) -> None:
+        self._view.is_resuming = False
         if answer.HasField("error"):
             self._open_failed(entry, answer.error)
             return
@@ -90,15 +91,17 @@ class Answers:
     def _check_free(self, entry: Entry, answer: pb.StreamResponse) -> None:
         """An opening has succeeded, which a stored session of that id forbids, and a Close that was answered."""
         is_stored = self._view.floor is not None and self._view.now() < self._view.lives_until_s
-        if not entry.is_resume and entry.before is Presence.PRESENT and is_stored:
+        if not entry.is_resume and self._view.may_be_there(entry):
             is_plain = answer.opened.durability == pb.DURABILITY_NONE and entry.opening[1] != pb.DISCONNECT_ACTION_KEEP
             if is_plain and entry.sent.stream.replica.store_trouble_s(entry.sent.sent_at_s - _REFUSES_S):
                 self._view.is_exclusive = False  # plain sessions do not depend on the store: docs/decisions/0023
-            self._view.violate(f"{entry.sent} gets the id of a stored session")
+            if is_stored and entry.before is Presence.PRESENT:
+                self._view.violate(f"{entry.sent} gets the id of a stored session")
         is_elsewhere = self._view.where not in (None, entry.sent.stream.replica)
         if not entry.is_resume and entry.before is not Presence.ABSENT and is_elsewhere and not self._view.is_stored:
             self._view.is_exclusive = False  # there are two of that id now: the store knows none of the first
-        if entry.is_resume and entry.is_absent and self._view.closer_lives():
+        is_closed = any(close.is_done and close.answer.HasField("closed") for close in entry.closes)
+        if entry.is_resume and (is_closed or (entry.is_absent and self._view.closer_lives())):
             self._view.violate(
                 f"{entry.sent} brings a session back that should not be there, at position {answer.position}"
             )
@@ -149,13 +152,21 @@ class Answers:
         self._must(is_possible, entry, "an answer")
         self._stored(entry, row.position)
 
+    def _row(self, entry: Entry, answer: pb.BatchStepped) -> _Row:
+        """What a step batch's answer tells of the session."""
+        errors = [error.error for error in answer.errors if error.index == entry.place]
+        if len(errors) > 1:
+            self._view.violate(f"{entry.sent} tells {len(errors)} errors of it, and must tell one")
+        token_id = answer.token_ids[entry.place] if answer.token_ids else None
+        return _Row(answer.positions[entry.place], token_id, errors[0] if errors else None)
+
     def _repeated(self, entry: Entry, row: _Row) -> None:
         """The last step batch of the stream is answered again as it was, wherever its sessions are since."""
         first = entry.first
         if first is None or not first.answer.HasField("batch_stepped"):
             self._view.violate(f"{entry.sent} is told to be a repeat, and no such step batch was answered before")
             return
-        before = _row(first.answer.batch_stepped, entry.place)
+        before = self._row(entry, first.answer.batch_stepped)
         if row == before:
             pass
         elif row.error is not None and self._is_unstored(row):
@@ -226,16 +237,22 @@ class Answers:
         if entry.sent.kind == "open":
             is_free = entry.before is not Presence.PRESENT or self._view.now() >= self._view.lives_until_s
             if not entry.is_resume and is_free:
+                if self._view.may_be_there(entry):
+                    self._view.is_exclusive = False  # it is a new one, or the one before, or there are two
                 self._begin(entry)
                 self._view.worlds = Worlds([beginning(self._view.model)])
                 self._view.presence = Presence.UNKNOWN
                 self._view.where = None
+        elif not self._view.is_exclusive:
+            pass  # nothing more is said about it
         elif entry.sent.kind in ("feed", "step_batch"):
             self._view.worlds.may_be_fed(entry.tokens, entry.start, mark=entry.mark)
         elif entry.choosing is not None:
             tokens = [token.id for part in entry.sent.responses for token in part.generated.tokens]
             is_possible = self._view.worlds.generates(self._bases(entry), entry.choosing, entry.skipped, tokens)
             self._must(is_possible, entry, f"tokens {tokens}")
+        if len(self._view.worlds.now) > _MAX_WORLDS:
+            self._view.is_exclusive = False
 
     def _bases(self, entry: Entry) -> list[World]:
         """From where a generation may have begun."""
@@ -287,12 +304,6 @@ class _Row(NamedTuple):
     position: int
     token_id: int | None
     error: error_pb2.Error | None
-
-
-def _row(answer: pb.BatchStepped, place: int) -> _Row:
-    errors = [error.error for error in answer.errors if error.index == place]
-    token_id = answer.token_ids[place] if answer.token_ids else None
-    return _Row(answer.positions[place], token_id, errors[0] if errors else None)
 
 
 def _row_matches(entry: Entry, row: _Row) -> Callable[[World], bool]:

@@ -36,10 +36,15 @@ class Belief:
         self.action: pb.DisconnectAction.ValueType = pb.DISCONNECT_ACTION_FREE
         self.duration_s = 0.0
         self.queue: list[Entry] = []
+        self.on_their_way: list[Sent] = []
+        """Requests whose answers are not waited for any more, and which a server may yet carry out."""
         self.floor: int | None = None
         self.floor_at_s = 0.0
         self.used_at_s = 0.0
         self.num_closings = 0
+        """Calls of `Sessions.Close` that are on their way."""
+        self.has_lost_close = False
+        """Whether a Close on a stream will not be answered, or too late to matter, and may have been carried out."""
         self.num_cancels = 0
         self.may_be_closed = False
         """Whether a Close was refused, after which the session may be closed all the same."""
@@ -56,6 +61,8 @@ class Belief:
         """The resumptions and calls that may have a replica hand it over to another."""
         self.where: Replica | None = None
         """The replica that told last that it has it."""
+        self.is_resuming = False
+        """Whether it was to be resumed, and that was not answered: a replica may have fetched it, for nobody."""
         self.freed: tuple[Replica, int, float] | None = None
         """Where and when its stream ended, with which it ends."""
         self._journal = journal
@@ -75,8 +82,8 @@ class Belief:
 
     @property
     def is_closing(self) -> bool:
-        """Whether a Close is on its way."""
-        return self.num_closings > 0
+        """Whether a Close is on its way, or may have been carried out."""
+        return self.num_closings > 0 or self.has_lost_close or any(entry.is_close for entry in self.queue)
 
     @property
     def is_strict(self) -> bool:
@@ -123,7 +130,7 @@ class Belief:
         self.handle = 0
         if self.action == pb.DISCONNECT_ACTION_FREE or self.presence is not Presence.PRESENT:
             self.presence = Presence.UNKNOWN
-            is_freed = self.action == pb.DISCONNECT_ACTION_FREE and stream is not None
+            is_freed = self.action == pb.DISCONNECT_ACTION_FREE and stream is not None and not self.is_resuming
             self.freed = (stream.replica, stream.replica.num_lives, self.now()) if is_freed and stream else None
 
     def look(self) -> None:
@@ -147,7 +154,7 @@ class Belief:
 
     def _attached(self, sent: Sent, answer: pb.StreamResponse) -> None:
         self.presence = Presence.PRESENT
-        self.may_be_closed = False
+        self.may_be_closed = self.has_lost_close = False
         self.freed = None
         self.stream = self.home = sent.stream
         self.where = sent.stream.replica
@@ -160,6 +167,8 @@ class Belief:
         self.durability = answer.opened.durability
         self.used_at_s = sent.sent_at_s
         self.unexplained.clear()
+        if self.is_stored or answer.opened.restored_from:
+            self.closed_by = None  # the one before has left no record, or this is it
         if self.floor is not None:
             self.floor_at_s = sent.sent_at_s
 
@@ -199,6 +208,10 @@ class Belief:
             return True
         replica = self.closers.get(self.closed_by[0])
         return replica is not None and replica.is_up and replica.num_lives == self.closed_by[1]
+
+    def may_be_there(self, opening: Entry) -> bool:
+        """Whether there may have been a session of the id before an opening."""
+        return opening.before is not Presence.ABSENT or not self.closer_lives()
 
     def violate(self, text: str) -> None:
         """An answer or a notice about it is wrong."""

@@ -77,15 +77,15 @@ def stamps(shelf: Shelf, replica: Replica, names: Iterable[str]) -> Stamp:
 
 def check_bounds(journal: Journal, replica: Replica) -> None:
     """What must hold at every moment: limits are kept, and nothing is counted below zero."""
-    seen, knobs = replica.statistics(), replica.knobs
+    seen, knobs = replica.counts(), replica.knobs
     name = replica.life.name
-    if len(seen.sessions) > knobs.max_sessions:
-        journal.violate(f"{name} has {len(seen.sessions)} live sessions, and its limit is {knobs.max_sessions}")
+    if seen.num_sessions > knobs.max_sessions:
+        journal.violate(f"{name} has {seen.num_sessions} live sessions, and its limit is {knobs.max_sessions}")
     for gauge, value in seen.gauges.items():
         if value < 0:
             journal.violate(f"{name}: the gauge {gauge} is {value}")
-    if min(seen.unanswered, default=0) < 0:
-        journal.violate(f"{name}: the number of unanswered requests of a stream is {min(seen.unanswered)}")
+    if seen.fewest_unanswered < 0:
+        journal.violate(f"{name}: the number of unanswered requests of a stream is {seen.fewest_unanswered}")
     if seen.num_tombstones > knobs.num_tombstones:
         journal.violate(
             f"{name} remembers {seen.num_tombstones} closed sessions, and its limit is {knobs.num_tombstones}"

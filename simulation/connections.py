@@ -40,12 +40,13 @@ class Connections:
         return View(name, model, self.journal, self.replicas)
 
     async def settle(self, view: View) -> bool:
-        """Waits until all that was asked about a session is answered. Returns whether it is."""
+        """Waits until all that was asked about a session is answered, or lost. Returns whether it is."""
         deadline = self.journal.now() + _SETTLE_S
-        for entry in list(view.queue):
-            await entry.sent.wait(max(0.0, deadline - self.journal.now()))
+        for sent in [*view.on_their_way, *(entry.sent for entry in view.queue)]:
+            await sent.wait(max(0.0, deadline - self.journal.now()))
         view.settle()
-        return not view.queue
+        view.on_their_way = [sent for sent in view.on_their_way if not (sent.is_done or sent.is_lost)]
+        return not (view.queue or view.on_their_way)
 
     def stream(self, slot: int) -> ClientStream | None:
         """The stream to a replica, a new one if need be; None: the replica is down."""

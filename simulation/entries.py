@@ -55,8 +55,8 @@ class Entry:
     that the store did not take, and that others may have followed.
     choosing, skipped: of a generation. targets: of a score. num_cancels: sent before it. before: what was known of the
     session when an opening was sent, and is_recording: whether a replica had yet to record its end then; is_resume:
-    whether that resumes; opening: else its model, and what becomes of the session without a stream, and for how
-    long.
+    whether that resumes, and closes: what was sent before it on its stream and not answered; opening: else its model,
+    and what becomes of the session without a stream, and for how long.
     """
 
     sent: Sent
@@ -74,7 +74,13 @@ class Entry:
     before: Presence = Presence.UNKNOWN
     is_recording: bool = False
     is_resume: bool = False
+    closes: list[Sent] = field(default_factory=list)
     opening: tuple[str, pb.DisconnectAction.ValueType, float] = ("", pb.DISCONNECT_ACTION_FREE, 0.0)
+
+    @property
+    def is_close(self) -> bool:
+        """Whether it is a Close."""
+        return self.sent.kind == "close"
 
     @property
     def is_absent(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,13 +38,21 @@ class Tenant(NamedTuple):
     max_sessions: int
 
 
+class Counts(NamedTuple):
+    """What is bounded of what a replica holds. fewest_unanswered: requests of one stream; gauges: by name."""
+
+    num_sessions: int
+    num_tombstones: int
+    fewest_unanswered: int
+    gauges: Mapping[str, int]
+
+
 @dataclass(slots=True)
 class Statistics:
     """What a replica holds. sessions: ids of live ones with (position, is attached, is spilled); unanswered: by stream;
     waiters: calls that wait for a session; gauges: by name."""
 
     sessions: dict[str, tuple[int, bool, bool]]
-    num_tombstones: int
     slots_used: int
     forks_used: int
     jobs_waiting: int

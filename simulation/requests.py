@@ -73,13 +73,15 @@ class Requests:
         stream = self._client.stream(slot)
         if stream is None:
             return
+        closes = [entry.sent for entry in view.queue if entry.is_close and entry.sent.stream is stream]
         view.lost()
         before = view.presence
         if view.action == pb.DISCONNECT_ACTION_FREE and view.stream is not stream:
             before = Presence.UNKNOWN  # it may end with its stream before it is taken from there
         sent = stream.send(view.name, open=pb.Open(resume=pb.Resume()))
         view.wants.append(sent)
-        entry = Entry(sent, before=before, is_resume=True)
+        view.is_resuming = True
+        entry = Entry(sent, before=before, is_resume=True, closes=closes)
         entry.is_recording = self._is_recording(view)
         self._ask(view, entry)
         view.stream, view.handle = stream, 0
@@ -196,7 +198,6 @@ class Requests:
     def close(self, view: View, *, slot: int) -> None:
         """Closes a session."""
         if self._is_open(view):
-            view.num_closings += 1
             self._send(view, Entry(NOT_SENT), close=pb.Close())
 
     def leave(self, view: View, *, slot: int) -> None:

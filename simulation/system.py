@@ -31,7 +31,7 @@ from service.sessions.service import SessionService
 from service.sessions.storage import Storage
 from simulation.adapters import CODEC, EPOCH, LoopEngine, Observer
 from simulation.bundles import MODELS, make_bundle
-from simulation.knobs import Knobs, Statistics, Tenant
+from simulation.knobs import Counts, Knobs, Statistics, Tenant
 from simulation.loop import Life
 from simulation.store import Faults, Shelf, SimulatedStore
 
@@ -120,6 +120,15 @@ class Replica:
         """Whether the store has yet to know that a session of this replica has ended."""
         return self.is_up and self._service.directory.is_ending(session_id)
 
+    def counts(self) -> Counts:
+        """What is bounded of what it holds now: looked at after all that happens."""
+        return Counts(
+            num_sessions=len(self._service.directory),
+            num_tombstones=len(self._service.registry.tombstones),
+            fewest_unanswered=min((stream.replies.num_unanswered for stream in self._inference._streams), default=0),
+            gauges=self._observer.gauges,
+        )
+
     def statistics(self) -> Statistics:
         """What it holds now."""
         service = self._service
@@ -133,7 +142,6 @@ class Replica:
                 session.id: (session.position, session.persistence.is_attached, session.state in _SPILLED)
                 for session in live
             },
-            num_tombstones=len(service.registry.tombstones),
             slots_used=sum(one.slots_used for one in seen),
             forks_used=sum(one.forks_used for one in seen),
             jobs_waiting=sum(one.num_waiting for one in seen),

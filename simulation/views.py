@@ -16,9 +16,6 @@ from simulation.entries import Entry, Presence
 from simulation.streams import ClientStream
 from simulation.system import Replica
 
-_MAX_WORLDS = 2000
-"""That a session is followed through: beyond, nothing more is said about it."""
-
 
 class View(Belief):
     """A session, and the requests about it that are not answered yet."""
@@ -30,15 +27,17 @@ class View(Belief):
     def lost(self, *, is_over: bool = False) -> None:
         """What was asked last will not be answered: it was done, or in part, or not. is_over: whether the session has
         ended, so that what follows the last answer does not matter."""
-        queue, self.queue = self.queue, []
-        while is_over and queue and not queue[-1].sent.is_done:
-            queue.pop()
-        for entry in queue:
+        while is_over and self.queue and not self.queue[-1].sent.is_done:
+            self.queue.pop()
+        while self.queue:
+            entry = self.queue.pop(0)
             if entry.sent.is_done:
                 self._answers.apply(entry)
-            elif self.is_exclusive:
+                continue
+            self.has_lost_close = self.has_lost_close or entry.is_close
+            self.on_their_way.append(entry.sent)
+            if self.is_exclusive:
                 self._answers.may_have(entry)
-                self.is_exclusive = len(self.worlds.now) <= _MAX_WORLDS
         self.unexplained.clear()
 
     def closed(self, stream: ClientStream, notice: pb.StreamResponse) -> None:
@@ -96,7 +95,6 @@ class View(Belief):
             later = self.queue[opened[-1] :]
             self.queue = former
             self.lost()
-            self.num_closings -= sum(entry.sent.kind == "close" for entry in unanswered)
             self.queue = later
 
     def part_stored(self, entry: Entry, position: int, stamp: Stamp) -> None:

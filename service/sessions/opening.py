@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from service.background import Tasks, awaited, guarded
 from service.engine.jobs import EncodeJob, FeedJob, Item, Job, Lane, OutputSpec
@@ -40,27 +42,23 @@ from service.sessions.storage import Storage
 _PATIENCE_S = 5.0  # for the last record of an id's former session
 
 
+@dataclass(slots=True, eq=False)
 class NewSession:
-    """What an opening needs besides its session. num_bytes: about what its request holds in memory."""
+    """What an opening needs besides its session. on_ended: of the stream that opens it; num_bytes: about what its
+    request holds in memory."""
 
-    __slots__ = ("is_chosen", "num_bytes", "outputs", "request", "session", "source")
+    session: Session
+    request: Request
+    on_ended: OnEnded
+    source: Sequence[Item] | None
+    outputs: OutputSpec | None
+    is_chosen: bool
+    num_bytes: int
 
-    def __init__(
-        self,
-        session: Session,
-        request: Request,
-        source: Sequence[Item] | None,
-        outputs: OutputSpec | None,
-        *,
-        is_chosen: bool,
-        num_bytes: int,
-    ) -> None:
-        self.session = session
-        self.request = request
-        self.source = source
-        self.outputs = outputs
-        self.is_chosen = is_chosen
-        self.num_bytes = num_bytes
+    @property
+    def is_taken(self) -> bool:
+        """Whether another stream has resumed it before its opening was answered."""
+        return self.session.on_ended not in (self.on_ended, nobody)
 
 
 class Opening:
@@ -122,7 +120,7 @@ class Opening:
             registry.deferral.give_back(num_bytes)
             raise
         request.session = session
-        return NewSession(session, request, source, outputs, is_chosen=is_chosen, num_bytes=num_bytes)
+        return NewSession(session, request, on_ended, source, outputs, is_chosen, num_bytes)
 
     def begin(self, new: NewSession) -> None:
         """Opens a session, at once when it can be. `new.request` is answered with the result of its last step: `Fed`
@@ -221,9 +219,8 @@ class Opening:
             if session.is_over:
                 if lane is not None:
                     engine.close(lane)
-                error = SessionNotOpenError(f"session {session.name!r} ended before it was open", field="session_id")
-                new.request.deliver(Failed(0, error))
-            elif lane is not None:
+                raise SessionNotOpenError(f"session {session.name!r} ended before it was open", field="session_id")
+            if lane is not None:
                 self._start(new, lane)
         except CarouselError as error:
             self._fail(new, error)
@@ -235,6 +232,8 @@ class Opening:
         """Makes sure that no stored session has the id. Raises SessionIdInUseError and StoreUnavailableError."""
         registry, persistence = self._registry, session.persistence
         await registry.directory.ended(session.id, _PATIENCE_S)
+        if session.is_over:
+            return  # what was reserved for it now nobody would give back
         if not session.policy.is_stored:
             try:
                 is_free = not await self._storage.has(session.id)
@@ -269,7 +268,7 @@ class Opening:
         if new.outputs is not None:
             jobs.append(FeedJob(reply=self._on_prepared, tag=request, start=0, tokens=[], outputs=new.outputs))
         if jobs:
-            jobs[-1].reply = self._on_opened
+            jobs[-1].reply = partial(self._on_opened, new)
         try:
             engine.submit(lane, *jobs)
         except CarouselError:
@@ -281,7 +280,7 @@ class Opening:
             session.num_in_flight = len(jobs)
         else:
             self._registry.checkpoints.changed(session)
-            self._answer(request, Encoded(0))
+            self._answer(new, Encoded(0))
         self._registry.deferral.run(session)
 
     def _fail(self, new: NewSession, error: CarouselError) -> None:
@@ -293,9 +292,8 @@ class Opening:
         """A step of opening that is not the last. When it fails the last one fails with it."""
         job.tag.session.ended(result)
 
-    def _on_opened(self, job: Job, result: Result) -> None:
-        request: Request = job.tag
-        session, registry = request.session, self._registry
+    def _on_opened(self, new: NewSession, job: Job, result: Result) -> None:
+        request, session, registry = new.request, new.session, self._registry
         session.ended(result)
         if not session.is_over:
             registry.directory.touch(session, registry.clock())
@@ -303,16 +301,17 @@ class Opening:
         if request.trace is not None:
             request.trace.ended("open", session.served.bundle.model, session.served.bundle.version, 0)
         if isinstance(result, Failed):
-            registry.close(session, CloseReason.FAILED, notify=False)
-        self._answer(request, result)
+            registry.close(session, CloseReason.FAILED, notify=new.is_taken)
+        self._answer(new, result)
 
-    def _answer(self, request: Request, result: Result) -> None:
-        """Answers an opening; of a strict session when it is stored. One that cannot be stored has not been opened."""
-        session, registry = request.session, self._registry
+    def _answer(self, new: NewSession, result: Result) -> None:
+        """Answers an opening; of a strict session when it is stored. One that cannot be stored has not been opened, but
+        another stream that was told already that it has it goes on."""
+        request, session, registry = new.request, new.session, self._registry
 
         def answer(error: CarouselError | None) -> None:
             request.deliver(result if error is None else Failed(0, unstored(session, error)))
-            if error is not None:
+            if error is not None and not new.is_taken:
                 registry.close(session, CloseReason.FAILED, notify=False)
 
         registry.checkpoints.after_pending(session, answer)

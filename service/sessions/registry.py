@@ -243,17 +243,20 @@ class Registry:
         else:
             freed()
 
-    def _bury(self, session: Session, end: Ending) -> None:
-        """Records the end of a session that left a record. What was never opened, or is nobody else's, vanishes."""
-        if session.persistence.after_claim is not None:
-            session.persistence.after_claim.append(lambda: self._bury(session, end))
+    def _bury(self, session: Session, end: Ending, ended: Callable[[], None] | None = None) -> None:
+        """Records the end of a session that left a record. What was never opened, or is nobody else's, vanishes.
+        ended: see `Directory.begin_ending`, when that was called already."""
+        claiming = session.persistence.after_claim
+        if claiming is not None:
+            ended = self.directory.begin_ending(session.id)
+            claiming.append(lambda: self._bury(session, end, ended))
             return
         if not session.persistence.has_record:
-            self._recorded(session, end, None)
+            self._recorded(session, end, None, ended)
             return
         is_new = end.before is State.OPENING and not session.persistence.is_resumed
         is_remembered = session.policy.is_stored and not is_new
-        ended = self.directory.begin_ending(session.id)
+        ended = ended or self.directory.begin_ending(session.id)
         self.last_records.bury(
             session.id,
             session.persistence.epoch,
@@ -262,13 +265,14 @@ class Registry:
             record_id=session.persistence.record_id,
         )
 
-    def _release(self, session: Session, end: Ending) -> None:
+    def _release(self, session: Session, end: Ending, ended: Callable[[], None] | None = None) -> None:
         """Stores a session for anybody to claim. A strict one's answers wait for that, and so does what its stream is
-        told."""
-        if session.persistence.after_claim is not None:
-            session.persistence.after_claim.append(lambda: self._release(session, end))
+        told. ended: as for `_bury`."""
+        claiming = session.persistence.after_claim
+        ended = ended or self.directory.begin_ending(session.id)
+        if claiming is not None:
+            claiming.append(lambda: self._release(session, end, ended))
             return
-        ended = self.directory.begin_ending(session.id)
         persistence = session.own_persistence()
         persistence.moved = error_of(session, CloseReason.MOVED)
         ttl_s = max(1.0, persistence.held_until_s - self.clock()) if session.is_detached else 0.0

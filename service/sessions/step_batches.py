@@ -251,7 +251,8 @@ class StepBatches:
         )
 
     def _answer(self, request: StepBatchRequest, result: Stepped, reply: Reply | None = None) -> None:
-        """Answers a batch when all of its strict sessions are stored; those that cannot be are reported in it."""
+        """Answers a batch when all of its strict sessions are stored; those that cannot be are reported in it, each by
+        one error, whatever else was wrong with it."""
         request.result = result
         reply = reply or request.reply
         strict: list[tuple[int, Session]] = []

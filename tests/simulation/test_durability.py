@@ -105,6 +105,22 @@ def test_a_step_batch_tells_no_position_of_a_strict_session_that_is_not_stored()
     play(act, num_slots=2, idle_timeout_s=5.0)
 
 
+def test_a_step_batch_tells_one_error_of_a_session_that_it_refuses_and_that_is_not_stored() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        handle = await opened(stream, "a", durability=STRICT)
+        world.faults.is_down = True
+        assert reason(await stream.ask("a", feed=feed(5))) == "STORE_UNAVAILABLE"
+        answer = (
+            await stream.ask(step_batch=pb.StepBatch(handles=[handle], token_ids=[5], positions=[9]))
+        ).batch_stepped
+        assert [error.error.reason for error in answer.errors] == ["STORE_UNAVAILABLE"]
+        assert list(answer.positions) == [0]
+        world.faults.is_down = False
+
+    play(act, idle_timeout_s=5.0)
+
+
 def test_the_record_of_a_strict_session_lives_as_long_as_it() -> None:
     async def act(world: World) -> None:
         stream = world.connect()

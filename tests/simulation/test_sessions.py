@@ -110,6 +110,43 @@ def test_an_opening_that_could_not_be_stored_can_be_sent_again() -> None:
     play(act)
 
 
+def test_an_opening_that_ends_while_it_waits_for_its_id_leaves_the_id_free() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=STRICT)
+        world.faults.is_down = True
+        assert reason(await stream.ask("a", close=pb.Close())) == "STORE_UNAVAILABLE"
+        stream.send("a", open=plain(durability=STRICT))  # it waits for the last record
+        await asyncio.sleep(0.1)
+        stream.leave()
+        await asyncio.sleep(0.1)
+        world.faults.is_down = False
+        await asyncio.sleep(2.0)
+        assert reason(await world.connect(1).ask("a", open=plain())) == "opened"
+
+    play(act, idle_timeout_s=5.0)
+
+
+@pytest.mark.parametrize("opening", [RESUME, plain(), plain(durability=STRICT)])
+def test_a_session_that_is_closed_while_it_is_restored_does_not_come_back(opening: pb.Open) -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=CHECKPOINT)
+        await fed(stream, "a", 5)
+        await opened(stream, "b")  # a is spilled
+        await fed(stream, "b", 5)
+        world.loop.slowness_s = 0.05
+        stream.send("a", feed=feed(6))
+        await asyncio.sleep(0.02)  # a is being restored
+        stream.send("a", close=pb.Close())
+        sent = stream.send("a", open=opening)
+        assert await sent.wait(10.0)
+        assert reason(sent.answer) == ("SESSION_NOT_FOUND" if opening is RESUME else "opened"), sent.answer
+        world.loop.slowness_s = 0.0
+
+    play(act, num_slots=1, idle_timeout_s=5.0)
+
+
 def test_a_stream_that_ends_while_a_strict_opening_waits_frees_all_its_sessions() -> None:
     async def act(world: World) -> None:
         for number in range(10):
@@ -290,6 +327,50 @@ def test_a_client_that_leaves_during_a_resumption_leaves_no_uncaught_error() -> 
             await asyncio.sleep(0.1)
 
     play(act)
+
+
+def test_a_stream_that_resumed_a_session_keeps_it_when_its_opening_could_not_be_stored() -> None:
+    async def act(world: World) -> None:
+        first, second = world.connect(), world.connect()
+        world.loop.slowness_s = 0.05
+        sent = first.send("a", open=plain(durability=STRICT, on_disconnect=hold(3.0)))
+        while world.shelf.current("a") is None:  # noqa: ASYNC110  # for some milliseconds of virtual time
+            await asyncio.sleep(0.0005)
+        assert reason(await second.ask("a", open=RESUME)) == "opened"
+        assert not sent.is_done
+        world.faults.is_down = True
+        assert await sent.wait(5.0)
+        assert reason(sent.answer) == "STORE_UNAVAILABLE", sent.answer
+        world.faults.is_down, world.loop.slowness_s = False, 0.0
+        await asyncio.sleep(1.0)
+        assert await fed(second, "a", 5) == 1
+
+    play(act, idle_timeout_s=5.0, lease_s=9.0)
+
+
+def test_a_stream_that_resumed_a_session_is_told_when_its_opening_fails() -> None:
+    seen = set()
+
+    def attempt(number: int) -> None:
+        async def act(world: World) -> None:
+            first, second = world.connect(), world.connect()
+            world.replicas[0].graph_error_rate = 1.0
+            sent = first.send("a", open=pb.Open(model=PROMPT, outputs=LOGITS, on_disconnect=hold(3.0)))
+            await asyncio.sleep(0.0002 * number)
+            resumed = await second.ask("a", open=RESUME)
+            assert await sent.wait(5.0)
+            await asyncio.sleep(0.1)
+            told = [pb.CloseReason.Name(notice.closed.reason) for notice in second.notices]
+            seen.add((reason(sent.answer), reason(resumed), *told))
+
+        play(act, idle_timeout_s=5.0, inline_s=0.0, seed=f"told {number}")
+
+    for number in range(60):
+        attempt(number)
+    assert seen == {
+        ("ENGINE_ERROR", "SESSION_NOT_FOUND"),
+        ("ENGINE_ERROR", "opened", "CLOSE_REASON_FAILED"),
+    }
 
 
 def test_openings_that_wait_for_the_store_are_bounded() -> None:
