@@ -38,7 +38,8 @@ _BARE_ERROR_BYTES = 90
 _TEXTS = 4
 """The most that an error has: its message, its field and two facts."""
 
-Defer = Callable[[Request, pb.StreamRequest, list[Session]], None]
+Act = Callable[[Failures], None]
+Defer = Callable[[Request, pb.StreamRequest, list[Session], Act], None]
 
 
 class _Sent:
@@ -71,8 +72,8 @@ class _Found:
 
 
 class StreamBatches:
-    """Carries step batches out. defer(request, message, sessions): has one wait until its sessions have their
-    slots."""
+    """Carries step batches out. defer(request, message, sessions, run): has one wait until its sessions have their
+    slots, and then calls run(failures)."""
 
     def __init__(
         self, batches: StepBatches, spill: Spill, limits: SessionLimits, replies: Replies, defer: Defer
@@ -100,29 +101,46 @@ class StreamBatches:
         self._sessions.pop(session.handle, None)
         self._last_found = None
 
-    def step(self, request: Request, message: pb.StreamRequest, failures: Failures | None = None) -> None:
-        """Carries a step batch out, or defers it. failures: when it was deferred, the sessions that it must do without.
-        Raises InvalidFieldError and its kin, QueueFullError and AnswerTooLargeError."""
+    def step(self, request: Request, message: pb.StreamRequest) -> None:
+        """Carries a step batch out, or defers it. Raises InvalidFieldError and its kin, QueueFullError and
+        AnswerTooLargeError."""
         batch = message.step_batch
         if message.session_id:
             raise InvalidFieldError("session_id must be empty: step_batch names its sessions", field="session_id")
         last = self._repeated(batch)
-        if last is not None and not self._waits(batch, failures):
+        if last is not None and not any(session.deferred for session in self._find(batch).there):
             if self._answer_retry(request, last):
                 return
             if last is self._last:
                 self._last = None  # its sessions were fed, set back or closed since
         found = self._find(batch)
-        if failures is None and any(session.deferred is not None for session in found.there):
-            self._defer(request, message, found.there)
-            return
-        refused = found.refused
-        if failures:
-            refused = refused | {
-                place: failures[session]
-                for place, session in enumerate(found.sessions)
-                if session is not None and session in failures
-            }
+        if any(session.deferred is not None for session in found.there):
+            self._defer(request, message, found.there, partial(self._run, request, batch, found.there))
+        else:
+            self._step(request, batch, found, found.refused)
+
+    def _run(self, request: Request, batch: pb.StepBatch, known: list[Session], failures: Failures) -> None:
+        """Carries out a step batch that was deferred. known: its sessions when it came; failures: those that it must do
+        without. A session that got its handle later was not open yet, whatever the handle names now."""
+        last = self._repeated(batch)
+        if last is not None:
+            if self._answer_retry(request, last):
+                return
+            if last is self._last:
+                self._last = None
+        found = self._find(batch)
+        there = set(known)
+        refused = dict(found.refused)
+        for place, session in enumerate(found.sessions):
+            if session is None:
+                continue
+            if session in failures:
+                refused[place] = failures[session]
+            elif session not in there:
+                refused[place] = _not_open(found.handles, place)
+        self._step(request, batch, found, refused)
+
+    def _step(self, request: Request, batch: pb.StepBatch, found: _Found, refused: dict[int, CarouselError]) -> None:
         tokens: Sequence[Item] = batch.token_ids
         outputs = OutputSpec()
         bundle = found.bundle
@@ -158,11 +176,6 @@ class StreamBatches:
                 return kept.answered
         return None
 
-    def _waits(self, batch: pb.StepBatch, failures: Failures | None) -> bool:
-        """Whether earlier requests wait for a session of a retry that has just come: where the sessions will be is not
-        known before those had their turn."""
-        return failures is None and any(session.deferred for session in self._find(batch).there)
-
     def _find(self, batch: pb.StepBatch) -> _Found:
         """The sessions. Those of the last batch are kept: the next one is mostly of the same."""
         check_length(len(batch.handles), self._limits.max_feed_tokens, field="step_batch.handles", noun="handle")
@@ -183,10 +196,7 @@ class StreamBatches:
                 )
             for at, session in enumerate(found.sessions):
                 if session is None:
-                    found.refused[at] = SessionNotOpenError(
-                        f"step_batch.handles[{at}] = {handles[at]} names no session that is open on this stream",
-                        field=f"step_batch.handles[{at}]",
-                    )
+                    found.refused[at] = _not_open(handles, at)
         elif handles and not any(session.deferred is not None for session in found.there):
             found.lanes = lanes_of(found.there)
             self._last_found = found
@@ -236,6 +246,13 @@ class StreamBatches:
 def _key(batch: pb.StepBatch) -> int:
     """What hardly two batches have in common."""
     return hash(batch.SerializeToString(deterministic=True))
+
+
+def _not_open(handles: list[int], at: int) -> SessionNotOpenError:
+    return SessionNotOpenError(
+        f"step_batch.handles[{at}] = {handles[at]} names no session that is open on this stream",
+        field=f"step_batch.handles[{at}]",
+    )
 
 
 def _doubled(handles: list[int]) -> InvalidFieldError:

@@ -21,7 +21,7 @@ from service.api.caller import Caller
 from service.api.domain import Domain
 from service.api.outbox import Outbox
 from service.api.replies import Replies
-from service.api.step_batches import StreamBatches
+from service.api.step_batches import Act, StreamBatches
 from service.engine.results import Failed, Result
 from service.errors import CarouselError, EngineError, InvalidFieldError, SessionNotOpenError
 from service.observer import ApiObserver
@@ -206,13 +206,8 @@ class Stream:
             max_targets=limits.max_forks,
             limit=limits.max_feed_tokens,
         )
-        self._requests.score(
-            request,
-            score.position if score.HasField("position") else None,
-            targets,
-            with_end=score.with_end,
-            field="score.",
-        )
+        position = score.position if score.HasField("position") else None
+        self._requests.score(request, position, targets, with_end=score.with_end, field="score.")
 
     def _cancel(self, request: Request, message: pb.StreamRequest) -> None:
         session = request.session = self._find(message, "cancel")
@@ -226,8 +221,7 @@ class Stream:
         self._requests.cancel(session, cancelled)
 
     def _close(self, request: Request, message: pb.StreamRequest) -> None:
-        session = request.session or self._find(message, "close")
-        request.session = session
+        session = request.session = request.session or self._find(message, "close")
         if session.state is State.OPENING:
             self._defer(request, message, [session])
             return
@@ -287,23 +281,27 @@ class Stream:
         del self.sessions[session.name]
         self._batches.remove(session)
 
-    def _defer(self, request: Request, message: pb.StreamRequest, sessions: list[Session]) -> None:
-        """Has a request wait until its sessions have their slots."""
+    def _defer(
+        self, request: Request, message: pb.StreamRequest, sessions: list[Session], act: Act | None = None
+    ) -> None:
+        """Has a request wait until its sessions have their slots. act: see `run`."""
         self._spill.when_live(
             sessions,
-            partial(self.run, request, message),
+            partial(self.run, request, message, act=act),
             partial(self.refuse, request, message),
             message.ByteSize(),
         )
 
-    def run(self, request: Request, message: pb.StreamRequest, failures: Failures | None = None) -> None:
-        """Carries out a request that had to wait."""
+    def run(
+        self, request: Request, message: pb.StreamRequest, failures: Failures | None = None, act: Act | None = None
+    ) -> None:
+        """Carries out a request that had to wait: by act(failures); None: as one that has just come."""
         if self.is_over:
             request.is_ended = True
             return
         try:
-            if message.HasField("step_batch"):
-                self._batches.step(request, message, failures)
+            if act is not None:
+                act(failures or {})
             else:
                 self._handlers[message.WhichOneof("request")][0](request, message)
         except CarouselError as error:

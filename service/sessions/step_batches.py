@@ -25,6 +25,8 @@ from service.sessions.unstored import Keeper
 _ID_BYTES = 9
 """The most that a token takes in the columns of an answer: its number, and its log-probability."""
 
+_READY = frozenset({State.IDLE, State.BUSY})
+"""The states in which a session takes part without a look at the table."""
 
 Reply = Callable[["StepBatchRequest", Stepped], None]
 
@@ -136,7 +138,7 @@ class StepBatches:
         num_sessions, limit = len(batch.sessions), self._limits.max_answer_bytes
         reserve(check_batch(num_sessions, max_answer_bytes=limit, field="step_batch.handles"))
         tokens, counts, positions = batch.tokens, batch.counts, batch.positions
-        refused = batch.refused | self._refused(batch.sessions)
+        refused = self._refused(batch)
         places: Sequence[int] = range(num_sessions)
         lanes = batch.lanes
         if refused or lanes is None:
@@ -198,14 +200,17 @@ class StepBatches:
                 self._touch(session, now_s)
         self._answer(request, request.result, reply)
 
-    def _refused(self, found: list[Session | None]) -> dict[int, CarouselError]:
+    def _refused(self, batch: StepBatch) -> dict[int, CarouselError]:
         """The reasons why some of the sessions cannot take part, by place."""
-        refused: dict[int, CarouselError] = {}
+        refused = dict(batch.refused)
         limit = self._limits.max_in_flight
-        for place, session in enumerate(found):
-            if session is not None and (session.num_in_flight >= limit or session.state is State.GENERATING):
+        for place, session in enumerate(batch.sessions):
+            if session is not None and (session.num_in_flight >= limit or session.state not in _READY):
+                if place in refused:
+                    continue
                 try:
-                    session.transition(Event.STEP_BATCH)
+                    following = session.transition(Event.STEP_BATCH)
+                    assert following.state in LIVE  # noqa: S101  # the caller defers what has no slot
                     refused[place] = QueueFullError(
                         f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may"
                         " have (max_in_flight): read its answers",

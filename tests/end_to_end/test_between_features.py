@@ -61,6 +61,28 @@ async def test_a_step_batch_that_waits_for_a_spilled_session_is_not_overtaken(ti
             assert (second.request_id, second.position) == (feed, 3)
 
 
+async def test_a_step_batch_that_waits_leaves_out_a_session_that_is_opened_behind_it(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    with local_service(tiny_repository, {"max-slots": 2, "store": "lmdb", "data-folder": tmp_path}) as service:
+        async with wire(service.target) as stream:
+            for name in "abc":
+                await stream.ask(name, open=lm())
+            batch = await stream.send(step_batch=pb.StepBatch(handles=[1, 4], token_ids=[6, 6]))
+            late = await stream.send("late", open=lm(durability=pb.DURABILITY_STRICT))
+            feed = await stream.send("late", feed=pb.Feed(token_ids=[7], position=0))
+            await stream.call.done_writing()
+            found = [await stream.read() for _ in range(3)]
+            answers = {answer.request_id: answer for answer in found}
+            stepped = answers[batch].batch_stepped
+            assert [(error.index, error.error.reason) for error in stepped.errors] == [(1, "SESSION_NOT_OPEN")]
+            assert list(stepped.positions) == [1, 0]
+            assert answers[late].opened.handle == 4
+            assert answers[feed].position == 1
+        async with sessions_of(service) as sessions:
+            assert await none_left(sessions)
+
+
 async def test_the_same_step_batch_after_a_rewind_is_applied(tiny_service: LocalService) -> None:
     async with wire(tiny_service.target) as stream, sessions_of(tiny_service) as sessions:
         handle = (await stream.ask("rewound", open=lm(on_disconnect=HOLD))).opened.handle
