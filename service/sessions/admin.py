@@ -23,6 +23,7 @@ from service.errors import (
     MarkNotFoundError,
     SessionIdInUseError,
     StoreUnavailableError,
+    quoted,
 )
 from service.observer import SessionObserver
 from service.repository.manifest import TensorSpec
@@ -220,19 +221,22 @@ def _specs(session: Session) -> dict[str, TensorSpec]:
 
 def _check_name(name: str, specs: Mapping[str, TensorSpec], field: str) -> None:
     if name not in specs:
-        raise InvalidFieldError(f"{field}: {name!r} is no state tensor of the model: {', '.join(specs)}", field=field)
+        raise InvalidFieldError(
+            f"{field}: {quoted(name)} is no state tensor of the model: {', '.join(specs)}", field=field
+        )
 
 
 def _array(tensor: StateTensor, spec: TensorSpec, field: str) -> Array:
     """Raises InvalidFieldError when a tensor is not as a model's."""
     if tensor.dtype != spec.dtype:
         raise InvalidFieldError(
-            f"{field}.dtype = {tensor.dtype!r} must be {spec.dtype!r}, as {tensor.name} is", field=f"{field}.dtype"
+            f"{field}.dtype = {quoted(tensor.dtype)} must be {spec.dtype!r}, as {tensor.name} is",
+            field=f"{field}.dtype",
         )
     shape = [int(axis) for axis in spec.shape if axis != "batch"]
     if tensor.shape != shape:
         raise InvalidFieldError(
-            f"{field}.shape = {tensor.shape} must be {shape}, as {tensor.name} is", field=f"{field}.shape"
+            f"{field}.shape = {quoted(tensor.shape)} must be {shape}, as {tensor.name} is", field=f"{field}.shape"
         )
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     expected = prod(shape) * dtype.itemsize

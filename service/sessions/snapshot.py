@@ -60,7 +60,9 @@ class Codec:
     def decode(self, data: bytes) -> Image:
         """The image in bytes. Raises SnapshotError, SnapshotCorruptError, SnapshotFormatError and SnapshotKeyError."""
         if not data.startswith(_MAGIC):
-            raise SnapshotError(f"snapshot of {len(data)} bytes is none: it does not begin as one", field="snapshot")
+            raise SnapshotError(
+                f"snapshot of {len(data)} bytes is not a Carousel snapshot (bad magic bytes)", field="snapshot"
+            )
         if len(data) < _PREFIX.size + _TAG_SIZE + _CHECKSUM.size:
             raise SnapshotCorruptError(f"snapshot of {len(data)} bytes is cut off", field="snapshot")
         signed, tag = data[: -_TAG_SIZE - _CHECKSUM.size], data[-_TAG_SIZE - _CHECKSUM.size : -_CHECKSUM.size]

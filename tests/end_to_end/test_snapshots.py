@@ -93,7 +93,7 @@ async def test_a_snapshot_of_another_key_or_model_or_that_was_changed_is_refused
             code, text = await restore(theirs)
             assert (code, "signed with another key" in text) == (grpc.StatusCode.PERMISSION_DENIED, True)
             code, text = await restore(b"nothing")
-            assert (code, "does not begin as one" in text) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+            assert (code, "is not a Carousel snapshot" in text) == (grpc.StatusCode.INVALID_ARGUMENT, True)
             code, text = await restore(data[:-1])
             assert (code, "checksum" in text) == (grpc.StatusCode.DATA_LOSS, True)
             code, text = await restore(data)
@@ -192,6 +192,15 @@ async def test_state_is_read_and_written_by_name_and_its_type_and_shape_are_chec
         for expected, given in told.items():
             request = sp.SessionsSetStateRequest(session_id="to", tensors=[given])
             assert await refusal(it.sessions.SetState(request)) == (grpc.StatusCode.INVALID_ARGUMENT, expected)
+        for given in (
+            sp.StateTensor(name="x" * 100_000),
+            sp.StateTensor(name="hidden", dtype="x" * 100_000),
+            sp.StateTensor(name="hidden", dtype="float32", shape=[1] * 100_000),
+        ):
+            request = sp.SessionsSetStateRequest(session_id="to", tensors=[given])
+            code, text = await refusal(it.sessions.SetState(request))
+            assert (code, len(text) < 400) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+            assert text.endswith(("of the model: hidden, cell", "as hidden is"))
         code, text = await refusal(it.sessions.SetState(sp.SessionsSetStateRequest(session_id="to")))
         assert (code, text) == (grpc.StatusCode.INVALID_ARGUMENT, "tensors is empty: it must have 1 tensor or more")
         for session_id in ("from", "to"):
