@@ -48,8 +48,8 @@ def opened(request: Request, result: Result, source: Sequence[Item] | None) -> p
     )
 
 
-def resumed(request_id: int, session: Session, *, is_here: bool) -> pb.StreamResponse:
-    """A session was resumed. is_here: whether it was in memory."""
+def resumed(request_id: int, session: Session, position: int, *, is_here: bool) -> pb.StreamResponse:
+    """A session was resumed at a position. is_here: whether it was in memory."""
     bundle = session.served.bundle
     message = pb.Opened(
         model=bundle.model,
@@ -60,8 +60,7 @@ def resumed(request_id: int, session: Session, *, is_here: bool) -> pb.StreamRes
         restored_from=pb.RESTORED_FROM_MEMORY if is_here else pb.RESTORED_FROM_STORE,
     )
     return with_checkpoint(
-        pb.StreamResponse(request_id=request_id, session_id=session.name, position=session.position, opened=message),
-        session,
+        pb.StreamResponse(request_id=request_id, session_id=session.name, position=position, opened=message), session
     )
 
 
@@ -160,7 +159,7 @@ def closed(request_id: int, session: Session, reason: CloseReason) -> pb.StreamR
     return pb.StreamResponse(
         request_id=request_id,
         session_id=session.name,
-        position=session.position,
+        position=session.reportable_position,
         closed=pb.Closed(reason=session_messages.close_reason(reason)),
     )
 

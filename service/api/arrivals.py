@@ -18,7 +18,14 @@ from service.api.caller import Caller
 from service.api.domain import Domain
 from service.api.replies import Replies
 from service.engine.jobs import Item
-from service.errors import CarouselError, InvalidFieldError, QueueFullError, SessionAlreadyOpenError, quoted
+from service.errors import (
+    CarouselError,
+    InvalidFieldError,
+    QueueFullError,
+    SessionAlreadyOpenError,
+    StoreUnavailableError,
+    quoted,
+)
 from service.sessions.session import Request, Session
 
 _WITHIN = "open."
@@ -78,10 +85,10 @@ class Arrivals:
             return
         if known is not None:
             raise SessionAlreadyOpenError(
-                f"open: session {known.name!r} is open on this stream already, at position {known.position}",
+                f"open: session {known.name!r} is open on this stream already, at position {known.reportable_position}",
                 field="session_id",
                 session_id=known.name,
-                position=known.position,
+                position=known.reportable_position,
             )
         open_ = message.open
         served = self._domain.hosting.find(open_.model, open_.version, open_.variant, within=_WITHIN)
@@ -123,7 +130,7 @@ class Arrivals:
             return
         if known is not None:
             self._sessions.registry.used(known)
-            self._answer(request, known, is_here=True)
+            self._answer(request, message, known, is_here=True)
             return
         if self._waits(request, message):
             return
@@ -160,10 +167,20 @@ class Arrivals:
                 self._sessions.deferral.give_back(message.ByteSize())
             waiting.clear()
 
-    def _answer(self, request: Request, session: Session, *, is_here: bool) -> None:
-        """Answers a resumption. is_here: whether the session was in memory."""
-        self.opened(request)
-        self._stream.replies.answer(request, answers.resumed(request.request_id, session, is_here=is_here))
+    def _answer(self, request: Request, message: pb.StreamRequest, session: Session, *, is_here: bool) -> None:
+        """Answers a resumption. Of a strict session it tells the position that is stored: where the session is, unless
+        the store fails. is_here: whether the session was in memory."""
+        position = session.position  # what is sent behind it may be applied before it is answered
+
+        def answer(error: CarouselError | None) -> None:
+            if error is not None and not isinstance(error, StoreUnavailableError):
+                self._stream.refuse(request, message, error)
+                return
+            self.opened(request)
+            told = position if error is None else session.reportable_position
+            self._stream.replies.answer(request, answers.resumed(request.request_id, session, told, is_here=is_here))
+
+        self._sessions.checkpoints.after_pending(session, answer)
 
     def _count(self, request: Request, num_bytes: int, source: Sequence[Item] | None) -> None:
         self._unanswered[request] = (num_bytes, source)
@@ -225,5 +242,5 @@ class Arrivals:
         else:
             request.session = session
             stream.took(session)
-            self._answer(request, session, is_here=is_here)
+            self._answer(request, message, session, is_here=is_here)
         self._run_waiting(session_id)

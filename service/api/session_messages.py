@@ -107,7 +107,7 @@ def session_info(session: Session) -> sessions_pb2.SessionInfo:
         model=bundle.model,
         version=bundle.version,
         variant=session.served.variant,
-        position=session.position,
+        position=session.reportable_position,
         state=_STATES[session.state],
         durability=durability(session),
         checkpoint_position=persistence.checkpoint_position,

@@ -48,7 +48,7 @@ class Close(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Copies the state of lanes. then: called with it, see `lane_state.read_lanes`."""
+    """Copies the state of lanes. then: called with it, see `results.read_lanes`."""
 
     lanes: Sequence[Lane]
     then: Callable[[list[LaneState | None]], None]

@@ -32,6 +32,7 @@ from service.sessions.checks import (
     check_score,
     trace_size,
 )
+from service.sessions.ending import not_stored
 from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.persistence import NOT_STORED, SessionLimits
 from service.sessions.registry import Registry
@@ -58,9 +59,12 @@ class Requests:
         """Retries that came after a Cancel, and what each repeats: it is applied if the Cancel came in time."""
 
     def check_turn(self, session: Session, field: str, position: int | None) -> None:
-        """Refuses what cannot be next, with PositionMismatchError or QueueFullError. While work is in flight the
+        """Refuses what cannot be next, with PositionMismatchError or QueueFullError; StoreUnavailableError when the
+        position of a strict session is not stored. While work is in flight the
         engine, which knows when it ends, is the judge."""
         if session.num_in_flight == 0 and position is not None and position != session.position:
+            if session.reportable_position != session.position:
+                raise not_stored(session)  # the error would tell a position that is not
             raise position_mismatch(field, position, session.position)
         if session.num_in_flight >= self.limits.max_in_flight:
             raise QueueFullError(

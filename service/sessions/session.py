@@ -292,7 +292,7 @@ class Session:
         following = TABLE.get((self.state, event))
         if following is None:
             raise IllegalRequestError(
-                f"{event.value}: session {self.name!r} is {self.state.value} at position {self.position}"
+                f"{event.value}: session {self.name!r} is {self.state.value} at position {self.reportable_position}"
                 + (": wait for its end, or cancel it" if self.state is State.GENERATING else ""),
                 session_id=self.name,
                 state=self.state.value,

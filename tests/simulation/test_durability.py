@@ -84,6 +84,30 @@ def test_a_cancelled_strict_feed_tells_a_position_that_is_stored() -> None:
     play(act, idle_timeout_s=9.0, does_finish=False, inline_s=0.0)
 
 
+def test_nothing_tells_a_position_of_a_strict_session_that_is_not_stored() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=STRICT, on_disconnect=keep(20.0))
+        await fed(stream, "a", 5)
+        world.faults.is_down = True
+        assert reason(await stream.ask("a", feed=feed(6))) == "STORE_UNAVAILABLE"
+        answers = [
+            await stream.ask("a", open=RESUME),
+            await stream.ask("a", feed=feed(7, position=9)),
+            await stream.ask("a", score=pb.Score(position=9, targets=[pb.Sequence(ids=pb.TokenIds(ids=[5]))])),
+            await world.connect().ask("a", open=RESUME),
+        ]
+        expected = ["opened", "STORE_UNAVAILABLE", "STORE_UNAVAILABLE", "opened"]
+        assert [(reason(answer), answer.position) for answer in answers] == [(one, 1) for one in expected]
+        found = await world.call("Sessions.Get", sessions_pb2.SessionsGetRequest(session_id="a"))
+        assert found.session.position == 1
+        world.faults.is_down = False
+        resumed = await world.connect().ask("a", open=RESUME)
+        assert (reason(resumed), resumed.position, world.stored("a").position) == ("opened", 2, 2)
+
+    play(act, idle_timeout_s=9.0, does_finish=False)
+
+
 def test_a_step_batch_tells_no_position_of_a_strict_session_that_is_not_stored() -> None:
     async def act(world: World) -> None:
         stream = world.connect()

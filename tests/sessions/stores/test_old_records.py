@@ -9,8 +9,8 @@ from pathlib import Path
 
 import lmdb
 import redis as redis_client
-from service.sessions.policy import Durability
 
+from service.sessions.persistence import Durability
 from service.sessions.snapshot import Codec
 from service.sessions.stores.base import Claimed, Gone, Held, Standing, Write
 from service.sessions.stores.lmdb import LmdbStore
