@@ -43,16 +43,31 @@ Defer = Callable[[Request, pb.StreamRequest, list[Session], Act], None]
 
 
 class _Sent:
-    """A batch that was accepted. gives_values: whether its answer is values; accepted: None until the engine has it;
+    """A batch that was accepted. message: empty when it and its answer took too much memory and are not kept: a retry
+    is refused for its positions; gives_values: whether its answer is values; accepted: None until the engine has it;
     retries: requests that came before its answer."""
 
-    __slots__ = ("accepted", "gives_values", "message", "retries")
+    __slots__ = ("__weakref__", "accepted", "gives_values", "message", "retries")
 
     def __init__(self, message: pb.StepBatch, *, gives_values: bool) -> None:
         self.message = message
         self.gives_values = gives_values
         self.accepted: StepBatchRequest | None = None
         self.retries: list[Request] = []
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes in memory with its answer."""
+        result = None if self.accepted is None else self.accepted.result
+        num_bytes = 3 * self.message.ByteSize()
+        if result is not None:
+            num_bytes += _NUMBER_BYTES * (4 * len(result.positions) + 2 * len(result.token_ids))
+            num_bytes += 0 if result.logits is None else result.logits.nbytes
+        return num_bytes
+
+    def drop(self) -> None:
+        """See `answer_memory.Kept`."""
+        self.message, self.accepted = pb.StepBatch(), None
 
 
 class _Found:
@@ -163,8 +178,9 @@ class StreamBatches:
         positions = list(batch.positions) or None
         asked = StepBatch(found.sessions, refused, tokens, counts, positions, outputs, None if refused else found.lanes)
         accepted = self._batches.step(asked, partial(self._on_stepped, request, sent), request.reserve)
-        sent.accepted = accepted
-        self._last = sent
+        if batch is sent.message:  # else it was answered, and is not kept
+            sent.accepted = accepted
+        self._last = sent if batch.positions else None
 
     def _repeated(self, batch: pb.StepBatch) -> _Sent | None:
         """The batch that this one is a retry of: the last, or one whose answer the store did not take."""
@@ -208,6 +224,9 @@ class StreamBatches:
         retries, sent.retries = sent.retries, []
         for retry in retries:
             self._replay(retry, sent, accepted, result)
+        sent.accepted = accepted  # it is known before `step` returns, where it is answered inline
+        if sent.message.positions:
+            self._batches.replays.keep(sent, sent.num_bytes)
 
     def _answer_retry(self, request: Request, sent: _Sent) -> bool:
         """Answers a batch that was sent again, if its sessions are where it left them. Returns whether it did."""
@@ -238,9 +257,8 @@ class StreamBatches:
         """Keeps a batch that was done, and whose answer has other errors than that: the store did not take it."""
         done = accepted.result
         if done is not None and sent.message.positions and result.errors != done.errors:
-            num_bytes = 3 * sent.message.ByteSize() + 4 * _NUMBER_BYTES * len(done.positions)
-            num_bytes += 2 * _NUMBER_BYTES * len(done.token_ids) + (0 if done.logits is None else done.logits.nbytes)
-            self._batches.unstored.keep(Kept(self._unstored, _key(sent.message), sent), num_bytes)
+            sent.accepted = accepted
+            self._batches.unstored.keep(Kept(self._unstored, _key(sent.message), sent), sent.num_bytes)
 
 
 def _key(batch: pb.StepBatch) -> int:

@@ -30,6 +30,12 @@ ITEM_SIZE = 4
 """Bytes of a number."""
 
 
+def size_of(items: Sequence[Item]) -> int:
+    """About the bytes that a list of items takes in memory."""
+    first = items[0] if items else 0
+    return len(items) * (48 + len(first) if isinstance(first, bytes) else 40)
+
+
 class Items:
     """Arrays of items. feature_size: numbers in a vector, F; 0 when items are tokens."""
 

@@ -119,7 +119,7 @@ class Replays:
         self.num_bytes -= self._kept.pop(there, 0)
 
 
-def size_of(outputs: Iterable[StepOutput]) -> int:
+def outputs_bytes(outputs: Iterable[StepOutput]) -> int:
     """About the bytes that the outputs of a feed take."""
     total = 0
     for output in outputs:

@@ -21,13 +21,16 @@ class Generation:
     generation waits for its retry; seen: the tokens that the repetition penalty counts then. request: the request that
     its tokens are delivered to, None when it has no listener. num_read: tokens that were written to the client;
     num_granted: tokens that it need not wait for. received_position: up to which the client of a generation that is
-    made again has its tokens, which are not delivered once more.
+    made again has its tokens, which are not delivered once more. is_dropped: of a search, whether its results took too
+    much memory, and only its position is kept.
     """
 
     __slots__ = (
+        "__weakref__",
         "decoding",
         "finish_reason",
         "found",
+        "is_dropped",
         "job",
         "log_probabilities",
         "num_dropped",
@@ -54,6 +57,13 @@ class Generation:
         self.num_read = 0
         self.num_granted = 0
         self.received_position: int | None = None
+        self.is_dropped = False
+
+    def drop(self) -> None:
+        """Forgets what a search has found, but for its position."""
+        self.is_dropped = True
+        self.num_dropped += len(self.tokens)
+        self.tokens, self.found = [], None
 
     @property
     def num_tokens(self) -> int:
@@ -68,7 +78,7 @@ class Generation:
     @property
     def is_ended(self) -> bool:
         """Whether it has come to its end."""
-        return self.finish_reason is not None or self.found is not None
+        return self.finish_reason is not None or self.found is not None or self.is_dropped
 
     @property
     def is_suspended(self) -> bool:

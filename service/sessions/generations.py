@@ -9,8 +9,9 @@ from functools import partial
 
 from service.engine.beam import BeamSearch
 from service.engine.decoding import Beam, Decoding
-from service.engine.jobs import GenerateJob, Job, SearchJob
+from service.engine.jobs import GenerateJob, Job, SearchJob, size_of
 from service.engine.results import Generated, Result, Searched
+from service.errors import OutputsLostError
 from service.sessions.checks import check_can_generate, check_decoding
 from service.sessions.generation import Generation
 from service.sessions.lifecycle import Event, State
@@ -76,12 +77,19 @@ class Generations:
         """Starts a beam search of `request.session`. It is answered once, when the session has consumed the best that
         was found. A retry is answered again.
 
-        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError.
+        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError.
         """
         session = request.session
         last = _repeated(session, position, decoding)
         if last is not None:
             self._requests.replayed(request, "generate")
+            if last.is_dropped:
+                raise OutputsLostError(
+                    f"generate.position = {position}: this search was made, and its results are no longer kept: go on"
+                    f" from position {last.position}",
+                    field="generate.position",
+                    position=last.position,
+                )
             if last.found is not None:
                 self._checkpoints.deliver(request, last.found, self._unstored.of(session, last))
             else:
@@ -222,6 +230,8 @@ class Generations:
             if generation is not None:
                 generation.start = result.position - len(best)
                 generation.tokens, generation.found = [*best], result
+                num_bytes = size_of(best) + sum(2 * size_of(one.tokens) for one in result.hypotheses)
+                self._requests.replays.keep(generation, num_bytes)
         elif not session.is_over:
             session.last = None
         listener = request if generation is None else generation.request

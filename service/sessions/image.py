@@ -232,7 +232,7 @@ def _last_of(session: Session, lane: LaneState) -> FedBefore | GeneratedBefore |
     last = session.last
     if isinstance(last, LastFeed):
         if (
-            not last.is_dropped
+            not (last.is_dropped or last.is_hashed)
             and isinstance(last.result, Fed)
             and last.result.position == lane.position
             and last.start is not None
@@ -242,7 +242,7 @@ def _last_of(session: Session, lane: LaneState) -> FedBefore | GeneratedBefore |
     if last is None or last.start is None:
         return None
     if not lane.num_produced:
-        if not (last.is_ended and last.position == lane.position):
+        if last.is_dropped or not (last.is_ended and last.position == lane.position):
             return None
         return GeneratedBefore(
             last.start,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from service.engine.jobs import FeedJob, Item, OutputSpec, ScoreJob
+from service.engine.jobs import FeedJob, Item, OutputSpec, ScoreJob, size_of
 from service.engine.results import Failed, Fed, LaneState, Result, Scored
 from service.errors import (
     CarouselError,
@@ -21,7 +21,7 @@ from service.errors import (
     position_mismatch,
 )
 from service.observer import SessionObserver
-from service.sessions.answer_memory import SMALL_ANSWER, Replays, size_of
+from service.sessions.answer_memory import SMALL_ANSWER, Replays, outputs_bytes
 from service.sessions.checks import (
     check_forks,
     check_kind,
@@ -39,6 +39,8 @@ from service.sessions.registry import Registry
 from service.sessions.session import LastFeed, Request, Served, Session
 from service.sessions.unstored import Keeper, unstored_feed, unstored_score
 
+_FEW = 64
+"""Tokens or outputs that need not be counted when they are kept."""
 _MAX_CHECKED = 256
 """Kinds of outputs of one model whose checks are remembered."""
 
@@ -54,7 +56,7 @@ class Requests:
         self.checkpoints = registry.checkpoints
         self.deferral = registry.deferral
         self._touch = registry.directory.touch
-        self._replays = replays
+        self.replays = replays
         self._maybe_repeated: dict[Request, LastFeed] = {}
         """Retries that came after a Cancel, and what each repeats: it is applied if the Cancel came in time."""
 
@@ -264,8 +266,9 @@ class Requests:
         feed.request, feed.result = None, result
         feed.start = result.position - len(feed.tokens)
         outputs = feed.outputs
-        if isinstance(result, Fed) and (outputs.kind.is_vector or outputs.every_position or outputs.has_trace):
-            self._replays.keep(feed, size_of(result.outputs))
+        is_small = len(feed.tokens) <= _FEW and outputs.top_k <= _FEW and not outputs.every_position
+        if isinstance(result, Fed) and not (is_small and not outputs.kind.is_vector and not outputs.has_trace):
+            self.replays.keep(feed, size_of(feed.tokens) + outputs_bytes(result.outputs))
 
     def _is_repeated(self, request: Request, result: Result) -> bool:
         """Whether a feed repeats one that a Cancel did not reach. It is answered again then."""

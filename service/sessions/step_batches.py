@@ -11,7 +11,7 @@ from functools import partial
 
 from service.engine.jobs import Lane, OutputSpec, StepBatchJob
 from service.engine.results import Stepped
-from service.errors import CarouselError, InvalidFieldError, OutputsLostError, QueueFullError
+from service.errors import CarouselError, InvalidFieldError, QueueFullError
 from service.observer import CALL_TRACE, SessionObserver
 from service.sessions.answer_memory import Replays
 from service.sessions.checks import check_batch, check_kind, check_outputs
@@ -36,15 +36,13 @@ class StepBatchRequest:
 
     sessions: those that take part, at `places` of the batch; refused: why the others do not, by place; positions: where
     these are, as far as it may be told. began_s: monotonic seconds of its arrival. result: the answer, once it is
-    known, without what the store failed to take; is_dropped: whether it took too much memory, and only its positions
-    are kept; eras: of the sessions that have their own persistence, as it left them.
+    known, without what the store failed to take; eras: of the sessions that have their own persistence, as it left
+    them.
     """
 
     __slots__ = (
-        "__weakref__",
         "began_s",
         "eras",
-        "is_dropped",
         "num_tokens",
         "places",
         "positions",
@@ -73,16 +71,9 @@ class StepBatchRequest:
         self.began_s = began_s
         self.num_tokens = num_tokens
         self.result: Stepped | None = None
-        self.is_dropped = False
         self.eras: dict[Session, int] = {}
         call = CALL_TRACE.get()
         self.trace = None if call is None else call.request()
-
-    def drop(self) -> None:
-        """Forgets the answer, but for its positions."""
-        if self.result is not None:
-            self.result = self.result._replace(token_ids=[], log_probabilities=[], logits=None)
-            self.is_dropped = True
 
     @property
     def is_done(self) -> bool:
@@ -121,7 +112,7 @@ class StepBatches:
         observer: SessionObserver,
         unstored: Keeper,
     ) -> None:
-        self._replays = replays
+        self.replays = replays
         self._limits = limits
         self.unstored = unstored
         self._observer = observer
@@ -186,14 +177,8 @@ class StepBatches:
         return request
 
     def answer_again(self, request: StepBatchRequest, reply: Reply) -> None:
-        """Answers a retry of a batch that is answered already and whose sessions are where it left them. Raises
-        OutputsLostError when its answer is no longer kept."""
+        """Answers a retry of a batch that is answered already and whose sessions are where it left them."""
         assert request.result is not None  # noqa: S101  # the caller has looked
-        if request.is_dropped:
-            raise OutputsLostError(
-                "step_batch: it was applied, and its answer is no longer kept: go on from the positions that it led to",
-                field="step_batch",
-            )
         now_s = self._clock()
         for session in request.sessions:
             if not session.is_over:
@@ -241,9 +226,6 @@ class StepBatches:
             served.model, served.version, "step_batch", now_s - request.began_s, request.num_tokens, trace=request.trace
         )
         self._answer(request, self._spread(request, stepped, job.outputs))
-        logits = stepped.logits
-        num_bytes = 40 * len(stepped.token_ids) if logits is None else logits.nbytes
-        self._replays.keep(request, num_bytes)
 
     @staticmethod
     def _spread(request: StepBatchRequest, stepped: Stepped, outputs: OutputSpec) -> Stepped:

@@ -21,7 +21,7 @@ from weakref import ref
 from service.engine.decoding import Decoding
 from service.engine.jobs import FeedJob, Item, OutputSpec, ScoreJob
 from service.engine.results import Fed, Result, Scored
-from service.sessions.answer_memory import size_of
+from service.sessions.answer_memory import outputs_bytes
 from service.sessions.generation import Generation
 from service.sessions.persistence import Durability, Kept
 from service.sessions.session import LastFeed, Session
@@ -149,7 +149,7 @@ def _size(answered: LastFeed | Generation | DoneScore) -> int:
     num_bytes = _ENTRY_BYTES + _NUMBER_BYTES * len(answered.tokens)
     num_bytes += sum(len(item) for item in answered.tokens if isinstance(item, bytes))
     if isinstance(answered, LastFeed):
-        return num_bytes + (size_of(answered.result.outputs) if isinstance(answered.result, Fed) else 0)
+        return num_bytes + (outputs_bytes(answered.result.outputs) if isinstance(answered.result, Fed) else 0)
     hypotheses = answered.found.hypotheses if answered.found is not None else []
     num_numbers = len(answered.log_probabilities or ()) + 2 * sum(len(one.tokens) for one in hypotheses)
     return num_bytes + _NUMBER_BYTES * num_numbers

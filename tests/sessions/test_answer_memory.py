@@ -8,10 +8,13 @@ import gc
 import numpy as np
 import pytest
 
-from service.engine.jobs import OutputSpec
-from service.engine.results import Fed, StepOutput
+from service.engine.beam import Hypothesis
+from service.engine.decoding import Beam, Decoding, FinishReason
+from service.engine.jobs import Item, OutputSpec, size_of
+from service.engine.results import Fed, Searched, StepOutput
 from service.errors import QueueFullError
-from service.sessions.answer_memory import SMALL_ANSWER, AnswerBudget, Replays, StreamBudget, size_of
+from service.sessions.answer_memory import SMALL_ANSWER, AnswerBudget, Replays, StreamBudget, outputs_bytes
+from service.sessions.generation import Generation
 from service.sessions.session import LastFeed, Request
 
 MIB = 1024 * 1024
@@ -97,11 +100,11 @@ def answered(num_floats: int) -> LastFeed:
 
 def size(feed: LastFeed) -> int:
     assert isinstance(feed.result, Fed)
-    return size_of(feed.result.outputs)
+    return outputs_bytes(feed.result.outputs)
 
 
 def keep(replays: Replays, feed: LastFeed) -> None:
-    replays.keep(feed, size(feed))
+    replays.keep(feed, size(feed) + size_of(feed.tokens))
 
 
 def test_the_oldest_large_answers_are_dropped_and_their_positions_are_kept() -> None:
@@ -130,3 +133,24 @@ def test_an_answer_that_nothing_keeps_any_more_is_not_counted() -> None:
     del feed
     gc.collect()
     assert replays.num_bytes == 0
+
+
+@pytest.mark.parametrize("tokens", [[7] * 10_000, [b"1234"] * 10_000])
+def test_the_tokens_of_a_long_feed_are_counted_and_its_retry_is_known_without_them(tokens: list[Item]) -> None:
+    feed = LastFeed(None, 0, list(tokens), OutputSpec())
+    feed.result = answer = Fed(10_000, [StepOutput(10_000, [5])])
+    keep(Replays(1), feed)
+    assert (feed.is_dropped, len(feed.tokens)) == (False, 0)
+    assert feed.result is answer
+    assert feed.is_repeated_by(0, tokens, OutputSpec())
+    assert not feed.is_repeated_by(0, [*tokens[1:], tokens[0] * 2], OutputSpec())
+    assert not feed.is_repeated_by(0, tokens[1:], OutputSpec())
+
+
+def test_of_a_search_that_is_not_kept_the_position_is() -> None:
+    search = Generation(0, Decoding(1000, beam=Beam(8, 0.0, 8)), None)
+    best = Hypothesis([1] * 1000, None, 0.0, 0.0, [0.0] * 1000, FinishReason.MAX_TOKENS)
+    search.tokens, search.found = [*best.tokens], Searched(1000, [best] * 8)
+    Replays(1).keep(search, 100_000)
+    assert (search.is_ended, search.position, len(search.tokens)) == (True, 1000, 0)
+    assert search.found is None

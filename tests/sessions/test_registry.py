@@ -14,11 +14,10 @@ from service.engine.decoding import Decoding
 from service.engine.engine import Engine
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.limits import EngineLimits
-from service.engine.results import Encoded, Failed, Fed, Generated, Result, Stepped
+from service.engine.results import Encoded, Failed, Fed, Generated, Result
 from service.errors import (
     IllegalRequestError,
     InvalidFieldError,
-    OutputsLostError,
     PositionMismatchError,
     QueueFullError,
     SessionIdInUseError,
@@ -32,7 +31,6 @@ from service.sessions.persistence import SessionLimits
 from service.sessions.service import SessionService
 from service.sessions.session import CloseReason, Reply, Request, Served, Session
 from service.sessions.snapshot import Codec
-from service.sessions.step_batches import StepBatchRequest
 from service.sessions.step_columns import StepBatch
 from service.sessions.storage import Storage
 from service.sessions.stores.memory import MemoryStore
@@ -174,30 +172,6 @@ async def test_a_session_that_step_batches_use_is_left_its_whole_idle_timeout(ti
         it.now_s += 9.99
         it.service.expiry.expire()
         assert session.state is State.IDLE
-
-
-async def test_of_a_step_batch_whose_answer_is_too_large_to_keep_the_positions_are_kept(tiny_repository: Path) -> None:
-    async with opened(tiny_repository, max_sessions=400, max_replay_bytes=10_000) as it:
-        sessions, answered = [await it.open() for _ in range(400)], asyncio.Semaphore(0)
-        outputs = OutputSpec(OutputKind.LOGITS)
-        results: list[Stepped] = []
-
-        def reply(request: StepBatchRequest, result: Stepped) -> None:
-            results.append(result)
-            answered.release()
-
-        batch = StepBatch([*sessions], {}, [5] * 400, None, None, outputs, None)
-        request = it.service.step_batches.step(batch, reply, lambda num_bytes: None)
-        await answered.acquire()
-        assert results[0].logits is not None
-        assert request.is_current
-        assert request.result == Stepped([1] * 400, [], [], None, [])
-        with pytest.raises(OutputsLostError, match="no longer kept: go on from the positions"):
-            it.service.step_batches.answer_again(request, reply)
-        small = it.service.step_batches.step(batch._replace(sessions=[*sessions[:2]], tokens=[5, 5]), reply, print)
-        await answered.acquire()
-        it.service.step_batches.answer_again(small, reply)
-        assert results[1] is results[2]
 
 
 async def test_a_closed_id_is_free_at_once_and_its_work_is_answered_as_cancelled(tiny_repository: Path) -> None:
