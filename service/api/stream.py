@@ -226,8 +226,7 @@ class Stream:
         self._requests.cancel(session, cancelled)
 
     def _close(self, request: Request, message: pb.StreamRequest) -> None:
-        session = request.session or self._find(message, "close")
-        request.session = session
+        session = request.session = request.session or self._find(message, "close")
         if session.state is State.OPENING:
             self._defer(request, message, [session])
             return
@@ -268,9 +267,9 @@ class Stream:
                 raise SessionNotOpenError(
                     f"{kind}: session {elsewhere.name!r} was opened on another stream", field="session_id"
                 )
-            return session
+            return self._registry.here(session)
         if len(self.sessions) == 1:
-            return next(iter(self.sessions.values()))
+            return self._registry.here(next(iter(self.sessions.values())))
         if not self.sessions:
             raise SessionNotOpenError(f"{kind}: no session is open on this stream: send open first")
         raise InvalidFieldError(

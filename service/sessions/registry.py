@@ -89,6 +89,12 @@ class Registry:
             raise self.tombstones.not_found(session_id)
         return session
 
+    def here(self, session: Session) -> Session:
+        """The session, unless it has ended: its stream is not told before the store knows. Raises the reason then."""
+        if session.is_over:
+            raise session.persistence.moved or self.tombstones.not_found(session.id)
+        return session
+
     def page(self, after_serial: int, size: int, model: str, owner: str | None = None) -> list[Session]:
         """Up to `size` sessions opened after the one with that serial; of one model, or of all when it is empty; of one
         principal, or of all for None."""

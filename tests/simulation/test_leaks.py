@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from carousel.v1 import inference_pb2 as pb
 from simulation.bundles import PROMPT
 from simulation.world import World
 from tests.simulation.scenes import (
     LOGITS,
     RESUME,
+    STRICT,
     fed,
     feed,
     hold,
+    keep,
     opened,
     play,
     reason,
@@ -54,3 +58,27 @@ def test_a_generation_of_which_the_client_has_received_everything_goes_on() -> N
         assert await rest.wait(10.0), f"it stands still at {position}"
 
     play(act, idle_timeout_s=9.0)
+
+
+@pytest.mark.parametrize("kind", ["close", "cancel"])
+def test_a_close_of_a_session_that_is_handed_over_is_not_answered_as_if_it_were_closed(kind: str) -> None:
+    async def act(world: World) -> None:
+        here, there = world.connect(0), world.connect(1)
+        await opened(here, "a", durability=STRICT, on_disconnect=keep(20.0))
+        world.loop.slowness_s = 0.05
+        here.send("a", feed=feed(5))
+        await asyncio.sleep(0.1)
+        taken = there.send("a", open=RESUME)
+        while world.replicas[0].has("a"):  # for some milliseconds of virtual time
+            here.send("a", feed=feed(5))
+            await asyncio.sleep(0.01)
+        one = here.send("a", close=pb.Close()) if kind == "close" else here.send("a", cancel=pb.Cancel())
+        assert await one.wait(10.0)
+        assert await taken.wait(10.0)
+        world.loop.slowness_s = 0.0
+        await asyncio.sleep(1)
+        assert world.stored("a") is not None
+        assert reason(taken.answer) == "opened"
+        assert reason(one.answer) == "SESSION_MOVED"
+
+    play(act, idle_timeout_s=9.0, lease_s=1.0, max_in_flight=100, does_finish=False)
