@@ -20,7 +20,7 @@ from service.sessions.directory import Directory
 from service.sessions.ending import Ending, Tombstone, Tombstones, error_of
 from service.sessions.generation import Generation
 from service.sessions.last_records import LastRecords
-from service.sessions.lifecycle import LIVE, Action, Event, State
+from service.sessions.lifecycle import HOLDS_SLOT, Action, Event, State
 from service.sessions.persistence import NOT_STORED, WhenDone
 from service.sessions.policy import Durability, OnDisconnect
 from service.sessions.session import CloseReason, OnEnded, Served, Session, owner_of
@@ -238,7 +238,7 @@ class Registry:
             end.is_freed = True
             end.report()
 
-        if end.before in LIVE or end.before is State.SPILLING:
+        if end.before in HOLDS_SLOT:
             session.served.engine.close(session.lane, freed, error_of(session, end.reason))
         else:
             freed()
@@ -272,7 +272,7 @@ class Registry:
         persistence = session.own_persistence()
         persistence.moved = error_of(session, CloseReason.MOVED)
         ttl_s = max(1.0, persistence.held_until_s - self.clock()) if session.is_detached else 0.0
-        has_slot = end.before in LIVE
+        has_slot = end.before in HOLDS_SLOT
         if persistence.policy.durability is Durability.STRICT:
             persistence.is_releasing = has_slot and bool(persistence.awaiting or session.num_in_flight)
 

@@ -10,7 +10,9 @@ from carousel.v1 import inference_pb2 as pb
 from simulation.bundles import PROMPT
 from simulation.world import World
 from tests.simulation.scenes import (
+    CHECKPOINT,
     LOGITS,
+    NONE,
     RESUME,
     STRICT,
     fed,
@@ -18,6 +20,7 @@ from tests.simulation.scenes import (
     hold,
     keep,
     opened,
+    plain,
     play,
     reason,
 )
@@ -82,3 +85,25 @@ def test_a_close_of_a_session_that_is_handed_over_is_not_answered_as_if_it_were_
         assert reason(one.answer) == "SESSION_MOVED"
 
     play(act, idle_timeout_s=9.0, lease_s=1.0, max_in_flight=100, does_finish=False)
+
+
+@pytest.mark.parametrize("durability", [NONE, CHECKPOINT])
+def test_a_session_that_is_handed_over_while_it_is_spilled_loses_nothing(durability: pb.Durability.ValueType) -> None:
+    def attempt(delay_s: float) -> None:
+        async def act(world: World) -> None:
+            stream, other = world.connect(), world.connect()
+            await opened(stream, "a", durability=durability, on_disconnect=keep(20.0))
+            await opened(other, "g")
+            await fed(other, "g", 5)
+            await fed(stream, "a", 5, 6)
+            other.send("g", generate=generation(60, 1))
+            other.send("b", open=plain())  # a is spilled
+            await asyncio.sleep(delay_s)
+            await world.replicas[0].drain(0.0)
+            answer = await world.connect(1).ask("a", open=RESUME)
+            assert (reason(answer), answer.position) == ("opened", 2), answer
+
+        play(act, num_slots=2, idle_timeout_s=9.0, does_finish=False, seed=f"spill {delay_s}", inline_s=0.0)
+
+    for number in range(40):
+        attempt(number * 0.0004)
