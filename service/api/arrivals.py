@@ -40,6 +40,9 @@ class Stream(Protocol):
     def refuse(self, request: Request, message: pb.StreamRequest, error: CarouselError) -> None:
         """Answers a request with the reason why it was refused."""
 
+    def crashed(self, request: Request, message: pb.StreamRequest, error: Exception) -> None:
+        """Reports a bug of the server's, and answers the request that met it."""
+
     def run(self, request: Request, message: pb.StreamRequest) -> None:
         """Carries out a request that had to wait."""
 
@@ -179,6 +182,8 @@ class Arrivals:
             )
         except CarouselError as error:
             stream.refuse(request, message, error)
+        except Exception as error:  # a bug with one request must not keep those that wait for it
+            stream.crashed(request, message, error)
         else:
             request.session = session
             stream.took(session)

@@ -99,7 +99,7 @@ class Stream:
         except CarouselError as error:
             self.refuse(request, message, error)
         except Exception as error:  # a bug with one request must not cost the others of the stream their answers
-            self._crashed(request, message, error)
+            self.crashed(request, message, error)
 
     def last_read(self) -> None:
         """The client will send nothing more."""
@@ -149,7 +149,8 @@ class Stream:
         self._arrivals.opened(request)
         self.replies.refuse(request, session.name if session else message.session_id, session, error)
 
-    def _crashed(self, request: Request, message: pb.StreamRequest, error: Exception) -> None:
+    def crashed(self, request: Request, message: pb.StreamRequest, error: Exception) -> None:
+        """Reports a bug of the server's, and answers the request that met it."""
         self._observer.handler_crashed(_METHOD, error)
         self.refuse(request, message, EngineError("internal error; the server's log says more"))
 
@@ -308,7 +309,7 @@ class Stream:
         except CarouselError as error:
             self.refuse(request, message, error)
         except Exception as error:  # see `handle`
-            self._crashed(request, message, error)
+            self.crashed(request, message, error)
 
     def _on_opened(self, request: Request, result: Result) -> None:
         session = request.session

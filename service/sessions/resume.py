@@ -247,7 +247,7 @@ class Resume:
             if claimed is None:
                 raise self._registry.tombstones.not_found(session_id)
             if isinstance(claimed, Gone):
-                raise Tombstones.error_of(session_id, Tombstone.decode(claimed.payload))
+                raise Tombstones.error_in(session_id, claimed.payload)
             assert isinstance(claimed, Held)  # noqa: S101  # there is no fourth
             if asyncio.get_running_loop().time() >= deadline:
                 raise StoreUnavailableError(

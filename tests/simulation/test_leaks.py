@@ -7,6 +7,9 @@ import asyncio
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
+from service.sessions.stores.base import Standing
+from service.sessions.stores.memory import Record
+from simulation.adapters import EPOCH
 from simulation.bundles import PROMPT
 from simulation.world import World
 from tests.simulation.scenes import (
@@ -107,3 +110,16 @@ def test_a_session_that_is_handed_over_while_it_is_spilled_loses_nothing(durabil
 
     for number in range(40):
         attempt(number * 0.0004)
+
+
+def test_a_tombstone_that_cannot_be_read_is_one_of_a_session_that_is_gone() -> None:
+    async def act(world: World) -> None:
+        payload = b'["a reason of later years",3,1700000000.0]'
+        world.shelf.records["a"] = Record(1, "?", Standing.GONE, payload, EPOCH + 5000.0)
+        stream = world.connect()
+        sent = [stream.send("a", open=RESUME), stream.send("a", feed=feed(5))]
+        for one in sent:
+            assert await one.wait(10.0), f"{one} is not answered"
+            assert reason(one.answer) in ("SESSION_NOT_FOUND", "SESSION_NOT_OPEN")
+
+    play(act)
