@@ -19,7 +19,7 @@ from contextlib import suppress
 from enum import Enum
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from service.errors import SnapshotCorruptError, StoreUnavailableError
 from service.observer import StoreObserver
@@ -55,6 +55,7 @@ class WriteResult(Enum):
 
 
 Then = Callable[[WriteResult], None]
+T = TypeVar("T")
 
 
 class Put(NamedTuple):
@@ -151,23 +152,25 @@ class Storage:
     async def _claim(
         self, record_id: str, claim: Callable[[str], Claimed | Held | Gone | None]
     ) -> Claimed | Held | Gone | None:
-        await self._after_writes(record_id)
         began_s = perf_counter()
+        claimed = await self._taken(record_id, claim)
+        self.observer.record_read(perf_counter() - began_s)
+        return claimed
+
+    async def reserve(self, record_id: str, expires_at: float) -> int | None:
+        """See `StateStore.reserve`. Raises what `claim` raises."""
+        return await self._taken(record_id, partial(self._thread.take, self._store.reserve), expires_at)
+
+    async def _taken(self, record_id: str, take: Callable[..., T], *args: object) -> T:
+        await self._after_writes(record_id)
         try:
-            claimed = await self._thread.call(claim, record_id)
+            return await self._thread.call(take, record_id, *args)
         except CorruptRecordError as error:
             await self.set_aside(record_id, error)
             raise SnapshotCorruptError(
                 f"the record of session {name_of(record_id)!r} cannot be read, and was set aside",
                 session_id=name_of(record_id),
             ) from error
-        self.observer.record_read(perf_counter() - began_s)
-        return claimed
-
-    async def reserve(self, record_id: str, expires_at: float) -> int | None:
-        """See `StateStore.reserve`. Raises StoreUnavailableError."""
-        await self._after_writes(record_id)
-        return await self._thread.call(self._thread.take, self._store.reserve, record_id, expires_at)
 
     async def has(self, record_id: str) -> bool:
         """See `StateStore.has`. Raises StoreUnavailableError."""

@@ -59,7 +59,7 @@ class StoreThread:
             )
         except CorruptRecordError:
             raise
-        except StoreError as error:
+        except Exception as error:  # whatever it is, who asked is to be answered
             self.fails(error, operation)
             raise StoreUnavailableError(
                 "the session store does not answer: try again later", retry_delay_s=1.0

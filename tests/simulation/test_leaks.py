@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
-from service.sessions.stores.base import Standing
+from service.sessions.stores.base import CorruptRecordError, Standing
 from service.sessions.stores.memory import Record
 from simulation.adapters import EPOCH
 from simulation.bundles import PROMPT
@@ -121,5 +122,29 @@ def test_a_tombstone_that_cannot_be_read_is_one_of_a_session_that_is_gone() -> N
         for one in sent:
             assert await one.wait(10.0), f"{one} is not answered"
             assert reason(one.answer) in ("SESSION_NOT_FOUND", "SESSION_NOT_OPEN")
+
+    play(act)
+
+
+def test_an_opening_of_an_id_whose_record_is_corrupt_is_answered() -> None:
+    async def act(world: World) -> None:
+        store = cast(Any, world.replicas[0])._service.storage._store
+        reserve = store.reserve
+
+        def reserved(session_id: str, expires_at: float) -> int | None:
+            if session_id in world.shelf.records:
+                raise CorruptRecordError("the record cannot be read")
+            return cast("int | None", reserve(session_id, expires_at))
+
+        store.reserve = reserved
+        world.shelf.records["a"] = Record(1, "?", Standing.FREE, b"?", EPOCH + 5000.0)
+        stream = world.connect()
+        opening = plain(durability=STRICT)
+        sent = [stream.send("a", open=opening), stream.send("a", feed=feed(5))]
+        for one in sent:
+            assert await one.wait(10.0), f"{one} is not answered"
+        assert reason(sent[0].answer) == "SNAPSHOT_CORRUPT"
+        assert "a" in world.shelf.aside
+        assert reason(await stream.ask("a", open=opening)) == "opened"
 
     play(act)
