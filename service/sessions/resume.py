@@ -126,13 +126,9 @@ class Resume:
         directory = self._registry.directory
         deadline_s = asyncio.get_running_loop().time() + self._patience_s
         while True:
-            session = directory.get(session_id)
+            session = await self._opened(session_id)
             if session is not None:
-                if session.state is not State.OPENING:
-                    return session
-                with suppress(SessionNotOpenError):  # the store may have a session of the id, of another server
-                    await self._spill.act(session, lambda: None)
-                continue
+                return session
             taking = self._taking.get(session_id)
             if taking is not None and not taking.done():  # one that is done is awaited without a turn of the event loop
                 await asyncio.shield(taking)
@@ -145,6 +141,16 @@ class Resume:
             taken = await asyncio.shield(taking)
             if isinstance(taken, int):
                 return taken
+
+    async def _opened(self, session_id: str) -> Session | None:
+        """The session of this server that has the id, once it is open; None when none has it, or its opening failed:
+        the store may have a session of the id, of another server."""
+        while True:
+            session = self._registry.directory.get(session_id)
+            if session is None or session.state is not State.OPENING:
+                return session
+            with suppress(SessionNotOpenError):
+                await self._spill.act(session, lambda: None)
 
     async def restore(
         self,
@@ -190,6 +196,7 @@ class Resume:
                 image = await self._storage.decode(session_id, claimed.payload)
                 ttl_s += image.policy.duration_s
                 served = self._served(image, None)
+                await self._opened(session_id)  # one that came meanwhile cannot have the id, but does not know it yet
                 making = self._opening.make(
                     image, served, session_id, max_owned=max_owned, epoch=claimed.epoch, is_chosen=False
                 )

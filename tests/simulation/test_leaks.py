@@ -126,6 +126,29 @@ def test_a_tombstone_that_cannot_be_read_is_one_of_a_session_that_is_gone() -> N
     play(act)
 
 
+def test_a_resumption_is_not_refused_because_of_an_opening_of_its_id() -> None:
+    def attempt(delay_s: float) -> None:
+        async def act(world: World) -> None:
+            stream, other = world.connect(), world.connect()
+            await opened(stream, "a", durability=NONE, on_disconnect=keep(20.0))
+            await fed(stream, "a", 5, 6)
+            stream.leave()
+            await asyncio.sleep(2.0)  # it leaves the memory
+            assert world.stored("a").position == 2
+            stream = world.connect()
+            resumed = stream.send("a", open=RESUME)
+            await asyncio.sleep(delay_s)
+            again = other.send("a", open=plain())
+            assert await resumed.wait(10.0)
+            assert await again.wait(10.0)
+            assert (reason(resumed.answer), reason(again.answer)) == ("opened", "SESSION_ID_IN_USE")
+
+        play(act, idle_timeout_s=1.0, does_finish=False, seed=f"r{delay_s}")
+
+    for number in range(40):
+        attempt(number * 0.0002)
+
+
 def test_an_opening_of_an_id_whose_record_is_corrupt_is_answered() -> None:
     async def act(world: World) -> None:
         store = cast(Any, world.replicas[0])._service.storage._store
