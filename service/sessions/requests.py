@@ -18,9 +18,9 @@ from service.errors import (
     InvalidFieldError,
     OutputsLostError,
     PositionMismatchError,
-    QueueFullError,
     RequestCancelledError,
     position_mismatch,
+    too_many_in_flight,
 )
 from service.observer import SessionObserver
 from service.sessions.answer_budget import SMALL_ANSWER
@@ -64,13 +64,12 @@ class Requests:
         engine, which knows when it ends, is the judge."""
         if session.num_in_flight == 0 and position is not None and position != session.position:
             raise position_mismatch(field, position, session.position)
-        if session.num_in_flight >= self.limits.max_in_flight:
-            raise QueueFullError(
-                f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may have:"
-                " read its answers",
-                retry_delay_s=0.1,
-                max_in_flight=self.limits.max_in_flight,
-            )
+        self._check_unanswered(session, session.num_unanswered)
+
+    def _check_unanswered(self, session: Session, count: int) -> None:
+        """Refuses, with QueueFullError, one more than the requests that a session may have without an answer."""
+        if count >= self.limits.max_in_flight:
+            raise too_many_in_flight(session.name, count, self.limits.max_in_flight)
 
     @staticmethod
     def admitted(session: Session, following: State) -> None:
@@ -143,7 +142,8 @@ class Requests:
         each = served.answer_bytes.get(outputs)
         if each is None or each * num_tokens > SMALL_ANSWER:
             request.reserve(self._check_outputs(served, outputs, num_tokens))
-        if session.num_in_flight or (position is not None and position != session.position):
+        waits = session.num_in_flight or session.persistence.awaiting
+        if waits or (position is not None and position != session.position):
             self.check_turn(session, "feed.position", position)
         engine = served.engine
         engine.submit(
@@ -196,9 +196,10 @@ class Requests:
         """Ends the session's work in flight at a token boundary, and refuses what waits for its slot.
 
         `then` gets the number of requests ended, after each was answered; of a strict session, when the position that
-        it stands at is stored, or the error for which that cannot be.
+        it stands at is stored, or the error for which that cannot be. Raises QueueFullError.
         """
         session.transition(Event.CANCEL)
+        self._check_unanswered(session, len(session.persistence.awaiting))
         if isinstance(session.last, LastFeed):
             session.last.is_cancelled = True
         is_live = session.is_live
@@ -246,6 +247,7 @@ class Requests:
                 position=last.result.position,
             )
         else:
+            self._check_unanswered(request.session, request.session.num_unanswered)
             self.checkpoints.deliver(request, last.result)
 
     def _keep(self, feed: LastFeed, result: Result) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 
 from service.engine.jobs import Lane, OutputSpec, StepBatchJob
 from service.engine.results import Stepped
-from service.errors import CarouselError, InvalidFieldError, OutputsLostError, QueueFullError
+from service.errors import CarouselError, InvalidFieldError, OutputsLostError, too_many_in_flight
 from service.observer import CALL_TRACE, SessionObserver
 from service.sessions.checks import check_batch, check_kind, check_outputs
 from service.sessions.lifecycle import LIVE, Event, State
@@ -166,13 +166,16 @@ class StepBatches:
 
     def answer_again(self, request: StepBatchRequest, reply: Reply) -> None:
         """Answers a retry of a batch that is answered already and whose sessions are where it left them. Raises
-        OutputsLostError when its answer is no longer kept."""
+        OutputsLostError when its answer is no longer kept, and QueueFullError."""
         assert request.result is not None  # noqa: S101  # the caller has looked
         if request.is_dropped:
             raise OutputsLostError(
                 "step_batch: it was applied, and its answer is no longer kept: go on from the positions that it led to",
                 field="step_batch",
             )
+        for session in request.eras:
+            if session.num_unanswered >= self._limits.max_in_flight:
+                raise too_many_in_flight(session.name, session.num_unanswered, self._limits.max_in_flight)
         now_s = self._clock()
         for session in request.sessions:
             if not session.is_over:
@@ -184,15 +187,15 @@ class StepBatches:
         refused: dict[int, CarouselError] = {}
         limit = self._limits.max_in_flight
         for place, session in enumerate(found):
-            if session is not None and (session.num_in_flight >= limit or session.state is State.GENERATING):
+            if session is None:
+                continue
+            count = session.num_in_flight
+            if session.persistence.awaiting:
+                count = session.num_unanswered
+            if count >= limit or session.state is State.GENERATING:
                 try:
                     session.transition(Event.STEP_BATCH)
-                    refused[place] = QueueFullError(
-                        f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may"
-                        " have: read its answers",
-                        retry_delay_s=0.1,
-                        max_in_flight=limit,
-                    )
+                    refused[place] = too_many_in_flight(session.name, count, limit)
                 except CarouselError as error:
                     refused[place] = error
         return refused

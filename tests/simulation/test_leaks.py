@@ -126,6 +126,34 @@ def test_a_tombstone_that_cannot_be_read_is_one_of_a_session_that_is_gone() -> N
     play(act)
 
 
+@pytest.mark.parametrize("ahead", ["feed", "retry", "step batch again", "cancel"])
+def test_what_waits_for_the_store_is_bounded(ahead: str) -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        handle = await opened(stream, "a", durability=STRICT)
+        await fed(stream, "a", 5, position=0)
+        world.loop.slowness_s = 1.0
+        batch = pb.StepBatch(handles=[handle], token_ids=[5], positions=[1])
+        stream.send(step_batch=batch) if ahead == "step batch again" else stream.send("a", feed=feed(5, position=1))
+        await asyncio.sleep(0.05)
+        for _ in range(60):
+            if ahead == "feed":
+                stream.send("a", feed=feed(5))
+            elif ahead == "retry":
+                stream.send("a", feed=feed(5, position=1))
+            elif ahead == "cancel":
+                stream.send("a", cancel=pb.Cancel())
+            else:
+                stream.send(step_batch=batch)
+            await asyncio.sleep(0.001)
+        waiters = world.replicas[0].statistics().waiters
+        assert waiters <= 8, f"{waiters} wait"
+        world.loop.slowness_s = 0.0
+        await asyncio.sleep(2.0)
+
+    play(act, idle_timeout_s=9.0, lease_s=9.0)
+
+
 def test_a_resumption_is_not_refused_because_of_an_opening_of_its_id() -> None:
     def attempt(delay_s: float) -> None:
         async def act(world: World) -> None:
