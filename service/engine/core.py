@@ -91,6 +91,8 @@ class EngineCore:
         self._costs = Costs()
         self._deferred: Batch | None = None
         self.inbox: deque[commands.Command] = deque()
+        self.num_closed = 0
+        """How many lanes were closed: their slots are free."""
         self._handlers: dict[type[commands.Command], Callable[..., object]] = {
             commands.Submit: stepper.submit,
             commands.SubmitStepBatch: self._submit_step_batch,
@@ -289,6 +291,7 @@ class EngineCore:
             lane.refusal = error
             self.stepper.abandon(lane, error)
             self.arena.release(lane.slot)
+            self.num_closed += 1
         if then is not None:
             self.stepper.entries.append((None, then))
 
