@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from service.engine.lane_state import LaneState
 from service.errors import CarouselError
 from service.sessions.policy import PLAIN, SessionPolicy
+from service.sessions.tasks import call_guarded
 
 WhenDone = Callable[[CarouselError | None], None]
 """Called once: with None when it is done, or with the reason why it cannot be."""
@@ -92,7 +93,7 @@ class Persistence:
             if error is None and (stored is None or wanted > stored):
                 self.awaiting.append((wanted, call))
             else:
-                call(error)
+                call_guarded(call, error)
 
 
 class _NotStored(Persistence):

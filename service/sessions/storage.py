@@ -37,6 +37,7 @@ from service.sessions.stores.base import (
     StoreError,
     Write,
 )
+from service.sessions.tasks import call_guarded
 
 _MAX_RECORDS = 1024
 _MAX_BYTES = 32 * 1024 * 1024
@@ -227,22 +228,17 @@ class Storage:
                 self._thread.executor, self._write, [put for put, _ in batch]
             )
         except Exception as error:  # the store's, or a bug of ours
-            self._thread.fails(error, "write")
+            call_guarded(self._thread.fails, error, "write")
         else:
-            self._thread.works("write")
-            self.observer.records_written(sizes, perf_counter() - began_s)
+            call_guarded(self._thread.works, "write")
+            call_guarded(self.observer.records_written, sizes, perf_counter() - began_s)
         for put, thens in batch:
             self._writing.discard(put.record_id)
             result = WriteResult.REFUSED if put.record_id in refused else WriteResult.STORED
             if put.record_id in failed:
                 result = WriteResult.FAILED
             for then in thens:
-                try:
-                    then(result)
-                except Exception as error:  # a bug of one session must not cost another its answer
-                    asyncio.get_running_loop().call_exception_handler(
-                        {"message": "what follows a write to the session store failed", "exception": error}
-                    )
+                call_guarded(then, result)
             written = self._written.pop(put.record_id, None)
             if written is not None:
                 written.set_result(None)

@@ -125,10 +125,11 @@ class StoreThread:
     def fails(self, error: Exception, operation: str) -> None:
         """The store failed."""
         self._tries_at_s = self._clock() + _RETRY_S
-        self._observer.operation_failed(operation)
-        if not self._failing:
-            self._observer.store_failed(error)
+        was_failing = self.is_failing
         self._failing.add(operation)
+        self._observer.operation_failed(operation)
+        if not was_failing:
+            self._observer.store_failed(error)
 
     def works(self, *operations: str) -> None:
         """The store works."""

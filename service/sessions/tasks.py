@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from service.errors import CarouselError
 
 T = TypeVar("T")
+
+
+def call_guarded(call: Callable[..., object], *args: object) -> bool:
+    """Calls what belongs to one of many: what it raises is reported, and costs the others nothing. Returns whether it
+    raised nothing."""
+    try:
+        call(*args)
+    except Exception as error:
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "a callback of sessions failed", "exception": error}
+        )
+        return False
+    return True
 
 
 class Tasks:
