@@ -194,10 +194,10 @@ class Checkpoints:
         if session.persistence.is_dirty:
             session.persistence.is_dirty = False
 
-    def flush(self) -> None:
-        """Stores at once what is not stored yet."""
-        self._urgent |= self._dirty
-        self._flush_urgent()
+    def hasten(self, session: Session) -> None:
+        """Stores a session soon, if it is not stored yet."""
+        if session in self._dirty:
+            self._hasten(session)
 
     @property
     def lag_s(self) -> float:

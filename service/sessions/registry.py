@@ -173,7 +173,7 @@ class Registry:
             bundle = session.served.bundle
             self.observer.session_detached(bundle.model, bundle.version, session.id)
             if policy.durability is not Durability.NONE:
-                self.checkpoints.flush()
+                self.checkpoints.hasten(session)
             elif policy.on_disconnect is OnDisconnect.KEEP and session.is_live:
                 self.checkpoints.store(session, lambda result: None)
 

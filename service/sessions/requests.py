@@ -58,6 +58,8 @@ class Requests:
         self._replays = replays
         self._maybe_repeated: dict[Request, LastFeed] = {}
         """Retries that came after a Cancel, and what each repeats: it is applied if the Cancel came in time."""
+        self._awaited: dict[Request, LastFeed] = {}
+        """What they repeat, by its own request."""
 
     def check_turn(self, session: Session, field: str, position: int | None) -> None:
         """Refuses what cannot be next, with PositionMismatchError or QueueFullError. While work is in flight the
@@ -150,8 +152,8 @@ class Requests:
             session.lane,
             FeedJob(reply=self._on_fed, tag=request, start=position, tokens=tokens, outputs=outputs, has_mark=has_mark),
         )
-        if repeated is not None:
-            self._maybe_repeated[request] = repeated
+        if repeated is not None and repeated.request is not None:
+            self._maybe_repeated[request] = self._awaited[repeated.request] = repeated
         session.last = LastFeed(request, position, tokens, outputs)
         session.state = following.state
         session.num_in_flight += 1
@@ -260,9 +262,8 @@ class Requests:
 
     def _is_repeated(self, request: Request, result: Result) -> bool:
         """Whether a feed repeats one that a Cancel did not reach. It is answered again then."""
-        for repeated in self._maybe_repeated.values():
-            if repeated.request is request:
-                self._keep(repeated, result)
+        if (repeated := self._awaited.pop(request, None)) is not None:
+            self._keep(repeated, result)
         before = self._maybe_repeated.pop(request, None)
         is_refused = isinstance(result, Failed) and isinstance(result.error, PositionMismatchError)
         if before is None or not is_refused or not isinstance(before.result, Fed):
