@@ -28,7 +28,7 @@ from service.sessions.generation import Generation
 from service.sessions.image import Image, image_of
 from service.sessions.last_records import LastRecords
 from service.sessions.persistence import Moment, WhenDone
-from service.sessions.policy import Durability
+from service.sessions.policy import Durability, OnDisconnect
 from service.sessions.session import Request, Session
 from service.sessions.storage import Put, Storage, Then, WriteResult
 from service.sessions.stores.base import Standing
@@ -76,9 +76,10 @@ class Checkpoints:
         self._is_urgent_due = False
 
     def changed(self, session: Session) -> None:
-        """A session changed."""
-        persistence = session.persistence
-        if persistence.policy.durability is Durability.NONE or session.is_over:
+        """A session changed. One that will be kept, and is not stored otherwise, is stored while no stream has it."""
+        persistence, policy = session.persistence, session.persistence.policy
+        is_kept = policy.on_disconnect is OnDisconnect.KEEP and not persistence.is_attached
+        if session.is_over or (policy.durability is Durability.NONE and not is_kept):
             return
         if not persistence.is_dirty:
             self._mark_dirty(session)

@@ -172,10 +172,10 @@ class Registry:
             self.hold(session, policy.duration_s)
             bundle = session.served.bundle
             self.observer.session_detached(bundle.model, bundle.version, session.id)
-            if policy.durability is not Durability.NONE:
+            if policy.is_stored:
+                if policy.durability is Durability.NONE:
+                    self.checkpoints.changed(session)  # it was not stored before
                 self.checkpoints.hasten(session)
-            elif policy.on_disconnect is OnDisconnect.KEEP and session.is_live:
-                self.checkpoints.store(session, lambda result: None)
 
     def hold(self, session: Session, duration_s: float) -> None:
         """Holds a session that no stream has, for so long."""

@@ -1,0 +1,34 @@
+"""Who has a session, and what is told and kept of it, as streams come and go."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from simulation.world import World
+from tests.simulation.scenes import NONE, RESUME, fed, feed, keep, opened, play, reason
+
+
+@pytest.mark.parametrize("what", ["a feed in flight", "an outage"])
+def test_a_session_that_is_kept_is_stored_after_its_stream(what: str) -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=NONE, on_disconnect=keep(20.0))
+        await fed(stream, "a", 5, 6)
+        if what == "an outage":
+            world.faults.is_down = True
+        else:
+            stream.send("a", feed=feed(*[5] * 30))
+            await asyncio.sleep(0.008)
+        stream.leave()
+        await asyncio.sleep(0.3)
+        world.faults.is_down = False
+        await asyncio.sleep(0.7)
+        assert world.replicas[0].has("a")
+        world.replicas[0].kill()
+        await asyncio.sleep(1.5)
+        answer = await world.connect(1).ask("a", open=RESUME)
+        assert (reason(answer), answer.position) == ("opened", 2 if what == "an outage" else 32), answer
+
+    play(act, idle_timeout_s=9.0, does_finish=False, inline_s=0.0)
