@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from carousel.v1 import inference_pb2 as pb
@@ -17,7 +18,8 @@ from service.api.domain import Domain
 from service.api.replies import Replies
 from service.engine.items import Item
 from service.errors import CarouselError, InvalidFieldError, QueueFullError, SessionAlreadyOpenError, quoted
-from service.sessions.session import Request, Session
+from service.sessions.lifecycle import State
+from service.sessions.session import Failures, Request, Session
 
 _MAX_OPENINGS = 64
 _MAX_BYTES = 16 * 1024 * 1024
@@ -43,7 +45,7 @@ class Stream(Protocol):
     def crashed(self, request: Request, message: pb.StreamRequest, error: Exception) -> None:
         """Reports a bug of the server's, and answers the request that met it."""
 
-    def run(self, request: Request, message: pb.StreamRequest) -> None:
+    def run(self, request: Request, message: pb.StreamRequest, failures: Failures | None = None) -> None:
         """Carries out a request that had to wait."""
 
 
@@ -111,8 +113,12 @@ class Arrivals:
             raise InvalidFieldError(
                 "session_id is missing: open.resume resumes the session of that id", field="session_id"
             )
+        if known is not None and known.state is State.OPENING:  # it may fail yet
+            run, refuse = partial(self._stream.run, request, message), partial(self._stream.refuse, request, message)
+            self._sessions.spill.when_live([known], run, refuse, message.ByteSize())
+            return
         if known is not None:
-            self._sessions.registry.used(known)
+            self._sessions.registry.used(self._sessions.registry.here(known))
             self._answer(request, known, is_here=True)
             return
         if self._waits(request, message):

@@ -67,7 +67,7 @@ def test_a_generation_of_which_the_client_has_received_everything_goes_on() -> N
     play(act, idle_timeout_s=9.0)
 
 
-@pytest.mark.parametrize("kind", ["close", "cancel"])
+@pytest.mark.parametrize("kind", ["close", "cancel", "open"])
 def test_a_close_of_a_session_that_is_handed_over_is_not_answered_as_if_it_were_closed(kind: str) -> None:
     async def act(world: World) -> None:
         here, there = world.connect(0), world.connect(1)
@@ -79,7 +79,8 @@ def test_a_close_of_a_session_that_is_handed_over_is_not_answered_as_if_it_were_
         while world.replicas[0].has("a"):  # for some milliseconds of virtual time
             here.send("a", feed=feed(5))
             await asyncio.sleep(0.01)
-        one = here.send("a", close=pb.Close()) if kind == "close" else here.send("a", cancel=pb.Cancel())
+        asked = {"close": pb.Close(), "cancel": pb.Cancel(), "open": RESUME}
+        one = here.send("a", **{kind: asked[kind]})
         assert await one.wait(10.0)
         assert await taken.wait(10.0)
         world.loop.slowness_s = 0.0

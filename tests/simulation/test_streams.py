@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from simulation.world import World
-from tests.simulation.scenes import NONE, RESUME, fed, feed, keep, opened, play, reason
+from tests.simulation.scenes import NONE, RESUME, STRICT, fed, feed, keep, opened, plain, play, reason
 
 
 @pytest.mark.parametrize("what", ["a feed in flight", "an outage"])
@@ -32,3 +32,16 @@ def test_a_session_that_is_kept_is_stored_after_its_stream(what: str) -> None:
         assert (reason(answer), answer.position) == ("opened", 2 if what == "an outage" else 32), answer
 
     play(act, idle_timeout_s=9.0, does_finish=False, inline_s=0.0)
+
+
+def test_an_opening_that_fails_is_not_told_to_be_resumed() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        world.faults.is_down = True
+        sent = [stream.send("a", open=plain(durability=STRICT)), stream.send("a", open=RESUME)]
+        for one in sent:
+            assert await one.wait(10.0)
+        world.faults.is_down = False
+        assert [reason(one.answer) for one in sent] == ["STORE_UNAVAILABLE", "SESSION_NOT_OPEN"]
+
+    play(act)
