@@ -193,6 +193,7 @@ class Arrivals:
         else:
             request.session = session
             stream.took(session)
+            self._sessions.generations.leave(session)  # as nobody listens to what it generates, until a retry does
             self._answer(request, session, is_here=is_here)
         for waiting, its_message in self.resuming.pop(session_id):
             self._sessions.deferral.give_back(its_message.ByteSize())

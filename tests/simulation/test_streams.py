@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
+from carousel.v1 import inference_pb2 as pb
 from simulation.world import World
-from tests.simulation.scenes import NONE, RESUME, STRICT, fed, feed, keep, opened, plain, play, reason
+from tests.simulation.scenes import NONE, RESUME, STRICT, fed, feed, hold, keep, opened, plain, play, reason
 
 
 @pytest.mark.parametrize("what", ["a feed in flight", "an outage"])
@@ -45,3 +46,20 @@ def test_an_opening_that_fails_is_not_told_to_be_resumed() -> None:
         assert [reason(one.answer) for one in sent] == ["STORE_UNAVAILABLE", "SESSION_NOT_OPEN"]
 
     play(act)
+
+
+def test_an_unattended_generation_goes_on_when_it_is_taken_over() -> None:
+    async def act(world: World) -> None:
+        stream, other = world.connect(), world.connect()
+        await opened(stream, "a", on_disconnect=hold(3.0), unattended=True)
+        await fed(stream, "a", 5)
+        stream.set_reading(False)
+        stream.send("a", generate=pb.Generate(position=1, decoding=pb.Decoding(max_tokens=30, min_tokens=30)))
+        await asyncio.sleep(0.5)
+        before = world.replicas[0].statistics().sessions["a"][0]
+        await other.ask("a", open=RESUME)
+        await asyncio.sleep(0.5)
+        after = world.replicas[0].statistics().sessions["a"][0]
+        assert after > before
+
+    play(act, idle_timeout_s=9.0)
