@@ -132,9 +132,11 @@ class Sessions:
 
 
 @asynccontextmanager
-async def opened(repository: Path, model: str = "tiny-endless", **limits: Any) -> AsyncIterator[Sessions]:
+async def opened(
+    repository: Path, model: str = "tiny-endless", *, num_slots: int | None = None, **limits: Any
+) -> AsyncIterator[Sessions]:
     bundle = load_bundle(repository / model / "1")
-    engine_limits = EngineLimits(num_slots=limits.get("max_sessions", 50))
+    engine_limits = EngineLimits(num_slots=num_slots or limits.get("max_sessions", 50))
     engine = Engine(bundle, engine_limits, Events(), asyncio.get_running_loop(), lambda error: None)
     engine.start()
     try:
