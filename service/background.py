@@ -73,12 +73,14 @@ def report(error: Exception) -> None:
     asyncio.get_running_loop().call_exception_handler({"message": "a callback failed", "exception": error})
 
 
-def guarded(call: Callable[..., object], *arguments: object) -> None:
-    """Calls. What it raises is reported to the event loop and stops nothing."""
+def guarded(call: Callable[..., object], *arguments: object) -> bool:
+    """Calls. What it raises is reported to the event loop and stops nothing. Returns whether it raised nothing."""
     try:
         call(*arguments)
     except Exception as error:
         report(error)
+        return False
+    return True
 
 
 def awaited() -> tuple[asyncio.Future[Any], Callable[[Any], None]]:

@@ -151,7 +151,12 @@ class Replica:
             tasks=sorted(
                 getattr(task.get_coro(), "__qualname__", "?") for task in self.life.tasks if task not in self._own_tasks
             ),
-            gauges=dict(self._observer.gauges),
+            gauges={
+                **self._observer.gauges,
+                "deferred_bytes": service.deferral.num_bytes,
+                "unwritten_bytes": service.answer_budget.num_bytes,
+                "unlisted_sessions": len(live) - len(service.directory.unused_since(float("inf"))),
+            },
         )
 
     async def _start(self, life: Life) -> None:

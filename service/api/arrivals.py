@@ -26,7 +26,7 @@ from service.errors import (
     StoreUnavailableError,
     quoted,
 )
-from service.sessions.session import Request, Session
+from service.sessions.session import Failures, Request, Session
 
 _WITHIN = "open."
 """In front of the fields of an opening."""
@@ -51,7 +51,10 @@ class Stream(Protocol):
     def refuse(self, request: Request, message: pb.StreamRequest, error: CarouselError) -> None:
         """Answers a request with the reason why it was refused."""
 
-    def run(self, request: Request, message: pb.StreamRequest) -> None:
+    def crashed(self, request: Request, message: pb.StreamRequest, error: Exception) -> None:
+        """Reports a bug of the server's, and answers the request that met it."""
+
+    def run(self, request: Request, message: pb.StreamRequest, failures: Failures | None = None) -> None:
         """Carries out a request that had to wait."""
 
 
@@ -129,7 +132,7 @@ class Arrivals:
         if known is not None and self._waits_for_first(request, message):
             return
         if known is not None:
-            self._sessions.registry.used(known)
+            self._sessions.registry.used(self._sessions.registry.here(known))
             self._answer(request, message, known, is_here=True)
             return
         if self._waits(request, message):
@@ -239,8 +242,11 @@ class Arrivals:
             )
         except CarouselError as error:
             stream.refuse(request, message, error)
+        except Exception as error:  # a bug with one request must not keep those that wait for it
+            stream.crashed(request, message, error)
         else:
             request.session = session
             stream.took(session)
+            self._sessions.generations.leave(session)  # as nobody listens to what it generates, until a retry does
             self._answer(request, message, session, is_here=is_here)
         self._run_waiting(session_id)

@@ -121,7 +121,7 @@ def _open(
     prompt = None
     if request.HasField("prompt"):
         prompt = convert.prompt_items(request.prompt, bundle, limits.max_feed_tokens)
-    return call.open(served, source, prompt)
+    return call.open(served, source, prompt, request.ByteSize())
 
 
 async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Context, observer: ApiObserver) -> bool:

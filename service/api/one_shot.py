@@ -32,9 +32,11 @@ class OneShot:
         self._part: Part | None = None
         self._failure: CarouselError | None = None
 
-    def open(self, served: Served, source: Sequence[Item] | None, prompt: Sequence[Item] | None) -> Session:
-        """Opens the session and feeds it the prompt, both as soon as there is a slot. Raises the reason why it cannot
-        be opened."""
+    def open(
+        self, served: Served, source: Sequence[Item] | None, prompt: Sequence[Item] | None, num_bytes: int = 0
+    ) -> Session:
+        """Opens the session and feeds it the prompt, both as soon as there is a slot. num_bytes: that the call's
+        request holds meanwhile. Raises the reason why it cannot be opened."""
         principal = self._caller.principal
         new = self._sessions.opening.prepare(
             served,
@@ -46,6 +48,7 @@ class OneShot:
             is_chosen=False,
             owner=principal.name,
             max_owned=principal.max_sessions,
+            num_bytes=num_bytes,
         )
         session = self._session = new.session
         self._sessions.opening.begin(new)

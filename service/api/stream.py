@@ -99,7 +99,7 @@ class Stream:
         except CarouselError as error:
             self.refuse(request, message, error)
         except Exception as error:  # a bug with one request must not cost the others of the stream their answers
-            self._crashed(request, message, error)
+            self.crashed(request, message, error)
 
     def last_read(self) -> None:
         """The client will send nothing more."""
@@ -149,7 +149,8 @@ class Stream:
         self._arrivals.opened(request)
         self.replies.refuse(request, session.name if session else message.session_id, session, error)
 
-    def _crashed(self, request: Request, message: pb.StreamRequest, error: Exception) -> None:
+    def crashed(self, request: Request, message: pb.StreamRequest, error: Exception) -> None:
+        """Reports a bug of the server's, and answers the request that met it."""
         self._observer.handler_crashed(_METHOD, error)
         self.refuse(request, message, EngineError("internal error; the server's log says more"))
 
@@ -262,9 +263,9 @@ class Stream:
                 raise SessionNotOpenError(
                     f"{kind}: session {elsewhere.name!r} {self._registry.whereabouts(elsewhere)}", field="session_id"
                 )
-            return session
+            return self._registry.here(session)
         if len(self.sessions) == 1:
-            return next(iter(self.sessions.values()))
+            return self._registry.here(next(iter(self.sessions.values())))
         if not self.sessions:
             raise SessionNotOpenError(f"{kind}: no session is open on this stream: send open first")
         raise InvalidFieldError(
@@ -307,7 +308,7 @@ class Stream:
         except CarouselError as error:
             self.refuse(request, message, error)
         except Exception as error:  # see `handle`
-            self._crashed(request, message, error)
+            self.crashed(request, message, error)
 
     def _on_opened(self, request: Request, result: Result) -> None:
         session = request.session

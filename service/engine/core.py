@@ -90,6 +90,8 @@ class EngineCore:
         self._costs = Costs()
         self._deferred: Batch | None = None
         self.inbox: deque[commands.Command] = deque()
+        self.num_closed = 0
+        """How many lanes were closed: their slots are free."""
         self._handlers: dict[type[commands.Command], Callable[..., object]] = {
             commands.Submit: stepper.submit,
             commands.SubmitStepBatch: self._submit_step_batch,
@@ -254,21 +256,26 @@ class EngineCore:
 
     def _command_failed(self, command: commands.Command, error: Exception) -> None:
         """Answers what a command that raised would have led to, and reports it."""
+        if isinstance(command, commands.Submit):
+            self.stepper.begin_failed(command.lane, command.job, error)
+            return
+        self._on_fault(error)
+        entries = self.stepper.entries
         match command:
-            case commands.Submit(lane, job):
-                self.stepper.begin_failed(lane, job, error)
             case commands.SubmitStepBatch(job):
-                self._on_fault(error)
                 held = [lane for lane in job.lanes if lane.active is not None and lane.active.job is job]
                 for lane in held:
                     self.stepper.abandon(lane, _commit_error())
                 if not held:
                     self.stepper.answer(job, all_failed(job, _commit_error()))
             case commands.Write(lane, _):
-                self._on_fault(error)
                 lane.refusal = EngineError("the session's state could not be restored: open it again")
-            case _:
-                self._on_fault(error)
+            case commands.Read(lanes, then):  # who waits for it looks again, or does without
+                entries.append((None, partial(then, [None] * len(lanes))))
+            case commands.Cancel(_, _, then):
+                entries.append((None, partial(then, 0)))
+            case commands.Close(_, _, then) if then is not None:
+                entries.append((None, then))
 
     def _submit_step_batch(self, job: StepBatchJob) -> None:
         submit_step_batch(self.stepper, job, self._output_size)
@@ -283,6 +290,7 @@ class EngineCore:
             lane.refusal = error
             self.stepper.abandon(lane, error)
             self.arena.release(lane.slot)
+            self.num_closed += 1
         if then is not None:
             self.stepper.entries.append((None, then))
 

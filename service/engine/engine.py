@@ -71,7 +71,7 @@ class Engine:
         self._core = EngineCore(bundle, variant, limits, observer, self._report)
         self._inbox = self._core.inbox
         self.session_bytes = self._core.arena.row_bytes
-        self._num_waiting = self._num_forks = 0
+        self._num_opened = self._num_waiting = self._num_forks = 0
         self._num_inline = self._num_threaded = 0
         self._is_pump_due = self._is_delivery_due = self._is_delivering = False
         self._latest_lane: Lane | None = None
@@ -104,7 +104,7 @@ class Engine:
     def statistics(self) -> EngineStatistics:
         """A view of the engine as it is now. Any thread."""
         return EngineStatistics(
-            self._core.arena.num_used - self._num_forks,
+            self._num_opened - self._core.num_closed,
             self._num_forks,
             self._num_waiting,
             self._num_inline,
@@ -113,10 +113,11 @@ class Engine:
 
     def open(self, source: Sequence[Item] = ()) -> Lane:
         """A lane with a zeroed slot. source: what it is to read. Raises NoSlotError when every slot is taken."""
-        is_full = self._core.arena.num_used - self._num_forks >= self._limits.num_slots
+        is_full = self._num_opened - self._core.num_closed >= self._limits.num_slots
         slot = None if is_full else self._core.arena.acquire()
         if slot is None:
             raise self._limits.no_slot()
+        self._num_opened += 1
         pending = list(source[-1:]) if self._starts_with_source else self._first_pending
         return Lane(slot, pending)
 

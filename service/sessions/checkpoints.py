@@ -25,7 +25,7 @@ from service.errors import CarouselError
 from service.sessions.ending import LastRecords, not_stored
 from service.sessions.generation import Generation
 from service.sessions.image import Image, image_of
-from service.sessions.persistence import Durability, Moment, WhenDone
+from service.sessions.persistence import Durability, Moment, OnDisconnect, WhenDone
 from service.sessions.session import Request, Session
 from service.sessions.storage import Put, Storage, Then, WriteResult
 from service.sessions.stores.base import Standing
@@ -73,9 +73,10 @@ class Checkpoints:
         self._is_urgent_due = False
 
     def changed(self, session: Session) -> None:
-        """A session changed."""
-        persistence = session.persistence
-        if persistence.policy.durability is Durability.NONE or session.is_over:
+        """A session changed. One that will be kept, and is not stored otherwise, is stored while no stream has it."""
+        persistence, policy = session.persistence, session.persistence.policy
+        is_kept = policy.on_disconnect is OnDisconnect.KEEP and not persistence.is_attached
+        if session.is_over or (policy.durability is Durability.NONE and not is_kept):
             return
         if not persistence.is_dirty:
             self._mark_dirty(session)
@@ -194,10 +195,10 @@ class Checkpoints:
         if session.persistence.is_dirty:
             session.persistence.is_dirty = False
 
-    def flush(self) -> None:
-        """Stores at once what is not stored yet."""
-        self._urgent |= self._dirty
-        self._flush_urgent()
+    def hasten(self, session: Session) -> None:
+        """Stores a session soon, if it is not stored yet."""
+        if session in self._dirty:
+            self._hasten(session)
 
     @property
     def lag_s(self) -> float:

@@ -5,7 +5,7 @@ Rules:
 1. The requests of a session run in the order in which they came: while one waits, all that come later wait behind it.
 2. A request of several sessions (a step batch) waits in the queue of each of them, and runs when it is the first in all
    of them and all have a slot.
-3. Each is run or refused, once.
+3. Each is run or refused, once. One that raises costs no other anything: it is refused.
 4. Both their number for a session and the bytes of all of them are bounded.
 
 Event loop only.
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 
 from service.background import guarded
-from service.errors import CarouselError, QueueFullError
+from service.errors import CarouselError, EngineError, QueueFullError
 from service.sessions.session import Deferred, Session
 
 
@@ -105,7 +105,8 @@ class Deferral:
             for session in deferred.sessions:
                 if session.deferred and session.deferred[0] is deferred:
                     session.deferred.popleft()
-            guarded(deferred.run, deferred.failures)
+            if not guarded(deferred.run, deferred.failures):
+                guarded(deferred.refuse, EngineError("internal error; the server's log says more"))
             for session in deferred.sessions:
                 self._take_turn(session, ready)
 

@@ -147,10 +147,10 @@ class Directory:
         return self._owned[owner] if owner else len(self)
 
     def touch(self, session: Session, now_s: float) -> None:
-        """Notes that a session was used at the monotonic time `now_s`."""
+        """Notes that a session was used at the monotonic time `now_s`. One that is in here no more is left alone."""
         session.last_used_s = now_s
         order = self._live if session.is_live else self._other
-        if session is not order.newest:
+        if session is not order.newest and self._by_id.get(session.id) is session:
             order.unlink(session)
             order.link(session)
 

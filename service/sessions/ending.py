@@ -90,6 +90,19 @@ class Tombstones:
             )
         return self.error_of(session_id, tombstone)
 
+    @classmethod
+    def error_in(cls, session_id: str, data: bytes) -> SessionNotFoundError:
+        """The error for a session whose tombstone a store has. One that another version of this server wrote may say
+        what this one does not know."""
+        try:
+            return cls.error_of(session_id, Tombstone.decode(data))
+        except msgspec.MsgspecError:
+            return SessionNotFoundError(
+                f"session_id = {name_of(session_id)!r} is gone",
+                field="session_id",
+                session_id=name_of(session_id),
+            )
+
     @staticmethod
     def error_of(session_id: str, tombstone: Tombstone) -> SessionNotFoundError:
         """The error for a session with this tombstone."""

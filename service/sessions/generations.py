@@ -145,6 +145,8 @@ class Generations:
         request.granted = partial(self._read, session, last)
         self._requests.replayed(request, "generate")
         last.request = None if last.is_ended else request
+        if received is not None:  # maybe more than its stream knew of when it ended
+            self._read(session, last, 0, received)
         if last.is_ended or missed.token_ids:
             self._checkpoints.deliver(request, missed, self._unstored.of(session, last))
 

@@ -96,7 +96,9 @@ class Transition(NamedTuple):
 
 
 LIVE = frozenset({State.IDLE, State.BUSY, State.GENERATING})
-"""The states with a slot."""
+"""The states with a slot that requests can use."""
+HOLDS_SLOT = LIVE | {State.SPILLING}
+"""Those whose state is in a slot: also of a session that is being stored, to give it up."""
 OVER = frozenset({State.ENDING, State.ENDED})
 _WAITING = (State.OPENING, State.SPILLING, State.SPILLED, State.RESTORING)
 _BEFORE_END = (*_WAITING, State.IDLE, State.BUSY, State.GENERATING)

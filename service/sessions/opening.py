@@ -125,19 +125,19 @@ class Opening:
     def begin(self, new: NewSession) -> None:
         """Opens a session, at once when it can be. `new.request` is answered with the result of its last step: `Fed`
         when outputs were asked for, else `Encoded`; or `Failed`, and the session has ended."""
-        if not new.is_chosen:
+        waits = new.is_chosen
+        if not waits:
             try:
                 self._start(new, new.session.served.engine.open(new.source or ()))
             except NoSlotError:
-                pass  # another session may give its own up
+                waits = True  # another session may give its own up
             except CarouselError as error:
                 self._fail(new, error)
-                return
-            else:
-                self._registry.deferral.give_back(new.num_bytes)
-                return
-        self.num_waiting += 1
-        self._tasks.start(self._finish(new))
+        if waits:
+            self.num_waiting += 1
+            self._tasks.start(self._finish(new))
+        else:
+            self._registry.deferral.give_back(new.num_bytes)
 
     def make(
         self,

@@ -20,7 +20,7 @@ from service.sessions.deferral import Deferral
 from service.sessions.directory import Directory
 from service.sessions.ending import Ending, LastRecords, Tombstone, Tombstones, error_of
 from service.sessions.generation import Generation
-from service.sessions.lifecycle import LIVE, Action, Event, State
+from service.sessions.lifecycle import HOLDS_SLOT, Action, Event, State
 from service.sessions.persistence import NOT_STORED, Durability, OnDisconnect, WhenDone
 from service.sessions.session import CloseReason, OnEnded, Served, Session, owner_of
 from service.sessions.storage import Storage
@@ -94,6 +94,12 @@ class Registry:
         if session.is_detached:
             return "is held, and no stream has it: resume it"
         return "is being opened elsewhere" if session.state is State.OPENING else "was opened on another stream"
+
+    def here(self, session: Session) -> Session:
+        """The session, unless it has ended: its stream is not told before the store knows. Raises the reason then."""
+        if session.is_over:
+            raise session.persistence.moved or self.tombstones.not_found(session.id)
+        return session
 
     def page(self, after_serial: int, size: int, model: str, owner: str | None = None) -> list[Session]:
         """Up to `size` sessions opened after the one with that serial; of one model, or of all when it is empty; of one
@@ -172,10 +178,10 @@ class Registry:
             self.hold(session, policy.duration_s)
             bundle = session.served.bundle
             self.observer.session_detached(bundle.model, bundle.version, session.id)
-            if policy.durability is not Durability.NONE:
-                self.checkpoints.flush()
-            elif policy.on_disconnect is OnDisconnect.KEEP and session.is_live:
-                self.checkpoints.store(session, lambda result: None)
+            if policy.is_stored:
+                if policy.durability is Durability.NONE:
+                    self.checkpoints.changed(session)  # it was not stored before
+                self.checkpoints.hasten(session)
 
     def hold(self, session: Session, duration_s: float) -> None:
         """Holds a session that no stream has, for so long."""
@@ -238,7 +244,7 @@ class Registry:
             end.is_freed = True
             end.report()
 
-        if end.before in LIVE or end.before is State.SPILLING:
+        if end.before in HOLDS_SLOT:
             session.served.engine.close(session.lane, freed, error_of(session, end.reason))
         else:
             freed()
@@ -276,7 +282,7 @@ class Registry:
         persistence = session.own_persistence()
         persistence.moved = error_of(session, CloseReason.MOVED)
         ttl_s = max(1.0, persistence.held_until_s - self.clock()) if session.is_detached else 0.0
-        has_slot = end.before in LIVE
+        has_slot = end.before in HOLDS_SLOT
         if persistence.policy.durability is Durability.STRICT:
             persistence.is_releasing = has_slot and bool(persistence.awaiting or session.num_in_flight)
 

@@ -16,9 +16,9 @@ from service.errors import (
     InvalidFieldError,
     OutputsLostError,
     PositionMismatchError,
-    QueueFullError,
     RequestCancelledError,
     position_mismatch,
+    too_many_in_flight,
 )
 from service.observer import SessionObserver
 from service.sessions.answer_memory import SMALL_ANSWER, Replays, outputs_bytes
@@ -59,6 +59,8 @@ class Requests:
         self.replays = replays
         self._maybe_repeated: dict[Request, LastFeed] = {}
         """Retries that came after a Cancel, and what each repeats: it is applied if the Cancel came in time."""
+        self._awaited: dict[Request, LastFeed] = {}
+        """What they repeat, by its own request."""
 
     def check_turn(self, session: Session, field: str, position: int | None) -> None:
         """Refuses what cannot be next, with PositionMismatchError or QueueFullError; StoreUnavailableError when the
@@ -68,13 +70,12 @@ class Requests:
             if session.reportable_position != session.position:
                 raise not_stored(session)  # the error would tell a position that is not
             raise position_mismatch(field, position, session.position)
-        if session.num_in_flight >= self.limits.max_in_flight:
-            raise QueueFullError(
-                f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may have"
-                " (max_in_flight): read its answers",
-                retry_delay_s=0.1,
-                max_in_flight=self.limits.max_in_flight,
-            )
+        self._check_unanswered(session, session.num_unanswered)
+
+    def _check_unanswered(self, session: Session, count: int) -> None:
+        """Refuses, with QueueFullError, one more than the requests that a session may have without an answer."""
+        if count >= self.limits.max_in_flight:
+            raise too_many_in_flight(session.name, count, self.limits.max_in_flight)
 
     @staticmethod
     def admitted(session: Session, following: State) -> None:
@@ -153,14 +154,15 @@ class Requests:
         each = served.answer_bytes.get(outputs)
         if each is None or each * num_tokens > SMALL_ANSWER:
             request.reserve(self._check_outputs(served, outputs, num_tokens))
-        if session.num_in_flight or (position is not None and position != session.position):
+        waits = session.num_in_flight or session.persistence.awaiting
+        if waits or (position is not None and position != session.position):
             self.check_turn(session, "feed.position", position)
         served.engine.submit(
             session.lane,
             FeedJob(reply=self._on_fed, tag=request, start=position, tokens=tokens, outputs=outputs, has_mark=has_mark),
         )
-        if repeated is not None:
-            self._maybe_repeated[request] = repeated
+        if repeated is not None and repeated.request is not None:
+            self._maybe_repeated[request] = self._awaited[repeated.request] = repeated
         session.last = LastFeed(request, position, tokens, outputs)
         session.state = following.state
         session.num_in_flight += 1
@@ -209,9 +211,10 @@ class Requests:
         """Ends the session's work in flight at a token boundary, and refuses what waits for its slot.
 
         `then` gets the number of requests ended, after each was answered; of a strict session, when the position that
-        it stands at is stored, or the error for which that cannot be.
+        it stands at is stored, or the error for which that cannot be. Raises QueueFullError.
         """
         session.transition(Event.CANCEL)
+        self._check_unanswered(session, len(session.persistence.awaiting))
         if isinstance(session.last, LastFeed):
             session.last.is_cancelled = True
         is_live = session.is_live
@@ -259,6 +262,7 @@ class Requests:
                 position=last.result.position,
             )
         else:
+            self._check_unanswered(request.session, request.session.num_unanswered)
             self.checkpoints.deliver(request, last.result, self.unstored.of(request.session, last))
 
     def _keep(self, feed: LastFeed, result: Result) -> None:
@@ -272,9 +276,8 @@ class Requests:
 
     def _is_repeated(self, request: Request, result: Result) -> bool:
         """Whether a feed repeats one that a Cancel did not reach. It is answered again then."""
-        for repeated in self._maybe_repeated.values():
-            if repeated.request is request:
-                self._keep(repeated, result)
+        if (repeated := self._awaited.pop(request, None)) is not None:
+            self._keep(repeated, result)
         before = self._maybe_repeated.pop(request, None)
         is_refused = isinstance(result, Failed) and isinstance(result.error, PositionMismatchError)
         if before is None or not is_refused or not isinstance(before.result, Fed):

@@ -129,13 +129,9 @@ class Resume:
         directory = self._registry.directory
         deadline_s = asyncio.get_running_loop().time() + self._patience_s
         while True:
-            session = directory.get(session_id)
+            session = await self._opened(session_id)
             if session is not None:
-                if session.state is not State.OPENING:
-                    return session
-                with suppress(*_NOT_OPENED):  # the store may have a session of the id, of another server
-                    await self._spill.act(session, lambda: None)
-                continue
+                return session
             taking = self._taking.get(session_id)
             if taking is not None and not taking.done():  # one that is done is awaited without a turn of the event loop
                 with suppress(SessionIdInUseError):
@@ -158,6 +154,16 @@ class Resume:
                 continue
             if isinstance(taken, int):
                 return taken
+
+    async def _opened(self, session_id: str) -> Session | None:
+        """The session of this server that has the id, once it is open; None when none has it, or its opening failed:
+        the store may have a session of the id, of another server."""
+        while True:
+            session = self._registry.directory.get(session_id)
+            if session is None or session.state is not State.OPENING:
+                return session
+            with suppress(*_NOT_OPENED):
+                await self._spill.act(session, lambda: None)
 
     async def restore(
         self,
@@ -203,6 +209,7 @@ class Resume:
                 image = await self._storage.decode(session_id, claimed.payload)
                 ttl_s += image.policy.duration_s
                 served = self._served(image, None, "session_id")
+                await self._opened(session_id)  # one that came meanwhile cannot have the id, but does not know it yet
                 making = self._opening.make(
                     image, served, session_id, max_owned=max_owned, epoch=claimed.epoch, is_chosen=False
                 )
@@ -259,7 +266,7 @@ class Resume:
             if claimed is None:
                 raise self._registry.tombstones.not_found(session_id)
             if isinstance(claimed, Gone):
-                raise Tombstones.error_of(session_id, Tombstone.decode(claimed.payload))
+                raise Tombstones.error_in(session_id, claimed.payload)
             assert isinstance(claimed, Held)  # noqa: S101  # there is no fourth
             if asyncio.get_running_loop().time() >= deadline:
                 raise StoreUnavailableError(

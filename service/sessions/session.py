@@ -284,6 +284,11 @@ class Session:
         return self.num_in_flight > 0 or bool(self.deferred) or bool(self.persistence.awaiting)
 
     @property
+    def num_unanswered(self) -> int:
+        """Requests in flight, and answers that wait for the store."""
+        return self.num_in_flight + len(self.persistence.awaiting)
+
+    @property
     def reportable_position(self) -> int:
         """The position that may be told: of a strict session no more than the store has."""
         persistence = self.persistence

@@ -11,7 +11,7 @@ from functools import partial
 
 from service.engine.jobs import Lane, OutputSpec, StepBatchJob
 from service.engine.results import Stepped
-from service.errors import CarouselError, InvalidFieldError, QueueFullError
+from service.errors import CarouselError, InvalidFieldError, too_many_in_flight
 from service.observer import CALL_TRACE, SessionObserver
 from service.sessions.answer_memory import Replays
 from service.sessions.checks import check_batch, check_kind, check_outputs
@@ -177,8 +177,12 @@ class StepBatches:
         return request
 
     def answer_again(self, request: StepBatchRequest, reply: Reply) -> None:
-        """Answers a retry of a batch that is answered already and whose sessions are where it left them."""
+        """Answers a retry of a batch that is answered already and whose sessions are where it left them. Raises
+        QueueFullError."""
         assert request.result is not None  # noqa: S101  # the caller has looked
+        for session in request.eras:
+            if session.num_unanswered >= self._limits.max_in_flight:
+                raise too_many_in_flight(session.name, session.num_unanswered, self._limits.max_in_flight)
         now_s = self._clock()
         for session in request.sessions:
             if not session.is_over:
@@ -190,18 +194,16 @@ class StepBatches:
         refused = dict(batch.refused)
         limit = self._limits.max_in_flight
         for place, session in enumerate(batch.sessions):
-            if session is not None and (session.num_in_flight >= limit or session.state not in _READY):
-                if place in refused:
-                    continue
+            if session is None or place in refused:
+                continue
+            count = session.num_in_flight
+            if session.persistence.awaiting:
+                count = session.num_unanswered
+            if count >= limit or session.state not in _READY:
                 try:
                     following = session.transition(Event.STEP_BATCH)
                     assert following.state in LIVE  # noqa: S101  # the caller defers what has no slot
-                    refused[place] = QueueFullError(
-                        f"session {session.name!r} has {session.num_in_flight} requests in flight, the most it may"
-                        " have (max_in_flight): read its answers",
-                        retry_delay_s=0.1,
-                        max_in_flight=limit,
-                    )
+                    refused[place] = too_many_in_flight(session.name, count, limit)
                 except CarouselError as error:
                     refused[place] = error
         return refused

@@ -19,8 +19,9 @@ from contextlib import suppress
 from enum import Enum
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from service.background import guarded
 from service.errors import SnapshotCorruptError, StoreUnavailableError
 from service.observer import StoreObserver
 from service.sessions.image import Image
@@ -55,6 +56,7 @@ class WriteResult(Enum):
 
 
 Then = Callable[[WriteResult], None]
+T = TypeVar("T")
 
 
 class Put(NamedTuple):
@@ -151,23 +153,25 @@ class Storage:
     async def _claim(
         self, record_id: str, claim: Callable[[str], Claimed | Held | Gone | None]
     ) -> Claimed | Held | Gone | None:
-        await self._after_writes(record_id)
         began_s = perf_counter()
+        claimed = await self._taken(record_id, claim)
+        self.observer.record_read(perf_counter() - began_s)
+        return claimed
+
+    async def reserve(self, record_id: str, expires_at: float) -> int | None:
+        """See `StateStore.reserve`. Raises what `claim` raises."""
+        return await self._taken(record_id, partial(self._thread.take, self._store.reserve), expires_at)
+
+    async def _taken(self, record_id: str, take: Callable[..., T], *args: object) -> T:
+        await self._after_writes(record_id)
         try:
-            claimed = await self._thread.call(claim, record_id)
+            return await self._thread.call(take, record_id, *args)
         except CorruptRecordError as error:
             await self.set_aside(record_id, error)
             raise SnapshotCorruptError(
                 f"the record of session {name_of(record_id)!r} cannot be read, and was set aside",
                 session_id=name_of(record_id),
             ) from error
-        self.observer.record_read(perf_counter() - began_s)
-        return claimed
-
-    async def reserve(self, record_id: str, expires_at: float) -> int | None:
-        """See `StateStore.reserve`. Raises StoreUnavailableError."""
-        await self._after_writes(record_id)
-        return await self._thread.call(self._thread.take, self._store.reserve, record_id, expires_at)
 
     async def has(self, record_id: str) -> bool:
         """See `StateStore.has`. Raises StoreUnavailableError."""
@@ -224,22 +228,17 @@ class Storage:
                 self._thread.executor, self._write, [put for put, _ in batch]
             )
         except Exception as error:  # the store's, or a bug of ours
-            self._thread.fails(error, "write")
+            guarded(self._thread.fails, error, "write")
         else:
-            self._thread.works("write")
-            self.observer.records_written(sizes, perf_counter() - began_s)
+            guarded(self._thread.works, "write")
+            guarded(self.observer.records_written, sizes, perf_counter() - began_s)
         for put, thens in batch:
             self._writing.discard(put.record_id)
             result = WriteResult.REFUSED if put.record_id in refused else WriteResult.STORED
             if put.record_id in failed:
                 result = WriteResult.FAILED
             for then in thens:
-                try:
-                    then(result)
-                except Exception as error:  # a bug of one session must not cost another its answer
-                    asyncio.get_running_loop().call_exception_handler(
-                        {"message": "what follows a write to the session store failed", "exception": error}
-                    )
+                guarded(then, result)
             written = self._written.pop(put.record_id, None)
             if written is not None:
                 written.set_result(None)

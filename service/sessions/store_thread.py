@@ -59,7 +59,7 @@ class StoreThread:
             )
         except CorruptRecordError:
             raise
-        except StoreError as error:
+        except Exception as error:  # whatever it is, who asked is to be answered
             self.fails(error, operation)
             raise StoreUnavailableError(
                 "the session store does not answer: try again later", retry_delay_s=1.0
@@ -125,10 +125,11 @@ class StoreThread:
     def fails(self, error: Exception, operation: str) -> None:
         """The store failed."""
         self._tries_at_s = self._clock() + _RETRY_S
-        self._observer.operation_failed(operation)
-        if not self._failing:
-            self._observer.store_failed(error)
+        was_failing = self.is_failing
         self._failing.add(operation)
+        self._observer.operation_failed(operation)
+        if not was_failing:
+            self._observer.store_failed(error)
 
     def works(self, *operations: str) -> None:
         """The store works."""

@@ -10,14 +10,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
+
+from service.engine.beam import BeamSearch
 from service.engine.commands import Cancel, Close, Read, Submit, SubmitStepBatch, Write
 from service.engine.core import EngineCore, Progress
 from service.engine.decoding import Decoding
 from service.engine.engine import Engine
-from service.engine.jobs import FeedJob, GenerateJob, Job, Lane, OutputKind, OutputSpec, StepBatchJob
+from service.engine.jobs import FeedJob, GenerateJob, Job, Lane, OutputKind, OutputSpec, SearchJob, StepBatchJob
 from service.engine.limits import EngineLimits
 from service.engine.results import Failed, Fed, Generated, LaneState, Stepped
-from service.errors import EngineError, IllegalRequestError, RequestCancelledError
+from service.errors import EngineError, IllegalRequestError, NoSlotError, RequestCancelledError
 from service.repository.manifest import BASE_VARIANT
 from tests.domain import ids
 from tests.engine.arithmetic import ArithmeticGraph, arithmetic_bundle, plain_tokens
@@ -237,3 +240,52 @@ async def test_a_read_comes_after_what_was_produced_before_it_and_before_what_wa
         await caller.closed(lane)
     assert all(produced == told for produced, told in reads)
     assert reads[-1][0] > reads[0][0], "it went on meanwhile"
+
+
+def test_who_waits_for_a_command_that_raises_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    hand = Hand()
+    lane, other = hand.open(), hand.open()
+    calls: list[Any] = []
+    hand.ask(Submit(lane, feed("a", [2])), Submit(other, feed("b", [2])))
+    hand.drain()
+
+    def raises(*_: object) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(hand.core.arena, "read", raises)
+    for name in ("cancel", "abandon"):
+        monkeypatch.setattr(hand.core.stepper, name, raises)
+    hand.ask(Read([lane, other], calls.append))
+    hand.ask(Cancel(lane, RequestCancelledError("cancelled"), calls.append))
+    hand.ask(Close(other, IllegalRequestError("gone"), lambda: calls.append("closed")))
+    hand.drain()
+    assert calls == [[None, None], 0, "closed"]
+    assert len(hand.faults) == 3
+
+
+async def test_slots_that_a_search_has_given_back_are_not_taken_for_those_of_sessions() -> None:
+    """Its answer, and the end of its session, are on their way to the event loop."""
+    limits = replace(LIMITS, num_slots=1)
+    loop = asyncio.get_running_loop()
+    engine = Engine(arithmetic_bundle(ArithmeticGraph()), limits, Recorder(), loop, lambda error: None)
+    lane = engine.open()
+    search = BeamSearch(4, 2, None)
+    answers: list[Any] = []
+    engine.submit(
+        lane,
+        SearchJob(reply=lambda job, result: answers.append(result), start=None, search=search, slots=engine.fork(4)),
+    )
+    while engine._core.has_work:
+        engine._core.step()
+    with pytest.raises(NoSlotError):
+        engine.open()
+    assert (engine.statistics.slots_used, engine.statistics.forks_used) == (1, 4)
+    engine.close(lane)
+    engine._core.step()
+    assert (engine.statistics.slots_used, engine.statistics.forks_used) == (0, 4)
+    engine.close(lane)
+    while not answers:  # noqa: ASYNC110  # for two turns of the event loop
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert (engine.statistics.slots_used, engine.statistics.forks_used) == (0, 0)
+    assert engine.open()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from service.errors import CarouselError, QueueFullError, RequestCancelledError
 from service.sessions.deferral import Deferral
 from service.sessions.lifecycle import State
+from service.sessions.persistence import PLAIN, Persistence
 from service.sessions.session import Deferred, Failures, Session
 from tests import domain
 
@@ -138,3 +142,47 @@ def test_too_many_bytes_of_all_sessions_are_refused_with_a_retry_delay() -> None
         deferral.take(1)
     deferral.give_back(10)
     assert deferral.num_bytes == 0
+
+
+async def test_a_request_that_raises_costs_no_other_its_turn() -> None:
+    problems: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    calls: list[str] = []
+
+    def wrong(_: object) -> None:
+        raise ValueError("a bug")
+
+    for is_restored in (True, False):
+        deferral, session = Deferral(max_requests=9, max_bytes=9), waiting_session()
+        run = (wrong, lambda _: calls.append("run"))
+        refuse = (lambda _: calls.append("answered"), lambda _: calls.append("refused"))
+        if not is_restored:
+            refuse = (wrong, refuse[1])
+        for one, other in zip(run, refuse, strict=True):
+            deferral.defer(Deferred([session], one, other, num_bytes=1))
+        if is_restored:
+            session.state = State.IDLE
+            deferral.run(session)
+            assert session.deferred is None
+        else:
+            deferral.refuse(session, ERROR)
+        assert deferral.num_bytes == 0
+    assert calls == ["answered", "run", "refused"]
+    assert [str(problem["exception"]) for problem in problems] == ["a bug"] * 2
+
+
+async def test_an_answer_that_raises_when_it_is_stored_costs_no_other_its_own() -> None:
+    problems: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    persistence = Persistence(PLAIN)
+    calls: list[Any] = []
+
+    def wrong(_: object) -> None:
+        raise ValueError("a bug")
+
+    persistence.awaiting += [((0, 1), wrong), ((0, 2), calls.append), ((0, 3), calls.append)]
+    persistence.resolve((0, 2), None)
+    assert calls == [None]
+    persistence.resolve(None, ERROR)
+    assert calls == [None, ERROR]
+    assert [str(problem["exception"]) for problem in problems] == ["a bug"]

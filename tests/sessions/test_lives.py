@@ -231,7 +231,9 @@ class Lives(RuleBasedStateMachine):
     @rule(server=st.integers(0, 1))
     def checkpoint(self, server: int) -> None:
         async def act() -> None:
-            self.servers[server].sessions.checkpoints.flush()
+            sessions = self.servers[server].sessions
+            for session in sessions.directory:
+                sessions.checkpoints.hasten(session)
             await asyncio.sleep(0.005)
             await self.servers[server].storage.drained()
 

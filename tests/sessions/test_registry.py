@@ -130,9 +130,11 @@ class Sessions:
 
 
 @asynccontextmanager
-async def opened(repository: Path, model: str = "tiny-endless", **limits: Any) -> AsyncIterator[Sessions]:
+async def opened(
+    repository: Path, model: str = "tiny-endless", *, num_slots: int | None = None, **limits: Any
+) -> AsyncIterator[Sessions]:
     bundle = load_bundle(repository / model / "1")
-    engine_limits = EngineLimits(num_slots=limits.get("max_sessions", 50))
+    engine_limits = EngineLimits(num_slots=num_slots or limits.get("max_sessions", 50))
     engine = Engine(bundle, engine_limits, Events(), asyncio.get_running_loop(), lambda error: None)
     engine.start()
     try:
@@ -332,3 +334,31 @@ async def test_feeding_while_generating_is_illegal_and_says_what_to_do(tiny_repo
             num_tokens += len(result.token_ids)
             request.granted(len(result.token_ids), result.position)
         assert session.state is State.IDLE
+
+
+async def test_a_feed_that_is_answered_again_after_its_session_has_ended_is_no_use_of_it(tiny_repository: Path) -> None:
+    """The engine has answered it already, but its answer is delivered after the end."""
+    async with opened(tiny_repository) as it:
+        session = await it.open()
+        others = [
+            it.service.opening.prepare(
+                it.served,
+                name,
+                None,
+                None,
+                request=it.request(None, 1, lambda request, result: None),
+                on_ended=lambda ended, reason: None,
+            ).session
+            for name in "ab"
+        ]
+        answers = [it.feed(session, 0, [5])]
+        session.last.is_cancelled = True  # type: ignore[union-attr]  # as by a Cancel that comes too late
+        answers.append(it.feed(session, 0, [5]))
+        core = it.served.engine._core
+        while core.has_work:
+            core.step()
+        it.registry.close(session, CloseReason.CLIENT, notify=False)
+        (_, first), (again, second) = [await one for one in answers]
+        assert again.replayed
+        assert first == second
+        assert it.service.directory.unused_since(it.now_s + 1.0) == others

@@ -129,6 +129,26 @@ async def test_a_callback_that_raises_costs_no_other_its_result() -> None:
     assert [str(problem["exception"]) for problem in problems] == ["a bug"]
 
 
+@pytest.mark.parametrize("name", ["records_written", "operation_failed", "store_failed", "store_recovered"])
+async def test_an_observer_that_raises_costs_no_write_its_result(name: str) -> None:
+    problems: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+    store = SlowStore()
+    async with storage_of(store) as storage:
+
+        def wrong(*facts: object) -> None:
+            raise ValueError("a bug of an observer")
+
+        setattr(storage.observer, name, wrong)
+        store.is_down = True
+        assert await put(storage, gone("a")) is WriteResult.FAILED
+        store.is_down = False
+        assert await put(storage, gone("a")) is WriteResult.STORED
+        async with asyncio.timeout(5.0):
+            assert await storage.claim("a") == Gone(b"how")
+    assert {str(problem["exception"]) for problem in problems} == {"a bug of an observer"}
+
+
 async def test_an_image_that_cannot_be_encoded_fails_alone() -> None:
     class WrongCodec(Codec):
         def encode(self, image: Image) -> bytes:
