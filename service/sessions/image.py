@@ -14,9 +14,9 @@ from service.engine.jobs import ITEM_SIZE, Item, OutputSpec
 from service.engine.results import Fed, LaneState, Searched, StepOutput
 from service.errors import SnapshotModelError
 from service.repository.manifest import Manifest, TensorSpec
-from service.sessions.generation import Generation
+from service.sessions.generation import Generation, LastFeed
 from service.sessions.persistence import PLAIN, SessionPolicy
-from service.sessions.session import LastFeed, Served, Session
+from service.sessions.session import Served, Session
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,10 +33,11 @@ from service.sessions.checks import (
     trace_size,
 )
 from service.sessions.ending import not_stored
+from service.sessions.generation import LastFeed
 from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.persistence import NOT_STORED, SessionLimits
 from service.sessions.registry import Registry
-from service.sessions.session import LastFeed, Request, Served, Session
+from service.sessions.session import Request, Served, Session
 from service.sessions.unstored import Keeper, unstored_feed, unstored_score
 
 _FEW = 64

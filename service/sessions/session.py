@@ -12,19 +12,16 @@ from enum import Enum
 
 from service.background import guarded, report
 from service.engine.engine import Engine
-from service.engine.jobs import NO_TOKENS, Item, Lane, OutputSpec
-from service.engine.results import Failed, Fed, Generated, Result
+from service.engine.jobs import Lane, OutputSpec
+from service.engine.results import Failed, Generated, Result
 from service.errors import CarouselError, EngineError, IllegalRequestError
 from service.observer import CALL_TRACE
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
-from service.sessions.answer_memory import SMALL_ANSWER, StreamBudget, outputs_bytes
-from service.sessions.generation import Generation
+from service.sessions.answer_memory import SMALL_ANSWER, StreamBudget
+from service.sessions.generation import Generation, LastFeed
 from service.sessions.lifecycle import LIVE, OVER, TABLE, Event, State, Transition
 from service.sessions.persistence import NOT_STORED, Durability, Moment, Persistence, SessionPolicy
-
-_SMALL = 4096
-"""Bytes of an answer that is kept in any case."""
 
 
 class CloseReason(Enum):
@@ -136,55 +133,6 @@ class Request:
 
 Reply = Callable[[Request, Result], None]
 OnEnded = Callable[["Session", CloseReason], None]
-
-
-class LastFeed:
-    """The feed that was accepted last, kept so that it can be answered again.
-
-    request: None once it was answered, or when it came with a restored session. start: None until it is known.
-    result: None while it runs. is_dropped: whether the answer took too much memory, and only its position is kept;
-    is_hashed: whether the tokens did, of which a hash is kept. is_cancelled: whether a Cancel came after it while it
-    ran, so that it may fail.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_hash",
-        "is_cancelled",
-        "is_dropped",
-        "is_hashed",
-        "outputs",
-        "request",
-        "result",
-        "start",
-        "tokens",
-    )
-
-    def __init__(self, request: Request | None, start: int | None, tokens: Sequence[Item], outputs: OutputSpec) -> None:
-        self.request = request
-        self.start = start
-        self.tokens = tokens
-        self.outputs = outputs
-        self.result: Result | None = None
-        self.is_cancelled = self.is_dropped = self.is_hashed = False
-        self._hash = 0
-
-    def drop(self) -> None:
-        """Forgets the tokens, but for a hash, and a large answer, but for its position."""
-        if not self.is_hashed:
-            self._hash, self.tokens, self.is_hashed = hash(tuple(self.tokens)), NO_TOKENS, True
-        if isinstance(self.result, Fed) and outputs_bytes(self.result.outputs) > _SMALL:
-            self.result = Fed(self.result.position, [])
-            self.is_dropped = True
-
-    def is_repeated_by(self, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> bool:
-        """Whether a feed is a retry of this one. One that failed cannot be retried."""
-        return (
-            start == self.start
-            and (hash(tuple(tokens)) == self._hash if self.is_hashed else tokens == self.tokens)
-            and outputs == self.outputs
-            and not isinstance(self.result, Failed)
-        )
 
 
 Failures = dict["Session", CarouselError]

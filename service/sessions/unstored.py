@@ -22,9 +22,9 @@ from service.engine.decoding import Decoding
 from service.engine.jobs import FeedJob, Item, OutputSpec, ScoreJob
 from service.engine.results import Fed, Result, Scored
 from service.sessions.answer_memory import outputs_bytes
-from service.sessions.generation import Generation
+from service.sessions.generation import Generation, LastFeed
 from service.sessions.persistence import Durability, Kept
-from service.sessions.session import LastFeed, Session
+from service.sessions.session import Session
 
 _ENTRY_BYTES = 256
 """About what an answer takes besides its tokens and numbers."""

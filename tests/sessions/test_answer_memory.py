@@ -14,8 +14,8 @@ from service.engine.jobs import Item, OutputSpec, size_of
 from service.engine.results import Fed, Searched, StepOutput
 from service.errors import QueueFullError
 from service.sessions.answer_memory import SMALL_ANSWER, AnswerBudget, Replays, StreamBudget, outputs_bytes
-from service.sessions.generation import Generation
-from service.sessions.session import LastFeed, Request
+from service.sessions.generation import Generation, LastFeed
+from service.sessions.session import Request
 
 MIB = 1024 * 1024
 

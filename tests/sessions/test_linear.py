@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from service.sessions import checkpoints, requests
+from service.sessions.generation import LastFeed
 from service.sessions.persistence import Durability, OnDisconnect, SessionPolicy
-from service.sessions.session import CloseReason, LastFeed, Session
+from service.sessions.session import CloseReason, Session
 from tests.sessions.test_registry import Sessions, opened
 
 HELD = SessionPolicy(Durability.CHECKPOINT, OnDisconnect.HOLD, 60.0)
