@@ -236,7 +236,7 @@ class Server:
         )
         self._sessions.start()
         checkpoints = self._sessions.checkpoints
-        self._metrics.checkpoint_lag.labels().set_function(lambda: checkpoints.lag_s)
+        self._metrics.checkpoint_lag.labels().add_function(lambda: checkpoints.lag_s)
 
     def _make_engine(self, bundle: Bundle, variant: str) -> Engine:
         is_tracing = self._tracing is not None
@@ -246,11 +246,11 @@ class Server:
         engine = Engine(bundle, limits, telemetry, loop, self._on_crash, variant=variant)
         there = weakref.ref(engine)
 
-        def occupancy() -> Occupancy:
+        def occupancy() -> Occupancy | None:
             engine = there()  # which is let go when its version is unloaded
-            if engine is None:
-                return Occupancy(0, 0, 0)
-            seen = engine.statistics
+            seen = None if engine is None else engine.statistics
+            if seen is None or seen.is_stopped:
+                return None
             return Occupancy(seen.slots_used, seen.forks_used, seen.num_waiting)
 
         telemetry.watch(occupancy, num_slots=limits.num_slots, state_bytes=engine.session_bytes)

@@ -118,7 +118,13 @@ class Metrics:
             section, "padded_steps_total", "Rows times width of batches; steps over this is how full they are", GRAPH
         )
         self.queue_depth = self._gauge(section, "queue_depth", "Requests admitted and not yet answered", VARIANT)
-        self.slots = self._gauge(section, "slots", "Sessions whose state may be in memory at once", VARIANT)
+        self.slots = self._gauge(
+            section,
+            "slots",
+            "Sessions whose state may be in memory at once, in all engines: a version that was unloaded and loaded"
+            " again has two while sessions use the first",
+            VARIANT,
+        )
         self.slots_used = self._gauge(section, "slots_used", "Those that are", VARIANT)
         self.forks_used = self._gauge(section, "forks_used", "Beams and scored targets at work", VARIANT)
         self.state_bytes = self._gauge(
