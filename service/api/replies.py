@@ -6,6 +6,7 @@ else counts. Event loop only.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -54,11 +55,16 @@ class Replies:
             request.is_ended = True
             self._fail(request, session_id, session, error)
 
-    def stepped(self, request: Request, result: Stepped, *, gives_values: bool, error_length: int) -> None:
-        """Answers a step batch. A second answer is dropped. Arguments as those of `answers.stepped`."""
+    def stepped(self, request: Request, result: Stepped, *, model: str, gives_values: bool, error_length: int) -> None:
+        """Answers a step batch. A second answer is dropped. model: of its sessions; other arguments as those of
+        `answers.stepped`."""
         if request.is_ended:
             return
         request.is_ended = True
+        if result.errors and not request.replayed:
+            for kind, count in Counter(type(error) for _, error in result.errors).items():
+                row = TABLE[kind]
+                self._observer.request_failed(model, row.code.name, row.reason, count)
         if request.answer_bytes or request.replayed:
             make: Callable[..., Made[pb.StreamResponse]] = answers.large_batch_stepped
             self._put_large(

@@ -204,17 +204,20 @@ class Generations:
     def _on_searched(self, job: Job, result: Result) -> None:
         request: Request = job.tag
         session = request.session
+        num_tokens = result.position - session.position
         self._requests.ended(session, result)
         generation = session.last if isinstance(session.last, Generation) else None
         if isinstance(result, Searched):
             best = result.hypotheses[0].tokens if result.hypotheses else []
             request.num_tokens = len(best)
-            self._requests.answered(request, "generate")
+            self._requests.answered(request, "generate", num_tokens)
             if generation is not None:
                 generation.start = result.position - len(best)
                 generation.tokens, generation.found = [*best], result
-        elif not session.is_over:
-            session.last = None
+        else:
+            self._requests.moved(session, "generate", num_tokens)
+            if not session.is_over:
+                session.last = None
         listener = request if generation is None else generation.request
         if generation is not None:
             generation.request = None

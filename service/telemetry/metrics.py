@@ -82,13 +82,20 @@ class Metrics:
             section, "inter_token_latency_seconds", "Between two tokens of a generation, by the mean of a burst", MODEL
         )
         self.tokens = self._counter(
-            section, "tokens_total", "Tokens that sessions consumed or generated", (*MODEL, "request")
+            section,
+            "tokens_total",
+            "Tokens that sessions consumed or generated, those of cancelled and failed requests too, each once, however"
+            " often a request is sent; of `score`, the targets' tokens",
+            (*MODEL, "request"),
         )
         self.replayed = self._counter(
             section, "replayed_requests_total", "Requests that were sent again and answered again", (*MODEL, "request")
         )
         self.errors = self._counter(
-            section, "errors_total", "Requests and calls refused or failed, by reason", ("model", "code", "reason")
+            section,
+            "errors_total",
+            "Requests and calls refused or failed, by reason; of a step batch, each session that was refused or failed",
+            ("model", "code", "reason"),
         )
 
     def _engine(self) -> None:
