@@ -190,6 +190,7 @@ class Replica:
                 num_tombstones=knobs.num_tombstones,
                 replay_tokens=knobs.replay_tokens,
                 max_marks=knobs.max_marks,
+                hold_s=knobs.hold_s,
             ),
             observer,
             find=hosting.find,

@@ -115,15 +115,19 @@ class SessionsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Restore(self, request, context):
-        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be gone
-        on with, by `Open.resume`, for as long as the server holds sessions.
+        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
+        resumed, by `Open.resume`, as if its stream had ended: with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP for
+        the duration that was agreed on when it was opened, with DISCONNECT_ACTION_FREE for as long as the server holds
+        sessions that do not say how long. Then it is closed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Fork(self, request, context):
-        """Makes a copy of a live session, under an id of its own, which waits to be gone on with as a restored one does.
+        """Makes a copy of a live session, under an id of its own, which waits to be resumed as a restored one does. The copy
+        has the state, the position and the marks, and nothing of the requests: it does not go on with what the session
+        generates, and the session's last request cannot be sent to it again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

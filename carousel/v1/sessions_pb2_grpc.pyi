@@ -42,11 +42,16 @@ class SessionsStub:
     Snapshot: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSnapshotRequest, _sessions_pb2.SessionsSnapshotResponse]
     """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed."""
     Restore: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRestoreRequest, _sessions_pb2.SessionsRestoreResponse]
-    """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be gone
-    on with, by `Open.resume`, for as long as the server holds sessions.
+    """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
+    resumed, by `Open.resume`, as if its stream had ended: with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP for
+    the duration that was agreed on when it was opened, with DISCONNECT_ACTION_FREE for as long as the server holds
+    sessions that do not say how long. Then it is closed.
     """
     Fork: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsForkRequest, _sessions_pb2.SessionsForkResponse]
-    """Makes a copy of a live session, under an id of its own, which waits to be gone on with as a restored one does."""
+    """Makes a copy of a live session, under an id of its own, which waits to be resumed as a restored one does. The copy
+    has the state, the position and the marks, and nothing of the requests: it does not go on with what the session
+    generates, and the session's last request cannot be sent to it again.
+    """
     Rewind: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRewindRequest, _sessions_pb2.SessionsRewindResponse]
     """Sets a session back to a mark: see `Feed.mark`. FAILED_PRECONDITION while it has work in flight."""
     GetState: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsGetStateRequest, _sessions_pb2.SessionsGetStateResponse]
@@ -68,11 +73,16 @@ class SessionsAsyncStub(SessionsStub):
     Snapshot: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSnapshotRequest, _sessions_pb2.SessionsSnapshotResponse]  # type: ignore[assignment]
     """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed."""
     Restore: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRestoreRequest, _sessions_pb2.SessionsRestoreResponse]  # type: ignore[assignment]
-    """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be gone
-    on with, by `Open.resume`, for as long as the server holds sessions.
+    """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
+    resumed, by `Open.resume`, as if its stream had ended: with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP for
+    the duration that was agreed on when it was opened, with DISCONNECT_ACTION_FREE for as long as the server holds
+    sessions that do not say how long. Then it is closed.
     """
     Fork: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsForkRequest, _sessions_pb2.SessionsForkResponse]  # type: ignore[assignment]
-    """Makes a copy of a live session, under an id of its own, which waits to be gone on with as a restored one does."""
+    """Makes a copy of a live session, under an id of its own, which waits to be resumed as a restored one does. The copy
+    has the state, the position and the marks, and nothing of the requests: it does not go on with what the session
+    generates, and the session's last request cannot be sent to it again.
+    """
     Rewind: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRewindRequest, _sessions_pb2.SessionsRewindResponse]  # type: ignore[assignment]
     """Sets a session back to a mark: see `Feed.mark`. FAILED_PRECONDITION while it has work in flight."""
     GetState: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsGetStateRequest, _sessions_pb2.SessionsGetStateResponse]  # type: ignore[assignment]
@@ -121,8 +131,10 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.SessionsRestoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.SessionsRestoreResponse, _abc.Awaitable[_sessions_pb2.SessionsRestoreResponse]]:
-        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be gone
-        on with, by `Open.resume`, for as long as the server holds sessions.
+        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
+        resumed, by `Open.resume`, as if its stream had ended: with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP for
+        the duration that was agreed on when it was opened, with DISCONNECT_ACTION_FREE for as long as the server holds
+        sessions that do not say how long. Then it is closed.
         """
 
     @_abc_1.abstractmethod
@@ -131,7 +143,10 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.SessionsForkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.SessionsForkResponse, _abc.Awaitable[_sessions_pb2.SessionsForkResponse]]:
-        """Makes a copy of a live session, under an id of its own, which waits to be gone on with as a restored one does."""
+        """Makes a copy of a live session, under an id of its own, which waits to be resumed as a restored one does. The copy
+        has the state, the position and the marks, and nothing of the requests: it does not go on with what the session
+        generates, and the session's last request cannot be sent to it again.
+        """
 
     @_abc_1.abstractmethod
     def Rewind(

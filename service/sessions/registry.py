@@ -166,8 +166,13 @@ class Registry:
             self.observer.session_detached(bundle.model, bundle.version, session.id)
             if policy.durability is not Durability.NONE:
                 self.checkpoints.flush()
-            elif policy.on_disconnect is OnDisconnect.KEEP and session.is_live:
-                self.checkpoints.store(session, lambda result: None)
+            self.keep(session)
+
+    def keep(self, session: Session) -> None:
+        """Stores a session that no stream has, if it is to be kept and no checkpoint stores it."""
+        policy = session.policy
+        if policy.durability is Durability.NONE and policy.on_disconnect is OnDisconnect.KEEP and session.is_live:
+            self.checkpoints.store(session, lambda result: None)
 
     def hold(self, session: Session, duration_s: float) -> None:
         """Holds a session that no stream has, for so long."""
