@@ -262,13 +262,19 @@ class Server:
     def _make_grpc(self) -> grpc.aio.Server:
         settings, sessions = self._settings, self._sessions
         assert sessions is not None  # noqa: S101  # opened before
-        interceptor = CallInterceptor(self._telemetry, self._principals.find, max_calls=settings.max_calls)
+        interceptor = CallInterceptor(
+            self._telemetry,
+            self._principals.find,
+            max_answer_bytes=sessions.limits.max_answer_bytes,
+            max_calls=settings.max_calls,
+        )
         server = make_server(settings, (interceptor,))
         domain = Domain(self._hosting, sessions, settings.policy_limits)
+        models = Models(self._hosting, max_answer_bytes=sessions.limits.max_answer_bytes)
         self._inference = Inference(domain, self._telemetry)
         inference_pb2_grpc.add_InferenceServicer_to_server(self._inference, server)
         sessions_pb2_grpc.add_SessionsServicer_to_server(Sessions(sessions), server)
-        models_pb2_grpc.add_ModelsServicer_to_server(Models(self._hosting), server)
+        models_pb2_grpc.add_ModelsServicer_to_server(models, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

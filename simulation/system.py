@@ -209,7 +209,7 @@ class Replica:
         domain = Domain(hosting, service, limits)
         self._inference = Inference(domain, observer)
         self._sessions = Sessions(service)
-        self._models = Models(hosting)
+        self._models = Models(hosting, max_answer_bytes=service.limits.max_answer_bytes)
         life.start(self._guarded(life, "the expiry loop", self._expire_for_ever()))
         await asyncio.sleep(0)
         self._own_tasks = {*life.tasks} - {asyncio.current_task()}

@@ -94,7 +94,8 @@ class SessionsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """All sessions, a page at a time, in the order in which they were opened.
+        """All sessions, a page at a time, in the order in which they were opened. A page may have fewer sessions than asked
+        for, so that it is no larger than a message may be.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,9 @@ class SessionsStub:
     Get: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsGetRequest, _sessions_pb2.SessionsGetResponse]
     """One session. NOT_FOUND tells when and why a session that is gone went, for as long as the server remembers."""
     List: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsListRequest, _sessions_pb2.SessionsListResponse]
-    """All sessions, a page at a time, in the order in which they were opened."""
+    """All sessions, a page at a time, in the order in which they were opened. A page may have fewer sessions than asked
+    for, so that it is no larger than a message may be.
+    """
     Close: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsCloseRequest, _sessions_pb2.SessionsCloseResponse]
     """Closes a session, whoever opened it. Its stream is told."""
     Snapshot: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSnapshotRequest, _sessions_pb2.SessionsSnapshotResponse]
@@ -67,7 +69,9 @@ class SessionsAsyncStub(SessionsStub):
     Get: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsGetRequest, _sessions_pb2.SessionsGetResponse]  # type: ignore[assignment]
     """One session. NOT_FOUND tells when and why a session that is gone went, for as long as the server remembers."""
     List: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsListRequest, _sessions_pb2.SessionsListResponse]  # type: ignore[assignment]
-    """All sessions, a page at a time, in the order in which they were opened."""
+    """All sessions, a page at a time, in the order in which they were opened. A page may have fewer sessions than asked
+    for, so that it is no larger than a message may be.
+    """
     Close: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsCloseRequest, _sessions_pb2.SessionsCloseResponse]  # type: ignore[assignment]
     """Closes a session, whoever opened it. Its stream is told."""
     Snapshot: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSnapshotRequest, _sessions_pb2.SessionsSnapshotResponse]  # type: ignore[assignment]
@@ -107,7 +111,9 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.SessionsListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.SessionsListResponse, _abc.Awaitable[_sessions_pb2.SessionsListResponse]]:
-        """All sessions, a page at a time, in the order in which they were opened."""
+        """All sessions, a page at a time, in the order in which they were opened. A page may have fewer sessions than asked
+        for, so that it is no larger than a message may be.
+        """
 
     @_abc_1.abstractmethod
     def Close(

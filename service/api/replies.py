@@ -23,10 +23,12 @@ from service.sessions.session import Request, Session
 
 
 class Replies:
-    """Answers the requests of one stream. num_unanswered: those that came in and have no last answer yet."""
+    """Answers the requests of one stream. max_answer_bytes: of one answer. num_unanswered: requests that came in and
+    have no last answer yet."""
 
-    def __init__(self, outbox: Outbox[pb.StreamResponse], observer: ApiObserver) -> None:
+    def __init__(self, outbox: Outbox[pb.StreamResponse], observer: ApiObserver, max_answer_bytes: int) -> None:
         self.num_unanswered = 0
+        self._max_bytes = max_answer_bytes
         self._outbox = outbox
         self._observer = observer
         self._parts: dict[Request, Part] = {}
@@ -120,10 +122,11 @@ class Replies:
             self._parts.pop(request, None)
             self.on_failed(request, result)
             return
-        for piece in pieces(result, request.session.served.bundle):
+        bundle = request.session.served.bundle
+        for piece in pieces(result, bundle, self._max_bytes):
             part = self._parts.get(request)
             if part is None or part.is_taken or part.room < len(piece.token_ids):
-                part = self._parts[request] = Part(request.session.served.bundle)
+                part = self._parts[request] = Part(bundle, self._max_bytes)
                 self._outbox.put_later(partial(answers.generated, request, part), partial(_granted, request, part))
             part.add(piece)
         if result.finish_reason is not None:
@@ -144,7 +147,7 @@ class Replies:
         row = TABLE[type(error)]
         model = session.served.bundle.model if session is not None else ""
         self._observer.request_failed(model, row.code.name, row.reason)
-        self._outbox.put(answers.refused(request.request_id, session_id, session, error))
+        self._outbox.put(answers.refused(request.request_id, session_id, session, error, self._max_bytes))
         self._finish()
 
     def _finish(self) -> None:

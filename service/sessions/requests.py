@@ -248,6 +248,7 @@ class Requests:
                 position=last.result.position,
             )
         else:
+            self._check_outputs(request.session.served, last.outputs, len(last.tokens))  # it may be another server's
             self.replayed(request, "feed")
             self.checkpoints.deliver(request, last.result)
 
@@ -283,7 +284,7 @@ class Requests:
         session = request.session
         num_tokens = result.position - session.position  # what has moved the session counts, whatever became of it
         self.ended(session, result)
-        if num_tokens and not isinstance(result, Fed):
+        if not isinstance(result, Fed):
             self.moved(session, "feed", num_tokens)
         if self._maybe_repeated and self._is_repeated(request, result):
             return
