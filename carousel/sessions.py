@@ -47,7 +47,8 @@ class Sessions:
     def snapshot(self, session_id: str) -> bytes:
         """A session as bytes, signed by the server, for `restore`: its state, its source, and its generation.
 
-        Raises NotFoundError.
+        The session goes on undisturbed on the server that has it. Another server takes it over first, and its client
+        resumes it there. Raises NotFoundError.
         """
         request = sessions_pb2.SessionsSnapshotRequest(session_id=session_id)
         return unary(self._stub.Snapshot, request, self._timeout, session_metadata(session_id)).snapshot
