@@ -118,8 +118,11 @@ class SessionsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request, context):
-        """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed
-        on the server that has it; see above for others.
+        """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed on the
+        server that has it; see above for others. A session made of the snapshot goes on with what was being generated when
+        it is sent the same `Generate` again, with `received_position`. The tokens generated before the snapshot are in it
+        of a session that has marks, is stored, or outlives its stream, as far as they are kept; of any other they are not,
+        so that `received_position` must be the snapshot's position.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,8 +49,11 @@ class SessionsStub:
     Close: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsCloseRequest, _sessions_pb2.SessionsCloseResponse]
     """Closes a session, whoever opened it. Its stream is told."""
     Snapshot: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSnapshotRequest, _sessions_pb2.SessionsSnapshotResponse]
-    """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed
-    on the server that has it; see above for others.
+    """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed on the
+    server that has it; see above for others. A session made of the snapshot goes on with what was being generated when
+    it is sent the same `Generate` again, with `received_position`. The tokens generated before the snapshot are in it
+    of a session that has marks, is stored, or outlives its stream, as far as they are kept; of any other they are not,
+    so that `received_position` must be the snapshot's position.
     """
     Restore: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRestoreRequest, _sessions_pb2.SessionsRestoreResponse]
     """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
@@ -91,8 +94,11 @@ class SessionsAsyncStub(SessionsStub):
     Close: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsCloseRequest, _sessions_pb2.SessionsCloseResponse]  # type: ignore[assignment]
     """Closes a session, whoever opened it. Its stream is told."""
     Snapshot: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSnapshotRequest, _sessions_pb2.SessionsSnapshotResponse]  # type: ignore[assignment]
-    """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed
-    on the server that has it; see above for others.
+    """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed on the
+    server that has it; see above for others. A session made of the snapshot goes on with what was being generated when
+    it is sent the same `Generate` again, with `received_position`. The tokens generated before the snapshot are in it
+    of a session that has marks, is stored, or outlives its stream, as far as they are kept; of any other they are not,
+    so that `received_position` must be the snapshot's position.
     """
     Restore: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRestoreRequest, _sessions_pb2.SessionsRestoreResponse]  # type: ignore[assignment]
     """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
@@ -154,8 +160,11 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.SessionsSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.SessionsSnapshotResponse, _abc.Awaitable[_sessions_pb2.SessionsSnapshotResponse]]:
-        """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed
-        on the server that has it; see above for others.
+        """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed on the
+        server that has it; see above for others. A session made of the snapshot goes on with what was being generated when
+        it is sent the same `Generate` again, with `received_position`. The tokens generated before the snapshot are in it
+        of a session that has marks, is stored, or outlives its stream, as far as they are kept; of any other they are not,
+        so that `received_position` must be the snapshot's position.
         """
 
     @_abc_1.abstractmethod
