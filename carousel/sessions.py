@@ -47,7 +47,8 @@ class Sessions:
     def snapshot(self, session_id: str) -> bytes:
         """A session as bytes, signed by the server, for `restore`: its state, its source, and its generation.
 
-        Raises NotFoundError.
+        The session goes on undisturbed on the server that has it. Another server takes it over first, and its client
+        resumes it there. Raises NotFoundError.
         """
         request = sessions_pb2.SessionsSnapshotRequest(session_id=session_id)
         return unary(self._stub.Snapshot, request, self._timeout, session_metadata(session_id)).snapshot
@@ -56,6 +57,9 @@ class Sessions:
         """Makes a session of a snapshot, on any server that serves the same bundle and has the same key; use it with
         `Client.resume`. session_id: empty for that of the session it was taken of. version: another version of the
         model to use, whose state has the same names, types and shapes.
+
+        The copy waits to be resumed as if its stream had ended: for the `hold_s` of its `on_disconnect`; one that would
+        end with its stream waits for the server's `hold_s`, a minute by default.
 
         Raises InvalidArgumentError, FailedPreconditionError when the model is not served as it was, AlreadyExistsError,
         and CarouselError of code DATA_LOSS, PERMISSION_DENIED or UNIMPLEMENTED for bytes that were changed, signed with
@@ -66,8 +70,11 @@ class Sessions:
         return _answers.session_info(response.session)
 
     def fork(self, session_id: str, fork_session_id: str = "") -> SessionInfo:
-        """Makes a copy of a session, without its generation; use it with `Client.resume`. fork_session_id: empty to
-        have one made. Raises NotFoundError, AlreadyExistsError, ResourceExhaustedError."""
+        """Makes a copy of a session, without its generation; use it with `Client.resume`, before the copy's time is
+        over: see `restore`. fork_session_id: empty to have one made.
+
+        Raises NotFoundError, AlreadyExistsError, ResourceExhaustedError.
+        """
         request = sessions_pb2.SessionsForkRequest(session_id=session_id, fork_session_id=fork_session_id)
         response = unary(self._stub.Fork, request, self._timeout, session_metadata(session_id))
         return _answers.session_info(response.session)

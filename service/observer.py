@@ -96,22 +96,26 @@ class SessionObserver(Protocol):
     def session_unspilled(self, model: str, version: int, session_id: str) -> None:
         """It is spilled no more: its state has come back, or it was closed."""
 
-    def first_token(self, model: str, version: int, seconds: float) -> None:
-        """A generation gave its first token, so long after it was asked for."""
+    def first_token(self, model: str, version: int, seconds: float, num_tokens: int) -> None:
+        """A generation gave its first tokens, so long after it was asked for."""
 
-    def next_tokens(self, model: str, version: int, seconds: float) -> None:
+    def next_tokens(self, model: str, version: int, seconds: float, num_tokens: int) -> None:
         """A generation went on. seconds: since its last token, divided by the tokens that came."""
 
     def request_replayed(self, model: str, version: int, request: str) -> None:
-        """A feed or a generation was sent again, and is answered again."""
+        """A feed, a generation or a step batch was sent again, and is answered again."""
 
     def snapshot_made(self, num_bytes: int) -> None:
         """A session was made bytes, for a client."""
 
+    def tokens_moved(self, model: str, version: int, request: str, num_tokens: int) -> None:
+        """A request that was cancelled or failed had moved its session by tokens before."""
+
     def request_answered(
         self, model: str, version: int, request: str, seconds: float, num_tokens: int, *, trace: RequestTrace | None
     ) -> None:
-        """A feed or a generation was answered in full, so long after it was read. num_tokens: fed or generated."""
+        """A request was answered in full, so long after it was read. num_tokens: those that were not reported as they
+        came, as a generation's are."""
 
 
 class StoreObserver(Protocol):
@@ -176,8 +180,9 @@ class ApiObserver(Protocol):
     def response_written(self, seconds: float) -> None:
         """A response was handed to the transport, which took so long."""
 
-    def request_failed(self, model: str, code: str, reason: str) -> None:
-        """A request inside a stream, or a call, was refused or failed. model: empty when it is not known."""
+    def request_failed(self, model: str, code: str, reason: str, count: int = 1) -> None:
+        """A request inside a stream, or a call, was refused or failed; or so many sessions of a step batch were. model:
+        empty when it is not known."""
 
     def handler_crashed(self, method: str, error: BaseException) -> None:
         """A bug: a handler raised what it must not. The caller has got INTERNAL and a fixed text."""

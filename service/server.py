@@ -236,7 +236,7 @@ class Server:
         )
         self._sessions.start()
         checkpoints = self._sessions.checkpoints
-        self._metrics.checkpoint_lag.labels().set_function(lambda: checkpoints.lag_s)
+        self._metrics.checkpoint_lag.labels().add_function(lambda: checkpoints.lag_s)
 
     def _make_engine(self, bundle: Bundle, variant: str) -> Engine:
         is_tracing = self._tracing is not None
@@ -246,11 +246,11 @@ class Server:
         engine = Engine(bundle, limits, telemetry, loop, self._on_crash, variant=variant)
         there = weakref.ref(engine)
 
-        def occupancy() -> Occupancy:
+        def occupancy() -> Occupancy | None:
             engine = there()  # which is let go when its version is unloaded
-            if engine is None:
-                return Occupancy(0, 0, 0)
-            seen = engine.statistics
+            seen = None if engine is None else engine.statistics
+            if seen is None or seen.is_stopped:
+                return None
             return Occupancy(seen.slots_used, seen.forks_used, seen.num_waiting)
 
         telemetry.watch(occupancy, num_slots=limits.num_slots, state_bytes=engine.session_bytes)
@@ -262,13 +262,19 @@ class Server:
     def _make_grpc(self) -> grpc.aio.Server:
         settings, sessions = self._settings, self._sessions
         assert sessions is not None  # noqa: S101  # opened before
-        interceptor = CallInterceptor(self._telemetry, self._principals.find, max_calls=settings.max_calls)
+        interceptor = CallInterceptor(
+            self._telemetry,
+            self._principals.find,
+            max_answer_bytes=sessions.limits.max_answer_bytes,
+            max_calls=settings.max_calls,
+        )
         server = make_server(settings, (interceptor,))
         domain = Domain(self._hosting, sessions, settings.policy_limits)
+        models = Models(self._hosting, max_answer_bytes=sessions.limits.max_answer_bytes)
         self._inference = Inference(domain, self._telemetry)
         inference_pb2_grpc.add_InferenceServicer_to_server(self._inference, server)
         sessions_pb2_grpc.add_SessionsServicer_to_server(Sessions(sessions), server)
-        models_pb2_grpc.add_ModelsServicer_to_server(Models(self._hosting), server)
+        models_pb2_grpc.add_ModelsServicer_to_server(models, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

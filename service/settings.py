@@ -147,7 +147,8 @@ class Settings(BaseSettings):
     lease_s: Annotated[float, Field(ge=0.3)] = 3.0
     """Seconds without a sign of life after which other servers may go on with this one's sessions."""
     hold_s: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds that a session without a stream is held in memory when it does not say how long."""
+    """Seconds that a session without a stream is held in memory when it does not say how long, and that a restored or
+    forked session waits to be resumed when it would end with its stream."""
     max_hold_s: Annotated[float, Field(gt=0)] = 3600.0
     """The longest that one may ask for."""
     keep_s: Annotated[float, Field(gt=0)] = 86_400.0
@@ -220,6 +221,7 @@ class Settings(BaseSettings):
             num_tombstones=self.num_tombstones,
             replay_tokens=self.replay_tokens,
             max_marks=self.max_marks,
+            hold_s=min(self.hold_s, self.max_hold_s),
         )
 
     @property

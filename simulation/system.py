@@ -203,6 +203,7 @@ class Replica:
                 num_tombstones=knobs.num_tombstones,
                 replay_tokens=knobs.replay_tokens,
                 max_marks=knobs.max_marks,
+                hold_s=knobs.hold_s,
             ),
             observer,
             find=hosting.find,
@@ -221,7 +222,7 @@ class Replica:
         domain = Domain(hosting, service, limits)
         self._inference = Inference(domain, observer)
         self._sessions = Sessions(service)
-        self._models = Models(hosting)
+        self._models = Models(hosting, max_answer_bytes=service.limits.max_answer_bytes)
         life.start(self._guarded(life, "the expiry loop", self._expire_for_ever()))
         await asyncio.sleep(0)
         self._own_tasks = {*life.tasks} - {asyncio.current_task()}

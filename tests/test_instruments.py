@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import prometheus_client
 import pytest
@@ -104,6 +105,36 @@ def test_a_version_that_is_dropped_leaves_no_metric_behind() -> None:
     sessions.session_opened("g2p", 1, "t")
     text = generate_latest(metrics.registry).decode()
     assert 'carousel_sessions_active{model="g2p",version="1"} 1.0' in text, "one that comes back begins anew"
+
+
+def test_the_engines_of_one_version_are_summed_for_as_long_as_each_runs() -> None:
+    metrics = Metrics()
+    labels = (("model", "g2p"), ("variant", "fp32"), ("version", "1"))
+    stopped: set[int] = set()
+
+    def occupancy(engine: int) -> Occupancy | None:
+        return None if engine in stopped else Occupancy(engine + 1, 1, 2)
+
+    for engine in range(3):
+        telemetry = EngineTelemetry(metrics, "g2p", 1, "fp32")
+        telemetry.watch(partial(occupancy, engine), num_slots=10, state_bytes=100)
+        if engine == 1:
+            stopped.add(0)
+    found = read(metrics.registry)
+    values = [found[f"carousel_{name}", labels] for name in ("slots", "slots_used", "forks_used", "queue_depth")]
+    assert values == [20.0, 5.0, 2.0, 4.0]
+    assert found["carousel_session_state_bytes", labels] == 100.0
+
+
+def test_tokens_are_counted_beside_answers_and_delay_none() -> None:
+    metrics = Metrics()
+    sessions = SessionTelemetry(metrics)
+    sessions.tokens_moved("g2p", 1, "generate", 7)
+    sessions.request_answered("g2p", 1, "generate", 0.5, 0, trace=None)
+    found = read(metrics.registry)
+    labels = (("model", "g2p"), ("request", "generate"), ("version", "1"))
+    assert found["carousel_tokens_total", labels] == 7.0
+    assert found["carousel_request_latency_seconds_count", labels] == 1.0
 
 
 def test_a_backlog_is_folded_when_anything_is_read_and_forgotten_with_its_owner() -> None:

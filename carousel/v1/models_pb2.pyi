@@ -283,7 +283,9 @@ class ModelsLoadResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInfo]:
-        """The versions that were looked at, sorted by name and version: those that are served now, and those that cannot be."""
+        """The versions that were looked at, sorted by name and version: those that are served now, and those that cannot be.
+        Where the answer would be larger than a message may be, all are without their vocabularies.
+        """
 
     def __init__(
         self,

@@ -26,7 +26,11 @@ if _version_not_supported:
 
 
 class SessionsStub:
-    """Looks at the live sessions and closes them.
+    """Looks at the live sessions, copies them, changes them and closes them. Of several servers with one store, ask the one
+    that the session's stream is with: a proxy finds it by the header `x-session-id`. `Get` and `List` know the sessions
+    of the server that answers, and no others. Any other call that another server gets first takes the session over, as
+    `Open.resume` does: its stream is told CLOSE_REASON_MOVED, and the session waits on the server that answers to be
+    resumed. Of a session that is not stored that server knows nothing: NOT_FOUND.
     """
 
     def __init__(self, channel):
@@ -83,18 +87,24 @@ class SessionsStub:
 
 
 class SessionsServicer:
-    """Looks at the live sessions and closes them.
+    """Looks at the live sessions, copies them, changes them and closes them. Of several servers with one store, ask the one
+    that the session's stream is with: a proxy finds it by the header `x-session-id`. `Get` and `List` know the sessions
+    of the server that answers, and no others. Any other call that another server gets first takes the session over, as
+    `Open.resume` does: its stream is told CLOSE_REASON_MOVED, and the session waits on the server that answers to be
+    resumed. Of a session that is not stored that server knows nothing: NOT_FOUND.
     """
 
     def Get(self, request, context):
-        """One session. NOT_FOUND tells when and why a session that is gone went, for as long as the server remembers.
+        """One session of this server. NOT_FOUND tells when and why a session that is gone went, for as long as the server
+        remembers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """All sessions, a page at a time, in the order in which they were opened.
+        """All sessions of this server, a page at a time, in the order in which they were opened. A page may have fewer
+        sessions than asked for, so that it is no larger than a message may be.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,22 +118,30 @@ class SessionsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request, context):
-        """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed.
+        """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed on the
+        server that has it; see above for others. A session made of the snapshot goes on with what was being generated when
+        it is sent the same `Generate` again, with `received_position`. The tokens generated before the snapshot are in it
+        of a session that has marks, is stored, or outlives its stream, as far as they are kept; of any other they are not,
+        so that `received_position` must be the snapshot's position.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Restore(self, request, context):
-        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be gone
-        on with, by `Open.resume`, for as long as the server holds sessions.
+        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
+        resumed, by `Open.resume`, as if its stream had ended: with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP for
+        the duration that was agreed on when it was opened, with DISCONNECT_ACTION_FREE for as long as the server holds
+        sessions that do not say how long. Then it is closed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Fork(self, request, context):
-        """Makes a copy of a live session, under an id of its own, which waits to be gone on with as a restored one does.
+        """Makes a copy of a live session, under an id of its own, which waits to be resumed as a restored one does. The copy
+        has the state, the position and the marks, and nothing of the requests: it does not go on with what the session
+        generates, and the session's last request cannot be sent to it again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,7 +155,7 @@ class SessionsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetState(self, request, context):
-        """Reads the state tensors of a session.
+        """Reads the state tensors of a session, which goes on undisturbed on the server that has it; see above for others.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,7 +225,11 @@ def add_SessionsServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Sessions:
-    """Looks at the live sessions and closes them.
+    """Looks at the live sessions, copies them, changes them and closes them. Of several servers with one store, ask the one
+    that the session's stream is with: a proxy finds it by the header `x-session-id`. `Get` and `List` know the sessions
+    of the server that answers, and no others. Any other call that another server gets first takes the session over, as
+    `Open.resume` does: its stream is told CLOSE_REASON_MOVED, and the session waits on the server that answers to be
+    resumed. Of a session that is not stored that server knows nothing: NOT_FOUND.
     """
 
     @staticmethod

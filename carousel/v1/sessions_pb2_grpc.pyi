@@ -27,61 +27,104 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SessionsStub:
-    """Looks at the live sessions and closes them."""
+    """Looks at the live sessions, copies them, changes them and closes them. Of several servers with one store, ask the one
+    that the session's stream is with: a proxy finds it by the header `x-session-id`. `Get` and `List` know the sessions
+    of the server that answers, and no others. Any other call that another server gets first takes the session over, as
+    `Open.resume` does: its stream is told CLOSE_REASON_MOVED, and the session waits on the server that answers to be
+    resumed. Of a session that is not stored that server knows nothing: NOT_FOUND.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SessionsAsyncStub: ...
     Get: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsGetRequest, _sessions_pb2.SessionsGetResponse]
-    """One session. NOT_FOUND tells when and why a session that is gone went, for as long as the server remembers."""
+    """One session of this server. NOT_FOUND tells when and why a session that is gone went, for as long as the server
+    remembers.
+    """
     List: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsListRequest, _sessions_pb2.SessionsListResponse]
-    """All sessions, a page at a time, in the order in which they were opened."""
+    """All sessions of this server, a page at a time, in the order in which they were opened. A page may have fewer
+    sessions than asked for, so that it is no larger than a message may be.
+    """
     Close: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsCloseRequest, _sessions_pb2.SessionsCloseResponse]
     """Closes a session, whoever opened it. Its stream is told."""
     Snapshot: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSnapshotRequest, _sessions_pb2.SessionsSnapshotResponse]
-    """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed."""
+    """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed on the
+    server that has it; see above for others. A session made of the snapshot goes on with what was being generated when
+    it is sent the same `Generate` again, with `received_position`. The tokens generated before the snapshot are in it
+    of a session that has marks, is stored, or outlives its stream, as far as they are kept; of any other they are not,
+    so that `received_position` must be the snapshot's position.
+    """
     Restore: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRestoreRequest, _sessions_pb2.SessionsRestoreResponse]
-    """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be gone
-    on with, by `Open.resume`, for as long as the server holds sessions.
+    """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
+    resumed, by `Open.resume`, as if its stream had ended: with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP for
+    the duration that was agreed on when it was opened, with DISCONNECT_ACTION_FREE for as long as the server holds
+    sessions that do not say how long. Then it is closed.
     """
     Fork: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsForkRequest, _sessions_pb2.SessionsForkResponse]
-    """Makes a copy of a live session, under an id of its own, which waits to be gone on with as a restored one does."""
+    """Makes a copy of a live session, under an id of its own, which waits to be resumed as a restored one does. The copy
+    has the state, the position and the marks, and nothing of the requests: it does not go on with what the session
+    generates, and the session's last request cannot be sent to it again.
+    """
     Rewind: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRewindRequest, _sessions_pb2.SessionsRewindResponse]
     """Sets a session back to a mark: see `Feed.mark`. FAILED_PRECONDITION while it has work in flight."""
     GetState: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsGetStateRequest, _sessions_pb2.SessionsGetStateResponse]
-    """Reads the state tensors of a session."""
+    """Reads the state tensors of a session, which goes on undisturbed on the server that has it; see above for others."""
     SetState: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSetStateRequest, _sessions_pb2.SessionsSetStateResponse]
     """Writes state tensors of a session; its position stays. FAILED_PRECONDITION while it has work in flight."""
 
 @_typing.type_check_only
 class SessionsAsyncStub(SessionsStub):
-    """Looks at the live sessions and closes them."""
+    """Looks at the live sessions, copies them, changes them and closes them. Of several servers with one store, ask the one
+    that the session's stream is with: a proxy finds it by the header `x-session-id`. `Get` and `List` know the sessions
+    of the server that answers, and no others. Any other call that another server gets first takes the session over, as
+    `Open.resume` does: its stream is told CLOSE_REASON_MOVED, and the session waits on the server that answers to be
+    resumed. Of a session that is not stored that server knows nothing: NOT_FOUND.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Get: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsGetRequest, _sessions_pb2.SessionsGetResponse]  # type: ignore[assignment]
-    """One session. NOT_FOUND tells when and why a session that is gone went, for as long as the server remembers."""
+    """One session of this server. NOT_FOUND tells when and why a session that is gone went, for as long as the server
+    remembers.
+    """
     List: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsListRequest, _sessions_pb2.SessionsListResponse]  # type: ignore[assignment]
-    """All sessions, a page at a time, in the order in which they were opened."""
+    """All sessions of this server, a page at a time, in the order in which they were opened. A page may have fewer
+    sessions than asked for, so that it is no larger than a message may be.
+    """
     Close: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsCloseRequest, _sessions_pb2.SessionsCloseResponse]  # type: ignore[assignment]
     """Closes a session, whoever opened it. Its stream is told."""
     Snapshot: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSnapshotRequest, _sessions_pb2.SessionsSnapshotResponse]  # type: ignore[assignment]
-    """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed."""
+    """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed on the
+    server that has it; see above for others. A session made of the snapshot goes on with what was being generated when
+    it is sent the same `Generate` again, with `received_position`. The tokens generated before the snapshot are in it
+    of a session that has marks, is stored, or outlives its stream, as far as they are kept; of any other they are not,
+    so that `received_position` must be the snapshot's position.
+    """
     Restore: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRestoreRequest, _sessions_pb2.SessionsRestoreResponse]  # type: ignore[assignment]
-    """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be gone
-    on with, by `Open.resume`, for as long as the server holds sessions.
+    """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
+    resumed, by `Open.resume`, as if its stream had ended: with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP for
+    the duration that was agreed on when it was opened, with DISCONNECT_ACTION_FREE for as long as the server holds
+    sessions that do not say how long. Then it is closed.
     """
     Fork: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsForkRequest, _sessions_pb2.SessionsForkResponse]  # type: ignore[assignment]
-    """Makes a copy of a live session, under an id of its own, which waits to be gone on with as a restored one does."""
+    """Makes a copy of a live session, under an id of its own, which waits to be resumed as a restored one does. The copy
+    has the state, the position and the marks, and nothing of the requests: it does not go on with what the session
+    generates, and the session's last request cannot be sent to it again.
+    """
     Rewind: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRewindRequest, _sessions_pb2.SessionsRewindResponse]  # type: ignore[assignment]
     """Sets a session back to a mark: see `Feed.mark`. FAILED_PRECONDITION while it has work in flight."""
     GetState: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsGetStateRequest, _sessions_pb2.SessionsGetStateResponse]  # type: ignore[assignment]
-    """Reads the state tensors of a session."""
+    """Reads the state tensors of a session, which goes on undisturbed on the server that has it; see above for others."""
     SetState: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSetStateRequest, _sessions_pb2.SessionsSetStateResponse]  # type: ignore[assignment]
     """Writes state tensors of a session; its position stays. FAILED_PRECONDITION while it has work in flight."""
 
 class SessionsServicer(metaclass=_abc_1.ABCMeta):
-    """Looks at the live sessions and closes them."""
+    """Looks at the live sessions, copies them, changes them and closes them. Of several servers with one store, ask the one
+    that the session's stream is with: a proxy finds it by the header `x-session-id`. `Get` and `List` know the sessions
+    of the server that answers, and no others. Any other call that another server gets first takes the session over, as
+    `Open.resume` does: its stream is told CLOSE_REASON_MOVED, and the session waits on the server that answers to be
+    resumed. Of a session that is not stored that server knows nothing: NOT_FOUND.
+    """
 
     @_abc_1.abstractmethod
     def Get(
@@ -89,7 +132,9 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.SessionsGetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.SessionsGetResponse, _abc.Awaitable[_sessions_pb2.SessionsGetResponse]]:
-        """One session. NOT_FOUND tells when and why a session that is gone went, for as long as the server remembers."""
+        """One session of this server. NOT_FOUND tells when and why a session that is gone went, for as long as the server
+        remembers.
+        """
 
     @_abc_1.abstractmethod
     def List(
@@ -97,7 +142,9 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.SessionsListRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.SessionsListResponse, _abc.Awaitable[_sessions_pb2.SessionsListResponse]]:
-        """All sessions, a page at a time, in the order in which they were opened."""
+        """All sessions of this server, a page at a time, in the order in which they were opened. A page may have fewer
+        sessions than asked for, so that it is no larger than a message may be.
+        """
 
     @_abc_1.abstractmethod
     def Close(
@@ -113,7 +160,12 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.SessionsSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.SessionsSnapshotResponse, _abc.Awaitable[_sessions_pb2.SessionsSnapshotResponse]]:
-        """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed."""
+        """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed on the
+        server that has it; see above for others. A session made of the snapshot goes on with what was being generated when
+        it is sent the same `Generate` again, with `received_position`. The tokens generated before the snapshot are in it
+        of a session that has marks, is stored, or outlives its stream, as far as they are kept; of any other they are not,
+        so that `received_position` must be the snapshot's position.
+        """
 
     @_abc_1.abstractmethod
     def Restore(
@@ -121,8 +173,10 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.SessionsRestoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.SessionsRestoreResponse, _abc.Awaitable[_sessions_pb2.SessionsRestoreResponse]]:
-        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be gone
-        on with, by `Open.resume`, for as long as the server holds sessions.
+        """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
+        resumed, by `Open.resume`, as if its stream had ended: with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP for
+        the duration that was agreed on when it was opened, with DISCONNECT_ACTION_FREE for as long as the server holds
+        sessions that do not say how long. Then it is closed.
         """
 
     @_abc_1.abstractmethod
@@ -131,7 +185,10 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.SessionsForkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.SessionsForkResponse, _abc.Awaitable[_sessions_pb2.SessionsForkResponse]]:
-        """Makes a copy of a live session, under an id of its own, which waits to be gone on with as a restored one does."""
+        """Makes a copy of a live session, under an id of its own, which waits to be resumed as a restored one does. The copy
+        has the state, the position and the marks, and nothing of the requests: it does not go on with what the session
+        generates, and the session's last request cannot be sent to it again.
+        """
 
     @_abc_1.abstractmethod
     def Rewind(
@@ -147,7 +204,7 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         request: _sessions_pb2.SessionsGetStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.SessionsGetStateResponse, _abc.Awaitable[_sessions_pb2.SessionsGetStateResponse]]:
-        """Reads the state tensors of a session."""
+        """Reads the state tensors of a session, which goes on undisturbed on the server that has it; see above for others."""
 
     @_abc_1.abstractmethod
     def SetState(

@@ -164,13 +164,20 @@ def closed(request_id: int, session: Session, reason: CloseReason) -> pb.StreamR
     )
 
 
-def refused(request_id: int, session_id: str, session: Session | None, error: CarouselError) -> pb.StreamResponse:
-    """A request was refused or has failed. session: the one that it was about, if it is known."""
+def refused(
+    request_id: int, session_id: str, session: Session | None, error: CarouselError, max_bytes: int
+) -> pb.StreamResponse:
+    """A request was refused or has failed. session: the one that it was about, if it is known. The texts are as short
+    as `max_bytes` asks for."""
+    message, length = to_message(error), MAX_MESSAGE_LENGTH
+    while length and message.ByteSize() > max_bytes:
+        length //= 2
+        message = to_message(error, length)
     return pb.StreamResponse(
         request_id=request_id,
         session_id=shortened(session_id, _MAX_ID),
         position=0 if session is None else session.reportable_position,
-        error=to_message(error),
+        error=message,
     )
 
 

@@ -11,7 +11,7 @@ import grpc
 
 from service.api.caller import CALLER, Caller
 from service.api.status import TABLE, abort
-from service.errors import CarouselError, TooManyCallsError, UnauthenticatedError
+from service.errors import AnswerTooLargeError, CarouselError, TooManyCallsError, UnauthenticatedError
 from service.observer import CALL_TRACE, ApiObserver
 
 _OURS = "/carousel.v1."
@@ -26,12 +26,14 @@ Behaviour = Callable[[Any, Any], Awaitable[Any]]
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Turns errors of the domain into statuses, and anything else into INTERNAL with a fixed text. max_calls: of our
-    own services in progress at once; more are refused."""
+    own services in progress at once; more are refused. max_answer_bytes: of the answer of a unary call, whichever it
+    is; a larger one is not sent."""
 
-    def __init__(self, observer: ApiObserver, find: Find, *, max_calls: int = 20_000) -> None:
+    def __init__(self, observer: ApiObserver, find: Find, *, max_answer_bytes: int, max_calls: int = 20_000) -> None:
         self._observer = observer
         self._find = find
         self._max_calls = max_calls
+        self._max_answer_bytes = max_answer_bytes
         self._num_calls = 0
 
     async def intercept_service(
@@ -90,7 +92,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if not is_stream:  # of which each message counts
                     caller.admit()
                 CALLER.set(caller)
-                return await behaviour(request, context)
+                answer = await behaviour(request, context)
+                if answer is not None:  # of a unary call: streams write theirs themselves
+                    self._check_size(answer.ByteSize(), method)
+                return answer
             except asyncio.CancelledError:
                 code = grpc.StatusCode.CANCELLED
                 raise
@@ -112,6 +117,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     trace.ended(_name(code))
 
         return call
+
+    def _check_size(self, num_bytes: int, method: str) -> None:
+        if num_bytes > self._max_answer_bytes:
+            raise AnswerTooLargeError(
+                f"{method.rpartition('/')[2]}: the answer has {num_bytes} bytes, the limit is"
+                f" {self._max_answer_bytes}: ask for less at a time, or raise the server's max_message_bytes",
+                limit=self._max_answer_bytes,
+            )
 
     def _check_room(self) -> None:
         if self._num_calls > self._max_calls:

@@ -16,9 +16,10 @@ Context = grpc.aio.ServicerContext[object, object]
 
 
 class Models(models_pb2_grpc.ModelsServicer):
-    """Tells which models are served, and loads and unloads them."""
+    """Tells which models are served, and loads and unloads them. max_answer_bytes: of one answer."""
 
-    def __init__(self, hosting: Hosting) -> None:
+    def __init__(self, hosting: Hosting, *, max_answer_bytes: int) -> None:
+        self._max_answer_bytes = max_answer_bytes
         self._hosting = hosting
         self._repository = hosting.repository
 
@@ -37,10 +38,15 @@ class Models(models_pb2_grpc.ModelsServicer):
         return pb.ModelsGetResponse(model=info)
 
     async def Load(self, request: pb.ModelsLoadRequest, context: Context) -> pb.ModelsLoadResponse:
-        """What is new."""
+        """What is new. Vocabularies that one answer has no room for are left out: the versions are loaded already."""
         CALLER.get().check_admin("load")
         found = await self._hosting.load(request.model, request.version)
-        return pb.ModelsLoadResponse(models=map(_info, found))
+        response = pb.ModelsLoadResponse(models=map(_info, found))
+        if response.ByteSize() > self._max_answer_bytes:
+            for info in response.models:
+                for field in ("source_vocabulary", "target_vocabulary", "input_vocabulary"):
+                    info.ClearField(field)
+        return response
 
     async def Unload(self, request: pb.ModelsUnloadRequest, context: Context) -> pb.ModelsUnloadResponse:
         """One version."""

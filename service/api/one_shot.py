@@ -113,10 +113,11 @@ class OneShot:
         if not isinstance(result, Generated):
             self._on_step(request, result)
             return
-        for piece in pieces(result, request.session.served.bundle):
+        bundle, max_bytes = request.session.served.bundle, self._sessions.limits.max_answer_bytes
+        for piece in pieces(result, bundle, max_bytes):
             part = self._part
             if part is None or part.is_taken or part.room < len(piece.token_ids):
-                part = self._part = Part(request.session.served.bundle)
+                part = self._part = Part(bundle, max_bytes)
                 self._outbox.put_later(partial(_response, request, part), partial(_granted, request, part))
             part.add(piece)
         if result.finish_reason is not None:

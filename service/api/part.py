@@ -13,14 +13,16 @@ from service.repository.bundle import Bundle
 from service.repository.vocabulary import Vocabulary
 
 _MAX_BYTES = 1024 * 1024
+"""Of a part, where an answer may be larger."""
 
 
 class Part:
-    """Tokens of one generation, in order; or vectors, of a model that gives values. max_bytes: of its message."""
+    """Tokens of one generation, in order; or vectors, of a model that gives values. max_bytes: that an answer
+    may have."""
 
     __slots__ = ("_bundle", "_log_probabilities", "_max_items", "_token_ids", "finish_reason", "is_taken", "position")
 
-    def __init__(self, bundle: Bundle, max_bytes: int = _MAX_BYTES) -> None:
+    def __init__(self, bundle: Bundle, max_bytes: int) -> None:
         self._bundle = bundle
         self._max_items = _max_items(bundle, max_bytes)
         self._token_ids: list[Item] = []
@@ -64,7 +66,7 @@ class Part:
         return generated
 
 
-def pieces(result: Generated, bundle: Bundle, max_bytes: int = _MAX_BYTES) -> list[Generated]:
+def pieces(result: Generated, bundle: Bundle, max_bytes: int) -> list[Generated]:
     """A result cut so that each piece fits a part. All but the last have no end."""
     size = _max_items(bundle, max_bytes)
     if len(result.token_ids) <= size:
@@ -80,7 +82,7 @@ def pieces(result: Generated, bundle: Bundle, max_bytes: int = _MAX_BYTES) -> li
 
 
 def _max_items(bundle: Bundle, max_bytes: int) -> int:
-    return max(1, max_bytes // (bundle.max_token_bytes or ITEM_SIZE * bundle.manifest.output_size))
+    return max(1, min(max_bytes, _MAX_BYTES) // (bundle.max_token_bytes or ITEM_SIZE * bundle.manifest.output_size))
 
 
 def _wire_forms(vocabulary: Vocabulary) -> tuple[bytes, ...]:

@@ -6,6 +6,7 @@ else counts. Event loop only.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -23,10 +24,12 @@ from service.sessions.session import Request, Session
 
 
 class Replies:
-    """Answers the requests of one stream. num_unanswered: those that came in and have no last answer yet."""
+    """Answers the requests of one stream. max_answer_bytes: of one answer. num_unanswered: requests that came in and
+    have no last answer yet."""
 
-    def __init__(self, outbox: Outbox[pb.StreamResponse], observer: ApiObserver) -> None:
+    def __init__(self, outbox: Outbox[pb.StreamResponse], observer: ApiObserver, max_answer_bytes: int) -> None:
         self.num_unanswered = 0
+        self._max_bytes = max_answer_bytes
         self._outbox = outbox
         self._observer = observer
         self._parts: dict[Request, Part] = {}
@@ -55,11 +58,16 @@ class Replies:
             request.is_ended = True
             self._fail(request, session_id, session, error)
 
-    def stepped(self, request: Request, result: Stepped, *, gives_values: bool, error_length: int) -> None:
-        """Answers a step batch. A second answer is dropped. Arguments as those of `answers.stepped`."""
+    def stepped(self, request: Request, result: Stepped, *, model: str, gives_values: bool, error_length: int) -> None:
+        """Answers a step batch. A second answer is dropped. model: of its sessions; other arguments as those of
+        `answers.stepped`."""
         if request.is_ended:
             return
         request.is_ended = True
+        if result.errors and not request.replayed:
+            for kind, count in Counter(type(error) for _, error in result.errors).items():
+                row = TABLE[kind]
+                self._observer.request_failed(model, row.code.name, row.reason, count)
         is_large = request.answer_bytes or request.replayed
         make: Callable[..., Made[pb.StreamResponse]] = (
             answers.large_batch_stepped if is_large else answers.batch_stepped
@@ -111,10 +119,11 @@ class Replies:
             self._parts.pop(request, None)
             self.on_failed(request, result)
             return
-        for piece in pieces(result, request.session.served.bundle):
+        bundle = request.session.served.bundle
+        for piece in pieces(result, bundle, self._max_bytes):
             part = self._parts.get(request)
             if part is None or part.is_taken or part.room < len(piece.token_ids):
-                part = self._parts[request] = Part(request.session.served.bundle)
+                part = self._parts[request] = Part(bundle, self._max_bytes)
                 self._outbox.put_later(partial(self._generated, request, part), partial(_granted, request, part))
             part.add(piece)
         if result.finish_reason is not None:
@@ -136,18 +145,28 @@ class Replies:
                 self._parts.pop(request, None)
                 self._finish()
             session = request.session
-            return answers.refused(request.request_id, session.name, session, _failure(error))
+            return answers.refused(request.request_id, session.name, session, _failure(error), self._max_bytes)
+
+    async def _made(self, request: Request, make: Callable[[], Made[pb.StreamResponse]]) -> pb.StreamResponse:
+        """An answer; a failure in place of one that cannot be made."""
+        try:
+            response = make()
+            return response if isinstance(response, pb.StreamResponse) else await response
+        except Exception as error:
+            session: Session | None = request.session
+            name = session.name if session else ""
+            return answers.refused(request.request_id, name, session, _failure(error), self._max_bytes)
 
     def _put_later(self, request: Request, make: Callable[[], Made[pb.StreamResponse]]) -> None:
         """Has an answer made when its turn to be written comes."""
-        self._outbox.put_later(partial(_made, request, make), request.release)
+        self._outbox.put_later(partial(self._made, request, make), request.release)
 
     def _fail(self, request: Request, session_id: str, session: Session | None, error: CarouselError) -> None:
         request.release()
         row = TABLE[type(error)]
         model = session.served.bundle.model if session is not None else ""
         self._observer.request_failed(model, row.code.name, row.reason)
-        self._outbox.put(answers.refused(request.request_id, session_id, session, error))
+        self._outbox.put(answers.refused(request.request_id, session_id, session, error, self._max_bytes))
         self._finish()
 
     def _finish(self) -> None:
@@ -165,16 +184,6 @@ def _failure(error: Exception) -> EngineError:
     """Reports what making an answer raised. Returns what is answered in its place."""
     report(error)
     return EngineError("the answer could not be made: the server's log says more")
-
-
-async def _made(request: Request, make: Callable[[], Made[pb.StreamResponse]]) -> pb.StreamResponse:
-    """A large answer; a failure in place of one that cannot be made."""
-    try:
-        response = make()
-        return response if isinstance(response, pb.StreamResponse) else await response
-    except Exception as error:
-        session: Session | None = request.session
-        return answers.refused(request.request_id, session.name if session else "", session, _failure(error))
 
 
 def _granted(request: Request, part: Part) -> None:

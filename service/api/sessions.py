@@ -16,6 +16,10 @@ from service.sessions.session import Session
 
 Context = grpc.aio.ServicerContext[object, object]
 _MAX_PAGE_SIZE = 1000
+_PAGE_BYTES = 64
+"""The most that a page has beside its sessions."""
+_ITEM_BYTES = 4
+"""The most that frames a session in a page."""
 
 
 class Sessions(sessions_pb2_grpc.SessionsServicer):
@@ -41,9 +45,17 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         principal = CALLER.get().principal
         owner = None if principal.is_admin else principal.name
         found = self._registry.page(after, size + 1, request.model, owner)
+        infos: list[pb.SessionInfo] = []
+        room = self._sessions.limits.max_answer_bytes - _PAGE_BYTES
+        for session in found[:size]:
+            info = _info(session)
+            room -= info.ByteSize() + _ITEM_BYTES
+            if room < 0 and infos:
+                break
+            infos.append(info)
         return pb.SessionsListResponse(
-            sessions=[_info(session) for session in found[:size]],
-            next_page_token=str(found[size - 1].serial) if len(found) > size else "",
+            sessions=infos,
+            next_page_token=str(found[len(infos) - 1].serial) if len(found) > len(infos) else "",
             total_count=len(self._registry) if owner is None else self._sessions.directory.count(owner),
         )
 

@@ -44,14 +44,14 @@ Defer = Callable[[Request, pb.StreamRequest, list[Session], Act], None]
 
 class _Sent:
     """A batch that was accepted. message: empty when it and its answer took too much memory and are not kept: a retry
-    is refused for its positions; gives_values: whether its answer is values; accepted: None until the engine has it;
-    retries: requests that came before its answer."""
+    is refused for its positions; bundle: of its sessions, None when it names none that is there; accepted: None until
+    the engine has it; retries: requests that came before its answer."""
 
-    __slots__ = ("__weakref__", "accepted", "gives_values", "message", "retries")
+    __slots__ = ("__weakref__", "accepted", "bundle", "message", "retries")
 
-    def __init__(self, message: pb.StepBatch, *, gives_values: bool) -> None:
+    def __init__(self, message: pb.StepBatch, bundle: Bundle | None) -> None:
         self.message = message
-        self.gives_values = gives_values
+        self.bundle = bundle
         self.accepted: StepBatchRequest | None = None
         self.retries: list[Request] = []
 
@@ -174,7 +174,7 @@ class StreamBatches:
                 f" report each: the first: {next(iter(refused.values())).message}",
                 field="step_batch.handles",
             )
-        sent = _Sent(batch, gives_values=bundle is not None and bundle.target_vocabulary is None)
+        sent = _Sent(batch, bundle)
         positions = list(batch.positions) or None
         asked = StepBatch(found.sessions, refused, tokens, counts, positions, outputs, None if refused else found.lanes)
         accepted = self._batches.step(asked, partial(self._on_stepped, request, sent), request.reserve)
@@ -233,6 +233,8 @@ class StreamBatches:
         accepted = sent.accepted
         if accepted is None or accepted.result is None:
             check_retries(len(sent.retries), self._limits.max_in_flight)
+            if accepted is not None:
+                self._batches.replayed(accepted)
             sent.retries.append(request)
             return True
         kept = self._unstored.get(_key(sent.message), ()) if self._unstored else ()
@@ -248,9 +250,13 @@ class StreamBatches:
 
     def _reply(self, request: Request, sent: _Sent, result: Stepped) -> None:
         """Answers a batch. The more of its sessions failed, the shorter are the texts that say why."""
-        each = self._limits.max_answer_bytes // max(1, len(result.errors))
+        each, bundle = self._limits.max_answer_bytes // max(1, len(result.errors)), sent.bundle
         self._replies.stepped(
-            request, result, gives_values=sent.gives_values, error_length=max(0, each - _BARE_ERROR_BYTES) // _TEXTS
+            request,
+            result,
+            model="" if bundle is None else bundle.model,
+            gives_values=bundle is not None and bundle.target_vocabulary is None,
+            error_length=max(0, each - _BARE_ERROR_BYTES) // _TEXTS,
         )
 
     def _keep(self, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:

@@ -60,7 +60,7 @@ class Stream:
         self.is_over = False
         self.is_ended_by_server = False
         """Whether the client may have sent requests that are not read any more."""
-        replies = self.replies = Replies(outbox, observer)
+        replies = self.replies = Replies(outbox, observer, limits.max_answer_bytes)
         self._batches = StreamBatches(sessions.step_batches, sessions.spill, limits, replies, self._defer)
         self._arrivals = Arrivals(domain, caller, self)
         self._handlers: dict[str | None, tuple[Handler, Reply]] = {

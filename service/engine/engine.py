@@ -109,6 +109,7 @@ class Engine:
             self._num_waiting,
             self._num_inline,
             self._num_threaded,
+            self._is_stopping,
         )
 
     def open(self, source: Sequence[Item] = ()) -> Lane:

@@ -123,7 +123,7 @@ class ActiveGeneration(RowJob):
     def rest(self, lane: Lane) -> Rest | None:
         """See `ActiveJob`."""
         pending = list(self.inputs[self.done : self.num_pending])
-        return Rest(pending, self.request.num_produced, self._choice.seen)
+        return Rest(pending, self.request.num_produced, self._choice.seen, self.request.decoding)
 
     def _consume(self, result: StepResult, row: int, width: int) -> None:
         """Brings the lane to where its state is."""

@@ -187,11 +187,13 @@ class StepBatchJob(Job):
 
 
 class Rest(NamedTuple):
-    """What a lane's saved state holds of the job in hand. pending: see `Lane`. num_produced, seen: of a generation."""
+    """What a lane's saved state holds of the job in hand. pending: see `Lane`. num_produced, seen, decoding: of a
+    generation."""
 
     pending: list[Item]
     num_produced: int = 0
     seen: IntArray | None = None
+    decoding: Decoding | None = None
 
 
 class Queued(Protocol):

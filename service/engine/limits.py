@@ -53,10 +53,12 @@ class EngineLimits:
 @dataclass(frozen=True, slots=True)
 class EngineStatistics:
     """slots_used: sessions that have a slot; forks_used: copies of states; num_waiting: requests admitted and not yet
-    answered; num_inline, num_threaded: batches run on the event loop, and on the thread."""
+    answered; num_inline, num_threaded: batches run on the event loop, and on the thread; is_stopped: whether it runs
+    none any more."""
 
     slots_used: int
     forks_used: int
     num_waiting: int
     num_inline: int
     num_threaded: int
+    is_stopped: bool

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from service.engine.arena import Arena, Array
 from service.engine.beam import Hypothesis
-from service.engine.decoding import FinishReason, FloatArray, FloatRow, IntArray
+from service.engine.decoding import Decoding, FinishReason, FloatArray, FloatRow, IntArray
 from service.engine.jobs import NO_TOKENS, Item, Job, Lane, Rest, StepBatchJob
 from service.errors import CarouselError
 
@@ -21,8 +21,8 @@ class LaneState(NamedTuple):
 
     pending, next_logits: see `Lane`. states: one array a state tensor, of the manifest's shape without its batch axis;
     contexts: one [S, ...] array a context tensor, S the source's length. None of the arrays is to be written to.
-    num_produced, seen: of the generation in hand, if one is: tokens so far, and [any number] which of them the
-    repetition penalty has noted.
+    num_produced, seen, decoding: of the generation in hand, if one is: tokens so far, [any number] which of them the
+    repetition penalty has noted, and how they are chosen; this is not known of a state out of the store.
     """
 
     position: int
@@ -32,6 +32,7 @@ class LaneState(NamedTuple):
     contexts: list[Array]
     num_produced: int = 0
     seen: IntArray | None = None
+    decoding: Decoding | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -50,10 +51,9 @@ def read_lanes(arena: Arena, lanes: Sequence[Lane]) -> list[LaneState | None]:
             found.append(None)
             continue
         states, contexts = next(copies)
-        next_logits = None if rest.pending else lane.next_logits
-        found.append(
-            LaneState(lane.position, rest.pending, next_logits, states, contexts, rest.num_produced, rest.seen)
-        )
+        pending, num_produced, seen, decoding = rest
+        next_logits = None if pending else lane.next_logits
+        found.append(LaneState(lane.position, pending, next_logits, states, contexts, num_produced, seen, decoding))
     return found
 
 

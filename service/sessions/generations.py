@@ -9,10 +9,10 @@ from functools import partial
 
 from service.engine.beam import BeamSearch
 from service.engine.decoding import Beam, Decoding
-from service.engine.jobs import GenerateJob, Job, SearchJob, size_of
+from service.engine.jobs import ITEM_SIZE, GenerateJob, Job, SearchJob, size_of
 from service.engine.results import Generated, Result, Searched
 from service.errors import OutputsLostError
-from service.sessions.checks import check_can_generate, check_decoding
+from service.sessions.checks import check_answer, check_can_generate, check_decoding
 from service.sessions.generation import Generation
 from service.sessions.lifecycle import Event, State
 from service.sessions.persistence import NOT_STORED
@@ -82,6 +82,7 @@ class Generations:
         session = request.session
         last = _repeated(session, position, decoding)
         if last is not None:
+            self._check_size(session, decoding, field)
             self._requests.replayed(request, "generate")
             if last.is_dropped:
                 raise OutputsLostError(
@@ -123,20 +124,27 @@ class Generations:
         """Refuses a generation that cannot be next, or not so. Returns the state that follows."""
         session = request.session
         following = session.transition(Event.GENERATE).state
-        manifest = session.served.bundle.manifest
-        check_can_generate(manifest, decoding, field)
-        num_bytes = check_decoding(
+        check_can_generate(session.served.bundle.manifest, decoding, field)
+        num_bytes = self._check_size(session, decoding, field)
+        self._requests.check_turn(session, "generate.position", position)
+        request.reserve(num_bytes)
+        return following
+
+    def _check_size(self, session: Session, decoding: Decoding, field: str) -> int:
+        """See `check_decoding`; and each vector by itself must fit an answer."""
+        bundle = session.served.bundle
+        if bundle.target_vocabulary is None:
+            num_bytes = ITEM_SIZE * bundle.manifest.output_size
+            check_answer(num_bytes, self.limits.max_answer_bytes, field="generate", advice="raise max_message_bytes")
+        return check_decoding(
             decoding,
-            vocabulary_size=manifest.output_size,
+            vocabulary_size=bundle.manifest.output_size,
             max_tokens=self.limits.max_generate_tokens,
             max_beam_size=self.limits.max_forks,
             field=field,
             max_answer_bytes=self.limits.max_answer_bytes,
-            token_bytes=session.served.bundle.max_token_bytes,
+            token_bytes=bundle.max_token_bytes,
         )
-        self._requests.check_turn(session, "generate.position", position)
-        request.reserve(num_bytes)
-        return following
 
     def _continue(self, session: Session, last: Generation, request: Request, received: int | None) -> None:
         """Delivers a generation that exists already to another request."""
@@ -223,19 +231,22 @@ class Generations:
     def _on_searched(self, job: Job, result: Result) -> None:
         request: Request = job.tag
         session = request.session
+        num_tokens = result.position - session.position
         self._requests.ended(session, result)
         generation = session.last if isinstance(session.last, Generation) else None
         if isinstance(result, Searched):
             best = result.hypotheses[0].tokens if result.hypotheses else []
             request.num_tokens = len(best)
-            self._requests.answered(request, "generate")
+            self._requests.answered(request, "generate", num_tokens)
             if generation is not None:
                 generation.start = result.position - len(best)
                 generation.tokens, generation.found = [*best], result
                 num_bytes = size_of(best) + sum(2 * size_of(one.tokens) for one in result.hypotheses)
                 self._requests.replays.keep(generation, num_bytes)
-        elif not session.is_over:
-            session.last = None
+        else:
+            self._requests.moved(session, "generate", num_tokens)
+            if not session.is_over:
+                session.last = None
         listener = request if generation is None else generation.request
         if generation is not None:
             generation.request = None

@@ -231,15 +231,10 @@ def _inner_shape(spec: TensorSpec) -> list[int | None]:
 def _last_of(session: Session, lane: LaneState) -> FedBefore | GeneratedBefore | None:
     last = session.last
     if isinstance(last, LastFeed):
-        if (
-            not (last.is_dropped or last.is_hashed)
-            and isinstance(last.result, Fed)
-            and last.result.position == lane.position
-            and last.start is not None
-        ):
-            return FedBefore(last.start, last.tokens, last.outputs, last.result.outputs)
-        return None
-    if last is None or last.start is None:
+        return _fed_before(last, lane)
+    if last is None:
+        return _going_on(lane)
+    if last.start is None:
         return None
     if not lane.num_produced:
         if last.is_dropped or not (last.is_ended and last.position == lane.position):
@@ -261,4 +256,25 @@ def _last_of(session: Session, lane: LaneState) -> FedBefore | GeneratedBefore |
         last.tokens[:count],
         None if last.log_probabilities is None else last.log_probabilities[:count],
         None,
+    )
+
+
+def _fed_before(last: LastFeed, lane: LaneState) -> FedBefore | None:
+    result = last.result
+    if last.is_dropped or last.is_hashed or last.start is None:
+        return None
+    if not isinstance(result, Fed) or result.position != lane.position:
+        return None
+    return FedBefore(last.start, last.tokens, last.outputs, result.outputs)
+
+
+def _going_on(lane: LaneState) -> GeneratedBefore | None:
+    """The generation in hand of a session that keeps no tokens: it can continue, and no token of it is delivered
+    again."""
+    decoding = lane.decoding
+    if decoding is None or not lane.num_produced:
+        return None
+    scores: list[float] | None = [] if decoding.log_probabilities else None
+    return GeneratedBefore(
+        lane.position - lane.num_produced, decoding, lane.num_produced, [], scores, finish_reason=None
     )

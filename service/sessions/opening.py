@@ -190,11 +190,13 @@ class Opening:
         served.engine.write(lane, image.lane)
         session.position, session.last = image.lane.position, last_in(image)
         persistence.is_attached = False
-        registry.hold(session, max(image.policy.duration_s, self._limits.idle_timeout_s))
-        if epoch is not None:
+        if epoch is not None:  # held as long as its record was to last
+            registry.hold(session, max(image.policy.duration_s, self._limits.idle_timeout_s))
             registry.checkpoints.renew(session)
-        else:
+        else:  # a copy, which waits as if its stream had ended; one that ends with its stream has no duration
+            registry.hold(session, image.policy.duration_s or self._limits.hold_s)
             registry.checkpoints.changed(session)
+            registry.keep(session)
         registry.deferral.run(session)
         if epoch is None:
             await self._stored(session)

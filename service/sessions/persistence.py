@@ -117,6 +117,7 @@ class SessionLimits:
     yet answered; max_forks: beams of one search, targets of one score; generation_window: tokens generated ahead of
     what has been written to the client; max_answer_bytes: of one answer; num_tombstones: closed sessions remembered;
     replay_tokens: of one generation, kept for retries; max_marks: of one session;
+    hold_s: for which a copy of a session that would end with its stream waits to be resumed;
     max_deferred_bytes: of all requests that wait for sessions to be opened or restored; max_replay_bytes: of all
     answers to feeds that are kept for retries; max_unwritten_bytes: of all answers that are computed or wait for their
     readers."""
@@ -132,6 +133,7 @@ class SessionLimits:
     num_tombstones: int = 10_000
     replay_tokens: int = 16_384
     max_marks: int = 8
+    hold_s: float = 60.0
     max_deferred_bytes: int = 128 * 1024 * 1024
     max_replay_bytes: int = 32 * 1024 * 1024
     max_unwritten_bytes: int = 256 * 1024 * 1024

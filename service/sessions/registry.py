@@ -178,10 +178,14 @@ class Registry:
             self.hold(session, policy.duration_s)
             bundle = session.served.bundle
             self.observer.session_detached(bundle.model, bundle.version, session.id)
-            if policy.is_stored:
-                if policy.durability is Durability.NONE:
-                    self.checkpoints.changed(session)  # it was not stored before
-                self.checkpoints.hasten(session)
+            self.keep(session)
+
+    def keep(self, session: Session) -> None:
+        """Stores a session that no stream has at once, if it is one that is stored."""
+        if session.policy.is_stored:
+            if session.policy.durability is Durability.NONE:
+                self.checkpoints.changed(session)  # it was not stored before
+            self.checkpoints.hasten(session)
 
     def hold(self, session: Session, duration_s: float) -> None:
         """Holds a session that no stream has, for so long."""

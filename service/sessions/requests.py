@@ -94,21 +94,27 @@ class Requests:
             if session.persistence is not NOT_STORED:
                 self.checkpoints.changed(session)
 
-    def answered(self, request: Request, name: str) -> None:
-        """Reports a request that was done."""
-        served = request.session.served
+    def answered(self, request: Request, name: str, num_tokens: int = 0) -> None:
+        """Reports a request that was done. num_tokens: those that were not reported before."""
+        served, trace = request.session.served, request.trace
         seconds = self.clock() - request.began_s
-        self.observer.request_answered(
-            served.model, served.version, name, seconds, request.num_tokens, trace=request.trace
-        )
+        self.observer.request_answered(served.model, served.version, name, seconds, num_tokens, trace=trace)
+        if trace is not None:
+            trace.ended(name, served.model, served.version, request.num_tokens)
+
+    def moved(self, session: Session, name: str, num_tokens: int) -> None:
+        """Reports tokens by which a request moved its session before it ended otherwise than `answered` says."""
+        if num_tokens > 0:
+            self.observer.tokens_moved(session.served.model, session.served.version, name, num_tokens)
 
     def progressed(self, request: Request, num_tokens: int) -> None:
         """Reports tokens of a generation."""
         served, now_s = request.session.served, self.clock()
         if request.num_tokens == 0:
-            self.observer.first_token(served.model, served.version, now_s - request.began_s)
+            self.observer.first_token(served.model, served.version, now_s - request.began_s, num_tokens)
         else:
-            self.observer.next_tokens(served.model, served.version, (now_s - request.last_s) / num_tokens)
+            each_s = (now_s - request.last_s) / num_tokens
+            self.observer.next_tokens(served.model, served.version, each_s, num_tokens)
         request.last_s = now_s
         request.num_tokens += num_tokens
 
@@ -249,11 +255,11 @@ class Requests:
 
     def _feed_again(self, request: Request, last: LastFeed) -> None:
         """Answers a retry of the last feed."""
-        self.replayed(request, "feed")
         if last.result is None:
             assert last.request is not None  # noqa: S101  # only one that was answered has none
             retries = last.request.retries = last.request.retries or []
             check_retries(len(retries), self.limits.max_in_flight)
+            self.replayed(request, "feed")
             retries.append(request)
         elif last.is_dropped:
             raise OutputsLostError(
@@ -264,6 +270,9 @@ class Requests:
             )
         else:
             self._check_unanswered(request.session, request.session.num_unanswered)
+            num_tokens = last.result.position - (last.start or 0)
+            self._check_outputs(request.session.served, last.outputs, num_tokens)  # it may be another server's
+            self.replayed(request, "feed")
             self.checkpoints.deliver(request, last.result, self.unstored.of(request.session, last))
 
     def _keep(self, feed: LastFeed, result: Result) -> None:
@@ -296,13 +305,16 @@ class Requests:
     def _on_fed(self, job: FeedJob, result: Result) -> None:
         request: Request = job.tag
         session = request.session
+        num_tokens = result.position - session.position  # what has moved the session counts, whatever became of it
         self.ended(session, result)
+        if not isinstance(result, Fed):
+            self.moved(session, "feed", num_tokens)
         if self._maybe_repeated and self._is_repeated(request, result):
             return
         if isinstance(result, Fed):
             if result.mark is not None:
                 result = self._marked(session, result, result.mark)
-            self.answered(request, "feed")
+            self.answered(request, "feed", num_tokens)
         last = session.last
         if isinstance(last, LastFeed) and last.request is request:
             self._keep(last, result)
@@ -326,5 +338,5 @@ class Requests:
         request: Request = job.tag
         self.ended(request.session, result)
         if isinstance(result, Scored):
-            self.answered(request, "score")
+            self.answered(request, "score", request.num_tokens)
         self.checkpoints.deliver(request, result, self.unstored.of_score(request.session, job, result))

@@ -43,7 +43,6 @@ class StepBatchRequest:
     __slots__ = (
         "began_s",
         "eras",
-        "num_tokens",
         "places",
         "positions",
         "refused",
@@ -61,7 +60,6 @@ class StepBatchRequest:
         *,
         reply: Reply,
         began_s: float,
-        num_tokens: int,
     ) -> None:
         self.sessions = sessions
         self.places = places
@@ -69,7 +67,6 @@ class StepBatchRequest:
         self.positions: dict[int, int] = {}
         self.reply = reply
         self.began_s = began_s
-        self.num_tokens = num_tokens
         self.result: Stepped | None = None
         self.eras: dict[Session, int] = {}
         call = CALL_TRACE.get()
@@ -137,9 +134,7 @@ class StepBatches:
             tokens, counts, positions = select(places, tokens, counts, positions)
             lanes = None
         sessions = [session for session in map(batch.sessions.__getitem__, places) if session is not None]
-        request = StepBatchRequest(
-            sessions, places, refused, reply=reply, began_s=self._clock(), num_tokens=len(tokens)
-        )
+        request = StepBatchRequest(sessions, places, refused, reply=reply, began_s=self._clock())
         for place in refused:
             session = batch.sessions[place]
             request.positions[place] = 0 if session is None else session.reportable_position
@@ -183,11 +178,18 @@ class StepBatches:
         for session in request.eras:
             if session.num_unanswered >= self._limits.max_in_flight:
                 raise too_many_in_flight(session.name, session.num_unanswered, self._limits.max_in_flight)
+        self.replayed(request)
         now_s = self._clock()
         for session in request.sessions:
             if not session.is_over:
                 self._touch(session, now_s)
         self._answer(request, request.result, reply)
+
+    def replayed(self, request: StepBatchRequest) -> None:
+        """Reports a retry of a batch that is answered again, now or with the batch."""
+        if request.sessions:
+            served = request.sessions[0].served
+            self._observer.request_replayed(served.model, served.version, "step_batch")
 
     def _refused(self, batch: StepBatch) -> dict[int, CarouselError]:
         """The reasons why some of the sessions cannot take part, by place."""
@@ -212,9 +214,12 @@ class StepBatches:
         request: StepBatchRequest = job.tag
         now_s = self._clock()
         stale_s = now_s - self._mark_s
+        num_tokens = 0
         for session, position in zip(request.sessions, stepped.positions, strict=True):
             session.num_in_flight -= 1
-            if position > session.position:  # noqa: PLR1730  # a call would cost as much as all the rest
+            before = session.position
+            if position > before:
+                num_tokens += position - before
                 session.position = position
             if not session.num_in_flight and session.state in LIVE:
                 session.state = State.IDLE
@@ -223,10 +228,12 @@ class StepBatches:
             if session.persistence is not NOT_STORED:
                 request.eras[session] = session.persistence.era
                 self._checkpoints.changed(session)
-        served = request.sessions[0].served
+        served, trace = request.sessions[0].served, request.trace
         self._observer.request_answered(
-            served.model, served.version, "step_batch", now_s - request.began_s, request.num_tokens, trace=request.trace
+            served.model, served.version, "step_batch", now_s - request.began_s, num_tokens, trace=trace
         )
+        if trace is not None:
+            trace.ended("step_batch", served.model, served.version, num_tokens)
         self._answer(request, self._spread(request, stepped, job.outputs))
 
     @staticmethod

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from service.observer import BatchReport, GraphKind, RequestTrace
-from service.telemetry.instruments import FLUSH_AT, Backlog, CounterChild, HistogramChild
+from service.telemetry.instruments import FLUSH_AT, Backlog, CounterChild, Gauge, HistogramChild
 from service.telemetry.metrics import Metrics
 from service.telemetry.observers import SessionTelemetry
 
@@ -63,15 +63,24 @@ class EngineTelemetry:
         self._batches: Backlog[BatchReport] = Backlog(self._fold)
         metrics.registry.add(self._batches)
 
-    def watch(self, read: Callable[[], Occupancy], *, num_slots: int, state_bytes: int) -> None:
-        """Tells how full the engine is, asked when it is to be told. read: safe to call from any thread."""
+    def watch(self, read: Callable[[], Occupancy | None], *, num_slots: int, state_bytes: int) -> None:
+        """Adds an engine to those whose occupancy is reported. A version that was unloaded and loaded again has two for
+        as long as sessions use its first. read: None once the engine has stopped; safe to call from any thread."""
         metrics, labels = self._metrics, self._labels
-        metrics.slots.labels(*labels).set(num_slots)
         metrics.state_bytes.labels(*labels).set(state_bytes)
+
+        def report(gauge: Gauge, value: Callable[[Occupancy], float]) -> None:
+            def ask() -> float | None:
+                seen = read()
+                return None if seen is None else value(seen)
+
+            gauge.labels(*labels).add_function(ask)
+
+        report(metrics.slots, lambda seen: num_slots)
         # read between two changes, forks that begin or end may be taken for sessions
-        metrics.slots_used.labels(*labels).set_function(lambda: min(read().num_sessions, num_slots))
-        metrics.forks_used.labels(*labels).set_function(lambda: read().num_forks)
-        metrics.queue_depth.labels(*labels).set_function(lambda: read().num_waiting)
+        report(metrics.slots_used, lambda seen: min(seen.num_sessions, num_slots))
+        report(metrics.forks_used, lambda seen: seen.num_forks)
+        report(metrics.queue_depth, lambda seen: seen.num_waiting)
 
     def batch_ran(self, report: BatchReport) -> None:
         """See `EngineObserver`."""

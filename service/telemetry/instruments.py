@@ -83,21 +83,22 @@ class CounterChild:
 
 
 class GaugeChild:
-    """A number that goes up and down, or one that is asked for when it is read."""
+    """A number that goes up and down, or the sum of numbers that are asked for when it is read."""
 
-    __slots__ = ("_ask", "value")
+    __slots__ = ("_asks", "value")
 
     def __init__(self) -> None:
         self.value = 0.0
-        self._ask: Callable[[], float] | None = None
+        self._asks: list[Callable[[], float | None]] = []
 
-    def set_function(self, ask: Callable[[], float]) -> None:
-        """From here on the value is what `ask` says; it must be safe to call from any thread."""
-        self._ask = ask
+    def add_function(self, ask: Callable[[], float | None]) -> None:
+        """From here on the value is the sum of what all such functions say. One that says None is of something that is
+        gone, and is dropped. `ask` must be safe to call from any thread."""
+        self._asks = [*(one for one in self._asks if one() is not None), ask]
 
     def read(self) -> float:
         """The value now."""
-        return self.value if self._ask is None else self._ask()
+        return sum(ask() or 0.0 for ask in self._asks) if self._asks else self.value
 
     def set(self, value: float) -> None:
         """Sets it."""

@@ -82,13 +82,20 @@ class Metrics:
             section, "inter_token_latency_seconds", "Between two tokens of a generation, by the mean of a burst", MODEL
         )
         self.tokens = self._counter(
-            section, "tokens_total", "Tokens that sessions consumed or generated", (*MODEL, "request")
+            section,
+            "tokens_total",
+            "Tokens that sessions consumed or generated, those of cancelled and failed requests too, each once, however"
+            " often a request is sent; of `score`, the targets' tokens",
+            (*MODEL, "request"),
         )
         self.replayed = self._counter(
             section, "replayed_requests_total", "Requests that were sent again and answered again", (*MODEL, "request")
         )
         self.errors = self._counter(
-            section, "errors_total", "Requests and calls refused or failed, by reason", ("model", "code", "reason")
+            section,
+            "errors_total",
+            "Requests and calls refused or failed, by reason; of a step batch, each session that was refused or failed",
+            ("model", "code", "reason"),
         )
 
     def _engine(self) -> None:
@@ -118,7 +125,13 @@ class Metrics:
             section, "padded_steps_total", "Rows times width of batches; steps over this is how full they are", GRAPH
         )
         self.queue_depth = self._gauge(section, "queue_depth", "Requests admitted and not yet answered", VARIANT)
-        self.slots = self._gauge(section, "slots", "Sessions whose state may be in memory at once", VARIANT)
+        self.slots = self._gauge(
+            section,
+            "slots",
+            "Sessions whose state may be in memory at once, in all engines: a version that was unloaded and loaded"
+            " again has two while sessions use the first",
+            VARIANT,
+        )
         self.slots_used = self._gauge(section, "slots_used", "Those that are", VARIANT)
         self.forks_used = self._gauge(section, "forks_used", "Beams and scored targets at work", VARIANT)
         self.state_bytes = self._gauge(

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_Answered = tuple[str, int, str, float, int]
-"""Of a request that was answered: model, version, kind, seconds, tokens."""
+_Answered = tuple[str, int, str, float | None, int]
+"""Of a request: model, version, kind, seconds until it was answered, tokens; None: it moved its session by the tokens,
+and is not answered yet, or failed."""
 
 
 class _Sessions(NamedTuple):
@@ -109,12 +110,17 @@ class SessionTelemetry:
         """See `SessionObserver`."""
         self._metrics.sessions_spilled.labels(model, str(version)).dec()
 
-    def first_token(self, model: str, version: int, seconds: float) -> None:
+    def first_token(self, model: str, version: int, seconds: float, num_tokens: int) -> None:
         """See `SessionObserver`."""
+        self.tokens_moved(model, version, "generate", num_tokens)
         self._of_model(model, version).first_token_seconds.observe(seconds)
 
-    def next_tokens(self, model: str, version: int, seconds: float) -> None:
+    def next_tokens(self, model: str, version: int, seconds: float, num_tokens: int) -> None:
         """See `SessionObserver`."""
+        reports = self._answered.reports
+        reports.append((model, version, "generate", None, num_tokens))
+        if len(reports) >= FLUSH_AT:
+            self._answered.flush()
         self._of_model(model, version).inter_token_seconds.observe(seconds)
 
     def request_replayed(self, model: str, version: int, request: str) -> None:
@@ -124,6 +130,13 @@ class SessionTelemetry:
     def snapshot_made(self, num_bytes: int) -> None:
         """See `SessionObserver`."""
         self._snapshot_bytes.observe(num_bytes)
+
+    def tokens_moved(self, model: str, version: int, request: str, num_tokens: int) -> None:
+        """See `SessionObserver`."""
+        reports = self._answered.reports
+        reports.append((model, version, request, None, num_tokens))
+        if len(reports) >= FLUSH_AT:
+            self._answered.flush()
 
     def request_answered(
         self, model: str, version: int, request: str, seconds: float, num_tokens: int, *, trace: RequestTrace | None
@@ -136,7 +149,6 @@ class SessionTelemetry:
         if trace is not None:
             latency, _ = self._of_request(model, version, request)
             latency.exemplify(seconds, trace.trace_id)
-            trace.ended(request, model, version, num_tokens)
 
     def _fold_answered(self, reports: list[_Answered]) -> None:
         by_key: dict[tuple[str, int, str], list[_Answered]] = {}
@@ -144,7 +156,7 @@ class SessionTelemetry:
             by_key.setdefault(report[:3], []).append(report)
         for key, some in by_key.items():
             latency, tokens = self._of_request(*key)
-            latency.extend(seconds for *_, seconds, _ in some)
+            latency.extend(seconds for *_, seconds, _ in some if seconds is not None)
             tokens.inc(sum(num_tokens for *_, num_tokens in some))
 
     def _of_request(self, model: str, version: int, request: str) -> tuple[HistogramChild, CounterChild]:
@@ -182,9 +194,9 @@ class SessionTelemetry:
         if len(reports) >= FLUSH_AT:
             self._writes.flush()
 
-    def request_failed(self, model: str, code: str, reason: str) -> None:
+    def request_failed(self, model: str, code: str, reason: str, count: int = 1) -> None:
         """See `ApiObserver`."""
-        self._metrics.errors.labels(model, code, reason).inc()
+        self._metrics.errors.labels(model, code, reason).inc(count)
 
     def handler_crashed(self, method: str, error: BaseException) -> None:
         """See `ApiObserver`."""

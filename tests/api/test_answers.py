@@ -124,3 +124,12 @@ async def test_a_step_batch_of_no_session_has_an_empty_answer() -> None:
     one, result = request(), Stepped([], [], [], None, [])
     response, _ = await made(answers.large_batch_stepped(one, result, gives_values=False))
     assert response == answers.batch_stepped(one, result, gives_values=False)
+
+
+@pytest.mark.parametrize("max_bytes", [512, 3000, 2**22])
+def test_the_texts_of_a_refusal_are_as_short_as_an_answer_must_be(max_bytes: int) -> None:
+    error = InvalidFieldError("語" * 5000, field="語" * 5000, first="語" * 5000, second="語" * 5000)
+    response = answers.refused(1, "s", None, error, max_bytes)
+    assert response.error.ByteSize() <= max_bytes
+    assert response.error.reason == "INVALID_FIELD"
+    assert response.error.message.startswith("語" * 20)

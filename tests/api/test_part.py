@@ -13,6 +13,7 @@ from service.engine.results import Generated
 from service.repository.vocabulary import Vocabulary
 from tests import domain
 
+ROOM = 1024 * 1024
 NAMES = ("<pad>", "<s>", "</s>", "AA", "B")
 BUNDLE = replace(
     domain.bundle(),
@@ -21,7 +22,7 @@ BUNDLE = replace(
 
 
 def test_a_token_has_a_log_probability_where_it_was_asked_for() -> None:
-    part = Part(BUNDLE)
+    part = Part(BUNDLE, ROOM)
     part.add(Generated(2, [3, 4], [-1.5, -0.25], None))
     part.add(Generated(3, [4], [-0.5], None))
     expected = [(3, "AA", -1.5), (4, "B", -0.25), (4, "B", -0.5)]
@@ -30,7 +31,7 @@ def test_a_token_has_a_log_probability_where_it_was_asked_for() -> None:
 
 
 def test_tokens_without_log_probabilities_are_those_of_messages_made_one_by_one() -> None:
-    part = Part(BUNDLE)
+    part = Part(BUNDLE, ROOM)
     part.add(Generated(2, [0, 4], None, None))
     part.add(Generated(4, [3, 3], None, None))
     expected = [pb.Token(id=token, text=NAMES[token]) for token in (0, 4, 3, 3)]
@@ -38,7 +39,7 @@ def test_tokens_without_log_probabilities_are_those_of_messages_made_one_by_one(
 
 
 def test_it_is_where_its_last_token_is_and_ends_as_its_generation_does() -> None:
-    part = Part(BUNDLE)
+    part = Part(BUNDLE, ROOM)
     assert not part.is_taken
     for position in (5, 6, 7):
         part.add(Generated(position, [3], None, FinishReason.MAX_TOKENS if position == 7 else None))
@@ -48,7 +49,7 @@ def test_it_is_where_its_last_token_is_and_ends_as_its_generation_does() -> None
 
 
 def test_an_end_without_a_token_adds_none() -> None:
-    part = Part(BUNDLE)
+    part = Part(BUNDLE, ROOM)
     part.add(Generated(4, [], None, FinishReason.EOS))
     assert (len(part), part.position) == (0, 4)
     assert part.take() == pb.Generated(finish_reason=pb.FINISH_REASON_EOS)
@@ -61,11 +62,12 @@ def test_a_part_has_room_for_what_its_message_may_take() -> None:
     assert part.room == 0
     assert part.take().ByteSize() <= 10 * BUNDLE.max_token_bytes
     assert Part(BUNDLE, max_bytes=1).room == 1, "or nothing would ever be told"
+    assert Part(BUNDLE, max_bytes=2**31).room == Part(BUNDLE, ROOM).room, "a part is no longer than a writer takes well"
 
 
 def test_forms_of_a_vocabulary_go_with_it() -> None:
     vocabulary = Vocabulary(NAMES, owner="v", tokenizer="whitespace", lowercase=False)
-    part = Part(replace(BUNDLE, target_vocabulary=vocabulary))
+    part = Part(replace(BUNDLE, target_vocabulary=vocabulary), ROOM)
     part.add(Generated(2, [3], None, None))
     part.take()
     seen = weakref.ref(vocabulary)

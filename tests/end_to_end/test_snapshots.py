@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -71,6 +72,47 @@ async def test_a_snapshot_makes_the_same_session_again_whatever_it_was_doing(
                 expected = tokens, last.position
             assert (tokens, last.position) == expected
             await it.stream.ask(session_id, close=pb.Close())
+
+
+@pytest.mark.parametrize("policy", [{}, {"on_disconnect": {"action": pb.DISCONNECT_ACTION_HOLD}}])
+async def test_what_a_session_generates_goes_on_in_a_session_made_of_its_snapshot(
+    tiny_service: LocalService, policy: dict[str, Any]
+) -> None:
+    """To the same tokens and log-probabilities, also of a session that keeps none of its tokens."""
+    sampling = pb.Sampling(seed=7, temperature=2.0)
+    decoding = pb.Decoding(max_tokens=3000, sampling=sampling, log_probabilities=True, repetition_penalty=1.5)
+    async with both(tiny_service) as it:
+        stream = it.stream
+
+        async def generated(session_id: str, received: int | None) -> list[tuple[int, float]]:
+            generate = pb.Generate(position=2, decoding=decoding, received_position=received)
+            await stream.send(session_id, generate=generate)
+            tokens: list[tuple[int, float]] = []
+            while True:
+                response = await stream.read()
+                assert response.HasField("generated"), response
+                tokens += [(token.id, token.log_probability) for token in response.generated.tokens]
+                if response.generated.finish_reason:
+                    assert response.position == 3002
+                    return tokens
+                if session_id == "orig" and not taken:
+                    taken.append(await it.sessions.Snapshot(sp.SessionsSnapshotRequest(session_id="orig")))
+
+        taken: list[sp.SessionsSnapshotResponse] = []
+        await stream.ask("orig", open=pb.Open(model="tiny-endless", **policy))
+        await stream.ask("orig", feed=pb.Feed(token_ids=[5, 6]))
+        expected = await generated("orig", None)
+        position = taken[0].position
+        assert 2 < position < 3002, "it was taken in the midst"
+        await it.sessions.Restore(sp.SessionsRestoreRequest(snapshot=taken[0].snapshot, session_id="copy"))
+        assert (await stream.ask("copy", open=RESUME)).position == position
+        if not policy:
+            lost = await stream.ask("copy", generate=pb.Generate(position=2, decoding=decoding))
+            assert lost.error.reason == "OUTPUTS_LOST"
+            assert lost.error.metadata["first_position"] == str(position)
+        assert await generated("copy", position) == expected[position - 2 :]
+        for session_id in ("orig", "copy"):
+            await stream.ask(session_id, close=pb.Close())
 
 
 async def test_a_snapshot_of_another_key_or_model_or_that_was_changed_is_refused(

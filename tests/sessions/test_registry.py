@@ -48,8 +48,8 @@ class Events:
     def session_closed(self, model: str, version: int, session_id: str, reason: str, position: int) -> None:
         self.told.append(("closed", session_id, reason, position))
 
-    def first_token(self, model: str, version: int, seconds: float) -> None:
-        self.told.append(("first token", seconds))
+    def first_token(self, model: str, version: int, seconds: float, num_tokens: int) -> None:
+        self.told.append(("first token", seconds, num_tokens))
 
     def request_answered(
         self, model: str, version: int, request: str, seconds: float, num_tokens: int, *, trace: object
@@ -309,13 +309,15 @@ async def test_what_was_done_is_observed_with_its_time_and_tokens(tiny_repositor
         it.now_s += 2.0
         await future
         await it.generate(session, 4)
-        assert [told for told in it.events.told if told[0] != "next_tokens"] == [
+        first, *following = [told for told in it.events.told if told[0] in ("first token", "next_tokens")]
+        assert first[:2] == ("first token", 0.0)
+        assert {told[-2] for told in following} == {0.0}
+        assert sum(told[-1] for told in (first, *following)) == 4, "tokens are reported as they come"
+        assert [told for told in it.events.told if told[0] not in ("first token", "next_tokens")] == [
             ("opened", "seen"),
             ("feed", 2.0, 3),
-            ("first token", 0.0),
-            ("generate", 0.0, 4),
+            ("generate", 0.0, 0),
         ]
-        assert {told[-1] for told in it.events.told if told[0] == "next_tokens"} == {0.0}
 
 
 async def test_feeding_while_generating_is_illegal_and_says_what_to_do(tiny_repository: Path) -> None:
