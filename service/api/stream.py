@@ -261,7 +261,7 @@ class Stream:
             if session is None:
                 elsewhere = self._registry.get(self._caller.key(session_id))
                 raise SessionNotOpenError(
-                    f"{kind}: session {elsewhere.name!r} {self._registry.whereabouts(elsewhere)}", field="session_id"
+                    f"{kind}: session {elsewhere.name!r} {elsewhere.whereabouts}", field="session_id"
                 )
             return self._registry.here(session)
         if len(self.sessions) == 1:

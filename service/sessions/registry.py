@@ -88,13 +88,6 @@ class Registry:
             raise self.tombstones.not_found(session_id)
         return session
 
-    @staticmethod
-    def whereabouts(session: Session) -> str:
-        """Why a stream that does not have a session cannot use it, for messages."""
-        if session.is_detached:
-            return "is held, and no stream has it: resume it"
-        return "is being opened elsewhere" if session.state is State.OPENING else "was opened on another stream"
-
     def here(self, session: Session) -> Session:
         """The session, unless it has ended: its stream is not told before the store knows. Raises the reason then."""
         if session.is_over:

@@ -24,26 +24,21 @@ from service.observer import SessionObserver
 from service.sessions.answer_memory import SMALL_ANSWER, Replays, outputs_bytes
 from service.sessions.checks import (
     check_forks,
-    check_kind,
     check_length,
-    check_outputs,
     check_reads_what_it_gives,
     check_retries,
     check_score,
-    trace_size,
 )
 from service.sessions.ending import not_stored
 from service.sessions.generation import LastFeed
 from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.persistence import NOT_STORED, SessionLimits
 from service.sessions.registry import Registry
-from service.sessions.session import Request, Served, Session
+from service.sessions.session import Request, Session
 from service.sessions.unstored import Keeper, unstored_feed, unstored_score
 
 _FEW = 64
 """Tokens or outputs that need not be counted when they are kept."""
-_MAX_CHECKED = 256
-"""Kinds of outputs of one model whose checks are remembered."""
 
 
 class Requests:
@@ -160,7 +155,7 @@ class Requests:
         # looked up, because the checks take longer than a step of a small model
         each = served.answer_bytes.get(outputs)
         if each is None or each * num_tokens > SMALL_ANSWER:
-            request.reserve(self._check_outputs(served, outputs, num_tokens))
+            request.reserve(served.check_outputs(outputs, num_tokens, self.limits.max_answer_bytes))
         waits = session.num_in_flight or session.persistence.awaiting
         if waits or (position is not None and position != session.position):
             self.check_turn(session, "feed.position", position)
@@ -234,25 +229,6 @@ class Requests:
             lambda ended: self.checkpoints.after_pending(session, partial(then, count + ended)),
         )
 
-    def _check_outputs(self, served: Served, outputs: OutputSpec, num_tokens: int) -> int:
-        """The most bytes that an answer takes. Raises InvalidFieldError and its kin, and AnswerTooLargeError; else
-        notes what an output takes."""
-        bundle = served.bundle
-        check_kind(bundle.manifest, served.variant, outputs, field="feed.outputs")
-        each = check_outputs(
-            outputs,
-            num_tokens=num_tokens,
-            vocabulary_size=bundle.manifest.output_size,
-            max_bytes=self.limits.max_answer_bytes,
-            field="feed.outputs",
-            trace_size=trace_size(bundle.manifest) if outputs.has_trace else 0,
-            token_bytes=bundle.max_token_bytes,
-        )
-        num_outputs = num_tokens if outputs.every_position else 1
-        if (outputs.every_position or each <= SMALL_ANSWER) and len(served.answer_bytes) < _MAX_CHECKED:
-            served.answer_bytes[outputs] = each if outputs.every_position else 0
-        return each * num_outputs
-
     def _feed_again(self, request: Request, last: LastFeed) -> None:
         """Answers a retry of the last feed."""
         if last.result is None:
@@ -271,7 +247,8 @@ class Requests:
         else:
             self._check_unanswered(request.session, request.session.num_unanswered)
             num_tokens = last.result.position - (last.start or 0)
-            self._check_outputs(request.session.served, last.outputs, num_tokens)  # it may be another server's
+            # the limit may have been that of another server, when it was applied
+            request.session.served.check_outputs(last.outputs, num_tokens, self.limits.max_answer_bytes)
             self.replayed(request, "feed")
             self.checkpoints.deliver(request, last.result, self.unstored.of(request.session, last))
 

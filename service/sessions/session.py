@@ -19,9 +19,13 @@ from service.observer import CALL_TRACE
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
 from service.sessions.answer_memory import SMALL_ANSWER, StreamBudget
+from service.sessions.checks import check_kind, check_outputs, trace_size
 from service.sessions.generation import Generation, LastFeed
 from service.sessions.lifecycle import LIVE, OVER, TABLE, Event, State, Transition
 from service.sessions.persistence import NOT_STORED, Durability, Moment, Persistence, SessionPolicy
+
+_MAX_CHECKED = 256
+"""Kinds of outputs of one model whose checks are remembered."""
 
 
 class CloseReason(Enum):
@@ -53,6 +57,24 @@ class Served:
         self.model = bundle.model
         self.version = bundle.version
         self.answer_bytes: dict[OutputSpec, int] = {}
+
+    def check_outputs(self, outputs: OutputSpec, num_tokens: int, max_bytes: int) -> int:
+        """The most bytes that the outputs of a feed take. Raises InvalidFieldError and its kin, and AnswerTooLargeError
+        for more than `max_bytes`; else notes what an output takes."""
+        manifest = self.bundle.manifest
+        check_kind(manifest, self.variant, outputs, field="feed.outputs")
+        each = check_outputs(
+            outputs,
+            num_tokens=num_tokens,
+            vocabulary_size=manifest.output_size,
+            max_bytes=max_bytes,
+            field="feed.outputs",
+            trace_size=trace_size(manifest) if outputs.has_trace else 0,
+            token_bytes=self.bundle.max_token_bytes,
+        )
+        if (outputs.every_position or each <= SMALL_ANSWER) and len(self.answer_bytes) < _MAX_CHECKED:
+            self.answer_bytes[outputs] = each if outputs.every_position else 0
+        return each * (num_tokens if outputs.every_position else 1)
 
 
 class Request:
@@ -196,6 +218,13 @@ class Session:
 
     def __post_init__(self) -> None:
         self.name = name_of(self.id)
+
+    @property
+    def whereabouts(self) -> str:
+        """Why a stream that does not have it cannot use it, for messages."""
+        if self.is_detached:
+            return "is held, and no stream has it: resume it"
+        return "is being opened elsewhere" if self.state is State.OPENING else "was opened on another stream"
 
     @property
     def policy(self) -> SessionPolicy:
