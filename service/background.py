@@ -1,5 +1,5 @@
-"""Tasks that run beside calls: none ends without a word, and a periodic one never ends by an error. And callbacks that
-harm nobody: neither who calls them by what they raise, nor by a task that has given up waiting.
+"""Tasks that run beside calls: none ends without a word, and a periodic one never ends by an error. And futures whose
+task may have given up waiting.
 
 Event loop only.
 """
@@ -66,21 +66,6 @@ class Background:
 
 
 T = TypeVar("T")
-
-
-def report(error: Exception) -> None:
-    """Reports what a callback raised to the event loop."""
-    asyncio.get_running_loop().call_exception_handler({"message": "a callback failed", "exception": error})
-
-
-def guarded(call: Callable[..., object], *arguments: object) -> bool:
-    """Calls. What it raises is reported to the event loop and stops nothing. Returns whether it raised nothing."""
-    try:
-        call(*arguments)
-    except Exception as error:
-        report(error)
-        return False
-    return True
 
 
 def awaited() -> tuple[asyncio.Future[Any], Callable[[Any], None]]:

@@ -44,6 +44,9 @@ Errors carry facts; `api.status` alone turns them into gRPC statuses. Messages q
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 _QUOTED_LENGTH = 140
 """A whole session id of the greatest length, and some more."""
 _QUOTED_ITEMS = 8
@@ -239,3 +242,18 @@ def too_many_in_flight(name: str, count: int, limit: int) -> QueueFullError:
         retry_delay_s=0.1,
         max_in_flight=limit,
     )
+
+
+def report(error: Exception) -> None:
+    """Reports what a callback raised to the event loop."""
+    asyncio.get_running_loop().call_exception_handler({"message": "a callback failed", "exception": error})
+
+
+def guarded(call: Callable[..., object], *arguments: object) -> bool:
+    """Calls. What it raises is reported to the event loop and stops nothing. Returns whether it raised nothing."""
+    try:
+        call(*arguments)
+    except Exception as error:
+        report(error)
+        return False
+    return True

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from carousel.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
-from service.api.domain import Domain
+from service.api.caller import Domain
 from service.api.inference import Inference
 from service.api.interceptors import CallInterceptor
 from service.api.models import Models

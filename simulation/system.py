@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from carousel.v1 import error_pb2
-from service.api.caller import CALLER, Caller, Principal
-from service.api.domain import Domain
+from service.api.caller import CALLER, Caller, Domain, Principal
 from service.api.inference import Inference
 from service.api.models import Models
 from service.api.sessions import Sessions

@@ -14,8 +14,7 @@ from typing import Any, Protocol
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert, session_messages
-from service.api.caller import Caller
-from service.api.domain import Domain
+from service.api.caller import Caller, Domain
 from service.api.replies import Replies
 from service.engine.jobs import Item
 from service.errors import (

@@ -2,6 +2,8 @@
 
 A session belongs to the principal that opened it: inside it is called `principal/id`, so that two principals may use
 one id, and none ever meets another's. Event loop only.
+
+And what the handlers of calls work on.
 """
 
 from __future__ import annotations
@@ -11,10 +13,23 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.errors import ForbiddenError, RateLimitedError, quoted
+from service.hosting import Hosting
 from service.sessions.checks import check_session_id, invalid_session_id
+from service.sessions.persistence import PolicyLimits
+from service.sessions.service import SessionService
 from service.sessions.session import name_of, owner_of
+
+
+class Domain(NamedTuple):
+    """Models, sessions, and the policies that a client may ask for."""
+
+    hosting: Hosting
+    sessions: SessionService
+    policy_limits: PolicyLimits
+
 
 _ID_BYTES = 9
 

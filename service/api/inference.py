@@ -13,8 +13,7 @@ from google.protobuf.message import DecodeError
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
 from service.api import convert
-from service.api.caller import CALLER
-from service.api.domain import Domain
+from service.api.caller import CALLER, Domain
 from service.api.one_shot import OneShot
 from service.api.outbox import Outbox, OutboxEntry
 from service.api.stream import Stream

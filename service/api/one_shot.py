@@ -8,8 +8,7 @@ from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert
-from service.api.caller import Caller
-from service.api.domain import Domain
+from service.api.caller import Caller, Domain
 from service.api.outbox import Outbox
 from service.api.part import Part, pieces
 from service.engine.decoding import Decoding

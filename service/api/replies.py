@@ -15,10 +15,9 @@ from service.api import answers
 from service.api.outbox import Made, Outbox
 from service.api.part import Part, pieces
 from service.api.status import TABLE
-from service.background import report
 from service.engine.jobs import Item
 from service.engine.results import Failed, Fed, Generated, Result, Scored, Searched, Stepped
-from service.errors import CarouselError, EngineError
+from service.errors import CarouselError, EngineError, report
 from service.observer import ApiObserver
 from service.sessions.session import Request, Session
 

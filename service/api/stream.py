@@ -17,8 +17,7 @@ from functools import partial
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert
 from service.api.arrivals import Arrivals
-from service.api.caller import Caller
-from service.api.domain import Domain
+from service.api.caller import Caller, Domain
 from service.api.outbox import Outbox
 from service.api.replies import Replies
 from service.api.step_batches import Act, StreamBatches

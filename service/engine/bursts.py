@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from service.engine.arena import Arena, Array
 from service.engine.decoding import IntArray, choose_batch
 from service.engine.generations import ActiveGeneration
+from service.engine.results import FetchSpec, StepResult
 from service.engine.runner import StepGraph, padded
 from service.engine.scheduler import Batch
-from service.engine.step_result import FetchSpec, StepResult
 from service.engine.stepper import Stepper
 from service.observer import BatchReport, EngineObserver
 

@@ -20,16 +20,14 @@ from time import perf_counter
 from service.engine import commands
 from service.engine.arena import Arena, Slot
 from service.engine.bursts import Bursts, Driver
-from service.engine.generations import begin_generation, choose_together, resume_generation
+from service.engine.generations import ActiveEncode, begin_generation, choose_together, resume_generation
 from service.engine.jobs import EncodeJob, GenerateJob, Job, Lane, ScoreJob, SearchJob, StepBatchJob
 from service.engine.limits import EngineLimits
-from service.engine.results import Failed, LaneState, Produced, all_failed, read_lanes, write_lane
+from service.engine.results import LOGITS, NEXT_TOKEN, Failed, LaneState, Produced, all_failed, read_lanes, write_lane
 from service.engine.runner import Ran, Runner
 from service.engine.scheduler import Batch, Costs, Scheduler
 from service.engine.searches import begin_score, begin_search
-from service.engine.sources import ActiveEncode
 from service.engine.step_batches import submit_step_batch
-from service.engine.step_result import LOGITS, NEXT_TOKEN
 from service.engine.stepper import Stepper
 from service.errors import CarouselError, EngineError
 from service.observer import BatchReport, EngineObserver

@@ -18,8 +18,8 @@ import onnxruntime as ort
 
 from service.engine.arena import Arena, Array, IntArray
 from service.engine.jobs import Item, Items
+from service.engine.results import LOGITS, FetchSpec, StepResult
 from service.engine.scheduler import Batch
-from service.engine.step_result import LOGITS, FetchSpec, StepResult
 from service.engine.trace_graph import TraceGraph
 from service.observer import GraphKind
 from service.repository.bundle import Bundle

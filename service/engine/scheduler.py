@@ -22,7 +22,7 @@ from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
 from service.engine.decoding import Choice
 from service.engine.jobs import NO_TOKENS, ActiveJob, Item, Job, Lane, Rest
-from service.engine.step_result import FetchSpec, StepResult
+from service.engine.results import FetchSpec, StepResult
 from service.errors import CarouselError
 from service.observer import GraphKind
 

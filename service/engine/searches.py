@@ -16,9 +16,8 @@ import numpy as np
 
 from service.engine.decoding import FloatArray, score
 from service.engine.jobs import NO_TOKENS, Job, Lane, OutputKind, OutputSpec, Rest, ScoreJob, SearchJob
-from service.engine.results import Failed, Fed, Result, Scored, Searched
+from service.engine.results import LOGITS, Failed, Fed, Result, Scored, Searched, StepResult
 from service.engine.scheduler import Group
-from service.engine.step_result import LOGITS, StepResult
 from service.engine.stepper import ActiveFeed, Stepper
 from service.errors import CarouselError, position_mismatch
 

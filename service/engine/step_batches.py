@@ -22,9 +22,8 @@ from typing import ClassVar
 import numpy as np
 
 from service.engine.jobs import Lane, OutputKind, Rest, StepBatchJob
-from service.engine.results import Failed, Fed, Result, StepOutput, Stepped
+from service.engine.results import Failed, Fed, Result, StepOutput, Stepped, StepResult, fetch_for
 from service.engine.scheduler import Group
-from service.engine.step_result import StepResult, fetch_for
 from service.engine.stepper import ActiveFeed, Stepper
 from service.errors import CarouselError, EngineError, position_mismatch
 

@@ -21,9 +21,22 @@ import numpy as np
 from service.engine.arena import Slot
 from service.engine.decoding import score
 from service.engine.jobs import NO_TOKENS, FeedJob, Item, Job, Lane, OutputKind, OutputSpec, Rest
-from service.engine.results import Failed, Fed, LaneState, Produced, Result, StepOutput, Stepped
+from service.engine.results import (
+    LOGITS,
+    NEXT_TOKEN,
+    TOKEN_OUTPUTS,
+    Failed,
+    Fed,
+    LaneState,
+    Produced,
+    Result,
+    StepOutput,
+    Stepped,
+    StepResult,
+    fetch_for,
+    known,
+)
 from service.engine.scheduler import RowJob, Scheduler
-from service.engine.step_result import LOGITS, NEXT_TOKEN, TOKEN_OUTPUTS, StepResult, fetch_for, known
 from service.errors import CarouselError, EngineError, IllegalRequestError, position_mismatch
 
 
@@ -142,8 +155,7 @@ class Stepper:
 
     def _begin_feed(self, lane: Lane, job: FeedJob) -> None:
         if job.start is not None and job.start != lane.position:
-            error = position_mismatch("feed.position", job.start, lane.position)
-            self.answer(job, Failed(lane.position, error))
+            self.answer(job, Failed(lane.position, position_mismatch("feed.position", job.start, lane.position)))
         else:
             ActiveFeed(self, lane, job, job.tokens, job.outputs, has_mark=job.has_mark)
 

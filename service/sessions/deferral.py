@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from service.background import guarded
-from service.errors import CarouselError, EngineError, QueueFullError
+from service.errors import CarouselError, EngineError, QueueFullError, guarded
 from service.sessions.session import Deferred, Session
 
 

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from service.background import guarded
 from service.errors import (
     CarouselError,
     RequestCancelledError,
@@ -25,6 +24,7 @@ from service.errors import (
     SessionNotOpenError,
     ShuttingDownError,
     StoreUnavailableError,
+    guarded,
 )
 from service.sessions.lifecycle import State
 from service.sessions.persistence import WhenDone

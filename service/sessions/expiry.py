@@ -5,7 +5,7 @@ Event loop only.
 
 from __future__ import annotations
 
-from service.background import guarded
+from service.errors import guarded
 from service.sessions.lifecycle import State
 from service.sessions.persistence import OnDisconnect
 from service.sessions.registry import Registry

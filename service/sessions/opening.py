@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from service.background import Tasks, awaited, guarded
+from service.background import Tasks, awaited
 from service.engine.jobs import EncodeJob, FeedJob, Item, Job, Lane, OutputSpec
 from service.engine.results import Encoded, Failed, Result
 from service.errors import (
@@ -28,6 +28,7 @@ from service.errors import (
     SessionIdInUseError,
     SessionNotOpenError,
     StoreUnavailableError,
+    guarded,
 )
 from service.sessions.checks import check_open, check_session_id
 from service.sessions.ending import not_open, unstored

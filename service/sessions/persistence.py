@@ -13,9 +13,8 @@ from enum import IntEnum
 from typing import NamedTuple
 from weakref import ref
 
-from service.background import guarded
 from service.engine.results import LaneState
-from service.errors import CarouselError, InvalidFieldError
+from service.errors import CarouselError, InvalidFieldError, guarded
 
 
 class Durability(IntEnum):

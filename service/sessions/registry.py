@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-from service.background import guarded
 from service.engine.jobs import Lane
 from service.engine.results import Failed
-from service.errors import CarouselError, ShuttingDownError
+from service.errors import CarouselError, ShuttingDownError, guarded
 from service.observer import SessionObserver
 from service.sessions.checkpoints import Checkpoints
 from service.sessions.deferral import Deferral

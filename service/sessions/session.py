@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from service.background import guarded, report
 from service.engine.engine import Engine
 from service.engine.jobs import Lane, OutputSpec
 from service.engine.results import Failed, Generated, Result
-from service.errors import CarouselError, EngineError, IllegalRequestError
+from service.errors import CarouselError, EngineError, IllegalRequestError, guarded, report
 from service.observer import CALL_TRACE
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from service.background import Tasks, awaited, guarded
+from service.background import Tasks, awaited
 from service.engine.arena import Slot
 from service.engine.engine import Engine
 from service.engine.jobs import Item, Lane
@@ -22,6 +22,7 @@ from service.errors import (
     SessionNotFoundError,
     SnapshotError,
     StoreUnavailableError,
+    guarded,
 )
 from service.sessions.image import Image
 from service.sessions.lifecycle import Event, State

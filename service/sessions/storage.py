@@ -21,8 +21,7 @@ from functools import partial
 from time import perf_counter
 from typing import NamedTuple, TypeVar
 
-from service.background import guarded
-from service.errors import SnapshotCorruptError, StoreUnavailableError
+from service.errors import SnapshotCorruptError, StoreUnavailableError, guarded
 from service.observer import StoreObserver
 from service.sessions.image import Image
 from service.sessions.session import name_of

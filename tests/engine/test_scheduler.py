@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from service.engine.jobs import Lane
+from service.engine.results import StepResult
 from service.engine.scheduler import Batch, RowJob, Scheduler
-from service.engine.step_result import StepResult
 from service.errors import CarouselError
 from service.observer import GraphKind
 

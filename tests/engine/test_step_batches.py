@@ -11,10 +11,9 @@ import pytest
 
 from service.engine.arena import Slot
 from service.engine.jobs import Job, Lane, OutputSpec, StepBatchJob
-from service.engine.results import Stepped
+from service.engine.results import Stepped, StepResult
 from service.engine.scheduler import Scheduler
 from service.engine.step_batches import submit_step_batch
-from service.engine.step_result import StepResult
 from service.engine.stepper import Stepper
 from service.errors import PositionMismatchError, RequestCancelledError
 

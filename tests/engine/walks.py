@@ -20,10 +20,9 @@ from service.engine.jobs import (
     SearchJob,
     StepBatchJob,
 )
-from service.engine.results import Result, Stepped
+from service.engine.results import LOGITS, NEXT_TOKEN, FetchSpec, Result, Stepped, StepResult
 from service.engine.scheduler import Batch, Group, Scheduler
 from service.engine.step_batches import ActiveStepBatch, submit_step_batch
-from service.engine.step_result import LOGITS, NEXT_TOKEN, FetchSpec, StepResult
 from service.engine.stepper import Stepper
 from service.errors import CarouselError, RequestCancelledError
 from tests.domain import ids
