@@ -7,7 +7,7 @@ step costs little more than its run and, where it is not the likeliest token tha
    depends on whether it went in a burst.
 2. Where a generation ends, its state is written to the arena as it is then. Its row runs on idle, until the burst ends.
 3. A burst ends when a row's token cannot be chosen: that step is undone, and taken again by a batch of its own.
-4. A burst ends when the driver is called, but not in its first half of a millisecond: a burst costs something to set
+4. A burst ends when the driver is called, but not in its first millisecond: a burst costs something to set
    up, and when many come and go all would be spent on that.
 """
 

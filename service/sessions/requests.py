@@ -60,8 +60,8 @@ class Requests:
 
     def check_turn(self, session: Session, field: str, position: int | None) -> None:
         """Refuses what cannot be next, with PositionMismatchError or QueueFullError; StoreUnavailableError when the
-        position of a strict session is not stored. While work is in flight the
-        engine, which knows when it ends, is the judge."""
+        position of a strict session is not stored. While work is in flight the engine, which knows when it ends, is
+        the judge."""
         if session.num_in_flight == 0 and position is not None and position != session.position:
             if session.reportable_position != session.position:
                 raise not_stored(session)  # the error would tell a position that is not
