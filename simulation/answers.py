@@ -161,9 +161,11 @@ class Answers:
         return _Row(answer.positions[entry.place], token_id, errors[0] if errors else None)
 
     def _repeated(self, entry: Entry, row: _Row) -> None:
-        """The last step batch of the stream is answered again as it was, wherever its sessions are since."""
-        first = entry.first
-        if first is None or not first.answer.HasField("batch_stepped"):
+        """The last step batch of the stream is answered again as it was, wherever its sessions are since. Those that
+        were refused as a whole do not count."""
+        answered = (one for one in reversed(entry.earlier) if one.responses)
+        first = next((one for one in answered if one.answer.HasField("batch_stepped")), None)
+        if first is None:
             self._view.violate(f"{entry.sent} is told to be a repeat, and no such step batch was answered before")
             return
         before = self._row(entry, first.answer.batch_stepped)

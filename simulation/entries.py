@@ -51,7 +51,7 @@ class Entry:
     """One request about the session, in the order of sending.
 
     tokens, start, mark, kind: of a feed, or of the session's part of a step batch, whose place there is `place`.
-    first: the step batch that this one repeats, word for word, on the same stream. is_again: whether it repeats one
+    earlier: the step batches that this one repeats, word for word, on the same stream. is_again: whether it repeats one
     that the store did not take, and that others may have followed.
     choosing, skipped: of a generation. targets: of a score. num_cancels: sent before it. before: what was known of the
     session when an opening was sent, and is_recording: whether a replica had yet to record its end then; is_resume:
@@ -65,7 +65,7 @@ class Entry:
     mark: bool = False
     kind: int = pb.OUTPUT_KIND_NEXT_TOKEN
     place: int = 0
-    first: Sent | None = None
+    earlier: tuple[Sent, ...] = ()
     is_again: bool = False
     choosing: Choosing | None = None
     skipped: int = 0

@@ -22,7 +22,7 @@ class Requests:
         self._client = client
         self._num_views = 0
         self._last_batch: tuple[ClientStream, pb.StepBatch] | None = None
-        self._batches: dict[tuple[ClientStream, bytes], Sent] = {}
+        self._batches: dict[tuple[ClientStream, bytes], tuple[Sent, ...]] = {}
 
     def open(
         self,
@@ -295,9 +295,9 @@ class Requests:
         sent = stream.send(step_batch=message)
         self._last_batch = (stream, message)
         key = (stream, message.SerializeToString(deterministic=True))
-        first, self._batches[key] = self._batches.get(key), sent
+        self._batches[key] = (*(earlier := self._batches.get(key, ())), sent)
         for place, (view, tokens, start) in enumerate(zip(views, each, starts, strict=True)):
-            entry = Entry(sent, tokens=tokens, start=start, kind=message.outputs.kind, place=place, first=first)
+            entry = Entry(sent, tokens=tokens, start=start, kind=message.outputs.kind, place=place, earlier=earlier)
             entry.num_cancels = view.num_cancels
             view.queue.append(entry)
             view.newest = entry
