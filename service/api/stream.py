@@ -25,7 +25,7 @@ from service.engine.results import Failed, Result
 from service.errors import CarouselError, EngineError, InvalidFieldError, SessionNotOpenError
 from service.observer import ApiObserver
 from service.sessions.answer_memory import StreamBudget
-from service.sessions.lifecycle import State
+from service.sessions.lifecycle import OVER, State
 from service.sessions.session import CloseReason, Failures, Reply, Request, Session
 
 _METHOD = "/carousel.v1.Inference/Stream"
@@ -262,9 +262,10 @@ class Stream:
                 raise SessionNotOpenError(
                     f"{kind}: session {elsewhere.name!r} {elsewhere.whereabouts}", field="session_id"
                 )
-            return self._registry.here(session)
+            return session if session.state not in OVER else self._registry.here(session)
         if len(self.sessions) == 1:
-            return self._registry.here(next(iter(self.sessions.values())))
+            (session,) = self.sessions.values()
+            return session if session.state not in OVER else self._registry.here(session)
         if not self.sessions:
             raise SessionNotOpenError(f"{kind}: no session is open on this stream: send open first")
         raise InvalidFieldError(
