@@ -66,7 +66,7 @@ class _Sent:
         return num_bytes
 
     def drop(self) -> None:
-        """See `answer_memory.Kept`."""
+        """See `answer_memory.Droppable`."""
         self.message, self.accepted = pb.StepBatch(), None
 
 

@@ -87,7 +87,7 @@ _LARGE = 16 * 1024
 """Bytes from which an answer is counted."""
 
 
-class Kept(Protocol):
+class Droppable(Protocol):
     """What keeps an answer. It can be referred to weakly."""
 
     def drop(self) -> None:
@@ -95,18 +95,22 @@ class Kept(Protocol):
 
 
 class Replays:
-    """Counts the answers of all sessions, for as long as anything keeps them. max_bytes: of the large ones."""
+    """Counts the answers of all sessions, for as long as anything keeps them. max_bytes: of those of `least` bytes and
+    more, which alone are counted."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, *, least: int = _LARGE) -> None:
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[ref[Kept], int] = OrderedDict()
+        self._least = least
+        self._kept: OrderedDict[ref[Droppable], int] = OrderedDict()
         self.num_bytes = 0
 
-    def keep(self, answer: Kept, num_bytes: int) -> None:
-        """Counts an answer, and drops the oldest that are too many."""
-        if num_bytes < _LARGE:
+    def keep(self, answer: Droppable, num_bytes: int) -> None:
+        """Counts an answer, once, and drops the oldest that are too many."""
+        if num_bytes < self._least:
             return
-        self._kept[ref(answer, self._forget)] = num_bytes
+        there = ref(answer, self._forget)
+        self._forget(there)
+        self._kept[there] = num_bytes
         self.num_bytes += num_bytes
         while self.num_bytes > self._max_bytes:
             there = next(iter(self._kept))
@@ -115,7 +119,7 @@ class Replays:
             if oldest is not None:
                 oldest.drop()
 
-    def _forget(self, there: ref[Kept]) -> None:
+    def _forget(self, there: ref[Droppable]) -> None:
         self.num_bytes -= self._kept.pop(there, 0)
 
 

@@ -160,6 +160,14 @@ class Kept:
         self.key = key
         self.answered = answered
 
+    def drop(self) -> None:
+        """Keeps it no longer."""
+        among = self.among()
+        if among is not None and self.key in among:
+            among[self.key] = [one for one in among[self.key] if one is not self]
+            if not among[self.key]:
+                del among[self.key]
+
 
 class Unstored(dict[object, list[Kept]]):
     """Those of one session, or the step batches of one stream, by what tells them apart."""

@@ -13,15 +13,13 @@ Event loop only.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from weakref import ref
 
 from service.engine.decoding import Decoding
 from service.engine.jobs import FeedJob, Item, OutputSpec, ScoreJob
 from service.engine.results import Fed, Result, Scored
-from service.sessions.answer_memory import outputs_bytes
+from service.sessions.answer_memory import Replays, outputs_bytes
 from service.sessions.generation import Generation, LastFeed
 from service.sessions.persistence import Durability, Kept
 from service.sessions.session import Session
@@ -48,9 +46,12 @@ class Keeper:
     """Keeps such answers, of all sessions, up to `max_bytes` of them."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._sizes: OrderedDict[ref[Kept], int] = OrderedDict()
-        self.num_bytes = 0
+        self._kept = Replays(max_bytes, least=0)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all that are kept."""
+        return self._kept.num_bytes
 
     def of(self, session: Session, answered: LastFeed | Generation | DoneScore) -> Callable[[], None] | None:
         """What is to be called when the store does not take an answer; None: it does not wait for the store."""
@@ -82,14 +83,7 @@ class Keeper:
         if any(one.answered is kept.answered for one in some):
             return
         some.append(kept)
-        self._sizes[ref(kept, self._forget)] = num_bytes
-        self.num_bytes += num_bytes
-        while self.num_bytes > self._max_bytes:
-            there = next(iter(self._sizes))
-            oldest = there()
-            self._forget(there)
-            if oldest is not None:
-                _remove(oldest)
+        self._kept.keep(kept, num_bytes)
 
     def _keep_of(self, session: Session, answered: LastFeed | Generation | DoneScore, era: int) -> None:
         if session.is_over or (isinstance(answered, Generation) and not answered.is_ended):  # kept when it ends
@@ -98,17 +92,6 @@ class Keeper:
         if not isinstance(answered, LastFeed):
             key += (answered.targets if isinstance(answered, DoneScore) else answered.decoding,)
         self.keep(Kept(session.persistence.unstored, key, answered), _size(answered))
-
-    def _forget(self, there: ref[Kept]) -> None:
-        self.num_bytes -= self._sizes.pop(there, 0)
-
-
-def _remove(kept: Kept) -> None:
-    among = kept.among()
-    if among is not None and kept.key in among:
-        among[kept.key] = [one for one in among[kept.key] if one is not kept]
-        if not among[kept.key]:
-            del among[kept.key]
 
 
 def unstored_feed(session: Session, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> LastFeed | None:

@@ -125,6 +125,14 @@ def test_small_answers_are_not_counted() -> None:
     assert (replays.num_bytes, feed.is_dropped) == (0, False)
 
 
+def test_an_answer_that_is_kept_twice_is_counted_once() -> None:
+    replays, feed = Replays(10**9), answered(10_000)
+    keep(replays, feed)
+    once = replays.num_bytes
+    keep(replays, feed)
+    assert replays.num_bytes == once
+
+
 def test_an_answer_that_nothing_keeps_any_more_is_not_counted() -> None:
     replays = Replays(10**9)
     feed = answered(10_000)
