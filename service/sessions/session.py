@@ -45,7 +45,7 @@ class CloseReason(Enum):
 
 class Served:
     """A bundle and the engine that runs it, by one of its variants. model, version: the bundle's. answer_bytes: the
-    most that one output takes in an answer, by what is asked, as far as it was checked already: see `Requests`."""
+    most that one output takes in an answer, by what is asked, as far as it was checked already: see `check_outputs`."""
 
     __slots__ = ("answer_bytes", "bundle", "engine", "model", "variant", "version")
 
