@@ -89,7 +89,7 @@ class Admin:
             replica = self._client.replicas[slot]
             view.lost()
             view.gone()
-            view.closed_by = (replica.name, replica.num_lives)
+            view.closed_by = replica.life
         elif view.presence is Presence.PRESENT:
             view.presence = Presence.UNKNOWN
             view.may_be_closed = True

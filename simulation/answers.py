@@ -17,8 +17,8 @@ from simulation.worlds import World, Worlds, beginning, output_matches, score_ma
 
 _UNCERTAIN = {"SESSION_NOT_OPEN", "STORE_UNAVAILABLE", "SESSION_MOVED", "CANCELLED", "ENGINE_ERROR", "INTERNAL"}
 """Reasons of errors after which a record may be left of an opening, until its server has cleared that up."""
-
-
+_GIVES_BACK = {"NO_SLOT", "QUEUE_FULL"}
+"""Reasons of errors after which a replica gives an id back: until then, or until its lease is over, it is in use."""
 _REFUSES_S = 0.5
 """Virtual seconds for which a replica does not ask its store after that has failed."""
 _MAX_WORLDS = 2000
@@ -44,8 +44,7 @@ class Answers:
             self._failed(entry, answer.error, answer.position)
         elif kind == "closed" or is_unrecorded:  # its server records the end as soon as the store works
             view.gone()
-            replica = entry.sent.stream.replica
-            view.closed_by = (replica.name, replica.num_lives) if is_unrecorded else None
+            view.closed_by = entry.sent.stream.replica.life if is_unrecorded else None
         elif kind == "batch_stepped":
             row = self._row(entry, answer.batch_stepped)
             if answer.batch_stepped.replayed:
@@ -123,13 +122,16 @@ class Answers:
             self._view.violate(f"{entry.sent} is refused: the id is in use, and there is no session of that id")
         elif reason == "SESSION_ID_IN_USE":
             self._view.presence = Presence.UNKNOWN if entry.before is not Presence.PRESENT else Presence.PRESENT
+        elif not entry.is_resume and reason in _GIVES_BACK and entry.is_absent:
+            self._view.closed_by = entry.sent.stream.replica.life
 
     def _not_found(self, entry: Entry) -> None:
         """A replica knows of no session of the id: there is none, but for one that another has and does not store, or
         opens."""
         view = self._view
         if view.where is entry.sent.stream.replica or (view.where is not None and view.is_stored):
-            view.presence = Presence.ABSENT
+            is_expired = view.where is not None and view.may_be_expired(view.where)
+            view.presence = Presence.UNKNOWN if is_expired else Presence.ABSENT
             view.floor = None
 
     def _fed(self, entry: Entry, answer: pb.StreamResponse) -> None:
@@ -290,9 +292,7 @@ class Answers:
         ):
             self._view.violate(f"{entry.sent} is answered at position {position}, and another state is stored there")
         elif stored.position > position and self._view.newest is entry and not entry.is_again:
-            self._view.violate(
-                f"{entry.sent} is answered at position {position}, and an older {stored.position} is stored"
-            )
+            self._view.violate(f"{entry.sent} is answered at position {position}; an older {stored.position} is stored")
         self._view.floor, self._view.floor_at_s = position, max(self._view.floor_at_s, entry.sent.sent_at_s)
 
     def _must(self, is_possible: bool, entry: Entry, what: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from carousel.v1 import inference_pb2 as pb
 from simulation.checks import Journal
 from simulation.entries import Call, Entry, Presence
+from simulation.loop import Life
 from simulation.streams import ClientStream, Sent
 from simulation.system import Replica
 from simulation.worlds import Worlds, beginning
@@ -22,7 +23,6 @@ class Belief:
         self.name = name
         self.model = model
         self.idle_timeout_s = replicas[0].knobs.idle_timeout_s
-        self.closers = {replica.name: replica for replica in replicas}
         self.worlds = Worlds([beginning(model)])
         self.presence = Presence.ABSENT
         self.is_exclusive = True
@@ -55,15 +55,16 @@ class Belief:
         """The feed or the generation sent last, which may be sent again."""
         self.unstored: list[Entry] = []
         """The feeds and generations that were done and could not be stored, in the order of sending."""
-        self.closed_by: tuple[str, int] | None = None
-        """The replica and its life that ended it, and may not have recorded that yet; None: it is recorded."""
+        self.closed_by: Life | None = None
+        """The life of the replica that ended it, or refused to open it, and may not have recorded that yet; None: it is
+        recorded."""
         self.wants: list[Sent | Call] = []
         """The resumptions and calls that may have a replica hand it over to another."""
         self.where: Replica | None = None
         """The replica that told last that it has it."""
         self.is_resuming = False
         """Whether it was to be resumed, and that was not answered: a replica may have fetched it, for nobody."""
-        self.freed: tuple[Replica, int, float] | None = None
+        self.freed: tuple[Life, float] | None = None
         """Where and when its stream ended, with which it ends."""
         self._journal = journal
 
@@ -131,13 +132,13 @@ class Belief:
         if self.action == pb.DISCONNECT_ACTION_FREE or self.presence is not Presence.PRESENT:
             self.presence = Presence.UNKNOWN
             is_freed = self.action == pb.DISCONNECT_ACTION_FREE and stream is not None and not self.is_resuming
-            self.freed = (stream.replica, stream.replica.num_lives, self.now()) if is_freed and stream else None
+            self.freed = (stream.replica.life, self.now()) if is_freed and stream else None
 
     def look(self) -> None:
         """A session that ends with its stream is gone some time after that, if its replica lives on."""
         if self.presence is Presence.UNKNOWN and self.freed is not None:
-            replica, number, since_s = self.freed
-            if replica.is_up and replica.num_lives == number and self.now() - since_s > _FREED_S:
+            life, since_s = self.freed
+            if not life.is_over and self.now() - since_s > _FREED_S:
                 self.presence = Presence.ABSENT
                 self.floor = None
 
@@ -204,10 +205,7 @@ class Belief:
 
     def closer_lives(self) -> bool:
         """Whether the replica that ended it has lived on, so that it records the end."""
-        if self.closed_by is None:
-            return True
-        replica = self.closers.get(self.closed_by[0])
-        return replica is not None and replica.is_up and replica.num_lives == self.closed_by[1]
+        return self.closed_by is None or not self.closed_by.is_over
 
     def may_be_there(self, opening: Entry) -> bool:
         """Whether there may have been a session of the id before an opening."""

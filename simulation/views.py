@@ -70,7 +70,7 @@ class View(Belief):
             self.presence = Presence.UNKNOWN
         else:
             self.gone()
-            self.closed_by = (stream.replica.name, stream.replica.num_lives)
+            self.closed_by = stream.replica.life
         if later:
             self.stream = later[0].sent.stream
 

@@ -70,10 +70,11 @@ class StateStore(Protocol):
     """Keeps records. One thread at a time; every call may block, and may raise StoreError."""
 
     def reserve(self, session_id: str, expires_at: float) -> int | None:
-        """Takes an id that no record has, or one of a session that is gone. Returns the epoch; None: it is taken."""
+        """Takes an id that no record has, or one of a session that is gone, or one that an owner that is gone reserved
+        and never wrote. Returns the epoch; None: it is taken."""
 
     def has(self, session_id: str) -> bool:
-        """Whether there is a record of a session that is not gone, whoever has it. Changes nothing."""
+        """Whether `reserve` would refuse an id. Changes nothing."""
 
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
         """Makes a record the caller's, under the next epoch, when its owner lets it or is gone; it does not expire in

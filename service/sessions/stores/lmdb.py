@@ -92,7 +92,7 @@ class LmdbStore:
 
         def act(transaction: lmdb.Transaction) -> int | None:
             record = self._find(transaction, session_id)
-            if record is not None and record.standing is not Standing.GONE:
+            if record is not None and not self._is_free(record.standing, record.payload is not None, record.owner):
                 return None
             epoch = 1 if record is None else record.epoch + 1
             self._put(transaction, session_id, record, _Record(epoch, self.owner, Standing.OWNED, None, expires_at))
@@ -109,10 +109,10 @@ class LmdbStore:
             raise StoreError(f"the embedded store cannot be read: {error}") from error
         if value is None or len(value) < _HEADER.size:
             return value is not None
-        number, standing, _, _, expires_at, _ = _HEADER.unpack_from(value)
+        number, standing, has_payload, _, expires_at, owner = _HEADER.unpack_from(value)
         if number != _FORMAT:
             return True
-        return expires_at > self._clock() and _STANDINGS[standing] is not Standing.GONE
+        return expires_at > self._clock() and not self._is_free(_STANDINGS[standing], has_payload, owner.decode())
 
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
         """See `StateStore`. What another process owned is free: it would have the folder."""
@@ -195,6 +195,13 @@ class LmdbStore:
         """See `StateStore`."""
         self._environment.close()
         self._lock.close()
+
+    def _is_free(self, standing: Standing, has_payload: bool, owner: str) -> bool:
+        """Whether a record's id may be reserved: its session is gone, or was never written by an owner that is gone, as
+        every other is: it would have the folder."""
+        if has_payload or standing is not Standing.OWNED:
+            return standing is Standing.GONE
+        return owner != self.owner
 
     def _write(self, transaction: lmdb.Transaction, write: Write) -> bool:
         try:

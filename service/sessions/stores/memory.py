@@ -55,7 +55,7 @@ class MemoryStore:
     def reserve(self, session_id: str, expires_at: float) -> int | None:
         """See `StateStore`."""
         record = self._shelf.find(session_id, self._clock())
-        if record is not None and record.standing is not Standing.GONE:
+        if record is not None and not self._is_free(record):
             return None
         epoch = 1 if record is None else record.epoch + 1
         self._shelf.records[session_id] = Record(epoch, self.owner, Standing.OWNED, None, expires_at)
@@ -65,7 +65,7 @@ class MemoryStore:
     def has(self, session_id: str) -> bool:
         """See `StateStore`."""
         record = self._shelf.find(session_id, self._clock())
-        return record is not None and record.standing is not Standing.GONE
+        return record is not None and not self._is_free(record)
 
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
         """See `StateStore`."""
@@ -132,6 +132,12 @@ class MemoryStore:
     def close(self) -> None:
         """See `StateStore`."""
         self._shelf.owners.pop(self.owner, None)
+
+    def _is_free(self, record: Record) -> bool:
+        """Whether a record's id may be reserved: its session is gone, or was never written by an owner that is gone."""
+        if record.payload is not None or record.standing is not Standing.OWNED:
+            return record.standing is Standing.GONE
+        return record.owner != self.owner and not self._shelf.is_there(record.owner)
 
     def _forget_wanted(self, session_id: str) -> None:
         self._shelf.owners.get(self.owner, set()).discard(session_id)

@@ -15,14 +15,20 @@ import redis
 
 from service.sessions.stores.base import CLAIMED_S, Claimed, Gone, Held, StoreError, Write
 
-_RESERVE = """
-local standing = redis.call('HGET', KEYS[1], 'k')
-if standing and standing ~= 'gone' then return false end
+_IS_TAKEN = """
+local record = redis.call('HMGET', KEYS[1], 'k', 'o', 'p')
+if not record[1] or record[1] == 'gone' then return 0 end
+if record[1] == 'free' or record[3] or record[2] == ARGV[1] then return 1 end
+return redis.call('EXISTS', ARGV[2] .. 'o:' .. record[2])
+"""
+_RESERVE = f"""
+local function is_taken() {_IS_TAKEN} end
+if is_taken() == 1 then return false end
 local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
 redis.call('HDEL', KEYS[1], 'p')
 redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
-redis.call('PEXPIREAT', KEYS[1], ARGV[2])
-redis.call('SREM', ARGV[3] .. 'w:' .. ARGV[1], ARGV[4])
+redis.call('PEXPIREAT', KEYS[1], ARGV[3])
+redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[4])
 return epoch
 """
 _CLAIM = """
@@ -79,6 +85,7 @@ class RedisStore:
         self._client: Any = redis.Redis.from_url(
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, decode_responses=False
         )
+        self._is_taken = self._client.register_script(_IS_TAKEN)
         self._reserve = self._client.register_script(_RESERVE)
         self._claim = self._client.register_script(_CLAIM)
         self._write = self._client.register_script(_WRITE)
@@ -91,7 +98,7 @@ class RedisStore:
 
     def reserve(self, session_id: str, expires_at: float) -> int | None:
         """See `StateStore`."""
-        args: list[Any] = [self.owner, _milliseconds(expires_at), self._prefix, session_id]
+        args: list[Any] = [self.owner, self._prefix, _milliseconds(expires_at), session_id]
         try:
             epoch = self._reserve(keys=[self._key(session_id)], args=args)
         except (redis.RedisError, OSError) as error:
@@ -101,10 +108,10 @@ class RedisStore:
     def has(self, session_id: str) -> bool:
         """See `StateStore`."""
         try:
-            standing = self._client.hget(self._key(session_id), "k")
+            is_taken = self._is_taken(keys=[self._key(session_id)], args=[self.owner, self._prefix])
         except (redis.RedisError, OSError) as error:
             raise self._failed(error) from error
-        return standing is not None and standing != b"gone"
+        return bool(is_taken)
 
     def claim(self, session_id: str) -> Claimed | Held | Gone | None:
         """See `StateStore`."""

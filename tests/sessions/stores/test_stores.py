@@ -71,6 +71,15 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[State
     other.close()
 
 
+def end_lease(store: StateStore) -> None:
+    """What the store sees of a process that is killed, or cut off."""
+    if isinstance(store, MemoryStore):
+        store._shelf.owners.pop(store.owner)
+    else:
+        assert isinstance(store, RedisStore)
+        store._client.delete(f"{store._prefix}o:{store.owner}")
+
+
 def write(session_id: str, epoch: int, payload: bytes | None, standing: Standing = Standing.OWNED) -> Write:
     return Write(session_id, epoch, payload, LATER, standing)
 
@@ -157,6 +166,24 @@ def test_a_record_that_was_claimed_does_not_expire_before_its_owner_has_written_
         time.sleep(0.01)
     assert store.has("s")
     assert store.write([write("s", 2, b"later")]) == set()
+
+
+def test_an_id_that_was_reserved_and_never_written_is_free_once_its_owner_is_gone(
+    pair: tuple[StateStore, StateStore],
+) -> None:
+    """A server was killed between reserving an id and giving it back. Its late writes are refused."""
+    one, other = pair
+    assert one.reserve("never written", LATER) == 1
+    assert one.reserve("written", LATER) == 1
+    one.write([write("written", 1, b"state")])
+    assert other.has("never written")
+    assert other.reserve("never written", LATER) is None, "its owner is there"
+    end_lease(one)
+    assert not other.has("never written")
+    assert other.reserve("never written", LATER) == 2
+    assert other.has("written")
+    assert other.reserve("written", LATER) is None
+    assert one.write([write("never written", 1, b"late")]) == {"never written"}
 
 
 @pytest.mark.parametrize("how", ["reserved", "claimed"])
