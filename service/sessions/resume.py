@@ -33,7 +33,7 @@ from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, OnEnded, Served, Session, name_of, owner_of
 from service.sessions.spill import Spill
 from service.sessions.storage import Storage
-from service.sessions.stores.base import Claimed, Gone, Held
+from service.sessions.stores.base import Claimed, Gone
 
 Find = Callable[[str, int, str], Served]
 """Finds what serves a model, by name, version and variant. Raises ModelNotFoundError and ModelUnavailableError."""
@@ -201,22 +201,20 @@ class Resume:
         try:
             registry.check_open()
             registry.directory.check_room(owner_of(session_id), max_owned)
-            claimed = await self._claim(session_id)
-            if claimed.payload is None:
-                raise self._buried(session_id, claimed)
+            epoch, payload = await self._claim(session_id)
             ttl_s = registry.checkpoints.idle_timeout_s
             try:
-                image = await self._storage.decode(session_id, claimed.payload)
+                image = await self._storage.decode(session_id, payload)
                 ttl_s += image.policy.duration_s
                 served = self._served(image, None, "session_id")
                 await self._opened(session_id)  # one that came meanwhile cannot have the id, but does not know it yet
                 making = self._opening.make(
-                    image, served, session_id, max_owned=max_owned, epoch=claimed.epoch, is_chosen=False
+                    image, served, session_id, max_owned=max_owned, epoch=epoch, is_chosen=False
                 )
             except SnapshotCorruptError:  # it is set aside
                 raise
             except CarouselError:  # another server may do better
-                registry.last_records.give_back(session_id, claimed.epoch, ttl_s)
+                registry.last_records.give_back(session_id, epoch, ttl_s)
                 raise
             return await making
         finally:
@@ -227,15 +225,13 @@ class Resume:
         registry = self._registry
         try:
             registry.check_open()
-            claimed = await self._claim(session_id)
-            if claimed.payload is None:
-                raise self._buried(session_id, claimed)
+            epoch, payload = await self._claim(session_id)
             try:
-                image = await self._storage.decode(session_id, claimed.payload)
+                image = await self._storage.decode(session_id, payload)
             except SnapshotCorruptError:  # it is set aside
                 raise
             except CarouselError:  # not this server's to end: it may be of another key
-                registry.last_records.give_back(session_id, claimed.epoch, registry.checkpoints.idle_timeout_s)
+                registry.last_records.give_back(session_id, epoch, registry.checkpoints.idle_timeout_s)
                 raise
             position = image.lane.position
             tombstone = Tombstone(CloseReason.CLIENT, position, time.time())
@@ -248,7 +244,7 @@ class Resume:
                     ended()
                 give(error)
 
-            registry.last_records.bury(session_id, claimed.epoch, tombstone.encode(), tell)
+            registry.last_records.bury(session_id, epoch, tombstone.encode(), tell)
             self._observer.stored_session_closed(image.model, image.version, session_id, position)
             failure: CarouselError | None = await recorded
             if failure is not None:
@@ -257,17 +253,22 @@ class Resume:
         finally:
             self._taking.pop(session_id, None)
 
-    async def _claim(self, session_id: str) -> Claimed:
+    async def _claim(self, session_id: str) -> tuple[int, bytes]:
+        """Takes a session's record: its epoch and payload. Raises SessionIdInUseError for one opened here meanwhile."""
         deadline = asyncio.get_running_loop().time() + self._patience_s
         while True:
             claimed = await self._storage.claim(session_id)
             if isinstance(claimed, Claimed):
-                return claimed
+                here = self._registry.directory.get(session_id)
+                if here is not None and here.persistence.has_record and here.persistence.epoch == claimed.epoch:
+                    raise SessionIdInUseError(f"session_id = {here.name!r} was opened here", field="session_id")
+                if claimed.payload is None:
+                    raise self._buried(session_id, claimed.epoch)
+                return claimed.epoch, claimed.payload
             if claimed is None:
                 raise self._registry.tombstones.not_found(session_id)
             if isinstance(claimed, Gone):
                 raise Tombstones.error_in(session_id, claimed.payload)
-            assert isinstance(claimed, Held)  # noqa: S101  # there is no fourth
             if asyncio.get_running_loop().time() >= deadline:
                 raise StoreUnavailableError(
                     f"session {name_of(session_id)!r} is with another server, which has not handed it over: try again"
@@ -311,9 +312,9 @@ class Resume:
             )
         return served
 
-    def _buried(self, session_id: str, claimed: Claimed) -> SessionNotFoundError:
+    def _buried(self, session_id: str, epoch: int) -> SessionNotFoundError:
         """The error for a session whose server ended before it was ever stored."""
         tombstone = Tombstone(CloseReason.LOST, 0, time.time())
         self._registry.tombstones.add(session_id, tombstone)
-        self._registry.last_records.bury(session_id, claimed.epoch, tombstone.encode())
+        self._registry.last_records.bury(session_id, epoch, tombstone.encode())
         return Tombstones.error_of(session_id, tombstone)

@@ -10,7 +10,20 @@ import pytest
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2
 from simulation.world import World
-from tests.simulation.scenes import NONE, RESUME, STRICT, fed, feed, hold, keep, opened, plain, play, reason
+from tests.simulation.scenes import (
+    CHECKPOINT,
+    NONE,
+    RESUME,
+    STRICT,
+    fed,
+    feed,
+    hold,
+    keep,
+    opened,
+    plain,
+    play,
+    reason,
+)
 
 
 @pytest.mark.parametrize("durability", [NONE, STRICT])
@@ -142,6 +155,36 @@ def test_a_look_at_a_session_whose_id_moves_finds_it(method: str) -> None:
                 stream.leave()
             await asyncio.sleep(0.1)
         assert "SESSION_ID_IN_USE" in seen
+
+    play(act, idle_timeout_s=5.0, num_slots=50, max_sessions=90, does_finish=False)
+
+
+@pytest.mark.parametrize("durability", [CHECKPOINT, STRICT])
+@pytest.mark.parametrize("method", CALLS)
+def test_who_waits_for_a_session_of_another_server_harms_none_that_is_opened_here_meanwhile(
+    durability: Any, method: str
+) -> None:
+    """The one that was waited for is closed where it is, and its id is opened here before the record is looked at
+    again."""
+
+    async def act(world: World) -> None:
+        for number in range(12):
+            here, there = world.connect(1), world.connect(0)
+            await opened(there, "a", durability=STRICT, on_disconnect=keep(20.0))
+            look = asyncio.create_task(world.call(method, CALLS[method], slot=1))
+            await asyncio.sleep(0.01 + 0.005 * number)
+            await world.call("Sessions.Close", sessions_pb2.SessionsCloseRequest(session_id="a"), slot=0)
+            answer = await here.ask("a", open=plain(durability=durability, on_disconnect=keep(20.0)))
+            told = reason(await look)
+            if answer.HasField("opened"):
+                assert told in ("SESSION_NOT_FOUND", CALLS[method].DESCRIPTOR.name.replace("Request", "Response"))
+                assert await fed(here, "a", 5) == 1
+                await asyncio.sleep(1.0)
+                assert await fed(here, "a", 6) == 2
+            await world.call("Sessions.Close", sessions_pb2.SessionsCloseRequest(session_id="a"), slot=1)
+            for stream in (here, there):
+                stream.leave()
+            await asyncio.sleep(0.1)
 
     play(act, idle_timeout_s=5.0, num_slots=50, max_sessions=90, does_finish=False)
 
