@@ -25,6 +25,7 @@ from service.engine.results import Encoded, Failed, Result
 from service.errors import (
     CarouselError,
     NoSlotError,
+    RequestCancelledError,
     SessionIdInUseError,
     SessionNotOpenError,
     StoreUnavailableError,
@@ -279,8 +280,7 @@ class Opening:
             raise
         self._registry.start(session, lane)
         if jobs:
-            session.state = session.transition(Event.FEED).state
-            session.num_in_flight = len(jobs)
+            session.state, session.num_in_flight = session.transition(Event.FEED).state, len(jobs)
         else:
             self._registry.checkpoints.changed(session)
             self._answer(new, Encoded(0))
@@ -303,8 +303,8 @@ class Opening:
             registry.checkpoints.changed(session)
         if request.trace is not None:
             request.trace.ended("open", session.served.bundle.model, session.served.bundle.version, 0)
-        if isinstance(result, Failed):
-            registry.close(session, CloseReason.FAILED, notify=new.is_taken)
+        if isinstance(result, Failed) and not (new.is_taken and isinstance(result.error, RequestCancelledError)):
+            registry.close(session, CloseReason.FAILED, notify=new.is_taken)  # a taker's Cancel ends no session
         self._answer(new, result)
 
     def _answer(self, new: NewSession, result: Result) -> None:

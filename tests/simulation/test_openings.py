@@ -9,9 +9,11 @@ import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2
+from simulation.bundles import PROMPT
 from simulation.world import World
 from tests.simulation.scenes import (
     CHECKPOINT,
+    LOGITS,
     NONE,
     RESUME,
     STRICT,
@@ -187,6 +189,34 @@ def test_who_waits_for_a_session_of_another_server_harms_none_that_is_opened_her
             await asyncio.sleep(0.1)
 
     play(act, idle_timeout_s=5.0, num_slots=50, max_sessions=90, does_finish=False)
+
+
+def test_a_session_that_a_stream_took_over_while_it_was_opened_outlives_a_cancel() -> None:
+    """The cancel ends what was asked for at its opening, by a stream that has left."""
+    seen = set()
+
+    def attempt(delay_s: float) -> None:
+        async def act(world: World) -> None:
+            first, second, other = world.connect(), world.connect(), world.connect()
+            await opened(other, "b")
+            other.send("b", feed=feed(*[5] * 12))  # so that what comes meanwhile waits
+            first.send("a", open=pb.Open(model=PROMPT, outputs=LOGITS, on_disconnect=keep(5.0)))
+            await asyncio.sleep(0.004)
+            first.leave()
+            await asyncio.sleep(delay_s)
+            resumed = second.send("a", open=RESUME)
+            cancel = second.send("a", cancel=pb.Cancel())
+            for one in (resumed, cancel):
+                assert await one.wait(10.0)
+            seen.add((reason(resumed.answer), cancel.answer.cancelled.request_count))
+            if resumed.answer.HasField("opened"):
+                assert await fed(second, "a", 5) == 1
+
+        play(act, inline_s=0.0, seed=f"taken {delay_s}")
+
+    for number in range(40):
+        attempt(number * 0.0005)
+    assert ("opened", 1) in seen, seen
 
 
 def test_a_look_at_a_session_that_is_closed_while_it_is_opened_does_not_find_it() -> None:
