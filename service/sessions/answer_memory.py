@@ -1,7 +1,7 @@
-"""The memory that answers take: large ones until they are written, and those that are kept for retries.
+"""The memory that requests and answers take: large ones until they are written, and those that are kept for retries.
 
 A large answer is counted by the most bytes that it may have, from when its request is accepted until it is written, or
-the request has failed. Small answers are not counted: they take no more than the requests themselves, whose number is
+the request has failed, and with it what a large feed or score holds itself. Small ones are not counted: their number is
 bounded.
 
 Of the answers that are kept for retries of feeds and step batches small ones are bounded by the number of sessions.
@@ -22,12 +22,14 @@ from service.errors import QueueFullError
 
 SMALL_ANSWER = 2048
 """Bytes up to which an answer is not counted."""
+SMALL_FEED = 16 * 1024
+"""Bytes up to which what a feed holds is not counted."""
 _STREAM_BYTES = 32 * 1024 * 1024
 """Of one stream, from which no request is read until something was written."""
 
 
 class AnswerBudget:
-    """The answers of all streams. max_bytes: that they may have together, but for a single answer."""
+    """What is counted of all streams. max_bytes: that they may have together, but for a single answer."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -35,7 +37,7 @@ class AnswerBudget:
 
 
 class StreamBudget:
-    """The answers of one stream."""
+    """What is counted of one stream."""
 
     def __init__(self, budget: AnswerBudget) -> None:
         self._budget = budget
@@ -46,12 +48,12 @@ class StreamBudget:
         """Whether no request should be read until an answer was written."""
 
     def take(self, num_bytes: int) -> None:
-        """Counts an answer. Raises QueueFullError when those of all streams take too much memory."""
+        """Counts a request with its answer. Raises QueueFullError when those of all streams take too much memory."""
         budget = self._budget
         if budget.num_bytes and budget.num_bytes + num_bytes > budget.max_bytes:
             raise QueueFullError(
-                f"answers of up to {budget.num_bytes} bytes are computed or wait for their readers, the most is"
-                f" {budget.max_bytes}, and this one may have {num_bytes}: read answers, or ask for less",
+                f"requests in flight and their answers take up to {budget.num_bytes} bytes, the most is"
+                f" {budget.max_bytes}, and this one may take {num_bytes}: read answers, or send and ask for less",
                 retry_delay_s=0.5,
                 max_unwritten_bytes=budget.max_bytes,
             )

@@ -21,7 +21,7 @@ from service.errors import (
     too_many_in_flight,
 )
 from service.observer import SessionObserver
-from service.sessions.answer_memory import SMALL_ANSWER, Replays, outputs_bytes
+from service.sessions.answer_memory import SMALL_ANSWER, SMALL_FEED, Replays, outputs_bytes
 from service.sessions.checks import (
     check_forks,
     check_length,
@@ -154,8 +154,9 @@ class Requests:
             check_length(num_tokens, self.limits.max_feed_tokens, field="feed", noun=noun)
         # looked up, because the checks take longer than a step of a small model
         each = served.answer_bytes.get(outputs)
-        if each is None or each * num_tokens > SMALL_ANSWER:
-            request.reserve(served.check_outputs(outputs, num_tokens, self.limits.max_answer_bytes))
+        num_bytes = num_tokens * served.item_bytes
+        if each is None or each * num_tokens > SMALL_ANSWER or num_bytes > SMALL_FEED:
+            request.reserve(num_bytes + served.check_outputs(outputs, num_tokens, self.limits.max_answer_bytes))
         waits = session.num_in_flight or session.persistence.awaiting
         if waits or (position is not None and position != session.position):
             self.check_turn(session, "feed.position", position)
@@ -199,8 +200,8 @@ class Requests:
             return
         following = session.transition(Event.SCORE)
         self.check_turn(session, "score.position", position)
-        request.reserve(num_bytes)
         request.num_tokens = sum(map(len, targets))
+        request.reserve(num_bytes + request.num_tokens * session.served.item_bytes)
         engine = session.served.engine
         slots = engine.fork(len(targets))
         engine.submit(

@@ -45,9 +45,10 @@ class CloseReason(Enum):
 
 class Served:
     """A bundle and the engine that runs it, by one of its variants. model, version: the bundle's. answer_bytes: the
-    most that one output takes in an answer, by what is asked, as far as it was checked already: see `check_outputs`."""
+    most that one output takes in an answer, by what is asked, as far as it was checked already: see `check_outputs`.
+    item_bytes: about what an item of a feed takes in memory."""
 
-    __slots__ = ("answer_bytes", "bundle", "engine", "model", "variant", "version")
+    __slots__ = ("answer_bytes", "bundle", "engine", "item_bytes", "model", "variant", "version")
 
     def __init__(self, bundle: Bundle, engine: Engine, variant: str = BASE_VARIANT) -> None:
         self.bundle = bundle
@@ -56,6 +57,7 @@ class Served:
         self.model = bundle.model
         self.version = bundle.version
         self.answer_bytes: dict[OutputSpec, int] = {}
+        self.item_bytes = 40 + 4 * bundle.manifest.step.feature_size  # a reference and an object
 
     def check_outputs(self, outputs: OutputSpec, num_tokens: int, max_bytes: int) -> int:
         """The most bytes that the outputs of a feed take. Raises InvalidFieldError and its kin, and AnswerTooLargeError

@@ -26,6 +26,7 @@ from service.errors import (
     TooManySessionsError,
 )
 from service.repository.bundle import load_bundle
+from service.sessions.answer_memory import AnswerBudget, StreamBudget
 from service.sessions.lifecycle import State
 from service.sessions.persistence import SessionLimits
 from service.sessions.service import SessionService
@@ -364,3 +365,35 @@ async def test_a_feed_that_is_answered_again_after_its_session_has_ended_is_no_u
         assert again.replayed
         assert first == second
         assert it.service.directory.unused_since(it.now_s + 1.0) == others
+
+
+async def test_what_large_feeds_and_scores_in_flight_hold_is_bounded(tiny_repository: Path) -> None:
+    """Of a stream: its budget tells when to read no more. Of all: what is too much is refused, and changes nothing."""
+    nothing = OutputSpec(OutputKind.NONE)
+
+    def ask(it: Sessions, session: Session, budget: StreamBudget) -> tuple[Request, asyncio.Future[Result]]:
+        answered: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        reply = lambda request, result: answered.set_result(result)  # noqa: E731
+        return Request(session, 1, reply, it.now_s, budget), answered
+
+    async with opened(tiny_repository, max_feed_tokens=100_000) as it:
+        session, all_streams = await it.open(), AnswerBudget(7_000_000)
+        stream, other = StreamBudget(all_streams), StreamBudget(all_streams)
+        request, answered = ask(it, session, stream)
+        it.service.requests.feed(request, None, [5] * 100_000, nothing)
+        assert 4_000_000 <= stream.num_bytes <= 5_000_000
+        refused, _ = ask(it, session, other)
+        with pytest.raises(QueueFullError, match="in flight and their answers take up to"):
+            it.service.requests.feed(refused, None, [5] * 100_000, nothing)
+        small, answered_small = ask(it, session, other)
+        it.service.requests.feed(small, None, [5] * 100, nothing)
+        assert other.num_bytes == 0
+        assert isinstance(await answered, Fed)
+        assert isinstance(await answered_small, Fed)
+        assert session.position == 100_100
+        request.release()
+        assert all_streams.num_bytes == 0
+        score, _ = ask(it, session, stream)
+        it.service.requests.score(score, None, [[5] * 90_000], with_end=False, field="score.")
+        assert stream.num_bytes >= 3_600_000
+        it.registry.close(session, CloseReason.CLIENT, notify=False)
