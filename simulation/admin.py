@@ -71,8 +71,10 @@ class Admin:
         return found
 
     async def _get(self, view: View, slot: int) -> None:
+        was_quiet, newest = self._is_quiet(view), view.newest
         found = await self.call(slot, "Sessions.Get", sessions_pb2.SessionsGetRequest(session_id=view.name))
-        if isinstance(found, sessions_pb2.SessionsGetResponse) and self._is_quiet(view):
+        is_quiet = was_quiet and view.newest is newest and self._is_quiet(view)  # from before it until its answer
+        if isinstance(found, sessions_pb2.SessionsGetResponse) and is_quiet:
             self._must(view, view.worlds.is_at(found.session.position), f"Get tells {found.session.position}")
 
     async def _list(self, view: View, slot: int) -> None:
