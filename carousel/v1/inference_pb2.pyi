@@ -501,7 +501,8 @@ Global___Open: _TypeAlias = Open  # noqa: Y015
 class Resume(_message.Message):
     """Goes on with a session. What the client had asked last and has no answer to it may send again as it was, with its
     position: it is answered, and applied once. When the session was restored from behind where the client had seen it,
-    the client feeds it again what came after.
+    the client feeds it again what came after. A strict session that was set back, or given another state, is not resumed
+    until that is stored: UNAVAILABLE, with the reason STORE_UNAVAILABLE.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -25,6 +25,7 @@ from service.errors import (
     StoreUnavailableError,
     quoted,
 )
+from service.sessions.ending import unresumable
 from service.sessions.session import Failures, Request, Session
 
 _WITHIN = "open."
@@ -171,12 +172,13 @@ class Arrivals:
 
     def _answer(self, request: Request, message: pb.StreamRequest, session: Session, *, is_here: bool) -> None:
         """Answers a resumption. Of a strict session it tells the position that is stored: where the session is, unless
-        the store fails. is_here: whether the session was in memory."""
+        the store fails. One that was set back, and is not stored so, is not resumed: its client would go on from
+        another state than it was told. is_here: whether the session was in memory."""
         position = session.position  # what is sent behind it may be applied before it is answered
 
         def answer(error: CarouselError | None) -> None:
-            if error is not None and not isinstance(error, StoreUnavailableError):
-                self._stream.refuse(request, message, error)
+            if error is not None and (session.persistence.is_set_back or not isinstance(error, StoreUnavailableError)):
+                self._stream.refuse(request, message, unresumable(session, error))
                 return
             self.opened(request)
             told = position if error is None else session.reportable_position

@@ -172,6 +172,18 @@ def unstored(session: Session, error: CarouselError) -> CarouselError:
     )
 
 
+def unresumable(session: Session, error: CarouselError) -> CarouselError:
+    """The error for the resumption of a session that was set back, when the store does not take that."""
+    if not isinstance(error, StoreUnavailableError):
+        return error
+    return StoreUnavailableError(
+        f"session {session.name!r} was set back, or given another state, and the store did not take that: resume it"
+        " again",
+        retry_delay_s=1.0,
+        session_id=session.name,
+    )
+
+
 def not_stored(session: Session) -> StoreUnavailableError:
     """The error for answers that wait for the store, when it fails."""
     return StoreUnavailableError(

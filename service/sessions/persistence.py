@@ -228,6 +228,12 @@ class Persistence:
         """Whether the session came out of the store, or is in it: it exists, whatever becomes of its opening here."""
         return self.stored is not None
 
+    @property
+    def is_set_back(self) -> bool:
+        """Whether the session was set back, or given another state, since the moment that the record holds: a position
+        there says nothing of what the session is."""
+        return self.era != (0 if self.stored is None else self.stored[0])
+
     def holds(self, moment: Moment) -> bool:
         """Whether the record has what the session was at a moment."""
         return self.stored is not None and moment <= self.stored

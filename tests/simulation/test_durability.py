@@ -108,6 +108,26 @@ def test_nothing_tells_a_position_of_a_strict_session_that_is_not_stored() -> No
     play(act, idle_timeout_s=9.0, does_finish=False)
 
 
+def test_a_session_that_was_set_back_and_is_not_stored_so_is_not_resumed() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=STRICT, on_disconnect=keep(20.0))
+        await fed(stream, "a", 5, mark=True)
+        await fed(stream, "a", 6)
+        world.faults.is_down = True
+        assert reason(await world.call("Sessions.Rewind", rewind(1))) == "STORE_UNAVAILABLE"
+        for one in (stream, world.connect()):
+            assert reason(await one.ask("a", open=RESUME)) == "STORE_UNAVAILABLE"
+        world.faults.is_down = False
+        other = world.connect()
+        resumed = await other.ask("a", open=RESUME)
+        assert (reason(resumed), resumed.position, world.stored("a").position) == ("opened", 1, 1)
+        batch = await other.ask(step_batch=pb.StepBatch(handles=[resumed.opened.handle], token_ids=[7]))
+        assert list(batch.batch_stepped.positions) == [2]
+
+    play(act, idle_timeout_s=9.0, does_finish=False)
+
+
 def test_a_step_batch_tells_no_position_of_a_strict_session_that_is_not_stored() -> None:
     async def act(world: World) -> None:
         stream = world.connect()
