@@ -18,7 +18,7 @@ from functools import partial
 from typing import TypeVar
 
 from service.sessions.stores import memory
-from service.sessions.stores.base import Claimed, Gone, Held, StoreError, Write
+from service.sessions.stores.base import Claimed, Gone, Held, StoreError, Write, Written
 from service.sessions.stores.memory import MemoryStore, Record
 from simulation.loop import Life
 
@@ -91,9 +91,9 @@ class SimulatedStore:
         self._life = life
         shelf.beat(owner)
 
-    def reserve(self, session_id: str, expires_at: float) -> int | None:
+    def reserve(self, session_id: str, ttl_s: float) -> int | None:
         """See `StateStore`."""
-        return self._take(partial(self._store.reserve, session_id, expires_at))
+        return self._take(partial(self._store.reserve, session_id, ttl_s))
 
     def has(self, session_id: str) -> bool:
         """See `StateStore`."""
@@ -104,14 +104,14 @@ class SimulatedStore:
         """See `StateStore`."""
         return self._take(partial(self._store.claim, session_id))
 
-    def write(self, writes: Sequence[Write]) -> set[str]:
+    def write(self, writes: Sequence[Write]) -> Written:
         """See `StateStore`."""
         if self._strikes():
             num_done = self._faults.rng.choice([0, 0, len(writes), self._faults.rng.randrange(len(writes) + 1)])
             for write in writes[: 0 if self._faults.is_down else num_done]:
                 self._write(write)
             raise StoreError("the simulated store fails")
-        return {write.session_id for write in writes if not self._write(write)}
+        return self._outcome(writes)
 
     def heartbeat(self) -> list[str]:
         """See `StateStore`."""
@@ -157,11 +157,16 @@ class SimulatedStore:
             raise StoreError("the process is dead")
         return self._faults.strike()
 
-    def _write(self, write: Write) -> bool:
+    def _outcome(self, writes: Sequence[Write]) -> Written:
+        outcomes = [self._write(write) for write in writes]
+        refused, missing = (set[str]().union(*found) for found in zip(*outcomes, strict=True))
+        return Written(refused, missing)
+
+    def _write(self, write: Write) -> Written:
         record = self._shelf.current(write.session_id)
         before = None if record is None else replace(record)
-        if self._store.write([write]):
-            self.num_refused += 1
-            return False
-        self._shelf.on_change(before, write)
-        return True
+        written = self._store.write([write])
+        self.num_refused += len(written.refused)
+        if not (written.refused or written.missing):
+            self._shelf.on_change(before, write)
+        return written

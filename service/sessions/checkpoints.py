@@ -53,7 +53,6 @@ class Checkpoints:
         num_tokens: int = 1024,
         idle_timeout_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._on_lost = on_lost
         self._on_used = on_used
@@ -62,7 +61,6 @@ class Checkpoints:
         self._interval_s = interval_s
         self._num_tokens = num_tokens
         self.idle_timeout_s = idle_timeout_s
-        self._wall_clock = wall_clock
         self._clock = clock
         self._ahead: dict[Session, float] = {}
         self._dirty: set[Session] = set()
@@ -174,12 +172,12 @@ class Checkpoints:
     def renew_some(self, count: int) -> None:
         """Looks at so many sessions with a record, those first that were looked at longest ago, and renews the records
         that would expire before long."""
-        now = self._wall_clock()
+        now_s = self._clock()
         for _ in range(min(count, len(self.recorded))):
             session = next(iter(self.recorded))
             del self.recorded[session]
             self.recorded[session] = None
-            if session.persistence.expires_at - now < 0.5 * self._ttl_s(session):
+            if session.persistence.expires_at_s - now_s < 0.5 * self._ttl_s(session):
                 self.renew(session)
 
     def end(self, session: Session) -> None:
@@ -279,12 +277,15 @@ class Checkpoints:
         then(result)
 
     def _renewed(self, session: Session, result: WriteResult) -> None:
-        if result is WriteResult.REFUSED and not session.is_over:
+        if session.is_over:
+            return
+        if result is WriteResult.REFUSED:
             self._on_lost(session)
         elif result is WriteResult.FAILED:
-            session.persistence.expires_at = 0.0  # it is renewed again, as soon as it is looked at
-            if session.persistence.stored is not None and session.is_live:
-                self.changed(session)  # only the whole makes a record anew whose time is over by then
+            session.persistence.expires_at_s = 0.0  # it is renewed again, as soon as it is looked at
+        elif result is WriteResult.MISSING and session.is_live:  # only the whole makes a record anew
+            self._mark_dirty(session)
+            self._hasten(session)
 
     def _note(self, session: Session, moment: Moment, result: WriteResult) -> None:
         persistence = session.persistence
@@ -295,7 +296,7 @@ class Checkpoints:
             self._stored_at_last(session)
             persistence.resolve(moment, None)
         else:
-            persistence.expires_at = 0.0  # see `_renewed`
+            persistence.expires_at_s = 0.0  # see `_renewed`
             persistence.resolve(None, not_stored(session))
 
     def _stored_at_last(self, session: Session) -> None:
@@ -313,8 +314,9 @@ class Checkpoints:
         self, session: Session, image: Image | None, standing: Standing = Standing.OWNED, ttl_s: float = 0.0
     ) -> Put:
         persistence = session.persistence
-        persistence.expires_at = self._wall_clock() + (ttl_s or self._ttl_s(session))
+        ttl_s = ttl_s or self._ttl_s(session)
+        persistence.expires_at_s = self._clock() + ttl_s
         persistence.has_record = persistence.has_record or image is not None
         if not session.is_over:
             self.recorded[session] = None
-        return Put(persistence.record_id or session.id, persistence.epoch, image, persistence.expires_at, standing)
+        return Put(persistence.record_id or session.id, persistence.epoch, image, ttl_s, standing)

@@ -7,7 +7,6 @@ Event loop only; times come from the injected clock.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -204,12 +203,11 @@ _TOMBSTONE_S = 3600.0
 
 
 class LastRecords:
-    """Writes last records. delay_s: before the second try; wall_clock: Unix seconds."""
+    """Writes last records. delay_s: before the second try."""
 
-    def __init__(self, storage: Storage, *, delay_s: float = 1.0, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, storage: Storage, *, delay_s: float = 1.0) -> None:
         self._storage = storage
         self._delay_s = delay_s
-        self._wall_clock = wall_clock
 
     def bury(
         self,
@@ -222,18 +220,18 @@ class LastRecords:
     ) -> None:
         """Stores that a session ended, and how; None: its record vanishes. `then` is called when that is stored, and
         each time before with StoreUnavailableError when the store fails. record_id: where it is not the session's."""
-        expires_at = 0.0 if tombstone is None else self._wall_clock() + _TOMBSTONE_S
+        ttl_s = 0.0 if tombstone is None else _TOMBSTONE_S
         error = StoreUnavailableError(
             f"session {name_of(session_id)!r} is closed on this server, and the store does not know it yet: this server"
             " tries again until it does",
             retry_delay_s=1.0,
         )
-        put = Put(record_id or session_id, epoch, None, expires_at, Standing.GONE, tombstone or b"{}")
+        put = Put(record_id or session_id, epoch, None, ttl_s, Standing.GONE, tombstone or b"{}")
         self.write(put, lambda _: then(None), lambda: then(error))
 
     def give_back(self, session_id: str, epoch: int, ttl_s: float) -> None:
         """Lets any server claim a record that this one claimed and cannot use."""
-        put = Put(session_id, epoch, None, self._wall_clock() + ttl_s, Standing.FREE)
+        put = Put(session_id, epoch, None, ttl_s, Standing.FREE)
         self.write(put, lambda _: None)
 
     def write(

@@ -245,12 +245,13 @@ class Opening:
                 session.own_persistence().is_unverified = True
                 return
         else:
-            expires_at = registry.wall_clock() + session.policy.duration_s + self._limits.idle_timeout_s
+            ttl_s = session.policy.duration_s + self._limits.idle_timeout_s
             persistence.after_claim = []
             try:
-                epoch = await self._storage.reserve(session.id, expires_at)
+                epoch = await self._storage.reserve(session.id, ttl_s)
                 if epoch is not None:
-                    persistence.epoch, persistence.has_record, persistence.expires_at = epoch, True, expires_at
+                    persistence.epoch, persistence.has_record = epoch, True
+                    persistence.expires_at_s = registry.clock() + ttl_s
             finally:
                 calls, persistence.after_claim = persistence.after_claim, None
                 for call in calls or ():

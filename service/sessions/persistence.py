@@ -185,8 +185,8 @@ class Persistence:
     """The record's name in the store; None: the session's id."""
     has_record: bool = False
     """Whether the store has a record of this session, or may have one."""
-    expires_at: float = 0.0
-    """Unix seconds at which the store may drop the record."""
+    expires_at_s: float = 0.0
+    """Monotonic seconds at which the store may drop the record."""
     era: int = 0
     """How often the session went to a state that no feed led to: by rewind or by set_state."""
     stored: Moment | None = None

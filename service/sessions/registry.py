@@ -51,7 +51,7 @@ class Registry:
         self.clock = clock
         self.wall_clock = wall_clock
         self.detached: dict[str, Session] = {}
-        self.last_records = LastRecords(storage, delay_s=interval_s, wall_clock=wall_clock)
+        self.last_records = LastRecords(storage, delay_s=interval_s)
         self.checkpoints = Checkpoints(
             storage,
             self.last_records,
@@ -61,7 +61,6 @@ class Registry:
             num_tokens=num_tokens,
             idle_timeout_s=idle_timeout_s,
             clock=clock,
-            wall_clock=wall_clock,
         )
         self._last_serial = 0
         self._on_end: dict[Action, Callable[[Session, Ending], None]] = {

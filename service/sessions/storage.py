@@ -36,6 +36,7 @@ from service.sessions.stores.base import (
     StateStore,
     StoreError,
     Write,
+    Written,
 )
 
 _MAX_RECORDS = 1024
@@ -47,10 +48,12 @@ _SWEEP_EVERY = 50
 
 
 class WriteResult(Enum):
-    """The result of a write. REFUSED: another server has the record, or it is that of a session which has ended."""
+    """The result of a write. REFUSED: another server has the record, or it is that of a session which has ended;
+    MISSING: the store has no record, and the write had nothing to make one of."""
 
     STORED = "stored"
     REFUSED = "refused"
+    MISSING = "missing"
     FAILED = "failed"
 
 
@@ -65,7 +68,7 @@ class Put(NamedTuple):
     record_id: str
     epoch: int
     image: Image | None
-    expires_at: float
+    ttl_s: float
     standing: Standing = Standing.OWNED
     tombstone: bytes | None = None
 
@@ -157,9 +160,9 @@ class Storage:
         self.observer.record_read(perf_counter() - began_s)
         return claimed
 
-    async def reserve(self, record_id: str, expires_at: float) -> int | None:
+    async def reserve(self, record_id: str, ttl_s: float) -> int | None:
         """See `StateStore.reserve`. Raises what `claim` raises."""
-        return await self._taken(record_id, partial(self._thread.take, self._store.reserve), expires_at)
+        return await self._taken(record_id, partial(self._thread.take, self._store.reserve), ttl_s)
 
     async def _taken(self, record_id: str, take: Callable[..., T], *args: object) -> T:
         await self._after_writes(record_id)
@@ -220,10 +223,10 @@ class Storage:
         if not self._pending:
             self._has_pending.clear()
         began_s = perf_counter()
-        refused: set[str] = set()
+        written = Written(set(), set())
         failed: set[str] = {put.record_id for put, _ in batch}
         try:
-            refused, failed, sizes = await asyncio.get_running_loop().run_in_executor(
+            written, failed, sizes = await asyncio.get_running_loop().run_in_executor(
                 self._thread.executor, self._write, [put for put, _ in batch]
             )
         except Exception as error:  # the store's, or a bug of ours
@@ -233,20 +236,24 @@ class Storage:
             guarded(self.observer.records_written, sizes, perf_counter() - began_s)
         for put, thens in batch:
             self._writing.discard(put.record_id)
-            result = WriteResult.REFUSED if put.record_id in refused else WriteResult.STORED
+            result = WriteResult.STORED
             if put.record_id in failed:
                 result = WriteResult.FAILED
+            elif put.record_id in written.refused:
+                result = WriteResult.REFUSED
+            elif put.record_id in written.missing:
+                result = WriteResult.MISSING
             for then in thens:
                 guarded(then, result)
-            written = self._written.pop(put.record_id, None)
-            if written is not None:
-                written.set_result(None)
+            waiting = self._written.pop(put.record_id, None)
+            if waiting is not None:
+                waiting.set_result(None)
         if not self._pending:
             self._is_idle.set()
 
-    def _write(self, puts: Sequence[Put]) -> tuple[set[str], set[str], list[int]]:
-        """The store's thread. Returns the ids that were refused, those that could not be encoded, and the sizes of the
-        images that were written."""
+    def _write(self, puts: Sequence[Put]) -> tuple[Written, set[str], list[int]]:
+        """The store's thread. Returns what became of the writes, the ids of those that could not be encoded, and the
+        sizes of the images that were written."""
         writes: list[Write] = []
         sizes: list[int] = []
         failed: set[str] = set()
@@ -257,7 +264,7 @@ class Storage:
                 failed.add(put.record_id)
                 self.observer.record_corrupt(put.record_id, error)
                 continue
-            writes.append(Write(put.record_id, put.epoch, payload, put.expires_at, put.standing))
+            writes.append(Write(put.record_id, put.epoch, payload, put.ttl_s, put.standing))
             if put.image is not None and payload is not None:
                 sizes.append(len(payload))
         return self._thread.write(writes), failed, sizes

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from service.errors import StoreUnavailableError
 from service.observer import StoreObserver
-from service.sessions.stores.base import CorruptRecordError, StateStore, StoreError, Write
+from service.sessions.stores.base import CorruptRecordError, StateStore, StoreError, Write, Written
 
 _MAX_CALLS = 512
 """Reads and reservations that wait for the store."""
@@ -114,7 +114,7 @@ class StoreThread:
             )
         self._tries_at_s = now_s + _RETRY_S
 
-    def write(self, writes: Sequence[Write]) -> set[str]:
+    def write(self, writes: Sequence[Write]) -> Written:
         """For the executor: see `StateStore.write`."""
         try:
             return self._store.write(writes)

@@ -15,12 +15,12 @@ from service.errors import StoreUnavailableError
 from service.sessions.image import Image
 from service.sessions.snapshot import Codec
 from service.sessions.storage import Put, Storage, WriteResult
-from service.sessions.stores.base import Claimed, Gone, Standing, StoreError, Write
+from service.sessions.stores.base import Claimed, Gone, Standing, StoreError, Write, Written
 from service.sessions.stores.memory import MemoryStore, Shelf
 from tests.sessions.test_registry import Events
 from tests.sessions.test_snapshot_format import images
 
-LATER = time.time() + 1000.0
+LATER = 1000.0
 
 
 class SlowStore(MemoryStore):
@@ -34,7 +34,7 @@ class SlowStore(MemoryStore):
         self.num_tries = 0
         self.batches: list[list[str]] = []
 
-    def write(self, writes: Sequence[Write]) -> set[str]:
+    def write(self, writes: Sequence[Write]) -> Written:
         self._pass()
         self.batches.append([write.session_id for write in writes])
         return super().write(writes)
@@ -253,8 +253,8 @@ class LateStore(MemoryStore):
 
     num_reserved = 0
 
-    def reserve(self, session_id: str, expires_at: float) -> int | None:
-        epoch = super().reserve(session_id, expires_at)
+    def reserve(self, session_id: str, ttl_s: float) -> int | None:
+        epoch = super().reserve(session_id, ttl_s)
         self.num_reserved += 1
         if self.num_reserved == 1:
             raise StoreError("too late")

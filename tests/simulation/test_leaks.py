@@ -183,10 +183,10 @@ def test_an_opening_of_an_id_whose_record_is_corrupt_is_answered() -> None:
         store = cast(Any, world.replicas[0])._service.storage._store
         reserve = store.reserve
 
-        def reserved(session_id: str, expires_at: float) -> int | None:
+        def reserved(session_id: str, ttl_s: float) -> int | None:
             if session_id in world.shelf.records:
                 raise CorruptRecordError("the record cannot be read")
-            return cast("int | None", reserve(session_id, expires_at))
+            return cast("int | None", reserve(session_id, ttl_s))
 
         store.reserve = reserved
         world.shelf.records["a"] = Record(1, "?", Standing.FREE, b"?", EPOCH + 5000.0)

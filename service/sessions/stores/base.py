@@ -37,14 +37,22 @@ class Standing(Enum):
 
 
 class Write(NamedTuple):
-    """A change of one record. epoch: under which the writer has it; payload: None leaves the record's as it is;
-    expires_at: Unix seconds after which the record may vanish."""
+    """A change of one record. epoch: under which the writer has it; payload: None leaves the record's as it is; ttl_s:
+    seconds from when it is written after which the record may vanish. No server's clock counts, which may be wrong."""
 
     session_id: str
     epoch: int
     payload: bytes | None
-    expires_at: float
+    ttl_s: float
     standing: Standing = Standing.OWNED
+
+
+class Written(NamedTuple):
+    """What became of writes, by session. refused: those of records that are another's, or gone; missing: those that had
+    no payload, and found no record to go with."""
+
+    refused: set[str]
+    missing: set[str]
 
 
 class Claimed(NamedTuple):
@@ -69,7 +77,7 @@ class Gone(NamedTuple):
 class StateStore(Protocol):
     """Keeps records. One thread at a time; every call may block, and may raise StoreError."""
 
-    def reserve(self, session_id: str, expires_at: float) -> int | None:
+    def reserve(self, session_id: str, ttl_s: float) -> int | None:
         """Takes an id that no record has, or one of a session that is gone, or one that an owner that is gone reserved
         and never wrote. Returns the epoch; None: it is taken."""
 
@@ -80,12 +88,12 @@ class StateStore(Protocol):
         """Makes a record the caller's, under the next epoch, when its owner lets it or is gone; it does not expire in
         the next `CLAIMED_S`. One that is the caller's already stays as it is. None: there is no record."""
 
-    def write(self, writes: Sequence[Write]) -> set[str]:
-        """Changes records, of distinct sessions, in one go. One that is not there is made, under the write's epoch: the
-        store has lost it, or its time was over before its owner could renew it.
+    def write(self, writes: Sequence[Write]) -> Written:
+        """Changes records, of distinct sessions, in one go. One that is not there is made of a payload, under the
+        write's epoch: the store has lost it, or its time was over before its owner could renew it.
 
-        Returns the ids of those that were not written, because they are another's, or gone: the record of a session
-        that has ended becomes no other under its epoch. When it raises, each may have been written or not.
+        Returns those that were not written. The record of a session that has ended becomes no other under its epoch.
+        When it raises, each may have been written or not.
         """
 
     def heartbeat(self) -> list[str]:

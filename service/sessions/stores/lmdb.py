@@ -24,6 +24,7 @@ from service.sessions.stores.base import (
     Standing,
     StoreError,
     Write,
+    Written,
 )
 
 _FORMAT = 1
@@ -51,7 +52,8 @@ class _Record(NamedTuple):
 
 
 class LmdbStore:
-    """A `StateStore`. folder: made when it is missing; clock: Unix seconds; initial_bytes, max_bytes: of the map.
+    """A `StateStore`. folder: made when it is missing; clock: Unix seconds; None: the time, which does not
+    jump while this process lives; initial_bytes, max_bytes: of the map.
 
     Raises StoreError when another process has the folder.
     """
@@ -60,12 +62,12 @@ class LmdbStore:
         self,
         folder: Path,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         initial_bytes: int = _INITIAL_BYTES,
         max_bytes: int = _MAX_BYTES,
     ) -> None:
         self.owner = secrets.token_hex(8)
-        self._clock = clock
+        self._clock = clock or _steady_clock()
         self._max_bytes = max_bytes
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,7 @@ class LmdbStore:
             self._lock.close()
             raise StoreError(f"the data folder {folder} cannot be opened: {error}") from error
 
-    def reserve(self, session_id: str, expires_at: float) -> int | None:
+    def reserve(self, session_id: str, ttl_s: float) -> int | None:
         """See `StateStore`."""
 
         def act(transaction: lmdb.Transaction) -> int | None:
@@ -95,7 +97,8 @@ class LmdbStore:
             if record is not None and not self._is_free(record.standing, record.payload is not None, record.owner):
                 return None
             epoch = 1 if record is None else record.epoch + 1
-            self._put(transaction, session_id, record, _Record(epoch, self.owner, Standing.OWNED, None, expires_at))
+            reserved = _Record(epoch, self.owner, Standing.OWNED, None, self._clock() + ttl_s)
+            self._put(transaction, session_id, record, reserved)
             return epoch
 
         return self._change(act)
@@ -136,11 +139,14 @@ class LmdbStore:
 
         return self._change(act)
 
-    def write(self, writes: Sequence[Write]) -> set[str]:
+    def write(self, writes: Sequence[Write]) -> Written:
         """See `StateStore`."""
 
-        def act(transaction: lmdb.Transaction) -> set[str]:
-            return {write.session_id for write in writes if not self._write(transaction, write)}
+        def act(transaction: lmdb.Transaction) -> Written:
+            written = Written(set(), set())
+            for write in writes:
+                self._write(transaction, write, written)
+            return written
 
         return self._change(act)
 
@@ -203,22 +209,23 @@ class LmdbStore:
             return standing is Standing.GONE
         return owner != self.owner
 
-    def _write(self, transaction: lmdb.Transaction, write: Write) -> bool:
+    def _write(self, transaction: lmdb.Transaction, write: Write, written: Written) -> None:
         try:
             record = self._find(transaction, write.session_id)
         except CorruptRecordError:
-            return False
-        if record is None:
-            written = _Record(write.epoch, self.owner, write.standing, write.payload, write.expires_at)
-        elif record.standing is Standing.GONE and write.standing is not Standing.GONE:
-            return False
-        elif record.epoch == write.epoch and record.owner == self.owner:
-            payload = record.payload if write.payload is None else write.payload
-            written = record._replace(standing=write.standing, payload=payload, expires_at=write.expires_at)
-        else:
-            return False
-        self._put(transaction, write.session_id, record, written)
-        return True
+            written.refused.add(write.session_id)
+            return
+        if record is None and write.payload is None:
+            written.missing.add(write.session_id)
+            return
+        is_over = record is not None and record.standing is Standing.GONE and write.standing is not Standing.GONE
+        is_others = record is not None and (record.epoch != write.epoch or record.owner != self.owner)
+        if is_over or is_others:
+            written.refused.add(write.session_id)
+            return
+        payload = write.payload if record is None or write.payload is not None else record.payload
+        after = _Record(write.epoch, self.owner, write.standing, payload, self._clock() + write.ttl_s)
+        self._put(transaction, write.session_id, record, after)
 
     def _put(self, transaction: lmdb.Transaction, session_id: str, before: _Record | None, record: _Record) -> None:
         key = session_id.encode()
@@ -257,6 +264,13 @@ class LmdbStore:
                 self._environment.set_mapsize(size)
             except lmdb.Error as error:
                 raise StoreError(f"the embedded store cannot be written: {error}") from error
+
+
+def _steady_clock() -> Callable[[], float]:
+    """Unix seconds as they were when it was made, and the seconds since: nobody's setting of the clock expires a
+    record."""
+    began_s = time.time() - time.monotonic()
+    return lambda: began_s + time.monotonic()
 
 
 def _milliseconds(time_s: float) -> bytes:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.sessions.stores.base import CLAIMED_S, Claimed, Gone, Held, Standing, Write
+from service.sessions.stores.base import CLAIMED_S, Claimed, Gone, Held, Standing, Write, Written
 
 
 @dataclass(slots=True)
 class Record:
-    """One session's record. expires_at: Unix seconds."""
+    """One session's record. expires_at: seconds of the stores' clock."""
 
     epoch: int
     owner: str
@@ -31,7 +31,7 @@ class Shelf:
     aside: dict[str, Record] = field(default_factory=dict)
 
     def find(self, session_id: str, now: float) -> Record | None:
-        """The record of a session whose time is not over. now: Unix seconds."""
+        """The record of a session whose time is not over. now: of the stores' clock."""
         record = self.records.get(session_id)
         return None if record is None or record.expires_at <= now else record
 
@@ -41,24 +41,24 @@ class Shelf:
 
 
 class MemoryStore:
-    """A `StateStore`. shelf: what it shares with others; clock: Unix seconds; owner: the name of this process, which no
+    """A `StateStore`. shelf: what it shares with others; clock: seconds; owner: the name of this process, which no
     other has; None: one is made."""
 
     def __init__(
-        self, shelf: Shelf | None = None, *, clock: Callable[[], float] = time.time, owner: str | None = None
+        self, shelf: Shelf | None = None, *, clock: Callable[[], float] = time.monotonic, owner: str | None = None
     ) -> None:
         self.owner = secrets.token_hex(8) if owner is None else owner
         self._shelf = Shelf() if shelf is None else shelf
         self._clock = clock
         self._shelf.owners[self.owner] = set()
 
-    def reserve(self, session_id: str, expires_at: float) -> int | None:
+    def reserve(self, session_id: str, ttl_s: float) -> int | None:
         """See `StateStore`."""
         record = self._shelf.find(session_id, self._clock())
         if record is not None and not self._is_free(record):
             return None
         epoch = 1 if record is None else record.epoch + 1
-        self._shelf.records[session_id] = Record(epoch, self.owner, Standing.OWNED, None, expires_at)
+        self._shelf.records[session_id] = Record(epoch, self.owner, Standing.OWNED, None, self._clock() + ttl_s)
         self._forget_wanted(session_id)
         return epoch
 
@@ -85,11 +85,14 @@ class MemoryStore:
             self._forget_wanted(session_id)
         return Claimed(record.epoch, record.payload)
 
-    def write(self, writes: Sequence[Write]) -> set[str]:
+    def write(self, writes: Sequence[Write]) -> Written:
         """See `StateStore`."""
-        refused = set()
+        refused, missing = set(), set()
         for write in writes:
             record = self._shelf.find(write.session_id, self._clock())
+            if record is None and write.payload is None:
+                missing.add(write.session_id)
+                continue
             if record is None:
                 record = Record(write.epoch, self.owner, Standing.OWNED, None, 0.0)
                 self._shelf.records[write.session_id] = record
@@ -97,10 +100,10 @@ class MemoryStore:
             if is_over or record.epoch != write.epoch or record.owner != self.owner:
                 refused.add(write.session_id)
                 continue
-            record.standing, record.expires_at = write.standing, write.expires_at
+            record.standing, record.expires_at = write.standing, self._clock() + write.ttl_s
             if write.payload is not None:
                 record.payload = write.payload
-        return refused
+        return Written(refused, missing)
 
     def heartbeat(self) -> list[str]:
         """See `StateStore`."""

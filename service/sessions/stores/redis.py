@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import redis
 
-from service.sessions.stores.base import CLAIMED_S, Claimed, Gone, Held, StoreError, Write
+from service.sessions.stores.base import CLAIMED_S, Claimed, Gone, Held, StoreError, Write, Written
 
 _IS_TAKEN = """
 local record = redis.call('HMGET', KEYS[1], 'k', 'o', 'p')
@@ -27,7 +27,7 @@ if is_taken() == 1 then return false end
 local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
 redis.call('HDEL', KEYS[1], 'p')
 redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
-redis.call('PEXPIREAT', KEYS[1], ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[4])
 return epoch
 """
@@ -51,11 +51,12 @@ return {'claimed', epoch, record[3]}
 """
 _WRITE = """
 local record = redis.call('HMGET', KEYS[1], 'e', 'o', 'k')
+if not record[1] and ARGV[5] == '0' then return -1 end
 if record[1] and (record[1] ~= ARGV[2] or record[2] ~= ARGV[1]) then return 0 end
 if record[3] == 'gone' and ARGV[3] ~= 'gone' then return 0 end
 redis.call('HSET', KEYS[1], 'e', ARGV[2], 'o', ARGV[1], 'k', ARGV[3])
 if ARGV[5] == '1' then redis.call('HSET', KEYS[1], 'p', ARGV[6]) end
-redis.call('PEXPIREAT', KEYS[1], ARGV[4])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return 1
 """
 
@@ -96,9 +97,9 @@ class RedisStore:
             self._client.close()
             raise
 
-    def reserve(self, session_id: str, expires_at: float) -> int | None:
+    def reserve(self, session_id: str, ttl_s: float) -> int | None:
         """See `StateStore`."""
-        args: list[Any] = [self.owner, self._prefix, _milliseconds(expires_at), session_id]
+        args: list[Any] = [self.owner, self._prefix, _milliseconds(ttl_s), session_id]
         try:
             epoch = self._reserve(keys=[self._key(session_id)], args=args)
         except (redis.RedisError, OSError) as error:
@@ -126,7 +127,7 @@ class RedisStore:
             return Held(rest[0].decode())
         return Gone(rest[0] if rest and rest[0] else b"") if kind == b"gone" else None
 
-    def write(self, writes: Sequence[Write]) -> set[str]:
+    def write(self, writes: Sequence[Write]) -> Written:
         """See `StateStore`."""
         try:
             with self._client.pipeline(transaction=False) as pipeline:
@@ -135,7 +136,7 @@ class RedisStore:
                         self.owner,
                         write.epoch,
                         write.standing.value,
-                        _milliseconds(write.expires_at),
+                        _milliseconds(write.ttl_s),
                         0 if write.payload is None else 1,
                         write.payload or b"",
                     ]
@@ -143,7 +144,8 @@ class RedisStore:
                 written = pipeline.execute()
         except (redis.RedisError, OSError) as error:
             raise self._failed(error) from error
-        return {write.session_id for write, is_written in zip(writes, written, strict=True) if not is_written}
+        results = list(zip((write.session_id for write in writes), written, strict=True))
+        return Written({one for one, code in results if code == 0}, {one for one, code in results if code < 0})
 
     def heartbeat(self) -> list[str]:
         """See `StateStore`."""
