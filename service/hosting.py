@@ -37,7 +37,7 @@ from service.repository.repository import (
     stamps_in,
 )
 from service.repository.runtime import Runtimes
-from service.sessions.session import Served
+from service.sessions.served import Served
 
 Key = tuple[str, int]
 """A model and a version."""

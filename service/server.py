@@ -201,7 +201,7 @@ class Server:
         if self._inference is not None:
             self._inference.go_away(grace_s)
         # bounded by the grace time; nothing on the hot path is made to signal what is asked once in a server's life
-        while sessions.registry.num_generating and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
+        while sessions.directory.num_generating and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         sessions.expiry.end_all()
 

@@ -12,13 +12,14 @@ for `lease_s` after its last heartbeat, and nothing of it reaches the store once
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
 from service.sessions.stores import memory
-from service.sessions.stores.base import Claimed, Gone, Held, StoreError, Write, Written
+from service.sessions.stores.base import Beat, Claimed, Gone, Held, StoreError, Write, Written
 from service.sessions.stores.memory import MemoryStore, Record
 from simulation.loop import Life
 
@@ -35,6 +36,8 @@ class Shelf(memory.Shelf):
     on_change: Callable[[Record | None, Write], None] = lambda record, write: None
     leases: dict[str, float] = field(default_factory=dict)
     """Until when each replica counts as there."""
+    terms: Counter[str] = field(default_factory=Counter)
+    """How often each has lapsed."""
     lapsed: set[str] = field(default_factory=set)
     """Those whose lease has run out although they live."""
 
@@ -50,6 +53,7 @@ class Shelf(memory.Shelf):
         """A heartbeat of a replica."""
         if self.leases.get(owner, self.clock()) < self.clock():
             self.lapsed.add(owner)
+            self.terms[owner] += 1
         self.leases[owner] = self.clock() + self.lease_s
 
 
@@ -113,11 +117,16 @@ class SimulatedStore:
             raise StoreError("the simulated store fails")
         return self._outcome(writes)
 
-    def heartbeat(self) -> list[str]:
+    @property
+    def lease_s(self) -> float | None:
+        """See `StateStore`."""
+        return self._shelf.lease_s
+
+    def heartbeat(self) -> Beat:
         """See `StateStore`."""
         self._check()
         self._shelf.beat(self._store.owner)
-        return self._store.heartbeat()
+        return self._store.heartbeat()._replace(term=str(self._shelf.terms[self._store.owner]))
 
     def let_go(self, session_id: str) -> None:
         """See `StateStore`."""

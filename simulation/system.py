@@ -235,7 +235,7 @@ class Replica:
         service.registry.is_draining = True
         deadline = loop.time() + grace_s
         self._inference.go_away(grace_s)
-        while service.registry.num_generating and loop.time() < deadline:  # noqa: ASYNC110  # as `Server` does
+        while service.directory.num_generating and loop.time() < deadline:  # noqa: ASYNC110  # as `Server` does
             await asyncio.sleep(0.02)
         service.expiry.end_all()
         self._inference.end_streams()

@@ -28,7 +28,8 @@ from service.repository.manifest import (
 )
 from service.repository.vocabulary import Vocabulary
 from service.sessions.lifecycle import State
-from service.sessions.session import CloseReason, Served, Session
+from service.sessions.served import Served
+from service.sessions.session import CloseReason, Session
 
 SOURCE_NAMES = ("a", "b", "c", "'", "é")
 TARGET_NAMES = ("<pad>", "<s>", "</s>", "AA", "B", "K")

@@ -20,7 +20,9 @@ from service.api.stream import Stream
 from service.errors import InvalidFieldError, ShuttingDownError
 from service.observer import ApiObserver
 from service.sessions.persistence import SessionLimits
-from service.sessions.session import Served, Session
+from service.sessions.registry import Registry
+from service.sessions.served import Served
+from service.sessions.session import Session
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _OUTBOX_LIMIT = 256
@@ -59,7 +61,9 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         try:
             async with asyncio.TaskGroup() as group:
                 # each a task of its own: a task that wakes up resumes each coroutine between it and what it awaited
-                reader = group.create_task(_read(stream, outbox, context, self._observer))
+                reader = group.create_task(
+                    _read(stream, outbox, context, self._observer, self._domain.sessions.registry)
+                )
                 await group.create_task(_write(outbox, context, self._observer))
                 malformed = reader.done() and reader.result()
                 reader.cancel()
@@ -123,8 +127,15 @@ def _open(
     return call.open(served, source, prompt, request.ByteSize())
 
 
-async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Context, observer: ApiObserver) -> bool:
+async def _read(
+    stream: Stream,
+    outbox: Outbox[pb.StreamResponse],
+    context: Context,
+    observer: ApiObserver,
+    registry: Registry,
+) -> bool:
     """Takes requests in, up to the last. Returns whether a message was none, which ends the stream."""
+    clock, leases = registry.clock, registry.leases
     while True:
         try:
             request = await context.read()
@@ -133,6 +144,8 @@ async def _read(stream: Stream, outbox: Outbox[pb.StreamResponse], context: Cont
             return True
         if request is grpc.aio.EOF:
             break
+        if clock() > leases.until_s:
+            leases.look()
         if outbox.hold():
             # a lone session is answered before `handle` returns: its answer is written from here, sparing a task switch
             stream.handle(request)

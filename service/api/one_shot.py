@@ -15,7 +15,8 @@ from service.engine.decoding import Decoding
 from service.engine.jobs import Item, OutputKind, OutputSpec
 from service.engine.results import Failed, Generated, Result, Scored, Searched
 from service.errors import CarouselError, RequestCancelledError, SessionMovedError, ShuttingDownError
-from service.sessions.session import CloseReason, Reply, Request, Served, Session
+from service.sessions.served import Served
+from service.sessions.session import CloseReason, Reply, Request, Session
 
 _NOTHING = OutputSpec(OutputKind.NONE)
 

@@ -32,7 +32,9 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
 
     async def Get(self, request: pb.SessionsGetRequest, context: Context) -> pb.SessionsGetResponse:
         """One session."""
-        return pb.SessionsGetResponse(session=_info(self._registry.get(CALLER.get().any_key(request.session_id))))
+        return pb.SessionsGetResponse(
+            session=_info(await self._sessions.resume.here(CALLER.get().any_key(request.session_id)))
+        )
 
     async def List(self, request: pb.SessionsListRequest, context: Context) -> pb.SessionsListResponse:
         """A page of sessions."""
@@ -41,10 +43,11 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
             raise InvalidFieldError(f"page_size = {size} must be 1 to {_MAX_PAGE_SIZE}", field="page_size")
         if request.model:
             check_name(request.model)
+        self._registry.leases.check()
         after = convert.parse_page_token(request.page_token)
         principal = CALLER.get().principal
         owner = None if principal.is_admin else principal.name
-        found = self._registry.page(after, size + 1, request.model, owner)
+        found = self._sessions.directory.page(after, size + 1, request.model, owner)
         infos: list[pb.SessionInfo] = []
         room = self._sessions.limits.max_answer_bytes - _PAGE_BYTES
         for session in found[:size]:

@@ -24,10 +24,11 @@ from service.engine.results import Failed, LaneState, Result
 from service.errors import CarouselError
 from service.sessions.ending import LastRecords, not_stored
 from service.sessions.generation import Generation
-from service.sessions.image import Image, image_of
+from service.sessions.image import image_of
+from service.sessions.leases import Leases
 from service.sessions.persistence import Durability, Moment, OnDisconnect, WhenDone
 from service.sessions.session import Request, Session
-from service.sessions.storage import Put, Storage, Then, WriteResult
+from service.sessions.storage import Storage, Then, WriteResult
 from service.sessions.stores.base import Standing
 
 _MIDST_S = 0.005
@@ -46,26 +47,22 @@ class Checkpoints:
         self,
         storage: Storage,
         last_records: LastRecords,
+        leases: Leases,
         *,
-        on_lost: OnSession,
         on_used: OnSession,
         interval_s: float = 1.0,
         num_tokens: int = 1024,
-        idle_timeout_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._on_lost = on_lost
         self._on_used = on_used
         self._storage = storage
         self._last_records = last_records
+        self._leases = leases
         self._interval_s = interval_s
         self._num_tokens = num_tokens
-        self.idle_timeout_s = idle_timeout_s
         self._clock = clock
         self._ahead: dict[Session, float] = {}
         self._dirty: set[Session] = set()
-        self.recorded: dict[Session, None] = {}
-        """Those that have a record, or an id that is reserved: it is renewed."""
         self._urgent: set[Session] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._is_urgent_due = False
@@ -86,7 +83,7 @@ class Checkpoints:
         """Answers a request; of a strict session as soon as the store has what the answer reports. on_unstored: called
         before when the answer is that the store does not take it."""
         session, persistence = request.session, request.session.persistence
-        if persistence.policy.durability is not Durability.STRICT:
+        if not persistence.waits_for_store:
             request.deliver(result)
             return
         moment = (persistence.era, result.position)
@@ -115,7 +112,7 @@ class Checkpoints:
     def after_pending(self, session: Session, call: WhenDone) -> None:
         """Calls `call` after the answers of a session that wait for the store; of a strict session, when what it is now
         is stored."""
-        if session.persistence.policy.durability is Durability.STRICT and not session.is_over:
+        if session.persistence.waits_for_store and not session.is_over:
             self.when_stored(session, session.moment, call)
         else:
             call(None)
@@ -123,7 +120,7 @@ class Checkpoints:
     def when_stored(self, session: Session, moment: Moment, call: WhenDone) -> None:
         """Calls `call` when a session is stored up to a moment, or cannot be."""
         persistence = session.persistence
-        if not persistence.awaiting and persistence.holds(moment):
+        if not persistence.awaiting and not persistence.is_unconfirmed and persistence.holds(moment):
             call(None)
         else:
             persistence.awaiting.append((moment, call))
@@ -139,7 +136,7 @@ class Checkpoints:
             if state is None or session.is_over or session.persistence.era != era:
                 then(WriteResult.FAILED)
                 return
-            put = self._put_of(session, image_of(session, state))
+            put = self._leases.put_of(session, image_of(session, state))
             self._storage.put(put, partial(self._stored, session, (era, state.position), then))
 
         session.served.engine.read([session.lane], read)
@@ -158,32 +155,18 @@ class Checkpoints:
                     persistence.stored = (persistence.era, state.position)
                 then()
 
-            self._last_records.write(self._put_of(session, image, Standing.FREE, ttl_s), written, on_failed)
+            put = self._leases.put_of(session, image, Standing.FREE, ttl_s)
+            self._last_records.write(put, written, on_failed)
 
         if has_slot:
             session.served.engine.read([session.lane], read)
         else:
             read([None])
 
-    def renew(self, session: Session) -> None:
-        """Has the record of a session outlive it: writes its expiry anew."""
-        self._storage.put(self._put_of(session, None), partial(self._renewed, session))
-
-    def renew_some(self, count: int) -> None:
-        """Looks at so many sessions with a record, those first that were looked at longest ago, and renews the records
-        that would expire before long."""
-        now_s = self._clock()
-        for _ in range(min(count, len(self.recorded))):
-            session = next(iter(self.recorded))
-            del self.recorded[session]
-            self.recorded[session] = None
-            if session.persistence.expires_at_s - now_s < 0.5 * self._ttl_s(session):
-                self.renew(session)
-
     def end(self, session: Session) -> None:
         """A session ended: it is neither stored again nor renewed."""
         self.forget(session)
-        self.recorded.pop(session, None)
+        self._leases.end(session)
 
     def forget(self, session: Session) -> None:
         """A session need not be stored as it is: it is stored."""
@@ -192,6 +175,12 @@ class Checkpoints:
         self._ahead.pop(session, None)
         if session.persistence.is_dirty:
             session.persistence.is_dirty = False
+
+    def rewrite(self, session: Session) -> None:
+        """Stores a session whose record the store has lost, whatever its policy."""
+        if session.is_live:
+            self._mark_dirty(session)
+            self._hasten(session)
 
     def hasten(self, session: Session) -> None:
         """Stores a session soon, if it is not stored yet."""
@@ -255,7 +244,7 @@ class Checkpoints:
                 if persistence.awaiting:
                     asyncio.get_running_loop().call_later(_MIDST_S, self._hasten, session)
                 continue
-            put = self._put_of(session, image_of(session, state))
+            put = self._leases.put_of(session, image_of(session, state))
             self._storage.put(put, partial(self._written, session, (era, state.position)))
 
     def _written(self, session: Session, moment: Moment, result: WriteResult) -> None:
@@ -276,28 +265,15 @@ class Checkpoints:
             self._note(session, moment, result)
         then(result)
 
-    def _renewed(self, session: Session, result: WriteResult) -> None:
-        if session.is_over:
-            return
-        if result is WriteResult.REFUSED:
-            self._on_lost(session)
-        elif result is WriteResult.FAILED:
-            session.persistence.expires_at_s = 0.0  # it is renewed again, as soon as it is looked at
-        elif result is WriteResult.MISSING and session.is_live:  # only the whole makes a record anew
-            self._mark_dirty(session)
-            self._hasten(session)
-
     def _note(self, session: Session, moment: Moment, result: WriteResult) -> None:
         persistence = session.persistence
-        if result is WriteResult.REFUSED:
-            self._on_lost(session)
-        elif result is WriteResult.STORED:
+        if result is WriteResult.STORED:
             persistence.stored = moment
             self._stored_at_last(session)
             persistence.resolve(moment, None)
-        else:
-            persistence.expires_at_s = 0.0  # see `_renewed`
+        elif result is WriteResult.FAILED:
             persistence.resolve(None, not_stored(session))
+        self._leases.noted(session, result)
 
     def _stored_at_last(self, session: Session) -> None:
         now_s = self._clock()
@@ -306,17 +282,3 @@ class Checkpoints:
             self._storage.observer.session_stored(now_s - since_s)
         if session.persistence.is_dirty:  # it changed since it was read out
             self._ahead[session] = now_s
-
-    def _ttl_s(self, session: Session) -> float:
-        return session.policy.duration_s + self.idle_timeout_s
-
-    def _put_of(
-        self, session: Session, image: Image | None, standing: Standing = Standing.OWNED, ttl_s: float = 0.0
-    ) -> Put:
-        persistence = session.persistence
-        ttl_s = ttl_s or self._ttl_s(session)
-        persistence.expires_at_s = self._clock() + ttl_s
-        persistence.has_record = persistence.has_record or image is not None
-        if not session.is_over:
-            self.recorded[session] = None
-        return Put(persistence.record_id or session.id, persistence.epoch, image, ttl_s, standing)

@@ -1,4 +1,5 @@
-"""Requests that wait until their sessions have a slot: while a session is opened, spilled or restored.
+"""Requests that wait until their sessions have a slot, and are known to be this server's: while a session is opened,
+spilled, restored, or confirmed.
 
 Rules:
 
@@ -20,8 +21,7 @@ from service.sessions.session import Deferred, Session
 
 
 class Deferral:
-    """The queues of all sessions: `Session.deferred`, which is None while a session has a slot and nothing waits for
-    it.
+    """The queues of all sessions: `Session.deferred`, which is None while a session is ready and nothing waits for it.
 
     max_requests: of one session; max_bytes: of all sessions.
     """
@@ -47,7 +47,7 @@ class Deferral:
             if session.deferred is None:
                 session.deferred = deque()
             session.deferred.append(deferred)
-            if len(session.deferred) == 1 and session.is_live:
+            if len(session.deferred) == 1 and session.is_ready:
                 deferred.blocked.discard(session)
 
     def take(self, num_bytes: int) -> None:
@@ -66,12 +66,12 @@ class Deferral:
         self.num_bytes -= num_bytes
 
     def suspend(self, session: Session) -> None:
-        """The session has no slot from here on: its requests wait."""
+        """The session is not ready from here on: its requests wait."""
         if session.deferred is None:
             session.deferred = deque()
 
     def run(self, session: Session) -> None:
-        """The session has a slot: runs what waited, as far as its turn has come."""
+        """The session has a slot, or is confirmed: runs what waited, as far as its turn has come."""
         ready: list[Deferred] = []
         self._take_turn(session, ready)
         self._start(ready)
@@ -79,7 +79,7 @@ class Deferral:
     def refuse(self, session: Session, error: CarouselError) -> int:
         """The session ended, was cancelled, or cannot be restored: refuses what waits for it alone, and lets a request
         of several sessions run without it. Returns how many were refused."""
-        waiting, session.deferred = session.deferred, None if session.is_live else deque()
+        waiting, session.deferred = session.deferred, None if session.is_ready else deque()
         count = 0
         for deferred in waiting or ():
             if len(deferred.sessions) == 1:
@@ -112,7 +112,7 @@ class Deferral:
     @staticmethod
     def _take_turn(session: Session, ready: list[Deferred]) -> None:
         """Lets the first request of a session with a slot have its turn there."""
-        if not session.is_live or session.deferred is None:
+        if not session.is_ready or session.deferred is None:
             return
         if not session.deferred:
             session.deferred = None

@@ -10,6 +10,7 @@ import asyncio
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from service.errors import SessionIdInUseError, StoreUnavailableError, TooManySessionsError
 from service.sessions.lifecycle import State
@@ -169,9 +170,20 @@ class Directory:
                 found.append(session)
         return found
 
-    def opened_after(self, serial: int) -> Iterable[Session]:
-        """The sessions with a greater serial, in the order in which they were opened."""
-        return (session for session in self._by_id.values() if session.serial > serial)
+    @property
+    def num_generating(self) -> int:
+        """Sessions that generate now, for somebody who reads."""
+        return sum(session.state is State.GENERATING and session.is_working for session in self._by_id.values())
+
+    def page(self, after_serial: int, size: int, model: str, owner: str | None = None) -> list[Session]:
+        """Up to `size` sessions opened after the one with that serial, in that order; of one model, or of all when it
+        is empty; of one principal, or of all for None."""
+        found: Iterable[Session] = (session for session in self._by_id.values() if session.serial > after_serial)
+        if model:
+            found = (session for session in found if session.served.bundle.model == model)
+        if owner is not None:
+            found = (session for session in found if owner_of(session.id) == owner)
+        return list(islice(found, size))
 
     def begin_ending(self, session_id: str) -> Callable[[], None]:
         """The last record of a session that had the id is being written: until what is returned is called, `ended`

@@ -218,16 +218,20 @@ class LastRecords:
         *,
         record_id: str | None = None,
     ) -> None:
-        """Stores that a session ended, and how; None: its record vanishes. `then` is called when that is stored, and
-        each time before with StoreUnavailableError when the store fails. record_id: where it is not the session's."""
+        """Stores that a session ended, and how; None: its record vanishes. `then` is called when that is stored; with
+        SessionMovedError when another server has the session; and each time before with StoreUnavailableError when the
+        store fails. record_id: where it is not the session's."""
         ttl_s = 0.0 if tombstone is None else _TOMBSTONE_S
         error = StoreUnavailableError(
             f"session {name_of(session_id)!r} is closed on this server, and the store does not know it yet: this server"
             " tries again until it does",
             retry_delay_s=1.0,
         )
+        moved = SessionMovedError(
+            f"session {name_of(session_id)!r} is another server's: it goes on there", session_id=name_of(session_id)
+        )
         put = Put(record_id or session_id, epoch, None, ttl_s, Standing.GONE, tombstone or b"{}")
-        self.write(put, lambda _: then(None), lambda: then(error))
+        self.write(put, lambda result: then(moved if result is WriteResult.REFUSED else None), lambda: then(error))
 
     def give_back(self, session_id: str, epoch: int, ttl_s: float) -> None:
         """Lets any server claim a record that this one claimed and cannot use."""

@@ -40,7 +40,7 @@ class Expiry:
             guarded(self._expire_held, session, now_s)
         for session in self._registry.directory.unused_since(now_s - self._idle_timeout_s):
             guarded(self._expire_idle, session, now_s)
-        self._registry.checkpoints.renew_some(_RENEWALS)
+        self._registry.leases.renew_some(_RENEWALS)
 
     def end_all(self) -> None:
         """Ends every session because the server shuts down, and tells their streams: those that are stored can be
@@ -58,7 +58,8 @@ class Expiry:
         if session.is_over:
             return
         is_kept = session.policy.on_disconnect is OnDisconnect.KEEP
-        is_busy = session.is_working or session.state is State.OPENING  # which ends by itself, and is answered
+        # one that is opened ends by itself, and is answered; of one that is unconfirmed others may decide
+        is_busy = session.is_working or session.state is State.OPENING or session.persistence.is_unconfirmed
         if is_busy or (session.is_detached and not is_kept):
             self._registry.directory.touch(session, now_s)
         elif is_kept:

@@ -16,7 +16,8 @@ from service.errors import SnapshotModelError
 from service.repository.manifest import Manifest, TensorSpec
 from service.sessions.generation import Generation, LastFeed
 from service.sessions.persistence import PLAIN, SessionPolicy
-from service.sessions.session import Served, Session
+from service.sessions.served import Served
+from service.sessions.session import Session
 
 
 @dataclass(frozen=True, slots=True)

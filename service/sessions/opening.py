@@ -37,7 +37,8 @@ from service.sessions.image import Image, check_fits, last_in
 from service.sessions.lifecycle import Event
 from service.sessions.persistence import PLAIN, Persistence, SessionLimits, SessionPolicy
 from service.sessions.registry import Registry, nobody
-from service.sessions.session import CloseReason, OnEnded, Request, Served, Session
+from service.sessions.served import Served
+from service.sessions.session import CloseReason, OnEnded, Request, Session
 from service.sessions.spill import NO_LANE, Spill
 from service.sessions.storage import Storage
 
@@ -166,8 +167,9 @@ class Opening:
             check_session_id(session_id)
         is_chosen = is_chosen and bool(session_id)
         session = registry.make(served, session_id or registry.directory.new_id(owner), NO_LANE, nobody)
-        persistence = session.persistence = Persistence(image.policy, marks=dict(image.marks))
-        persistence.opened_at = image.opened_at
+        persistence = session.persistence = Persistence(
+            image.policy, marks=dict(image.marks), opened_at=image.opened_at
+        )
         if epoch is not None:
             persistence.epoch, persistence.has_record = epoch, True
             persistence.stored, persistence.is_fetched = (0, image.lane.position), True
@@ -194,7 +196,7 @@ class Opening:
         persistence.is_attached = False
         if epoch is not None:  # held as long as its record was to last
             registry.hold(session, max(image.policy.duration_s, self._limits.idle_timeout_s))
-            registry.checkpoints.renew(session)
+            registry.leases.renew(session)
         else:  # a copy, which waits as if its stream had ended; one that ends with its stream has no duration
             registry.hold(session, image.policy.duration_s or self._limits.hold_s)
             registry.checkpoints.changed(session)
@@ -238,12 +240,12 @@ class Opening:
         await registry.directory.ended(session.id, _PATIENCE_S)
         if session.is_over:
             return  # what was reserved for it now nobody would give back
+        is_free = True
         if not session.policy.is_stored:
             try:
                 is_free = not await self._storage.has(session.id)
             except StoreUnavailableError:
                 session.own_persistence().is_unverified = True
-                return
         else:
             ttl_s = session.policy.duration_s + self._limits.idle_timeout_s
             persistence.after_claim = []
@@ -251,7 +253,6 @@ class Opening:
                 epoch = await self._storage.reserve(session.id, ttl_s)
                 if epoch is not None:
                     persistence.epoch, persistence.has_record = epoch, True
-                    persistence.expires_at_s = registry.clock() + ttl_s
             finally:
                 calls, persistence.after_claim = persistence.after_claim, None
                 for call in calls or ():

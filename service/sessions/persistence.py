@@ -185,8 +185,10 @@ class Persistence:
     """The record's name in the store; None: the session's id."""
     has_record: bool = False
     """Whether the store has a record of this session, or may have one."""
-    expires_at_s: float = 0.0
-    """Monotonic seconds at which the store may drop the record."""
+    renew_at_s: float = 0.0
+    """Monotonic seconds at which half of the record's time is over."""
+    is_unconfirmed: bool = False
+    """Whether another server may have the session: see `leases`."""
     era: int = 0
     """How often the session went to a state that no feed led to: by rewind or by set_state."""
     stored: Moment | None = None
@@ -227,6 +229,11 @@ class Persistence:
     def is_resumed(self) -> bool:
         """Whether the session came out of the store, or is in it: it exists, whatever becomes of its opening here."""
         return self.stored is not None
+
+    @property
+    def waits_for_store(self) -> bool:
+        """Whether answers wait until what they report is stored."""
+        return self.policy.durability is Durability.STRICT or self.is_unconfirmed
 
     @property
     def is_set_back(self) -> bool:

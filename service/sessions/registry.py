@@ -7,21 +7,22 @@ It owns no rule: `lifecycle.TABLE` says what follows an event, and each action h
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable
 
 from service.engine.jobs import Lane
 from service.engine.results import Failed
-from service.errors import CarouselError, ShuttingDownError, guarded
+from service.errors import CarouselError, ShuttingDownError, StoreUnavailableError, guarded
 from service.observer import SessionObserver
 from service.sessions.checkpoints import Checkpoints
 from service.sessions.deferral import Deferral
 from service.sessions.directory import Directory
 from service.sessions.ending import Ending, LastRecords, Tombstone, Tombstones, error_of
 from service.sessions.generation import Generation
+from service.sessions.leases import Leases
 from service.sessions.lifecycle import HOLDS_SLOT, Action, Event, State
 from service.sessions.persistence import NOT_STORED, Durability, OnDisconnect, WhenDone
-from service.sessions.session import CloseReason, OnEnded, Served, Session, owner_of
+from service.sessions.served import Served
+from service.sessions.session import CloseReason, OnEnded, Session
 from service.sessions.storage import Storage
 
 
@@ -52,14 +53,21 @@ class Registry:
         self.wall_clock = wall_clock
         self.detached: dict[str, Session] = {}
         self.last_records = LastRecords(storage, delay_s=interval_s)
+        self.leases = Leases(
+            storage,
+            deferral,
+            on_lost=self.lose,
+            on_missing=self._rewrite,
+            idle_timeout_s=idle_timeout_s,
+            clock=clock,
+        )
         self.checkpoints = Checkpoints(
             storage,
             self.last_records,
-            on_lost=self.lose,
+            self.leases,
             on_used=self.used,
             interval_s=interval_s,
             num_tokens=num_tokens,
-            idle_timeout_s=idle_timeout_s,
             clock=clock,
         )
         self._last_serial = 0
@@ -74,11 +82,6 @@ class Registry:
     def __len__(self) -> int:
         return len(self.directory)
 
-    @property
-    def num_generating(self) -> int:
-        """Sessions that generate now, for somebody who reads."""
-        return sum(session.state is State.GENERATING and session.is_working for session in self.directory)
-
     def get(self, session_id: str) -> Session:
         """A session of this server. Raises SessionNotFoundError, which says what became of it when that is known."""
         session = self.directory.get(session_id)
@@ -91,16 +94,6 @@ class Registry:
         if session.is_over:
             raise session.persistence.moved or self.tombstones.not_found(session.id)
         return session
-
-    def page(self, after_serial: int, size: int, model: str, owner: str | None = None) -> list[Session]:
-        """Up to `size` sessions opened after the one with that serial; of one model, or of all when it is empty; of one
-        principal, or of all for None."""
-        found: Iterable[Session] = self.directory.opened_after(after_serial)
-        if model:
-            found = (session for session in found if session.served.bundle.model == model)
-        if owner is not None:
-            found = (session for session in found if owner_of(session.id) == owner)
-        return list(islice(found, size))
 
     def used(self, session: Session) -> None:
         """Notes that a session was used now."""
@@ -125,7 +118,7 @@ class Registry:
         self.directory.move(session, session.transition(Event.START).state)
         self.directory.touch(session, self.clock())
         if session.persistence.has_record:
-            self.checkpoints.recorded[session] = None
+            self.leases.add(session)
         bundle = session.served.bundle
         self.observer.session_opened(bundle.model, bundle.version, session.id)
 
@@ -207,6 +200,9 @@ class Registry:
         """Another server has a session: this server's copy of it is worthless."""
         if not session.is_over:
             self._apply(session, Event.LOSE, Ending(CloseReason.MOVED, notifies=True))
+
+    def _rewrite(self, session: Session) -> None:
+        self.checkpoints.rewrite(session)
 
     def _apply(self, session: Session, event: Event, end: Ending) -> None:
         """Takes a session out of the server, and does what the table says."""
@@ -301,10 +297,10 @@ class Registry:
         error: CarouselError | None,
         ended: Callable[[], None] | None = None,
     ) -> None:
-        """The last record is stored, or could not be for now."""
+        """The last record is stored, or another server has the session, or it could not be stored for now."""
         end.is_recorded, end.error = True, error
         end.report()
-        if error is None:
+        if not isinstance(error, StoreUnavailableError):
             session.state = session.transition(Event.RECORD).state
             if ended is not None:
                 ended()

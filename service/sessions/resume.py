@@ -17,31 +17,30 @@ from service.errors import (
     CarouselError,
     RequestCancelledError,
     SessionIdInUseError,
+    SessionMovedError,
     SessionNotFoundError,
     SessionNotOpenError,
-    SnapshotCorruptError,
     SnapshotModelError,
     StoreUnavailableError,
 )
 from service.observer import SessionObserver
 from service.sessions.checks import check_session_id
-from service.sessions.ending import Tombstone, Tombstones
+from service.sessions.claims import Claims
+from service.sessions.ending import Tombstone
 from service.sessions.image import Image
 from service.sessions.lifecycle import State
 from service.sessions.opening import Opening
 from service.sessions.registry import Registry
-from service.sessions.session import CloseReason, OnEnded, Served, Session, name_of, owner_of
+from service.sessions.served import Served
+from service.sessions.session import CloseReason, OnEnded, Session, name_of, owner_of
 from service.sessions.spill import Spill
 from service.sessions.storage import Storage
-from service.sessions.stores.base import Claimed, Gone
 
 Find = Callable[[str, int, str], Served]
 """Finds what serves a model, by name, version and variant. Raises ModelNotFoundError and ModelUnavailableError."""
 
 _NOT_OPENED = (SessionNotOpenError, SessionNotFoundError, RequestCancelledError)
 """What those hear who wait for a session that is not opened after all."""
-_POLL_S = 0.05
-"""Between two looks whether another server has handed a session over."""
 
 
 class Resume:
@@ -63,6 +62,7 @@ class Resume:
         self._opening = opening
         self._spill = spill
         self._storage = storage
+        self._claims = Claims(registry, storage, patience_s)
         self._tasks = tasks
         self._observer = observer
         self._find = find
@@ -104,28 +104,39 @@ class Resume:
 
     async def find(self, session_id: str, max_owned: int | None = None) -> Session:
         """A session of this server, or one of the store, which is then held here. Raises what `resume` raises."""
-        found = await self._find_or(session_id, lambda: self._fetch(session_id, max_owned))
-        assert isinstance(found, Session)  # noqa: S101  # what is fetched is one
-        return found
+        while True:
+            found = await self._find_or(session_id, lambda: self._fetch(session_id, max_owned))
+            assert isinstance(found, Session)  # noqa: S101  # what is fetched is one
+            with suppress(SessionMovedError, SessionNotFoundError):  # then another server has it
+                return await self._confirmed(found)
+
+    async def here(self, session_id: str) -> Session:
+        """A session of this server, which is not looked for elsewhere. Raises SessionNotFoundError, SessionMovedError
+        and StoreUnavailableError."""
+        self._registry.leases.check()
+        return await self._confirmed(self._registry.get(session_id))
 
     async def close(self, session_id: str) -> int:
         """Closes a session and returns its position. One that the store alone has takes no place here for that. Raises
         what `find` raises, but TooManySessionsError; StoreUnavailableError also when the end could not be recorded:
         this server records it later."""
-        found = await self._find_or(session_id, lambda: self._close_stored(session_id))
-        if isinstance(found, int):
-            return found
-        closed, give = awaited()
-        self._registry.close(found, CloseReason.CLIENT, notify=True, then=give)
-        error: CarouselError | None = await closed
-        if error is not None:
-            raise error
-        return found.position
+        while True:
+            found = await self._find_or(session_id, lambda: self._close_stored(session_id))
+            if isinstance(found, int):
+                return found
+            closed, give = awaited()
+            self._registry.close(found, CloseReason.CLIENT, notify=True, then=give)
+            error: CarouselError | None = await closed
+            if error is None:
+                return found.position
+            if not isinstance(error, SessionMovedError):
+                raise error
 
     async def _find_or(self, session_id: str, take: Callable[[], Coroutine[Any, Any, Session | int]]) -> Session | int:
         """A session of this server; else what `take` makes of the id's record, of which one task at a time does
         anything."""
         check_session_id(session_id)
+        self._registry.leases.check()
         directory = self._registry.directory
         deadline_s = asyncio.get_running_loop().time() + self._patience_s
         while True:
@@ -154,6 +165,12 @@ class Resume:
                 continue
             if isinstance(taken, int):
                 return taken
+
+    async def _confirmed(self, session: Session) -> Session:
+        """The session, once it is known to be this server's. Raises the reason why it is not."""
+        if session.persistence.is_unconfirmed:
+            await self._spill.act(session, lambda: None)
+        return session
 
     async def _opened(self, session_id: str) -> Session | None:
         """The session of this server that has the id, once it is open; None when none has it, or its opening failed:
@@ -201,20 +218,15 @@ class Resume:
         try:
             registry.check_open()
             registry.directory.check_room(owner_of(session_id), max_owned)
-            epoch, payload = await self._claim(session_id)
-            ttl_s = registry.checkpoints.idle_timeout_s
+            epoch, image = await self._claims.take(session_id)
             try:
-                image = await self._storage.decode(session_id, payload)
-                ttl_s += image.policy.duration_s
                 served = self._served(image, None, "session_id")
                 await self._opened(session_id)  # one that came meanwhile cannot have the id, but does not know it yet
                 making = self._opening.make(
                     image, served, session_id, max_owned=max_owned, epoch=epoch, is_chosen=False
                 )
-            except SnapshotCorruptError:  # it is set aside
-                raise
             except CarouselError:  # another server may do better
-                registry.last_records.give_back(session_id, epoch, ttl_s)
+                self._claims.give_back(session_id, epoch, image.policy.duration_s)
                 raise
             return await making
         finally:
@@ -225,14 +237,7 @@ class Resume:
         registry = self._registry
         try:
             registry.check_open()
-            epoch, payload = await self._claim(session_id)
-            try:
-                image = await self._storage.decode(session_id, payload)
-            except SnapshotCorruptError:  # it is set aside
-                raise
-            except CarouselError:  # not this server's to end: it may be of another key
-                registry.last_records.give_back(session_id, epoch, registry.checkpoints.idle_timeout_s)
-                raise
+            epoch, image = await self._claims.take(session_id)
             position = image.lane.position
             tombstone = Tombstone(CloseReason.CLIENT, position, time.time())
             registry.tombstones.add(session_id, tombstone)
@@ -252,31 +257,6 @@ class Resume:
             return position
         finally:
             self._taking.pop(session_id, None)
-
-    async def _claim(self, session_id: str) -> tuple[int, bytes]:
-        """Takes a session's record: its epoch and payload. Raises SessionIdInUseError for one opened here meanwhile."""
-        deadline = asyncio.get_running_loop().time() + self._patience_s
-        while True:
-            claimed = await self._storage.claim(session_id)
-            if isinstance(claimed, Claimed):
-                here = self._registry.directory.get(session_id)
-                if here is not None and here.persistence.has_record and here.persistence.epoch == claimed.epoch:
-                    raise SessionIdInUseError(f"session_id = {here.name!r} was opened here", field="session_id")
-                if claimed.payload is None:
-                    raise self._buried(session_id, claimed.epoch)
-                return claimed.epoch, claimed.payload
-            if claimed is None:
-                raise self._registry.tombstones.not_found(session_id)
-            if isinstance(claimed, Gone):
-                raise Tombstones.error_in(session_id, claimed.payload)
-            if asyncio.get_running_loop().time() >= deadline:
-                raise StoreUnavailableError(
-                    f"session {name_of(session_id)!r} is with another server, which has not handed it over: try again"
-                    " later",
-                    retry_delay_s=1.0,
-                    session_id=name_of(session_id),
-                )
-            await asyncio.sleep(_POLL_S)
 
     async def _verify(self, session: Session) -> None:
         """Makes sure that a session whose id could not be checked when it was opened hides no stored one."""
@@ -311,10 +291,3 @@ class Resume:
                 version=image.version,
             )
         return served
-
-    def _buried(self, session_id: str, epoch: int) -> SessionNotFoundError:
-        """The error for a session whose server ended before it was ever stored."""
-        tombstone = Tombstone(CloseReason.LOST, 0, time.time())
-        self._registry.tombstones.add(session_id, tombstone)
-        self._registry.last_records.bury(session_id, epoch, tombstone.encode())
-        return Tombstones.error_of(session_id, tombstone)

@@ -60,6 +60,7 @@ class SessionService:
             wall_clock=wall_clock,
         )
         self.checkpoints = self.registry.checkpoints
+        self.leases = self.registry.leases
         self.spill = Spill(self.registry, storage, self.tasks)
         self.opening = Opening(self.registry, self.spill, storage, self.tasks, limits)
         self.expiry = Expiry(self.registry, limits.idle_timeout_s + limits.mark_s)
@@ -81,7 +82,7 @@ class SessionService:
 
     def start(self) -> None:
         """Starts the store's tasks: other servers can ask for sessions from here on."""
-        self.storage.start(self.expiry.wanted)
+        self.storage.start(self.expiry.wanted, self.leases.beaten, self.leases.failed)
 
     async def stop(self, timeout_s: float) -> None:
         """Ends what is unfinished, writes what waits, for so long at most, and closes the store."""

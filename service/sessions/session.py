@@ -10,21 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from service.engine.engine import Engine
-from service.engine.jobs import Lane, OutputSpec
+from service.engine.jobs import Lane
 from service.engine.results import Failed, Generated, Result
 from service.errors import CarouselError, EngineError, IllegalRequestError, guarded, report
 from service.observer import CALL_TRACE
-from service.repository.bundle import Bundle
-from service.repository.manifest import BASE_VARIANT
 from service.sessions.answer_memory import SMALL_ANSWER, StreamBudget
-from service.sessions.checks import check_kind, check_outputs, trace_size
 from service.sessions.generation import Generation, LastFeed
 from service.sessions.lifecycle import LIVE, OVER, TABLE, Event, State, Transition
 from service.sessions.persistence import NOT_STORED, Durability, Moment, Persistence, SessionPolicy
-
-_MAX_CHECKED = 256
-"""Kinds of outputs of one model whose checks are remembered."""
+from service.sessions.served import Served
 
 
 class CloseReason(Enum):
@@ -41,41 +35,6 @@ class CloseReason(Enum):
     MOVED = "moved"
     LOST = "lost"
     TAKEN = "taken"
-
-
-class Served:
-    """A bundle and the engine that runs it, by one of its variants. model, version: the bundle's. answer_bytes: the
-    most that one output takes in an answer, by what is asked, as far as it was checked already: see `check_outputs`.
-    item_bytes: about what an item of a feed takes in memory."""
-
-    __slots__ = ("answer_bytes", "bundle", "engine", "item_bytes", "model", "variant", "version")
-
-    def __init__(self, bundle: Bundle, engine: Engine, variant: str = BASE_VARIANT) -> None:
-        self.bundle = bundle
-        self.engine = engine
-        self.variant = variant
-        self.model = bundle.model
-        self.version = bundle.version
-        self.answer_bytes: dict[OutputSpec, int] = {}
-        self.item_bytes = 40 + 4 * bundle.manifest.step.feature_size  # a reference and an object
-
-    def check_outputs(self, outputs: OutputSpec, num_tokens: int, max_bytes: int) -> int:
-        """The most bytes that the outputs of a feed take. Raises InvalidFieldError and its kin, and AnswerTooLargeError
-        for more than `max_bytes`; else notes what an output takes."""
-        manifest = self.bundle.manifest
-        check_kind(manifest, self.variant, outputs, field="feed.outputs")
-        each = check_outputs(
-            outputs,
-            num_tokens=num_tokens,
-            vocabulary_size=manifest.output_size,
-            max_bytes=max_bytes,
-            field="feed.outputs",
-            trace_size=trace_size(manifest) if outputs.has_trace else 0,
-            token_bytes=self.bundle.max_token_bytes,
-        )
-        if (outputs.every_position or each <= SMALL_ANSWER) and len(self.answer_bytes) < _MAX_CHECKED:
-            self.answer_bytes[outputs] = each if outputs.every_position else 0
-        return each * (num_tokens if outputs.every_position else 1)
 
 
 class Request:
@@ -242,6 +201,11 @@ class Session:
     def is_live(self) -> bool:
         """Whether it has a slot."""
         return self.state in LIVE
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests can be carried out: it has a slot, and is known to be this server's."""
+        return self.state in LIVE and not self.persistence.is_unconfirmed
 
     @property
     def is_over(self) -> bool:

@@ -176,6 +176,7 @@ class Spill:
             return
         engine.write(lane, image.lane)
         session.lane = lane
+        registry.leases.confirmed(session)  # its record was claimed
         session.persistence.marks = dict(image.marks)
         self.num_moves += 1
         self._move(session, Event.RESTORED)

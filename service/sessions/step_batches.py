@@ -16,7 +16,7 @@ from service.observer import CALL_TRACE, SessionObserver
 from service.sessions.answer_memory import Replays
 from service.sessions.checks import check_batch, check_kind, check_outputs
 from service.sessions.lifecycle import LIVE, Event, State
-from service.sessions.persistence import NOT_STORED, Durability, SessionLimits
+from service.sessions.persistence import NOT_STORED, SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.session import Session
 from service.sessions.step_columns import StepBatch, check_columns, select, spread
@@ -256,7 +256,7 @@ class StepBatches:
             strict = [
                 (place, session)
                 for place, session in zip(request.places, request.sessions, strict=True)
-                if session.policy.durability is Durability.STRICT and not session.is_over
+                if session.persistence.waits_for_store and not session.is_over
             ]
         if not strict:
             reply(request, result)

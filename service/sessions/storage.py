@@ -21,8 +21,9 @@ from functools import partial
 from time import perf_counter
 from typing import NamedTuple, TypeVar
 
-from service.errors import SnapshotCorruptError, StoreUnavailableError, guarded
+from service.errors import SnapshotCorruptError, guarded
 from service.observer import StoreObserver
+from service.sessions.heartbeats import Heartbeats
 from service.sessions.image import Image
 from service.sessions.session import name_of
 from service.sessions.snapshot import Codec
@@ -42,9 +43,6 @@ from service.sessions.stores.base import (
 _MAX_RECORDS = 1024
 _MAX_BYTES = 32 * 1024 * 1024
 """Of one batch of writes."""
-_SWEEP = 1000
-_SWEEP_EVERY = 50
-"""Heartbeats between two sweeps."""
 
 
 class WriteResult(Enum):
@@ -88,8 +86,8 @@ class Storage:
         self.codec = codec
         self.observer = observer
         self._store = store
-        self._heartbeat_s = heartbeat_s
         self._thread = StoreThread(store, observer, clock)
+        self._heartbeats = Heartbeats(self._thread, heartbeat_s, clock)
         self._pending: dict[str, tuple[Put, list[Then]]] = {}
         self._writing: set[str] = set()
         self._written: dict[str, asyncio.Future[None]] = {}
@@ -98,11 +96,18 @@ class Storage:
         self._is_idle.set()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self, on_wanted: Callable[[str], None]) -> None:
-        """Begins to write, and to send heartbeats. on_wanted: called with the ids that other servers want."""
+    def start(
+        self,
+        on_wanted: Callable[[str], None],
+        on_beat: Callable[[float, str], None] = lambda sent_s, term: None,
+        on_missed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begins to write, and to send heartbeats. on_wanted: called with the ids that other servers want; on_beat:
+        with the monotonic time at which a heartbeat was sent that was heard, and its term; on_missed: when one
+        failed."""
         self._tasks = [
             asyncio.create_task(self._write_for_ever()),
-            asyncio.create_task(self._beat_for_ever(on_wanted)),
+            *self._heartbeats.start(on_wanted, on_beat, on_missed),
         ]
 
     async def stop(self, timeout_s: float) -> None:
@@ -114,7 +119,16 @@ class Storage:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with suppress(StoreError):
             await asyncio.get_running_loop().run_in_executor(self._thread.executor, self._store.close)
-        self._thread.executor.shutdown(wait=False)
+        self._thread.shutdown()
+
+    @property
+    def lease_s(self) -> float | None:
+        """See `StateStore`."""
+        return self._store.lease_s
+
+    def hasten_heartbeat(self) -> None:
+        """Has a heartbeat sent at once."""
+        self._heartbeats.hasten()
 
     @property
     def is_failing(self) -> bool:
@@ -268,20 +282,3 @@ class Storage:
             if put.image is not None and payload is not None:
                 sizes.append(len(payload))
         return self._thread.write(writes), failed, sizes
-
-    async def _beat_for_ever(self, on_wanted: Callable[[str], None]) -> None:
-        beats = 0
-        while True:
-            await asyncio.sleep(self._heartbeat_s)
-            beats += 1
-            try:
-                for session_id in await self._thread.call(self._thread.beat):
-                    asyncio.get_running_loop().call_soon(on_wanted, session_id)
-                if beats % _SWEEP_EVERY == 0:
-                    await self._thread.call(self._store.sweep, _SWEEP)
-            except StoreUnavailableError:
-                pass  # reported, and tried again
-            except Exception as error:  # a bug must not end the heartbeats
-                asyncio.get_running_loop().call_exception_handler(
-                    {"message": "a heartbeat of the session store failed", "exception": error}
-                )

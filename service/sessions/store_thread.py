@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from service.errors import StoreUnavailableError
 from service.observer import StoreObserver
-from service.sessions.stores.base import CorruptRecordError, StateStore, StoreError, Write, Written
+from service.sessions.stores.base import Beat, CorruptRecordError, StateStore, StoreError, Write, Written
 
 _MAX_CALLS = 512
 """Reads and reservations that wait for the store."""
@@ -32,6 +32,7 @@ class StoreThread:
 
     def __init__(self, store: StateStore, observer: StoreObserver, clock: Callable[[], float]) -> None:
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._heart = ThreadPoolExecutor(1, thread_name_prefix="heartbeat")
         self._store = store
         self._observer = observer
         self._clock = clock
@@ -47,9 +48,9 @@ class StoreThread:
         """Whether the store failed when it was asked last."""
         return bool(self._failing)
 
-    async def call(self, call: Callable[..., T], *args: Any) -> T:
-        """Calls the store and returns what it returns. Raises StoreUnavailableError and CorruptRecordError."""
-        operation = "heartbeat" if call in (self.beat, self._store.sweep) else "read"
+    async def call(self, call: Callable[..., T], *args: Any, operation: str = "read") -> T:
+        """Calls the store and returns what it returns. operation: as which it is counted. Raises StoreUnavailableError
+        and CorruptRecordError."""
         if operation == "read":
             self._check_open()
         self._num_calls += 1
@@ -61,12 +62,10 @@ class StoreThread:
             raise
         except Exception as error:  # whatever it is, who asked is to be answered
             self.fails(error, operation)
-            raise StoreUnavailableError(
-                "the session store does not answer: try again later", retry_delay_s=1.0
-            ) from error
+            raise _unavailable() from error
         finally:
             self._num_calls -= 1
-        self.works("heartbeat", "read")
+        self.works(operation)
         return result
 
     def _try(self, queued_at_s: float, call: Callable[..., T], *args: Any) -> T:
@@ -94,19 +93,40 @@ class StoreThread:
             self._maybe_taken.add(record_id)
             raise
 
-    def beat(self) -> list[str]:
-        """For `call`: a heartbeat. Returns what `StateStore.heartbeat` returns."""
-        wanted = self._store.heartbeat()
+    async def beat(self) -> Beat:
+        """A heartbeat, on a thread of its own: it waits for nothing else. Raises StoreUnavailableError."""
+        try:
+            beat = await asyncio.get_running_loop().run_in_executor(self._heart, self._store.heartbeat)
+        except Exception as error:
+            self.fails(error, "heartbeat")
+            raise _unavailable() from error
+        self.works("heartbeat", "read")
+        return beat
+
+    async def let_go(self) -> None:
+        """Lets go of what may have been taken: see rule 2. Raises StoreUnavailableError."""
+        if self._maybe_taken:
+            await self.call(self._let_go_all, operation="write")
+
+    async def sweep(self, limit: int) -> int:
+        """See `StateStore.sweep`. Raises StoreUnavailableError."""
+        return await self.call(self._store.sweep, limit, operation="write")
+
+    def shutdown(self) -> None:
+        """Lets the threads end."""
+        self.executor.shutdown(wait=False)
+        self._heart.shutdown(wait=False)
+
+    def _let_go_all(self) -> None:
         for record_id in list(self._maybe_taken):
             self._store.let_go(record_id)
             self._maybe_taken.discard(record_id)
-        return wanted
 
     def _check_open(self) -> None:
         """Refuses a call while the store fails, or too many wait for it."""
         now_s = self._clock()
-        if self._failing - {"write"} and (now_s < self._tries_at_s or self._num_calls):
-            raise StoreUnavailableError("the session store does not answer: try again later", retry_delay_s=1.0)
+        if "read" in self._failing and (now_s < self._tries_at_s or self._num_calls):
+            raise _unavailable()
         if self._num_calls >= _MAX_CALLS:
             raise StoreUnavailableError(
                 f"{self._num_calls} requests wait for the session store, the most that may: try again later",
@@ -137,3 +157,7 @@ class StoreThread:
             self._failing.difference_update(operations)
             if not self._failing:
                 self._observer.store_recovered()
+
+
+def _unavailable() -> StoreUnavailableError:
+    return StoreUnavailableError("the session store does not answer: try again later", retry_delay_s=1.0)

@@ -21,7 +21,7 @@ from service.engine.jobs import FeedJob, Item, OutputSpec, ScoreJob
 from service.engine.results import Fed, Result, Scored
 from service.sessions.answer_memory import Replays, outputs_bytes
 from service.sessions.generation import Generation, LastFeed
-from service.sessions.persistence import Durability, Kept
+from service.sessions.persistence import Kept
 from service.sessions.session import Session
 
 _ENTRY_BYTES = 256
@@ -56,13 +56,13 @@ class Keeper:
     def of(self, session: Session, answered: LastFeed | Generation | DoneScore) -> Callable[[], None] | None:
         """What is to be called when the store does not take an answer; None: it does not wait for the store."""
         persistence = session.persistence
-        if persistence.policy.durability is not Durability.STRICT:
+        if not persistence.waits_for_store:
             return None
         return partial(self._keep_of, session, answered, persistence.era)
 
     def of_feed(self, session: Session, job: FeedJob, result: Result) -> Callable[[], None] | None:
         """Likewise, of the answer to a feed."""
-        if session.persistence.policy.durability is not Durability.STRICT or not isinstance(result, Fed):
+        if not session.persistence.waits_for_store or not isinstance(result, Fed):
             return None
         feed = session.last
         if not (isinstance(feed, LastFeed) and feed.result is result):  # another request came after it

@@ -17,7 +17,8 @@ from service.engine.decoding import FinishReason
 from service.engine.results import Fed, Searched, StepOutput, Stepped
 from service.errors import CarouselError, InvalidFieldError
 from service.repository.vocabulary import Vocabulary
-from service.sessions.session import Request, Served
+from service.sessions.served import Served
+from service.sessions.session import Request
 from tests import domain
 
 NAMES = tuple(f"token-{number}" for number in range(50))

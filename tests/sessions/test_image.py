@@ -16,7 +16,7 @@ from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import LaneState, Searched, StepOutput
 from service.errors import SnapshotModelError
 from service.sessions.image import FedBefore, GeneratedBefore, Image, check_fits
-from service.sessions.session import Served
+from service.sessions.served import Served
 from tests import domain
 
 SIZE = len(domain.TARGET_NAMES)

@@ -24,8 +24,9 @@ from service.engine.results import Failed, Fed, Generated, Result
 from service.errors import SessionNotFoundError
 from service.repository.bundle import Bundle, load_bundle
 from service.sessions.persistence import Durability, OnDisconnect, SessionLimits, SessionPolicy
+from service.sessions.served import Served
 from service.sessions.service import SessionService
-from service.sessions.session import CloseReason, Reply, Request, Served, Session
+from service.sessions.session import CloseReason, Reply, Request, Session
 from service.sessions.snapshot import Codec
 from service.sessions.storage import Storage
 from service.sessions.stores.memory import MemoryStore, Shelf

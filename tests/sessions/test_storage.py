@@ -15,7 +15,7 @@ from service.errors import StoreUnavailableError
 from service.sessions.image import Image
 from service.sessions.snapshot import Codec
 from service.sessions.storage import Put, Storage, WriteResult
-from service.sessions.stores.base import Claimed, Gone, Standing, StoreError, Write, Written
+from service.sessions.stores.base import Beat, Claimed, Gone, Standing, StoreError, Write, Written
 from service.sessions.stores.memory import MemoryStore, Shelf
 from tests.sessions.test_registry import Events
 from tests.sessions.test_snapshot_format import images
@@ -43,7 +43,7 @@ class SlowStore(MemoryStore):
         self._pass()
         return super().claim(session_id)
 
-    def heartbeat(self) -> list[str]:
+    def heartbeat(self) -> Beat:
         self._pass()
         return super().heartbeat()
 
@@ -58,6 +58,8 @@ class SlowStore(MemoryStore):
 async def storage_of(store: SlowStore, codec: Codec | None = None) -> AsyncIterator[Storage]:
     storage = Storage(store, codec or Codec(b"a key of sixteen"), Events(), heartbeat_s=1000.0)
     storage.start(lambda session_id: None)
+    while not store.num_tries:
+        await asyncio.sleep(0.001)  # its first heartbeat
     try:
         yield storage
     finally:

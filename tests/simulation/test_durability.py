@@ -197,15 +197,20 @@ def test_a_session_that_was_resumed_outlives_its_record_in_an_outage_of_the_stor
         await fed(stream, "a", 6)
         await asyncio.sleep(0.5)  # it is stored
         world.faults.is_down = True
-        for position in range(2, 13):
-            assert await fed(stream, "a", 6, position=position) == position + 1
+        position, answers = 2, []
+        for _ in range(11):
+            answer = await stream.ask("a", feed=feed(6, position=position))
+            answers.append(reason(answer))
+            position += answer.HasField("fed")
             await asyncio.sleep(0.2)
+        assert answers[:2] == ["fed"] * 2, "as long as the lease of its server holds it goes on in memory"
+        assert answers[-5:] == ["STORE_UNAVAILABLE"] * 5, "then another server could have it"
         assert world.stored("a") is None
         world.faults.is_down = False
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.6)
         assert not stream.notices
-        assert world.stored("a").position == 13
-        assert await fed(stream, "a", 7, position=13) == 14
+        assert world.stored("a").position == position
+        assert await fed(stream, "a", 7, position=position) == position + 1
         assert reason(await world.connect().ask("a", open=RESUME)) == "opened", "any server can claim it"
 
     play(act, idle_timeout_s=1.0)

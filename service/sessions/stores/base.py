@@ -55,6 +55,14 @@ class Written(NamedTuple):
     missing: set[str]
 
 
+class Beat(NamedTuple):
+    """A heartbeat was heard. term: a name of the time since when this process counts as there without a gap: as long as
+    it is the same, nobody could claim its records; wanted: ids of its sessions that others want."""
+
+    term: str
+    wanted: list[str]
+
+
 class Claimed(NamedTuple):
     """The record is the caller's. payload: None: reserved by its owner, which is gone, and never written."""
 
@@ -77,6 +85,10 @@ class Gone(NamedTuple):
 class StateStore(Protocol):
     """Keeps records. One thread at a time; every call may block, and may raise StoreError."""
 
+    @property
+    def lease_s(self) -> float | None:
+        """Seconds for which this process counts as there after a heartbeat; None: for as long as it has the store."""
+
     def reserve(self, session_id: str, ttl_s: float) -> int | None:
         """Takes an id that no record has, or one of a session that is gone, or one that an owner that is gone reserved
         and never wrote. Returns the epoch; None: it is taken."""
@@ -96,9 +108,9 @@ class StateStore(Protocol):
         When it raises, each may have been written or not.
         """
 
-    def heartbeat(self) -> list[str]:
-        """Tells that this process is there, which must be told more often than once in its lease's time. Returns the
-        ids of sessions of this process that others want."""
+    def heartbeat(self) -> Beat:
+        """Tells that this process is there, which must be told more often than once in its lease's time. Another thread
+        than that of the other calls may call it."""
 
     def let_go(self, session_id: str) -> None:
         """Undoes a `reserve` or `claim` of the caller's whose result it never knew. A record of the caller's that was

@@ -17,6 +17,7 @@ import lmdb
 
 from service.sessions.stores.base import (
     CLAIMED_S,
+    Beat,
     Claimed,
     CorruptRecordError,
     Gone,
@@ -57,6 +58,8 @@ class LmdbStore:
 
     Raises StoreError when another process has the folder.
     """
+
+    lease_s: float | None = None
 
     def __init__(
         self,
@@ -150,9 +153,9 @@ class LmdbStore:
 
         return self._change(act)
 
-    def heartbeat(self) -> list[str]:
+    def heartbeat(self) -> Beat:
         """See `StateStore`. Nobody else can want anything."""
-        return []
+        return Beat("", [])
 
     def let_go(self, session_id: str) -> None:
         """See `StateStore`."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.sessions.stores.base import CLAIMED_S, Claimed, Gone, Held, Standing, Write, Written
+from service.sessions.stores.base import CLAIMED_S, Beat, Claimed, Gone, Held, Standing, Write, Written
 
 
 @dataclass(slots=True)
@@ -43,6 +43,8 @@ class Shelf:
 class MemoryStore:
     """A `StateStore`. shelf: what it shares with others; clock: seconds; owner: the name of this process, which no
     other has; None: one is made."""
+
+    lease_s: float | None = None
 
     def __init__(
         self, shelf: Shelf | None = None, *, clock: Callable[[], float] = time.monotonic, owner: str | None = None
@@ -105,10 +107,10 @@ class MemoryStore:
                 record.payload = write.payload
         return Written(refused, missing)
 
-    def heartbeat(self) -> list[str]:
+    def heartbeat(self) -> Beat:
         """See `StateStore`."""
         wanted, self._shelf.owners[self.owner] = self._shelf.owners.get(self.owner, set()), set()
-        return sorted(wanted)
+        return Beat("", sorted(wanted))
 
     def let_go(self, session_id: str) -> None:
         """See `StateStore`."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import redis
 
-from service.sessions.stores.base import CLAIMED_S, Claimed, Gone, Held, StoreError, Write, Written
+from service.sessions.stores.base import CLAIMED_S, Beat, Claimed, Gone, Held, StoreError, Write, Written
 
 _IS_TAKEN = """
 local record = redis.call('HMGET', KEYS[1], 'k', 'o', 'p')
@@ -72,6 +72,14 @@ end
 """
 
 
+_BEAT = """
+if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 0 then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1]) end
+local wanted = redis.call('SMEMBERS', KEYS[2])
+redis.call('DEL', KEYS[2])
+return {redis.call('GET', KEYS[1]), wanted}
+"""
+
+
 class RedisStore:
     """A `StateStore`. lease_s: how long this process counts as there after its last heartbeat; timeout_s: of a call.
 
@@ -80,12 +88,18 @@ class RedisStore:
 
     def __init__(self, url: str, *, lease_s: float = 3.0, prefix: str = "carousel:", timeout_s: float = 2.0) -> None:
         self.owner = secrets.token_hex(8)
+        self.lease_s: float | None = lease_s
         self._lease_ms = round(lease_s * 1000)
         self._prefix = prefix
         self._address = urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]).geturl()
         self._client: Any = redis.Redis.from_url(
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, decode_responses=False
         )
+        # a heartbeat that is not answered soon is sent again before the lease is over, and waits for nothing else
+        self._beats: Any = redis.Redis.from_url(
+            url, socket_timeout=min(timeout_s, lease_s / 4), socket_connect_timeout=min(timeout_s, lease_s / 4)
+        )
+        self._beat = self._beats.register_script(_BEAT)
         self._is_taken = self._client.register_script(_IS_TAKEN)
         self._reserve = self._client.register_script(_RESERVE)
         self._claim = self._client.register_script(_CLAIM)
@@ -95,6 +109,7 @@ class RedisStore:
             self.heartbeat()
         except StoreError:
             self._client.close()
+            self._beats.close()
             raise
 
     def reserve(self, session_id: str, ttl_s: float) -> int | None:
@@ -147,18 +162,15 @@ class RedisStore:
         results = list(zip((write.session_id for write in writes), written, strict=True))
         return Written({one for one, code in results if code == 0}, {one for one, code in results if code < 0})
 
-    def heartbeat(self) -> list[str]:
-        """See `StateStore`."""
-        wanted = f"{self._prefix}w:{self.owner}"
+    def heartbeat(self) -> Beat:
+        """See `StateStore`. The key of a process that is there is prolonged, and not written: that a store can do which
+        has no memory left."""
+        keys = [f"{self._prefix}o:{self.owner}", f"{self._prefix}w:{self.owner}"]
         try:
-            with self._client.pipeline(transaction=True) as pipeline:
-                pipeline.set(f"{self._prefix}o:{self.owner}", b"", px=self._lease_ms)
-                pipeline.smembers(wanted)
-                pipeline.delete(wanted)
-                _, ids, _ = pipeline.execute()
+            term, ids = self._beat(keys=keys, args=[self._lease_ms, secrets.token_hex(4)])
         except (redis.RedisError, OSError) as error:
             raise self._failed(error) from error
-        return sorted(one.decode() for one in ids)
+        return Beat(term.decode(), sorted(one.decode() for one in ids))
 
     def let_go(self, session_id: str) -> None:
         """See `StateStore`."""
@@ -186,6 +198,7 @@ class RedisStore:
             raise self._failed(error) from error
         finally:
             self._client.close()
+            self._beats.close()
 
     def _key(self, session_id: str) -> str:
         return f"{self._prefix}s:{session_id}"

@@ -87,7 +87,7 @@ def test_a_server_beside_an_old_one_on_a_redis_keeps_to_its_layout(tmp_path: Pat
             ours = {b"e": b"1", b"o": store.owner.encode(), b"k": b"owned", b"p": snapshot}
             assert client.hgetall("carousel:s:ours") == ours
             client.sadd(f"carousel:w:{store.owner}", "ours")
-            assert store.heartbeat() == ["ours"]
+            assert store.heartbeat().wanted == ["ours"]
             store.write([Write("ours", 1, None, later, Standing.FREE)])
             assert client.hgetall("carousel:s:ours") == ours | {b"k": b"free"}
             store.write([Write("dead", 5, tombstone, later, Standing.GONE)])

@@ -1,0 +1,84 @@
+"""What is done for a store over and over: heartbeats, which wait for nothing else, and tidying.
+
+Event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from service.errors import StoreUnavailableError, guarded
+from service.sessions.store_thread import StoreThread
+
+_SWEEP = 1000
+"""Expired records that are removed in one go."""
+_SWEEP_S = 1.0
+"""Between two looks whether any have expired."""
+
+
+class Heartbeats:
+    """interval_s: between two heartbeats; clock: monotonic seconds."""
+
+    def __init__(self, thread: StoreThread, interval_s: float, clock: Callable[[], float]) -> None:
+        self._thread = thread
+        self._interval_s = interval_s
+        self._clock = clock
+        self._is_due = asyncio.Event()
+
+    def start(
+        self,
+        on_wanted: Callable[[str], None],
+        on_beat: Callable[[float, str], None],
+        on_missed: Callable[[], None],
+    ) -> list[asyncio.Task[None]]:
+        """Begins with both. Returns the tasks, to be cancelled. See `Storage.start`."""
+
+        async def beat() -> None:
+            sent_s = self._clock()
+            try:
+                term, wanted = await self._thread.beat()
+            except StoreUnavailableError:  # reported, and tried again
+                on_missed()
+            else:
+                on_beat(sent_s, term)
+                for session_id in wanted:
+                    guarded(on_wanted, session_id)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._interval_s):
+                    await self._is_due.wait()
+            self._is_due.clear()
+
+        return [
+            asyncio.create_task(_for_ever(beat, self._interval_s)),
+            asyncio.create_task(_for_ever(self._tidy, self._interval_s)),
+        ]
+
+    def hasten(self) -> None:
+        """Has a heartbeat sent at once."""
+        self._is_due.set()
+
+    async def _tidy(self) -> None:
+        """Lets go of what may have been taken, and removes what has expired, as fast as it does."""
+        sweep_at_s = self._clock() + _SWEEP_S
+        while self._clock() < sweep_at_s:
+            await asyncio.sleep(self._interval_s)
+            await self._thread.let_go()
+        count = _SWEEP
+        while count == _SWEEP:
+            count = await self._thread.sweep(_SWEEP)
+
+
+async def _for_ever(act: Callable[[], Awaitable[None]], pause_s: float) -> None:
+    """Repeats it, whatever it raises."""
+    while True:
+        try:
+            await act()
+        except StoreUnavailableError:  # reported, and tried again
+            await asyncio.sleep(pause_s)
+        except Exception as error:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "what is done for the session store over and over failed", "exception": error}
+            )
+            await asyncio.sleep(pause_s)

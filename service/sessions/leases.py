@@ -1,0 +1,191 @@
+"""Whose the records of this server's sessions are: they are renewed before they expire, and when this server's lease
+has run out it asks the store before it speaks for them.
+
+A server counts as there for its lease after each heartbeat (Gray and Cheriton 1989). Rules:
+
+1. A lease is counted here from before its heartbeat was sent, in monotonic seconds: it ends here no later than there.
+2. When it has run out, by the clock or because the store says that it had, every session with a record is unconfirmed:
+   its requests wait, and answers in flight wait until they are stored, whatever its durability.
+3. A session is confirmed by anything that the store takes under its epoch, and all are by a heartbeat which shows that
+   the lease held after all. One that the store refuses is another server's. While the store fails, what waits is
+   refused.
+4. A record that the store has lost is written anew.
+
+Event loop only; times come from the injected clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from service.errors import StoreUnavailableError
+from service.sessions.deferral import Deferral
+from service.sessions.image import Image
+from service.sessions.session import Session
+from service.sessions.storage import Put, Storage, WriteResult
+from service.sessions.stores.base import Standing
+
+OnSession = Callable[[Session], None]
+
+
+class Leases:
+    """on_lost: called with sessions that another server has; on_missing: with those whose record the store has not;
+    idle_timeout_s: how long a record outlives a session that has no other time.
+
+    until_s: monotonic seconds up to which this server may speak for its sessions; `look` is to be called past it.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        deferral: Deferral,
+        *,
+        on_lost: OnSession,
+        on_missing: OnSession,
+        idle_timeout_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.idle_timeout_s = idle_timeout_s
+        self.until_s = -math.inf if storage.lease_s is not None else math.inf
+        self._storage = storage
+        self._deferral = deferral
+        self._on_lost = on_lost
+        self._on_missing = on_missing
+        self._clock = clock
+        self._recorded: dict[Session, None] = {}
+        """Those that have a record, or an id that is reserved, first those that were looked at longest ago."""
+        self._unconfirmed: dict[Session, bool] = {}
+        """Each with whether the store must be asked: the lease did run out."""
+        self._confirming: set[Session] = set()
+        self._is_lapsed = False
+        """Whether the lease has run out, and all sessions but those of `_since` are unconfirmed, or were since."""
+        self._since: dict[Session, None] = {}
+        self._term = ""
+        """The store's name for the time for which this server's lease holds without a gap."""
+
+    def add(self, session: Session) -> None:
+        """A session has a record, or a reservation, from here on."""
+        self._recorded[session] = None
+        if self._is_lapsed:
+            self._since[session] = None
+
+    def end(self, session: Session) -> None:
+        """A session ended: its record is not renewed any more."""
+        self._recorded.pop(session, None)
+        self._unconfirmed.pop(session, None)
+        self._since.pop(session, None)
+
+    def put_of(
+        self, session: Session, image: Image | None, standing: Standing = Standing.OWNED, ttl_s: float = 0.0
+    ) -> Put:
+        """A write of a session's record. image: None leaves it as it is; ttl_s: how long it is to last; 0: for as long
+        as the session may do without being used."""
+        persistence = session.persistence
+        ttl_s = ttl_s or session.policy.duration_s + self.idle_timeout_s
+        persistence.renew_at_s = self._clock() + 0.5 * ttl_s
+        persistence.has_record = persistence.has_record or image is not None
+        if not session.is_over and session not in self._recorded:
+            self.add(session)
+        return Put(persistence.record_id or session.id, persistence.epoch, image, ttl_s, standing)
+
+    def renew(self, session: Session) -> None:
+        """Has the record of a session outlive it."""
+        self._storage.put(self.put_of(session, None), partial(self._renewed, session))
+
+    def renew_some(self, count: int) -> None:
+        """Looks at so many sessions, those first that were looked at longest ago, and renews the records that would
+        expire before long."""
+        now_s = self._clock()
+        for _ in range(min(count, len(self._recorded))):
+            session = next(iter(self._recorded))
+            del self._recorded[session]
+            self._recorded[session] = None
+            if session.persistence.renew_at_s < now_s:
+                self.renew(session)
+
+    def noted(self, session: Session, result: WriteResult) -> None:
+        """A write of the record of a session, which has not ended, came to this result."""
+        if result is WriteResult.REFUSED:
+            self._on_lost(session)
+        elif result is WriteResult.STORED:
+            self.confirmed(session)
+        elif result is WriteResult.MISSING:
+            self._on_missing(session)
+        else:
+            session.persistence.renew_at_s = -math.inf  # it is renewed again, as soon as it is looked at
+            if session.persistence.is_unconfirmed:
+                self._refuse(session)
+
+    def check(self) -> None:
+        """Looks at the lease, before anything is told of a session."""
+        if self._clock() > self.until_s:
+            self.look()
+
+    def look(self) -> None:
+        """The lease has run out: nothing is told of a stored session before the store was asked."""
+        suspects = list(self._since if self._is_lapsed else self._recorded)
+        self._since.clear()
+        if not self._is_lapsed:
+            self._is_lapsed = True
+            self._storage.hasten_heartbeat()
+        for session in suspects:
+            persistence = session.persistence
+            if persistence.record_id is None and not persistence.is_unconfirmed and not session.is_over:
+                persistence.is_unconfirmed = True
+                self._unconfirmed[session] = False
+                self._deferral.suspend(session)
+
+    def confirmed(self, session: Session) -> None:
+        """The store has taken something under a session's epoch. What waited runs."""
+        if session.persistence.is_unconfirmed:
+            session.persistence.is_unconfirmed = False
+            self._unconfirmed.pop(session, None)
+            if self._is_lapsed:
+                self._since[session] = None
+            self._deferral.run(session)
+
+    def beaten(self, sent_s: float, term: str) -> None:
+        """A heartbeat that was sent at a monotonic time has reached the store. term: see `Beat`."""
+        lease_s = self._storage.lease_s
+        if lease_s is None:
+            return
+        is_gap, self._term = bool(self._term) and term != self._term, term
+        if is_gap:
+            self.look()
+        self.until_s = sent_s + lease_s
+        self._is_lapsed = False
+        self._since.clear()
+        for session, must_ask in list(self._unconfirmed.items()):
+            if is_gap or must_ask:
+                self._unconfirmed[session] = True
+                self._confirm(session)
+            else:
+                self.confirmed(session)
+
+    def failed(self) -> None:
+        """A heartbeat has failed: what waits for its session to be confirmed is refused."""
+        for session in list(self._unconfirmed):
+            self._refuse(session)
+
+    def _confirm(self, session: Session) -> None:
+        """Asks the store whether an unconfirmed session is this server's, once at a time."""
+        if session not in self._confirming:
+            self._confirming.add(session)
+            self.renew(session)
+
+    def _refuse(self, session: Session) -> None:
+        error = StoreUnavailableError(
+            f"session {session.name!r} may be with another server by now, and the session store does not answer: try"
+            " again, or resume it elsewhere",
+            retry_delay_s=1.0,
+            session_id=session.name,
+        )
+        session.persistence.resolve(None, error)
+        self._deferral.refuse(session, error)
+
+    def _renewed(self, session: Session, result: WriteResult) -> None:
+        self._confirming.discard(session)
+        if not session.is_over:
+            self.noted(session, result)
