@@ -19,7 +19,7 @@ from functools import partial
 from typing import TypeVar
 
 from service.sessions.stores import memory
-from service.sessions.stores.base import Beat, Claimed, Gone, Held, StoreError, Write, Written
+from service.sessions.stores.base import Beat, Claim, StoreError, Write, Written
 from service.sessions.stores.memory import MemoryStore, Record
 from simulation.loop import Life
 
@@ -104,9 +104,14 @@ class SimulatedStore:
         self._check()
         return self._store.has(session_id)
 
-    def claim(self, session_id: str) -> Claimed | Held | Gone | None:
+    def claim(self, session_ids: Sequence[str]) -> list[Claim]:
         """See `StateStore`."""
-        return self._take(partial(self._store.claim, session_id))
+        return self._take(partial(self._store.claim, session_ids))
+
+    def ask(self, owner: str, session_ids: Sequence[str]) -> set[str]:
+        """See `StateStore`."""
+        self._check()
+        return self._store.ask(owner, session_ids)
 
     def write(self, writes: Sequence[Write]) -> Written:
         """See `StateStore`."""
@@ -116,6 +121,11 @@ class SimulatedStore:
                 self._write(write)
             raise StoreError("the simulated store fails")
         return self._outcome(writes)
+
+    @property
+    def owner(self) -> str:
+        """See `StateStore`."""
+        return self._store.owner
 
     @property
     def lease_s(self) -> float | None:

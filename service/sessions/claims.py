@@ -1,4 +1,10 @@
-"""Taking the records of sessions that this server does not have: each is claimed, read, and used here or given back.
+"""Taking the records of sessions that this server does not have.
+
+Rules:
+
+1. A record is looked at before its owner is asked for it: what cannot be used here is left where it is. One that has no
+   owner is claimed, looked at, and given back, or set aside when it is corrupt.
+2. An owner is asked for all of its sessions at once, until it has let go of them or is gone.
 
 Event loop only.
 """
@@ -7,7 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from itertools import islice
+from typing import NamedTuple
 
+from service.background import Tasks
 from service.errors import (
     CarouselError,
     SessionIdInUseError,
@@ -20,60 +30,116 @@ from service.sessions.image import Image
 from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, name_of
 from service.sessions.storage import Storage
-from service.sessions.stores.base import Claimed, Gone
+from service.sessions.stores.base import Claimed, Gone, Held
 
-_POLL_S = 0.05
-"""Between two looks whether another server has handed a session over."""
+_ASK_S = 0.05
+"""Between two times that an owner is asked."""
+_MAX_ASKED = 1000
+"""Sessions that it is asked for in one go."""
+Check = Callable[[Image], object]
+"""Raises the reason why an image cannot be used here."""
+
+
+class Taken(NamedTuple):
+    """A record that is this server's. ttl_s: after which it may vanish."""
+
+    epoch: int
+    image: Image
+    ttl_s: float
 
 
 class Claims:
     """patience_s: how long another server gets to hand a session over."""
 
-    def __init__(self, registry: Registry, storage: Storage, patience_s: float) -> None:
+    def __init__(self, registry: Registry, storage: Storage, tasks: Tasks, patience_s: float) -> None:
         self._registry = registry
         self._storage = storage
+        self._tasks = tasks
         self._patience_s = patience_s
+        self._asked: dict[str, dict[str, asyncio.Future[None]]] = {}
+        """Who waits for the sessions of other servers: by owner and id."""
 
-    async def take(self, session_id: str) -> tuple[int, Image]:
-        """Takes a session's record: its epoch, and the image in it. Raises SessionNotFoundError, which says what became
-        of the session; SessionIdInUseError for one opened here meanwhile; StoreUnavailableError; SnapshotError and its
-        kin for a record that cannot be read here, which is given back, or set aside when it is corrupt."""
-        epoch, payload = await self._claim(session_id)
-        try:
-            return epoch, await self._storage.decode(session_id, payload)
-        except SnapshotCorruptError:  # it is set aside
-            raise
-        except CarouselError:  # another server may do better
-            self.give_back(session_id, epoch)
-            raise
-
-    def give_back(self, session_id: str, epoch: int, duration_s: float = 0.0) -> None:
-        """Lets any server claim a record that was taken and cannot be used here. duration_s: of its policy."""
-        self._registry.last_records.give_back(session_id, epoch, self._registry.leases.idle_timeout_s + duration_s)
-
-    async def _claim(self, session_id: str) -> tuple[int, bytes]:
-        deadline = asyncio.get_running_loop().time() + self._patience_s
+    async def take(self, session_id: str, check: Check = lambda image: None) -> Taken:
+        """Takes a session's record. Raises what `check` raises; SessionNotFoundError, which says what became of the
+        session; SessionIdInUseError for one opened here meanwhile; StoreUnavailableError; SnapshotError and its kin for
+        a record that cannot be read here."""
+        deadline_s = asyncio.get_running_loop().time() + self._patience_s
+        is_checked = False
         while True:
             claimed = await self._storage.claim(session_id)
             if isinstance(claimed, Claimed):
-                here = self._registry.directory.get(session_id)
-                if here is not None and here.persistence.has_record and here.persistence.epoch == claimed.epoch:
-                    raise SessionIdInUseError(f"session_id = {here.name!r} was opened here", field="session_id")
-                if claimed.payload is None:
-                    raise self._buried(session_id, claimed.epoch)
-                return claimed.epoch, claimed.payload
+                return await self._use(session_id, claimed, check)
             if claimed is None:
                 raise self._registry.tombstones.not_found(session_id)
             if isinstance(claimed, Gone):
                 raise Tombstones.error_in(session_id, claimed.payload)
-            if asyncio.get_running_loop().time() >= deadline:
-                raise StoreUnavailableError(
-                    f"session {name_of(session_id)!r} is with another server, which has not handed it over: try again"
-                    " later",
-                    retry_delay_s=1.0,
-                    session_id=name_of(session_id),
-                )
-            await asyncio.sleep(_POLL_S)
+            if claimed.payload is not None and not is_checked:
+                check(self._storage.codec.decode(claimed.payload))
+                is_checked = True
+            await self._released(claimed, session_id, deadline_s)
+
+    def give_back(self, session_id: str, taken: Taken) -> None:
+        """Lets any server claim a record that was taken, and cannot be used here after all."""
+        self._registry.last_records.give_back(session_id, taken.epoch, taken.ttl_s)
+
+    async def _use(self, session_id: str, claimed: Claimed, check: Check) -> Taken:
+        """What was claimed; given back when it cannot be used."""
+        here = self._registry.directory.get(session_id)
+        if here is not None and here.persistence.has_record and here.persistence.epoch == claimed.epoch:
+            raise SessionIdInUseError(f"session_id = {here.name!r} was opened here", field="session_id")
+        if claimed.payload is None:
+            raise self._buried(session_id, claimed.epoch)
+        try:
+            image = await self._storage.decode(session_id, claimed.payload)
+            check(image)
+        except SnapshotCorruptError:  # it is set aside
+            raise
+        except CarouselError:  # another server may do better
+            self._registry.last_records.give_back(session_id, claimed.epoch, claimed.ttl_s)
+            raise
+        return Taken(claimed.epoch, image, claimed.ttl_s)
+
+    async def _released(self, held: Held, session_id: str, deadline_s: float) -> None:
+        """Returns when another server has let go of a session, or is gone. Raises StoreUnavailableError at the
+        deadline."""
+        waiting = self._asked.get(held.owner)
+        if waiting is None:
+            waiting = self._asked[held.owner] = {}
+            self._tasks.start(self._ask(held.owner, waiting))
+        released = waiting[session_id] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await released
+        except TimeoutError as error:
+            raise StoreUnavailableError(
+                f"session {name_of(session_id)!r} is with another server, which has not handed it over: try again"
+                " later",
+                retry_delay_s=1.0,
+                session_id=name_of(session_id),
+            ) from error
+        finally:
+            waiting.pop(session_id, None)
+
+    async def _ask(self, owner: str, waiting: dict[str, asyncio.Future[None]]) -> None:
+        """Asks an owner for its sessions as long as anybody waits for one."""
+        try:
+            while waiting:
+                session_ids = list(islice(waiting, _MAX_ASKED))
+                try:
+                    released = await self._storage.ask(owner, session_ids)
+                except StoreUnavailableError:
+                    released = set()
+                for session_id in session_ids:  # those that were asked for last come first the next time
+                    future = waiting.pop(session_id, None)
+                    if future is None or future.done():
+                        continue
+                    if session_id in released:
+                        future.set_result(None)
+                    else:
+                        waiting[session_id] = future
+                await asyncio.sleep(_ASK_S if len(waiting) <= _MAX_ASKED else 0.0)
+        finally:
+            del self._asked[owner]
 
     def _buried(self, session_id: str, epoch: int) -> SessionNotFoundError:
         """The error for a session whose server ended before it was ever stored."""

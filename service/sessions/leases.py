@@ -77,13 +77,17 @@ class Leases:
         self._unconfirmed.pop(session, None)
         self._since.pop(session, None)
 
+    def ttl_s(self, session: Session) -> float:
+        """How long a session may do without being used."""
+        return session.policy.duration_s + self.idle_timeout_s
+
     def put_of(
         self, session: Session, image: Image | None, standing: Standing = Standing.OWNED, ttl_s: float = 0.0
     ) -> Put:
-        """A write of a session's record. image: None leaves it as it is; ttl_s: how long it is to last; 0: for as long
-        as the session may do without being used."""
+        """A write of a session's record. image: None leaves it as it is; ttl_s: how long it is to last; 0: as `ttl_s`
+        says."""
         persistence = session.persistence
-        ttl_s = ttl_s or session.policy.duration_s + self.idle_timeout_s
+        ttl_s = ttl_s or self.ttl_s(session)
         persistence.renew_at_s = self._clock() + 0.5 * ttl_s
         persistence.has_record = persistence.has_record or image is not None
         if not session.is_over and session not in self._recorded:

@@ -29,9 +29,9 @@ from service.errors import (
     SessionIdInUseError,
     SessionNotOpenError,
     StoreUnavailableError,
-    guarded,
 )
 from service.sessions.checks import check_open, check_session_id
+from service.sessions.claims import Taken
 from service.sessions.ending import not_open, unstored
 from service.sessions.image import Image, check_fits, last_in
 from service.sessions.lifecycle import Event
@@ -150,12 +150,12 @@ class Opening:
         *,
         owner: str = "",
         max_owned: int | None = None,
-        epoch: int | None = None,
+        taken: Taken | None = None,
         is_chosen: bool = True,
     ) -> asyncio.Task[Session]:
         """Makes a session of an image, which no stream has yet. It has its id and its place at once; the task finishes
-        it, and raises what keeps it from that. session_id: empty to have one made; epoch: under which this server has
-        its record already; None: its id is taken first.
+        it, and raises what keeps it from that. session_id: empty to have one made; taken: its record, which this
+        server has already; None: its id is taken first.
 
         Raises SnapshotModelError when the model has other state, SessionIdInUseError, ShuttingDownError,
         TooManySessionsError, StoreUnavailableError.
@@ -170,17 +170,18 @@ class Opening:
         persistence = session.persistence = Persistence(
             image.policy, marks=dict(image.marks), opened_at=image.opened_at
         )
-        if epoch is not None:
-            persistence.epoch, persistence.has_record = epoch, True
+        if taken is not None:
+            persistence.epoch, persistence.has_record = taken.epoch, True
+            persistence.renew_at_s = registry.clock() + 0.5 * taken.ttl_s
             persistence.stored, persistence.is_fetched = (0, image.lane.position), True
         registry.directory.add(session, max_owned)
-        return self._tasks.start(self._finish_image(session, image, epoch, takes_id=epoch is None and is_chosen))
+        return self._tasks.start(self._finish_image(session, image, taken, is_chosen=is_chosen))
 
-    async def _finish_image(self, session: Session, image: Image, epoch: int | None, *, takes_id: bool) -> Session:
+    async def _finish_image(self, session: Session, image: Image, taken: Taken | None, *, is_chosen: bool) -> Session:
         """Takes the id of a session in OPENING, if it has to, and puts it where its image is."""
         registry, served, persistence = self._registry, session.served, session.persistence
         try:
-            if takes_id:
+            if taken is None and is_chosen:
                 await self._take_id(session)
             lane = await self._spill.lane(served.engine)
             if session.is_over:
@@ -194,15 +195,14 @@ class Opening:
         served.engine.write(lane, image.lane)
         session.position, session.last = image.lane.position, last_in(image)
         persistence.is_attached = False
-        if epoch is not None:  # held as long as its record was to last
+        if taken is not None:  # held as long as its record was to last
             registry.hold(session, max(image.policy.duration_s, self._limits.idle_timeout_s))
-            registry.leases.renew(session)
         else:  # a copy, which waits as if its stream had ended; one that ends with its stream has no duration
             registry.hold(session, image.policy.duration_s or self._limits.hold_s)
             registry.checkpoints.changed(session)
             registry.keep(session)
         registry.deferral.run(session)
-        if epoch is None:
+        if taken is None:
             await self._stored(session)
         return session
 
@@ -247,16 +247,10 @@ class Opening:
             except StoreUnavailableError:
                 session.own_persistence().is_unverified = True
         else:
-            ttl_s = session.policy.duration_s + self._limits.idle_timeout_s
-            persistence.after_claim = []
-            try:
-                epoch = await self._storage.reserve(session.id, ttl_s)
+            with persistence.claiming():
+                epoch = await self._storage.reserve(session.id, registry.leases.ttl_s(session))
                 if epoch is not None:
                     persistence.epoch, persistence.has_record = epoch, True
-            finally:
-                calls, persistence.after_claim = persistence.after_claim, None
-                for call in calls or ():
-                    guarded(call)
             is_free = epoch is not None
         if not is_free:
             raise SessionIdInUseError(

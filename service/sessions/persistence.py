@@ -7,7 +7,8 @@ session its own. A million sessions would feel an object each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
@@ -219,6 +220,17 @@ class Persistence:
     """By position, the oldest first."""
     opened_at: float | None = None
     """Unix seconds, of a session that was opened elsewhere."""
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """While the store is asked to give this server the record: what ends the session meanwhile waits."""
+        self.after_claim = []
+        try:
+            yield
+        finally:
+            calls, self.after_claim = self.after_claim, None
+            for call in calls:
+                guarded(call)
 
     @property
     def checkpoint_position(self) -> int | None:

@@ -62,13 +62,17 @@ class Resume:
         self._opening = opening
         self._spill = spill
         self._storage = storage
-        self._claims = Claims(registry, storage, patience_s)
+        self._claims = Claims(registry, storage, tasks, patience_s)
         self._tasks = tasks
         self._observer = observer
         self._find = find
         self._patience_s = patience_s
         self._taking: dict[str, asyncio.Task[Session | int]] = {}
         """What is done with records that were claimed, by id."""
+
+    def is_taking(self, session_id: str) -> bool:
+        """Whether a record is being claimed, and what follows done."""
+        return session_id in self._taking
 
     async def resume(
         self,
@@ -218,15 +222,15 @@ class Resume:
         try:
             registry.check_open()
             registry.directory.check_room(owner_of(session_id), max_owned)
-            epoch, image = await self._claims.take(session_id)
+            taken = await self._claims.take(session_id, lambda image: self._served(image, None, "session_id"))
             try:
-                served = self._served(image, None, "session_id")
+                served = self._served(taken.image, None, "session_id")
                 await self._opened(session_id)  # one that came meanwhile cannot have the id, but does not know it yet
                 making = self._opening.make(
-                    image, served, session_id, max_owned=max_owned, epoch=epoch, is_chosen=False
+                    taken.image, served, session_id, max_owned=max_owned, taken=taken, is_chosen=False
                 )
             except CarouselError:  # another server may do better
-                self._claims.give_back(session_id, epoch, image.policy.duration_s)
+                self._claims.give_back(session_id, taken)
                 raise
             return await making
         finally:
@@ -237,7 +241,7 @@ class Resume:
         registry = self._registry
         try:
             registry.check_open()
-            epoch, image = await self._claims.take(session_id)
+            epoch, image, _ = await self._claims.take(session_id)
             position = image.lane.position
             tombstone = Tombstone(CloseReason.CLIENT, position, time.time())
             registry.tombstones.add(session_id, tombstone)

@@ -82,7 +82,17 @@ class SessionService:
 
     def start(self) -> None:
         """Starts the store's tasks: other servers can ask for sessions from here on."""
-        self.storage.start(self.expiry.wanted, self.leases.beaten, self.leases.failed)
+        self.storage.start(self._wanted, self.leases.beaten, self.leases.failed)
+
+    def _wanted(self, session_id: str) -> None:
+        """Another server wants a session of this one. A record that this server has for no session, because the answer
+        to its claim was lost, is let go."""
+        directory = self.directory
+        is_here = directory.get(session_id) is not None or directory.is_ending(session_id)
+        if is_here or self.resume.is_taking(session_id):
+            self.expiry.wanted(session_id)
+        else:
+            self.storage.let_go(session_id)
 
     async def stop(self, timeout_s: float) -> None:
         """Ends what is unfinished, writes what waits, for so long at most, and closes the store."""

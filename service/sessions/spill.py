@@ -22,7 +22,6 @@ from service.errors import (
     SessionNotFoundError,
     SnapshotError,
     StoreUnavailableError,
-    guarded,
 )
 from service.sessions.image import Image
 from service.sessions.lifecycle import Event, State
@@ -190,15 +189,10 @@ class Spill:
         SessionNotFoundError when another server has it, or nobody."""
         persistence = session.own_persistence()
         record_id = persistence.record_id or session.id
-        persistence.after_claim = []
-        try:
+        with persistence.claiming():
             claimed = await self._storage.claim_again(record_id)
             if isinstance(claimed, Claimed):
                 persistence.epoch = claimed.epoch
-        finally:
-            calls, persistence.after_claim = persistence.after_claim, None
-            for call in calls or ():
-                guarded(call)
         if isinstance(claimed, Held):
             self._registry.lose(session)
         if not isinstance(claimed, Claimed) or claimed.payload is None:

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum
-from functools import partial
 from time import perf_counter
 from typing import NamedTuple, TypeVar
 
@@ -29,6 +28,7 @@ from service.sessions.session import name_of
 from service.sessions.snapshot import Codec
 from service.sessions.store_thread import StoreThread
 from service.sessions.stores.base import (
+    Claim,
     Claimed,
     CorruptRecordError,
     Gone,
@@ -160,34 +160,32 @@ class Storage:
         """See `StateStore.claim`. What waits to be written of the record is written before; a claim whose answer is
         lost is let go of later. Raises StoreUnavailableError, and SnapshotCorruptError for a record that cannot be
         read, which is set aside."""
-        return await self._claim(record_id, partial(self._thread.take, self._store.claim))
-
-    async def claim_again(self, record_id: str) -> Claimed | Held | Gone | None:
-        """As `claim`, for the record of a session that this server has: it keeps the record when the answer is lost."""
-        return await self._claim(record_id, self._store.claim)
-
-    async def _claim(
-        self, record_id: str, claim: Callable[[str], Claimed | Held | Gone | None]
-    ) -> Claimed | Held | Gone | None:
+        await self._after_writes(record_id)
         began_s = perf_counter()
-        claimed = await self._taken(record_id, claim)
+        claimed = await self._checked(record_id, await self._thread.claim(record_id))
         self.observer.record_read(perf_counter() - began_s)
         return claimed
 
+    async def claim_again(self, record_id: str) -> Claimed | Held | Gone | None:
+        """As `claim`, for the record of a session that this server has: it keeps the record when the answer is lost."""
+        await self._after_writes(record_id)
+        began_s = perf_counter()
+        (claim,) = await self._thread.call(self._store.claim, [record_id])
+        claimed = await self._checked(record_id, claim)
+        self.observer.record_read(perf_counter() - began_s)
+        return claimed
+
+    async def ask(self, owner: str, record_ids: Sequence[str]) -> set[str]:
+        """See `StateStore.ask`. Raises StoreUnavailableError."""
+        return await self._thread.call(self._store.ask, owner, record_ids)
+
     async def reserve(self, record_id: str, ttl_s: float) -> int | None:
         """See `StateStore.reserve`. Raises what `claim` raises."""
-        return await self._taken(record_id, partial(self._thread.take, self._store.reserve), ttl_s)
-
-    async def _taken(self, record_id: str, take: Callable[..., T], *args: object) -> T:
         await self._after_writes(record_id)
         try:
-            return await self._thread.call(take, record_id, *args)
+            return await self._thread.reserve(record_id, ttl_s)
         except CorruptRecordError as error:
-            await self.set_aside(record_id, error)
-            raise SnapshotCorruptError(
-                f"the record of session {name_of(record_id)!r} cannot be read, and was set aside",
-                session_id=name_of(record_id),
-            ) from error
+            raise await self._corrupt(record_id, error) from error
 
     async def has(self, record_id: str) -> bool:
         """See `StateStore.has`. Raises StoreUnavailableError."""
@@ -206,6 +204,23 @@ class Storage:
         """Moves a record that cannot be read out of the way, and reports it."""
         self.observer.record_corrupt(record_id, error)
         await self._thread.call(self._store.set_aside, record_id)
+
+    def let_go(self, record_id: str) -> None:
+        """Lets any server claim a record that is this server's, though it has no such session: see `StateStore`."""
+        self._thread.maybe_taken.add(record_id)
+
+    async def _checked(self, record_id: str, claim: Claim) -> Claimed | Held | Gone | None:
+        if isinstance(claim, CorruptRecordError):
+            raise await self._corrupt(record_id, claim) from claim
+        return claim
+
+    async def _corrupt(self, record_id: str, error: CorruptRecordError) -> SnapshotCorruptError:
+        """Sets a record aside. Returns the error for it."""
+        await self.set_aside(record_id, error)
+        return SnapshotCorruptError(
+            f"the record of session {name_of(record_id)!r} cannot be read, and was set aside",
+            session_id=name_of(record_id),
+        )
 
     async def _after_writes(self, record_id: str) -> None:
         """Returns when no write of the record waits or is on its way."""

@@ -13,14 +13,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from service.errors import StoreUnavailableError
 from service.observer import StoreObserver
-from service.sessions.stores.base import Beat, CorruptRecordError, StateStore, StoreError, Write, Written
+from service.sessions.stores.base import Beat, Claim, CorruptRecordError, StateStore, StoreError, Write, Written
 
 _MAX_CALLS = 512
 """Reads and reservations that wait for the store."""
+_CLAIMS = 256
+"""Of one batch of claims."""
+_MAX_CLAIMS = 4096
+"""Claims that wait for the store."""
 _RETRY_S = 0.5
 """Between two tries of a store that fails."""
 
@@ -40,8 +45,10 @@ class StoreThread:
         self._tries_at_s = 0.0
         self._num_calls = 0
         self._failed_at_s = -1.0
-        self._maybe_taken: set[str] = set()
-        """The store's thread. See rule 2."""
+        self._claims: list[tuple[str, asyncio.Future[Claim]]] = []
+        self._claiming: asyncio.Task[None] | None = None
+        self.maybe_taken: set[str] = set()
+        """See rule 2. Taken from on the store's thread alone."""
 
     @property
     def is_failing(self) -> bool:
@@ -80,17 +87,48 @@ class StoreThread:
             self._failed_at_s = self._clock()
             raise
 
-    def take(self, take: Callable[..., T], record_id: str, *args: Any) -> T:
-        """For `call`: takes a record."""
-        if record_id in self._maybe_taken:
+    async def reserve(self, record_id: str, ttl_s: float) -> int | None:
+        """See `StateStore.reserve`. Raises what `call` raises."""
+        return await self.call(self._take, [record_id], lambda: self._store.reserve(record_id, ttl_s))
+
+    async def claim(self, record_id: str) -> Claim:
+        """See `StateStore.claim`. Those that come while the store is busy go to it together. Raises
+        StoreUnavailableError."""
+        if len(self._claims) >= _MAX_CLAIMS:
+            raise _too_many(len(self._claims))
+        claim: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
+        self._claims.append((record_id, claim))
+        if self._claiming is None or self._claiming.done():
+            self._claiming = asyncio.create_task(self._claim_all())
+        return await claim
+
+    async def _claim_all(self) -> None:
+        while self._claims:
+            batch, self._claims = self._claims[:_CLAIMS], self._claims[_CLAIMS:]
+            record_ids = list(dict.fromkeys(record_id for record_id, _ in batch))
+            take = partial(self._store.claim, record_ids)
+            try:
+                found = await self.call(self._take, record_ids, take)
+            except StoreUnavailableError as error:
+                for _, claim in batch:
+                    if not claim.done():
+                        claim.set_exception(error)
+                continue
+            claims = dict(zip(record_ids, found, strict=True))
+            for record_id, claim in batch:
+                if not claim.done():
+                    claim.set_result(claims[record_id])
+
+    def _take(self, record_ids: Sequence[str], take: Callable[[], T]) -> T:
+        for record_id in self.maybe_taken.intersection(record_ids):
             self._store.let_go(record_id)
-            self._maybe_taken.discard(record_id)
+            self.maybe_taken.discard(record_id)
         try:
-            return take(record_id, *args)
+            return take()
         except CorruptRecordError:
             raise
         except StoreError:
-            self._maybe_taken.add(record_id)
+            self.maybe_taken.update(record_ids)
             raise
 
     async def beat(self) -> Beat:
@@ -105,7 +143,7 @@ class StoreThread:
 
     async def let_go(self) -> None:
         """Lets go of what may have been taken: see rule 2. Raises StoreUnavailableError."""
-        if self._maybe_taken:
+        if self.maybe_taken:
             await self.call(self._let_go_all, operation="write")
 
     async def sweep(self, limit: int) -> int:
@@ -114,13 +152,15 @@ class StoreThread:
 
     def shutdown(self) -> None:
         """Lets the threads end."""
+        if self._claiming is not None:
+            self._claiming.cancel()
         self.executor.shutdown(wait=False)
         self._heart.shutdown(wait=False)
 
     def _let_go_all(self) -> None:
-        for record_id in list(self._maybe_taken):
+        for record_id in list(self.maybe_taken):
             self._store.let_go(record_id)
-            self._maybe_taken.discard(record_id)
+            self.maybe_taken.discard(record_id)
 
     def _check_open(self) -> None:
         """Refuses a call while the store fails, or too many wait for it."""
@@ -128,10 +168,7 @@ class StoreThread:
         if "read" in self._failing and (now_s < self._tries_at_s or self._num_calls):
             raise _unavailable()
         if self._num_calls >= _MAX_CALLS:
-            raise StoreUnavailableError(
-                f"{self._num_calls} requests wait for the session store, the most that may: try again later",
-                retry_delay_s=0.5,
-            )
+            raise _too_many(self._num_calls)
         self._tries_at_s = now_s + _RETRY_S
 
     def write(self, writes: Sequence[Write]) -> Written:
@@ -161,3 +198,9 @@ class StoreThread:
 
 def _unavailable() -> StoreUnavailableError:
     return StoreUnavailableError("the session store does not answer: try again later", retry_delay_s=1.0)
+
+
+def _too_many(count: int) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"{count} requests wait for the session store, the most that may: try again later", retry_delay_s=0.5
+    )

@@ -15,7 +15,7 @@ from service.errors import StoreUnavailableError
 from service.sessions.image import Image
 from service.sessions.snapshot import Codec
 from service.sessions.storage import Put, Storage, WriteResult
-from service.sessions.stores.base import Beat, Claimed, Gone, Standing, StoreError, Write, Written
+from service.sessions.stores.base import Beat, Claim, Claimed, Gone, Standing, StoreError, Write, Written
 from service.sessions.stores.memory import MemoryStore, Shelf
 from tests.sessions.test_registry import Events
 from tests.sessions.test_snapshot_format import images
@@ -39,9 +39,9 @@ class SlowStore(MemoryStore):
         self.batches.append([write.session_id for write in writes])
         return super().write(writes)
 
-    def claim(self, session_id: str) -> Any:
+    def claim(self, session_ids: Sequence[str]) -> list[Claim]:
         self._pass()
-        return super().claim(session_id)
+        return super().claim(session_ids)
 
     def heartbeat(self) -> Beat:
         self._pass()
@@ -58,8 +58,8 @@ class SlowStore(MemoryStore):
 async def storage_of(store: SlowStore, codec: Codec | None = None) -> AsyncIterator[Storage]:
     storage = Storage(store, codec or Codec(b"a key of sixteen"), Events(), heartbeat_s=1000.0)
     storage.start(lambda session_id: None)
-    while not store.num_tries:
-        await asyncio.sleep(0.001)  # its first heartbeat
+    while not store.num_tries:  # noqa: ASYNC110  # its first heartbeat, on a thread
+        await asyncio.sleep(0.001)
     try:
         yield storage
     finally:
@@ -187,12 +187,20 @@ async def test_no_more_than_a_number_of_reads_wait_for_the_store() -> None:
     store = SlowStore()
     async with storage_of(store) as storage:
         store.gate.clear()
-        waiting = [asyncio.ensure_future(storage.claim(f"s{number}")) for number in range(512)]
+        waiting = [asyncio.ensure_future(storage.claim(f"s{number}")) for number in range(4096)]
         await asyncio.sleep(0)
-        with pytest.raises(StoreUnavailableError, match="512 requests wait for the session store"):
+        with pytest.raises(StoreUnavailableError, match="4096 requests wait for the session store"):
             await storage.claim("one more")
         store.gate.set()
-        assert await asyncio.gather(*waiting) == [None] * 512
+        assert await asyncio.gather(*waiting) == [None] * 4096
+        assert store.num_tries <= 20, "claims go to the store together"
+        store.gate.clear()
+        looking = [asyncio.ensure_future(storage.has(f"s{number}")) for number in range(512)]
+        await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailableError, match="512 requests wait for the session store"):
+            await storage.has("one more")
+        store.gate.set()
+        assert await asyncio.gather(*looking) == [False] * 512
 
 
 async def test_a_batch_of_writes_is_bounded_by_its_bytes() -> None:

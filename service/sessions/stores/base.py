@@ -6,7 +6,7 @@ Kleppmann 2016). Rules:
 1. What `write` has returned for survives the end of the process, and of the machine as far as the store promises it.
 2. Only the owner writes, and only under its epoch: who was deprived of a record cannot change it any more.
 3. Only the record of an owner that is gone, or that has let it go, can be claimed. An owner that is there is told that
-   somebody wants it, by `heartbeat`. What was wanted before it got the record does not count.
+   somebody wants it, by `heartbeat`, once `ask` was called. What was wanted before it got the record does not count.
 """
 
 from __future__ import annotations
@@ -64,16 +64,19 @@ class Beat(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """The record is the caller's. payload: None: reserved by its owner, which is gone, and never written."""
+    """The record is the caller's. payload: None: reserved by its owner, which is gone, and never written; ttl_s: after
+    which it may vanish."""
 
     epoch: int
     payload: bytes | None
+    ttl_s: float
 
 
 class Held(NamedTuple):
-    """Another process has the record. It was told that somebody wants it."""
+    """Another process has the record, which is there. payload: as it was written last; None: never."""
 
     owner: str
+    payload: bytes | None
 
 
 class Gone(NamedTuple):
@@ -82,8 +85,16 @@ class Gone(NamedTuple):
     payload: bytes
 
 
+Claim = Claimed | Held | Gone | CorruptRecordError | None
+"""What became of the claim of one record. None: there is none."""
+
+
 class StateStore(Protocol):
     """Keeps records. One thread at a time; every call may block, and may raise StoreError."""
+
+    @property
+    def owner(self) -> str:
+        """The name of this process in the store, which no other has."""
 
     @property
     def lease_s(self) -> float | None:
@@ -96,9 +107,14 @@ class StateStore(Protocol):
     def has(self, session_id: str) -> bool:
         """Whether `reserve` would refuse an id. Changes nothing."""
 
-    def claim(self, session_id: str) -> Claimed | Held | Gone | None:
-        """Makes a record the caller's, under the next epoch, when its owner lets it or is gone; it does not expire in
-        the next `CLAIMED_S`. One that is the caller's already stays as it is. None: there is no record."""
+    def claim(self, session_ids: Sequence[str]) -> list[Claim]:
+        """Makes records the caller's, each under its next epoch, whose owners let them or are gone; they do not expire
+        in the next `CLAIMED_S`. One that is the caller's already stays as it is. When it raises, each may have been
+        claimed or not."""
+
+    def ask(self, owner: str, session_ids: Sequence[str]) -> set[str]:
+        """Tells another process that its records are wanted. Returns those that are its no more, or all when it is
+        gone: they can be claimed, as far as they are there."""
 
     def write(self, writes: Sequence[Write]) -> Written:
         """Changes records, of distinct sessions, in one go. One that is not there is made of a payload, under the

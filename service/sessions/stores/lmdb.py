@@ -18,10 +18,10 @@ import lmdb
 from service.sessions.stores.base import (
     CLAIMED_S,
     Beat,
+    Claim,
     Claimed,
     CorruptRecordError,
     Gone,
-    Held,
     Standing,
     StoreError,
     Write,
@@ -120,27 +120,17 @@ class LmdbStore:
             return True
         return expires_at > self._clock() and not self._is_free(_STANDINGS[standing], has_payload, owner.decode())
 
-    def claim(self, session_id: str) -> Claimed | Held | Gone | None:
+    def claim(self, session_ids: Sequence[str]) -> list[Claim]:
         """See `StateStore`. What another process owned is free: it would have the folder."""
 
-        def act(transaction: lmdb.Transaction) -> Claimed | Gone | None:
-            record = self._find(transaction, session_id)
-            if record is None:
-                return None
-            if record.standing is Standing.GONE:
-                return Gone(record.payload or b"")
-            if record.standing is Standing.OWNED and record.owner == self.owner:
-                return Claimed(record.epoch, record.payload)
-            claimed = record._replace(
-                epoch=record.epoch + 1,
-                owner=self.owner,
-                standing=Standing.OWNED,
-                expires_at=max(record.expires_at, self._clock() + CLAIMED_S),
-            )
-            self._put(transaction, session_id, record, claimed)
-            return Claimed(claimed.epoch, claimed.payload)
+        def act(transaction: lmdb.Transaction) -> list[Claim]:
+            return [self._claim(transaction, session_id) for session_id in session_ids]
 
         return self._change(act)
+
+    def ask(self, owner: str, session_ids: Sequence[str]) -> set[str]:
+        """See `StateStore`. No other process has the folder."""
+        return set(session_ids)
 
     def write(self, writes: Sequence[Write]) -> Written:
         """See `StateStore`."""
@@ -211,6 +201,22 @@ class LmdbStore:
         if has_payload or standing is not Standing.OWNED:
             return standing is Standing.GONE
         return owner != self.owner
+
+    def _claim(self, transaction: lmdb.Transaction, session_id: str) -> Claim:
+        now = self._clock()
+        try:
+            record = self._find(transaction, session_id)
+        except CorruptRecordError as error:
+            return error
+        if record is None:
+            return None
+        if record.standing is Standing.GONE:
+            return Gone(record.payload or b"")
+        if record.standing is not Standing.OWNED or record.owner != self.owner:
+            before, expires_at = record, max(record.expires_at, now + CLAIMED_S)
+            record = _Record(record.epoch + 1, self.owner, Standing.OWNED, record.payload, expires_at)
+            self._put(transaction, session_id, before, record)
+        return Claimed(record.epoch, record.payload, record.expires_at - now)
 
     def _write(self, transaction: lmdb.Transaction, write: Write, written: Written) -> None:
         try:

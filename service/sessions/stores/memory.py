@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.sessions.stores.base import CLAIMED_S, Beat, Claimed, Gone, Held, Standing, Write, Written
+from service.sessions.stores.base import CLAIMED_S, Beat, Claim, Claimed, Gone, Held, Standing, Write, Written
 
 
 @dataclass(slots=True)
@@ -69,8 +69,25 @@ class MemoryStore:
         record = self._shelf.find(session_id, self._clock())
         return record is not None and not self._is_free(record)
 
-    def claim(self, session_id: str) -> Claimed | Held | Gone | None:
+    def claim(self, session_ids: Sequence[str]) -> list[Claim]:
         """See `StateStore`."""
+        return [self._claim(session_id) for session_id in session_ids]
+
+    def ask(self, owner: str, session_ids: Sequence[str]) -> set[str]:
+        """See `StateStore`."""
+        if not self._shelf.is_there(owner):
+            return set(session_ids)
+        now = self._clock()
+        held = {
+            session_id
+            for session_id in session_ids
+            if (record := self._shelf.find(session_id, now)) is not None
+            and (record.standing, record.owner) == (Standing.OWNED, owner)
+        }
+        self._shelf.owners[owner] |= held
+        return set(session_ids) - held
+
+    def _claim(self, session_id: str) -> Claim:
         record = self._shelf.find(session_id, self._clock())
         if record is None:
             return None
@@ -78,14 +95,13 @@ class MemoryStore:
             return Gone(record.payload or b"")
         is_others = record.owner != self.owner and self._shelf.is_there(record.owner)
         if record.standing is Standing.OWNED and is_others:
-            self._shelf.owners[record.owner].add(session_id)
-            return Held(record.owner)
+            return Held(record.owner, record.payload)
         if record.standing is not Standing.OWNED or record.owner != self.owner:
             record.epoch += 1
             record.owner, record.standing = self.owner, Standing.OWNED
             record.expires_at = max(record.expires_at, self._clock() + CLAIMED_S)
             self._forget_wanted(session_id)
-        return Claimed(record.epoch, record.payload)
+        return Claimed(record.epoch, record.payload, record.expires_at - self._clock())
 
     def write(self, writes: Sequence[Write]) -> Written:
         """See `StateStore`."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import redis
 
-from service.sessions.stores.base import CLAIMED_S, Beat, Claimed, Gone, Held, StoreError, Write, Written
+from service.sessions.stores.base import CLAIMED_S, Beat, Claim, Claimed, Gone, Held, StoreError, Write, Written
 
 _IS_TAKEN = """
 local record = redis.call('HMGET', KEYS[1], 'k', 'o', 'p')
@@ -36,18 +36,33 @@ local record = redis.call('HMGET', KEYS[1], 'k', 'o', 'p', 'e')
 if not record[1] then return {'none'} end
 if record[1] == 'gone' then return {'gone', record[3]} end
 local owner = record[2]
-if record[1] == 'owned' and owner == ARGV[1] then return {'claimed', record[4], record[3]} end
+if record[1] == 'owned' and owner == ARGV[1] then
+    return {'claimed', record[4], record[3], redis.call('PTTL', KEYS[1])}
+end
 if record[1] == 'owned' and redis.call('EXISTS', ARGV[2] .. 'o:' .. owner) == 1 then
-    local wanted = ARGV[2] .. 'w:' .. owner
-    redis.call('SADD', wanted, ARGV[3])
-    redis.call('PEXPIRE', wanted, ARGV[4])
-    return {'held', owner}
+    return {'held', owner, record[3]}
 end
 local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
 redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[5]) then redis.call('PEXPIRE', KEYS[1], ARGV[5]) end
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[3])
-return {'claimed', epoch, record[3]}
+return {'claimed', epoch, record[3], redis.call('PTTL', KEYS[1])}
+"""
+_ASK = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
+local free = {}
+for at, key in ipairs(KEYS) do
+    if at > 2 then
+        local record = redis.call('HMGET', key, 'k', 'o')
+        if record[1] == 'owned' and record[2] == ARGV[1] then
+            redis.call('SADD', KEYS[2], ARGV[at])
+        else
+            free[#free + 1] = at - 3
+        end
+    end
+end
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+return free
 """
 _WRITE = """
 local record = redis.call('HMGET', KEYS[1], 'e', 'o', 'k')
@@ -103,6 +118,7 @@ class RedisStore:
         self._is_taken = self._client.register_script(_IS_TAKEN)
         self._reserve = self._client.register_script(_RESERVE)
         self._claim = self._client.register_script(_CLAIM)
+        self._ask = self._client.register_script(_ASK)
         self._write = self._client.register_script(_WRITE)
         self._let_go = self._client.register_script(_LET_GO)
         try:
@@ -129,18 +145,25 @@ class RedisStore:
             raise self._failed(error) from error
         return bool(is_taken)
 
-    def claim(self, session_id: str) -> Claimed | Held | Gone | None:
+    def claim(self, session_ids: Sequence[str]) -> list[Claim]:
         """See `StateStore`."""
-        args: list[Any] = [self.owner, self._prefix, session_id, self._lease_ms, _milliseconds(CLAIMED_S)]
         try:
-            kind, *rest = self._claim(keys=[self._key(session_id)], args=args)
+            with self._client.pipeline(transaction=False) as pipeline:
+                for session_id in session_ids:
+                    args: list[Any] = [self.owner, self._prefix, session_id, _milliseconds(CLAIMED_S)]
+                    self._claim(keys=[self._key(session_id)], args=args, client=pipeline)
+                return [_claimed(*result) for result in pipeline.execute()]
         except (redis.RedisError, OSError) as error:
             raise self._failed(error) from error
-        if kind == b"claimed":
-            return Claimed(int(rest[0]), rest[1] if len(rest) > 1 else None)
-        if kind == b"held":
-            return Held(rest[0].decode())
-        return Gone(rest[0] if rest and rest[0] else b"") if kind == b"gone" else None
+
+    def ask(self, owner: str, session_ids: Sequence[str]) -> set[str]:
+        """See `StateStore`."""
+        keys = [f"{self._prefix}o:{owner}", f"{self._prefix}w:{owner}", *map(self._key, session_ids)]
+        try:
+            free = self._ask(keys=keys, args=[owner, self._lease_ms, *session_ids])
+        except (redis.RedisError, OSError) as error:
+            raise self._failed(error) from error
+        return set(session_ids) if free == -1 else {session_ids[at] for at in free}
 
     def write(self, writes: Sequence[Write]) -> Written:
         """See `StateStore`."""
@@ -205,6 +228,16 @@ class RedisStore:
 
     def _failed(self, error: Exception) -> StoreError:
         return StoreError(f"the store at {self._address} does not do it: {error}")
+
+
+def _claimed(kind: bytes, *rest: Any) -> Claim:
+    if kind == b"claimed":
+        epoch, payload, ttl_ms = rest
+        return Claimed(int(epoch), payload, int(ttl_ms) / 1000)
+    if kind == b"held":
+        owner, payload = rest
+        return Held(owner.decode(), payload)
+    return Gone(rest[0] or b"") if kind == b"gone" else None
 
 
 def _milliseconds(time_s: float) -> int:

@@ -16,6 +16,7 @@ from service.sessions.stores.base import Claimed, Gone, Held, Standing, Write
 from service.sessions.stores.lmdb import LmdbStore
 from service.sessions.stores.redis import RedisStore
 from tests.services import redis_server
+from tests.sessions.stores.claims import claim, mine
 from tests.sessions.test_snapshot_format import FIXTURES, KEY
 
 LAYOUT = struct.Struct("<HBBQd16s")
@@ -44,14 +45,14 @@ def test_the_records_of_an_old_folder_are_claimed_and_read(tmp_path: Path) -> No
     write_folder(folder, {"old": (0, 4, snapshot), "free": (1, 2, snapshot), "gone": (2, 7, tombstone)})
     store = LmdbStore(folder)
     try:
-        claimed = store.claim("old")
+        claimed = claim(store, "old")
         assert isinstance(claimed, Claimed)
         assert claimed.epoch == 5
         assert claimed.payload is not None
         image = Codec(KEY).decode(claimed.payload)
         assert (image.lane.position, image.policy.durability) == (8, Durability.STRICT)
-        assert store.claim("free") == Claimed(3, snapshot)
-        assert store.claim("gone") == Gone(tombstone)
+        assert claim(store, "free") == mine(3, snapshot)
+        assert claim(store, "gone") == Gone(tombstone)
         assert [store.has(name) for name in ("old", "free", "gone", "never")] == [True, True, False, False]
     finally:
         store.close()
@@ -75,11 +76,12 @@ def test_a_server_beside_an_old_one_on_a_redis_keeps_to_its_layout(tmp_path: Pat
             client.pexpire(f"carousel:s:{name}", 60_000)
         store = RedisStore(server.url)
         try:
-            assert store.claim("theirs") == Held("old")
+            assert claim(store, "theirs") == Held("old", snapshot)
+            assert store.ask("old", ["theirs", "free"]) == {"free"}
             assert client.smembers("carousel:w:old") == {b"theirs"}
-            assert store.claim("dead") == Claimed(5, snapshot)
-            assert store.claim("free") == Claimed(5, snapshot)
-            assert store.claim("ended") == Gone(tombstone)
+            assert claim(store, "dead") == mine(5, snapshot)
+            assert claim(store, "free") == mine(5, snapshot)
+            assert claim(store, "ended") == Gone(tombstone)
             later = 60.0
             epoch = store.reserve("ours", later)
             assert (epoch, client.exists(f"carousel:o:{store.owner}")) == (1, 1)

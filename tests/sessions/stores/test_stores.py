@@ -31,6 +31,7 @@ from service.sessions.stores.memory import MemoryStore, Shelf
 from service.sessions.stores.opening import signing_key
 from service.sessions.stores.redis import RedisStore
 from tests.services import RedisServer, redis_server
+from tests.sessions.stores.claims import claim, mine
 
 LATER = 3600.0
 
@@ -85,54 +86,54 @@ def write(session_id: str, epoch: int, payload: bytes | None, standing: Standing
 
 
 def test_what_was_written_is_there_and_each_claim_of_a_free_record_has_a_greater_epoch(store: StateStore) -> None:
-    assert store.claim("a") is None
+    assert claim(store, "a") is None
     assert store.write([write("a", 1, b"one", Standing.FREE), write("b", 1, b"\0\xff")]).refused == set()
-    assert store.claim("a") == Claimed(2, b"one")
+    assert claim(store, "a") == mine(2, b"one")
     assert store.write([write("a", 2, None, Standing.FREE)]).refused == set(), "without a payload the record's stays"
-    assert store.claim("a") == Claimed(3, b"one")
-    assert store.claim("a") == Claimed(3, b"one"), "it is the caller's already"
-    assert store.claim("b") == Claimed(1, b"\0\xff")
+    assert claim(store, "a") == mine(3, b"one")
+    assert claim(store, "a") == mine(3, b"one"), "it is the caller's already"
+    assert claim(store, "b") == mine(1, b"\0\xff")
 
 
 def test_a_record_whose_taking_was_not_answered_is_let_go(store: StateStore) -> None:
     store.reserve("never written", LATER)
     store.write([write("written", 1, b"one", Standing.FREE), write("ended", 1, b"how", Standing.GONE)])
-    store.claim("written")
+    claim(store, "written")
     for session_id in ("never written", "written", "ended", "nobody's"):
         store.let_go(session_id)
-    assert store.claim("never written") is None
-    assert store.claim("written") == Claimed(3, b"one")
-    assert store.claim("ended") == Gone(b"how")
-    assert store.claim("nobody's") is None
+    assert claim(store, "never written") is None
+    assert claim(store, "written") == mine(3, b"one")
+    assert claim(store, "ended") == Gone(b"how")
+    assert claim(store, "nobody's") is None
 
 
 def test_a_write_under_an_older_epoch_is_refused_and_harms_no_other_of_its_batch(store: StateStore) -> None:
     store.write([write("a", 1, b"one", Standing.FREE)])
-    store.claim("a")
+    claim(store, "a")
     assert store.write([write("a", 1, b"late"), write("b", 1, b"fresh"), write("c", 2, b"again")]).refused == {"a"}
-    assert store.claim("a") == Claimed(2, b"one")
-    assert store.claim("b") == Claimed(1, b"fresh")
-    assert store.claim("c") == Claimed(2, b"again"), "nobody else has it: its time was over, or the store lost it"
+    assert claim(store, "a") == mine(2, b"one")
+    assert claim(store, "b") == mine(1, b"fresh")
+    assert claim(store, "c") == mine(2, b"again"), "nobody else has it: its time was over, or the store lost it"
 
 
 def test_an_id_is_reserved_once_and_again_when_its_session_is_gone(store: StateStore) -> None:
     assert store.reserve("a", LATER) == 1
     assert store.reserve("a", LATER) is None
-    assert store.claim("a") == Claimed(1, None)
+    assert claim(store, "a") == mine(1, None)
     store.write([write("a", 1, b"how", Standing.GONE)])
-    assert store.claim("a") == Gone(b"how")
+    assert claim(store, "a") == Gone(b"how")
     assert store.reserve("a", LATER) == 2
-    assert store.claim("a") == Claimed(2, None)
+    assert claim(store, "a") == mine(2, None)
 
 
 def test_a_write_that_has_no_payload_makes_no_record_and_tells_that_there_is_none(store: StateStore) -> None:
     """Else the session would be stored, for its server, and lost for every other."""
     written = store.write([write("a", 1, None), write("b", 1, b"state")])
     assert (written.refused, written.missing) == (set(), {"a"})
-    assert store.claim("a") is None
+    assert claim(store, "a") is None
     written = store.write([write("a", 1, b"state"), write("b", 1, None)])
     assert (written.refused, written.missing) == (set(), set())
-    assert store.claim("a") == Claimed(1, b"state")
+    assert claim(store, "a") == mine(1, b"state")
 
 
 def test_no_clock_decides_how_long_a_record_lasts(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,9 +141,9 @@ def test_no_clock_decides_how_long_a_record_lasts(store: StateStore, monkeypatch
     for hours in (-25, 25):
         monkeypatch.setattr(time, "time", lambda hours=hours: real() + 3600 * hours)
         store.write([Write(f"s{hours}", 1, b"state", 60.0)])
-        assert store.claim(f"s{hours}") == Claimed(1, b"state")
+        assert claim(store, f"s{hours}") == mine(1, b"state")
     monkeypatch.undo()
-    assert store.claim("s-25") == Claimed(1, b"state")
+    assert claim(store, "s-25") == mine(1, b"state")
 
 
 def test_what_is_gone_is_nothing_else_under_its_epoch(store: StateStore) -> None:
@@ -152,17 +153,17 @@ def test_what_is_gone_is_nothing_else_under_its_epoch(store: StateStore) -> None
     late = [write("a", 1, None, Standing.FREE), write("b", 1, None, Standing.FREE)]
     assert store.write(late).refused == {"a"}
     assert store.write([write("a", 1, b"late")]).refused == {"a"}
-    assert store.claim("a") == Gone(b"how")
+    assert claim(store, "a") == Gone(b"how")
     assert store.write([write("a", 1, b"again", Standing.GONE)]).refused == set()
-    assert store.claim("a") == Gone(b"again")
+    assert claim(store, "a") == Gone(b"again")
 
 
 def test_a_record_vanishes_when_its_time_is_over(store: StateStore) -> None:
     store.write([Write("a", 1, b"short", 0.05), write("b", 1, b"long")])
     time.sleep(0.1)
     store.sweep(10)
-    assert store.claim("a") is None
-    assert store.claim("b") == Claimed(1, b"long")
+    assert claim(store, "a") is None
+    assert claim(store, "b") == mine(1, b"long")
     assert store.reserve("a", LATER) == 1
 
 
@@ -174,13 +175,13 @@ def test_a_record_is_there_until_its_session_is_gone_and_looking_changes_nothing
     assert store.has("a")
     store.write([write("a", 1, b"how", Standing.GONE)])
     assert not store.has("a")
-    assert store.claim("a") == Gone(b"how")
+    assert claim(store, "a") == Gone(b"how")
 
 
 def test_a_record_that_was_claimed_does_not_expire_before_its_owner_has_written_it(store: StateStore) -> None:
     assert store.reserve("s", LATER) == 1
     store.write([Write("s", 1, b"state", 0.05, Standing.FREE)])
-    assert isinstance(store.claim("s"), Claimed)
+    assert isinstance(claim(store, "s"), Claimed)
     time.sleep(0.1)
     assert store.has("s")
     assert store.write([write("s", 2, b"later")]).refused == set()
@@ -209,14 +210,16 @@ def test_what_was_wanted_before_a_record_was_taken_is_forgotten(pair: tuple[Stat
     one, other = pair
     assert one.reserve("s", LATER) == 1
     one.write([write("s", 1, b"state")])
-    assert isinstance(other.claim("s"), Held)
+    assert isinstance(claim(other, "s"), Held)
+    assert other.ask(one.owner, ["s"]) == set()
     one.write([write("s", 1, None, Standing.GONE if how == "reserved" else Standing.FREE)])
     if how == "reserved":
         assert one.reserve("s", LATER) == 2
     else:
-        assert isinstance(one.claim("s"), Claimed)
+        assert isinstance(claim(one, "s"), Claimed)
     assert one.heartbeat().wanted == []
-    assert isinstance(other.claim("s"), Held)
+    assert isinstance(claim(other, "s"), Held)
+    assert other.ask(one.owner, ["s"]) == set()
     assert one.heartbeat().wanted == ["s"]
 
 
@@ -225,44 +228,48 @@ def test_a_record_that_is_to_last_no_time_is_not_there(store: StateStore) -> Non
     assert store.reserve("a", LATER) == 1
     store.write([Write("a", 1, b"{}", 0.0, Standing.GONE)])
     assert not store.has("a")
-    assert store.claim("a") is None
+    assert claim(store, "a") is None
     assert store.reserve("a", LATER) == 1
 
 
 def test_a_record_that_is_set_aside_is_not_there(store: StateStore) -> None:
     store.write([write("a", 1, b"torn"), write("b", 1, b"whole")])
     store.set_aside("a")
-    assert store.claim("a") is None
-    assert store.claim("b") == Claimed(1, b"whole")
+    assert claim(store, "a") is None
+    assert claim(store, "b") == mine(1, b"whole")
 
 
 def test_an_owner_that_is_there_is_asked_and_lets_go(pair: tuple[StateStore, StateStore]) -> None:
     one, other = pair
-    one.write([write("a", 1, b"mine")])
-    assert isinstance(other.claim("a"), Held)
-    assert isinstance(other.claim("a"), Held)
-    assert one.heartbeat().wanted == ["a"]
+    one.write([write("a", 1, b"mine"), write("b", 1, b"mine")])
+    assert claim(other, "a") == Held(one.owner, b"mine")
+    assert one.heartbeat().wanted == [], "who has looked at a record does not want it yet"
+    assert other.ask(one.owner, ["a", "b"]) == set()
+    assert other.ask(one.owner, ["a", "never"]) == {"never"}
+    assert one.heartbeat().wanted == ["a", "b"]
     assert one.heartbeat().wanted == []
     assert one.write([write("a", 1, b"yours", Standing.FREE)]).refused == set()
-    assert other.claim("a") == Claimed(2, b"yours")
+    assert other.ask(one.owner, ["a", "b"]) == {"a"}
+    assert claim(other, "a") == mine(2, b"yours")
     assert one.write([write("a", 1, b"too late")]).refused == {"a"}
-    assert isinstance(one.claim("a"), Held)
+    assert isinstance(claim(one, "a"), Held)
 
 
 def test_what_an_owner_had_that_is_gone_may_be_claimed(pair: tuple[StateStore, StateStore]) -> None:
     one, other = pair
     one.write([write("a", 1, b"left")])
     one.close()
-    assert other.claim("a") == Claimed(2, b"left")
+    assert other.ask(one.owner, ["a", "b"]) == {"a", "b"}
+    assert claim(other, "a") == mine(2, b"left")
 
 
 def test_an_owner_that_gives_no_sign_of_life_loses_what_it_has(redis: RedisServer, tmp_path: Path) -> None:
     one = RedisStore(redis.url, lease_s=0.3, prefix=f"{tmp_path}:")
     other = RedisStore(redis.url, prefix=f"{tmp_path}:")
     one.write([write("a", 1, b"left")])
-    assert isinstance(other.claim("a"), Held)
+    assert isinstance(claim(other, "a"), Held)
     time.sleep(0.4)
-    assert other.claim("a") == Claimed(2, b"left")
+    assert claim(other, "a") == mine(2, b"left")
     one.heartbeat()
     assert one.write([write("a", 1, b"a ghost's")]).refused == {"a"}
     one.close()
@@ -274,13 +281,13 @@ def test_redis_may_go_away_and_come_back(tmp_path: Path) -> None:
         store = RedisStore(server.url, timeout_s=0.5)
         store.write([write("a", 1, b"before")])
         server.stop()
-        for call in (store.heartbeat, lambda: store.claim("a"), lambda: store.write([write("a", 1, b"x")])):
+        for call in (store.heartbeat, lambda: claim(store, "a"), lambda: store.write([write("a", 1, b"x")])):
             with pytest.raises(StoreError, match="does not do it"):
                 call()
         server.start()
         store.heartbeat()
         assert store.write([write("a", 1, b"after")]).refused == set()
-        assert store.claim("a") == Claimed(1, b"after")
+        assert claim(store, "a") == mine(1, b"after")
         store.close()
 
 
@@ -295,7 +302,7 @@ def test_the_embedded_store_grows_past_its_first_size(tmp_path: Path) -> None:
     payload = bytes(2000)
     for begin in range(0, 12_000, 1000):
         assert not store.write([write(str(index), 1, payload) for index in range(begin, begin + 1000)]).refused
-    assert store.claim("11999") == Claimed(1, payload)
+    assert claim(store, "11999") == mine(1, payload)
     store.close()
 
 
@@ -311,8 +318,8 @@ def test_a_full_embedded_store_loses_nothing_that_it_has_taken(tmp_path: Path) -
         store.write([write(str(taken), 1, payload)])
     store.close()
     store = LmdbStore(tmp_path)
-    assert all(store.claim(str(index)) == Claimed(2, payload) for index in range(taken))
-    assert store.claim(str(taken)) is None
+    assert all(claim(store, str(index)) == mine(2, payload) for index in range(taken))
+    assert claim(store, str(taken)) is None
     store.close()
 
 
@@ -330,11 +337,11 @@ def test_a_torn_record_is_told_of_and_set_aside(tmp_path: Path) -> None:
     with store._environment.begin(write=True) as transaction:
         transaction.put(b"a", b"?", db=store._records)
     with pytest.raises(CorruptRecordError, match="'a' cannot be read"):
-        store.claim("a")
+        claim(store, "a")
     assert store.write([write("a", 1, b"over it")]).refused == {"a"}
     store.set_aside("a")
-    assert store.claim("a") is None
-    assert store.claim("b") == Claimed(1, b"two")
+    assert claim(store, "a") is None
+    assert claim(store, "b") == mine(1, b"two")
     store.close()
 
 
@@ -350,7 +357,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     store = LmdbStore(tmp_path)
-    assert all(store.claim(str(index)) == Claimed(2, str(index).encode()) for index in range(500))
+    assert all(claim(store, str(index)) == mine(2, str(index).encode()) for index in range(500))
     store.close()
 
 
@@ -384,9 +391,9 @@ class StoreMachine(RuleBasedStateMachine):
         """Makes an empty store."""
 
     @rule(server=st.integers(0, 1), name=st.sampled_from("abc"))
-    def claim(self, server: int, name: str) -> None:
+    def claims(self, server: int, name: str) -> None:
         server %= self.num_servers
-        found, expected = self.stores[server].claim(name), self.plain[server].claim(name)
+        found, expected = claim(self.stores[server], name), claim(self.plain[server], name)
         if isinstance(expected, Held):
             assert isinstance(found, Held)
         else:
