@@ -113,8 +113,6 @@ class Belief:
             if not self.worlds.restored(position):
                 self.violate(f"it comes back from the store at position {position}, where it never was")
         elif not self.worlds.at_least(position):
-            if sent.stream.replica.may_lose_sessions:  # it may be an old copy, which a replica has that lost its lease
-                self.is_exclusive = False
             self.violate(f"it is resumed from memory at position {position}, where it cannot be")
         self._attached(sent, answer)
         self.take_news(sent, answer)

@@ -7,13 +7,16 @@ Rules:
    run one after another, in order. The default executor (`asyncio.to_thread`) has no order.
 3. Every callback, timer and task belongs to the `Life` in whose context it was made. When a life ends, its timers and
    executor calls vanish, and its tasks are cancelled: a process that is killed does nothing more.
-4. The number of turns is bounded. A loop that has nothing to wait for raises `Stalled`.
+4. A life that is paused does nothing until it wakes: what it had to do meanwhile comes then, in order.
+5. The number of turns is bounded. A loop that has nothing to wait for raises `Stalled`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import random
+from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
@@ -108,6 +111,9 @@ class _NoSelector:
 class SimulatedLoop(asyncio.BaseEventLoop):
     """See the rules above. delay: draws how long one half of an executor's call takes, in seconds."""
 
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[asyncio.TimerHandle]
+
     def __init__(self, delay: Callable[[], float], start_s: float = 1000.0) -> None:
         super().__init__()
         self._now_s = start_s
@@ -117,6 +123,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._selector = _NoSelector(self)
         self._busy_until_s: dict[int, float] = {}
         self._executors: list[Any] = []
+        self._paused: dict[Life | None, list[asyncio.Handle]] = {}
+        """Each with what it has to do when it wakes."""
         self.num_turns = 0
         self._most_turns = _MAX_TURNS
         self._num_turns_now = 0
@@ -130,6 +138,29 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def spend(self, seconds: float) -> None:
         """Moves the clock on, as work on this thread does."""
         self._now_s += seconds
+
+    def pause(self, life: Life, seconds: float) -> None:
+        """Stops a life, as SIGSTOP does a process. Pausing it again does nothing."""
+        if life in self._paused:
+            return
+        self._paused[life] = []
+        wake_at_s = self._now_s + seconds
+        for timer in sorted(timer for timer in self._scheduled if _life_of(timer) is life):
+            wake_at_s += _TICK_S
+            timer._when = max(timer.when(), wake_at_s)  # type: ignore[attr-defined]  # likewise
+        heapq.heapify(self._scheduled)
+        self.call_at(self._now_s + seconds, self._wake, life)
+
+    def _wake(self, life: Life) -> None:
+        self._ready.extend(self._paused.pop(life))
+
+    def _run_once(self) -> None:
+        if self._paused:
+            ready = list(self._ready)
+            self._ready.clear()
+            for handle in ready:
+                self._paused.get(_life_of(handle), self._ready).append(handle)
+        super()._run_once()  # type: ignore[misc]  # asyncio's own, which its stub leaves out
 
     def turn(self, timeout: float | None) -> None:
         """One turn of the loop. timeout: until the next timer; None: there is none. Raises Stalled."""
@@ -191,6 +222,12 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         """Nobody waits elsewhere."""
+
+
+def _life_of(handle: asyncio.Handle) -> Life | None:
+    """Whose a callback is."""
+    context: Context = handle._context  # type: ignore[attr-defined]  # likewise
+    return context.get(LIFE)
 
 
 def _deliver(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

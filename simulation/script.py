@@ -60,7 +60,24 @@ _CLIENT_OPS = {
     "contend": 3,
     "idle": 2,
 }
-_NATURE_OPS = {"outage": 5, "errors": 2, "stall": 2, "kill": 3, "drain": 1, "graph_errors": 1, "reload": 1, "calm": 3}
+_NATURE_OPS = {
+    "outage": 5,
+    "errors": 2,
+    "stall": 2,
+    "pause": 3,
+    "cut": 3,
+    "kill": 3,
+    "drain": 1,
+    "graph_errors": 1,
+    "reload": 1,
+    "calm": 3,
+}
+
+
+_LEASE_OPS = {"pause": 4, "cut": 4, "kill": 1, "outage": 1}
+"""What can take a replica's lease, and lasts for longer than one."""
+_MOVING_OPS = {"resume": 5.0, "settle": 3.0, "idle": 2.0, "snapshot": 2.0, "rewind": 2.0, "fork": 2.0, "get_state": 2.0}
+"""What clients do more often when replicas lose their leases, so that sessions change hands."""
 
 
 def draw(rng: random.Random) -> list[Action]:
@@ -69,6 +86,10 @@ def draw(rng: random.Random) -> list[Action]:
     num_nature = rng.choice([0, 0, 1, 2, 4])
     # each script leans on some kinds of actions, so that they meet more often
     weights = {op: weight * rng.choice([0.3, 1.0, 1.0, 3.0]) for op, weight in _CLIENT_OPS.items()}
+    is_of_leases = rng.random() < 0.25
+    if is_of_leases:
+        num_nature = rng.choice([2, 3, 4])
+        weights = {op: weight * _MOVING_OPS.get(op, 1.0) for op, weight in weights.items()}
     actions = [
         Action(actor, "open", _pause(rng), _args(rng, "open") | {"k": k})
         for actor in range(num_clients)
@@ -78,13 +99,28 @@ def draw(rng: random.Random) -> list[Action]:
     for _ in range(rng.randrange(30, 80)):
         op = rng.choices(list(weights), list(weights.values()))[0]
         actions.append(Action(rng.randrange(num_clients), op, _pause(rng), _args(rng, op)))
-    ops, shares = list(_NATURE_OPS), list(_NATURE_OPS.values())
+    nature = _LEASE_OPS if is_of_leases else _NATURE_OPS
+    durations = [1.2, 2.0, 3.0] if is_of_leases else [0.05, 0.3, 1.0, 2.5]
+    ops, shares = list(nature), list(nature.values())
     for _ in range(num_nature):
         op = rng.choices(ops, shares)[0]
         at = rng.randrange(len(actions) + 1)
-        args = {"duration_s": rng.choice([0.05, 0.3, 1.0, 2.5]), "replica": rng.randrange(2)}
+        args = {"duration_s": rng.choice(durations), "replica": rng.randrange(2)}
         actions.insert(at, Action(NATURE, op, rng.random() * 0.5, args))
+    if is_of_leases:
+        actions = [_lasting(action, rng) for action in actions]
     return actions
+
+
+def _lasting(action: Action, rng: random.Random) -> Action:
+    """An action where sessions outlive their servers, and clients turn to either of two."""
+    args = dict(action.args)
+    if action.op == "open":
+        args["durability"] = rng.choice([pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT])
+        args["action"] = pb.DISCONNECT_ACTION_KEEP
+    if "slot" in args:
+        args["slot"] = rng.randrange(2)
+    return action._replace(args=args)
 
 
 def _pause(rng: random.Random) -> float:

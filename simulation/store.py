@@ -51,9 +51,11 @@ class Shelf(memory.Shelf):
 
     def beat(self, owner: str) -> None:
         """A heartbeat of a replica."""
-        if self.leases.get(owner, self.clock()) < self.clock():
-            self.lapsed.add(owner)
+        until_s = self.leases.get(owner)
+        if until_s is None or until_s < self.clock():
             self.terms[owner] += 1
+            if until_s is not None:
+                self.lapsed.add(owner)
         self.leases[owner] = self.clock() + self.lease_s
 
 
@@ -67,6 +69,8 @@ class Faults:
     outages: list[tuple[float, float]] = field(default_factory=list)
     is_down: bool = False
     """Set by a scenario: down until it is set back."""
+    cuts: dict[str, float] = field(default_factory=dict)
+    """Until when a replica's calls do not reach the store, by its name."""
     troubles: list[tuple[float, float]] = field(default_factory=list)
     """Between which times it did not answer at all, not always, or late."""
 
@@ -75,10 +79,10 @@ class Faults:
         now = self.clock()
         return sum(max(0.0, min(end, now) - max(begin, since)) for begin, end in self.troubles)
 
-    def strike(self) -> bool:
-        """Whether a call fails."""
+    def strike(self, replica: str) -> bool:
+        """Whether a call of a replica fails."""
         now = self.clock()
-        if self.is_down or any(begin <= now < end for begin, end in self.outages):
+        if self.is_down or self.cuts.get(replica, 0.0) > now or any(begin <= now < end for begin, end in self.outages):
             return True
         return self.error_rate > 0.0 and self.rng.random() < self.error_rate
 
@@ -174,7 +178,7 @@ class SimulatedStore:
         """Whether a call fails. Raises StoreError for a replica that is dead: nothing of it reaches the store."""
         if self._life.is_over:
             raise StoreError("the process is dead")
-        return self._faults.strike()
+        return self._faults.strike(self._life.name.partition(".")[0])
 
     def _outcome(self, writes: Sequence[Write]) -> Written:
         outcomes = [self._write(write) for write in writes]

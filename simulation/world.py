@@ -110,6 +110,7 @@ class World:
         """Ends all faults."""
         self.faults.outages.clear()
         self.faults.error_rate, self.faults.is_down = 0.0, False
+        self.faults.cuts.clear()
         self.loop.slowness_s = 0.0
         for replica in self.replicas:
             replica.graph_error_rate = 0.0
@@ -157,7 +158,7 @@ class World:
     async def _strike(self, action: Action) -> None:
         duration_s, replica = action.args["duration_s"], self.replicas[action.args["replica"]]
         now = self.shelf.clock()
-        if action.op in ("outage", "errors", "stall"):
+        if action.op in ("outage", "errors", "stall", "pause", "cut"):
             self.faults.troubles.append((now, now + duration_s))
         if action.op == "outage":
             self.faults.outages.append((now, now + duration_s))
@@ -167,6 +168,10 @@ class World:
         elif action.op == "stall":
             self.loop.slowness_s = duration_s / 10
             self.loop.call_later(duration_s, setattr, self.loop, "slowness_s", 0.0)
+        elif action.op == "cut":
+            self.faults.cuts[replica.name] = now + duration_s
+        elif action.op == "pause":
+            self.loop.pause(replica.life, duration_s)
         elif action.op == "graph_errors":
             replica.graph_error_rate = 0.2
             self.loop.call_later(duration_s, setattr, replica, "graph_error_rate", 0.0)

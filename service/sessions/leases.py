@@ -158,12 +158,15 @@ class Leases:
         is_gap, self._term = bool(self._term) and term != self._term, term
         if is_gap:
             self.look()
+            self._unconfirmed = dict.fromkeys(self._unconfirmed, True)
         self.until_s = sent_s + lease_s
+        if self._clock() > self.until_s:  # its answer took longer than the lease
+            self.look()
+            return
         self._is_lapsed = False
         self._since.clear()
         for session, must_ask in list(self._unconfirmed.items()):
-            if is_gap or must_ask:
-                self._unconfirmed[session] = True
+            if must_ask:
                 self._confirm(session)
             else:
                 self.confirmed(session)

@@ -1,0 +1,183 @@
+"""Servers that lose their lease: nothing of an old copy is told, and nobody loses a session that is still theirs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import sessions_pb2
+from simulation.world import World
+from tests.simulation.scenes import CHECKPOINT, NONE, RESUME, STRICT, fed, feed, keep, opened, play, reason
+
+_PAST_LEASE_S = 1.5
+GET = sessions_pb2.SessionsGetRequest(session_id="a")
+
+
+async def take_over(world: World) -> Any:
+    """The second replica has session `a`, and has fed it up to position 6."""
+    await asyncio.sleep(_PAST_LEASE_S)
+    stream = world.connect(1)
+    resumed = await stream.ask("a", open=RESUME)
+    assert (reason(resumed), resumed.position) == ("opened", 2)
+    await fed(stream, "a", 5, 5, 5, 5)
+    return stream
+
+
+async def begin(world: World, durability: pb.Durability.ValueType) -> Any:
+    """The first replica has session `a` at position 2, with a mark at 1, and the store knows."""
+    stream = world.connect(0)
+    await opened(stream, "a", durability=durability, on_disconnect=keep(20.0))
+    await fed(stream, "a", 5, mark=True)
+    await fed(stream, "a", 6)
+    await asyncio.sleep(0.5)
+    return stream
+
+
+@pytest.mark.parametrize("durability", [STRICT, CHECKPOINT])
+@pytest.mark.parametrize("how", ["pause", "cut"])
+def test_a_server_that_lost_its_lease_answers_nothing_from_its_old_copy(
+    how: str, durability: pb.Durability.ValueType
+) -> None:
+    """Whatever is sent before it knows, it is answered by where the session is now."""
+
+    async def act(world: World) -> None:
+        old = await begin(world, durability)
+        first = world.replicas[0]
+        if how == "pause":
+            world.loop.pause(first.life, 3.0)
+        else:
+            world.faults.cuts[first.name] = world.shelf.clock() + 3.0
+        await take_over(world)
+        sent = old.send("a", feed=feed(7, position=2))
+        calls = [world.call("Sessions.Get", GET)]
+        if how == "cut":
+            assert await sent.wait(5.0)
+            assert reason(sent.answer) == "STORE_UNAVAILABLE", "it can neither ask the store nor speak for the session"
+            assert reason(await calls.pop()) == "STORE_UNAVAILABLE"
+            await asyncio.sleep(3.0)
+            calls.append(world.call("Sessions.Get", GET))
+        tasks = [asyncio.create_task(call) for call in calls]
+        await asyncio.sleep(3.0)
+        assert await sent.wait(5.0)
+        assert reason(sent.answer) in ("SESSION_MOVED", "SESSION_NOT_FOUND", "STORE_UNAVAILABLE")
+        assert reason(await tasks[0]) in ("SESSION_MOVED", "SESSION_NOT_FOUND")
+        assert [notice.closed.reason for notice in old.notices if notice.HasField("closed")] == [pb.CLOSE_REASON_MOVED]
+        resumed = await world.connect(0).ask("a", open=RESUME)
+        assert (reason(resumed), resumed.position) == ("opened", 6)
+
+    play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+@pytest.mark.parametrize("call", ["Snapshot", "Fork", "Rewind", "GetState", "Close"])
+def test_what_is_asked_of_a_server_that_was_paused_is_done_to_the_session_as_it_is(call: str) -> None:
+    requests: dict[str, Any] = {
+        "Snapshot": sessions_pb2.SessionsSnapshotRequest(session_id="a"),
+        "Fork": sessions_pb2.SessionsForkRequest(session_id="a", fork_session_id="copy"),
+        "Rewind": sessions_pb2.SessionsRewindRequest(session_id="a", position=1),
+        "GetState": sessions_pb2.SessionsGetStateRequest(session_id="a"),
+        "Close": sessions_pb2.SessionsCloseRequest(session_id="a"),
+    }
+
+    async def act(world: World) -> None:
+        await begin(world, STRICT)
+        world.loop.pause(world.replicas[0].life, 3.0)
+        new = await take_over(world)
+        answer = await world.call(f"Sessions.{call}", requests[call])
+        if call == "Close":
+            assert answer.position == 6
+            assert [notice.closed.reason for notice in new.notices] == [pb.CLOSE_REASON_MOVED]
+            assert reason(await world.connect(1).ask("a", open=RESUME)) == "SESSION_NOT_FOUND"
+        elif call == "Rewind":
+            assert answer.session.position == 1
+            resumed = await world.connect(1).ask("a", open=RESUME)
+            assert (reason(resumed), resumed.position) == ("opened", 1)
+        else:
+            assert (answer.session if call == "Fork" else answer).position == 6
+
+    play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+def test_a_close_on_a_stream_of_a_server_that_was_paused_closes_nothing_elsewhere_and_says_so() -> None:
+    async def act(world: World) -> None:
+        old = await begin(world, STRICT)
+        world.loop.pause(world.replicas[0].life, 3.0)
+        new = await take_over(world)
+        sent = old.send("a", close=pb.Close())
+        assert await sent.wait(10.0)
+        assert reason(sent.answer) in ("SESSION_MOVED", "SESSION_NOT_FOUND")
+        assert await fed(new, "a", 7, position=6) == 7
+
+    play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+def test_a_session_that_nobody_took_goes_on_after_its_server_was_cut_off() -> None:
+    async def act(world: World) -> None:
+        stream = await begin(world, CHECKPOINT)
+        await opened(stream, "plain", durability=NONE)
+        world.faults.cuts[world.replicas[0].name] = world.shelf.clock() + 3.0
+        await asyncio.sleep(_PAST_LEASE_S)
+        assert reason(await stream.ask("a", feed=feed(7, position=2))) == "STORE_UNAVAILABLE"
+        assert await fed(stream, "plain", 7) == 1, "what is not stored needs no lease"
+        await asyncio.sleep(3.0)
+        assert not stream.notices
+        assert await fed(stream, "a", 7, position=2) == 3
+
+    play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+def test_step_batches_of_sessions_that_were_taken_report_them_alone() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect(0)
+        handles = [
+            await opened(stream, "a", durability=STRICT, on_disconnect=keep(20.0)),
+            await opened(stream, "b", durability=CHECKPOINT, on_disconnect=keep(20.0)),
+            await opened(stream, "c", durability=NONE),
+        ]
+        await fed(stream, "a", 5, 5)
+        await asyncio.sleep(0.5)
+        world.loop.pause(world.replicas[0].life, 3.0)
+        await take_over(world)
+        sent = stream.send(step_batch=pb.StepBatch(handles=handles, token_ids=[5, 5, 5]))
+        assert await sent.wait(10.0)
+        answer = sent.answer.batch_stepped
+        assert [one.index for one in answer.errors] == [0], answer
+        assert list(answer.positions)[1:] == [1, 1]
+
+    play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+def test_a_live_session_is_stored_again_when_the_store_has_lost_everything() -> None:
+    async def act(world: World) -> None:
+        await begin(world, STRICT)
+        await opened(world.connect(0), "kept", durability=NONE, on_disconnect=keep(20.0))
+        world.shelf.records.clear()
+        world.shelf.leases.clear()
+        await asyncio.sleep(1.0)
+        assert world.stored("a").position == 2
+        assert reason(await world.connect(1).ask("kept", open=pb.Open(model="lazy", durability=STRICT))) == (
+            "SESSION_ID_IN_USE"
+        ), "its id is reserved again"
+        world.replicas[0].kill()
+        await asyncio.sleep(_PAST_LEASE_S)
+        resumed = await world.connect(1).ask("a", open=RESUME)
+        assert (reason(resumed), resumed.position) == ("opened", 2)
+
+    play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+def test_a_record_that_a_server_has_for_no_session_is_let_go_when_another_wants_it() -> None:
+    """The answer to its claim was lost, and nobody asked it again."""
+
+    async def act(world: World) -> None:
+        (await begin(world, STRICT)).leave()
+        world.replicas[0].kill()
+        await asyncio.sleep(_PAST_LEASE_S)
+        world.shelf.records["a"].owner = world.replicas[1].life.name
+        await world.replicas[0].start()
+        resumed = await world.connect(0).ask("a", open=RESUME)
+        assert (reason(resumed), resumed.position) == ("opened", 2)
+
+    play(act, idle_timeout_s=30.0, does_finish=False)
