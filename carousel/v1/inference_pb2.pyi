@@ -329,7 +329,8 @@ class StreamResponse(_message.Message):
     position: _builtins.int
     """The session's position after what this response tells: the number of target tokens it has consumed or
     generated since it was opened. The start token is not counted, and neither is the end token. In an error it is
-    where the session stood then; with requests in flight it may have moved on since.
+    where the session stood then; with requests in flight it may have moved on since. It is 0 while the server does not
+    know whether another has the session meanwhile.
     """
     checkpoint_position: _builtins.int
     """How far the session is stored: what it has consumed up to here survives the end of the server. Set when it has

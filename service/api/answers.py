@@ -176,7 +176,7 @@ def refused(
     return pb.StreamResponse(
         request_id=request_id,
         session_id=shortened(session_id, _MAX_ID),
-        position=0 if session is None else session.reportable_position,
+        position=0 if session is None or session.persistence.is_unconfirmed else session.reportable_position,
         error=message,
     )
 

@@ -177,7 +177,8 @@ class Arrivals:
         position = session.position  # what is sent behind it may be applied before it is answered
 
         def answer(error: CarouselError | None) -> None:
-            if error is not None and (session.persistence.is_set_back or not isinstance(error, StoreUnavailableError)):
+            is_uncertain = session.persistence.is_set_back or session.persistence.is_unconfirmed
+            if error is not None and (is_uncertain or not isinstance(error, StoreUnavailableError)):
                 self._stream.refuse(request, message, unresumable(session, error))
                 return
             self.opened(request)

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
-from service.api import convert
+from service.api import answers, convert
 from service.api.caller import CALLER, Domain
 from service.api.one_shot import OneShot
 from service.api.outbox import Outbox, OutboxEntry
@@ -44,7 +44,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     def go_away(self, grace_s: float) -> None:
         """Tells every stream that the server is leaving."""
         for stream in list(self._streams):
-            stream.go_away(grace_s)
+            stream.replies.notify(answers.go_away(grace_s))
 
     @property
     def num_streams(self) -> int:

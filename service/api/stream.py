@@ -123,10 +123,6 @@ class Stream:
             except Exception as error:  # a bug with one session must not keep the others
                 self._observer.handler_crashed(_METHOD, error)
 
-    def go_away(self, grace_s: float) -> None:
-        """Tells the client that the server is leaving."""
-        self.replies.notify(answers.go_away(grace_s))
-
     def took(self, session: Session) -> None:
         """The stream has a session from here on; when the call is over meanwhile, it is detached at once."""
         if self.is_over:

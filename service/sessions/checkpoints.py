@@ -151,7 +151,9 @@ class Checkpoints:
             image = None if (state := states[0]) is None else image_of(session, state)
 
             def written(result: WriteResult) -> None:
-                if state is not None and result is WriteResult.STORED:
+                if result is WriteResult.REFUSED:  # another server has it: nothing of it counts as stored
+                    persistence.stored = None
+                elif state is not None:
                     persistence.stored = (persistence.era, state.position)
                 then()
 

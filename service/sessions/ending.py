@@ -173,7 +173,7 @@ def unstored(session: Session, error: CarouselError) -> CarouselError:
 
 def unresumable(session: Session, error: CarouselError) -> CarouselError:
     """The error for the resumption of a session that was set back, when the store does not take that."""
-    if not isinstance(error, StoreUnavailableError):
+    if not isinstance(error, StoreUnavailableError) or session.persistence.is_unconfirmed:
         return error
     return StoreUnavailableError(
         f"session {session.name!r} was set back, or given another state, and the store did not take that: resume it"

@@ -17,6 +17,7 @@ Event loop only; times come from the injected clock.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -27,6 +28,8 @@ from service.sessions.session import Session
 from service.sessions.storage import Put, Storage, WriteResult
 from service.sessions.stores.base import Standing
 
+_ALL = (sys.maxsize, 0)
+"""Later than every moment."""
 OnSession = Callable[[Session], None]
 
 
@@ -148,6 +151,8 @@ class Leases:
             self._unconfirmed.pop(session, None)
             if self._is_lapsed:
                 self._since[session] = None
+            persistence = session.persistence
+            persistence.resolve(persistence.stored if persistence.waits_for_store else _ALL, None)
             self._deferral.run(session)
 
     def beaten(self, sent_s: float, term: str) -> None:

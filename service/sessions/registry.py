@@ -202,7 +202,11 @@ class Registry:
             self._apply(session, Event.LOSE, Ending(CloseReason.MOVED, notifies=True))
 
     def _rewrite(self, session: Session) -> None:
-        self.checkpoints.rewrite(session)
+        """The store has lost a session's record: what is in memory is stored anew."""
+        if session.state is State.SPILLED:
+            self.close(session, CloseReason.LOST, notify=True)
+        else:
+            self.checkpoints.rewrite(session)
 
     def _apply(self, session: Session, event: Event, end: Ending) -> None:
         """Takes a session out of the server, and does what the table says."""
