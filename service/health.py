@@ -20,12 +20,23 @@ class ModelHealth:
         self._servicer = servicer
         self._repository = repository
         self._names: set[str] = set()
+        self._services: tuple[str, ...] = ()
+        self._is_cut = False
 
     async def start(self, services: Iterable[str]) -> None:
         """The server and its services are there, and so are its models."""
-        for name in ("", *services):
+        self._services = tuple(services)
+        for name in ("", *self._services):
             await self._servicer.set(name, _SERVING)
         await self.update()
+
+    async def set_cut(self, is_cut: bool) -> None:
+        """Whether the server cannot reach the store that others share: its services are served better elsewhere, while
+        itself it is well."""
+        if is_cut != self._is_cut:
+            self._is_cut = is_cut
+            for name in self._services:
+                await self._servicer.set(name, _NOT_SERVING if is_cut else _SERVING)
 
     async def update(self) -> None:
         """Sets what the repository has now; a model that it has no more is not served."""

@@ -144,6 +144,7 @@ class Server:
         interval_s = min(1.0, settings.idle_timeout_s / 4)
         self._background.repeat("expire", interval_s, self._expire)
         self._background.repeat("reap", interval_s, self._hosting.reap)
+        self._background.repeat("health", min(0.5, settings.lease_s / 3), self._look_at_lease)
         if settings.watch_models_s:
             self._background.repeat("watch", settings.watch_models_s, self._hosting.look)
         addresses = Addresses(port, 0 if self._http is None else self._http[0].server_port, health_port)
@@ -287,6 +288,10 @@ class Server:
     async def _expire(self) -> None:
         if self._sessions is not None:
             self._sessions.expiry.expire()
+
+    async def _look_at_lease(self) -> None:
+        if self._sessions is not None:
+            await self._model_health.set_cut(self._sessions.leases.is_cut)
 
     def _on_reload(self) -> None:
         if self._leave.is_set():

@@ -68,6 +68,11 @@ class Leases:
         self._term = ""
         """The store's name for the time for which this server's lease holds without a gap."""
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the lease has run out: others may have the sessions that are stored."""
+        return self._clock() > self.until_s
+
     def add(self, session: Session) -> None:
         """A session has a record, or a reservation, from here on."""
         self._recorded[session] = None
@@ -127,7 +132,7 @@ class Leases:
 
     def check(self) -> None:
         """Looks at the lease, before anything is told of a session."""
-        if self._clock() > self.until_s:
+        if self.is_cut:
             self.look()
 
     def look(self) -> None:
@@ -165,7 +170,7 @@ class Leases:
             self.look()
             self._unconfirmed = dict.fromkeys(self._unconfirmed, True)
         self.until_s = sent_s + lease_s
-        if self._clock() > self.until_s:  # its answer took longer than the lease
+        if self.is_cut:  # its answer took longer than the lease
             self.look()
             return
         self._is_lapsed = False

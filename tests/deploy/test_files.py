@@ -103,8 +103,8 @@ def test_envoy_does_what_sessions_need() -> None:
     assert predicate["name"] == "envoy.retry_host_predicates.previous_hosts"
     (cluster,) = ENVOY["static_resources"]["clusters"]
     assert cluster["lb_policy"] == "RING_HASH"
-    assert cluster["common_lb_config"]["healthy_panic_threshold"] == {"value": 0}
-    assert cluster["health_checks"][0]["grpc_health_check"] == {}
+    assert cluster["common_lb_config"]["healthy_panic_threshold"] == {"value": 1}
+    assert cluster["health_checks"][0]["grpc_health_check"] == {"service_name": "carousel.v1.Inference"}
     assert cluster["outlier_detection"]["split_external_local_origin_errors"] is True
     (endpoint,) = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
     address = endpoint["endpoint"]["address"]["socket_address"]
