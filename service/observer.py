@@ -139,6 +139,9 @@ class StoreObserver(Protocol):
     def store_recovered(self) -> None:
         """It works again."""
 
+    def store_at_risk(self, reason: str) -> None:
+        """The store's settings put at risk what it has acknowledged. reason: empty when they do so no more."""
+
     def record_corrupt(self, session_id: str, error: BaseException) -> None:
         """A record cannot be read, and is set aside."""
 

@@ -152,9 +152,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.call_at(self._now_s + seconds, self._wake, life)
 
     def _wake(self, life: Life) -> None:
-        self._ready.extend(self._paused.pop(life))
+        self._ready.extend(self._paused.pop(life, ()))
 
     def _run_once(self) -> None:
+        for life in [one for one in self._paused if one is not None and one.is_over]:
+            self._wake(life)
         if self._paused:
             ready = list(self._ready)
             self._ready.clear()

@@ -152,6 +152,10 @@ class SimulatedStore:
         self._check()
         self._store.set_aside(session_id)
 
+    def risk(self) -> str:
+        """See `StateStore`."""
+        return ""
+
     def sweep(self, limit: int) -> int:
         """See `StateStore`."""
         self._check()

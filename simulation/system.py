@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -97,15 +98,15 @@ class Replica:
 
     def stream(self, connection: Any, caller: Tenant | None = None) -> asyncio.Task[error_pb2.Error | None]:
         """Serves one `Inference.Stream` call. The task gives how it ended: None for OK."""
-        work = self._guarded(self.life, "Stream", self._inference.Stream(None, connection))
-        return self.life.start(_called_by(caller, work))
+        serve = partial(self._guarded, self.life, "Stream", partial(self._inference.Stream, None, connection))
+        return self.life.start(_called_by(caller, serve))
 
     def call(self, method: str, request: Any, caller: Tenant | None = None) -> asyncio.Task[Any]:
         """Serves one call, such as `Sessions.Get`. The task gives its response, or a `carousel.v1.Error`."""
         service_name, _, name = method.partition(".")
         servicer = {"Sessions": self._sessions, "Models": self._models}[service_name]
-        work = self._guarded(self.life, method, getattr(servicer, name)(request, None))
-        return self.life.start(_called_by(caller, work))
+        serve = partial(self._guarded, self.life, method, partial(getattr(servicer, name), request, None))
+        return self.life.start(_called_by(caller, serve))
 
     def has(self, session_id: str) -> bool:
         """Whether a session is live here."""
@@ -222,7 +223,7 @@ class Replica:
         self._inference = Inference(domain, observer)
         self._sessions = Sessions(service)
         self._models = Models(hosting, max_answer_bytes=service.limits.max_answer_bytes)
-        life.start(self._guarded(life, "the expiry loop", self._expire_for_ever()))
+        life.start(self._guarded(life, "the expiry loop", self._expire_for_ever))
         await asyncio.sleep(0)
         self._own_tasks = {*life.tasks} - {asyncio.current_task()}
         self.is_up = True
@@ -248,10 +249,10 @@ class Replica:
             self._service.expiry.expire()
             await self._hosting.reap()
 
-    async def _guarded(self, life: Life, name: str, work: Coroutine[Any, Any, Any]) -> Any:
+    async def _guarded(self, life: Life, name: str, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """As the interceptor of calls does: refusals are told, anything else is a bug."""
         try:
-            return await work
+            return await work()
         except CarouselError as error:
             return to_message(error)
         except Exception as error:
@@ -274,10 +275,11 @@ class Replica:
         return self.graph_error_rate > 0.0 and self._rng.random() < self.graph_error_rate
 
 
-async def _called_by(caller: Tenant | None, work: Coroutine[Any, Any, T]) -> T:
+async def _called_by(caller: Tenant | None, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Serves a call of somebody. work: makes no coroutine before it is awaited, as its life may be over by then."""
     if caller is not None:
         CALLER.set(Caller(Principal(caller.name, max_sessions=caller.max_sessions), asyncio.get_running_loop().time))
-    return await work
+    return await work()
 
 
 def _causes(error: BaseException) -> str:

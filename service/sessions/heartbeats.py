@@ -6,6 +6,7 @@ Event loop only.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -16,6 +17,8 @@ _SWEEP = 1000
 """Expired records that are removed in one go."""
 _SWEEP_S = 1.0
 """Between two looks whether any have expired."""
+_RISK_S = 10.0
+"""Between two looks at the store's settings."""
 
 
 class Heartbeats:
@@ -26,6 +29,7 @@ class Heartbeats:
         self._interval_s = interval_s
         self._clock = clock
         self._is_due = asyncio.Event()
+        self._risk_at_s = -math.inf
 
     def start(
         self,
@@ -60,7 +64,11 @@ class Heartbeats:
         self._is_due.set()
 
     async def _tidy(self) -> None:
-        """Lets go of what may have been taken, and removes what has expired, as fast as it does."""
+        """Lets go of what may have been taken, and removes what has expired, as fast as it does; and looks
+        at the store's settings now and then."""
+        if self._clock() >= self._risk_at_s:
+            self._risk_at_s = self._clock() + _RISK_S
+            await self._thread.look_for_risk()
         sweep_at_s = self._clock() + _SWEEP_S
         while self._clock() < sweep_at_s:
             await asyncio.sleep(self._interval_s)

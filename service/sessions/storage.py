@@ -35,7 +35,6 @@ from service.sessions.stores.base import (
     Held,
     Standing,
     StateStore,
-    StoreError,
     Write,
     Written,
 )
@@ -117,9 +116,7 @@ class Storage:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        with suppress(StoreError):
-            await asyncio.get_running_loop().run_in_executor(self._thread.executor, self._store.close)
-        self._thread.shutdown()
+        await self._thread.close()
 
     @property
     def lease_s(self) -> float | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -42,6 +43,7 @@ class StoreThread:
         self._observer = observer
         self._clock = clock
         self._failing: set[str] = set()
+        self._risk = ""
         self._tries_at_s = 0.0
         self._num_calls = 0
         self._failed_at_s = -1.0
@@ -150,10 +152,22 @@ class StoreThread:
         """See `StateStore.sweep`. Raises StoreUnavailableError."""
         return await self.call(self._store.sweep, limit, operation="write")
 
-    def shutdown(self) -> None:
-        """Lets the threads end."""
+    async def look_for_risk(self) -> None:
+        """Reports a risk that the store's settings are, once, until they are others. Raises StoreUnavailableError."""
+        risk = await self.call(self._store.risk, operation="write")
+        if risk != self._risk:
+            self._risk = risk
+            self._observer.store_at_risk(risk)
+
+    async def close(self) -> None:
+        """Closes the store, after a heartbeat that is on its way: it would count as there again. Nothing else may be
+        asked of it from here on."""
         if self._claiming is not None:
             self._claiming.cancel()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._heart, lambda: None)
+        with suppress(StoreError):
+            await loop.run_in_executor(self.executor, self._store.close)
         self.executor.shutdown(wait=False)
         self._heart.shutdown(wait=False)
 

@@ -218,6 +218,7 @@ class StoreTelemetry:
         self._delay = metrics.checkpoint_delay.labels()
         self._up = metrics.store_up.labels()
         self._up.set(1)
+        self._at_risk = metrics.store_at_risk.labels()
 
     def records_written(self, sizes: Sequence[int], seconds: float) -> None:
         """See `StoreObserver`."""
@@ -249,6 +250,14 @@ class StoreTelemetry:
         """See `StoreObserver`."""
         self._up.set(1)
         log.info("store.recovered")
+
+    def store_at_risk(self, reason: str) -> None:
+        """See `StoreObserver`."""
+        self._at_risk.set(1 if reason else 0)
+        if reason:
+            log.error("store.at_risk", reason=reason)
+        else:
+            log.info("store.safe")
 
     def record_corrupt(self, session_id: str, error: BaseException) -> None:
         """See `StoreObserver`."""

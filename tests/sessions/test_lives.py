@@ -67,8 +67,7 @@ class Server:
         for task in self.storage._tasks:
             task.cancel()
         await asyncio.gather(*self.storage._tasks, return_exceptions=True)
-        self.store.close()
-        self.storage._thread.executor.shutdown()
+        await self.storage._thread.close()
         await asyncio.to_thread(self.engine.stop)
 
 

@@ -224,7 +224,8 @@ def test_a_session_that_does_not_change_is_stored_again_after_an_outage_that_its
         assert world.stored("a").position == 1
         world.faults.is_down = True
         for _ in range(10):
-            assert reason(await stream.ask("a", open=RESUME)) == "opened"  # a use that changes nothing
+            # a use that changes nothing; past its server's lease another server could have it
+            assert reason(await stream.ask("a", open=RESUME)) in ("opened", "STORE_UNAVAILABLE")
             await asyncio.sleep(0.2)
         assert world.stored("a") is None
         world.faults.is_down = False

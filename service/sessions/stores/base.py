@@ -135,6 +135,9 @@ class StateStore(Protocol):
     def set_aside(self, session_id: str) -> None:
         """Moves a record that cannot be read out of the way, where an operator finds it."""
 
+    def risk(self) -> str:
+        """What the store's own settings put at risk of what it has acknowledged, for an operator; empty: nothing."""
+
     def sweep(self, limit: int) -> int:
         """Removes up to `limit` expired records. Returns how many."""
 

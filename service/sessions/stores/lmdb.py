@@ -176,6 +176,10 @@ class LmdbStore:
 
         self._change(act)
 
+    def risk(self) -> str:
+        """See `StateStore`."""
+        return ""
+
     def sweep(self, limit: int) -> int:
         """See `StateStore`."""
 

@@ -142,6 +142,10 @@ class MemoryStore:
         """See `StateStore`."""
         self._shelf.aside[session_id] = self._shelf.records.pop(session_id)
 
+    def risk(self) -> str:
+        """See `StateStore`."""
+        return ""
+
     def sweep(self, limit: int) -> int:
         """See `StateStore`."""
         now = self._clock()

@@ -209,6 +209,20 @@ class RedisStore:
         except (redis.RedisError, OSError) as error:
             raise self._failed(error) from error
 
+    def risk(self) -> str:
+        """See `StateStore`. A Redis that evicts deletes records, and tells nobody."""
+        try:
+            memory = self._client.info("memory")
+        except (redis.RedisError, OSError) as error:
+            raise self._failed(error) from error
+        policy = memory.get("maxmemory_policy", "noeviction")
+        if not memory.get("maxmemory") or policy == "noeviction":
+            return ""
+        return (
+            f"the store at {self._address} has maxmemory-policy {policy}: when its memory is full it deletes sessions"
+            " that it has acknowledged; set maxmemory-policy to noeviction"
+        )
+
     def sweep(self, limit: int) -> int:
         """See `StateStore`. Redis does it by itself."""
         return 0
