@@ -116,6 +116,11 @@ class Replica:
         """For how many seconds since a virtual time its store did not answer as it should."""
         return self._faults.trouble_s(EPOCH + since_s)
 
+    @property
+    def lag_s(self) -> float:
+        """For how long the session has waited that waits longest to be stored."""
+        return self._service.checkpoints.lag_s
+
     def is_recording(self, session_id: str) -> bool:
         """Whether the store has yet to know that a session of this replica has ended."""
         return self.is_up and self._service.directory.is_ending(session_id)

@@ -224,6 +224,7 @@ class Checkpoints:
             persistence = session.persistence
             if not session.is_live:  # stored as it is, or about to be; or over
                 persistence.is_dirty = False
+                self._ahead.pop(session, None)
                 continue
             if persistence.is_writing:
                 self._mark_dirty(session)

@@ -216,6 +216,22 @@ def test_a_session_that_was_resumed_outlives_its_record_in_an_outage_of_the_stor
     play(act, idle_timeout_s=1.0)
 
 
+def test_a_session_that_is_spilled_when_its_stream_ends_does_not_wait_to_be_stored() -> None:
+    """Who looks at how long sessions have waited was woken for nothing."""
+
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "a", durability=NONE, on_disconnect=keep(20.0))
+        await fed(stream, "a", 5)
+        await opened(world.connect(), "b", durability=NONE)  # a is spilled
+        stream.leave()
+        await asyncio.sleep(2.0)
+        assert world.stored("a").position == 1
+        assert world.replicas[0].lag_s == 0.0
+
+    play(act, num_slots=1, idle_timeout_s=30.0, does_finish=False)
+
+
 def test_a_session_that_does_not_change_is_stored_again_after_an_outage_that_its_record_did_not_outlive() -> None:
     async def act(world: World) -> None:
         await opened(stream := world.connect(), "a", durability=CHECKPOINT, on_disconnect=keep(0.5))
