@@ -15,14 +15,13 @@ from service.api.replies import Replies
 from service.engine.jobs import Item, Lane, OutputSpec
 from service.engine.results import Stepped
 from service.errors import (
-    AnswerTooLargeError,
     CarouselError,
     InvalidFieldError,
     SessionNotOpenError,
     TokenOutOfVocabularyError,
 )
 from service.repository.bundle import Bundle
-from service.sessions.checks import check_length, check_retries
+from service.sessions.checks import check_batch, check_length, check_retries
 from service.sessions.persistence import Kept, SessionLimits, Unstored
 from service.sessions.session import Failures, Request, Session
 from service.sessions.spill import Spill
@@ -31,8 +30,6 @@ from service.sessions.step_columns import StepBatch
 
 _NUMBER_BYTES = 36
 """About what a number takes in a list."""
-_ERROR_BYTES = 256
-"""About what one refused session takes in an answer."""
 _BARE_ERROR_BYTES = 90
 """The most that it takes without a text."""
 _TEXTS = 4
@@ -44,13 +41,15 @@ Defer = Callable[[Request, pb.StreamRequest, list[Session], Act], None]
 
 class _Sent:
     """A batch that was accepted. message: empty when it and its answer took too much memory and are not kept: a retry
-    is refused for its positions; bundle: of its sessions, None when it names none that is there; accepted: None until
-    the engine has it; retries: requests that came before its answer."""
+    is refused for its positions; bundle: of its sessions, None when it names none that is there; former: the last one
+    before it, until it is known that any of its sessions took part; accepted: None until the engine has it; retries:
+    requests that came before its answer."""
 
-    __slots__ = ("__weakref__", "accepted", "bundle", "message", "retries")
+    __slots__ = ("__weakref__", "accepted", "bundle", "former", "message", "retries")
 
-    def __init__(self, message: pb.StepBatch, bundle: Bundle | None) -> None:
+    def __init__(self, message: pb.StepBatch, bundle: Bundle | None, former: _Sent | None) -> None:
         self.message = message
+        self.former = former
         self.bundle = bundle
         self.accepted: StepBatchRequest | None = None
         self.retries: list[Request] = []
@@ -168,19 +167,14 @@ class StreamBatches:
         vocabulary = None if bundle is None else bundle.step_vocabulary
         if vocabulary is not None and max(batch.token_ids, default=0) >= len(vocabulary):
             refused = {**refused, **_out_of_vocabulary(found, list(batch.token_ids), counts)}
-        if len(refused) * _ERROR_BYTES > self._limits.max_answer_bytes:
-            raise AnswerTooLargeError(
-                f"step_batch.handles: {len(refused)} of {len(found.handles)} sessions cannot take part, too many to"
-                f" report each: the first: {next(iter(refused.values())).message}",
-                field="step_batch.handles",
-            )
-        sent = _Sent(batch, bundle)
+        sent = _Sent(batch, bundle, self._last)
         positions = list(batch.positions) or None
         asked = StepBatch(found.sessions, refused, tokens, counts, positions, outputs, None if refused else found.lanes)
         accepted = self._batches.step(asked, partial(self._on_stepped, request, sent), request.reserve)
         if batch is sent.message:  # else it was answered, and is not kept
             sent.accepted = accepted
-        self._last = sent if batch.positions else None
+        if not accepted.is_refused:
+            self._last = sent if batch.positions else None
 
     def _repeated(self, batch: pb.StepBatch) -> _Sent | None:
         """The batch that this one is a retry of: the last, or one whose answer the store did not take."""
@@ -195,6 +189,7 @@ class StreamBatches:
     def _find(self, batch: pb.StepBatch) -> _Found:
         """The sessions. Those of the last batch are kept: the next one is mostly of the same."""
         check_length(len(batch.handles), self._limits.max_feed_tokens, field="step_batch.handles", noun="handle")
+        check_batch(len(batch.handles), max_answer_bytes=self._limits.max_answer_bytes, field="step_batch.handles")
         handles = list(batch.handles)
         found, num_moves = self._last_found, self._spill.num_moves
         if found is not None and found.handles == handles and found.num_moves == num_moves:
@@ -203,13 +198,6 @@ class StreamBatches:
             raise _doubled(handles)
         found = _Found(handles, [self._sessions.get(handle) for handle in handles], num_moves)
         if len(found.there) < len(handles):
-            num_missing = len(handles) - len(found.there)
-            if num_missing * _ERROR_BYTES > self._limits.max_answer_bytes:
-                raise AnswerTooLargeError(
-                    f"step_batch.handles: {num_missing} of {len(handles)} name no session that is open on this stream,"
-                    " too many to report each",
-                    field="step_batch.handles",
-                )
             for at, session in enumerate(found.sessions):
                 if session is None:
                     found.refused[at] = _not_open(handles, at)
@@ -219,6 +207,11 @@ class StreamBatches:
         return found
 
     def _on_stepped(self, request: Request, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
+        former, sent.former = sent.former, None
+        if accepted.is_refused:
+            self._forget(sent, former)
+            if former is not None and former.message == sent.message and self._answer_retry(request, former):
+                return  # which a batch had hidden that was refused itself
         self._reply(request, sent, result)
         self._keep(sent, accepted, result)
         retries, sent.retries = sent.retries, []
@@ -227,6 +220,16 @@ class StreamBatches:
         sent.accepted = accepted  # it is known before `step` returns, where it is answered inline
         if sent.message.positions:
             self._batches.replays.keep(sent, sent.num_bytes)
+
+    def _forget(self, sent: _Sent, former: _Sent | None) -> None:
+        """A batch was refused, and has changed nothing: what was the last before it is that again."""
+        newer = self._last
+        while newer is not None and newer is not sent and newer.former is not sent:
+            newer = newer.former
+        if newer is sent:
+            self._last = former
+        elif newer is not None:
+            newer.former = former
 
     def _answer_retry(self, request: Request, sent: _Sent) -> bool:
         """Answers a batch that was sent again, if its sessions are where it left them. Returns whether it did."""

@@ -1,22 +1,35 @@
 """What a session was asked last, kept so that it can be asked again: a feed and its answer, or a generation and its
 tokens, from which a retry continues.
 
+What is accepted has what was asked before it as its `former`, until it is done: when the engine refuses it, because it
+is not in turn, the former is the last again. A refused request changes nothing.
+
 Pure. Event loop only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from service.engine.decoding import Decoding, FinishReason, IntArray
 from service.engine.jobs import NO_TOKENS, GenerateJob, Item, OutputSpec
 from service.engine.results import Failed, Fed, Generated, Result, Searched
-from service.errors import OutputsLostError
+from service.errors import OutputsLostError, PositionMismatchError
 from service.sessions.answer_memory import outputs_bytes
 
 _SMALL = 4096
 """Bytes of an answer that is kept in any case."""
+
+
+class Unkept:
+    """A request that was accepted, and of which nothing is kept: a step batch, or a generation of a plain session."""
+
+    __slots__ = ("former", "request")
+
+    def __init__(self, request: Any, former: Asked | None) -> None:
+        self.request = request
+        self.former = former
 
 
 class LastFeed:
@@ -31,6 +44,7 @@ class LastFeed:
     __slots__ = (
         "__weakref__",
         "_hash",
+        "former",
         "is_cancelled",
         "is_dropped",
         "is_hashed",
@@ -41,8 +55,16 @@ class LastFeed:
         "tokens",
     )
 
-    def __init__(self, request: Any, start: int | None, tokens: Sequence[Item], outputs: OutputSpec) -> None:
+    def __init__(
+        self,
+        request: Any,
+        start: int | None,
+        tokens: Sequence[Item],
+        outputs: OutputSpec,
+        former: Asked | None = None,
+    ) -> None:
         self.request = request
+        self.former = former
         self.start = start
         self.tokens = tokens
         self.outputs = outputs
@@ -84,6 +106,7 @@ class Generation:
         "__weakref__",
         "decoding",
         "finish_reason",
+        "former",
         "found",
         "is_dropped",
         "job",
@@ -98,8 +121,9 @@ class Generation:
         "tokens",
     )
 
-    def __init__(self, start: int | None, decoding: Decoding, request: Any) -> None:
+    def __init__(self, start: int | None, decoding: Decoding, request: Any, former: Asked | None = None) -> None:
         self.start = start
+        self.former = former
         self.decoding = decoding
         self.request = request
         self.tokens: list[Item] = []
@@ -175,3 +199,35 @@ class Generation:
         begin = position - first
         log_probabilities = None if self.log_probabilities is None else self.log_probabilities[begin:]
         return Generated(self.position, self.tokens[begin:], log_probabilities, self.finish_reason)
+
+
+Asked = LastFeed | Generation | Unkept
+
+
+class HasLast(Protocol):
+    """A session, as far as it is looked at here."""
+
+    last: Asked | None
+
+
+def is_refused(result: Result) -> bool:
+    """Whether the engine has refused a request, because it was not in turn."""
+    return isinstance(result, Failed) and isinstance(result.error, PositionMismatchError)
+
+
+def settled(session: HasLast, request: Any, *, is_refused: bool) -> Asked | None:
+    """What a session was asked by a request that is done: it is the last, unless another came after it; None: nothing
+    is kept of it. One that was refused is taken out, and its former returned."""
+    newer, asked = None, session.last
+    while asked is not None and asked.request is not request:
+        newer, asked = asked, asked.former
+    if asked is None:
+        return None
+    following, asked.former = asked.former, None
+    if not is_refused:
+        following = None if isinstance(asked, Unkept) else asked
+    if newer is None:
+        session.last = following
+    else:
+        newer.former = following
+    return following

@@ -10,10 +10,10 @@ from functools import partial
 from service.engine.beam import BeamSearch
 from service.engine.decoding import Beam, Decoding
 from service.engine.jobs import ITEM_SIZE, GenerateJob, Job, SearchJob, size_of
-from service.engine.results import Generated, Result, Searched
-from service.errors import OutputsLostError
+from service.engine.results import Failed, Generated, Result, Searched
+from service.errors import CarouselError, OutputsLostError
 from service.sessions.checks import check_answer, check_can_generate, check_decoding
-from service.sessions.generation import Generation
+from service.sessions.generation import Generation, Unkept, is_refused, settled
 from service.sessions.lifecycle import Event, State
 from service.sessions.persistence import NOT_STORED
 from service.sessions.requests import Requests
@@ -60,10 +60,13 @@ class Generations:
             num_granted=0 if last is None else last.num_tokens,
         )
         engine.submit(session.lane, job)
-        if last is None and (session.persistence is not NOT_STORED or received is not None):
-            last = Generation(position, decoding, request)
+        if last is not None:
+            session.last = last
+        elif session.persistence is not NOT_STORED or received is not None:
+            session.last = last = Generation(position, decoding, request, session.last)
             last.received_position = received
-        session.last = last
+        else:
+            session.last = Unkept(request, session.last)
         self._requests.admitted(session, following)
         if last is None:
             request.granted = lambda count, _: engine.grant(session.lane, job, count)
@@ -110,7 +113,9 @@ class Generations:
         slots = engine.fork(beam.beam_size)
         job = SearchJob(reply=self._on_searched, tag=request, start=position, search=search, slots=slots)
         engine.submit(session.lane, job)
-        session.last = None if session.persistence is NOT_STORED else Generation(position, decoding, request)
+        is_kept = session.persistence is not NOT_STORED
+        former = session.last
+        session.last = Generation(position, decoding, request, former) if is_kept else Unkept(request, former)
         self._requests.admitted(session, following)
 
     def leave(self, session: Session) -> None:
@@ -183,16 +188,17 @@ class Generations:
             session.served.engine.grant(session.lane, generation.job, count - generation.num_granted)
             generation.num_granted = count
 
-    def _on_generated(self, job: Job, result: Result) -> None:
+    def _on_generated(self, job: GenerateJob, result: Result) -> None:
         request: Request = job.tag
         session = request.session
         if isinstance(result, Generated) and result.token_ids:
             self._requests.progressed(request, len(result.token_ids))
         is_ended = not isinstance(result, Generated) or result.finish_reason is not None
+        if is_refused(result):
+            self._refused(job, request, result)
+            return
         if is_ended:
-            self._requests.ended(session, result)
-            if isinstance(result, Generated):
-                self._requests.answered(request, "generate")
+            self._ended(request, result)
         else:
             session.position = result.position
             if session.persistence is not NOT_STORED:
@@ -207,6 +213,7 @@ class Generations:
             session.last = None
         listener = generation.request
         if is_ended:
+            generation.former = None
             generation.job = generation.request = None
         if listener is None:
             self._unheard(session, generation)
@@ -214,6 +221,33 @@ class Generations:
             self._checkpoints.deliver(listener, result, self._unstored.of(session, generation))
         else:
             self._deliver_rest(session, generation, listener, result)
+
+    def _refused(self, job: GenerateJob, request: Request, result: Result) -> None:
+        """The engine has refused a generation, which was not in turn. One that repeats what was asked before it, and
+        was hidden by a request that was refused itself, is answered again."""
+        session = request.session
+        self._requests.ended(session, result)
+        refused, received, listener = session.last, None, request
+        if isinstance(refused, Generation) and refused.job is job:
+            session.last, received = refused.former, refused.received_position
+            listener = refused.request
+        else:
+            settled(session, request, is_refused=True)
+        if listener is None:
+            return
+        try:
+            if _repeated(session, job.start, job.decoding) is not None:
+                self.generate(listener, job.start, job.decoding, field="generate.decoding", received=received)
+                return
+        except CarouselError as error:
+            result = Failed(result.position, error)
+        self._checkpoints.deliver(listener, result)
+
+    def _ended(self, request: Request, result: Result) -> None:
+        self._requests.ended(request.session, result)
+        settled(request.session, request, is_refused=False)
+        if isinstance(result, Generated):
+            self._requests.answered(request, "generate")
 
     def _deliver_rest(self, session: Session, generation: Generation, listener: Request, result: Generated) -> None:
         """Delivers what the client does not have of a generation that is made again."""
@@ -234,6 +268,8 @@ class Generations:
         num_tokens = result.position - session.position
         self._requests.ended(session, result)
         generation = session.last if isinstance(session.last, Generation) else None
+        if generation is None:
+            settled(session, request, is_refused=is_refused(result))
         if isinstance(result, Searched):
             best = result.hypotheses[0].tokens if result.hypotheses else []
             request.num_tokens = len(best)
@@ -245,11 +281,14 @@ class Generations:
                 self._requests.replays.keep(generation, num_bytes)
         else:
             self._requests.moved(session, "generate", num_tokens)
-            if not session.is_over:
-                session.last = None
+            if generation is not None and not session.is_over:
+                session.last = generation.former if is_refused(result) else None
+                again = _repeated(session, generation.start, generation.decoding)
+                if again is not None and again.found is not None and generation.request is not None:
+                    result = again.found
         listener = request if generation is None else generation.request
         if generation is not None:
-            generation.request = None
+            generation.request = generation.former = None
         if listener is not None:
             on_unstored = None if generation is None else self._unstored.of(session, generation)
             self._checkpoints.deliver(listener, result, on_unstored)

@@ -14,7 +14,7 @@ from service.engine.jobs import ITEM_SIZE, Item, OutputSpec
 from service.engine.results import Fed, LaneState, Searched, StepOutput
 from service.errors import SnapshotModelError
 from service.repository.manifest import Manifest, TensorSpec
-from service.sessions.generation import Generation, LastFeed
+from service.sessions.generation import Generation, LastFeed, Unkept
 from service.sessions.persistence import PLAIN, SessionPolicy
 from service.sessions.served import Served
 from service.sessions.session import Session
@@ -231,6 +231,8 @@ def _inner_shape(spec: TensorSpec) -> list[int | None]:
 
 def _last_of(session: Session, lane: LaneState) -> FedBefore | GeneratedBefore | None:
     last = session.last
+    while isinstance(last, Unkept) or (isinstance(last, LastFeed) and last.result is None):
+        last = last.former  # what is in flight has not come so far
     if isinstance(last, LastFeed):
         return _fed_before(last, lane)
     if last is None:

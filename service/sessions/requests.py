@@ -15,7 +15,6 @@ from service.errors import (
     CarouselError,
     InvalidFieldError,
     OutputsLostError,
-    PositionMismatchError,
     RequestCancelledError,
     position_mismatch,
     too_many_in_flight,
@@ -30,7 +29,7 @@ from service.sessions.checks import (
     check_score,
 )
 from service.sessions.ending import not_stored
-from service.sessions.generation import LastFeed
+from service.sessions.generation import Asked, LastFeed, is_refused, settled
 from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.persistence import NOT_STORED, SessionLimits
 from service.sessions.registry import Registry
@@ -53,10 +52,6 @@ class Requests:
         self.deferral = registry.deferral
         self._touch = registry.directory.touch
         self.replays = replays
-        self._maybe_repeated: dict[Request, LastFeed] = {}
-        """Retries that came after a Cancel, and what each repeats: it is applied if the Cancel came in time."""
-        self._awaited: dict[Request, LastFeed] = {}
-        """What they repeat, by its own request."""
 
     def check_turn(self, session: Session, field: str, position: int | None) -> None:
         """Refuses what cannot be next, with PositionMismatchError or QueueFullError; StoreUnavailableError when the
@@ -136,12 +131,11 @@ class Requests:
         """
         session, num_tokens = request.session, len(tokens)
         request.num_tokens = num_tokens
-        last, repeated = session.last, None
+        last = session.last
         if position is not None and isinstance(last, LastFeed) and last.is_repeated_by(position, tokens, outputs):
             if last.result is not None or not last.is_cancelled:
                 self._feed_again(request, last)
-                return
-            repeated = last
+                return  # else it is applied, if the Cancel came in time
         elif position is not None and session.persistence.unstored:
             done = unstored_feed(session, position, tokens, outputs)
             if done is not None:
@@ -164,9 +158,7 @@ class Requests:
             session.lane,
             FeedJob(reply=self._on_fed, tag=request, start=position, tokens=tokens, outputs=outputs, has_mark=has_mark),
         )
-        if repeated is not None and repeated.request is not None:
-            self._maybe_repeated[request] = self._awaited[repeated.request] = repeated
-        session.last = LastFeed(request, position, tokens, outputs)
+        session.last = LastFeed(request, position, tokens, outputs, last)
         session.state = following.state
         session.num_in_flight += 1
         served.engine.run_inline_if_lone(session.lane)
@@ -262,17 +254,13 @@ class Requests:
         if isinstance(result, Fed) and not (is_small and not outputs.kind.is_vector and not outputs.has_trace):
             self.replays.keep(feed, size_of(feed.tokens) + outputs_bytes(result.outputs))
 
-    def _is_repeated(self, request: Request, result: Result) -> bool:
-        """Whether a feed repeats one that a Cancel did not reach. It is answered again then."""
-        if (repeated := self._awaited.pop(request, None)) is not None:
-            self._keep(repeated, result)
-        before = self._maybe_repeated.pop(request, None)
-        is_refused = isinstance(result, Failed) and isinstance(result.error, PositionMismatchError)
-        if before is None or not is_refused or not isinstance(before.result, Fed):
+    def _answered_before(self, request: Request, job: FeedJob, result: Result, before: Asked | None) -> bool:
+        """Whether a feed that the engine has refused repeats the one before it, which a Cancel, or a request that was
+        refused, had hidden. It is answered again then."""
+        if job.start is None or not isinstance(before, LastFeed) or not isinstance(before.result, Fed):
             return False
-        session = request.session
-        if isinstance(session.last, LastFeed) and session.last.request is request:
-            session.last = before
+        if not before.is_repeated_by(job.start, job.tokens, job.outputs):
+            return False
         for retry in (request, *(request.retries or ())):
             try:
                 self._feed_again(retry, before)
@@ -287,15 +275,16 @@ class Requests:
         self.ended(session, result)
         if not isinstance(result, Fed):
             self.moved(session, "feed", num_tokens)
-        if self._maybe_repeated and self._is_repeated(request, result):
+        is_wrong = type(result) is Failed and is_refused(result)
+        asked = settled(session, request, is_refused=is_wrong)
+        if is_wrong and self._answered_before(request, job, result, asked):
             return
         if isinstance(result, Fed):
             if result.mark is not None:
                 result = self._marked(session, result, result.mark)
             self.answered(request, "feed", num_tokens)
-        last = session.last
-        if isinstance(last, LastFeed) and last.request is request:
-            self._keep(last, result)
+        if isinstance(asked, LastFeed) and not is_wrong:
+            self._keep(asked, result)
         if session.persistence is NOT_STORED and request.retries is None:
             request.deliver(result)
             return

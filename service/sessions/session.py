@@ -15,7 +15,7 @@ from service.engine.results import Failed, Generated, Result
 from service.errors import CarouselError, EngineError, IllegalRequestError, guarded, report
 from service.observer import CALL_TRACE
 from service.sessions.answer_memory import SMALL_ANSWER, StreamBudget
-from service.sessions.generation import Generation, LastFeed
+from service.sessions.generation import Asked, Generation
 from service.sessions.lifecycle import LIVE, OVER, TABLE, Event, State, Transition
 from service.sessions.persistence import NOT_STORED, Durability, Moment, Persistence, SessionPolicy
 from service.sessions.served import Served
@@ -167,7 +167,7 @@ class Session:
     position: int = 0
     state: State = State.OPENING
     num_in_flight: int = 0
-    last: LastFeed | Generation | None = None
+    last: Asked | None = None
     persistence: Persistence = NOT_STORED
     handle: int = 0
     deferred: deque[Deferred] | None = None

@@ -11,10 +11,11 @@ from functools import partial
 
 from service.engine.jobs import Lane, OutputSpec, StepBatchJob
 from service.engine.results import Stepped
-from service.errors import CarouselError, InvalidFieldError, too_many_in_flight
+from service.errors import CarouselError, InvalidFieldError, PositionMismatchError, too_many_in_flight
 from service.observer import CALL_TRACE, SessionObserver
 from service.sessions.answer_memory import Replays
 from service.sessions.checks import check_batch, check_kind, check_outputs
+from service.sessions.generation import Unkept, settled
 from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.persistence import NOT_STORED, SessionLimits
 from service.sessions.registry import Registry
@@ -71,6 +72,14 @@ class StepBatchRequest:
         self.eras: dict[Session, int] = {}
         call = CALL_TRACE.get()
         self.trace = None if call is None else call.request()
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it was refused for each of its sessions, and so has changed nothing."""
+        if self.result is None:
+            return False
+        wrong = (place for place, error in self.result.errors if isinstance(error, PositionMismatchError))
+        return len(self.refused) + sum(place not in self.refused for place in wrong) == len(self.result.positions)
 
     @property
     def is_done(self) -> bool:
@@ -168,7 +177,8 @@ class StepBatches:
         for session in sessions:
             session.state = State.BUSY
             session.num_in_flight += 1
-            session.last = None
+            if session.last is not None:
+                session.last = Unkept(request, session.last)
         return request
 
     def answer_again(self, request: StepBatchRequest, reply: Reply) -> None:
@@ -215,8 +225,11 @@ class StepBatches:
         now_s = self._clock()
         stale_s = now_s - self._mark_s
         num_tokens = 0
-        for session, position in zip(request.sessions, stepped.positions, strict=True):
+        wrong = {at for at, error in stepped.errors if isinstance(error, PositionMismatchError)}
+        for at, (session, position) in enumerate(zip(request.sessions, stepped.positions, strict=True)):
             session.num_in_flight -= 1
+            if session.last is not None:
+                settled(session, request, is_refused=at in wrong)
             before = session.position
             if position > before:
                 num_tokens += position - before
