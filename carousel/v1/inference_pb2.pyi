@@ -1176,7 +1176,7 @@ class Decoding(_message.Message):
 
     @_builtins.property
     def stop_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Likewise, by name."""
+        """Likewise, by name. One that the vocabulary lacks is refused, also where a token stands for such in texts."""
 
     @_builtins.property
     def beam_search(self) -> Global___BeamSearch:

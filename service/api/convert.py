@@ -205,7 +205,7 @@ def decoding(message: pb.Decoding, vocabulary: Vocabulary | None, default_max_to
         check_count(message.stop_token_ids, limit, field=f"{field}.stop_token_ids", setting="")
         check_count(message.stop_tokens, limit, field=f"{field}.stop_tokens", setting="")
         stop_ids += vocabulary.check_ids(message.stop_token_ids, field=f"{field}.stop_token_ids")
-        stop_ids += vocabulary.ids_of(message.stop_tokens, field=f"{field}.stop_tokens")
+        stop_ids += vocabulary.ids_of(message.stop_tokens, field=f"{field}.stop_tokens", is_exact=True)
     elif message.stop_token_ids or message.stop_tokens:
         name = f"{field}.stop_tokens" if message.stop_tokens else f"{field}.stop_token_ids"
         raise InvalidFieldError(f"{name} must not be given: the model gives values, and no tokens", field=name)

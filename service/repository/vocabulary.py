@@ -81,12 +81,12 @@ class Vocabulary:
             )
         return checked
 
-    def ids_of(self, names: Iterable[str], *, field: str) -> list[int]:
+    def ids_of(self, names: Iterable[str], *, field: str, is_exact: bool = False) -> list[int]:
         """The ids of token names. Raises UnknownTokenError naming the first that the vocabulary lacks, unless it has a
-        token that stands for those."""
+        token that stands for those; is_exact: that token is meant by its own name alone."""
         ids = []
         for at, name in enumerate(names):
-            token_id = self._ids.get(name, self._unknown_id)
+            token_id = self._ids.get(name, None if is_exact else self._unknown_id)
             if token_id is None:
                 raise UnknownTokenError(
                     f"{field}[{at}] = {quoted(name)} is not in {self.owner}", field=f"{field}[{at}]"

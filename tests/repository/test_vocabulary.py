@@ -194,6 +194,9 @@ def test_what_a_vocabulary_lacks_is_its_unknown_token(tmp_path: Path) -> None:
     vocabulary = _load(tmp_path, ESCAPED, escaped=True, unknown_id=0)
     assert vocabulary.ids_of_text("a\né a", field="text") == [7, 1, 0, 2, 7]
     assert vocabulary.ids_of(["<unk>", "zz"], field="tokens") == [0, 0]
+    assert vocabulary.ids_of(["<unk>"], field="stop_tokens", is_exact=True) == [0]
+    with pytest.raises(UnknownTokenError, match=r"stop_tokens\[1\] = 'zz' is not in"):
+        vocabulary.ids_of(["<unk>", "zz"], field="stop_tokens", is_exact=True)
     with pytest.raises(UnknownTokenError):
         _load(tmp_path, ESCAPED, escaped=True).ids_of_text("é", field="text")
 
