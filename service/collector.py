@@ -49,6 +49,11 @@ class Collector:
         self._num_due = num_due
         self._collected_at_s = clock()
         self._took_s = 0.0
+        self._is_wanted = False
+
+    def want(self) -> None:
+        """Something large has become garbage: a full collection is worth its time."""
+        self._is_wanted = True
 
     @staticmethod
     def take_over() -> None:
@@ -60,12 +65,14 @@ class Collector:
     async def look(self) -> None:
         """Collects everything, if it is worth it and the moment is quiet. To be called again and again."""
         waited_s = self._clock() - self._collected_at_s
-        if self._num_due() < _WORTH or waited_s < _SHARE * self._took_s:
+        is_worth_it = self._is_wanted or self._num_due() >= _WORTH
+        if not is_worth_it or waited_s < _SHARE * self._took_s:
             return
         before = self._num_batches()
         await asyncio.sleep(_QUIET_S)
         if self._num_batches() != before and waited_s < self._max_wait_s:
             return
+        self._is_wanted = False
         began_s = self._clock()
         self._collect()
         self._collected_at_s = self._clock()

@@ -88,6 +88,7 @@ class Server:
         self._probes: grpc.aio.Server | None = None
         self._http: tuple[WSGIServer, Thread] | None = None
         self._background = Background()
+        self._collector: Collector | None = None
         self._principals = principals(settings)
         self._certificates = certificates_of(settings)
         self._leave = asyncio.Event()
@@ -109,9 +110,9 @@ class Server:
                 with suppress(asyncio.CancelledError):
                     await starting
             if not self._leave.is_set():
-                collector = Collector(self._hosting.num_batches)
-                collector.take_over()
-                self._background.repeat("collect", _COLLECT_S, collector.look)
+                self._collector = Collector(self._hosting.num_batches)
+                self._collector.take_over()
+                self._background.repeat("collect", _COLLECT_S, self._collector.look)
             await self.wait()
         finally:
             leaving.cancel()
@@ -282,6 +283,8 @@ class Server:
         return server
 
     def _models_changed(self) -> None:
+        if self._collector is not None:
+            self._collector.want()  # a version that was let go takes its graphs with it
         if self._grpc is not None:
             self._background.start("health", self._model_health.update())
 
