@@ -1,7 +1,8 @@
 """`python -m benchmarks NAME`: one benchmark, or `all` of them, with a table and, with `--json`, a file.
 
 Other commands, each with `--help`: `path` (how much code a token crosses), `simulate` (the session layer under
-random faults) and `chaos` (real servers that are killed).
+random faults), `chaos` (real servers that are killed, paused and cut off) and `takeover` (of a killed server's
+sessions).
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import chaos, path, simulate
+from benchmarks import chaos, path, simulate, takeover
 from benchmarks.measure import Report, write
 from benchmarks.setup import Setup
 from benchmarks.subjects import make
 from benchmarks.suite import SUITE
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"chaos": chaos.main, "path": path.main, "simulate": simulate.main}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "chaos": chaos.main,
+    "path": path.main,
+    "simulate": simulate.main,
+    "takeover": takeover.main,
+}
 
 
 def main() -> int:

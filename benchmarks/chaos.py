@@ -1,4 +1,4 @@
-"""Chaos: sessions at work while their servers are killed, their connections cut, their store restarted.
+"""Chaos: sessions at work while their servers are killed or paused, connections cut, their store restarted.
 
 What each session was told must be, to the bit, what it is told when nothing happens. Everything that is chosen comes
 from the seed; what the machine adds is when exactly a fault strikes.
@@ -27,6 +27,9 @@ SHIPPED = Path(__file__).parent.parent / "model_repository" / "g2p-en"
 _MODELS = (("g2p-en", 42), (SMALL.name, SMALL.vocabulary))
 _CLIENTS = 8
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_LEASE_S = 1.5
+_HELD_UP = 0.4
+"""How often a server is paused, or cut from Redis, for up to two and a half leases, in place of being ended."""
 _PACE_S = 0.25
 """The longest that a session rests between two requests: users do, and the faults must find it at rest as well."""
 
@@ -34,7 +37,8 @@ _PACE_S = 0.25
 @dataclass
 class Figures:
     """What came of it. kills: servers ended by SIGKILL; leaves: by SIGTERM; cuts: times that all connections were
-    broken off; store_restarts: of Redis; tokens: fed and generated; mismatches: sessions that were told anything
+    broken off; store_restarts: of Redis; pauses: of a server, by SIGSTOP; store_cuts: times that a server could not
+    reach Redis; tokens: fed and generated; mismatches: sessions that were told anything
     else."""
 
     store: str
@@ -44,6 +48,8 @@ class Figures:
     leaves: int = 0
     cuts: int = 0
     store_restarts: int = 0
+    pauses: int = 0
+    store_cuts: int = 0
     requests: int = 0
     tokens: int = 0
     mismatches: int = 0
@@ -139,12 +145,29 @@ async def undisturbed(scripts: list[Script], target: str, seed: int) -> list[lis
         return await asyncio.gather(*(one(number, script) for number, script in enumerate(scripts)))
 
 
-async def faults(figures: Figures, replicas: list[Replica], proxy: Proxy, redis: Redis | None, kills: int) -> None:
-    """What happens, one after another, at random moments."""
+async def faults(
+    figures: Figures,
+    replicas: list[Replica],
+    proxy: Proxy,
+    redis: Redis | None,
+    ways: list[Proxy],
+    *,
+    kills: int,
+) -> None:
+    """What happens, one after another, at random moments. ways: of the servers to Redis."""
     rng = random.Random(f"{figures.seed}/faults")
     while figures.kills < kills:
         await asyncio.sleep(rng.uniform(0.3, 2.0))
         replica = rng.choice(replicas)
+        if rng.random() < _HELD_UP:
+            seconds = rng.uniform(0.2, 2.5 * _LEASE_S)
+            if ways and rng.random() < 0.5:
+                await rng.choice(ways).block(seconds)
+                figures.store_cuts += 1
+            else:
+                await asyncio.to_thread(replica.pause, seconds)
+                figures.pauses += 1
+            continue
         if rng.random() < 0.15:
             await asyncio.to_thread(replica.leave)
             figures.leaves += 1
@@ -181,14 +204,19 @@ async def run(store: str, models: Path, *, sessions: int, kills: int, seed: int)
             "checkpoint-interval-s": 0.5,
             "shutdown-grace-s": 3,
             "hold-s": 300,
-            "lease-s": 1.5,
+            "lease-s": _LEASE_S,
         }
         redis = envoy = None
+        ways: list[Proxy] = []
         if store == "redis":
             redis = Redis(folder)
             redis.start()
-            flags = {**common, "store": "redis", "redis-url": redis.url}
-            replicas = [Replica(models, flags), Replica(models, flags)]
+            replicas = []
+            for _ in range(2):
+                ways.append(Proxy(redis.port))
+                await ways[-1].start()
+                url = f"redis://127.0.0.1:{ways[-1].port}/0"
+                replicas.append(Replica(models, {**common, "store": "redis", "redis-url": url}))
         else:
             replicas = [Replica(models, {**common, "store": "lmdb", "data-folder": folder / "data"})]
         for replica in replicas:
@@ -200,11 +228,12 @@ async def run(store: str, models: Path, *, sessions: int, kills: int, seed: int)
         done = asyncio.Event()
         at_work = asyncio.create_task(disturbed(scripts, f"127.0.0.1:{proxy.port}", done, figures.errors))
         try:
-            await faults(figures, replicas, proxy, redis, kills)
+            await faults(figures, replicas, proxy, redis, ways, kills=kills)
         finally:
             done.set()
             await at_work
-            await proxy.stop()
+            for one in (proxy, *ways):
+                await one.stop()
             for replica in replicas:
                 await asyncio.to_thread(replica.kill)
             if envoy is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +35,15 @@ class Replica:
         if self._service is not None:
             self._service.process.kill()
             self.end()
+
+    def pause(self, seconds: float) -> None:
+        """Holds it up, as a machine that is short of memory, or moved, does."""
+        if self._service is not None:
+            self._service.process.send_signal(signal.SIGSTOP)
+            try:
+                time.sleep(seconds)
+            finally:
+                self._service.process.send_signal(signal.SIGCONT)
 
     def leave(self) -> None:
         """Stops it, as a rolling restart does."""
@@ -87,10 +98,11 @@ class Envoy:
 
 
 class Proxy:
-    """Passes bytes on to a port, and can break every connection off."""
+    """Passes bytes on to a port, and can break every connection off. is_blocked: whether it takes none."""
 
     def __init__(self, port: int) -> None:
         self.port = 0
+        self.is_blocked = False
         self._to = port
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
@@ -111,8 +123,17 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
+    async def block(self, seconds: float) -> None:
+        """Breaks every connection off, and takes none for so long."""
+        self.is_blocked = True
+        self.cut()
+        await asyncio.sleep(seconds)
+        self.is_blocked = False
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            if self.is_blocked:
+                raise ConnectionRefusedError
             there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._to)
         except OSError:
             writer.transport.abort()

@@ -122,7 +122,7 @@ class RedisStore:
         self._write = self._client.register_script(_WRITE)
         self._let_go = self._client.register_script(_LET_GO)
         try:
-            self.heartbeat()
+            self._send_heartbeat(self._client)  # the first one may take its time
         except StoreError:
             self._client.close()
             self._beats.close()
@@ -188,9 +188,12 @@ class RedisStore:
     def heartbeat(self) -> Beat:
         """See `StateStore`. The key of a process that is there is prolonged, and not written: that a store can do which
         has no memory left."""
+        return self._send_heartbeat(self._beats)
+
+    def _send_heartbeat(self, client: Any) -> Beat:
         keys = [f"{self._prefix}o:{self.owner}", f"{self._prefix}w:{self.owner}"]
         try:
-            term, ids = self._beat(keys=keys, args=[self._lease_ms, secrets.token_hex(4)])
+            term, ids = self._beat(keys=keys, args=[self._lease_ms, secrets.token_hex(4)], client=client)
         except (redis.RedisError, OSError) as error:
             raise self._failed(error) from error
         return Beat(term.decode(), sorted(one.decode() for one in ids))
