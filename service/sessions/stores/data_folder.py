@@ -1,0 +1,110 @@
+"""The folder of the embedded store, which one process has at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import lmdb
+
+from service.sessions.stores.base import StoreError
+from service.sessions.stores.lmdb_file import check_data_file
+
+
+class DataFolder:
+    """A folder that this process has until `close`.
+
+    path: made when it is missing. Raises StoreError when it cannot be used, or another process has it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data_file = path / "data.mdb"
+        self._lock_file = path / "owner.lock"
+        make_folder(path)
+        with ExitStack() as undo:
+            try:
+                self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                undo.callback(self.close)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel unlocks it when the process ends
+            except BlockingIOError as error:
+                raise StoreError(f"the data folder {path} is in use by another process") from error
+            except OSError as error:
+                raise _unusable(self._lock_file, error) from error
+            undo.pop_all()
+
+    def open_environment(
+        self, names: Sequence[bytes], initial_bytes: int
+    ) -> tuple[lmdb.Environment, list[lmdb._Database]]:
+        """Opens the data file, or makes it. Call it once.
+
+        names: of the databases; initial_bytes: the least size of the map.
+        Returns LMDB's environment and its databases. Raises StoreError.
+        """
+        with ExitStack() as undo:
+            try:
+                if os.path.lexists(self.data_file):
+                    check_data_file(self.data_file)
+                else:
+                    _make_data_file(self.data_file, names, initial_bytes)
+                size = max(initial_bytes, self.data_file.stat().st_size)
+                environment = lmdb.open(str(self.path), map_size=size, max_dbs=len(names))
+                undo.callback(environment.close)
+                databases = [environment.open_db(name) for name in names]
+            except (lmdb.Error, OSError) as error:
+                raise StoreError(
+                    f"the data folder {self.path} cannot be opened ({error}): let the server's user read and write all"
+                    " of its files, or set data_folder to another folder"
+                ) from error
+            undo.pop_all()
+        return environment, databases
+
+    def close(self) -> None:
+        """Lets another process have the folder."""
+        os.close(self._lock)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder unless there is one. Raises StoreError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise StoreError(f"{path} is not a folder: move it away, or set data_folder to another folder") from error
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Renames a file that is written and synced, so that `path` is whole or missing, also after a power failure. Raises
+    OSError."""
+    new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # not every file system can sync a folder
+            os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _make_data_file(path: Path, names: Sequence[bytes], size: int) -> None:
+    """Makes the file in one step: a process that is killed meanwhile leaves no half-made file, which the next start
+    would refuse. Raises lmdb.Error and OSError."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    environment = lmdb.open(str(new), subdir=False, lock=False, map_size=size, max_dbs=len(names))
+    try:
+        for name in names:
+            environment.open_db(name)
+    finally:
+        environment.close()
+    put_in_place(new, path)
+
+
+def _unusable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path} cannot be used ({error.strerror}): let the server's user read and write its folder, or set data_folder"
+        " to another folder"
+    )

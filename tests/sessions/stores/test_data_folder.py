@@ -1,0 +1,167 @@
+"""The embedded store's folder: what is refused at the start."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from service.sessions.stores.base import StoreError, Write
+from service.sessions.stores.lmdb import LmdbStore
+from service.sessions.stores.lmdb_file import check_data_file
+from tests.sessions.stores.claims import claim, mine
+
+PAGE = 4096
+LATER = 3600.0
+RESTORE = "restore it from a backup, or move it away to start without its sessions$"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A store's folder with 100 records of two pages each, which nobody has open."""
+    path = tmp_path / "sessions"
+    with closing(LmdbStore(path)) as store:
+        store.write([Write(str(index), 1, bytes(2 * PAGE), LATER) for index in range(100)])
+    return path
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder that every user may change, under folders that every user may enter."""
+    path = Path(tempfile.mkdtemp())
+    path.chmod(0o777)
+    yield path
+    shutil.rmtree(path)
+
+
+@contextmanager
+def as_plain_user() -> Iterator[None]:
+    """Root may do everything, so it becomes somebody else meanwhile."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+def test_a_file_that_was_cut_anywhere_is_refused_and_a_whole_one_is_not(folder: Path) -> None:
+    data = folder / "data.mdb"
+    whole = data.read_bytes()
+    for size in [*range(PAGE, len(whole), 16 * PAGE), len(whole) - PAGE, len(whole) - 1]:
+        data.write_bytes(whole[:size])
+        with pytest.raises(StoreError, match=f"^{data} is cut off.*{RESTORE}"):
+            LmdbStore(folder)
+    data.write_bytes(whole)
+    with closing(LmdbStore(folder)) as store:
+        assert claim(store, "99") == mine(2, bytes(2 * PAGE))
+
+
+def test_a_file_whose_free_pages_at_the_end_were_never_written_is_whole(folder: Path) -> None:
+    """LMDB writes no page that it took and freed in one transaction."""
+    environment = lmdb.open(str(folder), map_size=1 << 26, max_dbs=3)
+    with environment.begin(write=True) as transaction:
+        transaction.put(b"large", bytes(50 * PAGE))
+        transaction.delete(b"large")
+    num_pages = environment.info()["last_pgno"] + 1
+    environment.close()
+    data = folder / "data.mdb"
+    size = data.stat().st_size
+    assert size < num_pages * PAGE, "LMDB wrote them: this test tests nothing"
+    with closing(LmdbStore(folder)) as store:
+        assert claim(store, "99") == mine(2, bytes(2 * PAGE))
+    os.truncate(data, size - 20 * PAGE)
+    with pytest.raises(StoreError, match="is cut off"):
+        LmdbStore(folder)
+
+
+def test_whatever_was_written_and_deleted_the_file_is_whole(tmp_path: Path) -> None:
+    """After so many transactions the list of free pages is a tree, whose long values have pages of their own."""
+    rng, num_short = random.Random(1), 0
+    data = tmp_path / "data.mdb"
+    environment = lmdb.open(str(tmp_path), map_size=1 << 30, max_dbs=1, sync=False)
+    database = environment.open_db(b"records")
+    for _ in range(200):
+        with environment.begin(write=True, db=database) as transaction:
+            for _ in range(rng.choice([3, 30, 100])):
+                transaction.put(str(rng.randrange(1000)).encode(), bytes(rng.choice([10, 900, 3000, 9000, 70_000])))
+            with transaction.cursor() as cursor:
+                while rng.random() < 0.99 and cursor.first():
+                    cursor.delete()
+            transaction.put(b"large", bytes(rng.randrange(20) * PAGE))
+            transaction.delete(b"large")
+        check_data_file(data)
+        num_short += data.stat().st_size < (environment.info()["last_pgno"] + 1) * PAGE
+    environment.close()
+    assert num_short > 20, "most files were as long as their last page number says: this test tests little"
+
+
+def overwrite(begin: int) -> Callable[[Path], object]:
+    def act(path: Path) -> None:
+        with path.open("r+b") as file:
+            file.seek(begin)
+            file.write(b"?" * PAGE)
+
+    return act
+
+
+def replace_by(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    def act(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda path: path.write_bytes(b""), f"is empty: {RESTORE}"),
+        (lambda path: path.write_bytes(b"some text"), f"is not a file of LMDB: {RESTORE}"),
+        (lambda path: path.write_bytes(bytes(10 * PAGE)), f"is not a file of LMDB: {RESTORE}"),
+        (overwrite(0), f"is not a file of LMDB: {RESTORE}"),
+        (overwrite(PAGE), f"is cut off or damaged after its first page: {RESTORE}"),
+        (replace_by(Path.mkdir), "is not a regular file: move it away, or set data_folder to another folder$"),
+        (replace_by(os.mkfifo), "is not a regular file: move it away, or set data_folder to another folder$"),
+    ],
+    ids=["empty", "text", "zeros", "first page", "second page", "folder", "pipe"],
+)
+def test_what_is_no_data_file_is_refused_with_what_to_do(
+    folder: Path, damage: Callable[[Path], object], told: str
+) -> None:
+    shutil.copytree(folder, folder.with_name("backup"))
+    damage(folder / "data.mdb")
+    with pytest.raises(StoreError, match=f"^{folder / 'data.mdb'} {told}"):
+        LmdbStore(folder)
+    shutil.rmtree(folder)
+    folder.with_name("backup").rename(folder)
+    with closing(LmdbStore(folder)) as store:  # the refusal kept neither the lock nor the file
+        assert claim(store, "0") == mine(2, bytes(2 * PAGE))
+
+
+@pytest.mark.parametrize("name", ["data.mdb", "owner.lock", "lock.mdb", "."])
+def test_a_file_without_permission_is_told_of_with_what_to_do(reachable: Path, name: str) -> None:
+    folder = reachable / "sessions"
+    with as_plain_user():
+        LmdbStore(folder).close()
+        (folder / name).chmod(0)
+        with pytest.raises(StoreError, match=rf"{folder}.*\(.*Permission denied\): .*data_folder to another folder$"):
+            LmdbStore(folder)
+        (folder / name).chmod(0o700)
+
+
+def test_a_killed_server_leaves_no_half_made_file(tmp_path: Path) -> None:
+    """What it leaves is another file, which the next start makes anew."""
+    (tmp_path / "data.mdb.new").write_bytes(bytes(100))
+    with closing(LmdbStore(tmp_path)) as store:
+        assert store.reserve("a", LATER) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.mdb", "lock.mdb", "owner.lock"]
