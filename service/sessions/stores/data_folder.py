@@ -1,4 +1,5 @@
-"""The folder of the embedded store, which one process has at a time."""
+"""The folder of the embedded store: one process has it at a time, and that process notices when somebody removes or
+replaces its files."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ import lmdb
 from service.sessions.stores.base import StoreError
 from service.sessions.stores.lmdb_file import check_data_file
 
+_ADVICE = "move back the folder that the server has opened, or restart the server"
+
 
 class DataFolder:
     """A folder that this process has until `close`.
@@ -24,22 +27,26 @@ class DataFolder:
         self.path = path
         self.data_file = path / "data.mdb"
         self._lock_file = path / "owner.lock"
+        self._least_bytes = 0
+        self._opened: os.stat_result | None = None
         make_folder(path)
         with ExitStack() as undo:
             try:
                 self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
                 undo.callback(self.close)
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel unlocks it when the process ends
+                self._locked = os.fstat(self._lock)
             except BlockingIOError as error:
                 raise StoreError(f"the data folder {path} is in use by another process") from error
             except OSError as error:
                 raise _unusable(self._lock_file, error) from error
+            self.check()
             undo.pop_all()
 
     def open_environment(
         self, names: Sequence[bytes], initial_bytes: int
     ) -> tuple[lmdb.Environment, list[lmdb._Database]]:
-        """Opens the data file, or makes it. Call it once.
+        """Opens the data file, or makes it. From here on `check` compares it, too. Call it once.
 
         names: of the databases; initial_bytes: the least size of the map.
         Returns LMDB's environment and its databases. Raises StoreError.
@@ -59,8 +66,28 @@ class DataFolder:
                     f"the data folder {self.path} cannot be opened ({error}): let the server's user read and write all"
                     " of its files, or set data_folder to another folder"
                 ) from error
+            self._opened = _stat(self.data_file)
+            self.check()
             undo.pop_all()
         return environment, databases
+
+    def check(self) -> None:
+        """Raises StoreError when the lock file or the data file was removed or replaced, or the data file has shrunk:
+        LMDB only makes it larger. Any thread may call it."""
+        least_bytes = self._least_bytes  # read before the file's size, which another thread's transaction may increase
+        if not os.path.samestat(_stat(self._lock_file), self._locked):
+            raise StoreError(f"{self._lock_file} was replaced while the server runs: {_ADVICE}")
+        if self._opened is None:
+            return
+        now = _stat(self.data_file)
+        if not os.path.samestat(now, self._opened):
+            raise StoreError(f"{self.data_file} was replaced while the server runs: {_ADVICE}")
+        if now.st_size < least_bytes:
+            raise StoreError(
+                f"{self.data_file} was cut from {least_bytes} to {now.st_size} bytes while the server runs: restore it"
+                " from a backup, and restart the server"
+            )
+        self._least_bytes = now.st_size
 
     def close(self) -> None:
         """Lets another process have the folder."""
@@ -101,6 +128,16 @@ def _make_data_file(path: Path, names: Sequence[bytes], size: int) -> None:
     finally:
         environment.close()
     put_in_place(new, path)
+
+
+def _stat(path: Path) -> os.stat_result:
+    """Raises StoreError."""
+    try:
+        return os.stat(path)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} was removed while the server runs: {_ADVICE}") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be looked at any more ({error.strerror}): {_ADVICE}") from error
 
 
 def _unusable(path: Path, error: OSError) -> StoreError:

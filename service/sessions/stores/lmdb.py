@@ -97,6 +97,7 @@ class LmdbStore:
 
     def has(self, session_id: str) -> bool:
         """See `StateStore`. A record that cannot be read counts: its id is not free."""
+        self._folder.check()
         try:
             with self._environment.begin(db=self._records) as transaction:
                 value = transaction.get(session_id.encode())
@@ -133,7 +134,8 @@ class LmdbStore:
         return self._change(act)
 
     def heartbeat(self) -> Beat:
-        """See `StateStore`. Nobody else can want anything."""
+        """See `StateStore`. Nobody else can want anything. Raises StoreError when the folder is no longer there."""
+        self._folder.check()
         return Beat("", [])
 
     def let_go(self, session_id: str) -> None:
@@ -254,11 +256,15 @@ class LmdbStore:
         return _Record(epoch, owner.decode(), _STANDINGS[standing], payload, expires_at)
 
     def _change(self, act: Callable[[lmdb.Transaction], T]) -> T:
-        """Runs a transaction, again with a larger map when it does not fit."""
+        """Runs a transaction, again with a larger map when it does not fit. Raises StoreError also when somebody took
+        the data file away meanwhile: the changes are lost with it."""
         while True:
+            self._folder.check()
             try:
                 with self._environment.begin(write=True) as transaction:
-                    return act(transaction)
+                    result = act(transaction)
+                self._folder.check()
+                return result
             except lmdb.MapFullError as error:
                 size = 2 * self._environment.info()["map_size"]
                 if size > self._max_bytes:

@@ -1,4 +1,4 @@
-"""The embedded store's folder: what is refused at the start."""
+"""The embedded store's folder: its lock, and what happens when somebody changes it."""
 
 from __future__ import annotations
 
@@ -165,3 +165,94 @@ def test_a_killed_server_leaves_no_half_made_file(tmp_path: Path) -> None:
     with closing(LmdbStore(tmp_path)) as store:
         assert store.reserve("a", LATER) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.mdb", "lock.mdb", "owner.lock"]
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def move_away(folder: Path) -> None:
+    folder.rename(folder.with_name("away"))
+
+
+def replace_folder(folder: Path) -> None:
+    move_away(folder)
+    shutil.copytree(folder.with_name("away"), folder)
+
+
+def replace_data(folder: Path) -> None:
+    shutil.copy(folder / "data.mdb", folder / "copy")
+    (folder / "copy").rename(folder / "data.mdb")
+
+
+def replace_lock(folder: Path) -> None:
+    (folder / "owner.lock").unlink()
+    (folder / "owner.lock").touch()
+
+
+def cut(folder: Path) -> None:
+    os.truncate(folder / "data.mdb", (folder / "data.mdb").stat().st_size - PAGE)
+
+
+CHANGES = [
+    (remove, "was removed while the server runs"),
+    (move_away, "was removed while the server runs"),
+    (replace_folder, "was replaced while the server runs"),
+    (lambda folder: (folder / "data.mdb").unlink(), "data.mdb was removed while the server runs"),
+    (replace_data, "data.mdb was replaced while the server runs"),
+    (lambda folder: (folder / "owner.lock").unlink(), "owner.lock was removed while the server runs"),
+    (replace_lock, "owner.lock was replaced while the server runs"),
+    (cut, "data.mdb was cut from [0-9]+ to [0-9]+ bytes while the server runs"),
+]
+NAMES = ["removed", "moved", "replaced", "no data", "other data", "no lock", "other lock", "cut"]
+
+
+@pytest.mark.parametrize(("change", "told"), CHANGES, ids=NAMES)
+def test_a_store_whose_folder_changes_fails_at_whatever_it_is_asked(
+    folder: Path, change: Callable[[Path], object], told: str
+) -> None:
+    with closing(LmdbStore(folder)) as store:
+        store.write([Write("0", 1, None, LATER)])
+        change(folder)
+        for ask in (
+            lambda: store.write([Write("0", 1, b"acknowledged", LATER)]),
+            lambda: store.claim(["0"]),
+            lambda: store.reserve("new", LATER),
+            lambda: store.has("0"),
+            lambda: store.let_go("0"),
+            lambda: store.set_aside("0"),
+            lambda: store.sweep(10),
+            store.heartbeat,
+        ):
+            with pytest.raises(StoreError, match=f"{told}: .*restart the server$"):
+                ask()
+
+
+@pytest.mark.parametrize(("change", "told"), CHANGES[:-1], ids=NAMES[:-1])
+def test_what_a_transaction_wrote_to_a_file_that_went_meanwhile_is_not_acknowledged(
+    folder: Path, change: Callable[[Path], object], told: str
+) -> None:
+    with closing(LmdbStore(folder)) as store, pytest.raises(StoreError, match=told):
+        store._change(lambda transaction: change(folder))
+
+
+def test_a_store_whose_folder_is_moved_back_works_again(folder: Path) -> None:
+    with closing(LmdbStore(folder)) as store:
+        move_away(folder)
+        with closing(LmdbStore(folder)) as other:  # another server, on the same path
+            assert other.reserve("0", LATER) == 1
+            with pytest.raises(StoreError):
+                store.heartbeat()
+        remove(folder)
+        folder.with_name("away").rename(folder)
+        store.heartbeat()
+        assert claim(store, "0") == mine(2, bytes(2 * PAGE))
+
+
+def test_a_store_that_grows_is_the_same(folder: Path) -> None:
+    with closing(LmdbStore(folder, initial_bytes=1 << 20)) as store:
+        size = (folder / "data.mdb").stat().st_size
+        for index in range(20):
+            store.write([Write(f"{index} more", 1, bytes(50 * PAGE), LATER)])
+            store.heartbeat()
+        assert (folder / "data.mdb").stat().st_size > 2 * size
