@@ -1,19 +1,24 @@
-"""The folder of the embedded store: one process has it at a time, and that process notices when somebody removes or
-replaces its files."""
+"""The folder of the embedded store: only its user may read it, one process has it at a time, and that process notices
+when somebody removes or replaces its files."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import lmdb
+import structlog
 
 from service.sessions.stores.base import StoreError
 from service.sessions.stores.lmdb_file import check_data_file
 
+log = structlog.get_logger()
+
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _ADVICE = "move back the folder that the server has opened, or restart the server"
 
 
@@ -32,10 +37,12 @@ class DataFolder:
         make_folder(path)
         with ExitStack() as undo:
             try:
-                self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 undo.callback(self.close)
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel unlocks it when the process ends
                 self._locked = os.fstat(self._lock)
+                for file in (self._lock_file, self.data_file, path / "lock.mdb"):
+                    tighten(file)
             except BlockingIOError as error:
                 raise StoreError(f"the data folder {path} is in use by another process") from error
             except OSError as error:
@@ -58,7 +65,7 @@ class DataFolder:
                 else:
                     _make_data_file(self.data_file, names, initial_bytes)
                 size = max(initial_bytes, self.data_file.stat().st_size)
-                environment = lmdb.open(str(self.path), map_size=size, max_dbs=len(names))
+                environment = lmdb.open(str(self.path), map_size=size, max_dbs=len(names), mode=0o600)
                 undo.callback(environment.close)
                 databases = [environment.open_db(name) for name in names]
             except (lmdb.Error, OSError) as error:
@@ -95,13 +102,41 @@ class DataFolder:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder unless there is one. Raises StoreError."""
+    """Makes a folder that only its user may use, or takes the rights of others on an existing one away. Raises
+    StoreError."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tighten(path)
     except FileExistsError as error:
         raise StoreError(f"{path} is not a folder: move it away, or set data_folder to another folder") from error
     except OSError as error:
         raise _unusable(path, error) from error
+
+
+def tighten(path: Path) -> None:
+    """Takes the rights of group and others on a file or folder away, if it is there. When that fails, it logs how an
+    operator can do it. A folder with the sticky bit, such as /tmp, stays as it is: others use it on purpose."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return
+    if not mode & _OTHERS:
+        return
+    reason = "it has the sticky bit"
+    if not mode & stat.S_ISVTX:
+        try:
+            path.chmod(mode & ~_OTHERS)
+            return
+        except OSError as error:
+            reason = str(error.strerror)
+    log.warning(
+        "data_folder.open_to_others",
+        path=str(path),
+        mode=f"{mode:04o}",
+        reason=reason,
+        advice="others on this machine may read sessions or the key that signs them: run `chmod go-rwx` on the path as"
+        " its owner, or set data_folder to a folder that only the server's user may use",
+    )
 
 
 def put_in_place(new: Path, path: Path) -> None:
@@ -121,7 +156,7 @@ def _make_data_file(path: Path, names: Sequence[bytes], size: int) -> None:
     would refuse. Raises lmdb.Error and OSError."""
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
-    environment = lmdb.open(str(new), subdir=False, lock=False, map_size=size, max_dbs=len(names))
+    environment = lmdb.open(str(new), subdir=False, lock=False, map_size=size, max_dbs=len(names), mode=0o600)
     try:
         for name in names:
             environment.open_db(name)

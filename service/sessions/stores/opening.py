@@ -6,6 +6,7 @@ import secrets
 from pathlib import Path
 
 from service.sessions.stores.base import StateStore, StoreError
+from service.sessions.stores.data_folder import make_folder, tighten
 from service.sessions.stores.lmdb import LmdbStore
 from service.sessions.stores.memory import MemoryStore
 from service.sessions.stores.redis import RedisStore
@@ -17,6 +18,7 @@ _LEAST_KEY_BYTES = 16
 def open_store(kind: str, *, data_folder: Path, redis_url: str, lease_s: float) -> StateStore:
     """A store. kind: lmdb, redis or memory. Raises StoreError."""
     if kind == "lmdb":
+        make_folder(data_folder)
         return LmdbStore(data_folder / "sessions")
     if kind == "redis":
         return RedisStore(redis_url, lease_s=lease_s)
@@ -35,10 +37,12 @@ def signing_key(kind: str, *, key_file: Path | None, data_folder: Path) -> bytes
         return secrets.token_bytes(_KEY_BYTES)
     path = key_file or data_folder / "snapshot.key"
     try:
-        if key_file is None and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            path.write_bytes(secrets.token_bytes(_KEY_BYTES))
+        if key_file is None:
+            make_folder(path.parent)
+            if not path.exists():
+                path.touch(mode=0o600)
+                path.write_bytes(secrets.token_bytes(_KEY_BYTES))
+            tighten(path)
         key = path.read_bytes()
     except OSError as error:
         raise StoreError(f"snapshot_key_file = {path} cannot be read: {error}") from error

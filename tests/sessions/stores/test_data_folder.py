@@ -1,10 +1,11 @@
-"""The embedded store's folder: its lock, and what happens when somebody changes it."""
+"""The embedded store's folder: its permissions, its lock, and what happens when somebody changes it."""
 
 from __future__ import annotations
 
 import os
 import random
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import lmdb
 import pytest
+from structlog.testing import capture_logs
 
 from service.sessions.stores.base import StoreError, Write
 from service.sessions.stores.lmdb import LmdbStore
 from service.sessions.stores.lmdb_file import check_data_file
+from service.sessions.stores.opening import open_store, signing_key
 from tests.sessions.stores.claims import claim, mine
 
 PAGE = 4096
@@ -30,6 +33,14 @@ def folder(tmp_path: Path) -> Path:
     with closing(LmdbStore(path)) as store:
         store.write([Write(str(index), 1, bytes(2 * PAGE), LATER) for index in range(100)])
     return path
+
+
+@pytest.fixture
+def open_to_others() -> Iterator[None]:
+    """New files and folders have all the rights that they are made with."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture
@@ -52,6 +63,30 @@ def as_plain_user() -> Iterator[None]:
     finally:
         if is_root:
             os.seteuid(0)
+
+
+def modes(folder: Path) -> dict[str, str]:
+    """The permissions of a folder and of all in it."""
+    paths = [folder, *folder.rglob("*")]
+    return {str(path.relative_to(folder)): f"{stat.S_IMODE(path.stat().st_mode):o}" for path in paths}
+
+
+def start(data_folder: Path) -> LmdbStore:
+    """Opens key and store as a server does."""
+    signing_key("lmdb", key_file=None, data_folder=data_folder)
+    store = open_store("lmdb", data_folder=data_folder, redis_url="", lease_s=1.0)
+    assert isinstance(store, LmdbStore)
+    return store
+
+
+PRIVATE = {
+    ".": "700",
+    "snapshot.key": "600",
+    "sessions": "700",
+    "sessions/data.mdb": "600",
+    "sessions/lock.mdb": "600",
+    "sessions/owner.lock": "600",
+}
 
 
 def test_a_file_that_was_cut_anywhere_is_refused_and_a_whole_one_is_not(folder: Path) -> None:
@@ -146,6 +181,13 @@ def test_what_is_no_data_file_is_refused_with_what_to_do(
     folder.with_name("backup").rename(folder)
     with closing(LmdbStore(folder)) as store:  # the refusal kept neither the lock nor the file
         assert claim(store, "0") == mine(2, bytes(2 * PAGE))
+
+
+def test_a_file_in_place_of_the_folder_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"")
+    for act in (start, lambda path: open_store("lmdb", data_folder=path, redis_url="", lease_s=1.0)):
+        with pytest.raises(StoreError, match=f"^{tmp_path / 'data'} is not a folder: move it away"):
+            act(tmp_path / "data")
 
 
 @pytest.mark.parametrize("name", ["data.mdb", "owner.lock", "lock.mdb", "."])
@@ -256,3 +298,56 @@ def test_a_store_that_grows_is_the_same(folder: Path) -> None:
             store.write([Write(f"{index} more", 1, bytes(50 * PAGE), LATER)])
             store.heartbeat()
         assert (folder / "data.mdb").stat().st_size > 2 * size
+
+
+def test_a_new_folder_is_its_users_alone(tmp_path: Path, open_to_others: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first moment: nothing changes permissions afterwards."""
+    monkeypatch.setattr(Path, "chmod", lambda *_: pytest.fail("it was open to others"))
+    with closing(start(tmp_path / "data")):
+        assert modes(tmp_path / "data") == PRIVATE
+
+
+def test_an_old_folder_is_made_its_users_alone(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    start(data).close()
+    for name, mode in PRIVATE.items():
+        (data / name).chmod(int(mode, 8) | 0o066)
+    with capture_logs() as logs, closing(start(data)):
+        assert modes(data) == PRIVATE
+    assert logs == []
+
+
+def test_what_cannot_be_made_private_is_logged_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A volume's group, or another owner: the server starts all the same."""
+    data = tmp_path / "data"
+    start(data).close()
+    for name in PRIVATE:
+        (data / name).chmod(0o770)
+
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with capture_logs() as logs, closing(start(data)) as store:
+        assert store.reserve("a", LATER) == 1
+    assert {entry["path"] for entry in logs} == {str(data / name) for name in PRIVATE}
+    for entry in logs:
+        assert (entry["event"], entry["log_level"]) == ("data_folder.open_to_others", "warning")
+        assert (entry["mode"], entry["reason"]) == ("0770", "Operation not permitted")
+        assert "run `chmod go-rwx`" in entry["advice"]
+
+
+def test_a_folder_that_all_use_stays_so(tmp_path: Path) -> None:
+    """Such as /tmp, which nobody else could use any more."""
+    tmp_path.chmod(0o1777)
+    with capture_logs() as logs, closing(start(tmp_path)):
+        assert modes(tmp_path) == PRIVATE | {".": "1777"}
+    assert {(entry["path"], entry["reason"]) for entry in logs} == {(str(tmp_path), "it has the sticky bit")}
+
+
+def test_a_key_that_an_operator_gives_keeps_its_permissions(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_bytes(bytes(16))
+    key.chmod(0o640)
+    assert signing_key("lmdb", key_file=key, data_folder=tmp_path / "data") == bytes(16)
+    assert modes(tmp_path)["key"] == "640"
