@@ -351,3 +351,26 @@ def test_a_key_that_an_operator_gives_keeps_its_permissions(tmp_path: Path) -> N
     key.chmod(0o640)
     assert signing_key("lmdb", key_file=key, data_folder=tmp_path / "data") == bytes(16)
     assert modes(tmp_path)["key"] == "640"
+
+
+def test_a_key_is_made_by_nobody_but_who_has_the_folder(tmp_path: Path) -> None:
+    with closing(open_store("lmdb", data_folder=tmp_path, redis_url="", lease_s=1.0)):
+        with pytest.raises(StoreError, match=f"{tmp_path / 'sessions'} is in use by another process"):
+            signing_key("lmdb", key_file=None, data_folder=tmp_path)
+        assert not (tmp_path / "snapshot.key").exists()
+    made = signing_key("lmdb", key_file=None, data_folder=tmp_path)
+    with closing(open_store("lmdb", data_folder=tmp_path, redis_url="", lease_s=1.0)):
+        assert signing_key("lmdb", key_file=None, data_folder=tmp_path) == made
+
+
+def test_a_key_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(StoreError, match="No space left"):
+            signing_key("lmdb", key_file=None, data_folder=tmp_path)
+    assert not (tmp_path / "snapshot.key").exists()
+    assert len(signing_key("lmdb", key_file=None, data_folder=tmp_path)) == 32
+    assert not (tmp_path / "snapshot.key.new").exists()
