@@ -130,7 +130,8 @@ class Settings(BaseSettings):
     """Where sessions that outlive their stream or this process are kept: embedded in data_folder, in a Redis or Valkey
     that several servers share, or nowhere beyond this process."""
     data_folder: Path = Path("carousel-data")
-    """Folder of the embedded store and of the key that signs snapshots; made when it is first needed."""
+    """Folder of the embedded store and of the key that signs snapshots; made when it is first needed. Keep
+    nothing else in it: the server takes other users' rights on it away."""
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     """Redis or Valkey for `store=redis`."""
     snapshot_key_file: Path | None = None

@@ -101,6 +101,45 @@ async def test_a_torn_record_is_set_aside_reported_and_harms_no_other(tiny_repos
         assert told == ["torn", "broken"]
 
 
+async def test_a_server_whose_data_folder_is_replaced_acknowledges_no_more_until_it_is_back(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    folder, away = tmp_path / "data", tmp_path / "away"
+    flags = {"store": "lmdb", "data-folder": folder}
+    with local_service(tiny_repository, flags) as service:
+
+        def told() -> list[object]:
+            return [line["event"] for line in service.log if str(line["event"]).startswith("store.")]
+
+        async with wire(service.target) as stream:
+            await stream.ask("strict", open=held(pb.DURABILITY_STRICT))
+            await stream.ask("strict", feed=pb.Feed(token_ids=[5], position=0))
+            folder.rename(away)
+            with local_service(tiny_repository, flags) as other:
+                refused = await stream.ask("strict", feed=pb.Feed(token_ids=[6], position=1))
+                assert refused.error.reason == "STORE_UNAVAILABLE"
+                async with wire(other.target) as another:
+                    opened = await another.ask("strict", open=held(pb.DURABILITY_STRICT))
+                    assert opened.HasField("opened"), opened
+            assert told() == ["store.failed"]
+            (reason,) = (line["reason"] for line in service.log if line["event"] == "store.failed")
+            assert f"{folder / 'sessions'}" in str(reason)
+            assert "while the server runs" in str(reason)
+            shutil.rmtree(folder)
+            away.rename(folder)
+            for _ in range(100):
+                again = await stream.ask("strict", feed=pb.Feed(token_ids=[6], position=1))
+                if again.HasField("fed"):
+                    break
+                await asyncio.sleep(0.05)
+            assert again.position == 2
+        for _ in range(100):
+            if len(told()) > 1:
+                break
+            await asyncio.sleep(0.05)
+        assert told() == ["store.failed", "store.recovered"]
+
+
 async def test_a_rolling_restart_loses_and_doubles_nothing(tiny_repository: Path, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(bytes(16))

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -21,6 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2, sessions_pb2_grpc
 from examples.local_service import LocalService, local_service
+from service.sessions.stores.base import Write
+from service.sessions.stores.lmdb import LmdbStore
 from service.telemetry.metrics import Metrics, markdown
 from tests.conftest import ROOT, SHIPPED
 from tests.end_to_end.wire import g2p, lm, wire
@@ -249,6 +252,25 @@ def test_a_missing_repository_is_an_error_that_names_it(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert f"models: {tmp_path / 'nowhere'} is not a folder" in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["cut", "folder"])
+def test_a_data_file_that_cannot_be_used_ends_the_start_with_what_to_do(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "sessions" / "data.mdb"
+    if damage == "folder":
+        path.mkdir(parents=True)
+    else:
+        with closing(LmdbStore(path.parent)) as store:
+            store.write([Write("a", 1, bytes(100_000), 60.0)])
+        os.truncate(path, path.stat().st_size // 2)
+    command = [sys.executable, "-m", "service", "--models", str(SHIPPED), "--port", "0", "--metrics-port", "0"]
+    command += ["--data-folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "server.cannot_start" in done.stderr
+    assert f"{path} is {'not a regular file' if damage == 'folder' else 'cut off'}" in done.stderr
+    assert "move it away" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -5,7 +5,6 @@ A batch of writes is one transaction, on disk when it returns. The map, which bo
 
 from __future__ import annotations
 
-import fcntl
 import secrets
 import struct
 import time
@@ -27,11 +26,13 @@ from service.sessions.stores.base import (
     Write,
     Written,
 )
+from service.sessions.stores.data_folder import DataFolder
 
 _FORMAT = 1
 _HEADER = struct.Struct("<HBBQd16s")
 """Format, standing, whether there is a payload, epoch, Unix seconds of its expiry, owner."""
 _STANDINGS = tuple(Standing)
+_DATABASES = (b"records", b"expiries", b"aside")
 _INITIAL_BYTES = 64 * 1024 * 1024
 _MAX_BYTES = 1 << 40
 
@@ -56,7 +57,7 @@ class LmdbStore:
     """A `StateStore`. folder: made when it is missing; clock: Unix seconds; None: the time, which does not
     jump while this process lives; initial_bytes, max_bytes: of the map.
 
-    Raises StoreError when another process has the folder.
+    Raises StoreError when the folder cannot be used, another process has it, or its data file is damaged.
     """
 
     lease_s: float | None = None
@@ -72,25 +73,13 @@ class LmdbStore:
         self.owner = secrets.token_hex(8)
         self._clock = clock or _steady_clock()
         self._max_bytes = max_bytes
+        self._folder = DataFolder(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / "owner.lock").open("w")
-        except OSError as error:
-            raise StoreError(f"the data folder {folder} cannot be used: {error}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however it ends
-            existing = folder / "data.mdb"
-            size = max(initial_bytes, existing.stat().st_size if existing.exists() else 0)
-            self._environment = lmdb.open(str(folder), map_size=size, max_dbs=3)
-            self._records = self._environment.open_db(b"records")
-            self._expiries = self._environment.open_db(b"expiries")
-            self._aside = self._environment.open_db(b"aside")
-        except BlockingIOError as error:
-            self._lock.close()
-            raise StoreError(f"the data folder {folder} is in use by another process") from error
-        except lmdb.Error as error:
-            self._lock.close()
-            raise StoreError(f"the data folder {folder} cannot be opened: {error}") from error
+            self._environment, databases = self._folder.open_environment(_DATABASES, initial_bytes)
+        except StoreError:
+            self._folder.close()
+            raise
+        self._records, self._expiries, self._aside = databases
 
     def reserve(self, session_id: str, ttl_s: float) -> int | None:
         """See `StateStore`."""
@@ -108,6 +97,7 @@ class LmdbStore:
 
     def has(self, session_id: str) -> bool:
         """See `StateStore`. A record that cannot be read counts: its id is not free."""
+        self._folder.check()
         try:
             with self._environment.begin(db=self._records) as transaction:
                 value = transaction.get(session_id.encode())
@@ -144,7 +134,8 @@ class LmdbStore:
         return self._change(act)
 
     def heartbeat(self) -> Beat:
-        """See `StateStore`. Nobody else can want anything."""
+        """See `StateStore`. Nobody else can want anything. Raises StoreError when the folder is no longer there."""
+        self._folder.check()
         return Beat("", [])
 
     def let_go(self, session_id: str) -> None:
@@ -197,7 +188,7 @@ class LmdbStore:
     def close(self) -> None:
         """See `StateStore`."""
         self._environment.close()
-        self._lock.close()
+        self._folder.close()
 
     def _is_free(self, standing: Standing, has_payload: bool, owner: str) -> bool:
         """Whether a record's id may be reserved: its session is gone, or was never written by an owner that is gone, as
@@ -265,11 +256,15 @@ class LmdbStore:
         return _Record(epoch, owner.decode(), _STANDINGS[standing], payload, expires_at)
 
     def _change(self, act: Callable[[lmdb.Transaction], T]) -> T:
-        """Runs a transaction, again with a larger map when it does not fit."""
+        """Runs a transaction, again with a larger map when it does not fit. Raises StoreError also when somebody took
+        the data file away meanwhile: the changes are lost with it."""
         while True:
+            self._folder.check()
             try:
                 with self._environment.begin(write=True) as transaction:
-                    return act(transaction)
+                    result = act(transaction)
+                self._folder.check()
+                return result
             except lmdb.MapFullError as error:
                 size = 2 * self._environment.info()["map_size"]
                 if size > self._max_bytes:

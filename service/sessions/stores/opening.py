@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+from contextlib import closing
 from pathlib import Path
 
 from service.sessions.stores.base import StateStore, StoreError
+from service.sessions.stores.data_folder import DataFolder, make_folder, put_in_place, tighten
 from service.sessions.stores.lmdb import LmdbStore
 from service.sessions.stores.memory import MemoryStore
 from service.sessions.stores.redis import RedisStore
 
+_SESSIONS = "sessions"
+"""The embedded store's folder in the data folder."""
 _KEY_BYTES = 32
 _LEAST_KEY_BYTES = 16
 
@@ -17,7 +22,8 @@ _LEAST_KEY_BYTES = 16
 def open_store(kind: str, *, data_folder: Path, redis_url: str, lease_s: float) -> StateStore:
     """A store. kind: lmdb, redis or memory. Raises StoreError."""
     if kind == "lmdb":
-        return LmdbStore(data_folder / "sessions")
+        make_folder(data_folder)
+        return LmdbStore(data_folder / _SESSIONS)
     if kind == "redis":
         return RedisStore(redis_url, lease_s=lease_s)
     return MemoryStore()
@@ -27,7 +33,8 @@ def signing_key(kind: str, *, key_file: Path | None, data_folder: Path) -> bytes
     """The key: of a file that is given; else, for lmdb, of one that is made in the data folder; else a new one, with
     which nobody else can read what this process has signed.
 
-    Raises StoreError for a file that cannot be read or is too short, and for a shared store without one.
+    Raises StoreError for a file that cannot be read or is too short, for a shared store without one, and when another
+    process has the data folder that has no key yet.
     """
     if key_file is None and kind == "redis":
         raise StoreError("store = redis needs snapshot_key_file: servers that share a store need the same key")
@@ -35,13 +42,30 @@ def signing_key(kind: str, *, key_file: Path | None, data_folder: Path) -> bytes
         return secrets.token_bytes(_KEY_BYTES)
     path = key_file or data_folder / "snapshot.key"
     try:
-        if key_file is None and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            path.write_bytes(secrets.token_bytes(_KEY_BYTES))
+        if key_file is None:
+            _make_key(path)
         key = path.read_bytes()
     except OSError as error:
         raise StoreError(f"snapshot_key_file = {path} cannot be read: {error}") from error
     if len(key) < _LEAST_KEY_BYTES:
         raise StoreError(f"snapshot_key_file = {path} has {len(key)} bytes, it must have {_LEAST_KEY_BYTES} or more")
     return key
+
+
+def _make_key(path: Path) -> None:
+    """Writes a new key unless there is one, under the store's lock: of servers that start at once, one makes a key.
+    Raises StoreError and OSError."""
+    make_folder(path.parent)
+    if path.exists():
+        tighten(path)
+        return
+    with closing(DataFolder(path.parent / _SESSIONS)):
+        if path.exists():
+            return
+        new = path.with_name(f"{path.name}.new")
+        new.unlink(missing_ok=True)
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        put_in_place(new, path)
