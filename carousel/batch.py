@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from carousel import _requests
-from carousel._batch import BatchProperties, BatchProtocol, StepBatchResult
+from carousel._batch import BatchProperties, BatchProtocol
+from carousel._batch_step import StepBatchResult
 from carousel._deadline import Deadline, closing_deadline
-from carousel._requests import Source
-from carousel._stream import Stream
+from carousel._reconnecting_stream import ReconnectingStream
+from carousel._requests import SessionPolicy, Source
 from carousel._tensors import Features
 from carousel._turn import Turn
+from carousel.errors import CarouselError
 from carousel.v1.inference_pb2_grpc import InferenceStub
 
 
-class SessionBatch(BatchProperties[Stream]):
+class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
     """Many sessions of one model that step together, a message for all of them: for gateways. Made by `Client.batch`.
 
     Sessions have places, 0 and up, in the order of their opening. Close it, or use `with`: its sessions end with it.
     Its calls block. One thread at a time may use it: a second thread gets ConcurrentUseError.
     """
 
-    def __init__(self, stub: InferenceStub, model: str, *, version: int, variant: str, timeout: float | None) -> None:
+    def __init__(
+        self,
+        stub: InferenceStub,
+        model: str,
+        *,
+        version: int,
+        variant: str,
+        policy: SessionPolicy,
+        resume_timeout: float,
+        timeout: float | None,
+    ) -> None:
         """timeout: seconds for calls that set none; None for no limit."""
         self._model = model
         self._version = version
         self._variant = variant
         self._timeout = timeout
-        self._protocol = BatchProtocol()
-        self._stream = Stream(stub, self._protocol)
+        self._protocol = BatchProtocol(policy, resume_timeout)
+        self._stream = ReconnectingStream(stub, self._protocol, "batch")
         self._turn = Turn("batch")
 
     def __enter__(self) -> Self:
@@ -90,13 +102,18 @@ class SessionBatch(BatchProperties[Stream]):
         another thread is in a call of the batch, and else nothing.
         """
         with self._turn:
-            self._stream.end(closing_deadline(self._or_default(timeout)))
+            deadline = closing_deadline(self._or_default(timeout))
+            try:
+                with suppress(CarouselError):
+                    self._stream.run(self._protocol.close(self._stream.post), deadline, is_closing=True)
+            finally:
+                self._protocol.closed()
+                self._stream.end(deadline)
 
     def _open_all(self, sessions: list[tuple[Source | None, str]], timeout: float | None) -> list[int]:
         deadline = Deadline(self._or_default(timeout))
-        version, variant = self._version, self._variant
         openings = [
-            (_requests.open_message(self._model, source=source, version=version, variant=variant), session_id)
+            self._protocol.opening(self._model, source, session_id, version=self._version, variant=self._variant)
             for source, session_id in sessions
         ]
         with self._turn:
