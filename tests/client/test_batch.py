@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from carousel import InvalidArgumentError, PositionMismatchError, UnavailableError
+from carousel import InvalidArgumentError, NotFoundError, PositionMismatchError, UnavailableError
 from carousel._batch import BatchProtocol
 from carousel._batch_step import StepBatchResult
-from carousel._exchange import Exchange
+from carousel._exchange import Exchange, LostError, RepeatError
 from carousel._requests import SessionPolicy, step_batch_message
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
@@ -139,3 +139,159 @@ def test_tokens_that_do_not_fit_are_refused_before_they_are_sent() -> None:
     with pytest.raises(InvalidArgumentError, match="Value out of range"):
         send(protocol, [4, -1], 0, 1)
     assert positions(protocol) == [0, 0]
+
+
+OPENED_AGAIN = {"a": 5, "b": 4}
+"""The handles that sessions have on another stream."""
+
+
+def resumed(protocol: BatchProtocol, **positions: int) -> list[pb.StreamRequest]:
+    """Loses the stream, and resumes the sessions at these positions, or not at all where it is -1. Returns what
+    follows. `replays` has what restored sessions were fed."""
+    protocol.recovery.stream_ended(UnavailableError("lost"))
+    asked: list[pb.StreamRequest] = []
+    exchange = protocol.resume(asked.append)
+    replays.clear()
+    response: pb.StreamResponse | None = None
+    try:
+        next(exchange)
+        while True:
+            request = asked.pop(0)
+            name = request.session_id
+            response = pb.StreamResponse(
+                request_id=request.request_id, session_id=name, position=max(0, positions[name])
+            )
+            if request.HasField("feed"):
+                replays.append((name, request.feed.position, list(request.feed.token_ids)))
+                response.fed.SetInParent()
+            elif positions[name] < 0:
+                response.error.CopyFrom(error_pb2.Error(code=5, message="gone", metadata={"close_reason": "idle"}))
+            else:
+                response.opened.handle = OPENED_AGAIN[name]
+                response.opened.restored_from = pb.RESTORED_FROM_STORE
+            exchange.send(response)
+    except StopIteration as end:
+        found: list[pb.StreamRequest] = end.value
+        return found
+
+
+replays: list[tuple[str, int, list[int]]] = []
+
+
+def two(durability: pb.Durability.ValueType = pb.DURABILITY_CHECKPOINT) -> BatchProtocol:
+    """Sessions a and b, with the handles 4 and 5."""
+    protocol = BatchProtocol(SessionPolicy("hold", None, None, unattended=False), 60.0)
+    for handle, name in ((4, "a"), (5, "b")):
+        request = protocol.open(pb.Open(model="toy"), name)
+        opened = pb.Opened(handle=handle, durability=durability)
+        response = pb.StreamResponse(request_id=request.request_id, session_id=name, opened=opened)
+        response.checkpoint_position = 0
+        run(protocol, protocol.opened(request.request_id), response)
+    return protocol
+
+
+def sent(protocol: BatchProtocol, tokens: list[int] | list[list[int]], *places: int) -> pb.StreamRequest:
+    request = send(protocol, tokens, *places)
+    assert protocol.recovery.may_send(request)
+    return request
+
+
+def test_rows_without_an_answer_are_sent_again_with_the_new_handles_after_a_replay() -> None:
+    protocol = two()
+    first = sent(protocol, [7, 8], 0, 1)
+    run(protocol, protocol.stepped(), answer(first, [1, 1]))
+    sent(protocol, [[1, 2], [3]], 0, 1)
+    (again,) = resumed(protocol, a=0, b=1)
+    assert replays == [("a", 0, [7])]
+    assert (list(again.step_batch.handles), list(again.step_batch.positions)) == ([5, 4], [1, 1])
+    assert (list(again.step_batch.counts), list(again.step_batch.token_ids)) == ([2, 1], [1, 2, 3])
+    step = run(protocol, protocol.stepped(), answer(again, [3, 2]))
+    assert isinstance(step, StepBatchResult)
+    assert (step.positions, step.errors) == ((3, 2), {})
+
+
+def test_a_session_that_was_stored_within_its_row_gets_the_rest() -> None:
+    protocol = two()
+    sent(protocol, [[1, 2, 3], [4]], 0, 1)
+    (again,) = resumed(protocol, a=2, b=0)
+    assert (list(again.step_batch.positions), list(again.step_batch.token_ids)) == ([2, 0], [3, 4])
+    step = run(protocol, protocol.stepped(), answer(again, [3, 1]))
+    assert isinstance(step, StepBatchResult)
+    assert (step.positions, positions(protocol)) == ((3, 1), [3, 1])
+
+
+def test_a_row_whose_answer_was_lost_counts_and_says_so() -> None:
+    protocol = two()
+    sent(protocol, [7, 8], 0, 1)
+    (again,) = resumed(protocol, a=1, b=0)
+    refused = answer(again, [1, 1], _0=9)
+    refused.batch_stepped.errors[0].error.reason = "POSITION_MISMATCH"
+    refused.batch_stepped.errors[0].error.metadata["position"] = "1"
+    step = run(protocol, protocol.stepped(), refused)
+    assert isinstance(step, StepBatchResult)
+    assert {place: error.reason for place, error in step.errors.items()} == {0: "OUTPUTS_LOST"}
+    assert (step.positions, positions(protocol)) == ((1, 1), [1, 1])
+    sent(protocol, [9, 9], 0, 1)
+    resumed(protocol, a=0, b=0)
+    assert replays == [("a", 0, [7]), ("b", 0, [8])]
+
+
+def test_a_session_that_cannot_be_resumed_fails_alone_and_its_old_handle_is_not_used() -> None:
+    """Its old handle is the other session's by now."""
+    protocol = two()
+    sent(protocol, [7, 8], 0, 1)
+    (again,) = resumed(protocol, a=-1, b=0)
+    assert (list(again.step_batch.handles), list(again.step_batch.token_ids)) == ([4], [8])
+    step = run(protocol, protocol.stepped(), answer(again, [1]))
+    assert isinstance(step, StepBatchResult)
+    assert (list(step.errors), step.positions, step.token_ids) == ([0], (0, 1), (0, 9))
+    later = sent(protocol, [7, 8], 0, 1)
+    assert list(later.step_batch.handles) == [2**32 - 1, 4]
+    step = run(protocol, protocol.stepped(), answer(later, [0, 2], _0=9))
+    assert isinstance(step, StepBatchResult)
+    assert isinstance(step.errors[0], NotFoundError)
+
+
+def test_a_step_that_the_store_did_not_take_is_sent_again_as_it_was() -> None:
+    protocol = two(pb.DURABILITY_STRICT)
+    request = sent(protocol, [7, 8], 0, 1)
+    refused = answer(request, [0, 1], _0=14)
+    refused.batch_stepped.errors[0].error.reason = "STORE_UNAVAILABLE"
+    with pytest.raises(RepeatError) as raised:
+        protocol.recovery.received(refused)
+    assert raised.value.request == request
+    step = run(protocol, protocol.stepped(), answer(request, [1, 1]))
+    assert isinstance(step, StepBatchResult)
+    assert (step.positions, step.errors) == ((1, 1), {})
+
+
+def test_a_stream_that_the_server_leaves_is_left_when_all_is_answered() -> None:
+    protocol = two()
+    request = sent(protocol, [7, 8], 0, 1)
+    assert not protocol.recovery.received(pb.StreamResponse(go_away=pb.GoAway()))
+    held = send(protocol, [7, 8], 0, 1)
+    assert not protocol.recovery.may_send(held)
+    with pytest.raises(LostError):
+        protocol.recovery.received(answer(request, [1, 1]))
+    run(protocol, protocol.stepped())
+    (again,) = resumed(protocol, a=1, b=1)
+    assert (again.request_id, list(again.step_batch.positions)) == (held.request_id, [1, 1])
+
+
+@pytest.mark.parametrize("durability", [pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT, pb.DURABILITY_NONE])
+def test_what_is_kept_to_be_replayed_is_bounded(durability: pb.Durability.ValueType) -> None:
+    """Answers do not tell how far sessions are stored: they are asked for it, once in some 900 tokens."""
+    protocol = two(durability)
+    num_asked = most = 0
+    for index in range(6000):
+        for question in protocol.recovery.questions():
+            num_asked += 1
+            told = pb.StreamResponse(request_id=question.request_id, session_id=question.session_id)
+            told.opened.handle = 1
+            told.checkpoint_position = index - 20
+            protocol.recovery.received(told)
+        run(protocol, protocol.stepped(), answer(sent(protocol, [7, 8], 0, 1), [index + 1, index + 1]))
+        most = max(most, *(member.recovery.num_kept for member in protocol.recovery.members))
+    assert most <= 1300
+    assert num_asked == (14 if durability == pb.DURABILITY_CHECKPOINT else 0)
+    assert protocol.recovery.members[0].handle == 4
