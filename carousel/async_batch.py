@@ -25,7 +25,8 @@ class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]])
     """Many sessions of one model that step together, a message for all of them. Made by `AsyncClient.batch`.
 
     Sessions have places, 0 and up, in the order of their opening. Close it, or use `async with`: its sessions end with
-    it. For one task at a time, but for `receive`, which may wait in another.
+    it. For one task at a time, but for `receive`, which may wait in another. It outlives its stream, and fails, as
+    `SessionBatch` does.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]])
         return await self._stream.run(self._protocol.stepped(), Deadline(self._or_default(timeout)))
 
     async def close(self, timeout: float | None = None) -> None:
-        """Ends the stream, and with it the sessions. Closing it again does nothing.
+        """Closes the sessions and the stream. Steps in flight are dropped. Closing it again does nothing.
 
         timeout: seconds for the server to answer; default the client's, or else 5. Raises nothing.
         """

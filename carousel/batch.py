@@ -23,6 +23,11 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
 
     Sessions have places, 0 and up, in the order of their opening. Close it, or use `with`: its sessions end with it.
     Its calls block. One thread at a time may use it: a second thread gets ConcurrentUseError.
+
+    When its stream is lost, or its server leaves, the sessions are resumed on another stream and the steps that have no
+    answer are sent again, unless `on_disconnect` is `free`. A session that cannot be resumed is over: each later step
+    reports the reason in `StepBatchResult.errors`, and the other sessions are stepped. After the batch is over each
+    call raises the error that ended it; after `close`, FailedPreconditionError.
     """
 
     def __init__(
@@ -54,7 +59,10 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
         self.close()
 
     def open(self, source: Source | None = None, *, session_id: str = "", timeout: float | None = None) -> int:
-        """Opens a session. Returns its place. source, session_id: as in `Client.session`. Raises what that raises."""
+        """Opens a session. Returns its place. source, session_id: as in `Client.session`. Raises what that raises.
+
+        An opening whose stream is lost is made again, unless the program chose the id.
+        """
         return self._open_all([(source, session_id)], timeout)[0]
 
     def open_many(self, sources: Sequence[Source | None], *, timeout: float | None = None) -> list[int]:
@@ -81,9 +89,13 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
         vector for each. places: which sessions; default all. top_k, logits, outputs: as in `Session.feed`. timeout:
         seconds; default the client's.
 
-        `StepBatchResult.errors` tells which sessions were refused; the others are stepped. Raises InvalidArgumentError
-        when the step itself is wrong; DeadlineExceededError when no answer came in time: then `receive` waits for it
-        again; LookupError when other steps are in flight; UnavailableError when the stream was lost.
+        `StepBatchResult.errors` tells which sessions were refused; the others are stepped. An OutOfRangeError with the
+        reason OUTPUTS_LOST: the session consumed the tokens, and the connection was lost before the answer came. It
+        goes on from its position.
+
+        Raises InvalidArgumentError when the step itself is wrong; DeadlineExceededError when no answer came in time,
+        and UnavailableError when the sessions were not resumed within `resume_timeout`: the step is in flight, and
+        `receive` waits for it again; LookupError when other steps are in flight.
         """
         with self._turn:
             self._check_none_in_flight()
@@ -96,10 +108,10 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
             return self._receive(timeout)
 
     def close(self, timeout: float | None = None) -> None:
-        """Ends the stream, and with it the sessions. Closing it again does nothing.
+        """Closes the sessions and the stream. Steps in flight are dropped. Closing it again does nothing.
 
         timeout: seconds for the server to answer; default the client's, or else 5. Raises ConcurrentUseError while
-        another thread is in a call of the batch, and else nothing.
+        another thread is in a call of the batch, and else nothing: see `Session.close`.
         """
         with self._turn:
             deadline = closing_deadline(self._or_default(timeout))
