@@ -14,7 +14,7 @@ protobuf alone.
 
 import warnings
 
-from carousel._batch import StepBatchResult
+from carousel._batch_step import StepBatchResult
 from carousel.async_batch import AsyncSessionBatch
 from carousel.async_client import AsyncClient
 from carousel.async_session import AsyncGeneration, AsyncSession

@@ -10,15 +10,15 @@ import asyncio
 import copy
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from carousel._async_stream import AsyncStream
 from carousel._backoff import Attempts, Backoff
 from carousel._deadline import Deadline
-from carousel._exchange import Exchange
+from carousel._exchange import Exchange, LostError, RepeatError
 from carousel._protocol import SessionProtocol
 from carousel._reconnecting_stream import LEAST_ATTEMPT_S, MAX_REWINDS
-from carousel._recovery import LostError
+from carousel._resumable import Resumable
 from carousel._turn import LoopCheck
 from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import inference_pb2 as pb
@@ -26,20 +26,24 @@ from carousel.v1 import inference_pb2 as pb
 if TYPE_CHECKING:
     from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
 
+P = TypeVar("P", bound=Resumable)
 T = TypeVar("T")
 
 
-class AsyncReconnectingStream:
+class AsyncReconnectingStream(Generic[P]):
     """Concurrent exchanges of one event loop take turns; ConcurrentUseError in another loop."""
 
-    def __init__(self, stub: InferenceAsyncStub, protocol: SessionProtocol) -> None:
+    def __init__(self, stub: InferenceAsyncStub, protocol: P, name: str = "session") -> None:
+        """name: of what the stream carries, for errors."""
         self._stub = stub
         self._protocol = protocol
-        self._loop = LoopCheck("session")
+        self._name = name
+        self._loop = LoopCheck(name)
         self._stream = AsyncStream(stub, protocol)
         self._turn = asyncio.Lock()
         self._backoff = Backoff(0.0 if protocol.recovery is None else protocol.recovery.timeout_s)
         self._lost_by: CarouselError | None = None
+        self._repeat: RepeatError | None = None
         self._num_resumes = 0
 
     async def run(self, exchange: Exchange[T], deadline: Deadline, *, is_closing: bool = False) -> T:
@@ -51,7 +55,12 @@ class AsyncReconnectingStream:
         except TimeoutError:
             raise deadline.exceeded() from None
 
-    async def rewind(self, position: int, rewind: Callable[[], Awaitable[object]], deadline: Deadline) -> None:
+    async def rewind(
+        self: AsyncReconnectingStream[SessionProtocol],
+        position: int,
+        rewind: Callable[[], Awaitable[object]],
+        deadline: Deadline,
+    ) -> None:
         """Rewinds the session, with nothing in flight: see `ReconnectingStream.rewind`."""
         self._loop.check()
         try:
@@ -60,11 +69,21 @@ class AsyncReconnectingStream:
         except TimeoutError:
             raise deadline.exceeded() from None
 
+    def post(self, request: pb.StreamRequest) -> None:
+        """Sends a request whose answer another exchange waits for: see `ReconnectingStream.post`."""
+        if self._lost_by is None:
+            self._stream.post(request)
+
     async def end(self, deadline: Deadline) -> None:
         """See `AsyncStream.end`."""
         await self._stream.end(deadline)
 
-    async def _rewind(self, position: int, rewind: Callable[[], Awaitable[object]], deadline: Deadline) -> None:
+    async def _rewind(
+        self: AsyncReconnectingStream[SessionProtocol],
+        position: int,
+        rewind: Callable[[], Awaitable[object]],
+        deadline: Deadline,
+    ) -> None:
         for attempt in range(MAX_REWINDS):
             await self._run(self._protocol.synchronize(), deadline)
             num_resumes = self._num_resumes
@@ -105,6 +124,10 @@ class AsyncReconnectingStream:
             if self._lost_by is not None:
                 await self._reconnect(is_closing)
                 continue
+            if self._repeat is not None:
+                await self._wait(self._repeat.error)
+                self._stream.post(self._repeat.request)
+                self._repeat = None
             received = await self._stream.receive()
             try:
                 if isinstance(received, CarouselError):
@@ -113,6 +136,9 @@ class AsyncReconnectingStream:
                 has_progress = recovery.received(received)
             except LostError as lost:
                 await self._lose(lost.error)
+            except RepeatError as repeat:
+                self._repeat = repeat
+                self._backoff.begin(time.monotonic())
             except CarouselError as error:
                 raise self._protocol.lost(error) from None
             else:
@@ -159,20 +185,20 @@ class AsyncReconnectingStream:
         except LostError as lost:
             self._lost_by = lost.error
         except TimeoutError:
-            self._lost_by = UnavailableError(f"the session was not resumed within {self._backoff.timeout_s:g} s")
+            self._lost_by = UnavailableError(f"the {self._name} was not resumed within {self._backoff.timeout_s:g} s")
         except CarouselError as error:
             self._lost_by = error
         else:
             for request in requests:
                 self._stream.post(request)
-            self._lost_by = None
+            self._lost_by = self._repeat = None
             self._num_resumes += 1
         finally:
             if self._lost_by is not None:  # a cancelled caller leaves the session for the next call to resume
                 await self._stream.end(Deadline(0))
 
     async def _resume(self) -> list[pb.StreamRequest]:
-        exchange = self._protocol.resume()
+        exchange = self._protocol.resume(self._stream.post)
         try:
             request = next(exchange)
             while True:

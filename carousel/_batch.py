@@ -7,147 +7,126 @@ any order. The rules:
 2. A session's position is the one that its next step batch begins at, those in flight counted. So a step batch always
    names its sessions' positions, and one that is sent again is applied once.
 3. A row that is refused tells where its session is. Step batches in flight behind it are refused for that session too.
+4. `_batch_recovery` records all responses, and resumes the sessions on another stream.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from carousel import _answers, _requests
+from carousel._batch_member import Member
+from carousel._batch_recovery import BatchRecovery
+from carousel._batch_step import BatchStep, StepBatchResult
 from carousel._exchange import Exchange
+from carousel._requests import SessionPolicy, Source
+from carousel._resume import Post
 from carousel._tensors import Features
-from carousel.errors import CarouselError
+from carousel.errors import CarouselError, FailedPreconditionError
 from carousel.v1 import inference_pb2 as pb
 
 
-@dataclass(frozen=True, slots=True)
-class StepBatchResult:
-    """The answer to a step of many sessions: columns of N, in the order of `places`, 0 where a session was refused.
-
-    positions: after the step; of refused sessions, where they stand. token_ids: the most likely next ones; with top_k
-    so many for each session, most likely first; empty when logits or nothing was requested. log_probabilities: of each
-    of token_ids, with top_k. logits: with logits, as many for each session as the vocabulary has tokens. errors: why
-    sessions were refused, by place. values: of a model that gives values, as many for each session as it gives.
-    """
-
-    places: tuple[int, ...]
-    positions: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    log_probabilities: tuple[float, ...]
-    logits: tuple[float, ...]
-    errors: Mapping[int, CarouselError]
-    replayed: bool = False
-    values: tuple[float, ...] = ()
-
-
-class _InFlight(NamedTuple):
-    """A step batch in flight. counts: tokens of each of its sessions."""
-
-    places: tuple[int, ...]
-    counts: tuple[int, ...]
-
-
 class BatchProtocol:
-    """The sessions of one stream."""
+    """The sessions of a batch."""
 
     id = ""
 
-    def __init__(self) -> None:
-        self.handles: list[int] = []
-        self.positions: list[int] = []
-        self._last_request_id = 0
-        self._in_flight: OrderedDict[int, _InFlight] = OrderedDict()
-        self._answers: dict[int, pb.StreamResponse] = {}
+    def __init__(self, policy: SessionPolicy, resume_timeout: float) -> None:
+        """resume_timeout: seconds that one recovery may take."""
+        self.recovery = BatchRecovery(resume_timeout, can_resume=policy.on_disconnect != "free")
+        self._policy = policy
         self._ended_by: CarouselError | None = None
 
     @property
     def num_in_flight(self) -> int:
         """Step batches that were sent, and whose answers were not taken yet."""
-        return len(self._in_flight)
+        return len(self.recovery.steps)
+
+    def opening(
+        self, model: str, source: Source | None, session_id: str, *, version: int, variant: str
+    ) -> tuple[pb.Open, str]:
+        """Makes the message that opens a session, and returns it with the id that was asked for."""
+        message = _requests.open_message(model, source=source, version=version, variant=variant, policy=self._policy)
+        return message, session_id
 
     def open(self, request: pb.Open, session_id: str) -> pb.StreamRequest:
         """Makes the request to send; see `opened`."""
-        return self._number(pb.StreamRequest(open=request, session_id=session_id))
+        self.check_open()
+        is_own = self.recovery.can_resume and not session_id
+        name = secrets.token_urlsafe(9) if is_own else session_id  # to be resumed, it is known from the start
+        return self.recovery.open(Member(name, request, self.recovery.timeout_s, has_own_id=is_own))
 
     def opened(self, request_id: int) -> Exchange[int]:
         """Waits for the answer to an opening. Returns the session's place."""
-        response = yield from self._wait(request_id)
-        self.handles.append(response.opened.handle)
-        self.positions.append(0)
-        return len(self.handles) - 1
+        self.check_open()
+        while request_id not in self.recovery.answers:
+            yield None
+        member, answer = self.recovery.opened(request_id)
+        if answer.HasField("error"):
+            raise _answers.error(answer.error)
+        self.recovery.members.append(member)
+        return len(self.recovery.members) - 1
 
     def step_batch(self, message: pb.StepBatch, places: Sequence[int]) -> pb.StreamRequest:
         """Makes the request to send; see `stepped`. message: with the handles and the positions of those places."""
-        request = self._number(pb.StreamRequest(step_batch=message))
-        counts = tuple(message.counts) or (1,) * len(places)
-        for place, count in zip(places, counts, strict=True):
-            self.positions[place] += count
-        self._in_flight[request.request_id] = _InFlight(tuple(places), counts)
+        self.check_open()
+        request = self.recovery.number(pb.StreamRequest(step_batch=message))
+        step = BatchStep(request, tuple(places))
+        members = self.recovery.members
+        for place, count in zip(places, step.counts, strict=True):
+            members[place].position += count
+        self.recovery.steps[request.request_id] = step
         return request
 
     def stepped(self) -> Exchange[StepBatchResult]:
         """Waits for the answer to the oldest step batch in flight. Raises LookupError without any."""
-        if not self._in_flight:
+        self.check_open()
+        steps, members = self.recovery.steps, self.recovery.members
+        if not steps:
             raise LookupError("no step is in flight")
-        request_id, sent = next(iter(self._in_flight.items()))
-        try:
-            response = yield from self._wait(request_id)
-        except CarouselError:
-            if self._ended_by is None:  # refused as a whole: no session has moved
-                del self._in_flight[request_id]
-                for place, count in zip(sent.places, sent.counts, strict=True):
-                    self.positions[place] -= count
-            raise
-        del self._in_flight[request_id]
-        message = response.batch_stepped
-        errors = {}
-        for refused in message.errors:
-            place = sent.places[refused.index]
-            errors[place] = _answers.error(refused.error)
-            self.positions[place] = message.positions[refused.index]
-        return StepBatchResult(
-            sent.places,
-            tuple(message.positions),
-            tuple(message.token_ids),
-            tuple(message.log_probabilities),
-            tuple(message.logits),
-            errors,
-            message.replayed,
-            tuple(message.values),
-        )
+        number, step = next(iter(steps.items()))
+        while not step.is_done:
+            yield None
+        del steps[number]
+        if step.refusal is not None:  # no session has moved
+            for place, count in zip(step.places, step.counts, strict=True):
+                members[place].position -= count
+            raise copy.copy(step.refusal)
+        for row, error in step.errors.items():
+            if error.reason != "OUTPUTS_LOST":
+                members[step.places[row]].position = step.position(row)
+        return step.result()
+
+    def resume(self, post: Post) -> Exchange[list[pb.StreamRequest]]:
+        """See `BatchRecovery.resume`."""
+        return (yield from self.recovery.resume(post))
+
+    def close(self, post: Post) -> Exchange[None]:
+        """Closes the sessions, unless they end with the stream. post: sends a request."""
+        if self._ended_by is None:
+            for request in list(self.recovery.close()):
+                if self.recovery.may_send(request):
+                    post(request)
+            while self.recovery.closing:
+                yield None
+
+    def closed(self) -> None:
+        """Records that the program closed the batch."""
+        self.lost(FailedPreconditionError("the batch was closed", reason="BATCH_CLOSED"))
 
     def lost(self, error: CarouselError) -> CarouselError:
-        """Records that the stream ended. Returns the error to raise."""
+        """Records that the batch ended for good. Returns the error to raise."""
         self._ended_by = self._ended_by or error
         return copy.copy(self._ended_by)
 
     def check_open(self) -> None:
-        """Raises the error that ended the stream, if it has ended."""
+        """Raises the error that ended the batch, if it has ended."""
         if self._ended_by is not None:
             raise copy.copy(self._ended_by)
-
-    def _wait(self, request_id: int) -> Exchange[pb.StreamResponse]:
-        """Waits for the answer to a request. Raises the refusal."""
-        self.check_open()
-        while request_id not in self._answers:
-            response = yield None
-            if response.request_id:  # else a notice: the session's next step reports the same
-                self._answers[response.request_id] = response
-        answer = self._answers.pop(request_id)
-        if answer.HasField("error"):
-            raise _answers.error(answer.error)
-        return answer
-
-    def _number(self, request: pb.StreamRequest) -> pb.StreamRequest:
-        self.check_open()
-        self._last_request_id += 1
-        request.request_id = self._last_request_id
-        return request
 
 
 class Poster(Protocol):
@@ -168,12 +147,17 @@ class BatchProperties(Generic[P]):
     _turn: AbstractContextManager[None]
 
     def __len__(self) -> int:
-        return len(self._protocol.handles)
+        return len(self._protocol.recovery.members)
 
     @property
     def positions(self) -> tuple[int, ...]:
         """The position of each session, by place, the steps in flight counted."""
-        return tuple(self._protocol.positions)
+        return tuple(member.position for member in self._protocol.recovery.members)
+
+    @property
+    def session_ids(self) -> tuple[str, ...]:
+        """The id of each session, by place."""
+        return tuple(member.id for member in self._protocol.recovery.members)
 
     def send(
         self,
@@ -199,20 +183,25 @@ class BatchProperties(Generic[P]):
         logits: bool,
         outputs: bool,
     ) -> None:
-        protocol = self._protocol
-        places = range(len(protocol.handles)) if places is None else places
+        protocol, recovery = self._protocol, self._protocol.recovery
+        protocol.check_open()
+        places = range(len(recovery.members)) if places is None else places
+        members = [recovery.members[place] for place in places]
         message = _requests.step_batch_message(
-            [protocol.handles[place] for place in places],
+            [member.handle for member in members],
             tokens,
-            [protocol.positions[place] for place in places],
+            [member.position for member in members],
             features=features,
             top_k=top_k,
             logits=logits,
             outputs=outputs,
         )
-        self._stream.post(protocol.step_batch(message, places))
+        for question in recovery.questions():
+            self._stream.post(question)
+        self._post(protocol.step_batch(message, places))
 
     def _check_none_in_flight(self) -> None:
+        self._protocol.check_open()
         if self._protocol.num_in_flight:
             raise LookupError("other steps are in flight: `receive` their answers first")
 
@@ -220,5 +209,9 @@ class BatchProperties(Generic[P]):
         """Returns the requests' numbers."""
         requests = [self._protocol.open(message, session_id) for message, session_id in openings]
         for request in requests:
-            self._stream.post(request)
+            self._post(request)
         return [request.request_id for request in requests]
+
+    def _post(self, request: pb.StreamRequest) -> None:
+        if self._protocol.recovery.may_send(request):
+            self._stream.post(request)

@@ -1,11 +1,35 @@
-"""Defines an exchange with a server: the steps of one request and its answer. See `_protocol`."""
+"""Defines an exchange with a server: one request and its answer. See `_protocol`. And what disturbs one."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from typing import TypeAlias, TypeVar
 
+from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
 
 T = TypeVar("T")
 Exchange: TypeAlias = Generator[pb.StreamRequest | None, pb.StreamResponse, T]
+
+
+class LostError(Exception):
+    """The stream is of no more use, but its sessions may be resumed on another.
+
+    error: what to raise when they cannot be.
+    """
+
+    def __init__(self, error: CarouselError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class RepeatError(Exception):
+    """A request must be sent again later, on the same stream.
+
+    error: what to raise when there is no time for that.
+    """
+
+    def __init__(self, request: pb.StreamRequest, error: CarouselError) -> None:
+        super().__init__(str(error))
+        self.request = request
+        self.error = error

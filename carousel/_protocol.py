@@ -86,7 +86,7 @@ class SessionProtocol:
         self.source = _answers.tokens(opened.source)
         self.first = _answers.step_output(opened.output) if opened.HasField("output") else None
 
-    def resume(self) -> Exchange[list[pb.StreamRequest]]:
+    def resume(self, post: object = None) -> Exchange[list[pb.StreamRequest]]:  # it needs none
         """Resumes the session on a new stream. Returns the requests to send again on it. See `Recovery.resume`."""
         assert self.recovery is not None  # noqa: S101  # a session that ends with its stream is never resumed
         return (yield from self.recovery.resume(self._numbered, self.position))
@@ -149,7 +149,7 @@ class SessionProtocol:
         """Closes the session. Does nothing when it is closed."""
         if self._ended_by is None:
             response = yield from self._ask(pb.StreamRequest(close=pb.Close()))
-            self._ended_by = _closed(self.id, CloseReason.CLIENT, response.position)
+            self._ended_by = session_closed(self.id, CloseReason.CLIENT, response.position)
 
     def lost(self, error: CarouselError) -> CarouselError:
         """Records that the session ended for good. Returns the error to raise."""
@@ -206,7 +206,7 @@ class SessionProtocol:
         if response.request_id == 0:
             if kind == "closed":
                 reason = _answers.close_reason(response.closed.reason)
-                raise self.lost(_closed(self.id, reason, response.position))
+                raise self.lost(session_closed(self.id, reason, response.position))
         elif response.request_id == self._cancel_id:
             self._cancelled(response if kind == "cancelled" else None)
         elif self._feed is not None and response.request_id == self._feed.request_id:
@@ -268,7 +268,8 @@ class SessionProtocol:
         return request
 
 
-def _closed(session_id: str, reason: CloseReason, position: int) -> SessionClosedError:
+def session_closed(session_id: str, reason: CloseReason, position: int) -> SessionClosedError:
+    """The error of a session that was closed at a position."""
     return SessionClosedError(
         f"session {session_id!r} was closed ({reason}) at position {position}",
         reason="SESSION_CLOSED",

@@ -8,19 +8,20 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from carousel._backoff import Attempts, Backoff
 from carousel._deadline import Deadline
-from carousel._exchange import Exchange
+from carousel._exchange import Exchange, LostError, RepeatError
 from carousel._protocol import SessionProtocol
-from carousel._recovery import LostError
+from carousel._resumable import Resumable
 from carousel._stream import Stream
 from carousel._turn import Turn
 from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1.inference_pb2_grpc import InferenceStub
 
+P = TypeVar("P", bound=Resumable)
 T = TypeVar("T")
 
 LEAST_ATTEMPT_S = 1.0
@@ -29,16 +30,19 @@ MAX_REWINDS = 20
 """How often a rewind is tried when connections are lost under it."""
 
 
-class ReconnectingStream:
+class ReconnectingStream(Generic[P]):
     """Used by one thread at a time; ConcurrentUseError for a second."""
 
-    def __init__(self, stub: InferenceStub, protocol: SessionProtocol) -> None:
+    def __init__(self, stub: InferenceStub, protocol: P, name: str = "session") -> None:
+        """name: of what the stream carries, for errors."""
         self._stub = stub
         self._protocol = protocol
+        self._name = name
         self._stream = Stream(stub, protocol)
-        self._turn = Turn("session")
+        self._turn = Turn(name)
         self._backoff = Backoff(0.0 if protocol.recovery is None else protocol.recovery.timeout_s)
         self._lost_by: CarouselError | None = None
+        self._repeat: RepeatError | None = None
         self._num_resumes = 0
 
     def run(self, exchange: Exchange[T], deadline: Deadline, *, is_closing: bool = False) -> T:
@@ -51,7 +55,9 @@ class ReconnectingStream:
         with self._turn:
             return self._run(exchange, deadline, is_closing)
 
-    def rewind(self, position: int, rewind: Callable[[], object], deadline: Deadline) -> None:
+    def rewind(
+        self: ReconnectingStream[SessionProtocol], position: int, rewind: Callable[[], object], deadline: Deadline
+    ) -> None:
         """Rewinds the session, with nothing in flight. rewind: the call that asks the server for it.
 
         Raises what `rewind` raises, unless the connection was lost meanwhile: then the session is resumed, its marks
@@ -72,6 +78,11 @@ class ReconnectingStream:
                 else:
                     self._protocol.rewound(position)
                     return
+
+    def post(self, request: pb.StreamRequest) -> None:
+        """Sends a request whose answer another exchange waits for. While the stream is lost, resuming sends it."""
+        if self._lost_by is None:
+            self._stream.post(request)
 
     def end(self, deadline: Deadline) -> None:
         """See `Stream.end`."""
@@ -102,6 +113,10 @@ class ReconnectingStream:
             if self._lost_by is not None:
                 self._reconnect(deadline, is_closing)
                 continue
+            if self._repeat is not None:
+                self._wait(self._repeat.error, deadline)
+                self._stream.post(self._repeat.request)
+                self._repeat = None
             received = self._stream.receive(deadline)
             try:
                 if isinstance(received, CarouselError):
@@ -110,6 +125,9 @@ class ReconnectingStream:
                 has_progress = recovery.received(received)
             except LostError as lost:
                 self._lose(lost.error)
+            except RepeatError as repeat:
+                self._repeat = repeat
+                self._backoff.begin(time.monotonic())
             except CarouselError as error:
                 raise self._protocol.lost(error) from None
             else:
@@ -160,19 +178,19 @@ class ReconnectingStream:
             if error is limit.passed_by:
                 if deadline.remaining() == 0.0:
                     raise deadline.exceeded() from None
-                error = UnavailableError(f"the session was not resumed within {self._backoff.timeout_s:g} s")
+                error = UnavailableError(f"the {self._name} was not resumed within {self._backoff.timeout_s:g} s")
             self._lost_by = error
         else:
             for request in requests:
                 self._stream.post(request)
-            self._lost_by = None
+            self._lost_by = self._repeat = None
             self._num_resumes += 1
         finally:
             if self._lost_by is not None:
                 self._stream.end(Deadline(0))
 
     def _resume(self, deadline: Deadline) -> list[pb.StreamRequest]:
-        exchange = self._protocol.resume()
+        exchange = self._protocol.resume(self._stream.post)
         try:
             request = next(exchange)
             while True:

@@ -24,25 +24,14 @@ from collections.abc import Iterator
 import grpc
 
 from carousel import _answers
-from carousel._exchange import Exchange
+from carousel._exchange import Exchange, LostError
 from carousel._history import Consumed, History, consumed_by
 from carousel._refusals import Refusals
-from carousel._resume import Number, find, is_transient, replay
+from carousel._resume import Number, behind_checkpoint, find, history_lost, is_transient, replay
 from carousel._tensors import pieces
 from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
-
-
-class LostError(Exception):
-    """The stream is of no more use, but the session may be resumed on another.
-
-    error: what to raise when it cannot be.
-    """
-
-    def __init__(self, error: CarouselError) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 class Recovery:
@@ -83,9 +72,36 @@ class Recovery:
         """The largest request that the server is known to accept."""
         return self._refusals.max_request_bytes
 
+    @property
+    def end(self) -> int:
+        """The position up to which it is known what the session consumed."""
+        return self._history.end
+
+    @property
+    def num_kept(self) -> int:
+        """Tokens that are kept to be replayed."""
+        return self._history.end - self._history.start
+
     def sent(self, request: pb.StreamRequest) -> None:
         """Records a request."""
         self._pending[request.request_id] = request
+
+    def waits_for(self, feeds: list[pb.StreamRequest]) -> None:
+        """Replaces the pending requests by those of step batches in flight, if each begins where the last one ends."""
+        self._pending, end = {}, self._history.end
+        for request in feeds:
+            if request.feed.position == end:
+                self._pending[request.request_id] = request
+                end += len(consumed_by(request.feed))
+
+    def consumed(self, position: int, tokens: Consumed) -> None:
+        """Records tokens that the session consumed from `position` on by step batches."""
+        self._history.write(position, tokens)
+
+    def stored(self, position: int) -> None:
+        """Records that the session is stored up to `position`."""
+        self._checkpoint, self._moved_to = position, None
+        self._history.forget(position)
 
     def received(self, response: pb.StreamResponse) -> bool:
         """Records a response. Returns whether a request made progress by it.
@@ -97,10 +113,10 @@ class Recovery:
         request = self._pending.get(response.request_id)
         if kind == "go_away":
             self._is_leaving = True
-            if self._outlives_server:
+            if self.outlives_server:
                 raise LostError(UnavailableError("the server is shutting down", reason="GO_AWAY"))
             return False  # the session ends with its server: it is used for as long as it is there
-        if kind == "error" and request is not None and self._is_open and self._is_elsewhere(response.error):
+        if kind == "error" and request is not None and self._is_open and self.is_elsewhere(response.error):
             raise LostError(_answers.error(response.error))
         if kind == "closed" and self._is_movable(response):
             raise LostError(UnavailableError("the session is in the store, or with another server"))
@@ -184,15 +200,16 @@ class Recovery:
             self._checkpoint = position
 
     @property
-    def _outlives_server(self) -> bool:
+    def outlives_server(self) -> bool:
+        """Whether the session can be resumed when its server has ended."""
         return self._is_open and (self._is_stored or self._is_kept)
 
-    def _is_elsewhere(self, error: error_pb2.Error) -> bool:
+    def is_elsewhere(self, error: error_pb2.Error) -> bool:
         """Whether the session is to be looked for again, or the request to be sent again later."""
         if is_transient(error):
-            return self._outlives_server or error.reason != "SHUTTING_DOWN"
+            return self.outlives_server or error.reason != "SHUTTING_DOWN"
         return (
-            self._outlives_server
+            self.outlives_server
             and self._is_leaving  # servers of version 0.1 answer so when they shut down
             and error.code == grpc.StatusCode.CANCELLED.value[0]
             and not any(request.HasField("cancel") for request in self._pending.values())
@@ -203,7 +220,7 @@ class Recovery:
         return (
             reason == pb.CLOSE_REASON_MOVED
             or (self._is_kept and reason == pb.CLOSE_REASON_IDLE)
-            or (self._outlives_server and not response.request_id and reason == pb.CLOSE_REASON_SHUTDOWN)
+            or (self.outlives_server and not response.request_id and reason == pb.CLOSE_REASON_SHUTDOWN)
         )
 
     def _generated(self, response: pb.StreamResponse) -> bool:
@@ -227,11 +244,11 @@ class Recovery:
             elif start < position <= start + len(tokens):  # it was cancelled half-way
                 self._history.write(start, tokens[: position - start])
         elif response.error.reason == "POSITION_MISMATCH" and response.error.metadata.get("position", "").isdecimal():
-            self._stands_at(int(response.error.metadata["position"]))
+            self.stands_at(int(response.error.metadata["position"]))
         elif is_cancelled:
-            self._stands_at(position)
+            self.stands_at(position)
 
-    def _stands_at(self, position: int) -> None:
+    def stands_at(self, position: int) -> None:
         """Records where the session is. Elsewhere than this client's requests took it, another caller moved it."""
         ends = (one.feed.position + len(consumed_by(one.feed)) for one in self.pending if one.HasField("feed"))
         if position == self._history.end or position in ends:
@@ -244,9 +261,7 @@ class Recovery:
 
     def _learn(self, response: pb.StreamResponse) -> None:
         if response.HasField("checkpoint_position"):
-            self._checkpoint = response.checkpoint_position
-            self._moved_to = None
-            self._history.forget(response.checkpoint_position)
+            self.stored(response.checkpoint_position)
 
     def _fail(self, request: pb.StreamRequest, error: error_pb2.Error) -> None:
         self._pending.pop(request.request_id)
@@ -263,11 +278,8 @@ class Recovery:
         try:
             return self._history.between(begin, end)
         except LookupError as error:
-            raise CarouselError(
+            raise history_lost(
                 f"the session was restored at position {begin}, and the client cannot replay it to {end}: {error}."
-                " Open a new session",
-                code=grpc.StatusCode.DATA_LOSS,
-                reason="HISTORY_LOST",
             ) from error
 
     def _catch_up(self, generate: pb.StreamRequest) -> Exchange[None]:
@@ -284,16 +296,7 @@ class Recovery:
 
     def _moved_behind_checkpoint(self, position: int) -> None:
         """Fails the pending requests: another caller rewound the session, or the store lost what it had."""
-        message = (
-            f"the session is at position {position}, behind its checkpoint at {self._checkpoint}: another caller"
-            " rewound it, or the store lost a write. Feed it from where it is, or open a new session"
-        )
-        error = error_pb2.Error(
-            code=grpc.StatusCode.FAILED_PRECONDITION.value[0],
-            message=message,
-            reason="POSITION_MISMATCH",
-            metadata={"position": str(position)},
-        )
+        error = behind_checkpoint(position, self._checkpoint)
         self._history.restart(position)
         self._checkpoint = position
         for request in self.pending:
@@ -302,12 +305,8 @@ class Recovery:
 
     def _check_moved(self, restored: int) -> None:
         if restored != self._moved_to:
-            raise CarouselError(
-                f"another caller moved the session to position {self._moved_to}, and it was restored at {restored}:"
-                " what it consumed is not known. Open a new session",
-                code=grpc.StatusCode.DATA_LOSS,
-                reason="HISTORY_LOST",
-            )
+            moved = f"another caller moved the session to position {self._moved_to}"
+            raise history_lost(f"{moved}, and it was restored at {restored}: what it consumed is not known.")
 
     def _first_position(self, position: int) -> int:
         """Where the session must be for the first of the pending requests."""

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol, TypeAlias
 
 import grpc
 
 from carousel import _answers
 from carousel._backoff import is_leaving
 from carousel._exchange import Exchange
-from carousel.errors import UnavailableError
+from carousel.errors import CarouselError, UnavailableError
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import CloseReason
 
 Number: TypeAlias = Callable[[pb.StreamRequest], pb.StreamRequest]
 """Gives a request its number and its session's id."""
+
+Post: TypeAlias = Callable[[pb.StreamRequest], None]
+"""Sends a request and does not wait for its answer."""
+
+
+class Heard(Protocol):
+    """Is called with each response."""
+
+    def __call__(self, response: pb.StreamResponse, *, is_asked: bool) -> None:
+        """is_asked: whether an exchange waits for it."""
+
 
 _TRANSIENT = ("SESSION_MOVED", "STORE_UNAVAILABLE", "SHUTTING_DOWN")
 _LOST_WITH_SERVER = ("lost", "shutdown")
@@ -46,6 +58,53 @@ def replay(number: Number, feed: pb.Feed) -> Exchange[pb.StreamResponse]:
     return (yield from _checked(number(pb.StreamRequest(feed=feed))))
 
 
+def history_lost(message: str) -> CarouselError:
+    """The error of a session that cannot be replayed. message: why."""
+    return CarouselError(f"{message} Open a new session", code=grpc.StatusCode.DATA_LOSS, reason="HISTORY_LOST")
+
+
+def behind_checkpoint(position: int, checkpoint: int | None) -> error_pb2.Error:
+    """The error of requests for a session that is found behind where it was stored."""
+    return error_pb2.Error(
+        code=grpc.StatusCode.FAILED_PRECONDITION.value[0],
+        message=f"the session is at position {position}, behind its checkpoint at {checkpoint}: another caller rewound"
+        " it, or the store lost a write. Feed it from where it is, or open a new session",
+        reason="POSITION_MISMATCH",
+        metadata={"position": str(position)},
+    )
+
+
+def together(post: Post, exchanges: Mapping[str, Exchange[object]], heard: Heard) -> Exchange[dict[str, object]]:
+    """Runs exchanges of many sessions side by side, each with the responses of its session. post: sends a request.
+
+    Returns their results, or their errors, by session. Raises UnavailableError when the server leaves.
+    """
+    results: dict[str, object] = {}
+
+    def advance(name: str, step: Callable[[], pb.StreamRequest | None]) -> None:
+        try:
+            request = step()
+            if request is not None:
+                post(request)
+        except StopIteration as end:
+            results[name] = end.value
+        except CarouselError as error:
+            results[name] = error
+
+    for name, exchange in exchanges.items():
+        advance(name, partial(next, exchange))
+    while len(results) < len(exchanges):
+        response = yield None
+        if response.HasField("go_away"):
+            raise _left()
+        name = response.session_id
+        is_asked = name in exchanges and name not in results
+        heard(response, is_asked=is_asked)
+        if is_asked:
+            advance(name, partial(exchanges[name].send, response))
+    return results
+
+
 def is_transient(error: error_pb2.Error) -> bool:
     """Whether the session is to be looked for again, or the request to be sent again later."""
     return error.reason in _TRANSIENT or error.metadata.get("close_reason") == CloseReason.MOVED
@@ -71,6 +130,10 @@ def _ask(request: pb.StreamRequest) -> Exchange[pb.StreamResponse]:
     while response.request_id != request.request_id:
         kind = response.WhichOneof("response")
         if kind == "go_away" or (kind == "closed" and response.closed.reason == pb.CLOSE_REASON_MOVED):
-            raise UnavailableError("the server is shutting down, or another one has the session", reason="GO_AWAY")
+            raise _left()
         response = yield None
     return response
+
+
+def _left() -> UnavailableError:
+    return UnavailableError("the server is shutting down, or another one has the session", reason="GO_AWAY")

@@ -5,38 +5,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from carousel import _requests
-from carousel._async_stream import AsyncStream
-from carousel._batch import BatchProperties, BatchProtocol, StepBatchResult
+from carousel._async_reconnecting_stream import AsyncReconnectingStream
+from carousel._batch import BatchProperties, BatchProtocol
+from carousel._batch_step import StepBatchResult
 from carousel._deadline import Deadline, closing_deadline
-from carousel._requests import Source
+from carousel._requests import SessionPolicy, Source
 from carousel._tensors import Features
+from carousel.errors import CarouselError
 
 if TYPE_CHECKING:
     from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
 
 
-class AsyncSessionBatch(BatchProperties[AsyncStream]):
+class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]]):
     """Many sessions of one model that step together, a message for all of them. Made by `AsyncClient.batch`.
 
     Sessions have places, 0 and up, in the order of their opening. Close it, or use `async with`: its sessions end with
-    it. For one task at a time, but for `receive`, which may wait in another.
+    it. For one task at a time, but for `receive`, which may wait in another. It outlives its stream, and fails, as
+    `SessionBatch` does.
     """
 
     def __init__(
-        self, stub: InferenceAsyncStub, model: str, *, version: int, variant: str, timeout: float | None
+        self,
+        stub: InferenceAsyncStub,
+        model: str,
+        *,
+        version: int,
+        variant: str,
+        policy: SessionPolicy,
+        resume_timeout: float,
+        timeout: float | None,
     ) -> None:
         """timeout: seconds for calls that set none; None for no limit."""
         self._model = model
         self._version = version
         self._variant = variant
         self._timeout = timeout
-        self._protocol = BatchProtocol()
-        self._stream = AsyncStream(stub, self._protocol)
+        self._protocol = BatchProtocol(policy, resume_timeout)
+        self._stream = AsyncReconnectingStream(stub, self._protocol, "batch")
         self._turn = nullcontext()
 
     async def __aenter__(self) -> Self:
@@ -76,17 +86,22 @@ class AsyncSessionBatch(BatchProperties[AsyncStream]):
         return await self._stream.run(self._protocol.stepped(), Deadline(self._or_default(timeout)))
 
     async def close(self, timeout: float | None = None) -> None:
-        """Ends the stream, and with it the sessions. Closing it again does nothing.
+        """Closes the sessions and the stream. Steps in flight are dropped. Closing it again does nothing.
 
         timeout: seconds for the server to answer; default the client's, or else 5. Raises nothing.
         """
-        await self._stream.end(closing_deadline(self._or_default(timeout)))
+        deadline = closing_deadline(self._or_default(timeout))
+        try:
+            with suppress(CarouselError):
+                await self._stream.run(self._protocol.close(self._stream.post), deadline, is_closing=True)
+        finally:
+            self._protocol.closed()
+            await self._stream.end(deadline)
 
     async def _open_all(self, sessions: list[tuple[Source | None, str]], timeout: float | None) -> list[int]:
         deadline = Deadline(self._or_default(timeout))
-        version, variant = self._version, self._variant
         openings = [
-            (_requests.open_message(self._model, source=source, version=version, variant=variant), session_id)
+            self._protocol.opening(self._model, source, session_id, version=self._version, variant=self._variant)
             for source, session_id in sessions
         ]
         numbers = self._send_openings(openings)

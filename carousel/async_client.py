@@ -225,11 +225,28 @@ class AsyncClient:
         )
 
     def batch(
-        self, model: str, *, version: int = 0, variant: str = "", timeout: float | None = None
+        self,
+        model: str,
+        *,
+        version: int = 0,
+        variant: str = "",
+        on_disconnect: str = "hold",
+        hold_s: float | None = None,
+        durability: str | None = None,
+        resume_timeout: float = 60.0,
+        timeout: float | None = None,
     ) -> AsyncSessionBatch:
         """Makes a batch of sessions of one model on one stream: see `Client.batch`."""
-        timeout = self._timeout if timeout is None else timeout
-        return AsyncSessionBatch(self._inference, model, version=version, variant=variant, timeout=timeout)
+        policy = _requests.SessionPolicy(on_disconnect, hold_s, durability, unattended=False)
+        return AsyncSessionBatch(
+            self._inference,
+            model,
+            version=version,
+            variant=variant,
+            policy=policy,
+            resume_timeout=resume_timeout,
+            timeout=self._timeout if timeout is None else timeout,
+        )
 
     async def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Every version of every model, served or not, by name and version."""

@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from carousel import _requests
-from carousel._batch import BatchProperties, BatchProtocol, StepBatchResult
+from carousel._batch import BatchProperties, BatchProtocol
+from carousel._batch_step import StepBatchResult
 from carousel._deadline import Deadline, closing_deadline
-from carousel._requests import Source
-from carousel._stream import Stream
+from carousel._reconnecting_stream import ReconnectingStream
+from carousel._requests import SessionPolicy, Source
 from carousel._tensors import Features
 from carousel._turn import Turn
+from carousel.errors import CarouselError
 from carousel.v1.inference_pb2_grpc import InferenceStub
 
 
-class SessionBatch(BatchProperties[Stream]):
+class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
     """Many sessions of one model that step together, a message for all of them: for gateways. Made by `Client.batch`.
 
     Sessions have places, 0 and up, in the order of their opening. Close it, or use `with`: its sessions end with it.
     Its calls block. One thread at a time may use it: a second thread gets ConcurrentUseError.
+
+    When its stream is lost, or its server leaves, the sessions are resumed on another stream and the steps that have no
+    answer are sent again, unless `on_disconnect` is `free`. A session that cannot be resumed is over: each later step
+    reports the reason in `StepBatchResult.errors`, and the other sessions are stepped. After the batch is over each
+    call raises the error that ended it; after `close`, FailedPreconditionError.
     """
 
-    def __init__(self, stub: InferenceStub, model: str, *, version: int, variant: str, timeout: float | None) -> None:
+    def __init__(
+        self,
+        stub: InferenceStub,
+        model: str,
+        *,
+        version: int,
+        variant: str,
+        policy: SessionPolicy,
+        resume_timeout: float,
+        timeout: float | None,
+    ) -> None:
         """timeout: seconds for calls that set none; None for no limit."""
         self._model = model
         self._version = version
         self._variant = variant
         self._timeout = timeout
-        self._protocol = BatchProtocol()
-        self._stream = Stream(stub, self._protocol)
+        self._protocol = BatchProtocol(policy, resume_timeout)
+        self._stream = ReconnectingStream(stub, self._protocol, "batch")
         self._turn = Turn("batch")
 
     def __enter__(self) -> Self:
@@ -42,7 +59,10 @@ class SessionBatch(BatchProperties[Stream]):
         self.close()
 
     def open(self, source: Source | None = None, *, session_id: str = "", timeout: float | None = None) -> int:
-        """Opens a session. Returns its place. source, session_id: as in `Client.session`. Raises what that raises."""
+        """Opens a session. Returns its place. source, session_id: as in `Client.session`. Raises what that raises.
+
+        An opening whose stream is lost is made again, unless the program chose the id.
+        """
         return self._open_all([(source, session_id)], timeout)[0]
 
     def open_many(self, sources: Sequence[Source | None], *, timeout: float | None = None) -> list[int]:
@@ -69,9 +89,13 @@ class SessionBatch(BatchProperties[Stream]):
         vector for each. places: which sessions; default all. top_k, logits, outputs: as in `Session.feed`. timeout:
         seconds; default the client's.
 
-        `StepBatchResult.errors` tells which sessions were refused; the others are stepped. Raises InvalidArgumentError
-        when the step itself is wrong; DeadlineExceededError when no answer came in time: then `receive` waits for it
-        again; LookupError when other steps are in flight; UnavailableError when the stream was lost.
+        `StepBatchResult.errors` tells which sessions were refused; the others are stepped. An OutOfRangeError with the
+        reason OUTPUTS_LOST: the session consumed the tokens, and the connection was lost before the answer came. It
+        goes on from its position.
+
+        Raises InvalidArgumentError when the step itself is wrong; DeadlineExceededError when no answer came in time,
+        and UnavailableError when the sessions were not resumed within `resume_timeout`: the step is in flight, and
+        `receive` waits for it again; LookupError when other steps are in flight.
         """
         with self._turn:
             self._check_none_in_flight()
@@ -84,19 +108,24 @@ class SessionBatch(BatchProperties[Stream]):
             return self._receive(timeout)
 
     def close(self, timeout: float | None = None) -> None:
-        """Ends the stream, and with it the sessions. Closing it again does nothing.
+        """Closes the sessions and the stream. Steps in flight are dropped. Closing it again does nothing.
 
         timeout: seconds for the server to answer; default the client's, or else 5. Raises ConcurrentUseError while
-        another thread is in a call of the batch, and else nothing.
+        another thread is in a call of the batch, and else nothing: see `Session.close`.
         """
         with self._turn:
-            self._stream.end(closing_deadline(self._or_default(timeout)))
+            deadline = closing_deadline(self._or_default(timeout))
+            try:
+                with suppress(CarouselError):
+                    self._stream.run(self._protocol.close(self._stream.post), deadline, is_closing=True)
+            finally:
+                self._protocol.closed()
+                self._stream.end(deadline)
 
     def _open_all(self, sessions: list[tuple[Source | None, str]], timeout: float | None) -> list[int]:
         deadline = Deadline(self._or_default(timeout))
-        version, variant = self._version, self._variant
         openings = [
-            (_requests.open_message(self._model, source=source, version=version, variant=variant), session_id)
+            self._protocol.opening(self._model, source, session_id, version=self._version, variant=self._variant)
             for source, session_id in sessions
         ]
         with self._turn:

@@ -259,13 +259,34 @@ class Client:
         protocol = SessionProtocol(session_id, Recovery(None, resume_timeout))
         return Session(self._inference, request, protocol, self._timeout if timeout is None else timeout, self.sessions)
 
-    def batch(self, model: str, *, version: int = 0, variant: str = "", timeout: float | None = None) -> SessionBatch:
+    def batch(
+        self,
+        model: str,
+        *,
+        version: int = 0,
+        variant: str = "",
+        on_disconnect: str = "hold",
+        hold_s: float | None = None,
+        durability: str | None = None,
+        resume_timeout: float = 60.0,
+        timeout: float | None = None,
+    ) -> SessionBatch:
         """Makes a batch: many sessions of one model on one stream that step together, for gateways. None is open yet.
 
-        version, variant: as in `session`. timeout: seconds for its calls that set none; default the client's.
+        version, variant: as in `session`. on_disconnect, hold_s, durability, resume_timeout: as in `session`, of each
+        of its sessions; with `free` the batch ends with its stream. timeout: seconds for its calls that set none;
+        default the client's.
         """
-        timeout = self._timeout if timeout is None else timeout
-        return SessionBatch(self._inference, model, version=version, variant=variant, timeout=timeout)
+        policy = _requests.SessionPolicy(on_disconnect, hold_s, durability, unattended=False)
+        return SessionBatch(
+            self._inference,
+            model,
+            version=version,
+            variant=variant,
+            policy=policy,
+            resume_timeout=resume_timeout,
+            timeout=self._timeout if timeout is None else timeout,
+        )
 
     def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
         """Every version of every model, served or not, by name and version."""

@@ -4,40 +4,49 @@ from __future__ import annotations
 
 import pytest
 
-from carousel import InvalidArgumentError, PositionMismatchError, UnavailableError
-from carousel._batch import BatchProtocol, StepBatchResult
-from carousel._exchange import Exchange
-from carousel._requests import step_batch_message
+from carousel import InvalidArgumentError, NotFoundError, PositionMismatchError, UnavailableError
+from carousel._batch import BatchProtocol
+from carousel._batch_step import StepBatchResult
+from carousel._exchange import Exchange, LostError, RepeatError
+from carousel._requests import SessionPolicy, step_batch_message
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 
 
-def run(conversation: Exchange[object], *responses: pb.StreamResponse) -> object:
+def run(protocol: BatchProtocol, conversation: Exchange[object], *responses: pb.StreamResponse) -> object:
     """Carries a conversation out; every response must be read."""
     left = list(responses)
     try:
         assert next(conversation) is None
         while True:
-            assert conversation.send(left.pop(0)) is None
+            response = left.pop(0)
+            protocol.recovery.received(response)
+            assert conversation.send(response) is None
     except StopIteration as end:
         assert not left
         return end.value
 
 
 def opened(*handles: int) -> BatchProtocol:
-    protocol = BatchProtocol()
+    protocol = BatchProtocol(SessionPolicy("hold", None, None, unattended=False), 60.0)
     for handle in handles:
         request = protocol.open(pb.Open(model="toy"), "")
-        answer = pb.StreamResponse(request_id=request.request_id, opened=pb.Opened(handle=handle))
-        run(protocol.opened(request.request_id), answer)
+        answer = pb.StreamResponse(
+            request_id=request.request_id, session_id=request.session_id, opened=pb.Opened(handle=handle)
+        )
+        run(protocol, protocol.opened(request.request_id), answer)
     return protocol
+
+
+def positions(protocol: BatchProtocol) -> list[int]:
+    return [member.position for member in protocol.recovery.members]
 
 
 def send(protocol: BatchProtocol, tokens: list[int] | list[list[int]], *places: int) -> pb.StreamRequest:
     message = step_batch_message(
-        [protocol.handles[place] for place in places],
+        [protocol.recovery.members[place].handle for place in places],
         tokens,
-        [protocol.positions[place] for place in places],
+        [protocol.recovery.members[place].position for place in places],
         top_k=None,
         logits=False,
         outputs=True,
@@ -70,29 +79,29 @@ def test_a_frame_says_where_its_sessions_are_with_those_in_flight_counted() -> N
 def test_answers_are_taken_in_the_order_of_the_frames_however_they_come() -> None:
     protocol = opened(1, 2)
     first, second = send(protocol, [4], 0), send(protocol, [4], 1)
-    step = run(protocol.stepped(), answer(second, [1]), answer(first, [1]))
+    step = run(protocol, protocol.stepped(), answer(second, [1]), answer(first, [1]))
     assert isinstance(step, StepBatchResult)
     assert (step.places, step.positions, step.token_ids) == ((0,), (1,), (9,))
-    step = run(protocol.stepped())
+    step = run(protocol, protocol.stepped())
     assert isinstance(step, StepBatchResult)
     assert step.places == (1,)
     with pytest.raises(LookupError, match="no step is in flight"):
-        run(protocol.stepped())
+        run(protocol, protocol.stepped())
 
 
 def test_a_row_that_is_refused_is_told_of_by_its_place_and_goes_on_from_where_it_is() -> None:
     protocol = opened(1, 2, 3)
     first, second = send(protocol, [4, 99], 2, 1), send(protocol, [4, 4], 2, 1)
-    step = run(protocol.stepped(), answer(first, [1, 0], _1=3))
+    step = run(protocol, protocol.stepped(), answer(first, [1, 0], _1=3))
     assert isinstance(step, StepBatchResult)
     assert {place: type(error) for place, error in step.errors.items()} == {1: InvalidArgumentError}
     mismatch = answer(second, [2, 0], _1=9)
     mismatch.batch_stepped.errors[0].error.reason = "POSITION_MISMATCH"
     mismatch.batch_stepped.errors[0].error.metadata["position"] = "0"
-    step = run(protocol.stepped(), mismatch)
+    step = run(protocol, protocol.stepped(), mismatch)
     assert isinstance(step, StepBatchResult)
     assert isinstance(step.errors[1], PositionMismatchError)
-    assert protocol.positions == [0, 0, 2]
+    assert positions(protocol) == [0, 0, 2]
     assert list(send(protocol, [4, 4], 2, 1).step_batch.positions) == [2, 0]
 
 
@@ -101,8 +110,8 @@ def test_a_frame_that_is_refused_as_a_whole_moves_nobody() -> None:
     request = send(protocol, [[4, 4], [5]], 0, 1)
     refused = pb.StreamResponse(request_id=request.request_id, error=error_pb2.Error(code=3, message="bad"))
     with pytest.raises(InvalidArgumentError, match="bad"):
-        run(protocol.stepped(), refused)
-    assert protocol.positions == [0, 0]
+        run(protocol, protocol.stepped(), refused)
+    assert positions(protocol) == [0, 0]
     assert not protocol.num_in_flight
 
 
@@ -113,7 +122,7 @@ def test_an_answer_that_was_waited_for_in_vain_can_be_waited_for_again() -> None
     next(given_up)
     given_up.close()
     assert protocol.num_in_flight == 1
-    assert isinstance(run(protocol.stepped(), answer(request, [1])), StepBatchResult)
+    assert isinstance(run(protocol, protocol.stepped(), answer(request, [1])), StepBatchResult)
 
 
 def test_nothing_is_sent_on_a_stream_that_was_lost() -> None:
@@ -129,4 +138,160 @@ def test_tokens_that_do_not_fit_are_refused_before_they_are_sent() -> None:
         send(protocol, [4], 0, 1)
     with pytest.raises(InvalidArgumentError, match="Value out of range"):
         send(protocol, [4, -1], 0, 1)
-    assert protocol.positions == [0, 0]
+    assert positions(protocol) == [0, 0]
+
+
+OPENED_AGAIN = {"a": 5, "b": 4}
+"""The handles that sessions have on another stream."""
+
+
+def resumed(protocol: BatchProtocol, **positions: int) -> list[pb.StreamRequest]:
+    """Loses the stream, and resumes the sessions at these positions, or not at all where it is -1. Returns what
+    follows. `replays` has what restored sessions were fed."""
+    protocol.recovery.stream_ended(UnavailableError("lost"))
+    asked: list[pb.StreamRequest] = []
+    exchange = protocol.resume(asked.append)
+    replays.clear()
+    response: pb.StreamResponse | None = None
+    try:
+        next(exchange)
+        while True:
+            request = asked.pop(0)
+            name = request.session_id
+            response = pb.StreamResponse(
+                request_id=request.request_id, session_id=name, position=max(0, positions[name])
+            )
+            if request.HasField("feed"):
+                replays.append((name, request.feed.position, list(request.feed.token_ids)))
+                response.fed.SetInParent()
+            elif positions[name] < 0:
+                response.error.CopyFrom(error_pb2.Error(code=5, message="gone", metadata={"close_reason": "idle"}))
+            else:
+                response.opened.handle = OPENED_AGAIN[name]
+                response.opened.restored_from = pb.RESTORED_FROM_STORE
+            exchange.send(response)
+    except StopIteration as end:
+        found: list[pb.StreamRequest] = end.value
+        return found
+
+
+replays: list[tuple[str, int, list[int]]] = []
+
+
+def two(durability: pb.Durability.ValueType = pb.DURABILITY_CHECKPOINT) -> BatchProtocol:
+    """Sessions a and b, with the handles 4 and 5."""
+    protocol = BatchProtocol(SessionPolicy("hold", None, None, unattended=False), 60.0)
+    for handle, name in ((4, "a"), (5, "b")):
+        request = protocol.open(pb.Open(model="toy"), name)
+        opened = pb.Opened(handle=handle, durability=durability)
+        response = pb.StreamResponse(request_id=request.request_id, session_id=name, opened=opened)
+        response.checkpoint_position = 0
+        run(protocol, protocol.opened(request.request_id), response)
+    return protocol
+
+
+def sent(protocol: BatchProtocol, tokens: list[int] | list[list[int]], *places: int) -> pb.StreamRequest:
+    request = send(protocol, tokens, *places)
+    assert protocol.recovery.may_send(request)
+    return request
+
+
+def test_rows_without_an_answer_are_sent_again_with_the_new_handles_after_a_replay() -> None:
+    protocol = two()
+    first = sent(protocol, [7, 8], 0, 1)
+    run(protocol, protocol.stepped(), answer(first, [1, 1]))
+    sent(protocol, [[1, 2], [3]], 0, 1)
+    (again,) = resumed(protocol, a=0, b=1)
+    assert replays == [("a", 0, [7])]
+    assert (list(again.step_batch.handles), list(again.step_batch.positions)) == ([5, 4], [1, 1])
+    assert (list(again.step_batch.counts), list(again.step_batch.token_ids)) == ([2, 1], [1, 2, 3])
+    step = run(protocol, protocol.stepped(), answer(again, [3, 2]))
+    assert isinstance(step, StepBatchResult)
+    assert (step.positions, step.errors) == ((3, 2), {})
+
+
+def test_a_session_that_was_stored_within_its_row_gets_the_rest() -> None:
+    protocol = two()
+    sent(protocol, [[1, 2, 3], [4]], 0, 1)
+    (again,) = resumed(protocol, a=2, b=0)
+    assert (list(again.step_batch.positions), list(again.step_batch.token_ids)) == ([2, 0], [3, 4])
+    step = run(protocol, protocol.stepped(), answer(again, [3, 1]))
+    assert isinstance(step, StepBatchResult)
+    assert (step.positions, positions(protocol)) == ((3, 1), [3, 1])
+
+
+def test_a_row_whose_answer_was_lost_counts_and_says_so() -> None:
+    protocol = two()
+    sent(protocol, [7, 8], 0, 1)
+    (again,) = resumed(protocol, a=1, b=0)
+    refused = answer(again, [1, 1], _0=9)
+    refused.batch_stepped.errors[0].error.reason = "POSITION_MISMATCH"
+    refused.batch_stepped.errors[0].error.metadata["position"] = "1"
+    step = run(protocol, protocol.stepped(), refused)
+    assert isinstance(step, StepBatchResult)
+    assert {place: error.reason for place, error in step.errors.items()} == {0: "OUTPUTS_LOST"}
+    assert (step.positions, positions(protocol)) == ((1, 1), [1, 1])
+    sent(protocol, [9, 9], 0, 1)
+    resumed(protocol, a=0, b=0)
+    assert replays == [("a", 0, [7]), ("b", 0, [8])]
+
+
+def test_a_session_that_cannot_be_resumed_fails_alone_and_its_old_handle_is_not_used() -> None:
+    """Its old handle is the other session's by now."""
+    protocol = two()
+    sent(protocol, [7, 8], 0, 1)
+    (again,) = resumed(protocol, a=-1, b=0)
+    assert (list(again.step_batch.handles), list(again.step_batch.token_ids)) == ([4], [8])
+    step = run(protocol, protocol.stepped(), answer(again, [1]))
+    assert isinstance(step, StepBatchResult)
+    assert (list(step.errors), step.positions, step.token_ids) == ([0], (0, 1), (0, 9))
+    later = sent(protocol, [7, 8], 0, 1)
+    assert list(later.step_batch.handles) == [2**32 - 1, 4]
+    step = run(protocol, protocol.stepped(), answer(later, [0, 2], _0=9))
+    assert isinstance(step, StepBatchResult)
+    assert isinstance(step.errors[0], NotFoundError)
+
+
+def test_a_step_that_the_store_did_not_take_is_sent_again_as_it_was() -> None:
+    protocol = two(pb.DURABILITY_STRICT)
+    request = sent(protocol, [7, 8], 0, 1)
+    refused = answer(request, [0, 1], _0=14)
+    refused.batch_stepped.errors[0].error.reason = "STORE_UNAVAILABLE"
+    with pytest.raises(RepeatError) as raised:
+        protocol.recovery.received(refused)
+    assert raised.value.request == request
+    step = run(protocol, protocol.stepped(), answer(request, [1, 1]))
+    assert isinstance(step, StepBatchResult)
+    assert (step.positions, step.errors) == ((1, 1), {})
+
+
+def test_a_stream_that_the_server_leaves_is_left_when_all_is_answered() -> None:
+    protocol = two()
+    request = sent(protocol, [7, 8], 0, 1)
+    assert not protocol.recovery.received(pb.StreamResponse(go_away=pb.GoAway()))
+    held = send(protocol, [7, 8], 0, 1)
+    assert not protocol.recovery.may_send(held)
+    with pytest.raises(LostError):
+        protocol.recovery.received(answer(request, [1, 1]))
+    run(protocol, protocol.stepped())
+    (again,) = resumed(protocol, a=1, b=1)
+    assert (again.request_id, list(again.step_batch.positions)) == (held.request_id, [1, 1])
+
+
+@pytest.mark.parametrize("durability", [pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT, pb.DURABILITY_NONE])
+def test_what_is_kept_to_be_replayed_is_bounded(durability: pb.Durability.ValueType) -> None:
+    """Answers do not tell how far sessions are stored: they are asked for it, once in some 900 tokens."""
+    protocol = two(durability)
+    num_asked = most = 0
+    for index in range(6000):
+        for question in protocol.recovery.questions():
+            num_asked += 1
+            told = pb.StreamResponse(request_id=question.request_id, session_id=question.session_id)
+            told.opened.handle = 1
+            told.checkpoint_position = index - 20
+            protocol.recovery.received(told)
+        run(protocol, protocol.stepped(), answer(sent(protocol, [7, 8], 0, 1), [index + 1, index + 1]))
+        most = max(most, *(member.recovery.num_kept for member in protocol.recovery.members))
+    assert most <= 1300
+    assert num_asked == (14 if durability == pb.DURABILITY_CHECKPOINT else 0)
+    assert protocol.recovery.members[0].handle == 4

@@ -1,0 +1,94 @@
+"""The sessions of a batch, and what they have consumed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from carousel._batch_step import BatchStep
+from carousel._recovery import Recovery
+from carousel.errors import CarouselError, PositionMismatchError
+from carousel.v1 import inference_pb2 as pb
+
+_MAX_WAITING = 256
+"""Tokens of a session, on average, that wait to be given to its history."""
+
+
+class Member:
+    """One session of a batch.
+
+    position: where its next step begins, those in flight counted. restored: where it was when it was resumed last.
+    is_away: the server has handed it over. ended_by: why it is over.
+    """
+
+    def __init__(self, session_id: str, opening: pb.Open, timeout_s: float, *, has_own_id: bool) -> None:
+        """has_own_id: the id was made by this client."""
+        self.id = session_id
+        self.opening = opening
+        self.has_own_id = has_own_id
+        self.recovery = Recovery(opening, timeout_s)
+        self.handle = 0
+        self.position = self.restored = 0
+        self.is_away = False
+        self.ended_by: CarouselError | None = None
+        self._is_strict = False
+
+    def opened(self, response: pb.StreamResponse) -> None:
+        """It is open."""
+        self.id, self.handle = response.session_id, response.opened.handle
+        self.position = self.restored = response.position
+        self._is_strict = response.opened.durability == pb.DURABILITY_STRICT
+        self.recovery.opened(response)
+
+    def consumed(self, position: int, tokens: list[object]) -> None:
+        """Records tokens that were answered. Those of a strict session are stored."""
+        self.recovery.consumed(position, tokens)  # type: ignore[arg-type]  # all are of one kind
+        if self._is_strict:
+            self.recovery.stored(position + len(tokens))
+
+
+class Journal:
+    """Answered rows whose tokens the histories of their sessions do not have yet: many are cheaper to write at once.
+
+    members: by place; the owner's list.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self._members = members
+        self._rows: list[tuple[BatchStep, Sequence[int]]] = []
+        self._num_tokens = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether so many wait that they should be written."""
+        return self._num_tokens >= _MAX_WAITING * len(self._members)
+
+    def add(self, step: BatchStep, rows: Sequence[int]) -> None:
+        """Takes rows that have their last answer."""
+        self._rows.append((step, rows))
+        counts = step.message.counts
+        self._num_tokens += sum(counts) if counts else len(rows)
+
+    def write(self) -> None:
+        """Writes the histories."""
+        rows_of, self._rows, self._num_tokens = self._rows, [], 0
+        runs: dict[int, tuple[int, list[object]]] = {}
+        for step, rows in rows_of:
+            everything = step.tokens()
+            for row in rows:
+                place, start, error = step.places[row], step.message.positions[row], step.errors.get(row)
+                begin, tokens = runs.get(place, (0, []))
+                if error is not None and error.reason != "OUTPUTS_LOST":
+                    if isinstance(error, PositionMismatchError):
+                        self._write(place, runs.pop(place, None))
+                        self._members[place].recovery.stands_at(error.expected_position)
+                elif tokens and begin + len(tokens) == start:
+                    tokens.extend(everything[row])
+                else:
+                    self._write(place, runs.pop(place, None))
+                    runs[place] = (start, list(everything[row]))
+        for place, run in runs.items():
+            self._write(place, run)
+
+    def _write(self, place: int, run: tuple[int, list[object]] | None) -> None:
+        if run is not None:
+            self._members[place].consumed(*run)

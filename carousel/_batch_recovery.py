@@ -1,0 +1,308 @@
+"""Keeps what a client needs to resume the sessions of a batch after a lost connection. Pure: no I/O, no clock.
+
+Each session has a `Recovery`, as a session with a stream of its own has, whose rules hold. What is new:
+
+1. A step batch is in flight until each of its rows has its last answer. After a lost connection the rows without one
+   are sent again, in order, with the handles that their sessions have on the new stream.
+2. The server keeps the answer of a step batch for its stream alone. So a stream is left only when everything that was
+   sent on it is answered, and a step batch that the store did not take is sent again on the same stream.
+3. A row that was applied, and whose answer was lost with its stream, is found by its position. It counts as consumed.
+4. A session that is over fails alone, and keeps a handle that no server gives: its rows are refused.
+5. Answers do not say how far sessions are stored. Their tokens are given to the histories together, now and then, and
+   a session whose history has become long is asked, by a resumption on the stream that it has.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from functools import partial
+
+from carousel import _answers
+from carousel._backoff import is_retried
+from carousel._batch_member import Journal, Member
+from carousel._batch_step import BatchStep
+from carousel._exchange import Exchange, LostError, RepeatError
+from carousel._protocol import session_closed
+from carousel._refusals import Refusals
+from carousel._resume import Post, find, together
+from carousel.errors import CarouselError, PositionMismatchError, UnavailableError
+from carousel.v1 import error_pb2
+from carousel.v1 import inference_pb2 as pb
+from carousel.values import CloseReason
+
+_NUM_HANDLES = 2**32
+_MAX_KEPT = 1024
+"""Tokens of a session after which it is asked how far it is stored."""
+
+
+class BatchRecovery:
+    """Of one batch. backlog: responses that come before any from the stream. can_resume: else it ends with its stream.
+
+    members: by place. steps: in flight, by request. answers: to openings, by request. is_leaving: nothing more is sent
+    on the present stream.
+    """
+
+    def __init__(self, timeout_s: float, *, can_resume: bool) -> None:
+        self.timeout_s = timeout_s
+        self.can_resume = can_resume
+        self.backlog: deque[pb.StreamResponse] = deque()
+        self.members: list[Member] = []
+        self.steps: OrderedDict[int, BatchStep] = OrderedDict()
+        self.answers: dict[int, pb.StreamResponse] = {}
+        self.closing: dict[int, Member] = {}
+        self.is_leaving = False
+        self._openings: dict[int, Member] = {}
+        self._by_id: dict[str, Member] = {}
+        self._outstanding: dict[int, pb.StreamRequest] = {}
+        self._journal = Journal(self.members)
+        self._num_over = 0
+        self._refusals = Refusals()
+        self._last_number = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a session to resume."""
+        return self.can_resume and bool(self._by_id)
+
+    def number(self, request: pb.StreamRequest, session_id: str = "") -> pb.StreamRequest:
+        """Gives a request its number."""
+        self._last_number += 1
+        request.request_id, request.session_id = self._last_number, session_id
+        return request
+
+    def may_send(self, request: pb.StreamRequest) -> bool:
+        """Whether a new request is to be sent now. If not, the next stream gets it."""
+        if not self.is_leaving:
+            self._outstanding[request.request_id] = request
+        return not self.is_leaving
+
+    def open(self, member: Member) -> pb.StreamRequest:
+        """Makes the request that opens a session."""
+        request = self.number(pb.StreamRequest(open=member.opening), member.id)
+        self._openings[request.request_id] = member
+        return request
+
+    def opened(self, number: int) -> tuple[Member, pb.StreamResponse]:
+        """Takes the answer to an opening."""
+        return self._openings.pop(number), self.answers.pop(number)
+
+    def close(self) -> Iterator[pb.StreamRequest]:
+        """Drops the steps in flight. Yields the requests that close the sessions."""
+        self.steps.clear()
+        for member in self._by_id.values() if self.can_resume else ():
+            if member.ended_by is None:
+                request = self.number(pb.StreamRequest(close=pb.Close()), member.id)
+                self.closing[request.request_id] = member
+                yield request
+
+    def questions(self) -> Iterator[pb.StreamRequest]:
+        """Yields the requests that ask how far sessions are stored, when that is due."""
+        if not self._journal.is_due:
+            return
+        self._journal.write()
+        for member in self._by_id.values():
+            if member.recovery.num_kept >= _MAX_KEPT and member.ended_by is None and not self.is_leaving:
+                yield self.number(pb.StreamRequest(open=pb.Open(resume=pb.Resume())), member.id)
+
+    def received(self, response: pb.StreamResponse) -> bool:
+        """Records a response. Returns whether a request made progress by it.
+
+        Raises LostError when the sessions must be resumed on another stream, and RepeatError for a step batch that the
+        store did not take.
+        """
+        number, kind = response.request_id, response.WhichOneof("response")
+        request = self._outstanding.pop(number, None)
+        if number in self.steps:
+            self._stepped(self.steps[number], response)
+        elif number in self._openings:
+            self._opened(number, response)
+        elif number in self.closing:
+            self._closed(number, response)
+        elif kind == "go_away":
+            self.is_leaving = self.can_resume and any(m.recovery.outlives_server for m in self._by_id.values())
+        elif response.session_id in self._by_id:
+            self._noticed(self._by_id[response.session_id], response)
+        if request is not None:
+            self._refusals.reset()
+        if self.is_leaving and not self._outstanding and self.is_open:
+            self.backlog.append(response)
+            raise LostError(UnavailableError("the server is leaving, or has handed sessions over", reason="GO_AWAY"))
+        return request is not None
+
+    def stream_ended(self, error: CarouselError) -> None:
+        """Records how the stream ended: it fails openings under an id that the program chose, as who has that id now is
+        not known, and a request that is at fault."""
+        failed = [number for number, member in self._openings.items() if not member.has_own_id]
+        culprit = self._refusals.culprit(error, list(self._outstanding.values()))
+        if culprit is not None:
+            failed.append(culprit.request_id)
+        for number in failed:
+            if number in self._outstanding and number not in self.answers:
+                response = pb.StreamResponse(request_id=number, error=_answers.error_message(error))
+                if number in self.steps:
+                    self._refuse(self.steps[number], _answers.error(response.error))
+                else:
+                    self.answers[number] = response
+                self.backlog.append(response)
+        self._outstanding.clear()
+
+    def resume(self, post: Post) -> Exchange[list[pb.StreamRequest]]:
+        """Resumes the sessions on a new stream, side by side. Returns the requests that follow. post: sends.
+
+        A session whose resumption is refused for good is over. Raises the error of one that may be resumed later.
+        """
+        self._outstanding.clear()
+        self.is_leaving = False
+        self._journal.write()
+        feeds: dict[str, list[pb.StreamRequest]] = {name: [] for name in self._by_id}
+        for step in self.steps.values():
+            for place, feed in () if step.is_done else step.feeds():
+                feeds[self.members[place].id].append(feed)
+        for name, member in self._by_id.items():
+            member.recovery.waits_for(feeds[name])
+        openings = {member.id: number for number, member in self._openings.items() if number not in self.answers}
+        exchanges: dict[str, Exchange[object]] = {
+            member.id: member.recovery.resume(partial(self.number, session_id=member.id), member.recovery.end)
+            for member in self._by_id.values()
+            if member.ended_by is None
+        }
+        for name, number in openings.items():
+            if self._openings[number].has_own_id:
+                exchanges[name] = find(partial(self.number, session_id=name), self._openings[number].opening)
+        results = yield from together(post, exchanges, self._heard)
+        later: CarouselError | None = None
+        for name, result in results.items():
+            if name in self._by_id:
+                self._resumed(self._by_id[name], result)
+            if isinstance(result, pb.StreamResponse):
+                self._opened(openings[name], result)
+            elif isinstance(result, CarouselError) and is_retried(result):
+                later = result
+            elif isinstance(result, CarouselError) and name in openings:
+                self.answers[openings[name]] = pb.StreamResponse(error=_answers.error_message(result))
+        if later is not None or self.is_leaving:
+            raise later or UnavailableError("a session was handed over while others were resumed", reason="GO_AWAY")
+        self.backlog.append(pb.StreamResponse())  # whoever waits may have an answer by now
+        return self._requests_again()
+
+    def _requests_again(self) -> list[pb.StreamRequest]:
+        """Makes the requests that follow on a new stream."""
+        requests = [
+            pb.StreamRequest(request_id=number, session_id=member.id, open=member.opening)
+            for number, member in self._openings.items()
+            if number not in self.answers
+        ]
+        for step in self.steps.values():
+            for row in list(step.rows):
+                ended_by = self.members[step.places[row]].ended_by
+                if ended_by is not None:
+                    step.fail(row, copy.copy(ended_by), step.message.positions[row])
+            if not step.is_done:
+                rows = {row: self.members[step.places[row]] for row in step.rows}
+                requests.append(step.resend(rows))
+        requests += [
+            pb.StreamRequest(request_id=number, session_id=member.id, close=pb.Close())
+            for number, member in self.closing.items()
+        ]
+        self._outstanding = {request.request_id: request for request in requests}
+        return requests
+
+    def _heard(self, response: pb.StreamResponse, *, is_asked: bool) -> None:
+        """Records a response that comes while sessions are resumed. is_asked: its session waits for one."""
+        member = self._by_id.get(response.session_id)
+        if member is not None and response.HasField("opened"):
+            member.handle, member.restored = response.opened.handle, response.position
+        if member is not None and not is_asked:
+            self._noticed(member, response)
+
+    def _resumed(self, member: Member, result: object) -> None:
+        """Records how the resumption of a session ended."""
+        member.is_away = False
+        if isinstance(result, CarouselError) and not is_retried(result):
+            self._end(member, result)
+        backlog = member.recovery.backlog
+        while backlog:
+            failed = backlog.popleft()
+            step = self.steps[failed.request_id]
+            for row in list(step.rows):
+                if self.members[step.places[row]] is member:
+                    step.fail(row, _answers.error(failed.error), failed.position)
+        member.recovery.waits_for([])
+
+    def _stepped(self, step: BatchStep, response: pb.StreamResponse) -> None:
+        if response.HasField("error"):
+            self._refuse(step, _answers.error(response.error))
+            return
+        message, rows = response.batch_stepped, step.rows
+        for refused in message.errors if self.can_resume else ():
+            if refused.error.reason == "STORE_UNAVAILABLE":
+                self._outstanding[response.request_id] = step.request
+                raise RepeatError(step.request, _answers.error(refused.error))
+        step.receive(message)
+        step.rows, left = (), []
+        for refused in message.errors:
+            row = rows[refused.index]
+            member, error = self.members[step.places[row]], _answers.error(refused.error)
+            if member.ended_by is not None:
+                step.fail(row, copy.copy(member.ended_by), step.message.positions[row])
+            elif self._is_left(member, refused.error):
+                left.append(row)
+            elif (
+                step.is_resent
+                and isinstance(error, PositionMismatchError)
+                and step.end(row) <= error.expected_position <= member.position
+            ):
+                step.lose_outputs(row)
+            else:
+                step.fail(row, error, message.positions[refused.index])
+        if left:
+            step.rows, self.is_leaving = left, True
+            rows = [row for row in rows if row not in left]
+        if self.can_resume:
+            self._journal.add(step, rows)
+
+    def _refuse(self, step: BatchStep, error: CarouselError) -> None:
+        """A step batch was refused as a whole, or what was sent again of it."""
+        if len(step.rows) == len(step.places):
+            step.refusal = error
+        for row in list(step.rows):
+            step.fail(row, error, step.message.positions[row])
+
+    def _opened(self, number: int, response: pb.StreamResponse) -> None:
+        if response.HasField("opened"):
+            member = self._openings[number]
+            member.opened(response)
+            self._by_id[member.id] = member
+        self.answers[number] = response
+
+    def _closed(self, number: int, response: pb.StreamResponse) -> None:
+        member = self.closing[number]
+        if response.HasField("error") and self._is_left(member, response.error):
+            self.is_leaving = True
+            return
+        del self.closing[number]
+        self._end(member, session_closed(member.id, CloseReason.CLIENT, response.position))
+
+    def _noticed(self, member: Member, response: pb.StreamResponse) -> None:
+        """Records what the server tells of a session: how far it is stored, or that it is over or elsewhere."""
+        try:
+            member.recovery.received(response)
+        except LostError:
+            if self.can_resume:
+                self.is_leaving = member.is_away = True
+                return
+        if response.HasField("closed") and member.ended_by is None:
+            reason = _answers.close_reason(response.closed.reason)
+            self._end(member, session_closed(member.id, reason, response.position))
+
+    def _is_left(self, member: Member, error: error_pb2.Error) -> bool:
+        """Whether a refusal says no more than that the session is to be resumed."""
+        is_elsewhere = error.reason != "STORE_UNAVAILABLE" and member.recovery.is_elsewhere(error)
+        return self.can_resume and (member.is_away or is_elsewhere)
+
+    def _end(self, member: Member, error: CarouselError) -> None:
+        """A session is over. Its handle is one that no server gives: an old one may be another session's."""
+        self._num_over += 1
+        member.ended_by, member.handle = error, _NUM_HANDLES - self._num_over

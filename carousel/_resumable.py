@@ -1,0 +1,43 @@
+"""What a reconnecting stream needs to know of whoever owns it: a session, or a batch of sessions."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from carousel._exchange import Exchange
+from carousel._protocol import StreamOwner
+from carousel._resume import Post
+from carousel.errors import CarouselError
+from carousel.v1 import inference_pb2 as pb
+
+
+class StreamRecovery(Protocol):
+    """What is kept to resume after a lost connection: see `_recovery.Recovery`."""
+
+    backlog: deque[pb.StreamResponse]
+    timeout_s: float
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a session to resume."""
+
+    def received(self, response: pb.StreamResponse) -> bool:
+        """Records a response. Returns whether a request made progress by it.
+
+        Raises LostError when another stream is needed, RepeatError when a request must be sent again on this one.
+        """
+
+    def stream_ended(self, error: CarouselError) -> None:
+        """Records how the stream ended."""
+
+
+class Resumable(StreamOwner, Protocol):
+    """The owner of a stream."""
+
+    @property
+    def recovery(self) -> StreamRecovery | None:
+        """None: the owner ends with its stream."""
+
+    def resume(self, post: Post) -> Exchange[list[pb.StreamRequest]]:
+        """Resumes on a new stream. Returns the requests to send again on it. post: sends on the new stream."""

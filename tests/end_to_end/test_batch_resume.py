@@ -1,0 +1,185 @@
+"""Programs that step batches do not notice that connections are cut and servers killed."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from carousel import AsyncClient, Client, NotFoundError, SessionClosedError, UnavailableError
+from examples.local_service import LocalService, local_service
+from tests.reference import ReferenceSession
+from tests.services import redis_server
+
+from .test_client_resume import free_port, killed_and_started_again
+
+NUM_SESSIONS = 5
+NUM_STEPS = 300
+
+
+def token(place: int, index: int) -> int:
+    return 2 + (index * 7 + place * 3) % 11
+
+
+def expected_logits(repository: Path) -> list[list[tuple[float, ...]]]:
+    """Of each session after each step."""
+    references = [ReferenceSession(repository / "tiny-endless" / "1") for _ in range(NUM_SESSIONS)]
+    return [
+        [tuple(reference.step(token(place, index)).tolist()) for place, reference in enumerate(references)]
+        for index in range(NUM_STEPS)
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("durability", ["checkpoint", "strict"])
+def test_a_blocking_program_does_not_notice(
+    tiny_repository: Path, tmp_path: Path, number: int, durability: str
+) -> None:
+    """A strict step may have been stored and its answer lost with its server: that is told, and its tokens count."""
+    expected = expected_logits(tiny_repository)
+    with (
+        killed_and_started_again(tiny_repository, tmp_path, [0.5, 0.7], number) as target,
+        Client(target) as client,
+        client.batch("tiny-endless", durability=durability, timeout=30) as batch,
+    ):
+        batch.open_many([None] * NUM_SESSIONS)
+        for index in range(NUM_STEPS):
+            step = batch.step([token(place, index) for place in range(NUM_SESSIONS)], logits=True)
+            assert step.positions == (index + 1,) * NUM_SESSIONS
+            for place in range(NUM_SESSIONS):
+                width = len(step.logits) // NUM_SESSIONS
+                if place in step.errors:
+                    assert (durability, number) == ("strict", signal.SIGKILL)
+                    assert step.errors[place].reason == "OUTPUTS_LOST"
+                else:
+                    assert step.logits[place * width : (place + 1) * width] == expected[index][place]
+            threading.Event().wait(0.005)
+
+
+async def test_an_asyncio_program_with_steps_in_flight_does_not_notice(tiny_repository: Path, tmp_path: Path) -> None:
+    expected = expected_logits(tiny_repository)
+    with killed_and_started_again(tiny_repository, tmp_path, [0.5, 0.7], signal.SIGTERM) as target:
+        async with AsyncClient(target) as client, client.batch("tiny-endless", timeout=30) as batch:
+            await batch.open_many([None] * NUM_SESSIONS)
+            for index in range(0, NUM_STEPS, 3):
+                for at in range(index, index + 3):
+                    batch.send([token(place, at) for place in range(NUM_SESSIONS)], logits=True)
+                for at in range(index, index + 3):
+                    step = await batch.receive()
+                    assert not step.errors
+                    assert step.logits == tuple(number for row in expected[at] for number in row)
+                await asyncio.sleep(0.01)
+
+
+def test_one_session_that_is_closed_elsewhere_fails_alone(tiny_service: LocalService, tiny_repository: Path) -> None:
+    """Also when the others are resumed meanwhile, and their handles change."""
+    expected = expected_logits(tiny_repository)
+    with Client(tiny_service.target) as client, client.batch("tiny-endless") as batch:
+        batch.open_many([None] * NUM_SESSIONS)
+        for index in range(10):
+            if index == 3:
+                client.sessions.close(batch.session_ids[1])
+            if index == 6:
+                batch._stream._stream._call.cancel()  # the connection is cut
+            step = batch.step([token(place, index) for place in range(NUM_SESSIONS)], logits=True)
+            assert list(step.errors) == ([1] if index >= 3 else [])
+            width = len(step.logits) // NUM_SESSIONS
+            for place in set(range(NUM_SESSIONS)) - set(step.errors):
+                assert step.logits[place * width : (place + 1) * width] == expected[index][place]
+        assert isinstance(step.errors[1], SessionClosedError)
+        assert step.errors[1].close_reason == "client"
+        assert batch.positions == (10, 3, 10, 10, 10)
+
+
+def test_sessions_that_end_with_their_server_are_reported(tiny_repository: Path, tmp_path: Path) -> None:
+    flags = {"port": free_port(), "store": "lmdb", "data-folder": tmp_path}
+    with Client(f"127.0.0.1:{flags['port']}") as client:
+        with local_service(tiny_repository, flags) as service:
+            batch = client.batch("tiny-endless", durability="none", timeout=30)
+            batch.open_many([None] * 2)
+            assert batch.step([2, 3]).positions == (1, 1)
+            service.process.kill()
+            service.process.wait()
+        with local_service(tiny_repository, flags):
+            for _ in range(2):
+                step = batch.step([4, 5])
+                assert {place: type(error) for place, error in step.errors.items()} == dict.fromkeys(
+                    (0, 1), NotFoundError
+                )
+            assert batch.open() == 2
+            assert batch.step([6], places=[2]).positions == (1,)
+            batch.close()
+
+
+def test_a_batch_that_is_over_raises_what_ended_it(tiny_repository: Path, tmp_path: Path) -> None:
+    with local_service(tiny_repository, {"data-folder": tmp_path}) as service, Client(service.target) as client:
+        batch = client.batch("tiny-endless", on_disconnect="free")
+        batch.open_many([None] * 2)
+        batch.send([2, 3])
+        batch.receive()
+        service.process.kill()
+        service.process.wait()
+        for call in (lambda: batch.step([2, 3]), lambda: batch.send([2, 3]), batch.receive, batch.open) * 2:
+            with pytest.raises(UnavailableError, match="the connection was lost"):
+                call()
+        batch.close()
+
+
+def test_a_recovery_ends_in_time_and_a_later_call_tries_again(tiny_repository: Path, tmp_path: Path) -> None:
+    flags = {"port": free_port(), "store": "lmdb", "data-folder": tmp_path}
+    with Client(f"127.0.0.1:{flags['port']}") as client:
+        with local_service(tiny_repository, flags) as service:
+            batch = client.batch("tiny-endless", durability="strict", resume_timeout=0.3)
+            batch.open_many([None] * 2)
+            batch.step([2, 3])
+            service.process.kill()
+            service.process.wait()
+        batch.send([4, 5])
+        for _ in range(2):
+            with pytest.raises(UnavailableError):
+                batch.receive()
+        with local_service(tiny_repository, flags):
+            for _ in range(100):
+                with suppress(UnavailableError):  # as long as gRPC does not try to connect
+                    step = batch.receive(timeout=30)
+                    break
+                threading.Event().wait(0.1)
+            assert (step.positions, step.errors) == ((2, 2), {})
+            batch.close()
+
+
+def test_a_strict_step_waits_for_an_outage_of_the_store(tiny_repository: Path, tmp_path: Path) -> None:
+    expected = expected_logits(tiny_repository)
+    key = tmp_path / "key"
+    key.write_bytes(bytes(16))
+    with redis_server(tmp_path) as redis:
+        flags = {"store": "redis", "redis-url": redis.url, "snapshot-key-file": key, "lease-s": 30}
+        with (
+            local_service(tiny_repository, flags) as service,
+            Client(service.target, timeout=60) as client,
+            client.batch("tiny-endless", durability="strict") as batch,
+        ):
+            batch.open_many([None] * NUM_SESSIONS)
+            timer = threading.Timer(1.5, redis.start)
+            for index in range(4):
+                if index == 2:
+                    redis.stop()
+                    timer.start()
+                step = batch.step([token(place, index) for place in range(NUM_SESSIONS)], logits=True)
+                assert (step.errors, step.positions) == ({}, (index + 1,) * NUM_SESSIONS)
+                assert step.logits == tuple(number for row in expected[index] for number in row)
+            timer.join(10)
+
+
+def test_a_closed_batch_leaves_no_session(tiny_service: LocalService) -> None:
+    with Client(tiny_service.target) as client:
+        with client.batch("tiny-endless") as batch:
+            batch.open_many([None] * 3)
+            names = batch.session_ids
+        for name in names:
+            with pytest.raises(NotFoundError):
+                client.sessions.get(name)
