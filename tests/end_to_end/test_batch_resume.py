@@ -44,7 +44,7 @@ def test_a_blocking_program_does_not_notice(
     with (
         killed_and_started_again(tiny_repository, tmp_path, [0.5, 0.7], number) as target,
         Client(target) as client,
-        client.batch("tiny-endless", durability=durability, timeout=30) as batch,
+        client.batch("tiny-endless", durability=durability, timeout=60) as batch,
     ):
         batch.open_many([None] * NUM_SESSIONS)
         for index in range(NUM_STEPS):
@@ -63,7 +63,7 @@ def test_a_blocking_program_does_not_notice(
 async def test_an_asyncio_program_with_steps_in_flight_does_not_notice(tiny_repository: Path, tmp_path: Path) -> None:
     expected = expected_logits(tiny_repository)
     with killed_and_started_again(tiny_repository, tmp_path, [0.5, 0.7], signal.SIGTERM) as target:
-        async with AsyncClient(target) as client, client.batch("tiny-endless", timeout=30) as batch:
+        async with AsyncClient(target) as client, client.batch("tiny-endless", timeout=60) as batch:
             await batch.open_many([None] * NUM_SESSIONS)
             for index in range(0, NUM_STEPS, 3):
                 for at in range(index, index + 3):
@@ -172,7 +172,7 @@ def test_a_strict_step_waits_for_an_outage_of_the_store(tiny_repository: Path, t
                 step = batch.step([token(place, index) for place in range(NUM_SESSIONS)], logits=True)
                 assert (step.errors, step.positions) == ({}, (index + 1,) * NUM_SESSIONS)
                 assert step.logits == tuple(number for row in expected[index] for number in row)
-            timer.join(10)
+            timer.join()
 
 
 def test_a_closed_batch_leaves_no_session(tiny_service: LocalService) -> None:
