@@ -79,10 +79,14 @@ class Faults:
         now = self.clock()
         return sum(max(0.0, min(end, now) - max(begin, since)) for begin, end in self.troubles)
 
+    def is_cut(self, replica: str) -> bool:
+        """Whether nothing of a replica reaches the store."""
+        return self.is_down or self.cuts.get(replica, 0.0) > self.clock()
+
     def strike(self, replica: str) -> bool:
         """Whether a call of a replica fails."""
         now = self.clock()
-        if self.is_down or self.cuts.get(replica, 0.0) > now or any(begin <= now < end for begin, end in self.outages):
+        if self.is_cut(replica) or any(begin <= now < end for begin, end in self.outages):
             return True
         return self.error_rate > 0.0 and self.rng.random() < self.error_rate
 
@@ -97,6 +101,7 @@ class SimulatedStore:
         self._shelf = shelf
         self._faults = faults
         self._life = life
+        self._replica = life.name.partition(".")[0]
         shelf.beat(owner)
 
     def reserve(self, session_id: str, ttl_s: float) -> int | None:
@@ -121,7 +126,7 @@ class SimulatedStore:
         """See `StateStore`."""
         if self._strikes():
             num_done = self._faults.rng.choice([0, 0, len(writes), self._faults.rng.randrange(len(writes) + 1)])
-            for write in writes[: 0 if self._faults.is_down else num_done]:
+            for write in writes[: 0 if self._is_cut else num_done]:
                 self._write(write)
             raise StoreError("the simulated store fails")
         return self._outcome(writes)
@@ -170,7 +175,7 @@ class SimulatedStore:
         """One that fails may have been carried out: its answer came too late."""
         if not self._strikes():
             return take()
-        if not self._faults.is_down and self._faults.rng.random() < 0.5:
+        if not self._is_cut and self._faults.rng.random() < 0.5:
             take()
         raise StoreError("the simulated store fails")
 
@@ -178,11 +183,15 @@ class SimulatedStore:
         if self._strikes():
             raise StoreError("the simulated store fails")
 
+    @property
+    def _is_cut(self) -> bool:
+        return self._faults.is_cut(self._replica)
+
     def _strikes(self) -> bool:
         """Whether a call fails. Raises StoreError for a replica that is dead: nothing of it reaches the store."""
         if self._life.is_over:
             raise StoreError("the process is dead")
-        return self._faults.strike(self._life.name.partition(".")[0])
+        return self._faults.strike(self._replica)
 
     def _outcome(self, writes: Sequence[Write]) -> Written:
         outcomes = [self._write(write) for write in writes]

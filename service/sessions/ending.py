@@ -118,9 +118,9 @@ class Tombstones:
 
 class Ending:
     """Why a session ends, and who is to know. then: called when everything is answered and recorded; with an error when
-    the store failed to record it."""
+    the store failed to record it. is_promised: whether a client was told that it will be recorded later."""
 
-    __slots__ = ("before", "error", "is_freed", "is_recorded", "notifies", "reason", "then", "tombstone")
+    __slots__ = ("before", "error", "is_freed", "is_promised", "is_recorded", "notifies", "reason", "then", "tombstone")
 
     def __init__(self, reason: CloseReason, *, notifies: bool, then: WhenDone | None = None) -> None:
         self.reason = reason
@@ -128,7 +128,7 @@ class Ending:
         self.then = then
         self.before = State.OPENING
         self.tombstone: Tombstone | None = None
-        self.is_freed = self.is_recorded = False
+        self.is_freed = self.is_recorded = self.is_promised = False
         self.error: CarouselError | None = None
 
     def report(self) -> None:

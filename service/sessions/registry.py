@@ -27,8 +27,8 @@ from service.sessions.storage import Storage
 
 
 class Registry:
-    """The sessions of this server. interval_s, num_tokens, idle_timeout_s: see `Checkpoints`; clock: monotonic seconds;
-    wall_clock: Unix seconds."""
+    """The sessions of this server. interval_s, num_tokens, idle_timeout_s: see `Checkpoints`; on_elsewhere: called with
+    those that ended here, and that another server has; clock: monotonic seconds; wall_clock: Unix seconds."""
 
     def __init__(
         self,
@@ -41,10 +41,12 @@ class Registry:
         num_tokens: int = 1024,
         idle_timeout_s: float = 300.0,
         num_tombstones: int = 10_000,
+        on_elsewhere: Callable[[Session, Ending], None],
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.is_draining = False
+        self._on_elsewhere = on_elsewhere
         self.tombstones = Tombstones(num_tombstones)
         self.directory = directory
         self.deferral = deferral
@@ -119,8 +121,7 @@ class Registry:
         self.directory.touch(session, self.clock())
         if session.persistence.has_record:
             self.leases.add(session)
-        bundle = session.served.bundle
-        self.observer.session_opened(bundle.model, bundle.version, session.id)
+        self.observer.session_opened(session.served.model, session.served.version, session.id)
 
     def fail(self, session: Session, error: CarouselError) -> None:
         """A session in OPENING cannot be opened. What waits for it is refused with the error. One out of the store
@@ -141,8 +142,7 @@ class Registry:
             listener, last.request = last.request, None
             listener.deliver(Failed(session.position, error_of(session, CloseReason.TAKEN)))
         if session.persistence is not NOT_STORED:
-            session.persistence.is_attached = True
-            session.persistence.reported_position = None
+            session.persistence.is_attached, session.persistence.reported_position = True, None
         self.detached.pop(session.id, None)
         self.directory.touch(session, self.clock())
 
@@ -157,11 +157,9 @@ class Registry:
             self.close(session, CloseReason.DISCONNECT, notify=False)
         else:
             session.transition(Event.DETACH)
-            session.on_ended = nobody
-            session.own_persistence().is_attached = False
+            session.on_ended, session.own_persistence().is_attached = nobody, False
             self.hold(session, policy.duration_s)
-            bundle = session.served.bundle
-            self.observer.session_detached(bundle.model, bundle.version, session.id)
+            self.observer.session_detached(session.served.model, session.served.version, session.id)
             self.keep(session)
 
     def keep(self, session: Session) -> None:
@@ -220,10 +218,10 @@ class Registry:
         if end.before is not State.OPENING or (session.persistence.is_resumed and end.reason is not CloseReason.FAILED):
             self.tombstones.add(session.id, tombstone)
         if end.before is not State.OPENING:
-            bundle = session.served.bundle
+            served = session.served
             if end.before in (State.SPILLED, State.RESTORING):
-                self.observer.session_unspilled(bundle.model, bundle.version, session.id)
-            self.observer.session_closed(bundle.model, bundle.version, session.id, end.reason.value, session.position)
+                self.observer.session_unspilled(served.model, served.version, session.id)
+            self.observer.session_closed(served.model, served.version, session.id, end.reason.value, session.position)
         for action in transition.actions:
             guarded(self._on_end[action], session, end)
 
@@ -304,10 +302,14 @@ class Registry:
         """The last record is stored, or another server has the session, or it could not be stored for now."""
         end.is_recorded, end.error = True, error
         end.report()
-        if not isinstance(error, StoreUnavailableError):
-            session.state = session.transition(Event.RECORD).state
-            if ended is not None:
-                ended()
+        if isinstance(error, StoreUnavailableError):
+            end.is_promised = end.reason is CloseReason.CLIENT
+            return
+        if error is not None:
+            self._on_elsewhere(session, end)
+        session.state = session.transition(Event.RECORD).state
+        if ended is not None:
+            ended()
 
     def _tell_stream(self, session: Session, end: Ending) -> None:
         if end.notifies and not session.persistence.is_releasing:

@@ -39,6 +39,7 @@ from service.sessions.storage import Storage
 Find = Callable[[str, int, str], Served]
 """Finds what serves a model, by name, version and variant. Raises ModelNotFoundError and ModelUnavailableError."""
 
+_SAME_S = 1e-5  # no two sessions of one server are opened within a microsecond
 _NOT_OPENED = (SessionNotOpenError, SessionNotFoundError, RequestCancelledError)
 """What those hear who wait for a session that is not opened after all."""
 
@@ -120,14 +121,20 @@ class Resume:
         self._registry.leases.check()
         return await self._confirmed(self._registry.get(session_id))
 
-    async def close(self, session_id: str) -> int:
-        """Closes a session and returns its position. One that the store alone has takes no place here for that. Raises
-        what `find` raises, but TooManySessionsError; StoreUnavailableError also when the end could not be recorded:
-        this server records it later."""
+    async def close(self, session_id: str, *, opened_at: float | None = None) -> int:
+        """Closes a session and returns its position. One that the store alone has takes no place here for that.
+        opened_at: of the one that is meant; None: whichever has the id. Raises what `find` raises, but
+        TooManySessionsError; StoreUnavailableError also when the end could not be recorded: this server records it
+        later."""
         while True:
-            found = await self._find_or(session_id, lambda: self._close_stored(session_id))
+            found = await self._find_or(session_id, lambda: self._close_stored(session_id, opened_at))
             if isinstance(found, int):
                 return found
+            try:
+                await self._confirmed(found)
+            except (SessionMovedError, SessionNotFoundError):
+                continue  # another server has it
+            _check_same(session_id, found.opened_at, opened_at)
             closed, give = awaited()
             self._registry.close(found, CloseReason.CLIENT, notify=True, then=give)
             error: CarouselError | None = await closed
@@ -236,12 +243,14 @@ class Resume:
         finally:
             self._taking.pop(session_id, None)
 
-    async def _close_stored(self, session_id: str) -> int:
+    async def _close_stored(self, session_id: str, opened_at: float | None) -> int:
         """Ends a session that the store alone has. Returns its position."""
         registry = self._registry
         try:
             registry.check_open()
-            epoch, image, _ = await self._claims.take(session_id)
+            epoch, image, _ = await self._claims.take(
+                session_id, lambda image: _check_same(session_id, image.opened_at, opened_at)
+            )
             position = image.lane.position
             tombstone = Tombstone(CloseReason.CLIENT, position, time.time())
             registry.tombstones.add(session_id, tombstone)
@@ -295,3 +304,11 @@ class Resume:
                 version=image.version,
             )
         return served
+
+
+def _check_same(session_id: str, opened_at: float, wanted: float | None) -> None:
+    """Raises SessionNotFoundError when a session is another than the one that was opened at `wanted`."""
+    if wanted is not None and abs(opened_at - wanted) > _SAME_S:
+        raise SessionNotFoundError(
+            f"session_id = {name_of(session_id)!r} is another session by now", field="session_id"
+        )

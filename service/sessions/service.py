@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
 from service.background import Tasks
 from service.engine.engine import Engine
+from service.errors import CarouselError, StoreUnavailableError
 from service.observer import SessionObserver
 from service.sessions.admin import Admin
 from service.sessions.answer_memory import AnswerBudget, Replays
 from service.sessions.deferral import Deferral
 from service.sessions.directory import Directory
+from service.sessions.ending import Ending, Tombstone
 from service.sessions.expiry import Expiry
 from service.sessions.generations import Generations
 from service.sessions.opening import Opening
@@ -19,9 +22,15 @@ from service.sessions.persistence import SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.requests import Requests
 from service.sessions.resume import Find, Resume
+from service.sessions.session import CloseReason, Session
 from service.sessions.spill import Spill
 from service.sessions.step_batches import StepBatches
 from service.sessions.storage import Storage
+
+_MAX_CLOSES = 60
+"""Tries to close a session that another server has."""
+_CLOSE_S = 1.0
+"""Between two of them."""
 
 
 class SessionService:
@@ -56,6 +65,7 @@ class SessionService:
             num_tokens=num_tokens,
             idle_timeout_s=limits.idle_timeout_s,
             num_tombstones=limits.num_tombstones,
+            on_elsewhere=self._elsewhere,
             clock=clock,
             wall_clock=wall_clock,
         )
@@ -83,6 +93,25 @@ class SessionService:
     def start(self) -> None:
         """Starts the store's tasks: other servers can ask for sessions from here on."""
         self.storage.start(self._wanted, self.leases.beaten, self.leases.failed)
+
+    def _elsewhere(self, session: Session, end: Ending) -> None:
+        """A session that ended here goes on: another server had it already. What a client was told of its end is made
+        true."""
+        tombstone = Tombstone(CloseReason.MOVED, session.position, self.registry.wall_clock())
+        self.registry.tombstones.add(session.id, tombstone)
+        if end.is_promised:
+            self.tasks.start(self._close_elsewhere(session.id, session.opened_at))
+
+    async def _close_elsewhere(self, session_id: str, opened_at: float) -> None:
+        for _ in range(_MAX_CLOSES):
+            try:
+                await self.resume.close(session_id, opened_at=opened_at)
+            except StoreUnavailableError:
+                await asyncio.sleep(_CLOSE_S)
+            except CarouselError:  # it is gone, or another has its id
+                return
+            else:
+                return
 
     def _wanted(self, session_id: str) -> None:
         """Another server wants a session of this one. A record that this server has for no session, because the answer

@@ -181,3 +181,44 @@ def test_a_record_that_a_server_has_for_no_session_is_let_go_when_another_wants_
         assert (reason(resumed), resumed.position) == ("opened", 2)
 
     play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+@pytest.mark.parametrize("how", ["stream", "call"])
+def test_a_close_at_a_server_that_is_cut_off_closes_nothing_and_says_so(how: str) -> None:
+    """Its session may be elsewhere, and is: the client asks again, and is served where it is."""
+
+    async def act(world: World) -> None:
+        old = await begin(world, STRICT)
+        first = world.replicas[0]
+        world.faults.cuts[first.name] = world.shelf.clock() + 3.0
+        new = await take_over(world)
+        if how == "stream":
+            answer: Any = await old.ask("a", close=pb.Close())
+        else:
+            answer = await world.call("Sessions.Close", sessions_pb2.SessionsCloseRequest(session_id="a"))
+        assert reason(answer) == "STORE_UNAVAILABLE"
+        await asyncio.sleep(4.0)
+        assert await fed(new, "a", 7, position=6) == 7
+        found = await world.call("Sessions.Get", GET)
+        assert dict(found.metadata)["close_reason"] == "moved"
+
+    play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+def test_a_close_that_was_promised_is_kept_where_the_session_is() -> None:
+    """It was this server's when it was closed; another took it before the store heard of that."""
+
+    async def act(world: World) -> None:
+        await begin(world, STRICT)
+        first = world.replicas[0]
+        world.faults.cuts[first.name] = world.shelf.clock() + 4.0
+        answer = await world.call("Sessions.Close", sessions_pb2.SessionsCloseRequest(session_id="a"))
+        assert (reason(answer), "closed on this server" in answer.message) == ("STORE_UNAVAILABLE", True)
+        new = await take_over(world)
+        await asyncio.sleep(6.0)
+        assert [notice.closed.reason for notice in new.notices] == [pb.CLOSE_REASON_MOVED]
+        assert reason(await world.connect(1).ask("a", open=RESUME)) == "SESSION_NOT_FOUND"
+        again = await world.connect(1).ask("a", open=pb.Open(model="lazy", durability=STRICT))
+        assert reason(again) == "opened", "its id is free"
+
+    play(act, idle_timeout_s=30.0, does_finish=False)
