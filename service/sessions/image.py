@@ -231,13 +231,13 @@ def _inner_shape(spec: TensorSpec) -> list[int | None]:
 
 def _last_of(session: Session, lane: LaneState) -> FedBefore | GeneratedBefore | None:
     last = session.last
+    if lane.num_produced and not isinstance(last, Generation):
+        return _going_on(lane)
     while isinstance(last, Unkept) or (isinstance(last, LastFeed) and last.result is None):
         last = last.former  # what is in flight has not come so far
     if isinstance(last, LastFeed):
         return _fed_before(last, lane)
-    if last is None:
-        return _going_on(lane)
-    if last.start is None:
+    if last is None or last.start is None:
         return None
     if not lane.num_produced:
         if last.is_dropped or not (last.is_ended and last.position == lane.position):
