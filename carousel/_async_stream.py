@@ -35,7 +35,7 @@ class AsyncStream:
         self._outbox: asyncio.Queue[StreamRequest | None] = asyncio.Queue()
         self._inbox: asyncio.Queue[StreamResponse | CarouselError] = asyncio.Queue()
         self._turn = asyncio.Lock()
-        self._call = stub.Stream(self._requests(), metadata=session_metadata(owner.id))
+        self._call = stub.Stream(self._requests(), metadata=session_metadata(owner.id, owner.route))
         self._reader = asyncio.create_task(self._read(), name="carousel-stream")
 
     async def run(self, exchange: Exchange[T], deadline: Deadline) -> T:

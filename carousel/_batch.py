@@ -34,6 +34,7 @@ class BatchProtocol:
     """The sessions of a batch."""
 
     id = ""
+    route = 0
 
     def __init__(self, policy: SessionPolicy, resume_timeout: float) -> None:
         """resume_timeout: seconds that one recovery may take."""

@@ -39,11 +39,12 @@ def all_credentials(credentials: grpc.ChannelCredentials | None, token: str | No
     )
 
 
-def session_metadata(session_id: str) -> Metadata:
-    """The header by which a proxy sends all calls of a session to one replica; none without an id.
+def session_metadata(session_id: str, route: int = 0) -> Metadata:
+    """The header by which a proxy sends all calls of a session to one replica; none without an id. route: above 0 for
+    another replica, maybe, than the one that the id leads to.
 
     An id that no header can hold is left out: the server refuses it with a clearer error than grpc's.
     """
     if session_id.isascii() and session_id.isprintable() and session_id:
-        return (("x-session-id", session_id),)
+        return (("x-session-id", f"{session_id}~{route}" if route else session_id),)
     return ()

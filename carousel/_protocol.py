@@ -25,7 +25,7 @@ from typing import Protocol
 import grpc
 
 from carousel import _answers
-from carousel._exchange import Exchange
+from carousel._exchange import Exchange, LostError
 from carousel._generation import GenerationState
 from carousel._recovery import Recovery
 from carousel.errors import (
@@ -34,15 +34,22 @@ from carousel.errors import (
     RequestCancelledError,
     ResourceExhaustedError,
     SessionClosedError,
+    UnavailableError,
 )
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import CloseReason, Step, StepOutput, TargetScore, Token
 
+_UNUSABLE_HERE = ("SNAPSHOT_FORMAT", "SNAPSHOT_KEY", "SNAPSHOT_MODEL")
+"""Why one server cannot resume a session that others can: its version, its key or its models are others."""
+_MAX_ROUTES = 6
+
 
 class StreamOwner(Protocol):
-    """The part of a session, or of a batch, that its stream calls. id: the session's, when there is one alone."""
+    """The part of a session, or of a batch, that its stream calls. id: the session's, when there is one alone; route:
+    see `session_metadata`."""
 
     id: str
+    route: int
 
     def lost(self, error: CarouselError) -> CarouselError:
         """Records that the stream ended for good. Returns the error to raise."""
@@ -56,6 +63,7 @@ class SessionProtocol:
 
     def __init__(self, session_id: str = "", recovery: Recovery | None = None) -> None:
         self.id = session_id
+        self.route = 0
         self.recovery = recovery
         self.model = ""
         self.version = 0
@@ -89,7 +97,20 @@ class SessionProtocol:
     def resume(self, post: object = None) -> Exchange[list[pb.StreamRequest]]:  # it needs none
         """Resumes the session on a new stream. Returns the requests to send again on it. See `Recovery.resume`."""
         assert self.recovery is not None  # noqa: S101  # a session that ends with its stream is never resumed
-        return (yield from self.recovery.resume(self._numbered, self.position))
+        try:
+            return (yield from self.recovery.resume(self._numbered, self.position))
+        except CarouselError as error:
+            if not self.reroute(error):
+                raise
+            raise LostError(UnavailableError(str(error), reason=error.reason)) from error
+
+    def reroute(self, error: CarouselError) -> bool:
+        """Whether another server may be able to resume the session, which this one is not: a proxy is asked for another
+        by the next stream."""
+        if error.reason not in _UNUSABLE_HERE or self.route >= _MAX_ROUTES:
+            return False
+        self.route += 1
+        return True
 
     def synchronize(self) -> Exchange[None]:
         """Cancels whatever is in flight, and learns the session's position."""

@@ -32,7 +32,7 @@ class Stream:
         self._owner = owner
         self._outbox: queue.SimpleQueue[StreamRequest | None] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[StreamResponse | CarouselError] = queue.SimpleQueue()
-        self._call = stub.Stream(iter(self._outbox.get, None), metadata=session_metadata(owner.id))
+        self._call = stub.Stream(iter(self._outbox.get, None), metadata=session_metadata(owner.id, owner.route))
         self._reader = threading.Thread(target=self._read, name="carousel-stream", daemon=True)
         self._reader.start()
 

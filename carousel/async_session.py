@@ -100,6 +100,7 @@ class AsyncSession(SessionProperties):
         self._timeout = timeout
         self._protocol = protocol
         self._sessions = sessions
+        self._stub = stub
         self._stream = AsyncReconnectingStream(stub, protocol)
 
     async def feed(
@@ -181,14 +182,18 @@ class AsyncSession(SessionProperties):
 
     async def _open(self, request: pb.Open) -> None:
         deadline = Deadline(self._timeout)
-        try:
-            await self._stream.run(self._protocol.open(request), deadline)
-        except CarouselError:
-            await self._stream.end(closing_deadline(deadline.remaining()))
-            raise
-        except BaseException:
-            await self._stream.end(Deadline(0))
-            raise
+        while True:
+            try:
+                await self._stream.run(self._protocol.open(request), deadline)
+                return
+            except CarouselError as error:
+                await self._stream.end(closing_deadline(deadline.remaining()))
+                if not self._protocol.reroute(error):
+                    raise
+                self._stream = AsyncReconnectingStream(self._stub, self._protocol)
+            except BaseException:
+                await self._stream.end(Deadline(0))
+                raise
 
     def _or_default(self, timeout: float | None) -> float | None:
         return self._timeout if timeout is None else timeout

@@ -101,16 +101,20 @@ class Session(SessionProperties):
         self._timeout = timeout
         self._protocol = protocol
         self._sessions = sessions
-        self._stream = ReconnectingStream(stub, protocol)
         deadline = Deadline(timeout)
-        try:
-            self._stream.run(self._protocol.open(request), deadline)
-        except CarouselError:
-            self._stream.end(closing_deadline(deadline.remaining()))
-            raise
-        except BaseException:
-            self._stream.end(Deadline(0))
-            raise
+        is_open = False
+        while not is_open:
+            self._stream = ReconnectingStream(stub, protocol)
+            try:
+                self._stream.run(self._protocol.open(request), deadline)
+                is_open = True
+            except CarouselError as error:
+                self._stream.end(closing_deadline(deadline.remaining()))
+                if not protocol.reroute(error):
+                    raise
+            except BaseException:
+                self._stream.end(Deadline(0))
+                raise
 
     def __enter__(self) -> Self:
         return self

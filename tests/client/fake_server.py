@@ -34,11 +34,15 @@ MODEL = models_pb2.ModelInfo(
 )
 
 
+UNUSABLE = error_pb2.Error(code=9, message="session is of toy version 3, which is not served", reason="SNAPSHOT_MODEL")
+
+
 class FakeServer(inference_pb2_grpc.InferenceServicer):
     """What tests may do to it: `mute` and `unmute` its answers, `evict` a session, `end_stream`, `kill` it.
 
     poison: a token that ends the stream of whoever feeds it, with the status INTERNAL. failures: of the next one-call
-    requests, instead of an answer, or after `num_tokens` of it. num_streams: opened so far.
+    requests, instead of an answer, or after `num_tokens` of it. num_streams: opened so far. num_unusable: of the routes
+    that a session may be asked for by, the first so many lead to a server that cannot resume it.
     """
 
     def __init__(self) -> None:
@@ -51,7 +55,7 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         self._events = queue.SimpleQueue()
         self.poison = ""
         self.failures: list[tuple[int, error_pb2.Error]] = []
-        self.num_streams = 0
+        self.num_streams = self.num_unusable = 0
         self._is_mute = False
         self._held: list[pb.StreamResponse] = []
         self._server = grpc.server(ThreadPoolExecutor(max_workers=4))
@@ -108,6 +112,11 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
             while (event := self._events.get()) is not None:
                 if not callable(event) and event.open.HasField("resume"):
                     self.session = last
+                    if self._route() < self.num_unusable:
+                        yield pb.StreamResponse(
+                            request_id=event.request_id, session_id=event.session_id, error=UNUSABLE
+                        )
+                        continue
                 if not callable(event) and self.poison and self.poison in event.feed.tokens:
                     context.abort(grpc.StatusCode.INTERNAL, "the handler crashed")
                 answers = event() if callable(event) else self.session.handle(event)
@@ -146,6 +155,10 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
             _abort(context, self.failures.pop(0)[1])
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         raise AssertionError("abort raises")
+
+    def _route(self) -> int:
+        _, _, route = str(self.metadata["x-session-id"]).partition("~")
+        return int(route or 0)
 
     def _read(self, requests: Iterator[pb.StreamRequest]) -> None:
         events = self._events

@@ -9,8 +9,11 @@ import grpc
 import pytest
 
 from carousel import (
+    AsyncClient,
     CarouselError,
+    Client,
     DeadlineExceededError,
+    FailedPreconditionError,
     InternalError,
     PositionMismatchError,
     RequestCancelledError,
@@ -73,6 +76,41 @@ async def test_a_refusal_is_not_blamed_on_a_request_that_follows(shell: Shell, s
     server.unmute()
     assert (await session.feed("B", timeout=10)).position == 1
     await session.close()
+
+
+async def test_a_session_that_a_server_cannot_resume_is_asked_for_by_other_routes(
+    shell: Shell, server: FakeServer
+) -> None:
+    session = await shell.open(on_disconnect="hold", session_id="s")
+    await session.feed("A")
+    server.num_unusable = 3
+    server.end_stream()
+    assert (await session.feed("B")).position == 2
+    assert server.metadata["x-session-id"] == "s~3"
+    server.end_stream()
+    assert (await session.feed("C")).position == 3
+    assert (server.metadata["x-session-id"], server.num_streams) == ("s~3", 6), "it is asked for there from then on"
+    server.num_unusable = 100
+    server.end_stream()
+    with pytest.raises(FailedPreconditionError, match="which is not served") as refused:
+        await session.feed("D")
+    assert refused.value.reason == "SNAPSHOT_MODEL"
+
+
+async def test_a_session_that_is_resumed_is_asked_for_by_other_routes(server: FakeServer) -> None:
+    for number in range(2):
+        name = f"s{number}"
+        server.num_unusable = 0
+        with Client(server.target) as client:
+            client.session("toy", "ab", on_disconnect="hold", session_id=name).feed("A")
+        server.num_unusable = 2
+        if number:
+            with Client(server.target) as client, client.resume(name) as resumed:
+                assert resumed.position == 1
+        else:
+            async with AsyncClient(server.target) as other, other.resume(name) as session:
+                assert session.position == 1
+        assert server.metadata["x-session-id"] == f"{name}~2"
 
 
 async def test_a_recovery_ends_in_time_and_a_later_call_tries_again(shell: Shell, server: FakeServer) -> None:
