@@ -16,30 +16,26 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from benchmarks.chaos_scripts import AnyScript, Batch, Script
 from benchmarks.faults import Envoy, Proxy, Redis, Replica
 from benchmarks.subjects import REPOSITORY, SMALL, export
-from carousel import AsyncClient, AsyncSession, UnavailableError
+from carousel import AsyncClient
 from examples.local_service import local_service
 
 SHIPPED = Path(__file__).parent.parent / "model_repository" / "g2p-en"
-_MODELS = (("g2p-en", 42), (SMALL.name, SMALL.vocabulary))
 _CLIENTS = 8
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _LEASE_S = 1.5
 _HELD_UP = 0.4
 """How often a server is paused, or cut from Redis, for up to two and a half leases, in place of being ended."""
-_PACE_S = 0.25
-"""The longest that a session rests between two requests: users do, and the faults must find it at rest as well."""
 
 
 @dataclass
 class Figures:
     """What came of it. kills: servers ended by SIGKILL; leaves: by SIGTERM; cuts: times that all connections were
     broken off; store_restarts: of Redis; pauses: of a server, by SIGSTOP; store_cuts: times that a server could not
-    reach Redis; tokens: fed and generated; mismatches: sessions that were told anything
-    else."""
+    reach Redis; tokens: fed and generated; mismatches: sessions that were told anything else; answers_lost: of rows of
+    step batches, which were applied and whose stream was lost before they were answered."""
 
     store: str
     seed: int
@@ -53,75 +49,23 @@ class Figures:
     requests: int = 0
     tokens: int = 0
     mismatches: int = 0
+    answers_lost: int = 0
     seconds: float = 0.0
     errors: list[str] = field(default_factory=list)
 
 
-class Script:
-    """What one session does: the same every time, as far as it goes. number: which session; seed: of all."""
-
-    def __init__(self, number: int, seed: int) -> None:
-        self.model, self._vocabulary_size = _MODELS[number % len(_MODELS)]
-        self._rng = random.Random(f"{seed}/{number}")
-        self.source = None
-        if self.model == "g2p-en":
-            self.source = "".join(self._rng.choice(_LETTERS) for _ in range(self._rng.randint(3, 20)))
-        self.told: list[object] = []
-        self.num_tokens = 0
-
-    async def open(self, client: AsyncClient, **options: Any) -> AsyncSession:
-        """The session. There is nothing to go on with before it is open: as any program, it tries again."""
-        for _ in range(600):
-            try:
-                return await client.session(self.model, self.source, **options)
-            except UnavailableError:
-                await asyncio.sleep(0.1)
-        raise TimeoutError("no server has opened a session within a minute")
-
-    async def step(self, session: AsyncSession) -> None:
-        """The next request."""
-        rng = self._rng
-        kind = rng.random() if self.told else 0.0
-        if kind < 0.45:
-            tokens = [rng.randrange(3, self._vocabulary_size) for _ in range(rng.choice([1, 1, 1, 2, 5, 40]))]
-            how: dict[str, Any] = rng.choice([{}, {"top_k": 3}, {"logits": True}, {"every_position": True}])
-            step = await session.feed(tokens, **how)
-            self.told.append((step.position, step.outputs))
-            self.num_tokens += len(tokens)
-        elif kind < 0.9:
-            count = rng.choice([1, 5, 50, 400])
-            how = {"max_tokens": count, "min_tokens": count}
-            if rng.random() < 0.5:
-                how |= {"temperature": 0.9, "top_k": 8, "seed": rng.randrange(1 << 30), "repetition_penalty": 1.1}
-            if rng.random() < 0.3:
-                how["log_probabilities"] = True
-            tokens_told = [token async for token in session.generate(**how)]
-            self.told.append((session.position, tokens_told))
-            self.num_tokens += len(tokens_told)
-        elif kind < 0.95:
-            targets = [[rng.randrange(3, self._vocabulary_size) for _ in range(4)] for _ in range(2)]
-            self.told.append((session.position, await session.score(targets)))
-        else:
-            found = session.generate(beam_size=3, max_tokens=8)
-            self.told.append((session.position, [token async for token in found], found.hypotheses))
-
-    def rest(self) -> float:
-        """Seconds to rest before the next request."""
-        return random.random() * _PACE_S
-
-
-async def disturbed(scripts: list[Script], target: str, done: asyncio.Event, errors: list[str]) -> None:
+async def disturbed(scripts: list[AnyScript], target: str, done: asyncio.Event, errors: list[str]) -> None:
     """Runs every script until all that is to happen has happened."""
     clients = [AsyncClient(target) for _ in range(_CLIENTS)]
 
-    async def one(number: int, script: Script) -> None:
+    async def one(number: int, script: AnyScript) -> None:
         client = clients[number % len(clients)]
         try:
-            session = await script.open(client, resume_timeout=120.0, hold_s=300.0, unattended=bool(number % 3))
+            await script.open(client, resume_timeout=120.0, hold_s=300.0)
             while not done.is_set():
-                await script.step(session)
+                await script.step()
                 await asyncio.sleep(script.rest())
-            await session.close()
+            await script.close()
         except Exception as error:
             errors.append(f"session {number} ({script.model}) after {len(script.told)} requests: {error!r}")
 
@@ -130,16 +74,16 @@ async def disturbed(scripts: list[Script], target: str, done: asyncio.Event, err
         await client.close()
 
 
-async def undisturbed(scripts: list[Script], target: str, seed: int) -> list[list[object]]:
+async def undisturbed(scripts: list[AnyScript], target: str, seed: int) -> list[list[object]]:
     """What the same scripts are told when nothing happens."""
     async with AsyncClient(target) as client:
 
-        async def one(number: int, script: Script) -> list[object]:
-            again = Script(number, seed)
-            session = await again.open(client, on_disconnect="free")
+        async def one(number: int, script: AnyScript) -> list[object]:
+            again = type(script)(number, seed)
+            await again.open(client, on_disconnect="free")
             for _ in script.told:
-                await again.step(session)
-            await session.close()
+                await again.step()
+            await again.close()
             return again.told
 
         return await asyncio.gather(*(one(number, script) for number, script in enumerate(scripts)))
@@ -194,7 +138,7 @@ async def faults(
 async def run(store: str, models: Path, *, sessions: int, kills: int, seed: int) -> Figures:
     """One store's chaos."""
     figures = Figures(store, seed, sessions)
-    scripts = [Script(number, seed) for number in range(sessions)]
+    scripts: list[AnyScript] = [(Batch if number % 20 == 0 else Script)(number, seed) for number in range(sessions)]
     began_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -246,9 +190,10 @@ async def run(store: str, models: Path, *, sessions: int, kills: int, seed: int)
     for number, (script, told) in enumerate(zip(scripts, expected, strict=True)):
         figures.requests += len(script.told)
         figures.tokens += script.num_tokens
-        if script.told != told:
+        figures.answers_lost += script.num_lost
+        at = next((at for at, pair in enumerate(zip(script.told, told, strict=True)) if not script.same(*pair)), None)
+        if at is not None:
             figures.mismatches += 1
-            at = next(at for at, (one, other) in enumerate(zip(script.told, told, strict=True)) if one != other)
             figures.errors.append(
                 f"session {number} ({script.model}) was told otherwise from request {at} on:"
                 f" {str(script.told[at])[:300]} where it should have been {str(told[at])[:300]}"

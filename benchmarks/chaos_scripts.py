@@ -1,0 +1,140 @@
+"""What the clients of `chaos` do: the same every time, as far as they go."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from benchmarks.subjects import SMALL
+from carousel import AsyncClient, AsyncSessionBatch, UnavailableError
+
+T = TypeVar("T")
+_MODELS = (("g2p-en", 42), (SMALL.name, SMALL.vocabulary))
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_PACE_S = 0.25
+"""The longest that a session rests between two requests: users do, and the faults must find it at rest as well."""
+_ROWS = 6
+"""Sessions of a batch."""
+
+
+class Script:
+    """What one session does: the same every time, as far as it goes. number: which session; seed: of all."""
+
+    def __init__(self, number: int, seed: int) -> None:
+        self.model, self._vocabulary_size = _MODELS[number % len(_MODELS)]
+        self._number = number
+        self._rng = random.Random(f"{seed}/{number}")
+        self.source = None
+        if self.model == "g2p-en":
+            self.source = "".join(self._rng.choice(_LETTERS) for _ in range(self._rng.randint(3, 20)))
+        self.told: list[object] = []
+        self.num_tokens = self.num_lost = 0
+
+    async def open(self, client: AsyncClient, **options: Any) -> None:
+        """Opens the session. There is nothing to go on with before it is open: as any program, it tries again."""
+        if options.get("on_disconnect") != "free":
+            options["unattended"] = bool(self._number % 3)
+        self._session = await _opened(lambda: client.session(self.model, self.source, **options))
+
+    async def close(self) -> None:
+        """Closes it."""
+        await self._session.close()
+
+    def same(self, told: object, other: object) -> bool:
+        """Whether it was told the same."""
+        return told == other
+
+    async def step(self) -> None:
+        """The next request."""
+        rng, session = self._rng, self._session
+        kind = rng.random() if self.told else 0.0
+        if kind < 0.45:
+            tokens = [rng.randrange(3, self._vocabulary_size) for _ in range(rng.choice([1, 1, 1, 2, 5, 40]))]
+            how: dict[str, Any] = rng.choice([{}, {"top_k": 3}, {"logits": True}, {"every_position": True}])
+            step = await session.feed(tokens, **how)
+            self.told.append((step.position, step.outputs))
+            self.num_tokens += len(tokens)
+        elif kind < 0.9:
+            count = rng.choice([1, 5, 50, 400])
+            how = {"max_tokens": count, "min_tokens": count}
+            if rng.random() < 0.5:
+                how |= {"temperature": 0.9, "top_k": 8, "seed": rng.randrange(1 << 30), "repetition_penalty": 1.1}
+            if rng.random() < 0.3:
+                how["log_probabilities"] = True
+            tokens_told = [token async for token in session.generate(**how)]
+            self.told.append((session.position, tokens_told))
+            self.num_tokens += len(tokens_told)
+        elif kind < 0.95:
+            targets = [[rng.randrange(3, self._vocabulary_size) for _ in range(4)] for _ in range(2)]
+            self.told.append((session.position, await session.score(targets)))
+        else:
+            found = session.generate(beam_size=3, max_tokens=8)
+            self.told.append((session.position, [token async for token in found], found.hypotheses))
+
+    def rest(self) -> float:
+        """Seconds to rest before the next request."""
+        return random.random() * _PACE_S
+
+
+class Batch:
+    """Sessions that step together. A row whose answer was lost with its stream counts as consumed, and is None in
+    `told`. number: which one; seed: of all."""
+
+    def __init__(self, number: int, seed: int) -> None:
+        self.model = SMALL.name
+        self._rng = random.Random(f"{seed}/{number}")
+        self.told: list[object] = []
+        self.num_tokens = self.num_lost = 0
+
+    async def open(self, client: AsyncClient, **options: Any) -> None:
+        """Opens the sessions, again until they are open."""
+
+        async def make() -> AsyncSessionBatch:
+            batch = client.batch(self.model, **options)
+            await batch.open_many([None] * _ROWS)
+            return batch
+
+        self._batch = await _opened(make)
+
+    async def close(self) -> None:
+        """Closes them."""
+        await self._batch.close()
+
+    def same(self, told: object, other: object) -> bool:
+        """Whether it was told the same, as far as it was told anything."""
+        assert isinstance(told, list)  # noqa: S101  # made by `step`
+        assert isinstance(other, list)  # noqa: S101  # likewise
+        return all(mine is None or mine == theirs for mine, theirs in zip(told, other, strict=True))
+
+    async def step(self) -> None:
+        """The next step."""
+        tokens = [self._rng.randrange(3, SMALL.vocabulary) for _ in range(_ROWS)]
+        step = await self._batch.step(tokens, logits=True)
+        rows: list[object] = []
+        for row in range(_ROWS):
+            error = step.errors.get(row)
+            if error is not None and error.reason != "OUTPUTS_LOST":
+                raise error
+            self.num_lost += error is not None
+            logits = step.logits[row * SMALL.vocabulary : (row + 1) * SMALL.vocabulary]
+            rows.append(None if error is not None else (step.positions[row], logits))
+        self.told.append(rows)
+        self.num_tokens += _ROWS
+
+    def rest(self) -> float:
+        """Seconds to rest before the next step."""
+        return random.random() * _PACE_S
+
+
+AnyScript = Script | Batch
+
+
+async def _opened(open_: Callable[[], Awaitable[T]]) -> T:
+    for _ in range(600):
+        try:
+            return await open_()
+        except UnavailableError:
+            await asyncio.sleep(0.1)
+    raise TimeoutError("no server has opened a session within a minute")
