@@ -218,7 +218,7 @@ class Stream:
 
     def _close(self, request: Request, message: pb.StreamRequest) -> None:
         session = request.session = request.session or self._find(message, "close")
-        if session.state is State.OPENING or session.persistence.is_unconfirmed:
+        if session.state is State.OPENING:
             self._defer(request, message, [session])
             return
         if self.sessions.get(session.name) is not session:

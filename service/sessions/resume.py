@@ -130,10 +130,6 @@ class Resume:
             found = await self._find_or(session_id, lambda: self._close_stored(session_id, opened_at))
             if isinstance(found, int):
                 return found
-            try:
-                await self._confirmed(found)
-            except (SessionMovedError, SessionNotFoundError):
-                continue  # another server has it
             _check_same(session_id, found.opened_at, opened_at)
             closed, give = awaited()
             self._registry.close(found, CloseReason.CLIENT, notify=True, then=give)
