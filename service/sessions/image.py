@@ -275,7 +275,7 @@ def _going_on(lane: LaneState) -> GeneratedBefore | None:
     """The generation in hand of a session that keeps no tokens: it can continue, and no token of it is delivered
     again."""
     decoding = lane.decoding
-    if decoding is None or not lane.num_produced:
+    if decoding is None:
         return None
     scores: list[float] | None = [] if decoding.log_probabilities else None
     return GeneratedBefore(

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from enum import Enum
 from time import perf_counter
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from service.errors import SnapshotCorruptError, guarded
 from service.observer import StoreObserver
@@ -55,7 +55,6 @@ class WriteResult(Enum):
 
 
 Then = Callable[[WriteResult], None]
-T = TypeVar("T")
 
 
 class Put(NamedTuple):
@@ -157,20 +156,11 @@ class Storage:
         """See `StateStore.claim`. What waits to be written of the record is written before; a claim whose answer is
         lost is let go of later. Raises StoreUnavailableError, and SnapshotCorruptError for a record that cannot be
         read, which is set aside."""
-        await self._after_writes(record_id)
-        began_s = perf_counter()
-        claimed = await self._checked(record_id, await self._thread.claim(record_id))
-        self.observer.record_read(perf_counter() - began_s)
-        return claimed
+        return await self._claim(record_id, self._thread.claim)
 
     async def claim_again(self, record_id: str) -> Claimed | Held | Gone | None:
         """As `claim`, for the record of a session that this server has: it keeps the record when the answer is lost."""
-        await self._after_writes(record_id)
-        began_s = perf_counter()
-        (claim,) = await self._thread.call(self._store.claim, [record_id])
-        claimed = await self._checked(record_id, claim)
-        self.observer.record_read(perf_counter() - began_s)
-        return claimed
+        return await self._claim(record_id, self._thread.claim_again)
 
     async def ask(self, owner: str, record_ids: Sequence[str]) -> set[str]:
         """See `StateStore.ask`. Raises StoreUnavailableError."""
@@ -206,10 +196,14 @@ class Storage:
         """Lets any server claim a record that is this server's, though it has no such session: see `StateStore`."""
         self._thread.maybe_taken.add(record_id)
 
-    async def _checked(self, record_id: str, claim: Claim) -> Claimed | Held | Gone | None:
-        if isinstance(claim, CorruptRecordError):
-            raise await self._corrupt(record_id, claim) from claim
-        return claim
+    async def _claim(self, record_id: str, claim: Callable[[str], Awaitable[Claim]]) -> Claimed | Held | Gone | None:
+        await self._after_writes(record_id)
+        began_s = perf_counter()
+        claimed = await claim(record_id)
+        if isinstance(claimed, CorruptRecordError):
+            raise await self._corrupt(record_id, claimed) from claimed
+        self.observer.record_read(perf_counter() - began_s)
+        return claimed
 
     async def _corrupt(self, record_id: str, error: CorruptRecordError) -> SnapshotCorruptError:
         """Sets a record aside. Returns the error for it."""
