@@ -91,8 +91,11 @@ class Admin:
             replica = self._client.replicas[slot]
             view.lost()
             view.gone()
-            view.closed_by = replica.life
-        elif view.presence is Presence.PRESENT:
+            view.closed_by, view.promised_by = replica.life, None
+            return
+        if isinstance(found, error_pb2.Error) and "is closed on this server" in found.message:
+            view.promised_by = self._client.replicas[slot].life
+        if view.presence is Presence.PRESENT:
             view.presence = Presence.UNKNOWN
             view.may_be_closed = True
 

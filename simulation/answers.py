@@ -44,7 +44,7 @@ class Answers:
             self._failed(entry, answer.error, answer.position)
         elif kind == "closed" or is_unrecorded:  # its server records the end as soon as the store works
             view.gone()
-            view.closed_by = entry.sent.stream.replica.life if is_unrecorded else None
+            view.closed_by = view.promised_by = entry.sent.stream.replica.life if is_unrecorded else None
         elif kind == "batch_stepped":
             row = self._row(entry, answer.batch_stepped)
             if answer.batch_stepped.replayed:

@@ -58,6 +58,8 @@ class Belief:
         self.closed_by: Life | None = None
         """The life of the replica that ended it, or refused to open it, and may not have recorded that yet; None: it is
         recorded."""
+        self.promised_by: Life | None = None
+        """The life of the replica that has told that it closes it, wherever it is, as soon as the store works."""
         self.wants: list[Sent | Call] = []
         """The resumptions and calls that may have a replica hand it over to another."""
         self.where: Replica | None = None
@@ -84,7 +86,13 @@ class Belief:
     @property
     def is_closing(self) -> bool:
         """Whether a Close is on its way, or may have been carried out."""
-        return self.num_closings > 0 or self.has_lost_close or any(entry.is_close for entry in self.queue)
+        is_asked = self.num_closings > 0 or self.has_lost_close or any(entry.is_close for entry in self.queue)
+        return is_asked or self.is_promised
+
+    @property
+    def is_promised(self) -> bool:
+        """Whether a replica has yet to close it, as it has told."""
+        return self.promised_by is not None and not self.promised_by.is_over
 
     @property
     def is_strict(self) -> bool:
@@ -97,6 +105,7 @@ class Belief:
         self._attached(sent, answer)
         self.floor = None
         self.last = None
+        self.promised_by = None  # what was meant was opened before
         self.unstored.clear()
         if self.is_strict:
             self.floor = 0

@@ -53,6 +53,7 @@ class View(Belief):
             pb.CLOSE_REASON_LOST: self.may_be_expired(stream.replica),
             pb.CLOSE_REASON_SHUTDOWN: stream.is_leaving or stream.replica.is_draining,
             pb.CLOSE_REASON_MOVED: any(want.replica is not stream.replica for want in self.wants)
+            or self.is_promised
             or stream.is_leaving
             or stream.replica.may_lose_sessions
             or stream.replica.is_draining,

@@ -151,14 +151,15 @@ class Checkpoints:
             image = None if (state := states[0]) is None else image_of(session, state)
 
             def written(result: WriteResult) -> None:
-                if result is WriteResult.REFUSED:  # another server has it: nothing of it counts as stored
+                if result is not WriteResult.STORED:  # another server has it: nothing of it counts as stored
                     persistence.stored = None
                 elif state is not None:
                     persistence.stored = (persistence.era, state.position)
                 then()
 
+            make_until_s = self._leases.make_until_s(session)
             put = self._leases.put_of(session, image, Standing.FREE, ttl_s)
-            self._last_records.write(put, written, on_failed)
+            self._last_records.write(put._replace(make_until_s=make_until_s), written, on_failed)
 
         if has_slot:
             session.served.engine.read([session.lane], read)

@@ -95,8 +95,17 @@ class Directory:
             )
 
     def check_free(self, session_id: str) -> None:
-        """Raises SessionIdInUseError when a session of this server has the id."""
+        """Raises SessionIdInUseError when a session of this server has the id, and StoreUnavailableError when another
+        server may have that session by now."""
         session = self._by_id.get(session_id)
+        if session is not None and session.persistence.is_unconfirmed:
+            raise StoreUnavailableError(
+                f"session_id = {session.name!r} is in use by a session that may be with another server by now, or have"
+                " ended there: try again later",
+                retry_delay_s=1.0,
+                field="session_id",
+                session_id=name_of(session_id),
+            )
         if session is not None:
             how = "by another stream"
             if session.state is State.OPENING:

@@ -9,7 +9,8 @@ A server counts as there for its lease after each heartbeat (Gray and Cheriton 1
 3. A session is confirmed by anything that the store takes under its epoch, and all are by a heartbeat which shows that
    the lease held after all. One that the store refuses is another server's. While the store fails, what waits is
    refused.
-4. A record that the store has lost is written anew.
+4. A record that the store has lost is written anew; the last record of a session only as long as nobody who claimed it
+   meanwhile can have left a record that is gone by now: every record lasts for the idle timeout at least.
 
 Event loop only; times come from the injected clock.
 """
@@ -102,6 +103,18 @@ class Leases:
             self.add(session)
         return Put(persistence.record_id or session.id, persistence.epoch, image, ttl_s, standing)
 
+    def make_until_s(self, session: Session) -> float:
+        """Until when a last record may be made of a session where the store has none, in monotonic seconds."""
+        persistence = session.persistence
+        if not persistence.has_record:
+            return math.inf
+        return (persistence.known_s if persistence.is_unconfirmed else self._known_s) + self.idle_timeout_s
+
+    @property
+    def _known_s(self) -> float:
+        """When the last heartbeat was sent that was heard: nobody could claim anything before."""
+        return self.until_s - (self._storage.lease_s or 0.0)
+
     def renew(self, session: Session) -> None:
         """Has the record of a session outlive it."""
         self._storage.put(self.put_of(session, None), partial(self._renewed, session))
@@ -145,7 +158,7 @@ class Leases:
         for session in suspects:
             persistence = session.persistence
             if persistence.record_id is None and not persistence.is_unconfirmed and not session.is_over:
-                persistence.is_unconfirmed = True
+                persistence.is_unconfirmed, persistence.known_s = True, self._known_s
                 self._unconfirmed[session] = False
                 self._deferral.suspend(session)
 

@@ -190,6 +190,8 @@ class Persistence:
     """Monotonic seconds at which half of the record's time is over."""
     is_unconfirmed: bool = False
     """Whether another server may have the session: see `leases`."""
+    known_s: float = 0.0
+    """Of one that is unconfirmed: when it was known last that no other has it, in monotonic seconds."""
     era: int = 0
     """How often the session went to a state that no feed led to: by rewind or by set_state."""
     stored: Moment | None = None

@@ -103,7 +103,8 @@ class Registry:
             self.directory.touch(session, self.clock())
 
     def check_open(self) -> None:
-        """Raises ShuttingDownError when no session may be opened any more."""
+        """Raises ShuttingDownError when no session may be opened any more. Looks at the lease."""
+        self.leases.check()
         if self.is_draining:
             raise ShuttingDownError("the server is shutting down: open the session elsewhere", retry_delay_s=1.0)
 
@@ -267,14 +268,12 @@ class Registry:
     def _release(self, session: Session, end: Ending, ended: Callable[[], None] | None = None) -> None:
         """Stores a session for anybody to claim. A strict one's answers wait for that, and so does what its stream is
         told. ended: as for `_bury`."""
-        claiming = session.persistence.after_claim
-        ended = ended or self.directory.begin_ending(session.id)
-        if claiming is not None:
-            claiming.append(lambda: self._release(session, end, ended))
+        persistence, ended = session.own_persistence(), ended or self.directory.begin_ending(session.id)
+        if persistence.after_claim is not None:
+            persistence.after_claim.append(lambda: self._release(session, end, ended))
             return
-        persistence = session.own_persistence()
         persistence.moved = error_of(session, CloseReason.MOVED)
-        ttl_s = max(1.0, persistence.held_until_s - self.clock()) if session.is_detached else 0.0
+        ttl_s = max(self.leases.idle_timeout_s, persistence.held_until_s - self.clock()) if session.is_detached else 0.0
         has_slot = end.before in HOLDS_SLOT
         if persistence.policy.durability is Durability.STRICT:
             persistence.is_releasing = has_slot and bool(persistence.awaiting or session.num_in_flight)

@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -46,7 +47,7 @@ _MAX_BYTES = 32 * 1024 * 1024
 
 class WriteResult(Enum):
     """The result of a write. REFUSED: another server has the record, or it is that of a session which has ended;
-    MISSING: the store has no record, and the write had nothing to make one of."""
+    MISSING: the store has no record, and the write could make none."""
 
     STORED = "stored"
     REFUSED = "refused"
@@ -59,7 +60,7 @@ Then = Callable[[WriteResult], None]
 
 class Put(NamedTuple):
     """A write of an image, or of a tombstone, or of neither: see `Write`. record_id: the session's id, or another name
-    that no client can choose."""
+    that no client can choose; make_until_s: monotonic seconds after which it makes no record where there is none."""
 
     record_id: str
     epoch: int
@@ -67,6 +68,7 @@ class Put(NamedTuple):
     ttl_s: float
     standing: Standing = Standing.OWNED
     tombstone: bytes | None = None
+    make_until_s: float = math.inf
 
 
 class Storage:
@@ -84,6 +86,7 @@ class Storage:
         self.codec = codec
         self.observer = observer
         self._store = store
+        self._clock = clock
         self._thread = StoreThread(store, observer, clock)
         self._heartbeats = Heartbeats(self._thread, heartbeat_s, clock)
         self._pending: dict[str, tuple[Put, list[Then]]] = {}
@@ -284,7 +287,8 @@ class Storage:
                 failed.add(put.record_id)
                 self.observer.record_corrupt(put.record_id, error)
                 continue
-            writes.append(Write(put.record_id, put.epoch, payload, put.ttl_s, put.standing))
+            makes = self._clock() <= put.make_until_s
+            writes.append(Write(put.record_id, put.epoch, payload, put.ttl_s, put.standing, makes))
             if put.image is not None and payload is not None:
                 sizes.append(len(payload))
         return self._thread.write(writes), failed, sizes

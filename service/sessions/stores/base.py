@@ -38,18 +38,20 @@ class Standing(Enum):
 
 class Write(NamedTuple):
     """A change of one record. epoch: under which the writer has it; payload: None leaves the record's as it is; ttl_s:
-    seconds from when it is written after which the record may vanish. No server's clock counts, which may be wrong."""
+    seconds from when it is written after which the record may vanish: no server's clock counts, which may be wrong;
+    makes: whether a record is made of the payload where there is none."""
 
     session_id: str
     epoch: int
     payload: bytes | None
     ttl_s: float
     standing: Standing = Standing.OWNED
+    makes: bool = True
 
 
 class Written(NamedTuple):
-    """What became of writes, by session. refused: those of records that are another's, or gone; missing: those that had
-    no payload, and found no record to go with."""
+    """What became of writes, by session. refused: those of records that are another's, or gone; missing: those that
+    found no record, and could make none."""
 
     refused: set[str]
     missing: set[str]
@@ -118,7 +120,8 @@ class StateStore(Protocol):
 
     def write(self, writes: Sequence[Write]) -> Written:
         """Changes records, of distinct sessions, in one go. One that is not there is made of a payload, under the
-        write's epoch: the store has lost it, or its time was over before its owner could renew it.
+        write's epoch, as far as the write may: the store has lost it, or its time was over before its owner could renew
+        it.
 
         Returns those that were not written. The record of a session that has ended becomes no other under its epoch.
         When it raises, each may have been written or not.

@@ -219,7 +219,7 @@ class LmdbStore:
         except CorruptRecordError:
             written.refused.add(write.session_id)
             return
-        if record is None and write.payload is None:
+        if record is None and (write.payload is None or not write.makes):
             written.missing.add(write.session_id)
             return
         is_over = record is not None and record.standing is Standing.GONE and write.standing is not Standing.GONE

@@ -108,7 +108,7 @@ class MemoryStore:
         refused, missing = set(), set()
         for write in writes:
             record = self._shelf.find(write.session_id, self._clock())
-            if record is None and write.payload is None:
+            if record is None and (write.payload is None or not write.makes):
                 missing.add(write.session_id)
                 continue
             if record is None:

@@ -66,7 +66,7 @@ return free
 """
 _WRITE = """
 local record = redis.call('HMGET', KEYS[1], 'e', 'o', 'k')
-if not record[1] and ARGV[5] == '0' then return -1 end
+if not record[1] and (ARGV[5] == '0' or ARGV[7] == '0') then return -1 end
 if record[1] and (record[1] ~= ARGV[2] or record[2] ~= ARGV[1]) then return 0 end
 if record[3] == 'gone' and ARGV[3] ~= 'gone' then return 0 end
 redis.call('HSET', KEYS[1], 'e', ARGV[2], 'o', ARGV[1], 'k', ARGV[3])
@@ -177,6 +177,7 @@ class RedisStore:
                         _milliseconds(write.ttl_s),
                         0 if write.payload is None else 1,
                         write.payload or b"",
+                        1 if write.makes else 0,
                     ]
                     self._write(keys=[self._key(write.session_id)], args=args, client=pipeline)
                 written = pipeline.execute()
