@@ -10,7 +10,6 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -203,11 +202,13 @@ _TOMBSTONE_S = 3600.0
 
 
 class LastRecords:
-    """Writes last records. delay_s: before the second try."""
+    """Writes last records. delay_s: before the second try, but for `hasten`."""
 
     def __init__(self, storage: Storage, *, delay_s: float = 1.0) -> None:
         self._storage = storage
         self._delay_s = delay_s
+        self._waiting: dict[Callable[[], None], asyncio.TimerHandle] = {}
+        """What is to be tried again, and when."""
 
     def bury(
         self,
@@ -254,6 +255,17 @@ class LastRecords:
                 return
             on_failed()
             following_s = self._delay_s if delay_s is None else min(_LONGEST_DELAY_S, 2.0 * delay_s)
-            asyncio.get_running_loop().call_later(following_s, partial(self.write, put, then, on_failed, following_s))
+
+            def again() -> None:
+                del self._waiting[again]
+                self.write(put, then, on_failed, following_s)
+
+            self._waiting[again] = asyncio.get_running_loop().call_later(following_s, again)
 
         self._storage.put(put, written)
+
+    def hasten(self) -> None:
+        """The store may work again: tries at once what waits to be tried."""
+        for again, timer in list(self._waiting.items()):
+            timer.cancel()
+            again()

@@ -53,6 +53,8 @@ class SessionService:
         self.storage = storage
         self.limits = limits
         self.tasks = Tasks()
+        self._has_missed = False
+        """Whether the last heartbeat has failed."""
         self.directory = Directory(limits.max_sessions)
         self.deferral = Deferral(max_requests=limits.max_in_flight, max_bytes=limits.max_deferred_bytes)
         self.answer_budget = AnswerBudget(limits.max_unwritten_bytes)
@@ -92,7 +94,17 @@ class SessionService:
 
     def start(self) -> None:
         """Starts the store's tasks: other servers can ask for sessions from here on."""
-        self.storage.start(self._wanted, self.leases.beaten, self.leases.failed)
+        self.storage.start(self._wanted, self._beaten, self._missed)
+
+    def _beaten(self, sent_s: float, term: str) -> None:
+        self.leases.beaten(sent_s, term)
+        if self._has_missed:
+            self._has_missed = False
+            self.registry.last_records.hasten()
+
+    def _missed(self) -> None:
+        self._has_missed = True
+        self.leases.failed()
 
     def _elsewhere(self, session: Session, end: Ending) -> None:
         """A session that ended here goes on: another server had it already. What a client was told of its end is made

@@ -220,3 +220,46 @@ def test_a_close_that_was_promised_is_kept_where_the_session_is() -> None:
         assert reason(again) == "opened", "its id is free"
 
     play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+@pytest.mark.parametrize("how", ["pause", "cut"])
+def test_an_id_is_not_refused_for_a_session_that_has_ended_elsewhere(how: str) -> None:
+    async def act(world: World) -> None:
+        await begin(world, CHECKPOINT)
+        first = world.replicas[0]
+        if how == "pause":
+            world.loop.pause(first.life, 3.0)
+        else:
+            world.faults.cuts[first.name] = world.shelf.clock() + 3.0
+        new = await take_over(world)
+        assert reason(await new.ask("a", close=pb.Close())) == "closed"
+        again = pb.Open(model="lazy", durability=CHECKPOINT)
+        answer = await world.connect(0).ask("a", open=again)
+        assert reason(answer) in ("opened", "STORE_UNAVAILABLE"), "nothing has it, and this server need not know"
+        await asyncio.sleep(4.0)
+        if reason(answer) != "opened":
+            assert reason(await world.connect(0).ask("a", open=again)) == "opened"
+
+    play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+def test_a_last_record_that_comes_late_brings_no_session_back() -> None:
+    """It was handed over by a server that was cut off, gone on with elsewhere, and its time is over."""
+
+    async def act(world: World) -> None:
+        stream = world.connect(0)
+        await opened(stream, "a", durability=STRICT, on_disconnect=keep(1.0))
+        await fed(stream, "a", 5)
+        first = world.replicas[0]
+        world.faults.cuts[first.name] = world.shelf.clock() + 12.0
+        stream.leave()
+        await asyncio.sleep(_PAST_LEASE_S)
+        new = world.connect(1)
+        assert reason(await new.ask("a", open=RESUME)) == "opened"
+        assert await fed(new, "a", 6) == 2
+        await asyncio.sleep(16.0)
+        assert world.stored("a") is None
+        for slot in (0, 1):
+            assert reason(await world.connect(slot).ask("a", open=RESUME)) == "SESSION_NOT_FOUND"
+
+    play(act, idle_timeout_s=2.0, does_finish=False)

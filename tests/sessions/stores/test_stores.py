@@ -25,6 +25,7 @@ from service.sessions.stores.base import (
     StateStore,
     StoreError,
     Write,
+    Written,
 )
 from service.sessions.stores.lmdb import LmdbStore
 from service.sessions.stores.memory import MemoryStore, Shelf
@@ -134,6 +135,15 @@ def test_a_write_that_has_no_payload_makes_no_record_and_tells_that_there_is_non
     written = store.write([write("a", 1, b"state"), write("b", 1, None)])
     assert (written.refused, written.missing) == (set(), set())
     assert claim(store, "a") == mine(1, b"state")
+
+
+def test_a_write_that_may_make_no_record_changes_one_that_is_there(store: StateStore) -> None:
+    late = Write("a", 1, b"late", LATER, Standing.FREE, makes=False)
+    assert store.write([late]) == Written(set(), {"a"})
+    assert claim(store, "a") is None
+    store.write([write("a", 1, b"state")])
+    assert store.write([late]) == Written(set(), set())
+    assert claim(store, "a") == mine(2, b"late")
 
 
 def test_no_clock_decides_how_long_a_record_lasts(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
