@@ -232,8 +232,7 @@ class Answers:
         stamp = entry.sent.stamp
         if self._view.is_strict and self._view.is_usable and not self._view.is_closing and self._view.name in stamp:
             stored = stamp[self._view.name]
-            if (0 if stored is None else stored.position) < position:
-                at = 0 if stored is None else stored.position
+            if (at := 0 if stored is None else stored.position) < position and not self._view.is_forgotten:
                 self._view.violate(f"{entry.sent} is cancelled at position {position}, and is stored to {at}")
 
     def may_have(self, entry: Entry) -> None:
@@ -285,7 +284,8 @@ class Answers:
         if stored is None:
             if not self._view.may_be_expired(entry.sent.stream.replica):
                 self._view.violate(f"{entry.sent} is answered at position {position}, and nothing is stored")
-        elif stored.position < position:
+            return
+        if stored.position < position:
             self._view.violate(f"{entry.sent} is answered at position {position}, and is stored to {stored.position}")
         elif stored.position == position and World(position, stored.hidden) not in (
             self._view.worlds.known(position) if entry.is_again else self._view.worlds.now

@@ -68,6 +68,8 @@ class Belief:
         """Whether it was to be resumed, and that was not answered: a replica may have fetched it, for nobody."""
         self.freed: tuple[Life, float] | None = None
         """Where and when its stream ended, with which it ends."""
+        self.forgotten_at_s = float("-inf")
+        """When the store lost its record."""
         self._journal = journal
 
     def __str__(self) -> str:
@@ -106,6 +108,7 @@ class Belief:
         self.floor = None
         self.last = None
         self.promised_by = None  # what was meant was opened before
+        self.forgotten_at_s = float("-inf")
         self.unstored.clear()
         if self.is_strict:
             self.floor = 0
@@ -128,7 +131,7 @@ class Belief:
 
     def take_news(self, sent: Sent, answer: pb.StreamResponse) -> None:
         """The answer may tell how far the session is stored."""
-        if answer.HasField("checkpoint_position") and not answer.HasField("error"):
+        if answer.HasField("checkpoint_position") and not answer.HasField("error") and not self.is_forgotten:
             self.floor = answer.checkpoint_position
             self.floor_at_s = max(self.floor_at_s, sent.sent_at_s)
 
@@ -140,6 +143,13 @@ class Belief:
             self.presence = Presence.UNKNOWN
             is_freed = self.action == pb.DISCONNECT_ACTION_FREE and stream is not None and not self.is_resuming
             self.freed = (stream.replica.life, self.now()) if is_freed and stream else None
+
+    def forgotten(self) -> None:
+        """The store has lost its record: it is where it is open, if it is, and is stored from there again."""
+        self.floor = None
+        self.forgotten_at_s = self.now()
+        if not self.is_usable or self.is_opening or self.is_closing:
+            self.is_exclusive = False
 
     def look(self) -> None:
         """A session that ends with its stream is gone some time after that, if its replica lives on."""
@@ -206,9 +216,17 @@ class Belief:
         """Whether its record may have expired although it lives. A record is renewed when half of its time is left, and
         looked at four times within the idle timeout: since the last use the store must not have answered as it should
         for at least a quarter of that."""
-        lifetime_s = self.idle_timeout_s + (0.0 if self.action == pb.DISCONNECT_ACTION_FREE else self.duration_s)
-        since_s = min(self.used_at_s, self.now() - lifetime_s)
-        return replica.store_trouble_s(since_s) >= 0.25 * self.idle_timeout_s
+        since_s = min(self.used_at_s, self.now() - self._lifetime_s)
+        return self.is_forgotten or replica.store_trouble_s(since_s) >= 0.25 * self.idle_timeout_s
+
+    @property
+    def _lifetime_s(self) -> float:
+        return self.idle_timeout_s + (0.0 if self.action == pb.DISCONNECT_ACTION_FREE else self.duration_s)
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether the store has lost its record, and need not have it again yet."""
+        return self.now() - self.forgotten_at_s < self._lifetime_s
 
     def closer_lives(self) -> bool:
         """Whether the replica that ended it has lived on, so that it records the end."""

@@ -30,7 +30,7 @@ class Connections:
         self.journal = journal
         self.replicas = replicas
         self.views = [self.new_view(f"{self.name}s{k}", "") for k in range(_NUM_SESSIONS)]
-        self.streams: list[ClientStream | None] = [None, None]
+        self.streams: list[ClientStream | None] = [None] * len(replicas)
         self.all_streams: list[ClientStream] = []
         self._delay = delay
         self._stamps_of = stamps

@@ -11,6 +11,7 @@ from typing import NamedTuple
 class Knobs:
     """What replicas are allowed: see `service.settings`."""
 
+    num_replicas: int = 2
     num_slots: int = 3
     max_sessions: int = 6
     idle_timeout_s: float = 2.0

@@ -43,7 +43,13 @@ def knobs_of(seed: int) -> Knobs:
         inline_s=rng.choice([0.0, 0.0005, float("inf")]),
         checkpoint_interval_s=rng.choice([0.05, 0.3]),
         max_chunk_tokens=rng.choice([2, 4]),
+        num_replicas=rng.choice([2, 2, 2, 3, 5]),
     )
+
+
+def script_of(seed: int) -> list[Action]:
+    """What happens in a seed."""
+    return draw(random.Random(f"{seed}/script"), knobs_of(seed).num_replicas)
 
 
 def run_script(seed: int, actions: list[Action], knobs: Knobs | None = None) -> Journal:
@@ -57,12 +63,12 @@ def run_script(seed: int, actions: list[Action], knobs: Knobs | None = None) -> 
 
 def run_seed(seed: int) -> Journal:
     """Simulates one seed."""
-    return run_script(seed, draw(random.Random(f"{seed}/script")))
+    return run_script(seed, script_of(seed))
 
 
 def shrink(seed: int, journal: Journal) -> Failure:
     """Leaves actions out, by halves and then one by one, for as long as the seed fails in the same way."""
-    actions = draw(random.Random(f"{seed}/script"))
+    actions = script_of(seed)
     kind = kind_of(journal.violations[0])
     num_left = _MAX_SHRINKS
     size = len(actions) // 2

@@ -80,7 +80,11 @@ _MOVING_OPS = {"resume": 5.0, "settle": 3.0, "idle": 2.0, "snapshot": 2.0, "rewi
 """What clients do more often when replicas lose their leases, so that sessions change hands."""
 
 
-def draw(rng: random.Random) -> list[Action]:
+_LOSSES = ["empty", "evict"]
+"""What the store forgets: everything, or some records."""
+
+
+def draw(rng: random.Random, num_replicas: int = 2) -> list[Action]:
     """A script of 30 to 90 actions."""
     num_clients = rng.choice([1, 2, 2, 3])
     num_nature = rng.choice([0, 0, 1, 2, 4])
@@ -109,7 +113,19 @@ def draw(rng: random.Random) -> list[Action]:
         actions.insert(at, Action(NATURE, op, rng.random() * 0.5, args))
     if is_of_leases:
         actions = [_lasting(action, rng) for action in actions]
+    if num_replicas > 2:
+        actions = [_spread(action, rng, num_replicas) for action in actions]
+    if rng.random() < 0.1:
+        for _ in range(rng.choice([1, 2])):
+            loss = Action(NATURE, rng.choice(_LOSSES), rng.random() * 0.5, {"duration_s": 0.0, "replica": 0})
+            actions.insert(rng.randrange(len(actions) + 1), loss)
     return actions
+
+
+def _spread(action: Action, rng: random.Random, num_replicas: int) -> Action:
+    """An action that turned to the second of two replicas turns to any but the first."""
+    others = {name: rng.randrange(1, num_replicas) for name in ("slot", "replica") if action.args.get(name)}
+    return action._replace(args=action.args | others)
 
 
 def _lasting(action: Action, rng: random.Random) -> Action:

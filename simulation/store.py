@@ -1,4 +1,4 @@
-"""A store that two replicas share, and that fails, delays, forgets and reorders as the seed says.
+"""A store that replicas share, and that fails, delays, forgets and reorders as the seed says.
 
 The service's `MemoryStore` keeps the records, by its own rules. What is simulated is here: a replica counts as there
 for `lease_s` after its last heartbeat, and nothing of it reaches the store once its life is over. Rules:
@@ -6,7 +6,7 @@ for `lease_s` after its last heartbeat, and nothing of it reaches the store once
 1. During an outage every call raises. At other times a call fails now and then.
 2. A write that raises has changed none, some, or all of its records; a claim or a reservation that raises may have
    been carried out.
-3. Nothing that was acknowledged is ever forgotten before its time is over.
+3. Nothing that was acknowledged is forgotten before its time is over, but by `Shelf.lose`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import partial
 from typing import TypeVar
 
 from service.sessions.stores import memory
-from service.sessions.stores.base import Beat, Claim, StoreError, Write, Written
+from service.sessions.stores.base import Beat, Claim, Claimed, StoreError, Write, Written
 from service.sessions.stores.memory import MemoryStore, Record
 from simulation.loop import Life
 
@@ -48,6 +48,17 @@ class Shelf(memory.Shelf):
     def is_there(self, owner: str) -> bool:
         """Whether a replica's lease holds."""
         return self.leases.get(owner, 0.0) > self.clock()
+
+    def lose(self, rng: random.Random, *, is_all: bool) -> list[str]:
+        """Forgets everything, or some records. Returns the ids of those that are gone."""
+        lost = list(self.records) if is_all else [name for name in self.records if rng.random() < 0.5]
+        for name in lost:
+            del self.records[name]
+        if is_all:
+            self.leases.clear()
+            for wanted in self.owners.values():
+                wanted.clear()
+        return lost
 
     def beat(self, owner: str) -> None:
         """A heartbeat of a replica."""
@@ -173,11 +184,19 @@ class SimulatedStore:
 
     def _take(self, take: Callable[[], T]) -> T:
         """One that fails may have been carried out: its answer came too late."""
-        if not self._strikes():
-            return take()
-        if not self._is_cut and self._faults.rng.random() < 0.5:
-            take()
+        is_struck = self._strikes()
+        if not is_struck or (not self._is_cut and self._faults.rng.random() < 0.5):
+            taken = take()
+            if isinstance(taken, int) or (isinstance(taken, list) and any(isinstance(one, Claimed) for one in taken)):
+                self._be_there()
+            if not is_struck:
+                return taken
         raise StoreError("the simulated store fails")
+
+    def _be_there(self) -> None:
+        """Who gets or makes a record counts as there."""
+        if not self._shelf.is_there(self._store.owner):
+            self._shelf.beat(self._store.owner)
 
     def _check(self) -> None:
         if self._strikes():
@@ -205,4 +224,6 @@ class SimulatedStore:
         self.num_refused += len(written.refused)
         if not (written.refused or written.missing):
             self._shelf.on_change(before, write)
+            if before is None:
+                self._be_there()
         return written

@@ -6,6 +6,7 @@ that is the order in which the server promises to carry them out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from carousel.v1 import inference_pb2 as pb
@@ -34,7 +35,9 @@ class View(Belief):
             if entry.sent.is_done:
                 self._answers.apply(entry)
                 continue
-            self.has_lost_close = self.has_lost_close or entry.is_close
+            if entry.is_close:
+                self.has_lost_close = True
+                self.promised_by = entry.sent.replica.life  # maybe
             self.on_their_way.append(entry.sent)
             if self.is_exclusive:
                 self._answers.may_have(entry)
@@ -50,7 +53,7 @@ class View(Belief):
         is_expected = {
             pb.CLOSE_REASON_CLIENT: self.is_closing or self.may_be_closed,
             pb.CLOSE_REASON_IDLE: was_idle,
-            pb.CLOSE_REASON_LOST: self.may_be_expired(stream.replica),
+            pb.CLOSE_REASON_LOST: self.may_be_expired(stream.replica) or math.isfinite(self.forgotten_at_s),
             pb.CLOSE_REASON_SHUTDOWN: stream.is_leaving or stream.replica.is_draining,
             pb.CLOSE_REASON_MOVED: any(want.replica is not stream.replica for want in self.wants)
             or self.is_promised

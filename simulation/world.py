@@ -1,4 +1,4 @@
-"""One simulation: two replicas, a store, clients and nature, on one virtual clock."""
+"""One simulation: replicas, a store, clients and nature, on one virtual clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from carousel.v1 import inference_pb2 as pb
 from simulation.adapters import EPOCH, deterministic
+from simulation.bundles import LAZY
 from simulation.checks import Journal, StoreChecks, check_bounds, check_empty, stamps, stored
 from simulation.clients import Client
 from simulation.knobs import Knobs, Tenant
@@ -25,6 +27,8 @@ _ANSWER_S = 20.0
 """Virtual seconds in which everything must be answered once nothing fails any more."""
 _END_S = 5.0
 """Virtual seconds in which a stream must end once its client has half-closed and all is answered."""
+_CALM_S = 4.0
+"""Virtual seconds after the last fault from which on every session can be had, or is told to be gone."""
 _EMPTY_S = 6.0
 """Virtual seconds after which nothing must be left of clients that are gone."""
 _WIRE_S = 0.002
@@ -32,7 +36,7 @@ _STORE_S = 0.004
 
 
 class World:
-    """Made on the simulated loop, by `simulate`. knobs: of both replicas; rng: draws what happens."""
+    """Made on the simulated loop, by `simulate`. knobs: of all replicas; rng: draws what happens."""
 
     def __init__(self, loop: SimulatedLoop, knobs: Knobs, seed: str) -> None:
         self.journal = Journal(loop.time)
@@ -46,7 +50,7 @@ class World:
             Replica(
                 name, self.shelf, self.faults, knobs, rng=random.Random(f"{seed}/{name}"), on_bug=self.journal.violate
             )
-            for name in ("A", "B")
+            for name in "ABCDE"[: knobs.num_replicas]
         ]
         self.clients: list[Client] = []
         self.streams: list[ClientStream] = []
@@ -101,6 +105,7 @@ class World:
                         f"{stream.name} does not end although all is answered and its client has half-closed"
                     )
             stream.leave()
+        await self._have_all()
         await asyncio.sleep(_EMPTY_S)
         for replica in self.replicas:
             check_bounds(self.journal, replica)
@@ -124,6 +129,25 @@ class World:
         for sent in [sent for stream in streams for sent in stream.unanswered]:
             if not await sent.wait(max(0.0, deadline - self.journal.now())):
                 self.journal.violate(f"{sent} is never answered")
+
+    async def _have_all(self) -> None:
+        """Resumes every session, somewhere; opens those that are gone anew, under their ids; and closes them."""
+        await asyncio.sleep(_CALM_S)
+        names = sorted({view.name for client in self.clients for view in client.views if view.name})
+        for number, name in enumerate(names):
+            stream = self.connect(number % len(self.replicas))
+            answer = await stream.ask(name, open=pb.Open(resume=pb.Resume()))
+            if answer.error.reason == "SESSION_NOT_FOUND":
+                answer = await stream.ask(name, open=pb.Open(model=LAZY, durability=pb.DURABILITY_CHECKPOINT))
+            is_full = answer.error.reason in ("TOO_MANY_SESSIONS", "NO_SLOT")
+            if answer.HasField("opened"):
+                await stream.ask(name, close=pb.Close())
+            elif not (is_full or "is the id of two sessions" in answer.error.message):
+                self.journal.violate(
+                    f"{_CALM_S:g} s after the last fault {name!r} can neither be resumed nor opened:"
+                    f" {answer.error.reason}: {answer.error.message}"
+                )
+            stream.leave()
 
     async def stop(self) -> None:
         """Kills what runs, so that the loop can be closed."""
@@ -168,6 +192,8 @@ class World:
         elif action.op == "stall":
             self.loop.slowness_s = duration_s / 10
             self.loop.call_later(duration_s, setattr, self.loop, "slowness_s", 0.0)
+        elif action.op in ("empty", "evict"):
+            self._lose(is_all=action.op == "empty")
         elif action.op == "cut":
             self.faults.cuts[replica.name] = now + duration_s
         elif action.op == "pause":
@@ -182,6 +208,18 @@ class World:
                 await replica.drain(duration_s)
             await asyncio.sleep(duration_s)
             await replica.start()
+
+    def _lose(self, *, is_all: bool) -> None:
+        """The store loses everything, or some records. Two replicas may have a session of which one is not sure: it is
+        then with the one that stores it first."""
+        is_one_unsure = any(replica.is_up and replica.may_lose_sessions for replica in self.replicas)
+        lost = self.shelf.lose(self.faults.rng, is_all=is_all)
+        self.journal.note(f"the store has lost {', '.join(map(repr, lost))}")
+        is_spilled = any(name.startswith("~") for name in lost)  # of some session
+        for view in [view for client in self.clients for view in client.views]:
+            if view.name in lost or is_spilled:
+                view.forgotten()
+                view.is_exclusive = view.is_exclusive and not is_one_unsure
 
     def _uncaught(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         lives = [replica.life for replica in self.replicas]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
+from service.sessions.directory import Directory
 from simulation import arithmetic
-from simulation.run import knobs_of, main, run_script, run_seed, shrink
+from simulation.run import knobs_of, main, run_script, run_seed, script_of, shrink
 from simulation.script import NATURE, draw
 from simulation.streams import ClientStream
 from simulation.system import Replica
@@ -48,10 +50,11 @@ def test_a_seed_always_does_the_same(seed: int) -> None:
 
 
 def test_scripts_reach_every_kind_of_request_and_of_fault() -> None:
-    drawn = {action.op for seed in range(100) for action in draw(random.Random(f"{seed}/script"))}
+    drawn = {action.op for seed in range(100) for action in script_of(seed)}
     assert drawn >= {"open", "feed", "step_batch", "generate", "score", "cancel", "close", "resume", "leave"}
     assert drawn >= {"half_close", "reading", "rewind", "set_state", "snapshot", "restore", "fork", "get", "list"}
-    assert drawn >= {"outage", "errors", "stall", "kill", "drain", "graph_errors"}
+    assert drawn >= {"outage", "errors", "stall", "kill", "drain", "graph_errors", "pause", "cut", "empty", "evict"}
+    assert {knobs_of(seed).num_replicas for seed in range(100)} == {2, 3, 5}
 
 
 def test_main_counts_seeds_and_events() -> None:
@@ -124,6 +127,18 @@ def test_sessions_that_stay_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found_by_seeds("is left at position")
 
 
+def test_an_id_that_stays_blocked_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the last record of its session was stored is forgotten."""
+    right = Directory.begin_ending
+
+    def begin(self: Directory, session_id: str) -> Callable[[], None]:
+        right(self, session_id)
+        return lambda: None
+
+    monkeypatch.setattr(Directory, "begin_ending", begin)
+    assert found_by_seeds("can neither be resumed nor opened")
+
+
 def test_a_failing_script_is_cut_down(monkeypatch: pytest.MonkeyPatch) -> None:
     async def idle(self: Replica) -> None:
         """Nothing expires."""
@@ -131,7 +146,7 @@ def test_a_failing_script_is_cut_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Replica, "_expire_for_ever", idle)
     seed, journal = next((seed, found) for seed in range(200) if (found := run_seed(seed)).violations)
     failure = shrink(seed, journal)
-    assert len(failure.actions) < len(draw(random.Random(f"{seed}/script")))
+    assert len(failure.actions) < len(script_of(seed))
     again = run_script(seed, failure.actions)
     assert again.violations[0] == failure.violation
     assert f"--seed {seed}" in str(failure)

@@ -7,6 +7,7 @@ Kleppmann 2016). Rules:
 2. Only the owner writes, and only under its epoch: who was deprived of a record cannot change it any more.
 3. Only the record of an owner that is gone, or that has let it go, can be claimed. An owner that is there is told that
    somebody wants it, by `heartbeat`, once `ask` was called. What was wanted before it got the record does not count.
+4. Who gets or makes a record counts as there, also before its next heartbeat when the store has lost everything.
 """
 
 from __future__ import annotations

@@ -21,7 +21,13 @@ if not record[1] or record[1] == 'gone' then return 0 end
 if record[1] == 'free' or record[3] or record[2] == ARGV[1] then return 1 end
 return redis.call('EXISTS', ARGV[2] .. 'o:' .. record[2])
 """
+_THERE = """
+local function be_there(key, term, lease)
+    if redis.call('EXISTS', key) == 0 then redis.call('SET', key, term, 'PX', lease) end
+end
+"""
 _RESERVE = f"""
+{_THERE}
 local function is_taken() {_IS_TAKEN} end
 if is_taken() == 1 then return false end
 local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
@@ -29,24 +35,27 @@ redis.call('HDEL', KEYS[1], 'p')
 redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[4])
+be_there(ARGV[2] .. 'o:' .. ARGV[1], ARGV[5], ARGV[6])
 return epoch
 """
-_CLAIM = """
+_CLAIM = f"""
+{_THERE}
 local record = redis.call('HMGET', KEYS[1], 'k', 'o', 'p', 'e')
-if not record[1] then return {'none'} end
-if record[1] == 'gone' then return {'gone', record[3]} end
+if not record[1] then return {{'none'}} end
+if record[1] == 'gone' then return {{'gone', record[3]}} end
 local owner = record[2]
 if record[1] == 'owned' and owner == ARGV[1] then
-    return {'claimed', record[4], record[3], redis.call('PTTL', KEYS[1])}
+    return {{'claimed', record[4], record[3], redis.call('PTTL', KEYS[1])}}
 end
 if record[1] == 'owned' and redis.call('EXISTS', ARGV[2] .. 'o:' .. owner) == 1 then
-    return {'held', owner, record[3]}
+    return {{'held', owner, record[3]}}
 end
 local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
 redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
 redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[3])
-return {'claimed', epoch, record[3], redis.call('PTTL', KEYS[1])}
+be_there(ARGV[2] .. 'o:' .. ARGV[1], ARGV[5], ARGV[6])
+return {{'claimed', epoch, record[3], redis.call('PTTL', KEYS[1])}}
 """
 _ASK = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
@@ -64,7 +73,8 @@ end
 redis.call('PEXPIRE', KEYS[2], ARGV[2])
 return free
 """
-_WRITE = """
+_WRITE = f"""
+{_THERE}
 local record = redis.call('HMGET', KEYS[1], 'e', 'o', 'k')
 if not record[1] and (ARGV[5] == '0' or ARGV[7] == '0') then return -1 end
 if record[1] and (record[1] ~= ARGV[2] or record[2] ~= ARGV[1]) then return 0 end
@@ -72,6 +82,7 @@ if record[3] == 'gone' and ARGV[3] ~= 'gone' then return 0 end
 redis.call('HSET', KEYS[1], 'e', ARGV[2], 'o', ARGV[1], 'k', ARGV[3])
 if ARGV[5] == '1' then redis.call('HSET', KEYS[1], 'p', ARGV[6]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
+if not record[1] then be_there(ARGV[8], ARGV[9], ARGV[10]) end
 return 1
 """
 
@@ -130,7 +141,7 @@ class RedisStore:
 
     def reserve(self, session_id: str, ttl_s: float) -> int | None:
         """See `StateStore`."""
-        args: list[Any] = [self.owner, self._prefix, _milliseconds(ttl_s), session_id]
+        args: list[Any] = [self.owner, self._prefix, _milliseconds(ttl_s), session_id, _term(), self._lease_ms]
         try:
             epoch = self._reserve(keys=[self._key(session_id)], args=args)
         except (redis.RedisError, OSError) as error:
@@ -147,10 +158,18 @@ class RedisStore:
 
     def claim(self, session_ids: Sequence[str]) -> list[Claim]:
         """See `StateStore`."""
+        term = _term()
         try:
             with self._client.pipeline(transaction=False) as pipeline:
                 for session_id in session_ids:
-                    args: list[Any] = [self.owner, self._prefix, session_id, _milliseconds(CLAIMED_S)]
+                    args: list[Any] = [
+                        self.owner,
+                        self._prefix,
+                        session_id,
+                        _milliseconds(CLAIMED_S),
+                        term,
+                        self._lease_ms,
+                    ]
                     self._claim(keys=[self._key(session_id)], args=args, client=pipeline)
                 return [_claimed(*result) for result in pipeline.execute()]
         except (redis.RedisError, OSError) as error:
@@ -167,6 +186,7 @@ class RedisStore:
 
     def write(self, writes: Sequence[Write]) -> Written:
         """See `StateStore`."""
+        term = _term()
         try:
             with self._client.pipeline(transaction=False) as pipeline:
                 for write in writes:
@@ -178,6 +198,9 @@ class RedisStore:
                         0 if write.payload is None else 1,
                         write.payload or b"",
                         1 if write.makes else 0,
+                        f"{self._prefix}o:{self.owner}",
+                        term,
+                        self._lease_ms,
                     ]
                     self._write(keys=[self._key(write.session_id)], args=args, client=pipeline)
                 written = pipeline.execute()
@@ -194,7 +217,7 @@ class RedisStore:
     def _send_heartbeat(self, client: Any) -> Beat:
         keys = [f"{self._prefix}o:{self.owner}", f"{self._prefix}w:{self.owner}"]
         try:
-            term, ids = self._beat(keys=keys, args=[self._lease_ms, secrets.token_hex(4)], client=client)
+            term, ids = self._beat(keys=keys, args=[self._lease_ms, _term()], client=client)
         except (redis.RedisError, OSError) as error:
             raise self._failed(error) from error
         return Beat(term.decode(), sorted(one.decode() for one in ids))
@@ -256,6 +279,11 @@ def _claimed(kind: bytes, *rest: Any) -> Claim:
         owner, payload = rest
         return Held(owner.decode(), payload)
     return Gone(rest[0] or b"") if kind == b"gone" else None
+
+
+def _term() -> str:
+    """A name for a time during which this process is there, should it begin now."""
+    return secrets.token_hex(4)
 
 
 def _milliseconds(time_s: float) -> int:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from redis import Redis
 
 from service.sessions.stores.base import (
     Claimed,
@@ -284,6 +285,26 @@ def test_an_owner_that_gives_no_sign_of_life_loses_what_it_has(redis: RedisServe
     assert one.write([write("a", 1, b"a ghost's")]).refused == {"a"}
     one.close()
     other.close()
+
+
+@pytest.mark.parametrize("how", ["write", "reserve", "claim"])
+def test_who_gets_or_makes_a_record_in_an_emptied_redis_counts_as_there(tmp_path: Path, how: str) -> None:
+    """Else another would claim it before the next heartbeat, and both would have the session."""
+    with redis_server(tmp_path) as server:
+        one, two, three = (RedisStore(server.url) for _ in range(3))
+        before = one.heartbeat().term
+        Redis.from_url(server.url).flushall()
+        if how == "write":
+            one.write([write("a", 1, b"state")])
+        elif how == "reserve":
+            one.reserve("a", LATER)
+        else:
+            two.write([write("a", 1, b"state", Standing.FREE)])
+            assert claim(one, "a") == mine(2, b"state")
+        assert isinstance(claim(three, "a"), Held)
+        assert one.heartbeat().term != before, "it may have lost something"
+        for store in (one, two, three):
+            store.close()
 
 
 def test_redis_may_go_away_and_come_back(tmp_path: Path) -> None:
