@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
-from export.foreign.reading import Hints, Reading
+from export.foreign.axes import Hints
+from export.foreign.reading import Reading
 from export.foreign.writing import Described, write_onnx
 from export.vocabulary import Vocabulary
 from service.repository.manifest import SpecialTokens

@@ -8,9 +8,12 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from export.errors import ExportError
+from export.errors import ExportError, first_line
 from export.foreign.reading import Reading
 from export.proofs.runners import Array, IntArray
+
+_MANY = 8
+_NEAR_1 = 1e-2  # sums of 16-bit floats are as far from it
 
 
 class Original:
@@ -21,13 +24,15 @@ class Original:
     def __init__(self, model: onnx.ModelProto, reading: Reading) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it has to say comes as an exception
         try:
             self._session = onnxruntime.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime raises classes of its own
-            raise ExportError(f"ONNX Runtime cannot load the file: {error}") from error
+            raise ExportError(f"ONNX Runtime cannot load the file: {first_line(error)}") from error
+        self.takes_logarithms = False
+        """Whether what `step` returns are the logarithms of what the file gives."""
         self._reading = reading
         self._constants = {
             name: np.array(values, tensor.dtype).reshape([int(axis) for axis in tensor.shape])
@@ -37,14 +42,15 @@ class Original:
     def num_outputs(self) -> int:
         """Numbers that a step gives. Raises ExportError when the file cannot be run as it was read, or what it gives is
         not the same twice."""
-        states = [np.zeros(state.shape, state.input.dtype) for state in self._reading.states]
+        states = self.zeros()
         item = np.zeros(self._reading.input_shape, self._reading.input.dtype)
         try:
-            first, second = (self._run(item, states) for _ in range(2))
+            first, second = (self.run(item, states) for _ in range(2))
         except Exception as error:  # ONNX Runtime raises classes of its own
             raise ExportError(
-                f"the file cannot be run on {self._reading.input} as {list(self._reading.input_shape)}: {error}. Say"
-                " otherwise with --axis NAME=SIZE, --batch-axis NAME=PLACE, --state and --constant"
+                f"the file cannot be run on {self._reading.input} as {list(self._reading.input_shape)}:"
+                f" {first_line(error)}. Say otherwise with --axis NAME=SIZE, --batch-axis NAME=PLACE, --state and"
+                " --constant"
             ) from error
         for state, after in zip(self._reading.states, first[1:], strict=True):
             if after.shape != state.shape:
@@ -55,6 +61,20 @@ class Original:
         if any(one.tobytes() != other.tobytes() for one, other in zip(first, second, strict=True)):
             raise ExportError("the file gives something else each time it is run: it draws random numbers")
         return int(first[0].size)
+
+    def gives_probabilities(self, vocabulary_size: int | None) -> bool:
+        """Whether what it gives, in steps of random inputs, is never below 0, and sums to 1. vocabulary_size: of the
+        tokens that it reads; None: it reads numbers."""
+        generator, states = np.random.default_rng(0), self.zeros()
+        for _ in range(_MANY):
+            if vocabulary_size is not None:
+                item: Array = generator.integers(0, vocabulary_size, self._reading.input_shape)
+            else:
+                item = generator.standard_normal(self._reading.input_shape)
+            output, *states = self.run(item.astype(self._reading.input.dtype), states)
+            if output.size < 2 or output.min() < 0.0 or abs(float(output.sum()) - 1.0) > _NEAR_1:
+                return False
+        return True
 
     def encode(self, source: Array, lengths: IntArray) -> list[Array]:
         """It has no encoder."""
@@ -72,14 +92,22 @@ class Original:
         for row in range(len(tokens)):
             item = tokens[row].reshape(self._reading.input_shape).astype(self._reading.input.dtype)
             states = [array.take([row], axis=axis) for array, axis in zip(carried, axes, strict=True)]
-            output, *after = self._run(item, states)
-            outputs.append(output.reshape(1, 1, -1).astype(np.float32))
+            output, *after = self.run(item, states)
+            output = output.reshape(1, 1, -1).astype(np.float32)
+            with np.errstate(divide="ignore"):  # of 0: minus infinity
+                outputs.append(np.log(output) if self.takes_logarithms else output)
             for column, array in zip(following, after, strict=True):
                 column.append(array)
         joined = [np.concatenate(column, axis=axis) for column, axis in zip(following, axes, strict=True)]
         return [np.concatenate(outputs), *joined]
 
-    def _run(self, item: Array, states: Sequence[Array]) -> list[Array]:
+    def zeros(self) -> list[Array]:
+        """The states of one row before its first step."""
+        return [np.zeros(state.shape, state.input.dtype) for state in self._reading.states]
+
+    def run(self, item: Array, states: Sequence[Array]) -> list[Array]:
+        """Runs one row, as the file takes it. Returns the output, then every next state. Raises what ONNX Runtime
+        raises."""
         feeds = {self._reading.input.name: item, **self._constants}
         feeds |= {state.input.name: array for state, array in zip(self._reading.states, states, strict=True)}
         names = [self._reading.output.name, *(state.output for state in self._reading.states)]

@@ -6,12 +6,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import onnx
 from onnx import TensorProto
 
 from export.errors import ExportError
+from export.foreign.axes import (
+    Hints,
+    Tensor,
+    axis_named,
+    batch_axis,
+    batch_name,
+    check_axes,
+    is_time,
+    size_of,
+    state_batch_axis,
+)
 from service.repository.manifest import Dtype
 
 MIN_OPSET = 7
@@ -29,32 +41,6 @@ _AFFIXES = re.compile(
     r"|_(?:next|new|out|outputs?|updated|final|last|initial|init|prev|previous|past|present|in|inputs?)$"
     r"|_?[n0t]$"
 )
-_BATCH_NAMES = re.compile(r"^(?:b|n|batch(?:_?size)?|bs|num_batch(?:es)?|batch_?dim)$", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One input or output. shape: sizes, and the names of axes that have none."""
-
-    name: str
-    dtype: Dtype
-    shape: tuple[int | str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.dtype} [{', '.join(map(str, self.shape))}]"
-
-
-@dataclass(frozen=True, slots=True)
-class Hints:
-    """What is told by flags. states: outputs by input; constants: values by input, as text; axes: sizes by the name of
-    an axis; batch_axes: by tensor."""
-
-    states: Mapping[str, str] = field(default_factory=dict)
-    constants: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    axes: Mapping[str, int] = field(default_factory=dict)
-    batch_axes: Mapping[str, int] = field(default_factory=dict)
-    input: str | None = None
-    output: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +55,20 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was found. input_shape: of one step of one row, [1, ...], its time axis 1; has_dynamic_batch: whether rows
-    can be more than one."""
+    """What was found. input_shape: of one step of one row, [1, ...], its time axis 1; time_axes: those of the input
+    that count steps, and have no size; repeated: constants of which each row has one;
+    fixed_batch: how many rows the file says that it takes; None: any number."""
 
     input: Tensor
     input_shape: tuple[int, ...]
     input_batch_axis: int
+    time_axes: tuple[int, ...]
     output: Tensor
     output_batch_axis: int
     states: tuple[State, ...]
     constants: Mapping[str, tuple[Tensor, Sequence[float]]]
-    has_dynamic_batch: bool
+    repeated: tuple[str, ...]
+    fixed_batch: int | None
     notes: tuple[str, ...]
 
 
@@ -97,40 +86,47 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
         ("--constant", hints.constants, inputs),
         ("--input", [hints.input] if hints.input else [], inputs),
         ("--output", [hints.output] if hints.output else [], outputs),
+        ("--batch-axis", hints.batch_axes, inputs | outputs),
     ):
         for name in names:
             if name not in known:
                 raise ExportError(f"{flag} names {name}, and the file has {_listed(known.values())}")
+    check_axes(model, hints)
     notes: list[str] = []
     pairs = _pairs(inputs, outputs, hints, notes)
     constants = _constants(inputs, pairs, hints)
     source = _step_input(inputs, pairs, constants, hints)
     output = _step_output(outputs, pairs, hints)
-    batch = _batch_name(source, hints)
-    input_batch_axis = hints.batch_axes.get(source.name, _axis_named(source, batch))
+    batch = batch_name(source, inputs | outputs, hints)
+    input_batch_axis = batch_axis(source, hints, lambda: axis_named(source, batch))
     states = tuple(
         State(
             inputs[name],
             output_name,
-            axis := hints.batch_axes.get(name, _state_batch_axis(inputs[name], batch)),
-            tuple(1 if place == axis else _size(inputs[name], place) for place in range(len(inputs[name].shape))),
+            axis := batch_axis(inputs[name], hints, partial(state_batch_axis, inputs[name], batch)),
+            tuple(1 if place == axis else size_of(inputs[name], place) for place in range(len(inputs[name].shape))),
         )
         for name, output_name in pairs.items()
     )
+    time_axes = tuple(
+        place for place in range(len(source.shape)) if place != input_batch_axis and is_time(source, place)
+    )
     input_shape = tuple(
-        1 if place == input_batch_axis or _is_time(source, place) else _size(source, place)
+        1 if place == input_batch_axis or place in time_axes else size_of(source, place)
         for place in range(len(source.shape))
     )
+    batches = [batch, *(state.input.shape[state.batch_axis] for state in states)]
     return Reading(
         source,
         input_shape,
         input_batch_axis,
+        time_axes,
         output,
-        hints.batch_axes.get(output.name, _axis_named(output, batch)),
+        batch_axis(output, hints, lambda: axis_named(output, batch)),
         states,
         constants,
-        has_dynamic_batch=isinstance(batch, str)
-        and all(isinstance(state.input.shape[state.batch_axis], str) for state in states),
+        tuple(name for name in constants if isinstance(batch, str) and inputs[name].shape[:1] == (batch,)),
+        fixed_batch=next((axis for axis in batches if isinstance(axis, int)), None),
         notes=tuple(notes),
     )
 
@@ -234,55 +230,6 @@ def _step_output(outputs: Mapping[str, Tensor], pairs: Mapping[str, str], hints:
     if not left:
         raise ExportError("every output is a state: none is left for the step to give")
     raise ExportError(f"which output does a step give? {_listed(left)}: say with --output NAME")
-
-
-def _batch_name(source: Tensor, hints: Hints) -> str | int:
-    """The name of the axis that counts rows, or 1 when it is fixed at that."""
-    if source.name in hints.batch_axes:
-        return source.shape[hints.batch_axes[source.name]]
-    named = [axis for axis in source.shape if isinstance(axis, str)]
-    likely = [axis for axis in named if _BATCH_NAMES.match(axis)]
-    if likely:
-        return likely[0]
-    if source.shape and source.shape[0] == 1:
-        return 1
-    if source.shape and isinstance(source.shape[0], str):
-        return source.shape[0]
-    raise ExportError(f"which axis of {source} counts rows? Say with --batch-axis {source.name}=PLACE, counted from 0")
-
-
-def _axis_named(tensor: Tensor, batch: str | int) -> int:
-    """Where a tensor counts rows: its axis of that name, or of size 1, or else the first."""
-    return tensor.shape.index(batch) if batch in tensor.shape else 0
-
-
-def _state_batch_axis(tensor: Tensor, batch: str | int) -> int:
-    """Where a state counts rows: the axis of that name; or the only one of size 1 or without a size; of several, the
-    second of three, as in [layers, batch, units], or else the first."""
-    if isinstance(batch, str) and batch in tensor.shape:
-        return tensor.shape.index(batch)
-    free = [place for place, axis in enumerate(tensor.shape) if not isinstance(axis, int) or axis == 1]
-    if len(free) == 1:
-        return free[0]
-    if not free:
-        raise ExportError(f"which axis of the state {tensor} counts rows? Say with --batch-axis {tensor.name}=PLACE")
-    return 1 if len(tensor.shape) == 3 and 1 in free else free[0]
-
-
-def _is_time(tensor: Tensor, place: int) -> bool:
-    """Whether an axis counts steps: one without a size, of tokens or between rows and features, that does not count
-    rows."""
-    if not isinstance(tensor.shape[place], str):
-        return False
-    is_last = place == len(tensor.shape) - 1
-    return tensor.dtype in ("int64", "int32") or not is_last
-
-
-def _size(tensor: Tensor, place: int) -> int:
-    axis = tensor.shape[place]
-    if isinstance(axis, int):
-        return axis
-    raise ExportError(f"how long is the axis {axis} of {tensor}? Say with --axis {axis}=SIZE")
 
 
 def _may_be(one: Tensor, other: Tensor) -> bool:

@@ -20,9 +20,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from export.bundle import BundleOptions, Vocabularies, write_graphs
-from export.errors import ExportError
+from export.errors import ExportError, first_line
+from export.foreign.axes import Hints, Tensor
 from export.foreign.original import Original
-from export.foreign.reading import Hints, Reading, read
+from export.foreign.over_time import check_over_time
+from export.foreign.reading import Reading, read
 from export.graphs import Graphs
 from export.interface import Interface
 from export.proofs.invariance import check_invariance
@@ -72,16 +74,20 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
 
     Raises ExportError that names the flag that helps, and as that does.
     """
-    try:
-        model = onnx.load(file)
-        onnx.checker.check_model(model)
-    except Exception as error:  # onnx and protobuf raise classes of their own
-        raise ExportError(f"{file} is not an ONNX model: {error}") from error
+    model = _load(file)
     reading = read(model, hints)
     notes = list(reading.notes)
+    if reading.fixed_batch not in (None, 1):
+        notes.append(f"its batch is declared as {reading.fixed_batch} rows, and is taken to be any number")
+        _free_rows(model, reading)
     original = Original(model, reading)
     num_outputs = original.num_outputs()
     step = _step_spec(reading, described, num_outputs)
+    vocabulary_size = None if described.vocabulary is None else len(described.vocabulary.tokens)
+    notes += filter(None, [check_over_time(model, reading, original, vocabulary_size)])
+    if step.logits is not None and original.gives_probabilities(vocabulary_size):
+        original.takes_logarithms = True
+        notes.append(f"{reading.output.name} is probabilities: the logits are their logarithms")
     interface = Interface(
         step=step,
         states=tuple(
@@ -96,11 +102,11 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
             )
             for state in reading.states
         ),
-        step_vocabulary_size=None if described.vocabulary is None else len(described.vocabulary.tokens),
+        step_vocabulary_size=vocabulary_size,
     )
     if step.logits is not None and described.labels is None and described.vocabulary is None:
         raise ExportError("logits need a vocabulary: give --vocabulary FILE or --labels FILE")
-    graph = _wrap(model, reading, interface)
+    graph = _wrap(model, reading, interface, takes_logarithms=original.takes_logarithms)
     interface, parity = _prove(graph, interface, original, notes)
     vocabularies = Vocabularies(target=described.vocabulary)
     if described.labels is not None:
@@ -118,6 +124,41 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
         **options,
     )
     return Written(folder, reading, notes)
+
+
+def _load(file: Path) -> onnx.ModelProto:
+    if not file.is_file():
+        raise ExportError(f"{file} is not there" if not file.exists() else f"{file} is no file")
+    try:
+        model = onnx.load(file)
+        onnx.checker.check_model(model)
+    except Exception as error:  # onnx and protobuf raise classes of their own
+        raise ExportError(f"{file} is not an ONNX model: {first_line(error)}") from error
+    return model
+
+
+def _free_rows(model: onnx.ModelProto, reading: Reading) -> None:
+    """Takes the number of rows out of what a file declares."""
+    axes = {reading.input.name: reading.input_batch_axis, reading.output.name: reading.output_batch_axis}
+    for state in reading.states:
+        axes |= {state.input.name: state.batch_axis, state.output: state.batch_axis}
+    for value in [*model.graph.input, *model.graph.output]:
+        shape = value.type.tensor_type.shape.dim
+        if value.name in axes and len(shape) > axes[value.name]:
+            shape[axes[value.name]].dim_param = "batch"
+    del model.graph.value_info[:]
+
+
+def _repeat(writer: Writer, name: str, tensor: Tensor, values: Sequence[float], step_input: str) -> None:
+    """A constant of one row, once for each row of a step."""
+    shape = [int(axis) for axis in tensor.shape]
+    one = writer.constant(f"constant/{name}", np.array(values, tensor.dtype).reshape(shape))
+    first = writer.constant(f"first/{name}", np.array([0], np.int64))
+    rest = writer.constant(f"rest/{name}", np.array(shape[1:], np.int64))
+    writer.node("Shape", [step_input], f"carousel/shape/{name}")
+    writer.node("Gather", [f"carousel/shape/{name}", first], f"carousel/num_rows/{name}", axis=0)
+    writer.node("Concat", [f"carousel/num_rows/{name}", rest], f"carousel/rows/{name}", axis=0)
+    writer.node("Expand", [one, f"carousel/rows/{name}"], name)
 
 
 def _step_spec(reading: Reading, described: Described, num_outputs: int) -> StepSpec:
@@ -153,13 +194,14 @@ def _step_spec(reading: Reading, described: Described, num_outputs: int) -> Step
                 name=name, dtype=tensor.dtype, shape=tuple(int(axis) for axis in tensor.shape), values=tuple(values)
             )
             for name, (tensor, values) in reading.constants.items()
+            if name not in reading.repeated
         ),
         max_chunk=1,
-        max_rows=None if reading.has_dynamic_batch else 1,
+        max_rows=1 if reading.fixed_batch == 1 else None,
     )
 
 
-def _wrap(model: onnx.ModelProto, reading: Reading, interface: Interface) -> bytes:
+def _wrap(model: onnx.ModelProto, reading: Reading, interface: Interface, *, takes_logarithms: bool) -> bytes:
     """The file's graph between what brings a step into its form and what brings it out of it."""
     wrapped = onnx.ModelProto()
     wrapped.CopyFrom(model)
@@ -181,6 +223,8 @@ def _wrap(model: onnx.ModelProto, reading: Reading, interface: Interface) -> byt
     else:
         writer.node("Reshape", [last, shape], "carousel/rows_first")
         writer.node("Transpose", ["carousel/rows_first"], reading.input.name, perm=places)
+    for name in reading.repeated:
+        _repeat(writer, name, *reading.constants[name], step.input.name)
     graph.node.extend(nodes)
     last = reading.output.name
     axis = reading.output_batch_axis
@@ -189,12 +233,15 @@ def _wrap(model: onnx.ModelProto, reading: Reading, interface: Interface) -> byt
         writer.node("Transpose", [last], "carousel/output_rows_first", perm=ahead)
         last = "carousel/output_rows_first"
     flat = writer.constant("output_shape", np.array([0, 1, interface.step.output.shape[-1]], np.int64))
-    name = step.output.name
-    if reading.output.dtype == "float32":
-        writer.node("Reshape", [last, flat], name)
-    else:
-        writer.node("Reshape", [last, flat], "carousel/flat")
-        writer.node("Cast", ["carousel/flat"], name, to=TensorProto.FLOAT)
+    operators: list[tuple[str, dict[str, int]]] = []
+    if reading.output.dtype != "float32":
+        operators.append(("Cast", {"to": TensorProto.FLOAT}))
+    if takes_logarithms:
+        operators.append(("Log", {}))
+    names = [f"carousel/output/{place}" for place in range(len(operators))] + [step.output.name]
+    writer.node("Reshape", [last, flat], names[0])
+    for (operator, attributes), before, after in zip(operators, names[:-1], names[1:], strict=True):
+        writer.node(operator, [before], after, **attributes)
     _set_values(graph, interface, reading, rows)
     try:
         onnx.checker.check_model(wrapped)
@@ -235,7 +282,7 @@ def _prove(graph: bytes, interface: Interface, original: Original, notes: list[s
         except ExportError as error:
             notes.append(f"sessions are run one by one, because company changes what a row is told: {error}")
         except Exception as error:  # ONNX Runtime raises classes of its own
-            notes.append(f"sessions are run one by one, because more than one row cannot be run: {_first_line(error)}")
+            notes.append(f"sessions are run one by one, because more than one row cannot be run: {first_line(error)}")
     runner = OnnxRunner(Graphs(step=graph), one_by_one)
     parity = measure_parity(runner, original, one_by_one, tolerance=TOLERANCE, reference="the file")
     check_invariance(runner, one_by_one)
@@ -249,13 +296,9 @@ def _can_be_looked_into(graph: bytes, interface: Interface, notes: list[str]) ->
             return True
         reason = "it has no LSTM, GRU or RNN operator"
     except Exception as error:  # a file's graph may be anything, and need not be looked into to be served
-        reason = _first_line(error)
+        reason = first_line(error)
     notes.append(f"it cannot be looked into: {reason}")
     return False
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _plain(name: str) -> str:

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 
 from export.__main__ import main
 from export.errors import ExportError
-from export.foreign.reading import Hints, read
+from export.foreign.axes import Hints
+from export.foreign.reading import read
 from service.repository.bundle import load_bundle
 from service.repository.manifest import FILE_NAME, Manifest
 from tests.export import foreign

@@ -1,0 +1,128 @@
+"""The tensors of an ONNX file, and which of their axes count rows and steps: found where they can be, else told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+
+from export.errors import ExportError
+from service.repository.manifest import Dtype
+
+_BATCH_NAMES = re.compile(r"^(?:b|n|batch(?:_?size)?|bs|num_batch(?:es)?|batch_?dim)$", re.IGNORECASE)
+_TIME_NAMES = re.compile(
+    r"^(?:t|l|time|(?:seq|sequence)(?:_?len(?:gth)?)?|(?:time_?)?steps?|frames?|length)$", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input or output. shape: sizes, and the names of axes that have none."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What is told by flags. states: outputs by input; constants: values by input, as text; axes: sizes by the name of
+    an axis; batch_axes: by tensor."""
+
+    states: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    axes: Mapping[str, int] = field(default_factory=dict)
+    batch_axes: Mapping[str, int] = field(default_factory=dict)
+    input: str | None = None
+    output: str | None = None
+
+
+def check_axes(model: onnx.ModelProto, hints: Hints) -> None:
+    """Raises ExportError for the size of an axis that the file does not have, or that has another."""
+    free, sized = set(), {}
+    for value in [*model.graph.input, *model.graph.output]:
+        for place, axis in enumerate(value.type.tensor_type.shape.dim):
+            name = axis.dim_param or f"{value.name}.{place}"
+            if axis.HasField("dim_value"):
+                sized[name] = axis.dim_value
+            else:
+                free.add(name)
+    for name, size in hints.axes.items():
+        if sized.get(name, size) != size:
+            raise ExportError(f"--axis {name}={size}: that axis has the size {sized[name]} in the file")
+        if name not in free and name not in sized:
+            raise ExportError(f"--axis names {name}, and the file's axes without a size are {', '.join(sorted(free))}")
+
+
+def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> str | int:
+    """The axis of a step's input that counts rows: its name, or its size where that is fixed. others: by name, of which
+    some may be told to count rows by an axis of this size. Raises ExportError where it cannot be found."""
+    if source.name in hints.batch_axes:
+        return source.shape[batch_axis(source, hints, lambda: 0)]
+    told = {others[name].shape[place] for name, place in hints.batch_axes.items() if place < len(others[name].shape)}
+    common = [axis for axis in source.shape if axis in told]
+    if len(common) == 1:
+        return common[0]
+    named = [axis for axis in source.shape if isinstance(axis, str)]
+    likely = [axis for axis in named if _BATCH_NAMES.match(axis)]
+    if likely:
+        return likely[0]
+    if source.shape and source.shape[0] == 1:
+        return 1
+    if source.shape and isinstance(source.shape[0], str) and not _TIME_NAMES.match(source.shape[0]):
+        return source.shape[0]
+    raise ExportError(f"which axis of {source} counts rows? Say with --batch-axis {source.name}=PLACE, counted from 0")
+
+
+def batch_axis(tensor: Tensor, hints: Hints, find: Callable[[], int]) -> int:
+    """Where a tensor counts rows, as told or else as found. Raises ExportError for an axis that it does not have."""
+    if tensor.name not in hints.batch_axes:
+        return find()
+    place = hints.batch_axes[tensor.name]
+    if place >= len(tensor.shape):
+        raise ExportError(f"--batch-axis {tensor.name}={place}: {tensor} has {len(tensor.shape)} axes, counted from 0")
+    return place
+
+
+def axis_named(tensor: Tensor, batch: str | int) -> int:
+    """Where a tensor counts rows: its axis of that name, or of that size, or else the first."""
+    return tensor.shape.index(batch) if batch in tensor.shape else 0
+
+
+def state_batch_axis(tensor: Tensor, batch: str | int) -> int:
+    """Where a state counts rows: the axis of that name, or of that size; or the only one of size 1 or without a size;
+    of several, the second of three, as in [layers, batch, units], or else the first. Raises ExportError for a state
+    that has none."""
+    if batch != 1 and tensor.shape.count(batch) == 1:
+        return tensor.shape.index(batch)
+    free = [place for place, axis in enumerate(tensor.shape) if not isinstance(axis, int) or axis == 1]
+    if len(free) == 1:
+        return free[0]
+    if not free:
+        raise ExportError(
+            f"which axis of the state {tensor} counts rows? Say with --batch-axis {tensor.name}=PLACE, counted from 0."
+            " Where none does, export the module with a state that has such an axis, of size 1 or without a size"
+        )
+    return 1 if len(tensor.shape) == 3 and 1 in free else free[0]
+
+
+def is_time(tensor: Tensor, place: int) -> bool:
+    """Whether an axis counts steps: one without a size, of tokens or between rows and features, that does not count
+    rows."""
+    if not isinstance(tensor.shape[place], str):
+        return False
+    is_last = place == len(tensor.shape) - 1
+    return tensor.dtype in ("int64", "int32") or not is_last
+
+
+def size_of(tensor: Tensor, place: int) -> int:
+    """How long an axis is. Raises ExportError for one without a size."""
+    axis = tensor.shape[place]
+    if isinstance(axis, int):
+        return axis
+    raise ExportError(f"how long is the axis {axis} of {tensor}? Say with --axis {axis}=SIZE")

@@ -1,0 +1,130 @@
+"""Several steps at once against one after the other, by a file's own graph: what differs is no step of a stream.
+
+A file whose time axis has no size says that it takes several steps. Run at once from zero states, they must give what
+they give one by one, each with the states that the one before it left. A layer that looks ahead, or that keeps
+something which is no state of the file, gives something else, and is found here before anything is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from export.errors import ExportError, first_line
+from export.foreign.original import Original
+from export.foreign.reading import Reading
+from export.proofs.runners import Array
+
+NUM_STEPS = 7
+TOLERANCE = 1e-4
+"""The largest difference, absolute or of a value: the same numbers, multiplied in other groups."""
+
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_ACROSS_TIME = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "InstanceNormalization", "CumSum", "STFT", "Resize")
+"""Operators that join neighbours of an axis which is usually time."""
+
+
+def check_over_time(model: onnx.ModelProto, reading: Reading, original: Original, vocabulary_size: int | None) -> str:
+    """Holds a file to itself over time. vocabulary_size: of the tokens that it reads. Returns a note for people; empty
+    when the file takes one step only.
+
+    Raises ExportError that names the first output that differs, by how much, and the likely cause.
+    """
+    if len(reading.time_axes) != 1:
+        return ""
+    steps = _draw(reading, vocabulary_size)
+    try:
+        at_once = original.run(np.concatenate(steps, axis=reading.time_axes[0]), original.zeros())
+    except Exception as error:  # ONNX Runtime raises classes of its own
+        return f"it was not run over several steps at once, because that cannot be done: {first_line(error)}"
+    states, outputs = original.zeros(), []
+    for step in steps:
+        output, *states = original.run(step, states)
+        outputs.append(output)
+    _hold_equal(reading.output.name, _over_time(at_once[0], outputs), outputs, model, reading)
+    for state, found, expected in zip(reading.states, at_once[1:], states, strict=True):
+        _hold_equal(state.output, [found], [expected], model, reading)
+    return f"{NUM_STEPS} steps at once give what they give one by one"
+
+
+def _draw(reading: Reading, vocabulary_size: int | None) -> list[Array]:
+    generator = np.random.default_rng(0)
+    if vocabulary_size is not None:
+        drawn: Array = generator.integers(0, vocabulary_size, (NUM_STEPS, *reading.input_shape))
+    else:
+        drawn = generator.standard_normal((NUM_STEPS, *reading.input_shape))
+    return list(drawn.astype(reading.input.dtype))
+
+
+def _over_time(at_once: Array, outputs: Sequence[Array]) -> list[Array]:
+    """What several steps gave, one by one, by the axis that has grown with their number; the last alone where none
+    has."""
+    one = outputs[-1]
+    grown = [
+        place
+        for place, (size, single) in enumerate(zip(at_once.shape, one.shape, strict=False))
+        if size == single * NUM_STEPS
+    ]
+    if at_once.ndim != one.ndim or not grown:
+        return [at_once]
+    return np.split(at_once, NUM_STEPS, axis=grown[0])
+
+
+def _hold_equal(
+    name: str, found: Sequence[Array], expected: Sequence[Array], model: onnx.ModelProto, reading: Reading
+) -> None:
+    for step, (one, other) in enumerate(zip(found, expected[-len(found) :], strict=True)):
+        if one.shape != other.shape:
+            raise ExportError(
+                f"{name} is {list(one.shape)} after {NUM_STEPS} steps at once, and {list(other.shape)} after each of"
+                f" them. {_cause(model, reading)}"
+            )
+        off = np.abs(one.astype(np.float64) - other.astype(np.float64))
+        if not np.all(off <= TOLERANCE * np.maximum(1.0, np.abs(other.astype(np.float64)))):
+            where = f"at step {step + 1} of {NUM_STEPS}" if len(found) > 1 else f"after {NUM_STEPS} steps"
+            raise ExportError(
+                f"{name} is another when steps come one by one than when they come at once: off by {off.max():.3g}"
+                f" {where}. {_cause(model, reading)}"
+            )
+
+
+def _cause(model: onnx.ModelProto, reading: Reading) -> str:
+    """The likely reason, and what helps, in one sentence."""
+    nodes = list(model.graph.node)
+    for node in nodes:
+        for attribute in node.attribute:
+            if node.op_type in _RECURRENT and attribute.name == "direction" and attribute.s != b"forward":
+                return (
+                    f"Its {node.op_type} {_named(node)} runs {attribute.s.decode()}: it needs the end of a sequence"
+                    " before it can tell its beginning, and cannot be served step by step"
+                )
+    carried = _reached(model.graph, [state.input.name for state in reading.states])
+    for node in nodes:
+        if node.op_type in _RECURRENT and not carried.intersection(node.input[5:6]):
+            return (
+                f"Its {node.op_type} {_named(node)} begins anew in each run: its state is no input of the file. Give it"
+                " one with --expose-state"
+            )
+    for node in nodes:
+        if node.op_type in _ACROSS_TIME:
+            return (
+                f"Its {node.op_type} {_named(node)} joins neighbouring steps: export the module with the steps that it"
+                " looks back at as a state"
+            )
+    return "Something is carried from step to step that is no state of the file, or a step looks at later ones"
+
+
+def _reached(graph: onnx.GraphProto, names: Sequence[str]) -> set[str]:
+    """All that depends on some inputs."""
+    reached = set(names)
+    for node in graph.node:  # in the order in which they run
+        inner = [name for attribute in node.attribute for one in attribute.g.node for name in one.input]
+        if reached.intersection([*node.input, *inner]):
+            reached.update(node.output)
+    return reached
+
+
+def _named(node: onnx.NodeProto) -> str:
+    return repr(node.name or node.output[0])

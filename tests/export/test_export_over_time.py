@@ -1,0 +1,232 @@
+"""ONNX files that somebody else made: what is no step of a stream is refused, with the reason; what their tensors need
+is asked for in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from service.repository.bundle import load_bundle
+from tests.export import foreign
+from tests.export.test_export_onnx import Alone, export, frames, manifest_of, refusal
+from tests.reference import ReferenceSession
+
+SIZE, FEATURES = 8, 4
+Nodes = list[onnx.NodeProto]
+
+
+def lstm(
+    name: str, source: str, *, num_directions: int = 1, states: Sequence[str] = ("h", "c"), **attributes: Any
+) -> Any:
+    """The node and its weights. source: [T, B, F]; gives Y, [T, D, B, H], and the last states."""
+    node = helper.make_node(
+        "LSTM", [source, f"{name}W", f"{name}R", f"{name}B", "", *states], [f"{name}Y", f"{name}hn", f"{name}cn"], name
+    )
+    node.attribute.extend(helper.make_attribute(*one) for one in {"hidden_size": SIZE, **attributes}.items())
+    weights = [
+        foreign.weight(f"{name}W", num_directions, 4 * SIZE, FEATURES if source == "x" else SIZE),
+        foreign.weight(f"{name}R", num_directions, 4 * SIZE, SIZE),
+        foreign.weight(f"{name}B", num_directions, 8 * SIZE),
+    ]
+    return node, weights
+
+
+def save(
+    path: Path, nodes: Nodes, weights: Any, *, rows: int | str = "batch", time: int | str = "T", **more: Any
+) -> Path:
+    """A file that reads x, [T, B, F], and gives y, with the states h and c, which become hn and cn."""
+    states, directions = more.get("states", ("h", "c")), more.get("directions", 1)
+    given = [foreign.value("x", [time, rows, FEATURES])]
+    given += [foreign.value(name, [directions, rows, SIZE]) for name in states]
+    given += more.get("inputs", [])
+    gives = [foreign.value("y", more.get("y", [time, rows, directions * SIZE]))]
+    gives += [foreign.value(f"{name}n", [directions, rows, SIZE]) for name in states]
+    return foreign.save(path, nodes, given, gives, weights)
+
+
+def identities(**names: str) -> Nodes:
+    return [helper.make_node("Identity", [name], [to]) for to, name in names.items()]
+
+
+def squeezed(name: str) -> tuple[Nodes, Any]:
+    return [helper.make_node("Squeeze", [name, "one"], ["y"])], [
+        numpy_helper.from_array(np.array([1], np.int64), "one")
+    ]
+
+
+def plain(path: Path, **more: Any) -> Path:
+    node, weights = lstm("a", "x")
+    ends, constants = squeezed("aY")
+    return save(path, [node, *ends, *identities(hn="ahn", cn="acn")], [*weights, *constants], **more)
+
+
+def test_steps_at_once_and_one_by_one_are_held_to_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = plain(tmp_path / "plain.onnx")
+    folder = export(file, tmp_path / "repository")
+    assert "7 steps at once give what they give one by one" in capsys.readouterr().out
+    alone, session = Alone(file, {"h": "hn", "c": "cn"}), ReferenceSession(folder)
+    for frame in frames(5, FEATURES):
+        assert session.step(frame).tobytes() == alone.step("y", x=frame.reshape(1, 1, -1)).tobytes()
+
+
+def test_a_layer_that_runs_backwards_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    node, weights = lstm("a", "x", num_directions=2, direction="bidirectional")
+    nodes = [
+        node,
+        helper.make_node("Transpose", ["aY"], ["rows"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["rows", "flat"], ["y"]),
+        *identities(hn="ahn", cn="acn"),
+    ]
+    flat = numpy_helper.from_array(np.array([0, 0, 2 * SIZE], np.int64), "flat")
+    told = refusal(capsys, save(tmp_path / "bi.onnx", nodes, [*weights, flat], directions=2), tmp_path / "repository")
+    assert "y is another when steps come one by one" in told
+    assert "Its LSTM 'a' runs bidirectional: it needs the end of a sequence before it can tell its beginning" in told
+    assert told.count("\n") <= 2
+
+
+def test_a_layer_whose_state_is_no_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first of two layers begins anew in each run."""
+    first, weights = lstm("a", "x", states=())
+    second, others = lstm("b", "shown")
+    nodes = [first, helper.make_node("Squeeze", ["aY", "one"], ["shown"]), second]
+    ends, constants = squeezed("bY")
+    nodes += [*ends, *identities(hn="bhn", cn="bcn")]
+    file = save(tmp_path / "two.onnx", nodes, [*weights, *others, *constants])
+    told = refusal(capsys, file, tmp_path / "repository")
+    assert "'a' begins anew in each run: its state is no input of the file" in told or "--expose-state" in told
+
+
+@pytest.mark.parametrize("does_keep_time", [True, False], ids=["every step", "the last step"])
+def test_a_convolution_over_time_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], does_keep_time: bool
+) -> None:
+    """Alike for a file that gives the last step alone."""
+    node, weights = lstm("a", "x")
+    nodes = [
+        node,
+        helper.make_node("Squeeze", ["aY", "one"], ["shown"]),  # [T, B, H]
+        helper.make_node("Transpose", ["shown"], ["by_row"], perm=[1, 2, 0]),
+        helper.make_node("Conv", ["by_row", "K"], ["joined"], "look", pads=[2, 0]),
+        helper.make_node("Transpose", ["joined"], ["steps"], perm=[2, 0, 1]),
+        helper.make_node(
+            "Identity" if does_keep_time else "Gather", ["steps"] if does_keep_time else ["steps", "last"], ["y"]
+        ),
+        *identities(hn="ahn", cn="acn"),
+    ]
+    constants = [numpy_helper.from_array(np.array([1], np.int64), "one"), foreign.weight("K", SIZE, SIZE, 3)]
+    constants.append(numpy_helper.from_array(np.array(-1, np.int64), "last"))
+    shape = ["T", "batch", SIZE] if does_keep_time else ["batch", SIZE]
+    file = save(tmp_path / "conv.onnx", nodes, [*weights, *constants], y=shape)
+    told = refusal(capsys, file, tmp_path / "repository")
+    assert "y is another when steps come one by one" in told
+    assert "Its Conv 'look' joins neighbouring steps" in told
+
+
+def test_a_batch_that_is_declared_with_a_size_is_any_number_where_the_graph_takes_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = plain(tmp_path / "three.onnx", rows=3, time="sequence")
+    asked = refusal(capsys, file, tmp_path / "repository")
+    assert "which axis of x float32 [sequence, 3, 4] counts rows? Say with --batch-axis x=PLACE" in asked
+    for flags in (["--batch-axis", "x=1"], ["--batch-axis", "h=1", "--batch-axis", "c=1"]):
+        folder = export(file, tmp_path / "repository", *flags, "--replace")
+        assert "its batch is declared as 3 rows, and is taken to be any number" in capsys.readouterr().out
+        assert manifest_of(folder).step.max_rows is None
+    model = onnx.load(file)
+    for value in [*model.graph.input, *model.graph.output]:
+        value.type.tensor_type.shape.dim[1].dim_param = "batch"
+    onnx.save(model, tmp_path / "free.onnx")
+    alone, session = Alone(tmp_path / "free.onnx", {"h": "hn", "c": "cn"}), ReferenceSession(folder)
+    for frame in frames(5, FEATURES):
+        assert session.step(frame).tobytes() == alone.step("y", x=frame.reshape(1, 1, -1)).tobytes()
+
+
+def test_a_constant_of_each_row_is_given_to_each(tmp_path: Path) -> None:
+    """An input of shape [batch], such as a language or a rate."""
+    node, weights = lstm("a", "x")
+    nodes = [
+        node,
+        helper.make_node("Squeeze", ["aY", "one"], ["shown"]),
+        helper.make_node("Unsqueeze", ["scale", "one"], ["by_row"]),
+        helper.make_node("Mul", ["shown", "by_row"], ["y"]),
+        *identities(hn="ahn", cn="acn"),
+    ]
+    one = numpy_helper.from_array(np.array([1], np.int64), "one")
+    file = save(tmp_path / "scale.onnx", nodes, [*weights, one], inputs=[foreign.value("scale", ["batch"])])
+    folder = export(file, tmp_path / "repository", "--constant", "scale=3")
+    assert manifest_of(folder).step.max_rows is None, "rows in company were proven"
+    scale = np.array([3.0], np.float32)
+    alone, session = Alone(file, {"h": "hn", "c": "cn"}, scale=scale), ReferenceSession(folder)
+    for frame in frames(5, FEATURES):
+        assert session.step(frame).tobytes() == alone.step("y", x=frame.reshape(1, 1, -1)).tobytes()
+
+
+def test_probabilities_become_logits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their logarithms, of which a softmax gives the probabilities again."""
+    node, weights = lstm("a", "x")
+    nodes = [
+        node,
+        helper.make_node("Squeeze", ["aY", "one"], ["shown"]),
+        helper.make_node("Softmax", ["shown"], ["y"], axis=-1),
+        *identities(hn="ahn", cn="acn"),
+    ]
+    one = numpy_helper.from_array(np.array([1], np.int64), "one")
+    file = save(tmp_path / "soft.onnx", nodes, [*weights, one])
+    (tmp_path / "labels").write_text("\n".join(f"l{place}" for place in range(SIZE)) + "\n")
+    folder = export(file, tmp_path / "repository", "--labels", str(tmp_path / "labels"))
+    assert "y is probabilities: the logits are their logarithms" in capsys.readouterr().out
+    manifest = load_bundle(folder).manifest
+    assert manifest.step.logits is not None
+    alone, session = Alone(file, {"h": "hn", "c": "cn"}), ReferenceSession(folder)
+    for frame in frames(5, FEATURES):
+        probabilities = alone.step("y", x=frame.reshape(1, 1, -1))[0, 0]
+        np.testing.assert_allclose(np.exp(session.step(frame)), probabilities, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--axis", "nothing=3"], "--axis names nothing, and the file's axes without a size are T, batch"),
+        (["--axis", "x.2=5"], "--axis x.2=5: that axis has the size 4 in the file"),
+        (["--batch-axis", "z=0"], "--batch-axis names z, and the file has x float32 [T, batch, 4]; h float32"),
+        (["--batch-axis", "h=3"], "--batch-axis h=3: h float32 [1, batch, 8] has 3 axes, counted from 0"),
+    ],
+)
+def test_what_a_file_does_not_have_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: Sequence[str], message: str
+) -> None:
+    told = refusal(capsys, plain(tmp_path / "plain.onnx"), tmp_path / "repository", *flags)
+    assert message in told
+    assert told.count("\n") <= 2
+
+
+def test_a_file_that_is_not_there_is_told_to_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{tmp_path / 'none.onnx'} is not there" in refusal(capsys, tmp_path / "none.onnx", tmp_path / "repository")
+    assert f"{tmp_path} is no file" in refusal(capsys, tmp_path, tmp_path / "repository")
+
+
+def test_a_file_that_cannot_be_run_says_so_in_a_few_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What ONNX Runtime logs of it is not on the screen."""
+    node, weights = lstm("a", "x")
+    nodes = [
+        node,
+        helper.make_node("Reshape", ["aY", "shape"], ["y"]),
+        *identities(hn="ahn", cn="acn"),
+    ]
+    shape = numpy_helper.from_array(np.array([3, 1, SIZE], np.int64), "shape")
+    file = save(tmp_path / "wrong.onnx", nodes, [*weights, shape])
+    told = refusal(capfd, file, tmp_path / "repository")
+    assert "nothing was written: the file cannot be run on x float32" in told
+    assert "[E:onnxruntime" not in told
+    assert told.count("\n") <= 10
