@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC
 from enum import StrEnum
@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from carousel import errors
 from carousel._backoff import CLIENT_CLOSED, CONNECTION_LOST
+from carousel._ports import ports, taken_apart
 from carousel.errors import CarouselError
 from carousel.v1 import error_pb2, inference_pb2, models_pb2, sessions_pb2
 from carousel.values import (
@@ -22,6 +23,7 @@ from carousel.values import (
     Hypothesis,
     ModelInfo,
     ModelStatus,
+    Port,
     SessionInfo,
     SessionState,
     StateTensor,
@@ -78,20 +80,21 @@ def tokens(messages: Iterable[inference_pb2.Token]) -> tuple[Token, ...]:
     return tuple(Token(m.id, m.text, m.log_probability if m.HasField("log_probability") else None) for m in messages)
 
 
-def step_output(message: inference_pb2.StepOutput) -> StepOutput:
-    """One output."""
+def step_output(message: inference_pb2.StepOutput, outputs: Sequence[Port] = ()) -> StepOutput:
+    """One output. outputs: the named parts of the model's values."""
     return StepOutput(
         message.position,
         tokens(message.tokens),
         tuple(message.logits),
         tuple(message.values),
         {one.name: tuple(one.values) for one in message.trace},
+        taken_apart(message.values, outputs) if outputs else {},
     )
 
 
-def step(message: inference_pb2.Fed, position: int) -> Step:
-    """position: the session's, after the feed."""
-    return Step(position, tuple(map(step_output, message.outputs)), message.replayed)
+def step(message: inference_pb2.Fed, position: int, outputs: Sequence[Port] = ()) -> Step:
+    """position: the session's, after the feed; outputs: see `step_output`."""
+    return Step(position, tuple(step_output(one, outputs) for one in message.outputs), message.replayed)
 
 
 def finish_reason(value: int) -> FinishReason | None:
@@ -146,6 +149,8 @@ def model_info(message: models_pb2.ModelInfo) -> ModelInfo:
         can_generate=message.can_generate,
         trace=tuple(message.trace),
         max_batch_rows=message.max_batch_rows,
+        inputs=ports(message.inputs),
+        outputs=ports(message.outputs),
     )
 
 

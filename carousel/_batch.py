@@ -23,6 +23,7 @@ from carousel._batch_member import Member
 from carousel._batch_recovery import BatchRecovery
 from carousel._batch_step import BatchStep, StepBatchResult
 from carousel._exchange import Exchange
+from carousel._ports import Parts
 from carousel._requests import SessionPolicy, Source
 from carousel._resume import Post
 from carousel._tensors import Features
@@ -100,7 +101,7 @@ class BatchProtocol:
         for row, error in step.errors.items():
             if error.reason != "OUTPUTS_LOST":
                 members[step.places[row]].position = step.position(row)
-        return step.result()
+        return step.result(members[step.places[0]].outputs if step.places else ())
 
     def resume(self, post: Post) -> Exchange[list[pb.StreamRequest]]:
         """See `BatchRecovery.resume`."""
@@ -164,7 +165,7 @@ class BatchProperties(Generic[P]):
         self,
         tokens: Sequence[int] | Sequence[Sequence[int]] | None = None,
         *,
-        features: Features | None = None,
+        features: Features | Parts | None = None,
         places: Sequence[int] | None = None,
         top_k: int | None = None,
         logits: bool = False,
@@ -177,7 +178,7 @@ class BatchProperties(Generic[P]):
     def _send(
         self,
         tokens: Sequence[int] | Sequence[Sequence[int]] | None,
-        features: Features | None,
+        features: Features | Parts | None,
         places: Sequence[int] | None,
         *,
         top_k: int | None,
@@ -192,7 +193,7 @@ class BatchProperties(Generic[P]):
             [member.handle for member in members],
             tokens,
             [member.position for member in members],
-            features=features,
+            features=_requests.vectors(features, members[0].inputs if members else (), "step_batch.features"),
             top_k=top_k,
             logits=logits,
             outputs=outputs,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from carousel._batch_step import BatchStep
+from carousel._ports import ports
 from carousel._recovery import Recovery
 from carousel.errors import CarouselError, PositionMismatchError
 from carousel.v1 import inference_pb2 as pb
+from carousel.values import Port
 
 _MAX_WAITING = 256
 """Tokens of a session, on average, that wait to be given to its history."""
@@ -28,6 +30,8 @@ class Member:
         self.recovery = Recovery(opening, timeout_s)
         self.handle = 0
         self.position = self.restored = 0
+        self.inputs: tuple[Port, ...] = ()
+        self.outputs: tuple[Port, ...] = ()
         self.is_away = False
         self.ended_by: CarouselError | None = None
         self._is_strict = False
@@ -36,6 +40,7 @@ class Member:
         """It is open."""
         self.id, self.handle = response.session_id, response.opened.handle
         self.position = self.restored = response.position
+        self.inputs, self.outputs = ports(response.opened.inputs), ports(response.opened.outputs)
         self._is_strict = response.opened.durability == pb.DURABILITY_STRICT
         self.recovery.opened(response)
 

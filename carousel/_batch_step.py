@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Protocol
 
 from carousel._history import Consumed
+from carousel._ports import taken_apart
 from carousel._tensors import joined, pieces
 from carousel.errors import CarouselError, OutOfRangeError
 from carousel.v1 import inference_pb2 as pb
+from carousel.values import Port
 
 _COLUMNS = ("positions", "token_ids", "log_probabilities", "logits", "values")
 
@@ -23,6 +25,7 @@ class StepBatchResult:
     so many for each session, most likely first; empty when logits or nothing was requested. log_probabilities: of each
     of token_ids, with top_k. logits: with logits, as many for each session as the vocabulary has tokens. errors: why
     sessions were refused, by place. values: of a model that gives values, as many for each session as it gives.
+    outputs: the named parts of `values`, of a model that has those, one session's after the other's.
     """
 
     places: tuple[int, ...]
@@ -33,6 +36,7 @@ class StepBatchResult:
     errors: Mapping[int, CarouselError]
     replayed: bool = False
     values: tuple[float, ...] = ()
+    outputs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 class Resumed(Protocol):
@@ -153,8 +157,8 @@ class BatchStep:
         """Where the session of a row stands after it."""
         return int(self._whole().positions[row])
 
-    def result(self) -> StepBatchResult:
-        """What the program gets."""
+    def result(self, outputs: Sequence[Port] = ()) -> StepBatchResult:
+        """What the program gets. outputs: the named parts of the model's values."""
         answer = self._whole()
         return StepBatchResult(
             self.places,
@@ -165,6 +169,7 @@ class BatchStep:
             {self.places[row]: error for row, error in self.errors.items()},
             answer.replayed,
             tuple(answer.values),
+            taken_apart(answer.values, outputs) if outputs else {},
         )
 
     def _feed(self, row: int, tokens: Consumed) -> pb.Feed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from carousel._generation import GenerationState
 from carousel._protocol import SessionProtocol
-from carousel.values import FinishReason, Hypothesis, StepOutput, Token
+from carousel.values import FinishReason, Hypothesis, Port, StepOutput, Token
 
 
 class SessionProperties:
@@ -41,6 +41,16 @@ class SessionProperties:
     def source(self) -> tuple[Token, ...]:
         """The source as the model read it; empty for a model without an encoder."""
         return self._protocol.source
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """The named parts of the vectors that the model reads, in their order; empty when they have none."""
+        return self._protocol.inputs
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """The named parts of the values that the model gives, in their order; empty when they have none."""
+        return self._protocol.outputs
 
     @property
     def first(self) -> StepOutput | None:

@@ -27,6 +27,7 @@ import grpc
 from carousel import _answers
 from carousel._exchange import Exchange, LostError
 from carousel._generation import GenerationState
+from carousel._ports import ports
 from carousel._recovery import Recovery
 from carousel.errors import (
     CarouselError,
@@ -37,7 +38,7 @@ from carousel.errors import (
     UnavailableError,
 )
 from carousel.v1 import inference_pb2 as pb
-from carousel.values import CloseReason, Step, StepOutput, TargetScore, Token
+from carousel.values import CloseReason, Port, Step, StepOutput, TargetScore, Token
 
 _UNUSABLE_HERE = ("SNAPSHOT_FORMAT", "SNAPSHOT_KEY", "SNAPSHOT_MODEL")
 """Why one server cannot resume a session that others can: its version, its key or its models are others."""
@@ -70,6 +71,8 @@ class SessionProtocol:
         self.variant = ""
         self.position = 0
         self.source: tuple[Token, ...] = ()
+        self.inputs: tuple[Port, ...] = ()
+        self.outputs: tuple[Port, ...] = ()
         self.first: StepOutput | None = None
         self._last_request_id = 0
         self._generation: GenerationState | None = None
@@ -92,7 +95,8 @@ class SessionProtocol:
         opened = response.opened
         self.model, self.version, self.variant = opened.model, opened.version, opened.variant
         self.source = _answers.tokens(opened.source)
-        self.first = _answers.step_output(opened.output) if opened.HasField("output") else None
+        self.inputs, self.outputs = ports(opened.inputs), ports(opened.outputs)
+        self.first = _answers.step_output(opened.output, self.outputs) if opened.HasField("output") else None
 
     def resume(self, post: object = None) -> Exchange[list[pb.StreamRequest]]:  # it needs none
         """Resumes the session on a new stream. Returns the requests to send again on it. See `Recovery.resume`."""
@@ -137,7 +141,7 @@ class SessionProtocol:
         message = self._number(pb.StreamRequest(feed=request))
         self._feed = message
         response = yield from self._answer(message)
-        return _answers.step(response.fed, response.position)
+        return _answers.step(response.fed, response.position, self.outputs)
 
     def score(self, request: pb.Score) -> Exchange[tuple[TargetScore, ...]]:
         """Scores from the session's present position, which does not change."""

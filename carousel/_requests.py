@@ -6,12 +6,14 @@ The server checks values. Only a value that no message can hold is refused here,
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
+from carousel._ports import Parts, joined
 from carousel._tensors import Features, is_features, tensor_message
 from carousel.errors import InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
+from carousel.values import Port
 
 Source: TypeAlias = str | Sequence[str] | Sequence[int] | Features
 """A sequence: text, or tokens by name, or tokens by id; or vectors of features, of models that read those."""
@@ -51,6 +53,11 @@ def open_message(
     if policy is not None:
         _fill_policy(message, policy)
     return message
+
+
+def vectors(features: Features | Parts | None, inputs: Sequence[Port], field: str) -> Features | None:
+    """The vectors that are given, as a whole or by the names of their parts. Raises InvalidArgumentError."""
+    return joined(features, inputs, field) if isinstance(features, Mapping) else features
 
 
 def feed_message(

@@ -13,6 +13,7 @@ from carousel._async_reconnecting_stream import AsyncReconnectingStream
 from carousel._batch import BatchProperties, BatchProtocol
 from carousel._batch_step import StepBatchResult
 from carousel._deadline import Deadline, closing_deadline
+from carousel._ports import Parts
 from carousel._requests import SessionPolicy, Source
 from carousel._tensors import Features
 from carousel.errors import CarouselError
@@ -69,7 +70,7 @@ class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]])
         self,
         tokens: Sequence[int] | Sequence[Sequence[int]] | None = None,
         *,
-        features: Features | None = None,
+        features: Features | Parts | None = None,
         places: Sequence[int] | None = None,
         top_k: int | None = None,
         logits: bool = False,

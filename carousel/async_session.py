@@ -13,6 +13,7 @@ from carousel import _requests
 from carousel._async_reconnecting_stream import AsyncReconnectingStream
 from carousel._deadline import Deadline, closing_deadline
 from carousel._generation import GenerationState
+from carousel._ports import Parts
 from carousel._properties import GenerationProperties, SessionProperties
 from carousel._protocol import SessionProtocol
 from carousel._requests import Source, Tokens
@@ -107,7 +108,7 @@ class AsyncSession(SessionProperties):
         self,
         tokens: Tokens | None = None,
         *,
-        features: Features | None = None,
+        features: Features | Parts | None = None,
         top_k: int | None = None,
         logits: bool = False,
         outputs: bool = True,
@@ -123,7 +124,7 @@ class AsyncSession(SessionProperties):
         """
         message = _requests.feed_message(
             tokens,
-            features=features,
+            features=_requests.vectors(features, self._protocol.inputs, "feed.features"),
             top_k=top_k,
             logits=logits,
             outputs=outputs,

@@ -10,6 +10,7 @@ from typing import Self
 from carousel._batch import BatchProperties, BatchProtocol
 from carousel._batch_step import StepBatchResult
 from carousel._deadline import Deadline, closing_deadline
+from carousel._ports import Parts
 from carousel._reconnecting_stream import ReconnectingStream
 from carousel._requests import SessionPolicy, Source
 from carousel._tensors import Features
@@ -76,7 +77,7 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
         self,
         tokens: Sequence[int] | Sequence[Sequence[int]] | None = None,
         *,
-        features: Features | None = None,
+        features: Features | Parts | None = None,
         places: Sequence[int] | None = None,
         top_k: int | None = None,
         logits: bool = False,
@@ -86,8 +87,8 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
         """Makes sessions consume tokens and returns what comes next in each, in one round trip.
 
         tokens: by id, one for each session, or a sequence of them. features: instead, of models that read those, one
-        vector for each. places: which sessions; default all. top_k, logits, outputs: as in `Session.feed`. timeout:
-        seconds; default the client's.
+        vector for each, or a dict of their named parts, as in `Session.feed`. places: which sessions; default all.
+        top_k, logits, outputs: as in `Session.feed`. timeout: seconds; default the client's.
 
         `StepBatchResult.errors` tells which sessions were refused; the others are stepped. An OutOfRangeError with the
         reason OUTPUTS_LOST: the session consumed the tokens, and the connection was lost before the answer came. It

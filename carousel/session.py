@@ -10,6 +10,7 @@ from typing import Self, Unpack
 from carousel import _requests
 from carousel._deadline import Deadline, closing_deadline
 from carousel._generation import GenerationState
+from carousel._ports import Parts
 from carousel._properties import GenerationProperties, SessionProperties
 from carousel._protocol import SessionProtocol
 from carousel._reconnecting_stream import ReconnectingStream
@@ -128,7 +129,7 @@ class Session(SessionProperties):
         self,
         tokens: Tokens | None = None,
         *,
-        features: Features | None = None,
+        features: Features | Parts | None = None,
         top_k: int | None = None,
         logits: bool = False,
         outputs: bool = True,
@@ -140,7 +141,8 @@ class Session(SessionProperties):
         """Makes the session consume tokens and returns what comes next.
 
         tokens: names or ids, or one of them. features: instead, of models that read those, vectors, [steps, features]:
-        nested sequences of numbers, or an array such as NumPy's. By default the most likely next token is returned, or
+        nested sequences of numbers, or an array such as NumPy's; of a model whose inputs have names, a dict of those
+        (see `inputs`), each [steps, ...] or, of one step, [...]. By default the most likely next token is returned, or
         the values of a model that gives those. top_k: the k most likely, with log-probabilities. logits: the logits of
         the whole vocabulary. outputs=False: nothing but the position. every_position: an output after each token, not
         after the last alone. mark: keep the session's state after this feed, for `rewind`. trace: also return the
@@ -155,7 +157,7 @@ class Session(SessionProperties):
         """
         message = _requests.feed_message(
             tokens,
-            features=features,
+            features=_requests.vectors(features, self._protocol.inputs, "feed.features"),
             top_k=top_k,
             logits=logits,
             outputs=outputs,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from math import prod
 from typing import TypedDict, overload
 
 
@@ -108,12 +109,28 @@ class ValueToken(Token):
 
 
 @dataclass(frozen=True, slots=True)
+class Port:
+    """A named part of the vectors that a model reads or gives. dtype: its type in the model, as NumPy names it; shape:
+    its axes, none for a single number."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """What the model says comes next.
 
     position: how many tokens were consumed before. tokens: the most likely next ones, most likely first; empty when
     logits were requested. logits: [V] by token id, empty unless requested. values: of a model that gives values. trace:
-    gates and states inside the step, by name, such as `layer0.forget_gate`; empty unless requested.
+    gates and states inside the step, by name, such as `layer0.forget_gate`; empty unless requested. outputs: the named
+    parts of `values`, row-major, of a model that has those.
     """
 
     position: int
@@ -121,6 +138,7 @@ class StepOutput:
     logits: tuple[float, ...] = ()
     values: tuple[float, ...] = ()
     trace: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    outputs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +219,7 @@ class ModelInfo:
     `characters` or `whitespace`. feature_size, source_feature_size: numbers in each vector that steps, and the encoder,
     read; 0 when they read tokens. value_size: values that a step gives, 0 when it gives logits. can_generate: whether
     it can go on by itself. trace: what can be seen inside a step, by name. max_batch_rows: sessions that it steps
-    together, 0 for any number.
+    together, 0 for any number. inputs, outputs: the named parts of the vectors that steps read and give.
     """
 
     model: str
@@ -225,6 +243,8 @@ class ModelInfo:
     can_generate: bool = True
     trace: tuple[str, ...] = ()
     max_batch_rows: int = 0
+    inputs: tuple[Port, ...] = ()
+    outputs: tuple[Port, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,6 +206,7 @@ def write_graphs(  # what a bundle is made of
         files[trace.spec.file] = trace.graph
     source, read, target = vocabularies.source, vocabularies.input, vocabularies.target
     manifest = Manifest(
+        format_version=2 if interface.step.inputs or interface.step.outputs else 1,
         model=options["name"],
         version=options.get("version", 1),
         description=options["description"],

@@ -618,6 +618,38 @@ class Tensor(_message.Message):
 Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
 
 @_typing.final
+class Port(_message.Message):
+    """A named part of the vectors that a model reads or gives: some of their numbers, after those of the parts before it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    dtype: _builtins.str
+    """The type that it has in the model, as NumPy names it. In a vector it is 32-bit floats, whatever its type."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Its axes; none for a single number. Its numbers are row-major."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Port: _TypeAlias = Port  # noqa: Y015
+
+@_typing.final
 class TokenNames(_message.Message):
     """Tokens by name."""
 
@@ -884,6 +916,8 @@ class Opened(_message.Message):
     VARIANT_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
     RESTORED_FROM_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -904,6 +938,14 @@ class Opened(_message.Message):
     def output(self) -> Global___StepOutput:
         """What may come first; set when Open asked for outputs."""
 
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Port]:
+        """The named parts of the vectors that the model reads, in their order; empty when they have none."""
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Port]:
+        """The named parts of the values that the model gives, in their order; empty when they have none."""
+
     def __init__(
         self,
         *,
@@ -915,10 +957,12 @@ class Opened(_message.Message):
         variant: _builtins.str = ...,
         durability: Global___Durability.ValueType = ...,
         restored_from: Global___RestoredFrom.ValueType = ...,
+        inputs: _abc.Iterable[Global___Port] | None = ...,
+        outputs: _abc.Iterable[Global___Port] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "handle", b"handle", "model", b"model", "output", b"output", "restored_from", b"restored_from", "source", b"source", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "handle", b"handle", "inputs", b"inputs", "model", b"model", "output", b"output", "outputs", b"outputs", "restored_from", b"restored_from", "source", b"source", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

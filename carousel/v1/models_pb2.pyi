@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from carousel.v1 import inference_pb2 as _inference_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -70,6 +71,8 @@ class ModelInfo(_message.Message):
     TRACE_FIELD_NUMBER: _builtins.int
     MAX_BATCH_ROWS_FIELD_NUMBER: _builtins.int
     TOKENIZER_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -122,6 +125,14 @@ class ModelInfo(_message.Message):
     def trace(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What `OutputSpec.trace` tells, by name; empty when the model cannot be looked into."""
 
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Port]:
+        """The named parts of the vectors that steps read, in their order; empty when they have none."""
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Port]:
+        """The named parts of the values that a step gives, in their order; empty when they have none."""
+
     def __init__(
         self,
         *,
@@ -146,10 +157,12 @@ class ModelInfo(_message.Message):
         trace: _abc.Iterable[_builtins.str] | None = ...,
         max_batch_rows: _builtins.int = ...,
         tokenizer: _builtins.str = ...,
+        inputs: _abc.Iterable[_inference_pb2.Port] | None = ...,
+        outputs: _abc.Iterable[_inference_pb2.Port] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_generate", b"can_generate", "description", b"description", "feature_size", b"feature_size", "has_encoder", b"has_encoder", "input_vocabulary", b"input_vocabulary", "manifest_digest", b"manifest_digest", "max_batch_rows", b"max_batch_rows", "max_source_length", b"max_source_length", "max_tokens", b"max_tokens", "model", b"model", "problem", b"problem", "source_feature_size", b"source_feature_size", "source_vocabulary", b"source_vocabulary", "state_size_bytes", b"state_size_bytes", "status", b"status", "target_vocabulary", b"target_vocabulary", "tokenizer", b"tokenizer", "trace", b"trace", "value_size", b"value_size", "variants", b"variants", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_generate", b"can_generate", "description", b"description", "feature_size", b"feature_size", "has_encoder", b"has_encoder", "input_vocabulary", b"input_vocabulary", "inputs", b"inputs", "manifest_digest", b"manifest_digest", "max_batch_rows", b"max_batch_rows", "max_source_length", b"max_source_length", "max_tokens", b"max_tokens", "model", b"model", "outputs", b"outputs", "problem", b"problem", "source_feature_size", b"source_feature_size", "source_vocabulary", b"source_vocabulary", "state_size_bytes", b"state_size_bytes", "status", b"status", "target_vocabulary", b"target_vocabulary", "tokenizer", b"tokenizer", "trace", b"trace", "value_size", b"value_size", "variants", b"variants", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,8 +25,21 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE[,VALUE...]",
         help="an input that is the same in every step, such as a sampling rate",
     )
-    parser.add_argument("--input", metavar="NAME", help="the input that a step reads, when there are more")
-    parser.add_argument("--output", metavar="NAME", help="the output that a step gives, when there are more")
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="NAME", help="an input that a step reads, when there are more"
+    )
+    parser.add_argument(
+        "--output", action="append", default=[], metavar="NAME", help="an output that a step gives, when there are more"
+    )
+    parser.add_argument(
+        "--window",
+        type=_size,
+        action="append",
+        default=[],
+        metavar="NAME=LENGTH",
+        help="how many elements of an input come again from the steps before, ahead of those that are new",
+    )
+    parser.add_argument("--start", metavar="NAME", help="the input that is true at a session's first step")
     parser.add_argument(
         "--axis",
         type=_size,

@@ -32,14 +32,17 @@ class Tensor:
 @dataclass(frozen=True, slots=True)
 class Hints:
     """What is told by flags. states: outputs by input; constants: values by input, as text; axes: sizes by the name of
-    an axis; batch_axes: by tensor."""
+    an axis; batch_axes: by tensor; inputs, outputs: those of the step, in their order; windows: lengths by input;
+    start: the input that is true at a session's first step."""
 
     states: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Sequence[float]] = field(default_factory=dict)
     axes: Mapping[str, int] = field(default_factory=dict)
     batch_axes: Mapping[str, int] = field(default_factory=dict)
-    input: str | None = None
-    output: str | None = None
+    inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
+    windows: Mapping[str, int] = field(default_factory=dict)
+    start: str | None = None
 
 
 def check_axes(model: onnx.ModelProto, hints: Hints) -> None:

@@ -20,8 +20,10 @@ def run(parsed: argparse.Namespace) -> Path:
         constants=dict(parsed.constant),
         axes=dict(parsed.axis),
         batch_axes=dict(parsed.batch_axis),
-        input=parsed.input,
-        output=parsed.output,
+        inputs=parsed.input,
+        outputs=parsed.output,
+        windows=dict(parsed.window),
+        start=parsed.start,
     )
     described = Described(
         vocabulary=_vocabulary(parsed.vocabulary, parsed.tokenizer),
@@ -48,8 +50,11 @@ def run(parsed: argparse.Namespace) -> Path:
 
 
 def _report(reading: Reading, notes: object) -> None:
-    print(f"a step reads   {reading.input}, as {list(reading.input_shape)} of each row")
-    print(f"a step gives   {reading.output}")
+    for part in reading.inputs:
+        window = f", of which {part.window} are those before" if part.window else ""
+        print(f"a step reads   {part.tensor}, as {list(part.shape)} of each row{window}")
+    for given in reading.outputs:
+        print(f"a step gives   {given.tensor}")
     for state in reading.states:
         print(f"state          {state.input} -> {state.output}, rows counted by axis {state.batch_axis}")
     for name, (tensor, values) in reading.constants.items():

@@ -34,44 +34,42 @@ class Original:
         self.takes_logarithms = False
         """Whether what `step` returns are the logarithms of what the file gives."""
         self._reading = reading
+        self._num_states = len(reading.states)
         self._constants = {
             name: np.array(values, tensor.dtype).reshape([int(axis) for axis in tensor.shape])
             for name, (tensor, values) in reading.constants.items()
         }
 
-    def num_outputs(self) -> int:
-        """Numbers that a step gives. Raises ExportError when the file cannot be run as it was read, or what it gives is
-        not the same twice."""
-        states = self.zeros()
-        item = np.zeros(self._reading.input_shape, self._reading.input.dtype)
+    def output_shapes(self) -> list[tuple[int, ...]]:
+        """What each output of a step is, but for axes of size 1. Raises ExportError when the file cannot be run as it
+        was read, or what it gives is not the same twice."""
+        reading = self._reading
         try:
-            first, second = (self.run(item, states) for _ in range(2))
+            first, second = (self.run(self._draw_zeros(), self.zeros()) for _ in range(2))
         except Exception as error:  # ONNX Runtime raises classes of its own
+            shown = ", ".join(f"{part.tensor} as {list(part.shape)}" for part in reading.inputs)
             raise ExportError(
-                f"the file cannot be run on {self._reading.input} as {list(self._reading.input_shape)}:"
-                f" {first_line(error)}. Say otherwise with --axis NAME=SIZE, --batch-axis NAME=PLACE, --state and"
-                " --constant"
+                f"the file cannot be run on {shown}: {first_line(error)}. Say otherwise with --axis NAME=SIZE,"
+                " --batch-axis NAME=PLACE, --state and --constant"
             ) from error
-        for state, after in zip(self._reading.states, first[1:], strict=True):
+        for state, after in zip(reading.states, first[1], strict=False):
             if after.shape != state.shape:
                 raise ExportError(
                     f"--state {state.input.name}={state.output}: it is {list(state.shape)} before a step and"
                     f" {list(after.shape)} after it"
                 )
-        if any(one.tobytes() != other.tobytes() for one, other in zip(first, second, strict=True)):
+        both = zip([*first[0], *first[1]], [*second[0], *second[1]], strict=True)
+        if any(one.tobytes() != other.tobytes() for one, other in both):
             raise ExportError("the file gives something else each time it is run: it draws random numbers")
-        return int(first[0].size)
+        return [tuple(axis for axis in output.shape if axis != 1) for output in first[0]]
 
     def gives_probabilities(self, vocabulary_size: int | None) -> bool:
         """Whether what it gives, in steps of random inputs, is never below 0, and sums to 1. vocabulary_size: of the
         tokens that it reads; None: it reads numbers."""
-        generator, states = np.random.default_rng(0), self.zeros()
-        for _ in range(_MANY):
-            if vocabulary_size is not None:
-                item: Array = generator.integers(0, vocabulary_size, self._reading.input_shape)
-            else:
-                item = generator.standard_normal(self._reading.input_shape)
-            output, *states = self.run(item.astype(self._reading.input.dtype), states)
+        carried = self.zeros()
+        for vector in self.draw(_MANY, vocabulary_size):
+            outputs, carried = self.run(vector, carried)
+            output = outputs[0]
             if output.size < 2 or output.min() < 0.0 or abs(float(output.sum()) - 1.0) > _NEAR_1:
                 return False
         return True
@@ -86,30 +84,68 @@ class Original:
 
     def step(self, tokens: Array, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
         """tokens: [B, 1] or [B, 1, F]. See `export.proofs.runners.Runner`."""
-        axes = [state.batch_axis for state in self._reading.states]
-        outputs: list[Array] = []
+        axes = [*(state.batch_axis for state in self._reading.states), *(0 for _ in carried[self._num_states :])]
+        rows: list[Array] = []
         following: list[list[Array]] = [[] for _ in axes]
         for row in range(len(tokens)):
-            item = tokens[row].reshape(self._reading.input_shape).astype(self._reading.input.dtype)
-            states = [array.take([row], axis=axis) for array, axis in zip(carried, axes, strict=True)]
-            output, *after = self.run(item, states)
-            output = output.reshape(1, 1, -1).astype(np.float32)
+            own = [array.take([row], axis=axis) for array, axis in zip(carried, axes, strict=True)]
+            outputs, after = self.run(tokens[row].reshape(-1), own)
+            output = np.concatenate([one.reshape(-1).astype(np.float32) for one in outputs])
             with np.errstate(divide="ignore"):  # of 0: minus infinity
-                outputs.append(np.log(output) if self.takes_logarithms else output)
+                rows.append((np.log(output) if self.takes_logarithms else output).reshape(1, 1, -1))
             for column, array in zip(following, after, strict=True):
                 column.append(array)
         joined = [np.concatenate(column, axis=axis) for column, axis in zip(following, axes, strict=True)]
-        return [np.concatenate(outputs), *joined]
+        return [np.concatenate(rows), *joined]
 
     def zeros(self) -> list[Array]:
-        """The states of one row before its first step."""
-        return [np.zeros(state.shape, state.input.dtype) for state in self._reading.states]
+        """What is carried of one row before its first step: the states, then the windows, then whether it has begun."""
+        reading = self._reading
+        states = [np.zeros(state.shape, state.input.dtype) for state in reading.states]
+        windows = [np.zeros((1, part.window), np.float32) for part in reading.inputs if part.window]
+        return [*states, *windows, *([] if reading.start is None else [np.zeros((1, 1), np.float32)])]
 
-    def run(self, item: Array, states: Sequence[Array]) -> list[Array]:
-        """Runs one row, as the file takes it. Returns the output, then every next state. Raises what ONNX Runtime
-        raises."""
-        feeds = {self._reading.input.name: item, **self._constants}
-        feeds |= {state.input.name: array for state, array in zip(self._reading.states, states, strict=True)}
-        names = [self._reading.output.name, *(state.output for state in self._reading.states)]
-        found: list[Array] = self._session.run(names, feeds)
-        return found
+    def draw(self, count: int, vocabulary_size: int | None) -> list[Array]:
+        """Random vectors of as many steps, or tokens, of one row."""
+        generator = np.random.default_rng(0)
+        size = sum(part.size for part in self._reading.inputs)
+        if vocabulary_size is not None:
+            return list(generator.integers(0, vocabulary_size, (count, size)))
+        return list(generator.standard_normal((count, size)).astype(np.float32))
+
+    def run(self, vector: Array, carried: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        """Runs one step of one row. vector: what the step reads, one input's numbers after the other's; carried: see
+        `zeros`. Returns the outputs as the file gives them, and what is carried on. Raises what ONNX Runtime raises."""
+        return self._run([vector], carried)
+
+    def run_at_once(self, vectors: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        """Runs several steps of one row, from the beginning, in one run: see `run`. Each input has a time axis, and no
+        window."""
+        return self._run(vectors, self.zeros())
+
+    def _run(self, vectors: Sequence[Array], carried: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        reading = self._reading
+        states, others = list(carried[: self._num_states]), list(carried[self._num_states :])
+        feeds = dict(self._constants)
+        feeds |= {state.input.name: array for state, array in zip(reading.states, states, strict=True)}
+        ahead = others[: sum(part.window > 0 for part in reading.inputs)]
+        after: list[Array] = []
+        begin = 0
+        for part in reading.inputs:
+            pieces = [vector[begin : begin + part.size] for vector in vectors]
+            begin += part.size
+            if part.window:
+                pieces = [np.concatenate([ahead[len(after)][0], pieces[0].astype(np.float32)])]
+                after.append(pieces[0][np.newaxis, -part.window :])
+            items = [piece.reshape(part.shape).astype(part.tensor.dtype) for piece in pieces]
+            feeds[part.tensor.name] = items[0] if len(items) == 1 else np.concatenate(items, axis=part.time_axes[0])
+        if reading.start is not None:
+            shape = [axis if isinstance(axis, int) else 1 for axis in reading.start.shape]
+            feeds[reading.start.name] = np.full(shape, others[-1].item() == 0.0).astype(reading.start.dtype)
+            after.append(np.ones((1, 1), np.float32))
+        names = [one.tensor.name for one in reading.outputs]
+        found: list[Array] = self._session.run([*names, *(state.output for state in reading.states)], feeds)
+        return found[: len(names)], [*found[len(names) :], *after]
+
+    def _draw_zeros(self) -> Array:
+        return np.zeros(sum(part.size for part in self._reading.inputs), np.float32)

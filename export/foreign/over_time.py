@@ -32,30 +32,22 @@ def check_over_time(model: onnx.ModelProto, reading: Reading, original: Original
 
     Raises ExportError that names the first output that differs, by how much, and the likely cause.
     """
-    if len(reading.time_axes) != 1:
+    if reading.start is not None or any(len(part.time_axes) != 1 or part.window for part in reading.inputs):
         return ""
-    steps = _draw(reading, vocabulary_size)
+    steps = original.draw(NUM_STEPS, vocabulary_size)
     try:
-        at_once = original.run(np.concatenate(steps, axis=reading.time_axes[0]), original.zeros())
+        outputs, states = original.run_at_once(steps)
     except Exception as error:  # ONNX Runtime raises classes of its own
         return f"it was not run over several steps at once, because that cannot be done: {first_line(error)}"
-    states, outputs = original.zeros(), []
+    carried, one_by_one = original.zeros(), []
     for step in steps:
-        output, *states = original.run(step, states)
-        outputs.append(output)
-    _hold_equal(reading.output.name, _over_time(at_once[0], outputs), outputs, model, reading)
-    for state, found, expected in zip(reading.states, at_once[1:], states, strict=True):
-        _hold_equal(state.output, [found], [expected], model, reading)
+        given, carried = original.run(step, carried)
+        one_by_one.append(given)
+    for output, found, expected in zip(reading.outputs, outputs, zip(*one_by_one, strict=True), strict=True):
+        _hold_equal(output.tensor.name, _over_time(found, expected), expected, model, reading)
+    for state, found, last in zip(reading.states, states, carried, strict=True):
+        _hold_equal(state.output, [found], [last], model, reading)
     return f"{NUM_STEPS} steps at once give what they give one by one"
-
-
-def _draw(reading: Reading, vocabulary_size: int | None) -> list[Array]:
-    generator = np.random.default_rng(0)
-    if vocabulary_size is not None:
-        drawn: Array = generator.integers(0, vocabulary_size, (NUM_STEPS, *reading.input_shape))
-    else:
-        drawn = generator.standard_normal((NUM_STEPS, *reading.input_shape))
-    return list(drawn.astype(reading.input.dtype))
 
 
 def _over_time(at_once: Array, outputs: Sequence[Array]) -> list[Array]:

@@ -5,9 +5,10 @@ constant, which axis counts rows. Found where it can be, told by flags where it 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 import onnx
 from onnx import TensorProto
@@ -54,22 +55,49 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What was found. input_shape: of one step of one row, [1, ...], its time axis 1; time_axes: those of the input
-    that count steps, and have no size; repeated: constants of which each row has one;
-    fixed_batch: how many rows the file says that it takes; None: any number."""
+class StepInput:
+    """A tensor that each step reads. shape: of one step of one row, its batch and its time axes 1; time_axes: those
+    that count steps, and have no size; window: how many of the first elements of its last axis are the last of the
+    steps before."""
 
-    input: Tensor
-    input_shape: tuple[int, ...]
-    input_batch_axis: int
+    tensor: Tensor
+    batch_axis: int
+    shape: tuple[int, ...]
     time_axes: tuple[int, ...]
-    output: Tensor
-    output_batch_axis: int
+    window: int = 0
+
+    @property
+    def size(self) -> int:
+        """Numbers that a step brings."""
+        return prod(self.shape) - self.window
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """A tensor that each step gives."""
+
+    tensor: Tensor
+    batch_axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was found. repeated: constants of which each row has one; start: the input that is true at a session's first
+    step; fixed_batch: how many rows the file says that it takes; None: any number."""
+
+    inputs: tuple[StepInput, ...]
+    outputs: tuple[StepOutput, ...]
     states: tuple[State, ...]
     constants: Mapping[str, tuple[Tensor, Sequence[float]]]
     repeated: tuple[str, ...]
+    start: Tensor | None
     fixed_batch: int | None
     notes: tuple[str, ...]
+
+    @property
+    def is_of_tokens(self) -> bool:
+        """Whether a step reads a token, or numbers."""
+        return len(self.inputs) == 1 and self.inputs[0].tensor.dtype in ("int64", "int32")
 
 
 def read(model: onnx.ModelProto, hints: Hints) -> Reading:
@@ -84,8 +112,10 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
         ("--state", hints.states, inputs),
         ("--state", hints.states.values(), outputs),
         ("--constant", hints.constants, inputs),
-        ("--input", [hints.input] if hints.input else [], inputs),
-        ("--output", [hints.output] if hints.output else [], outputs),
+        ("--input", hints.inputs, inputs),
+        ("--output", hints.outputs, outputs),
+        ("--window", hints.windows, inputs),
+        ("--start", [hints.start] if hints.start else [], inputs),
         ("--batch-axis", hints.batch_axes, inputs | outputs),
     ):
         for name in names:
@@ -95,10 +125,10 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
     notes: list[str] = []
     pairs = _pairs(inputs, outputs, hints, notes)
     constants = _constants(inputs, pairs, hints)
-    source = _step_input(inputs, pairs, constants, hints)
-    output = _step_output(outputs, pairs, hints)
-    batch = batch_name(source, inputs | outputs, hints)
-    input_batch_axis = batch_axis(source, hints, lambda: axis_named(source, batch))
+    sources = _step_inputs(inputs, {*pairs, *constants, *([hints.start] if hints.start else [])}, hints)
+    given = _step_outputs(outputs, pairs, hints)
+    notes += [f"output {name} is not served: name it with --output, too" for name in _left_out(outputs, pairs, given)]
+    batch = batch_name(sources[0], inputs | outputs, hints)
     states = tuple(
         State(
             inputs[name],
@@ -108,27 +138,30 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
         )
         for name, output_name in pairs.items()
     )
-    time_axes = tuple(
-        place for place in range(len(source.shape)) if place != input_batch_axis and is_time(source, place)
-    )
-    input_shape = tuple(
-        1 if place == input_batch_axis or place in time_axes else size_of(source, place)
-        for place in range(len(source.shape))
-    )
     batches = [batch, *(state.input.shape[state.batch_axis] for state in states)]
     return Reading(
-        source,
-        input_shape,
-        input_batch_axis,
-        time_axes,
-        output,
-        batch_axis(output, hints, lambda: axis_named(output, batch)),
+        tuple(_step_input(source, batch, hints) for source in sources),
+        tuple(StepOutput(one, batch_axis(one, hints, partial(axis_named, one, batch))) for one in given),
         states,
         constants,
         tuple(name for name in constants if isinstance(batch, str) and inputs[name].shape[:1] == (batch,)),
+        None if hints.start is None else inputs[hints.start],
         fixed_batch=next((axis for axis in batches if isinstance(axis, int)), None),
         notes=tuple(notes),
     )
+
+
+def _step_input(source: Tensor, batch: str | int, hints: Hints) -> StepInput:
+    axis, places = batch_axis(source, hints, partial(axis_named, source, batch)), range(len(source.shape))
+    time_axes = tuple(place for place in places if place != axis and is_time(source, place))
+    shape = tuple(1 if place == axis or place in time_axes else size_of(source, place) for place in places)
+    window = hints.windows.get(source.name, 0)
+    if window and (not shape or axis == len(shape) - 1 or prod(shape) != shape[-1] or window >= shape[-1]):
+        raise ExportError(
+            f"--window {source.name}={window}: a window is of the last axis of a tensor that has no other but batch and"
+            f" time, and shorter than that, and {source} is run as {list(shape)}"
+        )
+    return StepInput(source, axis, shape, time_axes, window)
 
 
 def _tensor(value: onnx.ValueInfoProto, hints: Hints) -> Tensor:
@@ -149,9 +182,9 @@ def _pairs(
 ) -> dict[str, str]:
     """State outputs by state input: those told, then those that are of one shape and of kindred names."""
     pairs = dict(hints.states)
-    taken = {*pairs.values(), hints.output}
+    taken = {*pairs.values(), *hints.outputs}
     for name, tensor in inputs.items():
-        if name in pairs or name in hints.constants or name == hints.input:
+        if name in pairs or name in hints.constants or name in hints.inputs or name == hints.start:
             continue
         kindred = [
             other.name
@@ -190,46 +223,55 @@ def _constants(
         if len(values) not in (1, count):
             raise ExportError(f"--constant {name} has {len(values)} values, and {tensor} needs {count}")
         found[name] = (Tensor(name, tensor.dtype, shape), list(values) * (count // len(values)))
-    scalars = [one for name, one in inputs.items() if name not in pairs and name not in found and not one.shape]
+    scalars = [
+        one
+        for name, one in inputs.items()
+        if name not in pairs and name not in found and name != hints.start and not one.shape
+    ]
     if scalars:
         raise ExportError(
-            f"{scalars[0]} is a scalar, the same in every step: give its value with --constant {scalars[0].name}=VALUE"
+            f"{scalars[0]} is a scalar, the same in every step: give its value with --constant {scalars[0].name}=VALUE,"
+            f" or say with --start {scalars[0].name} that it is true at a session's first step"
         )
     return found
 
 
-def _step_input(
-    inputs: Mapping[str, Tensor], pairs: Mapping[str, str], constants: Mapping[str, object], hints: Hints
-) -> Tensor:
-    if hints.input is not None:
-        left = [one for name, one in inputs.items() if name not in pairs and name not in constants]
-        others = [one for one in left if one.name != hints.input]
-        if others:
-            raise ExportError(
-                f"{others[0]} is neither a state nor the step's input: give it with --constant {others[0].name}=VALUE,"
-                f" or pair it with --state {others[0].name}=OUTPUT"
-            )
-        return inputs[hints.input]
-    left = [one for name, one in inputs.items() if name not in pairs and name not in constants]
-    if len(left) == 1:
-        return left[0]
+def _step_inputs(inputs: Mapping[str, Tensor], others: Collection[str], hints: Hints) -> list[Tensor]:
+    """Those that each step reads: as told, or all that are nothing else. others: what the rest is."""
+    left = [one for name, one in inputs.items() if name not in others]
+    unknown = [one for one in left if hints.inputs and one.name not in hints.inputs]
+    if unknown:
+        raise ExportError(f"what is {unknown[0]}? {_roles(unknown[0])}")
     if not left:
         raise ExportError("every input is a state or a constant: none is left for the step to read")
-    raise ExportError(
-        f"which input does a step read? {_listed(left)}: say with --input NAME, pair states with --state INPUT=OUTPUT,"
-        " and give what is the same in every step with --constant NAME=VALUE"
-    )
+    if len(left) > 1 and not hints.inputs:
+        told = "; ".join(f"{one.name}: {_roles(one)}" for one in left)
+        raise ExportError(f"which inputs does a step read? {_listed(left)}. {told}")
+    return [inputs[name] for name in hints.inputs] or left
 
 
-def _step_output(outputs: Mapping[str, Tensor], pairs: Mapping[str, str], hints: Hints) -> Tensor:
-    if hints.output is not None:
-        return outputs[hints.output]
+def _roles(tensor: Tensor) -> str:
+    """What an input may be, and the flag that says so."""
+    name = tensor.name
+    if not tensor.shape or (len(tensor.shape) == 1 and isinstance(tensor.shape[0], str)):
+        return f"the same in every step: --constant {name}=VALUE; true at the first step alone: --start {name}"
+    return f"read by each step: --input {name}; carried from step to step: --state {name}=OUTPUT"
+
+
+def _step_outputs(outputs: Mapping[str, Tensor], pairs: Mapping[str, str], hints: Hints) -> list[Tensor]:
+    if hints.outputs:
+        return [outputs[name] for name in hints.outputs]
     left = [one for name, one in outputs.items() if name not in pairs.values()]
-    if len(left) == 1:
-        return left[0]
     if not left:
         raise ExportError("every output is a state: none is left for the step to give")
-    raise ExportError(f"which output does a step give? {_listed(left)}: say with --output NAME")
+    if len(left) > 1:
+        flags = " ".join(f"--output {one.name}" for one in left)
+        raise ExportError(f"which outputs does a step give? {_listed(left)}: say with {flags}, or with some of these")
+    return left
+
+
+def _left_out(outputs: Mapping[str, Tensor], pairs: Mapping[str, str], given: Sequence[Tensor]) -> list[str]:
+    return [name for name in outputs if name not in pairs.values() and name not in {one.name for one in given}]
 
 
 def _may_be(one: Tensor, other: Tensor) -> bool:

@@ -12,41 +12,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Unpack
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper
 
 from export.bundle import BundleOptions, Vocabularies, write_graphs
 from export.errors import ExportError, first_line
-from export.foreign.axes import Hints, Tensor
+from export.foreign.axes import Hints
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
-from export.foreign.reading import Reading, read
+from export.foreign.reading import Reading, StepInput, read
+from export.foreign.wrapping import plain_name, states_of, wrap
 from export.graphs import Graphs
 from export.interface import Interface
 from export.proofs.invariance import check_invariance
 from export.proofs.parity import measure_parity
 from export.proofs.runners import OnnxRunner
-from export.surgery import Writer
 from export.trace import make_trace
 from export.vocabulary import Vocabulary
-from service.repository.manifest import ConstantSpec, Dtype, Parity, SpecialTokens, StateSpec, StepSpec, TensorSpec
+from service.repository.manifest import ConstantSpec, Parity, PortSpec, SpecialTokens, StepSpec, TensorSpec
 
 TOLERANCE = 1e-5
 """The largest absolute difference from the file itself: the same operators on the same numbers, in another company."""
-
-_ELEMENT_TYPES: dict[Dtype, int] = {
-    "float32": TensorProto.FLOAT,
-    "float64": TensorProto.DOUBLE,
-    "float16": TensorProto.FLOAT16,
-    "int64": TensorProto.INT64,
-    "int32": TensorProto.INT32,
-    "bool": TensorProto.BOOL,
-}
-_INTEGERS = ("int64", "int32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,32 +70,18 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
         notes.append(f"its batch is declared as {reading.fixed_batch} rows, and is taken to be any number")
         _free_rows(model, reading)
     original = Original(model, reading)
-    num_outputs = original.num_outputs()
-    step = _step_spec(reading, described, num_outputs)
+    shapes = original.output_shapes()
+    step = _step_spec(reading, described, shapes)
     vocabulary_size = None if described.vocabulary is None else len(described.vocabulary.tokens)
     notes += filter(None, [check_over_time(model, reading, original, vocabulary_size)])
     if step.logits is not None and original.gives_probabilities(vocabulary_size):
         original.takes_logarithms = True
-        notes.append(f"{reading.output.name} is probabilities: the logits are their logarithms")
-    interface = Interface(
-        step=step,
-        states=tuple(
-            StateSpec(
-                name=_plain(state.input.name),
-                input=TensorSpec(
-                    name=state.input.name,
-                    dtype=state.input.dtype,
-                    shape=(*state.shape[: state.batch_axis], "batch", *state.shape[state.batch_axis + 1 :]),
-                ),
-                output=state.output,
-            )
-            for state in reading.states
-        ),
-        step_vocabulary_size=vocabulary_size,
-    )
+        notes.append(f"{reading.outputs[0].tensor.name} is probabilities: the logits are their logarithms")
+    interface = Interface(step=step, states=states_of(reading), step_vocabulary_size=vocabulary_size)
     if step.logits is not None and described.labels is None and described.vocabulary is None:
         raise ExportError("logits need a vocabulary: give --vocabulary FILE or --labels FILE")
-    graph = _wrap(model, reading, interface, takes_logarithms=original.takes_logarithms)
+    sizes = list(map(prod, shapes))
+    graph = wrap(model, reading, interface, sizes, takes_logarithms=original.takes_logarithms)
     interface, parity = _prove(graph, interface, original, notes)
     vocabularies = Vocabularies(target=described.vocabulary)
     if described.labels is not None:
@@ -139,7 +114,8 @@ def _load(file: Path) -> onnx.ModelProto:
 
 def _free_rows(model: onnx.ModelProto, reading: Reading) -> None:
     """Takes the number of rows out of what a file declares."""
-    axes = {reading.input.name: reading.input_batch_axis, reading.output.name: reading.output_batch_axis}
+    axes = {part.tensor.name: part.batch_axis for part in reading.inputs}
+    axes |= {output.tensor.name: output.batch_axis for output in reading.outputs}
     for state in reading.states:
         axes |= {state.input.name: state.batch_axis, state.output: state.batch_axis}
     for value in [*model.graph.input, *model.graph.output]:
@@ -149,29 +125,18 @@ def _free_rows(model: onnx.ModelProto, reading: Reading) -> None:
     del model.graph.value_info[:]
 
 
-def _repeat(writer: Writer, name: str, tensor: Tensor, values: Sequence[float], step_input: str) -> None:
-    """A constant of one row, once for each row of a step."""
-    shape = [int(axis) for axis in tensor.shape]
-    one = writer.constant(f"constant/{name}", np.array(values, tensor.dtype).reshape(shape))
-    first = writer.constant(f"first/{name}", np.array([0], np.int64))
-    rest = writer.constant(f"rest/{name}", np.array(shape[1:], np.int64))
-    writer.node("Shape", [step_input], f"carousel/shape/{name}")
-    writer.node("Gather", [f"carousel/shape/{name}", first], f"carousel/num_rows/{name}", axis=0)
-    writer.node("Concat", [f"carousel/num_rows/{name}", rest], f"carousel/rows/{name}", axis=0)
-    writer.node("Expand", [one, f"carousel/rows/{name}"], name)
-
-
-def _step_spec(reading: Reading, described: Described, num_outputs: int) -> StepSpec:
-    feature_size = int(np.prod(reading.input_shape))
-    is_tokens = reading.input.dtype in _INTEGERS
+def _step_spec(reading: Reading, described: Described, shapes: Sequence[tuple[int, ...]]) -> StepSpec:
+    """shapes: of the outputs."""
+    feature_size, num_outputs = sum(part.size for part in reading.inputs), sum(map(prod, shapes))
+    is_tokens, first = reading.is_of_tokens, reading.inputs[0].tensor
     if is_tokens and described.vocabulary is None:
-        raise ExportError(f"{reading.input} reads tokens: give their names, one a line, with --vocabulary FILE")
+        raise ExportError(f"{first} reads tokens: give their names, one a line, with --vocabulary FILE")
     if not is_tokens and described.vocabulary is not None:
-        raise ExportError(f"{reading.input} reads numbers: --vocabulary is for tokens, --labels for what it gives")
+        raise ExportError(f"{first} reads numbers: --vocabulary is for tokens, --labels for what it gives")
     if is_tokens and feature_size != 1:
-        raise ExportError(f"{reading.input} reads {feature_size} tokens a step: only one a step is served")
+        raise ExportError(f"{first} reads {feature_size} tokens a step: only one a step is served")
     given = described.labels or described.vocabulary
-    gives_logits = given is not None and len(given.tokens) == num_outputs
+    gives_logits = given is not None and len(shapes) == 1 and len(given.tokens) == num_outputs
     if described.labels is not None and not gives_logits:
         raise ExportError(f"--labels has {len(described.labels.tokens)} lines, and a step gives {num_outputs} numbers")
     if described.feeds_back and (is_tokens or feature_size != num_outputs):
@@ -179,6 +144,7 @@ def _step_spec(reading: Reading, described: Described, num_outputs: int) -> Step
             f"--feeds-back needs as many values as features, and a step reads {feature_size} and gives {num_outputs}"
         )
     output = TensorSpec(name="carousel/output", dtype="float32", shape=("batch", "time", num_outputs))
+    has_names = len(reading.inputs) > 1 or len(shapes) > 1
     return StepSpec(
         file="step.onnx",
         tokens=TensorSpec(name="carousel/input", dtype="int64", shape=("batch", "time")) if is_tokens else None,
@@ -188,6 +154,12 @@ def _step_spec(reading: Reading, described: Described, num_outputs: int) -> Step
         lengths=None,
         logits=output if gives_logits else None,
         values=None if gives_logits else output,
+        inputs=tuple(_input_port(part) for part in reading.inputs if has_names and not is_tokens),
+        outputs=tuple(
+            PortSpec(name=plain_name(one.tensor.name), dtype=one.tensor.dtype, shape=shape)
+            for one, shape in zip(reading.outputs, shapes, strict=True)
+            if has_names and not gives_logits
+        ),
         feeds_back=described.feeds_back,
         constants=tuple(
             ConstantSpec(
@@ -201,71 +173,11 @@ def _step_spec(reading: Reading, described: Described, num_outputs: int) -> Step
     )
 
 
-def _wrap(model: onnx.ModelProto, reading: Reading, interface: Interface, *, takes_logarithms: bool) -> bytes:
-    """The file's graph between what brings a step into its form and what brings it out of it."""
-    wrapped = onnx.ModelProto()
-    wrapped.CopyFrom(model)
-    graph, step = wrapped.graph, interface.step
-    rows: int | str = "batch" if step.max_rows is None else 1
-    writer = Writer(graph, "carousel/")
-    nodes = list(graph.node)
-    del graph.node[:]
-    rest = [size for place, size in enumerate(reading.input_shape) if place != reading.input_batch_axis]
-    shape = writer.constant("input_shape", np.array([0, *rest], np.int64))  # 0: as many rows as there are
-    last = step.input.name
-    if reading.input.dtype != step.input.dtype:
-        writer.node("Cast", [last], "carousel/cast", to=_ELEMENT_TYPES[reading.input.dtype])
-        last = "carousel/cast"
-    places = list(range(1, len(reading.input_shape)))
-    places.insert(reading.input_batch_axis, 0)  # a row's own axes, with that of the rows among them
-    if places == list(range(len(places))):
-        writer.node("Reshape", [last, shape], reading.input.name)
-    else:
-        writer.node("Reshape", [last, shape], "carousel/rows_first")
-        writer.node("Transpose", ["carousel/rows_first"], reading.input.name, perm=places)
-    for name in reading.repeated:
-        _repeat(writer, name, *reading.constants[name], step.input.name)
-    graph.node.extend(nodes)
-    last = reading.output.name
-    axis = reading.output_batch_axis
-    if axis:
-        ahead = [axis, *(place for place in range(len(reading.output.shape)) if place != axis)]
-        writer.node("Transpose", [last], "carousel/output_rows_first", perm=ahead)
-        last = "carousel/output_rows_first"
-    flat = writer.constant("output_shape", np.array([0, 1, interface.step.output.shape[-1]], np.int64))
-    operators: list[tuple[str, dict[str, int]]] = []
-    if reading.output.dtype != "float32":
-        operators.append(("Cast", {"to": TensorProto.FLOAT}))
-    if takes_logarithms:
-        operators.append(("Log", {}))
-    names = [f"carousel/output/{place}" for place in range(len(operators))] + [step.output.name]
-    writer.node("Reshape", [last, flat], names[0])
-    for (operator, attributes), before, after in zip(operators, names[:-1], names[1:], strict=True):
-        writer.node(operator, [before], after, **attributes)
-    _set_values(graph, interface, reading, rows)
-    try:
-        onnx.checker.check_model(wrapped)
-    except onnx.checker.ValidationError as error:
-        raise ExportError(f"the file's graph cannot be put between others: {error}") from error
-    return wrapped.SerializeToString(deterministic=True)
-
-
-def _set_values(graph: onnx.GraphProto, interface: Interface, reading: Reading, rows: int | str) -> None:
-    """Declares the inputs and outputs that the manifest names."""
-    step = interface.step
-
-    def value(tensor: TensorSpec) -> onnx.ValueInfoProto:
-        shape = [rows if axis == "batch" else 1 if axis == "time" else axis for axis in tensor.shape]
-        return helper.make_tensor_value_info(tensor.name, _ELEMENT_TYPES[tensor.dtype], shape)
-
-    weights = {tensor.name for tensor in graph.initializer}
-    kept = [one for one in graph.input if one.name in weights and one.name != reading.input.name]
-    constants = [TensorSpec(name=one.name, dtype=one.dtype, shape=one.shape) for one in step.constants]
-    del graph.input[:], graph.output[:]
-    graph.input.extend([value(step.input), *(value(state.input) for state in interface.states)])
-    graph.input.extend([*map(value, constants), *kept])
-    graph.output.append(value(step.output))
-    graph.output.extend(value(state.input.model_copy(update={"name": state.output})) for state in interface.states)
+def _input_port(part: StepInput) -> PortSpec:
+    shape = [axis for axis in part.shape if axis != 1]
+    if part.window:
+        shape[-1] -= part.window
+    return PortSpec(name=plain_name(part.tensor.name), dtype=part.tensor.dtype, shape=tuple(shape))
 
 
 def _prove(graph: bytes, interface: Interface, original: Original, notes: list[str]) -> tuple[Interface, Parity]:
@@ -299,8 +211,3 @@ def _can_be_looked_into(graph: bytes, interface: Interface, notes: list[str]) ->
         reason = first_line(error)
     notes.append(f"it cannot be looked into: {reason}")
     return False
-
-
-def _plain(name: str) -> str:
-    """A tensor's name as a state's."""
-    return "".join(character if character.isalnum() or character in "_.-" else "_" for character in name)

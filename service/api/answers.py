@@ -20,6 +20,7 @@ from service.engine.jobs import Item
 from service.engine.results import Encoded, Fed, Result, Scored, Searched, StepOutput, Stepped
 from service.errors import CarouselError, shortened
 from service.repository.bundle import Bundle
+from service.repository.manifest import PortSpec
 from service.repository.vocabulary import Vocabulary
 from service.sessions.persistence import NOT_STORED
 from service.sessions.session import CloseReason, Request, Session
@@ -38,6 +39,8 @@ def opened(request: Request, result: Result, source: Sequence[Item] | None) -> p
         variant=session.served.variant,
         handle=session.handle,
         durability=session_messages.durability(session),
+        inputs=ports(bundle.manifest.step.inputs),
+        outputs=ports(bundle.manifest.step.outputs),
     )
     if source is not None and bundle.source_vocabulary is not None:
         message.source.extend(convert.source_tokens(source, bundle.source_vocabulary))
@@ -46,6 +49,11 @@ def opened(request: Request, result: Result, source: Sequence[Item] | None) -> p
     return with_checkpoint(
         pb.StreamResponse(request_id=request.request_id, session_id=session.name, opened=message), session
     )
+
+
+def ports(specs: Sequence[PortSpec]) -> list[pb.Port]:
+    """The named parts of vectors."""
+    return [pb.Port(name=spec.name, dtype=spec.dtype, shape=spec.shape) for spec in specs]
 
 
 def resumed(request_id: int, session: Session, position: int, *, is_here: bool) -> pb.StreamResponse:
@@ -57,6 +65,8 @@ def resumed(request_id: int, session: Session, position: int, *, is_here: bool) 
         variant=session.served.variant,
         handle=session.handle,
         durability=session_messages.durability(session),
+        inputs=ports(bundle.manifest.step.inputs),
+        outputs=ports(bundle.manifest.step.outputs),
         restored_from=pb.RESTORED_FROM_MEMORY if is_here else pb.RESTORED_FROM_STORE,
     )
     return with_checkpoint(

@@ -6,6 +6,7 @@ import grpc
 
 from carousel.v1 import models_pb2 as pb
 from carousel.v1 import models_pb2_grpc
+from service.api import answers
 from service.api.caller import CALLER
 from service.errors import ModelUnavailableError
 from service.hosting import Hosting
@@ -79,6 +80,8 @@ def model_info(bundle: Bundle) -> pb.ModelInfo:
         max_source_length=manifest.encoder.max_source_length if manifest.encoder else 0,
         max_tokens=manifest.max_tokens,
         state_size_bytes=bundle.state_size_bytes,
+        inputs=answers.ports(manifest.step.inputs),
+        outputs=answers.ports(manifest.step.outputs),
         manifest_digest=bundle.manifest_digest,
     )
 

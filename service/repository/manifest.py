@@ -22,14 +22,13 @@ from service.repository.specs import (
     Part,
     ReadoutSpec,
     StateSpec,
-    StepSpec,
     TensorSpec,
-    TopKSpec,
     TraceOutputSpec,
     TraceSpec,
     VocabularySpec,
     check_is,
 )
+from service.repository.steps import PortSpec, StepSpec, TopKSpec
 
 __all__ = [
     "BASE_VARIANT",
@@ -42,6 +41,7 @@ __all__ = [
     "EncoderSpec",
     "Manifest",
     "Parity",
+    "PortSpec",
     "ReadoutSpec",
     "SpecialTokens",
     "StateSpec",
@@ -108,8 +108,8 @@ class Parity(Part):
 class Manifest(Part):
     """What one bundle is and how to run it."""
 
-    format_version: Literal[1] = 1
-    """The version of this contract."""
+    format_version: Literal[1, 2] = 1
+    """The version of this contract: 2 where the step has named inputs or outputs, which servers before did not know."""
     model: ModelName
     """The model's name: lower-case letters, digits, `.`, `_`, `-`."""
     version: Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -163,6 +163,8 @@ class Manifest(Part):
         if not self.states:
             raise ValueError("states must not be empty: a recurrent model has state")
         self._check_vocabularies()
+        if self.format_version < 2 and (self.step.inputs or self.step.outputs):
+            raise ValueError("format_version must be 2 where step.inputs or step.outputs is given")
         if BASE_VARIANT in self.variants:
             raise ValueError(f"variants must not name {BASE_VARIANT}: it is the manifest's own step")
         self._check_graphs("", self.step, self.readout)
@@ -192,7 +194,9 @@ class Manifest(Part):
                 raise ValueError(f"special_tokens.{field} = {token_id} is outside the vocabulary (0 to {size - 1})")
 
     def _check_graphs(self, where: str, step: StepSpec, readout: ReadoutSpec | None) -> None:
-        if (step.tokens is None, step.values is None) != (self.step.tokens is None, self.step.values is None):
+        reads_and_gives = (step.tokens is None, step.values is None, step.inputs, step.outputs)
+        own = self.step
+        if reads_and_gives != (own.tokens is None, own.values is None, own.inputs, own.outputs):
             raise ValueError(f"{where}step must read and give what the manifest's own step does")
         size = self.output_size
         check_is(

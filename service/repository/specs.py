@@ -112,105 +112,7 @@ class EncoderSpec(Part):
     @property
     def feature_size(self) -> int:
         """Numbers in each of the source's vectors; 0 when it is of tokens."""
-        return _last_axis(self.source) if self.source.dtype == "float32" else 0
-
-
-class TopKSpec(Part):
-    """Outputs of the step graph that spare fetching all logits when only the best tokens are asked for."""
-
-    k: TensorSpec
-    """Input: how many tokens, int64 [1]. Its default in the graph is 0: empty outputs that cost nothing."""
-    log_probabilities: TensorSpec
-    """Natural log-probabilities of the k most likely tokens, most likely first, float32 [batch, time, k]."""
-    token_ids: TensorSpec
-    """Their ids, int64 [batch, time, k]; of equally likely ones the lowest first."""
-
-    @model_validator(mode="after")
-    def _is_told_as_promised(self) -> Self:
-        check_is("step.top_k.k", self.k, "int64", (1,))
-        check_is("step.top_k.log_probabilities", self.log_probabilities, "float32", ("batch", "time", "k"))
-        check_is("step.top_k.token_ids", self.token_ids, "int64", ("batch", "time", "k"))
-        return self
-
-
-class StepSpec(Part):
-    """The graph that advances a ragged batch of sessions by one step or a chunk of them.
-
-    A step consumes a token or a vector of features, and gives logits over a vocabulary or plain values. ONNX Runtime
-    runs the whole graph whatever is fetched: of the heads only `top_k` can be left out of a run.
-    """
-
-    file: FileName
-    """The ONNX file in the bundle."""
-    tokens: TensorSpec | None = None
-    """Token ids, int64 [batch, time]; or else there are `features`."""
-    features: TensorSpec | None = None
-    """Vectors of features, float32 [batch, time, features]."""
-    lengths: TensorSpec | None = None
-    """Steps in each row, int64 [batch], 1 or more. None: the graph takes one step a row, and `max_chunk` is 1."""
-    logits: TensorSpec | None = None
-    """Unnormalised log-probabilities of the token after each, or of its tag, float32 [batch, time, vocabulary]; or else
-    there are `values`."""
-    values: TensorSpec | None = None
-    """What the model gives after each, float32 [batch, time, values]."""
-    feeds_back: bool = False
-    """Whether `values` are the features of the next step: then the model can go on by itself."""
-    constants: tuple[ConstantSpec, ...] = ()
-    """Inputs that are the same in every run."""
-    next_token: TensorSpec | None = None
-    """The most likely token after each, int64 [batch, time]; of equally likely ones the lowest id. None: not given."""
-    top_k: TopKSpec | None = None
-    """The most likely tokens after each. None: not given."""
-    max_chunk: Annotated[int, Field(ge=1)] | None = None
-    """The most steps of a row in one run. None: any number; 1: `time` is always 1."""
-    max_rows: Annotated[int, Field(ge=1, le=1)] | None = None
-    """The most rows in one run. None: any number; 1: the graph's batch axis is fixed, and rows are run one by one."""
-
-    @model_validator(mode="after")
-    def _is_fed_as_promised(self) -> Self:
-        if (self.tokens is None) == (self.features is None):
-            raise ValueError("step.tokens or step.features must be given, and not both")
-        if (self.logits is None) == (self.values is None):
-            raise ValueError("step.logits or step.values must be given, and not both")
-        for field, tensor in (("tokens", self.tokens), ("next_token", self.next_token)):
-            if tensor is not None:
-                check_is(f"step.{field}", tensor, "int64", ("batch", "time"))
-        for field, tensor in (("features", self.features), ("values", self.values)):
-            if tensor is not None:
-                check_is(f"step.{field}", tensor, "float32", ("batch", "time", _last_axis(tensor)))
-        if self.values is not None and (self.next_token or self.top_k):
-            raise ValueError("step.next_token and step.top_k go with step.logits alone")
-        if self.feeds_back and (not self.feature_size or self.feature_size != self.value_size):
-            raise ValueError("step.feeds_back needs values that are as many as the features")
-        if self.lengths is None and self.max_chunk != 1:
-            raise ValueError("step.max_chunk must be 1 when step.lengths is not given")
-        if self.lengths is not None:
-            check_is("step.lengths", self.lengths, "int64", ("batch",))
-        return self
-
-    @property
-    def input(self) -> TensorSpec:
-        """The tokens or the features."""
-        found = self.features if self.tokens is None else self.tokens
-        assert found is not None  # noqa: S101  # one of them is given
-        return found
-
-    @property
-    def output(self) -> TensorSpec:
-        """The logits or the values."""
-        found = self.values if self.logits is None else self.logits
-        assert found is not None  # noqa: S101  # one of them is given
-        return found
-
-    @property
-    def feature_size(self) -> int:
-        """Numbers in each vector that a step consumes; 0 when it is tokens."""
-        return 0 if self.features is None else _last_axis(self.features)
-
-    @property
-    def value_size(self) -> int:
-        """Values that a step gives; 0 when it is logits."""
-        return 0 if self.values is None else _last_axis(self.values)
+        return last_axis(self.source) if self.source.dtype == "float32" else 0
 
 
 class ReadoutSpec(Part):
@@ -280,7 +182,7 @@ def check_is(field: str, tensor: TensorSpec, dtype: Dtype, shape: tuple[Axis | i
         raise ValueError(f"{field} must be {dtype} {list(shape)}, not {tensor.dtype} {list(tensor.shape)}")
 
 
-def _last_axis(tensor: TensorSpec) -> int:
-    """Its size; 0 when it has no fixed one."""
+def last_axis(tensor: TensorSpec) -> int:
+    """The size of a tensor's last axis; 0 when it has no fixed one."""
     last = tensor.shape[-1] if tensor.shape else 0
     return last if isinstance(last, int) else 0

@@ -17,7 +17,12 @@ from tests import domain
 
 CHANGES: list[tuple[str, dict[str, Any], str]] = [
     # (what is wrong, what is changed by path, how the refusal reads)
-    ("a format of the future", {"format_version": 2}, "format_version: Input should be 1"),
+    ("a format of the future", {"format_version": 3}, "format_version: Input should be 1 or 2"),
+    (
+        "names of tokens",
+        {"format_version": 2, "step.inputs": [{"name": "x"}]},
+        "step.inputs must have 0 numbers in all, as the vectors that they are parts of",
+    ),
     ("a name in upper case", {"model": "G2P"}, "model: String should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$'"),
     ("a name with a folder", {"model": "a/b"}, "model: String should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$'"),
     ("a name too long", {"model": "a" * 65}, "model: String should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$'"),
@@ -208,9 +213,9 @@ def whole() -> Manifest:
     return domain.manifest(contexts=(domain.context("memory"),), has_encoder=True)
 
 
-def changed(changes: dict[str, Any]) -> dict[str, Any]:
-    """The whole manifest as JSON has it, with what lies at each path set to something else."""
-    values = copy.deepcopy(whole().model_dump(mode="json"))
+def changed(changes: dict[str, Any], of: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The whole manifest as JSON has it, or another, with what lies at each path set to something else."""
+    values = copy.deepcopy(whole().model_dump(mode="json") if of is None else of)
     for path, value in changes.items():
         *parents, last = path.split(".")
         part: Any = values
@@ -218,6 +223,57 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
             part = part[int(name)] if isinstance(part, list) else part[name]
         part[last] = value
     return values
+
+
+NAMED: dict[str, Any] = {
+    "model": "named",
+    "version": 1,
+    "description": "",
+    "format_version": 2,
+    "step": {
+        "file": "step.onnx",
+        "features": {"name": "x", "dtype": "float32", "shape": ["batch", "time", 5]},
+        "values": {"name": "y", "dtype": "float32", "shape": ["batch", "time", 3]},
+        "inputs": [{"name": "seen", "shape": [4]}, {"name": "rate"}],
+        "outputs": [{"name": "action", "shape": [2]}, {"name": "count", "dtype": "int64", "shape": [1]}],
+        "max_chunk": 1,
+    },
+    "states": [{"name": "h", "input": {"name": "h", "dtype": "float32", "shape": ["batch", 2]}, "output": "hn"}],
+    "max_tokens": 1,
+    "digests": {"step.onnx": "0" * 64},
+    "exported_with": {},
+    "parity": {"tolerance": 0.0, "max_abs_error": {}, "num_rows": 0},
+    "evaluation": {},
+}
+
+
+def test_the_parts_of_vectors_may_have_names() -> None:
+    manifest = Manifest.model_validate(NAMED)
+    assert [port.size for port in (*manifest.step.inputs, *manifest.step.outputs)] == [4, 1, 2, 1]
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 1}, "format_version must be 2 where step.inputs or step.outputs is given"),
+        ({"step.inputs.0.shape": [5]}, "step.inputs must have 5 numbers in all"),
+        ({"step.outputs.1.name": "action"}, "step.outputs must have names of their own"),
+        ({"step.outputs.1.name": "a b"}, "step.outputs.1.name: String should match pattern"),
+    ],
+)
+def test_names_that_are_not_of_the_whole_vectors_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        Manifest.model_validate(changed(changes, of=NAMED))
+    told = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in refusal.value.errors()]
+    assert any(message in line for line in told), told
+
+
+def test_a_manifest_without_names_is_one_that_servers_before_can_read() -> None:
+    step = {name: value for name, value in NAMED["step"].items() if name not in ("inputs", "outputs")}
+    written = Manifest.model_validate(NAMED | {"step": step, "format_version": 1}).model_dump(mode="json")
+    assert "inputs" not in written["step"]
+    assert "outputs" not in written["step"]
 
 
 @pytest.mark.parametrize(("changes", "message"), [change[1:] for change in CHANGES], ids=[c[0] for c in CHANGES])

@@ -1,0 +1,83 @@
+"""The named parts of vectors: put together to be sent, and taken apart when they are answered. Without NumPy."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from carousel._tensors import Features
+from carousel.errors import InvalidArgumentError
+from carousel.v1 import inference_pb2 as pb
+from carousel.values import Port
+
+Parts: TypeAlias = Mapping[str, Any]
+"""The parts of vectors by name, each [steps, ...], or of one step [...]: nested sequences of numbers, arrays such as
+NumPy's, or single numbers."""
+
+
+def ports(messages: Iterable[pb.Port]) -> tuple[Port, ...]:
+    """In their order."""
+    return tuple(Port(one.name, one.dtype, tuple(one.shape)) for one in messages)
+
+
+def joined(parts: Parts, inputs: Sequence[Port], field: str) -> Features:
+    """The vectors, [steps, features], that have these parts. Raises InvalidArgumentError that names the part."""
+    if not inputs:
+        raise InvalidArgumentError(f"{field} has names, and the model's inputs have none: give vectors", field=field)
+    unknown = [name for name in parts if name not in {port.name for port in inputs}]
+    missing = [port.name for port in inputs if port.name not in parts]
+    if unknown or missing:
+        expected = ", ".join(port.name for port in inputs)
+        wrong = f"no {missing[0]!r}" if missing else repr(unknown[0])
+        raise InvalidArgumentError(f"{field} has {wrong}: the model reads {expected}", field=field)
+    columns = [_numbers(parts[port.name], port, field) for port in inputs]
+    counts = [len(numbers) // port.size for numbers, port in zip(columns, inputs, strict=True)]
+    if len(set(counts)) > 1:
+        told = ", ".join(f"{count} of {port.name}" for count, port in zip(counts, inputs, strict=True))
+        raise InvalidArgumentError(f"{field} has different numbers of steps: {told}", field=field)
+    return [
+        [number for numbers, port in zip(columns, inputs, strict=True) for number in _step(numbers, port.size, step)]
+        for step in range(counts[0])
+    ]
+
+
+def taken_apart(values: Sequence[float], outputs: Sequence[Port]) -> dict[str, tuple[float, ...]]:
+    """The numbers of each part by name, of one step or of several after each other; empty for a model without names."""
+    width = sum(port.size for port in outputs)
+    found: dict[str, tuple[float, ...]] = {}
+    begin = 0
+    for port in outputs:
+        rows = range(begin, len(values), width)
+        found[port.name] = tuple(number for row in rows for number in values[row : row + port.size])
+        begin += port.size
+    return found
+
+
+def _step(numbers: Sequence[float], size: int, step: int) -> Sequence[float]:
+    return numbers[step * size : (step + 1) * size]
+
+
+def _numbers(value: Any, port: Port, field: str) -> array[float]:
+    if hasattr(value, "shape"):
+        value = memoryview(value).tolist()
+    try:
+        numbers = array("f", _flat(value))
+    except (TypeError, OverflowError):
+        raise _malformed(value, port, field) from None
+    if not numbers or len(numbers) % port.size:
+        raise _malformed(value, port, field)
+    return numbers
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        for one in value:
+            yield from _flat(one)
+    else:
+        yield value  # array('f') refuses what is no number
+
+
+def _malformed(value: object, port: Port, field: str) -> InvalidArgumentError:
+    shape = ", ".join(map(str, ("steps", *port.shape)))
+    return InvalidArgumentError(f"{field}[{port.name!r}] must be numbers, [{shape}], not {value!r:.60}", field=field)

@@ -1,0 +1,189 @@
+"""A file's graph between what brings a step into its form and what brings it out of it.
+
+The step reads one vector, which has the numbers of each of the file's inputs after those of the one before, and gives
+one, likewise. A window, and whether a session has begun, are states of the graph: whatever resumes, rewinds or forks a
+session does the same to them. Everything is of operators that every opset from 7 on has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from export.errors import ExportError
+from export.foreign.axes import Tensor
+from export.foreign.reading import Reading, StepInput, StepOutput
+from export.interface import Interface
+from export.surgery import Writer
+from service.repository.manifest import Dtype, StateSpec, TensorSpec
+
+_ELEMENT_TYPES: dict[Dtype, int] = {
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+    "float16": TensorProto.FLOAT16,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+    "bool": TensorProto.BOOL,
+}
+_STARTED, _NEXT_STARTED = "carousel/started", "carousel/next_started"
+
+
+def states_of(reading: Reading) -> tuple[StateSpec, ...]:
+    """The states of the wrapped graph: the file's, then the windows, then whether a session has begun."""
+    states = [
+        StateSpec(
+            name=plain_name(state.input.name),
+            input=TensorSpec(
+                name=state.input.name,
+                dtype=state.input.dtype,
+                shape=(*state.shape[: state.batch_axis], "batch", *state.shape[state.batch_axis + 1 :]),
+            ),
+            output=state.output,
+        )
+        for state in reading.states
+    ]
+    for part in reading.inputs:
+        if part.window:
+            tensor = TensorSpec(name=_window(part), dtype="float32", shape=("batch", part.window))
+            name = f"window.{plain_name(part.tensor.name)}"
+            states.append(StateSpec(name=name, input=tensor, output=f"{_window(part)}/next"))
+    if reading.start is not None:
+        tensor = TensorSpec(name=_STARTED, dtype="float32", shape=("batch", 1))
+        states.append(StateSpec(name="started", input=tensor, output=_NEXT_STARTED))
+    return tuple(states)
+
+
+def wrap(
+    model: onnx.ModelProto, reading: Reading, interface: Interface, sizes: Sequence[int], *, takes_logarithms: bool
+) -> bytes:
+    """sizes: numbers of each output; takes_logarithms: of the outputs, which are probabilities. Raises ExportError."""
+    wrapped = onnx.ModelProto()
+    wrapped.CopyFrom(model)
+    graph, step = wrapped.graph, interface.step
+    rows: int | str = "batch" if step.max_rows is None else 1
+    writer = Writer(graph, "carousel/")
+    nodes = list(graph.node)
+    del graph.node[:]
+    begin = 0
+    for part in reading.inputs:
+        _give(writer, part, step.input, begin, is_whole=len(reading.inputs) == 1)
+        begin += part.size
+    for name in reading.repeated:
+        _repeat(writer, name, *reading.constants[name], step.input.name)
+    if reading.start is not None:
+        _start(writer, reading.start)
+    graph.node.extend(nodes)
+    flat = [_take(writer, output, size) for output, size in zip(reading.outputs, sizes, strict=True)]
+    last = flat[0]
+    if len(flat) > 1:
+        last = "carousel/joined"
+        writer.node("Concat", flat, last, axis=2)
+    writer.node("Log" if takes_logarithms else "Identity", [last], step.output.name)
+    _set_values(graph, interface, {part.tensor.name for part in reading.inputs}, rows)
+    try:
+        onnx.checker.check_model(wrapped)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"the file's graph cannot be put between others: {error}") from error
+    return wrapped.SerializeToString(deterministic=True)
+
+
+def _give(writer: Writer, part: StepInput, step_input: TensorSpec, begin: int, *, is_whole: bool) -> None:
+    """An input of the file, of its part of what a step reads."""
+    name, last, dtype = part.tensor.name, step_input.name, step_input.dtype
+    if not is_whole:
+        last = _gathered(writer, f"{name}/part", last, range(begin, begin + part.size), axis=2)
+    if part.window:
+        new = writer.constant(f"{name}/new_shape", np.array([0, part.size], np.int64))
+        writer.node("Reshape", [last, new], f"carousel/{name}/new")
+        last = f"carousel/{name}/whole"
+        writer.node("Concat", [_window(part), f"carousel/{name}/new"], last, axis=1)
+        size = part.size + part.window
+        kept = _gathered(writer, f"{name}/kept", last, range(size - part.window, size), axis=1)
+        writer.node("Identity", [kept], f"{_window(part)}/next")
+    if part.tensor.dtype != dtype:
+        writer.node("Cast", [last], f"carousel/{name}/cast", to=_ELEMENT_TYPES[part.tensor.dtype])
+        last = f"carousel/{name}/cast"
+    rest = [size for place, size in enumerate(part.shape) if place != part.batch_axis]
+    shape = writer.constant(f"{name}/shape", np.array([0, *rest], np.int64))  # 0: as many rows as there are
+    places = list(range(1, len(part.shape)))
+    places.insert(part.batch_axis, 0)  # a row's own axes, with that of the rows among them
+    if places == sorted(places):
+        writer.node("Reshape", [last, shape], name)
+    else:
+        writer.node("Reshape", [last, shape], f"carousel/{name}/rows_first")
+        writer.node("Transpose", [f"carousel/{name}/rows_first"], name, perm=places)
+
+
+def _take(writer: Writer, output: StepOutput, size: int) -> str:
+    """An output of the file as [batch, 1, size] of 32-bit floats; its name."""
+    name, axis, last = output.tensor.name, output.batch_axis, output.tensor.name
+    if axis:
+        ahead = [axis, *(place for place in range(len(output.tensor.shape)) if place != axis)]
+        last = f"carousel/{name}/rows_first"
+        writer.node("Transpose", [name], last, perm=ahead)
+    shape = writer.constant(f"{name}/flat_shape", np.array([0, 1, size], np.int64))
+    writer.node("Reshape", [last, shape], f"carousel/{name}/flat")
+    if output.tensor.dtype == "float32":
+        return f"carousel/{name}/flat"
+    writer.node("Cast", [f"carousel/{name}/flat"], f"carousel/{name}/float", to=TensorProto.FLOAT)
+    return f"carousel/{name}/float"
+
+
+def _repeat(writer: Writer, name: str, tensor: Tensor, values: Sequence[float], step_input: str) -> None:
+    """A constant of one row, once for each row of a step."""
+    shape = [int(axis) for axis in tensor.shape]
+    one = writer.constant(f"constant/{name}", np.array(values, tensor.dtype).reshape(shape))
+    writer.node("Shape", [step_input], f"carousel/shape/{name}")
+    count = _gathered(writer, f"num_rows/{name}", f"carousel/shape/{name}", range(1), axis=0)
+    rest = writer.constant(f"rest/{name}", np.array(shape[1:], np.int64))
+    writer.node("Concat", [count, rest], f"carousel/rows/{name}", axis=0)
+    writer.node("Expand", [one, f"carousel/rows/{name}"], name)
+
+
+def _start(writer: Writer, tensor: Tensor) -> None:
+    """The input that is true at a session's first step: until that, what tells whether it has begun is zero."""
+    writer.node("Cast", [_STARTED], "carousel/has_started", to=TensorProto.BOOL)
+    writer.node("Not", ["carousel/has_started"], "carousel/is_start")
+    writer.node("Cast", ["carousel/is_start"], "carousel/start", to=_ELEMENT_TYPES[tensor.dtype])
+    shape = [-1 if isinstance(axis, str) else axis for axis in tensor.shape]
+    form = writer.constant("start_shape", np.array(shape, np.int64))
+    writer.node("Reshape", ["carousel/start", form], tensor.name)
+    writer.node("Sub", [_STARTED, _STARTED], "carousel/zero")
+    writer.node("Add", ["carousel/zero", writer.constant("one", np.array([1.0], np.float32))], _NEXT_STARTED)
+
+
+def _gathered(writer: Writer, name: str, source: str, places: range, *, axis: int) -> str:
+    """Some elements of a tensor; their name."""
+    index = writer.constant(f"{name}/places", np.array(places, np.int64))
+    writer.node("Gather", [source, index], f"carousel/{name}", axis=axis)
+    return f"carousel/{name}"
+
+
+def _set_values(graph: onnx.GraphProto, interface: Interface, taken: set[str], rows: int | str) -> None:
+    """Declares the inputs and outputs that the manifest names. taken: inputs of the file that are made of a step's."""
+    step = interface.step
+
+    def value(tensor: TensorSpec) -> onnx.ValueInfoProto:
+        shape = [rows if axis == "batch" else 1 if axis == "time" else axis for axis in tensor.shape]
+        return helper.make_tensor_value_info(tensor.name, _ELEMENT_TYPES[tensor.dtype], shape)
+
+    weights = {tensor.name for tensor in graph.initializer}
+    kept = [one for one in graph.input if one.name in weights and one.name not in taken]
+    constants = [TensorSpec(name=one.name, dtype=one.dtype, shape=one.shape) for one in step.constants]
+    del graph.input[:], graph.output[:]
+    graph.input.extend([value(step.input), *(value(state.input) for state in interface.states)])
+    graph.input.extend([*map(value, constants), *kept])
+    graph.output.append(value(step.output))
+    graph.output.extend(value(state.input.model_copy(update={"name": state.output})) for state in interface.states)
+
+
+def _window(part: StepInput) -> str:
+    return f"carousel/window/{part.tensor.name}"
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name as it may be in a manifest."""
+    return "".join(character if character.isalnum() or character in "_.-" else "_" for character in name)
