@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -201,12 +202,13 @@ def write_graphs(  # what a bundle is made of
         variant = make_int8(graphs, interface, options.get("evaluate_int8"))
         variants[INT8] = variant.spec
         files |= variant.files
-    trace = make_trace(graphs.step, interface) if options.get("trace", True) else None
+    of_one_step = dataclasses.replace(interface, step=interface.step.of_one_step)
+    trace = make_trace(graphs.step, of_one_step) if options.get("trace", True) else None
     if trace is not None:
         files[trace.spec.file] = trace.graph
     source, read, target = vocabularies.source, vocabularies.input, vocabularies.target
     manifest = Manifest(
-        format_version=2 if interface.step.inputs or interface.step.outputs else 1,
+        format_version=2 if interface.step.is_new else 1,
         model=options["name"],
         version=options.get("version", 1),
         description=options["description"],
@@ -252,6 +254,8 @@ def _check_vocabulary(side: str, vocabulary: Vocabulary, size: int) -> None:
 
 def _graph_files(graphs: Graphs, interface: Interface) -> dict[str, bytes]:
     files = {interface.step.file: graphs.step}
+    if interface.step.loop is not None and graphs.loop is not None:
+        files[interface.step.loop] = graphs.loop
     if interface.encoder is not None and graphs.encoder is not None:
         files[interface.encoder.file] = graphs.encoder
     if interface.readout is not None and graphs.readout is not None:

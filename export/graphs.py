@@ -29,11 +29,13 @@ _TORCH_DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "int64": to
 
 @dataclass(frozen=True, slots=True)
 class Graphs:
-    """The serialised ONNX graphs of one model; encoder is None for a model without a source, readout without one."""
+    """The serialised ONNX graphs of one model; encoder is None for a model without a source, readout without one.
+    loop: takes several steps of a row, when `step` takes one."""
 
     step: bytes
     encoder: bytes | None = None
     readout: bytes | None = None
+    loop: bytes | None = None
 
 
 def export_graphs(

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+
+_MIN_SHARED_BYTES = 1024
 
 
 class Writer:
@@ -46,3 +48,18 @@ def drop_the_unused(graph: onnx.GraphProto) -> None:
     del graph.node[:], graph.initializer[:]
     graph.node.extend(reversed(kept))
     graph.initializer.extend(weights)
+
+
+def share_weights(graph: onnx.GraphProto, step: bytes, file: str) -> None:
+    """Makes constants that the step graph's file holds too external data in it."""
+    for tensor in graph.initializer:
+        data = numpy_helper.to_array(tensor).tobytes()
+        place = step.find(data) if len(data) >= _MIN_SHARED_BYTES else -1
+        if place < 0:
+            continue
+        tensor.ClearField("raw_data")
+        for name in ("float_data", "int64_data"):
+            tensor.ClearField(name)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", file), ("offset", str(place)), ("length", str(len(data)))):
+            tensor.external_data.add(key=key, value=value)

@@ -17,14 +17,14 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx import TensorProto, helper, version_converter
 
 from export.errors import ExportError
 from export.graphs import Graphs
 from export.interface import Interface
 from export.proofs.runners import OnnxRunner
 from export.proofs.walks import draw_rows
-from export.surgery import drop_the_unused
+from export.surgery import drop_the_unused, share_weights
 from export.unroll import Unroller
 from models.recurrent import ONNX_DOMAIN_VERSION
 from service.repository.manifest import TensorSpec, TraceOutputSpec, TraceSpec
@@ -33,7 +33,6 @@ FILE = "trace.onnx"
 TOLERANCE = 1e-4
 """The largest absolute difference allowed between a state in the trace and the step's own."""
 
-_MIN_SHARED_BYTES = 1024
 _MIN_OPSET = 18
 """Of what is written here; older graphs are converted first."""
 
@@ -77,7 +76,7 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
     _drop_unused_inputs(model.graph)
     onnx.checker.check_model(model, full_check=True)
     spec = TraceSpec(file=FILE, outputs=tuple(outputs))
-    _share_weights(model.graph, step, interface.step.file)
+    share_weights(model.graph, step, interface.step.file)
     graph = model.SerializeToString(deterministic=True)
     _prove(step, graph, spec, interface)
     return Trace(spec, graph)
@@ -99,21 +98,6 @@ def _drop_unused_inputs(graph: onnx.GraphProto) -> None:
     kept = [value for value in graph.input if value.name in used]
     del graph.input[:]
     graph.input.extend(kept)
-
-
-def _share_weights(graph: onnx.GraphProto, step: bytes, file: str) -> None:
-    """Makes constants that the step graph's file holds too external data in it."""
-    for tensor in graph.initializer:
-        data = numpy_helper.to_array(tensor).tobytes()
-        place = step.find(data) if len(data) >= _MIN_SHARED_BYTES else -1
-        if place < 0:
-            continue
-        tensor.ClearField("raw_data")
-        for name in ("float_data", "int64_data"):
-            tensor.ClearField(name)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", file), ("offset", str(place)), ("length", str(len(data)))):
-            tensor.external_data.add(key=key, value=value)
 
 
 def _prove(step: bytes, graph: bytes, spec: TraceSpec, interface: Interface) -> None:

@@ -42,7 +42,7 @@ class ReferenceSession:
 
     def step(self, token: Item) -> FloatArray:
         """Consumes one token, or one vector; returns the logits, or the values, after it, [V]."""
-        spec = self.manifest.step
+        spec = self.manifest.step.of_one_step
         feeds = {
             spec.input.name: np.array([[token]], spec.input.dtype),
             **{one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in spec.constants},

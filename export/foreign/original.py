@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import onnx
@@ -35,6 +36,7 @@ class Original:
         """Whether what `step` returns are the logarithms of what the file gives."""
         self._reading = reading
         self._num_states = len(reading.states)
+        self._output_shapes: list[tuple[int, ...]] = []
         self._constants = {
             name: np.array(values, tensor.dtype).reshape([int(axis) for axis in tensor.shape])
             for name, (tensor, values) in reading.constants.items()
@@ -61,7 +63,8 @@ class Original:
         both = zip([*first[0], *first[1]], [*second[0], *second[1]], strict=True)
         if any(one.tobytes() != other.tobytes() for one, other in both):
             raise ExportError("the file gives something else each time it is run: it draws random numbers")
-        return [tuple(axis for axis in output.shape if axis != 1) for output in first[0]]
+        self._output_shapes = [tuple(axis for axis in output.shape if axis != 1) for output in first[0]]
+        return self._output_shapes
 
     def gives_probabilities(self, vocabulary_size: int | None) -> bool:
         """Whether what it gives, in steps of random inputs, is never below 0, and sums to 1. vocabulary_size: of the
@@ -83,20 +86,23 @@ class Original:
         return None
 
     def step(self, tokens: Array, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
-        """tokens: [B, 1] or [B, 1, F]. See `export.proofs.runners.Runner`."""
+        """tokens: [B, T] or [B, T, F]. Each row is run alone, step by step. See `export.proofs.runners.Runner`."""
         axes = [*(state.batch_axis for state in self._reading.states), *(0 for _ in carried[self._num_states :])]
-        rows: list[Array] = []
+        size = sum(prod(shape) for shape in self._output_shapes)
+        answered = np.zeros((*tokens.shape[:2], size), np.float32)
         following: list[list[Array]] = [[] for _ in axes]
         for row in range(len(tokens)):
             own = [array.take([row], axis=axis) for array, axis in zip(carried, axes, strict=True)]
-            outputs, after = self.run(tokens[row].reshape(-1), own)
-            output = np.concatenate([one.reshape(-1).astype(np.float32) for one in outputs])
-            with np.errstate(divide="ignore"):  # of 0: minus infinity
-                rows.append((np.log(output) if self.takes_logarithms else output).reshape(1, 1, -1))
-            for column, array in zip(following, after, strict=True):
+            for place in range(int(lengths[row])):
+                outputs, own = self.run(tokens[row, place].reshape(-1), own)
+                answered[row, place] = np.concatenate([one.reshape(-1).astype(np.float32) for one in outputs])
+            for column, array in zip(following, own, strict=True):
                 column.append(array)
         joined = [np.concatenate(column, axis=axis) for column, axis in zip(following, axes, strict=True)]
-        return [np.concatenate(rows), *joined]
+        if self.takes_logarithms:
+            with np.errstate(divide="ignore"):  # of 0: minus infinity
+                answered = np.log(answered)
+        return [answered, *joined]
 
     def zeros(self) -> list[Array]:
         """What is carried of one row before its first step: the states, then the windows, then whether it has begun."""

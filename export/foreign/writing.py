@@ -21,6 +21,7 @@ import onnx
 from export.bundle import BundleOptions, Vocabularies, write_graphs
 from export.errors import ExportError, first_line
 from export.foreign.axes import Hints
+from export.foreign.chunks import in_chunks, loop
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
 from export.foreign.reading import Reading, StepInput, read
@@ -30,6 +31,7 @@ from export.interface import Interface
 from export.proofs.invariance import check_invariance
 from export.proofs.parity import measure_parity
 from export.proofs.runners import OnnxRunner
+from export.surgery import share_weights
 from export.trace import make_trace
 from export.vocabulary import Vocabulary
 from service.repository.manifest import ConstantSpec, Parity, PortSpec, SpecialTokens, StepSpec, TensorSpec
@@ -83,15 +85,17 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
     sizes = list(map(prod, shapes))
     graph = wrap(model, reading, interface, sizes, takes_logarithms=original.takes_logarithms)
     interface, parity = _prove(graph, interface, original, notes)
+    one_step = interface
+    graphs, interface, parity = _prove_chunks(graph, interface, original, notes, parity)
     vocabularies = Vocabularies(target=described.vocabulary)
     if described.labels is not None:
         vocabularies = Vocabularies(input=described.vocabulary, target=described.labels)
     elif step.values is not None:
         vocabularies = Vocabularies(input=described.vocabulary)
-    options["trace"] = _can_be_looked_into(graph, interface, notes)
+    options["trace"] = _can_be_looked_into(graph, one_step, notes)
     options["packages"] = ("onnx", "onnxruntime")
     folder = write_graphs(
-        Graphs(step=graph),
+        graphs,
         interface,
         vocabularies,
         described.special_tokens,
@@ -199,6 +203,25 @@ def _prove(graph: bytes, interface: Interface, original: Original, notes: list[s
     parity = measure_parity(runner, original, one_by_one, tolerance=TOLERANCE, reference="the file")
     check_invariance(runner, one_by_one)
     return one_by_one, parity
+
+
+def _prove_chunks(
+    graph: bytes, interface: Interface, original: Original, notes: list[str], parity: Parity
+) -> tuple[Graphs, Interface, Parity]:
+    """The graphs that are served, their interface and parity: with a loop over the proven step, where that holds."""
+    chunked = in_chunks(interface)
+    try:
+        looped = loop(graph, interface)
+        runner = OnnxRunner(Graphs(step=graph, loop=looped), chunked)
+        found = measure_parity(runner, original, chunked, tolerance=TOLERANCE, reference="the file")
+        check_invariance(runner, chunked)
+    except Exception as error:  # ONNX Runtime raises classes of its own
+        notes.append(f"several steps are not one run, because that gives something else: {first_line(error)}")
+        return Graphs(step=graph), interface, parity
+    notes.append("several steps of a session are one run, and have the bits of steps one by one")
+    light = onnx.load_from_string(looped)
+    share_weights(light.graph, graph, interface.step.file)
+    return Graphs(step=graph, loop=light.SerializeToString(deterministic=True)), chunked, found
 
 
 def _can_be_looked_into(graph: bytes, interface: Interface, notes: list[str]) -> bool:

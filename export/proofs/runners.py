@@ -55,6 +55,7 @@ class OnnxRunner:
 
     def __init__(self, graphs: Graphs, interface: Interface) -> None:
         self.step_session = _session(graphs.step)
+        self._loop_session = None if graphs.loop is None else _session(graphs.loop)
         self.encoder_session = None if graphs.encoder is None else _session(graphs.encoder)
         self.readout_session = None if graphs.readout is None else _session(graphs.readout)
         self._interface = interface
@@ -73,25 +74,29 @@ class OnnxRunner:
         interface = self._interface
         outputs = [tensor.name for tensor in (*interface.step_outputs, *interface.head_outputs)]
         feeds: dict[str, Array] = {interface.step.input.name: tokens}
-        if interface.step.lengths is not None:
+        session = self.step_session
+        if interface.step.lengths is not None and (self._loop_session is None or tokens.shape[1] > 1):
             feeds[interface.step.lengths.name] = lengths
+            session = session if self._loop_session is None else self._loop_session
         feeds |= {tensor.name: array for tensor, array in zip(interface.carried_inputs, carried, strict=True)}
         if interface.step.top_k is not None:
             feeds[interface.step.top_k.k.name] = np.array([PROVEN_K], np.int64)
         constants = {one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in interface.step.constants}
         if interface.step.max_rows is None:
-            found: list[Array] = self.step_session.run(outputs, feeds | constants)
+            found: list[Array] = session.run(outputs, feeds | constants)
             return found
-        return self._step_rows(outputs, feeds, constants)
+        return self._step_rows(session, outputs, feeds, constants)
 
-    def _step_rows(self, outputs: list[str], feeds: dict[str, Array], constants: dict[str, Array]) -> list[Array]:
+    def _step_rows(
+        self, session: Any, outputs: list[str], feeds: dict[str, Array], constants: dict[str, Array]
+    ) -> list[Array]:
         """As serving runs a graph that takes one row: row by row."""
         interface = self._interface
         axes = {state.input.name: state.input.shape.index("batch") for state in interface.states}
         along = {state.output: axes[state.input.name] for state in interface.states}
         rows = range(len(feeds[interface.step.input.name]))
         told = [
-            self.step_session.run(
+            session.run(
                 outputs, {name: array.take([row], axis=axes.get(name, 0)) for name, array in feeds.items()} | constants
             )
             for row in rows

@@ -42,12 +42,13 @@ class BundleError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class VariantGraphs:
-    """One way to compute the model's step. readout and readout_spec are None together."""
+    """One way to compute the model's step. readout and readout_spec are None together; loop: see `StepSpec.loop`."""
 
     step: ort.InferenceSession
     step_spec: StepSpec
     readout: ort.InferenceSession | None = None
     readout_spec: ReadoutSpec | None = None
+    loop: ort.InferenceSession | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +189,21 @@ def _load_graph(path: Path, runtime: RuntimeOptions) -> ort.InferenceSession:
 def _load_variant(
     folder: Path, manifest: Manifest, step_spec: StepSpec, readout_spec: ReadoutSpec | None, runtime: RuntimeOptions
 ) -> VariantGraphs:
-    step = _load_graph(folder / step_spec.file, runtime)
-    optional = [] if step_spec.top_k is None else [step_spec.top_k.k]
-    inputs, outputs = _step_inputs(manifest, step_spec), _step_outputs(manifest, step_spec)
-    limits = (step_spec.max_chunk, step_spec.max_rows)
-    _check_graph(step_spec.file, step, inputs, outputs, optional, max_chunk=limits[0], max_rows=limits[1])
+    step = _load_step(folder / step_spec.file, manifest, step_spec.of_one_step, runtime)
+    loop = None if step_spec.loop is None else _load_step(folder / step_spec.loop, manifest, step_spec, runtime)
     if readout_spec is None:
-        return VariantGraphs(step, step_spec)
+        return VariantGraphs(step, step_spec, loop=loop)
     readout = _load_graph(folder / readout_spec.file, runtime)
     _check_graph(readout_spec.file, readout, _readout_inputs(manifest, readout_spec), [readout_spec.logits])
-    return VariantGraphs(step, step_spec, readout, readout_spec)
+    return VariantGraphs(step, step_spec, readout, readout_spec, loop)
+
+
+def _load_step(path: Path, manifest: Manifest, spec: StepSpec, runtime: RuntimeOptions) -> ort.InferenceSession:
+    step = _load_graph(path, runtime)
+    optional = [] if spec.top_k is None else [spec.top_k.k]
+    inputs, outputs = _step_inputs(manifest, spec), _step_outputs(manifest, spec)
+    _check_graph(path.name, step, inputs, outputs, optional, max_chunk=spec.max_chunk, max_rows=spec.max_rows)
+    return step
 
 
 def _step_inputs(manifest: Manifest, step: StepSpec) -> list[TensorSpec]:

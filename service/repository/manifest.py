@@ -109,7 +109,7 @@ class Manifest(Part):
     """What one bundle is and how to run it."""
 
     format_version: Literal[1, 2] = 1
-    """The version of this contract: 2 where the step has named inputs or outputs, which servers before did not know."""
+    """The version of this contract: 2 where a step has inputs, outputs or a loop, which servers before do not know."""
     model: ModelName
     """The model's name: lower-case letters, digits, `.`, `_`, `-`."""
     version: Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -163,8 +163,8 @@ class Manifest(Part):
         if not self.states:
             raise ValueError("states must not be empty: a recurrent model has state")
         self._check_vocabularies()
-        if self.format_version < 2 and (self.step.inputs or self.step.outputs):
-            raise ValueError("format_version must be 2 where step.inputs or step.outputs is given")
+        if self.format_version < 2 and any(step.is_new for step in (self.step, *self._steps_of_variants)):
+            raise ValueError("format_version must be 2 where a step has inputs, outputs or a loop")
         if BASE_VARIANT in self.variants:
             raise ValueError(f"variants must not name {BASE_VARIANT}: it is the manifest's own step")
         self._check_graphs("", self.step, self.readout)
@@ -212,6 +212,10 @@ class Manifest(Part):
                 raise ValueError(f"{where}readout reads {min(unknown)}, which is no state and no context")
 
     @property
+    def _steps_of_variants(self) -> list[StepSpec]:
+        return [variant.step for variant in self.variants.values()]
+
+    @property
     def step_vocabulary(self) -> VocabularySpec | None:
         """The vocabulary of the tokens that steps read; None when they read features."""
         if self.step.tokens is None:
@@ -236,7 +240,8 @@ class Manifest(Part):
         vocabularies = [v.file for v in (self.source_vocabulary, self.input_vocabulary, self.target_vocabulary) if v]
         variants = [part for variant in self.variants.values() for part in (variant.step, variant.readout)]
         graphs = [part.file for part in (self.encoder, self.step, self.readout, self.trace, *variants) if part]
-        return (*graphs, *vocabularies)
+        loops = [step.loop for step in (self.step, *self._steps_of_variants) if step.loop]
+        return (*graphs, *loops, *vocabularies)
 
 
 def sha256_of(path: Path) -> str:

@@ -34,6 +34,10 @@ class TopKSpec(Part):
         return self
 
 
+_NEW = ("inputs", "outputs", "loop")
+"""What format version 1 does not have."""
+
+
 class PortSpec(Part):
     """A named part of a vector: some of its numbers, after those of the parts before it."""
 
@@ -59,6 +63,8 @@ class StepSpec(Part):
 
     file: FileName
     """The ONNX file in the bundle."""
+    loop: FileName | None = None
+    """The ONNX file that takes several steps of a row in one run, when `file` takes one, and no lengths."""
     tokens: TensorSpec | None = None
     """Token ids, int64 [batch, time]; or else there are `features`."""
     features: TensorSpec | None = None
@@ -103,6 +109,8 @@ class StepSpec(Part):
             raise ValueError("step.next_token and step.top_k go with step.logits alone")
         if self.feeds_back and (not self.feature_size or self.feature_size != self.value_size):
             raise ValueError("step.feeds_back needs values that are as many as the features")
+        if self.loop is not None and self.lengths is None:
+            raise ValueError("step.loop needs step.lengths")
         if self.lengths is None and self.max_chunk != 1:
             raise ValueError("step.max_chunk must be 1 when step.lengths is not given")
         if self.lengths is not None:
@@ -125,7 +133,17 @@ class StepSpec(Part):
     def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Servers that know no names read a manifest that has none."""
         found: dict[str, object] = serialize(self)
-        return {name: value for name, value in found.items() if value or name not in ("inputs", "outputs")}
+        return {name: value for name, value in found.items() if value or name not in _NEW}
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has what format version 1 does not have."""
+        return any(getattr(self, name) for name in _NEW)
+
+    @property
+    def of_one_step(self) -> Self:
+        """What `file` is: the step without its loop."""
+        return self if self.loop is None else self.model_copy(update={"lengths": None, "max_chunk": 1, "loop": None})
 
     @property
     def input(self) -> TensorSpec:

@@ -230,3 +230,38 @@ def test_a_file_that_cannot_be_run_says_so_in_a_few_lines(tmp_path: Path, capfd:
     assert "nothing was written: the file cannot be run on x float32" in told
     assert "[E:onnxruntime" not in told
     assert told.count("\n") <= 10
+
+
+def test_several_steps_are_one_run_of_a_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Proven to have the bits of steps one by one, for ragged rows; its weights are those of the step's own file."""
+    folder = export(plain(tmp_path / "plain.onnx"), tmp_path / "repository")
+    assert "several steps of a session are one run, and have the bits of steps one by one" in capsys.readouterr().out
+    manifest = manifest_of(folder)
+    assert (manifest.format_version, manifest.step.loop, manifest.step.max_chunk) == (2, "loop.onnx", None)
+    bundle = load_bundle(folder)
+    loop, lengths = bundle.variants["fp32"].loop, np.array([3, 5, 1], np.int64)
+    assert loop is not None
+    steps = frames(15, FEATURES).reshape(3, 5, FEATURES)
+    zeros = {name: np.zeros((1, 3, SIZE), np.float32) for name in ("h", "c")}
+    found, *states = loop.run(
+        ["carousel/output", "hn", "cn"], {"carousel/input": steps, "carousel/lengths": lengths, **zeros}
+    )
+    for row, length in enumerate(lengths):
+        alone = Alone(tmp_path / "plain.onnx", {"h": "hn", "c": "cn"})
+        for place in range(length):
+            expected = alone.step("y", x=steps[row, place].reshape(1, 1, -1))
+            assert found[row, place].tobytes() == expected.tobytes()
+        for state, name in zip(states, ("h", "c"), strict=True):
+            assert state[:, row].tobytes() == alone._now[name][:, 0].tobytes(), "past its length a row keeps its state"
+
+
+def test_a_file_that_is_too_old_for_a_loop_takes_one_step_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names"
+    names.write_text("<s>\n</s>\na\nb\nc\nd\n")
+    file = foreign.time_first_tokens(tmp_path / "lm.onnx", opset=10)
+    folder = export(file, tmp_path / "repository", "--vocabulary", str(names))
+    assert "several steps are not one run" in capsys.readouterr().out
+    manifest = manifest_of(folder)
+    assert (manifest.format_version, manifest.step.loop, manifest.step.max_chunk) == (1, None, 1)
