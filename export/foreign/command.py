@@ -21,6 +21,8 @@ def run(parsed: argparse.Namespace) -> Path:
         batch_axes=dict(parsed.batch_axis),
         input=parsed.input,
         output=parsed.output,
+        force_state=parsed.force_state,
+        expose_state=parsed.expose_state,
     )
     described = Described(
         vocabulary=_vocabulary(parsed.vocabulary, parsed.tokenizer),

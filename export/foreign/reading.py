@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto
 
 from export.errors import ExportError
+from export.foreign.pairing import pair_states
 from service.repository.manifest import Dtype
 
 MIN_OPSET = 7
@@ -24,11 +25,6 @@ _DTYPES: dict[int, Dtype] = {
     TensorProto.INT32: "int32",
     TensorProto.BOOL: "bool",
 }
-_AFFIXES = re.compile(
-    r"^(?:next|new|out|outputs?|updated|final|last|initial|init|prev|previous|past|present|in|inputs?)_"
-    r"|_(?:next|new|out|outputs?|updated|final|last|initial|init|prev|previous|past|present|in|inputs?)$"
-    r"|_?[n0t]$"
-)
 _BATCH_NAMES = re.compile(r"^(?:b|n|batch(?:_?size)?|bs|num_batch(?:es)?|batch_?dim)$", re.IGNORECASE)
 
 
@@ -47,7 +43,8 @@ class Tensor:
 @dataclass(frozen=True, slots=True)
 class Hints:
     """What is told by flags. states: outputs by input; constants: values by input, as text; axes: sizes by the name of
-    an axis; batch_axes: by tensor."""
+    an axis; batch_axes: by tensor; force_state: take pairs that contradict the graph; expose_state: make the states of
+    recurrent nodes inputs and outputs."""
 
     states: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -55,6 +52,8 @@ class Hints:
     batch_axes: Mapping[str, int] = field(default_factory=dict)
     input: str | None = None
     output: str | None = None
+    force_state: bool = False
+    expose_state: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,7 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
             if name not in known:
                 raise ExportError(f"{flag} names {name}, and the file has {_listed(known.values())}")
     notes: list[str] = []
-    pairs = _pairs(inputs, outputs, hints, notes)
+    pairs = pair_states(model, inputs, outputs, hints, notes)
     constants = _constants(inputs, pairs, hints)
     source = _step_input(inputs, pairs, constants, hints)
     output = _step_output(outputs, pairs, hints)
@@ -146,39 +145,6 @@ def _tensor(value: onnx.ValueInfoProto, hints: Hints) -> Tensor:
         name = axis.dim_param or f"{value.name}.{place}"
         shape.append(axis.dim_value if axis.HasField("dim_value") else hints.axes.get(name, name))
     return Tensor(value.name, dtype, tuple(shape))
-
-
-def _pairs(
-    inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], hints: Hints, notes: list[str]
-) -> dict[str, str]:
-    """State outputs by state input: those told, then those that are of one shape and of kindred names."""
-    pairs = dict(hints.states)
-    taken = {*pairs.values(), hints.output}
-    for name, tensor in inputs.items():
-        if name in pairs or name in hints.constants or name == hints.input:
-            continue
-        kindred = [
-            other.name
-            for other in outputs.values()
-            if other.name not in taken and _may_be(tensor, other) and _stem(other.name) == _stem(name)
-        ]
-        if len(kindred) == 1:
-            pairs[name] = kindred[0]
-            taken.add(kindred[0])
-            notes.append(f"state {name} = {kindred[0]}: of one shape, and of kindred names")
-    if not pairs:
-        alike = [
-            f"--state {one.name}={other.name}"
-            for one in inputs.values()
-            for other in outputs.values()
-            if _may_be(one, other) and len(one.shape) > 1
-        ]
-        told = f"; of one shape are: {' '.join(alike)}" if alike else ""
-        raise ExportError(
-            f"no state was found: give each pair with --state INPUT=OUTPUT. Inputs: {_listed(inputs.values())}."
-            f" Outputs: {_listed(outputs.values())}{told}"
-        )
-    return pairs
 
 
 def _constants(
@@ -283,27 +249,6 @@ def _size(tensor: Tensor, place: int) -> int:
     if isinstance(axis, int):
         return axis
     raise ExportError(f"how long is the axis {axis} of {tensor}? Say with --axis {axis}=SIZE")
-
-
-def _may_be(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors may be one state before and after: of one type, and of one shape as far as it is known."""
-    if one.dtype != other.dtype:
-        return False
-    is_unknown = not other.shape  # some exporters leave out the shapes of outputs
-    if is_unknown:
-        return bool(one.shape)
-    return len(one.shape) == len(other.shape) and all(
-        left == right or isinstance(left, str) or isinstance(right, str)
-        for left, right in zip(one.shape, other.shape, strict=True)
-    )
-
-
-def _stem(name: str) -> str:
-    """A name without what tells before from after."""
-    stem = re.sub(r"[.:/]", "_", name.lower()).strip("_")
-    while (shorter := _AFFIXES.sub("", stem).strip("_")) and shorter != stem:
-        stem = shorter
-    return stem
 
 
 def _listed(tensors: object) -> str:

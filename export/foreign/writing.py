@@ -21,8 +21,10 @@ from onnx import TensorProto, helper
 
 from export.bundle import BundleOptions, Vocabularies, write_graphs
 from export.errors import ExportError
+from export.foreign.exposing import expose_states
 from export.foreign.original import Original
 from export.foreign.reading import Hints, Reading, read
+from export.foreign.unkept import forced
 from export.graphs import Graphs
 from export.interface import Interface
 from export.proofs.invariance import check_invariance
@@ -77,8 +79,10 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
         onnx.checker.check_model(model)
     except Exception as error:  # onnx and protobuf raise classes of their own
         raise ExportError(f"{file} is not an ONNX model: {error}") from error
+    model, exposed = expose_states(model, hints)
     reading = read(model, hints)
-    notes = list(reading.notes)
+    notes = [*exposed, *reading.notes]
+    options["description"] += forced(notes)
     original = Original(model, reading)
     num_outputs = original.num_outputs()
     step = _step_spec(reading, described, num_outputs)
