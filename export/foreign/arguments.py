@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 ONNX_HELP = """An ONNX file that somebody else exported: a graph that takes one step and gives the state after it.
-States are found by pairs of one shape and of kindred names, such as h0 and hn; what cannot be found is told."""
+States are found in the graph, and names such as h0 and hn break ties; what cannot be found is told."""
 ONNX_EPILOG = """For example: python -m export onnx vad.onnx --name vad --to my_repository --state state=stateN
 --constant sr=16000 --axis samples=512"""
 
@@ -16,6 +16,14 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the .onnx file")
     parser.add_argument(
         "--state", type=_pair, action="append", default=[], metavar="IN=OUT", help="a state's input and its output"
+    )
+    parser.add_argument(
+        "--force-state", action="store_true", help="take pairs of --state, and lost states, that the graph contradicts"
+    )
+    parser.add_argument(
+        "--expose-state",
+        action="store_true",
+        help="make the states of LSTM, GRU and RNN nodes inputs and outputs, where the file has none",
     )
     parser.add_argument(
         "--constant",

@@ -7,10 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
+from onnx import TensorProto
 
 from export.errors import ExportError
 from service.repository.manifest import Dtype
 
+_DTYPES: dict[int, Dtype] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.INT64: "int64",
+    TensorProto.INT32: "int32",
+    TensorProto.BOOL: "bool",
+}
 _BATCH_NAMES = re.compile(r"^(?:b|n|batch(?:_?size)?|bs|num_batch(?:es)?|batch_?dim)$", re.IGNORECASE)
 _TIME_NAMES = re.compile(
     r"^(?:t|l|time|(?:seq|sequence)(?:_?len(?:gth)?)?|(?:time_?)?steps?|frames?|length)$", re.IGNORECASE
@@ -33,7 +42,8 @@ class Tensor:
 class Hints:
     """What is told by flags. states: outputs by input; constants: values by input, as text; axes: sizes by the name of
     an axis; batch_axes: by tensor; inputs, outputs: those of the step, in their order; windows: lengths by input;
-    start: the input that is true at a session's first step."""
+    start: the input that is true at a session's first step; force_state: take pairs that contradict the graph;
+    expose_state: make the states of recurrent nodes inputs and outputs."""
 
     states: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -43,6 +53,22 @@ class Hints:
     outputs: Sequence[str] = ()
     windows: Mapping[str, int] = field(default_factory=dict)
     start: str | None = None
+    force_state: bool = False
+    expose_state: bool = False
+
+
+def tensor_of(value: onnx.ValueInfoProto, hints: Hints) -> Tensor:
+    """What a file declares. Raises ExportError for a type that is not served."""
+    kind = value.type.tensor_type
+    dtype = _DTYPES.get(kind.elem_type)
+    if dtype is None:
+        name = TensorProto.DataType.Name(kind.elem_type)
+        raise ExportError(f"{value.name} is of {name}: only {', '.join(sorted(_DTYPES.values()))} are served")
+    shape: list[int | str] = []
+    for place, axis in enumerate(kind.shape.dim):
+        name = axis.dim_param or f"{value.name}.{place}"
+        shape.append(axis.dim_value if axis.HasField("dim_value") else hints.axes.get(name, name))
+    return Tensor(value.name, dtype, tuple(shape))
 
 
 def check_axes(model: onnx.ModelProto, hints: Hints) -> None:
@@ -77,8 +103,11 @@ def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> st
         return likely[0]
     if source.shape and source.shape[0] == 1:
         return 1
-    if source.shape and isinstance(source.shape[0], str) and not _TIME_NAMES.match(source.shape[0]):
-        return source.shape[0]
+    first = source.shape[0] if source.shape else None
+    if isinstance(first, str) and not _TIME_NAMES.match(first):
+        return first
+    if isinstance(first, str) and source.shape[1:].count(1) == 1:
+        return 1
     raise ExportError(f"which axis of {source} counts rows? Say with --batch-axis {source.name}=PLACE, counted from 0")
 
 

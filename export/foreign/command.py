@@ -24,6 +24,8 @@ def run(parsed: argparse.Namespace) -> Path:
         outputs=parsed.output,
         windows=dict(parsed.window),
         start=parsed.start,
+        force_state=parsed.force_state,
+        expose_state=parsed.expose_state,
     )
     described = Described(
         vocabulary=_vocabulary(parsed.vocabulary, parsed.tokenizer),

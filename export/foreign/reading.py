@@ -4,14 +4,12 @@ constant, which axis counts rows. Found where it can be, told by flags where it 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 
 import onnx
-from onnx import TensorProto
 
 from export.errors import ExportError
 from export.foreign.axes import (
@@ -24,24 +22,11 @@ from export.foreign.axes import (
     is_time,
     size_of,
     state_batch_axis,
+    tensor_of,
 )
-from service.repository.manifest import Dtype
+from export.foreign.pairing import pair_states
 
 MIN_OPSET = 7
-
-_DTYPES: dict[int, Dtype] = {
-    TensorProto.FLOAT: "float32",
-    TensorProto.DOUBLE: "float64",
-    TensorProto.FLOAT16: "float16",
-    TensorProto.INT64: "int64",
-    TensorProto.INT32: "int32",
-    TensorProto.BOOL: "bool",
-}
-_AFFIXES = re.compile(
-    r"^(?:next|new|out|outputs?|updated|final|last|initial|init|prev|previous|past|present|in|inputs?)_"
-    r"|_(?:next|new|out|outputs?|updated|final|last|initial|init|prev|previous|past|present|in|inputs?)$"
-    r"|_?[n0t]$"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +91,8 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
     if opset < MIN_OPSET:
         raise ExportError(f"the file has opset {opset}, and {MIN_OPSET} or later is needed: convert it first")
     weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = {one.name: _tensor(one, hints) for one in model.graph.input if one.name not in weights}
-    outputs = {one.name: _tensor(one, hints) for one in model.graph.output}
+    inputs = {one.name: tensor_of(one, hints) for one in model.graph.input if one.name not in weights}
+    outputs = {one.name: tensor_of(one, hints) for one in model.graph.output}
     for flag, names, known in (
         ("--state", hints.states, inputs),
         ("--state", hints.states.values(), outputs),
@@ -123,7 +108,7 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
                 raise ExportError(f"{flag} names {name}, and the file has {_listed(known.values())}")
     check_axes(model, hints)
     notes: list[str] = []
-    pairs = _pairs(inputs, outputs, hints, notes)
+    pairs = pair_states(model, inputs, outputs, hints, notes)
     constants = _constants(inputs, pairs, hints)
     sources = _step_inputs(inputs, {*pairs, *constants, *([hints.start] if hints.start else [])}, hints)
     given = _step_outputs(outputs, pairs, hints)
@@ -162,52 +147,6 @@ def _step_input(source: Tensor, batch: str | int, hints: Hints) -> StepInput:
             f" time, and shorter than that, and {source} is run as {list(shape)}"
         )
     return StepInput(source, axis, shape, time_axes, window)
-
-
-def _tensor(value: onnx.ValueInfoProto, hints: Hints) -> Tensor:
-    kind = value.type.tensor_type
-    dtype = _DTYPES.get(kind.elem_type)
-    if dtype is None:
-        name = TensorProto.DataType.Name(kind.elem_type)
-        raise ExportError(f"{value.name} is of {name}: only {', '.join(sorted(_DTYPES.values()))} are served")
-    shape: list[int | str] = []
-    for place, axis in enumerate(kind.shape.dim):
-        name = axis.dim_param or f"{value.name}.{place}"
-        shape.append(axis.dim_value if axis.HasField("dim_value") else hints.axes.get(name, name))
-    return Tensor(value.name, dtype, tuple(shape))
-
-
-def _pairs(
-    inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], hints: Hints, notes: list[str]
-) -> dict[str, str]:
-    """State outputs by state input: those told, then those that are of one shape and of kindred names."""
-    pairs = dict(hints.states)
-    taken = {*pairs.values(), *hints.outputs}
-    for name, tensor in inputs.items():
-        if name in pairs or name in hints.constants or name in hints.inputs or name == hints.start:
-            continue
-        kindred = [
-            other.name
-            for other in outputs.values()
-            if other.name not in taken and _may_be(tensor, other) and _stem(other.name) == _stem(name)
-        ]
-        if len(kindred) == 1:
-            pairs[name] = kindred[0]
-            taken.add(kindred[0])
-            notes.append(f"state {name} = {kindred[0]}: of one shape, and of kindred names")
-    if not pairs:
-        alike = [
-            f"--state {one.name}={other.name}"
-            for one in inputs.values()
-            for other in outputs.values()
-            if _may_be(one, other) and len(one.shape) > 1
-        ]
-        told = f"; of one shape are: {' '.join(alike)}" if alike else ""
-        raise ExportError(
-            f"no state was found: give each pair with --state INPUT=OUTPUT. Inputs: {_listed(inputs.values())}."
-            f" Outputs: {_listed(outputs.values())}{told}"
-        )
-    return pairs
 
 
 def _constants(
@@ -272,27 +211,6 @@ def _step_outputs(outputs: Mapping[str, Tensor], pairs: Mapping[str, str], hints
 
 def _left_out(outputs: Mapping[str, Tensor], pairs: Mapping[str, str], given: Sequence[Tensor]) -> list[str]:
     return [name for name in outputs if name not in pairs.values() and name not in {one.name for one in given}]
-
-
-def _may_be(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors may be one state before and after: of one type, and of one shape as far as it is known."""
-    if one.dtype != other.dtype:
-        return False
-    is_unknown = not other.shape  # some exporters leave out the shapes of outputs
-    if is_unknown:
-        return bool(one.shape)
-    return len(one.shape) == len(other.shape) and all(
-        left == right or isinstance(left, str) or isinstance(right, str)
-        for left, right in zip(one.shape, other.shape, strict=True)
-    )
-
-
-def _stem(name: str) -> str:
-    """A name without what tells before from after."""
-    stem = re.sub(r"[.:/]", "_", name.lower()).strip("_")
-    while (shorter := _AFFIXES.sub("", stem).strip("_")) and shorter != stem:
-        stem = shorter
-    return stem
 
 
 def _listed(tensors: object) -> str:

@@ -22,9 +22,11 @@ from export.bundle import BundleOptions, Vocabularies, write_graphs
 from export.errors import ExportError, first_line
 from export.foreign.axes import Hints
 from export.foreign.chunks import in_chunks, loop
+from export.foreign.exposing import expose_states
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
 from export.foreign.reading import Reading, StepInput, read
+from export.foreign.unkept import forced
 from export.foreign.wrapping import plain_name, states_of, wrap
 from export.graphs import Graphs
 from export.interface import Interface
@@ -65,9 +67,10 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
 
     Raises ExportError that names the flag that helps, and as that does.
     """
-    model = _load(file)
+    model, exposed = expose_states(_load(file), hints)
     reading = read(model, hints)
-    notes = list(reading.notes)
+    notes = [*exposed, *reading.notes]
+    options["description"] += forced(notes)
     if reading.fixed_batch not in (None, 1):
         notes.append(f"its batch is declared as {reading.fixed_batch} rows, and is taken to be any number")
         _free_rows(model, reading)

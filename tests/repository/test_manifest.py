@@ -256,9 +256,10 @@ def test_the_parts_of_vectors_may_have_names() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "format_version must be 2 where step.inputs or step.outputs is given"),
+        ({"format_version": 1}, "format_version must be 2 where a step has inputs, outputs or a loop"),
         ({"step.inputs.0.shape": [5]}, "step.inputs must have 5 numbers in all"),
         ({"step.outputs.1.name": "action"}, "step.outputs must have names of their own"),
+        ({"step.loop": "loop.onnx"}, "step.loop needs step.lengths"),
         ({"step.outputs.1.name": "a b"}, "step.outputs.1.name: String should match pattern"),
     ],
 )

@@ -1,0 +1,220 @@
+"""Which state input belongs to which state output of an ONNX file, found by following its graph.
+
+1. A recurrent node says it: what becomes its first hidden or cell state belongs to what becomes of its last one. The
+   same holds for what a `Loop` or a `Scan` carries.
+2. For other inputs, a path from input to output decides, where type and shape leave one choice.
+3. Names break ties, and decide alone where an input reaches no output of its shape.
+4. A pair that is told and contradicts the graph is refused, and so is a recurrent node whose state is not kept from
+   step to step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import onnx
+
+from export.errors import ExportError
+from export.foreign.unkept import FORCED, refuse_unkept
+from export.foreign.wiring import Wiring, may_be
+
+if TYPE_CHECKING:
+    from export.foreign.axes import Hints, Tensor
+
+_AFFIXES = re.compile(
+    r"^(?:next|new|out|outputs?|updated|final|last|initial|init|prev|previous|past|present|in|inputs?)_"
+    r"|_(?:next|new|out|outputs?|updated|final|last|initial|init|prev|previous|past|present|in|inputs?)$"
+    r"|_?[n0t]$"
+)
+_Tensors = Mapping[str, "Tensor"]
+
+
+def pair_states(
+    model: onnx.ModelProto, inputs: _Tensors, outputs: _Tensors, hints: Hints, notes: list[str]
+) -> dict[str, str]:
+    """State outputs by state input: those told by `hints`, then those found.
+
+    Adds to `notes` why each found pair is one. Raises ExportError for a file without states, with states that are lost
+    between steps, and for a told pair that the graph contradicts.
+    """
+    wiring = Wiring(model, inputs, outputs)
+    for name, output in hints.states.items():
+        _check_told(wiring, inputs[name], outputs[output], hints, notes)
+    pairs = dict(hints.states)
+    left = {
+        name: tensor
+        for name, tensor in inputs.items()
+        if name not in pairs and name not in hints.constants and name not in (*hints.inputs, hints.start)
+    }
+    free = {name: one for name, one in outputs.items() if name not in pairs.values() and name not in hints.outputs}
+    found = _by_nodes(wiring, left, free, hints)
+    for name, (output, _) in found.items():
+        del left[name], free[output]
+    by_moves = any(wiring.starts(name) for name in (*hints.states, *found))
+    found |= _by_paths(wiring, left, free, hints, by_moves=by_moves)
+    for name in inputs:
+        if name in found:
+            pairs[name], why = found[name]
+            notes.append(f"state {name} = {pairs[name]}: {why}")
+    refuse_unkept(wiring, pairs, hints, notes)
+    if not pairs:
+        alike = [
+            f"--state {one.name}={other.name}"
+            for one in inputs.values()
+            for other in outputs.values()
+            if may_be(one, other) and len(one.shape) > 1
+        ]
+        told = f"; of one shape are: {' '.join(alike)}" if alike else ""
+        raise ExportError(
+            f"no state was found: give each pair with --state INPUT=OUTPUT. Inputs: {_listed(inputs)}."
+            f" Outputs: {_listed(outputs)}{told}"
+        )
+    return pairs
+
+
+def _check_told(wiring: Wiring, one: Tensor, other: Tensor, hints: Hints, notes: list[str]) -> None:
+    """Refuses a told pair of which a recurrent node says otherwise. Pairs of other shapes are left to a run."""
+    starts = wiring.starts(one.name)
+    ends = wiring.ends(other.name)
+    if not may_be(one, other) or not (starts or ends) or starts & ends:
+        return
+    if starts:
+        slot = min(starts, key=str)
+        belongs = [name for name in wiring.outputs if wiring.ends(name) & starts]
+        if not belongs and not ends:
+            return  # nothing else is known of it
+        said = f"{slot} begins with {one.name} as its {slot.part} state"
+        ended = f", and ends with {' or '.join(belongs)}" if belongs else f", and {other.name} is of another state"
+    else:
+        slot = min(ends, key=str)
+        begins = [name for name in wiring.inputs if slot in wiring.starts(name)]
+        said = f"{other.name} is the last {slot.part} state of {slot}"
+        ended = f", which begins with {' or '.join(begins)}" if begins else f", which does not begin with {one.name}"
+    if hints.force_state:
+        notes.append(f"state {one.name} = {other.name}: {FORCED}, although {said}{ended}")
+        return
+    raise ExportError(
+        f"--state {one.name}={other.name} contradicts the graph: {said}{ended}. Leave it out, or give --force-state too"
+    )
+
+
+def _by_nodes(wiring: Wiring, inputs: _Tensors, outputs: _Tensors, hints: Hints) -> dict[str, tuple[str, str]]:
+    """Outputs by input, with why, as the recurrent nodes say."""
+    found: dict[str, tuple[str, str]] = {}
+    taken: set[str] = set()
+    certain = sorted(inputs, key=lambda name: not wiring.is_moved(name))  # those first that a node takes as they are
+    for name in certain:
+        starts = wiring.starts(name)
+        if not any(slot.is_recurrent for slot in starts) and len(inputs) - len(found) <= (not hints.inputs):
+            continue  # a loop may carry what a step reads as well
+        choices = [one for one in outputs if one not in taken and may_be(inputs[name], outputs[one])]
+        choices = [one for one in choices if wiring.ends(one) & starts]
+        has_more = len(outputs) - len(taken) > (not hints.outputs)  # one is left for the step to give
+        choices = [one for one in choices if wiring.is_last(one) or (has_more and _is_step(inputs[name], outputs[one]))]
+        if not starts or not choices or not _is_alone(wiring, name, inputs, outputs[choices[0]]):
+            continue
+
+        def rank(place: int, name: str = name, choices: list[str] = choices) -> tuple[bool, bool, bool, bool, int]:
+            """Best: the last values themselves, of all of its slots, of its very shape, of a kindred name, and last."""
+            output = choices[place]
+            is_last, ends = wiring.is_last(output), wiring.ends(output)
+            is_same = outputs[output].shape == inputs[name].shape
+            return is_last, ends == wiring.starts(name), is_same, _are_kindred(name, output), place
+
+        output = choices[max(range(len(choices)), key=rank)]
+        taken.add(output)
+        slot = min(wiring.starts(name) & wiring.ends(output), key=str)
+        says = f"{slot} says so"
+        if _are_kindred(name, output):
+            found[name] = output, f"of one shape, and of kindred names; {says} too"
+        else:
+            found[name] = output, says
+    return found
+
+
+def _is_step(one: Tensor, other: Tensor) -> bool:
+    """Whether an output of all steps has a state's shape where there is one step: one axis may be that of time."""
+    return sum(left != right for left, right in zip(one.shape, other.shape, strict=False)) <= 1
+
+
+def _is_alone(wiring: Wiring, name: str, inputs: _Tensors, output: Tensor) -> bool:
+    """Whether no other input may be the one whose values a node computes its first state from."""
+    if wiring.is_moved(name):
+        return True
+    rivals = [
+        other
+        for other, tensor in inputs.items()
+        if may_be(tensor, output) and wiring.starts(other) & wiring.starts(name) and not wiring.is_moved(other)
+    ]
+    kindred = [other for other in rivals if _are_kindred(other, output.name)]
+    return name in kindred if len(kindred) == 1 else rivals == [name]
+
+
+def _by_paths(
+    wiring: Wiring, inputs: _Tensors, outputs: _Tensors, hints: Hints, *, by_moves: bool
+) -> dict[str, tuple[str, str]]:
+    """Outputs by input, with why, for states of no recurrent node: plain cells and caches.
+
+    by_moves: whether other pairs are known. Then only names, or an output with the input's own values, make one more: a
+    value beside the states, such as a mask, is no state although it reaches an output of its shape.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    left = {name: one for name, one in inputs.items() if one.shape}
+    free = dict(outputs)
+
+    def take(name: str, output: str, why: str) -> None:
+        found[name] = output, why
+        del left[name], free[output]
+
+    for name, tensor in list(left.items()):
+        alike = [one for one in free if may_be(tensor, free[one])]
+        reached = wiring.reached(name)
+        kindred = [one for one in alike if one in reached] or alike
+        kindred = [one for one in kindred if _stem(one) == _stem(name)]
+        if len(kindred) == 1:
+            take(name, kindred[0], "of one shape, and of kindred names")
+    by_moves = by_moves or bool(found)
+    alone = list(left)
+    while alone:
+        choices = {name: _choices(wiring, one, free, by_moves=by_moves) for name, one in left.items()}
+        wanted = [output for names in choices.values() if len(names) == 1 for output in names]
+        unreached = [one for one in left.values() if not _choices(wiring, one, free, by_moves=False)]
+        alone = [
+            name
+            for name, names in choices.items()
+            if len(names) == 1
+            and wanted.count(next(iter(names))) == 1
+            and not any(may_be(one, free[next(iter(names))]) for one in unreached)  # it may be replaced in every step
+        ]
+        num_inputs = len(left) - (not hints.inputs)  # one is left for the step to read
+        num_outputs = len(free) - (not hints.outputs)
+        if min(num_inputs, num_outputs) < len(alone):
+            break  # which of them is no state?
+        for name in alone:
+            take(name, next(iter(choices[name])), "the only output of its shape that comes of it")
+    return found
+
+
+def _choices(wiring: Wiring, tensor: Tensor, outputs: _Tensors, *, by_moves: bool) -> set[str]:
+    """The outputs that come of an input and may be it after a step: those of its very shape, if there are any."""
+    reached = wiring.reached(tensor.name, by_moves=by_moves)
+    alike = {name for name in reached if name in outputs and may_be(tensor, outputs[name])}
+    return {name for name in alike if outputs[name].shape == tensor.shape} or alike
+
+
+def _are_kindred(name: str, other: str) -> bool:
+    return _stem(name) == _stem(other)
+
+
+def _stem(name: str) -> str:
+    """A name without what tells before from after."""
+    stem = re.sub(r"[.:/]", "_", name.lower()).strip("_")
+    while (shorter := _AFFIXES.sub("", stem).strip("_")) and shorter != stem:
+        stem = shorter
+    return stem
+
+
+def _listed(tensors: _Tensors) -> str:
+    return "; ".join(str(one) for one in tensors.values())

@@ -1,0 +1,98 @@
+"""Recurrent nodes over a stream's time whose state a step does not keep: an ONNX file that would be wrong if it were
+served. Those over the frequencies of one frame begin at zero in every step, as they should.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from export.errors import ExportError
+from export.foreign.flow import Slot
+from export.foreign.wiring import Wiring, may_be
+
+if TYPE_CHECKING:
+    from export.foreign.axes import Hints
+
+FORCED = "forced by --force-state"
+"""What a note says of that which --force-state let through."""
+
+
+def refuse_unkept(wiring: Wiring, pairs: Mapping[str, str], hints: Hints, notes: list[str]) -> None:
+    """Raises ExportError that names the nodes over time that read backwards, or whose state is in no pair."""
+    slots = nodes_over_time(wiring, pairs)
+    refuse_backward(wiring, slots, hints)
+    unkept = [slot for slot in slots if not _is_kept(wiring, slot, pairs) and not _is_told(wiring, slot, hints)]
+    if not unkept:
+        return
+    begins = [slot for slot in unkept if not _begins(wiring, slot)]
+    is_one = len({slot.owner for slot in begins or unkept}) == 1
+    if begins:
+        why = f"begin{'s' if is_one else ''} at a constant in every step, because no input gives the first state"
+    else:
+        why = f"lose{'s' if is_one else ''} the state after every step, because no output gives the last state"
+    told = f"{named(begins or unkept)} {why}"
+    if hints.force_state and pairs:
+        notes.append(f"{told}: {FORCED}")
+        return
+    found = "no state was found: " if not pairs else ""
+    if hints.expose_state:
+        advice = "--expose-state cannot give it one: export the file with each node's state as an input and an output"
+    else:
+        advice = "--expose-state makes such states inputs and outputs"
+    otherwise = ". Where that is meant, give --force-state" if pairs else ""
+    raise ExportError(f"{found}{told}. {advice}{otherwise}")
+
+
+def refuse_backward(wiring: Wiring, slots: Iterable[Slot], hints: Hints) -> None:
+    """Raises ExportError for a node that needs what comes later. --force-state is for those of unknown length alone."""
+    for slot in slots:
+        if slot.direction != "forward" and not (hints.force_state and wiring.length(slot) is None):
+            raise ExportError(
+                f"{slot} needs the whole sequence, because its direction is {slot.direction}: it cannot be served one"
+                " step at a time"
+            )
+
+
+def nodes_over_time(wiring: Wiring, pairs: Collection[str]) -> list[Slot]:
+    """The slots of recurrent nodes that read the stream's time.
+
+    Such a node reads one element in a step, or as many as a node whose state is in a pair; where neither is known of
+    any node, as many as the node that reads the fewest. pairs: the state inputs.
+    """
+    slots = [slot for slot in wiring.flow.slots if slot.is_recurrent and not slot.is_in_loop and wiring.is_used(slot)]
+    lengths = {slot: wiring.length(slot) for slot in slots}
+    over_time = {1, None} | {length for slot, length in lengths.items() if _begins(wiring, slot) & set(pairs)}
+    if not pairs and not over_time.intersection(lengths.values()):
+        over_time.add(min((length for length in lengths.values() if length is not None), default=None))
+    return [slot for slot in slots if lengths[slot] in over_time]
+
+
+def named(slots: Sequence[Slot]) -> str:
+    """The nodes of slots, as an error names them."""
+    nodes = {slot.owner: f"{slot} (hidden size {slot.hidden_size})" for slot in slots}
+    shown = list(nodes.values())
+    more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
+    return " and ".join(shown[:4]) + more
+
+
+def _begins(wiring: Wiring, slot: Slot) -> set[str]:
+    """The inputs that a slot's first value comes from."""
+    return {name for name in wiring.inputs if slot in wiring.starts(name)}
+
+
+def _is_kept(wiring: Wiring, slot: Slot, pairs: Mapping[str, str]) -> bool:
+    return any(name in pairs and slot in wiring.ends(pairs[name]) for name in _begins(wiring, slot))
+
+
+def _is_told(wiring: Wiring, slot: Slot, hints: Hints) -> bool:
+    """Whether a slot's pair is told and not judged here: it is forced, or a run says that its shapes differ."""
+    told = _begins(wiring, slot) & set(hints.states)
+    return any(
+        hints.force_state or not may_be(wiring.inputs[name], wiring.outputs[hints.states[name]]) for name in told
+    )
+
+
+def forced(notes: Iterable[str]) -> str:
+    """What --force-state let through, as the bundle's card says it; nothing when it let nothing through."""
+    return "".join(f". {note[:1].upper()}{note[1:]}" for note in notes if FORCED in note)
