@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -63,3 +63,15 @@ def share_weights(graph: onnx.GraphProto, step: bytes, file: str) -> None:
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", file), ("offset", str(place)), ("length", str(len(data)))):
             tensor.external_data.add(key=key, value=value)
+
+
+def rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    """Renames what a node reads and gives, also inside its branches and bodies."""
+    for field in (node.input, node.output):
+        field[:] = [names.get(name, name) for name in field]
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs]:
+            for inner in graph.node:
+                rename(inner, names)
+            for value in graph.output:
+                value.name = names.get(value.name, value.name)

@@ -6,14 +6,14 @@ gives is held to the steps one by one before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
 from export.interface import Interface
-from export.surgery import Writer
+from export.surgery import Writer, rename
 from service.repository.manifest import TensorSpec
 
 MIN_OPSET = 11
@@ -38,7 +38,7 @@ def loop(graph: bytes, interface: Interface) -> bytes:
     inner |= {state.input.name: f"{state.input.name}/of_step" for state in interface.states}
     inner |= {state.output: f"{state.output}/of_step" for state in interface.states}
     for node in nodes:
-        _rename(node, inner)
+        rename(node, inner)
     given = {value.name: value for value in [*outer.input, *outer.output]}
     del outer.node[:]
     writer = Writer(outer, "carousel/loop/")
@@ -52,25 +52,26 @@ def loop(graph: bytes, interface: Interface) -> bytes:
     inside.node("Reshape", [inner[step.output.name], flat], "carousel/loop/output")
     for state in interface.states:
         name = state.input.name
-        form = [-1 if axis == "batch" else 1 for axis in state.input.shape]
-        inside.node(
-            "Reshape",
-            ["carousel/loop/has_step", writer.constant(f"form/{name}", np.array(form, np.int64))],
-            f"{name}/has_step",
-        )
-        inside.node("Where", [f"{name}/has_step", inner[state.output], inner[name]], f"{name}/after")
+        axis = state.input.shape.index("batch")
+        inside.node("Concat", [inner[name], inner[state.output]], f"{name}/both", axis=axis)
+        inside.node("Gather", [f"{name}/both", "carousel/loop/rows"], f"{name}/after", axis=axis)
     kinds = {tensor.name: given[tensor.name].type.tensor_type.elem_type for tensor in (step.input, *states)}
-    body.input.extend(helper.make_tensor_value_info(inner[tensor.name], kinds[tensor.name], None) for tensor in states)
-    body.input.append(helper.make_tensor_value_info("carousel/loop/item", kinds[step.input.name], None))
-    body.input.append(helper.make_tensor_value_info("carousel/loop/has_step", TensorProto.BOOL, None))
-    body.output.extend(
-        helper.make_tensor_value_info(f"{tensor.name}/after", kinds[tensor.name], None) for tensor in states
-    )
-    body.output.append(helper.make_tensor_value_info("carousel/loop/output", TensorProto.FLOAT, None))
-    _has_step(writer, step.input.name)
+    rows = given[step.input.name].type.tensor_type.shape.dim[0]
+    num_rows: str | int = rows.dim_param or rows.dim_value
+
+    def value(name: str, kind: int, shape: Sequence[str | int]) -> onnx.ValueInfoProto:
+        """Scan wants the shapes of what its body reads and gives."""
+        return helper.make_tensor_value_info(name, kind, [num_rows if axis == "batch" else axis for axis in shape])
+
+    body.input.extend(value(inner[one.name], kinds[one.name], one.shape) for one in states)
+    body.input.append(value("carousel/loop/item", kinds[step.input.name], ["batch", *vector]))
+    body.input.append(value("carousel/loop/rows", TensorProto.INT64, ["batch"]))
+    body.output.extend(value(f"{one.name}/after", kinds[one.name], one.shape) for one in states)
+    body.output.append(value("carousel/loop/output", TensorProto.FLOAT, ["batch", int(step.output.shape[2])]))
+    _rows(writer, step.input.name)
     scan = helper.make_node(
         "Scan",
-        [*(tensor.name for tensor in states), step.input.name, "carousel/loop/have_steps"],
+        [*(tensor.name for tensor in states), step.input.name, "carousel/loop/rows_of_steps"],
         [*(state.output for state in interface.states), step.output.name],
         body=body,
         num_scan_inputs=2,
@@ -80,8 +81,7 @@ def loop(graph: bytes, interface: Interface) -> bytes:
     outer.node.append(scan)
     for name in (step.input.name, step.output.name):
         given[name].type.tensor_type.shape.dim[1].dim_param = "time"
-    rows = given[step.input.name].type.tensor_type.shape.dim[0]
-    lengths = helper.make_tensor_value_info(LENGTHS.name, TensorProto.INT64, [rows.dim_param or rows.dim_value])
+    lengths = value(LENGTHS.name, TensorProto.INT64, ["batch"])
     inputs = list(outer.input)
     del outer.input[:], outer.value_info[:]
     outer.input.extend([inputs[0], lengths, *inputs[1:]])
@@ -89,25 +89,19 @@ def loop(graph: bytes, interface: Interface) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def _has_step(writer: Writer, step_input: str) -> None:
-    """Which rows have which steps, [batch, time]."""
+def _rows(writer: Writer, step_input: str) -> None:
+    """Which of the states before a step and those after it each row has then, [batch, time]: after it where the row has
+    the step. They are taken by their place: ONNX Runtime's `Where` makes 0 of -0."""
     zero, one = (writer.constant(name, np.array(value, np.int64)) for name, value in (("zero", 0), ("one", 1)))
-    place = writer.constant("time_axis", np.array(1, np.int64))
     column = writer.constant("column", np.array([-1, 1], np.int64))
     writer.node("Shape", [step_input], "carousel/loop/shape")
-    writer.node("Gather", ["carousel/loop/shape", place], "carousel/loop/num_steps", axis=0)
+    writer.node("Gather", ["carousel/loop/shape", zero], "carousel/loop/num_rows", axis=0)
+    writer.node("Gather", ["carousel/loop/shape", one], "carousel/loop/num_steps", axis=0)
     writer.node("Range", [zero, "carousel/loop/num_steps", one], "carousel/loop/steps")
     writer.node("Reshape", [LENGTHS.name, column], "carousel/loop/ends")
     writer.node("Less", ["carousel/loop/steps", "carousel/loop/ends"], "carousel/loop/have_steps")
-
-
-def _rename(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
-    """Renames what a node reads and gives, also inside its branches and bodies."""
-    for field in (node.input, node.output):
-        field[:] = [names.get(name, name) for name in field]
-    for attribute in node.attribute:
-        for graph in [attribute.g, *attribute.graphs]:
-            for inner in graph.node:
-                _rename(inner, names)
-            for value in graph.output:
-                value.name = names.get(value.name, value.name)
+    writer.node("Cast", ["carousel/loop/have_steps"], "carousel/loop/are_after", to=TensorProto.INT64)
+    writer.node("Mul", ["carousel/loop/are_after", "carousel/loop/num_rows"], "carousel/loop/offsets")
+    writer.node("Range", [zero, "carousel/loop/num_rows", one], "carousel/loop/range")
+    writer.node("Reshape", ["carousel/loop/range", column], "carousel/loop/own")
+    writer.node("Add", ["carousel/loop/offsets", "carousel/loop/own"], "carousel/loop/rows_of_steps")

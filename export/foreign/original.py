@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -18,11 +18,12 @@ _NEAR_1 = 1e-2  # sums of 16-bit floats are as far from it
 
 
 class Original:
-    """See `export.proofs.runners.Runner`. Raises ExportError for a file that ONNX Runtime cannot load."""
+    """See `export.proofs.runners.Runner`. decided: constants that `reading` does not have. Raises ExportError for a
+    file that ONNX Runtime cannot load."""
 
     float_dtype: type[np.floating] = np.float32
 
-    def __init__(self, model: onnx.ModelProto, reading: Reading) -> None:
+    def __init__(self, model: onnx.ModelProto, reading: Reading, decided: Mapping[str, Array]) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 4  # what it has to say comes as an exception
@@ -41,6 +42,7 @@ class Original:
             name: np.array(values, tensor.dtype).reshape([int(axis) for axis in tensor.shape])
             for name, (tensor, values) in reading.constants.items()
         }
+        self._constants |= decided
 
     def output_shapes(self) -> list[tuple[int, ...]]:
         """What each output of a step is, but for axes of size 1. Raises ExportError when the file cannot be run as it
@@ -76,6 +78,30 @@ class Original:
             if output.size < 2 or output.min() < 0.0 or abs(float(output.sum()) - 1.0) > _NEAR_1:
                 return False
         return True
+
+    def useless_states(self, vocabulary_size: int | None, *, may_be_all: bool) -> list[str]:
+        """The states that change nothing in what a step gives, as far as a few random steps show. Raises ExportError
+        when no state changes anything, unless that may be."""
+        *before, last = self.draw(_MANY, vocabulary_size)
+        carried = self.zeros()
+        for vector in before:
+            _, carried = self.run(vector, carried)
+        expected = self._bits(last, carried)
+        useless = []
+        for place, state in enumerate(self._reading.states):
+            without = [*carried[:place], np.zeros_like(carried[place]), *carried[place + 1 :]]
+            if self._bits(last, without) == expected:
+                useless.append(state.input.name)
+        if len(useless) == self._num_states and not may_be_all:
+            raise ExportError(
+                f"nothing that a step gives depends on {' or '.join(useless)}: the file's state is somewhere else. Pair"
+                " it with --state INPUT=OUTPUT; where that is meant, give --force-state"
+            )
+        return useless
+
+    def _bits(self, vector: Array, carried: Sequence[Array]) -> list[bytes]:
+        outputs, after = self.run(vector, carried)
+        return [one.tobytes() for one in (*outputs, *after)]
 
     def encode(self, source: Array, lengths: IntArray) -> list[Array]:
         """It has no encoder."""

@@ -23,6 +23,10 @@ def refuse_unkept(wiring: Wiring, pairs: Mapping[str, str], hints: Hints, notes:
     slots = nodes_over_time(wiring, pairs)
     refuse_backward(wiring, slots, hints)
     unkept = [slot for slot in slots if not _is_kept(wiring, slot, pairs) and not _is_told(wiring, slot, hints)]
+    if pairs and any(slot.graph for slot in unkept):  # such as one for a stream's first step, or another sampling rate
+        inside = [slot for slot in unkept if slot.graph]
+        notes.append(f"{named(inside)} of a branch of an If keep no state: streams are taken to run other branches")
+        unkept = [slot for slot in unkept if not slot.graph]
     if not unkept:
         return
     begins = [slot for slot in unkept if not _begins(wiring, slot)]

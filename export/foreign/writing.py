@@ -21,6 +21,7 @@ import onnx
 from export.bundle import BundleOptions, Vocabularies, write_graphs
 from export.errors import ExportError, first_line
 from export.foreign.axes import Hints
+from export.foreign.branches import without_others
 from export.foreign.chunks import in_chunks, loop
 from export.foreign.exposing import expose_states
 from export.foreign.original import Original
@@ -67,18 +68,23 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
 
     Raises ExportError that names the flag that helps, and as that does.
     """
-    model, exposed = expose_states(_load(file), hints)
+    whole = _load(file)
+    model, hints, decided, left_out = without_others(whole, hints)
+    model, exposed = expose_states(model, hints)
     reading = read(model, hints)
-    notes = [*exposed, *reading.notes]
+    notes = [*left_out, *exposed, *reading.notes]
     options["description"] += forced(notes)
     if reading.fixed_batch not in (None, 1):
         notes.append(f"its batch is declared as {reading.fixed_batch} rows, and is taken to be any number")
         _free_rows(model, reading)
-    original = Original(model, reading)
+        _free_rows(whole, reading)
+    original = Original(model if hints.expose_state else whole, reading, {} if hints.expose_state else decided)
     shapes = original.output_shapes()
     step = _step_spec(reading, described, shapes)
     vocabulary_size = None if described.vocabulary is None else len(described.vocabulary.tokens)
     notes += filter(None, [check_over_time(model, reading, original, vocabulary_size)])
+    useless = original.useless_states(vocabulary_size, may_be_all=hints.force_state)
+    notes += [f"state {name} changes nothing" for name in useless]
     if step.logits is not None and original.gives_probabilities(vocabulary_size):
         original.takes_logarithms = True
         notes.append(f"{reading.outputs[0].tensor.name} is probabilities: the logits are their logarithms")

@@ -31,7 +31,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = {
         "vad": (foreign.voice_activity, ["--constant", "sr=16000", "--axis", f"samples={FRAME}"]),
         "denoiser": (foreign.denoiser, []),
-        "norm": (foreign.batch_norm_of_rows, []),
+        "norm": (foreign.batch_norm_of_rows, ["--force-state"]),
         "lm": (foreign.time_first_tokens, ["--vocabulary", str(names), "--bos", "0", "--eos", "1"]),
     }
     for name, (make, given) in flags.items():

@@ -1,0 +1,152 @@
+"""Branches that a constant decides: those that are never run are left out of the graph, with what they would need.
+
+Shape inference and the search for states look at every branch of an `If`; with a sampling rate that is told once for
+all, one of them is another model, which does not fit the step's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from export.foreign.axes import Hints, size_of, tensor_of
+from export.proofs.runners import Array
+from export.surgery import rename
+
+_EVALUATED = (
+    "Cast",
+    "Identity",
+    "Equal",
+    "Not",
+    "And",
+    "Or",
+    "Xor",
+    "Less",
+    "Greater",
+    "LessOrEqual",
+    "GreaterOrEqual",
+)
+"""The operators that a condition is made of."""
+
+
+def without_others(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProto, Hints, dict[str, Array], list[str]]:
+    """The model without the branches that its constants rule out; hints, and by name the values, of the constants that
+    it does not read any more; and notes of them. The model as it is where there is nothing to leave out.
+
+    Raises ExportError for a constant of a type that is not served.
+    """
+    told = _constants(model, hints)
+    pruned = onnx.ModelProto()
+    pruned.CopyFrom(model)
+    graph = pruned.graph
+    known = {one.name: one for one in graph.initializer}
+    values: dict[str, Any] = dict(told)
+    num_left_out, nodes = 0, list(graph.node)
+    del graph.node[:]
+    while nodes:
+        node = nodes.pop(0)
+        condition = values.get(node.input[0]) if node.op_type == "If" else None
+        if condition is None:
+            _evaluate(node, known, values)
+            graph.node.append(node)
+        else:
+            name = "then_branch" if bool(np.all(condition)) else "else_branch"
+            (branch,) = [one.g for one in node.attribute if one.name == name]
+            nodes = [*_inlined(branch, node, graph), *nodes]
+            num_left_out += 1
+    if not num_left_out:
+        return model, hints, {}, []
+    used = _drop_the_unread(graph)
+    unread = {name: value for name, value in told.items() if name not in used}
+    inputs = [one for one in graph.input if one.name not in unread]
+    del graph.input[:], graph.value_info[:]
+    graph.input.extend(inputs)
+    left = {name: value for name, value in hints.constants.items() if name not in unread}
+    notes = [
+        f"{name} = {', '.join(f'{one:g}' for one in value.reshape(-1).tolist())} decides which branches are run: the"
+        " others are left out"
+        for name, value in unread.items()
+    ]
+    return pruned, replace(hints, constants=left), unread, notes
+
+
+def _constants(model: onnx.ModelProto, hints: Hints) -> dict[str, Array]:
+    """Those that are told, of inputs whose sizes are known."""
+    found: dict[str, Array] = {}
+    for value in model.graph.input:
+        given = hints.constants.get(value.name)
+        if given is None:
+            continue
+        tensor = tensor_of(value, hints)
+        if all(isinstance(axis, int) for axis in tensor.shape):
+            shape = [size_of(tensor, place) for place in range(len(tensor.shape))]
+            count = int(np.prod(shape))
+            if len(given) in (1, count):
+                found[value.name] = np.resize(np.array(given, tensor.dtype), shape)
+    return found
+
+
+def _evaluate(node: onnx.NodeProto, known: Mapping[str, onnx.TensorProto], values: dict[str, Any]) -> None:
+    """Notes what a node gives, where that is decided already."""
+    if node.op_type == "Constant" and node.attribute[0].name == "value":
+        values[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    if node.op_type not in _EVALUATED:
+        return
+    given = {name: numpy_helper.to_array(known[name]) for name in node.input if name in known}
+    given |= {name: values[name] for name in node.input if name in values}
+    if len(given) == len(set(node.input)):
+        results: list[Any] = ReferenceEvaluator(node).run(None, given)  # type: ignore[assignment]  # a list, when all are asked for
+        values[node.output[0]] = results[0]
+
+
+def _inlined(branch: onnx.GraphProto, node: onnx.NodeProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes of a branch, for the graph that its `If` is in: with names of their own."""
+    own = [name for inner in branch.node for name in inner.output] + [one.name for one in branch.initializer]
+    names = {name: f"{node.output[0]}/{name}" for name in own if name}
+    given = {name for inner in branch.node for name in inner.output}
+    copies: list[onnx.NodeProto] = []
+    for output, name in zip(branch.output, node.output, strict=True):
+        if output.name in given:
+            given.discard(output.name)
+            names[output.name] = name
+        else:  # a value of the graph around it, or one that it gives twice
+            copies.append(onnx.helper.make_node("Identity", [names.get(output.name, output.name)], [name]))
+    for tensor in branch.initializer:
+        moved = graph.initializer.add()
+        moved.CopyFrom(tensor)
+        moved.name = names[tensor.name]
+    nodes = []
+    for inner in branch.node:
+        copied = onnx.NodeProto()
+        copied.CopyFrom(inner)
+        rename(copied, names)
+        nodes.append(copied)
+    return [*nodes, *copies]
+
+
+def _drop_the_unread(graph: onnx.GraphProto) -> set[str]:
+    """Takes out the nodes whose outputs nobody reads. Returns what is read."""
+    while True:
+        read = _read_by(graph)
+        kept = [node for node in graph.node if read.intersection(node.output)]
+        if len(kept) == len(graph.node):
+            return read
+        del graph.node[:]
+        graph.node.extend(kept)
+
+
+def _read_by(graph: onnx.GraphProto) -> set[str]:
+    """All that the nodes of a graph read, also inside their branches and bodies, and what it gives."""
+    read = {one.name for one in graph.output}
+    for node in graph.node:
+        read.update(node.input)
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs]:
+                read |= _read_by(inner)
+    return read
