@@ -59,4 +59,4 @@ def load_step(folder: Path, variant: str = BASE_VARIANT, runtime: RuntimeOptions
     bundle = load_bundle(folder, runtime)
     graphs = bundle.variants[variant]
     names = () if bundle.target_vocabulary is None else bundle.target_vocabulary.names
-    return BareStep(bundle.manifest, graphs.step_spec, graphs.step, names)
+    return BareStep(bundle.manifest, graphs.step_spec.of_one_step, graphs.step, names)

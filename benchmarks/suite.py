@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.bare import Array, BareStep, load_step
 from benchmarks.curve import open_loop
 from benchmarks.faults import Redis
+from benchmarks.foreign import foreign
 from benchmarks.measure import Report, Row, Sample, alternate, row_of, seconds_a_call
 from benchmarks.processes import Running, populated, service
 from benchmarks.setup import Setup
@@ -178,6 +179,7 @@ SUITE: dict[str, Callable[[Setup], Report]] = {
         growth,
         generate,
         frames,
+        foreign,
         million,
         int8,
         durability,

@@ -5,6 +5,8 @@ The native generator replays a `Traffic` as it is; the Python one (`benchmarks.l
 
 from __future__ import annotations
 
+import random
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -71,7 +73,8 @@ class Traffic:
 class Load:
     """What a benchmark asks of a load generator; which fields count depends on the generator.
 
-    seconds: how long is measured, after `warmup_s`. tokens: of one generation, or of the old session of `growth`.
+    seconds: how long is measured, after `warmup_s`. features, chunk: numbers of a vector, and vectors of a session, in
+    each message. tokens: of one generation, or of the old session of `growth`.
     """
 
     model: str = "lm-small"
@@ -84,6 +87,8 @@ class Load:
     durability: str = "none"
     in_flight: int = 4
     rate: float = 1000.0
+    features: int = 0
+    chunk: int = 1
 
 
 def opening(model: str, durability: str = "none") -> bytes:
@@ -160,6 +165,33 @@ def frames(load: Load) -> Traffic:
     return Traffic([sequence], in_flight=load.in_flight, steps_per_answer=load.streams)
 
 
+def vectors(load: Load) -> Traffic:
+    """One stream with `load.streams` sessions that step together, `load.chunk` vectors each."""
+    count = load.streams * load.chunk
+    messages = []
+    for shift in range(4):
+        data = _numbers(count * load.features, shift)
+        features = pb.Tensor(shape=[count, load.features], data=data)
+        step = pb.StepBatch(handles=range(1, load.streams + 1), counts=[load.chunk] * load.streams, features=features)
+        messages.append(pb.StreamRequest(request_id=7, step_batch=step).SerializeToString())
+    sequence = Sequence([opening(load.model)] * load.streams, messages)
+    return Traffic([sequence], in_flight=load.in_flight, steps_per_answer=count)
+
+
+def vector_arrivals(load: Load) -> Traffic:
+    """One session a stream, fed a vector at random times."""
+    features = pb.Tensor(shape=[1, load.features], data=_numbers(load.features, 0))
+    message = pb.StreamRequest(request_id=7, feed=pb.Feed(features=features)).SerializeToString()
+    sequences = [Sequence([opening(load.model)], [message], index % NUM_CHANNELS) for index in range(load.streams)]
+    return Traffic(sequences, rate=load.rate)
+
+
+def _numbers(count: int, seed: int) -> bytes:
+    generator = random.Random(seed)
+    few = array("f", [generator.gauss(0.0, 1.0) for _ in range(min(count, 4096))])
+    return (few * (count // len(few) + 1))[:count].tobytes()
+
+
 def growth(load: Load) -> Traffic:
     """Two lone sessions, one at position 100 and one at `load.tokens`, stepped in turn, in 20 turns each."""
     sequences = []
@@ -175,5 +207,7 @@ TRAFFIC: dict[str, Callable[[Load], Traffic]] = {
     "arrivals": arrivals,
     "generations": generations,
     "frames": frames,
+    "vectors": vectors,
+    "vector_arrivals": vector_arrivals,
     "growth": growth,
 }
