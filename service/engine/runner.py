@@ -98,16 +98,20 @@ class StepGraph:
         self, session: ort.InferenceSession, names: list[str], feeds: dict[str, Array], num_rows: int
     ) -> list[Array]:
         """As one run of all rows."""
-        axes = {tensor.name: tensor.shape.index("batch") for tensor in self._states}
+        along = [tensor.shape.index("batch") for tensor in self._states]
+        axes = {tensor.name: axis for tensor, axis in zip(self._states, along, strict=True) if axis}
         shared = {*self._constants, *(() if self._spec.top_k is None else (self._spec.top_k.k.name,))}
+        of_row = {name: array for name, array in feeds.items() if name in shared}
+        apart = [
+            (name, array, (slice(None),) * axes.get(name, 0)) for name, array in feeds.items() if name not in shared
+        ]
         results = []
         for row in range(num_rows):
-            of_row = {
-                name: array if name in shared else array.take([row], axis=axes.get(name, 0))
-                for name, array in feeds.items()
-            }
+            own = slice(row, row + 1)  # a view: ONNX Runtime copies what is not contiguous
+            for name, array, ahead in apart:
+                of_row[name] = array[(*ahead, own)]
             results.append(session.run(names, of_row))
-        along = [*axes.values(), *(0 for _ in names[self._num_states :])]
+        along += [0] * (len(names) - len(along))
         return [np.concatenate(parts, axis=axis) for parts, axis in zip(zip(*results, strict=True), along, strict=True)]
 
 
