@@ -95,9 +95,9 @@ class Admin:
             return
         if isinstance(found, error_pb2.Error) and "is closed on this server" in found.message:
             view.promised_by = self._client.replicas[slot].life
+        view.may_be_closed = True
         if view.presence is Presence.PRESENT:
             view.presence = Presence.UNKNOWN
-            view.may_be_closed = True
 
     async def _snapshot(self, view: View, slot: int) -> None:
         found = await self._use(

@@ -276,13 +276,12 @@ class Answers:
     def _stored(self, entry: Entry, position: int) -> None:
         """What was answered at `position` must be in the store, if the session is strict."""
         stamp = entry.sent.stamp
-        if not self._view.is_strict or self._view.is_closing or self._view.name not in stamp:
+        is_strict = self._view.is_strict and not self._view.is_closing and self._view.name in stamp
+        if not is_strict or self._view.stream is not entry.sent.stream:
             return
-        if self._view.stream is not entry.sent.stream:
-            return
-        stored = stamp[self._view.name]
+        stored, was_lost = stamp[self._view.name], self._view.forgotten_at_s >= entry.sent.sent_at_s
         if stored is None:
-            if not self._view.may_be_expired(entry.sent.stream.replica):
+            if not (was_lost or self._view.may_be_expired(entry.sent.stream.replica)):
                 self._view.violate(f"{entry.sent} is answered at position {position}, and nothing is stored")
             return
         if stored.position < position:
@@ -293,7 +292,8 @@ class Answers:
             self._view.violate(f"{entry.sent} is answered at position {position}, and another state is stored there")
         elif stored.position > position and self._view.newest is entry and not entry.is_again:
             self._view.violate(f"{entry.sent} is answered at position {position}; an older {stored.position} is stored")
-        self._view.floor, self._view.floor_at_s = position, max(self._view.floor_at_s, entry.sent.sent_at_s)
+        if not (was_lost or self._view.is_forgotten):
+            self._view.floor, self._view.floor_at_s = position, max(self._view.floor_at_s, entry.sent.sent_at_s)
 
     def _must(self, is_possible: bool, entry: Entry, what: str) -> None:
         if not is_possible and self._view.is_exclusive:

@@ -12,6 +12,8 @@ from simulation.streams import ClientStream, Sent
 from simulation.system import Replica
 from simulation.worlds import Worlds, beginning
 
+_LATE_S = 0.1
+"""Virtual seconds that a call of a store takes at most, nearly always."""
 _FREED_S = 1.0
 """Virtual seconds after which a server has noticed that a client has left."""
 
@@ -108,7 +110,8 @@ class Belief:
         self.floor = None
         self.last = None
         self.promised_by = None  # what was meant was opened before
-        self.forgotten_at_s = float("-inf")
+        if self.forgotten_at_s < sent.sent_at_s:
+            self.forgotten_at_s = float("-inf")
         self.unstored.clear()
         if self.is_strict:
             self.floor = 0
@@ -195,7 +198,7 @@ class Belief:
         answered that; nobody who waits for the answer any more, for as long as it is patient."""
         if want.is_lost:
             return since_s < want.sent_at_s + want.replica.patience_s
-        return want.ended_at_s > since_s
+        return want.ended_at_s + _LATE_S > since_s  # what it asked last may be on its way
 
     @property
     def is_stored(self) -> bool:

@@ -38,6 +38,8 @@ class Shelf(memory.Shelf):
     """Until when each replica counts as there."""
     terms: Counter[str] = field(default_factory=Counter)
     """How often each has lapsed."""
+    presence: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Since when each was there without a gap, and its last heartbeat."""
     lapsed: set[str] = field(default_factory=set)
     """Those whose lease has run out although they live."""
 
@@ -56,9 +58,23 @@ class Shelf(memory.Shelf):
             del self.records[name]
         if is_all:
             self.leases.clear()
+            self.presence.clear()
             for wanted in self.owners.values():
                 wanted.clear()
         return lost
+
+    def rivals_s(self, owner: str) -> float:
+        """For how long another was there, at most, while a replica counted as gone, whose heartbeat this comes with."""
+        now, since = self.clock(), self.clock()
+        gone = now
+        if owner in self.presence:
+            begun, last = self.presence[owner]
+            gone = min(now, last + self.lease_s)
+            since = begun if now <= last + self.lease_s else now
+        others = [one for name, one in self.presence.items() if name != owner]
+        self.presence[owner] = since, now
+        times = [min(now, last + self.lease_s) - max(begun, gone) for begun, last in others]
+        return max([0.0, *times])
 
     def beat(self, owner: str) -> None:
         """A heartbeat of a replica."""
@@ -156,7 +172,10 @@ class SimulatedStore:
         """See `StateStore`."""
         self._check()
         self._shelf.beat(self._store.owner)
-        return self._store.heartbeat()._replace(term=str(self._shelf.terms[self._store.owner]))
+        owner = self._store.owner
+        return self._store.heartbeat()._replace(
+            term=str(self._shelf.terms[owner]), rivals_s=self._shelf.rivals_s(owner)
+        )
 
     def let_go(self, session_id: str) -> None:
         """See `StateStore`."""

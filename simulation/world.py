@@ -217,7 +217,7 @@ class World:
         self.journal.note(f"the store has lost {', '.join(map(repr, lost))}")
         is_spilled = any(name.startswith("~") for name in lost)  # of some session
         for view in [view for client in self.clients for view in client.views]:
-            if view.name in lost or is_spilled:
+            if view.name in lost or is_spilled or not view.name:  # one whose id is made is not told it yet
                 view.forgotten()
                 view.is_exclusive = view.is_exclusive and not is_one_unsure
 

@@ -59,8 +59,9 @@ class Claims:
         self._asked: dict[str, dict[str, asyncio.Future[None]]] = {}
         """Who waits for the sessions of other servers: by owner and id."""
 
-    async def take(self, session_id: str, check: Check = lambda image: None) -> Taken:
-        """Takes a session's record. Raises what `check` raises; SessionNotFoundError, which says what became of the
+    async def take(self, session_id: str, check: Check = lambda image: None, *, is_written: bool = False) -> Taken:
+        """Takes a session's record. is_written: the session that is meant has been stored: another's that never was is
+        left alone. Raises what `check` raises; SessionNotFoundError, which says what became of the
         session; SessionIdInUseError for one opened here meanwhile; StoreUnavailableError; SnapshotError and its kin for
         a record that cannot be read here."""
         deadline_s = asyncio.get_running_loop().time() + self._patience_s
@@ -73,6 +74,10 @@ class Claims:
                 raise self._registry.tombstones.not_found(session_id)
             if isinstance(claimed, Gone):
                 raise Tombstones.error_in(session_id, claimed.payload)
+            if claimed.payload is None and is_written:
+                raise SessionNotFoundError(
+                    f"session_id = {name_of(session_id)!r} is another session by now", field="session_id"
+                )
             if claimed.payload is not None and not is_checked:
                 check(self._storage.codec.decode(claimed.payload))
                 is_checked = True

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from service.errors import StoreUnavailableError, guarded
 from service.sessions.store_thread import StoreThread
+from service.sessions.stores.base import Beat
 
 _SWEEP = 1000
 """Expired records that are removed in one go."""
@@ -34,7 +35,7 @@ class Heartbeats:
     def start(
         self,
         on_wanted: Callable[[str], None],
-        on_beat: Callable[[float, str], None],
+        on_beat: Callable[[float, Beat], None],
         on_missed: Callable[[], None],
     ) -> list[asyncio.Task[None]]:
         """Begins with both. Returns the tasks, to be cancelled. See `Storage.start`."""
@@ -42,12 +43,12 @@ class Heartbeats:
         async def beat() -> None:
             sent_s = self._clock()
             try:
-                term, wanted = await self._thread.beat()
+                heard = await self._thread.beat()
             except StoreUnavailableError:  # reported, and tried again
                 on_missed()
             else:
-                on_beat(sent_s, term)
-                for session_id in wanted:
+                on_beat(sent_s, heard)
+                for session_id in heard.wanted:
                     guarded(on_wanted, session_id)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._interval_s):

@@ -9,8 +9,10 @@ A server counts as there for its lease after each heartbeat (Gray and Cheriton 1
 3. A session is confirmed by anything that the store takes under its epoch, and all are by a heartbeat which shows that
    the lease held after all. One that the store refuses is another server's. While the store fails, what waits is
    refused.
-4. A record that the store has lost is written anew; the last record of a session only as long as nobody who claimed it
-   meanwhile can have left a record that is gone by now: every record lasts for the idle timeout at least.
+4. A record that the store has lost is written anew, unless another server can have had it meanwhile and left one that
+   is gone by now. Every record lasts for the idle timeout at least: so when others have been there for longer than that
+   while this server counted as gone, sessions without a record are lost; and a session's last record, which may be
+   tried again for long, is not made anew later than that.
 
 Event loop only; times come from the injected clock.
 """
@@ -27,7 +29,7 @@ from service.sessions.deferral import Deferral
 from service.sessions.image import Image
 from service.sessions.session import Session
 from service.sessions.storage import Put, Storage, WriteResult
-from service.sessions.stores.base import Standing
+from service.sessions.stores.base import Beat, Standing
 
 _ALL = (sys.maxsize, 0)
 """Later than every moment."""
@@ -60,8 +62,9 @@ class Leases:
         self._clock = clock
         self._recorded: dict[Session, None] = {}
         """Those that have a record, or an id that is reserved, first those that were looked at longest ago."""
-        self._unconfirmed: dict[Session, bool] = {}
-        """Each with whether the store must be asked: the lease did run out."""
+        self._unconfirmed: dict[Session, bool | None] = {}
+        """Each with None until a heartbeat is heard; then, when the lease did run out and the store must be asked, with
+        whether another server can have had the session and left no record of it."""
         self._confirming: set[Session] = set()
         self._is_lapsed = False
         """Whether the lease has run out, and all sessions but those of `_since` are unconfirmed, or were since."""
@@ -101,7 +104,9 @@ class Leases:
         persistence.has_record = persistence.has_record or image is not None
         if not session.is_over and session not in self._recorded:
             self.add(session)
-        return Put(persistence.record_id or session.id, persistence.epoch, image, ttl_s, standing)
+        make_until_s = -math.inf if self._unconfirmed.get(session, False) is not False else math.inf
+        record_id = persistence.record_id or session.id
+        return Put(record_id, persistence.epoch, image, ttl_s, standing, make_until_s=make_until_s)
 
     def make_until_s(self, session: Session) -> float:
         """Until when a last record may be made of a session where the store has none, in monotonic seconds."""
@@ -137,7 +142,11 @@ class Leases:
         elif result is WriteResult.STORED:
             self.confirmed(session)
         elif result is WriteResult.MISSING:
-            self._on_missing(session)
+            is_contested = self._unconfirmed.get(session, False)
+            if is_contested is None:
+                self._storage.hasten_heartbeat()
+            else:
+                (self._on_lost if is_contested else self._on_missing)(session)
         else:
             session.persistence.renew_at_s = -math.inf  # it is renewed again, as soon as it is looked at
             if session.persistence.is_unconfirmed:
@@ -159,7 +168,7 @@ class Leases:
             persistence = session.persistence
             if persistence.record_id is None and not persistence.is_unconfirmed and not session.is_over:
                 persistence.is_unconfirmed, persistence.known_s = True, self._known_s
-                self._unconfirmed[session] = False
+                self._unconfirmed[session] = None
                 self._deferral.suspend(session)
 
     def confirmed(self, session: Session) -> None:
@@ -173,26 +182,28 @@ class Leases:
             persistence.resolve(persistence.stored if persistence.waits_for_store else _ALL, None)
             self._deferral.run(session)
 
-    def beaten(self, sent_s: float, term: str) -> None:
-        """A heartbeat that was sent at a monotonic time has reached the store. term: see `Beat`."""
+    def beaten(self, sent_s: float, beat: Beat) -> None:
+        """A heartbeat that was sent at a monotonic time has reached the store."""
         lease_s = self._storage.lease_s
         if lease_s is None:
             return
-        is_gap, self._term = bool(self._term) and term != self._term, term
+        is_gap, self._term = bool(self._term) and beat.term != self._term, beat.term
         if is_gap:
             self.look()
-            self._unconfirmed = dict.fromkeys(self._unconfirmed, True)
+            is_contested = beat.rivals_s > self.idle_timeout_s
+            before = self._unconfirmed
+            self._unconfirmed = {session: bool(known) or is_contested for session, known in before.items()}
         self.until_s = sent_s + lease_s
         if self.is_cut:  # its answer took longer than the lease
             self.look()
             return
         self._is_lapsed = False
         self._since.clear()
-        for session, must_ask in list(self._unconfirmed.items()):
-            if must_ask:
-                self._confirm(session)
-            else:
+        for session, known in list(self._unconfirmed.items()):
+            if known is None:
                 self.confirmed(session)
+            else:
+                self._confirm(session)
 
     def failed(self) -> None:
         """A heartbeat has failed: what waits for its session to be confirmed is refused."""

@@ -245,7 +245,9 @@ class Resume:
         try:
             registry.check_open()
             epoch, image, _ = await self._claims.take(
-                session_id, lambda image: _check_same(session_id, image.opened_at, opened_at)
+                session_id,
+                lambda image: _check_same(session_id, image.opened_at, opened_at),
+                is_written=opened_at is not None,
             )
             position = image.lane.position
             tombstone = Tombstone(CloseReason.CLIENT, position, time.time())

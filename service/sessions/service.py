@@ -26,6 +26,7 @@ from service.sessions.session import CloseReason, Session
 from service.sessions.spill import Spill
 from service.sessions.step_batches import StepBatches
 from service.sessions.storage import Storage
+from service.sessions.stores.base import Beat
 
 _MAX_CLOSES = 60
 """Tries to close a session that another server has."""
@@ -96,8 +97,8 @@ class SessionService:
         """Starts the store's tasks: other servers can ask for sessions from here on."""
         self.storage.start(self._wanted, self._beaten, self._missed)
 
-    def _beaten(self, sent_s: float, term: str) -> None:
-        self.leases.beaten(sent_s, term)
+    def _beaten(self, sent_s: float, beat: Beat) -> None:
+        self.leases.beaten(sent_s, beat)
         if self._has_missed:
             self._has_missed = False
             self.registry.last_records.hasten()

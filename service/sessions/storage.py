@@ -29,6 +29,7 @@ from service.sessions.session import name_of
 from service.sessions.snapshot import Codec
 from service.sessions.store_thread import StoreThread
 from service.sessions.stores.base import (
+    Beat,
     Claim,
     Claimed,
     CorruptRecordError,
@@ -100,12 +101,12 @@ class Storage:
     def start(
         self,
         on_wanted: Callable[[str], None],
-        on_beat: Callable[[float, str], None] = lambda sent_s, term: None,
+        on_beat: Callable[[float, Beat], None] = lambda sent_s, beat: None,
         on_missed: Callable[[], None] = lambda: None,
     ) -> None:
         """Begins to write, and to send heartbeats. on_wanted: called with the ids that other servers want; on_beat:
-        with the monotonic time at which a heartbeat was sent that was heard, and its term; on_missed: when one
-        failed."""
+        with the monotonic time at which a heartbeat was sent that was heard, and what it told; on_missed: when
+        one failed."""
         self._tasks = [
             asyncio.create_task(self._write_for_ever()),
             *self._heartbeats.start(on_wanted, on_beat, on_missed),

@@ -263,3 +263,48 @@ def test_a_last_record_that_comes_late_brings_no_session_back() -> None:
             assert reason(await world.connect(slot).ask("a", open=RESUME)) == "SESSION_NOT_FOUND"
 
     play(act, idle_timeout_s=2.0, does_finish=False)
+
+
+def test_an_old_copy_is_not_stored_where_others_had_the_session_and_its_record_is_gone() -> None:
+    """Its server was cut off for longer than records live; another has taken the session, and ended without a word."""
+
+    async def act(world: World) -> None:
+        old = world.connect(0)
+        await opened(old, "a", durability=STRICT, on_disconnect=keep(1.0))
+        await fed(old, "a", 5, 5)
+        first = world.replicas[0]
+        world.faults.cuts[first.name] = world.shelf.clock() + 16.0
+        await take_over(world)
+        for turn in range(6):  # its client does not give it up
+            await asyncio.sleep(2.0)
+            assert reason(await old.ask("a", feed=feed(7, position=2))) == "STORE_UNAVAILABLE"
+            if turn == 2:
+                world.replicas[1].kill()
+        assert world.stored("a") is None
+        await asyncio.sleep(4.0)
+        assert world.stored("a") is None, "what the client knows is at position 6"
+        answer = await world.connect(0).ask("a", open=RESUME)
+        assert reason(answer) == "SESSION_NOT_FOUND"
+
+    play(act, idle_timeout_s=3.0, does_finish=False)
+
+
+def test_a_close_that_was_promised_leaves_a_new_session_of_the_id_alone() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect(0)
+        await opened(stream, "a", durability=CHECKPOINT, on_disconnect=keep(0.5))
+        await asyncio.sleep(0.5)
+        first = world.replicas[0]
+        world.faults.cuts[first.name] = world.shelf.clock() + 6.0
+        await asyncio.sleep(1.5)
+        answer = await stream.ask("a", close=pb.Close())
+        assert "closed on this server" in answer.error.message
+        await asyncio.sleep(1.5)
+        new = world.connect(1)
+        await opened(new, "a", durability=NONE, on_disconnect=keep(20.0))
+        for position in range(1, 7):
+            await asyncio.sleep(1.0)
+            assert await fed(new, "a", 5) == position
+        assert not new.notices, "it stays where it is"
+
+    play(act, idle_timeout_s=2.0, does_finish=False)

@@ -60,10 +60,12 @@ class Written(NamedTuple):
 
 class Beat(NamedTuple):
     """A heartbeat was heard. term: a name of the time since when this process counts as there without a gap: as long as
-    it is the same, nobody could claim its records; wanted: ids of its sessions that others want."""
+    it is the same, nobody could claim its records; wanted: ids of its sessions that others want; rivals_s: for how long
+    another process has been there, at most, while this one counted as gone."""
 
     term: str
     wanted: list[str]
+    rivals_s: float = 0.0
 
 
 class Claimed(NamedTuple):

@@ -102,8 +102,28 @@ _BEAT = """
 if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 0 then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1]) end
 local wanted = redis.call('SMEMBERS', KEYS[2])
 redis.call('DEL', KEYS[2])
-return {redis.call('GET', KEYS[1]), wanted}
+local lease, time = tonumber(ARGV[1]), redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local since, gone = now, now
+local own = redis.call('HGET', KEYS[3], ARGV[3])
+if own then
+    local from, last = string.match(own, '(%d+) (%d+)')
+    gone = math.min(now, last + lease)
+    if now <= last + lease then since = tonumber(from) end
+end
+local rivals, all = 0, redis.call('HGETALL', KEYS[3])
+for at = 1, #all, 2 do
+    local from, last = string.match(all[at + 1], '(%d+) (%d+)')
+    if all[at] ~= ARGV[3] then
+        rivals = math.max(rivals, math.min(now, last + lease) - math.max(tonumber(from), gone))
+        if now - last > tonumber(ARGV[4]) then redis.call('HDEL', KEYS[3], all[at]) end
+    end
+end
+redis.call('HSET', KEYS[3], ARGV[3], string.format('%d %d', since, now))
+return {redis.call('GET', KEYS[1]), wanted, rivals}
 """
+_REMEMBERED_S = 86_400.0
+"""How long Redis knows since when a server was there, after its last heartbeat."""
 
 
 class RedisStore:
@@ -215,12 +235,13 @@ class RedisStore:
         return self._send_heartbeat(self._beats)
 
     def _send_heartbeat(self, client: Any) -> Beat:
-        keys = [f"{self._prefix}o:{self.owner}", f"{self._prefix}w:{self.owner}"]
+        keys = [f"{self._prefix}o:{self.owner}", f"{self._prefix}w:{self.owner}", f"{self._prefix}there"]
+        args: list[Any] = [self._lease_ms, _term(), self.owner, _milliseconds(_REMEMBERED_S)]
         try:
-            term, ids = self._beat(keys=keys, args=[self._lease_ms, _term()], client=client)
+            term, ids, rivals_ms = self._beat(keys=keys, args=args, client=client)
         except (redis.RedisError, OSError) as error:
             raise self._failed(error) from error
-        return Beat(term.decode(), sorted(one.decode() for one in ids))
+        return Beat(term.decode(), sorted(one.decode() for one in ids), int(rivals_ms) / 1000)
 
     def let_go(self, session_id: str) -> None:
         """See `StateStore`."""
