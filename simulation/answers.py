@@ -114,8 +114,8 @@ class Answers:
             self.may_have(entry)
         elif entry.is_resume and reason == "SESSION_NOT_FOUND":
             told = dict(error.metadata)
-            is_early = self._view.now() < self._view.lives_until_s and entry.before is Presence.PRESENT
-            if is_early and self._view.floor is not None and told.get("close_reason") not in ("client", "shutdown"):
+            is_early = self._view.must_be_found and entry.before is Presence.PRESENT
+            if is_early and told.get("close_reason") not in ("client", "shutdown"):
                 self._view.violate(f"{entry.sent}: it is not found ({told}), and was stored up to {self._view.floor}")
             self._not_found(entry)
         elif reason == "SESSION_ID_IN_USE" and entry.is_absent and self._view.closer_lives():

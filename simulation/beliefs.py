@@ -215,6 +215,12 @@ class Belief:
             lifetime_s = min(lifetime_s, self.duration_s)
         return self.floor_at_s + lifetime_s
 
+    @property
+    def must_be_found(self) -> bool:
+        """Whether the store has it, or must have."""
+        may_be_expired = self.where is not None and self.may_be_expired(self.where)
+        return self.floor is not None and self.now() < self.lives_until_s and not may_be_expired
+
     def may_be_expired(self, replica: Replica) -> bool:
         """Whether its record may have expired although it lives. A record is renewed when half of its time is left, and
         looked at four times within the idle timeout: since the last use the store must not have answered as it should
