@@ -104,7 +104,7 @@ class Leases:
         persistence.has_record = persistence.has_record or image is not None
         if not session.is_over and session not in self._recorded:
             self.add(session)
-        make_until_s = -math.inf if self._unconfirmed.get(session, False) is not False else math.inf
+        make_until_s = math.inf if self._may_make(session) else -math.inf
         record_id = persistence.record_id or session.id
         return Put(record_id, persistence.epoch, image, ttl_s, standing, make_until_s=make_until_s)
 
@@ -142,15 +142,21 @@ class Leases:
         elif result is WriteResult.STORED:
             self.confirmed(session)
         elif result is WriteResult.MISSING:
-            is_contested = self._unconfirmed.get(session, False)
-            if is_contested is None:
+            if self._may_make(session):
+                self._on_missing(session)
+            elif self._unconfirmed[session] is None:
                 self._storage.hasten_heartbeat()
             else:
-                (self._on_lost if is_contested else self._on_missing)(session)
+                self._on_lost(session)
         else:
             session.persistence.renew_at_s = -math.inf  # it is renewed again, as soon as it is looked at
             if session.persistence.is_unconfirmed:
                 self._refuse(session)
+
+    def _may_make(self, session: Session) -> bool:
+        """Whether a record may be made of a session where the store has none. Nobody can have had one that was never
+        stored."""
+        return self._unconfirmed.get(session, False) is False or session.persistence.stored is None
 
     def check(self) -> None:
         """Looks at the lease, before anything is told of a session."""

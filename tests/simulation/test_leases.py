@@ -308,3 +308,22 @@ def test_a_close_that_was_promised_leaves_a_new_session_of_the_id_alone() -> Non
         assert not new.notices, "it stays where it is"
 
     play(act, idle_timeout_s=2.0, does_finish=False)
+
+
+def test_a_session_that_was_opened_while_its_server_was_cut_off_goes_on_afterwards() -> None:
+    """Nobody else can have had it, for however long others were there meanwhile."""
+
+    async def act(world: World) -> None:
+        first = world.replicas[0]
+        world.faults.cuts[first.name] = world.shelf.clock() + 8.0
+        await asyncio.sleep(4.0)
+        stream = world.connect(0)
+        answer = await stream.ask(open=pb.Open(model="lazy", durability=CHECKPOINT, on_disconnect=keep(20.0)))
+        assert reason(answer) == "opened", "its id is the server's"
+        for _ in range(5):
+            await asyncio.sleep(1.0)
+            await stream.ask(answer.session_id, feed=feed(5))
+        assert not stream.notices
+        assert await fed(stream, answer.session_id, 5) >= 1
+
+    play(act, idle_timeout_s=2.0, does_finish=False)
