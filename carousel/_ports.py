@@ -11,6 +11,8 @@ from carousel.errors import InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import Port
 
+_MOST = 2**24
+"""The largest whole number up to which 32-bit floats have all."""
 Parts: TypeAlias = Mapping[str, Any]
 """The parts of vectors by name, each [steps, ...], or of one step [...]: nested sequences of numbers, arrays such as
 NumPy's, or single numbers."""
@@ -67,6 +69,8 @@ def _numbers(value: Any, port: Port, field: str) -> array[float]:
         raise _malformed(value, port, field) from None
     if not numbers or len(numbers) % port.size:
         raise _malformed(value, port, field)
+    if port.dtype.startswith("int") and any(not abs(number) <= _MOST or number % 1 for number in _flat(value)):
+        raise _malformed(value, port, field, what=f"whole numbers up to {_MOST}")
     return numbers
 
 
@@ -78,6 +82,6 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value  # array('f') refuses what is no number
 
 
-def _malformed(value: object, port: Port, field: str) -> InvalidArgumentError:
+def _malformed(value: object, port: Port, field: str, what: str = "numbers") -> InvalidArgumentError:
     shape = ", ".join(map(str, ("steps", *port.shape)))
-    return InvalidArgumentError(f"{field}[{port.name!r}] must be numbers, [{shape}], not {value!r:.60}", field=field)
+    return InvalidArgumentError(f"{field}[{port.name!r}] must be {what}, [{shape}], not {value!r:.60}", field=field)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from service.repository.manifest import Manifest, VocabularySpec
+from service.repository.manifest import Manifest, PortSpec, VocabularySpec
 
 FILE_NAME = "README.md"
 
@@ -42,15 +42,22 @@ def _text(manifest: Manifest) -> list[str]:
         unit = _unit(manifest.encoder.feature_size)
         told.append(f"Sources of up to {manifest.encoder.max_source_length} {unit}.")
     if manifest.step.features is not None:
-        told.append(f"A step reads {_unit(manifest.step.feature_size).replace('vectors', 'a vector')}.")
+        vector = _unit(manifest.step.feature_size).replace("vectors", "a vector")
+        told.append(f"A step reads {vector}{_parts(manifest.step.inputs)}.")
     if manifest.step.values is not None:
-        told.append(f"It gives {_number(manifest.step.value_size)}.")
+        told.append(f"It gives {_number(manifest.step.value_size)}{_parts(manifest.step.outputs)}.")
     if manifest.can_generate:
         told.append(f"At most {manifest.max_tokens} steps are generated unless a request sets its own limit.")
     title, vocabularies = "Vocabularies", table(["side", "file", "tokens", "text is split into"], rows)
     if not rows:
         title, vocabularies = "Numbers", []
     return [f"## {title}", "", *vocabularies, " ".join(told), ""]
+
+
+def _parts(ports: Sequence[PortSpec]) -> str:
+    """The named parts of a vector, in their order."""
+    told = ", ".join(f"`{port.name}` {port.dtype} {list(port.shape)}" for port in ports)
+    return f": {told}" if told else ""
 
 
 def _unit(feature_size: int) -> str:

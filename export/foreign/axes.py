@@ -143,6 +143,20 @@ def state_batch_axis(tensor: Tensor, batch: str | int) -> int:
     return 1 if len(tensor.shape) == 3 and 1 in free else free[0]
 
 
+def is_time_name(name: str) -> bool:
+    """Whether an axis of that name is likely to count steps."""
+    return _TIME_NAMES.match(name) is not None
+
+
+def sized_axes(model: onnx.ModelProto, name: str) -> set[str]:
+    """The inputs that have an axis of that name."""
+    return {
+        value.name
+        for value in model.graph.input
+        if any(axis.dim_param == name for axis in value.type.tensor_type.shape.dim)
+    }
+
+
 def is_time(tensor: Tensor, place: int) -> bool:
     """Whether an axis counts steps: one without a size, of tokens or between rows and features, that does not count
     rows."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from export.errors import ExportError
 from export.foreign.axes import Hints
 from export.foreign.reading import Reading
 from export.foreign.writing import Described, write_onnx
@@ -16,13 +17,13 @@ from service.repository.manifest import SpecialTokens
 def run(parsed: argparse.Namespace) -> Path:
     """Writes the bundle and returns its folder. Raises as `writing.write_onnx` does."""
     hints = Hints(
-        states=dict(parsed.state),
-        constants=dict(parsed.constant),
-        axes=dict(parsed.axis),
-        batch_axes=dict(parsed.batch_axis),
+        states=_once(parsed.state, "--state"),
+        constants=_once(parsed.constant, "--constant"),
+        axes=_once(parsed.axis, "--axis"),
+        batch_axes=_once(parsed.batch_axis, "--batch-axis"),
         inputs=parsed.input,
         outputs=parsed.output,
-        windows=dict(parsed.window),
+        windows=_once(parsed.window, "--window"),
         start=parsed.start,
         force_state=parsed.force_state,
         expose_state=parsed.expose_state,
@@ -49,6 +50,14 @@ def run(parsed: argparse.Namespace) -> Path:
     )
     _report(written.reading, written.notes)
     return written.folder
+
+
+def _once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
+    """What is told by name. Raises ExportError for a name that is told twice."""
+    names = [name for name, _ in given]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ExportError(f"{flag} names {twice[0]} twice")
+    return dict(given)
 
 
 def _report(reading: Reading, notes: object) -> None:

@@ -86,11 +86,10 @@ class Original:
         carried = self.zeros()
         for vector in before:
             _, carried = self.run(vector, carried)
-        expected = self._bits(last, carried)
         useless = []
         for place, state in enumerate(self._reading.states):
             without = [*carried[:place], np.zeros_like(carried[place]), *carried[place + 1 :]]
-            if self._bits(last, without) == expected:
+            if all(self._bits(one, without) == self._bits(one, carried) for one in (*before, last)):
                 useless.append(state.input.name)
         if len(useless) == self._num_states and not may_be_all:
             raise ExportError(
@@ -143,7 +142,13 @@ class Original:
         size = sum(part.size for part in self._reading.inputs)
         if vocabulary_size is not None:
             return list(generator.integers(0, vocabulary_size, (count, size)))
-        return list(generator.standard_normal((count, size)).astype(np.float32))
+        drawn = generator.standard_normal((count, size)).astype(np.float32)
+        begin = 0
+        for part in self._reading.inputs:
+            if part.tensor.dtype == "bool":
+                drawn[:, begin : begin + part.size] = drawn[:, begin : begin + part.size] > 0
+            begin += part.size
+        return list(drawn)
 
     def run(self, vector: Array, carried: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """Runs one step of one row. vector: what the step reads, one input's numbers after the other's; carried: see

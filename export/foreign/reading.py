@@ -20,7 +20,9 @@ from export.foreign.axes import (
     batch_name,
     check_axes,
     is_time,
+    is_time_name,
     size_of,
+    sized_axes,
     state_batch_axis,
     tensor_of,
 )
@@ -107,12 +109,20 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
             if name not in known:
                 raise ExportError(f"{flag} names {name}, and the file has {_listed(known.values())}")
     check_axes(model, hints)
+    for flag, given_names in (("--input", hints.inputs), ("--output", hints.outputs)):
+        if twice := [name for name in given_names if given_names.count(name) > 1]:
+            raise ExportError(f"{flag} names {twice[0]} twice")
     notes: list[str] = []
     pairs = pair_states(model, inputs, outputs, hints, notes)
     constants = _constants(inputs, pairs, hints)
     sources = _step_inputs(inputs, {*pairs, *constants, *([hints.start] if hints.start else [])}, hints)
     given = _step_outputs(outputs, pairs, hints)
     notes += [f"output {name} is not served: name it with --output, too" for name in _left_out(outputs, pairs, given)]
+    notes += [
+        f"axis {name} = {size}: several steps at once were not compared with steps one by one"
+        for name, size in hints.axes.items()
+        if is_time_name(name) and any(one.name in sized_axes(model, name) for one in sources)
+    ]
     batch = batch_name(sources[0], inputs | outputs, hints)
     states = tuple(
         State(
@@ -124,6 +134,7 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
         for name, output_name in pairs.items()
     )
     batches = [batch, *(state.input.shape[state.batch_axis] for state in states)]
+    _check_start(None if hints.start is None else inputs[hints.start], batch)
     return Reading(
         tuple(_step_input(source, batch, hints) for source in sources),
         tuple(StepOutput(one, batch_axis(one, hints, partial(axis_named, one, batch))) for one in given),
@@ -134,6 +145,12 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
         fixed_batch=next((axis for axis in batches if isinstance(axis, int)), None),
         notes=tuple(notes),
     )
+
+
+def _check_start(start: Tensor | None, batch: str | int) -> None:
+    """Raises ExportError for a start that is not one number, or one a row."""
+    if start is not None and [axis for axis in start.shape if axis not in (batch, 1)]:
+        raise ExportError(f"--start {start.name}: {start} must be one number, or one a row: [], [batch] or [batch, 1]")
 
 
 def _step_input(source: Tensor, batch: str | int, hints: Hints) -> StepInput:
@@ -161,6 +178,8 @@ def _constants(
             count *= axis
         if len(values) not in (1, count):
             raise ExportError(f"--constant {name} has {len(values)} values, and {tensor} needs {count}")
+        if tensor.dtype in ("int32", "int64") and any(value != int(value) for value in values):
+            raise ExportError(f"--constant {name}={values[0]:g}: {tensor} is of whole numbers")
         found[name] = (Tensor(name, tensor.dtype, shape), list(values) * (count // len(values)))
     scalars = [
         one
@@ -170,7 +189,8 @@ def _constants(
     if scalars:
         raise ExportError(
             f"{scalars[0]} is a scalar, the same in every step: give its value with --constant {scalars[0].name}=VALUE,"
-            f" or say with --start {scalars[0].name} that it is true at a session's first step"
+            f" or say with --start {scalars[0].name} that it is true at a session's first step, or with --state"
+            f" {scalars[0].name}=OUTPUT that it is carried from step to step"
         )
     return found
 

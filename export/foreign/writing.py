@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -27,7 +28,7 @@ from export.foreign.exposing import expose_states
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
 from export.foreign.reading import Reading, StepInput, read
-from export.foreign.unkept import forced
+from export.foreign.unkept import FORCED, forced
 from export.foreign.wrapping import plain_name, states_of, wrap
 from export.graphs import Graphs
 from export.interface import Interface
@@ -73,7 +74,6 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
     model, exposed = expose_states(model, hints)
     reading = read(model, hints)
     notes = [*left_out, *exposed, *reading.notes]
-    options["description"] += forced(notes)
     if reading.fixed_batch not in (None, 1):
         notes.append(f"its batch is declared as {reading.fixed_batch} rows, and is taken to be any number")
         _free_rows(model, reading)
@@ -82,15 +82,18 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
     shapes = original.output_shapes()
     step = _step_spec(reading, described, shapes)
     vocabulary_size = None if described.vocabulary is None else len(described.vocabulary.tokens)
-    notes += filter(None, [check_over_time(model, reading, original, vocabulary_size)])
-    useless = original.useless_states(vocabulary_size, may_be_all=hints.force_state)
-    notes += [f"state {name} changes nothing" for name in useless]
-    if step.logits is not None and original.gives_probabilities(vocabulary_size):
-        original.takes_logarithms = True
-        notes.append(f"{reading.outputs[0].tensor.name} is probabilities: the logits are their logarithms")
+    with _random_inputs():
+        notes += filter(None, [check_over_time(model, reading, original, vocabulary_size)])
+        useless = original.useless_states(vocabulary_size, may_be_all=hints.force_state)
+        if step.logits is not None and original.gives_probabilities(vocabulary_size):
+            original.takes_logarithms = True
+            notes.append(f"{reading.outputs[0].tensor.name} is probabilities: the logits are their logarithms")
+    all_are = f": {FORCED}" if len(useless) == len(reading.states) else ""
+    notes += [f"state {name} changes nothing{all_are}" for name in useless]
     interface = Interface(step=step, states=states_of(reading), step_vocabulary_size=vocabulary_size)
     if step.logits is not None and described.labels is None and described.vocabulary is None:
         raise ExportError("logits need a vocabulary: give --vocabulary FILE or --labels FILE")
+    options["description"] += forced(notes)
     sizes = list(map(prod, shapes))
     graph = wrap(model, reading, interface, sizes, takes_logarithms=original.takes_logarithms)
     interface, parity = _prove(graph, interface, original, notes)
@@ -208,10 +211,25 @@ def _prove(graph: bytes, interface: Interface, original: Original, notes: list[s
             notes.append(f"sessions are run one by one, because company changes what a row is told: {error}")
         except Exception as error:  # ONNX Runtime raises classes of its own
             notes.append(f"sessions are run one by one, because more than one row cannot be run: {first_line(error)}")
-    runner = OnnxRunner(Graphs(step=graph), one_by_one)
-    parity = measure_parity(runner, original, one_by_one, tolerance=TOLERANCE, reference="the file")
-    check_invariance(runner, one_by_one)
+    with _random_inputs():
+        runner = OnnxRunner(Graphs(step=graph), one_by_one)
+        parity = measure_parity(runner, original, one_by_one, tolerance=TOLERANCE, reference="the file")
+        check_invariance(runner, one_by_one)
     return one_by_one, parity
+
+
+@contextmanager
+def _random_inputs() -> Iterator[None]:
+    """While a file is run on them. Raises ExportError for one that cannot be."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:  # ONNX Runtime raises classes of its own
+        raise ExportError(
+            f"the file cannot be run on random inputs: {first_line(error)}. Where it reads tokens, the vocabulary may"
+            " have more of them than it knows"
+        ) from error
 
 
 def _prove_chunks(

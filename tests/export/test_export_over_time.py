@@ -184,6 +184,40 @@ def test_probabilities_become_logits(tmp_path: Path, capsys: pytest.CaptureFixtu
         np.testing.assert_allclose(np.exp(session.step(frame)), probabilities, rtol=1e-6)
 
 
+def test_a_time_axis_that_is_told_to_be_1_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(plain(tmp_path / "plain.onnx"), tmp_path / "repository", "--axis", "T=1")
+    assert "axis T = 1: several steps at once were not compared with steps one by one" in capsys.readouterr().out
+
+
+def test_a_probability_of_0_is_minus_infinity(tmp_path: Path) -> None:
+    node, weights = lstm("a", "x")
+    nodes = [
+        node,
+        helper.make_node("Squeeze", ["aY", "one"], ["shown"]),
+        helper.make_node("Mul", ["shown", "much"], ["sharp"]),
+        helper.make_node("Softmax", ["sharp"], ["y"], axis=-1),
+        *identities(hn="ahn", cn="acn"),
+    ]
+    constants = [numpy_helper.from_array(np.array([1], np.int64), "one")]
+    constants.append(numpy_helper.from_array(np.array(1e5, np.float32), "much"))
+    file = save(tmp_path / "sharp.onnx", nodes, [*weights, *constants])
+    (tmp_path / "labels").write_text("\n".join(f"l{place}" for place in range(SIZE)) + "\n")
+    folder = export(file, tmp_path / "repository", "--labels", str(tmp_path / "labels"))
+    assert np.isneginf(ReferenceSession(folder).step(frames(1, FEATURES)[0])).any()
+
+
+def test_a_vocabulary_that_is_larger_than_the_files_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names"
+    names.write_text("".join(f"t{place}\n" for place in range(60)))
+    told = refusal(
+        capsys, foreign.time_first_tokens(tmp_path / "lm.onnx"), tmp_path / "repository", "--vocabulary", str(names)
+    )
+    assert "the vocabulary may have more of them than it knows" in told
+    assert told.count("\n") <= 3
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -194,6 +194,10 @@ def test_what_moves_a_session_moves_its_window_and_does_not_begin_it_again(servi
             "feed.features['obs'] must be numbers, [steps, 4], not [0.0, 0.0, 0.0]",
         ),
         ({"obs": "abcd", "samples": [0.0] * NEW}, "feed.features['obs'] must be numbers, [steps, 4], not 'abcd'"),
+        (
+            {"obs": [0.0] * OBSERVED, "samples": [0.0] * (NEW - 1) + ["x"]},
+            "feed.features['samples'] must be numbers, [steps, 8]",
+        ),
         ({"obs": [], "samples": []}, "feed.features['obs'] must be numbers, [steps, 4], not []"),
     ],
 )
@@ -203,6 +207,41 @@ def test_parts_that_are_not_the_models_are_refused(service: LocalService, featur
             session.feed(features=features)
         assert message in str(raised.value)
         assert session.position == 0
+
+
+def counter(path: Path) -> Path:
+    """A flag that clears its state, and whole numbers."""
+    nodes = [
+        helper.make_node("Cast", ["done"], ["ended"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["one", "ended"], ["kept"]),
+        helper.make_node("Mul", ["h", "kept"], ["before"]),
+        helper.make_node("Cast", ["count"], ["by"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["before", "by"], ["hn"]),
+        helper.make_node("Identity", ["hn"], ["y"]),
+    ]
+    inputs = [
+        foreign.value("count", ["batch", 1], TensorProto.INT64),
+        foreign.value("done", ["batch", 1], TensorProto.BOOL),
+    ]
+    inputs.append(foreign.value("h", ["batch", 1]))
+    outputs = [foreign.value("y", ["batch", 1]), foreign.value("hn", ["batch", 1])]
+    return foreign.save(path, nodes, inputs, outputs, [numpy_helper.from_array(np.array(1.0, np.float32), "one")])
+
+
+def test_whole_numbers_and_flags_are_what_they_are(tmp_path: Path) -> None:
+    folder = export(counter(tmp_path / "counter.onnx"), tmp_path / "repository", "--input", "count", "--input", "done")
+    assert "A step reads a vector of 2 numbers: `count` int64 [], `done` bool []." in (folder / "README.md").read_text()
+    with (
+        local_service(tmp_path / "repository") as running,
+        Client(running.target) as client,
+        client.session("foreign") as session,
+    ):
+        for count, done, expected in ((3, False, 3.0), (4, False, 7.0), (5, True, 5.0)):
+            assert session.feed(features={"count": count, "done": done}).outputs[0].values == (expected,)
+        for wrong in (1.5, float("nan"), 1e30, 2**24 + 1):
+            with pytest.raises(InvalidArgumentError, match="must be whole numbers up to 16777216"):
+                session.feed(features={"count": wrong, "done": False})
+        assert session.position == 3
 
 
 def test_a_start_that_all_rows_share_is_run_row_by_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,6 +274,8 @@ def test_a_start_that_all_rows_share_is_run_row_by_row(tmp_path: Path, capsys: p
             ["--input", "obs", "--input", "samples", "--output", "value", "--window", "obs=4"],
             "--window obs=4: a window is of the last axis",
         ),
+        (["--input", "obs", "--input", "obs"], "--input names obs twice"),
+        (["--axis", "a=1", "--axis", "a=2"], "--axis names a twice"),
         (["--input", "obs", "--input", "samples", "--window", "z=4"], "--window names z, and the file has obs float32"),
         (["--input", "obs", "--input", "samples"], "which outputs does a step give? action float32 [batch, 3]; value"),
     ],
@@ -245,3 +286,9 @@ def test_what_an_input_may_be_is_told(
     told = refusal(capsys, file, tmp_path / "repository", "--state", "count=count_out", "--start", "first", *flags)
     assert message in told
     assert told.count("\n") <= 2
+
+
+def test_a_start_of_many_numbers_is_refused(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--state", "count=count_out", "--input", "samples", "--input", "first", "--output", "value"]
+    told = refusal(capsys, file, tmp_path / "repository", *flags, "--start", "obs")
+    assert "--start obs: obs float32 [batch, 1, 4] must be one number, or one a row" in told
