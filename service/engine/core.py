@@ -5,8 +5,8 @@ It has no thread and no event loop: whoever holds it calls `step`, one caller at
 1. Everything that is asked for is a command in `inbox`, and is carried out at the beginning of a step.
 2. Commands' callbacks and jobs' results come out in one order: what a lane produced before it was read comes before the
    callback of the read, and what it produced after the read comes after.
-3. An exception costs what raised it alone: a command, a row of a batch, or a batch. Its jobs are answered with an
-   EngineError, and their lanes go on from where their state is.
+3. An exception costs what raised it alone: a command, or a row of a batch. Its job is answered with an EngineError, and
+   its lane goes on from where its state is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import partial
 from time import perf_counter
 
 from service.engine import commands
+from service.engine.apart import run_apart
 from service.engine.arena import Arena, Slot
 from service.engine.bursts import Bursts, Driver
 from service.engine.generations import ActiveEncode, begin_generation, choose_together, resume_generation
@@ -137,12 +138,13 @@ class EngineCore:
                 fetch |= job.fetch
         for group in batch.groups:
             fetch |= group.fetch
+        commit = partial(self._commit, has_choices=fetch.has_choices)
         try:
             ran = self._runner.run(batch, fetch)
         except Exception as error:  # ONNX Runtime raises classes of its own; whatever it was, the state is untouched
-            self._fail(batch, error)
+            run_apart(batch, error, partial(self._runner.run, fetch=fetch), commit, self._fail)
         else:
-            self._commit(batch, ran, began, has_choices=fetch.has_choices)
+            commit(batch, ran, began)
         return Progress.RAN
 
     def take_in(self) -> None:

@@ -135,6 +135,55 @@ async def test_a_score_outside_the_vocabulary_fails_alone_and_frees_its_forks(ti
         assert logits_of(await caller.feed(lane, [6])).tobytes() == after(folder, [5, 6])
 
 
+@pytest.mark.parametrize("bad", [[0], [3], [1, 4], [0, 1, 2, 3, 4]])
+async def test_a_row_that_cannot_be_run_fails_alone(tiny_repository: Path, bad: list[int]) -> None:
+    """Of feeds of one batch, some of them longer than others, with a step batch and a generation beside them."""
+    folder = tiny_repository / "tiny-lm" / "1"
+    async with running(folder, EngineLimits(num_slots=16, inline_s=10.0)) as caller:
+        lanes = [caller.engine.open() for _ in range(5)]
+        stepped = [caller.engine.open() for _ in range(4)]
+        generating = caller.engine.open()
+        await asyncio.gather(*(caller.feed(lane, [5], NOTHING) for lane in [*lanes, *stepped, generating]))
+        tokens = [[place + 1] * (1 + place % 2) for place in range(5)]
+        wrong = [[*line, OUTSIDE] if place in bad else line for place, line in enumerate(tokens)]
+        futures = [caller.feed(lane, line) for lane, line in zip(lanes, wrong, strict=True)]
+        batch = step_batch(caller, stepped, [1, OUTSIDE, OUTSIDE, 4])
+        going = asyncio.ensure_future(caller.tokens(generating, Decoding(5, min_tokens=5)))
+        for place, result in enumerate(await asyncio.gather(*futures)):
+            if place in bad:
+                assert isinstance(result, Failed)
+                assert (type(result.error), result.position) == (EngineError, 1)
+            else:
+                assert logits_of(result)[-1:].tobytes() == after(folder, [5, *tokens[place]])
+        answer = await batch
+        assert [place for place, _ in answer.errors] == [1, 2]
+        assert {type(error) for _, error in answer.errors} == {EngineError}
+        assert list(answer.positions) == [2, 1, 1, 2]
+        alone = caller.engine.open()
+        await caller.feed(alone, [5], NOTHING)
+        assert await going == await caller.tokens(alone, Decoding(5, min_tokens=5))
+        assert len(caller.recorder.failures) == len(bad) + 2
+        for lane, line in [(lanes[place], [5] if place in bad else [5, *tokens[place]]) for place in range(5)]:
+            assert logits_of(await caller.feed(lane, [6]))[-1:].tobytes() == after(folder, [*line, 6])
+        for lane, line in zip(stepped, [[5, 1], [5], [5], [5, 4]], strict=True):
+            assert logits_of(await caller.feed(lane, [6]))[-1:].tobytes() == after(folder, [*line, 6])
+        assert caller.engine.statistics.num_waiting == 0
+
+
+def step_batch(caller: Caller, lanes: list[Any], tokens: list[int]) -> asyncio.Future[Stepped]:
+    future: asyncio.Future[Stepped] = asyncio.get_running_loop().create_future()
+    job = StepBatchJob(
+        reply=lambda job, result: future.set_result(result),
+        lanes=lanes,
+        starts=None,
+        tokens=tokens,
+        counts=None,
+        outputs=OutputSpec(),
+    )
+    caller.engine.submit_step_batch(job)
+    return future
+
+
 async def test_a_command_that_raises_is_reported_and_answered(tiny_repository: Path) -> None:
     async with running(tiny_repository / "tiny-lm" / "1") as caller:
         with reported() as errors:
@@ -168,16 +217,7 @@ async def test_a_step_batch_that_cannot_be_taken_in_is_answered(tiny_repository:
     async with running(tiny_repository / "tiny-lm" / "1") as caller:
         with reported() as errors:
             lanes = [caller.engine.open() for _ in range(3)]
-            future: asyncio.Future[Stepped] = asyncio.get_running_loop().create_future()
-            job = StepBatchJob(
-                reply=lambda job, result: future.set_result(result),
-                lanes=lanes,
-                starts=None,
-                tokens=[1],  # too few
-                counts=None,
-                outputs=OutputSpec(),
-            )
-            caller.engine.submit_step_batch(job)
+            future = step_batch(caller, lanes, [1])  # too few
             stepped = await future
             assert [place for place, _ in stepped.errors] == [0, 1, 2]
             assert all(isinstance(error, EngineError) for _, error in stepped.errors)

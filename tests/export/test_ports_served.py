@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from carousel import AsyncClient, Client, InvalidArgumentError, Port
+from carousel import AsyncClient, Client, InternalError, InvalidArgumentError, Port
 from examples.local_service import LocalService, local_service
 from tests.export import foreign
 from tests.export.test_export_onnx import export, manifest_of, refusal
@@ -242,6 +242,32 @@ def test_whole_numbers_and_flags_are_what_they_are(tmp_path: Path) -> None:
             with pytest.raises(InvalidArgumentError, match="must be whole numbers up to 16777216"):
                 session.feed(features={"count": wrong, "done": False})
         assert session.position == 3
+
+
+async def test_an_index_that_the_model_does_not_have_fails_its_row_alone(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gather", ["table", "id"], ["looked"]),
+        helper.make_node("Sum", ["x", "looked", "h"], ["hn"]),
+        helper.make_node("Identity", ["hn"], ["y"]),
+    ]
+    inputs = [foreign.value("x", ["batch", 2]), foreign.value("id", ["batch"], TensorProto.INT64)]
+    inputs.append(foreign.value("h", ["batch", 2]))
+    outputs = [foreign.value("y", ["batch", 2]), foreign.value("hn", ["batch", 2])]
+    file = foreign.save(tmp_path / "lookup.onnx", nodes, inputs, outputs, [foreign.weight("table", 5, 2)])
+    export(file, tmp_path / "repository", "--input", "x", "--input", "id")
+    with local_service(tmp_path / "repository") as running:
+        async with AsyncClient(running.target) as client, client.batch("foreign") as batch:
+            await batch.open_many([None] * 3)
+            x = np.zeros((3, 2), np.float32)
+            before = await batch.step(features={"x": x, "id": [1, 1, 3]})
+            result = await batch.step(features={"x": x, "id": [1, 77, 3]})
+            assert [(place, type(error)) for place, error in result.errors.items()] == [(1, InternalError)]
+            after = await batch.step(features={"x": x, "id": [1, 1, 3]})
+            assert list(after.positions) == [3, 2, 3]
+            times = np.array([[3], [2], [3]], np.float32)
+            np.testing.assert_allclose(
+                np.reshape(after.values, (3, 2)), np.reshape(before.values, (3, 2)) * times, rtol=1e-5
+            )
 
 
 def test_a_start_that_all_rows_share_is_run_row_by_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,70 @@
+"""What becomes of a batch whose run has raised: it is divided until what cannot be run is alone.
+
+What one row brings, such as an index that the model does not have, costs no other session anything but a run more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+from service.engine.runner import Ran
+from service.engine.scheduler import Batch, Group, RowJob
+
+
+def run_apart(
+    batch: Batch,
+    error: Exception,
+    run: Callable[[Batch], Ran],
+    commit: Callable[[Batch, Ran, float], None],
+    fail: Callable[[Batch, Exception], None],
+) -> None:
+    """Runs the halves of a batch, and theirs.
+
+    run: raises what ONNX Runtime raises, and has changed nothing then. commit: called with what was run, and when that
+    began (`perf_counter`). fail: called with what cannot be run, and why.
+    """
+    halves = _halves(batch)
+    if not halves:
+        fail(batch, error)
+    for half in halves:
+        began = perf_counter()
+        try:
+            ran = run(half)
+        except Exception as its_own:
+            run_apart(half, its_own, run, commit, fail)
+        else:
+            commit(half, ran, began)
+
+
+def _halves(batch: Batch) -> list[Batch]:
+    """Two batches of the jobs and groups that are still in hand; none of one that cannot be divided."""
+    members: list[RowJob | Group] = [job for job in batch.jobs if job.lane.active is job]
+    for group in batch.groups:
+        members += _rows_apart(group)
+    if len(members) < 2 and len(batch.jobs) + len(batch.groups) < 2:
+        return []
+    widths = {id(job): width for job, width in zip(batch.jobs, batch.widths, strict=True)}
+    middle = (len(members) + 1) // 2
+    return [_part(batch, some, widths) for some in (members[:middle], members[middle:]) if some]
+
+
+def _part(batch: Batch, members: Sequence[RowJob | Group], widths: dict[int, int]) -> Batch:
+    jobs = [one for one in members if isinstance(one, RowJob)]
+    groups = [one for one in members if isinstance(one, Group)]
+    wide = [widths[id(job)] for job in jobs]
+    num_rows = len(jobs) + sum(group.num_rows for group in groups)
+    num_tokens = sum(wide) + num_rows - len(jobs)
+    runs_on = any(job.runs_on for job in jobs)
+    return Batch(batch.kind, jobs, wide, groups, num_rows, max(wide, default=1), num_tokens, runs_on)
+
+
+def _rows_apart(group: Group) -> list[Group]:
+    """The rows of a step batch, each as a group; others go together."""
+    group.compact()
+    if not group.places:
+        return [group]
+    return [
+        Group(group.owner, rows, rows, rows, [token], group.fetch, group.runs_on, [place])
+        for rows, token, place in zip([[row] for row in group.reads], group.tokens, group.places, strict=True)
+    ]
