@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence, Sized
 from math import fsum
+from typing import cast
 
 from google.protobuf.descriptor import EnumDescriptor
 
@@ -98,8 +99,10 @@ def source_items(source: pb.Sequence, bundle: Bundle, *, field: str = "source") 
 def prompt_items(prompt: pb.Sequence, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
     """The items that steps consume first. limit: how many there may be; None: any number. Raises InvalidFieldError
     and its kin."""
-    size = bundle.manifest.step.feature_size
-    return _items(prompt, bundle.step_vocabulary, size, bundle.model, limit, field="prompt")
+    step = bundle.manifest.step
+    items = _items(prompt, bundle.step_vocabulary, step.feature_size, bundle.model, limit, field="prompt")
+    tensors.check_whole(items, step.whole_numbers, field="prompt.features")
+    return items
 
 
 def feed_items(feed: pb.Feed, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
@@ -113,12 +116,15 @@ def feed_items(feed: pb.Feed, bundle: Bundle, limit: int | None = None) -> Seque
         raise _reads("features", bundle.model, field="feed.tokens" if feed.tokens else "feed.token_ids")
     if not feed.HasField("features"):
         return []
-    return tensors.vectors(feed.features, bundle.manifest.step.feature_size, field="feed.features", limit=limit)
+    step = bundle.manifest.step
+    items = tensors.vectors(feed.features, step.feature_size, field="feed.features", limit=limit)
+    tensors.check_whole(items, step.whole_numbers, field="feed.features")
+    return items
 
 
 def step_batch_items(message: pb.StepBatch, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
-    """The items of a step batch; whether tokens are in the vocabulary is yet to be checked. limit: how many there may
-    be; None: any number. Raises InvalidFieldError and its kin."""
+    """The items of a step batch, for `check_items` to check each row's. limit: how many there may be; None: any number.
+    Raises InvalidFieldError and its kin."""
     if bundle.step_vocabulary is not None:
         if message.HasField("features"):
             raise _reads("tokens", bundle.model, field="step_batch.features")
@@ -128,6 +134,15 @@ def step_batch_items(message: pb.StepBatch, bundle: Bundle, limit: int | None = 
         raise _reads("features", bundle.model, field="step_batch.token_ids")
     size = bundle.manifest.step.feature_size
     return tensors.vectors(message.features, size, field="step_batch.features", limit=limit)
+
+
+def check_items(items: Sequence[Item], bundle: Bundle, *, first: int) -> None:
+    """Checks what `step_batch_items` does not. first: the place of items[0]. Raises InvalidFieldError and its kin."""
+    if bundle.step_vocabulary is not None:
+        ids = cast("Sequence[int]", items)  # of a model that reads tokens
+        bundle.step_vocabulary.check_ids(ids, field="step_batch.token_ids", first=first)
+    else:
+        tensors.check_whole(items, bundle.manifest.step.whole_numbers, field="step_batch.features", first=first)
 
 
 def _items(

@@ -18,7 +18,6 @@ from service.errors import (
     CarouselError,
     InvalidFieldError,
     SessionNotOpenError,
-    TokenOutOfVocabularyError,
 )
 from service.repository.bundle import Bundle
 from service.sessions.checks import check_batch, check_length, check_retries
@@ -164,9 +163,8 @@ class StreamBatches:
             if batch.HasField("outputs"):
                 outputs = convert.output_spec(batch.outputs, bundle, field="step_batch.outputs")
         counts = list(batch.counts) or None
-        vocabulary = None if bundle is None else bundle.step_vocabulary
-        if vocabulary is not None and max(batch.token_ids, default=0) >= len(vocabulary):
-            refused = {**refused, **_out_of_vocabulary(found, list(batch.token_ids), counts)}
+        if bundle is not None and _may_be_unfit(batch, bundle):
+            refused = {**refused, **_unfit(found, bundle, tokens, counts)}
         sent = _Sent(batch, bundle, self._last)
         positions = list(batch.positions) or None
         asked = StepBatch(found.sessions, refused, tokens, counts, positions, outputs, None if refused else found.lanes)
@@ -294,15 +292,22 @@ def _doubled(handles: list[int]) -> InvalidFieldError:
     raise ValueError("no handle is there twice")
 
 
-def _out_of_vocabulary(found: _Found, tokens: list[int], counts: list[int] | None) -> dict[int, CarouselError]:
-    """The refusals of sessions whose tokens their model lacks."""
+def _may_be_unfit(batch: pb.StepBatch, bundle: Bundle) -> bool:
+    vocabulary = bundle.step_vocabulary
+    if vocabulary is None:
+        return bool(bundle.manifest.step.whole_numbers)
+    return max(batch.token_ids, default=0) >= len(vocabulary)
+
+
+def _unfit(found: _Found, bundle: Bundle, items: Sequence[Item], counts: list[int] | None) -> dict[int, CarouselError]:
+    """The refusals of the bundle's sessions whose tokens it lacks, or whose vectors have no whole numbers for its
+    integer inputs."""
     refused: dict[int, CarouselError] = {}
     ends = list(accumulate(counts or [1] * len(found.handles), initial=0))
     for at, session in enumerate(found.sessions[: len(ends) - 1]):
-        if session is not None and session.served.bundle.step_vocabulary is not None:
-            field, begin = "step_batch.token_ids", ends[at]
+        if session is not None and session.served.bundle is bundle:
             try:
-                session.served.bundle.step_vocabulary.check_ids(tokens[begin : ends[at + 1]], field=field, first=begin)
-            except TokenOutOfVocabularyError as error:
+                convert.check_items(items[ends[at] : ends[at + 1]], bundle, first=ends[at])
+            except InvalidFieldError as error:
                 refused[at] = error
     return refused

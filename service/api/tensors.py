@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
@@ -15,6 +16,8 @@ from service.repository.vocabulary import too_many
 
 _PACKED = 2
 """The wire type of bytes, messages and packed numbers."""
+LARGEST_WHOLE = 2**24
+"""The largest whole number up to which 32-bit floats have all."""
 _FEW = 256
 """Numbers that are as fast to append one by one as to parse."""
 
@@ -67,6 +70,26 @@ def vectors(
             field=f"{field}.data",
         )
     return [data[begin : begin + each] for begin in range(0, len(data), each)]
+
+
+def check_whole(items: Sequence[Item], places: Mapping[int, str], *, field: str, first: int = 0) -> None:
+    """Raises InvalidFieldError when an integer input of the model would be given another number than the client's.
+
+    items: vectors; places: where in a vector such inputs have their numbers, and their names, as
+    `StepSpec.whole_numbers` has them; first: the place of items[0] in the field.
+    """
+    if not places or not items:
+        return
+    numbers = np.frombuffer(b"".join(items), "<f4").reshape(len(items), -1)[:, list(places)]  # type: ignore[arg-type]
+    is_whole = (np.abs(numbers) <= LARGEST_WHOLE) & (np.rint(numbers) == numbers)
+    if not is_whole.all():
+        row, column = np.argwhere(~is_whole)[0]
+        name, value = list(places.values())[column], float(numbers[row, column])
+        raise InvalidFieldError(
+            f"{field}.data: {quoted(name)} of vector {first + row} is {value}: it must be a whole number up to "
+            f"{LARGEST_WHOLE}",
+            field=f"{field}.data",
+        )
 
 
 def tensor(items: Sequence[Item], size: int) -> pb.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Annotated, Self
 
 from pydantic import (
@@ -163,6 +164,12 @@ class StepSpec(Part):
     def feature_size(self) -> int:
         """Numbers in each vector that a step consumes; 0 when it is tokens."""
         return 0 if self.features is None else last_axis(self.features)
+
+    @cached_property
+    def whole_numbers(self) -> dict[int, str]:
+        """The places in a vector that integer inputs read, which take whole numbers alone, and the inputs' names."""
+        names = [port.name if port.dtype.startswith("int") else None for port in self.inputs for _ in range(port.size)]
+        return {place: name for place, name in enumerate(names) if name is not None}
 
     @property
     def value_size(self) -> int:

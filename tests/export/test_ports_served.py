@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from carousel import AsyncClient, Client, InternalError, InvalidArgumentError, Port
+from carousel import AsyncClient, Client, InvalidArgumentError, Port
 from examples.local_service import LocalService, local_service
 from tests.export import foreign
 from tests.export.test_export_onnx import export, manifest_of, refusal
@@ -207,67 +207,6 @@ def test_parts_that_are_not_the_models_are_refused(service: LocalService, featur
             session.feed(features=features)
         assert message in str(raised.value)
         assert session.position == 0
-
-
-def counter(path: Path) -> Path:
-    """A flag that clears its state, and whole numbers."""
-    nodes = [
-        helper.make_node("Cast", ["done"], ["ended"], to=TensorProto.FLOAT),
-        helper.make_node("Sub", ["one", "ended"], ["kept"]),
-        helper.make_node("Mul", ["h", "kept"], ["before"]),
-        helper.make_node("Cast", ["count"], ["by"], to=TensorProto.FLOAT),
-        helper.make_node("Add", ["before", "by"], ["hn"]),
-        helper.make_node("Identity", ["hn"], ["y"]),
-    ]
-    inputs = [
-        foreign.value("count", ["batch", 1], TensorProto.INT64),
-        foreign.value("done", ["batch", 1], TensorProto.BOOL),
-    ]
-    inputs.append(foreign.value("h", ["batch", 1]))
-    outputs = [foreign.value("y", ["batch", 1]), foreign.value("hn", ["batch", 1])]
-    return foreign.save(path, nodes, inputs, outputs, [numpy_helper.from_array(np.array(1.0, np.float32), "one")])
-
-
-def test_whole_numbers_and_flags_are_what_they_are(tmp_path: Path) -> None:
-    folder = export(counter(tmp_path / "counter.onnx"), tmp_path / "repository", "--input", "count", "--input", "done")
-    assert "A step reads a vector of 2 numbers: `count` int64 [], `done` bool []." in (folder / "README.md").read_text()
-    with (
-        local_service(tmp_path / "repository") as running,
-        Client(running.target) as client,
-        client.session("foreign") as session,
-    ):
-        for count, done, expected in ((3, False, 3.0), (4, False, 7.0), (5, True, 5.0)):
-            assert session.feed(features={"count": count, "done": done}).outputs[0].values == (expected,)
-        for wrong in (1.5, float("nan"), 1e30, 2**24 + 1):
-            with pytest.raises(InvalidArgumentError, match="must be whole numbers up to 16777216"):
-                session.feed(features={"count": wrong, "done": False})
-        assert session.position == 3
-
-
-async def test_an_index_that_the_model_does_not_have_fails_its_row_alone(tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("Gather", ["table", "id"], ["looked"]),
-        helper.make_node("Sum", ["x", "looked", "h"], ["hn"]),
-        helper.make_node("Identity", ["hn"], ["y"]),
-    ]
-    inputs = [foreign.value("x", ["batch", 2]), foreign.value("id", ["batch"], TensorProto.INT64)]
-    inputs.append(foreign.value("h", ["batch", 2]))
-    outputs = [foreign.value("y", ["batch", 2]), foreign.value("hn", ["batch", 2])]
-    file = foreign.save(tmp_path / "lookup.onnx", nodes, inputs, outputs, [foreign.weight("table", 5, 2)])
-    export(file, tmp_path / "repository", "--input", "x", "--input", "id")
-    with local_service(tmp_path / "repository") as running:
-        async with AsyncClient(running.target) as client, client.batch("foreign") as batch:
-            await batch.open_many([None] * 3)
-            x = np.zeros((3, 2), np.float32)
-            before = await batch.step(features={"x": x, "id": [1, 1, 3]})
-            result = await batch.step(features={"x": x, "id": [1, 77, 3]})
-            assert [(place, type(error)) for place, error in result.errors.items()] == [(1, InternalError)]
-            after = await batch.step(features={"x": x, "id": [1, 1, 3]})
-            assert list(after.positions) == [3, 2, 3]
-            times = np.array([[3], [2], [3]], np.float32)
-            np.testing.assert_allclose(
-                np.reshape(after.values, (3, 2)), np.reshape(before.values, (3, 2)) * times, rtol=1e-5
-            )
 
 
 def test_a_start_that_all_rows_share_is_run_row_by_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

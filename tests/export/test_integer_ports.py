@@ -1,0 +1,96 @@
+"""Integer and boolean inputs: what a client sends as a 32-bit float is what the model reads, or is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from carousel import AsyncClient, Client, InternalError, InvalidArgumentError
+from examples.local_service import local_service
+from tests.export import foreign
+from tests.export.test_export_onnx import export
+
+
+def counter(path: Path) -> Path:
+    """A flag that clears its state, and whole numbers."""
+    nodes = [
+        helper.make_node("Cast", ["done"], ["ended"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["one", "ended"], ["kept"]),
+        helper.make_node("Mul", ["h", "kept"], ["before"]),
+        helper.make_node("Cast", ["count"], ["by"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["before", "by"], ["hn"]),
+        helper.make_node("Identity", ["hn"], ["y"]),
+    ]
+    inputs = [
+        foreign.value("count", ["batch", 1], TensorProto.INT64),
+        foreign.value("done", ["batch", 1], TensorProto.BOOL),
+    ]
+    inputs.append(foreign.value("h", ["batch", 1]))
+    outputs = [foreign.value("y", ["batch", 1]), foreign.value("hn", ["batch", 1])]
+    return foreign.save(path, nodes, inputs, outputs, [numpy_helper.from_array(np.array(1.0, np.float32), "one")])
+
+
+def test_whole_numbers_and_flags_are_what_they_are(tmp_path: Path) -> None:
+    folder = export(counter(tmp_path / "counter.onnx"), tmp_path / "repository", "--input", "count", "--input", "done")
+    assert "A step reads a vector of 2 numbers: `count` int64 [], `done` bool []." in (folder / "README.md").read_text()
+    with (
+        local_service(tmp_path / "repository") as running,
+        Client(running.target) as client,
+        client.session("foreign") as session,
+    ):
+        for count, done, expected in ((3, False, 3.0), (4, False, 7.0), (5, True, 5.0)):
+            assert session.feed(features={"count": count, "done": done}).outputs[0].values == (expected,)
+        for wrong in (1.5, float("nan"), 1e30, 2**24 + 1):
+            with pytest.raises(InvalidArgumentError, match="must be whole numbers up to 16777216"):
+                session.feed(features={"count": wrong, "done": False})
+        assert session.position == 3
+
+
+async def test_an_index_that_the_model_does_not_have_fails_its_row_alone(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Gather", ["table", "id"], ["looked"]),
+        helper.make_node("Sum", ["x", "looked", "h"], ["hn"]),
+        helper.make_node("Identity", ["hn"], ["y"]),
+    ]
+    inputs = [foreign.value("x", ["batch", 2]), foreign.value("id", ["batch"], TensorProto.INT64)]
+    inputs.append(foreign.value("h", ["batch", 2]))
+    outputs = [foreign.value("y", ["batch", 2]), foreign.value("hn", ["batch", 2])]
+    file = foreign.save(tmp_path / "lookup.onnx", nodes, inputs, outputs, [foreign.weight("table", 5, 2)])
+    export(file, tmp_path / "repository", "--input", "x", "--input", "id")
+    with local_service(tmp_path / "repository") as running:
+        async with AsyncClient(running.target) as client, client.batch("foreign") as batch:
+            await batch.open_many([None] * 3)
+            x = np.zeros((3, 2), np.float32)
+            before = await batch.step(features={"x": x, "id": [1, 1, 3]})
+            result = await batch.step(features={"x": x, "id": [1, 77, 3]})
+            assert [(place, type(error)) for place, error in result.errors.items()] == [(1, InternalError)]
+            after = await batch.step(features={"x": x, "id": [1, 1, 3]})
+            assert list(after.positions) == [3, 2, 3]
+            times = np.array([[3], [2], [3]], np.float32)
+            np.testing.assert_allclose(
+                np.reshape(after.values, (3, 2)), np.reshape(before.values, (3, 2)) * times, rtol=1e-5
+            )
+
+
+async def test_vectors_without_names_are_checked_too(tmp_path: Path) -> None:
+    """By the server: a client of another language knows nothing of names. In a step batch each row for itself."""
+    export(counter(tmp_path / "counter.onnx"), tmp_path / "repository", "--input", "count", "--input", "done")
+    with local_service(tmp_path / "repository") as running:
+        async with AsyncClient(running.target) as client, client.session("foreign") as session:
+            for wrong in (1.5, float("nan"), float("-inf"), 2**24 + 2):
+                with pytest.raises(InvalidArgumentError, match=r"feed.features.data: 'count' of vector 1 is .*: it"):
+                    await session.feed(features=[[1.0, 0.0], [wrong, 0.0]])
+            assert (await session.feed(features=[[2**24, 0.0]])).position == 1
+            async with client.batch("foreign") as batch:
+                await batch.open_many([None] * 3)
+                result = await batch.step(features=[[1.0, 0.0], [0.5, 0.0], [-3.0, 0.0]])
+                assert list(result.errors) == [1]
+                assert "step_batch.features.data: 'count' of vector 1 is 0.5: it must be" in str(result.errors[1])
+                assert list(result.positions) == [1, 0, 1]
+                assert (result.values[0], result.values[2]) == (1.0, -3.0)
