@@ -93,7 +93,9 @@ class Claims:
         if here is not None and here.persistence.has_record and here.persistence.epoch == claimed.epoch:
             raise SessionIdInUseError(f"session_id = {here.name!r} was opened here", field="session_id")
         if claimed.payload is None:
-            raise self._buried(session_id, claimed.epoch)
+            error = self._buried(session_id, claimed.epoch)
+            await self._storage.after_writes(session_id)  # who is told that it is gone may open its id, at any server
+            raise error
         try:
             image = await self._storage.decode(session_id, claimed.payload)
             check(image)

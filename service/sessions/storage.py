@@ -172,7 +172,7 @@ class Storage:
 
     async def reserve(self, record_id: str, ttl_s: float) -> int | None:
         """See `StateStore.reserve`. Raises what `claim` raises."""
-        await self._after_writes(record_id)
+        await self.after_writes(record_id)
         try:
             return await self._thread.reserve(record_id, ttl_s)
         except CorruptRecordError as error:
@@ -180,7 +180,7 @@ class Storage:
 
     async def has(self, record_id: str) -> bool:
         """See `StateStore.has`. Raises StoreUnavailableError."""
-        await self._after_writes(record_id)
+        await self.after_writes(record_id)
         return await self._thread.call(self._store.has, record_id)
 
     async def decode(self, record_id: str, payload: bytes) -> Image:
@@ -201,7 +201,7 @@ class Storage:
         self._thread.maybe_taken.add(record_id)
 
     async def _claim(self, record_id: str, claim: Callable[[str], Awaitable[Claim]]) -> Claimed | Held | Gone | None:
-        await self._after_writes(record_id)
+        await self.after_writes(record_id)
         began_s = perf_counter()
         claimed = await claim(record_id)
         if isinstance(claimed, CorruptRecordError):
@@ -217,7 +217,7 @@ class Storage:
             session_id=name_of(record_id),
         )
 
-    async def _after_writes(self, record_id: str) -> None:
+    async def after_writes(self, record_id: str) -> None:
         """Returns when no write of the record waits or is on its way."""
         while record_id in self._pending or record_id in self._writing:
             written = self._written.get(record_id)
