@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import onnx
 import onnx.inliner
@@ -71,6 +71,17 @@ class Slot:
         return f"{self.op_type} {self.node_name}"
 
 
+class _Found(NamedTuple):
+    """A node, the number of its graph, and its place there. inputs, outputs: its values."""
+
+    node: onnx.NodeProto
+    graph: int
+    place: int
+    inputs: Sequence[Value | None]
+    outputs: Sequence[Value | None]
+    is_in_loop: bool
+
+
 class Flow:
     """The edges and slots of a model."""
 
@@ -96,8 +107,8 @@ class Flow:
                         waiting.append(following)
         return found
 
-    def _graph(self, graph: onnx.GraphProto, outer: _Scopes, *, is_in_loop: bool) -> int:
-        """Adds a graph's edges. Returns its number."""
+    def _graph(self, graph: onnx.GraphProto, outer: _Scopes, *, is_in_loop: bool) -> _Scopes:
+        """Adds a graph's edges. Returns the scopes within it."""
         number = self._num_graphs
         self._num_graphs += 1
         scopes = (*outer, (number, _names(graph)))
@@ -105,24 +116,24 @@ class Flow:
         for place, node in enumerate(graph.node):
             if node.op_type == "Constant":
                 self._constants.add((number, node.output[0]))
-            self._node(node, place, scopes, is_in_loop=is_in_loop)
-        return number
+            inputs = [_resolve(name, scopes) for name in node.input]
+            outputs = [_resolve(name, scopes) for name in node.output]
+            self._node(_Found(node, number, place, inputs, outputs, is_in_loop), scopes)
+        return scopes
 
-    def _node(self, node: onnx.NodeProto, place: int, scopes: _Scopes, *, is_in_loop: bool) -> None:
-        inputs = [_resolve(name, scopes) for name in node.input]
-        outputs = [_resolve(name, scopes) for name in node.output]
+    def _node(self, found: _Found, scopes: _Scopes) -> None:
+        node, inputs, outputs = found.node, found.inputs, found.outputs
         bodies = {one.name: one.g for one in node.attribute if one.HasField("g")}
         if node.op_type in RECURRENT:
             self._edge("recurs", [inputs[0], *inputs[5:7]], outputs)
-            self._recurrent(node, place, inputs, outputs, scopes, is_in_loop=is_in_loop)
+            self._recurrent(found)
         elif node.op_type == "If":
             self._edge("computes", inputs[:1], outputs)
             for body in bodies.values():
-                number = self._graph(body, scopes, is_in_loop=is_in_loop)
-                inner = (*scopes, (number, _names(body)))
+                inner = self._graph(body, scopes, is_in_loop=found.is_in_loop)
                 self._move([_resolve(one.name, inner) for one in body.output], outputs)
         elif node.op_type in ("Loop", "Scan"):
-            self._loop(node, place, inputs, outputs, scopes, is_in_loop=is_in_loop)
+            self._loop(found, scopes)
         elif node.op_type not in _OF_SHAPES:
             num_moved = _MOVED.get(node.op_type, 0)
             if node.op_type == "Gather" and inputs[1] not in self._constants:
@@ -133,16 +144,8 @@ class Flow:
             for body in bodies.values():
                 self._graph(body, scopes, is_in_loop=True)
 
-    def _recurrent(
-        self,
-        node: onnx.NodeProto,
-        place: int,
-        inputs: Sequence[Value | None],
-        outputs: Sequence[Value | None],
-        scopes: _Scopes,
-        *,
-        is_in_loop: bool,
-    ) -> None:
+    def _recurrent(self, found: _Found) -> None:
+        node, inputs, outputs = found.node, found.inputs, found.outputs
         attributes = {one.name: one for one in node.attribute}
         direction = attributes["direction"].s.decode() if "direction" in attributes else "forward"
         for at, part in _PARTS.items():
@@ -152,8 +155,8 @@ class Flow:
                 Slot(
                     node.op_type.removeprefix("DynamicQuantize"),
                     _called(node),
-                    scopes[-1][0],
-                    place,
+                    found.graph,
+                    found.place,
                     part,
                     _at(inputs, at),
                     _at(outputs, at - 4),
@@ -162,26 +165,17 @@ class Flow:
                     attributes["hidden_size"].i if "hidden_size" in attributes else 0,
                     direction,
                     bool(attributes["layout"].i) if "layout" in attributes else False,
-                    is_in_loop,
+                    found.is_in_loop,
                 )
             )
 
-    def _loop(
-        self,
-        node: onnx.NodeProto,
-        place: int,
-        inputs: Sequence[Value | None],
-        outputs: Sequence[Value | None],
-        scopes: _Scopes,
-        *,
-        is_in_loop: bool,
-    ) -> None:
+    def _loop(self, found: _Found, scopes: _Scopes) -> None:
         """A `Loop` or a `Scan`: its body's edges, and what it carries as slots."""
+        node, inputs, outputs = found.node, found.inputs, found.outputs
         attributes = {one.name: one for one in node.attribute}
         body = attributes["body"].g
-        number = self._graph(body, scopes, is_in_loop=True)
-        inner = (*scopes, (number, _names(body)))
-        into: list[Value | None] = [(number, one.name) for one in body.input]
+        inner = self._graph(body, scopes, is_in_loop=True)
+        into = [_resolve(one.name, inner) for one in body.input]
         out = [_resolve(one.name, inner) for one in body.output]
         if node.op_type == "Loop":  # inputs: number of turns, condition, carried; the body gives a condition first
             num_carried, inputs, into, out = len(inputs) - 2, inputs[2:], into[2:], out[1:]
@@ -195,8 +189,8 @@ class Flow:
                 Slot(
                     node.op_type,
                     _called(node),
-                    scopes[-1][0],
-                    place,
+                    found.graph,
+                    found.place,
                     f"{at + 1}. carried",
                     _at(inputs, at),
                     _at(outputs, at),
@@ -205,7 +199,7 @@ class Flow:
                     0,
                     "forward",
                     is_batch_first=False,
-                    is_in_loop=is_in_loop,
+                    is_in_loop=found.is_in_loop,
                 )
             )
 
