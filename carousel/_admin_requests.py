@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from carousel._requests import uint
+from carousel._tokens import uint
 from carousel.v1 import models_pb2, sessions_pb2
 from carousel.values import StateTensor
 

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from carousel import errors
 from carousel._backoff import CLIENT_CLOSED, CONNECTION_LOST
-from carousel._ports import ports, taken_apart
+from carousel._ports import ports, session_constant, taken_apart
 from carousel.errors import CarouselError
 from carousel.v1 import error_pb2, inference_pb2, models_pb2, sessions_pb2
 from carousel.values import (
@@ -151,6 +151,7 @@ def model_info(message: models_pb2.ModelInfo) -> ModelInfo:
         max_batch_rows=message.max_batch_rows,
         inputs=ports(message.inputs),
         outputs=ports(message.outputs),
+        constants=tuple(map(session_constant, message.constants)),
     )
 
 

@@ -22,6 +22,7 @@ from carousel import _answers, _requests
 from carousel._batch_member import Member
 from carousel._batch_recovery import BatchRecovery
 from carousel._batch_step import BatchStep, StepBatchResult
+from carousel._constants import Constants
 from carousel._exchange import Exchange
 from carousel._ports import Parts
 from carousel._requests import SessionPolicy, Source
@@ -49,10 +50,19 @@ class BatchProtocol:
         return len(self.recovery.steps)
 
     def opening(
-        self, model: str, source: Source | None, session_id: str, *, version: int, variant: str
+        self,
+        model: str,
+        source: Source | None,
+        session_id: str,
+        *,
+        version: int,
+        variant: str,
+        constants: Constants | None = None,
     ) -> tuple[pb.Open, str]:
         """Makes the message that opens a session, and returns it with the id that was asked for."""
-        message = _requests.open_message(model, source=source, version=version, variant=variant, policy=self._policy)
+        message = _requests.open_message(
+            model, source=source, version=version, variant=variant, policy=self._policy, constants=constants
+        )
         return message, session_id
 
     def open(self, request: pb.Open, session_id: str) -> pb.StreamRequest:

@@ -8,10 +8,11 @@ from typing import Any, TypeAlias
 
 from carousel._tensors import Features
 from carousel.errors import InvalidArgumentError
+from carousel.model_info import Port, SessionConstant
 from carousel.v1 import inference_pb2 as pb
-from carousel.values import Port
+from carousel.v1 import models_pb2
 
-_MOST = 2**24
+LARGEST_WHOLE = 2**24
 """The largest whole number up to which 32-bit floats have all."""
 Parts: TypeAlias = Mapping[str, Any]
 """The parts of vectors by name, each [steps, ...], or of one step [...]: nested sequences of numbers, arrays such as
@@ -20,27 +21,40 @@ NumPy's, or single numbers."""
 
 def ports(messages: Iterable[pb.Port]) -> tuple[Port, ...]:
     """In their order."""
-    return tuple(Port(one.name, one.dtype, tuple(one.shape)) for one in messages)
+    return tuple(Port(one.name, one.dtype, tuple(one.shape), one.is_end) for one in messages)
 
 
-def joined(parts: Parts, inputs: Sequence[Port], field: str) -> Features:
-    """The vectors, [steps, features], that have these parts. Raises InvalidArgumentError that names the part."""
+def session_constant(message: models_pb2.SessionConstant) -> SessionConstant:
+    """What openings may give."""
+    (port,), numbers = ports([message.port]), list(message.choices)
+    choices = [tuple(numbers[begin : begin + port.size]) for begin in range(0, len(numbers), port.size)]
+    return SessionConstant(port, tuple(message.default_value), tuple(choices))
+
+
+def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool = False) -> Features:
+    """The vectors, [steps, features], that have these parts. is_last: whether the session is fed nothing after them.
+    Raises InvalidArgumentError that names the part."""
     if not inputs:
         raise InvalidArgumentError(f"{field} has names, and the model's inputs have none: give vectors", field=field)
     unknown = [name for name in parts if name not in {port.name for port in inputs}]
-    missing = [port.name for port in inputs if port.name not in parts]
+    missing = [port.name for port in inputs if port.name not in parts and not port.is_end]
     if unknown or missing:
         expected = ", ".join(port.name for port in inputs)
         wrong = f"no {missing[0]!r}" if missing else repr(unknown[0])
         raise InvalidArgumentError(f"{field} has {wrong}: the model reads {expected}", field=field)
-    columns = [_numbers(parts[port.name], port, field) for port in inputs]
-    counts = [len(numbers) // port.size for numbers, port in zip(columns, inputs, strict=True)]
-    if len(set(counts)) > 1:
-        told = ", ".join(f"{count} of {port.name}" for count, port in zip(counts, inputs, strict=True))
+    columns = {port.name: _numbers(parts[port.name], port, field) for port in inputs if port.name in parts}
+    counts = {port.name: len(columns[port.name]) // port.size for port in inputs if port.name in columns}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{count} of {name}" for name, count in counts.items())
         raise InvalidArgumentError(f"{field} has different numbers of steps: {told}", field=field)
+    num_steps = next(iter(counts.values()), 0)
+    for port in inputs:
+        if port.is_end and port.name not in columns:
+            last = array("f", [1.0 if is_last else 0.0]) * port.size
+            columns[port.name] = array("f", [0.0]) * (port.size * (num_steps - 1)) + last
     return [
-        [number for numbers, port in zip(columns, inputs, strict=True) for number in _step(numbers, port.size, step)]
-        for step in range(counts[0])
+        [number for port in inputs for number in _step(columns[port.name], port.size, step)]
+        for step in range(num_steps)
     ]
 
 
@@ -69,8 +83,8 @@ def _numbers(value: Any, port: Port, field: str) -> array[float]:
         raise _malformed(value, port, field) from None
     if not numbers or len(numbers) % port.size:
         raise _malformed(value, port, field)
-    if port.dtype.startswith("int") and any(not abs(number) <= _MOST or number % 1 for number in _flat(value)):
-        raise _malformed(value, port, field, what=f"whole numbers up to {_MOST}")
+    if port.dtype.startswith("int") and any(not abs(number) <= LARGEST_WHOLE or number % 1 for number in _flat(value)):
+        raise _malformed(value, port, field, what=f"whole numbers up to {LARGEST_WHOLE}")
     return numbers
 
 

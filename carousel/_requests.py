@@ -5,12 +5,13 @@ The server checks values. Only a value that no message can hold is refused here,
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
+from carousel._constants import Constants, fill_constants
 from carousel._ports import Parts, joined
 from carousel._tensors import Features, is_features, tensor_message
+from carousel._tokens import split, uint
 from carousel.errors import InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import Port
@@ -42,6 +43,7 @@ def open_message(
     logits: bool = False,
     trace: bool = False,
     policy: SessionPolicy | None = None,
+    constants: Constants | None = None,
 ) -> pb.Open:
     """first: asks what may come first; implied by top_k, logits and trace."""
     message = pb.Open(model=model, version=uint(version, 32, "open.version"), variant=variant)
@@ -52,12 +54,20 @@ def open_message(
         message.outputs.trace = trace
     if policy is not None:
         _fill_policy(message, policy)
+    fill_constants(message.constants, constants, "open.constants")
     return message
 
 
-def vectors(features: Features | Parts | None, inputs: Sequence[Port], field: str) -> Features | None:
-    """The vectors that are given, as a whole or by the names of their parts. Raises InvalidArgumentError."""
-    return joined(features, inputs, field) if isinstance(features, Mapping) else features
+def vectors(
+    features: Features | Parts | None, inputs: Sequence[Port], field: str, *, is_last: bool = False
+) -> Features | None:
+    """The vectors that are given, as a whole or by the names of their parts. is_last: see `joined`. Raises
+    InvalidArgumentError."""
+    if isinstance(features, Mapping):
+        return joined(features, inputs, field, is_last=is_last)
+    if is_last:
+        raise InvalidArgumentError(f"{field}: end=True needs features by name, and a model that reads it", field=field)
+    return features
 
 
 def feed_message(
@@ -80,16 +90,24 @@ def feed_message(
         return pb.Feed(features=tensor_message(features, "feed.features"), outputs=spec, mark=mark)
     if tokens is None:
         raise TypeError("give tokens or features")
-    names, ids = _split([tokens] if isinstance(tokens, str | int) else tokens, "feed.tokens", "feed.token_ids")
+    names, ids = split([tokens] if isinstance(tokens, str | int) else tokens, "feed.tokens", "feed.token_ids")
     return pb.Feed(tokens=names, token_ids=ids, outputs=spec, mark=mark)
 
 
 def generate_request(
-    model: str, *, source: Source | None, version: int, variant: str, prompt: Source | None, decoding: pb.Decoding
+    model: str,
+    *,
+    source: Source | None,
+    version: int,
+    variant: str,
+    prompt: Source | None,
+    decoding: pb.Decoding,
+    constants: Constants | None = None,
 ) -> pb.GenerateRequest:
     """The request of the one-call generation."""
     message = pb.GenerateRequest(model=model, version=uint(version, 32, "version"), variant=variant, decoding=decoding)
     _fill(message, source, prompt)
+    fill_constants(message.constants, constants, "constants")
     return message
 
 
@@ -108,6 +126,7 @@ def score_request(
     variant: str,
     prompt: Source | None,
     with_end: bool,
+    constants: Constants | None = None,
 ) -> pb.ScoreRequest:
     """The request of the one-call score."""
     message = pb.ScoreRequest(
@@ -118,6 +137,7 @@ def score_request(
         with_end=with_end,
     )
     _fill(message, source, prompt)
+    fill_constants(message.constants, constants, "constants")
     return message
 
 
@@ -200,58 +220,6 @@ def _listed(targets: Sequence[Source]) -> Sequence[Source]:
     return targets
 
 
-def decoding_message(
-    *,
-    max_tokens: int | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    log_probabilities: bool = False,
-    repetition_penalty: float | None = None,
-    min_tokens: int | None = None,
-    stop: Sequence[str] | Sequence[int] = (),
-    beam_size: int | None = None,
-    length_penalty: float | None = None,
-    num_best: int | None = None,
-) -> pb.Decoding:
-    """Takes `values.DecodingOptions`. Any of temperature, top_k, top_p and seed selects sampling."""
-    message = pb.Decoding(log_probabilities=log_probabilities)
-    if max_tokens is not None:
-        message.max_tokens = uint(max_tokens, 32, "decoding.max_tokens")
-    if any(option is not None for option in (temperature, top_k, top_p, seed)):
-        message.sampling.SetInParent()
-    if temperature is not None:
-        message.sampling.temperature = temperature
-    if top_k is not None:
-        message.sampling.top_k = uint(top_k, 32, "decoding.sampling.top_k")
-    if top_p is not None:
-        message.sampling.top_p = top_p
-    if seed is not None:
-        message.sampling.seed = uint(seed, 64, "decoding.sampling.seed")
-    if repetition_penalty is not None:
-        message.repetition_penalty = repetition_penalty
-    if min_tokens is not None:
-        message.min_tokens = uint(min_tokens, 32, "decoding.min_tokens")
-    if stop:
-        names, ids = _split(stop, "decoding.stop_tokens", "decoding.stop_token_ids")
-        message.stop_tokens.extend(names)
-        message.stop_token_ids.extend(ids)
-    if any(option is not None for option in (beam_size, length_penalty, num_best)):
-        message.beam_search.CopyFrom(_beam_message(beam_size, length_penalty, num_best))
-    return message
-
-
-def _beam_message(beam_size: int | None, length_penalty: float | None, num_best: int | None) -> pb.BeamSearch:
-    if beam_size is None:
-        raise TypeError("length_penalty and num_best go with beam_size alone")
-    return pb.BeamSearch(
-        beam_size=uint(beam_size, 32, "decoding.beam_search.beam_size"),
-        length_penalty=length_penalty,
-        num_best=None if num_best is None else uint(num_best, 32, "decoding.beam_search.num_best"),
-    )
-
-
 def sequence_message(sequence: Source, field: str) -> pb.Sequence:
     """A string is text; a table of numbers is features; anything else is tokens by name or by id."""
     if isinstance(sequence, str):
@@ -259,7 +227,7 @@ def sequence_message(sequence: Source, field: str) -> pb.Sequence:
     if is_features(sequence):
         return pb.Sequence(features=tensor_message(cast(Features, sequence), f"{field}.features"))
     sequence = cast(Sequence[str] | Sequence[int], sequence)
-    names, ids = _split(sequence, f"{field}.tokens.names", f"{field}.ids.ids")
+    names, ids = split(sequence, f"{field}.tokens.names", f"{field}.ids.ids")
     if ids:
         return pb.Sequence(ids=pb.TokenIds(ids=ids))
     return pb.Sequence(tokens=pb.TokenNames(names=names))
@@ -279,27 +247,3 @@ def _outputs_message(
     elif not outputs:
         message.kind = pb.OUTPUT_KIND_NONE
     return message
-
-
-def _split(tokens: Iterable[object], names_field: str, ids_field: str) -> tuple[list[str], list[int]]:
-    """Names or ids: one of the two lists is empty."""
-    if isinstance(tokens, bytes | bytearray):
-        raise TypeError(f"tokens are given by name (str) or by id (int), not as {type(tokens).__name__}")
-    tokens = list(tokens)
-    names = [token for token in tokens if isinstance(token, str)]
-    if len(names) == len(tokens):
-        return names, []
-    if names:
-        raise TypeError(f"{names_field} or {ids_field}: tokens are given all by name (str) or all by id (int)")
-    return [], [uint(token, 32, f"{ids_field}[{index}]") for index, token in enumerate(tokens)]
-
-
-def uint(value: object, bits: int, field: str) -> int:
-    """A number of so many bits. Takes whatever Python takes as an index, so that an array's own integers will do."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{field} must be an integer, not {type(value).__name__}") from None
-    if not 0 <= number < 1 << bits:
-        raise InvalidArgumentError(f"{field} = {number} must be 0 to {(1 << bits) - 1}", field=field)
-    return number

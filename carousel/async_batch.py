@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 from carousel._async_reconnecting_stream import AsyncReconnectingStream
 from carousel._batch import BatchProperties, BatchProtocol
 from carousel._batch_step import StepBatchResult
+from carousel._constants import Constants
 from carousel._deadline import Deadline, closing_deadline
 from carousel._ports import Parts
 from carousel._requests import SessionPolicy, Source
@@ -58,13 +59,23 @@ class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]])
     ) -> None:
         await self.close()
 
-    async def open(self, source: Source | None = None, *, session_id: str = "", timeout: float | None = None) -> int:
-        """Opens a session. Returns its place. source, session_id: as in `Client.session`. Raises what that raises."""
-        return (await self._open_all([(source, session_id)], timeout))[0]
+    async def open(
+        self,
+        source: Source | None = None,
+        *,
+        session_id: str = "",
+        constants: Constants | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Opens a session. Returns its place. source, session_id, constants: as in
+        `Client.session`. Raises what that raises."""
+        return (await self._open_all([(source, session_id)], constants, timeout))[0]
 
-    async def open_many(self, sources: Sequence[Source | None], *, timeout: float | None = None) -> list[int]:
+    async def open_many(
+        self, sources: Sequence[Source | None], *, constants: Constants | None = None, timeout: float | None = None
+    ) -> list[int]:
         """Opens a session for each source: see `SessionBatch.open_many`."""
-        return await self._open_all([(source, "") for source in sources], timeout)
+        return await self._open_all([(source, "") for source in sources], constants, timeout)
 
     async def step(
         self,
@@ -99,10 +110,14 @@ class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]])
             self._protocol.closed()
             await self._stream.end(deadline)
 
-    async def _open_all(self, sessions: list[tuple[Source | None, str]], timeout: float | None) -> list[int]:
+    async def _open_all(
+        self, sessions: list[tuple[Source | None, str]], constants: Constants | None, timeout: float | None
+    ) -> list[int]:
         deadline = Deadline(self._or_default(timeout))
         openings = [
-            self._protocol.opening(self._model, source, session_id, version=self._version, variant=self._variant)
+            self._protocol.opening(
+                self._model, source, session_id, version=self._version, variant=self._variant, constants=constants
+            )
             for source, session_id in sessions
         ]
         numbers = self._send_openings(openings)

@@ -17,7 +17,9 @@ from carousel import _admin_requests, _answers, _requests
 from carousel._async_unary import is_cancelled, retried, unary
 from carousel._backoff import CallBackoff
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
+from carousel._constants import Constants
 from carousel._deadline import Deadline
+from carousel._decoding import decoding_message
 from carousel._generation import GenerationState
 from carousel._protocol import SessionProtocol
 from carousel._recovery import Recovery
@@ -85,6 +87,7 @@ class AsyncClient:
         version: int = 0,
         variant: str = "",
         prompt: Source | None = None,
+        constants: Constants | None = None,
         resume_timeout: float = 60.0,
         timeout: float | None = None,
         **decoding: Unpack[DecodingOptions],
@@ -96,7 +99,8 @@ class AsyncClient:
             version=version,
             variant=variant,
             prompt=prompt,
-            decoding=_requests.decoding_message(**decoding),
+            constants=constants,
+            decoding=decoding_message(**decoding),
         )
         deadline = Deadline(self._timeout if timeout is None else timeout)
         call = self._inference.Generate(request, timeout=deadline.remaining())
@@ -145,11 +149,19 @@ class AsyncClient:
         features: Features | None = None,
         version: int = 0,
         variant: str = "",
+        constants: Constants | None = None,
         timeout: float | None = None,
     ) -> list[Vector]:
         """Returns the next values of a model that gives values: see `Client.forecast`."""
         generation = self.generate(
-            model, source, version=version, variant=variant, prompt=features, timeout=timeout, max_tokens=horizon
+            model,
+            source,
+            version=version,
+            variant=variant,
+            prompt=features,
+            constants=constants,
+            timeout=timeout,
+            max_tokens=horizon,
         )
         return await generation.vectors()
 
@@ -162,13 +174,21 @@ class AsyncClient:
         version: int = 0,
         variant: str = "",
         prompt: Source | None = None,
+        constants: Constants | None = None,
         with_end: bool = False,
         resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> tuple[TargetScore, ...]:
         """Returns how likely targets are, in a session that lives as long as the call: see `Client.score`."""
         request = _requests.score_request(
-            model, targets, source=source, version=version, variant=variant, prompt=prompt, with_end=with_end
+            model,
+            targets,
+            source=source,
+            version=version,
+            variant=variant,
+            prompt=prompt,
+            with_end=with_end,
+            constants=constants,
         )
         deadline = Deadline(self._timeout if timeout is None else timeout)
         response = await retried(self._inference.Score, request, deadline, resume_timeout)
@@ -182,6 +202,7 @@ class AsyncClient:
         version: int = 0,
         variant: str = "",
         session_id: str = "",
+        constants: Constants | None = None,
         first: bool = False,
         top_k: int | None = None,
         logits: bool = False,
@@ -205,6 +226,7 @@ class AsyncClient:
             logits=logits,
             trace=trace,
             policy=policy,
+            constants=constants,
         )
         recovery = None if on_disconnect == "free" else Recovery(request, resume_timeout)
         if recovery is not None:

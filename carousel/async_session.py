@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 from carousel import _requests
 from carousel._async_reconnecting_stream import AsyncReconnectingStream
 from carousel._deadline import Deadline, closing_deadline
+from carousel._decoding import decoding_message
 from carousel._generation import GenerationState
 from carousel._ports import Parts
 from carousel._properties import GenerationProperties, SessionProperties
@@ -115,6 +116,7 @@ class AsyncSession(SessionProperties):
         every_position: bool = False,
         mark: bool = False,
         trace: bool = False,
+        end: bool = False,
         timeout: float | None = None,
     ) -> Step:
         """Makes the session consume tokens and returns what comes next: see `Session.feed`.
@@ -124,7 +126,7 @@ class AsyncSession(SessionProperties):
         """
         message = _requests.feed_message(
             tokens,
-            features=_requests.vectors(features, self._protocol.inputs, "feed.features"),
+            features=_requests.vectors(features, self._protocol.inputs, "feed.features", is_last=end),
             top_k=top_k,
             logits=logits,
             outputs=outputs,
@@ -137,7 +139,7 @@ class AsyncSession(SessionProperties):
     def generate(self, *, timeout: float | None = None, **decoding: Unpack[DecodingOptions]) -> AsyncGeneration:
         """Lets the server choose the next tokens: see `Session.generate`."""
         state = GenerationState()
-        message = _requests.decoding_message(**decoding)
+        message = decoding_message(**decoding)
         deadline: Deadline | None = None
 
         async def pull() -> None:

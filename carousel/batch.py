@@ -9,6 +9,7 @@ from typing import Self
 
 from carousel._batch import BatchProperties, BatchProtocol
 from carousel._batch_step import StepBatchResult
+from carousel._constants import Constants
 from carousel._deadline import Deadline, closing_deadline
 from carousel._ports import Parts
 from carousel._reconnecting_stream import ReconnectingStream
@@ -59,19 +60,30 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
     ) -> None:
         self.close()
 
-    def open(self, source: Source | None = None, *, session_id: str = "", timeout: float | None = None) -> int:
-        """Opens a session. Returns its place. source, session_id: as in `Client.session`. Raises what that raises.
+    def open(
+        self,
+        source: Source | None = None,
+        *,
+        session_id: str = "",
+        constants: Constants | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Opens a session. Returns its place. source, session_id, constants: as in
+        `Client.session`. Raises what that raises.
 
         An opening whose stream is lost is made again, unless the program chose the id.
         """
-        return self._open_all([(source, session_id)], timeout)[0]
+        return self._open_all([(source, session_id)], constants, timeout)[0]
 
-    def open_many(self, sources: Sequence[Source | None], *, timeout: float | None = None) -> list[int]:
-        """Opens a session for each source, None for a model without an encoder. Returns their places.
+    def open_many(
+        self, sources: Sequence[Source | None], *, constants: Constants | None = None, timeout: float | None = None
+    ) -> list[int]:
+        """Opens a session for each source, None for a model without an encoder. Returns their places. constants: of
+        all of them.
 
         Raises what `Client.session` raises, for the first that is refused; those before it are open.
         """
-        return self._open_all([(source, "") for source in sources], timeout)
+        return self._open_all([(source, "") for source in sources], constants, timeout)
 
     def step(
         self,
@@ -123,10 +135,14 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
                 self._protocol.closed()
                 self._stream.end(deadline)
 
-    def _open_all(self, sessions: list[tuple[Source | None, str]], timeout: float | None) -> list[int]:
+    def _open_all(
+        self, sessions: list[tuple[Source | None, str]], constants: Constants | None, timeout: float | None
+    ) -> list[int]:
         deadline = Deadline(self._or_default(timeout))
         openings = [
-            self._protocol.opening(self._model, source, session_id, version=self._version, variant=self._variant)
+            self._protocol.opening(
+                self._model, source, session_id, version=self._version, variant=self._variant, constants=constants
+            )
             for source, session_id in sessions
         ]
         with self._turn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
@@ -13,7 +14,9 @@ import grpc
 from carousel import _admin_requests, _answers, _requests
 from carousel._backoff import CallBackoff
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
+from carousel._constants import Constants
 from carousel._deadline import Deadline
+from carousel._decoding import decoding_message
 from carousel._generation import GenerationState
 from carousel._protocol import SessionProtocol
 from carousel._recovery import Recovery
@@ -58,9 +61,8 @@ class Client:
         """
         options = all_options(channel_options, max_message_bytes)
         secured = all_credentials(credentials, token)
-        self._channel = (
-            grpc.secure_channel(target, secured, options) if secured else grpc.insecure_channel(target, options)
-        )
+        make = grpc.insecure_channel if secured is None else partial(grpc.secure_channel, credentials=secured)
+        self._channel = make(target, options=options)
         self._timeout = timeout
         self._inference = InferenceStub(self._channel)
         self._models = ModelsStub(self._channel)
@@ -86,6 +88,7 @@ class Client:
         version: int = 0,
         variant: str = "",
         prompt: Source | None = None,
+        constants: Constants | None = None,
         resume_timeout: float = 60.0,
         timeout: float | None = None,
         **decoding: Unpack[DecodingOptions],
@@ -93,7 +96,8 @@ class Client:
         """One whole generation, in a session that lives as long as the call. It starts at once.
 
         source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
-        computing it, such as `int8`; empty for `fp32`. prompt: target tokens to consume first. decoding: see
+        computing it, such as `int8`; empty for `fp32`. prompt: target tokens to consume first. constants: see
+        `session`. decoding: see
         `DecodingOptions`. resume_timeout: seconds to try again after a lost connection, or when the server shuts down,
         until new tokens arrive. The same version of the model generates the tokens again, and those that have arrived
         already are dropped. timeout: seconds for the whole generation.
@@ -107,7 +111,8 @@ class Client:
             version=version,
             variant=variant,
             prompt=prompt,
-            decoding=_requests.decoding_message(**decoding),
+            constants=constants,
+            decoding=decoding_message(**decoding),
         )
         deadline = Deadline(self._timeout if timeout is None else timeout)
         call = self._inference.Generate(request, timeout=deadline.remaining())
@@ -152,15 +157,23 @@ class Client:
         features: Features | None = None,
         version: int = 0,
         variant: str = "",
+        constants: Constants | None = None,
         timeout: float | None = None,
     ) -> list[Vector]:
         """Returns the next values of a model that gives values, in a session that lives as long as the call.
 
-        horizon: steps. source, version, variant, timeout: as in `generate`; a source of such a model is vectors.
-        features: vectors for its steps to consume first. Raises what the iterator of `generate` raises.
+        horizon: steps. source, version, variant, constants, timeout: as in `generate`; its source is vectors. features:
+        vectors for its steps to consume first. Raises what the iterator of `generate` raises.
         """
         generation = self.generate(
-            model, source, version=version, variant=variant, prompt=features, timeout=timeout, max_tokens=horizon
+            model,
+            source,
+            version=version,
+            variant=variant,
+            prompt=features,
+            constants=constants,
+            timeout=timeout,
+            max_tokens=horizon,
         )
         return generation.vectors()
 
@@ -173,24 +186,31 @@ class Client:
         version: int = 0,
         variant: str = "",
         prompt: Source | None = None,
+        constants: Constants | None = None,
         with_end: bool = False,
         resume_timeout: float = 60.0,
         timeout: float | None = None,
     ) -> tuple[TargetScore, ...]:
         """Returns how likely targets are, in a session that lives as long as the call.
 
-        targets: a list of sequences, each text, or names, or ids. source, version, variant, prompt: as in `generate`.
-        with_end: each target with the end token after it. resume_timeout: seconds to try again after a lost connection.
-        timeout: seconds; default the client's.
+        targets: a list of sequences, each text, or names, or ids. source, version, variant, prompt, constants: as in
+        `generate`. with_end: each target with the end token after it. resume_timeout: seconds to try again after a lost
+        connection. timeout: seconds; default the client's.
 
         Raises NotFoundError, InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError, UnavailableError.
         """
         request = _requests.score_request(
-            model, targets, source=source, version=version, variant=variant, prompt=prompt, with_end=with_end
+            model,
+            targets,
+            source=source,
+            version=version,
+            variant=variant,
+            prompt=prompt,
+            with_end=with_end,
+            constants=constants,
         )
-        deadline = Deadline(self._timeout if timeout is None else timeout)
-        response = retried(self._inference.Score, request, deadline, resume_timeout)
-        return _answers.target_scores(response.scores)
+        own = self._timeout if timeout is None else timeout
+        return _answers.target_scores(retried(self._inference.Score, request, Deadline(own), resume_timeout).scores)
 
     def session(
         self,
@@ -200,6 +220,7 @@ class Client:
         version: int = 0,
         variant: str = "",
         session_id: str = "",
+        constants: Constants | None = None,
         first: bool = False,
         top_k: int | None = None,
         logits: bool = False,
@@ -215,8 +236,10 @@ class Client:
 
         source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
         computing it, such as `int8`; empty for `fp32`. session_id: 1 to 128 of A-Z a-z 0-9 . _ : -; empty to have one
-        made. first: also return what may come first, as `Session.first`; top_k, logits and trace say how, and imply it.
-        timeout: seconds for the opening and for every call of the session that sets none; default the client's.
+        made. constants: what the session keeps, by name, such as `{"language": 3}`: those that `ModelInfo.constants`
+        lists, and each that has no default. first: also return what may come first, as `Session.first`; top_k, logits
+        and trace say how, and imply it. timeout: seconds for the opening and for every call of the session that sets
+        none; default the client's.
         on_disconnect: what the server does with the session when its stream is lost: `hold` keeps it in memory, `keep`
         in the store, for `hold_s` seconds, by default the server's; `free` closes it. Unless it is `free` the client
         resumes the session on another stream, or on another server that has the same store, by itself. Its calls wait
@@ -228,7 +251,6 @@ class Client:
         Raises NotFoundError, InvalidArgumentError, AlreadyExistsError for a session id in use, ResourceExhaustedError
         when the server is full, DeadlineExceededError, UnavailableError.
         """
-        policy = _requests.SessionPolicy(on_disconnect, hold_s, durability, unattended)
         request = _requests.open_message(
             model,
             source=source,
@@ -238,22 +260,21 @@ class Client:
             top_k=top_k,
             logits=logits,
             trace=trace,
-            policy=policy,
+            policy=_requests.SessionPolicy(on_disconnect, hold_s, durability, unattended),
+            constants=constants,
         )
         recovery = None if on_disconnect == "free" else Recovery(request, resume_timeout)
         if recovery is not None:
-            session_id = session_id or secrets.token_urlsafe(
-                9
-            )  # to be resumed, the session needs an id that is known from the start
+            # to be resumed, the session needs an id that is known from the start
+            session_id = session_id or secrets.token_urlsafe(9)
         protocol = SessionProtocol(session_id, recovery)
         return Session(self._inference, request, protocol, self._timeout if timeout is None else timeout, self.sessions)
 
     def resume(self, session_id: str, *, resume_timeout: float = 60.0, timeout: float | None = None) -> Session:
         """Resumes a session that was opened elsewhere: held, stored, restored from a snapshot, a fork, or on another
-        stream, which loses it. `Session.position` tells where it stands.
-
-        resume_timeout, timeout: as in `session`. Raises NotFoundError, whose metadata tells how a session ended;
-        FailedPreconditionError when this server cannot resume it; UnavailableError.
+        stream, which loses it. `Session.position` tells where it stands. resume_timeout, timeout: as in `session`.
+        Raises NotFoundError, whose metadata tells how a session ended; FailedPreconditionError when this server cannot
+        resume it; UnavailableError.
         """
         request = pb.Open(resume=pb.Resume())
         protocol = SessionProtocol(session_id, Recovery(None, resume_timeout))
@@ -273,17 +294,15 @@ class Client:
     ) -> SessionBatch:
         """Makes a batch: many sessions of one model on one stream that step together, for gateways. None is open yet.
 
-        version, variant: as in `session`. on_disconnect, hold_s, durability, resume_timeout: as in `session`, of each
-        of its sessions; with `free` the batch ends with its stream. timeout: seconds for its calls that set none;
-        default the client's.
+        version, variant, on_disconnect, hold_s, durability, resume_timeout: as in `session`, of each of its sessions;
+        with `free` the batch ends with its stream. timeout: seconds for its calls that set none; default the client's.
         """
-        policy = _requests.SessionPolicy(on_disconnect, hold_s, durability, unattended=False)
         return SessionBatch(
             self._inference,
             model,
             version=version,
             variant=variant,
-            policy=policy,
+            policy=_requests.SessionPolicy(on_disconnect, hold_s, durability, unattended=False),
             resume_timeout=resume_timeout,
             timeout=self._timeout if timeout is None else timeout,
         )

@@ -9,6 +9,7 @@ from typing import Self, Unpack
 
 from carousel import _requests
 from carousel._deadline import Deadline, closing_deadline
+from carousel._decoding import decoding_message
 from carousel._generation import GenerationState
 from carousel._ports import Parts
 from carousel._properties import GenerationProperties, SessionProperties
@@ -136,6 +137,7 @@ class Session(SessionProperties):
         every_position: bool = False,
         mark: bool = False,
         trace: bool = False,
+        end: bool = False,
         timeout: float | None = None,
     ) -> Step:
         """Makes the session consume tokens and returns what comes next.
@@ -146,7 +148,8 @@ class Session(SessionProperties):
         the values of a model that gives those. top_k: the k most likely, with log-probabilities. logits: the logits of
         the whole vocabulary. outputs=False: nothing but the position. every_position: an output after each token, not
         after the last alone. mark: keep the session's state after this feed, for `rewind`. trace: also return the
-        gates and states inside the steps, of models that have a trace. timeout: seconds; default the client's.
+        gates and states inside the steps, of models that have a trace. end: this is the last that the session is fed,
+        of models that read that, with features by name. timeout: seconds; default the client's.
 
         Raises InvalidArgumentError for a token outside the vocabulary or none at all, having changed nothing.
         ResourceExhaustedError for a feed that is too large for the server. DeadlineExceededError when no answer came in
@@ -157,7 +160,7 @@ class Session(SessionProperties):
         """
         message = _requests.feed_message(
             tokens,
-            features=_requests.vectors(features, self._protocol.inputs, "feed.features"),
+            features=_requests.vectors(features, self._protocol.inputs, "feed.features", is_last=end),
             top_k=top_k,
             logits=logits,
             outputs=outputs,
@@ -174,7 +177,7 @@ class Session(SessionProperties):
         client's. The session's next call ends a generation that is not at its end.
         """
         state = GenerationState()
-        message = _requests.decoding_message(**decoding)
+        message = decoding_message(**decoding)
         deadline: Deadline | None = None
 
         def pull() -> None:

@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.engine.limits import EngineLimits
-from service.engine.runner import ROW_BUCKETS
+from service.engine.rows import ROW_BUCKETS
 from service.repository.runtime import Provider, RuntimeOptions, Runtimes
 from service.sessions.persistence import Durability, PolicyLimits, SessionLimits
 

@@ -436,6 +436,27 @@ class Open(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ConstantsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Tensor: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Tensor | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
@@ -445,6 +466,7 @@ class Open(_message.Message):
     DURABILITY_FIELD_NUMBER: _builtins.int
     ON_DISCONNECT_FIELD_NUMBER: _builtins.int
     UNATTENDED_FIELD_NUMBER: _builtins.int
+    CONSTANTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, such as `g2p-en`."""
     version: _builtins.int
@@ -477,6 +499,12 @@ class Open(_message.Message):
     def on_disconnect(self) -> Global___DisconnectPolicy:
         """What becomes of the session when its stream ends without having closed it. Default: it is closed."""
 
+    @_builtins.property
+    def constants(self) -> _containers.MessageMap[_builtins.str, Global___Tensor]:
+        """What the session keeps from its first step to its last, such as a sampling rate, a language or a speaker, by name:
+        `ModelInfo.constants` has those of a model. One that is not given has its default. A scalar has no axes.
+        """
+
     def __init__(
         self,
         *,
@@ -489,10 +517,11 @@ class Open(_message.Message):
         durability: Global___Durability.ValueType = ...,
         on_disconnect: Global___DisconnectPolicy | None = ...,
         unattended: _builtins.bool = ...,
+        constants: _abc.Mapping[_builtins.str, Global___Tensor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["on_disconnect", b"on_disconnect", "outputs", b"outputs", "resume", b"resume", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "model", b"model", "on_disconnect", b"on_disconnect", "outputs", b"outputs", "resume", b"resume", "source", b"source", "unattended", b"unattended", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["constants", b"constants", "durability", b"durability", "model", b"model", "on_disconnect", b"on_disconnect", "outputs", b"outputs", "resume", b"resume", "source", b"source", "unattended", b"unattended", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -626,10 +655,15 @@ class Port(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
+    IS_END_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     dtype: _builtins.str
     """The type that it has in the model, as NumPy names it. In a vector it is 32-bit floats, whatever its type."""
+    is_end: _builtins.bool
+    """True for the part that is 1 in the last vector that a session is fed, where the client knows that it is the last, and
+    0 in all others. Clients fill it in.
+    """
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Its axes; none for a single number. Its numbers are row-major."""
@@ -640,10 +674,11 @@ class Port(_message.Message):
         name: _builtins.str = ...,
         dtype: _builtins.str = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
+        is_end: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "is_end", b"is_end", "name", b"name", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1593,12 +1628,34 @@ class GenerateRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ConstantsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Tensor: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Tensor | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     DECODING_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
+    CONSTANTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -1617,6 +1674,10 @@ class GenerateRequest(_message.Message):
     def decoding(self) -> Global___Decoding:
         """How tokens are chosen. Default: greedily."""
 
+    @_builtins.property
+    def constants(self) -> _containers.MessageMap[_builtins.str, Global___Tensor]:
+        """As in `Open`."""
+
     def __init__(
         self,
         *,
@@ -1626,10 +1687,11 @@ class GenerateRequest(_message.Message):
         prompt: Global___Sequence | None = ...,
         decoding: Global___Decoding | None = ...,
         variant: _builtins.str = ...,
+        constants: _abc.Mapping[_builtins.str, Global___Tensor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decoding", b"decoding", "prompt", b"prompt", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decoding", b"decoding", "model", b"model", "prompt", b"prompt", "source", b"source", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["constants", b"constants", "decoding", b"decoding", "model", b"model", "prompt", b"prompt", "source", b"source", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1673,6 +1735,27 @@ class ScoreRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ConstantsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Tensor: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Tensor | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
@@ -1680,6 +1763,7 @@ class ScoreRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     WITH_END_FIELD_NUMBER: _builtins.int
+    CONSTANTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -1700,6 +1784,10 @@ class ScoreRequest(_message.Message):
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sequence]:
         """The targets, as in `Score`."""
 
+    @_builtins.property
+    def constants(self) -> _containers.MessageMap[_builtins.str, Global___Tensor]:
+        """As in `Open`."""
+
     def __init__(
         self,
         *,
@@ -1710,10 +1798,11 @@ class ScoreRequest(_message.Message):
         prompt: Global___Sequence | None = ...,
         targets: _abc.Iterable[Global___Sequence] | None = ...,
         with_end: _builtins.bool = ...,
+        constants: _abc.Mapping[_builtins.str, Global___Tensor] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "prompt", b"prompt", "source", b"source", "targets", b"targets", "variant", b"variant", "version", b"version", "with_end", b"with_end"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["constants", b"constants", "model", b"model", "prompt", b"prompt", "source", b"source", "targets", b"targets", "variant", b"variant", "version", b"version", "with_end", b"with_end"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -73,6 +73,7 @@ class ModelInfo(_message.Message):
     TOKENIZER_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    CONSTANTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -133,6 +134,10 @@ class ModelInfo(_message.Message):
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Port]:
         """The named parts of the values that a step gives, in their order; empty when they have none."""
 
+    @_builtins.property
+    def constants(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionConstant]:
+        """What sessions may be given when they are opened, and keep: `Open.constants`."""
+
     def __init__(
         self,
         *,
@@ -159,14 +164,51 @@ class ModelInfo(_message.Message):
         tokenizer: _builtins.str = ...,
         inputs: _abc.Iterable[_inference_pb2.Port] | None = ...,
         outputs: _abc.Iterable[_inference_pb2.Port] | None = ...,
+        constants: _abc.Iterable[Global___SessionConstant] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_generate", b"can_generate", "description", b"description", "feature_size", b"feature_size", "has_encoder", b"has_encoder", "input_vocabulary", b"input_vocabulary", "inputs", b"inputs", "manifest_digest", b"manifest_digest", "max_batch_rows", b"max_batch_rows", "max_source_length", b"max_source_length", "max_tokens", b"max_tokens", "model", b"model", "outputs", b"outputs", "problem", b"problem", "source_feature_size", b"source_feature_size", "source_vocabulary", b"source_vocabulary", "state_size_bytes", b"state_size_bytes", "status", b"status", "target_vocabulary", b"target_vocabulary", "tokenizer", b"tokenizer", "trace", b"trace", "value_size", b"value_size", "variants", b"variants", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_generate", b"can_generate", "constants", b"constants", "description", b"description", "feature_size", b"feature_size", "has_encoder", b"has_encoder", "input_vocabulary", b"input_vocabulary", "inputs", b"inputs", "manifest_digest", b"manifest_digest", "max_batch_rows", b"max_batch_rows", "max_source_length", b"max_source_length", "max_tokens", b"max_tokens", "model", b"model", "outputs", b"outputs", "problem", b"problem", "source_feature_size", b"source_feature_size", "source_vocabulary", b"source_vocabulary", "state_size_bytes", b"state_size_bytes", "status", b"status", "target_vocabulary", b"target_vocabulary", "tokenizer", b"tokenizer", "trace", b"trace", "value_size", b"value_size", "variants", b"variants", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
+
+@_typing.final
+class SessionConstant(_message.Message):
+    """What a session is given when it is opened, and keeps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    DEFAULT_VALUE_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def port(self) -> _inference_pb2.Port:
+        """Its name, type and axes."""
+
+    @_builtins.property
+    def default_value(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Its value where the opening gives none, row-major. Empty: each opening must give it."""
+
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The only values that it may have, one after the other, each with as many numbers as the port has. Empty: any."""
+
+    def __init__(
+        self,
+        *,
+        port: _inference_pb2.Port | None = ...,
+        default_value: _abc.Iterable[_builtins.float] | None = ...,
+        choices: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["port", b"port"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "default_value", b"default_value", "port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionConstant: _TypeAlias = SessionConstant  # noqa: Y015
 
 @_typing.final
 class ModelsListRequest(_message.Message):

@@ -53,7 +53,7 @@ def opened(request: Request, result: Result, source: Sequence[Item] | None) -> p
 
 def ports(specs: Sequence[PortSpec]) -> list[pb.Port]:
     """The named parts of vectors."""
-    return [pb.Port(name=spec.name, dtype=spec.dtype, shape=spec.shape) for spec in specs]
+    return [pb.Port(name=spec.name, dtype=spec.dtype, shape=spec.shape, is_end=spec.is_end) for spec in specs]
 
 
 def resumed(request_id: int, session: Session, position: int, *, is_here: bool) -> pb.StreamResponse:

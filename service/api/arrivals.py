@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert, session_messages
 from service.api.caller import Caller, Domain
+from service.api.constants import session_constants
 from service.api.replies import Replies
 from service.engine.jobs import Item
 from service.errors import (
@@ -101,6 +102,7 @@ class Arrivals:
             source = convert.source_items(open_.source, served.bundle, field="open.source")
         if open_.HasField("outputs"):
             outputs = convert.output_spec(open_.outputs, served.bundle, field="open.outputs")
+        given = session_constants(open_.constants, served.bundle.manifest, field="open.constants")
         num_bytes = message.ByteSize()
         new = self._sessions.opening.prepare(
             served,
@@ -115,6 +117,7 @@ class Arrivals:
             max_owned=self._caller.principal.max_sessions,
             num_bytes=num_bytes,
             within=_WITHIN,
+            given=given,
         )
         self._count(request, num_bytes, source)
         self._opening[new.session.name] = request

@@ -14,6 +14,7 @@ from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
 from service.api import answers, convert
 from service.api.caller import CALLER, Domain
+from service.api.constants import session_constants
 from service.api.one_shot import OneShot
 from service.api.outbox import Outbox, OutboxEntry
 from service.api.stream import Stream
@@ -124,7 +125,8 @@ def _open(
     prompt = None
     if request.HasField("prompt"):
         prompt = convert.prompt_items(request.prompt, bundle, limits.max_feed_tokens)
-    return call.open(served, source, prompt, request.ByteSize())
+    given = session_constants(request.constants, bundle.manifest, field="constants")
+    return call.open(served, source, prompt, request.ByteSize(), given)
 
 
 async def _read(

@@ -6,7 +6,7 @@ import grpc
 
 from carousel.v1 import models_pb2 as pb
 from carousel.v1 import models_pb2_grpc
-from service.api import answers
+from service.api import answers, constants
 from service.api.caller import CALLER
 from service.errors import ModelUnavailableError
 from service.hosting import Hosting
@@ -82,6 +82,7 @@ def model_info(bundle: Bundle) -> pb.ModelInfo:
         state_size_bytes=bundle.state_size_bytes,
         inputs=answers.ports(manifest.step.inputs),
         outputs=answers.ports(manifest.step.outputs),
+        constants=constants.infos(manifest),
         manifest_digest=bundle.manifest_digest,
     )
 

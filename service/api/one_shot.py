@@ -15,6 +15,7 @@ from service.engine.decoding import Decoding
 from service.engine.jobs import Item, OutputKind, OutputSpec
 from service.engine.results import Failed, Generated, Result, Scored, Searched
 from service.errors import CarouselError, RequestCancelledError, SessionMovedError, ShuttingDownError
+from service.sessions.constants import Given
 from service.sessions.served import Served
 from service.sessions.session import CloseReason, Reply, Request, Session
 
@@ -33,10 +34,15 @@ class OneShot:
         self._failure: CarouselError | None = None
 
     def open(
-        self, served: Served, source: Sequence[Item] | None, prompt: Sequence[Item] | None, num_bytes: int = 0
+        self,
+        served: Served,
+        source: Sequence[Item] | None,
+        prompt: Sequence[Item] | None,
+        num_bytes: int = 0,
+        given: Given = None,
     ) -> Session:
         """Opens the session and feeds it the prompt, both as soon as there is a slot. num_bytes: that the call's
-        request holds meanwhile. Raises the reason why it cannot be opened."""
+        request holds meanwhile; given: its constants. Raises the reason why it cannot be opened."""
         principal = self._caller.principal
         new = self._sessions.opening.prepare(
             served,
@@ -49,6 +55,7 @@ class OneShot:
             owner=principal.name,
             max_owned=principal.max_sessions,
             num_bytes=num_bytes,
+            given=given,
         )
         session = self._session = new.session
         self._sessions.opening.begin(new)

@@ -3,8 +3,8 @@
 Owns the arrays and who has which row. Knows no session, no clock, no thread of its own.
 
 Rules:
-1. Slot 0 is nobody's: padded rows of a batch read it, and nothing is ever written to it.
-2. A slot is zero when it is handed out.
+1. Slot 0 is nobody's: padded rows of a batch read it, and nothing is written to it once it has its first values.
+2. A slot is zero when it is handed out, but for states with a first value of their own.
 3. A slot carries the generation of its row. Releasing moves the row to the next one, so releasing twice, or
    using what was released, is an error and never somebody else's state.
 4. The state of the batch that was run last is kept aside, as the graph gave it, until somebody asks for anything else:
@@ -21,7 +21,7 @@ Shapes: `B` rows of a batch, `S` source positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,8 +58,10 @@ class _Tensor:
 class Arena:
     """State and context of up to `num_slots` sessions."""
 
-    def __init__(self, manifest: Manifest, num_slots: int) -> None:
+    def __init__(self, manifest: Manifest, num_slots: int, first_values: Mapping[int, Array] | None = None) -> None:
+        """first_values: see `Bundle.first_values`."""
         self.num_slots = num_slots
+        self._first_values = dict(first_values or {})
         self._states = [_Tensor(state.input, num_slots + 1) for state in manifest.states]
         longest = manifest.encoder.max_source_length if manifest.encoder else 0
         self._source_capacity = -(-longest // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
@@ -70,6 +72,9 @@ class Arena:
             self._contexts.append(np.zeros(shape, dtype=context.input.dtype))
         self._source_lengths = np.zeros(num_slots + 1, dtype=np.int64)
         self._generations = np.zeros(num_slots + 1, dtype=np.int64)
+        for place, value in self._first_values.items():  # graphs are warmed up on the row that is nobody's
+            state = self._states[place]
+            state.values[state.at(0)] = value
         self._free: list[int] = []
         self._num_touched = 0
         self._buffers: dict[int, list[Array]] = {}
@@ -87,8 +92,9 @@ class Arena:
         """Slots that are handed out."""
         return self._num_touched - len(self._free)
 
-    def acquire(self) -> Slot | None:
-        """A zeroed slot, or None when all are taken."""
+    def acquire(self, given: Mapping[int, Array] | None = None) -> Slot | None:
+        """A slot with first values, or None when all are taken. given: those that are this slot's own, without the
+        batch axis, by the state's place."""
         if self._free:
             row = self._free.pop()
             for state in self._states:
@@ -100,6 +106,10 @@ class Arena:
             row = self._num_touched
         else:
             return None
+        if self._first_values or given:
+            for place, value in (self._first_values | dict(given or {})).items():
+                state = self._states[place]
+                state.values[state.at(row)] = value
         self._source_lengths[row] = 0
         return Slot(row, int(self._generations[row]))
 

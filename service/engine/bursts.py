@@ -24,7 +24,8 @@ from service.engine.arena import Arena, Array
 from service.engine.decoding import IntArray, choose_batch
 from service.engine.generations import ActiveGeneration
 from service.engine.results import FetchSpec, StepResult
-from service.engine.runner import StepGraph, padded
+from service.engine.rows import padded
+from service.engine.runner import StepGraph
 from service.engine.scheduler import Batch
 from service.engine.stepper import Stepper
 from service.observer import BatchReport, EngineObserver
@@ -139,7 +140,9 @@ class Burst:
     def step(self, tokens: IntArray | list[int], fetch: FetchSpec) -> StepResult:
         """Consumes one token a row. tokens: [B]. Raises what ONNX Runtime raises, having changed nothing."""
         self._tokens[: self._count, 0] = tokens
-        result, states = self._graph.run(self._tokens, self._lengths, self._states, self._contexts, fetch)
+        result, states = self._graph.run(
+            self._tokens, self._lengths, self._states, self._contexts, fetch, count=self._count
+        )
         self._before, self._states = self._states, states
         return result
 

@@ -63,7 +63,7 @@ class EngineCore:
         self._limits = limits
         self._observer = observer
         self._on_fault = on_fault
-        self.arena = arena = Arena(manifest, limits.num_slots + limits.num_forks)
+        self.arena = arena = Arena(manifest, limits.num_slots + limits.num_forks, bundle.first_values)
         self._runner = Runner(bundle, variant, arena)
         max_chunk = step_spec.max_chunk or limits.max_chunk_tokens
         self.scheduler = Scheduler(

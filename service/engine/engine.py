@@ -21,14 +21,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from queue import SimpleQueue
 from time import perf_counter
 
 from service.engine import commands
-from service.engine.arena import Slot
+from service.engine.arena import Array, Slot
 from service.engine.core import EngineCore, Progress
 from service.engine.jobs import NO_TOKENS, GenerateJob, Item, Job, Lane, StepBatchJob
 from service.engine.limits import EngineLimits, EngineStatistics
@@ -112,10 +112,11 @@ class Engine:
             self._is_stopping,
         )
 
-    def open(self, source: Sequence[Item] = ()) -> Lane:
-        """A lane with a zeroed slot. source: what it is to read. Raises NoSlotError when every slot is taken."""
+    def open(self, source: Sequence[Item] = (), given: Mapping[int, Array] | None = None) -> Lane:
+        """A lane with a new slot. source: what it is to read; given: see `Arena.acquire`. Raises NoSlotError when every
+        slot is taken."""
         is_full = self._num_opened - self._core.num_closed >= self._limits.num_slots
-        slot = None if is_full else self._core.arena.acquire()
+        slot = None if is_full else self._core.arena.acquire(given)
         if slot is None:
             raise self._limits.no_slot()
         self._num_opened += 1

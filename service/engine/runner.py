@@ -1,15 +1,14 @@
 """Runs batches: arrays in, arrays out. Knows jobs only as rows, and nothing of queues, requests or answers.
 
-Which inputs and outputs the step graph of a variant has is known here alone. A graph whose batch axis is fixed at 1 is
-run row by row. Arrays that are the same from batch to batch are kept: making one costs as much as ten lines of Python.
+Which inputs and outputs the step graph of a variant has is known here alone. Arrays that are the same from batch to
+batch are kept: making one costs as much as ten lines of Python.
 
 Shapes: `B` rows, padded up to a bucket; `T` time; `S` source; `V` vocabulary.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
@@ -19,14 +18,13 @@ import onnxruntime as ort
 from service.engine.arena import Arena, Array, IntArray
 from service.engine.jobs import Item, Items
 from service.engine.results import LOGITS, FetchSpec, StepResult
+from service.engine.rows import ROW_BUCKETS, Axes, bucket, padded, run_apart
 from service.engine.scheduler import Batch
 from service.engine.trace_graph import TraceGraph
 from service.observer import GraphKind
 from service.repository.bundle import Bundle
 from service.repository.manifest import SOURCE_MULTIPLE, Manifest, StepSpec
-
-ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-"""The batch sizes that graphs are run at: memory then does not grow with every size that traffic happens to make."""
+from service.repository.uniform import groups_of
 
 
 class Ran(NamedTuple):
@@ -39,7 +37,11 @@ class Ran(NamedTuple):
 
 
 class StepGraph:
-    """The step graph: advances rows. One thread at a time; ONNX Runtime releases the GIL while it runs."""
+    """The step graph: advances rows. One thread at a time; ONNX Runtime releases the GIL while it runs.
+
+    A graph whose batch axis is fixed at 1 is run row by row. One that reads a uniform state, the first row's for all, is
+    run once for each value that a batch has of it.
+    """
 
     def __init__(
         self,
@@ -56,18 +58,27 @@ class StepGraph:
         self._input, self._output = spec.input.name, spec.output.name
         self._lengths = None if spec.lengths is None else spec.lengths.name
         self._gives_values = spec.values is not None
+        self._uniform = [place for place, state in enumerate(manifest.states) if state.is_uniform]
         self._constants = {one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in spec.constants}
         states = [state.output for state in manifest.states]
         self._num_states = len(states)
         heads = [] if spec.next_token is None else [spec.next_token.name]
         self._has_next_token = bool(heads)
+        self._axes = [tensor.shape.index("batch") for tensor in self._states]
         self._names = {False: [*states, *heads], True: [*states, *heads, self._output]}
 
     def run(
-        self, tokens: Array, lengths: IntArray, states: list[Array], contexts: list[Array], fetch: FetchSpec
+        self,
+        tokens: Array,
+        lengths: IntArray,
+        states: list[Array],
+        contexts: list[Array],
+        fetch: FetchSpec,
+        *,
+        count: int,
     ) -> tuple[StepResult, list[Array]]:
-        """One run. tokens: [B, T], or features [B, T, F]; lengths: [B]; states, contexts: in the manifest's order.
-        Returns what it gave, and the next states. Raises what ONNX Runtime raises."""
+        """One run. tokens: [B, T], or features [B, T, F]; lengths: [B]; states, contexts: in the manifest's order;
+        count: rows that are no padding. Returns what it gave, and the next states. Raises what ONNX Runtime raises."""
         feeds: dict[str, Array] = dict(zip(self._carried, (*states, *contexts), strict=True))
         feeds[self._input] = tokens
         session = self._session
@@ -82,8 +93,17 @@ class StepGraph:
         if top_k is not None:
             feeds[top_k.k.name] = np.array([fetch.top_k], np.int64)
             names = [*names, top_k.log_probabilities.name, top_k.token_ids.name]
-        if self._spec.max_rows == 1 and len(tokens) > 1:
-            outputs = self._run_rows(session, names, feeds, len(tokens))
+        groups: Sequence[Sequence[int]] = ()
+        if len(tokens) > 1:
+            if self._spec.max_rows == 1:
+                groups = [[row] for row in range(count)]
+            elif self._uniform:
+                groups = groups_of([(states[place], self._axes[place]) for place in self._uniform], count)
+        if groups:
+            along = [*self._axes, *[0] * (len(names) - self._num_states)]
+            shared = {*self._constants, *(() if top_k is None else (top_k.k.name,))}
+            own = dict(zip(self._carried, self._axes, strict=False))
+            outputs = run_apart(session, names, feeds, groups, Axes(len(tokens), own, shared, along))
         else:
             outputs = session.run(names, feeds)
         ranked = (None, None) if top_k is None else (outputs[-2], outputs[-1])
@@ -93,26 +113,6 @@ class StepGraph:
         if has_logits:
             logits = outputs[at + self._has_next_token].astype(np.float32, copy=False)
         return StepResult(logits, next_tokens, *ranked, gives_values=self._gives_values), outputs[:at]
-
-    def _run_rows(
-        self, session: ort.InferenceSession, names: list[str], feeds: dict[str, Array], num_rows: int
-    ) -> list[Array]:
-        """As one run of all rows."""
-        along = [tensor.shape.index("batch") for tensor in self._states]
-        axes = {tensor.name: axis for tensor, axis in zip(self._states, along, strict=True) if axis}
-        shared = {*self._constants, *(() if self._spec.top_k is None else (self._spec.top_k.k.name,))}
-        of_row = {name: array for name, array in feeds.items() if name in shared}
-        apart = [
-            (name, array, (slice(None),) * axes.get(name, 0)) for name, array in feeds.items() if name not in shared
-        ]
-        results = []
-        for row in range(num_rows):
-            own = slice(row, row + 1)  # a view: ONNX Runtime copies what is not contiguous
-            for name, array, ahead in apart:
-                of_row[name] = array[(*ahead, own)]
-            results.append(session.run(names, of_row))
-        along += [0] * (len(names) - len(along))
-        return [np.concatenate(parts, axis=axis) for parts, axis in zip(zip(*results, strict=True), along, strict=True)]
 
 
 class Runner:
@@ -181,7 +181,7 @@ class Runner:
         if fetch.trace and self._trace is not None:  # before the run: the arena's arrays are its own afterwards
             sources = self._arena.source_lengths([job.lane.context_row for job in batch.jobs])
             trace = self._trace.run(tokens, lengths, states, contexts, sources)
-        result, states = self.step_graph.run(tokens, lengths, states, contexts, fetch)
+        result, states = self.step_graph.run(tokens, lengths, states, contexts, fetch, count=count)
         if trace:
             result.trace = trace
         ran = perf_counter()
@@ -198,19 +198,24 @@ class Runner:
         Yields (graph, rows, seconds) for each: of the second run of one token a row; for the encoder, of the shortest
         sources.
         """
-        for count in ROW_BUCKETS[: bisect_left(ROW_BUCKETS, max_rows) + 1]:
+        for count in ROW_BUCKETS[: ROW_BUCKETS.index(bucket(max_rows)) + 1]:
             rows = np.zeros(count, dtype=np.int64)
             ones = self._items.blank(count, 1) + 1
             lengths = np.ones(count, dtype=np.int64)
             for is_measured in (False, True):
                 began = perf_counter()
                 contexts = self._arena.gather_context(rows)
-                self.step_graph.run(ones, lengths, self._arena.gather(rows), contexts, LOGITS)
+                self.step_graph.run(ones, lengths, self._arena.gather(rows), contexts, LOGITS, count=count)
                 if is_measured:
                     yield "step", count, perf_counter() - began
             if self._has_loop:  # its first run takes longer
                 self.step_graph.run(
-                    self._items.blank(count, 2) + 1, lengths + 1, self._arena.gather(rows), contexts, LOGITS
+                    self._items.blank(count, 2) + 1,
+                    lengths + 1,
+                    self._arena.gather(rows),
+                    contexts,
+                    LOGITS,
+                    count=count,
                 )
             if self._readout is not None:
                 for is_measured in (False, True):
@@ -310,10 +315,3 @@ class Runner:
             self._encoder_outputs, {spec.source.name: source, spec.lengths.name: lengths}
         )
         return outputs
-
-
-def padded(rows: list[int]) -> IntArray:
-    """Rows of the arena as an array, padded up to a bucket with the row that is nobody's."""
-    array = np.zeros(ROW_BUCKETS[bisect_left(ROW_BUCKETS, len(rows))], dtype=np.int64)
-    array[: len(rows)] = rows
-    return array

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from service.repository.manifest import (
@@ -69,6 +71,9 @@ class Bundle:
     encoder: ort.InferenceSession | None
     variants: Mapping[str, VariantGraphs]
     trace: ort.InferenceSession | None = None
+    first_values: Mapping[int, NDArray[Any]] = field(default_factory=dict)
+    """What states begin with that do not begin with zeros, and that no encoder gives: without the batch axis, by their
+    place in the manifest."""
 
     @property
     def step(self) -> ort.InferenceSession:
@@ -146,7 +151,8 @@ def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
         rows = manifest.step.max_rows
         _check_graph(manifest.trace.file, trace, inputs, told, max_chunk=1, max_rows=rows, takes_all=False)
     digest = hashlib.sha256(text).hexdigest()
-    return Bundle(folder, manifest, digest, source, step, target, encoder, variants, trace)
+    first = _first_values(folder, manifest)
+    return Bundle(folder, manifest, digest, source, step, target, encoder, variants, trace, first)
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -177,6 +183,24 @@ def _load_vocabularies(
     if manifest.input_vocabulary is not None:
         return source, load(manifest.input_vocabulary, "the input vocabulary"), target
     return source, target if manifest.step.tokens is not None else None, target
+
+
+def _first_values(folder: Path, manifest: Manifest) -> dict[int, NDArray[Any]]:
+    found: dict[int, NDArray[Any]] = {}
+    for place, state in enumerate(manifest.states):
+        shape, dtype = state.row_shape, state.input.dtype
+        if state.constant is not None and state.constant.default:
+            found[place] = np.array(state.constant.default, dtype).reshape(shape)
+        elif state.initial_file is not None:
+            try:
+                found[place] = np.load(folder / state.initial_file, allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise BundleError(f"{state.initial_file} is not a NumPy array: {error}") from error
+            has = found[place]
+            if (has.dtype, has.shape) != (np.dtype(dtype), shape):
+                expected = f"state {state.name} is {dtype} {list(shape)}"
+                raise BundleError(f"{state.initial_file} is {has.dtype} {list(has.shape)}, but {expected}")
+    return found
 
 
 def _load_graph(path: Path, runtime: RuntimeOptions) -> ort.InferenceSession:

@@ -7,6 +7,7 @@ Its parts are in `specs`.
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -21,6 +22,7 @@ from service.repository.specs import (
     FileName,
     Part,
     ReadoutSpec,
+    SessionConstantSpec,
     StateSpec,
     TensorSpec,
     TraceOutputSpec,
@@ -43,6 +45,7 @@ __all__ = [
     "Parity",
     "PortSpec",
     "ReadoutSpec",
+    "SessionConstantSpec",
     "SpecialTokens",
     "StateSpec",
     "StepSpec",
@@ -109,7 +112,8 @@ class Manifest(Part):
     """What one bundle is and how to run it."""
 
     format_version: Literal[1, 2] = 1
-    """The version of this contract: 2 where a step has inputs, outputs or a loop, which servers before do not know."""
+    """The version of this contract: 2 where a step has inputs, outputs or a loop, or a state a first value that is
+    not zeros, which servers before do not know."""
     model: ModelName
     """The model's name: lower-case letters, digits, `.`, `_`, `-`."""
     version: Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -163,8 +167,9 @@ class Manifest(Part):
         if not self.states:
             raise ValueError("states must not be empty: a recurrent model has state")
         self._check_vocabularies()
-        if self.format_version < 2 and any(step.is_new for step in (self.step, *self._steps_of_variants)):
-            raise ValueError("format_version must be 2 where a step has inputs, outputs or a loop")
+        steps = (self.step, *self._steps_of_variants)
+        if self.format_version < 2 and (any(one.is_new for one in steps) or any(one.is_new for one in self.states)):
+            raise ValueError("format_version must be 2 where a step or a state has what version 1 does not know")
         if BASE_VARIANT in self.variants:
             raise ValueError(f"variants must not name {BASE_VARIANT}: it is the manifest's own step")
         self._check_graphs("", self.step, self.readout)
@@ -241,7 +246,24 @@ class Manifest(Part):
         variants = [part for variant in self.variants.values() for part in (variant.step, variant.readout)]
         graphs = [part.file for part in (self.encoder, self.step, self.readout, self.trace, *variants) if part]
         loops = [step.loop for step in (self.step, *self._steps_of_variants) if step.loop]
-        return (*graphs, *loops, *vocabularies)
+        values = [state.initial_file for state in self.states if state.initial_file]
+        return (*graphs, *loops, *vocabularies, *values)
+
+    @cached_property
+    def session_constants(self) -> dict[str, int]:
+        """The places of the states that an opening gives, by name."""
+        return {
+            state.name: place
+            for place, state in enumerate(self.states)
+            if state.constant is not None and not state.constant.is_session_number
+        }
+
+    @cached_property
+    def session_number(self) -> int | None:
+        """The place of the state that is the session's number; None without one."""
+        return next(
+            (place for place, one in enumerate(self.states) if one.constant and one.constant.is_session_number), None
+        )
 
 
 def sha256_of(path: Path) -> str:

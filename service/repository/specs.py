@@ -8,11 +8,21 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
 
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Axis = Literal["batch", "time", "source", "k"]
 Dtype = Literal["float32", "float64", "float16", "int64", "int32", "bool"]
+_NEW_OF_STATES = ("initial_file", "constant", "is_uniform")
+"""What states of format version 1 do not have."""
 
 
 class Part(BaseModel):
@@ -32,6 +42,18 @@ class TensorSpec(Part):
     """Its axes: numbers, and the symbolic axes `batch`, `time`, `source` and `k`."""
 
 
+class SessionConstantSpec(Part):
+    """What a session is given when it is opened, and keeps: a sampling rate, a language, a speaker. Steps carry it like
+    a state, so whatever stores, moves, rewinds or forks a session does the same to it."""
+
+    default: tuple[float, ...] = ()
+    """Its elements, row-major, where the opening does not give them. Empty: each opening must give them."""
+    choices: tuple[tuple[float, ...], ...] = ()
+    """The only values that it may have, each as `default`. Empty: any."""
+    is_session_number: bool = False
+    """Whether it is a number by which the model tells sessions apart: the server gives it, and no opening may."""
+
+
 class StateSpec(Part):
     """One state tensor: what a step reads and writes again."""
 
@@ -43,12 +65,45 @@ class StateSpec(Part):
     """The name of the step graph's output that is the next value of that input."""
     initial: str | None = None
     """The name of the encoder's output that is its first value; none: zeros."""
+    initial_file: FileName | None = None
+    """The NumPy file (.npy) of the bundle that has its first value, without the batch axis; none: zeros."""
+    constant: SessionConstantSpec | None = None
+    """What is known of it when it is given at the opening, and no step changes it; none: it is a state like any."""
+    is_uniform: bool = False
+    """Whether rows of one run must have the same value of it, bit for bit: the graph reads the first row's alone."""
 
     @model_validator(mode="after")
     def _one_batch_axis(self) -> Self:
         if self.input.shape.count("batch") != 1 or "time" in self.input.shape or "source" in self.input.shape:
             raise ValueError(f"state {self.name}: shape {list(self.input.shape)} must have one batch axis and no other")
+        if sum(one is not None for one in (self.initial, self.initial_file, self.constant)) > 1:
+            raise ValueError(f"state {self.name}: only one of initial, initial_file and constant can be given")
+        if self.constant is not None:
+            for values in (self.constant.default, *self.constant.choices):
+                if values and len(values) != self.size:
+                    raise ValueError(f"state {self.name}: a constant of {self.size} numbers has {len(values)}")
         return self
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has in each row."""
+        return math.prod(axis for axis in self.input.shape if isinstance(axis, int))
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Its axes but the batch."""
+        return tuple(axis for axis in self.input.shape if isinstance(axis, int))
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has what format version 1 does not have."""
+        return any(getattr(self, name) for name in _NEW_OF_STATES)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Servers of format version 1 read a manifest that has nothing else."""
+        found: dict[str, object] = serialize(self)
+        return {name: value for name, value in found.items() if value or name not in _NEW_OF_STATES}
 
 
 class ContextSpec(Part):

@@ -48,6 +48,8 @@ class PortSpec(Part):
     """The type that it has in the graph that the bundle was made from. In a vector it is float32, whatever its type."""
     shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Its axes; none for a single number. Its numbers are row-major."""
+    is_end: bool = False
+    """Whether it is 1 in a session's last vector, where its client says so, and 0 in all others."""
 
     @property
     def size(self) -> int:

@@ -32,6 +32,7 @@ from service.errors import (
 )
 from service.sessions.checks import check_open, check_session_id
 from service.sessions.claims import Taken
+from service.sessions.constants import Given, with_number
 from service.sessions.ending import not_open, unstored
 from service.sessions.image import Image, check_fits, last_in
 from service.sessions.lifecycle import Event
@@ -47,8 +48,7 @@ _PATIENCE_S = 5.0  # for the last record of an id's former session
 
 @dataclass(slots=True, eq=False)
 class NewSession:
-    """What an opening needs besides its session. on_ended: of the stream that opens it; num_bytes: about what its
-    request holds in memory."""
+    """What an opening needs besides its session. on_ended: of its stream; num_bytes: that its request holds."""
 
     session: Session
     request: Request
@@ -57,6 +57,7 @@ class NewSession:
     outputs: OutputSpec | None
     is_chosen: bool
     num_bytes: int
+    given: Given
 
     @property
     def is_taken(self) -> bool:
@@ -91,9 +92,11 @@ class Opening:
         max_owned: int | None = None,
         num_bytes: int = 0,
         within: str = "",
+        given: Given = None,
     ) -> NewSession:
         """A session in OPENING, which has its id; `begin` must follow. session_id: empty to have one made; is_chosen:
-        by a client; owner: the principal; max_owned: how many sessions it may have; within: see `check_open`.
+        by a client; owner: the principal; max_owned: how many sessions it may have; within: see `check_open`; given:
+        its constants.
 
         Raises InvalidFieldError, SessionIdInUseError, ShuttingDownError, TooManySessionsError, QueueFullError.
         """
@@ -123,7 +126,8 @@ class Opening:
             registry.deferral.give_back(num_bytes)
             raise
         request.session = session
-        return NewSession(session, request, on_ended, source, outputs, is_chosen, num_bytes)
+        given = with_number(served.bundle.manifest, session.id, given)
+        return NewSession(session, request, on_ended, source, outputs, is_chosen, num_bytes, given)
 
     def begin(self, new: NewSession) -> None:
         """Opens a session, at once when it can be. `new.request` is answered with the result of its last step: `Fed`
@@ -131,7 +135,7 @@ class Opening:
         waits = new.is_chosen
         if not waits:
             try:
-                self._start(new, new.session.served.engine.open(new.source or ()))
+                self._start(new, new.session.served.engine.open(new.source or (), new.given))
             except NoSlotError:
                 waits = True  # another session may give its own up
             except CarouselError as error:
@@ -221,7 +225,7 @@ class Opening:
         try:
             if new.is_chosen:
                 await self._take_id(session)
-            lane = None if session.is_over else await self._spill.lane(engine, new.source or ())
+            lane = None if session.is_over else await self._spill.lane(engine, new.source or (), new.given)
             if session.is_over:
                 if lane is not None:
                     engine.close(lane)

@@ -23,6 +23,7 @@ from service.errors import (
     SnapshotError,
     StoreUnavailableError,
 )
+from service.sessions.constants import Given
 from service.sessions.image import Image
 from service.sessions.lifecycle import Event, State
 from service.sessions.registry import Registry
@@ -48,15 +49,15 @@ class Spill:
         self.num_moves = 0
         """How often a session got another lane, or lost its own: caches of lanes are valid as long as it stays."""
 
-    async def lane(self, engine: Engine, source: Sequence[Item] = ()) -> Lane:
-        """A lane of an engine, spilling a session when every slot is taken. Raises NoSlotError when no session can
-        give its slot up, and StoreUnavailableError."""
+    async def lane(self, engine: Engine, source: Sequence[Item] = (), given: Given = None) -> Lane:
+        """A lane of an engine, see `Engine.open`, spilling a session when every slot is taken. Raises NoSlotError when
+        no session can give its slot up, and StoreUnavailableError."""
         for _ in range(_MAX_ROUNDS):
             try:
-                return engine.open(source)
+                return engine.open(source, given)
             except NoSlotError as error:
                 await self._make_room(engine, error)
-        return engine.open(source)
+        return engine.open(source, given)
 
     def when_live(
         self,

@@ -256,7 +256,7 @@ def test_the_parts_of_vectors_may_have_names() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "format_version must be 2 where a step has inputs, outputs or a loop"),
+        ({"format_version": 1}, "format_version must be 2 where a step or a state has what version 1 does not know"),
         ({"step.inputs.0.shape": [5]}, "step.inputs must have 5 numbers in all"),
         ({"step.outputs.1.name": "action"}, "step.outputs must have names of their own"),
         ({"step.loop": "loop.onnx"}, "step.loop needs step.lengths"),

@@ -1,0 +1,50 @@
+"""Session constants to messages. Without NumPy."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, TypeAlias
+
+from carousel._ports import LARGEST_WHOLE
+from carousel.errors import InvalidArgumentError
+from carousel.v1 import inference_pb2 as pb
+
+Constants: TypeAlias = Mapping[str, Any]
+"""What a session keeps, by name: each a number, nested sequences of numbers, or an array such as NumPy's."""
+
+
+def fill_constants(messages: MutableMapping[str, pb.Tensor], constants: Constants | None, field: str) -> None:
+    """Puts them into a request. Raises InvalidArgumentError for what is no number."""
+    for name, value in (constants or {}).items():
+        shape: list[int] = []
+        numbers = array("f")
+        given = memoryview(value).tolist() if getattr(value, "shape", ()) else value
+        try:
+            _collect(given, shape, numbers, 0)
+        except (TypeError, ValueError, OverflowError):
+            raise InvalidArgumentError(
+                f"{field}[{name!r}] must be numbers, in rows of one length, and whole ones up to {LARGEST_WHOLE}, not"
+                f" {value!r:.60}",
+                field=f"{field}[{name!r}]",
+            ) from None
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        messages[name].CopyFrom(pb.Tensor(shape=shape, data=numbers.tobytes()))
+
+
+def _collect(value: Any, shape: list[int], numbers: array[float], depth: int) -> None:
+    """Appends all numbers of nested sequences, and the sizes that they have at each depth to `shape`. Raises ValueError
+    for sizes that differ, TypeError for what is no number."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if depth == len(shape) and not numbers:
+            shape.append(len(value))
+        if depth >= len(shape) or len(value) != shape[depth]:
+            raise ValueError(value)
+        for one in value:
+            _collect(one, shape, numbers, depth + 1)
+        return
+    if depth != len(shape) or (isinstance(value, int) and abs(value) > LARGEST_WHOLE):
+        raise ValueError(value)
+    numbers.append(value)

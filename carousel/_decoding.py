@@ -1,0 +1,60 @@
+"""How to generate, to a message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from carousel._tokens import split, uint
+from carousel.v1 import inference_pb2 as pb
+
+
+def decoding_message(
+    *,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    log_probabilities: bool = False,
+    repetition_penalty: float | None = None,
+    min_tokens: int | None = None,
+    stop: Sequence[str] | Sequence[int] = (),
+    beam_size: int | None = None,
+    length_penalty: float | None = None,
+    num_best: int | None = None,
+) -> pb.Decoding:
+    """Takes `values.DecodingOptions`. Any of temperature, top_k, top_p and seed selects sampling."""
+    message = pb.Decoding(log_probabilities=log_probabilities)
+    if max_tokens is not None:
+        message.max_tokens = uint(max_tokens, 32, "decoding.max_tokens")
+    if any(option is not None for option in (temperature, top_k, top_p, seed)):
+        message.sampling.SetInParent()
+    if temperature is not None:
+        message.sampling.temperature = temperature
+    if top_k is not None:
+        message.sampling.top_k = uint(top_k, 32, "decoding.sampling.top_k")
+    if top_p is not None:
+        message.sampling.top_p = top_p
+    if seed is not None:
+        message.sampling.seed = uint(seed, 64, "decoding.sampling.seed")
+    if repetition_penalty is not None:
+        message.repetition_penalty = repetition_penalty
+    if min_tokens is not None:
+        message.min_tokens = uint(min_tokens, 32, "decoding.min_tokens")
+    if stop:
+        names, ids = split(stop, "decoding.stop_tokens", "decoding.stop_token_ids")
+        message.stop_tokens.extend(names)
+        message.stop_token_ids.extend(ids)
+    if any(option is not None for option in (beam_size, length_penalty, num_best)):
+        message.beam_search.CopyFrom(_beam_message(beam_size, length_penalty, num_best))
+    return message
+
+
+def _beam_message(beam_size: int | None, length_penalty: float | None, num_best: int | None) -> pb.BeamSearch:
+    if beam_size is None:
+        raise TypeError("length_penalty and num_best go with beam_size alone")
+    return pb.BeamSearch(
+        beam_size=uint(beam_size, 32, "decoding.beam_search.beam_size"),
+        length_penalty=length_penalty,
+        num_best=None if num_best is None else uint(num_best, 32, "decoding.beam_search.num_best"),
+    )

@@ -1,0 +1,83 @@
+"""Session constants of the wire to first values of states. Every refusal names the field as the client spells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import models_pb2
+from service.api.answers import ports
+from service.api.tensors import LARGEST_WHOLE
+from service.engine.arena import Array
+from service.engine.jobs import ITEM_SIZE
+from service.errors import InvalidFieldError, quoted
+from service.repository.manifest import Manifest, PortSpec, StateSpec
+from service.sessions.constants import Given
+
+
+def session_constants(given: Mapping[str, pb.Tensor], manifest: Manifest, *, field: str) -> Given:
+    """What an opening gives, None for nothing. Raises InvalidFieldError for a name that the model does not have, for
+    one that is missing, and for a value that it does not take."""
+    known = manifest.session_constants
+    if not known and not given:
+        return None
+    if unknown := sorted(name for name in given if name not in known):
+        has = f"has {', '.join(known)}" if known else "has none"
+        raise InvalidFieldError(f"{field} has {quoted(unknown[0])}, and {manifest.model} {has}", field=field)
+    found: dict[int, Array] = {}
+    for name, place in known.items():
+        state = manifest.states[place]
+        if name in given:
+            found[place] = _value(given[name], state, f"{field}[{name!r}]")
+        elif state.constant is not None and not state.constant.default:
+            raise InvalidFieldError(
+                f"{field} has no {name!r}, and {manifest.model} has no default for it: give {state.input.dtype}"
+                f" {list(state.row_shape)}",
+                field=field,
+            )
+    return found
+
+
+def infos(manifest: Manifest) -> list[models_pb2.SessionConstant]:
+    """What openings may give."""
+    return [_info(manifest.states[place]) for place in manifest.session_constants.values()]
+
+
+def _info(state: StateSpec) -> models_pb2.SessionConstant:
+    assert state.constant is not None  # noqa: S101  # only those are told
+    (port,) = ports([PortSpec(name=state.name, dtype=state.input.dtype, shape=state.row_shape)])
+    choices = [number for one in state.constant.choices for number in one]
+    return models_pb2.SessionConstant(port=port, default_value=state.constant.default, choices=choices)
+
+
+def _value(message: pb.Tensor, state: StateSpec, field: str) -> Array:
+    shape, dtype = list(message.shape[:9]), state.input.dtype
+    if [axis for axis in shape if axis != 1] != [axis for axis in state.row_shape if axis != 1]:
+        raise InvalidFieldError(
+            f"{field}.shape = {quoted(shape)} must be {list(state.row_shape)}", field=f"{field}.shape"
+        )
+    if len(message.data) != ITEM_SIZE * prod(shape):
+        raise InvalidFieldError(
+            f"{field}.data has {len(message.data)} bytes, and shape {shape} of 32-bit floats needs"
+            f" {ITEM_SIZE * prod(shape)}",
+            field=f"{field}.data",
+        )
+    numbers = np.frombuffer(message.data, "<f4")
+    if dtype.startswith("int") and not ((np.abs(numbers) <= LARGEST_WHOLE) & (np.rint(numbers) == numbers)).all():
+        raise InvalidFieldError(
+            f"{field}.data must be whole numbers up to {LARGEST_WHOLE}, not {quoted(numbers.tolist())}",
+            field=f"{field}.data",
+        )
+    choices = state.constant.choices if state.constant is not None else ()
+    if choices and not any(np.array_equal(numbers, np.array(one, np.float32)) for one in choices):
+        shown = ", ".join(_shown(one) for one in choices)
+        raise InvalidFieldError(f"{field} = {_shown(numbers.tolist())} must be one of {shown}", field=field)
+    return numbers.astype(dtype).reshape(state.row_shape)
+
+
+def _shown(numbers: object) -> str:
+    listed = list(numbers) if isinstance(numbers, list | tuple) else []
+    return f"{listed[0]:g}" if len(listed) == 1 else quoted([float(one) for one in listed])
