@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+import numpy as np
 from torch import nn
 
 from export import card
@@ -196,7 +198,7 @@ def write_graphs(  # what a bundle is made of
 ) -> Path:
     """Writes proven graphs as a bundle: see `write_seq2seq`."""
     folder = _refuse_existing(options)
-    files = {**_graph_files(graphs, interface), **vocabularies.files}
+    files = {**_graph_files(graphs, interface), **vocabularies.files, **_first_values(interface)}
     variants: dict[str, VariantSpec] = {}
     if options.get("int8", False):
         variant = make_int8(graphs, interface, options.get("evaluate_int8"))
@@ -208,7 +210,7 @@ def write_graphs(  # what a bundle is made of
         files[trace.spec.file] = trace.graph
     source, read, target = vocabularies.source, vocabularies.input, vocabularies.target
     manifest = Manifest(
-        format_version=2 if interface.step.is_new else 1,
+        format_version=2 if interface.step.is_new or any(state.is_new for state in interface.states) else 1,
         model=options["name"],
         version=options.get("version", 1),
         description=options["description"],
@@ -250,6 +252,16 @@ def _refuse_existing(options: BundleOptions) -> Path:
 def _check_vocabulary(side: str, vocabulary: Vocabulary, size: int) -> None:
     if len(vocabulary.tokens) != size:
         raise ExportError(f"the {side} vocabulary has {len(vocabulary.tokens)} tokens and the model {size}")
+
+
+def _first_values(interface: Interface) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    for state in interface.states:
+        if state.initial_file is not None:
+            file = io.BytesIO()
+            np.save(file, np.ascontiguousarray(interface.first_values[state.name]), allow_pickle=False)
+            files[state.initial_file] = file.getvalue()
+    return files
 
 
 def _graph_files(graphs: Graphs, interface: Interface) -> dict[str, bytes]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from service.repository.manifest import Manifest, PortSpec, VocabularySpec
+from service.repository.manifest import ContextSpec, Manifest, PortSpec, StateSpec, StepSpec, VocabularySpec
 
 FILE_NAME = "README.md"
+_FEW = 4
+"""Numbers that are shown of a value."""
 
 
 def write_card(manifest: Manifest) -> str:
@@ -74,11 +76,9 @@ def _tokenizer(vocabulary: VocabularySpec) -> str:
 
 
 def _graphs(manifest: Manifest) -> list[str]:
-    rows = []
-    for kind, parts in (("state", manifest.states), ("context", manifest.contexts)):
-        for part in parts:
-            shape = ", ".join(str(axis) for axis in part.input.shape)
-            rows.append([part.name, kind, part.input.dtype, f"[{shape}]"])
+    kinds: list[tuple[StateSpec | ContextSpec, str]] = [(part, _kind(part)) for part in manifest.states]
+    kinds += [(part, "context") for part in manifest.contexts]
+    rows = [[part.name, kind, part.input.dtype, f"[{', '.join(map(str, part.input.shape))}]"] for part, kind in kinds]
     encoder = f"`{manifest.encoder.file}` reads a source once. " if manifest.encoder else ""
     readout = f" `{manifest.readout.file}` tells what comes next from a state as it is." if manifest.readout else ""
     if manifest.trace is not None:
@@ -86,12 +86,38 @@ def _graphs(manifest: Manifest) -> list[str]:
     return [
         "## Graphs",
         "",
-        f"{encoder}`{manifest.step.file}` advances a ragged batch by one token or a chunk of them.{readout}",
+        f"{encoder}{_advances(manifest)}{readout}",
         "",
         "A session carries:",
         "",
         *table(["tensor", "kind", "type", "shape"], rows),
     ]
+
+
+def _kind(state: StateSpec) -> str:
+    """What a state is: what steps change, or what a session is given and keeps."""
+    constant = state.constant
+    if constant is None:
+        return "state that does not begin with zeros" if state.initial_file else "state"
+    if constant.is_session_number:
+        return "number of the session"
+    if constant.choices:
+        return f"session constant: {' or '.join(_listed(one) for one in constant.choices)}"
+    return f"session constant, {_listed(constant.default)} by default" if constant.default else "session constant"
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    shown = ", ".join(f"{number:g}" for number in numbers[:_FEW])
+    return shown if len(numbers) <= _FEW else f"{shown} and {len(numbers) - _FEW} more"
+
+
+def _advances(manifest: Manifest) -> str:
+    step = manifest.step
+    if step.loop is not None:
+        return f"`{step.file}` advances a batch by one step, and `{step.loop}` a ragged batch by several."
+    if step.max_chunk == 1:
+        return f"`{step.file}` advances a batch by one step."
+    return f"`{step.file}` advances a ragged batch by one token or a chunk of them."
 
 
 def _variants(manifest: Manifest) -> list[str]:
@@ -116,6 +142,27 @@ def _variants(manifest: Manifest) -> list[str]:
     ]
 
 
+def _invariance(step: StepSpec) -> list[str]:
+    """What was found of rows in company, and of several steps in one run."""
+    if step.max_rows is None and step.max_chunk is None:
+        return [
+            "And a row's outputs were found bit-identical alone and in batches, in any order, step by step and in "
+            "chunks, with more padding, and beside rows of NaN and infinity."
+        ]
+    company = (
+        "Rows in company: a row's outputs were found bit-identical alone and in batches, in any order, and beside rows "
+        "of NaN and infinity."
+        if step.max_rows is None
+        else "Rows in company: other bits than alone, or none at all. Sessions are run one by one."
+    )
+    chunks = (
+        "Several steps in one run: the bits of steps one by one."
+        if step.max_chunk is None
+        else "Several steps in one run: other bits than one by one, or none at all. Each step is a run of its own."
+    )
+    return [f"- {company}", f"- {chunks}"]
+
+
 def _proofs(manifest: Manifest) -> list[str]:
     parity = manifest.parity
     versions = ", ".join(f"{package} {version}" for package, version in manifest.exported_with.items())
@@ -128,8 +175,7 @@ def _proofs(manifest: Manifest) -> list[str]:
         f"ragged batches, step by step and in chunks, with a tolerance of {parity.tolerance:g}:",
         "",
         *table(["tensor", "largest absolute error"], errors),
-        "And a row's outputs were found bit-identical alone and in batches, in any order, step by step and in chunks, "
-        "with more padding, and beside rows of NaN and infinity.",
+        *_invariance(manifest.step),
         "",
         f"Exported with {versions}.",
         "",

@@ -11,9 +11,11 @@ Shapes: `B` batch, `T` time, `S` source, `L` layers, `H` hidden, `A` attention s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 from export.heads import NEXT_TOKEN, TOP_K
 from models.forecaster import ForecasterConfig
@@ -29,7 +31,8 @@ class Interface:
     """A model's graphs, states and contexts.
 
     source_vocabulary_size, step_vocabulary_size: of the tokens that the encoder and the step read; None where there is
-    no encoder, and where they read features. start: see the manifest's.
+    no encoder, and where they read features. start: see the manifest's. first_values: those of states that begin with
+    something else than zeros, without the batch axis, by name.
     """
 
     step: StepSpec
@@ -40,6 +43,7 @@ class Interface:
     source_vocabulary_size: int | None = None
     readout: ReadoutSpec | None = None
     start: Literal["last_of_source"] | None = None
+    first_values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def encoder_inputs(self) -> tuple[TensorSpec, ...]:

@@ -48,6 +48,24 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
         help="how many elements of an input come again from the steps before, ahead of those that are new",
     )
     parser.add_argument("--start", metavar="NAME", help="the input that is true at a session's first step")
+    parser.add_argument("--end", metavar="NAME", help="the input that is true at a session's last step")
+    parser.add_argument(
+        "--session-constant",
+        type=_maybe_numbers,
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE[,VALUE...]]",
+        help="an input that each session is given when it is opened; repeated: values to try, the default first",
+    )
+    parser.add_argument("--session-id", metavar="NAME", help="the input that is a number of the session's own")
+    parser.add_argument(
+        "--initial",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="STATE=FILE.npy|VALUE[,VALUE...]",
+        help="a state's first value, where that is not zeros",
+    )
     parser.add_argument(
         "--axis",
         type=_size,
@@ -89,6 +107,10 @@ def _numbers(text: str) -> tuple[str, list[float]]:
         return name, [float(part) for part in value.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{value!r} must be numbers, separated by commas") from None
+
+
+def _maybe_numbers(text: str) -> tuple[str, list[float] | None]:
+    return _numbers(text) if "=" in text else (text, None)
 
 
 def _size(text: str) -> tuple[str, int]:

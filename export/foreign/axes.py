@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export.errors import ExportError
@@ -42,8 +44,10 @@ class Tensor:
 class Hints:
     """What is told by flags. states: outputs by input; constants: values by input, as text; axes: sizes by the name of
     an axis; batch_axes: by tensor; inputs, outputs: those of the step, in their order; windows: lengths by input;
-    start: the input that is true at a session's first step; force_state: take pairs that contradict the graph;
-    expose_state: make the states of recurrent nodes inputs and outputs."""
+    start, end: the inputs that are true at a session's first and last step; session_constants: the values to try of
+    inputs that each session is given once, by input; session_id: the input that is the session's number; initial: first
+    values of states, without the batch axis, by input; force_state: take pairs that contradict the graph; expose_state:
+    make the states of recurrent nodes inputs and outputs."""
 
     states: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -53,8 +57,18 @@ class Hints:
     outputs: Sequence[str] = ()
     windows: Mapping[str, int] = field(default_factory=dict)
     start: str | None = None
+    end: str | None = None
+    session_constants: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    session_id: str | None = None
+    initial: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     force_state: bool = False
     expose_state: bool = False
+
+    @property
+    def lone(self) -> tuple[str, ...]:
+        """The inputs with a part of their own: neither read as a step's numbers nor carried from step to step."""
+        single = (self.start, self.session_id)
+        return (*self.constants, *self.session_constants, *(name for name in single if name is not None))
 
 
 def tensor_of(value: onnx.ValueInfoProto, hints: Hints) -> Tensor:

@@ -7,6 +7,7 @@ gives is held to the steps one by one before it is used.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ LENGTHS = TensorSpec(name="carousel/lengths", dtype="int64", shape=("batch",))
 def in_chunks(interface: Interface) -> Interface:
     """The interface of the loop over a step."""
     step = interface.step.model_copy(update={"lengths": LENGTHS, "max_chunk": None, "loop": FILE})
-    return Interface(step=step, states=interface.states, step_vocabulary_size=interface.step_vocabulary_size)
+    return replace(interface, step=step)
 
 
 def loop(graph: bytes, interface: Interface) -> bytes:

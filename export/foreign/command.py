@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from export.errors import ExportError
 from export.foreign.axes import Hints
+from export.foreign.initial import initial_values
 from export.foreign.reading import Reading
+from export.foreign.session_constants import SessionConstant
 from export.foreign.writing import Described, write_onnx
 from export.vocabulary import Vocabulary
 from service.repository.manifest import SpecialTokens
@@ -25,6 +27,10 @@ def run(parsed: argparse.Namespace) -> Path:
         outputs=parsed.output,
         windows=_once(parsed.window, "--window"),
         start=parsed.start,
+        end=parsed.end,
+        session_constants=_all(parsed.session_constant),
+        session_id=parsed.session_id,
+        initial={name: initial_values(text) for name, text in _once(parsed.initial, "--initial").items()},
         force_state=parsed.force_state,
         expose_state=parsed.expose_state,
     )
@@ -60,6 +66,14 @@ def _once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
     return dict(given)
 
 
+def _all(given: list[tuple[str, list[float] | None]]) -> dict[str, list[list[float]]]:
+    """All values that are given of each name."""
+    found: dict[str, list[list[float]]] = {}
+    for name, values in given:
+        found.setdefault(name, []).extend([] if values is None else [values])
+    return found
+
+
 def _report(reading: Reading, notes: object) -> None:
     for part in reading.inputs:
         window = f", of which {part.window} are those before" if part.window else ""
@@ -68,10 +82,24 @@ def _report(reading: Reading, notes: object) -> None:
         print(f"a step gives   {given.tensor}")
     for state in reading.states:
         print(f"state          {state.input} -> {state.output}, rows counted by axis {state.batch_axis}")
+        if state.initial is not None:
+            print(f"               begins with {state.initial.size} numbers that are given")
+    for constant in reading.session_constants:
+        print(f"each session   {constant.tensor}: {_kind(constant)}")
     for name, (tensor, values) in reading.constants.items():
         print(f"constant       {name} {tensor.dtype} = {', '.join(f'{value:g}' for value in values)}")
     for note in notes if isinstance(notes, list | tuple) else ():
         print(f"note           {note}")
+
+
+def _kind(constant: SessionConstant) -> str:
+    spec = constant.spec
+    if spec.is_session_number:
+        return "a number of its own"
+    shown = [",".join(f"{number:g}" for number in one) for one in (spec.choices or (spec.default,))]
+    if not spec.default:
+        return "each opening must give it"
+    return f"one of {' or '.join(shown)}" if spec.choices else f"{shown[0]:.60} unless the opening gives it"
 
 
 def _vocabulary(path: Path | None, tokenizer: Literal["characters", "whitespace"]) -> Vocabulary | None:

@@ -108,9 +108,7 @@ def _expose(model: onnx.ModelProto, wiring: Wiring, slot: Slot, hints: Hints, *,
 def _rows(wiring: Wiring, slot: Slot, hints: Hints) -> str | int:
     """The axis of a state that counts rows, as the step's input names it; 1 where it is fixed."""
     for name, tensor in wiring.inputs.items():
-        is_other = (
-            name in hints.constants or bool(wiring.starts(name)) or (bool(hints.inputs) and name not in hints.inputs)
-        )
+        is_other = name in hints.lone or bool(wiring.starts(name)) or (bool(hints.inputs) and name not in hints.inputs)
         if not is_other and slot.source in wiring.flow.reach([(0, name)], ["moves", "computes", "recurs"]):
             return batch_name(tensor, {**wiring.inputs, **wiring.outputs}, hints)
     return 1

@@ -112,7 +112,10 @@ class Original:
 
     def step(self, tokens: Array, lengths: IntArray, carried: Sequence[Array]) -> list[Array]:
         """tokens: [B, T] or [B, T, F]. Each row is run alone, step by step. See `export.proofs.runners.Runner`."""
-        axes = [*(state.batch_axis for state in self._reading.states), *(0 for _ in carried[self._num_states :])]
+        constants = self._reading.session_constants
+        num_others = len(carried) - self._num_states - len(constants)
+        axes = [state.batch_axis for state in self._reading.states]
+        axes += [0] * num_others + [constant.batch_axis or 0 for constant in constants]
         size = sum(prod(shape) for shape in self._output_shapes)
         answered = np.zeros((*tokens.shape[:2], size), np.float32)
         following: list[list[Array]] = [[] for _ in axes]
@@ -130,11 +133,16 @@ class Original:
         return [answered, *joined]
 
     def zeros(self) -> list[Array]:
-        """What is carried of one row before its first step: the states, then the windows, then whether it has begun."""
+        """What is carried of one row before its first step: the states, then the windows, then whether it has begun,
+        then what the session is given."""
         reading = self._reading
-        states = [np.zeros(state.shape, state.input.dtype) for state in reading.states]
+        states = [
+            np.zeros(state.shape, state.input.dtype) if state.initial is None else state.initial
+            for state in reading.states
+        ]
         windows = [np.zeros((1, part.window), np.float32) for part in reading.inputs if part.window]
-        return [*states, *windows, *([] if reading.start is None else [np.zeros((1, 1), np.float32)])]
+        started = [] if reading.start is None else [np.zeros((1, 1), np.float32)]
+        return [*states, *windows, *started, *(constant.example for constant in reading.session_constants)]
 
     def draw(self, count: int, vocabulary_size: int | None) -> list[Array]:
         """Random vectors of as many steps, or tokens, of one row."""
@@ -145,7 +153,7 @@ class Original:
         drawn = generator.standard_normal((count, size)).astype(np.float32)
         begin = 0
         for part in self._reading.inputs:
-            if part.tensor.dtype == "bool":
+            if part.tensor.dtype == "bool" or part.is_end:
                 drawn[:, begin : begin + part.size] = drawn[:, begin : begin + part.size] > 0
             begin += part.size
         return list(drawn)
@@ -163,6 +171,8 @@ class Original:
     def _run(self, vectors: Sequence[Array], carried: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         reading = self._reading
         states, others = list(carried[: self._num_states]), list(carried[self._num_states :])
+        constants = others[len(others) - len(reading.session_constants) :]
+        del others[len(others) - len(reading.session_constants) :]
         feeds = dict(self._constants)
         feeds |= {state.input.name: array for state, array in zip(reading.states, states, strict=True)}
         ahead = others[: sum(part.window > 0 for part in reading.inputs)]
@@ -180,9 +190,11 @@ class Original:
             shape = [axis if isinstance(axis, int) else 1 for axis in reading.start.shape]
             feeds[reading.start.name] = np.full(shape, others[-1].item() == 0.0).astype(reading.start.dtype)
             after.append(np.ones((1, 1), np.float32))
+        for constant, value in zip(reading.session_constants, constants, strict=True):
+            feeds[constant.tensor.name] = value[0, ...] if constant.batch_axis is None else value
         names = [one.tensor.name for one in reading.outputs]
         found: list[Array] = self._session.run([*names, *(state.output for state in reading.states)], feeds)
-        return found[: len(names)], [*found[len(names) :], *after]
+        return found[: len(names)], [*found[len(names) :], *after, *constants]
 
     def _draw_zeros(self) -> Array:
         return np.zeros(sum(part.size for part in self._reading.inputs), np.float32)

@@ -44,9 +44,7 @@ def pair_states(
         _check_told(wiring, inputs[name], outputs[output], hints, notes)
     pairs = dict(hints.states)
     left = {
-        name: tensor
-        for name, tensor in inputs.items()
-        if name not in pairs and name not in hints.constants and name not in (*hints.inputs, hints.start)
+        name: tensor for name, tensor in inputs.items() if name not in (*pairs, *hints.lone, *hints.inputs, hints.end)
     }
     free = {name: one for name, one in outputs.items() if name not in pairs.values() and name not in hints.outputs}
     found = _by_nodes(wiring, left, free, hints)

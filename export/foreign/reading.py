@@ -26,32 +26,38 @@ from export.foreign.axes import (
     state_batch_axis,
     tensor_of,
 )
+from export.foreign.initial import first_value
 from export.foreign.pairing import pair_states
+from export.foreign.session_constants import SessionConstant, session_constants
+from export.proofs.runners import Array
 
 MIN_OPSET = 7
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A state tensor: its input, its output, and the axis that counts rows. shape: with 1 row."""
+    """A state tensor: its input, its output, and the axis that counts rows. shape: with 1 row; initial: its first value
+    where that is not zeros, of that shape."""
 
     input: Tensor
     output: str
     batch_axis: int
     shape: tuple[int, ...]
+    initial: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepInput:
     """A tensor that each step reads. shape: of one step of one row, its batch and its time axes 1; time_axes: those
     that count steps, and have no size; window: how many of the first elements of its last axis are the last of the
-    steps before."""
+    steps before; is_end: whether it is true at a session's last step alone."""
 
     tensor: Tensor
     batch_axis: int
     shape: tuple[int, ...]
     time_axes: tuple[int, ...]
     window: int = 0
+    is_end: bool = False
 
     @property
     def size(self) -> int:
@@ -78,6 +84,7 @@ class Reading:
     constants: Mapping[str, tuple[Tensor, Sequence[float]]]
     repeated: tuple[str, ...]
     start: Tensor | None
+    session_constants: tuple[SessionConstant, ...]
     fixed_batch: int | None
     notes: tuple[str, ...]
 
@@ -103,19 +110,25 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
         ("--output", hints.outputs, outputs),
         ("--window", hints.windows, inputs),
         ("--start", [hints.start] if hints.start else [], inputs),
+        ("--end", [hints.end] if hints.end else [], inputs),
+        ("--session-constant", hints.session_constants, inputs),
+        ("--session-id", [hints.session_id] if hints.session_id else [], inputs),
         ("--batch-axis", hints.batch_axes, inputs | outputs),
     ):
         for name in names:
             if name not in known:
                 raise ExportError(f"{flag} names {name}, and the file has {_listed(known.values())}")
     check_axes(model, hints)
+    _check_roles(hints)
     for flag, given_names in (("--input", hints.inputs), ("--output", hints.outputs)):
         if twice := [name for name in given_names if given_names.count(name) > 1]:
             raise ExportError(f"{flag} names {twice[0]} twice")
     notes: list[str] = []
     pairs = pair_states(model, inputs, outputs, hints, notes)
     constants = _constants(inputs, pairs, hints)
-    sources = _step_inputs(inputs, {*pairs, *constants, *([hints.start] if hints.start else [])}, hints)
+    sources = _step_inputs(inputs, {*pairs, *constants, *hints.lone, *([hints.end] if hints.end else [])}, hints)
+    if hints.end is not None:
+        sources = [*(one for one in sources if one.name != hints.end), inputs[hints.end]]
     given = _step_outputs(outputs, pairs, hints)
     notes += [f"output {name} is not served: name it with --output, too" for name in _left_out(outputs, pairs, given)]
     notes += [
@@ -129,10 +142,15 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
             inputs[name],
             output_name,
             axis := batch_axis(inputs[name], hints, partial(state_batch_axis, inputs[name], batch)),
-            tuple(1 if place == axis else size_of(inputs[name], place) for place in range(len(inputs[name].shape))),
+            shape := tuple(
+                1 if place == axis else size_of(inputs[name], place) for place in range(len(inputs[name].shape))
+            ),
+            first_value(inputs[name], shape, hints),
         )
         for name, output_name in pairs.items()
     )
+    if unknown := [name for name in hints.initial if name not in pairs]:
+        raise ExportError(f"--initial names {unknown[0]}, and the states are {', '.join(pairs)}")
     batches = [batch, *(state.input.shape[state.batch_axis] for state in states)]
     _check_start(None if hints.start is None else inputs[hints.start], batch)
     return Reading(
@@ -142,9 +160,27 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
         constants,
         tuple(name for name in constants if isinstance(batch, str) and inputs[name].shape[:1] == (batch,)),
         None if hints.start is None else inputs[hints.start],
+        session_constants(inputs, batch, hints),
         fixed_batch=next((axis for axis in batches if isinstance(axis, int)), None),
         notes=tuple(notes),
     )
+
+
+def _check_roles(hints: Hints) -> None:
+    """Raises ExportError for an input that two flags name."""
+    roles: dict[str, str] = {}
+    for flag, names in (
+        ("--state", hints.states),
+        ("--constant", hints.constants),
+        ("--session-constant", hints.session_constants),
+        ("--session-id", [hints.session_id]),
+        ("--start", [hints.start]),
+        ("--end", [hints.end]),
+        ("--input", hints.inputs),
+    ):
+        for name in names:
+            if name is not None and roles.setdefault(name, flag) not in (flag, None):
+                raise ExportError(f"{roles[name]} and {flag} both name {name}: an input has one part to play")
 
 
 def _check_start(start: Tensor | None, batch: str | int) -> None:
@@ -163,7 +199,10 @@ def _step_input(source: Tensor, batch: str | int, hints: Hints) -> StepInput:
             f"--window {source.name}={window}: a window is of the last axis of a tensor that has no other but batch and"
             f" time, and shorter than that, and {source} is run as {list(shape)}"
         )
-    return StepInput(source, axis, shape, time_axes, window)
+    is_end = source.name == hints.end
+    if is_end and prod(shape) != 1:
+        raise ExportError(f"--end {source.name}: {source} must be one number a row: [batch] or [batch, 1]")
+    return StepInput(source, axis, shape, time_axes, window, is_end)
 
 
 def _constants(
@@ -181,16 +220,13 @@ def _constants(
         if tensor.dtype in ("int32", "int64") and any(value != int(value) for value in values):
             raise ExportError(f"--constant {name}={values[0]:g}: {tensor} is of whole numbers")
         found[name] = (Tensor(name, tensor.dtype, shape), list(values) * (count // len(values)))
-    scalars = [
-        one
-        for name, one in inputs.items()
-        if name not in pairs and name not in found and name != hints.start and not one.shape
-    ]
+    scalars = [one for name, one in inputs.items() if name not in (*pairs, *hints.lone, hints.end) and not one.shape]
     if scalars:
         raise ExportError(
             f"{scalars[0]} is a scalar, the same in every step: give its value with --constant {scalars[0].name}=VALUE,"
-            f" or say with --start {scalars[0].name} that it is true at a session's first step, or with --state"
-            f" {scalars[0].name}=OUTPUT that it is carried from step to step"
+            f" or say with --session-constant {scalars[0].name} that each session is given its own, with --start"
+            f" {scalars[0].name} that it is true at a session's first step, or with --state {scalars[0].name}=OUTPUT"
+            " that it is carried from step to step"
         )
     return found
 
@@ -213,8 +249,14 @@ def _roles(tensor: Tensor) -> str:
     """What an input may be, and the flag that says so."""
     name = tensor.name
     if not tensor.shape or (len(tensor.shape) == 1 and isinstance(tensor.shape[0], str)):
-        return f"the same in every step: --constant {name}=VALUE; true at the first step alone: --start {name}"
-    return f"read by each step: --input {name}; carried from step to step: --state {name}=OUTPUT"
+        return (
+            f"the same in every step: --constant {name}=VALUE; given at each opening: --session-constant {name}=VALUE;"
+            f" true at the first step alone: --start {name}; at the last: --end {name}"
+        )
+    return (
+        f"read by each step: --input {name}; carried from step to step: --state {name}=OUTPUT; given at each opening:"
+        f" --session-constant {name}"
+    )
 
 
 def _step_outputs(outputs: Mapping[str, Tensor], pairs: Mapping[str, str], hints: Hints) -> list[Tensor]:

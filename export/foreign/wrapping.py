@@ -16,7 +16,9 @@ from onnx import TensorProto, helper
 from export.errors import ExportError
 from export.foreign.axes import Tensor
 from export.foreign.reading import Reading, StepInput, StepOutput
+from export.foreign.session_constants import SessionConstant
 from export.interface import Interface
+from export.proofs.runners import Array
 from export.surgery import Writer
 from service.repository.manifest import Dtype, StateSpec, TensorSpec
 
@@ -42,6 +44,7 @@ def states_of(reading: Reading) -> tuple[StateSpec, ...]:
                 shape=(*state.shape[: state.batch_axis], "batch", *state.shape[state.batch_axis + 1 :]),
             ),
             output=state.output,
+            initial_file=None if state.initial is None else f"{plain_name(state.input.name).lstrip('_.-')}.npy",
         )
         for state in reading.states
     ]
@@ -52,8 +55,32 @@ def states_of(reading: Reading) -> tuple[StateSpec, ...]:
             states.append(StateSpec(name=name, input=tensor, output=f"{_window(part)}/next"))
     if reading.start is not None:
         tensor = TensorSpec(name=_STARTED, dtype="float32", shape=("batch", 1))
-        states.append(StateSpec(name="started", input=tensor, output=_NEXT_STARTED))
+        is_uniform = all(isinstance(axis, int) for axis in reading.start.shape)
+        states.append(StateSpec(name="started", input=tensor, output=_NEXT_STARTED, is_uniform=is_uniform))
+    states += map(_state_of_constant, reading.session_constants)
     return tuple(states)
+
+
+def first_values(reading: Reading) -> dict[str, Array]:
+    """The first values of the file's states that are not zeros, without the batch axis, by the states' names."""
+    return {
+        plain_name(state.input.name): np.take(state.initial, 0, axis=state.batch_axis)
+        for state in reading.states
+        if state.initial is not None
+    }
+
+
+def _state_of_constant(constant: SessionConstant) -> StateSpec:
+    name, shape = constant.tensor.name, constant.shape
+    axis = constant.batch_axis or 0
+    is_uniform = constant.batch_axis is None
+    tensor = TensorSpec(
+        name=_constant(name) if is_uniform else name,
+        dtype=constant.tensor.dtype,
+        shape=(*shape[:axis], "batch", *shape[axis:]),
+    )
+    output = f"{_constant(name)}/next"
+    return StateSpec(name=plain_name(name), input=tensor, output=output, constant=constant.spec, is_uniform=is_uniform)
 
 
 def wrap(
@@ -75,6 +102,8 @@ def wrap(
         _repeat(writer, name, *reading.constants[name], step.input.name)
     if reading.start is not None:
         _start(writer, reading.start)
+    for constant in reading.session_constants:
+        _keep(writer, constant)
     graph.node.extend(nodes)
     flat = [_take(writer, output, size) for output, size in zip(reading.outputs, sizes, strict=True)]
     last = flat[0]
@@ -150,9 +179,26 @@ def _start(writer: Writer, tensor: Tensor) -> None:
     writer.node("Cast", ["carousel/is_start"], "carousel/start", to=_ELEMENT_TYPES[tensor.dtype])
     shape = [-1 if isinstance(axis, str) else axis for axis in tensor.shape]
     form = writer.constant("start_shape", np.array(shape, np.int64))
-    writer.node("Reshape", ["carousel/start", form], tensor.name)
+    start = "carousel/start"
+    if -1 not in shape:  # one for all rows of a run, which have the same
+        start = _gathered(writer, "first_start", start, range(1), axis=0)
+    writer.node("Reshape", [start, form], tensor.name)
     writer.node("Sub", [_STARTED, _STARTED], "carousel/zero")
     writer.node("Add", ["carousel/zero", writer.constant("one", np.array([1.0], np.float32))], _NEXT_STARTED)
+
+
+def _keep(writer: Writer, constant: SessionConstant) -> None:
+    """What a session is given, which no step changes. Where the file has one for all rows it is the first row's."""
+    name = given = constant.tensor.name
+    if constant.batch_axis is None:
+        given = _constant(name)
+        first = writer.constant(f"{name}/first", np.array(0, np.int64))
+        writer.node("Gather", [given, first], name, axis=0)
+    writer.node("Identity", [given], f"{_constant(name)}/next")
+
+
+def _constant(name: str) -> str:
+    return f"carousel/constant/{name}"
 
 
 def _gathered(writer: Writer, name: str, source: str, places: range, *, axis: int) -> str:

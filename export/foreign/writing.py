@@ -29,7 +29,7 @@ from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
 from export.foreign.reading import Reading, StepInput, read
 from export.foreign.unkept import FORCED, forced
-from export.foreign.wrapping import plain_name, states_of, wrap
+from export.foreign.wrapping import first_values, plain_name, states_of, wrap
 from export.graphs import Graphs
 from export.interface import Interface
 from export.proofs.invariance import check_invariance
@@ -90,7 +90,9 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
             notes.append(f"{reading.outputs[0].tensor.name} is probabilities: the logits are their logarithms")
     all_are = f": {FORCED}" if len(useless) == len(reading.states) else ""
     notes += [f"state {name} changes nothing{all_are}" for name in useless]
-    interface = Interface(step=step, states=states_of(reading), step_vocabulary_size=vocabulary_size)
+    interface = Interface(
+        step=step, states=states_of(reading), step_vocabulary_size=vocabulary_size, first_values=first_values(reading)
+    )
     if step.logits is not None and described.labels is None and described.vocabulary is None:
         raise ExportError("logits need a vocabulary: give --vocabulary FILE or --labels FILE")
     options["description"] += forced(notes)
@@ -193,7 +195,7 @@ def _input_port(part: StepInput) -> PortSpec:
     shape = [axis for axis in part.shape if axis != 1]
     if part.window:
         shape[-1] -= part.window
-    return PortSpec(name=plain_name(part.tensor.name), dtype=part.tensor.dtype, shape=tuple(shape))
+    return PortSpec(name=plain_name(part.tensor.name), dtype=part.tensor.dtype, shape=tuple(shape), is_end=part.is_end)
 
 
 def _prove(graph: bytes, interface: Interface, original: Original, notes: list[str]) -> tuple[Interface, Parity]:

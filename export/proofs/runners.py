@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from export.graphs import Graphs
 from export.interface import Interface
+from service.repository.uniform import groups_of
 
 Array = NDArray[Any]
 IntArray = NDArray[np.int64]
@@ -82,27 +83,42 @@ class OnnxRunner:
         if interface.step.top_k is not None:
             feeds[interface.step.top_k.k.name] = np.array([PROVEN_K], np.int64)
         constants = {one.name: np.array(one.values, one.dtype).reshape(one.shape) for one in interface.step.constants}
-        if interface.step.max_rows is None:
+        uniform = [place for place, state in enumerate(interface.states) if state.is_uniform]
+        groups: list[list[int]] = []
+        if interface.step.max_rows is not None:
+            groups = [[row] for row in range(len(tokens))]
+        elif uniform:
+            axes = [interface.states[place].input.shape.index("batch") for place in uniform]
+            groups = groups_of([(carried[place], axis) for place, axis in zip(uniform, axes, strict=True)], len(tokens))
+        if not groups:
             found: list[Array] = session.run(outputs, feeds | constants)
             return found
-        return self._step_rows(session, outputs, feeds, constants)
+        return self._step_apart(session, outputs, feeds, constants, groups)
 
-    def _step_rows(
-        self, session: Any, outputs: list[str], feeds: dict[str, Array], constants: dict[str, Array]
+    def _step_apart(
+        self,
+        session: Any,
+        outputs: list[str],
+        feeds: dict[str, Array],
+        constants: dict[str, Array],
+        groups: list[list[int]],
     ) -> list[Array]:
-        """As serving runs a graph that takes one row: row by row."""
+        """As serving runs a graph that takes one row, or one value for all rows: in groups."""
         interface = self._interface
         axes = {state.input.name: state.input.shape.index("batch") for state in interface.states}
         along = {state.output: axes[state.input.name] for state in interface.states}
-        rows = range(len(feeds[interface.step.input.name]))
         told = [
             session.run(
-                outputs, {name: array.take([row], axis=axes.get(name, 0)) for name, array in feeds.items()} | constants
+                outputs, {name: array.take(rows, axis=axes.get(name, 0)) for name, array in feeds.items()} | constants
             )
-            for row in rows
+            for rows in groups
         ]
-        columns = zip(*told, strict=True)
-        return [np.concatenate(column, along.get(name, 0)) for name, column in zip(outputs, columns, strict=True)]
+        order = np.argsort([row for rows in groups for row in rows])
+        joined = [
+            np.concatenate(column, along.get(name, 0))
+            for name, column in zip(outputs, zip(*told, strict=True), strict=True)
+        ]
+        return [one.take(order, axis=along.get(name, 0)) for name, one in zip(outputs, joined, strict=True)]
 
     def read_out(self, carried: Sequence[Array]) -> Array | None:
         """See `Runner`."""
@@ -168,5 +184,5 @@ def _session(graph: bytes) -> Any:  # onnxruntime ships no types
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # it warns of the heads' input k, which has a default and is meant to
+    options.log_severity_level = 4  # what it has to say comes as an exception
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

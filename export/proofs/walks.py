@@ -6,13 +6,13 @@ Shapes: `B` batch, `T` time, `S` source.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from export.interface import Interface
 from export.proofs.runners import Array, IntArray, Runner
-from service.repository.manifest import SOURCE_MULTIPLE, TensorSpec
+from service.repository.manifest import SOURCE_MULTIPLE, StateSpec, TensorSpec
 
 MAX_DRAWN_SOURCE = 64
 """Sources drawn at random are at most this long, whatever longer ones the model accepts."""
@@ -30,10 +30,11 @@ READOUT = "readout"
 @dataclass(frozen=True, slots=True)
 class Row:
     """One session's input. source: [S] tokens or [S, F] features, empty for a model without an encoder; tokens: [T], or
-    [T, F] features, at least one."""
+    [T, F] features, at least one; constants: what it is given at its opening, by the state's name."""
 
     source: Array
     tokens: Array
+    constants: Mapping[str, Array] = field(default_factory=dict)
 
 
 def draw_rows(interface: Interface, generator: np.random.Generator, *, num_rows: int, max_tokens: int) -> list[Row]:
@@ -45,9 +46,34 @@ def draw_rows(interface: Interface, generator: np.random.Generator, *, num_rows:
         if encoder is not None:
             longest = min(encoder.max_source_length, MAX_DRAWN_SOURCE)
             source = _draw(generator, longest, interface.source_vocabulary_size, encoder.feature_size)
-        tokens = _draw(generator, max_tokens, interface.step_vocabulary_size, interface.step.feature_size)
-        rows.append(Row(source, tokens))
+        step = interface.step
+        tokens = _draw(generator, max_tokens, interface.step_vocabulary_size, step.feature_size)
+        begin = 0
+        for port in step.inputs:
+            if port.dtype == "bool" or port.is_end:
+                tokens[:, begin : begin + port.size] = tokens[:, begin : begin + port.size] > 0
+            begin += port.size
+        constants = {state.name: _draw_constant(generator, state) for state in interface.states if state.constant}
+        rows.append(Row(source, tokens, constants))
     return rows
+
+
+def _draw_constant(generator: np.random.Generator, state: StateSpec) -> Array:
+    """One of the values that it may have, or near its default, or any."""
+    constant = state.constant
+    assert constant is not None  # noqa: S101  # the caller has looked
+    noise = generator.standard_normal(state.size)
+    numbers: Array
+    if constant.is_session_number:
+        numbers = np.full(state.size, generator.integers(1, 2**11))
+    elif constant.choices:
+        numbers = np.array(constant.choices[generator.integers(len(constant.choices))])
+    elif constant.default:
+        default = np.array(constant.default)
+        numbers = np.where(default == 0.0, 0.1 * noise, default * (1.0 + 0.1 * noise))
+    else:
+        numbers = noise
+    return numbers.reshape(state.row_shape).astype(state.input.dtype)
 
 
 def _draw(generator: np.random.Generator, longest: int, vocabulary_size: int | None, feature_size: int) -> Array:
@@ -146,7 +172,7 @@ def _begin(
         given = {name: array.copy() for name, array in zip(names, runner.encode(source, lengths), strict=True)}
     contexts = [given[context.output] for context in interface.contexts]
     states = [
-        given[state.initial] if state.initial else _zeros(state.input, len(rows), runner.float_dtype)
+        given[state.initial] if state.initial else _first(state, interface, rows, runner.float_dtype)
         for state in interface.states
     ]
     walks: list[Walk] = []
@@ -178,9 +204,17 @@ def _pad(sequences: Sequence[Array], width: int | None = None) -> tuple[Array, I
     return ids, lengths
 
 
-def _zeros(tensor: TensorSpec, num_rows: int, float_dtype: type[np.floating]) -> Array:
+def _first(state: StateSpec, interface: Interface, rows: Sequence[Row], float_dtype: type[np.floating]) -> Array:
+    """What a state of no encoder's begins with in each row."""
+    tensor = state.input
     dtype = float_dtype if tensor.dtype == "float32" else np.dtype(tensor.dtype)
-    return np.zeros([num_rows if axis == "batch" else int(axis) for axis in tensor.shape], dtype)
+    values = np.zeros([len(rows) if axis == "batch" else int(axis) for axis in tensor.shape], dtype)
+    for index, row in enumerate(rows):
+        if state.name in interface.first_values:
+            values[_row(tensor, index)] = interface.first_values[state.name]
+        elif state.constant is not None:
+            values[_row(tensor, index)] = row.constants[state.name]
+    return values
 
 
 def _batch_axis(tensor: TensorSpec) -> int:

@@ -133,6 +133,7 @@ def test_rows_that_company_changes_are_run_one_by_one(tmp_path: Path, capsys: py
     assert "it cannot be looked into: it has no LSTM, GRU or RNN operator" in told
     assert "parity with the file on" in told
     assert manifest_of(folder).step.max_rows == 1
+    assert "Sessions are run one by one." in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -209,8 +209,8 @@ def test_parts_that_are_not_the_models_are_refused(service: LocalService, featur
         assert session.position == 0
 
 
-def test_a_start_that_all_rows_share_is_run_row_by_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A scalar cannot be true for one row and false for another."""
+def test_a_start_that_all_rows_share_parts_a_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A scalar cannot be true for one row and false for another: those that begin are run apart."""
     nodes = [
         helper.make_node("Cast", ["first"], ["bonus"], to=TensorProto.FLOAT),
         helper.make_node("Add", ["x", "bonus"], ["begun"]),
@@ -225,10 +225,19 @@ def test_a_start_that_all_rows_share_is_run_row_by_row(tmp_path: Path, capsys: p
     outputs = [foreign.value("y", ["batch", 2]), foreign.value("sum_out", ["batch", 2])]
     file = foreign.save(tmp_path / "first.onnx", nodes, inputs, outputs, [])
     told = refusal(capsys, file, tmp_path / "repository")
-    assert "say with --start first that it is true at a session's first step" in told
+    assert "with --start first that it is true at a session's first step" in told
     folder = export(file, tmp_path / "repository", "--start", "first")
-    assert "sessions are run one by one" in capsys.readouterr().out
-    assert manifest_of(folder).step.max_rows == 1
+    assert "sessions are run one by one" not in capsys.readouterr().out
+    assert manifest_of(folder).step.max_rows is None
+    with (
+        local_service(tmp_path / "repository") as running,
+        Client(running.target) as client,
+        client.batch("foreign") as batch,
+    ):
+        batch.open_many([None, None])
+        assert batch.step(features=[[1.0, 2.0]] * 2).values == (2.0, 3.0) * 2
+        batch.open()
+        assert batch.step(features=[[1.0, 1.0]] * 3).values == (3.0, 4.0) * 2 + (2.0, 2.0)
 
 
 @pytest.mark.parametrize(

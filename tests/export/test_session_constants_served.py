@@ -1,0 +1,292 @@
+"""What a session is given once: constants with and without a batch axis, a number of its own, first values of states,
+and the word that a step is the last. Served, it gives what a bare loop over the file gives, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from carousel import AsyncClient, Client, InvalidArgumentError, Port
+from carousel.values import SessionConstant
+from examples.local_service import LocalService, local_service
+from service.repository.bundle import BundleError, load_bundle
+from service.repository.manifest import FILE_NAME, sha256_of
+from tests.export import foreign
+from tests.export.test_export_onnx import export, manifest_of, refusal
+
+READ, SIZE, SPEAKER, LANGUAGES = 4, 8, 3, 5
+FIRST = 0.25
+FLAGS = ["--session-constant", "language=0", "--session-constant", "language=3", "--session-constant", "speaker"]
+FLAGS += ["--session-constant", "gain=1", "--session-id", "number", "--end", "is_last", "--start", "is_first"]
+FLAGS += ["--initial", f"h={FIRST}"]
+Vectors = NDArray[np.float32]
+
+
+def told(path: Path) -> Path:
+    """A file that is told in which language and by whom it is spoken to, how loud, when it begins and when it ends."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "Wx"], ["heard"]),
+        helper.make_node("MatMul", ["speaker", "Ws"], ["who"]),
+        helper.make_node("Gather", ["languages", "language"], ["which"], axis=0),
+        helper.make_node("Mul", ["heard", "gain"], ["louder"]),
+        helper.make_node("Sum", ["louder", "who", "which", "h"], ["sum"]),
+        helper.make_node("Tanh", ["sum"], ["hn"]),
+        helper.make_node("MatMul", ["hn", "Wo"], ["said"]),
+        helper.make_node("Cast", ["is_last"], ["last"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["last", "one"], ["last_column"]),
+        helper.make_node("Cast", ["is_first"], ["first"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["number"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["real", "tiny"], ["own"]),
+        helper.make_node("Sum", ["said", "last_column", "first", "own"], ["y"]),
+    ]
+    weights = [
+        foreign.weight("Wx", READ, SIZE),
+        foreign.weight("Ws", SPEAKER, SIZE),
+        foreign.weight("languages", LANGUAGES, SIZE),
+        foreign.weight("Wo", SIZE, 8),
+        numpy_helper.from_array(np.array([1], np.int64), "one"),
+        numpy_helper.from_array(np.array(2.0**-24, np.float32), "tiny"),
+    ]
+    inputs = [
+        foreign.value("x", ["batch", READ]),
+        foreign.value("speaker", ["batch", SPEAKER]),
+        foreign.value("language", [], TensorProto.INT64),
+        foreign.value("gain", ["batch", 1]),
+        foreign.value("is_last", ["batch"], TensorProto.BOOL),
+        foreign.value("is_first", [], TensorProto.BOOL),
+        foreign.value("number", ["batch", 1], TensorProto.INT32),
+        foreign.value("h", ["batch", SIZE]),
+    ]
+    outputs = [foreign.value("y", ["batch", 8]), foreign.value("hn", ["batch", SIZE])]
+    return foreign.save(path, nodes, inputs, outputs, weights)
+
+
+class Bare:
+    """A loop over the file."""
+
+    def __init__(self, file: Path, number: int, speaker: Vectors, language: int = 0, gain: float = 1.0) -> None:
+        self._session = onnxruntime.InferenceSession(str(file))
+        self._given = {
+            "number": np.array([[number]], np.int32),
+            "speaker": speaker[np.newaxis],
+            "language": np.array(language),
+            "gain": np.array([[gain]], np.float32),
+        }
+        self._h, self._is_first = np.full((1, SIZE), FIRST, np.float32), True
+
+    def step(self, x: Vectors, *, is_last: bool = False) -> Vectors:
+        feeds = {"x": x[np.newaxis], "is_last": np.array([is_last]), "is_first": np.array(self._is_first), "h": self._h}
+        y, self._h = self._session.run(["y", "hn"], feeds | self._given)
+        self._is_first = False
+        return np.asarray(y[0])
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return told(tmp_path_factory.mktemp("made") / "told.onnx")
+
+
+@pytest.fixture(scope="module")
+def repository(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    to = tmp_path_factory.mktemp("repository")
+    export(file, to, *FLAGS)
+    return to
+
+
+@pytest.fixture(scope="module")
+def service(repository: Path) -> Iterator[LocalService]:
+    with local_service(repository) as running:
+        yield running
+        assert not [line for line in running.log if line["level"] == "error"]
+
+
+def drawn(seed: int, steps: int) -> tuple[Vectors, Vectors]:
+    generator = np.random.default_rng(seed)
+    of_steps = generator.standard_normal((steps, READ)).astype(np.float32)
+    return of_steps, generator.standard_normal(SPEAKER).astype(np.float32)
+
+
+def number_of(client: Client, session_id: str) -> int:
+    """The number that a session was given, as its state has it."""
+    (tensor,) = client.sessions.get_state(session_id, "number")
+    return int(np.frombuffer(tensor.data, tensor.dtype)[0])
+
+
+def same(found: Sequence[float], expected: Vectors) -> bool:
+    return np.array(found, np.float32).tobytes() == expected.tobytes()
+
+
+def test_a_model_says_what_a_session_may_be_given(service: LocalService, repository: Path) -> None:
+    with Client(service.target) as client:
+        info = client.model("foreign")
+    assert info.constants == (
+        SessionConstant(Port("language", "int64", ()), (0.0,), ((0.0,), (3.0,))),
+        SessionConstant(Port("speaker", "float32", (SPEAKER,)), (), ()),
+        SessionConstant(Port("gain", "float32", (1,)), (1.0,), ()),
+    )
+    assert info.inputs == (Port("x", "float32", (READ,)), Port("is_last", "bool", (), is_end=True))
+    assert info.max_batch_rows == 0
+    assert manifest_of(repository / "foreign" / "1").format_version == 2
+
+
+def test_the_card_tells_what_a_session_is_given_and_what_was_proven(repository: Path) -> None:
+    card = (repository / "foreign" / "1" / "README.md").read_text()
+    for line in (
+        "| h | state that does not begin with zeros | float32 | [batch, 8] |",
+        "| language | session constant: 0 or 3 | int64 | [batch] |",
+        "| speaker | session constant | float32 | [batch, 3] |",
+        "| gain | session constant, 1 by default | float32 | [batch, 1] |",
+        "| number | number of the session | int32 | [batch, 1] |",
+        "`step.onnx` advances a batch by one step, and `loop.onnx` a ragged batch by several.",
+        "And a row's outputs were found bit-identical alone and in batches",
+    ):
+        assert line in card
+
+
+@pytest.mark.parametrize(("language", "gain"), [(None, None), (3, 0.5), (0, 1.0)])
+def test_steps_are_those_of_a_bare_loop(
+    service: LocalService, file: Path, language: int | None, gain: float | None
+) -> None:
+    """In chunks and one by one, from the first to the last."""
+    xs, speaker = drawn(1, 7)
+    given: dict[str, Any] = {"speaker": speaker} | ({} if language is None else {"language": language, "gain": gain})
+    with Client(service.target) as client, client.session("foreign", constants=given) as session:
+        bare = Bare(file, number_of(client, session.id), speaker, language or 0, 1.0 if gain is None else gain)
+        step = session.feed(features={"x": xs[:5]}, every_position=True)
+        assert all(same(one.values, bare.step(x)) for one, x in zip(step.outputs, xs, strict=False))
+        step = session.feed(features={"x": xs[5:]}, every_position=True, end=True)
+        assert same(step.outputs[0].values, bare.step(xs[5]))
+        assert same(step.outputs[1].values, bare.step(xs[6], is_last=True))
+
+
+async def test_sessions_of_other_values_step_together(service: LocalService, file: Path) -> None:
+    """Two languages, and two beginnings, in one step batch: they are run apart, and each has its own bits."""
+    with Client(service.target) as client:
+        async with AsyncClient(service.target) as other, other.batch("foreign") as batch:
+            loops = []
+            for place in range(6):
+                _, speaker = drawn(place, 1)
+                given = {"speaker": speaker.tolist(), "language": 3 * (place % 2)}
+                await batch.open(constants=given, session_id=f"row-{place}")
+                loops.append(Bare(file, number_of(client, f"row-{place}"), speaker, 3 * (place % 2)))
+            assert len({number_of(client, f"row-{place}") for place in range(6)}) == 6
+            for turn in range(4):
+                xs, _ = drawn(100 + turn, 6)
+                places = list(range(6)) if turn % 2 else [0, 1, 2, 5]
+                is_last = np.zeros(len(places))
+                result = await batch.step(features={"x": xs[places], "is_last": is_last}, places=places)
+                for row, place in enumerate(places):
+                    assert same(result.values[8 * row : 8 * row + 8], loops[place].step(xs[place])), (turn, place)
+
+
+def test_a_session_that_moves_keeps_what_it_was_given(service: LocalService, file: Path) -> None:
+    """Rewind, fork, snapshot and restore: the same bits, of a fork its number too."""
+    xs, speaker = drawn(5, 4)
+    with Client(service.target) as client:
+        with client.session("foreign", constants={"speaker": speaker, "language": 3}) as session:
+            bare = Bare(file, number_of(client, session.id), speaker, 3)
+            expected = [bare.step(x) for x in xs]
+            session.feed(features={"x": xs[:2]}, mark=True)
+            assert same(session.feed(features={"x": xs[2]}).outputs[0].values, expected[2])
+            session.rewind(2)
+            assert same(session.feed(features={"x": xs[2]}).outputs[0].values, expected[2])
+            fork = client.sessions.fork(session.id)
+            snapshot = client.sessions.snapshot(session.id)
+            assert same(session.feed(features={"x": xs[3]}).outputs[0].values, expected[3])
+        for name in (fork.session_id, client.sessions.restore(snapshot).session_id):
+            with client.resume(name) as moved:
+                assert same(moved.feed(features={"x": xs[3]}).outputs[0].values, expected[3])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "open.constants has no 'speaker', and foreign has no default for it: give float32 [3]"),
+        ({"speaker": [1, 2]}, "open.constants['speaker'].shape = [2] must be [3]"),
+        ({"speaker": [1, 2, 3], "language": 1}, "open.constants['language'] = 1 must be one of 0, 3"),
+        ({"speaker": [1, 2, 3], "language": 0.5}, "open.constants['language'].data must be whole numbers up to"),
+        ({"speaker": [1, 2, 3], "tongue": 1}, "open.constants has 'tongue', and foreign has language, speaker, gain"),
+        ({"speaker": [1, 2, 3], "number": 1}, "open.constants has 'number', and foreign has language, speaker, gain"),
+        ({"speaker": "me"}, "open.constants['speaker'] must be numbers"),
+        ({"speaker": [[1, 2], [3]]}, "open.constants['speaker'] must be numbers, in rows of one length"),
+        ({"speaker": [1, 2, 3], "language": 2**24 + 1}, "whole ones up to 16777216"),
+    ],
+)
+def test_what_cannot_be_given_is_refused(service: LocalService, given: dict[str, Any], message: str) -> None:
+    with Client(service.target) as client:
+        with pytest.raises(InvalidArgumentError, match=r"constants") as refused:
+            client.session("foreign", constants=given)
+        assert message in str(refused.value)
+        with client.session("foreign", constants={"speaker": [0, 0, 0]}):
+            pass
+
+
+def test_an_end_needs_parts_with_names(service: LocalService) -> None:
+    given = {"speaker": [0, 0, 0]}
+    with (
+        Client(service.target) as client,
+        client.session("foreign", constants=given) as session,
+        pytest.raises(InvalidArgumentError, match="end=True needs features by name"),
+    ):
+        session.feed(features=[[0.0] * (READ + 1)], end=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("language=3", []), "which values does language int64 [] take?"),
+        (("", ["--session-constant", "nothing"]), "--session-constant names nothing"),
+        (("", ["--constant", "gain=1"]), "--constant and --session-constant both name gain"),
+        (("", ["--input", "is_last"]), "--end and --input both name is_last"),
+        (("speaker", ["--session-constant", "speaker=1,2"]), "--session-constant speaker has 2 values"),
+        (("language", ["--session-constant", "language=0.5", "--session-constant", "language=1"]), "of whole numbers"),
+        (("number", ["--session-id", "x", "--input", "number"]), "--session-id x: x float32 [batch, 4] must be one"),
+        (("is_last", ["--end", "x", "--input", "is_last"]), "--end x: x float32 [batch, 4] must be one number a row"),
+        (("h=", ["--initial", "h=1,2"]), "--initial h: it has 2 numbers, and h float32 [batch, 8] needs 8 a row"),
+        (("h=", ["--initial", "x=1"]), "--initial names x, and the states are h"),
+        (("h=", ["--initial", "h=gone.npy"]), "--initial: gone.npy is not there"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(
+    file: Path, tmp_path: Path, changes: tuple[str, list[str]], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left_out, flags = changes
+    pairs = zip(FLAGS[::2], FLAGS[1::2], strict=True)
+    kept = [part for pair in pairs if not (left_out and pair[1].startswith(left_out)) for part in pair]
+    assert message in refusal(capsys, file, tmp_path / "repository", *kept, *flags)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"what is this", "h.npy is not a NumPy array"),
+        (np.zeros(3, np.float32), "h.npy is float32 [3], but state h is float32 [8]"),
+        (np.zeros(SIZE), "h.npy is float64 [8], but state h is float32 [8]"),
+    ],
+)
+def test_first_values_that_are_no_such_are_refused(
+    repository: Path, tmp_path: Path, content: bytes | NDArray[Any], message: str
+) -> None:
+    folder = Path(shutil.copytree(repository / "foreign" / "1", tmp_path / "foreign" / "1"))
+    if isinstance(content, bytes):
+        (folder / "h.npy").write_bytes(content)
+    else:
+        np.save(folder / "h.npy", content)
+    manifest = json.loads((folder / FILE_NAME).read_text())
+    manifest["digests"]["h.npy"] = sha256_of(folder / "h.npy")
+    (folder / FILE_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=re.escape(message)):
+        load_bundle(folder)
