@@ -40,6 +40,7 @@ from carousel.errors import (
     UnavailableError,
     UnimplementedError,
 )
+from carousel.frames import Frames
 from carousel.session import Generation, Session
 from carousel.sessions import Sessions
 from carousel.values import (
@@ -75,6 +76,7 @@ __all__ = [
     "DecodingOptions",
     "FailedPreconditionError",
     "FinishReason",
+    "Frames",
     "Generation",
     "Hypothesis",
     "InternalError",

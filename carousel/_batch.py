@@ -204,6 +204,7 @@ class BatchProperties(Generic[P]):
             tokens,
             [member.position for member in members],
             features=_requests.vectors(features, members[0].inputs if members else (), "step_batch.features"),
+            feature_size=members[0].feature_size if members else 0,
             top_k=top_k,
             logits=logits,
             outputs=outputs,

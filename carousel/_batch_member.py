@@ -32,6 +32,7 @@ class Member:
         self.position = self.restored = 0
         self.inputs: tuple[Port, ...] = ()
         self.outputs: tuple[Port, ...] = ()
+        self.feature_size = 0
         self.is_away = False
         self.ended_by: CarouselError | None = None
         self._is_strict = False
@@ -41,6 +42,7 @@ class Member:
         self.id, self.handle = response.session_id, response.opened.handle
         self.position = self.restored = response.position
         self.inputs, self.outputs = ports(response.opened.inputs), ports(response.opened.outputs)
+        self.feature_size = response.opened.feature_size
         self._is_strict = response.opened.durability == pb.DURABILITY_STRICT
         self.recovery.opened(response)
 

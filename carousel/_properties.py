@@ -43,6 +43,11 @@ class SessionProperties:
         return self._protocol.source
 
     @property
+    def feature_size(self) -> int:
+        """How many numbers a step reads, of a model that reads vectors; 0 for one that reads tokens."""
+        return self._protocol.feature_size
+
+    @property
     def inputs(self) -> tuple[Port, ...]:
         """The named parts of the vectors that the model reads, in their order; empty when they have none."""
         return self._protocol.inputs

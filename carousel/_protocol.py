@@ -73,6 +73,7 @@ class SessionProtocol:
         self.source: tuple[Token, ...] = ()
         self.inputs: tuple[Port, ...] = ()
         self.outputs: tuple[Port, ...] = ()
+        self.feature_size = 0
         self.first: StepOutput | None = None
         self._last_request_id = 0
         self._generation: GenerationState | None = None
@@ -96,6 +97,7 @@ class SessionProtocol:
         self.model, self.version, self.variant = opened.model, opened.version, opened.variant
         self.source = _answers.tokens(opened.source)
         self.inputs, self.outputs = ports(opened.inputs), ports(opened.outputs)
+        self.feature_size = opened.feature_size
         self.first = _answers.step_output(opened.output, self.outputs) if opened.HasField("output") else None
 
     def resume(self, post: object = None) -> Exchange[list[pb.StreamRequest]]:  # it needs none

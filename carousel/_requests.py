@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias, cast
 
 from carousel._constants import Constants, fill_constants
 from carousel._ports import Parts, joined
-from carousel._tensors import Features, is_features, tensor_message
+from carousel._tensors import Features, is_features, steps_message, tensor_message
 from carousel._tokens import split, uint
 from carousel.errors import InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
@@ -74,6 +74,7 @@ def feed_message(
     tokens: Tokens | None,
     *,
     features: Features | None = None,
+    feature_size: int = 0,
     top_k: int | None,
     logits: bool,
     outputs: bool,
@@ -81,13 +82,13 @@ def feed_message(
     mark: bool = False,
     trace: bool = False,
 ) -> pb.Feed:
-    """Without the position, which is the protocol's to fill in."""
+    """Without the position, which is the protocol's to fill in. feature_size: the numbers that a step reads."""
     spec = _outputs_message("feed.outputs", top_k=top_k, logits=logits, outputs=outputs, every_position=every_position)
     spec.trace = trace
     if features is not None:
         if tokens is not None:
             raise TypeError("give tokens or features, not both")
-        return pb.Feed(features=tensor_message(features, "feed.features"), outputs=spec, mark=mark)
+        return pb.Feed(features=steps_message(features, feature_size, "feed.features"), outputs=spec, mark=mark)
     if tokens is None:
         raise TypeError("give tokens or features")
     names, ids = split([tokens] if isinstance(tokens, str | int) else tokens, "feed.tokens", "feed.token_ids")
@@ -147,11 +148,12 @@ def step_batch_message(
     positions: Sequence[int],
     *,
     features: Features | None = None,
+    feature_size: int = 0,
     top_k: int | None,
     logits: bool,
     outputs: bool,
 ) -> pb.StepBatch:
-    """One token, or a sequence of tokens, or one vector for each handle.
+    """One token, or a sequence of tokens, or one vector for each handle. feature_size: the numbers of a vector.
 
     Raises InvalidArgumentError when their number differs from that of the handles.
     """
@@ -161,7 +163,7 @@ def step_batch_message(
         return pb.StepBatch(
             handles=handles,
             positions=positions,
-            features=tensor_message(features, "step_batch.features"),
+            features=steps_message(features, feature_size, "step_batch.features"),
             outputs=_outputs_message("step_batch.outputs", top_k=top_k, logits=logits, outputs=outputs),
         )
     tokens = tokens or ()

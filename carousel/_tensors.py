@@ -17,32 +17,61 @@ _FLOAT_SIZE = 4
 
 
 class Array(Protocol):
-    """An array of numbers of two axes, such as NumPy's: anything with a shape and a buffer."""
+    """An array of numbers of one axis or two, such as NumPy's: anything with a shape and a buffer."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its axes: [steps, features]."""
+        """Its axes: [steps, features], or [numbers]."""
 
 
-Features: TypeAlias = Sequence[Sequence[float]] | Array
-"""Vectors of features, one a step: [steps, features]."""
+Features: TypeAlias = Sequence[Sequence[float]] | Sequence[float] | Array
+"""Vectors of features, one a step: [steps, features], or their numbers one after the other: [numbers]."""
 
 
 def is_features(value: object) -> bool:
-    """Whether a value is vectors rather than tokens."""
+    """Whether a value is vectors rather than tokens: numbers with a point are, and whole numbers are ids."""
     if isinstance(value, str | bytes):
         return False
     if hasattr(value, "shape"):
-        return len(value.shape) != 1
+        return len(value.shape) != 1 or _is_of_floats(value)
     return isinstance(value, Sequence) and bool(value) and not isinstance(value[0], str | int)
 
 
+def steps_message(features: Features, size: int, field: str) -> pb.Tensor:
+    """The tensor [steps, features] of what a step, or several, of a session read.
+
+    size: the numbers that a step reads; 0 where that is not known: numbers of one axis are then those of one step.
+    Raises InvalidArgumentError for another form, and for numbers of one axis that do not fill the last step.
+    """
+    message = tensor_message(features, field)
+    if len(message.shape) == 1:
+        count = message.shape[0]
+        size = size or count
+        missing = -count % (size or 1)
+        if missing:
+            num_steps = (count + missing) // size
+            lacking = f"{missing} {'is' if missing == 1 else 'are'} missing"
+            raise InvalidArgumentError(
+                f"{field} has {count} numbers, and a step reads {size}: {lacking} for {num_steps}"
+                f" {'step' if num_steps == 1 else 'steps'} (`carousel.Frames` keeps the rest until it is whole)",
+                field=field,
+            )
+        message.shape[:] = [count // (size or 1), size]
+    return message
+
+
 def tensor_message(features: Features, field: str) -> pb.Tensor:
-    """A tensor [steps, features] of 32-bit floats. Raises InvalidArgumentError for another form."""
+    """A tensor [steps, features], or [numbers], of 32-bit floats. Raises InvalidArgumentError for another form."""
     if hasattr(features, "shape"):
         return _of_array(features, field)
+    if isinstance(features, bytes | bytearray):
+        raise _malformed(field, "numbers, not bytes")
     try:
-        rows = [array("f", row) for row in features]
+        items: Sequence[Any] = features if isinstance(features, Sequence) else list(features)
+        if items and _is_number(items[0]):
+            numbers = array("f", items)
+            return pb.Tensor(shape=[len(numbers)], data=_little_endian(numbers))
+        rows = [array("f", row) for row in items]
     except TypeError:
         raise _malformed(field, "rows of numbers") from None
     width = len(rows[0]) if rows else 0
@@ -73,12 +102,25 @@ def joined(parts: Sequence[bytes]) -> pb.Tensor:
 
 def _of_array(features: Array, field: str) -> pb.Tensor:
     view = memoryview(features)  # type: ignore[arg-type]  # the protocol of buffers has no type before Python 3.12
-    if view.ndim != 2:
-        raise _malformed(field, f"2 axes, not {view.ndim}")
+    if view.ndim not in (1, 2):
+        raise _malformed(field, f"1 axis or 2, not {view.ndim}")
     if view.format in ("f", "<f") and view.c_contiguous and sys.byteorder == "little":
         return pb.Tensor(shape=view.shape, data=view.tobytes())
-    rows: Any = view.tolist()  # nested, of two axes
-    return tensor_message(rows, field)
+    rows: Any = view.tolist()  # nested, of as many axes
+    return tensor_message(rows, field) if rows else pb.Tensor(shape=view.shape)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is one number, and not a row of them: an array's own number has a shape, of no axis."""
+    shape: tuple[int, ...] | None = getattr(value, "shape", None)
+    return not hasattr(value, "__iter__") if shape is None else not shape
+
+
+def _is_of_floats(value: Any) -> bool:
+    try:
+        return memoryview(value).format.lstrip("<>=@") in ("e", "f", "d")
+    except (TypeError, BufferError):  # it has no buffer
+        return False
 
 
 def _little_endian(numbers: array[float]) -> bytes:
@@ -88,4 +130,5 @@ def _little_endian(numbers: array[float]) -> bytes:
 
 
 def _malformed(field: str, expected: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{field} must be vectors, one a step, [steps, features]: {expected}", field=field)
+    shapes = "[steps, features], or their numbers, [numbers]"
+    return InvalidArgumentError(f"{field} must be vectors, one a step, {shapes}: {expected}", field=field)

@@ -127,6 +127,7 @@ class AsyncSession(SessionProperties):
         message = _requests.feed_message(
             tokens,
             features=_requests.vectors(features, self._protocol.inputs, "feed.features", is_last=end),
+            feature_size=self._protocol.feature_size,
             top_k=top_k,
             logits=logits,
             outputs=outputs,

@@ -99,8 +99,9 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
         """Makes sessions consume tokens and returns what comes next in each, in one round trip.
 
         tokens: by id, one for each session, or a sequence of them. features: instead, of models that read those, one
-        vector for each, or a dict of their named parts, as in `Session.feed`. places: which sessions; default all.
-        top_k, logits, outputs: as in `Session.feed`. timeout: seconds; default the client's.
+        vector for each, or a dict of their named parts, as in `Session.feed`, or the numbers of all of them, one after
+        the other. places: which sessions; default all. top_k, logits, outputs: as in `Session.feed`. timeout: seconds;
+        default the client's.
 
         `StepBatchResult.errors` tells which sessions were refused; the others are stepped. An OutOfRangeError with the
         reason OUTPUTS_LOST: the session consumed the tokens, and the connection was lost before the answer came. It

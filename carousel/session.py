@@ -143,15 +143,18 @@ class Session(SessionProperties):
         """Makes the session consume tokens and returns what comes next.
 
         tokens: names or ids, or one of them. features: instead, of models that read those, vectors, [steps, features]:
-        nested sequences of numbers, or an array such as NumPy's; of a model whose inputs have names, a dict of those
-        (see `inputs`), each [steps, ...] or, of one step, [...]. By default the most likely next token is returned, or
-        the values of a model that gives those. top_k: the k most likely, with log-probabilities. logits: the logits of
-        the whole vocabulary. outputs=False: nothing but the position. every_position: an output after each token, not
-        after the last alone. mark: keep the session's state after this feed, for `rewind`. trace: also return the
-        gates and states inside the steps, of models that have a trace. end: this is the last that the session is fed,
-        of models that read that, with features by name. timeout: seconds; default the client's.
+        nested sequences of numbers, or an array such as NumPy's; or their numbers one after the other, [numbers], of
+        one step or of several; of a model whose inputs have names, a dict of those (see `inputs`), each [steps, ...]
+        or, of one step, [...]. `carousel.Frames` makes steps of samples that come in any number. By default the most
+        likely next token is returned, or the values of a model that gives those. top_k: the k most likely, with
+        log-probabilities. logits: the logits of the whole vocabulary. outputs=False: nothing but the position.
+        every_position: an output after each token, not after the last alone. mark: keep the session's state after this
+        feed, for `rewind`. trace: also return the gates and states inside the steps, of models that have a trace. end:
+        this is the last that the session is fed, of models that read that, with features by name. timeout: seconds;
+        default the client's.
 
-        Raises InvalidArgumentError for a token outside the vocabulary or none at all, having changed nothing.
+        Raises InvalidArgumentError for a token outside the vocabulary or none at all, and for numbers that do not fill
+        the last step, having changed nothing.
         ResourceExhaustedError for a feed that is too large for the server. DeadlineExceededError when no answer came in
         time: then send the same feed again, which is applied once. Another call in its place cancels it, and raises
         PositionMismatchError, once, when the feed had moved the session; `position` is then right.
@@ -161,6 +164,7 @@ class Session(SessionProperties):
         message = _requests.feed_message(
             tokens,
             features=_requests.vectors(features, self._protocol.inputs, "feed.features", is_last=end),
+            feature_size=self._protocol.feature_size,
             top_k=top_k,
             logits=logits,
             outputs=outputs,

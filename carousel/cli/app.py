@@ -17,6 +17,7 @@ import typer
 from carousel.cli import bench, generate, inspect, models, sessions, stream
 from carousel.cli.connection import Connection
 from carousel.cli.printing import err
+from carousel.cli.reading import InputError
 from carousel.errors import (
     CarouselError,
     DeadlineExceededError,
@@ -83,6 +84,10 @@ def main() -> None:
     except CarouselError as error:
         _tell(error)
         sys.exit(next((code for kind, code in _CODES if isinstance(error, kind)), 1))
+    except InputError as error:
+        err.print("error: ", style="bold red", end="")
+        err.print(str(error), markup=False)
+        sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone, and the rest is dropped
         sys.exit(1)

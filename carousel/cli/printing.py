@@ -20,8 +20,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_json(value: Any) -> None:
-    """One value on one line: dataclasses as objects, times as ISO 8601."""
-    typer.echo(json.dumps(_plain(value), ensure_ascii=False))
+    """Prints one value on one line: see `json_line`."""
+    typer.echo(json_line(value))
+
+
+def json_line(value: Any) -> str:
+    """One value as JSON without line ends: dataclasses as objects, times as ISO 8601."""
+    return json.dumps(_plain(value), ensure_ascii=False)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:

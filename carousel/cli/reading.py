@@ -12,6 +12,10 @@ from carousel._requests import Source
 from carousel.values import ModelInfo
 
 
+class InputError(Exception):
+    """A file, or standard input, cannot be read, or has not what the model reads. The text is one sentence."""
+
+
 def vectors(text: str) -> list[list[float]]:
     """Steps between spaces, the numbers of each between commas. Raises ValueError for anything else."""
     return [[float(number) for number in word.split(",")] for word in text.split()]

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Annotated
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from carousel._requests import Source
 from carousel.cli.connection import Connection
-from carousel.cli.printing import err, print_table
-from carousel.cli.reading import shown, source_of, tokens_of, vectors, visible
+from carousel.cli.feeding import Feeding, Options, feeding
+from carousel.cli.printing import AsJson, err, print_table
+from carousel.cli.reading import InputError, shown, source_of, tokens_of, vectors, visible
+from carousel.cli.samples import Format
 from carousel.client import Client
 from carousel.errors import CarouselError, InvalidArgumentError, SessionClosedError, UnavailableError
 from carousel.session import Session
 from carousel.values import ModelInfo, StepOutput
 
+_TOP = 5
+"""Candidates that are shown of what is typed."""
 _HELP = """\
 type tokens, between spaces, to feed them (of a model of characters, the line as it is; of a model of numbers, vectors
 such as 1.5,2); an empty line feeds what the model says comes next
@@ -30,60 +36,106 @@ such as 1.5,2); an empty line feeds what the model says comes next
 def stream(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="The model's name.")],
-    source: Annotated[str | None, typer.Argument(help="What a model with an encoder reads.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Candidates to show.")] = 5,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="What a model with an encoder reads. For others the file to feed: samples, as WAV, CSV or NumPy's"
+            " array; of models of tokens, a text. - for standard input."
+        ),
+    ] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input", "-i", allow_dash=True, help="The file to feed; a model with an encoder takes it so."),
+    ] = None,
+    samples: Annotated[
+        Format | None,
+        typer.Option("--format", help="Of the samples. Default: by the file's name. Raw ones have one channel."),
+    ] = None,
+    rate: Annotated[int | None, typer.Option(min=1, help="Samples a second that a WAV file must have.")] = None,
+    pad: Annotated[
+        bool, typer.Option("--pad/--no-pad", help="Fill the last step with zeros, or leave it out where it lacks some.")
+    ] = True,
+    top: Annotated[int | None, typer.Option(min=1, show_default="5; of a file, 1", help="Candidates to show.")] = None,
     session_id: Annotated[str, typer.Option("--id", help="The session's id.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the session of that id.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Let the session outlive this command.")] = False,
     version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
     variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Opens a session and feeds it what is typed, token by token, showing what the model expects next.
 
-    Standard input that is no terminal is read line by line, as if it were typed.
+    Standard input that is no terminal is read line by line, as if it were typed. With a file, or - for standard input,
+    everything that it has is fed as it comes, and each step's output is a line: the position and the values, or the
+    likeliest tokens and their probabilities, between tabs. With --json, an object a line: position, and values, outputs
+    by name, or tokens.
     """
     if resume and not session_id:
         raise typer.BadParameter("--resume needs --id")
     connection: Connection = context.obj
-    with connection.client() as client:
-        if resume:
-            session = client.resume(session_id)
-            info = client.model(session.model, session.version)
-        else:
-            info = client.model(model, version)
-            options = {"version": version, "variant": variant, "session_id": session_id}
-            session = _open(client, info, source_of(info, source), top, "keep" if keep else "hold", options)
-        talk = _Talk(session, info, top)
-        if session.first is not None:
-            talk.show(session.first)
+    with connection.client() as client, ExitStack() as files:
+        session = client.resume(session_id) if resume else None
+        info = client.model(model, version) if session is None else client.model(session.model, session.version)
+        file, source = _file(info, source, input_file)
+        fed: Feeding | None = None
+        if file is not None:
+            fed = files.enter_context(feeding(info, Options(file, samples, rate, pad, top or 1, as_json)))
+        elif samples is not None or rate is not None or not pad or as_json:
+            raise typer.BadParameter("--format, --rate, --no-pad and --json go with a file")
+        if session is None:
+            options = {
+                "version": version,
+                "variant": variant,
+                "session_id": session_id,
+                "on_disconnect": "keep" if keep else "hold",
+            }
+            session = _open(client, info, source_of(info, source), None if fed else top or _TOP, options)
+        is_left = keep
         try:
-            while talk.take(_ask(session.position)):
-                pass
+            if fed is None:
+                _talk(session, info, top or _TOP)
+            else:
+                fed.run(session)
+        except InputError:
+            is_left = keep or resume  # a session that was there before is not closed for a wrong file
+            raise
         finally:
-            if not keep:
+            if not is_left:
                 session.close()
     if keep:
         err.print(f"kept: carousel stream {model} --id {session.id} --resume", markup=False)
 
 
+def _file(info: ModelInfo, source: str | None, input_file: Path | None) -> tuple[Path | None, str | None]:
+    """The file to feed, and the source: what a model without an encoder is given is the file."""
+    if info.has_encoder or source is None:
+        return input_file, source
+    if input_file is not None:
+        raise typer.BadParameter(f"{info.model} has no encoder: give SOURCE or --input, not both")
+    return Path(source), None
+
+
+def _talk(session: Session, info: ModelInfo, top: int) -> None:
+    talk = _Talk(session, info, top)
+    if session.first is not None:
+        talk.show(session.first)
+    while talk.take(_ask(session.position)):
+        pass
+
+
 def _open(  # what is asked for
-    client: Client, info: ModelInfo, source: Source | None, top: int, on_disconnect: str, options: dict[str, object]
+    client: Client, info: ModelInfo, source: Source | None, top: int | None, options: dict[str, Any]
 ) -> Session:
-    """Opens a session that returns what may come first, if its model has a start token."""
+    """Opens a session. top: candidates of what may come first, if its model has a start token; None: of nothing."""
+    if top is None:
+        return client.session(info.model, source, **options)
     top_k = min(top, len(info.target_vocabulary)) or None
     try:
-        return client.session(
-            info.model,
-            source,
-            first=True,
-            top_k=top_k,
-            on_disconnect=on_disconnect,
-            **options,  # type: ignore[arg-type]
-        )
+        return client.session(info.model, source, first=True, top_k=top_k, **options)
     except InvalidArgumentError as error:
         if error.field != "open.outputs":
             raise
-        return client.session(info.model, source, on_disconnect=on_disconnect, **options)  # type: ignore[arg-type]
+        return client.session(info.model, source, **options)
 
 
 class _Talk:

@@ -598,7 +598,7 @@ class Sequence(_message.Message):
 
     @_builtins.property
     def features(self) -> Global___Tensor:
-        """Vectors, [steps, features]; of models that read those, and of no others."""
+        """Vectors, [steps, features] or [numbers]; of models that read those, and of no others."""
 
     def __init__(
         self,
@@ -630,7 +630,10 @@ class Tensor(_message.Message):
     """Its elements, row-major: 32-bit floats, little-endian. Any: what is not a number stays in its session."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Its axes."""
+        """Its axes. Vectors that a client sends have two, [steps, features], or one, [numbers]: the vectors one after the other.
+        Numbers that do not fill the last vector are refused with INVALID_ARGUMENT, which says how many are missing. Vectors
+        that the server sends have two.
+        """
 
     def __init__(
         self,
@@ -773,7 +776,9 @@ class Feed(_message.Message):
 
     @_builtins.property
     def features(self) -> Global___Tensor:
-        """Vectors, [steps, features]; of models that read those, and of no others."""
+        """Vectors, [steps, features], or [numbers] of one step or more, one after the other; of models that read those, and of
+        no others. `Opened.feature_size` says how many numbers a step reads.
+        """
 
     def __init__(
         self,
@@ -953,6 +958,7 @@ class Opened(_message.Message):
     RESTORED_FROM_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    FEATURE_SIZE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -965,6 +971,8 @@ class Opened(_message.Message):
     """What of the session is stored."""
     restored_from: Global___RestoredFrom.ValueType
     """Where the session was found; set for `resume` alone. `StreamResponse.position` tells where it stands."""
+    feature_size: _builtins.int
+    """How many numbers a step reads, of a model that reads vectors; 0 for one that reads tokens."""
     @_builtins.property
     def source(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """The source as the model read it."""
@@ -994,10 +1002,11 @@ class Opened(_message.Message):
         restored_from: Global___RestoredFrom.ValueType = ...,
         inputs: _abc.Iterable[Global___Port] | None = ...,
         outputs: _abc.Iterable[Global___Port] | None = ...,
+        feature_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "handle", b"handle", "inputs", b"inputs", "model", b"model", "output", b"output", "outputs", b"outputs", "restored_from", b"restored_from", "source", b"source", "variant", b"variant", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["durability", b"durability", "feature_size", b"feature_size", "handle", b"handle", "inputs", b"inputs", "model", b"model", "output", b"output", "outputs", b"outputs", "restored_from", b"restored_from", "source", b"source", "variant", b"variant", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1071,7 +1080,7 @@ class StepBatch(_message.Message):
 
     @_builtins.property
     def features(self) -> Global___Tensor:
-        """Instead of `token_ids`: vectors, [steps, features], as many as there would be tokens."""
+        """Instead of `token_ids`: vectors, [steps, features] or [numbers], as many as there would be tokens."""
 
     def __init__(
         self,

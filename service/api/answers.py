@@ -41,6 +41,7 @@ def opened(request: Request, result: Result, source: Sequence[Item] | None) -> p
         durability=session_messages.durability(session),
         inputs=ports(bundle.manifest.step.inputs),
         outputs=ports(bundle.manifest.step.outputs),
+        feature_size=bundle.manifest.step.feature_size,
     )
     if source is not None and bundle.source_vocabulary is not None:
         message.source.extend(convert.source_tokens(source, bundle.source_vocabulary))
@@ -67,6 +68,7 @@ def resumed(request_id: int, session: Session, position: int, *, is_here: bool) 
         durability=session_messages.durability(session),
         inputs=ports(bundle.manifest.step.inputs),
         outputs=ports(bundle.manifest.step.outputs),
+        feature_size=bundle.manifest.step.feature_size,
         restored_from=pb.RESTORED_FROM_MEMORY if is_here else pb.RESTORED_FROM_STORE,
     )
     return with_checkpoint(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import answers, convert, session_messages
+from service.api import answers, consumed, convert, session_messages
 from service.api.caller import Caller, Domain
 from service.api.constants import session_constants
 from service.api.replies import Replies
@@ -99,7 +99,7 @@ class Arrivals:
         policy = session_messages.policy(open_, self._domain.policy_limits)
         source, outputs = None, None
         if open_.HasField("source"):
-            source = convert.source_items(open_.source, served.bundle, field="open.source")
+            source = consumed.source_items(open_.source, served.bundle, field="open.source")
         if open_.HasField("outputs"):
             outputs = convert.output_spec(open_.outputs, served.bundle, field="open.outputs")
         given = session_constants(open_.constants, served.bundle.manifest, field="open.constants")

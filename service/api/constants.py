@@ -10,7 +10,7 @@ import numpy as np
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2
 from service.api.answers import ports
-from service.api.tensors import LARGEST_WHOLE
+from service.api.vectors import LARGEST_WHOLE
 from service.engine.arena import Array
 from service.engine.jobs import ITEM_SIZE
 from service.errors import InvalidFieldError, quoted

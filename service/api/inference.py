@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
-from service.api import answers, convert
+from service.api import answers, consumed, convert
 from service.api.caller import CALLER, Domain
 from service.api.constants import session_constants
 from service.api.one_shot import OneShot
@@ -121,10 +121,10 @@ def _open(
 ) -> Session:
     """Opens the session of a call, with the source and the prompt that its request has."""
     bundle = served.bundle
-    source = convert.source_items(request.source, bundle) if request.HasField("source") else None
+    source = consumed.source_items(request.source, bundle) if request.HasField("source") else None
     prompt = None
     if request.HasField("prompt"):
-        prompt = convert.prompt_items(request.prompt, bundle, limits.max_feed_tokens)
+        prompt = consumed.prompt_items(request.prompt, bundle, limits.max_feed_tokens)
     given = session_constants(request.constants, bundle.manifest, field="constants")
     return call.open(served, source, prompt, request.ByteSize(), given)
 

@@ -6,7 +6,7 @@ So a fast reader gets each token at once, and a slow one gets in one message wha
 from __future__ import annotations
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import convert, tensors
+from service.api import convert, vectors
 from service.engine.jobs import ITEM_SIZE, Item
 from service.engine.results import Generated
 from service.repository.bundle import Bundle
@@ -52,7 +52,7 @@ class Part:
         self.is_taken = True
         vocabulary = self._bundle.target_vocabulary
         if vocabulary is None:
-            values = tensors.tensor(self._token_ids, self._bundle.manifest.output_size)
+            values = vectors.tensor(self._token_ids, self._bundle.manifest.output_size)
             return pb.Generated(values=values, finish_reason=self.finish_reason)
         token_ids: list[int] = self._token_ids  # type: ignore[assignment]  # a model of a vocabulary chooses tokens
         if self._log_probabilities:

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import accumulate
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import convert
+from service.api import consumed, convert
 from service.api.replies import Replies
 from service.engine.jobs import Item, Lane, OutputSpec
 from service.engine.results import Stepped
@@ -158,7 +158,7 @@ class StreamBatches:
         outputs = OutputSpec()
         bundle = found.bundle
         if bundle is not None:
-            tokens = convert.step_batch_items(batch, bundle, self._limits.max_feed_tokens)
+            tokens = consumed.step_batch_items(batch, bundle, self._limits.max_feed_tokens)
             outputs = convert.default_outputs(bundle)
             if batch.HasField("outputs"):
                 outputs = convert.output_spec(batch.outputs, bundle, field="step_batch.outputs")
@@ -307,7 +307,7 @@ def _unfit(found: _Found, bundle: Bundle, items: Sequence[Item], counts: list[in
     for at, session in enumerate(found.sessions[: len(ends) - 1]):
         if session is not None and session.served.bundle is bundle:
             try:
-                convert.check_items(items[ends[at] : ends[at + 1]], bundle, first=ends[at])
+                consumed.check_items(items[ends[at] : ends[at + 1]], bundle, first=ends[at])
             except InvalidFieldError as error:
                 refused[at] = error
     return refused

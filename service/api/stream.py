@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import answers, convert
+from service.api import answers, consumed, convert
 from service.api.arrivals import Arrivals
 from service.api.caller import Caller, Domain
 from service.api.outbox import Outbox
@@ -163,9 +163,9 @@ class Stream:
         feed, bundle = message.feed, session.served.bundle
         vocabulary, limit = bundle.step_vocabulary, self._requests.limits.max_feed_tokens
         if vocabulary is None or feed.HasField("features"):
-            tokens = convert.feed_items(feed, bundle, limit)
+            tokens = consumed.feed_items(feed, bundle, limit)
         else:
-            tokens = convert.feed_ids(feed, vocabulary, limit)
+            tokens = consumed.feed_ids(feed, vocabulary, limit)
         if feed.HasField("outputs"):
             outputs = convert.output_spec(feed.outputs, bundle, field="feed.outputs")
         else:

@@ -39,8 +39,8 @@ class Ran(NamedTuple):
 class StepGraph:
     """The step graph: advances rows. One thread at a time; ONNX Runtime releases the GIL while it runs.
 
-    A graph whose batch axis is fixed at 1 is run row by row. One that reads a uniform state, the first row's for all, is
-    run once for each value that a batch has of it.
+    A graph whose batch axis is fixed at 1 is run row by row. One that reads a uniform state, the first row's for all,
+    is run once for each value that a batch has of it.
     """
 
     def __init__(

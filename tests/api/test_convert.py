@@ -14,7 +14,7 @@ from google.protobuf.descriptor import EnumDescriptor
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2, sessions_pb2
-from service.api import convert, session_messages
+from service.api import consumed, convert, session_messages
 from service.api.models import model_info, problem_info
 from service.engine.decoding import Decoding, FinishReason, Sampling
 from service.engine.jobs import OutputKind, OutputSpec
@@ -119,12 +119,12 @@ def test_a_model_is_served_or_it_has_failed() -> None:
     ],
 )
 def test_a_sequence_comes_as_text_as_names_or_as_ids(sequence: pb.Sequence, ids: list[int]) -> None:
-    assert convert.sequence_ids(sequence, domain.vocabulary(), field="prompt") == ids
+    assert consumed.sequence_ids(sequence, domain.vocabulary(), field="prompt") == ids
 
 
 def test_a_sequence_without_a_form_is_refused() -> None:
     with pytest.raises(InvalidFieldError) as refusal:
-        convert.sequence_ids(pb.Sequence(), domain.vocabulary(), field="prompt")
+        consumed.sequence_ids(pb.Sequence(), domain.vocabulary(), field="prompt")
     assert refusal.value.message == "prompt has no form: one of text, tokens and ids must be given"
     assert refusal.value.field == "prompt"
 
@@ -140,49 +140,49 @@ def test_a_sequence_without_a_form_is_refused() -> None:
 )
 def test_an_empty_sequence_is_refused_in_every_form(sequence: pb.Sequence, field: str) -> None:
     with pytest.raises(EmptySequenceError) as refusal:
-        convert.sequence_ids(sequence, domain.vocabulary(), field="prompt")
+        consumed.sequence_ids(sequence, domain.vocabulary(), field="prompt")
     assert refusal.value.message == f"{field} is empty: it must have 1 token or more"
     assert refusal.value.field == field
 
 
 def test_what_is_unknown_in_a_sequence_is_named_as_the_client_spells_it() -> None:
     with pytest.raises(UnknownTokenError, match=r"^prompt\.text\[1\] = 'Q' is not in the vocabulary of made$"):
-        convert.sequence_ids(pb.Sequence(text="K Q"), domain.vocabulary(), field="prompt")
+        consumed.sequence_ids(pb.Sequence(text="K Q"), domain.vocabulary(), field="prompt")
     with pytest.raises(UnknownTokenError, match=r"^prompt\.tokens\.names\[0\] = 'Q' is not in the vocabulary of made$"):
-        convert.sequence_ids(pb.Sequence(tokens=pb.TokenNames(names=["Q"])), domain.vocabulary(), field="prompt")
+        consumed.sequence_ids(pb.Sequence(tokens=pb.TokenNames(names=["Q"])), domain.vocabulary(), field="prompt")
     with pytest.raises(TokenOutOfVocabularyError, match=r"^prompt\.ids\.ids\[1\] = 6 is outside .* \(0 to 5\)$"):
-        convert.sequence_ids(pb.Sequence(ids=pb.TokenIds(ids=[5, 6])), domain.vocabulary(), field="prompt")
+        consumed.sequence_ids(pb.Sequence(ids=pb.TokenIds(ids=[5, 6])), domain.vocabulary(), field="prompt")
 
 
 def test_a_source_is_read_by_the_source_vocabulary() -> None:
-    assert convert.source_items(pb.Sequence(text="Cab"), domain.bundle(has_encoder=True)) == [2, 0, 1]
+    assert consumed.source_items(pb.Sequence(text="Cab"), domain.bundle(has_encoder=True)) == [2, 0, 1]
 
 
 def test_a_source_for_a_model_without_an_encoder_is_refused() -> None:
     with pytest.raises(InvalidFieldError) as refusal:
-        convert.source_items(pb.Sequence(text="cab"), domain.bundle())
+        consumed.source_items(pb.Sequence(text="cab"), domain.bundle())
     assert refusal.value.message == "source must not be given: made has no encoder"
     assert refusal.value.field == "source"
 
 
 def test_a_feed_brings_ids_or_names() -> None:
-    assert convert.feed_ids(pb.Feed(token_ids=[1, 5]), domain.vocabulary()) == [1, 5]
-    assert convert.feed_ids(pb.Feed(tokens=["K", "AA"]), domain.vocabulary()) == [5, 3]
-    assert convert.feed_ids(pb.Feed(), domain.vocabulary()) == [], "the domain refuses that it is empty"
+    assert consumed.feed_ids(pb.Feed(token_ids=[1, 5]), domain.vocabulary()) == [1, 5]
+    assert consumed.feed_ids(pb.Feed(tokens=["K", "AA"]), domain.vocabulary()) == [5, 3]
+    assert consumed.feed_ids(pb.Feed(), domain.vocabulary()) == [], "the domain refuses that it is empty"
 
 
 def test_a_feed_that_brings_both_ids_and_names_is_refused() -> None:
     with pytest.raises(InvalidFieldError) as refusal:
-        convert.feed_ids(pb.Feed(token_ids=[1], tokens=["K"]), domain.vocabulary())
+        consumed.feed_ids(pb.Feed(token_ids=[1], tokens=["K"]), domain.vocabulary())
     assert refusal.value.message == "feed.token_ids and feed.tokens are both given: give one"
     assert refusal.value.field == "feed.tokens"
 
 
 def test_what_is_unknown_in_a_feed_is_named_as_the_client_spells_it() -> None:
     with pytest.raises(TokenOutOfVocabularyError, match=r"^feed\.token_ids\[2\] = 4294967295 is outside .*\(0 to 5\)$"):
-        convert.feed_ids(pb.Feed(token_ids=[0, 1, 2**32 - 1]), domain.vocabulary())
+        consumed.feed_ids(pb.Feed(token_ids=[0, 1, 2**32 - 1]), domain.vocabulary())
     with pytest.raises(UnknownTokenError, match=r"^feed\.tokens\[0\] = '' is not in the vocabulary of made$"):
-        convert.feed_ids(pb.Feed(tokens=[""]), domain.vocabulary())
+        consumed.feed_ids(pb.Feed(tokens=[""]), domain.vocabulary())
 
 
 def test_a_decoding_that_says_nothing_is_greedy_to_the_models_limit() -> None:
@@ -308,26 +308,26 @@ def test_a_sequence_over_its_limit_is_refused_by_its_count_before_anything_is_lo
     feed = pb.Feed(token_ids=[1] * many)
     stop = pb.Decoding(stop_token_ids=[1] * many)
     takes: list[Callable[[], object]] = [
-        lambda: convert.source_items(text, characters),
-        lambda: convert.sequence_ids(names, words, field="prompt", limit=9),
-        lambda: convert.sequence_ids(ids, words, field="prompt", limit=9),
-        lambda: convert.sequence_ids(spaced, words, field="prompt", limit=9),
-        lambda: convert.feed_items(feed, domain.bundle(), 9),
-        lambda: convert.step_batch_items(pb.StepBatch(token_ids=[1] * 10), domain.bundle(), 9),
+        lambda: consumed.source_items(text, characters),
+        lambda: consumed.sequence_ids(names, words, field="prompt", limit=9),
+        lambda: consumed.sequence_ids(ids, words, field="prompt", limit=9),
+        lambda: consumed.sequence_ids(spaced, words, field="prompt", limit=9),
+        lambda: consumed.feed_items(feed, domain.bundle(), 9),
+        lambda: consumed.step_batch_items(pb.StepBatch(token_ids=[1] * 10), domain.bundle(), 9),
         lambda: convert.targets([ids], words, field="targets", limit=9),
         lambda: convert.targets([pb.Sequence(text="K")] * 10, words, field="targets", max_targets=9),
         lambda: convert.decoding(stop, words, 40, field="d"),
     ]
     for take in takes:
         assert min(bounded(take) for _ in range(5)) < 0.03
-    assert convert.sequence_ids(pb.Sequence(text="K " * 9), words, field="prompt", limit=9) == [5] * 9
+    assert consumed.sequence_ids(pb.Sequence(text="K " * 9), words, field="prompt", limit=9) == [5] * 9
 
 
 def test_a_source_over_the_limit_is_named_as_ever() -> None:
     with pytest.raises(
         SequenceTooLongError, match=r"^source has 21 tokens, the limit is 20 \(max_source_length\)$"
     ) as refusal:
-        convert.source_items(pb.Sequence(text="a" * 21), domain.bundle(has_encoder=True))
+        consumed.source_items(pb.Sequence(text="a" * 21), domain.bundle(has_encoder=True))
     assert refusal.value.field == "source"
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import tensors
-from service.errors import EmptySequenceError, InvalidFieldError, SequenceTooLongError
 
 
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 100_000])
@@ -44,17 +43,3 @@ def test_a_large_array_takes_no_object_a_number() -> None:
         took.append(time.perf_counter() - began)
         assert len(message.logits) == len(array)
     assert took[0] < took[1] / 3
-
-
-def test_vectors_are_refused_by_their_shape_before_they_are_cut() -> None:
-    size, steps = 4, 250_000
-    message = pb.Tensor(shape=[steps, size], data=bytes(4 * steps * size))
-    with pytest.raises(
-        SequenceTooLongError, match=r"^feed\.features has 250000 vectors, the limit is 10 \(max_feed_tokens\)$"
-    ):
-        tensors.vectors(message, size, field="feed.features", limit=10)
-    assert len(tensors.vectors(message, size, field="feed.features", limit=steps)) == steps
-    with pytest.raises(InvalidFieldError, match=r"^f\.shape = of 1000000 axes must be \[steps, 4\]$"):
-        tensors.vectors(pb.Tensor(shape=[1] * 1_000_000), size, field="f")
-    with pytest.raises(EmptySequenceError):
-        tensors.vectors(pb.Tensor(shape=[0, size]), size, field="f", limit=10)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from carousel import Client
+from carousel.cli.reading import visible
 from examples.local_service import LocalService
 
 COMMAND = [sys.executable, "-m", "carousel.cli.app"]
@@ -109,6 +111,44 @@ def test_a_session_of_numbers_by_hand(shell: Shell) -> None:
     assert "could not convert string to float: 'x'" in done.stderr.decode()
 
 
+def test_a_text_is_fed_token_by_token(shell: Shell, tmp_path: Path) -> None:
+    """From a file or a pipe: a line a token, with what comes next; more candidates, and as JSON."""
+    text = "def read(self):\n    return self.text\n" * 2
+    (tmp_path / "code.py").write_text(text)
+    out = shell.out("stream", "pychar-en", "-", typed=text)
+    assert out == shell.out("stream", "pychar-en", str(tmp_path / "code.py"))
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert [int(position) for position, _, _ in rows] == list(range(1, len(text) + 1))
+    with Client(shell.target) as client, client.session("pychar-en") as session:
+        expected = session.feed(list(text), every_position=True, top_k=1).outputs
+    assert [token for _, token, _ in rows] == [visible(one.tokens[0].text) for one in expected]
+    assert all(0 < float(share) <= 1 for _, _, share in rows)
+    found = [json.loads(line) for line in shell.out("stream", "pychar-en", "-", "--json", typed="de").splitlines()]
+    assert [(one["position"], one["tokens"][0]["text"]) for one in found] == [
+        (at, one.tokens[0].text) for at, one in enumerate(expected[:2], 1)
+    ]
+    assert shell.out("stream", "pychar-en", "-", "--top", "3", typed="d").count("\t") == 6
+
+
+def test_phonemes_are_tagged_as_they_come(shell: Shell) -> None:
+    rows = [line.split("\t") for line in shell.out("stream", "stress-en", "-", typed="L UW\nIY S |").splitlines()]
+    assert [position for position, _, _ in rows] == ["1", "2", "3", "4", "5"]
+    assert {tag for _, tag, _ in rows} <= {"-", "0", "1", "2"}
+    refused = shell.run("stream", "stress-en", "-", typed="L nope", code=1).stderr.decode()
+    assert "= 'nope' is not in the input vocabulary" in refused
+
+
+def test_a_model_with_an_encoder_is_fed_a_file_after_its_source(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("G EY")
+    rows = shell.out("stream", "g2p-en", "gate", "-i", str(tmp_path / "tokens")).splitlines()
+    assert [row.split("\t")[:2] for row in rows] == [["1", "EY"], ["2", "T"]]
+    months = " ".join(f"{340 + index % 3}" for index in range(15))
+    (tmp_path / "months.csv").write_text("341\n342\n")
+    typed = shell.out("stream", "co2-forecast", months, typed="341\n342\n").splitlines()
+    fed = shell.out("stream", "co2-forecast", months, "-i", str(tmp_path / "months.csv")).splitlines()
+    assert fed == [f"{at}\t{value}" for at, value in enumerate(typed[1:], 1)]
+
+
 def test_numbers_are_forecast(shell: Shell) -> None:
     out = shell.out("generate", "co2-forecast", "345 346 347", "--max-tokens", "4").splitlines()
     told = shell.json("generate", "co2-forecast", "345 346 347", "--max-tokens", "4")["values"]
@@ -191,6 +231,10 @@ def test_bench_counts(shell: Shell) -> None:
         (("sessions", "get", "nobody"), 4, "session_id = 'nobody' is unknown"),
         (("sessions", "restore", "/nowhere"), 2, "No such file"),
         (("stream", "g2p-en", "--resume"), 2, "--resume needs --id"),
+        (("stream", "pychar-en", "/nowhere"), 2, "error: /nowhere cannot be read: No such file or directory"),
+        (("stream", "pychar-en", "a", "-i", "b"), 2, "pychar-en has no encoder"),
+        (("stream", "pychar-en", "-", "--format", "s16"), 2, "are for samples, and pychar-en reads tokens"),
+        (("stream", "pychar-en", "--json"), 2, "go with a file"),
         (("nonsense",), 2, "No such command"),
         (("--cert", "x", "models"), 2, "--cert and --key go together"),
     ],

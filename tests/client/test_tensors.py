@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 import pytest
 
 from carousel import InvalidArgumentError
 from carousel._requests import feed_message, sequence_message, step_batch_message
-from carousel._tensors import Features, joined, pieces, tensor_message, vectors
+from carousel._tensors import Features, joined, pieces, steps_message, tensor_message, vectors
 
 ROWS = [(1.0, 2.5), (-3.0, 0.0), (4.0, 1e-3)]
 ARRAY = np.array(ROWS, np.float32)
@@ -39,10 +41,12 @@ def test_vectors_of_any_form_are_one_tensor(features: Features) -> None:
     ("features", "message"),
     [
         ([[1.0], [1.0, 2.0]], "rows of one length"),
-        ([1.0, 2.0], "rows of numbers"),
+        ([1.0, [2.0]], "rows of numbers"),
+        ("ab", "rows of numbers"),
+        (b"abcd", "numbers, not bytes"),
         ([["a"]], "rows of numbers"),
-        (np.zeros(3), "2 axes, not 1"),
-        (np.zeros((1, 2, 3)), "2 axes, not 3"),
+        (np.zeros(()), "1 axis or 2, not 0"),
+        (np.zeros((1, 2, 3)), "1 axis or 2, not 3"),
     ],
 )
 def test_what_is_no_table_of_numbers_is_refused(features: Features, message: str) -> None:
@@ -51,11 +55,56 @@ def test_what_is_no_table_of_numbers_is_refused(features: Features, message: str
     assert refusal.value.field == "feed.features"
 
 
+FLAT = [1.0, 2.5, -3.0, 0.0, 4.0, 1e-3]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        FLAT,
+        tuple(FLAT),
+        array("d", FLAT),
+        np.array(FLAT, np.float32),
+        np.array(FLAT),
+        list(np.array(FLAT, np.float32)),
+        np.repeat(np.array(FLAT, np.float32), 2)[::2],
+    ],
+    ids=["list", "tuple", "array.array", "floats", "doubles", "list of floats", "strided"],
+)
+def test_numbers_one_after_the_other_are_steps(numbers: Features) -> None:
+    """Of as many as a step reads; where that is not known, of one step."""
+    assert steps_message(numbers, 2, "feed.features") == tensor_message(ROWS, "feed.features")
+    assert list(steps_message(numbers, 6, "feed.features").shape) == [1, 6]
+    assert list(steps_message(numbers, 0, "feed.features").shape) == [1, 6]
+    assert list(tensor_message(numbers, "source").shape) == [6]
+
+
+def test_rows_are_steps_whatever_a_step_reads() -> None:
+    """The server refuses those of another length."""
+    assert list(steps_message(ROWS, 6, "feed.features").shape) == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [(4, "a step reads 4: 2 are missing for 2 steps"), (7, "a step reads 7: 1 is missing for 1 step")],
+)
+def test_numbers_that_do_not_fill_a_step_are_refused(size: int, told: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=rf"^feed.features has 6 numbers, and {told} \(`carousel.Frames`"):
+        steps_message(FLAT, size, "feed.features")
+
+
+def test_no_numbers_are_no_step() -> None:
+    assert list(steps_message(np.zeros(0, np.float32), 4, "feed.features").shape) == [0, 4]
+    assert list(steps_message(np.zeros(0), 0, "feed.features").shape) == [0, 0]
+
+
 def test_a_source_is_what_it_looks_like() -> None:
     assert sequence_message("ab", "source").text == "ab"
     assert list(sequence_message(["a", "b"], "source").tokens.names) == ["a", "b"]
     assert list(sequence_message([1, 2], "source").ids.ids) == [1, 2]
     assert list(sequence_message(np.array([1, 2]), "source").ids.ids) == [1, 2]
+    for numbers in (FLAT, np.array(FLAT), np.array(FLAT, np.float32)):
+        assert list(sequence_message(numbers, "source").features.shape) == [6]
     for features in (ROWS, ARRAY):
         assert list(sequence_message(features, "source").features.shape) == [3, 2]
 

@@ -55,6 +55,8 @@ def test_a_forecast_has_the_bits_of_a_loop_over_the_graph(shipped_service: Local
     with Client(shipped_service.target) as client:
         assert bits(client.forecast("co2-forecast", 12, history)) == expected
         assert bits(client.forecast("co2-forecast", 12, history.tolist())) == expected, "nested lists do as well"
+        for flat in (history[:, 0], history[:, 0].tolist(), history[:, 0].astype(float)):
+            assert bits(client.forecast("co2-forecast", 12, flat)) == expected, "and numbers one after the other"
         with client.session("co2-forecast", history, first=True) as session:
             assert session.first is not None
             assert bits(session.first.values) == expected[:4]

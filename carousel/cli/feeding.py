@@ -1,0 +1,115 @@
+"""`carousel stream` with a file: everything that it has is fed to a session, and each step's output printed."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+
+from carousel.cli import samples
+from carousel.cli.printing import err, json_line
+from carousel.cli.reading import InputError, shown, visible
+from carousel.frames import Frames
+from carousel.session import Session
+from carousel.values import ModelInfo, StepOutput
+
+_MAX_STEPS = 32
+"""Steps of one feed, so that outputs come while the next ones are fed."""
+_MAX_NUMBERS = 2**18
+"""Numbers of one feed, or of its outputs, unless one step has more: so that messages stay far below their limits."""
+
+
+class Options(NamedTuple):
+    """What is read, and how. kind: None: by the file's name; rate: that a WAV file must have; is_padded: whether zeros
+    fill the last step; top: candidates to show."""
+
+    file: Path
+    kind: samples.Format | None
+    rate: int | None
+    is_padded: bool
+    top: int
+    as_json: bool
+
+
+class Feeding:
+    """What a file, or standard input, gives to a session."""
+
+    def __init__(self, info: ModelInfo, options: Options, blocks: Iterator[Any]) -> None:
+        self._info = info
+        self._options = options
+        self._blocks = blocks
+
+    def run(self, session: Session) -> None:
+        """Feeds everything, as it comes, and prints an output for each step. Raises CarouselError and InputError."""
+        info = self._info
+        if info.outputs and not self._options.as_json:
+            err.print("columns: " + ", ".join(["position", *(port.name for port in info.outputs)]), markup=False)
+        most = max(1, min(_MAX_STEPS, _MAX_NUMBERS // max(1, info.feature_size, info.value_size)))
+        top_k = min(self._options.top, len(info.target_vocabulary)) or None
+        before = session.position
+        for steps in self._steps() if info.feature_size else self._blocks:
+            for begin in range(0, len(steps), most):
+                part = steps[begin : begin + most]
+                given: dict[str, Any] = {"features": part} if info.feature_size else {"tokens": part}
+                self._print(session.feed(**given, top_k=top_k, every_position=True).outputs)
+        if session.position == before:
+            err.print(f"{samples.named(self._options.file)} has no step: nothing was fed", markup=False)
+
+    def _steps(self) -> Iterator[list[array[float]]]:
+        frames, name = Frames(self._info.feature_size), samples.named(self._options.file)
+        for block in self._blocks:
+            yield frames.add(block)
+        if not frames.missing:
+            return
+        what = f"{name}: the last step has {len(frames)} of {frames.size} numbers"
+        if self._options.is_padded:
+            err.print(f"{what}: {frames.missing} zeros are added (--no-pad leaves it out)", markup=False)
+            yield frames.flush()
+        else:
+            err.print(f"{what}: it is left out", markup=False)
+
+    def _print(self, outputs: Iterable[StepOutput]) -> None:
+        line = self._object if self._options.as_json else self._text
+        typer.echo("\n".join(map(line, outputs)))
+
+    def _text(self, output: StepOutput) -> str:
+        cells: Sequence[str]
+        if output.tokens:
+            cells = [
+                cell
+                for token in output.tokens
+                for cell in (visible(token.text), f"{math.exp(token.log_probability or 0.0):.4f}")
+            ]
+        else:
+            cells = [shown(part) for part in output.outputs.values()] or [shown(output.values)]
+        return "\t".join([str(output.position), *cells])
+
+    def _object(self, output: StepOutput) -> str:
+        found: dict[str, object] = {"position": output.position}
+        if output.tokens:
+            found["tokens"] = output.tokens
+        elif output.outputs:
+            found["outputs"] = output.outputs
+        else:
+            found["values"] = output.values
+        return json_line(found)
+
+
+@contextmanager
+def feeding(info: ModelInfo, options: Options) -> Iterator[Feeding]:
+    """What an open file gives. Raises InputError where its beginning shows that the model cannot read it."""
+    if info.feature_size:
+        with samples.numbers(options.file, info, options.kind, options.rate) as numbers:
+            yield Feeding(info, options, numbers)
+        return
+    if options.kind is not None or options.rate is not None or not options.is_padded:
+        raise InputError(
+            f"--format, --rate and --no-pad are for samples, and {info.model} reads tokens: leave them out"
+        )
+    with samples.tokens(options.file, info) as tokens:
+        yield Feeding(info, options, tokens)

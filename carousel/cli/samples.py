@@ -1,0 +1,217 @@
+"""What a model reads, from a file or from standard input: samples as numbers, or the tokens of a text.
+
+Everything comes in blocks, of what is there when it is read: a pipe is not waited for longer than for its next bytes.
+Blocks of numbers are those of steps one after the other, cut anywhere.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+from carousel.cli import wav
+from carousel.cli.printing import err
+from carousel.cli.reading import InputError
+from carousel.cli.tables import Columns, Table
+from carousel.values import ModelInfo
+
+Numbers: TypeAlias = "array[float]"
+
+_BLOCK = 65_536
+"""The most bytes of a block. A pipe of Linux holds as many."""
+_FLOAT_SIZE = 4
+_NPY = b"\x93NUMPY"
+
+
+class Format(StrEnum):
+    """How samples are written: WAV with PCM; raw, little-endian, 16-bit integers or 32-bit floats, of one channel;
+    numbers as text; an array of NumPy's."""
+
+    WAV = "wav"
+    S16 = "s16"
+    F32 = "f32"
+    CSV = "csv"
+    NPY = "npy"
+
+
+def named(path: Path) -> str:
+    """How a file is called in errors."""
+    return "standard input" if str(path) == "-" else str(path)
+
+
+@contextmanager
+def numbers(path: Path, info: ModelInfo, kind: Format | None, rate: int | None) -> Iterator[Iterator[Numbers]]:
+    """The numbers of steps, in blocks.
+
+    path: `-` is standard input; kind: None: by the name of the file; rate: samples a second that a WAV file must have.
+
+    Raises InputError for what cannot be read, at once where its beginning says so.
+    """
+    name = named(path)
+    with _opened(path) as file:
+        kind = kind or _kind_of(path)
+        if rate is not None and kind is not Format.WAV:
+            raise InputError(
+                f"--rate is compared with that of a WAV file, and {name} is of format {kind}: leave it out"
+            )
+        if len(info.inputs) > 1 and kind is not Format.CSV:
+            names = ", ".join(port.name for port in info.inputs)
+            raise InputError(f"{info.model} reads {names}: give a CSV file whose first line names its columns by those")
+        yield _READERS[kind](file, name, info, rate)
+
+
+@contextmanager
+def tokens(path: Path, info: ModelInfo) -> Iterator[Iterator[list[str]]]:
+    """The tokens of a text, in blocks: its characters, or what is between white space, as the model splits it."""
+    with _opened(path) as file:
+        yield _tokens(file, named(path), is_of_characters=info.tokenizer == "characters")
+
+
+def _kind_of(path: Path) -> Format:
+    try:
+        return Format(path.suffix.lower().removeprefix("."))
+    except ValueError:
+        *some, last = Format
+        expected = f"{', '.join(some)} or {last}"
+        raise InputError(
+            f"{named(path)} does not tell its format by its name: give --format, one of {expected}"
+        ) from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    if str(path) == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    with file:
+        yield file
+
+
+def _blocks(file: IO[bytes], width: int, name: str, limit: int | None = None) -> Iterator[bytes]:
+    """Blocks of whole samples. width: the bytes of one; limit: of all of them."""
+    rest = b""
+    while limit is None or limit > 0:
+        data = file.read1(_BLOCK if limit is None else min(_BLOCK, limit))  # type: ignore[attr-defined]  # both have it
+        if not data:
+            break
+        limit = None if limit is None else limit - len(data)
+        data = rest + data
+        whole = len(data) - len(data) % width
+        rest = data[whole:]
+        if whole:
+            yield data[:whole]
+    if rest:
+        err.print(f"{name} ends within a sample: {len(rest)} of its {width} bytes are left out", markup=False)
+
+
+def _wav(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Iterator[Numbers]:
+    pcm = wav.header(file, name)
+    if rate is not None and rate != pcm.rate:
+        raise InputError(
+            f"{name} has {pcm.rate} samples a second, and --rate says {rate}: convert it, such as by"
+            f" `ffmpeg -i {name} -ar {rate} converted.wav`"
+        )
+    if rate is None:
+        channels = f"{pcm.channels} channels" if pcm.channels > 1 else "1 channel"
+        err.print(f"{name}: {pcm.rate} samples a second, {channels}, {pcm.bits} bits", markup=False)
+    return (pcm.numbers(block) for block in _blocks(file, pcm.width, name, pcm.num_bytes))
+
+
+def _s16(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Iterator[Numbers]:
+    pcm = wav.Pcm(16)
+    return (pcm.numbers(block) for block in _raw(file, name, pcm.width))
+
+
+def _f32(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Iterator[Numbers]:
+    for block in _raw(file, name, _FLOAT_SIZE):
+        found = array("f", block)
+        if sys.byteorder == "big":
+            found.byteswap()
+        yield found
+
+
+def _raw(file: IO[bytes], name: str, width: int) -> Iterator[bytes]:
+    """Raises InputError for a WAV file: its header would be taken for samples."""
+    is_first = True
+    for block in _blocks(file, width, name):
+        if is_first and block[:4] == b"RIFF" and block[8:12] == b"WAVE":
+            raise InputError(f"{name} is a WAV file: give --format wav")
+        is_first = False
+        yield block
+
+
+def _csv(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Iterator[Numbers]:
+    table = Table(name, Columns(info.model, info.inputs, info.feature_size))
+    for text in _texts(file, name):
+        found = table.add(text)
+        if found:
+            yield found
+    found = table.end()
+    if found:
+        yield found
+
+
+def _npy(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Iterator[Numbers]:
+    try:
+        import numpy as np  # noqa: PLC0415  # it may not be installed
+    except ModuleNotFoundError:
+        raise InputError(f"{name} is an array of NumPy's, which is not installed: pip install numpy") from None
+    data = file.read()
+    try:
+        if not data.startswith(_NPY):
+            raise ValueError(f"it begins with {data[: len(_NPY)]!r}, and those with {_NPY!r}")
+        found: Any = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{name} is no array of NumPy's: {error}") from None
+    shape, dtype = found.shape, found.dtype
+    if dtype.kind not in "fiub" or not (len(shape) == 1 or (len(shape) == 2 and shape[1] == info.feature_size)):
+        raise InputError(
+            f"{name} has shape {list(shape)} of {dtype}, and {info.model} reads numbers, [numbers] or"
+            f" [steps, {info.feature_size}]"
+        )
+    return iter([array("f", found.astype(np.float32).tobytes())])
+
+
+_READERS: dict[Format, Callable[[IO[bytes], str, ModelInfo, int | None], Iterator[Numbers]]] = {
+    Format.WAV: _wav,
+    Format.S16: _s16,
+    Format.F32: _f32,
+    Format.CSV: _csv,
+    Format.NPY: _npy,
+}
+
+
+def _texts(file: IO[bytes], name: str) -> Iterator[str]:
+    """A text in blocks, its line ends as \\n. Raises InputError for what is no UTF-8."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    try:
+        for block in _blocks(file, 1, name):
+            yield decoder.decode(block)
+        yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is no text in UTF-8: {error.reason} {error.object[error.start :][:1]!r}") from None
+
+
+def _tokens(file: IO[bytes], name: str, *, is_of_characters: bool) -> Iterator[list[str]]:
+    rest = ""
+    for text in _texts(file, name):
+        if is_of_characters:
+            found = list(text)
+        else:
+            *found, rest = (rest + text + "|").split()  # the mark shows whether the text ends within a token
+            rest = rest[:-1]
+        if found:
+            yield found
+    if rest:
+        yield [rest]

@@ -1,0 +1,153 @@
+"""What sessions consume, from messages: the tokens and the vectors of sources, prompts, feeds and step batches. Every
+refusal names the field as the client spells it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+from typing import cast
+
+from carousel.v1 import inference_pb2 as pb
+from service.api import vectors
+from service.engine.jobs import Item
+from service.errors import EmptySequenceError, InvalidFieldError
+from service.repository.bundle import Bundle
+from service.repository.vocabulary import Vocabulary, too_many
+
+_OF_STEPS = "max_feed_tokens"
+"""The limit of what steps read."""
+
+
+def check_count(numbers: Sized, limit: int | None, *, field: str, setting: str = _OF_STEPS) -> None:
+    """Raises SequenceTooLongError for more than `limit` tokens, before anybody looks at one of them. None: no limit.
+    setting: the limit's name."""
+    if limit is not None and len(numbers) > limit:
+        raise too_many(f"{len(numbers)} tokens", limit, setting, field)
+
+
+def sequence_ids(
+    sequence: pb.Sequence, vocabulary: Vocabulary, *, field: str, limit: int | None = None, setting: str = _OF_STEPS
+) -> list[int]:
+    """The ids of a sequence in whichever form it came. limit: tokens that it may have, by `setting`; None: any number.
+
+    A sequence over its limit is refused by its count, before any token is looked up. Raises InvalidFieldError and its
+    kin.
+    """
+    form = sequence.WhichOneof("form")
+    if form == "text":
+        return vocabulary.ids_of_text(sequence.text, field=f"{field}.text", limit=limit, setting=setting, whole=field)
+    if form == "tokens":
+        check_count(sequence.tokens.names, limit, field=field, setting=setting)
+        ids = vocabulary.ids_of(sequence.tokens.names, field=f"{field}.tokens.names")
+    elif form == "ids":
+        check_count(sequence.ids.ids, limit, field=field, setting=setting)
+        ids = vocabulary.check_ids(sequence.ids.ids, field=f"{field}.ids.ids")
+    else:
+        raise InvalidFieldError(f"{field} has no form: one of text, tokens and ids must be given", field=field)
+    if not ids:
+        raise EmptySequenceError(f"{field}.{form} is empty: it must have 1 token or more", field=f"{field}.{form}")
+    return ids
+
+
+def source_items(source: pb.Sequence, bundle: Bundle, *, field: str = "source") -> Sequence[Item]:
+    """What a source has. Raises InvalidFieldError when the model has no encoder, and its kin."""
+    encoder = bundle.manifest.encoder
+    if encoder is None:
+        raise InvalidFieldError(f"{field} must not be given: {bundle.model} has no encoder", field=field)
+    limit = encoder.max_source_length
+    return _items(
+        source,
+        bundle.source_vocabulary,
+        encoder.feature_size,
+        bundle.model,
+        limit,
+        field=field,
+        setting="max_source_length",
+    )
+
+
+def prompt_items(prompt: pb.Sequence, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
+    """The items that steps consume first. limit: how many there may be; None: any number. Raises InvalidFieldError
+    and its kin."""
+    step = bundle.manifest.step
+    items = _items(prompt, bundle.step_vocabulary, step.feature_size, bundle.model, limit, field="prompt")
+    vectors.check_whole(items, step.whole_numbers, field="prompt.features")
+    return items
+
+
+def feed_items(feed: pb.Feed, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
+    """The items of a feed; none when it brings none. limit: how many there may be; None: any number. Raises
+    InvalidFieldError and its kin."""
+    if bundle.step_vocabulary is not None:
+        if feed.HasField("features"):
+            raise _reads("tokens", bundle.model, field="feed.features")
+        return feed_ids(feed, bundle.step_vocabulary, limit)
+    if feed.tokens or feed.token_ids:
+        raise _reads("features", bundle.model, field="feed.tokens" if feed.tokens else "feed.token_ids")
+    if not feed.HasField("features"):
+        return []
+    step = bundle.manifest.step
+    items = vectors.items_of(feed.features, step.feature_size, bundle.model, field="feed.features", limit=limit)
+    vectors.check_whole(items, step.whole_numbers, field="feed.features")
+    return items
+
+
+def step_batch_items(message: pb.StepBatch, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
+    """The items of a step batch, for `check_items` to check each row's. limit: how many there may be; None: any number.
+    Raises InvalidFieldError and its kin."""
+    if bundle.step_vocabulary is not None:
+        if message.HasField("features"):
+            raise _reads("tokens", bundle.model, field="step_batch.features")
+        check_count(message.token_ids, limit, field="step_batch.token_ids")
+        return list(message.token_ids)
+    if message.token_ids:
+        raise _reads("features", bundle.model, field="step_batch.token_ids")
+    size = bundle.manifest.step.feature_size
+    return vectors.items_of(message.features, size, bundle.model, field="step_batch.features", limit=limit)
+
+
+def check_items(items: Sequence[Item], bundle: Bundle, *, first: int) -> None:
+    """Checks what `step_batch_items` does not. first: the place of items[0]. Raises InvalidFieldError and its kin."""
+    if bundle.step_vocabulary is not None:
+        ids = cast("Sequence[int]", items)  # of a model that reads tokens
+        bundle.step_vocabulary.check_ids(ids, field="step_batch.token_ids", first=first)
+    else:
+        vectors.check_whole(items, bundle.manifest.step.whole_numbers, field="step_batch.features", first=first)
+
+
+def _items(
+    sequence: pb.Sequence,
+    vocabulary: Vocabulary | None,
+    feature_size: int,
+    model: str,
+    limit: int | None,
+    *,
+    field: str,
+    setting: str = _OF_STEPS,
+) -> Sequence[Item]:
+    if vocabulary is None:
+        if sequence.WhichOneof("form") != "features":
+            raise _reads("features", model, field=field)
+        field = f"{field}.features"
+        return vectors.items_of(sequence.features, feature_size, model, field=field, limit=limit, setting=setting)
+    if sequence.WhichOneof("form") == "features":
+        raise _reads("tokens", model, field=f"{field}.features")
+    return sequence_ids(sequence, vocabulary, field=field, limit=limit, setting=setting)
+
+
+def _reads(what: str, model: str, *, field: str) -> InvalidFieldError:
+    return InvalidFieldError(f"{field} is not what {model} reads: give it {what}", field=field)
+
+
+def feed_ids(feed: pb.Feed, vocabulary: Vocabulary, limit: int | None = None) -> list[int]:
+    """The ids of a feed; none when it brings none. limit: how many there may be; None: any number. Raises
+    InvalidFieldError and its kin."""
+    token_ids = feed.token_ids
+    if not feed.tokens:
+        if len(token_ids) == 1 and token_ids[0] < len(vocabulary.names):  # nearly always
+            return [token_ids[0]]
+        check_count(token_ids, limit, field="feed")
+        return vocabulary.check_ids(token_ids, field="feed.token_ids")
+    if token_ids:
+        raise InvalidFieldError("feed.token_ids and feed.tokens are both given: give one", field="feed.tokens")
+    check_count(feed.tokens, limit, field="feed")
+    return vocabulary.ids_of(feed.tokens, field="feed.tokens")

@@ -1,0 +1,84 @@
+"""Vectors of features from tensors of the wire, and back. Every refusal names the field as the client spells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from carousel.v1 import inference_pb2 as pb
+from service.engine.jobs import ITEM_SIZE, Item
+from service.errors import EmptySequenceError, InvalidFieldError, quoted
+from service.repository.vocabulary import too_many
+
+LARGEST_WHOLE = 2**24
+"""The largest whole number up to which 32-bit floats have all."""
+
+
+def items_of(
+    message: pb.Tensor, size: int, model: str, *, field: str, limit: int | None = None, setting: str = "max_feed_tokens"
+) -> list[Item]:
+    """The vectors of a tensor [steps, size], or of one [numbers] that has the vectors one after the other.
+
+    model: its name, for refusals; limit: steps that the tensor may have, by `setting`; None: any number.
+
+    Raises InvalidFieldError for another shape, for numbers that do not fill the last vector, and for data of another
+    length, EmptySequenceError for no step, and SequenceTooLongError.
+    """
+    shape = list(message.shape[:3])
+    num_steps = _num_steps(shape, size, model, field=field, num_axes=len(message.shape))
+    if limit is not None and num_steps > limit:
+        raise too_many(f"{num_steps} vectors", limit, setting, field)
+    data, each = message.data, ITEM_SIZE * size
+    if len(data) != each * num_steps:
+        raise InvalidFieldError(
+            f"{field}.data has {len(data)} bytes, and shape {shape} of 32-bit floats needs {each * num_steps}",
+            field=f"{field}.data",
+        )
+    return [data[begin : begin + each] for begin in range(0, len(data), each)]
+
+
+def _num_steps(shape: list[int], size: int, model: str, *, field: str, num_axes: int) -> int:
+    """How many vectors a tensor has. shape: its first axes. Raises InvalidFieldError and EmptySequenceError."""
+    is_flat = num_axes == 1
+    if not is_flat and (num_axes != 2 or shape[1] != size):
+        shown = quoted(shape) if num_axes <= 2 else f"of {num_axes} axes"
+        raise InvalidFieldError(f"{field}.shape = {shown} must be [steps, {size}]", field=f"{field}.shape")
+    if not shape[0]:
+        raise EmptySequenceError(f"{field} is empty: it must have 1 vector or more", field=field)
+    if not is_flat:
+        return shape[0]
+    missing = -shape[0] % size
+    num_steps = (shape[0] + missing) // size
+    if missing:
+        raise InvalidFieldError(
+            f"{field} has {shape[0]} numbers, and a step of {model} reads {size}: {missing}"
+            f" {'is' if missing == 1 else 'are'} missing for {num_steps} {'step' if num_steps == 1 else 'steps'}",
+            field=field,
+        )
+    return num_steps
+
+
+def check_whole(items: Sequence[Item], places: Mapping[int, str], *, field: str, first: int = 0) -> None:
+    """Raises InvalidFieldError when an integer input of the model would be given another number than the client's.
+
+    items: vectors; places: where in a vector such inputs have their numbers, and their names, as
+    `StepSpec.whole_numbers` has them; first: the place of items[0] in the field.
+    """
+    if not places or not items:
+        return
+    numbers = np.frombuffer(b"".join(items), "<f4").reshape(len(items), -1)[:, list(places)]  # type: ignore[arg-type]
+    is_whole = (np.abs(numbers) <= LARGEST_WHOLE) & (np.rint(numbers) == numbers)
+    if not is_whole.all():
+        row, column = np.argwhere(~is_whole)[0]
+        name, value = list(places.values())[column], float(numbers[row, column])
+        raise InvalidFieldError(
+            f"{field}.data: {quoted(name)} of vector {first + row} is {value}: it must be a whole number up to "
+            f"{LARGEST_WHOLE}",
+            field=f"{field}.data",
+        )
+
+
+def tensor(items: Sequence[Item], size: int) -> pb.Tensor:
+    """Vectors as a tensor [steps, size]."""
+    return pb.Tensor(shape=[len(items), size], data=b"".join(items))  # type: ignore[arg-type]  # of a model of values
