@@ -82,3 +82,13 @@ class ModelInfo:
     inputs: tuple[Port, ...] = ()
     outputs: tuple[Port, ...] = ()
     constants: tuple[SessionConstant, ...] = ()
+
+    @property
+    def fed(self) -> tuple[Port, ...]:
+        """The inputs that a client gives: all but what says that the session ends."""
+        return tuple(port for port in self.inputs if not port.is_end)
+
+    @property
+    def fed_size(self) -> int:
+        """Numbers that a client gives in each step; 0 when steps read tokens."""
+        return self.feature_size - sum(port.size for port in self.inputs if port.is_end)

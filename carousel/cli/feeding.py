@@ -52,16 +52,18 @@ class Feeding:
         most = max(1, min(_MAX_STEPS, _MAX_NUMBERS // max(1, info.feature_size, info.value_size)))
         top_k = min(self._options.top, len(info.target_vocabulary)) or None
         before = session.position
-        for steps in self._steps() if info.feature_size else self._blocks:
-            for begin in range(0, len(steps), most):
-                part = steps[begin : begin + most]
-                given: dict[str, Any] = {"features": part} if info.feature_size else {"tokens": part}
-                self._print(session.feed(**given, top_k=top_k, every_position=True).outputs)
+        blocks = self._steps() if info.feature_size else self._blocks
+        parts = (steps[begin : begin + most] for steps in blocks for begin in range(0, len(steps), most))
+        reads_end = info.fed_size < info.feature_size
+        for part, is_last in _with_last(parts) if reads_end else ((one, False) for one in parts):
+            fed = self._whole(part, is_last=is_last) if reads_end else part
+            given: dict[str, Any] = {"features": fed} if info.feature_size else {"tokens": fed}
+            self._print(session.feed(**given, top_k=top_k, every_position=True).outputs)
         if session.position == before:
             err.print(f"{samples.named(self._options.file)} has no step: nothing was fed", markup=False)
 
     def _steps(self) -> Iterator[list[array[float]]]:
-        frames, name = Frames(self._info.feature_size), samples.named(self._options.file)
+        frames, name = Frames(self._info.fed_size), samples.named(self._options.file)
         for block in self._blocks:
             yield frames.add(block)
         if not frames.missing:
@@ -72,6 +74,18 @@ class Feeding:
             yield frames.flush()
         else:
             err.print(f"{what}: it is left out", markup=False)
+
+    def _whole(self, steps: list[array[float]], *, is_last: bool) -> list[array[float]]:
+        """Steps with what says whether the session ends, of a model that reads that."""
+        whole = []
+        for at, step in enumerate(steps):
+            end, begin, vector = float(is_last and at == len(steps) - 1), 0, array("f")
+            for port in self._info.inputs:
+                size = 0 if port.is_end else port.size
+                vector += array("f", [end] * port.size) if port.is_end else step[begin : begin + size]
+                begin += size
+            whole.append(vector)
+        return whole
 
     def _print(self, outputs: Iterable[StepOutput]) -> None:
         line = self._object if self._options.as_json else self._text
@@ -98,6 +112,17 @@ class Feeding:
         else:
             found["values"] = output.values
         return json_line(found)
+
+
+def _with_last(parts: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+    """Each part, and whether it is the last: it is known when the next one has come."""
+    before: Any = None
+    for part in parts:
+        if before is not None:
+            yield before, False
+        before = part
+    if before is not None:
+        yield before, True
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from carousel.cli.connection import Connection
+from carousel.cli.constants import Given, constants_of
 from carousel.cli.printing import AsJson, print_json, progress
 from carousel.cli.reading import shown, source_of
 from carousel.client import Client
@@ -27,6 +28,7 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="What to consume first: text, as the model splits it.")] = None,
     version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
     variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
+    constant: Given = None,
     max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     min_tokens: Annotated[int | None, typer.Option(min=0)] = None,
     temperature: Annotated[float | None, typer.Option(help="Samples; so do top-k, top-p and seed.")] = None,
@@ -61,12 +63,13 @@ def generate(
     bar = progress() if len(sources) > 1 and not sys.stdout.isatty() else nullcontext()
     with connection.client() as client, bar as shown:
         info = client.model(model, version)
+        given = constants_of(info, constant)
         task = None if shown is None else shown.add_task("generating", total=len(sources))
         for one in sources:
             if info.value_size:
-                _forecast(client, info, one, max_tokens, as_json=as_json)
+                _forecast(client, info, one, max_tokens, given, as_json=as_json)
             else:
-                _one(client, info, one, prompt, variant, decoding, as_json=as_json)
+                _one(client, info, one, prompt, variant, decoding, given, as_json=as_json)
             if shown is not None and task is not None:
                 shown.advance(task)
 
@@ -76,8 +79,12 @@ def _lines(path: Path) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def _forecast(client: Client, info: ModelInfo, source: str | None, horizon: int | None, *, as_json: bool) -> None:
-    found = client.forecast(info.model, horizon or info.max_tokens, source_of(info, source), version=info.version)
+def _forecast(
+    client: Client, info: ModelInfo, source: str | None, horizon: int | None, given: dict[str, Any], *, as_json: bool
+) -> None:
+    found = client.forecast(
+        info.model, horizon or info.max_tokens, source_of(info, source), version=info.version, constants=given
+    )
     if as_json:
         print_json({"source": source, "values": found})
         return
@@ -92,13 +99,14 @@ def _one(
     prompt: str | None,
     variant: str,
     decoding: DecodingOptions,
+    given: dict[str, Any],
     *,
     as_json: bool,
 ) -> None:
     between = "" if info.tokenizer == "characters" else " "
     tokens = []
     generation = client.generate(
-        info.model, source, version=info.version, variant=variant, prompt=prompt or None, **decoding
+        info.model, source, version=info.version, variant=variant, prompt=prompt or None, constants=given, **decoding
     )
     is_search = decoding.get("beam_size") is not None
     for token in generation:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from carousel.cli.connection import Connection
+from carousel.cli.constants import Given, constants_of
 from carousel.cli.printing import AsJson, err, print_json
 from carousel.cli.reading import table, tokens_of
 from carousel.client import Client
@@ -38,6 +39,7 @@ def inspect(
         Path | None, typer.Option("--to", "-o", help="Picture to write: .png, or .html. Default: MODEL.png.")
     ] = None,
     version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
+    constant: Given = None,
     as_json: AsJson = False,
 ) -> None:
     """Draws what each step does inside: every gate, the states, and where attention looks, as heat maps over tokens.
@@ -51,7 +53,7 @@ def inspect(
         info = client.model(model, version)
         if not info.trace:
             raise typer.BadParameter(f"{model} has no trace: export it again to look inside", param_hint="MODEL")
-        look = _look(client, info, text, table(features), target, steps)
+        look = _look(client, info, text, table(features), target, steps, constants_of(info, constant))
     if as_json:
         traces = {name: values.tolist() for name, values in look.traces.items()}
         print_json({"steps": look.steps, "told": look.told, "source": look.source, "traces": traces})
@@ -70,6 +72,7 @@ def _look(  # what is asked for
     features: list[list[float]] | None,
     target: str | None,
     steps: int,
+    given: dict[str, Any],
 ) -> Look:
     """Feeds a session of its own, and gathers its outputs."""
     source = None
@@ -77,33 +80,44 @@ def _look(  # what is asked for
         source = text if features is None else features
     has_start = info.has_encoder
     with client.session(
-        info.model, source, version=info.version, first=has_start, trace=has_start, on_disconnect="free"
+        info.model,
+        source,
+        version=info.version,
+        constants=given,
+        first=has_start,
+        trace=has_start,
+        on_disconnect="free",
     ) as session:
         outputs = [] if session.first is None else [session.first]
         if info.feature_size:
-            vectors = features if not info.has_encoder else _forecast(client, info, features, steps)
+            vectors = features if not info.has_encoder else _forecast(client, info, features, steps, given)
             labels = [_number(vector) for vector in vectors or ()]
             outputs += session.feed(features=vectors, every_position=True, trace=True).outputs if vectors else ()
         else:
-            tokens = _tokens(client, info, text or "", target, steps)
+            tokens = _tokens(client, info, text or "", target, steps, given)
             labels = list(tokens)
             outputs += _feed(session, info, tokens) if tokens else ()
         read = [token.text for token in session.source] or [_number(vector) for vector in features or ()]
     return _gather(info, [_START] * (len(outputs) - len(labels)) + labels, outputs, read if info.has_encoder else [])
 
 
-def _tokens(client: Client, info: ModelInfo, text: str, target: str | None, steps: int) -> list[str]:
+def _tokens(
+    client: Client, info: ModelInfo, text: str, target: str | None, steps: int, given: dict[str, Any]
+) -> list[str]:
     """The tokens to feed, by name."""
-    given = target if info.has_encoder else text
-    if given is not None:
-        return tokens_of(info, given)
-    return [token.text for token in client.generate(info.model, text, version=info.version, max_tokens=steps)]
+    fed = target if info.has_encoder else text
+    if fed is not None:
+        return tokens_of(info, fed)
+    generation = client.generate(info.model, text, version=info.version, constants=given, max_tokens=steps)
+    return [token.text for token in generation]
 
 
 def _forecast(
-    client: Client, info: ModelInfo, features: list[list[float]] | None, steps: int
+    client: Client, info: ModelInfo, features: list[list[float]] | None, steps: int, given: dict[str, Any]
 ) -> list[tuple[float, ...]]:
-    return client.forecast(info.model, steps, features, version=info.version) if info.can_generate else []
+    if not info.can_generate:
+        return []
+    return client.forecast(info.model, steps, features, version=info.version, constants=given)
 
 
 def _feed(session: Session, info: ModelInfo, tokens: Sequence[str]) -> tuple[StepOutput, ...]:

@@ -61,8 +61,8 @@ def numbers(path: Path, info: ModelInfo, kind: Format | None, rate: int | None) 
             raise InputError(
                 f"--rate is compared with that of a WAV file, and {name} is of format {kind}: leave it out"
             )
-        if len(info.inputs) > 1 and kind is not Format.CSV:
-            names = ", ".join(port.name for port in info.inputs)
+        if len(info.fed) > 1 and kind is not Format.CSV:
+            names = ", ".join(port.name for port in info.fed)
             raise InputError(f"{info.model} reads {names}: give a CSV file whose first line names its columns by those")
         yield _READERS[kind](file, name, info, rate)
 
@@ -152,7 +152,7 @@ def _raw(file: IO[bytes], name: str, width: int) -> Iterator[bytes]:
 
 
 def _csv(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Iterator[Numbers]:
-    table = Table(name, Columns(info.model, info.inputs, info.feature_size))
+    table = Table(name, Columns(info.model, info.fed, info.fed_size))
     for text in _texts(file, name):
         found = table.add(text)
         if found:
@@ -175,10 +175,10 @@ def _npy(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Itera
     except (ValueError, EOFError) as error:
         raise InputError(f"{name} is no array of NumPy's: {error}") from None
     shape, dtype = found.shape, found.dtype
-    if dtype.kind not in "fiub" or not (len(shape) == 1 or (len(shape) == 2 and shape[1] == info.feature_size)):
+    if dtype.kind not in "fiub" or not (len(shape) == 1 or (len(shape) == 2 and shape[1] == info.fed_size)):
         raise InputError(
             f"{name} has shape {list(shape)} of {dtype}, and {info.model} reads numbers, [numbers] or"
-            f" [steps, {info.feature_size}]"
+            f" [steps, {info.fed_size}]"
         )
     return iter([array("f", found.astype(np.float32).tobytes())])
 

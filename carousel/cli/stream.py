@@ -12,6 +12,7 @@ import typer
 
 from carousel._requests import Source
 from carousel.cli.connection import Connection
+from carousel.cli.constants import Given, constants_of
 from carousel.cli.feeding import Feeding, Options, feeding
 from carousel.cli.printing import AsJson, err, print_table
 from carousel.cli.reading import InputError, shown, source_of, tokens_of, vectors, visible
@@ -61,6 +62,7 @@ def stream(
     keep: Annotated[bool, typer.Option("--keep", help="Let the session outlive this command.")] = False,
     version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
     variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
+    constant: Given = None,
     as_json: AsJson = False,
 ) -> None:
     """Opens a session and feeds it what is typed, token by token, showing what the model expects next.
@@ -72,6 +74,8 @@ def stream(
     """
     if resume and not session_id:
         raise typer.BadParameter("--resume needs --id")
+    if resume and constant:
+        raise typer.BadParameter("--constant goes with a session that is opened: the one that is resumed has its own")
     connection: Connection = context.obj
     with connection.client() as client, ExitStack() as files:
         session = client.resume(session_id) if resume else None
@@ -88,6 +92,7 @@ def stream(
                 "variant": variant,
                 "session_id": session_id,
                 "on_disconnect": "keep" if keep else "hold",
+                "constants": constants_of(info, constant),
             }
             session = _open(client, info, source_of(info, source), None if fed else top or _TOP, options)
         is_left = keep

@@ -24,6 +24,7 @@ from carousel.values import SessionConstant
 from examples.local_service import LocalService, local_service
 from service.repository.bundle import BundleError, load_bundle
 from service.repository.manifest import FILE_NAME, sha256_of
+from tests.client.test_cli import Shell
 from tests.export import foreign
 from tests.export.test_export_onnx import export, manifest_of, refusal
 
@@ -209,6 +210,44 @@ def test_a_session_that_moves_keeps_what_it_was_given(service: LocalService, fil
         for name in (fork.session_id, client.sessions.restore(snapshot).session_id):
             with client.resume(name) as moved:
                 assert same(moved.feed(features={"x": xs[3]}).outputs[0].values, expected[3])
+
+
+def test_the_command_line_gives_constants_and_ends_with_the_file(
+    service: LocalService, file: Path, tmp_path: Path
+) -> None:
+    shell = Shell(service.target)
+    xs, speaker = drawn(8, 70)
+    (tmp_path / "speaker.txt").write_text(" ".join(map(repr, speaker.tolist())))
+    (tmp_path / "x.csv").write_text("".join(",".join(map(repr, x.tolist())) + "\n" for x in xs))
+    given = ["--constant", f"speaker=@{tmp_path / 'speaker.txt'}", "--constant", "language=3", "--id", "typed"]
+    lines = shell.out("stream", "foreign", str(tmp_path / "x.csv"), *given, "--json").splitlines()
+    told = [json.loads(line) for line in lines]
+    with (
+        Client(service.target) as client,
+        client.session("foreign", session_id="typed", constants={"speaker": speaker}),
+    ):
+        number = number_of(client, "typed")
+    bare = Bare(file, number, speaker, 3)
+    expected = [bare.step(x, is_last=at == len(xs) - 1) for at, x in enumerate(xs)]
+    assert [one["position"] for one in told] == list(range(1, 71))
+    assert all(same(one["outputs"]["y"], y) for one, y in zip(told, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--constant", "speaker"], "'speaker' must be NAME=NUMBER, or NAME=@FILE"),
+        (["--constant", "speaker=1,2"], "speaker has 2 numbers, and foreign reads [3]"),
+        (["--constant", "speaker=a"], "speaker = 'a' must be numbers"),
+        (["--constant", "speaker=@gone"], "speaker: gone cannot be read: No such file or directory"),
+        (["--constant", "number=1"], "foreign has language, speaker, gain, and not 'number'"),
+        (["--constant", "gain=1", "--constant", "gain=2"], "gain is given twice"),
+        (["--constant", "gain=1", "--resume", "--id", "a"], "the one that is resumed has its own"),
+    ],
+)
+def test_constants_that_do_not_fit_are_wrong_commands(service: LocalService, words: list[str], message: str) -> None:
+    done = Shell(service.target).run("stream", "foreign", *words, code=2)
+    assert message in " ".join(done.stderr.decode().replace("│", "").split())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""`--constant`: what a session is given when it is opened, from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from carousel.values import ModelInfo
+
+Given: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--constant",
+        metavar="NAME=NUMBER[,NUMBER...]|NAME=@FILE",
+        help="What the session keeps, such as a language; once for each. A file has its numbers, row-major.",
+    ),
+]
+
+
+def constants_of(info: ModelInfo, given: Sequence[str] | None) -> dict[str, Any]:
+    """What is given, by name, in the axes that the model has. Raises typer.BadParameter for what is no constant of the
+    model, or has other numbers."""
+    ports = {one.port.name: one.port for one in info.constants}
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise _wrong(f"{text!r:.60} must be NAME=NUMBER, or NAME=@FILE")
+        if name not in ports:
+            raise _wrong(f"{info.model} has {', '.join(ports) or 'no session constants'}, and not {name!r:.60}")
+        if name in found:
+            raise _wrong(f"{name} is given twice")
+        numbers, shape = _numbers(name, value), ports[name].shape
+        if len(numbers) != ports[name].size:
+            raise _wrong(f"{name} has {len(numbers)} numbers, and {info.model} reads {list(shape)}")
+        found[name] = _shaped(iter(numbers), shape)
+    return found
+
+
+def _numbers(name: str, value: str) -> list[float]:
+    if value.startswith("@"):
+        try:
+            value = Path(value[1:]).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise _wrong(f"{name}: {value[1:]} cannot be read: {reason}") from None
+    try:
+        return [float(number) for number in value.replace(",", " ").split()]
+    except ValueError:
+        raise _wrong(f"{name} = {value!r:.60} must be numbers") from None
+
+
+def _shaped(numbers: Iterator[float], shape: Sequence[int]) -> Any:
+    if not shape:
+        return next(numbers)
+    return [_shaped(numbers, shape[1:]) for _ in range(shape[0])]
+
+
+def _wrong(message: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint="--constant")
