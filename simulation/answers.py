@@ -214,10 +214,8 @@ class Answers:
         elif reason == "POSITION_MISMATCH":
             if entry.start is not None:
                 self._must(self._view.worlds.is_not_at(entry.start), entry, f"a refusal of position {entry.start}")
-            if "position" in metadata:
-                self._must(
-                    self._view.worlds.is_at(int(metadata["position"])), entry, f"position {metadata['position']}"
-                )
+            if (told := metadata.get("position")) is not None:
+                self._must(self._view.worlds.is_at(int(told)), entry, f"position {told}")
         else:
             self.may_have(entry)
             if reason == "STORE_UNAVAILABLE" and entry.sent.kind in ("feed", "generate") and entry.start is not None:
@@ -232,7 +230,9 @@ class Answers:
         stamp = entry.sent.stamp
         if self._view.is_strict and self._view.is_usable and not self._view.is_closing and self._view.name in stamp:
             stored = stamp[self._view.name]
-            if (at := 0 if stored is None else stored.position) < position and not self._view.is_forgotten:
+            is_lost = stored is None and self._view.may_be_expired(entry.sent.stream.replica)
+            at = 0 if stored is None else stored.position
+            if at < position and not (is_lost or self._view.is_forgotten):
                 self._view.violate(f"{entry.sent} is cancelled at position {position}, and is stored to {at}")
 
     def may_have(self, entry: Entry) -> None:
