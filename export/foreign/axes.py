@@ -63,7 +63,10 @@ def tensor_of(value: onnx.ValueInfoProto, hints: Hints) -> Tensor:
     dtype = _DTYPES.get(kind.elem_type)
     if dtype is None:
         name = TensorProto.DataType.Name(kind.elem_type)
-        raise ExportError(f"{value.name} is of {name}: only {', '.join(sorted(_DTYPES.values()))} are served")
+        raise ExportError(
+            f"{value.name} is of {name}: only {', '.join(sorted(_DTYPES.values()))} are served. Export the module with"
+            " one of these, and cast it inside"
+        )
     shape: list[int | str] = []
     for place, axis in enumerate(kind.shape.dim):
         name = axis.dim_param or f"{value.name}.{place}"

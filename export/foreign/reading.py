@@ -91,7 +91,10 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
     """Raises ExportError that says what is missing and which flag gives it."""
     opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
     if opset < MIN_OPSET:
-        raise ExportError(f"the file has opset {opset}, and {MIN_OPSET} or later is needed: convert it first")
+        raise ExportError(
+            f"the file has opset {opset}, and {MIN_OPSET} or later is needed: convert it first, with"
+            " onnx.version_converter.convert_version"
+        )
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = {one.name: tensor_of(one, hints) for one in model.graph.input if one.name not in weights}
     outputs = {one.name: tensor_of(one, hints) for one in model.graph.output}

@@ -25,6 +25,7 @@ from export.foreign.axes import Hints
 from export.foreign.branches import without_others
 from export.foreign.chunks import in_chunks, loop
 from export.foreign.exposing import expose_states
+from export.foreign.loading import load
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
 from export.foreign.reading import Reading, StepInput, read
@@ -69,7 +70,7 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
 
     Raises ExportError that names the flag that helps, and as that does.
     """
-    whole = _load(file)
+    whole = load(file)
     model, hints, decided, left_out = without_others(whole, hints)
     model, exposed = expose_states(model, hints)
     reading = read(model, hints)
@@ -115,17 +116,6 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
         **options,
     )
     return Written(folder, reading, notes)
-
-
-def _load(file: Path) -> onnx.ModelProto:
-    if not file.is_file():
-        raise ExportError(f"{file} is not there" if not file.exists() else f"{file} is no file")
-    try:
-        model = onnx.load(file)
-        onnx.checker.check_model(model)
-    except Exception as error:  # onnx and protobuf raise classes of their own
-        raise ExportError(f"{file} is not an ONNX model: {first_line(error)}") from error
-    return model
 
 
 def _free_rows(model: onnx.ModelProto, reading: Reading) -> None:
