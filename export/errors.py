@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from pydantic import ValidationError
+
 
 class ExportError(Exception):
     """No bundle was written; the message says why, and what to do where something can be done."""
@@ -28,3 +30,14 @@ def first_line(error: Exception) -> str:
     for pattern, kept in _OF_RUNTIME:
         line = pattern.sub(kept, line)
     return line.rstrip(". ")[:400] or type(error).__name__
+
+
+def refused_fields(error: ValidationError) -> str:
+    """What a manifest's fields are refused for, a few of them."""
+    told = []
+    for one in error.errors(include_url=False):
+        field, given = ".".join(map(str, one["loc"])), one["input"]
+        value = f"{field} = {given!r}: " if field and isinstance(given, str | int | float) else ""
+        told.append(f"{value[:200]}{one['msg'].removeprefix('Value error, ')}")
+    more = f"; and {len(told) - 3} more" if len(told) > 3 else ""
+    return f"the manifest would be refused: {'; '.join(told[:3])}{more}"

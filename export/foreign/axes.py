@@ -91,6 +91,15 @@ def check_axes(model: onnx.ModelProto, hints: Hints) -> None:
             raise ExportError(f"--axis names {name}, and the file's axes without a size are {', '.join(sorted(free))}")
 
 
+def check_constant(tensor: Tensor, values: Sequence[float]) -> None:
+    """Raises ExportError for values that a tensor of whole numbers cannot have."""
+    limit = 2.0 ** (31 if tensor.dtype == "int32" else 63)
+    if tensor.dtype in ("int32", "int64"):
+        for value in values:
+            if not (float(value).is_integer() and -limit <= value < limit):
+                raise ExportError(f"--constant {tensor.name}={value:g}: {tensor} is of whole numbers")
+
+
 def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> str | int:
     """The axis of a step's input that counts rows: its name, or its size where that is fixed. others: by name, of which
     some may be told to count rows by an axis of this size. Raises ExportError where it cannot be found."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.errors import ExportError
+from export.folder import refuse_existing
 from export.foreign.axes import Hints
 from export.foreign.reading import Reading
 from export.foreign.writing import Described, write_onnx
@@ -28,12 +29,16 @@ def run(parsed: argparse.Namespace) -> Path:
         force_state=parsed.force_state,
         expose_state=parsed.expose_state,
     )
+    vocabulary = _vocabulary("--vocabulary", parsed.vocabulary, parsed.tokenizer)
     described = Described(
-        vocabulary=_vocabulary(parsed.vocabulary, parsed.tokenizer),
-        labels=_vocabulary(parsed.labels, "whitespace"),
+        vocabulary=vocabulary,
+        labels=_vocabulary("--labels", parsed.labels, "whitespace"),
         feeds_back=parsed.feeds_back,
-        special_tokens=SpecialTokens(bos_id=parsed.bos, eos_id=parsed.eos),
+        special_tokens=SpecialTokens(
+            bos_id=_token("--bos", parsed.bos, vocabulary), eos_id=_token("--eos", parsed.eos, vocabulary)
+        ),
     )
+    refuse_existing(parsed.to / parsed.name / str(parsed.version), replace=parsed.replace)
     print(f"reading {parsed.file} and running it ...", flush=True)
     written = write_onnx(
         parsed.file,
@@ -57,6 +62,10 @@ def _once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
     names = [name for name, _ in given]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ExportError(f"{flag} names {twice[0]} twice")
+    if flag == "--state" and len(set(told := dict(given).values())) < len(told):
+        raise ExportError(
+            f"--state gives several inputs one output, of {', '.join(sorted(set(told)))}: each has its own"
+        )
     return dict(given)
 
 
@@ -74,8 +83,31 @@ def _report(reading: Reading, notes: object) -> None:
         print(f"note           {note}")
 
 
-def _vocabulary(path: Path | None, tokenizer: Literal["characters", "whitespace"]) -> Vocabulary | None:
+def _vocabulary(flag: str, path: Path | None, tokenizer: Literal["characters", "whitespace"]) -> Vocabulary | None:
+    """Raises ExportError for a file that is no list of tokens."""
     if path is None:
         return None
-    names = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    return Vocabulary(tuple(names), tokenizer)
+    try:
+        names = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        vocabulary = Vocabulary(tuple(names), tokenizer)
+        vocabulary.to_lines()
+    except OSError as error:
+        raise ExportError(f"{flag} {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{flag} {path} is no text in UTF-8: it must have a token a line") from error
+    except ExportError as error:
+        raise ExportError(f"{flag} {path}: {error}. It must have a token a line, each once") from error
+    return vocabulary
+
+
+def _token(flag: str, token_id: int | None, vocabulary: Vocabulary | None) -> int | None:
+    """An id of the vocabulary. Raises ExportError for one that it has not."""
+    if token_id is None:
+        return None
+    if vocabulary is None:
+        raise ExportError(f"{flag} {token_id}: it is a token of --vocabulary FILE, which is not given")
+    if not 0 <= token_id < len(vocabulary.tokens):
+        raise ExportError(
+            f"{flag} {token_id}: the vocabulary has {len(vocabulary.tokens)} tokens, whose ids are counted from 0"
+        )
+    return token_id

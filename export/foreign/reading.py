@@ -19,6 +19,7 @@ from export.foreign.axes import (
     batch_axis,
     batch_name,
     check_axes,
+    check_constant,
     is_time,
     is_time_name,
     size_of,
@@ -181,8 +182,7 @@ def _constants(
             count *= axis
         if len(values) not in (1, count):
             raise ExportError(f"--constant {name} has {len(values)} values, and {tensor} needs {count}")
-        if tensor.dtype in ("int32", "int64") and any(value != int(value) for value in values):
-            raise ExportError(f"--constant {name}={values[0]:g}: {tensor} is of whole numbers")
+        check_constant(tensor, values)
         found[name] = (Tensor(name, tensor.dtype, shape), list(values) * (count // len(values)))
     scalars = [
         one
