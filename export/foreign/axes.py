@@ -120,7 +120,10 @@ def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> st
         return first
     if isinstance(first, str) and source.shape[1:].count(1) == 1:
         return 1
-    raise ExportError(f"which axis of {source} counts rows? Say with --batch-axis {source.name}=PLACE, counted from 0")
+    raise ExportError(
+        f"which axis of {source} counts rows? Say with --batch-axis {source.name}=PLACE, counted from 0. Where none"
+        " does, export the module with such an axis, of size 1 or without a size"
+    )
 
 
 def batch_axis(tensor: Tensor, hints: Hints, find: Callable[[], int]) -> int:

@@ -8,6 +8,7 @@ session does the same to them. Everything is of operators that every opset from 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import onnx
@@ -120,16 +121,24 @@ def _give(writer: Writer, part: StepInput, step_input: TensorSpec, begin: int, *
 def _take(writer: Writer, output: StepOutput, size: int) -> str:
     """An output of the file as [batch, 1, size] of 32-bit floats; its name."""
     name, axis, last = output.tensor.name, output.batch_axis, output.tensor.name
-    if axis:
+    if axis and not is_of_one_row(output, size):
         ahead = [axis, *(place for place in range(len(output.tensor.shape)) if place != axis)]
         last = f"carousel/{name}/rows_first"
         writer.node("Transpose", [name], last, perm=ahead)
-    shape = writer.constant(f"{name}/flat_shape", np.array([0, 1, size], np.int64))
+    rows = 1 if is_of_one_row(output, size) else 0  # 0: as many as there are
+    shape = writer.constant(f"{name}/flat_shape", np.array([rows, 1, size], np.int64))
     writer.node("Reshape", [last, shape], f"carousel/{name}/flat")
     if output.tensor.dtype == "float32":
         return f"carousel/{name}/flat"
     writer.node("Cast", [f"carousel/{name}/flat"], f"carousel/{name}/float", to=TensorProto.FLOAT)
     return f"carousel/{name}/float"
+
+
+def is_of_one_row(output: StepOutput, size: int) -> bool:
+    """Whether an output has no axis for rows: its axes have sizes, and hold what one row gives. size: of that."""
+    sizes = [axis for axis in output.tensor.shape if isinstance(axis, int)]
+    has_row = bool(sizes) and output.tensor.shape[output.batch_axis] == 1
+    return len(sizes) == len(output.tensor.shape) and prod(sizes) == size and not has_row
 
 
 def _repeat(writer: Writer, name: str, tensor: Tensor, values: Sequence[float], step_input: str) -> None:

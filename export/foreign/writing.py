@@ -23,6 +23,7 @@ from export.bundle import BundleOptions, Vocabularies, write_graphs
 from export.errors import ExportError, first_line
 from export.foreign.axes import Hints
 from export.foreign.branches import without_others
+from export.foreign.causes import of_company
 from export.foreign.chunks import in_chunks, loop
 from export.foreign.exposing import expose_states
 from export.foreign.loading import load
@@ -97,7 +98,7 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
     options["description"] += forced(notes)
     sizes = list(map(prod, shapes))
     graph = wrap(model, reading, interface, sizes, takes_logarithms=original.takes_logarithms)
-    interface, parity = _prove(graph, interface, original, notes)
+    interface, parity = _prove(graph, interface, original, notes, of_company(model, reading, sizes))
     one_step = interface
     graphs, interface, parity = _prove_chunks(graph, interface, original, notes, parity)
     vocabularies = Vocabularies(target=described.vocabulary)
@@ -186,8 +187,10 @@ def _input_port(part: StepInput) -> PortSpec:
     return PortSpec(name=plain_name(part.tensor.name), dtype=part.tensor.dtype, shape=tuple(shape))
 
 
-def _prove(graph: bytes, interface: Interface, original: Original, notes: list[str]) -> tuple[Interface, Parity]:
-    """The interface as the graph can be served, and its parity with the file."""
+def _prove(
+    graph: bytes, interface: Interface, original: Original, notes: list[str], cause: str
+) -> tuple[Interface, Parity]:
+    """The interface as the graph can be served, and its parity with the file. cause: why company may change a row."""
     one_by_one = replace(interface, step=interface.step.model_copy(update={"max_rows": 1}))
     if interface.step.max_rows == 1:
         notes.append("its batch is fixed at one row: sessions are run one by one")
@@ -198,9 +201,11 @@ def _prove(graph: bytes, interface: Interface, original: Original, notes: list[s
             check_invariance(runner, interface)
             return interface, parity
         except ExportError as error:
-            notes.append(f"sessions are run one by one, because company changes what a row is told: {error}")
+            why = cause or error
+            notes.append(f"sessions are run one by one, because company changes what a row is told: {why}")
         except Exception as error:  # ONNX Runtime raises classes of its own
-            notes.append(f"sessions are run one by one, because more than one row cannot be run: {first_line(error)}")
+            why = cause or first_line(error)
+            notes.append(f"sessions are run one by one, because more than one row cannot be run: {why}")
     with _random_inputs():
         runner = OnnxRunner(Graphs(step=graph), one_by_one)
         parity = measure_parity(runner, original, one_by_one, tolerance=TOLERANCE, reference="the file")
