@@ -34,7 +34,11 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
         help="an input that is the same in every step, such as a sampling rate",
     )
     parser.add_argument(
-        "--input", action="append", default=[], metavar="NAME", help="an input that a step reads, when there are more"
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an input that a step reads, when there are more, or when it is of whole numbers that are no tokens",
     )
     parser.add_argument(
         "--output", action="append", default=[], metavar="NAME", help="an output that a step gives, when there are more"

@@ -82,7 +82,7 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
         _free_rows(whole, reading)
     original = Original(model if hints.expose_state else whole, reading, {} if hints.expose_state else decided)
     shapes = original.output_shapes()
-    step = _step_spec(reading, described, shapes)
+    step = _step_spec(reading, described, shapes, is_tokens=_reads_tokens(reading, described, hints, notes))
     vocabulary_size = None if described.vocabulary is None else len(described.vocabulary.tokens)
     with _random_inputs():
         notes += filter(None, [check_over_time(model, reading, original, vocabulary_size)])
@@ -132,12 +132,27 @@ def _free_rows(model: onnx.ModelProto, reading: Reading) -> None:
     del model.graph.value_info[:]
 
 
-def _step_spec(reading: Reading, described: Described, shapes: Sequence[tuple[int, ...]]) -> StepSpec:
-    """shapes: of the outputs."""
+def _reads_tokens(reading: Reading, described: Described, hints: Hints, notes: list[str]) -> bool:
+    """Whether a step reads a token: one whole number, which --vocabulary names. Adds a note for one that it does not
+    name. Raises ExportError where nothing says what it is."""
+    if not reading.is_of_tokens or described.vocabulary is not None:
+        return reading.is_of_tokens
+    source = reading.inputs[0].tensor
+    if source.name not in hints.inputs:
+        raise ExportError(
+            f"{source} reads whole numbers: are they tokens? Give their names, one a line, with --vocabulary FILE."
+            f" Where they are numbers, such as a count or a price in cents, say --input {source.name}"
+        )
+    notes.append(f"{source.name} is of whole numbers up to 2^24, and not of tokens: --vocabulary would name those")
+    return False
+
+
+def _step_spec(
+    reading: Reading, described: Described, shapes: Sequence[tuple[int, ...]], *, is_tokens: bool
+) -> StepSpec:
+    """shapes: of the outputs; is_tokens: whether a step reads a token, or numbers."""
     feature_size, num_outputs = sum(part.size for part in reading.inputs), sum(map(prod, shapes))
-    is_tokens, first = reading.is_of_tokens, reading.inputs[0].tensor
-    if is_tokens and described.vocabulary is None:
-        raise ExportError(f"{first} reads tokens: give their names, one a line, with --vocabulary FILE")
+    first = reading.inputs[0].tensor
     if not is_tokens and described.vocabulary is not None:
         raise ExportError(f"{first} reads numbers: --vocabulary is for tokens, --labels for what it gives")
     if is_tokens and feature_size != 1:
@@ -150,8 +165,11 @@ def _step_spec(reading: Reading, described: Described, shapes: Sequence[tuple[in
         raise ExportError(
             f"--feeds-back needs as many values as features, and a step reads {feature_size} and gives {num_outputs}"
         )
+    whole = [part.tensor for part in reading.inputs if part.tensor.dtype.startswith("int")]
+    if described.feeds_back and whole and not all(one.tensor.dtype.startswith("int") for one in reading.outputs):
+        raise ExportError(f"--feeds-back: {whole[0]} reads whole numbers, and what a step gives is none")
     output = TensorSpec(name="carousel/output", dtype="float32", shape=("batch", "time", num_outputs))
-    has_names = len(reading.inputs) > 1 or len(shapes) > 1
+    has_names = len(reading.inputs) > 1 or len(shapes) > 1 or bool(whole)  # the server checks whole numbers by name
     return StepSpec(
         file="step.onnx",
         tokens=TensorSpec(name="carousel/input", dtype="int64", shape=("batch", "time")) if is_tokens else None,

@@ -174,7 +174,8 @@ def test_what_is_missing_is_told_with_the_flag_that_gives_it(
 def test_tokens_without_names_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = foreign.time_first_tokens(tmp_path / "lm.onnx")
     told = refusal(capsys, file, tmp_path / "repository")
-    assert "ids int32 [seq_len, batch_size] reads tokens: give their names, one a line, with --vocabulary FILE" in told
+    assert "ids int32 [seq_len, batch_size] reads whole numbers: are they tokens? Give their names, one a line" in told
+    assert "Where they are numbers, such as a count or a price in cents, say --input ids" in told
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
