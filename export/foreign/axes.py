@@ -133,6 +133,13 @@ def batch_axis(tensor: Tensor, hints: Hints, find: Callable[[], int]) -> int:
     place = hints.batch_axes[tensor.name]
     if place >= len(tensor.shape):
         raise ExportError(f"--batch-axis {tensor.name}={place}: {tensor} has {len(tensor.shape)} axes, counted from 0")
+    named = [other for other, axis in enumerate(tensor.shape) if str(axis).lower().startswith("batch")]
+    if named and place not in named:
+        raise ExportError(
+            f"--batch-axis {tensor.name}={place}: axis {named[0]} of {tensor} is named {tensor.shape[named[0]]}. Say"
+            f" --batch-axis {tensor.name}={named[0]}, or give that axis its size with --axis"
+            f" {tensor.shape[named[0]]}=SIZE if it does not count rows"
+        )
     return place
 
 

@@ -30,6 +30,7 @@ from export.foreign.loading import load
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
 from export.foreign.reading import Reading, StepInput, read
+from export.foreign.rows import with_rows_as_run
 from export.foreign.unkept import FORCED, forced
 from export.foreign.wrapping import plain_name, states_of, wrap
 from export.graphs import Graphs
@@ -74,7 +75,7 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
     whole = load(file)
     model, hints, decided, left_out = without_others(whole, hints)
     model, exposed = expose_states(model, hints)
-    reading = read(model, hints)
+    reading = with_rows_as_run(model, read(model, hints), hints)
     notes = [*left_out, *exposed, *reading.notes]
     if reading.fixed_batch not in (None, 1):
         notes.append(f"its batch is declared as {reading.fixed_batch} rows, and is taken to be any number")
