@@ -9,6 +9,7 @@ from typing import Any, Literal
 from export.errors import ExportError
 from export.folder import refuse_existing
 from export.foreign.axes import Hints
+from export.foreign.names import split_pairs
 from export.foreign.reading import Reading
 from export.foreign.writing import Described, write_onnx
 from export.vocabulary import Vocabulary
@@ -18,7 +19,7 @@ from service.repository.manifest import SpecialTokens
 def run(parsed: argparse.Namespace) -> Path:
     """Writes the bundle and returns its folder. Raises as `writing.write_onnx` does."""
     hints = Hints(
-        states=_once(parsed.state, "--state"),
+        states=_once(split_pairs(parsed.state, parsed.file), "--state"),
         constants=_once(parsed.constant, "--constant"),
         axes=_once(parsed.axis, "--axis"),
         batch_axes=_once(parsed.batch_axis, "--batch-axis"),

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from export.errors import ExportError
 from export.foreign.axes import Tensor
+from export.foreign.names import plain_names
 from export.foreign.reading import Reading, StepInput, StepOutput
 from export.interface import Interface
 from export.surgery import Writer
@@ -34,9 +35,10 @@ _STARTED, _NEXT_STARTED = "carousel/started", "carousel/next_started"
 
 def states_of(reading: Reading) -> tuple[StateSpec, ...]:
     """The states of the wrapped graph: the file's, then the windows, then whether a session has begun."""
+    names = iter(plain_names(state_names(reading)))
     states = [
         StateSpec(
-            name=plain_name(state.input.name),
+            name=next(names),
             input=TensorSpec(
                 name=state.input.name,
                 dtype=state.input.dtype,
@@ -49,12 +51,17 @@ def states_of(reading: Reading) -> tuple[StateSpec, ...]:
     for part in reading.inputs:
         if part.window:
             tensor = TensorSpec(name=_window(part), dtype="float32", shape=("batch", part.window))
-            name = f"window.{plain_name(part.tensor.name)}"
-            states.append(StateSpec(name=name, input=tensor, output=f"{_window(part)}/next"))
+            states.append(StateSpec(name=next(names), input=tensor, output=f"{_window(part)}/next"))
     if reading.start is not None:
         tensor = TensorSpec(name=_STARTED, dtype="float32", shape=("batch", 1))
-        states.append(StateSpec(name="started", input=tensor, output=_NEXT_STARTED))
+        states.append(StateSpec(name=next(names), input=tensor, output=_NEXT_STARTED))
     return tuple(states)
+
+
+def state_names(reading: Reading) -> list[str]:
+    """What the states are called, in the order of `states_of`, as far as a manifest may have it: see `names`."""
+    windows = [f"window.{part.tensor.name}" for part in reading.inputs if part.window]
+    return [*(state.input.name for state in reading.states), *windows, *(["started"] if reading.start else [])]
 
 
 def wrap(
@@ -191,8 +198,3 @@ def _set_values(graph: onnx.GraphProto, interface: Interface, taken: set[str], r
 
 def _window(part: StepInput) -> str:
     return f"carousel/window/{part.tensor.name}"
-
-
-def plain_name(name: str) -> str:
-    """A tensor's name as it may be in a manifest."""
-    return "".join(character if character.isalnum() or character in "_.-" else "_" for character in name)

@@ -27,12 +27,13 @@ from export.foreign.causes import of_company
 from export.foreign.chunks import in_chunks, loop
 from export.foreign.exposing import expose_states
 from export.foreign.loading import load
+from export.foreign.names import plain_names, renamed
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
 from export.foreign.reading import Reading, StepInput, read
 from export.foreign.rows import with_rows_as_run
 from export.foreign.unkept import FORCED, forced
-from export.foreign.wrapping import plain_name, states_of, wrap
+from export.foreign.wrapping import state_names, states_of, wrap
 from export.graphs import Graphs
 from export.interface import Interface
 from export.proofs.invariance import check_invariance
@@ -97,6 +98,9 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
     if step.logits is not None and described.labels is None and described.vocabulary is None:
         raise ExportError("logits need a vocabulary: give --vocabulary FILE or --labels FILE")
     options["description"] += forced(notes)
+    notes += renamed("state", state_names(reading))
+    notes += renamed("input", [part.tensor.name for part in reading.inputs if step.inputs])
+    notes += renamed("output", [one.tensor.name for one in reading.outputs if step.outputs])
     sizes = list(map(prod, shapes))
     graph = wrap(model, reading, interface, sizes, takes_logarithms=original.takes_logarithms)
     interface, parity = _prove(graph, interface, original, notes, of_company(model, reading, sizes))
@@ -171,6 +175,7 @@ def _step_spec(
         raise ExportError(f"--feeds-back: {whole[0]} reads whole numbers, and what a step gives is none")
     output = TensorSpec(name="carousel/output", dtype="float32", shape=("batch", "time", num_outputs))
     has_names = len(reading.inputs) > 1 or len(shapes) > 1 or bool(whole)  # the server checks whole numbers by name
+    names = plain_names(one.tensor.name for one in reading.outputs)
     return StepSpec(
         file="step.onnx",
         tokens=TensorSpec(name="carousel/input", dtype="int64", shape=("batch", "time")) if is_tokens else None,
@@ -180,10 +185,14 @@ def _step_spec(
         lengths=None,
         logits=output if gives_logits else None,
         values=None if gives_logits else output,
-        inputs=tuple(_input_port(part) for part in reading.inputs if has_names and not is_tokens),
+        inputs=tuple(
+            _input_port(part, name)
+            for part, name in zip(reading.inputs, plain_names(one.tensor.name for one in reading.inputs), strict=True)
+            if has_names and not is_tokens
+        ),
         outputs=tuple(
-            PortSpec(name=plain_name(one.tensor.name), dtype=one.tensor.dtype, shape=shape)
-            for one, shape in zip(reading.outputs, shapes, strict=True)
+            PortSpec(name=name, dtype=one.tensor.dtype, shape=shape)
+            for one, name, shape in zip(reading.outputs, names, shapes, strict=True)
             if has_names and not gives_logits
         ),
         feeds_back=described.feeds_back,
@@ -199,11 +208,11 @@ def _step_spec(
     )
 
 
-def _input_port(part: StepInput) -> PortSpec:
+def _input_port(part: StepInput, name: str) -> PortSpec:
     shape = [axis for axis in part.shape if axis != 1]
     if part.window:
         shape[-1] -= part.window
-    return PortSpec(name=plain_name(part.tensor.name), dtype=part.tensor.dtype, shape=tuple(shape))
+    return PortSpec(name=name, dtype=part.tensor.dtype, shape=tuple(shape))
 
 
 def _prove(
