@@ -41,12 +41,7 @@ def load(file: Path) -> onnx.ModelProto:
     except Exception as error:  # onnx raises classes of its own
         raise ExportError(f"{file} is not a valid ONNX model: {first_line(error)}. Export it again") from error
     _check_operators(model)
-    if model.ir_version < _MIN_IR:
-        weights = {one.name for one in model.graph.initializer}
-        inputs = [one for one in model.graph.input if one.name not in weights]
-        del model.graph.input[:]
-        model.graph.input.extend(inputs)
-        model.ir_version = _MIN_IR
+    model.ir_version = max(model.ir_version, _MIN_IR)
     return model
 
 

@@ -25,6 +25,7 @@ from export.foreign.axes import Hints
 from export.foreign.branches import without_others
 from export.foreign.causes import of_company
 from export.foreign.chunks import in_chunks, loop
+from export.foreign.defaults import open_defaults
 from export.foreign.exposing import expose_states
 from export.foreign.loading import load
 from export.foreign.names import plain_names, renamed
@@ -74,10 +75,11 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
     Raises ExportError that names the flag that helps, and as that does.
     """
     whole = load(file)
+    opened = open_defaults(whole, hints)
     model, hints, decided, left_out = without_others(whole, hints)
     model, exposed = expose_states(model, hints)
     reading = with_rows_as_run(model, read(model, hints), hints)
-    notes = [*left_out, *exposed, *reading.notes]
+    notes = [*opened, *left_out, *exposed, *reading.notes]
     if reading.fixed_batch not in (None, 1):
         notes.append(f"its batch is declared as {reading.fixed_batch} rows, and is taken to be any number")
         _free_rows(model, reading)
