@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from export.errors import ExportError
+from export.foreign.crossed import refuse_crossed
 from export.foreign.unkept import FORCED, refuse_unkept
 from export.foreign.wiring import Wiring, may_be
 
@@ -59,6 +60,7 @@ def pair_states(
             pairs[name], why = found[name]
             notes.append(f"state {name} = {pairs[name]}: {why}")
     refuse_unkept(wiring, pairs, hints, notes)
+    refuse_crossed(model, wiring, pairs, hints, notes)
     if not pairs:
         alike = [
             f"--state {one.name}={other.name}"
