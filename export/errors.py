@@ -29,7 +29,7 @@ def first_line(error: Exception) -> str:
     line = str(error).strip().partition("\n")[0]
     for pattern, kept in _OF_RUNTIME:
         line = pattern.sub(kept, line)
-    return line.rstrip(". ")[:400] or type(error).__name__
+    return line.rstrip(".: ")[:400] or type(error).__name__
 
 
 def refused_fields(error: ValidationError) -> str:

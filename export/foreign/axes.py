@@ -88,7 +88,9 @@ def check_axes(model: onnx.ModelProto, hints: Hints) -> None:
         if sized.get(name, size) != size:
             raise ExportError(f"--axis {name}={size}: that axis has the size {sized[name]} in the file")
         if name not in free and name not in sized:
-            raise ExportError(f"--axis names {name}, and the file's axes without a size are {', '.join(sorted(free))}")
+            raise ExportError(
+                f"--axis names {name}, and the file's axes without a size are {', '.join(sorted(free)) or 'none'}"
+            )
 
 
 def check_constant(tensor: Tensor, values: Sequence[float]) -> None:

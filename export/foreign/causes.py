@@ -6,11 +6,11 @@ Nothing is run here, and nothing decided: proofs find that something differs, an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 
 import onnx
 
-from export.foreign.reading import Reading
-from export.foreign.wrapping import is_of_one_row
+from export.foreign.reading import Reading, StepOutput
 
 _DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul")
 """Operators that take the scale of what they read from the smallest and largest value of all of it."""
@@ -26,7 +26,7 @@ def of_company(model: onnx.ModelProto, reading: Reading, sizes: Sequence[int]) -
             f" others. Export the module {_WITHOUT}, and rows share a run"
         )
     for output, size in zip(reading.outputs, sizes, strict=True):
-        if is_of_one_row(output, size):
+        if _is_of_one_row(output, size):
             return (
                 f"{output.tensor} has no axis for rows. Export it with one, ahead of the others, and rows share a run"
             )
@@ -45,6 +45,13 @@ def of_steps(model: onnx.ModelProto, reading: Reading) -> str:
         f" the others. Serve it one step at a time with {flags}, which leaves this comparison out, or export the module"
         f" {_WITHOUT}"
     )
+
+
+def _is_of_one_row(output: StepOutput, size: int) -> bool:
+    """Whether an output has no axis for rows: its axes have sizes, and hold what one row gives. size: of that."""
+    sizes = [axis for axis in output.tensor.shape if isinstance(axis, int)]
+    has_row = bool(sizes) and output.tensor.shape[output.batch_axis] == 1
+    return len(sizes) == len(output.tensor.shape) and prod(sizes) == size and not has_row
 
 
 def _quantized(model: onnx.ModelProto) -> str:

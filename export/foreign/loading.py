@@ -74,7 +74,7 @@ def _parsed(file: Path) -> onnx.ModelProto:
         raise ExportError(f"{file} is not an ONNX model: it has no graph. {_AGAIN}")
     for what, version, known in (
         ("IR version", model.ir_version, onnx.IR_VERSION),
-        ("opset", _opset(model), onnx.defs.onnx_opset_version()),
+        ("opset", opset_of(model), onnx.defs.onnx_opset_version()),
     ):
         if version > known:
             raise ExportError(
@@ -85,7 +85,8 @@ def _parsed(file: Path) -> onnx.ModelProto:
     return model
 
 
-def _opset(model: onnx.ModelProto) -> int:
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard operators; 0 when it is not told."""
     return max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
 
 

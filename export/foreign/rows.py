@@ -89,6 +89,8 @@ class _Two:
         except Exception:  # ONNX Runtime raises classes of its own
             return False
         for state, both, *each in zip(self._reading.states, found, *alone, strict=True):
+            if any(one.shape != state.shape for one in each):
+                return False
             expected = np.concatenate(each, state.batch_axis)
             if both.shape != expected.shape or not np.allclose(both, expected, _TOLERANCE, _TOLERANCE):
                 return False
@@ -99,14 +101,19 @@ class _Two:
         reading = self._reading
         names = [output.tensor.name for output in reading.outputs]
         outputs = []
-        both, one = self._together(names), self._run(names, self._rows[0])
-        for output, long, short in zip(reading.outputs, both, one, strict=True):
+        for output, long, short in zip(
+            reading.outputs, self._together(names), self._run(names, self._rows[0]), strict=True
+        ):
             grown = [
                 place for place, size in enumerate(short.shape) if size and long.shape[place : place + 1] == (2 * size,)
             ]
-            is_found = len(grown) == 1 and long.ndim == short.ndim == len(output.tensor.shape)
-            is_told = output.tensor.name in hints.batch_axes
-            outputs.append(replace(output, batch_axis=grown[0]) if is_found and not is_told else output)
+            found = output
+            if short.ndim != len(output.tensor.shape):  # what the file declares is wrong
+                found = replace(output, tensor=replace(output.tensor, shape=short.shape), batch_axis=0)
+            if len(grown) == 1 and long.ndim == short.ndim and output.tensor.name not in hints.batch_axes:
+                shape = (*found.tensor.shape[: grown[0]], "batch", *found.tensor.shape[grown[0] + 1 :])
+                found = replace(found, tensor=replace(found.tensor, shape=shape), batch_axis=grown[0])
+            outputs.append(found)
         return replace(reading, outputs=tuple(outputs))
 
     def _together(self, names: Sequence[str]) -> list[Array]:

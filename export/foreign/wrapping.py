@@ -8,7 +8,6 @@ session does the same to them. Everything is of operators that every opset from 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import numpy as np
 import onnx
@@ -84,7 +83,10 @@ def wrap(
     if reading.start is not None:
         _start(writer, reading.start)
     graph.node.extend(nodes)
-    flat = [_take(writer, output, size) for output, size in zip(reading.outputs, sizes, strict=True)]
+    flat = [
+        _take(writer, output, size, is_alone=step.max_rows == 1)
+        for output, size in zip(reading.outputs, sizes, strict=True)
+    ]
     last = flat[0]
     if len(flat) > 1:
         last = "carousel/joined"
@@ -125,27 +127,21 @@ def _give(writer: Writer, part: StepInput, step_input: TensorSpec, begin: int, *
         writer.node("Transpose", [f"carousel/{name}/rows_first"], name, perm=places)
 
 
-def _take(writer: Writer, output: StepOutput, size: int) -> str:
-    """An output of the file as [batch, 1, size] of 32-bit floats; its name."""
+def _take(writer: Writer, output: StepOutput, size: int, *, is_alone: bool) -> str:
+    """An output of the file as [batch, 1, size] of 32-bit floats; its name. is_alone: whether there is one row, for
+    which an output need not have an axis."""
     name, axis, last = output.tensor.name, output.batch_axis, output.tensor.name
-    if axis and not is_of_one_row(output, size):
+    if axis and not is_alone:
         ahead = [axis, *(place for place in range(len(output.tensor.shape)) if place != axis)]
         last = f"carousel/{name}/rows_first"
         writer.node("Transpose", [name], last, perm=ahead)
-    rows = 1 if is_of_one_row(output, size) else 0  # 0: as many as there are
+    rows = 1 if is_alone else 0  # 0: as many as there are
     shape = writer.constant(f"{name}/flat_shape", np.array([rows, 1, size], np.int64))
     writer.node("Reshape", [last, shape], f"carousel/{name}/flat")
     if output.tensor.dtype == "float32":
         return f"carousel/{name}/flat"
     writer.node("Cast", [f"carousel/{name}/flat"], f"carousel/{name}/float", to=TensorProto.FLOAT)
     return f"carousel/{name}/float"
-
-
-def is_of_one_row(output: StepOutput, size: int) -> bool:
-    """Whether an output has no axis for rows: its axes have sizes, and hold what one row gives. size: of that."""
-    sizes = [axis for axis in output.tensor.shape if isinstance(axis, int)]
-    has_row = bool(sizes) and output.tensor.shape[output.batch_axis] == 1
-    return len(sizes) == len(output.tensor.shape) and prod(sizes) == size and not has_row
 
 
 def _repeat(writer: Writer, name: str, tensor: Tensor, values: Sequence[float], step_input: str) -> None:

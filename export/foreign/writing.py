@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Unpack
@@ -24,10 +25,10 @@ from export.errors import ExportError, first_line
 from export.foreign.axes import Hints
 from export.foreign.branches import without_others
 from export.foreign.causes import of_company
-from export.foreign.chunks import in_chunks, loop
+from export.foreign.chunks import MIN_OPSET, in_chunks, loop
 from export.foreign.defaults import open_defaults
 from export.foreign.exposing import expose_states
-from export.foreign.loading import load
+from export.foreign.loading import load, opset_of
 from export.foreign.names import plain_names, renamed
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
@@ -88,7 +89,7 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
     shapes = original.output_shapes()
     step = _step_spec(reading, described, shapes, is_tokens=_reads_tokens(reading, described, hints, notes))
     vocabulary_size = None if described.vocabulary is None else len(described.vocabulary.tokens)
-    with _random_inputs():
+    with _random_inputs(vocabulary_size):
         notes += filter(None, [check_over_time(model, reading, original, vocabulary_size)])
         useless = original.useless_states(vocabulary_size, may_be_all=hints.force_state)
         if step.logits is not None and original.gives_probabilities(vocabulary_size):
@@ -104,8 +105,8 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
     notes += renamed("input", [part.tensor.name for part in reading.inputs if step.inputs])
     notes += renamed("output", [one.tensor.name for one in reading.outputs if step.outputs])
     sizes = list(map(prod, shapes))
-    graph = wrap(model, reading, interface, sizes, takes_logarithms=original.takes_logarithms)
-    interface, parity = _prove(graph, interface, original, notes, of_company(model, reading, sizes))
+    wrapped = partial(wrap, model, reading, sizes=sizes, takes_logarithms=original.takes_logarithms)
+    graph, interface, parity = _prove(wrapped, interface, original, notes, of_company(model, reading, sizes))
     one_step = interface
     graphs, interface, parity = _prove_chunks(graph, interface, original, notes, parity)
     vocabularies = Vocabularies(target=described.vocabulary)
@@ -218,43 +219,49 @@ def _input_port(part: StepInput, name: str) -> PortSpec:
 
 
 def _prove(
-    graph: bytes, interface: Interface, original: Original, notes: list[str], cause: str
-) -> tuple[Interface, Parity]:
-    """The interface as the graph can be served, and its parity with the file. cause: why company may change a row."""
+    wrapped: Callable[[Interface], bytes], interface: Interface, original: Original, notes: list[str], cause: str
+) -> tuple[bytes, Interface, Parity]:
+    """The graph and the interface as they can be served, and their parity with the file. wrapped: makes the graph of an
+    interface; cause: why company may change a row."""
     one_by_one = replace(interface, step=interface.step.model_copy(update={"max_rows": 1}))
     if interface.step.max_rows == 1:
         notes.append("its batch is fixed at one row: sessions are run one by one")
     else:
         try:
+            graph = wrapped(interface)
             runner = OnnxRunner(Graphs(step=graph), interface)
             parity = measure_parity(runner, original, interface, tolerance=TOLERANCE, reference="the file")
             check_invariance(runner, interface)
-            return interface, parity
+            return graph, interface, parity
         except ExportError as error:
             why = cause or error
             notes.append(f"sessions are run one by one, because company changes what a row is told: {why}")
         except Exception as error:  # ONNX Runtime raises classes of its own
             why = cause or first_line(error)
             notes.append(f"sessions are run one by one, because more than one row cannot be run: {why}")
-    with _random_inputs():
+    with _random_inputs(interface.step_vocabulary_size):
+        graph = wrapped(one_by_one)
         runner = OnnxRunner(Graphs(step=graph), one_by_one)
         parity = measure_parity(runner, original, one_by_one, tolerance=TOLERANCE, reference="the file")
         check_invariance(runner, one_by_one)
-    return one_by_one, parity
+    return graph, one_by_one, parity
 
 
 @contextmanager
-def _random_inputs() -> Iterator[None]:
-    """While a file is run on them. Raises ExportError for one that cannot be."""
+def _random_inputs(vocabulary_size: int | None) -> Iterator[None]:
+    """While a file is run on them. vocabulary_size: of the tokens that it reads. Raises ExportError for one that cannot
+    be."""
     try:
         yield
     except ExportError:
         raise
     except Exception as error:  # ONNX Runtime raises classes of its own
-        raise ExportError(
-            f"the file cannot be run on random inputs: {first_line(error)}. Where it reads tokens, the vocabulary may"
-            " have more of them than it knows"
-        ) from error
+        told = (
+            ""
+            if vocabulary_size is None
+            else f". It may know fewer tokens than the {vocabulary_size} of the vocabulary"
+        )
+        raise ExportError(f"the file cannot be run on random inputs: {first_line(error)}{told}") from error
 
 
 def _prove_chunks(
@@ -268,7 +275,10 @@ def _prove_chunks(
         found = measure_parity(runner, original, chunked, tolerance=TOLERANCE, reference="the file")
         check_invariance(runner, chunked)
     except Exception as error:  # ONNX Runtime raises classes of its own
-        notes.append(f"several steps are not one run, because that gives something else: {first_line(error)}")
+        is_old = opset_of(onnx.load_from_string(graph)) < MIN_OPSET
+        why = "that gives something else" if isinstance(error, ExportError) else "that cannot be run"
+        told = f"it has an opset before {MIN_OPSET}" if is_old else f"{why}: {first_line(error)}"
+        notes.append(f"several steps are not one run, because {told}")
         return Graphs(step=graph), interface, parity
     notes.append("several steps of a session are one run, and have the bits of steps one by one")
     light = onnx.load_from_string(looped)

@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 
 import onnx
 
+from tests.export import foreign
 from tests.export.test_export_onnx import Alone, export, frames, manifest_of, refusal
 from tests.export.test_export_over_time import FEATURES, plain
 from tests.reference import ReferenceSession
@@ -50,3 +51,16 @@ def test_another_axis_than_that_named_batch_is_refused(
     told = refusal(capsys, plain(tmp_path / "file.onnx"), tmp_path / "repository", "--batch-axis", flag)
     assert f"--batch-axis {flag}: axis 1 of {flag[0]} float32" in told
     assert f"is named batch. Say --batch-axis {flag[0]}=1" in told
+
+
+def test_what_outputs_declare_need_not_be_right(tmp_path: Path) -> None:
+    """Another number of axes, and an axis of rows with a size."""
+    file = plain(tmp_path / "file.onnx")
+    model = onnx.load(file)
+    model.graph.output[0].CopyFrom(foreign.value("y", ["any", 8]))
+    onnx.save(model, file)
+    folder = export(file, tmp_path / "repository")
+    assert manifest_of(folder).step.max_rows is None
+    alone, session = Alone(plain(tmp_path / "named.onnx"), {"h": "hn", "c": "cn"}), ReferenceSession(folder)
+    for frame in frames(4, FEATURES):
+        assert session.step(frame).tobytes() == alone.step("y", x=frame.reshape(1, 1, -1)).tobytes()
