@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ def run(parsed: argparse.Namespace) -> Path:
         force_state=parsed.force_state,
         expose_state=parsed.expose_state,
     )
+    _check_roles({"--state": hints.states, "--constant": hints.constants, "--input": hints.inputs}, hints.start)
     vocabulary = _vocabulary("--vocabulary", parsed.vocabulary, parsed.tokenizer)
     described = Described(
         vocabulary=vocabulary,
@@ -68,6 +70,15 @@ def _once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
             f"--state gives several inputs one output, of {', '.join(sorted(set(told)))}: each has its own"
         )
     return dict(given)
+
+
+def _check_roles(roles: Mapping[str, Collection[str]], start: str | None) -> None:
+    """roles: inputs by the flag that names them. Raises ExportError for an input with two of them."""
+    found: dict[str, str] = {}
+    for flag, names in {**roles, "--start": [start] if start else []}.items():
+        for name in names:
+            if found.setdefault(name, flag) != flag:
+                raise ExportError(f"{found[name]} and {flag} both name {name}: an input is one of them")
 
 
 def _report(reading: Reading, notes: object) -> None:

@@ -55,6 +55,8 @@ def test_a_flag_that_cannot_be_is_told_in_a_line(
         (["--bos", "3"], "--bos 3: it is a token of --vocabulary FILE, which is not given"),
         (["--vocabulary", "{folder}/two", "--eos", "2"], "--eos 2: the vocabulary has 2 tokens, whose ids are counted"),
         (["--vocabulary", "{folder}/two", "--bos", "-1"], "--bos -1: the vocabulary has 2 tokens"),
+        (["--state", "a=c", "--constant", "a=1"], "--state and --constant both name a: an input is one of them"),
+        (["--input", "a", "--start", "a"], "--input and --start both name a: an input is one of them"),
         (["--state", "a=c", "--state", "b=c"], "--state gives several inputs one output, of c: each has its own"),
     ],
 )
