@@ -8,13 +8,13 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from export.errors import ExportError
+from export.errors import ExportError, refused_fields
 from export.foreign.arguments import ONNX_EPILOG, ONNX_HELP, add_onnx_arguments
-from service.repository.manifest import FILE_NAME, Manifest, Parity
+from service.repository.manifest import FILE_NAME, Manifest, ModelName, Parity
 
 if TYPE_CHECKING:
     from export.bundle import BundleOptions
@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = _EXPORTS[parsed.recipe](parsed)
     except (ExportError, ValidationError, OSError) as error:
-        print(f"nothing was written: {error}", file=sys.stderr)
+        said = refused_fields(error) if isinstance(error, ValidationError) else error
+        print(f"nothing was written: {said}", file=sys.stderr)
         return 1
     _report(folder)
     return 0
@@ -144,14 +145,21 @@ _RECIPES = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are a line each, and not all flags first."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"nothing was written: {message}. {self.prog} --help names all flags\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m export", description="Exports a checkpoint to a verified bundle.")
+    parser = _Parser(prog="python -m export", description="Exports a checkpoint to a verified bundle.")
     recipes = parser.add_subparsers(dest="recipe", required=True, metavar="RECIPE")
     g2p = recipes.add_parser("g2p", help="English spelling to phonemes: the bundle g2p-en")
     g2p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a best.safetensors of models.recipes.g2p")
     g2p.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
     g2p.add_argument("--version", type=_version, default=1, help="the bundle's version (default: 1)")
-    g2p.add_argument("--max-bytes", type=int, metavar="N", help="the most the bundle may weigh (default: 16000000)")
+    g2p.add_argument("--max-bytes", type=_count, metavar="N", help="the most the bundle may weigh (default: 16000000)")
     _add_variants(g2p)
     g2p.add_argument("--replace", action="store_true", help="take the place of the version that is there")
     for name, about in _RECIPES.items():
@@ -173,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     add_onnx_arguments(onnx_file)
     _add_place(onnx_file)
     random_lm = recipes.add_parser("random-lm", help="a language model of random weights, to measure with")
-    random_lm.add_argument("--name", required=True, help="the model's name")
+    random_lm.add_argument("--name", type=_name, required=True, help="the model's name")
     random_lm.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
     random_lm.add_argument("--hidden", type=int, default=128, help="units of each layer (default: 128)")
     random_lm.add_argument("--layers", type=int, default=1, help="layers (default: 1)")
@@ -188,19 +196,34 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
     """What is said of the bundle of a model that nobody here has made."""
-    parser.add_argument("--name", required=True, help="the model's name: a-z 0-9 . _ -")
+    parser.add_argument("--name", type=_name, required=True, help="the model's name: a-z 0-9 . _ -")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
     parser.add_argument("--version", type=_version, default=1, help="the bundle's version (default: 1)")
     parser.add_argument("--description", help="one line about it")
     parser.add_argument(
-        "--max-tokens", type=int, default=256, metavar="N", help="steps generated when a request sets no limit"
+        "--max-tokens", type=_count, default=256, metavar="N", help="steps generated when a request sets no limit"
     )
-    parser.add_argument("--max-bytes", type=int, default=2_000_000_000, metavar="N", help="the most it may weigh")
+    parser.add_argument("--max-bytes", type=_count, default=2_000_000_000, metavar="N", help="the most it may weigh")
     parser.add_argument("--replace", action="store_true", help="take the place of the version that is there")
 
 
 def _add_variants(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variants", nargs="*", choices=[INT8], default=[], help="other arithmetic to write too")
+
+
+def _name(text: str) -> str:
+    try:
+        return TypeAdapter(ModelName).validate_python(text)
+    except ValidationError:
+        raise argparse.ArgumentTypeError(
+            f"{text[:80]!r} is no model's name: 1 to 64 of a-z, 0-9, '.', '_' and '-', of which the first is a-z or 0-9"
+        ) from None
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
+    return int(text)
 
 
 def _version(text: str) -> int:

@@ -32,6 +32,10 @@ class ReferenceSession:
             )
             for state in self.manifest.states
         }
+        for state in self.manifest.states:
+            if state.initial_file is not None:
+                axis = state.input.shape.index("batch")
+                self._state[state.input.name] = np.expand_dims(np.load(folder / state.initial_file), axis)
         self.logits: FloatArray | None = None
         if source is not None:
             self._encode(folder, source, options)

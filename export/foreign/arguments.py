@@ -15,7 +15,7 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds them."""
     parser.add_argument("file", type=Path, metavar="FILE", help="the .onnx file")
     parser.add_argument(
-        "--state", type=_pair, action="append", default=[], metavar="IN=OUT", help="a state's input and its output"
+        "--state", type=_pairs, action="append", default=[], metavar="IN=OUT", help="a state's input and its output"
     )
     parser.add_argument(
         "--force-state", action="store_true", help="take pairs of --state, and lost states, that the graph contradicts"
@@ -34,7 +34,11 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
         help="an input that is the same in every step, such as a sampling rate",
     )
     parser.add_argument(
-        "--input", action="append", default=[], metavar="NAME", help="an input that a step reads, when there are more"
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an input that a step reads, when there are more, or when it is of whole numbers that are no tokens",
     )
     parser.add_argument(
         "--output", action="append", default=[], metavar="NAME", help="an output that a step gives, when there are more"
@@ -94,8 +98,15 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _pairs(text: str) -> str:
+    """As it is: which of its equals signs is between two names, the file says."""
+    _pair(text)
+    return text
+
+
 def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
+    """A name, which may have equals signs, and a value, which has none."""
+    name, equals, value = text.rpartition("=")
     if not (name and equals and value):
         raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE")
     return name, value

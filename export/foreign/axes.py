@@ -77,7 +77,10 @@ def tensor_of(value: onnx.ValueInfoProto, hints: Hints) -> Tensor:
     dtype = _DTYPES.get(kind.elem_type)
     if dtype is None:
         name = TensorProto.DataType.Name(kind.elem_type)
-        raise ExportError(f"{value.name} is of {name}: only {', '.join(sorted(_DTYPES.values()))} are served")
+        raise ExportError(
+            f"{value.name} is of {name}: only {', '.join(sorted(_DTYPES.values()))} are served. Export the module with"
+            " one of these, and cast it inside"
+        )
     shape: list[int | str] = []
     for place, axis in enumerate(kind.shape.dim):
         name = axis.dim_param or f"{value.name}.{place}"
@@ -99,7 +102,18 @@ def check_axes(model: onnx.ModelProto, hints: Hints) -> None:
         if sized.get(name, size) != size:
             raise ExportError(f"--axis {name}={size}: that axis has the size {sized[name]} in the file")
         if name not in free and name not in sized:
-            raise ExportError(f"--axis names {name}, and the file's axes without a size are {', '.join(sorted(free))}")
+            raise ExportError(
+                f"--axis names {name}, and the file's axes without a size are {', '.join(sorted(free)) or 'none'}"
+            )
+
+
+def check_constant(tensor: Tensor, values: Sequence[float]) -> None:
+    """Raises ExportError for values that a tensor of whole numbers cannot have."""
+    limit = 2.0 ** (31 if tensor.dtype == "int32" else 63)
+    if tensor.dtype in ("int32", "int64"):
+        for value in values:
+            if not (float(value).is_integer() and -limit <= value < limit):
+                raise ExportError(f"--constant {tensor.name}={value:g}: {tensor} is of whole numbers")
 
 
 def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> str | int:
@@ -122,7 +136,10 @@ def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> st
         return first
     if isinstance(first, str) and source.shape[1:].count(1) == 1:
         return 1
-    raise ExportError(f"which axis of {source} counts rows? Say with --batch-axis {source.name}=PLACE, counted from 0")
+    raise ExportError(
+        f"which axis of {source} counts rows? Say with --batch-axis {source.name}=PLACE, counted from 0. Where none"
+        " does, export the module with such an axis, of size 1 or without a size"
+    )
 
 
 def batch_axis(tensor: Tensor, hints: Hints, find: Callable[[], int]) -> int:
@@ -132,6 +149,13 @@ def batch_axis(tensor: Tensor, hints: Hints, find: Callable[[], int]) -> int:
     place = hints.batch_axes[tensor.name]
     if place >= len(tensor.shape):
         raise ExportError(f"--batch-axis {tensor.name}={place}: {tensor} has {len(tensor.shape)} axes, counted from 0")
+    named = [other for other, axis in enumerate(tensor.shape) if str(axis).lower().startswith("batch")]
+    if named and place not in named:
+        raise ExportError(
+            f"--batch-axis {tensor.name}={place}: axis {named[0]} of {tensor} is named {tensor.shape[named[0]]}. Say"
+            f" --batch-axis {tensor.name}={named[0]}, or give that axis its size with --axis"
+            f" {tensor.shape[named[0]]}=SIZE if it does not count rows"
+        )
     return place
 
 

@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from export.foreign.axes import Hints, size_of, tensor_of
+from export.foreign.axes import Hints, check_constant, size_of, tensor_of
 from export.proofs.runners import Array
 from export.surgery import rename
 
@@ -39,7 +39,7 @@ def without_others(model: onnx.ModelProto, hints: Hints) -> tuple[onnx.ModelProt
     """The model without the branches that its constants rule out; hints, and by name the values, of the constants that
     it does not read any more; and notes of them. The model as it is where there is nothing to leave out.
 
-    Raises ExportError for a constant of a type that is not served.
+    Raises ExportError for a constant of a type that is not served, or that its type cannot have.
     """
     told = _constants(model, hints)
     pruned = onnx.ModelProto()
@@ -88,6 +88,7 @@ def _constants(model: onnx.ModelProto, hints: Hints) -> dict[str, Array]:
             shape = [size_of(tensor, place) for place in range(len(tensor.shape))]
             count = int(np.prod(shape))
             if len(given) in (1, count):
+                check_constant(tensor, given)
                 found[value.name] = np.resize(np.array(given, tensor.dtype), shape)
     return found
 

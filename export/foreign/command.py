@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from export.errors import ExportError
+from export.folder import refuse_existing
 from export.foreign.axes import Hints
 from export.foreign.initial import initial_values
+from export.foreign.names import split_pairs
 from export.foreign.reading import Reading
 from export.foreign.session_constants import SessionConstant
 from export.foreign.writing import Described, write_onnx
@@ -19,7 +21,7 @@ from service.repository.manifest import SpecialTokens
 def run(parsed: argparse.Namespace) -> Path:
     """Writes the bundle and returns its folder. Raises as `writing.write_onnx` does."""
     hints = Hints(
-        states=_once(parsed.state, "--state"),
+        states=_once(split_pairs(parsed.state, parsed.file), "--state"),
         constants=_once(parsed.constant, "--constant"),
         axes=_once(parsed.axis, "--axis"),
         batch_axes=_once(parsed.batch_axis, "--batch-axis"),
@@ -34,12 +36,17 @@ def run(parsed: argparse.Namespace) -> Path:
         force_state=parsed.force_state,
         expose_state=parsed.expose_state,
     )
+    _check_roles(hints)
+    vocabulary = _vocabulary("--vocabulary", parsed.vocabulary, parsed.tokenizer)
     described = Described(
-        vocabulary=_vocabulary(parsed.vocabulary, parsed.tokenizer),
-        labels=_vocabulary(parsed.labels, "whitespace"),
+        vocabulary=vocabulary,
+        labels=_vocabulary("--labels", parsed.labels, "whitespace"),
         feeds_back=parsed.feeds_back,
-        special_tokens=SpecialTokens(bos_id=parsed.bos, eos_id=parsed.eos),
+        special_tokens=SpecialTokens(
+            bos_id=_token("--bos", parsed.bos, vocabulary), eos_id=_token("--eos", parsed.eos, vocabulary)
+        ),
     )
+    refuse_existing(parsed.to / parsed.name / str(parsed.version), replace=parsed.replace)
     print(f"reading {parsed.file} and running it ...", flush=True)
     written = write_onnx(
         parsed.file,
@@ -63,6 +70,10 @@ def _once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
     names = [name for name, _ in given]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ExportError(f"{flag} names {twice[0]} twice")
+    if flag == "--state" and len(set(told := dict(given).values())) < len(told):
+        raise ExportError(
+            f"--state gives several inputs one output, of {', '.join(sorted(set(told)))}: each has its own"
+        )
     return dict(given)
 
 
@@ -72,6 +83,23 @@ def _all(given: list[tuple[str, list[float] | None]]) -> dict[str, list[list[flo
     for name, values in given:
         found.setdefault(name, []).extend([] if values is None else [values])
     return found
+
+
+def _check_roles(hints: Hints) -> None:
+    """Raises ExportError for an input that two flags name."""
+    found: dict[str, str] = {}
+    for flag, names in (
+        ("--state", hints.states),
+        ("--constant", hints.constants),
+        ("--session-constant", hints.session_constants),
+        ("--session-id", [hints.session_id]),
+        ("--start", [hints.start]),
+        ("--end", [hints.end]),
+        ("--input", hints.inputs),
+    ):
+        for name in names:
+            if name is not None and found.setdefault(name, flag) != flag:
+                raise ExportError(f"{found[name]} and {flag} both name {name}: an input is one of them")
 
 
 def _report(reading: Reading, notes: object) -> None:
@@ -102,8 +130,31 @@ def _kind(constant: SessionConstant) -> str:
     return f"one of {' or '.join(shown)}" if spec.choices else f"{shown[0]:.60} unless the opening gives it"
 
 
-def _vocabulary(path: Path | None, tokenizer: Literal["characters", "whitespace"]) -> Vocabulary | None:
+def _vocabulary(flag: str, path: Path | None, tokenizer: Literal["characters", "whitespace"]) -> Vocabulary | None:
+    """Raises ExportError for a file that is no list of tokens."""
     if path is None:
         return None
-    names = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    return Vocabulary(tuple(names), tokenizer)
+    try:
+        names = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        vocabulary = Vocabulary(tuple(names), tokenizer)
+        vocabulary.to_lines()
+    except OSError as error:
+        raise ExportError(f"{flag} {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{flag} {path} is no text in UTF-8: it must have a token a line") from error
+    except ExportError as error:
+        raise ExportError(f"{flag} {path}: {error}. It must have a token a line, each once") from error
+    return vocabulary
+
+
+def _token(flag: str, token_id: int | None, vocabulary: Vocabulary | None) -> int | None:
+    """An id of the vocabulary. Raises ExportError for one that it has not."""
+    if token_id is None:
+        return None
+    if vocabulary is None:
+        raise ExportError(f"{flag} {token_id}: it is a token of --vocabulary FILE, which is not given")
+    if not 0 <= token_id < len(vocabulary.tokens):
+        raise ExportError(
+            f"{flag} {token_id}: the vocabulary has {len(vocabulary.tokens)} tokens, whose ids are counted from 0"
+        )
+    return token_id

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from export.errors import ExportError, first_line
+from export.foreign.causes import of_steps
 from export.foreign.original import Original
 from export.foreign.reading import Reading
 from export.proofs.runners import Array
@@ -99,6 +100,8 @@ def _cause(model: onnx.ModelProto, reading: Reading) -> str:
                 f"Its {node.op_type} {_named(node)} begins anew in each run: its state is no input of the file. Give it"
                 " one with --expose-state"
             )
+    if why := of_steps(model, reading):
+        return why
     for node in nodes:
         if node.op_type in _ACROSS_TIME:
             return (

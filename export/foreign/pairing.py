@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from export.errors import ExportError
+from export.foreign.crossed import refuse_crossed
 from export.foreign.unkept import FORCED, refuse_unkept
 from export.foreign.wiring import Wiring, may_be
 
@@ -57,6 +58,7 @@ def pair_states(
             pairs[name], why = found[name]
             notes.append(f"state {name} = {pairs[name]}: {why}")
     refuse_unkept(wiring, pairs, hints, notes)
+    refuse_crossed(model, wiring, pairs, hints, notes)
     if not pairs:
         alike = [
             f"--state {one.name}={other.name}"
@@ -119,13 +121,13 @@ def _by_nodes(wiring: Wiring, inputs: _Tensors, outputs: _Tensors, hints: Hints)
             output = choices[place]
             is_last, ends = wiring.is_last(output), wiring.ends(output)
             is_same = outputs[output].shape == inputs[name].shape
-            return is_last, ends == wiring.starts(name), is_same, _are_kindred(name, output), place
+            return is_last, ends == wiring.starts(name), is_same, are_kindred(name, output), place
 
         output = choices[max(range(len(choices)), key=rank)]
         taken.add(output)
         slot = min(wiring.starts(name) & wiring.ends(output), key=str)
         says = f"{slot} says so"
-        if _are_kindred(name, output):
+        if are_kindred(name, output):
             found[name] = output, f"of one shape, and of kindred names; {says} too"
         else:
             found[name] = output, says
@@ -146,7 +148,7 @@ def _is_alone(wiring: Wiring, name: str, inputs: _Tensors, output: Tensor) -> bo
         for other, tensor in inputs.items()
         if may_be(tensor, output) and wiring.starts(other) & wiring.starts(name) and not wiring.is_moved(other)
     ]
-    kindred = [other for other in rivals if _are_kindred(other, output.name)]
+    kindred = [other for other in rivals if are_kindred(other, output.name)]
     return name in kindred if len(kindred) == 1 else rivals == [name]
 
 
@@ -202,7 +204,8 @@ def _choices(wiring: Wiring, tensor: Tensor, outputs: _Tensors, *, by_moves: boo
     return {name for name in alike if outputs[name].shape == tensor.shape} or alike
 
 
-def _are_kindred(name: str, other: str) -> bool:
+def are_kindred(name: str, other: str) -> bool:
+    """Whether names differ in what tells before from after alone."""
     return _stem(name) == _stem(other)
 
 

@@ -19,6 +19,7 @@ from export.foreign.axes import (
     batch_axis,
     batch_name,
     check_axes,
+    check_constant,
     is_time,
     is_time_name,
     size_of,
@@ -98,7 +99,10 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
     """Raises ExportError that says what is missing and which flag gives it."""
     opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
     if opset < MIN_OPSET:
-        raise ExportError(f"the file has opset {opset}, and {MIN_OPSET} or later is needed: convert it first")
+        raise ExportError(
+            f"the file has opset {opset}, and {MIN_OPSET} or later is needed: convert it first, with"
+            " onnx.version_converter.convert_version"
+        )
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = {one.name: tensor_of(one, hints) for one in model.graph.input if one.name not in weights}
     outputs = {one.name: tensor_of(one, hints) for one in model.graph.output}
@@ -119,7 +123,6 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
             if name not in known:
                 raise ExportError(f"{flag} names {name}, and the file has {_listed(known.values())}")
     check_axes(model, hints)
-    _check_roles(hints)
     for flag, given_names in (("--input", hints.inputs), ("--output", hints.outputs)):
         if twice := [name for name in given_names if given_names.count(name) > 1]:
             raise ExportError(f"{flag} names {twice[0]} twice")
@@ -166,23 +169,6 @@ def read(model: onnx.ModelProto, hints: Hints) -> Reading:
     )
 
 
-def _check_roles(hints: Hints) -> None:
-    """Raises ExportError for an input that two flags name."""
-    roles: dict[str, str] = {}
-    for flag, names in (
-        ("--state", hints.states),
-        ("--constant", hints.constants),
-        ("--session-constant", hints.session_constants),
-        ("--session-id", [hints.session_id]),
-        ("--start", [hints.start]),
-        ("--end", [hints.end]),
-        ("--input", hints.inputs),
-    ):
-        for name in names:
-            if name is not None and roles.setdefault(name, flag) not in (flag, None):
-                raise ExportError(f"{roles[name]} and {flag} both name {name}: an input has one part to play")
-
-
 def _check_start(start: Tensor | None, batch: str | int) -> None:
     """Raises ExportError for a start that is not one number, or one a row."""
     if start is not None and [axis for axis in start.shape if axis not in (batch, 1)]:
@@ -217,8 +203,7 @@ def _constants(
             count *= axis
         if len(values) not in (1, count):
             raise ExportError(f"--constant {name} has {len(values)} values, and {tensor} needs {count}")
-        if tensor.dtype in ("int32", "int64") and any(value != int(value) for value in values):
-            raise ExportError(f"--constant {name}={values[0]:g}: {tensor} is of whole numbers")
+        check_constant(tensor, values)
         found[name] = (Tensor(name, tensor.dtype, shape), list(values) * (count // len(values)))
     scalars = [one for name, one in inputs.items() if name not in (*pairs, *hints.lone, hints.end) and not one.shape]
     if scalars:

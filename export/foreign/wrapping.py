@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from export.errors import ExportError
 from export.foreign.axes import Tensor
+from export.foreign.names import plain_names
 from export.foreign.reading import Reading, StepInput, StepOutput
 from export.foreign.session_constants import SessionConstant
 from export.interface import Interface
@@ -35,42 +36,50 @@ _STARTED, _NEXT_STARTED = "carousel/started", "carousel/next_started"
 
 def states_of(reading: Reading) -> tuple[StateSpec, ...]:
     """The states of the wrapped graph: the file's, then the windows, then whether a session has begun."""
+    names = iter(plain_names(state_names(reading)))
     states = [
         StateSpec(
-            name=plain_name(state.input.name),
+            name=(name := next(names)),
             input=TensorSpec(
                 name=state.input.name,
                 dtype=state.input.dtype,
                 shape=(*state.shape[: state.batch_axis], "batch", *state.shape[state.batch_axis + 1 :]),
             ),
             output=state.output,
-            initial_file=None if state.initial is None else f"{plain_name(state.input.name).lstrip('_.-')}.npy",
+            initial_file=None if state.initial is None else f"initial.{name}.npy",
         )
         for state in reading.states
     ]
     for part in reading.inputs:
         if part.window:
             tensor = TensorSpec(name=_window(part), dtype="float32", shape=("batch", part.window))
-            name = f"window.{plain_name(part.tensor.name)}"
-            states.append(StateSpec(name=name, input=tensor, output=f"{_window(part)}/next"))
+            states.append(StateSpec(name=next(names), input=tensor, output=f"{_window(part)}/next"))
     if reading.start is not None:
         tensor = TensorSpec(name=_STARTED, dtype="float32", shape=("batch", 1))
         is_uniform = all(isinstance(axis, int) for axis in reading.start.shape)
-        states.append(StateSpec(name="started", input=tensor, output=_NEXT_STARTED, is_uniform=is_uniform))
-    states += map(_state_of_constant, reading.session_constants)
+        states.append(StateSpec(name=next(names), input=tensor, output=_NEXT_STARTED, is_uniform=is_uniform))
+    states += [_state_of_constant(constant, next(names)) for constant in reading.session_constants]
     return tuple(states)
+
+
+def state_names(reading: Reading) -> list[str]:
+    """What the states are called, in the order of `states_of`, as far as a manifest may have it: see `names`."""
+    windows = [f"window.{part.tensor.name}" for part in reading.inputs if part.window]
+    constants = [constant.tensor.name for constant in reading.session_constants]
+    started = ["started"] if reading.start else []
+    return [*(state.input.name for state in reading.states), *windows, *started, *constants]
 
 
 def first_values(reading: Reading) -> dict[str, Array]:
     """The first values of the file's states that are not zeros, without the batch axis, by the states' names."""
     return {
-        plain_name(state.input.name): np.take(state.initial, 0, axis=state.batch_axis)
-        for state in reading.states
+        name: np.take(state.initial, 0, axis=state.batch_axis)
+        for state, name in zip(reading.states, plain_names(state_names(reading)), strict=False)
         if state.initial is not None
     }
 
 
-def _state_of_constant(constant: SessionConstant) -> StateSpec:
+def _state_of_constant(constant: SessionConstant, plain: str) -> StateSpec:
     name, shape = constant.tensor.name, constant.shape
     axis = constant.batch_axis or 0
     is_uniform = constant.batch_axis is None
@@ -80,7 +89,7 @@ def _state_of_constant(constant: SessionConstant) -> StateSpec:
         shape=(*shape[:axis], "batch", *shape[axis:]),
     )
     output = f"{_constant(name)}/next"
-    return StateSpec(name=plain_name(name), input=tensor, output=output, constant=constant.spec, is_uniform=is_uniform)
+    return StateSpec(name=plain, input=tensor, output=output, constant=constant.spec, is_uniform=is_uniform)
 
 
 def wrap(
@@ -105,7 +114,10 @@ def wrap(
     for constant in reading.session_constants:
         _keep(writer, constant)
     graph.node.extend(nodes)
-    flat = [_take(writer, output, size) for output, size in zip(reading.outputs, sizes, strict=True)]
+    flat = [
+        _take(writer, output, size, is_alone=step.max_rows == 1)
+        for output, size in zip(reading.outputs, sizes, strict=True)
+    ]
     last = flat[0]
     if len(flat) > 1:
         last = "carousel/joined"
@@ -146,14 +158,16 @@ def _give(writer: Writer, part: StepInput, step_input: TensorSpec, begin: int, *
         writer.node("Transpose", [f"carousel/{name}/rows_first"], name, perm=places)
 
 
-def _take(writer: Writer, output: StepOutput, size: int) -> str:
-    """An output of the file as [batch, 1, size] of 32-bit floats; its name."""
+def _take(writer: Writer, output: StepOutput, size: int, *, is_alone: bool) -> str:
+    """An output of the file as [batch, 1, size] of 32-bit floats; its name. is_alone: whether there is one row, for
+    which an output need not have an axis."""
     name, axis, last = output.tensor.name, output.batch_axis, output.tensor.name
-    if axis:
+    if axis and not is_alone:
         ahead = [axis, *(place for place in range(len(output.tensor.shape)) if place != axis)]
         last = f"carousel/{name}/rows_first"
         writer.node("Transpose", [name], last, perm=ahead)
-    shape = writer.constant(f"{name}/flat_shape", np.array([0, 1, size], np.int64))
+    rows = 1 if is_alone else 0  # 0: as many as there are
+    shape = writer.constant(f"{name}/flat_shape", np.array([rows, 1, size], np.int64))
     writer.node("Reshape", [last, shape], f"carousel/{name}/flat")
     if output.tensor.dtype == "float32":
         return f"carousel/{name}/flat"
@@ -228,8 +242,3 @@ def _set_values(graph: onnx.GraphProto, interface: Interface, taken: set[str], r
 
 def _window(part: StepInput) -> str:
     return f"carousel/window/{part.tensor.name}"
-
-
-def plain_name(name: str) -> str:
-    """A tensor's name as it may be in a manifest."""
-    return "".join(character if character.isalnum() or character in "_.-" else "_" for character in name)

@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Unpack
@@ -23,13 +24,18 @@ from export.bundle import BundleOptions, Vocabularies, write_graphs
 from export.errors import ExportError, first_line
 from export.foreign.axes import Hints
 from export.foreign.branches import without_others
-from export.foreign.chunks import in_chunks, loop
+from export.foreign.causes import of_company
+from export.foreign.chunks import MIN_OPSET, in_chunks, loop
+from export.foreign.defaults import open_defaults
 from export.foreign.exposing import expose_states
+from export.foreign.loading import load, opset_of
+from export.foreign.names import plain_names, renamed
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
 from export.foreign.reading import Reading, StepInput, read
+from export.foreign.rows import with_rows_as_run
 from export.foreign.unkept import FORCED, forced
-from export.foreign.wrapping import first_values, plain_name, states_of, wrap
+from export.foreign.wrapping import first_values, state_names, states_of, wrap
 from export.graphs import Graphs
 from export.interface import Interface
 from export.proofs.invariance import check_invariance
@@ -69,20 +75,21 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
 
     Raises ExportError that names the flag that helps, and as that does.
     """
-    whole = _load(file)
+    whole = load(file)
+    hints, opened = open_defaults(whole, hints)
     model, hints, decided, left_out = without_others(whole, hints)
     model, exposed = expose_states(model, hints)
-    reading = read(model, hints)
-    notes = [*left_out, *exposed, *reading.notes]
+    reading = with_rows_as_run(model, read(model, hints), hints)
+    notes = [*opened, *left_out, *exposed, *reading.notes]
     if reading.fixed_batch not in (None, 1):
         notes.append(f"its batch is declared as {reading.fixed_batch} rows, and is taken to be any number")
         _free_rows(model, reading)
         _free_rows(whole, reading)
     original = Original(model if hints.expose_state else whole, reading, {} if hints.expose_state else decided)
     shapes = original.output_shapes()
-    step = _step_spec(reading, described, shapes)
+    step = _step_spec(reading, described, shapes, is_tokens=_reads_tokens(reading, described, hints, notes))
     vocabulary_size = None if described.vocabulary is None else len(described.vocabulary.tokens)
-    with _random_inputs():
+    with _random_inputs(vocabulary_size):
         notes += filter(None, [check_over_time(model, reading, original, vocabulary_size)])
         useless = original.useless_states(vocabulary_size, may_be_all=hints.force_state)
         if step.logits is not None and original.gives_probabilities(vocabulary_size):
@@ -96,9 +103,12 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
     if step.logits is not None and described.labels is None and described.vocabulary is None:
         raise ExportError("logits need a vocabulary: give --vocabulary FILE or --labels FILE")
     options["description"] += forced(notes)
+    notes += renamed("state", state_names(reading))
+    notes += renamed("input", [part.tensor.name for part in reading.inputs if step.inputs])
+    notes += renamed("output", [one.tensor.name for one in reading.outputs if step.outputs])
     sizes = list(map(prod, shapes))
-    graph = wrap(model, reading, interface, sizes, takes_logarithms=original.takes_logarithms)
-    interface, parity = _prove(graph, interface, original, notes)
+    wrapped = partial(wrap, model, reading, sizes=sizes, takes_logarithms=original.takes_logarithms)
+    graph, interface, parity = _prove(wrapped, interface, original, notes, of_company(model, reading, sizes))
     one_step = interface
     graphs, interface, parity = _prove_chunks(graph, interface, original, notes, parity)
     vocabularies = Vocabularies(target=described.vocabulary)
@@ -119,17 +129,6 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
     return Written(folder, reading, notes)
 
 
-def _load(file: Path) -> onnx.ModelProto:
-    if not file.is_file():
-        raise ExportError(f"{file} is not there" if not file.exists() else f"{file} is no file")
-    try:
-        model = onnx.load(file)
-        onnx.checker.check_model(model)
-    except Exception as error:  # onnx and protobuf raise classes of their own
-        raise ExportError(f"{file} is not an ONNX model: {first_line(error)}") from error
-    return model
-
-
 def _free_rows(model: onnx.ModelProto, reading: Reading) -> None:
     """Takes the number of rows out of what a file declares."""
     axes = {part.tensor.name: part.batch_axis for part in reading.inputs}
@@ -143,12 +142,27 @@ def _free_rows(model: onnx.ModelProto, reading: Reading) -> None:
     del model.graph.value_info[:]
 
 
-def _step_spec(reading: Reading, described: Described, shapes: Sequence[tuple[int, ...]]) -> StepSpec:
-    """shapes: of the outputs."""
+def _reads_tokens(reading: Reading, described: Described, hints: Hints, notes: list[str]) -> bool:
+    """Whether a step reads a token: one whole number, which --vocabulary names. Adds a note for one that it does not
+    name. Raises ExportError where nothing says what it is."""
+    if not reading.is_of_tokens or described.vocabulary is not None:
+        return reading.is_of_tokens
+    source = reading.inputs[0].tensor
+    if source.name not in hints.inputs:
+        raise ExportError(
+            f"{source} reads whole numbers: are they tokens? Give their names, one a line, with --vocabulary FILE."
+            f" Where they are numbers, such as a count or a price in cents, say --input {source.name}"
+        )
+    notes.append(f"{source.name} is of whole numbers up to 2^24, and not of tokens: --vocabulary would name those")
+    return False
+
+
+def _step_spec(
+    reading: Reading, described: Described, shapes: Sequence[tuple[int, ...]], *, is_tokens: bool
+) -> StepSpec:
+    """shapes: of the outputs; is_tokens: whether a step reads a token, or numbers."""
     feature_size, num_outputs = sum(part.size for part in reading.inputs), sum(map(prod, shapes))
-    is_tokens, first = reading.is_of_tokens, reading.inputs[0].tensor
-    if is_tokens and described.vocabulary is None:
-        raise ExportError(f"{first} reads tokens: give their names, one a line, with --vocabulary FILE")
+    first = reading.inputs[0].tensor
     if not is_tokens and described.vocabulary is not None:
         raise ExportError(f"{first} reads numbers: --vocabulary is for tokens, --labels for what it gives")
     if is_tokens and feature_size != 1:
@@ -161,8 +175,12 @@ def _step_spec(reading: Reading, described: Described, shapes: Sequence[tuple[in
         raise ExportError(
             f"--feeds-back needs as many values as features, and a step reads {feature_size} and gives {num_outputs}"
         )
+    whole = [part.tensor for part in reading.inputs if part.tensor.dtype.startswith("int")]
+    if described.feeds_back and whole and not all(one.tensor.dtype.startswith("int") for one in reading.outputs):
+        raise ExportError(f"--feeds-back: {whole[0]} reads whole numbers, and what a step gives is none")
     output = TensorSpec(name="carousel/output", dtype="float32", shape=("batch", "time", num_outputs))
-    has_names = len(reading.inputs) > 1 or len(shapes) > 1
+    has_names = len(reading.inputs) > 1 or len(shapes) > 1 or bool(whole)  # the server checks whole numbers by name
+    names = plain_names(one.tensor.name for one in reading.outputs)
     return StepSpec(
         file="step.onnx",
         tokens=TensorSpec(name="carousel/input", dtype="int64", shape=("batch", "time")) if is_tokens else None,
@@ -172,10 +190,14 @@ def _step_spec(reading: Reading, described: Described, shapes: Sequence[tuple[in
         lengths=None,
         logits=output if gives_logits else None,
         values=None if gives_logits else output,
-        inputs=tuple(_input_port(part) for part in reading.inputs if has_names and not is_tokens),
+        inputs=tuple(
+            _input_port(part, name)
+            for part, name in zip(reading.inputs, plain_names(one.tensor.name for one in reading.inputs), strict=True)
+            if has_names and not is_tokens
+        ),
         outputs=tuple(
-            PortSpec(name=plain_name(one.tensor.name), dtype=one.tensor.dtype, shape=shape)
-            for one, shape in zip(reading.outputs, shapes, strict=True)
+            PortSpec(name=name, dtype=one.tensor.dtype, shape=shape)
+            for one, name, shape in zip(reading.outputs, names, shapes, strict=True)
             if has_names and not gives_logits
         ),
         feeds_back=described.feeds_back,
@@ -191,47 +213,57 @@ def _step_spec(reading: Reading, described: Described, shapes: Sequence[tuple[in
     )
 
 
-def _input_port(part: StepInput) -> PortSpec:
+def _input_port(part: StepInput, name: str) -> PortSpec:
     shape = [axis for axis in part.shape if axis != 1]
     if part.window:
         shape[-1] -= part.window
-    return PortSpec(name=plain_name(part.tensor.name), dtype=part.tensor.dtype, shape=tuple(shape), is_end=part.is_end)
+    return PortSpec(name=name, dtype=part.tensor.dtype, shape=tuple(shape), is_end=part.is_end)
 
 
-def _prove(graph: bytes, interface: Interface, original: Original, notes: list[str]) -> tuple[Interface, Parity]:
-    """The interface as the graph can be served, and its parity with the file."""
+def _prove(
+    wrapped: Callable[[Interface], bytes], interface: Interface, original: Original, notes: list[str], cause: str
+) -> tuple[bytes, Interface, Parity]:
+    """The graph and the interface as they can be served, and their parity with the file. wrapped: makes the graph of an
+    interface; cause: why company may change a row."""
     one_by_one = replace(interface, step=interface.step.model_copy(update={"max_rows": 1}))
     if interface.step.max_rows == 1:
         notes.append("its batch is fixed at one row: sessions are run one by one")
     else:
         try:
+            graph = wrapped(interface)
             runner = OnnxRunner(Graphs(step=graph), interface)
             parity = measure_parity(runner, original, interface, tolerance=TOLERANCE, reference="the file")
             check_invariance(runner, interface)
-            return interface, parity
+            return graph, interface, parity
         except ExportError as error:
-            notes.append(f"sessions are run one by one, because company changes what a row is told: {error}")
+            why = cause or error
+            notes.append(f"sessions are run one by one, because company changes what a row is told: {why}")
         except Exception as error:  # ONNX Runtime raises classes of its own
-            notes.append(f"sessions are run one by one, because more than one row cannot be run: {first_line(error)}")
-    with _random_inputs():
+            why = cause or first_line(error)
+            notes.append(f"sessions are run one by one, because more than one row cannot be run: {why}")
+    with _random_inputs(interface.step_vocabulary_size):
+        graph = wrapped(one_by_one)
         runner = OnnxRunner(Graphs(step=graph), one_by_one)
         parity = measure_parity(runner, original, one_by_one, tolerance=TOLERANCE, reference="the file")
         check_invariance(runner, one_by_one)
-    return one_by_one, parity
+    return graph, one_by_one, parity
 
 
 @contextmanager
-def _random_inputs() -> Iterator[None]:
-    """While a file is run on them. Raises ExportError for one that cannot be."""
+def _random_inputs(vocabulary_size: int | None) -> Iterator[None]:
+    """While a file is run on them. vocabulary_size: of the tokens that it reads. Raises ExportError for one that cannot
+    be."""
     try:
         yield
     except ExportError:
         raise
     except Exception as error:  # ONNX Runtime raises classes of its own
-        raise ExportError(
-            f"the file cannot be run on random inputs: {first_line(error)}. Where it reads tokens, the vocabulary may"
-            " have more of them than it knows"
-        ) from error
+        told = (
+            ""
+            if vocabulary_size is None
+            else f". It may know fewer tokens than the {vocabulary_size} of the vocabulary"
+        )
+        raise ExportError(f"the file cannot be run on random inputs: {first_line(error)}{told}") from error
 
 
 def _prove_chunks(
@@ -245,7 +277,10 @@ def _prove_chunks(
         found = measure_parity(runner, original, chunked, tolerance=TOLERANCE, reference="the file")
         check_invariance(runner, chunked)
     except Exception as error:  # ONNX Runtime raises classes of its own
-        notes.append(f"several steps are not one run, because that gives something else: {first_line(error)}")
+        is_old = opset_of(onnx.load_from_string(graph)) < MIN_OPSET
+        why = "that gives something else" if isinstance(error, ExportError) else "that cannot be run"
+        told = f"it has an opset before {MIN_OPSET}" if is_old else f"{why}: {first_line(error)}"
+        notes.append(f"several steps are not one run, because {told}")
         return Graphs(step=graph), interface, parity
     notes.append("several steps of a session are one run, and have the bits of steps one by one")
     light = onnx.load_from_string(looped)

@@ -184,5 +184,5 @@ def _session(graph: bytes) -> Any:  # onnxruntime ships no types
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what it has to say comes as an exception
+    options.log_severity_level = 4  # what fails comes as an exception, and its warnings are of what is meant to be so
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -225,6 +225,66 @@ def plain_cell(path: Path) -> Path:
     return save(path, nodes, inputs, [value("y", ["batch", 2]), value("u", ["batch", 5])], weights)
 
 
+def written_lstm(path: Path) -> Path:
+    """An LSTM written out, whose hidden and cell state have one shape: of gates in one product, as most write it."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["read"]),
+        helper.make_node("MatMul", ["h", "R"], ["kept"]),
+        helper.make_node("Add", ["read", "kept"], ["sum"]),
+        helper.make_node("Split", ["sum", "quarters"], ["i0", "f0", "o0", "g0"], axis=1),
+        *(helper.make_node("Sigmoid", [f"{gate}0"], [gate]) for gate in ("i", "f", "o")),
+        helper.make_node("Tanh", ["g0"], ["g"]),
+        helper.make_node("Mul", ["f", "c"], ["left"]),
+        helper.make_node("Mul", ["i", "g"], ["new"]),
+        helper.make_node("Add", ["left", "new"], ["cn"]),
+        helper.make_node("Tanh", ["cn"], ["shown"]),
+        helper.make_node("Mul", ["o", "shown"], ["hn"]),
+        helper.make_node("MatMul", ["hn", "last"], ["y"]),
+    ]
+    weights = [weight("W", 3, 20), weight("R", 5, 20), weight("last", 5, 2), _ints("quarters", 5, 5, 5, 5)]
+    inputs = [value("x", ["batch", 3]), value("h", ["batch", 5]), value("c", ["batch", 5])]
+    outputs = [value("y", ["batch", 2]), value("hn", ["batch", 5]), value("cn", ["batch", 5])]
+    return save(path, nodes, inputs, outputs, weights)
+
+
+def written_grus(path: Path) -> Path:
+    """Two layers of a GRU written out, without a reset gate."""
+    nodes = [helper.make_node("Identity", ["x"], ["y0"])]
+    for layer in (1, 2):
+        source, before = f"y{layer - 1}", f"h{layer}"
+        nodes += [
+            helper.make_node("Concat", [source, before], [f"both{layer}"], axis=1),
+            helper.make_node("MatMul", [f"both{layer}", "Wz"], [f"z{layer}_sum"]),
+            helper.make_node("Sigmoid", [f"z{layer}_sum"], [f"z{layer}"]),
+            helper.make_node("MatMul", [f"both{layer}", "Wn"], [f"n{layer}_sum"]),
+            helper.make_node("Tanh", [f"n{layer}_sum"], [f"n{layer}"]),
+            helper.make_node("Sub", ["one", f"z{layer}"], [f"r{layer}"]),
+            helper.make_node("Mul", [f"r{layer}", f"n{layer}"], [f"new{layer}"]),
+            helper.make_node("Mul", [f"z{layer}", before], [f"left{layer}"]),
+            helper.make_node("Add", [f"new{layer}", f"left{layer}"], [f"h{layer}_out"]),
+            helper.make_node("MatMul", [f"h{layer}_out", "Wy"], [f"y{layer}"]),
+        ]
+    weights = [weight("Wz", 8, 5), weight("Wn", 8, 5), weight("Wy", 5, 3)]
+    weights.append(numpy_helper.from_array(np.array(1.0, np.float32), "one"))
+    inputs = [value("x", ["batch", 3]), value("h1", ["batch", 5]), value("h2", ["batch", 5])]
+    outputs = [value("y2", ["batch", 3]), value("h1_out", ["batch", 5]), value("h2_out", ["batch", 5])]
+    return save(path, nodes, inputs, outputs, weights)
+
+
+def delay_line(path: Path) -> Path:
+    """The last two steps, of which the first becomes the second, times a gate and with what is read."""
+    nodes = [
+        helper.make_node("Sigmoid", ["x"], ["gate"]),
+        helper.make_node("Identity", ["x"], ["p_out"]),
+        helper.make_node("Mul", ["p", "gate"], ["gated"]),
+        helper.make_node("Add", ["gated", "x"], ["q_out"]),
+        helper.make_node("Add", ["p", "q"], ["y"]),
+    ]
+    shape: Shape = ["batch", 3]
+    inputs, outputs = [value(name, shape) for name in ("x", "p", "q")], [value("y", shape)]
+    return save(path, nodes, inputs, [*outputs, value("p_out", shape), value("q_out", shape)], [])
+
+
 def cached_convolution(path: Path) -> Path:
     """A convolution over the last two frames and a new one, the last two of which it keeps, beside a GRU."""
     nodes = [

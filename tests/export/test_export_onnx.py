@@ -45,13 +45,14 @@ def manifest_of(folder: Path) -> Manifest:
 class Alone:
     """The file itself, by hand."""
 
-    def __init__(self, file: Path, states: dict[str, str], **constants: Any) -> None:
+    def __init__(self, file: Path, states: dict[str, str], *, initial: float = 0.0, **constants: Any) -> None:
+        """initial: what the states begin with."""
         self._session = onnxruntime.InferenceSession(str(file))
         self._states = states
         self._constants = constants
         shapes = {one.name: one.shape for one in self._session.get_inputs()}
         self._now = {
-            name: np.zeros([axis if isinstance(axis, int) else 1 for axis in shapes[name]], np.float32)
+            name: np.full([axis if isinstance(axis, int) else 1 for axis in shapes[name]], initial, np.float32)
             for name in states
         }
 
@@ -175,7 +176,8 @@ def test_what_is_missing_is_told_with_the_flag_that_gives_it(
 def test_tokens_without_names_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = foreign.time_first_tokens(tmp_path / "lm.onnx")
     told = refusal(capsys, file, tmp_path / "repository")
-    assert "ids int32 [seq_len, batch_size] reads tokens: give their names, one a line, with --vocabulary FILE" in told
+    assert "ids int32 [seq_len, batch_size] reads whole numbers: are they tokens? Give their names, one a line" in told
+    assert "Where they are numbers, such as a count or a price in cents, say --input ids" in told
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -273,3 +273,33 @@ def test_a_value_beside_the_states_is_no_state(tmp_path: Path) -> None:
         read(model, Hints())
     reading = read(model, Hints(constants={"mask": [1.0]}, outputs=["y"]))
     assert [(state.input.name, state.output) for state in reading.states] == [("h", "hn"), ("ha", "ha_n")]
+
+
+@pytest.mark.parametrize(
+    ("make", "crossed", "said"),
+    [
+        (
+            foreign_states.written_lstm,
+            {"h": "cn", "c": "hn"},
+            "--state h=cn contradicts the graph: cn is c times a gate",
+        ),
+        (foreign_states.written_grus, {"h1": "h2_out", "h2": "h1_out"}, "h2_out is h2 times a gate, plus what is new"),
+    ],
+)
+def test_crossed_states_of_written_cells_are_refused(
+    tmp_path: Path, make: Callable[[Path], Path], crossed: dict[str, str], said: str
+) -> None:
+    """What a gate keeps and what is new is added to becomes itself; the right pairs, told or found, are taken."""
+    file = make(tmp_path / "file.onnx")
+    assert said in refused(file, Hints(states=crossed))
+    reading = read(onnx.load(file), Hints(states=crossed, force_state=True))
+    assert {state.input.name: state.output for state in reading.states} == crossed
+    assert any("forced by --force-state, although" in note for note in reading.notes)
+    right = dict(zip(crossed, reversed(crossed.values()), strict=True))
+    assert pairs_of(file) == pairs_of(file, Hints(states=right)) == right
+
+
+def test_states_that_become_others_are_not_crossed(tmp_path: Path) -> None:
+    """A line of delays hands each to the next one."""
+    pairs = {"p": "p_out", "q": "q_out"}
+    assert pairs_of(foreign_states.delay_line(tmp_path / "file.onnx"), Hints(states=pairs)) == pairs

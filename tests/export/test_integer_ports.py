@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from carousel import AsyncClient, Client, InternalError, InvalidArgumentError
 from examples.local_service import local_service
 from tests.export import foreign
-from tests.export.test_export_onnx import export
+from tests.export.test_export_onnx import export, refusal
 
 
 def counter(path: Path) -> Path:
@@ -50,6 +50,57 @@ def test_whole_numbers_and_flags_are_what_they_are(tmp_path: Path) -> None:
             with pytest.raises(InvalidArgumentError, match="must be whole numbers up to 16777216"):
                 session.feed(features={"count": wrong, "done": False})
         assert session.position == 3
+
+
+def prices(path: Path, kind: int = TensorProto.INT64) -> Path:
+    """Three sums of prices in cents, and the largest of them."""
+    nodes = [
+        helper.make_node("Cast", ["cents"], ["paid"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["paid", "h"], ["hn"]),
+        helper.make_node("ReduceMax", ["hn"], ["most"], axes=[1], keepdims=1),
+    ]
+    inputs = [foreign.value("cents", ["batch", 3], kind), foreign.value("h", ["batch", 3])]
+    outputs = [foreign.value("most", ["batch", 1]), foreign.value("hn", ["batch", 3])]
+    return foreign.save(path, nodes, inputs, outputs, [])
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.INT32])
+def test_one_input_of_whole_numbers_is_served_as_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: int
+) -> None:
+    """Without a vocabulary, where --input says so."""
+    file = prices(tmp_path / "prices.onnx", kind)
+    told = refusal(capsys, file, tmp_path / "repository")
+    assert "Where they are numbers, such as a count or a price in cents, say --input cents" in told
+    export(file, tmp_path / "repository", "--input", "cents")
+    assert "cents is of whole numbers up to 2^24, and not of tokens" in capsys.readouterr().out
+    with (
+        local_service(tmp_path / "repository") as running,
+        Client(running.target) as client,
+        client.session("foreign") as session,
+    ):
+        model = client.model("foreign")
+        assert [(port.name, port.shape) for port in model.inputs] == [("cents", (3,))]
+        assert model.feature_size == 3
+        assert session.feed(features={"cents": [1, 2, 2**24]}).outputs[0].outputs == {"most": (2.0**24,)}
+        assert session.feed(features=[[0.0, 0.0, -(2.0**24)]]).outputs[0].values == (2.0,)
+        for wrong in (0.5, 2**24 + 2, float("nan")):
+            with pytest.raises(InvalidArgumentError, match="whole number"):
+                session.feed(features=[[wrong, 0.0, 0.0]])
+        assert session.position == 2
+
+
+def test_whole_numbers_are_not_fed_back_from_what_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [
+        helper.make_node("Cast", ["count"], ["by"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["h", "by"], ["hn"]),
+        helper.make_node("Tanh", ["hn"], ["y"]),
+    ]
+    inputs = [foreign.value("count", ["batch", 1], TensorProto.INT64), foreign.value("h", ["batch", 1])]
+    outputs = [foreign.value("y", ["batch", 1]), foreign.value("hn", ["batch", 1])]
+    file = foreign.save(tmp_path / "count.onnx", nodes, inputs, outputs, [])
+    told = refusal(capsys, file, tmp_path / "repository", "--input", "count", "--feeds-back")
+    assert "--feeds-back: count int64 [batch, 1] reads whole numbers, and what a step gives is none" in told
 
 
 async def test_an_index_that_the_model_does_not_have_fails_its_row_alone(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from carousel import AsyncClient, Client, InvalidArgumentError, Port
 from examples.local_service import LocalService, local_service
+from tests.client.test_cli import Shell
 from tests.export import foreign
 from tests.export.test_export_onnx import export, manifest_of, refusal
 
@@ -121,6 +122,13 @@ def test_each_input_and_output_has_its_name(service: LocalService) -> None:
         assert (info.feature_size, info.value_size) == (OBSERVED + NEW, 5)
         with client.session("foreign") as session:
             assert (session.inputs, session.outputs) == (inputs, outputs)
+
+
+def test_the_command_line_lists_them(service: LocalService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the numbers that they have together."""
+    monkeypatch.setenv("COLUMNS", "200")
+    told = " ".join(Shell(service.target).out("models").split())
+    assert f"obs [{OBSERVED}], samples [{NEW}] action [3], value, seen int64" in told
 
 
 def test_steps_are_those_of_a_bare_loop(service: LocalService, file: Path) -> None:

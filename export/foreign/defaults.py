@@ -1,0 +1,71 @@
+"""Inputs that a file has a default value for: an initializer of the same name.
+
+Nobody has to give them, and most are weights that an exporter lists as inputs. A state among them would be its default
+in every step, without a word. So one that a flag names, or whose graph or name pairs it with an output, is an input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from export.errors import ExportError
+from export.foreign.axes import Hints, Tensor, tensor_of
+from export.foreign.pairing import are_kindred
+from export.foreign.wiring import Wiring, may_be
+
+
+def open_defaults(model: onnx.ModelProto, hints: Hints) -> tuple[Hints, list[str]]:
+    """Takes the default values of inputs that are states, or that flags name, out of the model. Returns the hints, with
+    those that states begin with, and notes of them and of inputs that stay at their default."""
+    values = {one.name: one for one in model.graph.initializer}
+    listed = {one.name: one for one in model.graph.input}
+    defaults = {name: tensor for name, one in listed.items() if name in values and (tensor := _served(one, hints))}
+    if not defaults:
+        return hints, []
+    given = {name: tensor for name, one in listed.items() if name not in values and (tensor := _served(one, hints))}
+    outputs = {one.name: tensor for one in model.graph.output if (tensor := _served(one, hints))}
+    wiring = Wiring(model, given | defaults, outputs)
+    others = {*hints.lone, *hints.inputs, *hints.windows, hints.end}
+    flags = {*hints.states, *others}
+    states = {name for name, tensor in defaults.items() if name in hints.states or _is_state(wiring, tensor)}
+    notes = []
+    initial = dict(hints.initial)
+    for name, tensor in defaults.items():
+        if name in states - others:
+            value = numpy_helper.to_array(values[name])
+            begins = "that" if np.any(value) else "zeros"
+            if np.any(value):
+                initial.setdefault(name, value)
+            notes.append(f"input {name} has a default value in the file, and is a state: it begins with {begins}")
+        elif name not in flags and any(isinstance(axis, str) for axis in tensor.shape):
+            notes.append(f"input {name} is left at its default value: --input {name} or --state {name}=OUTPUT gives it")
+    left = [one for name, one in values.items() if name not in defaults or name not in states | flags]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(left)
+    return replace(hints, initial=initial), notes
+
+
+def _served(value: onnx.ValueInfoProto, hints: Hints) -> Tensor | None:
+    """None for a tensor of a type that is not served, such as a quantized weight."""
+    try:
+        return tensor_of(value, hints)
+    except ExportError:
+        return None
+
+
+def _is_state(wiring: Wiring, tensor: Tensor) -> bool:
+    """Whether a recurrent node begins with an input and ends with an output, or an output of its shape that comes of it
+    has a kindred name."""
+    name = tensor.name
+    for output in wiring.reached(name):
+        if not may_be(tensor, wiring.outputs[output]) or not tensor.shape:
+            continue
+        if wiring.is_last(output) and wiring.starts(name) & wiring.ends(output):
+            return True
+        if are_kindred(name, output):
+            return True
+    return False

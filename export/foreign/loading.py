@@ -1,0 +1,187 @@
+"""An ONNX file from disk: read whole, or refused in a sentence that says what the file is and what to do.
+
+Nothing is run here, and no role is looked for: only that there is a valid graph whose inputs and outputs are tensors of
+a known number of axes, with all its weights beside it, and no operator that ONNX Runtime cannot have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from export.errors import ExportError, first_line
+
+_MIN_IR = 4
+"""The first version in which a weight need not be an input: what is added to a graph relies on it."""
+_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.experimental", "com.microsoft.nchwc")
+"""Whose operators ONNX Runtime has."""
+_AGAIN = "Copy or download the file again"
+_BEGINNINGS = (
+    (b"version https://git-lfs", "it is a pointer of Git LFS. Fetch the file itself with git lfs pull"),
+    (b"PK\x03\x04", "it is a zip archive, as PyTorch writes them. Export the module with torch.onnx.export"),
+    (b"\x80", "it is a pickle, as PyTorch writes them. Export the module with torch.onnx.export"),
+    (b"\x89HDF", "it is an HDF5 file, as Keras writes them. Convert it with tf2onnx"),
+)
+"""What other files begin with, and what to do."""
+
+
+def load(file: Path) -> onnx.ModelProto:
+    """The model in a file, of IR version 4 or later. Raises ExportError that says what is wrong and what to do."""
+    model = _parsed(file)
+    _check_weights(file, model)
+    try:
+        onnx.load_external_data_for_model(model, str(file.parent))
+        _name_shapes(model)
+        onnx.checker.check_model(model)
+    except ExportError:
+        raise
+    except Exception as error:  # onnx raises classes of its own
+        raise ExportError(f"{file} is not a valid ONNX model: {first_line(error)}. Export it again") from error
+    _check_operators(model)
+    model.ir_version = max(model.ir_version, _MIN_IR)
+    return model
+
+
+def _parsed(file: Path) -> onnx.ModelProto:
+    if not file.exists():
+        raise ExportError(f"{file} is not there")
+    if file.is_dir():
+        inside = ", ".join(sorted(one.name for one in file.glob("*.onnx"))[:4])
+        raise ExportError(
+            f"{file} is no file but a folder: give an .onnx file" + (f" in it: {inside}" if inside else "")
+        )
+    if not file.is_file():
+        raise ExportError(f"{file} is no file")
+    content = file.read_bytes()
+    if not content:
+        raise ExportError(f"{file} is empty. {_AGAIN}")
+    for beginning, what in _BEGINNINGS:
+        if content.startswith(beginning):
+            raise ExportError(f"{file} is not an ONNX model: {what}")
+    if content[4:8] == b"ORTM":
+        raise ExportError(f"{file} is not an ONNX model: it is of ONNX Runtime's own format. Give the .onnx file")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except Exception as error:  # protobuf raises classes of its own
+        is_text = all(byte in b"\t\n\r" or byte >= 0x20 for byte in content[:256])
+        what = "it is text" if is_text else f"its {len(content):,} bytes are cut off, or are something else"
+        raise ExportError(f"{file} is not an ONNX model: {what}. {_AGAIN}") from error
+    if not model.ir_version or not model.HasField("graph"):
+        raise ExportError(f"{file} is not an ONNX model: it has no graph. {_AGAIN}")
+    for what, version, known in (
+        ("IR version", model.ir_version, onnx.IR_VERSION),
+        ("opset", opset_of(model), onnx.defs.onnx_opset_version()),
+    ):
+        if version > known:
+            raise ExportError(
+                f"{file} has {what} {version}, and onnx {onnx.__version__} knows up to {known}: export it with an"
+                " earlier one, or install later packages onnx and onnxruntime"
+            )
+    _check_values(model)
+    return model
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the standard operators; 0 when it is not told."""
+    return max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
+
+
+def _check_values(model: onnx.ModelProto) -> None:
+    """Raises ExportError for inputs and outputs that are no tensors; takes away sizes that are none."""
+    graph = model.graph
+    weights = {one.name for one in graph.initializer}
+    for what, values in (("input", graph.input), ("output", graph.output)):
+        if not [one for one in values if one.name not in weights]:
+            raise ExportError(f"the file's graph has no {what}s: it takes no step. Export the module that takes one")
+        for one in values:
+            kind = one.type.WhichOneof("value")
+            if kind not in ("tensor_type", None):
+                raise ExportError(
+                    f"the {what} {one.name} is of the type {kind.removesuffix('_type').replace('_', ' ')}, and only"
+                    " tensors are served. Export the module without it"
+                )
+            if kind is None or not one.type.tensor_type.elem_type:
+                raise ExportError(f"the {what} {one.name} has no type. Export the module again, with typed {what}s")
+            for place, axis in enumerate(one.type.tensor_type.shape.dim):
+                if axis.HasField("dim_value") and axis.dim_value < 0:  # some exporters write -1 for any size
+                    axis.Clear()
+                elif axis.HasField("dim_value") and not axis.dim_value:
+                    raise ExportError(
+                        f"axis {place} of the {what} {one.name} has the size 0. Export the module with the size that it"
+                        " has in a step, or without one"
+                    )
+
+
+def _check_weights(file: Path, model: onnx.ModelProto) -> None:
+    """Raises ExportError for weights that are to be in other files, and are not."""
+    for tensor in _tensors(model.graph):
+        if not uses_external_data(tensor):
+            continue
+        told = ExternalDataInfo(tensor)
+        place = file.parent / told.location
+        if Path(told.location).is_absolute() or ".." in Path(told.location).parts:
+            raise ExportError(
+                f"{file} keeps its weights in {told.location!r}, outside its folder. Save it again with its weights"
+                " beside it, or in it: onnx.save(onnx.load(FILE), NEW_FILE)"
+            )
+        if not place.is_file():
+            raise ExportError(
+                f"{file} keeps its weights in {told.location}, which is not there. Copy that file into {file.parent},"
+                " under that name"
+            )
+        needed = (told.offset or 0) + (told.length or 0)
+        if place.stat().st_size < needed:
+            raise ExportError(
+                f"{place} has {place.stat().st_size:,} bytes, and {file.name} needs {needed:,} of it: it is cut off, or"
+                f" of another model. {_AGAIN}"
+            )
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Those of a graph and of the graphs within it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from _tensors(inner)
+
+
+def _name_shapes(model: onnx.ModelProto) -> None:
+    """Declares the shapes of outputs where the file leaves them out. Raises ExportError for those that stay unknown."""
+    for what, values in (("input", model.graph.input), ("output", model.graph.output)):
+        unknown = [one for one in values if not one.type.tensor_type.HasField("shape")]
+        if what == "output" and unknown:
+            inferred = {one.name: one for one in onnx.shape_inference.infer_shapes(model).graph.output}
+            for one in unknown:
+                one.type.CopyFrom(inferred[one.name].type)
+            unknown = [one for one in unknown if not one.type.tensor_type.HasField("shape")]
+        if unknown:
+            raise ExportError(
+                f"the number of axes of the {what} {unknown[0].name} is not in the file. Export the module with a shape"
+                " for it, in which axes may have names in place of sizes"
+            )
+
+
+def _check_operators(model: onnx.ModelProto) -> None:
+    """Raises ExportError for operators that only the program that made the file has."""
+    own = {(one.domain, one.name) for one in model.functions}
+    for node in _nodes(model.graph):
+        if node.domain not in _DOMAINS and (node.domain, node.op_type) not in own:
+            raise ExportError(
+                f"the file has the operator {node.domain}.{node.op_type}, which ONNX Runtime does not have. Export the"
+                " module without it, of standard operators alone"
+            )
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from _nodes(inner)

@@ -1,0 +1,57 @@
+"""Names of a file's tensors: as flags give them, and as a manifest may have them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from export.errors import ExportError
+from export.foreign.loading import load
+
+_MAX_LENGTH = 64
+_OTHERS = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def plain_names(names: Iterable[str]) -> list[str]:
+    """Tensors' names as they may be in a manifest, in their order: each another."""
+    found: list[str] = []
+    for name in names:
+        plain = _OTHERS.sub("_", name)
+        plain = (f"_{plain}" if plain[:1] in ("", ".", "-") else plain)[:_MAX_LENGTH]
+        one, number = plain, 1
+        while one in found:
+            number += 1
+            one = f"{plain[: _MAX_LENGTH - len(str(number)) - 1]}_{number}"
+        found.append(one)
+    return found
+
+
+def renamed(kind: str, names: Sequence[str]) -> list[str]:
+    """Notes of those that have another name in the manifest. kind: what they are, such as `state`."""
+    return [
+        f"{kind} {name} is named {plain} in the bundle and its API"
+        for name, plain in zip(names, plain_names(names), strict=True)
+        if name != plain
+    ]
+
+
+def split_pairs(texts: Sequence[str], file: Path) -> list[tuple[str, str]]:
+    """Each INPUT=OUTPUT as two names: those of the file, where a name has an equals sign itself.
+
+    Raises ExportError where the file has several such pairs, and as `load` does.
+    """
+    if all(text.count("=") == 1 for text in texts):
+        return [(name, output) for name, _, output in (text.partition("=") for text in texts)]
+    graph = load(file).graph
+    inputs, outputs = {one.name for one in graph.input}, {one.name for one in graph.output}
+    found = []
+    for text in texts:
+        places = [place for place, character in enumerate(text) if character == "="]
+        pairs = [(text[:place], text[place + 1 :]) for place in places]
+        known = [(name, output) for name, output in pairs if name in inputs and output in outputs]
+        if len(known) > 1:
+            told = " or ".join(f"{name!r} and {output!r}" for name, output in known)
+            raise ExportError(f"--state {text} may be {told}: rename a tensor of the file")
+        found.append(known[0] if known else pairs[0])
+    return found

@@ -1,0 +1,152 @@
+"""Which axes count rows, by running: two rows in one run must be what each of them is alone.
+
+1. An axis of time looks like one of rows where neither has a size or a name that tells. Taken for rows, it costs all
+   company and every look at several steps at once, and no proof says why. Both are tried where an input has two.
+2. An output's axis of rows is the one that is twice as long for two rows. Its name, which files leave out or make up,
+   decides only where they cannot be run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from export.errors import ExportError
+from export.foreign.axes import Hints
+from export.foreign.reading import Reading, read
+from export.proofs.runners import Array
+
+_TOLERANCE = 1e-4
+"""The largest difference, absolute or of a value: company may change bits, and no more."""
+
+
+def with_rows_as_run(model: onnx.ModelProto, reading: Reading, hints: Hints) -> Reading:
+    """The reading, with axes of rows as runs show them: of inputs, where those of time were taken for them; of outputs.
+
+    Raises ExportError where the axis that runs refuse is told by --batch-axis.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # what it has to say comes as an exception
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception:  # ONNX Runtime raises classes of its own: `Original` says why it cannot be loaded
+        return reading
+    two = _Two(session, reading)
+    if two.are_alone():
+        return two.with_outputs(hints)
+    swapped = {part.tensor.name: part.time_axes[0] for part in reading.inputs if len(part.time_axes) == 1}
+    try:
+        other = _Two(session, read(model, replace(hints, batch_axes={**hints.batch_axes, **swapped})))
+    except ExportError:  # it cannot be so
+        return reading
+    if not swapped or not other.are_alone():
+        return reading
+    notes = []
+    for name, place in swapped.items():
+        if name in hints.batch_axes:
+            raise ExportError(
+                f"--batch-axis {name}={hints.batch_axes[name]}: that axis counts steps, and axis {place} counts rows,"
+                f" as runs of two rows show. Say --batch-axis {name}={place}"
+            )
+        notes.append(f"rows of {name} are counted by axis {place}, as runs of two rows show")
+    found = other.with_outputs(hints)
+    return replace(found, notes=(*found.notes, *notes))
+
+
+class _Two:
+    """Two rows of random values and states, alone and in one run."""
+
+    def __init__(self, session: Any, reading: Reading) -> None:  # onnxruntime ships no types
+        self._session = session
+        self._reading = reading
+        random = np.random.default_rng(0)
+        self._rows = [
+            {
+                tensor.name: _drawn(random, shape, tensor.dtype)
+                for tensor, shape in [
+                    *((part.tensor, part.shape) for part in reading.inputs),
+                    *((state.input, state.shape) for state in reading.states),
+                ]
+            }
+            for _ in range(2)
+        ]
+        self._constants = {
+            name: np.array(values, tensor.dtype).reshape([int(axis) for axis in tensor.shape])
+            for name, (tensor, values) in reading.constants.items()
+        }
+        for constant in reading.session_constants:
+            if constant.batch_axis is None:
+                self._constants[constant.tensor.name] = constant.example[0, ...]
+            else:
+                for row in self._rows:
+                    row[constant.tensor.name] = constant.example
+        if reading.start is not None:
+            shape = [axis if isinstance(axis, int) else 1 for axis in reading.start.shape]
+            self._constants[reading.start.name] = np.ones(shape, reading.start.dtype)
+
+    def are_alone(self) -> bool:
+        """Whether both have the states after a step that they have alone. False where they cannot be run."""
+        names = [state.output for state in self._reading.states]
+        try:
+            found, *alone = self._together(names), *(self._run(names, row) for row in self._rows)
+        except Exception:  # ONNX Runtime raises classes of its own
+            return False
+        for state, both, *each in zip(self._reading.states, found, *alone, strict=True):
+            if any(one.shape != state.shape for one in each):
+                return False
+            expected = np.concatenate(each, state.batch_axis)
+            if both.shape != expected.shape or not np.allclose(both, expected, _TOLERANCE, _TOLERANCE):
+                return False
+        return True
+
+    def with_outputs(self, hints: Hints) -> Reading:
+        """The reading, with those axes of its outputs that are twice as long for two rows."""
+        reading = self._reading
+        names = [output.tensor.name for output in reading.outputs]
+        outputs = []
+        for output, long, short in zip(
+            reading.outputs, self._together(names), self._run(names, self._rows[0]), strict=True
+        ):
+            grown = [
+                place for place, size in enumerate(short.shape) if size and long.shape[place : place + 1] == (2 * size,)
+            ]
+            found = output
+            if short.ndim != len(output.tensor.shape):  # what the file declares is wrong
+                found = replace(output, tensor=replace(output.tensor, shape=short.shape), batch_axis=0)
+            if len(grown) == 1 and long.ndim == short.ndim and output.tensor.name not in hints.batch_axes:
+                shape = (*found.tensor.shape[: grown[0]], "batch", *found.tensor.shape[grown[0] + 1 :])
+                found = replace(found, tensor=replace(found.tensor, shape=shape), batch_axis=grown[0])
+            outputs.append(found)
+        return replace(reading, outputs=tuple(outputs))
+
+    def _together(self, names: Sequence[str]) -> list[Array]:
+        axes = {part.tensor.name: part.batch_axis for part in self._reading.inputs}
+        axes |= {state.input.name: state.batch_axis for state in self._reading.states}
+        axes |= {
+            constant.tensor.name: constant.batch_axis
+            for constant in self._reading.session_constants
+            if constant.batch_axis is not None
+        }
+        together = {name: np.concatenate([row[name] for row in self._rows], axis) for name, axis in axes.items()}
+        start = self._reading.start
+        names_of_rows = [*self._reading.repeated]
+        if start is not None and start.shape and isinstance(start.shape[0], str):
+            names_of_rows.append(start.name)
+        repeated = {name: np.repeat(self._constants[name], 2, axis=0) for name in names_of_rows}
+        return self._run(names, {**together, **repeated})
+
+    def _run(self, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
+        found: list[Array] = self._session.run(list(names), {**self._constants, **feeds})
+        return found
+
+
+def _drawn(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
+    if dtype.startswith("float"):
+        return random.standard_normal(shape).astype(dtype)
+    return random.integers(0, 2, shape).astype(dtype)

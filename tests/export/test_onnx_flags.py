@@ -1,0 +1,98 @@
+"""Flags of `python -m export onnx` that cannot be: each is refused by its name in a line, before the file is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from pydantic import ValidationError
+
+from export.__main__ import main
+from export.errors import refused_fields
+from service.repository.manifest import SpecialTokens
+from tests.export import foreign
+from tests.export.test_export_onnx import export, refusal
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--name", "My Model"], "--name: 'My Model' is no model's name: 1 to 64 of a-z, 0-9, '.', '_' and '-'"),
+        (["--name", "Vad"], "--name: 'Vad' is no model's name"),
+        (["--name", ""], "--name: '' is no model's name"),
+        (["--version", "0"], "--version: '0' is not a whole number from 1 to 2147483647"),
+        (["--max-tokens", "0"], "--max-tokens: '0' is not a whole number, 1 or more"),
+        (["--max-bytes", "-1"], "--max-bytes: '-1' is not a whole number, 1 or more"),
+        (["--state", "state"], "--state: 'state' must be NAME=VALUE"),
+        (["--stat"], "argument --stat"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: Sequence[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["onnx", str(tmp_path / "none.onnx"), "--name", "foreign", "--to", str(tmp_path / "to"), *flags])
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--vocabulary", "{folder}/none"], "/none cannot be read: No such file or directory"),
+        (["--vocabulary", "{folder}"], "cannot be read: Is a directory"),
+        (["--vocabulary", "{folder}/binary"], "/binary is no text in UTF-8: it must have a token a line"),
+        (
+            ["--labels", "{folder}/twice"],
+            "token 'a' is in the vocabulary twice, as 0 and 1. It must have a token a line",
+        ),
+        (["--bos", "3"], "--bos 3: it is a token of --vocabulary FILE, which is not given"),
+        (["--vocabulary", "{folder}/two", "--eos", "2"], "--eos 2: the vocabulary has 2 tokens, whose ids are counted"),
+        (["--vocabulary", "{folder}/two", "--bos", "-1"], "--bos -1: the vocabulary has 2 tokens"),
+        (["--state", "a=c", "--constant", "a=1"], "--state and --constant both name a: an input is one of them"),
+        (["--input", "a", "--start", "a"], "--input and --start both name a: an input is one of them"),
+        (["--state", "a=c", "--state", "b=c"], "--state gives several inputs one output, of c: each has its own"),
+    ],
+)
+def test_names_that_cannot_be_are_told_before_the_file_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: Sequence[str], message: str
+) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "twice").write_text("a\na\n")
+    (tmp_path / "two").write_text("a\nb\n")
+    flags = [flag.format(folder=tmp_path) for flag in flags]
+    assert message in refusal(capsys, tmp_path / "none.onnx", tmp_path / "repository", *flags)
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf", "1e300", "0.5"])
+def test_a_constant_of_whole_numbers_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: str) -> None:
+    file = foreign.voice_activity(tmp_path / "vad.onnx", samples=32)
+    told = refusal(capsys, file, tmp_path / "repository", "--constant", f"sr={rate}")
+    assert "sr int64 [] is of whole numbers" in told
+
+
+def test_a_version_that_is_there_is_told_before_the_file_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(foreign.denoiser(tmp_path / "file.onnx"), tmp_path / "to")
+    capsys.readouterr()
+    assert main(["onnx", str(tmp_path / "none.onnx"), "--name", "foreign", "--to", str(tmp_path / "to")]) == 1
+    told = capsys.readouterr()
+    assert "is there already: give it another version, or replace it with --replace" in told.err
+    assert not told.out
+
+
+def test_fields_of_a_manifest_are_refused_in_a_line() -> None:
+    """Whatever else a manifest refuses, too."""
+    with pytest.raises(ValidationError) as caught:
+        SpecialTokens.model_validate({"pad_id": -1, "bos_id": "x"})
+    told = refused_fields(caught.value)
+    assert "pad_id = -1: Input should be greater than or equal to 0; bos_id = 'x': Input should be a valid" in told
+    assert "\n" not in told
+    assert "pydantic" not in told
