@@ -91,11 +91,11 @@ def _check_roles(hints: Hints) -> None:
     for flag, names in (
         ("--state", hints.states),
         ("--constant", hints.constants),
+        ("--input", hints.inputs),
         ("--session-constant", hints.session_constants),
         ("--session-id", [hints.session_id]),
         ("--start", [hints.start]),
         ("--end", [hints.end]),
-        ("--input", hints.inputs),
     ):
         for name in names:
             if name is not None and found.setdefault(name, flag) != flag:

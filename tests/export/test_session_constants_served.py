@@ -289,7 +289,7 @@ def test_an_end_needs_parts_with_names(service: LocalService) -> None:
         (("language=3", []), "which values does language int64 [] take?"),
         (("", ["--session-constant", "nothing"]), "--session-constant names nothing"),
         (("", ["--constant", "gain=1"]), "--constant and --session-constant both name gain"),
-        (("", ["--input", "is_last"]), "--end and --input both name is_last"),
+        (("", ["--input", "is_last"]), "--input and --end both name is_last"),
         (("speaker", ["--session-constant", "speaker=1,2"]), "--session-constant speaker has 2 values"),
         (("language", ["--session-constant", "language=0.5", "--session-constant", "language=1"]), "of whole numbers"),
         (("number", ["--session-id", "x", "--input", "number"]), "--session-id x: x float32 [batch, 4] must be one"),
