@@ -89,15 +89,15 @@ class Answers:
 
     def _check_free(self, entry: Entry, answer: pb.StreamResponse) -> None:
         """An opening has succeeded, which a stored session of that id forbids, and a Close that was answered."""
-        is_stored = self._view.floor is not None and self._view.now() < self._view.lives_until_s
+        is_stored = self._view.now() < self._view.lives_until_s
         if not entry.is_resume and self._view.may_be_there(entry):
             is_plain = answer.opened.durability == pb.DURABILITY_NONE and entry.opening[1] != pb.DISCONNECT_ACTION_KEEP
             if is_plain and entry.sent.stream.replica.store_trouble_s(entry.sent.sent_at_s - _REFUSES_S):
                 self._view.is_exclusive = False  # plain sessions do not depend on the store: docs/decisions/0023
             if is_stored and entry.before is Presence.PRESENT:
                 self._view.violate(f"{entry.sent} gets the id of a stored session")
-        is_elsewhere = self._view.where not in (None, entry.sent.stream.replica)
-        if not entry.is_resume and entry.before is not Presence.ABSENT and is_elsewhere and not self._view.is_stored:
+        is_overlooked = self._view.may_be_overlooked(entry.sent.replica, entry.sent.sent_at_s)
+        if not entry.is_resume and entry.before is not Presence.ABSENT and is_overlooked:
             self._view.is_exclusive = False  # there are two of that id now: the store knows none of the first
         is_closed = any(close.is_done and close.answer.HasField("closed") for close in entry.closes)
         if entry.is_resume and (is_closed or (entry.is_absent and self._view.closer_lives())):
@@ -130,7 +130,7 @@ class Answers:
         opens."""
         view = self._view
         if view.where is entry.sent.stream.replica or (view.where is not None and view.is_stored):
-            is_expired = view.where is not None and view.may_be_expired(view.where)
+            is_expired = view.may_be_expired(view.where, entry.sent.sent_at_s)
             view.presence = Presence.UNKNOWN if is_expired else Presence.ABSENT
             view.floor = None
 

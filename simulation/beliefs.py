@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from carousel.v1 import inference_pb2 as pb
@@ -209,7 +210,9 @@ class Belief:
 
     @property
     def lives_until_s(self) -> float:
-        """Until when it must be found, if nobody uses it."""
+        """Until when it must be found, if nobody uses it; never, when nothing of it must survive its server."""
+        if self.floor is None:
+            return -math.inf
         lifetime_s = self.idle_timeout_s
         if self.action != pb.DISCONNECT_ACTION_FREE:
             lifetime_s = min(lifetime_s, self.duration_s)
@@ -218,15 +221,22 @@ class Belief:
     @property
     def must_be_found(self) -> bool:
         """Whether the store has it, or must have."""
-        may_be_expired = self.where is not None and self.may_be_expired(self.where)
-        return self.floor is not None and self.now() < self.lives_until_s and not may_be_expired
+        return self.now() < self.lives_until_s and not self.may_be_expired(self.where)
 
-    def may_be_expired(self, replica: Replica) -> bool:
-        """Whether its record may have expired although it lives. A record is renewed when half of its time is left, and
-        looked at four times within the idle timeout: since the last use the store must not have answered as it should
-        for at least a quarter of that."""
-        since_s = min(self.used_at_s, self.now() - self._lifetime_s)
-        return self.is_forgotten or replica.store_trouble_s(since_s) >= 0.25 * self.idle_timeout_s
+    def may_be_expired(self, replica: Replica | None, at_s: float = math.inf) -> bool:
+        """Whether its record may have expired, or be lost, although it lives there. A record is renewed when half of
+        its time is left, and looked at four times within the idle timeout: since the last use the store must not have
+        answered as it should for at least a quarter of that. at_s: when it was asked for, if that was before now."""
+        if replica is None:
+            return False
+        at_s = min(at_s, self.now())
+        since_s = min(self.used_at_s, at_s - self._lifetime_s)
+        return self._is_forgotten(at_s) or replica.store_trouble_s(since_s) >= 0.25 * self.idle_timeout_s
+
+    def may_be_overlooked(self, replica: Replica, at_s: float) -> bool:
+        """Whether a replica that was asked for its id at a time need not have known that another has it."""
+        is_elsewhere = self.where not in (None, replica)
+        return is_elsewhere and (not self.is_stored or self.may_be_expired(self.where, at_s))
 
     @property
     def _lifetime_s(self) -> float:
@@ -235,7 +245,10 @@ class Belief:
     @property
     def is_forgotten(self) -> bool:
         """Whether the store has lost its record, and need not have it again yet."""
-        return self.now() - self.forgotten_at_s < self._lifetime_s
+        return self._is_forgotten(self.now())
+
+    def _is_forgotten(self, at_s: float) -> bool:
+        return at_s - self.forgotten_at_s < self._lifetime_s
 
     def closer_lives(self) -> bool:
         """Whether the replica that ended it has lived on, so that it records the end."""
