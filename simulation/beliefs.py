@@ -132,6 +132,12 @@ class Belief:
         self._attached(sent, answer)
         self.take_news(sent, answer)
 
+    def not_opened(self, entry: Entry, *, is_found: bool) -> None:
+        """It was not opened, nor resumed: it is where it was. is_found: whether a replica may have found it."""
+        if self.stream is entry.sent.stream and not self.is_opening:
+            self.stream = self.home = self.home if is_found and self.home is self.stream else None
+        self.presence = entry.before
+
     def take_news(self, sent: Sent, answer: pb.StreamResponse) -> None:
         """The answer may tell how far the session is stored."""
         if answer.HasField("checkpoint_position") and not answer.HasField("error") and not self.is_forgotten:
