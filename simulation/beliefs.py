@@ -137,6 +137,8 @@ class Belief:
         if self.stream is entry.sent.stream and not self.is_opening:
             self.stream = self.home = self.home if is_found and self.home is self.stream else None
         self.presence = entry.before
+        if entry.is_resume and is_found and self.durability != pb.DURABILITY_NONE:
+            self.freed = None  # a replica may have taken its record before it ended, and given it back to the store
 
     def take_news(self, sent: Sent, answer: pb.StreamResponse) -> None:
         """The answer may tell how far the session is stored."""

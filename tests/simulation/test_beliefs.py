@@ -76,3 +76,18 @@ def test_a_session_that_is_looked_for_elsewhere_is_not_taken_to_be_where_it_was(
         knobs=Knobs(idle_timeout_s=1.0),
     )
     assert told(journal)[:3] == ["opened", "not found", "store unavailable"]
+
+
+def test_a_session_that_a_refused_resumption_took_may_be_in_the_store_although_its_stream_has_ended() -> None:
+    """The store carried the claim out, in some of these, and its answer was lost."""
+    found = set()
+    for seed in range(10):
+        before = (
+            opening(),
+            strike("outage", 0.1, 3.0),
+            client("leave", _PAST_LEASE_S),
+            client("resume", 0.1, slot=1),
+        )
+        found.add(told(played(*before, client("resume", 4.0, slot=1), seed=seed))[2])
+        played(*before, opening(4.0, durability=NONE, action=HOLD), seed=seed)
+    assert found == {"opened", "not found"}
