@@ -97,7 +97,8 @@ class Answers:
             if is_stored and entry.before is Presence.PRESENT:
                 self._view.violate(f"{entry.sent} gets the id of a stored session")
         is_elsewhere = self._view.where not in (None, entry.sent.stream.replica)
-        if not entry.is_resume and entry.before is not Presence.ABSENT and is_elsewhere and not self._view.is_stored:
+        is_known = self._view.is_stored and not self._view.may_lack_record
+        if not entry.is_resume and entry.before is not Presence.ABSENT and is_elsewhere and not is_known:
             self._view.is_exclusive = False  # there are two of that id now: the store knows none of the first
         is_closed = any(close.is_done and close.answer.HasField("closed") for close in entry.closes)
         if entry.is_resume and (is_closed or (entry.is_absent and self._view.closer_lives())):
@@ -128,8 +129,7 @@ class Answers:
         opens."""
         view = self._view
         if view.where is entry.sent.stream.replica or (view.where is not None and view.is_stored):
-            is_expired = view.where is not None and view.may_be_expired(view.where)
-            view.presence = Presence.UNKNOWN if is_expired else Presence.ABSENT
+            view.presence = Presence.UNKNOWN if view.may_lack_record else Presence.ABSENT
             view.floor = None
 
     def _fed(self, entry: Entry, answer: pb.StreamResponse) -> None:

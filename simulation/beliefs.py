@@ -226,8 +226,12 @@ class Belief:
     @property
     def must_be_found(self) -> bool:
         """Whether the store has it, or must have."""
-        may_be_expired = self.where is not None and self.may_be_expired(self.where)
-        return self.floor is not None and self.now() < self.lives_until_s and not may_be_expired
+        return self.floor is not None and self.now() < self.lives_until_s and not self.may_lack_record
+
+    @property
+    def may_lack_record(self) -> bool:
+        """Whether the replica that had it last may have it although the store has no record of it."""
+        return self.where is not None and self.may_be_expired(self.where)
 
     def may_be_expired(self, replica: Replica) -> bool:
         """Whether its record may have expired although it lives. A record is renewed when half of its time is left, and

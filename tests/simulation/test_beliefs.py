@@ -91,3 +91,15 @@ def test_a_session_that_a_refused_resumption_took_may_be_in_the_store_although_i
         found.add(told(played(*before, client("resume", 4.0, slot=1), seed=seed))[2])
         played(*before, opening(4.0, durability=NONE, action=HOLD), seed=seed)
     assert found == {"opened", "not found"}
+
+
+def test_a_session_that_the_store_has_forgotten_may_be_there_beside_a_new_one_of_its_id() -> None:
+    journal = played(
+        opening(action=HOLD),
+        strike("empty", 0.1, 0.0),
+        client("leave", 0.1),
+        opening(0.01, slot=1, action=HOLD),
+        client("close", 0.02),
+        client("resume", 0.02),
+    )
+    assert told(journal)[:4] == ["opened", "opened", "closed", "opened"]
