@@ -107,9 +107,7 @@ class Answers:
 
     def _open_failed(self, entry: Entry, error: error_pb2.Error) -> None:
         reason = error.reason
-        if self._view.stream is entry.sent.stream and not any(one.sent.kind == "open" for one in self._view.queue):
-            self._view.stream = None
-        self._view.presence = entry.before
+        self._view.not_opened(entry, is_found=reason != "SESSION_NOT_FOUND")
         if not entry.is_resume and reason in _UNCERTAIN:
             self.may_have(entry)
         elif entry.is_resume and reason == "SESSION_NOT_FOUND":
@@ -222,6 +220,8 @@ class Answers:
                 self._view.unstored.append(entry)
             if reason == "CANCELLED":
                 self._cancelled(entry, position)
+            if reason == "SESSION_MOVED" and entry.is_close:
+                self._view.moved(entry.sent.stream)
 
     def _cancelled(self, entry: Entry, position: int) -> None:
         is_meant = self._view.num_cancels > entry.num_cancels or self._view.is_closing

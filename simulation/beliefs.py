@@ -133,6 +133,14 @@ class Belief:
         self._attached(sent, answer)
         self.take_news(sent, answer)
 
+    def not_opened(self, entry: Entry, *, is_found: bool) -> None:
+        """It was not opened, nor resumed: it is where it was. is_found: whether a replica may have found it."""
+        if self.stream is entry.sent.stream and not self.is_opening:
+            self.stream = self.home = self.home if is_found and self.home is self.stream else None
+        self.presence = entry.before
+        if entry.is_resume and is_found and self.durability != pb.DURABILITY_NONE:
+            self.freed = None  # a replica may have taken its record before it ended, and given it back to the store
+
     def take_news(self, sent: Sent, answer: pb.StreamResponse) -> None:
         """The answer may tell how far the session is stored."""
         if answer.HasField("checkpoint_position") and not answer.HasField("error") and not self.is_forgotten:
@@ -147,6 +155,12 @@ class Belief:
             self.presence = Presence.UNKNOWN
             is_freed = self.action == pb.DISCONNECT_ACTION_FREE and stream is not None and not self.is_resuming
             self.freed = (stream.replica.life, self.now()) if is_freed and stream else None
+
+    def moved(self, stream: ClientStream) -> None:
+        """A stream was told, by the answer to a Close, that another replica has it."""
+        if self.home is stream:
+            self.detach()
+            self.presence = Presence.UNKNOWN
 
     def forgotten(self) -> None:
         """The store has lost its record: it is where it is open, if it is, and is stored from there again."""
@@ -256,7 +270,8 @@ class Belief:
 
     def may_be_there(self, opening: Entry) -> bool:
         """Whether there may have been a session of the id before an opening."""
-        return opening.before is not Presence.ABSENT or not self.closer_lives()
+        is_unrecorded = self.is_promised or not self.closer_lives()  # the store has it until its end is recorded
+        return opening.before is not Presence.ABSENT or is_unrecorded
 
     def violate(self, text: str) -> None:
         """An answer or a notice about it is wrong."""

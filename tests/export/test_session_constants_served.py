@@ -311,9 +311,9 @@ def test_flags_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"what is this", "h.npy is not a NumPy array"),
-        (np.zeros(3, np.float32), "h.npy is float32 [3], but state h is float32 [8]"),
-        (np.zeros(SIZE), "h.npy is float64 [8], but state h is float32 [8]"),
+        (b"what is this", "initial.h.npy is not a NumPy array"),
+        (np.zeros(3, np.float32), "initial.h.npy is float32 [3], but state h is float32 [8]"),
+        (np.zeros(SIZE), "initial.h.npy is float64 [8], but state h is float32 [8]"),
     ],
 )
 def test_first_values_that_are_no_such_are_refused(
@@ -321,11 +321,11 @@ def test_first_values_that_are_no_such_are_refused(
 ) -> None:
     folder = Path(shutil.copytree(repository / "foreign" / "1", tmp_path / "foreign" / "1"))
     if isinstance(content, bytes):
-        (folder / "h.npy").write_bytes(content)
+        (folder / "initial.h.npy").write_bytes(content)
     else:
-        np.save(folder / "h.npy", content)
+        np.save(folder / "initial.h.npy", content)
     manifest = json.loads((folder / FILE_NAME).read_text())
-    manifest["digests"]["h.npy"] = sha256_of(folder / "h.npy")
+    manifest["digests"]["initial.h.npy"] = sha256_of(folder / "initial.h.npy")
     (folder / FILE_NAME).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=re.escape(message)):
         load_bundle(folder)

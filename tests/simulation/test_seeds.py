@@ -20,6 +20,20 @@ from simulation.wire import Connection
 
 SEEDS_A_SHARD = 200
 NUM_SHARDS = 10
+FOUND = (
+    40001403,
+    60032289,
+    80005764,
+    80020714,
+    80034615,
+    80066873,
+    80073541,
+    204007570,
+    205008588,
+    209006254,
+    211008605,
+)
+FOUND += (307002601,)
 
 
 @pytest.mark.parametrize("shard", range(NUM_SHARDS))
@@ -27,6 +41,12 @@ def test_no_seed_violates_anything(shard: int) -> None:
     for seed in range(shard * SEEDS_A_SHARD, (shard + 1) * SEEDS_A_SHARD):
         journal = run_seed(seed)
         assert not journal.violations, str(shrink(seed, journal))
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_a_seed_that_once_violated_something_violates_nothing(seed: int) -> None:
+    journal = run_seed(seed)
+    assert not journal.violations, str(shrink(seed, journal))
 
 
 def test_plain_sessions_with_room_for_all_violate_nothing() -> None:

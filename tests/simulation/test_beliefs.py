@@ -1,0 +1,105 @@
+"""What a client believes of its sessions when an opening is refused: as much as it was promised, and no more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from carousel.v1 import inference_pb2 as pb
+from simulation.checks import Journal
+from simulation.knobs import Knobs
+from simulation.run import run_script
+from simulation.script import NATURE, Action
+from tests.simulation.scenes import NONE, STRICT
+
+FREE, HOLD = pb.DISCONNECT_ACTION_FREE, pb.DISCONNECT_ACTION_HOLD
+_PAST_LEASE_S = 1.5
+KNOBS = Knobs(idle_timeout_s=20.0)
+CODES = {5: "not found", 6: "in use", 14: "store unavailable"}
+"""What is told by the codes of errors."""
+
+
+def client(op: str, pause_s: float = 0.05, *, slot: int = 0, **args: Any) -> Action:
+    """One action of the client, for its first session."""
+    return Action(0, op, pause_s, {"k": 0, "slot": slot, **args})
+
+
+def opening(
+    pause_s: float = 0.05,
+    *,
+    slot: int = 0,
+    durability: pb.Durability.ValueType = STRICT,
+    action: pb.DisconnectAction.ValueType = FREE,
+) -> Action:
+    """The client opens its session, also where it knows of one."""
+    fixed = {"model": "lazy", "is_made": False, "outputs": False, "unattended": False, "rude": True}
+    return client("open", pause_s, slot=slot, durability=durability, action=action, duration_s=5.0, **fixed)
+
+
+def strike(op: str, pause_s: float, duration_s: float, replica: int = 0) -> Action:
+    """One action of nature, counted from its action before."""
+    return Action(NATURE, op, pause_s, {"duration_s": duration_s, "replica": replica})
+
+
+def played(*actions: Action, seed: int = 0, knobs: Knobs = KNOBS) -> Journal:
+    """What happened; nothing may be violated."""
+    journal = run_script(seed, list(actions), knobs)
+    assert not journal.violations, "\n".join([*journal.violations, "", *list(journal.trace)[-40:]])
+    return journal
+
+
+def told(journal: Journal) -> list[str]:
+    """What the client was told of the openings of its session, in order."""
+    answers = [line for line in journal.trace if " < request_id: " in line and 'session_id: "c0s0"' in line]
+    kinds = {" opened {": "opened", " closed {": "closed", **{f"code: {code} ": name for code, name in CODES.items()}}
+    return [next((kind for sign, kind in kinds.items() if sign in line), line) for line in answers]
+
+
+def test_a_session_whose_resumption_is_refused_where_it_is_stays_on_its_stream_and_ends_with_it() -> None:
+    journal = played(
+        opening(),
+        strike("cut", 0.1, 4.0),
+        client("resume", _PAST_LEASE_S),
+        client("leave", 0.1),
+        opening(4.0),
+    )
+    assert told(journal)[:3] == ["opened", "store unavailable", "opened"]
+
+
+def test_a_session_that_is_looked_for_elsewhere_is_not_taken_to_be_where_it_was() -> None:
+    """Its first server tells that it is closed while the client does not listen there."""
+    journal = played(
+        opening(durability=NONE, action=HOLD),
+        client("resume", slot=1),
+        strike("outage", 3.0, 1.0),
+        client("resume", 3.0),
+        client("cancel", 0.1),
+        knobs=Knobs(idle_timeout_s=1.0),
+    )
+    assert told(journal)[:3] == ["opened", "not found", "store unavailable"]
+
+
+def test_a_session_that_a_refused_resumption_took_may_be_in_the_store_although_its_stream_has_ended() -> None:
+    """The store carried the claim out, in some of these, and its answer was lost."""
+    found = set()
+    for seed in range(10):
+        before = (
+            opening(),
+            strike("outage", 0.1, 3.0),
+            client("leave", _PAST_LEASE_S),
+            client("resume", 0.1, slot=1),
+        )
+        found.add(told(played(*before, client("resume", 4.0, slot=1), seed=seed))[2])
+        played(*before, opening(4.0, durability=NONE, action=HOLD), seed=seed)
+    assert found == {"opened", "not found"}
+
+
+def test_a_session_that_the_store_has_forgotten_may_be_there_beside_a_new_one_of_its_id() -> None:
+    journal = played(
+        opening(action=HOLD),
+        strike("empty", 0.1, 0.0),
+        client("leave", 0.1),
+        opening(0.01, slot=1, action=HOLD),
+        client("close", 0.02),
+        client("resume", 0.02),
+    )
+    assert told(journal)[:4] == ["opened", "opened", "closed", "opened"]
