@@ -130,9 +130,9 @@ class Requests:
         last = view.last
         if not self._is_open(view) or last is None or last.choosing is None or last.start is None or view.queue:
             return
-        self._generate_again(view, last)
+        self._generate_again(view, last, is_again=last.is_again)
 
-    def _generate_again(self, view: View, last: Entry, *, is_again: bool = False) -> None:
+    def _generate_again(self, view: View, last: Entry, *, is_again: bool) -> None:
         message = pb.Generate.FromString(last.sent.request.generate.SerializeToString())
         received = max((part.position for part in last.sent.responses if part.HasField("generated")), default=0)
         start = message.position

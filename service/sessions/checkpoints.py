@@ -137,7 +137,7 @@ class Checkpoints:
                 then(WriteResult.FAILED)
                 return
             put = self._leases.put_of(session, image_of(session, state))
-            self._storage.put(put, partial(self._stored, session, (era, state.position), then))
+            self._storage.put(put, partial(self._stored, session, put.put_s, (era, state.position), then))
 
         session.served.engine.read([session.lane], read)
 
@@ -249,14 +249,14 @@ class Checkpoints:
                     asyncio.get_running_loop().call_later(_MIDST_S, self._hasten, session)
                 continue
             put = self._leases.put_of(session, image_of(session, state))
-            self._storage.put(put, partial(self._written, session, (era, state.position)))
+            self._storage.put(put, partial(self._written, session, put.put_s, (era, state.position)))
 
-    def _written(self, session: Session, moment: Moment, result: WriteResult) -> None:
+    def _written(self, session: Session, put_s: float, moment: Moment, result: WriteResult) -> None:
         persistence = session.persistence
         persistence.is_writing = False
         if session.is_over:
             return
-        self._note(session, moment, result)
+        self._note(session, put_s, moment, result)
         if session.is_over:
             return
         if result is WriteResult.FAILED:
@@ -264,20 +264,21 @@ class Checkpoints:
         elif persistence.awaiting:
             self._hasten(session)
 
-    def _stored(self, session: Session, moment: Moment, then: Then, result: WriteResult) -> None:
+    def _stored(self, session: Session, put_s: float, moment: Moment, then: Then, result: WriteResult) -> None:
         if not session.is_over:
-            self._note(session, moment, result)
+            self._note(session, put_s, moment, result)
         then(result)
 
-    def _note(self, session: Session, moment: Moment, result: WriteResult) -> None:
+    def _note(self, session: Session, put_s: float, moment: Moment, result: WriteResult) -> None:
         persistence = session.persistence
         if result is WriteResult.STORED:
             persistence.stored = moment
             self._stored_at_last(session)
-            persistence.resolve(moment, None)
         elif result is WriteResult.FAILED:
             persistence.resolve(None, not_stored(session))
-        self._leases.noted(session, result)
+        self._leases.noted(session, put_s, result)
+        if result is WriteResult.STORED and not persistence.is_unconfirmed:
+            persistence.resolve(moment, None)
 
     def _stored_at_last(self, session: Session) -> None:
         now_s = self._clock()

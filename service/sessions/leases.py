@@ -7,8 +7,9 @@ A server counts as there for its lease after each heartbeat (Gray and Cheriton 1
 2. When it has run out, by the clock or because the store says that it had, every session with a record is unconfirmed:
    its requests wait, and answers in flight wait until they are stored, whatever its durability.
 3. A session is confirmed by anything that the store takes under its epoch, and all are by a heartbeat which shows that
-   the lease held after all. One that the store refuses is another server's. While the store fails, what waits is
-   refused.
+   the lease held after all. What the store was asked before the lease was looked at last confirms nothing, however late
+   it is answered: another server can have had the session since. One that the store refuses is another server's. While
+   the store fails, what waits is refused.
 4. A record that the store has lost is written anew, unless another server can have had it meanwhile and left one that
    is gone by now. Every record lasts for the idle timeout at least: so when others have been there for longer than that
    while this server counted as gone, sessions without a record are lost; and a session's last record, which may be
@@ -66,6 +67,8 @@ class Leases:
         """Each with None until a heartbeat is heard; then, when the lease did run out and the store must be asked, with
         whether another server can have had the session and left no record of it."""
         self._confirming: set[Session] = set()
+        self._looked_s = -math.inf
+        """When the lease was found last to have run out, in monotonic seconds."""
         self._is_lapsed = False
         """Whether the lease has run out, and all sessions but those of `_since` are unconfirmed, or were since."""
         self._since: dict[Session, None] = {}
@@ -100,13 +103,13 @@ class Leases:
         says."""
         persistence = session.persistence
         ttl_s = ttl_s or self.ttl_s(session)
-        persistence.renew_at_s = self._clock() + 0.5 * ttl_s
+        persistence.renew_at_s = (now_s := self._clock()) + 0.5 * ttl_s
         persistence.has_record = persistence.has_record or image is not None
         if not session.is_over and session not in self._recorded:
             self.add(session)
         make_until_s = math.inf if self._may_make(session) else -math.inf
         record_id = persistence.record_id or session.id
-        return Put(record_id, persistence.epoch, image, ttl_s, standing, make_until_s=make_until_s)
+        return Put(record_id, persistence.epoch, image, ttl_s, standing, make_until_s=make_until_s, put_s=now_s)
 
     def make_until_s(self, session: Session) -> float:
         """Until when a last record may be made of a session where the store has none, in monotonic seconds."""
@@ -122,7 +125,8 @@ class Leases:
 
     def renew(self, session: Session) -> None:
         """Has the record of a session outlive it."""
-        self._storage.put(self.put_of(session, None), partial(self._renewed, session))
+        put = self.put_of(session, None)
+        self._storage.put(put, partial(self._renewed, session, put.put_s))
 
     def renew_some(self, count: int) -> None:
         """Looks at so many sessions, those first that were looked at longest ago, and renews the records that would
@@ -135,12 +139,12 @@ class Leases:
             if session.persistence.renew_at_s < now_s:
                 self.renew(session)
 
-    def noted(self, session: Session, result: WriteResult) -> None:
-        """A write of the record of a session, which has not ended, came to this result."""
+    def noted(self, session: Session, put_s: float, result: WriteResult) -> None:
+        """A write of the record of a session, which has not ended, came to this result. put_s: see `Put`."""
         if result is WriteResult.REFUSED:
             self._on_lost(session)
         elif result is WriteResult.STORED:
-            self.confirmed(session)
+            self.confirmed(session, put_s)
         elif result is WriteResult.MISSING:
             if self._may_make(session):
                 self._on_missing(session)
@@ -165,6 +169,7 @@ class Leases:
 
     def look(self) -> None:
         """The lease has run out: nothing is told of a stored session before the store was asked."""
+        self._looked_s = self._clock()
         suspects = list(self._since if self._is_lapsed else self._recorded)
         self._since.clear()
         if not self._is_lapsed:
@@ -177,9 +182,10 @@ class Leases:
                 self._unconfirmed[session] = None
                 self._deferral.suspend(session)
 
-    def confirmed(self, session: Session) -> None:
-        """The store has taken something under a session's epoch. What waited runs."""
-        if session.persistence.is_unconfirmed:
+    def confirmed(self, session: Session, asked_s: float) -> None:
+        """The store has taken something under a session's epoch. What waited runs. asked_s: monotonic seconds at which
+        the store was asked: that does not count when the lease was found to have run out since."""
+        if session.persistence.is_unconfirmed and asked_s >= self._looked_s:
             session.persistence.is_unconfirmed = False
             self._unconfirmed.pop(session, None)
             if self._is_lapsed:
@@ -207,7 +213,7 @@ class Leases:
         self._since.clear()
         for session, known in list(self._unconfirmed.items()):
             if known is None:
-                self.confirmed(session)
+                self.confirmed(session, self._clock())
             else:
                 self._confirm(session)
 
@@ -232,7 +238,7 @@ class Leases:
         session.persistence.resolve(None, error)
         self._deferral.refuse(session, error)
 
-    def _renewed(self, session: Session, result: WriteResult) -> None:
+    def _renewed(self, session: Session, put_s: float, result: WriteResult) -> None:
         self._confirming.discard(session)
         if not session.is_over:
-            self.noted(session, result)
+            self.noted(session, put_s, result)

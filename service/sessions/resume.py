@@ -118,7 +118,6 @@ class Resume:
     async def here(self, session_id: str) -> Session:
         """A session of this server, which is not looked for elsewhere. Raises SessionNotFoundError, SessionMovedError
         and StoreUnavailableError."""
-        self._registry.leases.check()
         return await self._confirmed(self._registry.get(session_id))
 
     async def close(self, session_id: str, *, opened_at: float | None = None) -> int:
@@ -174,9 +173,13 @@ class Resume:
                 return taken
 
     async def _confirmed(self, session: Session) -> Session:
-        """The session, once it is known to be this server's. Raises the reason why it is not."""
-        if session.persistence.is_unconfirmed:
-            await self._spill.act(session, lambda: None)
+        """The session, once it is known to be this server's: the claim that gave it may have been answered late. Raises
+        the reason why it is not."""
+        self._registry.leases.check()
+        while session.persistence.is_unconfirmed:
+            with suppress(RequestCancelledError):  # a Cancel is not meant for this; of an end the next turn tells
+                await self._spill.act(session, lambda: None)
+                break
         return session
 
     async def _opened(self, session_id: str) -> Session | None:

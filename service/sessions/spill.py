@@ -159,6 +159,7 @@ class Spill:
 
     async def _read_back(self, session: Session) -> None:
         registry, engine = self._registry, session.served.engine
+        asked_s = registry.clock()
         try:
             image = await self._read(session)
             lane = await self.lane(engine)
@@ -176,7 +177,7 @@ class Spill:
             return
         engine.write(lane, image.lane)
         session.lane = lane
-        registry.leases.confirmed(session)  # its record was claimed
+        registry.leases.confirmed(session, asked_s)  # its record was claimed
         session.persistence.marks = dict(image.marks)
         self.num_moves += 1
         self._move(session, Event.RESTORED)

@@ -61,7 +61,8 @@ Then = Callable[[WriteResult], None]
 
 class Put(NamedTuple):
     """A write of an image, or of a tombstone, or of neither: see `Write`. record_id: the session's id, or another name
-    that no client can choose; make_until_s: monotonic seconds after which it makes no record where there is none."""
+    that no client can choose; make_until_s: monotonic seconds after which it makes no record where there is none;
+    put_s: those at which it was put, of a session that is live."""
 
     record_id: str
     epoch: int
@@ -70,6 +71,7 @@ class Put(NamedTuple):
     standing: Standing = Standing.OWNED
     tombstone: bytes | None = None
     make_until_s: float = math.inf
+    put_s: float = -math.inf
 
 
 class Storage:

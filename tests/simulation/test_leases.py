@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from contextvars import Context
 from typing import Any
 
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2
+from simulation.store import SimulatedStore
 from simulation.world import World
 from tests.simulation.scenes import CHECKPOINT, NONE, RESUME, STRICT, fed, feed, keep, opened, play, reason
 
@@ -327,3 +330,108 @@ def test_a_session_that_was_opened_while_its_server_was_cut_off_goes_on_afterwar
         assert await fed(stream, answer.session_id, 5) >= 1
 
     play(act, idle_timeout_s=2.0, does_finish=False)
+
+
+def pause_before_answer(world: World, monkeypatch: pytest.MonkeyPatch, method: str) -> asyncio.Future[None]:
+    """Pauses the first replica when the store has done what it asks for next by this method, and has not answered yet.
+    Returns what is done then."""
+    right, life = getattr(SimulatedStore, method), world.replicas[0].life
+    paused = asyncio.get_running_loop().create_future()
+
+    def pause() -> None:
+        world.loop.pause(life, 3.0)
+        paused.set_result(None)
+
+    def call(self: SimulatedStore, asked: Sequence[Any]) -> Any:
+        found = right(self, asked)
+        if self.owner == life.name:
+            monkeypatch.undo()
+            world.loop.call_soon(pause, context=Context())
+        return found
+
+    monkeypatch.setattr(SimulatedStore, method, call)
+    return paused
+
+
+@pytest.mark.parametrize("what", ["resume", "resume elsewhere", "feed", "get"])
+def test_what_was_stored_before_a_pause_does_not_make_an_old_copy_anybodys(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has taken it, and the answer comes when another server has the session."""
+
+    async def act(world: World) -> None:
+        old, other = world.connect(0), world.connect(0)
+        await opened(old, "a", durability=CHECKPOINT, on_disconnect=keep(20.0))
+        await asyncio.sleep(0.5)
+        paused = pause_before_answer(world, monkeypatch, "write")
+        await fed(old, "a", 5, 6)
+        await paused
+        assert world.stored("a").position == 2
+        await take_over(world)
+        if what == "get":
+            answer = await world.call("Sessions.Get", GET)
+            assert reason(answer) in ("SESSION_MOVED", "SESSION_NOT_FOUND"), answer
+            return
+        stream = other if what == "resume elsewhere" else old
+        answer = await (stream.ask("a", feed=feed(7)) if what == "feed" else stream.ask("a", open=RESUME))
+        told = (reason(answer), answer.position)
+        assert told in [("SESSION_MOVED", answer.position), ("SESSION_NOT_FOUND", 0), ("opened", 6)], answer
+
+    play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+def test_a_claim_that_was_answered_late_restores_no_old_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act(world: World) -> None:
+        old = await begin(world, CHECKPOINT)
+        await opened(old, "b")
+        await fed(old, "b", 5)
+        paused = pause_before_answer(world, monkeypatch, "claim")
+        before = old.send("a", feed=feed(7, position=2))
+        await paused
+        await take_over(world)
+        answer = await world.call("Sessions.Get", GET)
+        assert reason(answer) in ("SESSION_MOVED", "SESSION_NOT_FOUND"), answer
+        assert await before.wait(5.0)
+        assert reason(before.answer) == "SESSION_MOVED"
+
+    play(act, idle_timeout_s=30.0, num_slots=1, does_finish=False)
+
+
+def test_a_claim_that_was_answered_late_gives_nobody_an_old_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act(world: World) -> None:
+        begun = world.connect(1)
+        await opened(begun, "a", durability=STRICT, on_disconnect=keep(20.0))
+        await fed(begun, "a", 5, 6)
+        world.replicas[1].kill()
+        await asyncio.sleep(_PAST_LEASE_S)
+        await world.replicas[1].start()
+        paused = pause_before_answer(world, monkeypatch, "claim")
+        first, second = world.connect(0), world.connect(0)
+        one = first.send("a", open=RESUME)
+        await paused
+        await take_over(world)
+        other = second.send("a", open=RESUME)
+        for sent in (one, other):
+            assert await sent.wait(10.0)
+            assert (reason(sent.answer), sent.answer.position) == ("opened", 6)
+
+    play(act, idle_timeout_s=30.0, does_finish=False)
+
+
+@pytest.mark.parametrize("end", ["close", "cancel"])
+def test_who_waits_until_a_session_is_confirmed_is_not_told_of_what_others_ask(end: str) -> None:
+    async def act(world: World) -> None:
+        old = await begin(world, CHECKPOINT)
+        other = world.connect(0)
+        await opened(other, "plain", durability=NONE)
+        world.loop.slowness_s = 0.3
+        world.loop.pause(world.replicas[0].life, 3.0)
+        await asyncio.sleep(3.1)
+        resumed = other.send("a", open=RESUME)
+        await asyncio.sleep(0.05)
+        assert not resumed.is_done
+        old.send("a", **({"close": pb.Close()} if end == "close" else {"cancel": pb.Cancel()}))
+        assert await resumed.wait(10.0)
+        assert reason(resumed.answer) == ("SESSION_NOT_FOUND" if end == "close" else "opened")
+
+    play(act, idle_timeout_s=30.0, does_finish=False)

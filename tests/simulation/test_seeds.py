@@ -33,7 +33,7 @@ FOUND = (
     209006254,
     211008605,
 )
-FOUND += (307002601,)
+FOUND += (304005090, 305002139, 307002601)
 
 
 @pytest.mark.parametrize("shard", range(NUM_SHARDS))

@@ -9,6 +9,7 @@ import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2
+from simulation.script import NATURE, Action
 from simulation.streams import ClientStream, Sent
 from simulation.world import World
 from tests.simulation.scenes import RESUME, STRICT, fed, feed, keep, opened, play, reason
@@ -232,3 +233,33 @@ def test_what_could_not_be_stored_is_not_answered_again_after_a_rewind() -> None
         assert (answer.position, answer.fed.replayed) == (3, False)
 
     play(act, idle_timeout_s=9.0, lease_s=9.0)
+
+
+def test_the_model_of_a_client_knows_a_generation_that_is_asked_for_again_and_again() -> None:
+    """It is answered from what was kept of it, whatever came after it, each time."""
+    opening = {"model": "prompt", "durability": STRICT, "action": pb.DISCONNECT_ACTION_HOLD, "duration_s": 3.0}
+    one = {"tokens": [5, 5], "mark": False, "kind": pb.OUTPUT_KIND_NONE, "size": 1}
+    generate = {"max_tokens": 1, "min_tokens": 1, "seed": None, "with_position": True}
+    script: list[tuple[int, str, float, dict[str, Any]]] = [
+        (0, "open", 0.0, {"is_made": False, "outputs": False, "unattended": True, "rude": False, **opening}),
+        (NATURE, "outage", 0.5, {"duration_s": 0.3, "replica": 0}),
+        (0, "generate", 0.6, generate),
+        (0, "feed", 0.6, {"with_position": False, **one}),
+        (0, "resend", 0.2, {}),
+        (0, "regenerate", 0.2, {}),
+        (0, "regenerate", 0.2, {}),
+        (0, "settle", 0.2, {}),
+    ]
+
+    async def act(world: World) -> None:
+        await world.perform(
+            [
+                Action(actor, op, pause_s, args if actor == NATURE else {"k": 0, "slot": 0, **args})
+                for actor, op, pause_s, args in script
+            ]
+        )
+        sent = list(world.clients[0].all_streams[0].sent.values())
+        told = [(reason(one.answer), one.answer.position) for one in sent[1:]]
+        assert told == [("STORE_UNAVAILABLE", 0), ("fed", 3), *[("generated", 1)] * 3]
+
+    play(act)
