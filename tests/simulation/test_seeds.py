@@ -20,7 +20,7 @@ from simulation.wire import Connection
 
 SEEDS_A_SHARD = 200
 NUM_SHARDS = 10
-FOUND = (
+FOUND: tuple[int, ...] = (
     40001403,
     60032289,
     80005764,
@@ -32,8 +32,10 @@ FOUND = (
     205008588,
     209006254,
     211008605,
+    304005090,
+    305002139,
+    307002601,
 )
-FOUND += (304005090, 305002139, 307002601)
 
 
 @pytest.mark.parametrize("shard", range(NUM_SHARDS))
