@@ -5,7 +5,7 @@ import warnings
 
 from carousel.v1 import models_pb2 as carousel_dot_v1_dot_models__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.72.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in carousel/v1/models_pb2_grpc.py depends on'
+        + f' but the generated code in carousel/v1/models_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class ModelsStub:
+class ModelsStub(object):
     """Tells which models are served, and changes it.
     """
 
@@ -57,7 +57,7 @@ class ModelsStub:
                 _registered_method=True)
 
 
-class ModelsServicer:
+class ModelsServicer(object):
     """Tells which models are served, and changes it.
     """
 
@@ -121,7 +121,7 @@ def add_ModelsServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Models:
+class Models(object):
     """Tells which models are served, and changes it.
     """
 

@@ -5,7 +5,7 @@ import warnings
 
 from carousel.v1 import sessions_pb2 as carousel_dot_v1_dot_sessions__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.72.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in carousel/v1/sessions_pb2_grpc.py depends on'
+        + f' but the generated code in carousel/v1/sessions_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class SessionsStub:
+class SessionsStub(object):
     """Looks at the live sessions, copies them, changes them and closes them. Of several servers with one store, ask the one
     that the session's stream is with: a proxy finds it by the header `x-session-id`. `Get` and `List` know the sessions
     of the server that answers, and no others. Any other call that another server gets first takes the session over, as
@@ -86,7 +86,7 @@ class SessionsStub:
                 _registered_method=True)
 
 
-class SessionsServicer:
+class SessionsServicer(object):
     """Looks at the live sessions, copies them, changes them and closes them. Of several servers with one store, ask the one
     that the session's stream is with: a proxy finds it by the header `x-session-id`. `Get` and `List` know the sessions
     of the server that answers, and no others. Any other call that another server gets first takes the session over, as
@@ -224,7 +224,7 @@ def add_SessionsServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Sessions:
+class Sessions(object):
     """Looks at the live sessions, copies them, changes them and closes them. Of several servers with one store, ask the one
     that the session's stream is with: a proxy finds it by the header `x-session-id`. `Get` and `List` know the sessions
     of the server that answers, and no others. Any other call that another server gets first takes the session over, as
