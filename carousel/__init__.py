@@ -15,6 +15,7 @@ protobuf alone.
 import warnings
 
 from carousel._batch_step import StepBatchResult
+from carousel._version import __version__ as __version__
 from carousel.async_batch import AsyncSessionBatch
 from carousel.async_client import AsyncClient
 from carousel.async_session import AsyncGeneration, AsyncSession

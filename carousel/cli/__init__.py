@@ -1,1 +1,1 @@
-"""The command `carousel`. Needs the extra `cli`."""
+"""The command `carousel`. Needs the extra `cli`, but for `--version`."""

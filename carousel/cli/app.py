@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from carousel._version import __version__
 from carousel.cli import bench, generate, inspect, models, sessions, stream
 from carousel.cli.connection import Connection
 from carousel.cli.printing import err
@@ -52,6 +53,12 @@ app.add_typer(sessions.app, name="sessions")
 app.command("bench")(bench.bench)
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"carousel {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def connect(
     context: typer.Context,
@@ -68,6 +75,9 @@ def connect(
     cert: Annotated[Path | None, typer.Option(help="PEM file of your own certificate.")] = None,
     key: Annotated[Path | None, typer.Option(help="PEM file of its private key.")] = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds for each call.")] = 60.0,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Options of all commands; they go before the command's name."""
     if (cert is None) != (key is None):

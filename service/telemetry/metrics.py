@@ -9,12 +9,12 @@ what a client can choose freely, such as a session id.
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import TypeVar
 
 import onnxruntime
 from prometheus_client import GCCollector, PlatformCollector, ProcessCollector
 
+from carousel._version import __version__
 from service.telemetry.instruments import Counter, Gauge, Histogram, Labels, Registry
 
 MODEL = ("model", "version")
@@ -213,7 +213,7 @@ class Metrics:
             section, "model_loads_total", "Versions loaded, by result: ok or failed", (*MODEL, "result")
         )
         build = self._gauge(section, "build_info", "Always 1", ("version", "python_version", "onnxruntime_version"))
-        build.labels(_version(), platform.python_version(), onnxruntime.__version__).set(1)
+        build.labels(__version__, platform.python_version(), onnxruntime.__version__).set(1)
 
     def _calls(self) -> None:
         section = "gRPC calls"
@@ -240,13 +240,6 @@ class Metrics:
     def _keep(self, section: str, instrument: Instrument) -> Instrument:
         self.sections.setdefault(section, []).append(instrument)
         return instrument
-
-
-def _version() -> str:
-    try:
-        return version("carousel-serving")
-    except PackageNotFoundError:  # run from a folder that is not installed
-        return "unknown"
 
 
 def markdown() -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
@@ -21,6 +20,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from carousel._version import __version__
 from service.observer import BatchReport
 
 _MAX_BATCHES = 64
@@ -34,12 +34,8 @@ class Tracing:
     of the calls that come without a trace; those that come with one say themselves whether they are sampled."""
 
     def __init__(self, endpoint: str, ratio: float) -> None:
-        try:
-            own_version = version("carousel-serving")
-        except PackageNotFoundError:
-            own_version = "unknown"
         self._provider = TracerProvider(
-            resource=Resource.create({SERVICE_NAME: "carousel", SERVICE_VERSION: own_version}),
+            resource=Resource.create({SERVICE_NAME: "carousel", SERVICE_VERSION: __version__}),
             sampler=ParentBased(TraceIdRatioBased(ratio)),
         )
         exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https:"))

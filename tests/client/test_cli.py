@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import carousel
 from carousel import Client
 from carousel.cli.reading import visible
 from examples.local_service import LocalService
@@ -273,6 +274,18 @@ def test_shells_complete(name: str) -> None:
     assert "_CAROUSEL_COMPLETE" in ask(_CAROUSEL_COMPLETE=f"source_{name}")
     if name == "bash":
         assert ask(_CAROUSEL_COMPLETE="complete_bash", COMP_WORDS="carousel sess", COMP_CWORD="1").strip() == "sessions"
+
+
+@pytest.mark.parametrize("place", ["carousel", "carousel.cli.app"])
+def test_it_tells_its_version(place: str) -> None:
+    done = subprocess.run([sys.executable, "-m", place, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"carousel {carousel.__version__}\n"
+
+
+def test_its_version_needs_none_of_its_libraries() -> None:
+    code = "import sys; sys.modules['typer'] = None; from carousel.cli.entry import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"carousel {carousel.__version__}\n"
 
 
 def test_without_its_libraries_it_says_what_to_install() -> None:
