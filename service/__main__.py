@@ -68,7 +68,7 @@ def make_token(arguments: list[str]) -> int:
 def check(settings: Settings) -> int:
     """Prints what each bundle is worth; 1 when one cannot be served, or there is none."""
     try:
-        repository = scan(settings.models, settings.runtimes)
+        repository = scan(settings.model_folder, settings.runtimes)
     except RepositoryError as error:
         print(error, file=sys.stderr)
         return 1
@@ -77,7 +77,7 @@ def check(settings: Settings) -> int:
     for (model, version), problem in sorted(repository.problems.items()):
         print(f"FAILED  {model}/{version}: {problem.reason}")
     if not repository.bundles and not repository.problems:
-        print(f"no bundle in {settings.models}", file=sys.stderr)
+        print(f"no bundle in {settings.model_folder}", file=sys.stderr)
     return 0 if repository.bundles and not repository.problems else 1
 
 

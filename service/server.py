@@ -74,7 +74,7 @@ class Server:
         self._telemetry = SessionTelemetry(self._metrics, self._tracing)
         self._health = health.aio.HealthServicer()
         self._hosting = Hosting(
-            settings.models,
+            settings.model_folder,
             settings.runtimes,
             ModelTelemetry(self._metrics, self._telemetry, self._models_changed),
             make_engine=self._make_engine,

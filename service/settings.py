@@ -24,6 +24,9 @@ _OF_KUBERNETES = re.compile(r"CAROUSEL_(SERVICE_|PORT_\d)")
 _FRAMING_BYTES = 512
 """The most that a response has beside its answer: ids of a request and a session, positions, and what frames fields."""
 
+_EXAMPLES = Path(__file__).parent.parent / "model_repository"
+"""All models of a checkout; in an installed server the smallest of them."""
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -43,6 +46,8 @@ class Settings(BaseSettings):
 
     models: Path = Path("model_repository")
     """Folder of the bundles, `<model>/<version>/`."""
+    example: bool = False
+    """Serve the example models that come with the server, in place of those in `models`."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 listens on all."""
     port: Port = 50051
@@ -185,6 +190,11 @@ class Settings(BaseSettings):
                 " take: raise num_forks, or lower max_forks"
             )
         return self
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder of the bundles that are served."""
+        return _EXAMPLES if self.example else self.models
 
     @property
     def runtimes(self) -> Runtimes:

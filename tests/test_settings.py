@@ -412,3 +412,13 @@ def test_the_limits_of_engines_and_sessions_are_what_was_set() -> None:
     assert settings.engine_limits.num_slots == settings.session_limits.max_sessions == 3
     assert (settings.engine_limits.max_batch_rows, settings.engine_limits.max_chunk_tokens) == (5, 7)
     assert settings.session_limits.max_answer_bytes == 2048 - 512, "the rest of the response needs room too"
+
+
+def test_the_examples_are_served_in_place_of_the_folder_that_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
+) -> None:
+    """Which an image sets."""
+    monkeypatch.setenv("CAROUSEL_MODELS", str(empty))
+    assert run(monkeypatch, "--check", "--example") == 0
+    assert "ok      co2-forecast/1" in capsys.readouterr().out
+    assert run(monkeypatch, "--check") == 1
