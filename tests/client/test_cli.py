@@ -16,6 +16,7 @@ import carousel
 from carousel import Client
 from carousel.cli.reading import visible
 from examples.local_service import LocalService
+from tests.conftest import ROOT
 
 COMMAND = [sys.executable, "-m", "carousel.cli.app"]
 
@@ -291,4 +292,4 @@ def test_its_version_needs_none_of_its_libraries() -> None:
 def test_without_its_libraries_it_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None; from carousel.cli.entry import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
-    assert (done.returncode, done.stderr) == (1, "the command line needs more: pip install 'carousel-serving[cli]'\n")
+    assert (done.returncode, done.stderr) == (1, f"the command line needs typer: ./scripts/setup cli (in {ROOT})\n")

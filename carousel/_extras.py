@@ -1,0 +1,21 @@
+"""How to install an extra, wherever this runs: in a checkout, in the project's image, or from a wheel."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from carousel._version import __version__
+
+IMAGE_MARK = "carousel-image"
+"""A file in the environment of the project's image, which has no pip."""
+
+
+def how_to_install(extra: str, *, distribution: str) -> str:
+    """The command that installs `extra` of `distribution` beside this code."""
+    root = Path(__file__).parent.parent
+    if (root / "pyproject.toml").is_file() and (root / "scripts" / "setup").is_file():
+        return f"./scripts/setup {extra} (in {root})"
+    if (Path(sys.prefix) / IMAGE_MARK).is_file():
+        return f"docker build -f deploy/Dockerfile --build-arg EXTRAS={extra} -t carousel . (in a checkout)"
+    return f"{sys.executable} -m pip install '{distribution}[{extra}]=={__version__}'"

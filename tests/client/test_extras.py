@@ -1,0 +1,36 @@
+"""Whoever needs an extra is told the command that installs it where the code is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import carousel
+from carousel import _extras
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As if the package were in an environment of its own, in this folder."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(_extras, "__file__", str(tmp_path / "site-packages" / "carousel" / "_extras.py"))
+    return tmp_path
+
+
+def test_in_a_checkout_a_script_does_it() -> None:
+    assert _extras.how_to_install("cli", distribution="carousel-client") == f"./scripts/setup cli (in {ROOT})"
+
+
+@pytest.mark.usefixtures("installed")
+def test_from_a_wheel_pip_does_it_with_the_version_that_is_there() -> None:
+    command = f"{sys.executable} -m pip install 'carousel-client[cli]=={carousel.__version__}'"
+    assert _extras.how_to_install("cli", distribution="carousel-client") == command
+
+
+def test_in_the_image_which_has_no_pip_it_is_built_with_it(installed: Path) -> None:
+    (installed / _extras.IMAGE_MARK).touch()
+    command = "docker build -f deploy/Dockerfile --build-arg EXTRAS=tracing -t carousel ."
+    assert _extras.how_to_install("tracing", distribution="carousel-serving").startswith(command)
