@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+_COMMAND = (sys.executable, "-m", "service")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,10 @@ class LocalService:
 
 
 @contextmanager
-def local_service(models: Path, flags: Mapping[str, object] | None = None) -> Iterator[LocalService]:
-    """Starts `python -m service` on free ports of the loopback interface and stops it at the end.
+def local_service(
+    models: Path, flags: Mapping[str, object] | None = None, *, command: Sequence[str] = _COMMAND
+) -> Iterator[LocalService]:
+    """Starts `python -m service`, or another `command`, on free ports of the loopback interface; stops it at the end.
 
     flags: by name without dashes in front, such as `{"max-sessions": 4}`; True and False turn a switch on and off.
     Unless they say otherwise nothing is stored beyond the process. Raises RuntimeError with the log when it does not
@@ -45,7 +49,7 @@ def local_service(models: Path, flags: Mapping[str, object] | None = None) -> It
     given = {"models": models, "port": 0, "metrics-port": 0, "log-format": "json", "store": "memory", **(flags or {})}
     arguments = [part for name, value in given.items() for part in _flag(name, value)]
     with tempfile.NamedTemporaryFile(suffix=".log") as log_file:
-        process = subprocess.Popen([sys.executable, "-m", "service", *arguments], stderr=log_file)
+        process = subprocess.Popen([*command, *arguments], stderr=log_file)
         try:
             started = _wait_until_started(process, Path(log_file.name))
             yield LocalService(

@@ -27,6 +27,12 @@ _EXTRAS = {
 """What each extra brings, by the names of the packages that are imported."""
 
 
+def run() -> int:
+    """The command: as `main`, and when it is terminated it removes what it has half written."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return main()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, or 1 when nothing was written."""
     parsed = _parser().parse_args(arguments)
@@ -269,5 +275,4 @@ def _report_parity(title: str, parity: Parity) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a terminated export cleans up after itself
-    sys.exit(main())
+    sys.exit(run())

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = [
     path
-    for room in ("service", "carousel", "export", "models", "simulation")
+    for room in ("service", "carousel", "export", "models", "simulation", "distributions")
     for path in sorted((ROOT / room).rglob("*.py"))
     if ROOT / "carousel" / "v1" not in path.parents
 ]
@@ -120,6 +120,7 @@ def test_there_are_modules_to_look_at() -> None:
         "export",
         "models",
         "simulation",
+        "distributions",
     }
 
 

@@ -34,3 +34,6 @@ def test_in_the_image_which_has_no_pip_it_is_built_with_it(installed: Path) -> N
     (installed / _extras.IMAGE_MARK).touch()
     command = "docker build -f deploy/Dockerfile --build-arg EXTRAS=tracing -t carousel ."
     assert _extras.how_to_install("tracing", distribution="carousel-serving").startswith(command)
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    assert _extras.IMAGE_MARK in dockerfile
+    assert "ARG EXTRAS" in dockerfile

@@ -1,0 +1,120 @@
+"""Lays out the source of a distribution in a folder of its own, from which any PEP 517 front end builds it."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distributions import metadata
+from distributions.rewriting import Rewriter
+
+_VERSION = Path("carousel", "_version.py")
+_MAIN = '''"""`python -m {package}`: the command `{command}`."""
+
+import sys
+
+from {package}.{module} import {function}
+
+if __name__ == "__main__":
+    sys.exit({function}())
+'''
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """The project's folder. project: its parsed pyproject.toml; version: of both distributions."""
+
+    root: Path
+    project: dict[str, Any]
+    version: str
+
+    @classmethod
+    def at(cls, root: Path) -> Checkout:
+        """Reads it. Raises OSError for what is no checkout."""
+        tree = ast.parse((root / _VERSION).read_text(encoding="utf-8"))
+        (version,) = [ast.literal_eval(one.value) for one in tree.body if isinstance(one, ast.Assign)]
+        return cls(root, tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8")), version)
+
+    @property
+    def client(self) -> dict[str, Any]:
+        """What pyproject.toml says of the client's distribution."""
+        return dict(self.project["tool"]["carousel"]["client"])
+
+    @property
+    def server(self) -> dict[str, Any]:
+        """What it says of the server's."""
+        return dict(self.project["tool"]["carousel"]["server"])
+
+    def files(self, folder: str) -> Iterator[Path]:
+        """The files of a folder, sorted; those that Python makes by itself are left out."""
+        for path in sorted((self.root / folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield path
+
+    def rewriter(self) -> Rewriter:
+        """What moves the server's packages below their one package."""
+        about = self.server
+        modules = set()
+        for folder in about["folders"]:
+            for path in self.files(folder):
+                parts = path.relative_to(self.root).with_suffix("").parts
+                modules.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+        return Rewriter(about["package"], about["folders"], modules, about["programs"])
+
+
+def stage_client(checkout: Checkout, to: Path) -> Path:
+    """Writes the client's source into `to`, which is made, and returns it."""
+    (package,) = checkout.client["folders"]
+    _start(checkout, to, checkout.client["readme"], metadata.client(checkout.project, checkout.version))
+    for path in checkout.files(package):
+        _copy(path, to / path.relative_to(checkout.root))
+    for path in checkout.files("proto"):
+        if path.suffix == ".proto":
+            _copy(path, to / path.relative_to(checkout.root / "proto"))
+    return to
+
+
+def stage_server(checkout: Checkout, to: Path) -> Path:
+    """Writes the server's source, with its packages moved below one, into `to`, which is made, and returns it."""
+    about, rewriter = checkout.server, checkout.rewriter()
+    _start(checkout, to, about["readme"], metadata.server(checkout.project, checkout.version))
+    package = to / about["package"]
+    package.mkdir()
+    (package / "__init__.py").write_text('"""The server, the exporter and the models that they are shown with."""\n')
+    (package / "__main__.py").write_text(_main(checkout))
+    (package / "py.typed").touch()
+    for folder in about["folders"]:
+        for path in checkout.files(folder):
+            target = package / path.relative_to(checkout.root)
+            if path.suffix == ".py":
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(rewriter.python(path.read_text(encoding="utf-8")), encoding="utf-8")
+            else:
+                _copy(path, target)
+    for path in checkout.files(f"model_repository/{about['example']}"):
+        _copy(path, package / path.relative_to(checkout.root))
+    return to
+
+
+def _start(checkout: Checkout, to: Path, readme: str, pyproject: str) -> None:
+    to.mkdir(parents=True)
+    (to / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+    _copy(checkout.root / readme, to / "README.md")
+    for name in checkout.project["project"]["license-files"]:
+        _copy(checkout.root / name, to / name)
+
+
+def _main(checkout: Checkout) -> str:
+    command = checkout.server["programs"]["service"]
+    module, function = checkout.project["project"]["scripts"][command].split(":")
+    return _MAIN.format(package=checkout.server["package"], command=command, module=module, function=function)
+
+
+def _copy(path: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, to)

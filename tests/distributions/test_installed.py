@@ -1,0 +1,186 @@
+"""The wheels do in environments of their own what the checkout does, and add no names but ours.
+
+Needs PyPI; takes some minutes: `./scripts/test -m installed`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import carousel
+from distributions.building import build
+from distributions.staging import Checkout
+from examples.local_service import LocalService, local_service
+from tests.conftest import ROOT
+
+from .environments import Environment
+
+pytestmark = [pytest.mark.installed, pytest.mark.timeout(600)]
+
+STREAM = """
+import sys
+from carousel import Client
+
+with Client(sys.argv[1]) as client:
+    with client.session("co2-forecast", source=[[370.0 + month % 12] for month in range(24)]) as session:
+        told = [session.feed(features=[[371.5]]).values, session.feed(features=[[372.5]]).values]
+        told.append(session.forecast(3))
+        print(session.position, told)
+"""
+SMOKE = (
+    "tests/end_to_end/test_client.py",
+    "tests/end_to_end/test_trace.py",
+    "tests/engine/test_core.py",
+    "tests/repository/test_bundle_variants.py",
+    "tests/repository/test_manifest.py",
+    "tests/sessions/test_registry.py",
+    "tests/test_settings.py",
+)
+OF_PYTEST = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "onnx")
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The two wheels, by distribution."""
+    built = [path for path in build(ROOT, tmp_path_factory.mktemp("dist")) if path.suffix == ".whl"]
+    return dict(zip(("client", "server"), built, strict=True))
+
+
+@pytest.fixture(scope="module")
+def server(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The server, in a folder whose user has packages of our folders' names."""
+    environment = Environment.make(tmp_path_factory.mktemp("server"))
+    environment.install(wheels["client"], wheels["server"])
+    for name in ("service", "models", "export"):
+        (environment.work / name).mkdir()
+        (environment.work / name / "__init__.py").write_text("raise RuntimeError('the user has this name, too')")
+    return environment
+
+
+@pytest.fixture(scope="module")
+def example(server: Environment) -> Iterator[LocalService]:
+    """The example, served by the installed command."""
+    with local_service(server.work, {"example": True}, command=[server.program("carousel-server")]) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def client(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The client alone."""
+    environment = Environment.make(tmp_path_factory.mktemp("client"))
+    environment.install(wheels["client"])
+    return environment
+
+
+@pytest.fixture(scope="module")
+def with_cli(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The client, the command line as the command asks for it, and a program that is held to protobuf 6."""
+    environment = Environment.make(tmp_path_factory.mktemp("cli"))
+    environment.install(wheels["client"], "tritonclient[grpc]")
+    told = environment.run("carousel", "models", code=1)
+    reason, command = told.split(": ", 1)
+    assert reason == "the command line needs typer"
+    environment.run(*["python", *shlex.split(command)[1:]], timeout=400)
+    return environment
+
+
+def test_the_client_is_alone_with_grpcio_and_protobuf(client: Environment) -> None:
+    assert set(client.versions()) == {"carousel-client", "grpcio", "protobuf", "typing_extensions"}
+    assert client.top_names(["carousel-client"]) == {"carousel", "../../../bin/carousel"}
+    code = "import carousel as c, pathlib; print(c.__version__, *pathlib.Path(c.__file__).parent.rglob('*.proto'))"
+    version, *protos = client.python(code).split()
+    assert version == carousel.__version__
+    assert {Path(proto).name for proto in protos} == {path.name for path in (ROOT / "proto").rglob("*.proto")}
+    for command in (["carousel"], ["python", "-m", "carousel"]):
+        assert client.run(*command, "--version") == f"carousel {carousel.__version__}\n"
+
+
+def test_the_oldest_grpcio_and_protobuf_that_it_allows_will_do(
+    wheels: dict[str, Path], example: LocalService, client: Environment, tmp_path: Path
+) -> None:
+    environment = Environment.make(tmp_path)
+    oldest = [need.split(",")[0].replace(">=", "==") for need in Checkout.at(ROOT).client["dependencies"]]
+    environment.install(wheels["client"], *oldest)
+    assert environment.python(STREAM, example.target) == client.python(STREAM, example.target)
+
+
+def test_a_session_is_streamed_from_the_example(client: Environment, example: LocalService) -> None:
+    assert client.python(STREAM, example.target).startswith("5 [")
+
+
+def test_it_runs_beside_a_program_that_is_held_to_protobuf_6(with_cli: Environment, example: LocalService) -> None:
+    assert with_cli.versions()["protobuf"].startswith("6.")
+    with_cli.run("python", "-m", "pip", "check")
+    code = (
+        "import tritonclient.grpc as triton; from tritonclient.grpc import service_pb2;"
+        f"{STREAM}\n"
+        "data = triton.InferInput('INPUT', [1, 2], 'FP32')\n"
+        "data.set_data_from_numpy(__import__('numpy').zeros((1, 2), 'float32'))\n"
+        "print(len(service_pb2.ModelInferRequest(model_name='m').SerializeToString()))"
+    )
+    assert with_cli.run("python", "-c", code, example.target).startswith("5 [")
+
+
+def test_the_command_line_talks_to_the_example(with_cli: Environment, example: LocalService) -> None:
+    told = json.loads(with_cli.run("carousel", "--target", example.target, "models", "--json"))
+    assert [(model["model"], model["status"]) for model in told] == [("co2-forecast", "serving")]
+    assert with_cli.run("carousel", "--version") == f"carousel {carousel.__version__}\n"
+
+
+def test_the_server_adds_one_name_and_one_of_its_client(server: Environment) -> None:
+    assert server.top_names(["carousel-client", "carousel-serving"]) == {
+        "carousel",
+        "carousel_server",
+        "../../../bin/carousel",
+        "../../../bin/carousel-export",
+        "../../../bin/carousel-server",
+    }
+    assert server.versions()["carousel-serving"] == carousel.__version__
+    server.run("python", "-m", "pip", "check")
+
+
+def test_the_servers_commands_work(server: Environment, example: LocalService) -> None:
+    assert "ok      co2-forecast/1" in server.run("carousel-server", "--example", "--check")
+    assert server.run("carousel-server", "--help").startswith("usage: carousel-server ")
+    assert "usage: carousel-server token NAME" in server.run("carousel-server", "token", code=2)
+    assert "token_sha256" in server.run("carousel-server", "token", "app")
+    port = example.target.rpartition(":")[2]
+    server.run("carousel-server", "health", "--port", port)
+    server.run("python", "-m", "carousel_server", "health", "--port", port)
+    assert server.run("carousel-export", "--help").startswith("usage: carousel-export ")
+
+
+@pytest.mark.parametrize("arguments", ["torch a:b", "onnx a.onnx", "random-lm"])
+def test_an_export_without_torch_says_how_to_install_it(server: Environment, arguments: str) -> None:
+    told = server.run("carousel-export", *arguments.split(), "--name", "a", "--to", "a", code=1)
+    assert f"-m pip install 'carousel-serving[export]=={carousel.__version__}'" in told
+    assert "nothing was written" in told
+
+
+def test_traces_without_their_extra_say_how_to_install_it(server: Environment) -> None:
+    told = server.run("carousel-server", "--example", "--otlp-endpoint", "http://127.0.0.1:1", code=1)
+    assert f"-m pip install 'carousel-serving[tracing]=={carousel.__version__}'" in told
+
+
+def test_the_suites_smoke_part_passes_on_the_wheels(server: Environment) -> None:
+    """The tests are moved as the server's modules are, and run where the checkout's packages are not."""
+    server.install(*OF_PYTEST)
+    rewriter = Checkout.at(ROOT).rewriter()
+    moved = server.work / "moved"
+    shutil.copytree(ROOT / "model_repository", moved / "model_repository")
+    for folder in ("tests", "examples"):
+        shutil.copytree(ROOT / folder, moved / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in (moved / folder).rglob("*.py"):
+            path.write_text(rewriter.python(path.read_text()))
+    shutil.copyfile(ROOT / "pyproject.toml", moved / "pyproject.toml")
+    told = server.run(
+        "python", "-m", "pytest", "-q", "--rootdir", str(moved), *(str(moved / part) for part in SMOKE), timeout=400
+    )
+    assert " passed" in told
+    assert "failed" not in told

@@ -1,0 +1,129 @@
+"""Each distribution's source has what it needs, under one name, and nothing of where it came from."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import carousel
+from distributions.metadata import MetadataError, client
+from distributions.staging import Checkout, stage_client, stage_server
+from tests.conftest import ROOT
+
+CHECKOUT = Checkout.at(ROOT)
+MOVED = {"service", "export", "models"}
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("staged")
+    return {"client": stage_client(CHECKOUT, folder / "client"), "server": stage_server(CHECKOUT, folder / "server")}
+
+
+def project(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    return found
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The top packages that a module imports."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return {name.partition(".")[0] for name in names}
+
+
+def test_the_version_is_in_one_place(staged: dict[str, Path]) -> None:
+    assert {project(folder)["version"] for folder in staged.values()} == {carousel.__version__}
+    assert f'"{carousel.__version__}"' not in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_client_needs_grpcio_and_protobuf_alone(staged: dict[str, Path]) -> None:
+    needs = project(staged["client"])["dependencies"]
+    assert {re.match(r"[\w-]+", need).group() for need in needs} == {"grpcio", "protobuf"}  # type: ignore[union-attr]
+    assert not set().union(*(imported(ast.parse(path.read_text())) for path in staged["client"].rglob("*.py"))) & MOVED
+
+
+def test_the_clients_bounds_are_those_of_its_generated_code() -> None:
+    """grpcio and protobuf refuse code of a newer generator."""
+    needs = dict(need.split(">=") for need in CHECKOUT.client["dependencies"])
+    generated = (ROOT / "carousel" / "v1" / "sessions_pb2_grpc.py").read_text()
+    (grpc_version,) = re.findall(r"GRPC_GENERATED_VERSION = '(.*)'", generated)
+    assert needs["grpcio"] == grpc_version
+    messages = (ROOT / "carousel" / "v1" / "sessions_pb2.py").read_text()
+    (protobuf,) = re.findall(r"# Protobuf Python Version: (\d+\.\d+)", messages)
+    assert needs["protobuf"] == f"{protobuf},<{int(protobuf.split('.')[0]) + 2}", "a runtime takes the major before it"
+
+
+def test_the_server_needs_the_client_of_its_version(staged: dict[str, Path]) -> None:
+    found = project(staged["server"])
+    assert found["dependencies"][0] == f"carousel-client=={carousel.__version__}"
+    assert set(CHECKOUT.project["project"]["dependencies"]) < set(found["dependencies"])
+    assert found["optional-dependencies"]["cli"] == [f"carousel-client[cli]=={carousel.__version__}"]
+
+
+def test_the_protos_are_beside_the_stubs(staged: dict[str, Path]) -> None:
+    protos = {path.relative_to(ROOT / "proto") for path in (ROOT / "proto").rglob("*.proto")}
+    assert protos
+    assert all((staged["client"] / path).read_bytes() == (ROOT / "proto" / path).read_bytes() for path in protos)
+
+
+@pytest.mark.parametrize(("name", "package"), [("client", "carousel"), ("server", "carousel_server")])
+def test_it_has_one_package(staged: dict[str, Path], name: str, package: str) -> None:
+    assert {path.name for path in staged[name].iterdir()} == {"pyproject.toml", "README.md", "LICENSE", package}
+    assert (staged[name] / package / "py.typed").is_file()
+    assert not list(staged[name].rglob("__pycache__"))
+
+
+def test_no_module_of_the_server_knows_its_old_name(staged: dict[str, Path]) -> None:
+    """Neither by import nor in what it tells people."""
+    allowed = {"carousel", "carousel_server", *sys.stdlib_module_names}
+    package = staged["server"] / "carousel_server"
+    others: set[str] = set()
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        others |= imported(tree) - allowed
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not re.search(r"-m (service|export|models)\b", node.value), path
+    assert not others & MOVED
+    assert {path.relative_to(package).parts[0] for path in package.rglob("*.py")} >= MOVED
+
+
+def test_every_module_is_there_with_its_lines(staged: dict[str, Path]) -> None:
+    for folder in MOVED:
+        for path in CHECKOUT.files(folder):
+            moved = staged["server"] / "carousel_server" / path.relative_to(ROOT)
+            assert len(moved.read_text().splitlines()) == len(path.read_text().splitlines())
+
+
+def test_commands_lead_to_functions_that_are_there(staged: dict[str, Path]) -> None:
+    for folder in staged.values():
+        for place in project(folder)["scripts"].values():
+            module, function = place.split(":")
+            tree = ast.parse((folder / f"{module.replace('.', '/')}.py").read_text())
+            assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_example_is_inside(staged: dict[str, Path]) -> None:
+    (example,) = (staged["server"] / "carousel_server" / "model_repository").iterdir()
+    assert example.name == "co2-forecast"
+    assert (example / "1" / "step.onnx").read_bytes() == (
+        ROOT / "model_repository" / "co2-forecast" / "1" / "step.onnx"
+    ).read_bytes()
+
+
+def test_a_project_that_cannot_build_says_what_is_missing() -> None:
+    extras = {**CHECKOUT.project["project"]["optional-dependencies"], "dev": ["ruff"]}
+    broken = {**CHECKOUT.project, "project": {**CHECKOUT.project["project"], "optional-dependencies": extras}}
+    with pytest.raises(MetadataError, match="`dev` must have flit-core"):
+        client(broken, "1.0")
