@@ -34,6 +34,7 @@ from service.repository.repository import (
     check_models,
     check_name,
     load_version,
+    not_a_folder,
     stamps_in,
 )
 from service.repository.runtime import Runtimes
@@ -84,7 +85,7 @@ class Hosting:
         """Loads the versions of the folder. Raises RepositoryError. Cancelling it ends it after the version in hand."""
         folder = self.repository.folder
         if not await asyncio.to_thread(folder.is_dir):
-            raise RepositoryError(f"models: {folder} is not a folder")
+            raise not_a_folder(folder)
         try:
             there = await asyncio.to_thread(stamps_in, folder)
         except OSError as error:

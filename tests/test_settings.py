@@ -371,7 +371,8 @@ def test_checking_a_folder_that_is_missing_fails(
     missing = empty / "missing"
     assert run(monkeypatch, "--check", "--models", str(missing)) == 1
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", f"models: {missing} is not a folder\n")
+    told = f"models: {missing} is not a folder: name one with --models, or serve --example\n"
+    assert (captured.out, captured.err) == ("", told)
 
 
 def test_checking_names_each_bundle_and_what_is_wrong_with_it(

@@ -89,6 +89,11 @@ class RepositoryError(Exception):
     """A repository cannot be served as it was asked; the message says why, naming the setting."""
 
 
+def not_a_folder(folder: Path) -> RepositoryError:
+    """The error for a folder of bundles that is none."""
+    return RepositoryError(f"models: {folder} is not a folder: name one with --models, or serve --example")
+
+
 def scan(folder: Path, runtimes: Runtimes | None = None) -> Repository:
     """Loads every version under `folder`.
 
@@ -96,7 +101,7 @@ def scan(folder: Path, runtimes: Runtimes | None = None) -> Repository:
     their checks become problems.
     """
     if not folder.is_dir():
-        raise RepositoryError(f"models: {folder} is not a folder")
+        raise not_a_folder(folder)
     runtimes = runtimes or Runtimes()
     repository = Repository(folder)
     for key in versions_in(folder):
