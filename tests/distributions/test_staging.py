@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import sys
 import tomllib
@@ -120,6 +121,16 @@ def test_the_example_is_inside(staged: dict[str, Path]) -> None:
     assert (example / "1" / "step.onnx").read_bytes() == (
         ROOT / "model_repository" / "co2-forecast" / "1" / "step.onnx"
     ).read_bytes()
+
+
+def test_no_wheel_is_made_of_the_checkouts_folders() -> None:
+    """It would put their names into its users' environments."""
+    backend = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["build-backend"]
+    pytest.importorskip("setuptools")
+    module = importlib.import_module(backend)
+    for build in (module.build_wheel, module.build_sdist):
+        with pytest.raises(SystemExit, match=r"\./scripts/build makes wheels and sdists"):
+            build("dist")
 
 
 def test_a_project_that_cannot_build_says_what_is_missing() -> None:

@@ -1,0 +1,37 @@
+"""The build backend of the checkout: installs it editable, and refuses to make a wheel of its folders.
+
+Such a wheel would put `service`, `export` and `models` into its users' environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from setuptools.build_meta import (
+    build_editable,
+    get_requires_for_build_editable,
+    prepare_metadata_for_build_editable,
+)
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_editable",
+    "prepare_metadata_for_build_editable",
+]
+
+_REFUSAL = (
+    "a checkout is installed with ./scripts/setup, or pip install --editable; ./scripts/build makes wheels and sdists"
+)
+
+
+def build_wheel(folder: str, settings: Mapping[str, Any] | None = None, metadata: str | None = None) -> NoReturn:
+    """Raises SystemExit, which says what to do."""
+    raise SystemExit(_REFUSAL)
+
+
+def build_sdist(folder: str, settings: Mapping[str, Any] | None = None) -> NoReturn:
+    """Raises SystemExit, which says what to do."""
+    raise SystemExit(_REFUSAL)
