@@ -13,7 +13,7 @@ from typing import Any
 from distributions import metadata
 from distributions.rewriting import Rewriter
 
-_VERSION = Path("carousel", "_version.py")
+VERSION_FILE = Path("carousel", "_version.py")
 _MAIN = '''"""`python -m {package}`: the command `{command}`."""
 
 import sys
@@ -36,7 +36,7 @@ class Checkout:
     @classmethod
     def at(cls, root: Path) -> Checkout:
         """Reads it. Raises OSError for what is no checkout."""
-        tree = ast.parse((root / _VERSION).read_text(encoding="utf-8"))
+        tree = ast.parse((root / VERSION_FILE).read_text(encoding="utf-8"))
         (version,) = [ast.literal_eval(one.value) for one in tree.body if isinstance(one, ast.Assign)]
         return cls(root, tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8")), version)
 

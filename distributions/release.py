@@ -1,0 +1,72 @@
+"""`python -m distributions.release VERSION`: writes a release's version and its section of the changelog.
+
+`./scripts/release` does the rest: checks, tests, commit, distributions, image and tag.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from distributions.staging import VERSION_FILE, Checkout
+
+CHANGELOG = Path("CHANGELOG.md")
+_UNRELEASED = "## [Unreleased]\n"
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+
+
+class ReleaseError(Exception):
+    """There cannot be such a release; the message says why, and what to do."""
+
+
+def next_changelog(changelog: str, version: str, day: date) -> str:
+    """The changelog with what is unreleased under the version's own heading. Raises ReleaseError."""
+    if f"## [{version}]" in changelog:
+        raise ReleaseError(f"{CHANGELOG} has a section of {version}: a version is released once, choose a later one")
+    before, found, after = changelog.partition(_UNRELEASED)
+    if not found:
+        raise ReleaseError(f"{CHANGELOG} has no line {_UNRELEASED.strip()!r}: write what has changed below one")
+    if not after.partition("\n## ")[0].strip():
+        raise ReleaseError(f"{CHANGELOG} has nothing below {_UNRELEASED.strip()!r}: write what has changed there")
+    return f"{before}{_UNRELEASED}\n## [{version}] - {day.isoformat()}\n{after}"
+
+
+def next_version(source: str, current: str, version: str) -> str:
+    """The version's file for a release. Raises ReleaseError for what is no version, or earlier than the current one."""
+    if not _VERSION.fullmatch(version):
+        raise ReleaseError(f"{version!r:.60} is no version: give three numbers, such as 1.2.3")
+    if _numbers(version) < _numbers(current):
+        raise ReleaseError(f"{version} is earlier than {current}, which the code has: give that one, or a later one")
+    return source.replace(f'"{current}"', f'"{version}"')
+
+
+def release(root: Path, version: str, day: date) -> None:
+    """Writes both files of the checkout at `root`, or none. Raises ReleaseError."""
+    files = (root / VERSION_FILE, root / CHANGELOG)
+    source, changelog = (path.read_text(encoding="utf-8") for path in files)
+    texts = (next_version(source, Checkout.at(root).version, version), next_changelog(changelog, version, day))
+    for path, text in zip(files, texts, strict=True):
+        path.write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    """The process's exit code: 0 when both files were written."""
+    parser = argparse.ArgumentParser(description="Writes a release's version and its section of the changelog.")
+    parser.add_argument("version", metavar="VERSION", help="three numbers, such as 1.2.3")
+    try:
+        release(Path(__file__).parents[1], parser.parse_args().version, datetime.now(UTC).date())
+    except ReleaseError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
