@@ -10,6 +10,9 @@ from carousel._version import __version__
 IMAGE_MARK = "carousel-image"
 """A file in the environment of the project's image, which has no pip."""
 
+IMAGE_EXTRAS = ("cli", "tracing")
+"""What an image may be built with."""
+
 
 def how_to_install(extra: str, *, distribution: str) -> str:
     """The command that installs `extra` of `distribution` beside this code."""
@@ -17,5 +20,7 @@ def how_to_install(extra: str, *, distribution: str) -> str:
     if (root / "pyproject.toml").is_file() and (root / "scripts" / "setup").is_file():
         return f"./scripts/setup {extra} (in {root})"
     if (Path(sys.prefix) / IMAGE_MARK).is_file():
+        if extra not in IMAGE_EXTRAS:
+            return f"./scripts/setup {extra} (in a checkout; an image cannot have it)"
         return f"docker build -f deploy/Dockerfile --build-arg EXTRAS={extra} -t carousel . (in a checkout)"
     return f"{sys.executable} -m pip install '{distribution}[{extra}]=={__version__}'"

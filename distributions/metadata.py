@@ -48,6 +48,14 @@ def server(checkout: Mapping[str, Any], version: str) -> str:
     )
 
 
+def backend(checkout: Mapping[str, Any]) -> str:
+    """The requirement that builds both distributions. Raises MetadataError."""
+    for requirement in checkout["project"]["optional-dependencies"]["dev"]:
+        if re.match(r"[\w.-]*", requirement).group() == _BACKEND:  # type: ignore[union-attr]  # it always matches
+            return str(requirement)
+    raise MetadataError(f"pyproject.toml: the extra `dev` must have {_BACKEND}, which builds the distributions")
+
+
 def _toml(
     checkout: Mapping[str, Any],
     about: Mapping[str, Any],
@@ -61,7 +69,7 @@ def _toml(
 ) -> str:
     project = checkout["project"]
     same = ("requires-python", "license", "license-files", "authors", "keywords", "classifiers")
-    lines = ["[build-system]", f"requires = [{json.dumps(_backend(checkout))}]", _BUILD, "", "[project]"]
+    lines = ["[build-system]", f"requires = [{json.dumps(backend(checkout))}]", _BUILD, "", "[project]"]
     lines += [f"name = {json.dumps(about['name'])}", f"version = {json.dumps(version)}"]
     lines += [f"description = {json.dumps(description)}", 'readme = "README.md"']
     lines += [f"{key} = {_value(project[key])}" for key in same]
@@ -76,13 +84,6 @@ def _toml(
     lines += ["", "[project.scripts]", *(f"{name} = {_value(place)}" for name, place in scripts.items())]
     lines += ["", "[tool.flit.module]", f"name = {json.dumps(module)}"]
     return "\n".join(lines) + "\n"
-
-
-def _backend(checkout: Mapping[str, Any]) -> str:
-    for requirement in checkout["project"]["optional-dependencies"]["dev"]:
-        if re.match(r"[\w.-]*", requirement).group() == _BACKEND:  # type: ignore[union-attr]  # it always matches
-            return str(requirement)
-    raise MetadataError(f"pyproject.toml: the extra `dev` must have {_BACKEND}, which builds the distributions")
 
 
 def _value(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,10 @@ def test_in_the_image_which_has_no_pip_it_is_built_with_it(installed: Path) -> N
     (installed / _extras.IMAGE_MARK).touch()
     command = "docker build -f deploy/Dockerfile --build-arg EXTRAS=tracing -t carousel ."
     assert _extras.how_to_install("tracing", distribution="carousel-serving").startswith(command)
+    elsewhere = "./scripts/setup export (in a checkout; an image cannot have it)"
+    assert _extras.how_to_install("export", distribution="carousel-serving") == elsewhere
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
     assert _extras.IMAGE_MARK in dockerfile
     assert "ARG EXTRAS" in dockerfile
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["carousel"]["image"]["extras"] == list(_extras.IMAGE_EXTRAS)
