@@ -1,6 +1,6 @@
 """`python -m service`: reads the settings, then checks or serves. `python -m service health`: asks one that runs.
 
-`python -m service token NAME`: makes a token for a principal.
+`python -m service token NAME`: makes a token for a principal. `python -m service --version`: prints the version.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import structlog
 from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
+from carousel._version import __version__
 from service import process
 from service.api.principals import new_token
 from service.listeners import StartError
@@ -26,8 +27,8 @@ from service.telemetry import logging
 def main() -> int:
     """The process's exit code: 0 after a clean stop, 1 when it could not start or a check failed, 2: settings."""
     command, *arguments = sys.argv[1:] or [""]
-    if command == "token":
-        return make_token(arguments)
+    if command in ("token", "--version"):
+        return make_token(arguments) if command == "token" else tell_version()
     try:
         settings = CliApp.run(Settings, cli_args=arguments if command == "health" else sys.argv[1:])
     except (ValidationError, SettingsError) as error:
@@ -52,6 +53,12 @@ async def serve(settings: Settings) -> None:
     """Serves until a signal comes. Raises StartError, and whatever crashed an engine."""
     asyncio.get_running_loop().set_exception_handler(logging.loop_exception)
     await Server(settings).run()
+
+
+def tell_version() -> int:
+    """Prints the version."""
+    print(f"Carousel {__version__}")
+    return 0
 
 
 def make_token(arguments: list[str]) -> int:

@@ -13,6 +13,7 @@ import pytest
 from pydantic.fields import FieldInfo
 from pydantic_settings import CliApp
 
+import carousel
 from service.__main__ import main
 from service.repository.bundle import load_bundle
 from service.repository.repository import scan
@@ -105,6 +106,11 @@ def test_a_switch_may_be_turned_off_by_its_flag(monkeypatch: pytest.MonkeyPatch)
     assert CliApp.run(Settings, cli_args=[]).check
     assert CliApp.run(Settings, cli_args=["--check"]).check
     assert not CliApp.run(Settings, cli_args=["--no-check"]).check
+
+
+def test_the_server_tells_its_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"Carousel {carousel.__version__}\n"
 
 
 def test_help_lists_every_setting_with_its_text(

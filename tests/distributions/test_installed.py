@@ -147,6 +147,7 @@ def test_the_server_adds_one_name_and_one_of_its_client(server: Environment) -> 
 
 def test_the_servers_commands_work(server: Environment, example: LocalService) -> None:
     assert "ok      co2-forecast/1" in server.run("carousel-server", "--example", "--check")
+    assert server.run("carousel-server", "--version") == f"Carousel {carousel.__version__}\n"
     assert server.run("carousel-server", "--help").startswith("usage: carousel-server ")
     assert "usage: carousel-server token NAME" in server.run("carousel-server", "token", code=2)
     assert "token_sha256" in server.run("carousel-server", "token", "app")
