@@ -45,7 +45,7 @@ class Rewriter:
     ) -> None:
         self._below, self._moved, self._modules, self._programs = below, set(moved), set(modules), dict(programs)
         names = "|".join(sorted(map(re.escape, moved)))
-        self._named = re.compile(rf"(?<![\w./-])(?:{names})(?:[./]\w+)+")
+        self._named = re.compile(rf"(?:(?<![\w./-])|(?<=\\[nt]))(?:{names})(?:[./]\w+)+")
         self._run = re.compile(rf"python -m (?P<package>{names})(?![\w.])")
 
     def python(self, code: str) -> str:

@@ -63,6 +63,7 @@ def test_all_else_stays(code: str) -> None:
         ),
         ("f'{{app.core}} {app.core} lib.text'", "f'{{all_of_it.app.core}} {app.core} all_of_it.lib.text'"),
         ("f'''\n{x['app.core']} app.core\n'''", "f'''\n{x['app.core']} all_of_it.app.core\n'''"),
+        (r"'see:\napp.core\tlib/text.py'", r"'see:\nall_of_it.app.core\tall_of_it/lib/text.py'"),
         ("'usage: python -m app health'", "'usage: run-app health'"),
         ("'python -m lib'", "'python -m all_of_it.lib'"),
         ("'python -m lib.text'", "'python -m all_of_it.lib.text'"),
