@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from array import array
 from collections.abc import Mapping, MutableMapping, Sequence
@@ -17,7 +18,11 @@ Constants: TypeAlias = Mapping[str, Any]
 
 def fill_constants(messages: MutableMapping[str, pb.Tensor], constants: Constants | None, field: str) -> None:
     """Puts them into a request. Raises InvalidArgumentError for what is no number."""
+    if constants is not None and not isinstance(constants, Mapping):
+        raise InvalidArgumentError(f"{field} must be a dict of values by name, not {constants!r:.60}", field=field)
     for name, value in (constants or {}).items():
+        if not isinstance(name, str):
+            raise InvalidArgumentError(f"{field} has the name {name!r:.60}: it must be a string", field=field)
         shape: list[int] = []
         numbers = array("f")
         given = memoryview(value).tolist() if getattr(value, "shape", ()) else value
@@ -25,8 +30,8 @@ def fill_constants(messages: MutableMapping[str, pb.Tensor], constants: Constant
             _collect(given, shape, numbers, 0)
         except (TypeError, ValueError, OverflowError):
             raise InvalidArgumentError(
-                f"{field}[{name!r}] must be numbers, in rows of one length, and whole ones up to {LARGEST_WHOLE}, not"
-                f" {value!r:.60}",
+                f"{field}[{name!r}] must be numbers of 32 bits, in rows of one length, and whole ones up to"
+                f" {LARGEST_WHOLE}, not {value!r:.60}",
                 field=f"{field}[{name!r}]",
             ) from None
         if sys.byteorder == "big":
@@ -48,3 +53,5 @@ def _collect(value: Any, shape: list[int], numbers: array[float], depth: int) ->
     if depth != len(shape) or (isinstance(value, int) and abs(value) > LARGEST_WHOLE):
         raise ValueError(value)
     numbers.append(value)
+    if math.isinf(numbers[-1]) and not math.isinf(value):
+        raise ValueError(value)  # more than 32-bit floats have

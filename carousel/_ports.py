@@ -42,6 +42,12 @@ def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool = 
         expected = ", ".join(port.name for port in inputs)
         wrong = f"no {missing[0]!r}" if missing else repr(unknown[0])
         raise InvalidArgumentError(f"{field} has {wrong}: the model reads {expected}", field=field)
+    ends = [port.name for port in inputs if port.is_end]
+    if is_last and (not ends or ends[0] in parts):
+        why = f"{ends[0]!r} is given, too" if ends else f"the model reads {', '.join(port.name for port in inputs)}"
+        raise InvalidArgumentError(
+            f"{field}: end=True is for models that read whether a step is the last: {why}", field=field
+        )
     columns = {port.name: _numbers(parts[port.name], port, field) for port in inputs if port.name in parts}
     counts = {port.name: len(columns[port.name]) // port.size for port in inputs if port.name in columns}
     if len(set(counts.values())) > 1:

@@ -116,8 +116,9 @@ class Settings(BaseSettings):
     max_forks."""
     max_batch_rows: Annotated[int, Field(ge=1, le=ROW_BUCKETS[-1])] = 256
     """Sessions advanced by one run of a graph."""
-    max_batch_tokens: Annotated[int, Field(ge=1)] = 256
-    """Sessions times tokens of one run: bounds how long a batch can take."""
+    max_batch_tokens: Annotated[int, Field(ge=0)] = 0
+    """Sessions times tokens of one run: bounds how long a batch can take. 0: as many as take about 4 ms, measured when
+    a model is loaded, 256 to 2048."""
     max_chunk_tokens: Annotated[int, Field(ge=1)] = 32
     """Tokens of one session in one run: a longer feed is cut, and others' steps go on between."""
     inline_s: Annotated[float, Field(ge=0)] = 0.001
@@ -212,8 +213,8 @@ class Settings(BaseSettings):
             num_forks=self.num_forks,
             max_waiting=self.max_waiting,
             max_batch_rows=self.max_batch_rows,
-            max_batch_tokens=self.max_batch_tokens,
-            max_chunk_tokens=min(self.max_chunk_tokens, self.max_batch_tokens),
+            max_batch_tokens=self.max_batch_tokens or None,
+            max_chunk_tokens=min(self.max_chunk_tokens, self.max_batch_tokens or self.max_chunk_tokens),
             inline_s=self.inline_s,
         )
 

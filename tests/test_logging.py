@@ -61,3 +61,24 @@ def test_errors_that_nobody_handles_are_structured_log_lines() -> None:
     assert "forgotten" in lines[4]["source"]
     assert "in a task" in lines[4]["exception"]
     assert "ZeroDivisionError" in lines[5]["exception"]
+
+
+_FAILS = """
+from service.telemetry import logging as ours
+
+ours.configure("text", "info")
+private = [0.123456] * 3
+try:
+    private.index(1.0) if len(private) else None
+except ValueError as error:
+    ours.log.error("batch.failed", exc_info=error)
+"""
+
+
+def test_a_failure_in_text_has_its_traceback_and_no_values_of_variables() -> None:
+    """They may be anybody's data."""
+    done = subprocess.run([sys.executable, "-c", _FAILS], capture_output=True, text=True, check=True, timeout=60)
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "ValueError: 1.0 is not in list" in done.stderr
+    assert "0.123456" not in done.stderr
+    assert len(done.stderr.splitlines()) < 10

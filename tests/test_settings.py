@@ -242,7 +242,7 @@ OUT_OF_RANGE = [
     ("max_waiting", "0", "Input should be greater than or equal to 1"),
     ("max_batch_rows", "0", "Input should be greater than or equal to 1"),
     ("max_batch_rows", "1025", "Input should be less than or equal to 1024"),
-    ("max_batch_tokens", "0", "Input should be greater than or equal to 1"),
+    ("max_batch_tokens", "-1", "Input should be greater than or equal to 0"),
     ("max_chunk_tokens", "0", "Input should be greater than or equal to 1"),
     ("num_threads", "1025", "Input should be less than or equal to 1024"),
     ("num_threads", "0", "Input should be greater than or equal to 1"),

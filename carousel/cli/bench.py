@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ import typer
 from carousel._requests import Source
 from carousel.async_session import AsyncSession
 from carousel.cli.connection import Connection
+from carousel.cli.constants import Given, constants_of
 from carousel.cli.printing import AsJson, print_json, print_table, progress
 from carousel.values import ModelInfo
 
@@ -25,6 +27,7 @@ def bench(
     version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
     variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
     seed: Annotated[int, typer.Option(help="Of what is fed.")] = 0,
+    constant: Given = None,
     as_json: AsJson = False,
 ) -> None:
     """Feeds sessions random tokens, or vectors, each again as soon as it is answered, and tells how many and how fast.
@@ -33,7 +36,9 @@ def bench(
     """
     connection: Connection = context.obj
     latencies, elapsed_s = asyncio.run(
-        _run(connection, model, sessions, seconds, tokens, version=version, variant=variant, seed=seed)
+        _run(
+            connection, model, sessions, seconds, tokens, version=version, variant=variant, seed=seed, constant=constant
+        )
     )
     latencies.sort()
 
@@ -67,12 +72,21 @@ async def _run(
     version: int,
     variant: str,
     seed: int,
+    constant: Sequence[str] | None,
 ) -> tuple[list[float], float]:
     latencies: list[float] = []
     async with connection.async_client() as client:
         info = await client.model(model, version=version)
+        constants = constants_of(info, constant)
         opened = [
-            await client.session(model, _source(info, seed), version=version, variant=variant, on_disconnect="free")
+            await client.session(
+                model,
+                _source(info, seed),
+                version=version,
+                variant=variant,
+                on_disconnect="free",
+                constants=constants,
+            )
             for _ in range(num_sessions)
         ]
         began_s = time.perf_counter()
@@ -104,19 +118,34 @@ async def _run(
 
 async def _feed(session: AsyncSession, info: ModelInfo, chance: random.Random, count: int) -> None:
     if info.feature_size:
-        await session.feed(features=_vectors(chance, count, info.feature_size))
+        await session.feed(features=[random_step(chance, info) for _ in range(count)])
     else:
         ids = range(len(info.input_vocabulary or info.target_vocabulary))
         await session.feed(chance.choices(ids, k=count))
+
+
+def random_step(chance: random.Random, info: ModelInfo) -> list[float]:
+    """What a step reads: real numbers, or 0 and 1 where the model reads integers. No step is the session's last."""
+    if not info.inputs:
+        return _vector(chance, info.feature_size)
+    numbers: list[float] = []
+    for port in info.inputs:
+        if port.is_end:
+            numbers += [0.0] * port.size
+        elif port.dtype.startswith("float"):
+            numbers += _vector(chance, port.size)
+        else:
+            numbers += [float(chance.randrange(2)) for _ in range(port.size)]
+    return numbers
 
 
 def _source(info: ModelInfo, seed: int) -> Source | None:
     """A source of eight random tokens, or vectors, for models that read one."""
     chance = random.Random(seed)
     if info.source_feature_size:
-        return _vectors(chance, 8, info.source_feature_size)
+        return [_vector(chance, info.source_feature_size) for _ in range(8)]
     return chance.choices(range(4, len(info.source_vocabulary)), k=8) if info.has_encoder else None
 
 
-def _vectors(chance: random.Random, count: int, size: int) -> list[list[float]]:
-    return [[chance.gauss(0.0, 1.0) for _ in range(size)] for _ in range(count)]
+def _vector(chance: random.Random, size: int) -> list[float]:
+    return [chance.gauss(0.0, 1.0) for _ in range(size)]

@@ -13,7 +13,7 @@ import typer
 
 from carousel.cli import samples
 from carousel.cli.printing import err, json_line
-from carousel.cli.reading import InputError, shown, visible
+from carousel.cli.reading import CutOffError, InputError, shown, visible
 from carousel.frames import Frames
 from carousel.session import Session
 from carousel.values import ModelInfo, StepOutput
@@ -25,13 +25,15 @@ _MAX_NUMBERS = 2**18
 
 
 class Options(NamedTuple):
-    """What is read, and how. kind: None: by the file's name; rate: that a WAV file must have; is_padded: whether zeros
-    fill the last step; top: candidates to show."""
+    """What is read, and how. kind: None: by the file's name; rate: that a WAV file must have; pad: whether zeros fill
+    the last step; None: unless the session is kept; is_kept: whether the session may be fed more later; top: candidates
+    to show."""
 
     file: Path
     kind: samples.Format | None
     rate: int | None
-    is_padded: bool
+    pad: bool | None
+    is_kept: bool
     top: int
     as_json: bool
 
@@ -43,9 +45,11 @@ class Feeding:
         self._info = info
         self._options = options
         self._blocks = blocks
+        self._fault: CutOffError | None = None
 
     def run(self, session: Session) -> None:
-        """Feeds everything, as it comes, and prints an output for each step. Raises CarouselError and InputError."""
+        """Feeds everything, as it comes, and prints an output for each step. Raises CarouselError, and InputError: also
+        where nothing was fed, and, once all is fed, for a file that was cut off."""
         info = self._info
         if info.outputs and not self._options.as_json:
             err.print("columns: " + ", ".join(["position", *(port.name for port in info.outputs)]), markup=False)
@@ -55,22 +59,32 @@ class Feeding:
         blocks = self._steps() if info.feature_size else self._blocks
         parts = (steps[begin : begin + most] for steps in blocks for begin in range(0, len(steps), most))
         reads_end = info.fed_size < info.feature_size
-        for part, is_last in _with_last(parts) if reads_end else ((one, False) for one in parts):
+        can_be_last = reads_end and not self._options.is_kept
+        for part, is_last in _with_last(parts) if can_be_last else ((one, False) for one in parts):
             fed = self._whole(part, is_last=is_last) if reads_end else part
             given: dict[str, Any] = {"features": fed} if info.feature_size else {"tokens": fed}
             self._print(session.feed(**given, top_k=top_k, every_position=True).outputs)
+        if self._fault is not None:
+            raise self._fault
         if session.position == before:
-            err.print(f"{samples.named(self._options.file)} has no step: nothing was fed", markup=False)
+            raise InputError(f"{samples.named(self._options.file)} has no step: nothing was fed")
 
     def _steps(self) -> Iterator[list[array[float]]]:
         frames, name = Frames(self._info.fed_size), samples.named(self._options.file)
-        for block in self._blocks:
-            yield frames.add(block)
+        try:
+            for block in self._blocks:
+                yield frames.add(block)
+        except CutOffError as fault:
+            self._fault = fault
         if not frames.missing:
             return
         what = f"{name}: the last step has {len(frames)} of {frames.size} numbers"
-        if self._options.is_padded:
-            err.print(f"{what}: {frames.missing} zeros are added (--no-pad leaves it out)", markup=False)
+        is_padded = not self._options.is_kept if self._options.pad is None else self._options.pad
+        if not is_padded and self._options.is_kept:
+            err.print(f"{what}, which are left out: begin the next piece with them", markup=False)
+        elif is_padded:
+            added = "1 zero is" if frames.missing == 1 else f"{frames.missing} zeros are"
+            err.print(f"{what}: {added} added (--no-pad leaves it out)", markup=False)
             yield frames.flush()
         else:
             err.print(f"{what}: it is left out", markup=False)
@@ -132,9 +146,9 @@ def feeding(info: ModelInfo, options: Options) -> Iterator[Feeding]:
         with samples.numbers(options.file, info, options.kind, options.rate) as numbers:
             yield Feeding(info, options, numbers)
         return
-    if options.kind is not None or options.rate is not None or not options.is_padded:
+    if options.kind is not None or options.rate is not None or options.pad is not None:
         raise InputError(
-            f"--format, --rate and --no-pad are for samples, and {info.model} reads tokens: leave them out"
+            f"--format, --rate, --pad and --no-pad are for samples, and {info.model} reads tokens: leave them out"
         )
     with samples.tokens(options.file, info) as tokens:
         yield Feeding(info, options, tokens)

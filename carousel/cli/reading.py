@@ -16,6 +16,10 @@ class InputError(Exception):
     """A file, or standard input, cannot be read, or has not what the model reads. The text is one sentence."""
 
 
+class CutOffError(InputError):
+    """A file ends before the end that its header declares. It is raised after all that the file has."""
+
+
 def vectors(text: str) -> list[list[float]]:
     """Steps between spaces, the numbers of each between commas. Raises ValueError for anything else."""
     return [[float(number) for number in word.split(",")] for word in text.split()]

@@ -18,8 +18,8 @@ from typing import IO, Any, TypeAlias
 
 from carousel.cli import wav
 from carousel.cli.printing import err
-from carousel.cli.reading import InputError
-from carousel.cli.tables import Columns, Table
+from carousel.cli.reading import CutOffError, InputError
+from carousel.cli.tables import Columns, Table, filled_in
 from carousel.values import ModelInfo
 
 Numbers: TypeAlias = "array[float]"
@@ -99,8 +99,11 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _blocks(file: IO[bytes], width: int, name: str, limit: int | None = None) -> Iterator[bytes]:
-    """Blocks of whole samples. width: the bytes of one; limit: of all of them."""
-    rest = b""
+    """Blocks of whole samples. width: the bytes of one; limit: of all of them, as the header declares.
+
+    Raises CutOffError, after the last block, for a file that has fewer.
+    """
+    rest, declared = b"", limit
     while limit is None or limit > 0:
         data = file.read1(_BLOCK if limit is None else min(_BLOCK, limit))  # type: ignore[attr-defined]  # both have it
         if not data:
@@ -113,10 +116,14 @@ def _blocks(file: IO[bytes], width: int, name: str, limit: int | None = None) ->
             yield data[:whole]
     if rest:
         err.print(f"{name} ends within a sample: {len(rest)} of its {width} bytes are left out", markup=False)
+    if limit:
+        raise CutOffError(f"{name} is cut off: {limit} of the {declared} bytes of samples that it declares are missing")
 
 
 def _wav(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Iterator[Numbers]:
     pcm = wav.header(file, name)
+    if pcm is None:
+        return iter(())
     if rate is not None and rate != pcm.rate:
         raise InputError(
             f"{name} has {pcm.rate} samples a second, and --rate says {rate}: convert it, such as by"
@@ -152,7 +159,7 @@ def _raw(file: IO[bytes], name: str, width: int) -> Iterator[bytes]:
 
 
 def _csv(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Iterator[Numbers]:
-    table = Table(name, Columns(info.model, info.fed, info.fed_size))
+    table = Table(name, Columns(info))
     for text in _texts(file, name):
         found = table.add(text)
         if found:
@@ -168,7 +175,11 @@ def _npy(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Itera
     except ModuleNotFoundError:
         raise InputError(f"{name} is an array of NumPy's, which is not installed: pip install numpy") from None
     data = file.read()
+    if not data:
+        return iter(())
     try:
+        if _NPY.startswith(data):
+            raise ValueError("it ends within its header")
         if not data.startswith(_NPY):
             raise ValueError(f"it begins with {data[: len(_NPY)]!r}, and those with {_NPY!r}")
         found: Any = np.load(io.BytesIO(data), allow_pickle=False)
@@ -178,7 +189,12 @@ def _npy(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Itera
     if dtype.kind not in "fiub" or not (len(shape) == 1 or (len(shape) == 2 and shape[1] == info.fed_size)):
         raise InputError(
             f"{name} has shape {list(shape)} of {dtype}, and {info.model} reads numbers, [numbers] or"
-            f" [steps, {info.fed_size}]"
+            f" [steps, {info.fed_size}]{filled_in(info)}"
+        )
+    if dtype.kind in "iu" and (not info.fed or any(port.dtype.startswith("float") for port in info.fed)):
+        err.print(
+            f"{name} has integers ({dtype}): they are fed as they are, where WAV is scaled to numbers from -1 up to 1",
+            markup=False,
         )
     return iter([array("f", found.astype(np.float32).tobytes())])
 

@@ -15,10 +15,17 @@ from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
 from carousel.cli.feeding import Feeding, Options, feeding
 from carousel.cli.printing import AsJson, err, print_table
-from carousel.cli.reading import InputError, shown, source_of, tokens_of, vectors, visible
+from carousel.cli.reading import CutOffError, InputError, shown, source_of, tokens_of, vectors, visible
 from carousel.cli.samples import Format
 from carousel.client import Client
-from carousel.errors import CarouselError, InvalidArgumentError, SessionClosedError, UnavailableError
+from carousel.errors import (
+    CarouselError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    NotFoundError,
+    SessionClosedError,
+    UnavailableError,
+)
 from carousel.session import Session
 from carousel.values import ModelInfo, StepOutput
 
@@ -54,23 +61,33 @@ def stream(
     ] = None,
     rate: Annotated[int | None, typer.Option(min=1, help="Samples a second that a WAV file must have.")] = None,
     pad: Annotated[
-        bool, typer.Option("--pad/--no-pad", help="Fill the last step with zeros, or leave it out where it lacks some.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--pad/--no-pad",
+            help="Fill the last step with zeros, or leave it out, where the file does not fill it.",
+            show_default="--pad; with --keep, --no-pad",
+        ),
+    ] = None,
     top: Annotated[int | None, typer.Option(min=1, show_default="5; of a file, 1", help="Candidates to show.")] = None,
     session_id: Annotated[str, typer.Option("--id", help="The session's id.")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the session of that id.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Let the session outlive this command.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Let the session outlive this command, and go on with --resume.")
+    ] = False,
     version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
     variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
     constant: Given = None,
     as_json: AsJson = False,
 ) -> None:
-    """Opens a session and feeds it what is typed, token by token, showing what the model expects next.
+    """Feeds a session a file or a pipe, such as audio, CSV or text, or what is typed, and prints each step's output.
 
-    Standard input that is no terminal is read line by line, as if it were typed. With a file, or - for standard input,
-    everything that it has is fed as it comes, and each step's output is a line: the position and the values, or the
-    likeliest tokens and their probabilities, between tabs. With --json, an object a line: position, and values, outputs
-    by name, or tokens.
+    With a file, or - for standard input, everything that it has is fed as it comes, and each step's output is a line:
+    the position and the values, or the likeliest tokens and their probabilities, between tabs. With --json, an object a
+    line: position, and values, outputs by name, or tokens. The end of the file is the end of the session, unless
+    --keep is given.
+
+    Without a file, each line that is typed is fed, and the command shows what the model expects next. Standard input
+    that is no terminal is read line by line, as if it were typed.
     """
     if resume and not session_id:
         raise typer.BadParameter("--resume needs --id")
@@ -83,9 +100,9 @@ def stream(
         file, source = _file(info, source, input_file)
         fed: Feeding | None = None
         if file is not None:
-            fed = files.enter_context(feeding(info, Options(file, samples, rate, pad, top or 1, as_json)))
-        elif samples is not None or rate is not None or not pad or as_json:
-            raise typer.BadParameter("--format, --rate, --no-pad and --json go with a file")
+            fed = files.enter_context(feeding(info, Options(file, samples, rate, pad, keep, top or 1, as_json)))
+        elif samples is not None or rate is not None or pad is not None or as_json:
+            raise typer.BadParameter("--format, --rate, --pad, --no-pad and --json go with a file")
         if session is None:
             options = {
                 "version": version,
@@ -95,20 +112,34 @@ def stream(
                 "constants": constants_of(info, constant),
             }
             session = _open(client, info, source_of(info, source), None if fed else top or _TOP, options)
-        is_left = keep
+        began, is_left = session.position, False
         try:
             if fed is None:
                 _talk(session, info, top or _TOP)
             else:
                 fed.run(session)
-        except InputError:
-            is_left = keep or resume  # a session that was there before is not closed for a wrong file
+            is_left = keep
+        except BaseException as error:
+            is_left = _is_left(error, session.position > began, is_resumed=resume, is_kept=keep)
             raise
         finally:
-            if not is_left:
+            if is_left:
+                err.print(f"kept: carousel stream {model} --id {session.id} --resume", markup=False)
+            else:
                 session.close()
-    if keep:
-        err.print(f"kept: carousel stream {model} --id {session.id} --resume", markup=False)
+
+
+def _is_left(error: BaseException, is_fed: bool, *, is_resumed: bool, is_kept: bool) -> bool:
+    """Whether a session stays open when the command fails. is_fed: whether the command has fed it anything.
+
+    A session that this command opened and never fed would be in the way of the corrected command.
+    """
+    if isinstance(error, SessionClosedError | NotFoundError) or (isinstance(error, CutOffError) and not is_kept):
+        return False  # it is gone, or was fed everything
+    is_unsure = isinstance(error, UnavailableError | DeadlineExceededError)  # the feed may have been applied
+    if is_kept:
+        return is_resumed or is_fed or is_unsure
+    return is_resumed and isinstance(error, InputError | CarouselError)  # the file is wrong, not the session
 
 
 def _file(info: ModelInfo, source: str | None, input_file: Path | None) -> tuple[Path | None, str | None]:

@@ -7,42 +7,71 @@ from array import array
 from collections.abc import Sequence
 
 from carousel.cli.reading import InputError
-from carousel.values import Port
+from carousel.values import ModelInfo
 
 _SHOWN = 12
 """Columns that an error names."""
+_LONGEST_NAME = 40
+"""Letters of a name that an error shows."""
+
+
+class HeaderError(ValueError):
+    """A header does not name the numbers of a step. The text says which name is wrong or missing."""
 
 
 class Columns:
     """Which columns a table must have, and in which order a model reads them."""
 
-    def __init__(self, model: str, inputs: Sequence[Port], size: int) -> None:
-        """inputs: the named parts of a step, none where they have no names; size: the numbers of a step."""
-        self.model = model
-        self.size = size
-        self.must_be_named = len(inputs) > 1
+    def __init__(self, info: ModelInfo) -> None:
+        self.model = info.model
+        self.size = info.fed_size
+        self.filled_in = filled_in(info)
+        self.has_names = bool(info.fed)
+        self.must_be_named = len(info.fed) > 1
+        self._ends = [port.name for port in info.inputs if port.is_end]
         self._places: dict[str, list[int]] = {}
-        self.names: list[str] = []
-        for port in inputs:
-            self._places[port.name] = list(range(len(self.names), len(self.names) + port.size))
+        self._names: list[str] = []
+        for port in info.fed:
+            self._places[port.name] = list(range(len(self._names), len(self._names) + port.size))
             for at in range(port.size):
-                self.names.append(port.name if not port.shape else f"{port.name}[{at}]")
+                self._names.append(port.name if not port.shape else f"{port.name}[{at}]")
+
+    @property
+    def shown(self) -> str:
+        """The names of all columns, or of the first ones."""
+        return ",".join(self._names[:_SHOWN]) + (",..." if self.size > _SHOWN else "")
 
     def order(self, header: Sequence[str]) -> list[int] | None:
-        """For each number of a step, its column. None for a header that does not name each of them once.
+        """For each number of a step, its column. None: the only column has samples one after the other.
 
         A column is named `obs[0]`, the first number of `obs`; or `obs`, the first number that no column before has.
+        Raises HeaderError for a header that does not name each number once.
         """
+        if not self.has_names:
+            raise HeaderError(f"{_quoted(header[0])} is no number, and the inputs of {self.model} have no names")
+        if not self.must_be_named and len(header) == 1 and header[0] in self._places:
+            return None
         columns: dict[int, int] = {}
         for column, name in enumerate(header):
-            if name in self._places:
-                free = [place for place in self._places[name] if place not in columns]
-            else:
-                free = [self.names.index(name)] if name in self.names else []
-            if not free or free[0] in columns:
-                return None
-            columns[free[0]] = column
-        return [columns[place] for place in range(self.size)] if len(columns) == self.size else None
+            place = self._place(name, columns)
+            if place in columns:
+                raise HeaderError(f"it names {_quoted(name)} once too often, and {self.model} reads {self.shown}")
+            columns[place] = column
+        missing = [name for place, name in enumerate(self._names) if place not in columns]
+        if missing:
+            raise HeaderError(f"it does not name {missing[0]}, and {self.model} reads {self.shown}")
+        return [columns[place] for place in range(self.size)]
+
+    def _place(self, name: str, columns: dict[int, int]) -> int:
+        """The place in a step of a column of that name. columns: of the places that have one."""
+        if name in self._places:
+            places = self._places[name]
+            return next((place for place in places if place not in columns), places[-1])
+        if name in self._names:
+            return self._names.index(name)
+        if name.partition("[")[0] in self._ends:
+            raise HeaderError(f"it names {_quoted(name)}, which the command fills in: leave that column out")
+        raise HeaderError(f"it names {_quoted(name)}, and {self.model} reads {self.shown}")
 
 
 class Table:
@@ -94,16 +123,38 @@ class Table:
     def _is_header(self, cells: list[str]) -> bool:
         """Learns from the first line what the columns are. Raises InputError when they do not fit the model."""
         columns = self._columns
-        self._order = columns.order(cells)
-        if self._order is not None:
+        if not any(map(_is_number, cells)):
+            try:
+                self._order = columns.order(cells)
+            except HeaderError as error:
+                raise self._wrong(str(error)) from None
             return True
         if columns.must_be_named:
-            shown = ",".join(columns.names[:_SHOWN]) + (",..." if columns.size > _SHOWN else "")
-            raise self._wrong(f"it must name each number that a step of {columns.model} reads: {shown}")
+            raise self._wrong(f"it must name each number that a step of {columns.model} reads: {columns.shown}")
         if len(cells) not in (1, columns.size):
             expected = "1 number" if columns.size == 1 else f"1 number, or the {columns.size} of a step"
-            raise self._wrong(f"it has {len(cells)} columns, and a line for {columns.model} has {expected}")
+            raise self._wrong(
+                f"it has {len(cells)} columns, and a line for {columns.model} has {expected}{columns.filled_in}"
+            )
         return False
 
     def _wrong(self, what: str) -> InputError:
         return InputError(f"{self._name}, line {self._line}: {what}")
+
+
+def filled_in(info: ModelInfo) -> str:
+    """The end of an error about the size of a step: which inputs the command fills in, if there are any."""
+    ends = [port.name for port in info.inputs if port.is_end]
+    return f": the command fills in {', '.join(ends)}" if ends else ""
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _quoted(name: str) -> str:
+    return repr(name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "...")

@@ -6,11 +6,12 @@ for 24 bits or more than two channels (WAVE_FORMAT_EXTENSIBLE).
 
 from __future__ import annotations
 
+import io
 import struct
 import sys
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 from carousel.cli.reading import InputError
@@ -18,8 +19,13 @@ from carousel.cli.reading import InputError
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _CODES = {8: "B", 16: "h", 24: "i", 32: "i"}
 """The type of samples by their bits; those of 24 are widened."""
-_UNKNOWN_SIZES = (0, 0xFFFFFFFF)
-"""What programs that write to a pipe give as the size of all samples."""
+_UNKNOWN_SIZE = 0xFFFFFFFF
+"""The size of all samples, where the program that wrote the file did not know it."""
+_LEAST_PIPED_SIZE = 0x7FFFF000
+"""Programs that write to a pipe declare 0, or this and more: 0x7FFFF000, 0x80000000 and 0xFFFFFFFF are usual."""
+_SIZES_CHUNK = 28
+"""The bytes of the chunk `ds64`, which has the sizes that need more than 32 bits."""
+_KINDS = (b"RIFF", b"RF64")
 _LONGEST_FORMAT = 4096
 _FORMAT = struct.Struct("<HHIIHH")
 """Format, channels, samples a second, bytes a second, bytes of a sample of all channels, bits."""
@@ -58,23 +64,38 @@ class Pcm:
         return [(sum(each) - middle) * scale for each in zip(*columns, strict=True)]
 
 
-def header(file: IO[bytes], name: str) -> Pcm:
-    """Reads up to the first sample. name: for errors. Raises InputError for what is no WAV file, or has no PCM."""
+def header(file: IO[bytes], name: str) -> Pcm | None:
+    """Reads up to the first sample. name: for errors. Returns None for a file without a byte.
+
+    Raises InputError for what is no WAV file, or has no PCM.
+    """
     begin = file.read(12)
-    if begin[:4] not in (b"RIFF", b"RF64") or begin[8:] != b"WAVE":
+    if not begin:
+        return None
+    if len(begin) < 12 and any(kind.startswith(begin[:4]) for kind in _KINDS):
+        raise _short(name)
+    if begin[:4] not in _KINDS or begin[8:] != b"WAVE":
         raise InputError(f"{name} is no WAV file: it begins with {begin[:4]!r}, and those with b'RIFF'")
     found: Pcm | None = None
-    while len(start := file.read(8)) == 8:
+    whole_size = 0
+    while start := file.read(8):
+        if len(start) < 8:
+            raise _short(name)
         kind, size = start[:4], int.from_bytes(start[4:], "little")
         if kind == b"data":
             if found is None:
                 raise InputError(f"{name} is no WAV file: its samples come before their format")
-            return Pcm(found.bits, found.channels, found.rate, None if size in _UNKNOWN_SIZES else size)
+            if size == _UNKNOWN_SIZE and whole_size:
+                size = whole_size
+            return replace(found, num_bytes=_size_of_samples(file, name, size))
         padded = size + size % 2
-        if kind == b"fmt ":
-            found = _format(file.read(min(padded, _LONGEST_FORMAT)), name)
-        else:
-            _skip(file, padded)
+        data = file.read(min(padded, _LONGEST_FORMAT))
+        if kind == b"fmt " and len(data) >= min(size, _FORMAT.size):
+            found = _format(data, name)
+        elif kind == b"ds64" and len(data) >= _SIZES_CHUNK:
+            whole_size = int.from_bytes(data[8:16], "little")
+        if len(data) + _skip(file, padded - len(data)) < size:
+            raise _short(name)
     raise InputError(f"{name} has no samples: it ends before them")
 
 
@@ -95,9 +116,43 @@ def _format(data: bytes, name: str) -> Pcm:
     return Pcm(bits, channels, rate)
 
 
-def _skip(file: IO[bytes], num_bytes: int) -> None:
-    while num_bytes and (data := file.read(min(num_bytes, _SKIPPED))):
-        num_bytes -= len(data)
+def _skip(file: IO[bytes], num_bytes: int) -> int:
+    """Returns how many bytes were there."""
+    left = num_bytes
+    while left and (data := file.read(min(left, _SKIPPED))):
+        left -= len(data)
+    return num_bytes - left
+
+
+def _size_of_samples(file: IO[bytes], name: str, declared: int) -> int | None:
+    """The bytes of all samples; None: up to the end. Raises InputError for a file that declares none and has some."""
+    if not file.seekable():
+        return declared if 0 < declared < _LEAST_PIPED_SIZE else None
+    if not declared and not _is_chunks(file):
+        raise InputError(
+            f"{name} declares that it has no samples, and something follows: the program that wrote it did not finish"
+            f" it. To feed what is there, give it by a pipe: cat {name} | carousel stream MODEL - --format wav"
+        )
+    return None if declared == _UNKNOWN_SIZE else declared
+
+
+def _is_chunks(file: IO[bytes]) -> bool:
+    """Whether chunks, or nothing, follow up to the end. The file stays where it is."""
+    begin = at = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    while at + 8 <= end:
+        file.seek(at)
+        start = file.read(8)
+        if any(not 0x20 <= letter < 0x7F for letter in start[:4]):
+            break
+        size = int.from_bytes(start[4:], "little")
+        at += 8 + size + size % 2
+    file.seek(begin)
+    return at in (end, end + 1)  # the last byte, which makes the size even, is often left out
+
+
+def _short(name: str) -> InputError:
+    return InputError(f"{name} ends within its header: it was cut off")
 
 
 def _widened(data: bytes) -> bytes:

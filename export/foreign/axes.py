@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -107,13 +108,23 @@ def check_axes(model: onnx.ModelProto, hints: Hints) -> None:
             )
 
 
-def check_constant(tensor: Tensor, values: Sequence[float]) -> None:
-    """Raises ExportError for values that a tensor of whole numbers cannot have."""
-    limit = 2.0 ** (31 if tensor.dtype == "int32" else 63)
-    if tensor.dtype in ("int32", "int64"):
-        for value in values:
-            if not (float(value).is_integer() and -limit <= value < limit):
-                raise ExportError(f"--constant {tensor.name}={value:g}: {tensor} is of whole numbers")
+def check_constant(tensor: Tensor, values: Sequence[float], flag: str = "--constant") -> None:
+    """Raises ExportError for values that a tensor of whole numbers cannot have. flag: that gives them."""
+    ranges = {"bool": (0.0, 2.0), "int32": (-(2.0**31), 2.0**31), "int64": (-(2.0**63), 2.0**63)}
+    least, end = ranges.get(tensor.dtype, (None, None))
+    for value in values:
+        if least is not None and end is not None and not (float(value).is_integer() and least <= value < end):
+            raise ExportError(f"{flag} {tensor.name}={value:g}: {tensor} is of whole numbers")
+
+
+def check_numbers(flag: str, tensor: Tensor, values: Sequence[float]) -> None:
+    """Raises ExportError for numbers, of a flag, that a tensor cannot have, or that are none."""
+    check_constant(tensor, values, flag)
+    with np.errstate(over="ignore"):
+        rounded = np.array(values, np.float64).astype(tensor.dtype)
+    for value, one in zip(values, rounded, strict=True):
+        if not np.isfinite(one):
+            raise ExportError(f"{flag} {tensor.name}={value:g}: it must be a number, and one that {tensor.dtype} has")
 
 
 def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> str | int:

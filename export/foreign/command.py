@@ -104,6 +104,9 @@ def _check_roles(hints: Hints) -> None:
 
 def _report(reading: Reading, notes: object) -> None:
     for part in reading.inputs:
+        if part.is_end:
+            print(f"last step      {part.tensor} is true in it alone, where the client says so")
+            continue
         window = f", of which {part.window} are those before" if part.window else ""
         print(f"a step reads   {part.tensor}, as {list(part.shape)} of each row{window}")
     for given in reading.outputs:
@@ -112,6 +115,8 @@ def _report(reading: Reading, notes: object) -> None:
         print(f"state          {state.input} -> {state.output}, rows counted by axis {state.batch_axis}")
         if state.initial is not None:
             print(f"               begins with {state.initial.size} numbers that are given")
+    if reading.start is not None:
+        print(f"first step     {reading.start} is true in it alone")
     for constant in reading.session_constants:
         print(f"each session   {constant.tensor}: {_kind(constant)}")
     for name, (tensor, values) in reading.constants.items():
@@ -127,7 +132,11 @@ def _kind(constant: SessionConstant) -> str:
     shown = [",".join(f"{number:g}" for number in one) for one in (spec.choices or (spec.default,))]
     if not spec.default:
         return "each opening must give it"
-    return f"one of {' or '.join(shown)}" if spec.choices else f"{shown[0]:.60} unless the opening gives it"
+    return (
+        f"one of {' or '.join(shown)}, {shown[0]} by default"
+        if spec.choices
+        else f"{shown[0]:.60} unless the opening gives it"
+    )
 
 
 def _vocabulary(flag: str, path: Path | None, tokenizer: Literal["characters", "whitespace"]) -> Vocabulary | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from export.errors import ExportError, first_line
-from export.foreign.axes import Hints, Tensor
+from export.foreign.axes import Hints, Tensor, check_numbers
 from export.proofs.runners import Array
 
 
@@ -38,7 +38,6 @@ def first_value(tensor: Tensor, shape: tuple[int, ...], hints: Hints) -> Array |
         raise ExportError(
             f"--initial {tensor.name}: it has {values.size} numbers, and {tensor} needs {int(np.prod(shape))} a row"
         )
+    check_numbers("--initial", tensor, values.astype(np.float64).ravel().tolist())
     converted = values.astype(tensor.dtype)
-    if not np.array_equal(converted.astype(np.float64), values.astype(np.float64)) and tensor.dtype[:5] != "float":
-        raise ExportError(f"--initial {tensor.name}: {tensor} is of whole numbers")
     return np.broadcast_to(converted.reshape(shape if values.size > 1 else (1,) * len(shape)), shape).copy()

@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from export.errors import ExportError
-from export.foreign.axes import Hints, Tensor, batch_axis
+from export.foreign.axes import Hints, Tensor, batch_axis, check_numbers
 from export.proofs.runners import Array
 from service.repository.manifest import SessionConstantSpec
 
@@ -55,14 +55,14 @@ def _constant(tensor: Tensor, tried: Sequence[Sequence[float]], batch: str | int
     for values in tried:
         if len(values) not in (1, size):
             raise ExportError(f"{flag} {tensor.name} has {len(values)} values, and {tensor} needs {size} a row")
-        if is_whole and any(value != int(value) for value in values):
-            raise ExportError(f"{flag} {tensor.name}={values[0]:g}: {tensor} is of whole numbers")
-    if is_whole and len(tried) < 2:
+        check_numbers(flag, tensor, values)
+    full = list(dict.fromkeys(tuple(values) * (size // len(values)) for values in tried))
+    if is_whole and len(full) < 2:
+        told = f"{tensor.name}={full[0][0]:g}" if full else tensor.name
         raise ExportError(
-            f"{flag} {tensor.name}: which values does {tensor} take? Give each with a flag of its own, the default"
-            f" first: {flag} {tensor.name}=0 {flag} {tensor.name}=1; or only one, with --constant"
+            f"{flag} {told}: which values may {tensor} have? Give each with a flag of its own, the default first:"
+            f" {flag} {tensor.name}=0 {flag} {tensor.name}=1. One that never changes is a --constant"
         )
-    full = [tuple(values) * (size // len(values)) for values in tried]
     choices = tuple(full) if is_whole else ()
     return SessionConstant(tensor, axis, shape, SessionConstantSpec(default=full[0] if full else (), choices=choices))
 

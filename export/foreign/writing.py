@@ -171,6 +171,10 @@ def _step_spec(
     gives_logits = given is not None and len(shapes) == 1 and len(given.tokens) == num_outputs
     if described.labels is not None and not gives_logits:
         raise ExportError(f"--labels has {len(described.labels.tokens)} lines, and a step gives {num_outputs} numbers")
+    if described.feeds_back and any(part.is_end for part in reading.inputs):
+        raise ExportError(
+            "--feeds-back and --end do not go together: what a step gives does not say that it is the last"
+        )
     if described.feeds_back and (is_tokens or feature_size != num_outputs):
         raise ExportError(
             f"--feeds-back needs as many values as features, and a step reads {feature_size} and gives {num_outputs}"

@@ -15,7 +15,7 @@ from service.engine.arena import Array
 from service.engine.jobs import ITEM_SIZE
 from service.errors import InvalidFieldError, quoted
 from service.repository.manifest import Manifest, PortSpec, StateSpec
-from service.sessions.constants import Given
+from service.sessions.constants import Given, refused_choice
 
 
 def session_constants(given: Mapping[str, pb.Tensor], manifest: Manifest, *, field: str) -> Given:
@@ -31,10 +31,10 @@ def session_constants(given: Mapping[str, pb.Tensor], manifest: Manifest, *, fie
     for name, place in known.items():
         state = manifest.states[place]
         if name in given:
-            found[place] = _value(given[name], state, f"{field}[{name!r}]")
+            found[place] = _value(given[name], state, f"{field}[{quoted(name)}]")
         elif state.constant is not None and not state.constant.default:
             raise InvalidFieldError(
-                f"{field} has no {name!r}, and {manifest.model} has no default for it: give {state.input.dtype}"
+                f"{field} has no {quoted(name)}, and {manifest.model} has no default for it: give {state.input.dtype}"
                 f" {list(state.row_shape)}",
                 field=field,
             )
@@ -71,13 +71,7 @@ def _value(message: pb.Tensor, state: StateSpec, field: str) -> Array:
             f"{field}.data must be whole numbers up to {LARGEST_WHOLE}, not {quoted(numbers.tolist())}",
             field=f"{field}.data",
         )
-    choices = state.constant.choices if state.constant is not None else ()
-    if choices and not any(np.array_equal(numbers, np.array(one, np.float32)) for one in choices):
-        shown = ", ".join(_shown(one) for one in choices)
-        raise InvalidFieldError(f"{field} = {_shown(numbers.tolist())} must be one of {shown}", field=field)
-    return numbers.astype(dtype).reshape(state.row_shape)
-
-
-def _shown(numbers: object) -> str:
-    listed = list(numbers) if isinstance(numbers, list | tuple) else []
-    return f"{listed[0]:g}" if len(listed) == 1 else quoted([float(one) for one in listed])
+    value = numbers.astype(dtype).reshape(state.row_shape)
+    if problem := refused_choice(state, value):
+        raise InvalidFieldError(f"{field} = {problem}", field=field)
+    return value

@@ -23,7 +23,7 @@ from service.engine.arena import Arena, Slot
 from service.engine.bursts import Bursts, Driver
 from service.engine.generations import ActiveEncode, begin_generation, choose_together, resume_generation
 from service.engine.jobs import EncodeJob, GenerateJob, Job, Lane, ScoreJob, SearchJob, StepBatchJob
-from service.engine.limits import EngineLimits
+from service.engine.limits import EngineLimits, batch_tokens
 from service.engine.results import LOGITS, NEXT_TOKEN, Failed, LaneState, Produced, all_failed, read_lanes, write_lane
 from service.engine.runner import Ran, Runner
 from service.engine.scheduler import Batch, Costs, Scheduler
@@ -65,10 +65,11 @@ class EngineCore:
         self._on_fault = on_fault
         self.arena = arena = Arena(manifest, limits.num_slots + limits.num_forks, bundle.first_values)
         self._runner = Runner(bundle, variant, arena)
-        max_chunk = step_spec.max_chunk or limits.max_chunk_tokens
+        self._takes_one_step = step_spec.lengths is None
+        max_chunk = (None if self._takes_one_step else step_spec.max_chunk) or limits.max_chunk_tokens
         self.scheduler = Scheduler(
             max_rows=step_spec.max_rows or limits.max_batch_rows,
-            max_tokens=limits.max_batch_tokens,
+            max_tokens=limits.max_batch_tokens or batch_tokens(None),
             max_chunk=min(limits.max_chunk_tokens, max_chunk),
         )
         self.stepper = stepper = Stepper(
@@ -111,6 +112,8 @@ class EngineCore:
         """Runs every batch size and measures it."""
         for kind, num_rows, seconds in self._runner.warm_up(self.scheduler.max_rows):
             self._costs.record(kind, num_rows, 1, seconds)
+            if kind == "step" and self._limits.max_batch_tokens is None:
+                self.scheduler.bound(num_rows, seconds, is_step_by_step=self._takes_one_step)
 
     def step(self, *, small_only: bool = False, driver: Driver | None = None) -> Progress:
         """Carries commands out, then schedules, runs and commits one batch.

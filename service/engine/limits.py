@@ -6,6 +6,21 @@ from dataclasses import dataclass
 
 from service.errors import NoSlotError, QueueFullError
 
+_FEWEST_TOKENS, _MOST_TOKENS = 256, 2048
+_BATCH_S = 0.004
+
+
+def batch_tokens(seconds: float | None) -> int:
+    """How many tokens a batch may have, so that others wait some 4 ms for it: 256 to 2048. seconds: that one takes, in
+    a large batch; None: not known."""
+    return _FEWEST_TOKENS if not seconds else max(_FEWEST_TOKENS, min(_MOST_TOKENS, int(_BATCH_S / seconds)))
+
+
+def chunk_tokens(seconds: float, most: int) -> int:
+    """How many steps of a row, which each take so long, may be run one after the other, so that others wait some 4 ms:
+    1 to `most`."""
+    return max(1, min(most, int(_BATCH_S / max(seconds, 1e-9))))
+
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
@@ -13,15 +28,15 @@ class EngineLimits:
 
     num_slots: sessions at once; num_forks: copies of sessions' states at once, for beams and for targets that are
     scored; max_waiting: requests admitted and not yet answered; max_batch_rows: sessions in a batch; max_batch_tokens:
-    rows times width of one; max_chunk_tokens: tokens of one session in one; inline_s: the most that a batch may cost,
-    in seconds, to run on the event loop.
+    rows times width of one, None: as `batch_tokens`; max_chunk_tokens: tokens of one session in one; inline_s: the
+    most that a batch may cost, in seconds, to run on the event loop.
     """
 
     num_slots: int = 10_000
     num_forks: int = 1024
     max_waiting: int = 16_384
     max_batch_rows: int = 256
-    max_batch_tokens: int = 256
+    max_batch_tokens: int | None = None
     max_chunk_tokens: int = 32
     inline_s: float = 0.001
 

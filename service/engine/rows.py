@@ -1,18 +1,20 @@
-"""Rows of a batch: the sizes that batches are padded to, and runs of some rows of a batch alone.
+"""Rows of a batch: the sizes that batches are padded to, and runs of some rows of a batch alone, or step by step.
 
-Shape: `B` rows, padded up to a bucket.
+Shapes: `B` rows, padded up to a bucket; `T` time; `V` values.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 
 from service.engine.arena import Array, IntArray
+from service.engine.decoding import FloatArray
+from service.engine.results import LOGITS, StepResult
 
 ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """The batch sizes that graphs are run at: memory then does not grow with every size that traffic happens to make."""
@@ -28,6 +30,65 @@ def padded(rows: list[int]) -> IntArray:
     array = np.zeros(bucket(len(rows)), dtype=np.int64)
     array[: len(rows)] = rows
     return array
+
+
+def run_steps(
+    run: Callable[..., tuple[StepResult, list[Array]]],
+    tokens: Array,
+    lengths: IntArray,
+    states: list[Array],
+    axes: Sequence[int],
+    *,
+    count: int,
+) -> tuple[StepResult, list[Array]]:
+    """As one run of several steps, of a graph that takes one and has no heads and no contexts: step after step, each of
+    the rows that have it.
+
+    run: `StepGraph.run`; tokens: [B, T, ..]; lengths: [B]; axes: of the states, which count rows; count: rows that are
+    no padding. Returns logits or values, [B, T, V], meaningless past a row's length, and the next states. Raises what
+    ONNX Runtime raises.
+    """
+    result, states = run(tokens[:, :1], lengths, states, [], LOGITS, count=count)
+    logits = _logits_of(result)
+    whole = np.zeros((len(tokens), tokens.shape[1], *logits.shape[2:]), logits.dtype)
+    whole[:, :1] = logits
+    for at in range(1, tokens.shape[1]):
+        rows = np.flatnonzero(lengths[:count] > at).tolist()
+        if len(rows) == len(tokens):
+            result, states = run(tokens[:, at : at + 1], lengths, states, [], LOGITS, count=count)
+            whole[:, at : at + 1] = _logits_of(result)
+            continue
+        places = [*rows, *[rows[-1]] * (bucket(len(rows)) - len(rows))]
+        own = [state.take(places, axis=axis) for state, axis in zip(states, axes, strict=True)]
+        some, following = run(tokens[places, at : at + 1], lengths[places], own, [], LOGITS, count=len(rows))
+        whole[rows, at : at + 1] = _logits_of(some)[: len(rows)]
+        for state, one, axis in zip(states, following, axes, strict=True):
+            before: tuple[Any, ...] = (slice(None),) * axis
+            state[(*before, rows)] = one[(*before, slice(len(rows)))]
+    return StepResult(whole, gives_values=result.gives_values), states
+
+
+def run_whole_steps(
+    session: ort.InferenceSession, names: list[str], feeds: dict[str, Array], read: str, carried: Sequence[str]
+) -> list[Array]:
+    """As `run_steps`, of rows that all have all steps, without what a run of its own costs each step.
+
+    names: of what is fetched, the next states and then what the steps give; feeds: with all steps under `read`; it is
+    changed; carried: the inputs of the states. Returns what is fetched, of all steps. Raises what ONNX Runtime raises.
+    """
+    tokens, given = feeds[read], []
+    states: list[Array] = []
+    for at in range(tokens.shape[1]):
+        feeds[read] = tokens[:, at : at + 1]
+        *states, output = session.run(names, feeds)
+        feeds.update(zip(carried, states, strict=False))
+        given.append(output)
+    return [*states, np.concatenate(given, axis=1)]
+
+
+def _logits_of(result: StepResult) -> FloatArray:
+    assert result.logits is not None  # noqa: S101  # they were fetched
+    return result.logits
 
 
 class Axes(NamedTuple):

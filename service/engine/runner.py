@@ -18,7 +18,7 @@ import onnxruntime as ort
 from service.engine.arena import Arena, Array, IntArray
 from service.engine.jobs import Item, Items
 from service.engine.results import LOGITS, FetchSpec, StepResult
-from service.engine.rows import ROW_BUCKETS, Axes, bucket, padded, run_apart
+from service.engine.rows import ROW_BUCKETS, Axes, bucket, padded, run_apart, run_steps, run_whole_steps
 from service.engine.scheduler import Batch
 from service.engine.trace_graph import TraceGraph
 from service.observer import GraphKind
@@ -37,11 +37,8 @@ class Ran(NamedTuple):
 
 
 class StepGraph:
-    """The step graph: advances rows. One thread at a time; ONNX Runtime releases the GIL while it runs.
-
-    A graph whose batch axis is fixed at 1 is run row by row. One that reads a uniform state, the first row's for all,
-    is run once for each value that a batch has of it.
-    """
+    """The step graph: advances rows. One thread at a time; ONNX Runtime releases the GIL while it runs. One whose batch
+    axis is fixed at 1 is run row by row, one that reads a uniform state once for each value that a batch has of it."""
 
     def __init__(
         self,
@@ -79,6 +76,9 @@ class StepGraph:
     ) -> tuple[StepResult, list[Array]]:
         """One run. tokens: [B, T], or features [B, T, F]; lengths: [B]; states, contexts: in the manifest's order;
         count: rows that are no padding. Returns what it gave, and the next states. Raises what ONNX Runtime raises."""
+        is_long = self._lengths is None and tokens.shape[1] > 1
+        if is_long and (self._uniform or self._spec.max_rows == 1 < len(tokens) or lengths.min() < tokens.shape[1]):
+            return run_steps(self.run, tokens, lengths, states, self._axes, count=count)
         feeds: dict[str, Array] = dict(zip(self._carried, (*states, *contexts), strict=True))
         feeds[self._input] = tokens
         session = self._session
@@ -104,6 +104,8 @@ class StepGraph:
             shared = {*self._constants, *(() if top_k is None else (top_k.k.name,))}
             own = dict(zip(self._carried, self._axes, strict=False))
             outputs = run_apart(session, names, feeds, groups, Axes(len(tokens), own, shared, along))
+        elif is_long:
+            outputs = run_whole_steps(session, names, feeds, self._input, self._carried)
         else:
             outputs = session.run(names, feeds)
         ranked = (None, None) if top_k is None else (outputs[-2], outputs[-1])
@@ -116,7 +118,7 @@ class StepGraph:
 
 
 class Runner:
-    """The graphs of one variant of a bundle over one arena. One thread at a time."""
+    """The graph of one variant of a bundle over one arena. One thread at a time."""
 
     def __init__(self, bundle: Bundle, variant: str, arena: Arena) -> None:
         manifest = bundle.manifest

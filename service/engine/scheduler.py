@@ -22,6 +22,7 @@ from typing import ClassVar, NamedTuple, Protocol, TypeAlias
 
 from service.engine.decoding import Choice
 from service.engine.jobs import NO_TOKENS, ActiveJob, Item, Job, Lane, Rest
+from service.engine.limits import batch_tokens, chunk_tokens
 from service.engine.results import FetchSpec, StepResult
 from service.errors import CarouselError
 from service.observer import GraphKind
@@ -159,8 +160,8 @@ class Scheduler:
 
     def __init__(self, *, max_rows: int, max_tokens: int, max_chunk: int) -> None:
         self.max_rows = max_rows
-        self._max_tokens = max_tokens
-        self._max_chunk = max_chunk
+        self.max_tokens = max_tokens
+        self.max_chunk = max_chunk
         self._queues: dict[tuple[GraphKind, int], deque[_Entry]] = {}
         self._last_ticket = 0
         self.num_waiting = 0
@@ -169,12 +170,19 @@ class Scheduler:
     def __len__(self) -> int:
         return self.num_waiting
 
+    def bound(self, num_rows: int, seconds: float, *, is_step_by_step: bool) -> None:
+        """Has batches take some milliseconds at most, now that one of so many rows is known to take so long.
+        is_step_by_step: whether a chunk takes as long as its steps do alone."""
+        self.max_tokens = batch_tokens(seconds / num_rows)
+        if is_step_by_step and num_rows == 1:
+            self.max_chunk = chunk_tokens(seconds, self.max_chunk)
+
     def add(self, kind: GraphKind, job: RowJob, num_tokens: int) -> int:
         """Queues a job that needs `num_tokens` >= 1 run. Returns how many of them the next batch will take. Raises
         ValueError if it waits already."""
         if job.ticket:
             raise ValueError("the job waits already")
-        width = min(num_tokens, self._max_chunk) if kind == "step" else num_tokens
+        width = min(num_tokens, self.max_chunk) if kind == "step" else num_tokens
         self._last_ticket += 1
         job.ticket = self._last_ticket
         key = (kind, 1 << (width - 1).bit_length())
@@ -214,7 +222,7 @@ class Scheduler:
             return None
         kind, bucket = oldest
         queue = self._queues[oldest]
-        room = max(1, min(self.max_rows, self._max_tokens // bucket))
+        room = max(1, min(self.max_rows, self.max_tokens // bucket))
         jobs: list[RowJob] = []
         widths: list[int] = []
         groups: list[Group] = []

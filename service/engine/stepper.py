@@ -316,5 +316,5 @@ class Turn:
 
 
 def nothing_consumed() -> CarouselError:
-    """Why nothing comes next in a session that has consumed no token."""
-    return IllegalRequestError("generate: this model has no start token: feed a token first")
+    """Why nothing comes next in a session that has consumed nothing."""
+    return IllegalRequestError("generate: this model has no start token: feed a token, or a vector, first")

@@ -26,7 +26,8 @@ from service.errors import (
     quoted,
 )
 from service.observer import SessionObserver
-from service.repository.manifest import TensorSpec
+from service.repository.manifest import StateSpec
+from service.sessions.constants import refused_choice
 from service.sessions.image import Image, image_of
 from service.sessions.lifecycle import Event
 from service.sessions.persistence import Durability
@@ -123,7 +124,7 @@ class Admin:
         _, image = await self._image(session_id)
         lane = image.lane
         tensors = [
-            StateTensor(name, spec.dtype, array.shape, array.astype(array.dtype.newbyteorder("<")).tobytes())
+            StateTensor(name, spec.input.dtype, array.shape, array.astype(array.dtype.newbyteorder("<")).tobytes())
             for (name, spec), array in zip(specs.items(), lane.states, strict=True)
             if not names or name in names
         ]
@@ -214,20 +215,21 @@ class Admin:
             raise error
 
 
-def _specs(session: Session) -> dict[str, TensorSpec]:
+def _specs(session: Session) -> dict[str, StateSpec]:
     """Of the state tensors, by name, in the manifest's order."""
-    return {state.name: state.input for state in session.served.bundle.manifest.states}
+    return {state.name: state for state in session.served.bundle.manifest.states}
 
 
-def _check_name(name: str, specs: Mapping[str, TensorSpec], field: str) -> None:
+def _check_name(name: str, specs: Mapping[str, StateSpec], field: str) -> None:
     if name not in specs:
         raise InvalidFieldError(
             f"{field}: {quoted(name)} is no state tensor of the model: {', '.join(specs)}", field=field
         )
 
 
-def _array(tensor: StateTensor, spec: TensorSpec, field: str) -> Array:
+def _array(tensor: StateTensor, state: StateSpec, field: str) -> Array:
     """Raises InvalidFieldError when a tensor is not as a model's."""
+    spec = state.input
     if tensor.dtype != spec.dtype:
         raise InvalidFieldError(
             f"{field}.dtype = {quoted(tensor.dtype)} must be {spec.dtype!r}, as {tensor.name} is",
@@ -244,4 +246,7 @@ def _array(tensor: StateTensor, spec: TensorSpec, field: str) -> Array:
         raise InvalidFieldError(
             f"{field}.data has {len(tensor.data)} bytes, {spec.dtype}{shape} has {expected}", field=f"{field}.data"
         )
-    return np.frombuffer(tensor.data, dtype).reshape(shape).astype(spec.dtype)
+    value = np.frombuffer(tensor.data, dtype).reshape(shape).astype(spec.dtype)
+    if problem := refused_choice(state, value):
+        raise InvalidFieldError(f"{field}.data: {tensor.name} = {problem}", field=f"{field}.data")
+    return value

@@ -14,6 +14,7 @@ from service.engine.jobs import ITEM_SIZE, Item, OutputSpec
 from service.engine.results import Fed, LaneState, Searched, StepOutput
 from service.errors import SnapshotModelError
 from service.repository.manifest import Manifest, TensorSpec
+from service.sessions.constants import refused_choice
 from service.sessions.generation import Generation, LastFeed, Unkept
 from service.sessions.persistence import PLAIN, SessionPolicy
 from service.sessions.served import Served
@@ -134,6 +135,9 @@ def check_fits(image: Image, served: Served) -> None:
                     f"snapshot has {name} as {array.dtype.name}{[*array.shape]}, {told} has {spec.dtype}{expected}",
                     field="version",
                 )
+        for state, array in zip(manifest.states, lane.states, strict=True):
+            if problem := refused_choice(state, array):
+                raise SnapshotModelError(f"snapshot has {state.name} = {problem} in {told}", field="version")
     _check_vocabulary(image, manifest, told)
 
 

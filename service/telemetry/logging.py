@@ -25,7 +25,10 @@ def configure(log_format: str, log_level: str) -> None:
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # no values of variables: they may be anybody's data, and formatting them stops the event loop for seconds
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     exceptions = [structlog.processors.format_exc_info] if log_format == "json" else []
     structlog.configure(

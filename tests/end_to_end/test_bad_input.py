@@ -373,7 +373,7 @@ async def test_a_model_without_start_token_cannot_generate_from_nothing(tiny_ser
         await stream.ask(open=lm())
         refused = await stream.ask(generate=pb.Generate())
         assert refused.error.code == Code.FAILED_PRECONDITION.value[0]
-        assert refused.error.message == "generate: this model has no start token: feed a token first"
+        assert refused.error.message == "generate: this model has no start token: feed a token, or a vector, first"
         assert (await stream.ask(feed=pb.Feed(token_ids=[5]))).position == 1
 
 

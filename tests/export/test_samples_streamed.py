@@ -104,9 +104,13 @@ def test_a_pipe_has_the_same(shell: Shell, repository: Path, tmp_path: Path, kin
     assert found == lines(answers(repository, samples))
 
 
-def test_an_empty_pipe_is_told(shell: Shell) -> None:
-    done = shell.run("stream", "vad", "-", "--format", "s16")
-    assert (done.stdout, done.stderr) == (b"", b"standard input has no step: nothing was fed\n")
+@pytest.mark.parametrize("kind", ["s16", "f32", "csv", "wav", "npy"])
+def test_what_is_empty_is_told(shell: Shell, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "empty"
+    path.touch()
+    for name, told in (("-", "standard input"), (str(path), str(path))):
+        done = shell.run("stream", "vad", name, "--format", kind, code=2)
+        assert (done.stdout, done.stderr.decode()) == (b"", f"error: {told} has no step: nothing was fed\n")
 
 
 def test_stereo_is_averaged_and_arrays_are_read(shell: Shell, repository: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from carousel import AsyncClient, Client, InvalidArgumentError, Port
-from carousel.values import SessionConstant
+from carousel.values import SessionConstant, StateTensor
 from examples.local_service import LocalService, local_service
 from service.repository.bundle import BundleError, load_bundle
 from service.repository.manifest import FILE_NAME, sha256_of
@@ -260,8 +261,11 @@ def test_constants_that_do_not_fit_are_wrong_commands(service: LocalService, wor
         ({"speaker": [1, 2, 3], "tongue": 1}, "open.constants has 'tongue', and foreign has language, speaker, gain"),
         ({"speaker": [1, 2, 3], "number": 1}, "open.constants has 'number', and foreign has language, speaker, gain"),
         ({"speaker": "me"}, "open.constants['speaker'] must be numbers"),
-        ({"speaker": [[1, 2], [3]]}, "open.constants['speaker'] must be numbers, in rows of one length"),
+        ({"speaker": [[1, 2], [3]]}, "open.constants['speaker'] must be numbers of 32 bits, in rows of one length"),
         ({"speaker": [1, 2, 3], "language": 2**24 + 1}, "whole ones up to 16777216"),
+        ({"speaker": [1, 2, 1e39]}, "open.constants['speaker'] must be numbers of 32 bits"),
+        ({1: 2}, "open.constants has the name 1: it must be a string"),
+        ([1], "open.constants must be a dict of values by name, not [1]"),
     ],
 )
 def test_what_cannot_be_given_is_refused(service: LocalService, given: dict[str, Any], message: str) -> None:
@@ -275,18 +279,28 @@ def test_what_cannot_be_given_is_refused(service: LocalService, given: dict[str,
 
 def test_an_end_needs_parts_with_names(service: LocalService) -> None:
     given = {"speaker": [0, 0, 0]}
-    with (
-        Client(service.target) as client,
-        client.session("foreign", constants=given) as session,
-        pytest.raises(InvalidArgumentError, match="end=True needs features by name"),
-    ):
-        session.feed(features=[[0.0] * (READ + 1)], end=True)
+    x: Any = [0.0] * READ
+    with Client(service.target) as client, client.session("foreign", constants=given) as session:
+        with pytest.raises(InvalidArgumentError, match="end=True needs features by name"):
+            session.feed(features=[[*x, 0.0]], end=True)
+        with pytest.raises(InvalidArgumentError, match="'is_last' is given, too"):
+            session.feed(features={"x": x, "is_last": 0}, end=True)
+        assert session.position == 0
+
+
+def test_constants_cannot_be_changed_to_values_that_the_model_does_not_have(service: LocalService) -> None:
+    with Client(service.target) as client, client.session("foreign", constants={"speaker": [0, 0, 0]}) as session:
+        client.sessions.set_state(session.id, StateTensor("language", "int64", (), struct.pack("<q", 3)))
+        with pytest.raises(InvalidArgumentError, match=re.escape("tensors[0].data: language = 1 must be one of 0, 3")):
+            client.sessions.set_state(session.id, StateTensor("language", "int64", (), struct.pack("<q", 1)))
+        (tensor,) = client.sessions.get_state(session.id, "language")
+        assert struct.unpack("<q", tensor.data) == (3,)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (("language=3", []), "which values does language int64 [] take?"),
+        (("language=3", []), "--session-constant language=0: which values may language int64 [] have?"),
         (("", ["--session-constant", "nothing"]), "--session-constant names nothing"),
         (("", ["--constant", "gain=1"]), "--constant and --session-constant both name gain"),
         (("", ["--input", "is_last"]), "--input and --end both name is_last"),
@@ -295,6 +309,12 @@ def test_an_end_needs_parts_with_names(service: LocalService) -> None:
         (("number", ["--session-id", "x", "--input", "number"]), "--session-id x: x float32 [batch, 4] must be one"),
         (("is_last", ["--end", "x", "--input", "is_last"]), "--end x: x float32 [batch, 4] must be one number a row"),
         (("h=", ["--initial", "h=1,2"]), "--initial h: it has 2 numbers, and h float32 [batch, 8] needs 8 a row"),
+        (("language", ["--session-constant", "language=nan", "--session-constant", "language=1"]), "of whole numbers"),
+        (("gain", ["--session-constant", "gain=inf"]), "--session-constant gain=inf: it must be a number"),
+        (("gain", ["--session-constant", "gain=1e39"]), "gain=1e+39: it must be a number, and one that float32 has"),
+        (("language=3", ["--session-constant", "language=0"]), "which values may language int64 [] have?"),
+        (("", ["--feeds-back"]), "--feeds-back and --end do not go together"),
+        (("h=", ["--initial", "h=nan"]), "--initial h=nan: it must be a number"),
         (("h=", ["--initial", "x=1"]), "--initial names x, and the states are h"),
         (("h=", ["--initial", "h=gone.npy"]), "--initial: gone.npy is not there"),
     ],

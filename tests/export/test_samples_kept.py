@@ -1,0 +1,153 @@
+"""`carousel stream --keep`: pieces of a recording are one session, and give what the whole gives, bit for bit; what a
+command opened in vain is not kept. And `carousel bench` of a model that is given constants and told its last step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import numpy as np
+
+from carousel import Client
+from examples.local_service import LocalService, local_service
+from tests.client.test_cli import Shell
+from tests.export.test_export_onnx import export
+from tests.export.test_samples_streamed import write_wav
+from tests.export.test_session_constants_served import FLAGS, READ, Bare, Vectors, drawn, number_of, same, told
+
+STEPS = 70
+"""More than one feed has."""
+LEFT_OUT = "{}: the last step has {} of 4 numbers, which are left out: begin the next piece with them"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that is told the last step of a session, and reads 4 numbers a step beside."""
+    return told(tmp_path_factory.mktemp("made") / "told.onnx")
+
+
+@pytest.fixture(scope="module")
+def service(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
+    to = tmp_path_factory.mktemp("repository")
+    export(file, to, *FLAGS)
+    with local_service(to) as running:
+        yield running
+        assert not [line for line in running.log if line["level"] == "error"]
+
+
+@pytest.fixture
+def shell(service: LocalService) -> Shell:
+    return Shell(service.target)
+
+
+SPEAKER = drawn(3, 1)[1]
+GIVEN = ("--constant", "speaker=" + ",".join(map(repr, SPEAKER.tolist())))
+
+
+def raw(numbers: Vectors) -> bytes:
+    return numbers.astype("<f4").tobytes()
+
+
+def stream(shell: Shell, session_id: str, data: bytes, *words: str, code: int = 0) -> tuple[list[Any], list[str]]:
+    """Feeds a pipe. Returns the outputs, and the lines of standard error."""
+    command = ("stream", "foreign", "-", "--format", "f32", "--json", "--id", session_id, *words)
+    done = shell.run(*command, typed=data, code=code)
+    return [json.loads(line)["outputs"]["y"] for line in done.stdout.splitlines()], done.stderr.decode().splitlines()
+
+
+def test_pieces_that_are_cut_anywhere_are_one_session(shell: Shell, service: LocalService, file: Path) -> None:
+    """The last step of the last piece alone is the session's last. What a piece leaves out begins the next one."""
+    numbers = drawn(5, STEPS)[0].ravel()
+    cut = 40 * READ + 3
+    found, lines = stream(shell, "pieces", raw(numbers[:cut]), *GIVEN, "--keep")
+    assert lines[:-1] == [LEFT_OUT.format("standard input", 3)]
+    assert lines[-1] == "kept: carousel stream foreign --id pieces --resume"
+    with Client(service.target) as client:
+        number = number_of(client, "pieces")
+        assert client.sessions.get("pieces").position == 40
+    rest, lines = stream(shell, "pieces", raw(numbers[cut - 3 :]), "--resume")
+    assert lines == []
+    bare = Bare(file, number, SPEAKER)
+    steps = enumerate(numbers.reshape(-1, READ), 1)
+    expected = [bare.step(step, is_last=at == STEPS) for at, step in steps]
+    assert all(same(one, y) for one, y in zip(found + rest, expected, strict=True))
+    shell.run("sessions", "get", "pieces", code=4)
+
+
+def test_a_kept_session_is_padded_where_that_is_asked_for(shell: Shell) -> None:
+    numbers = drawn(6, 3)[0].ravel()[:-1]
+    found, lines = stream(shell, "padded", raw(numbers), *GIVEN, "--keep", "--pad")
+    assert len(found) == 3
+    assert lines[0] == "standard input: the last step has 3 of 4 numbers: 1 zero is added (--no-pad leaves it out)"
+    found, lines = stream(shell, "padded", raw(numbers), "--resume", "--no-pad", "--keep")
+    assert (len(found), lines[0]) == (2, LEFT_OUT.format("standard input", 3))
+    shell.run("sessions", "close", "padded")
+
+
+@pytest.mark.parametrize("wrong", ["a constant", "nothing", "a feed"])
+def test_what_a_failing_command_opened_in_vain_is_closed(shell: Shell, tmp_path: Path, wrong: str) -> None:
+    """So that the corrected command may open it."""
+    good = raw(drawn(7, 2)[0])
+    if wrong == "a constant":
+        stream(shell, "vain", good, *GIVEN, "--constant", "language=1", "--keep", code=1)
+    elif wrong == "nothing":
+        stream(shell, "vain", good[:8], *GIVEN, "--keep", code=2)
+    else:
+        path = tmp_path / "wrong.csv"
+        path.write_text("1,2,3,4\n1,2,3,x\n")
+        shell.run("stream", "foreign", str(path), *GIVEN, "--id", "vain", "--keep", code=2)
+    found, _ = stream(shell, "vain", good, *GIVEN, "--keep")
+    assert len(found) == 2
+    stream(shell, "vain", b"", "--resume", code=2)  # what was there before stays
+    shell.run("stream", "foreign", str(tmp_path / "none.csv"), "--id", "vain", "--resume", code=2)
+    assert len(stream(shell, "vain", good, "--resume")[0]) == 2
+    shell.run("sessions", "get", "vain", code=4)
+
+
+def test_what_was_fed_before_a_failure_is_kept(shell: Shell, service: LocalService, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.csv"
+    path.write_text("1,2,3,4\n" * 20_000 + "x\n")  # more than one block
+    done = shell.run("stream", "foreign", str(path), *GIVEN, "--id", "some", "--keep", code=2)
+    lines = done.stderr.decode().splitlines()
+    assert lines[1:] == [
+        "kept: carousel stream foreign --id some --resume",
+        f"error: {path}, line 20001: it has 1 columns, and the lines before it 4",
+    ]
+    with Client(service.target) as client:
+        assert client.sessions.get("some").position == len(done.stdout.splitlines()) > 0
+    shell.run("sessions", "close", "some")
+
+
+def test_a_file_that_was_cut_off_is_fed_and_fails(shell: Shell, service: LocalService, tmp_path: Path) -> None:
+    """All that it has: the last step is filled up, and is the session's last."""
+    path = write_wav(tmp_path / "cut.wav", np.arange(12, dtype=np.int16))
+    path.write_bytes(path.read_bytes()[:-6])
+    done = shell.run("stream", "foreign", str(path), *GIVEN, "--id", "cut", "--json", code=2)
+    values = [json.loads(line)["outputs"]["y"] for line in done.stdout.splitlines()]
+    assert done.stderr.decode().splitlines()[1:] == [
+        f"{path}: the last step has 1 of 4 numbers: 3 zeros are added (--no-pad leaves it out)",
+        f"error: {path} is cut off: 6 of the 24 bytes of samples that it declares are missing",
+    ]
+    shell.run("sessions", "get", "cut", code=4)
+    fed = np.append(np.arange(9) / 2**15, np.zeros(3)).reshape(-1, READ).astype(np.float32)
+    with (
+        Client(service.target) as client,
+        client.session("foreign", session_id="cut", constants={"speaker": SPEAKER}) as session,
+    ):
+        session.feed(features={"x": fed[:2]})
+        assert session.feed(features={"x": fed[2:]}, end=True).outputs[0].values == pytest.approx(values[2], abs=1e-5)
+
+
+def test_a_model_with_constants_is_measured(shell: Shell) -> None:
+    words = ("bench", "foreign", "--sessions", "2", "--seconds", "0.3", "--tokens", "3")
+    assert shell.json(*words, *GIVEN)["messages"] > 1
+    refused = shell.run(*words, code=1).stderr.decode()
+    assert "open.constants has no 'speaker'" in refused
+    refused = shell.run(*words, "--constant", "tongue=1", code=2).stderr.decode()
+    assert "foreign has language, speaker, gain, and not 'tongue'" in " ".join(refused.replace("│", "").split())
