@@ -47,9 +47,9 @@ def beyond(lock: str, base: str) -> str:
 
 def requirements(checkout: Mapping[str, Any]) -> dict[str, list[str]]:
     """What each lock is of, by its name. checkout: the parsed pyproject.toml."""
-    project, extras = checkout["project"], checkout["tool"]["carousel"]["image"]["extras"]
-    found = {"server": list(project["dependencies"]), "build": [backend(checkout)]}
-    return found | {extra: list(project["optional-dependencies"][extra]) for extra in extras}
+    project, image = checkout["project"], checkout["tool"]["carousel"]["image"]
+    found = {"server": [*project["dependencies"], *image["also"]], "build": [backend(checkout)]}
+    return found | {extra: list(project["optional-dependencies"][extra]) for extra in image["extras"]}
 
 
 def compiled(compiler: str, wanted: Sequence[str], base: str = "") -> str:
