@@ -10,9 +10,8 @@ import numpy as np
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2
 from service.api.answers import ports
-from service.api.vectors import LARGEST_WHOLE
+from service.api.vectors import LARGEST_WHOLE, are_whole, check_data
 from service.engine.arena import Array
-from service.engine.jobs import ITEM_SIZE
 from service.errors import InvalidFieldError, quoted
 from service.repository.manifest import Manifest, PortSpec, StateSpec
 from service.sessions.constants import Given, refused_choice
@@ -59,19 +58,13 @@ def _value(message: pb.Tensor, state: StateSpec, field: str) -> Array:
         raise InvalidFieldError(
             f"{field}.shape = {quoted(shape)} must be {list(state.row_shape)}", field=f"{field}.shape"
         )
-    if len(message.data) != ITEM_SIZE * prod(shape):
-        raise InvalidFieldError(
-            f"{field}.data has {len(message.data)} bytes, and shape {shape} of 32-bit floats needs"
-            f" {ITEM_SIZE * prod(shape)}",
-            field=f"{field}.data",
-        )
+    check_data(message.data, prod(shape), shape, field=field)
     numbers = np.frombuffer(message.data, "<f4")
-    if dtype.startswith("int") and not ((np.abs(numbers) <= LARGEST_WHOLE) & (np.rint(numbers) == numbers)).all():
+    if dtype.startswith("int") and not are_whole(numbers).all():
         raise InvalidFieldError(
             f"{field}.data must be whole numbers up to {LARGEST_WHOLE}, not {quoted(numbers.tolist())}",
             field=f"{field}.data",
         )
-    value = numbers.astype(dtype).reshape(state.row_shape)
-    if problem := refused_choice(state, value):
+    if problem := refused_choice(state, numbers):  # as they came: 0.5 is no boolean
         raise InvalidFieldError(f"{field} = {problem}", field=field)
-    return value
+    return numbers.astype(dtype).reshape(state.row_shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from carousel.v1 import inference_pb2 as pb
 from service.engine.jobs import ITEM_SIZE, Item
@@ -29,13 +30,24 @@ def items_of(
     num_steps = _num_steps(shape, size, model, field=field, num_axes=len(message.shape))
     if limit is not None and num_steps > limit:
         raise too_many(f"{num_steps} vectors", limit, setting, field)
+    check_data(message.data, size * num_steps, shape, field=field)
     data, each = message.data, ITEM_SIZE * size
-    if len(data) != each * num_steps:
+    return [data[begin : begin + each] for begin in range(0, len(data), each)]
+
+
+def check_data(data: bytes, count: int, shape: Sequence[int], *, field: str) -> None:
+    """Raises InvalidFieldError for data of another length than `count` numbers. shape: of the tensor that has it."""
+    if len(data) != ITEM_SIZE * count:
         raise InvalidFieldError(
-            f"{field}.data has {len(data)} bytes, and shape {shape} of 32-bit floats needs {each * num_steps}",
+            f"{field}.data has {len(data)} bytes, and shape {shape} of 32-bit floats needs {ITEM_SIZE * count}",
             field=f"{field}.data",
         )
-    return [data[begin : begin + each] for begin in range(0, len(data), each)]
+
+
+def are_whole(numbers: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which numbers are whole, and so small that 32-bit floats have all beside them."""
+    found: NDArray[np.bool_] = (np.abs(numbers) <= LARGEST_WHOLE) & (np.rint(numbers) == numbers)
+    return found
 
 
 def _num_steps(shape: list[int], size: int, model: str, *, field: str, num_axes: int) -> int:
@@ -68,7 +80,7 @@ def check_whole(items: Sequence[Item], places: Mapping[int, str], *, field: str,
     if not places or not items:
         return
     numbers = np.frombuffer(b"".join(items), "<f4").reshape(len(items), -1)[:, list(places)]  # type: ignore[arg-type]
-    is_whole = (np.abs(numbers) <= LARGEST_WHOLE) & (np.rint(numbers) == numbers)
+    is_whole = are_whole(numbers)
     if not is_whole.all():
         row, column = np.argwhere(~is_whole)[0]
         name, value = list(places.values())[column], float(numbers[row, column])
