@@ -101,7 +101,7 @@ class Axes(NamedTuple):
     outputs: Sequence[int]
 
 
-def run_apart(
+def run_groups(
     session: ort.InferenceSession,
     names: list[str],
     feeds: Mapping[str, Array],

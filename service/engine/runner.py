@@ -18,7 +18,7 @@ import onnxruntime as ort
 from service.engine.arena import Arena, Array, IntArray
 from service.engine.jobs import Item, Items
 from service.engine.results import LOGITS, FetchSpec, StepResult
-from service.engine.rows import ROW_BUCKETS, Axes, bucket, padded, run_apart, run_steps, run_whole_steps
+from service.engine.rows import ROW_BUCKETS, Axes, bucket, padded, run_groups, run_steps, run_whole_steps
 from service.engine.scheduler import Batch
 from service.engine.trace_graph import TraceGraph
 from service.observer import GraphKind
@@ -103,7 +103,7 @@ class StepGraph:
             along = [*self._axes, *[0] * (len(names) - self._num_states)]
             shared = {*self._constants, *(() if top_k is None else (top_k.k.name,))}
             own = dict(zip(self._carried, self._axes, strict=False))
-            outputs = run_apart(session, names, feeds, groups, Axes(len(tokens), own, shared, along))
+            outputs = run_groups(session, names, feeds, groups, Axes(len(tokens), own, shared, along))
         elif is_long:
             outputs = run_whole_steps(session, names, feeds, self._input, self._carried)
         else:
