@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,11 +102,7 @@ class Bundle:
     @property
     def state_size_bytes(self) -> int:
         """Bytes of state tensors that each session holds."""
-        return sum(
-            np.dtype(state.input.dtype).itemsize
-            * math.prod(axis for axis in state.input.shape if isinstance(axis, int))
-            for state in self.manifest.states
-        )
+        return sum(np.dtype(state.input.dtype).itemsize * state.size for state in self.manifest.states)
 
 
 def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:

@@ -87,7 +87,7 @@ class StateSpec(Part):
     @property
     def size(self) -> int:
         """How many numbers it has in each row."""
-        return math.prod(axis for axis in self.input.shape if isinstance(axis, int))
+        return math.prod(self.row_shape)
 
     @property
     def row_shape(self) -> tuple[int, ...]:

@@ -235,7 +235,7 @@ def _array(tensor: StateTensor, state: StateSpec, field: str) -> Array:
             f"{field}.dtype = {quoted(tensor.dtype)} must be {spec.dtype!r}, as {tensor.name} is",
             field=f"{field}.dtype",
         )
-    shape = [int(axis) for axis in spec.shape if axis != "batch"]
+    shape = list(state.row_shape)
     if tensor.shape != shape:
         raise InvalidFieldError(
             f"{field}.shape = {quoted(tensor.shape)} must be {shape}, as {tensor.name} is", field=f"{field}.shape"
