@@ -61,8 +61,9 @@ class Feeding:
         reads_end = info.fed_size < info.feature_size
         can_be_last = reads_end and not self._options.is_kept
         for part, is_last in _with_last(parts) if can_be_last else ((one, False) for one in parts):
-            fed = self._whole(part, is_last=is_last) if reads_end else part
-            given: dict[str, Any] = {"features": fed} if info.feature_size else {"tokens": fed}
+            given: dict[str, Any] = {"features": part} if info.feature_size else {"tokens": part}
+            if reads_end:
+                given = {"features": self._named(part), "end": is_last}
             self._print(session.feed(**given, top_k=top_k, every_position=True).outputs)
         if self._fault is not None:
             raise self._fault
@@ -89,17 +90,14 @@ class Feeding:
         else:
             err.print(f"{what}: it is left out", markup=False)
 
-    def _whole(self, steps: list[array[float]], *, is_last: bool) -> list[array[float]]:
-        """Steps with what says whether the session ends, of a model that reads that."""
-        whole = []
-        for at, step in enumerate(steps):
-            end, begin, vector = float(is_last and at == len(steps) - 1), 0, array("f")
-            for port in self._info.inputs:
-                size = 0 if port.is_end else port.size
-                vector += array("f", [end] * port.size) if port.is_end else step[begin : begin + size]
-                begin += size
-            whole.append(vector)
-        return whole
+    def _named(self, steps: list[array[float]]) -> dict[str, list[array[float]]]:
+        """The parts of steps by name: the client fills in whether the session ends."""
+        found: dict[str, list[array[float]]] = {}
+        begin = 0
+        for port in self._info.fed:
+            found[port.name] = [step[begin : begin + port.size] for step in steps]
+            begin += port.size
+        return found
 
     def _print(self, outputs: Iterable[StepOutput]) -> None:
         line = self._object if self._options.as_json else self._text
