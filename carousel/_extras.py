@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ IMAGE_EXTRAS = ("cli", "tracing")
 
 
 def how_to_install(extra: str, *, distribution: str) -> str:
-    """The command that installs `extra` of `distribution` beside this code."""
+    """The command, for a shell, that installs `extra` of `distribution` beside this code."""
     root = Path(__file__).parent.parent
     if (root / "pyproject.toml").is_file() and (root / "scripts" / "setup").is_file():
         return f"./scripts/setup {extra} (in {root})"
@@ -23,4 +24,4 @@ def how_to_install(extra: str, *, distribution: str) -> str:
         if extra not in IMAGE_EXTRAS:
             return f"./scripts/setup {extra} (in a checkout; an image cannot have it)"
         return f"docker build -f deploy/Dockerfile --build-arg EXTRAS={extra} -t carousel . (in a checkout)"
-    return f"{sys.executable} -m pip install '{distribution}[{extra}]=={__version__}'"
+    return f"{shlex.quote(sys.executable)} -m pip install '{distribution}[{extra}]=={__version__}'"

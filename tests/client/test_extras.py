@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tomllib
 from pathlib import Path
@@ -29,6 +30,13 @@ def test_in_a_checkout_a_script_does_it() -> None:
 def test_from_a_wheel_pip_does_it_with_the_version_that_is_there() -> None:
     command = f"{sys.executable} -m pip install 'carousel-client[cli]=={carousel.__version__}'"
     assert _extras.how_to_install("cli", distribution="carousel-client") == command
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_interpreter_whose_path_has_a_space_is_one_word_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/home/me/my programs/bin/python")
+    command = shlex.split(_extras.how_to_install("cli", distribution="carousel-client"))
+    assert command[:3] == ["/home/me/my programs/bin/python", "-m", "pip"]
 
 
 def test_in_the_image_which_has_no_pip_it_is_built_with_it(installed: Path) -> None:
