@@ -44,7 +44,10 @@ class DataFolder:
                 for file in (self._lock_file, self.data_file, path / "lock.mdb"):
                     tighten(file)
             except BlockingIOError as error:
-                raise StoreError(f"the data folder {path} is in use by another process") from error
+                raise StoreError(
+                    f"the data folder {path} is in use by another process: give this server another one by"
+                    " --data-folder, or keep its sessions in memory alone by --store memory"
+                ) from error
             except OSError as error:
                 raise _unusable(self._lock_file, error) from error
             self.check()

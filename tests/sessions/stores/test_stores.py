@@ -373,7 +373,8 @@ def test_a_full_embedded_store_loses_nothing_that_it_has_taken(tmp_path: Path) -
 
 def test_a_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
-    with pytest.raises(StoreError, match=f"{tmp_path} is in use by another process"):
+    told = f"{tmp_path} is in use by another process: .* by --data-folder, or .* by --store memory"
+    with pytest.raises(StoreError, match=told):
         LmdbStore(tmp_path)
     store.close()
     LmdbStore(tmp_path).close()
