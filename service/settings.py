@@ -31,7 +31,13 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class Settings(BaseSettings):
-    """Serves recurrent models: sessions that keep their hidden and cell state, over gRPC."""
+    """Serves recurrent models: sessions that keep their hidden and cell state, over gRPC.
+
+    Commands, which come first and do something else; each tells of itself with --help:
+      health      ask a server on this machine whether it serves
+      token NAME  make a token for a principal
+      --version   tell the version
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="CAROUSEL_",

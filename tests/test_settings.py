@@ -15,6 +15,7 @@ from pydantic_settings import CliApp
 
 import carousel
 from service.__main__ import main
+from service.commands import COMMANDS
 from service.repository.bundle import load_bundle
 from service.repository.repository import scan
 from service.repository.runtime import RuntimeOptions, Runtimes
@@ -111,6 +112,41 @@ def test_a_switch_may_be_turned_off_by_its_flag(monkeypatch: pytest.MonkeyPatch)
 def test_the_server_tells_its_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"Carousel {carousel.__version__}\n"
+
+
+def test_help_lists_every_command_and_each_tells_of_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--help") == 0
+    shown = capsys.readouterr().out
+    for command in COMMANDS:
+        assert re.search(rf"^ *{command} .*[a-z]$", shown, re.MULTILINE), command
+    for command in set(COMMANDS) - {"--version"}:
+        for flag in ("--help", "-h"):
+            assert run(monkeypatch, command, flag) == 0
+            told = capsys.readouterr()
+            assert told.out.startswith(f"usage: python -m service {command} ")
+            assert (told.out.count("\n") > 3, told.err) == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["frob"], "there is no command 'frob': there are health, token NAME and --version"),
+        (["Health", "--help"], "there is no command 'Health': there are health, "),
+        (["--version", "--foo"], "usage: python -m service --version: it takes no '--foo'"),
+        (["token"], "usage: python -m service token NAME\n"),
+        (["token", "--name"], "usage: python -m service token NAME\n"),
+        (["health", "--port", "-1"], "port = '-1': Input should be greater than or equal to 0\n"),
+    ],
+)
+def test_a_command_that_is_wrong_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(told)
+    assert captured.out == ""
 
 
 def test_help_lists_every_setting_with_its_text(
