@@ -24,10 +24,19 @@ _OF_KUBERNETES = re.compile(r"CAROUSEL_(SERVICE_|PORT_\d)")
 _FRAMING_BYTES = 512
 """The most that a response has beside its answer: ids of a request and a session, positions, and what frames fields."""
 
+_REDIS_URL = "redis://127.0.0.1:6379/0"
+
 _EXAMPLES = Path(__file__).parent.parent / "model_repository"
 """All models of a checkout; in an installed server the smallest of them."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class RedisUrl(SecretStr):
+    """The address of a Redis, which may have a password in it. It is shown where it is the default."""
+
+    def _display(self) -> str:
+        return _REDIS_URL if self.get_secret_value() == _REDIS_URL else super()._display()
 
 
 class Settings(BaseSettings):
@@ -144,7 +153,7 @@ class Settings(BaseSettings):
     data_folder: Path = Path("carousel-data")
     """Folder of the embedded store and of the key that signs snapshots; made when it is first needed. Keep
     nothing else in it: the server takes other users' rights on it away."""
-    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    redis_url: RedisUrl = RedisUrl(_REDIS_URL)
     """Redis or Valkey for `store=redis`."""
     snapshot_key_file: Path | None = None
     """File whose bytes sign snapshots, 16 or more; servers that exchange snapshots, or share a store, need the same. By

@@ -389,6 +389,15 @@ def test_what_is_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert settings.snapshot_key_file == tmp_path / "key"
     assert settings.redis_url.get_secret_value() == "redis://user:hush@cache:6379/1"
     assert "hush" not in repr(settings)
+    assert "hush" not in f"{settings.redis_url} {settings.model_dump_json()}"
+
+
+def test_help_shows_every_default(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also that of a setting which is secret when it is given."""
+    assert run(monkeypatch, "--help") == 0
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "Redis or Valkey for `store=redis`. (default: redis://127.0.0.1:6379/0)" in shown
+    assert "****" not in shown
 
 
 def test_several_values_out_of_range_are_all_named(
