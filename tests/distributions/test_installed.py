@@ -6,6 +6,7 @@ Needs PyPI; takes some minutes: `./scripts/test -m installed`.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -108,6 +109,13 @@ def test_the_oldest_grpcio_and_protobuf_that_it_allows_will_do(
     oldest = [need.split(",")[0].replace(">=", "==") for need in Checkout.at(ROOT).client["dependencies"]]
     environment.install(wheels["client"], *oldest)
     assert environment.python(STREAM, example.target) == client.python(STREAM, example.target)
+
+
+def test_the_oldest_version_of_everything_is_one_that_there_is(client: Environment) -> None:
+    project = Checkout.at(ROOT).project["project"]
+    needs = [*project["dependencies"], *(need for extra in project["optional-dependencies"].values() for need in extra)]
+    oldest = [re.split(r"[;,]", need)[0].replace(">=", "==") for need in needs if not need.startswith(project["name"])]
+    client.run("python", "-m", "pip", "install", "--dry-run", "--no-deps", "--quiet", *sorted(set(oldest)), timeout=400)
 
 
 def test_a_session_is_streamed_from_the_example(client: Environment, example: LocalService) -> None:
