@@ -38,15 +38,16 @@ class LocalService:
 
 @contextmanager
 def local_service(
-    models: Path, flags: Mapping[str, object] | None = None, *, command: Sequence[str] = _COMMAND
+    models: Path | None, flags: Mapping[str, object] | None = None, *, command: Sequence[str] = _COMMAND
 ) -> Iterator[LocalService]:
     """Starts `python -m service`, or another `command`, on free ports of the loopback interface; stops it at the end.
 
-    flags: by name without dashes in front, such as `{"max-sessions": 4}`; True and False turn a switch on and off.
-    Unless they say otherwise nothing is stored beyond the process. Raises RuntimeError with the log when it does not
-    start.
+    models: the folder; None: those that come with the server. flags: by name without dashes in front, such as
+    `{"max-sessions": 4}`; True and False turn a switch on and off. Unless they say otherwise nothing is stored beyond
+    the process. Raises RuntimeError with the log when it does not start.
     """
-    given = {"models": models, "port": 0, "metrics-port": 0, "log-format": "json", "store": "memory", **(flags or {})}
+    served: dict[str, object] = {"example": True} if models is None else {"models": models}
+    given = {**served, "port": 0, "metrics-port": 0, "log-format": "json", "store": "memory", **(flags or {})}
     arguments = [part for name, value in given.items() for part in _flag(name, value)]
     with tempfile.NamedTemporaryFile(suffix=".log") as log_file:
         process = subprocess.Popen([*command, *arguments], stderr=log_file)

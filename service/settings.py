@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     models: Path = Path("model_repository")
     """Folder of the bundles, `<model>/<version>/`."""
     example: bool = False
-    """Serve the example models that come with the server, in place of those in `models`."""
+    """Serve the example models that come with the server; goes with no `models`."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 listens on all."""
     port: Port = 50051
@@ -196,6 +196,15 @@ class Settings(BaseSettings):
             raise ValueError("tls_cert_file and tls_key_file go together: give both, or neither")
         if self.tls_client_ca_file is not None and self.tls_cert_file is None:
             raise ValueError("tls_client_ca_file needs tls_cert_file and tls_key_file")
+        return self
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        if self.example and "models" in self.model_fields_set:
+            raise ValueError(
+                "--example serves the models that come with the server, and no others: leave out --models"
+                f" ({self.models}) and CAROUSEL_MODELS, or --example and CAROUSEL_EXAMPLE"
+            )
         return self
 
     @model_validator(mode="after")

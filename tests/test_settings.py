@@ -466,11 +466,19 @@ def test_the_limits_of_engines_and_sessions_are_what_was_set() -> None:
     assert settings.session_limits.max_answer_bytes == 2048 - 512, "the rest of the response needs room too"
 
 
-def test_the_examples_are_served_in_place_of_the_folder_that_is_given(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
+@pytest.mark.parametrize("by", ["flag", "variable"])
+def test_the_examples_and_a_folder_are_not_both_served(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path, by: str
 ) -> None:
-    """Which an image sets."""
-    monkeypatch.setenv("CAROUSEL_MODELS", str(empty))
     assert run(monkeypatch, "--check", "--example") == 0
     assert "ok      co2-forecast/1" in capsys.readouterr().out
-    assert run(monkeypatch, "--check") == 1
+    if by == "variable":
+        monkeypatch.setenv("CAROUSEL_MODELS", str(empty))
+    assert run(monkeypatch, "--check", "--example", *([] if by == "variable" else ["--models", str(empty)])) == 2
+    told = capsys.readouterr()
+    assert told.err == (
+        "--example serves the models that come with the server, and no others: leave out --models"
+        f" ({empty}) and CAROUSEL_MODELS, or --example and CAROUSEL_EXAMPLE\n"
+    )
+    assert told.out == ""
+    assert run(monkeypatch, "--check", "--no-example", "--models", str(empty)) == 1

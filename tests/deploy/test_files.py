@@ -92,6 +92,12 @@ def test_only_settings_that_there_are_are_set() -> None:
     assert named <= SETTINGS
 
 
+def test_the_image_sets_no_folder_of_models_which_would_exclude_the_example() -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    assert "CAROUSEL_MODELS" not in dockerfile
+    assert f"ln -s models /{Settings.model_fields['models'].default}" in dockerfile
+
+
 def test_envoy_does_what_sessions_need() -> None:
     """Each of these was seen to matter; see docs/operations.md."""
     manager = ENVOY["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]

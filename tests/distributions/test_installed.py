@@ -67,7 +67,7 @@ def server(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def example(server: Environment) -> Iterator[LocalService]:
     """The example, served by the installed command."""
-    with local_service(server.work, {"example": True}, command=[server.program("carousel-server")]) as service:
+    with local_service(None, command=[server.program("carousel-server")]) as service:
         yield service
 
 
