@@ -91,6 +91,8 @@ class Hosting:
         except OSError as error:
             raise RepositoryError(f"models: {folder} cannot be read: {error.strerror}") from error
         check_models(folder, there, self._runtimes)
+        if not there:
+            self._observer.repository_empty(str(folder.resolve()))
         await self._to_the_end(self._load_all(there, there, ()))
 
     async def stop(self) -> None:

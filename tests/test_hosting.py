@@ -240,6 +240,22 @@ async def test_watching_does_not_undo_an_unload_until_the_bundle_is_another(scen
     assert scene.engine() is scene.engines[2], "who asks for it gets it"
 
 
+async def test_an_empty_folder_is_told_of_by_its_whole_path_when_the_server_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("none").mkdir()
+    scene = Scene(Path("none"))
+    await scene.hosting.start()
+    assert scene.observer.heard == [("repository_empty", str(tmp_path / "none"))]
+    await scene.hosting.look()
+    assert scene.observer.count("repository_empty") == 1
+    write_language_model(Path("none"))
+    scene = Scene(Path("none"))
+    await scene.hosting.start()
+    assert scene.observer.count("repository_empty") == 0
+
+
 async def test_a_folder_that_is_away_is_reported_once_and_harms_nothing(scene: Scene) -> None:
     await scene.hosting.start()
     away = scene.folder.with_name("away")

@@ -155,6 +155,12 @@ class ModelTelemetry:
         self._metrics.drop_version(model, version)
         log.info("model.dropped", model=model, version=version)
 
+    def repository_empty(self, folder: str) -> None:
+        """See `ModelObserver`."""
+        log.warning(
+            "models.folder_empty", folder=folder, hint="put <model>/<version>/ there, or name another folder: --models"
+        )
+
     def repository_lost(self, reason: str) -> None:
         """See `ModelObserver`."""
         log.error("models.folder_lost", reason=reason)
