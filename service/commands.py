@@ -18,16 +18,18 @@ from service.repository.repository import RepositoryError, scan
 from service.settings import Settings
 
 _HELP = ("-h", "--help")
-_HEALTH = """usage: python -m service health [SETTINGS]
+_USAGE = {
+    "health": """usage: python -m service health [SETTINGS]
 
-Asks a server on this machine whether it serves, prints the answer, and exits with 0 if it does. The settings say where it
-listens, as those of the server do: --host, --port and --health-port, or their variables. A server with TLS needs
---health-port."""
-_TOKEN = """usage: python -m service token NAME
+Asks a server on this machine whether it serves, prints the answer, and exits with 0 if it does. The settings say where
+it listens, as those of the server do: --host, --port and --health-port, or their variables. A server with TLS needs
+--health-port.""",
+    "token": """usage: python -m service token NAME
 
 Makes a token for the principal NAME: prints the token to standard error, once, and to standard output what belongs into
-the file of --tokens-file."""
-_VERSION = "usage: python -m service --version"
+the file of --tokens-file.""",
+    "--version": "usage: python -m service --version",
+}
 
 
 def refused(command: str) -> int:
@@ -52,7 +54,7 @@ def read_settings(arguments: list[str]) -> Settings | None:
 def health(arguments: list[str]) -> int:
     """Asks a server that runs."""
     if any(one in _HELP for one in arguments):
-        print(_HEALTH)
+        print(_USAGE["health"])
         return 0
     settings = read_settings(arguments)
     return 2 if settings is None else probe(settings)
@@ -61,10 +63,10 @@ def health(arguments: list[str]) -> int:
 def make_token(arguments: list[str]) -> int:
     """Prints a new token, and what the file of tokens has of it."""
     if any(one in _HELP for one in arguments):
-        print(_TOKEN)
+        print(_USAGE["token"])
         return 0
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print(_TOKEN.partition("\n")[0], file=sys.stderr)
+        print(_USAGE["token"].partition("\n")[0], file=sys.stderr)
         return 2
     token, digest = new_token()
     print(f"token (shown once): {token}", file=sys.stderr)
@@ -75,7 +77,7 @@ def make_token(arguments: list[str]) -> int:
 def tell_version(arguments: list[str]) -> int:
     """Prints the version."""
     if arguments:
-        print(f"{_VERSION}: it takes no {arguments[0]!r}", file=sys.stderr)
+        print(f"{_USAGE['--version']}: it takes no {arguments[0]!r}", file=sys.stderr)
         return 2
     print(f"Carousel {__version__}")
     return 0

@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from carousel._extras import how_to_install
 from service.api.credentials import CertificateError, Certificates
 from service.api.principals import Everybody, Principals, TokenFileError
+from service.ports import why_not
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def certificates_of(settings: Settings) -> Certificates | None:
 def listen(server: grpc.aio.Server, settings: Settings, certificates: Certificates | None) -> int:
     """Adds the port of the services, and returns which it is. Raises StartError."""
     address = f"{settings.host}:{settings.port}"
+    if reason := why_not(settings.host, settings.port):
+        raise StartError(f"cannot listen on {address}: {reason}")
     try:
         if certificates is not None:
             return int(server.add_secure_port(address, certificates.server_credentials()))
@@ -84,6 +87,8 @@ def make_probes(settings: Settings, servicer: health.aio.HealthServicer) -> tupl
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     address = f"{settings.host}:{settings.health_port}"
+    if reason := why_not(settings.host, settings.health_port):
+        raise StartError(f"cannot listen on {address}: {reason}")
     try:
         return server, int(server.add_insecure_port(address))
     except RuntimeError as error:

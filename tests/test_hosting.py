@@ -244,14 +244,13 @@ async def test_an_empty_folder_is_told_of_by_its_whole_path_when_the_server_star
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("none").mkdir()
-    scene = Scene(Path("none"))
+    scene = Scene(Path())
     await scene.hosting.start()
-    assert scene.observer.heard == [("repository_empty", str(tmp_path / "none"))]
+    assert scene.observer.heard == [("repository_empty", str(tmp_path))]
     await scene.hosting.look()
     assert scene.observer.count("repository_empty") == 1
-    write_language_model(Path("none"))
-    scene = Scene(Path("none"))
+    write_language_model(tmp_path)
+    scene = Scene(Path())
     await scene.hosting.start()
     assert scene.observer.count("repository_empty") == 0
 

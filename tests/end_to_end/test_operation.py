@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -236,13 +237,19 @@ async def test_a_client_may_ping_often_also_between_calls(shipped_service: Local
     await writer.wait_closed()
 
 
-def test_a_port_in_use_is_an_error_that_names_it(shipped_service: LocalService) -> None:
-    port = shipped_service.target.rpartition(":")[2]
-    command = [sys.executable, "-m", "service", "--models", str(SHIPPED), "--port", port, "--metrics-port", "0"]
-    command += ["--store", "memory"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+@pytest.mark.parametrize("flag", ["--port", "--health-port", "--metrics-port"])
+def test_a_port_in_use_is_an_error_that_names_it(tiny_repository: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        free = {"--port": "0", "--health-port": "0", "--metrics-port": "0", flag: str(port)}
+        command = [sys.executable, "-m", "service", "--models", str(tiny_repository), "--store", "memory"]
+        command += [part for pair in free.items() for part in pair]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    (told,) = [line for line in done.stderr.splitlines() if "127.0.0.1" in line]
+    assert f"cannot listen on 127.0.0.1:{port}: " in told
+    assert "address already in use" in told.lower()
+    assert "GRPC" not in done.stderr
 
 
 def test_a_missing_repository_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""Why a port cannot be had is told before gRPC is asked for it."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from service.ports import why_not
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_a_port_that_somebody_listens_on_is_in_use(host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        if host != "localhost":  # which may have another address, whose port is free
+            assert why_not(host, port) == "address already in use"
+    assert why_not(host, port) is None
+    assert why_not(host, 0) is None
+
+
+def test_a_port_whose_connections_were_just_closed_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            server.accept()[0].close()
+    assert why_not("127.0.0.1", port) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [("192.0.2.1", "cannot assign requested address"), ("no.such.host.invalid", "")],
+)
+def test_an_address_that_is_not_this_machines_is_told_of(host: str, reason: str) -> None:
+    told = why_not(host, 0)
+    assert told
+    assert reason in told
+
+
+def test_an_address_of_ipv6_may_have_brackets() -> None:
+    assert why_not("[::1]", 0) == why_not("::1", 0)
