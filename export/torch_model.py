@@ -32,6 +32,11 @@ from service.repository.manifest import (
 
 Shape = Sequence[int | Literal["batch", "source"]]
 
+_BELOW = __package__.rpartition(".")[0]
+"""The package that has the exporter: none in a checkout; that of the server where it is installed."""
+_MOVED = ("export", "models", "service")
+"""What a checkout has without it."""
+
 
 @dataclass(frozen=True, slots=True)
 class TorchModel:
@@ -81,15 +86,27 @@ def load_factory(place: str) -> TorchModel:
         raise ExportError(f"{place!r} must be MODULE:FACTORY, such as my_models:make")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        factory = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise ExportError(f"{place} cannot be found: {error}") from error
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ExportError(_not_imported(place, module_name, error)) from error
     finally:
         sys.path.pop(0)
-    model = factory()
+    if not hasattr(module, name):
+        raise ExportError(f"{place} cannot be found: {module.__name__} ({module.__file__}) has no {name!r}")
+    model = getattr(module, name)()
     if not isinstance(model, TorchModel):
         raise ExportError(f"{place} returned a {type(model).__name__}: it must return an export.torch_model.TorchModel")
     return model
+
+
+def _not_imported(place: str, module_name: str, error: ImportError) -> str:
+    """What is said of a module that is missing, or that is there and imports what is not."""
+    if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+        return f"{place} cannot be found: {error}"
+    told = f"{place} is there, but an import in it failed: {error}"
+    if _BELOW and error.name and error.name.partition(".")[0] in _MOVED:
+        told += f". In an installed server its name is {_BELOW}.{error.name}: change the import to that"
+    return told
 
 
 def write_module(model: TorchModel, **options: Unpack[BundleOptions]) -> Path:

@@ -208,8 +208,28 @@ def test_the_command_finds_a_factory_in_the_present_folder(
     for place, message in (
         ("somebodys", "must be MODULE:FACTORY"),
         ("nobodys:make", "nobodys:make cannot be found: No module named 'nobodys'"),
-        ("somebodys:nothing", "cannot be found"),
+        ("no.bodys:make", "no.bodys:make cannot be found: No module named 'no'"),
+        ("somebodys:nothing", "somebodys:nothing cannot be found: somebodys ("),
         ("somebodys:wrong", "returned a int: it must return an export.torch_model.TorchModel"),
     ):
         assert main(["torch", place, "--name", "other", "--to", "repository"]) == 1
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("import nobodys", "an import in it failed: No module named 'nobodys'"),
+        ("from export import nothing", "an import in it failed: cannot import name 'nothing' from 'export' ("),
+    ],
+)
+def test_a_module_whose_own_import_fails_is_not_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], statement: str, told: str
+) -> None:
+    (tmp_path / "importer.py").write_text(statement)
+    monkeypatch.chdir(tmp_path)
+    assert main(["torch", "importer:make", "--name", "other", "--to", "repository"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"nothing was written: importer:make is there, but {told}")
+    assert "cannot be found" not in said
+    assert "installed server" not in said
