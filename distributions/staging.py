@@ -90,14 +90,9 @@ def stage_server(checkout: Checkout, to: Path) -> Path:
     (package / "py.typed").touch()
     for folder in about["folders"]:
         for path in checkout.files(folder):
-            target = package / path.relative_to(checkout.root)
-            if path.suffix == ".py":
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(rewriter.python(path.read_text(encoding="utf-8")), encoding="utf-8")
-            else:
-                _copy(path, target)
+            _move(path, package / path.relative_to(checkout.root), rewriter)
     for path in checkout.files(f"model_repository/{about['example']}"):
-        _copy(path, package / path.relative_to(checkout.root))
+        _move(path, package / path.relative_to(checkout.root), rewriter)
     return to
 
 
@@ -113,6 +108,16 @@ def _main(checkout: Checkout) -> str:
     command = checkout.server["programs"]["service"]
     module, function = checkout.project["project"]["scripts"][command].split(":")
     return _MAIN.format(package=checkout.server["package"], command=command, module=module, function=function)
+
+
+def _move(path: Path, to: Path, rewriter: Rewriter) -> None:
+    """Copies a file of the server: code and prose, such as a model's card, name what is moved by its new name."""
+    rewrite = {".py": rewriter.python, ".md": rewriter.text}.get(path.suffix)
+    if rewrite is None:
+        _copy(path, to)
+        return
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(rewrite(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def _copy(path: Path, to: Path) -> None:

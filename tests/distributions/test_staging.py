@@ -100,6 +100,19 @@ def test_no_module_of_the_server_knows_its_old_name(staged: dict[str, Path]) -> 
     assert {path.relative_to(package).parts[0] for path in package.rglob("*.py")} >= MOVED
 
 
+def test_a_models_card_gives_commands_that_there_are(staged: dict[str, Path]) -> None:
+    place = Path("model_repository", "co2-forecast", "1", "README.md")
+    card, before = (staged["server"] / "carousel_server" / place).read_text(), (ROOT / place).read_text()
+    commands = [line for text in re.findall(r"```sh\n(.*?)```", card, re.DOTALL) for line in text.splitlines()]
+    assert commands == [
+        "python -m carousel_server.models.recipes.co2 train --run runs/co2",
+        "carousel-export co2 runs/co2/best.safetensors --to model_repository",
+    ]
+    assert card.replace("carousel_server.", "").replace("carousel-export", "python -m export") == before
+    for path in (staged["server"] / "carousel_server").rglob("*.md"):
+        assert not re.search(r"-m (service|export|models)\b|\./scripts/", path.read_text()), path
+
+
 def test_every_module_is_there_and_nothing_but_names_is_changed(staged: dict[str, Path]) -> None:
     for folder in MOVED:
         for path in CHECKOUT.files(folder):
