@@ -8,14 +8,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from distributions.staging import Checkout, stage_client, stage_server
+from distributions.staging import EPOCH, Checkout, stage_client, stage_server
 
 _BUILD = (
-    "import sys; from flit_core import buildapi;"
-    " print(buildapi.build_sdist(sys.argv[1]), buildapi.build_wheel(sys.argv[1]))"
+    "import sys; sys.path.insert(0, '.'); import build_backend as backend;"
+    " print(backend.build_sdist(sys.argv[1]), backend.build_wheel(sys.argv[1]))"
 )
-_EPOCH = "315532800"
-"""1980, the first year that a zip archive can tell: for a source that is in no Git repository."""
 
 
 class BuildError(Exception):
@@ -32,18 +30,17 @@ def build(root: Path, to: Path) -> list[Path]:
     built: list[Path] = []
     with tempfile.TemporaryDirectory() as folder:
         for staged in (
-            stage_client(checkout, Path(folder) / "client"),
-            stage_server(checkout, Path(folder) / "server"),
+            stage_client(checkout, Path(folder) / "client", epoch),
+            stage_server(checkout, Path(folder) / "server", epoch),
         ):
-            built += build_staged(staged, to, epoch)
+            built += build_staged(staged, to)
     return built
 
 
-def build_staged(source: Path, to: Path, epoch: str) -> list[Path]:
-    """Builds the sdist and the wheel of one distribution's source. Raises BuildError."""
-    environment = {**os.environ, "SOURCE_DATE_EPOCH": epoch}
-    command = [sys.executable, "-c", _BUILD, str(to.resolve())]
-    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
+def build_staged(source: Path, to: Path) -> list[Path]:
+    """Builds the sdist and the wheel of one distribution's source, as old as it says itself. Raises BuildError."""
+    command = [sys.executable, "-B", "-c", _BUILD, str(to.resolve())]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     if done.returncode:
         if "No module named 'flit_core'" in done.stderr:
             raise BuildError("building needs flit-core: run ./scripts/setup dev, or pip install flit-core")
@@ -56,5 +53,5 @@ def _last_commit(root: Path) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return _EPOCH
-    return done.stdout.strip() or _EPOCH
+        return EPOCH
+    return done.stdout.strip() or EPOCH

@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_BUILD = 'build-backend = "flit_core.buildapi"'
+BACKEND_FILE = "build_backend.py"
+"""Beside the pyproject.toml of each distribution."""
+_BUILD = 'build-backend = "build_backend"\nbackend-path = ["."]'
 _BACKEND = "flit-core"
 
 
@@ -83,6 +85,7 @@ def _toml(
         ]
     lines += ["", "[project.scripts]", *(f"{name} = {_value(place)}" for name, place in scripts.items())]
     lines += ["", "[tool.flit.module]", f"name = {json.dumps(module)}"]
+    lines += ["", "[tool.flit.sdist]", f"include = {_value([BACKEND_FILE])}"]
     return "\n".join(lines) + "\n"
 
 

@@ -14,6 +14,16 @@ from distributions import metadata
 from distributions.rewriting import Rewriter
 
 VERSION_FILE = Path("carousel", "_version.py")
+EPOCH = "315532800"
+"""1980, the first year that a zip archive can tell: for a source of which nobody says how old it is."""
+_BACKEND = '''"""Builds with flit-core. All files have the source's date, so that bytes are the same everywhere."""
+
+import os
+
+os.environ["SOURCE_DATE_EPOCH"] = os.environ.get("SOURCE_DATE_EPOCH") or "{epoch}"
+
+from flit_core.buildapi import *  # noqa: E402, F403  # which reads it
+'''
 _MAIN = '''"""`python -m {package}`: the command `{command}`."""
 
 import sys
@@ -67,10 +77,11 @@ class Checkout:
         return Rewriter(about["package"], about["folders"], modules, about["programs"])
 
 
-def stage_client(checkout: Checkout, to: Path) -> Path:
-    """Writes the client's source into `to`, which is made, and returns it."""
+def stage_client(checkout: Checkout, to: Path, epoch: str = EPOCH) -> Path:
+    """Writes the client's source into `to`, which is made, and returns it. epoch: what its files' dates will be, in
+    seconds since 1970."""
     (package,) = checkout.client["folders"]
-    _start(checkout, to, checkout.client["readme"], metadata.client(checkout.project, checkout.version))
+    _start(checkout, to, checkout.client["readme"], metadata.client(checkout.project, checkout.version), epoch)
     for path in checkout.files(package):
         _copy(path, to / path.relative_to(checkout.root))
     for path in checkout.files("proto"):
@@ -79,10 +90,10 @@ def stage_client(checkout: Checkout, to: Path) -> Path:
     return to
 
 
-def stage_server(checkout: Checkout, to: Path) -> Path:
-    """Writes the server's source, with its packages moved below one, into `to`, which is made, and returns it."""
+def stage_server(checkout: Checkout, to: Path, epoch: str = EPOCH) -> Path:
+    """Writes the server's source, with its packages moved below one, as `stage_client` the client's."""
     about, rewriter = checkout.server, checkout.rewriter()
-    _start(checkout, to, about["readme"], metadata.server(checkout.project, checkout.version))
+    _start(checkout, to, about["readme"], metadata.server(checkout.project, checkout.version), epoch)
     package = to / about["package"]
     package.mkdir()
     (package / "__init__.py").write_text('"""The server, the exporter and the models that they are shown with."""\n')
@@ -96,8 +107,9 @@ def stage_server(checkout: Checkout, to: Path) -> Path:
     return to
 
 
-def _start(checkout: Checkout, to: Path, readme: str, pyproject: str) -> None:
+def _start(checkout: Checkout, to: Path, readme: str, pyproject: str, epoch: str) -> None:
     to.mkdir(parents=True)
+    (to / metadata.BACKEND_FILE).write_text(_BACKEND.format(epoch=epoch), encoding="utf-8")
     (to / "pyproject.toml").write_text(pyproject, encoding="utf-8")
     _copy(checkout.root / readme, to / "README.md")
     for name in checkout.project["project"]["license-files"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tarfile
@@ -53,11 +54,25 @@ def test_what_the_image_copies_gives_the_same_bytes(
     assert {path.name: path.read_bytes() for path in build(copy, tmp_path / "dist")} == built
 
 
-def test_an_sdist_builds_the_same_wheel(built: dict[str, bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize("epoch", [None, ""])
+def test_an_sdist_builds_the_same_wheel_anywhere(
+    built: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: str | None
+) -> None:
+    """Also where nobody sets the time, and the clock shows another."""
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    if epoch is not None:
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    compared = 0
     for name in [name for name in built if name.endswith(".tar.gz")]:
         (tmp_path / name).write_bytes(built[name])
         with tarfile.open(tmp_path / name) as archive:
             archive.extractall(tmp_path, filter="data")
-        for path in build_staged(tmp_path / name.removesuffix(".tar.gz"), tmp_path, EPOCH):
-            if path.suffix == ".whl":
-                assert path.read_bytes() == built[path.name]
+        (tmp_path / name).unlink()
+        source = tmp_path / name.removesuffix(".tar.gz")
+        for path in source.rglob("*"):
+            os.utime(path)
+        for path in build_staged(source, tmp_path):
+            assert path.read_bytes() == built[path.name]
+            compared += 1
+    assert compared == 4

@@ -47,10 +47,15 @@ OF_PYTEST = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "onnx")
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Both sdists and both wheels, the client's first."""
+    return build(ROOT, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="module")
+def wheels(built: list[Path]) -> dict[str, Path]:
     """The two wheels, by distribution."""
-    built = [path for path in build(ROOT, tmp_path_factory.mktemp("dist")) if path.suffix == ".whl"]
-    return dict(zip(("client", "server"), built, strict=True))
+    return dict(zip(("client", "server"), (path for path in built if path.suffix == ".whl"), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +114,13 @@ def test_the_oldest_grpcio_and_protobuf_that_it_allows_will_do(
     oldest = [need.split(",")[0].replace(">=", "==") for need in Checkout.at(ROOT).client["dependencies"]]
     environment.install(wheels["client"], *oldest)
     assert environment.python(STREAM, example.target) == client.python(STREAM, example.target)
+
+
+def test_pip_makes_the_same_wheels_of_the_sdists(built: list[Path], client: Environment) -> None:
+    sdists = [str(path) for path in built if path.suffix == ".gz"]
+    client.run("python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", "made", *sdists, timeout=200)
+    made = {path.name: path.read_bytes() for path in (client.work / "made").iterdir()}
+    assert made == {path.name: path.read_bytes() for path in built if path.suffix == ".whl"}
 
 
 def test_the_oldest_version_of_everything_is_one_that_there_is(client: Environment) -> None:

@@ -80,7 +80,13 @@ def test_the_protos_are_beside_the_stubs(staged: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize(("name", "package"), [("client", "carousel"), ("server", "carousel_server")])
 def test_it_has_one_package(staged: dict[str, Path], name: str, package: str) -> None:
-    assert {path.name for path in staged[name].iterdir()} == {"pyproject.toml", "README.md", "LICENSE", package}
+    assert {path.name for path in staged[name].iterdir()} == {
+        "pyproject.toml",
+        "build_backend.py",
+        "README.md",
+        "LICENSE",
+        package,
+    }
     assert (staged[name] / package / "py.typed").is_file()
     assert not list(staged[name].rglob("__pycache__"))
 
