@@ -184,7 +184,9 @@ def _parser() -> argparse.ArgumentParser:
         recipe.add_argument("--version", type=_version, default=1, help="the bundle's version (default: 1)")
         recipe.add_argument("--replace", action="store_true", help="take the place of the version that is there")
     torch_model = recipes.add_parser(
-        "torch", help="a module of your own", description="A module of your own: see export/torch_model.py."
+        "torch",
+        help="a module of your own",
+        description="A module of your own. What it must do, and how to say so: `python -m pydoc export.torch_model`.",
     )
     torch_model.add_argument(
         "factory", metavar="MODULE:FACTORY", help="a function without arguments that returns a TorchModel"

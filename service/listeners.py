@@ -22,6 +22,10 @@ log = structlog.get_logger()
 
 _PENDING_CALLS = 10_000
 """Calls that may come at once while the server has as many as it may have."""
+_CLOSE_IT = (
+    "who reaches the port may do everything: set tokens_file (`python -m service token NAME` makes a token) and"
+    " tls_cert_file with tls_key_file, or host to 127.0.0.1"
+)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 
@@ -74,7 +78,7 @@ def listen(server: grpc.aio.Server, settings: Settings, certificates: Certificat
         if certificates is not None:
             return int(server.add_secure_port(address, certificates.server_credentials()))
         if settings.host not in _LOOPBACK and settings.tokens_file is None:
-            log.warning("server.open_to_all", host=settings.host, hint="see docs/security.md")
+            log.warning("server.open_to_all", host=settings.host, hint=_CLOSE_IT)
         return int(server.add_insecure_port(address))
     except RuntimeError as error:
         raise StartError(f"cannot listen on {address}: {error}") from error

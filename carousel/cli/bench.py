@@ -32,7 +32,7 @@ def bench(
 ) -> None:
     """Feeds sessions random tokens, or vectors, each again as soon as it is answered, and tells how many and how fast.
 
-    This client is Python, and takes a core of its own long before a server is at its end: see docs/performance.md.
+    This client is Python, and takes a core of its own long before a server is at its end: run several at once.
     """
     connection: Connection = context.obj
     latencies, elapsed_s = asyncio.run(

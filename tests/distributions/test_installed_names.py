@@ -43,6 +43,16 @@ def run(staged: Path, folder: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+def test_the_help_of_the_exporter_leads_to_what_it_says(staged: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    code, said = run(staged, tmp_path, "-m", "carousel_server.export", "torch", "--help")
+    assert code == 0
+    (command,) = re.findall(r"`python (-m pydoc [\w.]+)`", re.sub(r"\s+", " ", said))
+    code, said = run(staged, tmp_path, *command.split())
+    assert code == 0
+    assert "class TorchModel" in said
+
+
 @pytest.mark.parametrize(
     ("statement", "name"),
     [

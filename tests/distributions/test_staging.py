@@ -106,6 +106,18 @@ def test_no_module_of_the_server_knows_its_old_name(staged: dict[str, Path]) -> 
     assert {path.relative_to(package).parts[0] for path in package.rglob("*.py")} >= MOVED
 
 
+def test_what_people_are_told_names_no_file_that_is_not_there(staged: dict[str, Path]) -> None:
+    """In a message, a help text, or the docstring of a command. Those of modules are for who reads the code."""
+    for folder in staged.values():
+        for path in folder.rglob("*.py"):
+            tree = ast.parse(path.read_text())
+            about_itself = tree.body[0].value if tree.body and isinstance(tree.body[0], ast.Expr) else None
+            for node in ast.walk(tree):
+                if node is not about_itself and isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    for named in re.findall(r"\b(?:\w+/)+\w+\.(?:md|py)\b", node.value):
+                        assert (folder / named).is_file(), (path, named)
+
+
 def test_a_models_card_gives_commands_that_there_are(staged: dict[str, Path]) -> None:
     place = Path("model_repository", "co2-forecast", "1", "README.md")
     card, before = (staged["server"] / "carousel_server" / place).read_text(), (ROOT / place).read_text()

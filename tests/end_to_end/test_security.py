@@ -436,7 +436,9 @@ def test_a_server_that_is_open_to_all_says_so(tiny_repository: Path, tmp_path: P
     write_tokens(tmp_path / "tokens.toml")
     for more, is_told in (({}, True), ({"tokens-file": tmp_path / "tokens.toml"}, False)):
         with local_service(tiny_repository, {"host": "0.0.0.0", **more}) as service:
-            assert ("server.open_to_all" in [line["event"] for line in service.log]) is is_told
+            hints = [str(line["hint"]) for line in service.log if line["event"] == "server.open_to_all"]
+            assert bool(hints) is is_told
+            assert all("set tokens_file" in hint for hint in hints)
 
 
 def test_a_slash_in_a_session_id_is_refused_to_all(tiny_service: LocalService) -> None:
