@@ -106,6 +106,25 @@ def test_no_module_of_the_server_knows_its_old_name(staged: dict[str, Path]) -> 
     assert {path.relative_to(package).parts[0] for path in package.rglob("*.py")} >= MOVED
 
 
+def test_a_description_gives_pip_files_and_no_names_that_an_index_lacks(staged: dict[str, Path]) -> None:
+    """But for an extra of what is installed by then."""
+    for name, folder in staged.items():
+        commands = re.findall(r"^pip install ([^#\n]*?) *(?:#.*)?$", (folder / "README.md").read_text(), re.MULTILINE)
+        assert "carousel_client-*.whl carousel_serving-*.whl" in commands
+        ours = [command for command in commands if "carousel-" in command]
+        assert ours == ({"client": [], "server": ["'carousel-serving[export]'"]}[name])
+        assert not ours or commands.index(ours[0]) > commands.index("carousel_client-*.whl carousel_serving-*.whl")
+
+
+def test_documents_install_the_torch_that_the_exporter_needs(staged: dict[str, Path]) -> None:
+    (needed,) = (need for need in CHECKOUT.project["project"]["optional-dependencies"]["export"] if "torch=" in need)
+    for path in (staged["server"] / "README.md", ROOT / "docs" / "models.md"):
+        found = re.findall(
+            r"^pip install (torch\S*) --index-url https://download.pytorch.org/whl/cpu$", path.read_text(), re.M
+        )
+        assert found == [needed], path
+
+
 def test_what_people_are_told_names_no_file_that_is_not_there(staged: dict[str, Path]) -> None:
     """In a message, a help text, or the docstring of a command. Those of modules are for who reads the code."""
     for folder in staged.values():
