@@ -35,3 +35,28 @@ def test_every_test_that_a_document_names_exists(document: str) -> None:
 def test_the_readme_names_scripts_that_exist() -> None:
     for script in set(re.findall(r"\./(scripts/\w+)", (ROOT / "README.md").read_text())):
         assert (ROOT / script).exists(), script
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/models.md", "docs/security.md", "docs/operations.md"])
+def test_a_page_says_what_each_of_its_commands_is_from_the_wheels(document: str) -> None:
+    """In one table, which is above them on every page but the first one."""
+    text = (ROOT / document).read_text()
+    head, _, rest = text.partition("| in a checkout | from the wheels |\n")
+    rows = rest.partition("\n\n")[0]
+    for named, new in (
+        (r"-m service|scripts/serve\b", "carousel-server"),
+        (r"-m export", "carousel-export"),
+        (r"-m models\.", "carousel_server.models."),
+        (r"(?:from|import) export\.", "carousel_server.export."),
+        (r"scripts/setup (?!cli)\w", "carousel-serving["),
+    ):
+        if re.search(named, text):
+            assert new in rows, named
+            assert document == "README.md" or not re.search(named, head), named
+
+
+def test_an_example_that_imports_the_exporter_has_both_names() -> None:
+    for document in DOCUMENTS:
+        for example in re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL):
+            for name in re.findall(r"^(?:from|import) ((?:export|models|service)\b\S*)", example, re.MULTILINE):
+                assert f"carousel_server.{name} " in example, f"{document.name}: {name}"
