@@ -184,6 +184,13 @@ def test_an_export_without_torch_says_how_to_install_it(server: Environment, arg
     assert "nothing was written" in told
 
 
+@pytest.mark.parametrize("program", ["recipes.co2 train --run a", "studies.gradient_flow"])
+def test_a_recipe_and_a_study_without_torch_say_how_to_install_it(server: Environment, program: str) -> None:
+    (told,) = server.run("python", "-m", *f"carousel_server.models.{program}".split(), code=1).splitlines()
+    assert "torch, onnx, " in told
+    assert f"-m pip install 'carousel-serving[train]=={carousel.__version__}'" in told
+
+
 def test_traces_without_their_extra_say_how_to_install_it(server: Environment) -> None:
     told = server.run("carousel-server", "--example", "--otlp-endpoint", "http://127.0.0.1:1", code=1)
     assert f"-m pip install 'carousel-serving[tracing]=={carousel.__version__}'" in told
