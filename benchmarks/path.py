@@ -29,6 +29,7 @@ from benchmarks.subjects import SMALL, make
 from carousel.v1 import inference_pb2 as pb
 from service.server import Server
 from service.settings import Settings
+from service.wire.grpcio import GrpcioWire
 
 WARM_FEEDS = 50
 LONG_FEED = 4096
@@ -185,7 +186,7 @@ async def measure(models: Path, model: str, repeats: int) -> dict[str, Crossed]:
 @asynccontextmanager
 async def _served(settings: Settings) -> AsyncIterator[grpc.aio.Channel]:
     """A server on a free port, and a channel to it."""
-    server = Server(settings)
+    server = Server(settings, GrpcioWire(settings))
     port = (await server.start()).port
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

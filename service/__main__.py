@@ -11,9 +11,10 @@ import structlog
 from service import process
 from service.commands import COMMANDS, check, read_settings, refused
 from service.listeners import StartError
-from service.server import Server
 from service.settings import Settings, unknown_variables
 from service.telemetry import logging
+from service.wire import choice
+from service.wire.envoy.library import MissingError
 
 
 def main() -> int:
@@ -32,17 +33,32 @@ def main() -> int:
     for variable, nearest in unknown_variables(os.environ):
         structlog.get_logger().warning("settings.unknown_variable", variable=variable, nearest=nearest)
     try:
-        process.run(serve(settings))
-    except StartError as error:
+        return run(settings)
+    except (StartError, MissingError) as error:
         structlog.get_logger().error("server.cannot_start", reason=str(error))
         return 1
+
+
+def run(settings: Settings) -> int:
+    """Serves on the wire that the settings choose, until a signal comes. Raises StartError, MissingError, and whatever
+    crashed an engine."""
+    wire, why = choice.choose(settings)
+    structlog.get_logger().info("wire.chosen", wire=wire, why=why)
+    if wire == "envoy":
+        from service.wire.envoy import launcher  # noqa: PLC0415  # Linux's alone
+
+        return launcher.serve(settings, sys.argv[1:])
+    process.run(serve(settings))
     return 0
 
 
 async def serve(settings: Settings) -> None:
     """Serves until a signal comes. Raises StartError, and whatever crashed an engine."""
     asyncio.get_running_loop().set_exception_handler(logging.loop_exception)
-    await Server(settings).run()
+    from service.server import Server  # noqa: PLC0415  # the launcher of the other wire does without
+    from service.wire.grpcio import GrpcioWire  # noqa: PLC0415
+
+    await Server(settings, GrpcioWire(settings)).run()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import grpc
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_PENDING_CALLS = 10_000
-"""Calls that may come at once while the server has as many as it may have."""
 _CLOSE_IT = (
     "who reaches the port may do everything: set tokens_file (`python -m service token NAME` makes a token) and"
     " tls_cert_file with tls_key_file, or host to 127.0.0.1"
@@ -31,31 +28,6 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 class StartError(Exception):
     """The server cannot start; the message says why."""
-
-
-def make_server(settings: Settings, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:
-    """A server of the services, without any yet."""
-    options = [
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_send_message_length", settings.max_message_bytes + 1024 * 1024),
-        # the first is where a call may be refused, at random, the second where it must be
-        ("grpc.max_metadata_size", settings.max_metadata_bytes),
-        ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
-        # Calls that have come and that the event loop has not taken up yet. Beyond the first number the transport drops
-        # some at random, with CANCELLED and no reason (gRPC's defaults: 1,000 and 3,000), beyond the second all. Both
-        # are more than the server takes at once, so that it is the server that refuses, with a reason and a delay.
-        ("grpc.server.max_pending_requests", settings.max_calls + _PENDING_CALLS),
-        ("grpc.server.max_pending_requests_hard_limit", settings.max_calls + _PENDING_CALLS),
-        ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server behind it
-        # Clients may ping as often as they like, also between calls; by default a third ping within 5 minutes ends
-        # the connection. A flood of pings is bounded by the transport itself.
-        ("grpc.http2.max_ping_strikes", 0),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # The server pings too, so that a client that is gone without a word is noticed.
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-    ]
-    return grpc.aio.server(interceptors=interceptors, options=options)
 
 
 def certificates_of(settings: Settings) -> Certificates | None:
@@ -69,19 +41,10 @@ def certificates_of(settings: Settings) -> Certificates | None:
         raise StartError(str(error)) from error
 
 
-def listen(server: grpc.aio.Server, settings: Settings, certificates: Certificates | None) -> int:
-    """Adds the port of the services, and returns which it is. Raises StartError."""
-    address = f"{settings.host}:{settings.port}"
-    if reason := why_not(settings.host, settings.port):
-        raise StartError(f"cannot listen on {address}: {reason}")
-    try:
-        if certificates is not None:
-            return int(server.add_secure_port(address, certificates.server_credentials()))
-        if settings.host not in _LOOPBACK and settings.tokens_file is None:
-            log.warning("server.open_to_all", host=settings.host, hint=_CLOSE_IT)
-        return int(server.add_insecure_port(address))
-    except RuntimeError as error:
-        raise StartError(f"cannot listen on {address}: {error}") from error
+def warn_if_open(settings: Settings) -> None:
+    """Logs a warning when the services can be called from elsewhere by everybody, in plain text."""
+    if settings.host not in _LOOPBACK and settings.tokens_file is None:
+        log.warning("server.open_to_all", host=settings.host, hint=_CLOSE_IT)
 
 
 def make_probes(settings: Settings, servicer: health.aio.HealthServicer) -> tuple[grpc.aio.Server, int] | None:

@@ -12,7 +12,6 @@ from wsgiref.simple_server import WSGIServer
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from carousel.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
@@ -20,14 +19,14 @@ from service.api.caller import Domain
 from service.api.inference import Inference
 from service.api.interceptors import CallInterceptor
 from service.api.models import Models
+from service.api.reflection import add_reflection
 from service.api.sessions import Sessions
 from service.background import Background
 from service.collector import Collector
 from service.engine.engine import Engine
 from service.health import ModelHealth
 from service.hosting import Hosting
-from service.listeners import StartError, certificates_of, listen, make_probes, make_server, make_tracing, principals
-from service.process import handle_signals
+from service.listeners import StartError, make_probes, make_tracing, principals
 from service.repository.bundle import Bundle
 from service.repository.repository import RepositoryError
 from service.sessions.service import SessionService
@@ -39,6 +38,7 @@ from service.settings import Settings
 from service.telemetry.engines import EngineTelemetry, ModelTelemetry, Occupancy
 from service.telemetry.metrics import Metrics
 from service.telemetry.observers import SessionTelemetry, StoreTelemetry
+from service.wire.base import Wire
 
 log = structlog.get_logger()
 
@@ -67,8 +67,10 @@ class Addresses:
 class Server:
     """One server: `run` it, or `start`, then `wait`, then `stop`. All of it on one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, wire: Wire) -> None:
         self._settings = settings
+        self._wire = wire
+        self._is_open = False
         self._metrics = Metrics()
         self._tracing = make_tracing(settings)
         self._telemetry = SessionTelemetry(self._metrics, self._tracing)
@@ -84,13 +86,11 @@ class Server:
         self._sessions: SessionService | None = None
         self._storage: Storage | None = None
         self._inference: Inference | None = None
-        self._grpc: grpc.aio.Server | None = None
         self._probes: grpc.aio.Server | None = None
         self._http: tuple[WSGIServer, Thread] | None = None
         self._background = Background()
         self._collector: Collector | None = None
         self._principals = principals(settings)
-        self._certificates = certificates_of(settings)
         self._leave = asyncio.Event()
         self._crash: BaseException | None = None
 
@@ -122,22 +122,22 @@ class Server:
         """Handles signals from here on, opens the store, loads the repository, warms the engines up, and listens.
         Raises StartError."""
         settings = self._settings
-        handle_signals(self._leave.set, self._on_reload)
+        self._wire.handle_signals(self._leave.set, self._on_reload)
         log.info("server.starting")
         await self._open_sessions()
         try:
             await self._hosting.start()
         except RepositoryError as error:
             raise StartError(str(error)) from error
-        self._grpc = self._make_grpc()
-        port, health_port = listen(self._grpc, settings, self._certificates), 0
+        self._open_wire()
+        health_port = 0
         probes = make_probes(settings, self._health)
         try:
             if settings.metrics:
                 self._http = start_http_server(settings.metrics_port, settings.host, self._metrics.registry)
         except OSError as error:
             raise StartError(f"cannot listen on {settings.host}:{settings.metrics_port}: {error}") from error
-        await self._grpc.start()
+        port = await self._wire.start()
         if probes is not None:
             self._probes, health_port = probes
             await self._probes.start()
@@ -155,6 +155,7 @@ class Server:
         log.info(
             "server.started",
             models=models,
+            wire=self._wire.name,
             host=settings.host,
             port=port,
             metrics_port=addresses.metrics_port,
@@ -176,8 +177,7 @@ class Server:
         await self._background.stop()
         if self._inference is not None:
             self._inference.end_streams()
-        if self._grpc is not None:
-            await self._grpc.stop(_STREAM_END_S)
+        await self._wire.stop(_STREAM_END_S)
         if self._probes is not None:
             await self._probes.stop(0)
         if self._sessions is not None:
@@ -261,7 +261,7 @@ class Server:
     def _num_sessions(self, engine: Engine) -> int:
         return 0 if self._sessions is None else self._sessions.num_sessions(engine)
 
-    def _make_grpc(self) -> grpc.aio.Server:
+    def _open_wire(self) -> None:
         settings, sessions = self._settings, self._sessions
         assert sessions is not None  # noqa: S101  # opened before
         interceptor = CallInterceptor(
@@ -270,7 +270,7 @@ class Server:
             max_answer_bytes=sessions.limits.max_answer_bytes,
             max_calls=settings.max_calls,
         )
-        server = make_server(settings, (interceptor,))
+        server = self._wire.open(interceptor)
         domain = Domain(self._hosting, sessions, settings.policy_limits)
         models = Models(self._hosting, max_answer_bytes=sessions.limits.max_answer_bytes)
         self._inference = Inference(domain, self._telemetry)
@@ -279,13 +279,13 @@ class Server:
         models_pb2_grpc.add_ModelsServicer_to_server(models, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
-            reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        return server
+            add_reflection((*SERVICES, health.SERVICE_NAME), server)
+        self._is_open = True
 
     def _models_changed(self) -> None:
         if self._collector is not None:
             self._collector.want()  # a version that was let go takes its graphs with it
-        if self._grpc is not None:
+        if self._is_open:
             self._background.start("health", self._model_health.update())
 
     async def _expire(self) -> None:
@@ -308,8 +308,7 @@ class Server:
         log.info("server.reloading")
         if self._principals.reload() and self._settings.tokens_file is not None:
             log.info("tokens.reloaded")
-        if self._certificates is not None:
-            await asyncio.to_thread(self._certificates.reload)
+        await asyncio.to_thread(self._wire.reload)
         await self._hosting.look()
         log.info("server.reloaded")
 

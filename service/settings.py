@@ -72,6 +72,12 @@ class Settings(BaseSettings):
     check: bool = False
     """Check the settings and every bundle, print what was found and exit: 0 when all can be served."""
 
+    wire: Literal["auto", "grpcio", "envoy"] = "auto"
+    """What carries the calls: gRPC's own library, or Envoy with the server inside, which is faster and speaks gRPC-Web,
+    Connect and JSON too. auto: Envoy where the extra `envoy` and a shared libpython are installed, on Linux."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call, as JSON: ["https://app.example"]. Needs the wire `envoy`."""
+
     log_format: Literal["text", "json"] = "text"
     """Form of the log lines."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

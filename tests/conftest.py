@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,16 @@ from tests.bundles import write_language_model
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "model_repository"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--wire envoy`: every service that a test starts has that wire."""
+    parser.addoption("--wire", choices=("grpcio", "envoy"), default="grpcio", help="what carries the services' calls")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Services that tests start in processes of their own read the variable."""
+    os.environ["CAROUSEL_WIRE"] = config.getoption("--wire")
 
 
 @pytest.fixture(scope="session")

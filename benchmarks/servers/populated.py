@@ -23,6 +23,7 @@ from service.repository.manifest import BASE_VARIANT
 from service.server import Server
 from service.sessions.session import Request, Session
 from service.settings import Settings
+from service.wire.grpcio import GrpcioWire
 
 
 def resident_bytes() -> int:
@@ -45,7 +46,7 @@ async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) 
         idle_timeout_s=1e6,
         max_waiting=10**7,
     )
-    server = Server(settings)
+    server = Server(settings, GrpcioWire(settings))
     addresses = await server.start()
     sessions, served = server._sessions, server._hosting.find(model, 1, BASE_VARIANT)
     assert sessions is not None  # noqa: S101  # made when the server started

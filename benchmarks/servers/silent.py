@@ -12,6 +12,7 @@ from typing import Any
 from service import process, server
 from service.settings import Settings
 from service.telemetry import logging
+from service.wire.grpcio import GrpcioWire
 
 
 class Deaf:
@@ -37,7 +38,8 @@ async def main() -> None:
     logging.configure("json", "error")
     for name in ("EngineTelemetry", "SessionTelemetry", "StoreTelemetry"):
         setattr(server, name, Deaf)
-    one = server.Server(Settings(models=Path(sys.argv[1]), port=0, metrics_port=0, store="memory"))
+    settings = Settings(models=Path(sys.argv[1]), port=0, metrics_port=0, store="memory")
+    one = server.Server(settings, GrpcioWire(settings))
     print((await one.start()).port, flush=True)
     await one.wait()
     await one.stop()

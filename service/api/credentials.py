@@ -55,6 +55,11 @@ class Certificates:
             require_client_authentication=len(self._files) == 3,
         )
 
+    def changed(self) -> bool:
+        """Whether the files have changed since the last look, and are good. Called by any thread; blocks while they are
+        read."""
+        return self._fetch() is not None
+
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """The configuration to use from now on; None for the one before."""
         with self._lock:

@@ -1,0 +1,94 @@
+"""The server as the ASGI application that Envoy loads (pyvoy). The launcher starts Envoy; see there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import structlog
+from pydantic_settings import CliApp
+
+from service import process
+from service.listeners import StartError
+from service.server import Server
+from service.settings import Settings
+from service.telemetry import logging
+from service.wire.envoy.call import Event, Receive, Send
+from service.wire.envoy.library import FOR_ENVOY_ALONE
+from service.wire.envoy.link import Link
+from service.wire.envoy.wire import EnvoyWire
+
+log = structlog.get_logger()
+
+
+async def app(scope: Event, receive: Receive, send: Send) -> None:
+    """Serves one request, or, for the scope `lifespan`, the whole server."""
+    if scope["type"] == "http":
+        host = _HOLDER.host()
+        if host is not None:
+            await host.serve(scope, receive, send)
+    elif scope["type"] == "lifespan":
+        await _HOLDER.live(receive, send)
+
+
+class _Holder:
+    """The server of this process."""
+
+    def __init__(self) -> None:
+        self._wire: EnvoyWire | None = None
+
+    def host(self) -> Any:
+        """What serves requests; None before it is known."""
+        return None if self._wire is None else self._wire.host
+
+    async def live(self, receive: Receive, send: Send) -> None:
+        """Runs the server from Envoy's start to its end."""
+        await receive()  # lifespan.startup
+        for name in FOR_ENVOY_ALONE:  # processes that this one starts are none of Envoy's
+            os.environ.pop(name, None)
+        process.tune()
+        asyncio.get_running_loop().set_exception_handler(logging.loop_exception)
+        link = await Link.to_launcher()
+        messages = link.messages()
+        _, (arguments, folder) = await anext(messages)
+        settings = CliApp.run(Settings, cli_args=arguments)  # which the launcher has read, too
+        logging.configure(settings.log_format, settings.log_level)
+        code = 1
+        try:
+            wire = self._wire = EnvoyWire(settings, Path(folder))
+            running = asyncio.create_task(Server(settings, wire).run())
+            listener = asyncio.create_task(_obey(messages, wire))
+            ready = asyncio.create_task(wire.is_ready.wait())
+            await asyncio.wait((running, ready), return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                await send({"type": "lifespan.startup.complete"})
+            await running
+            listener.cancel()
+            code = 0
+        except StartError as error:
+            log.error("server.cannot_start", reason=str(error))
+        except BaseException as error:
+            log.error("server.crashed", exc_info=error)
+        sys.stderr.flush()
+        link.send("ended", code)  # Envoy is ended by the launcher, or ends with this process
+        if self._wire is None or not self._wire.is_ready.is_set():
+            await send({"type": "lifespan.startup.failed", "message": "see the log"})
+            return
+        await receive()  # lifespan.shutdown
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _obey(messages: Any, wire: EnvoyWire) -> None:
+    async for kind, value in messages:
+        if kind == "listening":
+            wire.listening(value)
+        elif kind == "leave":
+            wire.leave(value)
+        elif kind == "reload":
+            wire.read_again()
+
+
+_HOLDER = _Holder()

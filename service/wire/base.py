@@ -1,0 +1,36 @@
+"""What the server asks of a wire."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import grpc
+
+
+class Wire(Protocol):
+    """Carries calls. Event loop only; `open`, `start` and `stop` are called once each, in this order."""
+
+    name: str
+    """As the setting `wire` has it."""
+
+    def handle_signals(self, on_leave: Callable[[], None], on_reload: Callable[[], None]) -> None:
+        """From here on calls `on_leave`, once, when the process is to end, and `on_reload` when files are to be read
+        again."""
+        ...
+
+    def open(self, interceptor: grpc.aio.ServerInterceptor) -> Any:
+        """What the generated `add_...Servicer_to_server` take. interceptor: surrounds every call."""
+        ...
+
+    async def start(self) -> int:
+        """Accepts calls from here on. Returns the port. Raises StartError."""
+        ...
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new calls, and ends those that have not ended after `grace_s` seconds."""
+        ...
+
+    def reload(self) -> None:
+        """Reads the certificates again. Called by any thread; blocks while files are read."""
+        ...

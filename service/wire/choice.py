@@ -1,0 +1,24 @@
+"""Which wire a server has."""
+
+from __future__ import annotations
+
+import sys
+
+from service.settings import Settings
+from service.wire.envoy import library
+
+
+def choose(settings: Settings) -> tuple[str, str]:
+    """The wire's name, and why it is that one. Raises MissingError when `envoy` is asked for and cannot be had."""
+    if settings.wire == "grpcio":
+        return "grpcio", "wire = grpcio"
+    try:
+        if not sys.platform.startswith("linux"):
+            raise library.MissingError("it runs on Linux alone")
+        library.module_path()
+        library.libpython_path()
+    except library.MissingError as error:
+        if settings.wire == "envoy":
+            raise
+        return "grpcio", f"wire = auto, and for envoy: {error}"
+    return "envoy", f"wire = {settings.wire}"

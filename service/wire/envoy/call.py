@@ -1,0 +1,252 @@
+"""One gRPC call over ASGI: what a handler reads, writes and ends it with.
+
+Has the methods of `grpc.aio.ServicerContext` that handlers use, and behaves as it does: `read` gives messages and then
+`grpc.aio.EOF`; `write` raises `grpc.aio.InternalError` once the client has left; a client that leaves cancels the
+handler's task; so does a deadline that has passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, NoReturn
+
+import grpc
+
+from service.wire.envoy.codec import Codec, JsonError
+from service.wire.envoy.frames import ENCODINGS, FrameError, Frames, framed
+from service.wire.envoy.headers import Metadata, encoded, status_headers
+
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+
+_UNSENT_BYTES = 64 * 1024
+"""Of responses that Envoy has not taken yet, beyond which a handler waits."""
+_LOOK_S = 0.1
+"""Between two looks whether a client that has sent its last message is still there: ASGI does not tell by itself."""
+
+
+class Call:
+    """content_type: of the request, and so of the responses; peer: as gRPC names it; codec: messages to bytes and
+    back. Event loop only."""
+
+    def __init__(  # noqa: PLR0917  # all that a call is made of
+        self,
+        receive: Receive,
+        send: Send,
+        codec: Codec,
+        frames: Frames,
+        content_type: bytes,
+        metadata: Metadata,
+        peer: str,
+    ) -> None:
+        self._receive = receive
+        self._send = send
+        self._codec = codec
+        self._frames = frames
+        self._content_type = content_type
+        self._metadata = metadata
+        self._peer = peer
+        self._task: asyncio.Task[Any] | None = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._is_last_read = False
+        self._has_left = False
+        self._is_started = False
+        self._is_late = False
+        self._ends_at_s: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._look: asyncio.TimerHandle | None = None
+        self._asked: asyncio.Future[Event] | None = None
+        self._sent: asyncio.Future[None] | None = None
+        self._unsent: list[bytes] = []
+        self._num_unsent = 0
+        self._code: grpc.StatusCode | int | None = None
+        self._details = ""
+        self._trailers: list[tuple[str, str | bytes]] = []
+        self._initial: list[tuple[str, str | bytes]] = []
+
+    # What handlers use.
+
+    async def read(self) -> Any:
+        """The next message, or `grpc.aio.EOF`. Raises DecodeError for one that is none."""
+        while True:
+            try:
+                message = self._frames.next()
+            except FrameError as error:
+                await self.abort(grpc.StatusCode[error.code], str(error))
+            if message is not None:
+                try:
+                    return self._codec.decode(message)
+                except JsonError as error:
+                    await self.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            if self._is_last_read:
+                if not self._frames.is_empty:
+                    await self.abort(grpc.StatusCode.INTERNAL, "the last message is not there as a whole")
+                return grpc.aio.EOF
+            event = await self._receive()
+            if event["type"] == "http.disconnect":
+                self._leave()
+                continue
+            self._frames.add(event["body"])
+            if not event["more_body"]:
+                self._is_last_read = True
+                self._look = self._loop.call_later(_LOOK_S, self._look_for_client)
+
+    async def write(self, message: Any) -> None:
+        """Sends a response. Those that are written while Envoy takes one in go together. Raises
+        `grpc.aio.InternalError` once the client has left."""
+        frame = framed(self._codec.encode(message))
+        if not self._is_started:
+            await self.send_initial_metadata(())
+        self._check_there()
+        self._unsent.append(frame)
+        self._num_unsent += len(frame)
+        if self._sent is None:
+            self._flush()
+        while self._num_unsent > _UNSENT_BYTES and self._sent is not None:
+            await asyncio.wait((self._sent,))
+            self._check_there()
+
+    async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """Sends the headers of the answer; without this they go with the first response."""
+        if self._is_started:
+            raise grpc.aio.UsageError("the initial metadata was sent")
+        self._is_started = True
+        headers = [
+            (b"content-type", self._content_type),
+            (b"grpc-accept-encoding", ENCODINGS.encode()),
+            *encoded(self._initial),
+            *encoded(initial_metadata),
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": True})
+
+    async def abort(
+        self,
+        code: grpc.StatusCode,
+        details: str = "",
+        trailing_metadata: Iterable[tuple[str, str | bytes]] = (),
+    ) -> NoReturn:
+        """Ends the call with a status: raises `grpc.aio.AbortError`, which the handler lets through."""
+        self._code, self._details = code, details
+        self._trailers = list(trailing_metadata) or self._trailers
+        raise grpc.aio.AbortError
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """The status that the call ends with when its handler returns."""
+        self._code = code
+
+    def set_details(self, details: str) -> None:
+        """The message of that status."""
+        self._details = details
+
+    def set_trailing_metadata(self, trailing_metadata: Iterable[tuple[str, str | bytes]]) -> None:
+        """The metadata that the call ends with."""
+        self._trailers = list(trailing_metadata)
+
+    def code(self) -> grpc.StatusCode | int | None:
+        """The status as it was set."""
+        return self._code
+
+    def details(self) -> str:
+        """The message of that status."""
+        return self._details
+
+    def trailing_metadata(self) -> list[tuple[str, str | bytes]]:
+        """The metadata that the call ends with."""
+        return self._trailers
+
+    def invocation_metadata(self) -> Metadata:
+        """What the client sent."""
+        return self._metadata
+
+    def peer(self) -> str:
+        """Who calls, such as `ipv4:127.0.0.1:40000`."""
+        return self._peer
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the client's deadline; None without one."""
+        return None if self._ends_at_s is None else max(0.0, self._ends_at_s - self._loop.time())
+
+    # What the host uses.
+
+    def set_deadline(self, timeout_s: float) -> None:
+        """Cancels the handler after `timeout_s` seconds."""
+        self._ends_at_s = self._loop.time() + timeout_s
+        self._timer = self._loop.call_later(timeout_s, self._be_late)
+
+    async def finish(self, *, is_cancelled: bool = False) -> None:
+        """Sends what is left and the status: the one that was set, or that the handler was cancelled."""
+        for timer in (self._timer, self._look):
+            if timer is not None:
+                timer.cancel()
+        if self._has_left:
+            return
+        code, details = self._code or grpc.StatusCode.OK, self._details
+        if is_cancelled:
+            late = "the deadline has passed"
+            code, details = (
+                (grpc.StatusCode.DEADLINE_EXCEEDED, late)
+                if self._is_late
+                else (grpc.StatusCode.CANCELLED, "the call was cancelled")
+            )
+        if isinstance(code, int):
+            code = next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN)
+        trailers = status_headers(code, details, self._trailers)
+        if not self._is_started:
+            headers = [(b"content-type", self._content_type), (b"grpc-accept-encoding", ENCODINGS.encode())]
+            headers += encoded(self._initial)
+            if code is not grpc.StatusCode.OK:  # trailers alone
+                await self._send({"type": "http.response.start", "status": 200, "headers": [*headers, *trailers]})
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+                return
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": True})
+        await self._send({"type": "http.response.body", "body": b"".join(self._unsent), "more_body": False})
+        await self._send({"type": "http.response.trailers", "headers": trailers, "more_trailers": False})
+
+    def cancel(self) -> None:
+        """Ends the handler: the server leaves."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def _flush(self) -> None:
+        data = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
+        self._unsent.clear()
+        self._num_unsent = 0
+        # Envoy takes it at once; what is awaited is its word that it has, or, beyond its limits, that the client reads.
+        sent = self._sent = asyncio.ensure_future(
+            self._send({"type": "http.response.body", "body": data, "more_body": True})
+        )
+        sent.add_done_callback(self._on_sent)
+
+    def _on_sent(self, sent: asyncio.Future[None]) -> None:
+        self._sent = None
+        if sent.cancelled() or sent.exception() is not None:
+            self._leave()
+        elif self._unsent:
+            self._flush()
+
+    def _check_there(self) -> None:
+        if self._has_left:
+            raise grpc.aio.InternalError("the client has left")
+
+    def _leave(self) -> None:
+        """The client is gone."""
+        if not self._has_left:
+            self._has_left = self._is_last_read = True
+            self.cancel()
+
+    def _be_late(self) -> None:
+        self._is_late = True
+        self.cancel()
+
+    def _look_for_client(self) -> None:
+        """Asks once more for what the client sends: nothing, or that it has left."""
+        if self._asked is None or self._asked.done():
+            asked = self._asked = asyncio.ensure_future(self._receive())
+            asked.add_done_callback(self._on_asked)
+        self._look = self._loop.call_later(_LOOK_S, self._look_for_client)
+
+    def _on_asked(self, asked: asyncio.Future[Event]) -> None:
+        if not asked.cancelled() and asked.exception() is None and asked.result()["type"] == "http.disconnect":
+            self._leave()

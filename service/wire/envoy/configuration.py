@@ -1,0 +1,264 @@
+"""Envoy's configuration, made of the settings. Pure but for `addresses`, which asks the resolver.
+
+Everything that is not here has Envoy's default: https://www.envoyproxy.io/docs/envoy/v1.39.3.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import socket
+from pathlib import Path
+from typing import Any
+
+from service.settings import Settings
+
+MARK = "changed"
+"""A file that is moved into the launcher's folder when Envoy is to read the certificates again."""
+ADMIN = "admin.sock"
+"""Envoy's own interface, in the launcher's folder, which no other user may enter."""
+_TYPES = "type.googleapis.com/envoy."
+_WINDOW_BYTES = 256 * 1024
+_CONNECTION_WINDOW_BYTES = 1024 * 1024
+_BUFFER_BYTES = 256 * 1024
+"""Of responses that wait for one reader, beyond which the server is made to wait."""
+_SPARE_FILES = 256
+"""Descriptors that are not for connections."""
+
+
+def addresses(host: str, port: int) -> list[tuple[str, int]]:
+    """The addresses of a name, each once. Raises OSError."""
+    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return list(dict.fromkeys((str(address[0]), port) for *_, address in found))
+
+
+def configuration(
+    settings: Settings, folder: Path, *, module: str, application: str, where: list[tuple[str, int]]
+) -> dict[str, Any]:
+    """folder: the launcher's; module: pyvoy's file; application: what it loads, `module:name`; where: to listen."""
+    first, *others = where
+    listener: dict[str, Any] = {
+        "name": "services",
+        "address": _address(*first),
+        "additional_addresses": [{"address": _address(*other)} for other in others],
+        "enable_reuse_port": False,  # a port in use is an error, not a second server behind it
+        "per_connection_buffer_limit_bytes": _BUFFER_BYTES,
+        "filter_chains": [
+            {
+                "filters": [
+                    {
+                        "name": "envoy.filters.network.http_connection_manager",
+                        "typed_config": _connection_manager(settings, module, application),
+                    }
+                ],
+                **_tls(settings, folder),
+            }
+        ],
+    }
+    return {
+        "admin": {"address": {"pipe": {"path": str(folder / ADMIN), "mode": 0o600}}},
+        "static_resources": {"listeners": [listener], "clusters": [{"name": "nowhere", "connect_timeout": "1s"}]},
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": f"{_TYPES}extensions.resource_monitors.downstream_connections.v3"
+                        ".DownstreamConnectionsConfig",
+                        "max_active_downstream_connections": max(64, _max_files() - _SPARE_FILES),
+                    },
+                }
+            ]
+        },
+    }
+
+
+def _connection_manager(settings: Settings, module: str, application: str) -> dict[str, Any]:
+    return {
+        "@type": f"{_TYPES}extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "services",
+        "codec_type": "AUTO",
+        "generate_request_id": False,
+        "server_header_transformation": "PASS_THROUGH",
+        "use_remote_address": True,
+        "skip_xff_append": True,
+        # what a client says of its certificate is never believed
+        "forward_client_cert_details": "SANITIZE_SET" if settings.tls_client_ca_file else "SANITIZE",
+        **(
+            {"set_current_client_cert_details": {"subject": True, "uri": True, "dns": True}}
+            if settings.tls_client_ca_file
+            else {}
+        ),
+        "stream_idle_timeout": "0s",  # a session may be silent for hours
+        "request_timeout": "0s",
+        "request_headers_timeout": "10s",
+        "max_request_headers_kb": min(8192, settings.max_metadata_bytes // 1024 + 8),
+        "common_http_protocol_options": {"idle_timeout": "0s", "max_headers_count": 1000},
+        "http2_protocol_options": {
+            "initial_stream_window_size": _WINDOW_BYTES,
+            "initial_connection_window_size": _CONNECTION_WINDOW_BYTES,
+            "max_concurrent_streams": min(settings.max_calls, 2**31 - 1),
+            # a client that is gone without a word is noticed
+            "connection_keepalive": {"interval": "30s", "timeout": "10s"},
+        },
+        "route_config": {"virtual_hosts": [_virtual_host(settings)]},
+        "http_filters": [*_browser_filters(settings), _application_filter(module, application)],
+    }
+
+
+def _virtual_host(settings: Settings) -> dict[str, Any]:
+    host: dict[str, Any] = {
+        "name": "services",
+        "domains": ["*"],
+        # no request gets as far as a route; without a real one the filter of CORS adds nothing
+        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "nowhere"}}],
+    }
+    if settings.allowed_origins:
+        host["typed_per_filter_config"] = {
+            "envoy.filters.http.cors": {
+                "@type": f"{_TYPES}extensions.filters.http.cors.v3.CorsPolicy",
+                "allow_origin_string_match": [{"exact": origin} for origin in settings.allowed_origins],
+                "allow_methods": "GET, POST",
+                "allow_headers": "authorization, content-type, connect-protocol-version, connect-timeout-ms,"
+                " grpc-timeout, traceparent, tracestate, x-grpc-web, x-user-agent",
+                "expose_headers": "grpc-status, grpc-message, grpc-status-details-bin, carousel-error-bin",
+                "max_age": "7200",
+            }
+        }
+    return host
+
+
+def _browser_filters(settings: Settings) -> list[dict[str, Any]]:
+    """gRPC-Web and Connect become gRPC before the server sees them."""
+    filters = [
+        ("envoy.filters.http.grpc_web", {"@type": f"{_TYPES}extensions.filters.http.grpc_web.v3.GrpcWeb"}),
+        (
+            "envoy.filters.http.connect_grpc_bridge",
+            {"@type": f"{_TYPES}extensions.filters.http.connect_grpc_bridge.v3.FilterConfig"},
+        ),
+    ]
+    if settings.allowed_origins:
+        filters.insert(0, ("envoy.filters.http.cors", {"@type": f"{_TYPES}extensions.filters.http.cors.v3.Cors"}))
+    names = [{"name": name, "typed_config": config} for name, config in filters]
+    return [*names[:-1], _connect_by_default(), names[-1]]
+
+
+def _connect_by_default() -> dict[str, Any]:
+    """JSON is Connect's also when the request does not say so, as one typed into `curl` does not."""
+    typed = f"{_TYPES}extensions.filters.http.header_mutation.v3.HeaderMutation"
+    header = {
+        "header": {"key": "connect-protocol-version", "value": "1"},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+    is_json = {
+        "single_predicate": {
+            "input": {
+                "name": "content-type",
+                "typed_config": {
+                    "@type": f"{_TYPES}type.matcher.v3.HttpRequestHeaderMatchInput",
+                    "header_name": "content-type",
+                },
+            },
+            "value_match": {"prefix": "application/json"},
+        }
+    }
+    skip = {
+        "name": "skip",
+        "typed_config": {"@type": f"{_TYPES}extensions.filters.common.matcher.action.v3.SkipFilter"},
+    }
+    return {
+        "name": "connect_by_default",
+        "typed_config": {
+            "@type": f"{_TYPES}extensions.common.matching.v3.ExtensionWithMatcher",
+            "extension_config": {
+                "name": "envoy.filters.http.header_mutation",
+                "typed_config": {"@type": typed, "mutations": {"request_mutations": [{"append": header}]}},
+            },
+            "xds_matcher": {
+                "matcher_list": {"matchers": [{"predicate": {"not_matcher": is_json}, "on_match": {"action": skip}}]}
+            },
+        },
+    }
+
+
+def _application_filter(module: str, application: str) -> dict[str, Any]:
+    given = {"app": application, "interface": "asgi", "root_path": "", "lifespan": True}
+    return {
+        "name": "pyvoy",
+        "typed_config": {
+            "@type": f"{_TYPES}extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter",
+            "dynamic_module_config": {"module": {"local": {"filename": module}}},
+            "filter_name": "pyvoy",
+            "terminal_filter": True,
+            "filter_config": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": json.dumps(given)},
+        },
+    }
+
+
+def _tls(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Files are named, not copied; Envoy reads them again when the mark is moved into the folder."""
+    if settings.tls_cert_file is None:
+        return {}
+    context: dict[str, Any] = {
+        "alpn_protocols": ["h2", "http/1.1"],
+        "tls_certificate_sds_secret_configs": [_secret("certificate", folder)],
+    }
+    if settings.tls_client_ca_file is not None:
+        context["validation_context_sds_secret_config"] = _secret("authorities", folder)
+    return {
+        "transport_socket": {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": f"{_TYPES}extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                "common_tls_context": context,
+                "require_client_certificate": settings.tls_client_ca_file is not None,
+            },
+        }
+    }
+
+
+def secrets(settings: Settings, folder: Path) -> dict[str, dict[str, Any]]:
+    """The files of the launcher's folder that tell Envoy where the certificates are, by name."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return {}
+    watched = {"path": str(folder)}
+    found: dict[str, dict[str, Any]] = {
+        "certificate": {
+            "tls_certificate": {
+                "certificate_chain": {"filename": str(settings.tls_cert_file.absolute())},
+                "private_key": {"filename": str(settings.tls_key_file.absolute())},
+                "watched_directory": watched,
+            }
+        }
+    }
+    if settings.tls_client_ca_file is not None:
+        found["authorities"] = {
+            "validation_context": {
+                "trusted_ca": {"filename": str(settings.tls_client_ca_file.absolute())},
+                "watched_directory": watched,
+            }
+        }
+    secret = f"{_TYPES}extensions.transport_sockets.tls.v3.Secret"
+    return {
+        _file_of(name): {"resources": [{"@type": secret, "name": name, **content}]} for name, content in found.items()
+    }
+
+
+def _secret(name: str, folder: Path) -> dict[str, Any]:
+    return {"name": name, "sds_config": {"path_config_source": {"path": str(folder / _file_of(name))}}}
+
+
+def _file_of(name: str) -> str:
+    return f"{name}.json"
+
+
+def _address(host: str, port: int) -> dict[str, Any]:
+    address: dict[str, Any] = {"address": host, "port_value": port}
+    if host == "::":
+        address["ipv4_compat"] = True
+    return {"socket_address": address}
+
+
+def _max_files() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**20 if soft == resource.RLIM_INFINITY else soft

@@ -1,0 +1,84 @@
+"""gRPC's framing of messages: a byte that tells whether it is compressed, its length in four bytes, the message.
+
+See https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md. Pure.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+ENCODINGS = "identity,deflate,gzip"
+"""What clients may compress their messages with, as the header `grpc-accept-encoding` has it."""
+_HEADER = 5
+_WINDOWS = {"deflate": zlib.MAX_WBITS, "gzip": zlib.MAX_WBITS | 16}
+
+
+class FrameError(Exception):
+    """What came is no message that this server takes. code: the name of the gRPC status that says so."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Frames:
+    """Cuts what comes into messages. encoding: of compressed ones, as the header `grpc-encoding` has it; max_bytes: of
+    one message, before and after it is decompressed."""
+
+    def __init__(self, encoding: str, max_bytes: int) -> None:
+        self._encoding = encoding
+        self._max_bytes = max_bytes
+        self._rest = b""
+        self._at = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Takes in what has come, in pieces of any size."""
+        rest = len(self._rest) - self._at
+        self._rest = chunk if not rest else self._rest[self._at :] + chunk
+        self._at = 0
+
+    def next(self) -> bytes | None:
+        """The next message that is there as a whole. Raises FrameError."""
+        rest, at = self._rest, self._at
+        begin = at + _HEADER
+        if len(rest) < begin:
+            return None
+        end = begin + int.from_bytes(rest[at + 1 : begin], "big")
+        if end - begin > self._max_bytes:
+            raise FrameError("RESOURCE_EXHAUSTED", f"a message has {end - begin} bytes, the limit is {self._max_bytes}")
+        if len(rest) < end:
+            return None
+        self._at = end
+        if rest[at]:
+            return self._decompressed(rest[at], rest[begin:end])
+        return rest[begin:end]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no part of a message is left."""
+        return self._at == len(self._rest)
+
+    def _decompressed(self, flag: int, data: bytes) -> bytes:
+        if flag != 1:
+            raise FrameError("INTERNAL", f"the first byte of a frame is {flag}, 0 or 1 was expected")
+        if self._encoding not in _WINDOWS:
+            what = f"grpc-encoding is {self._encoding[:40]!r}" if self._encoding else "grpc-encoding is missing"
+            code = "INTERNAL" if self._encoding in ("", "identity") else "UNIMPLEMENTED"
+            raise FrameError(code, f"a message is compressed and {what}: expected one of {ENCODINGS}")
+        decoder = zlib.decompressobj(_WINDOWS[self._encoding])
+        try:
+            message = decoder.decompress(data, self._max_bytes + 1)
+        except zlib.error as error:
+            raise FrameError("INTERNAL", f"a message is not {self._encoding}: {error}") from None
+        if len(message) > self._max_bytes:
+            raise FrameError(
+                "RESOURCE_EXHAUSTED", f"a message has more than {self._max_bytes} bytes when it is decompressed"
+            )
+        if not decoder.eof:
+            raise FrameError("INTERNAL", f"a message is not all of its {self._encoding}")
+        return message
+
+
+def framed(message: bytes) -> bytes:
+    """A message as it travels, not compressed."""
+    return b"\0" + len(message).to_bytes(4, "big") + message

@@ -1,0 +1,78 @@
+"""HTTP headers to gRPC's metadata and back, time limits, and statuses as trailers. Pure.
+
+See https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import b64decode, b64encode
+from collections.abc import Iterable
+from urllib.parse import quote
+
+import grpc
+
+Headers = Iterable[tuple[bytes, bytes]]
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+_ENTRY_BYTES = 32
+"""What HTTP/2 counts for a header besides its name and value."""
+_TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
+_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_TRANSPORT = {"te", "content-type", "content-length", "host", "connection", "transfer-encoding"}
+_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+
+
+def size_of(headers: Headers) -> int:
+    """Bytes of a request's headers, as HTTP/2 counts them (RFC 9113, 10.5.1)."""
+    return sum(len(name) + len(value) + _ENTRY_BYTES for name, value in headers)
+
+
+def metadata_of(headers: Headers) -> Metadata:
+    """The metadata of a call: all headers but those of the transport and gRPC's own. Values of names that end in `-bin`
+    are bytes; one that is not base 64 is left out."""
+    found: list[tuple[str, str | bytes]] = []
+    for raw_name, raw_value in headers:
+        name = raw_name.decode("latin-1")
+        if name in _TRANSPORT or name.startswith("grpc-"):
+            continue
+        if not name.endswith("-bin"):
+            found.append((name, raw_value.decode("latin-1")))
+            continue
+        for part in raw_value.split(b","):
+            value = _bytes_of(part.strip())
+            if value is not None:
+                found.append((name, value))
+    return tuple(found)
+
+
+def _bytes_of(value: bytes) -> bytes | None:
+    try:
+        return b64decode(value + b"=" * (-len(value) % 4), validate=True)
+    except binascii.Error:
+        return None
+
+
+def seconds_of(timeout: str) -> float | None:
+    """Seconds of a header `grpc-timeout`; None for one that is none."""
+    match = _TIMEOUT.fullmatch(timeout)
+    return None if match is None else int(match[1]) * _SECONDS[match[2]]
+
+
+def encoded(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[bytes, bytes]]:
+    """Metadata as headers. Bytes are in base 64, without padding."""
+    return [
+        (name.encode(), value.encode() if isinstance(value, str) else b64encode(value).rstrip(b"="))
+        for name, value in metadata
+    ]
+
+
+def status_headers(
+    code: grpc.StatusCode, details: str, metadata: Iterable[tuple[str, str | bytes]]
+) -> list[tuple[bytes, bytes]]:
+    """How a call ended, as trailers."""
+    headers = [(b"grpc-status", b"%d" % code.value[0])]
+    if details:
+        headers.append((b"grpc-message", quote(details, safe=_SAFE).encode()))
+    return headers + encoded(metadata)

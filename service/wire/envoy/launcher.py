@@ -1,0 +1,183 @@
+"""Starts Envoy with the server inside, and owns what the server there cannot: signals, and the end of Envoy.
+
+Python inside of Envoy runs on one of its threads, where no signal can be handled; Envoy itself ends open streams at
+once when it gets SIGTERM. So this process gets the signals and tells the server by a socket; when the server has ended,
+it ends Envoy. Envoy ends with this process however it ends, and this process when Envoy does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import structlog
+
+from service.listeners import StartError
+from service.ports import why_not
+from service.settings import Settings
+from service.wire.envoy import configuration, library
+from service.wire.envoy.link import VARIABLE, Link
+
+log = structlog.get_logger()
+
+_APPLICATION = f"{__name__.partition('.wire.')[0]}.envoy_application:app"
+_PR_SET_PDEATHSIG = 1
+_ASK_S = 0.02
+_END_S = 5.0
+"""Seconds that Envoy gets to end once the server has."""
+_LEVELS = {"warning": "warning", "error": "error", "critical": "error"}
+_EXPECTED = ("caught ENVOY_SIGTERM", "caught SIGTERM", "marked as work-in-progress")
+
+
+def serve(settings: Settings, arguments: list[str]) -> int:
+    """Serves until a signal comes; the process's exit code. arguments: of the command line, which the server reads
+    again. Raises StartError. Main thread only."""
+    if reason := why_not(settings.host, settings.port):
+        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {reason}")
+    folder = Path(tempfile.mkdtemp(prefix="carousel-envoy-"))
+    try:
+        for name, content in configuration.secrets(settings, folder).items():
+            (folder / name).write_text(json.dumps(content))
+        made = configuration.configuration(
+            settings,
+            folder,
+            module=library.module_path(),
+            application=_APPLICATION,
+            where=configuration.addresses(settings.host, settings.port),
+        )
+        return asyncio.run(_Launcher(folder, made, arguments).run())
+    except library.MissingError as error:
+        raise StartError(f"wire = envoy: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Launcher:
+    def __init__(self, folder: Path, made: dict[str, Any], arguments: list[str]) -> None:
+        self._folder = folder
+        self._made = made
+        self._arguments = arguments
+        self._code: int | None = None
+        self._link: Link | None = None
+
+    async def run(self) -> int:
+        """Runs Envoy from start to end. Returns the exit code."""
+        ours, theirs = socket.socketpair()
+        read_end, write_end = os.pipe()
+        os.set_inheritable(write_end, True)
+        process = await asyncio.create_subprocess_exec(
+            library.binary_path(),
+            *("--config-yaml", json.dumps(self._made), "--concurrency", "1", "--disable-hot-restart"),
+            *("--log-level", "warning", "--log-format", "%l|%n|%j", "--log-path", f"/dev/fd/{write_end}"),
+            env={**library.environment(), VARIABLE: str(theirs.fileno())},
+            pass_fds=(theirs.fileno(), write_end),
+            preexec_fn=_end_with(os.getpid()),
+            start_new_session=True,  # Ctrl-C is for the launcher alone
+        )
+        theirs.close()
+        os.close(write_end)
+        link = self._link = await Link.over(ours)
+        link.send("serve", [self._arguments, str(self._folder)])
+        self._own_signals()
+        with os.fdopen(read_end, errors="replace") as envoys_log:
+            tasks = [
+                asyncio.create_task(asyncio.to_thread(_forward, envoys_log)),
+                asyncio.create_task(self._tell_port()),
+                asyncio.create_task(self._hear(process)),
+            ]
+            ended = await process.wait()
+            for task in tasks[1:]:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._code is None:
+            log.error("envoy.ended", code=ended, signal=_signal_of(ended))
+            return 1
+        return self._code
+
+    async def _hear(self, process: asyncio.subprocess.Process) -> None:
+        """Ends Envoy when the server has ended."""
+        assert self._link is not None  # noqa: S101  # made before
+        async for kind, value in self._link.messages():
+            if kind == "ended":
+                self._code = value
+                process.terminate()
+                try:
+                    await asyncio.wait_for(process.wait(), _END_S)
+                except TimeoutError:
+                    process.kill()
+                return
+
+    async def _tell_port(self) -> None:
+        """Tells the server which port Envoy listens at, once it does."""
+        assert self._link is not None  # noqa: S101  # made before
+        while (port := await _listening(self._folder / configuration.ADMIN)) is None:  # noqa: ASYNC110  # bounded by Envoy's life
+            await asyncio.sleep(_ASK_S)
+        self._link.send("listening", port)
+
+    def _own_signals(self) -> None:
+        assert self._link is not None  # noqa: S101  # made before
+        link, loop = self._link, asyncio.get_running_loop()
+        leaving = (signal.SIGTERM, signal.SIGINT)
+
+        def leave(number: signal.Signals) -> None:
+            for one in leaving:
+                loop.remove_signal_handler(one)
+                signal.signal(one, signal.SIG_DFL)
+            link.send("leave", number.name)
+
+        for one in leaving:
+            loop.add_signal_handler(one, leave, one)
+        loop.add_signal_handler(signal.SIGHUP, link.send, "reload")
+
+
+def _end_with(parent: int) -> Any:
+    """What a child does before it becomes Envoy: it is killed when the process that started it ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def prepare() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended meanwhile
+            os._exit(1)
+
+    return prepare
+
+
+async def _listening(admin: Path) -> int | None:
+    """The port at which Envoy listens; None while it does not."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(admin)
+    except OSError:
+        return None
+    try:
+        writer.write(b"GET /listeners?format=json HTTP/1.1\r\nhost: envoy\r\nconnection: close\r\n\r\n")
+        answer = await reader.read()
+        statuses = json.loads(answer[answer.index(b"{") : answer.rindex(b"}") + 1]).get("listener_statuses", [])
+        return int(statuses[0]["local_address"]["socket_address"]["port_value"]) if statuses else None
+    except (OSError, ValueError, KeyError):
+        return None
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+def _forward(lines: IO[str]) -> None:
+    """Envoy's log lines into ours, until it ends."""
+    for line in lines:
+        level, _, rest = line.rstrip("\n").partition("|")
+        logger, _, message = rest.partition("|")
+        if not any(known in message for known in _EXPECTED):
+            getattr(log, _LEVELS.get(level, "info"))("envoy.message", logger=logger, message=message[:2000])
+
+
+def _signal_of(code: int) -> str | None:
+    return signal.Signals(-code).name if code < 0 else None

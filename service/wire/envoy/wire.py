@@ -1,0 +1,108 @@
+"""Envoy as the wire, seen from the server inside of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import structlog
+
+from service.background import Background
+from service.listeners import certificates_of, warn_if_open
+from service.settings import Settings
+from service.wire.envoy.browsers import Browsers
+from service.wire.envoy.configuration import MARK
+from service.wire.envoy.host import Host
+
+log = structlog.get_logger()
+
+_LOOK_S = 1.0
+"""Between two looks whether the files of certificates have changed."""
+
+
+class EnvoyWire:
+    """See `Wire`. folder: the launcher's, which Envoy watches. Raises StartError when the certificates are no good."""
+
+    name = "envoy"
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._certificates = certificates_of(settings)
+        self._host: Host | None = None
+        self._background = Background()
+        self._port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._on_leave: Callable[[], None] | None = None
+        self._on_reload: Callable[[], None] | None = None
+        self.is_ready = asyncio.Event()
+        """Whether Envoy may let clients in."""
+
+    @property
+    def host(self) -> Host | None:
+        """What serves requests, once the services are known."""
+        return self._host
+
+    def handle_signals(self, on_leave: Callable[[], None], on_reload: Callable[[], None]) -> None:
+        """The launcher gets the signals and passes them on."""
+        self._on_leave, self._on_reload = on_leave, on_reload
+
+    def leave(self, signal_name: str) -> None:
+        """The launcher was told to end."""
+        on_leave, self._on_leave = self._on_leave, None
+        if on_leave is not None:
+            log.info("server.leaving", signal=signal_name, hint="a second signal ends it at once")
+            on_leave()
+
+    def read_again(self) -> None:
+        """The launcher was told to read files again."""
+        if self._on_reload is not None:
+            self._on_reload()
+
+    def listening(self, port: int) -> None:
+        """Envoy accepts connections at `port`."""
+        if not self._port.done():
+            self._port.set_result(port)
+
+    def open(self, interceptor: grpc.aio.ServerInterceptor) -> Host:
+        """The host, without services yet."""
+        settings = self._settings
+        self._host = Host(
+            interceptor,
+            Browsers(settings.host, settings.allowed_origins),
+            max_message_bytes=settings.max_message_bytes,
+            max_metadata_bytes=settings.max_metadata_bytes,
+        )
+        return self._host
+
+    async def start(self) -> int:
+        """Lets Envoy listen, and waits until it does."""
+        if self._certificates is None:
+            warn_if_open(self._settings)
+        self.is_ready.set()
+        port = await self._port
+        if self._certificates is not None:
+            self._background.repeat("certificates", _LOOK_S, self._look)
+        return port
+
+    async def stop(self, grace_s: float) -> None:
+        """Ends the calls. The launcher ends Envoy."""
+        await self._background.stop()
+        if self._host is not None:
+            await self._host.stop(grace_s)
+
+    def reload(self) -> None:
+        """Reads the certificates again, and has Envoy read them if they are good."""
+        if self._certificates is not None and self._certificates.reload():
+            self._have_envoy_read()
+
+    async def _look(self) -> None:
+        if self._certificates is not None and await asyncio.to_thread(self._certificates.changed):
+            self._have_envoy_read()
+
+    def _have_envoy_read(self) -> None:
+        """Envoy reads the files when something is moved into its folder: these were checked before."""
+        new = self._folder / f"{MARK}.new"
+        new.touch()
+        new.replace(self._folder / MARK)
