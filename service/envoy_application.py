@@ -50,7 +50,7 @@ class _Holder:
         for name in FOR_ENVOY_ALONE:  # processes that this one starts are none of Envoy's
             os.environ.pop(name, None)
         process.tune()
-        asyncio.get_running_loop().set_exception_handler(logging.loop_exception)
+        asyncio.get_running_loop().set_exception_handler(_loop_exception)
         link = await Link.to_launcher()
         messages = link.messages()
         _, (arguments, folder) = await anext(messages)
@@ -79,6 +79,14 @@ class _Holder:
             return
         await receive()  # lifespan.shutdown
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Logs what nobody awaits, but for one thing: pyvoy answers a `receive` that was cancelled meanwhile."""
+    if not (
+        isinstance(context.get("exception"), asyncio.InvalidStateError) and "_pyvoy." in repr(context.get("handle"))
+    ):
+        logging.loop_exception(loop, context)
 
 
 async def _obey(messages: Any, wire: EnvoyWire) -> None:

@@ -7,9 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,17 +24,10 @@ from service.api.status import METADATA_KEY
 from tests.bundles import write_language_model
 from tests.conftest import SHIPPED
 from tests.end_to_end.wire import lm, wire
+from tests.waiting import wait_until
 
 Code = grpc.StatusCode
 LOCAL: list[tuple[str, int]] = [("grpc.use_local_subchannel_pool", 1)]
-
-
-def wait_until(holds: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """Looks until it holds."""
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to hold"
-        time.sleep(0.02)
 
 
 def events(service: LocalService) -> list[object]:

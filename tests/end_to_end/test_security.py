@@ -33,6 +33,7 @@ from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from examples.local_service import LocalService, local_service
 from examples.ports import free_port
+from tests.waiting import wait_until
 
 ADMIN, ALICE, BOB, SLOW = "admins-own-token", "alices-own-token", "bobs-own-token", "slows-own-token"
 TOKENS = {
@@ -332,9 +333,11 @@ def test_certificates_are_replaced_without_a_restart(tiny_repository: Path, tmp_
             session.feed([2])
             assert is_served(ca)
             write_certificate(following, tmp_path)
-            assert is_served(following)
+            wait_until(lambda: is_served(following))  # one wire looks before a handshake, the other once a second
             assert not is_served(ca)
             flags["tls-key-file"].write_text("no key")
+            assert is_served(following)
+            wait_until(lambda: "tls.not_reloaded" in [line["event"] for line in service.log])
             assert is_served(following)
             session.feed([2])
             assert session.position == 2

@@ -53,7 +53,7 @@ class Call:
         self._is_last_read = False
         self._has_left = False
         self._is_started = False
-        self._is_late = False
+        self._failure: tuple[grpc.StatusCode, str] | None = None
         self._ends_at_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._look: asyncio.TimerHandle | None = None
@@ -74,15 +74,15 @@ class Call:
             try:
                 message = self._frames.next()
             except FrameError as error:
-                await self.abort(grpc.StatusCode[error.code], str(error))
+                await self._fail(grpc.StatusCode[error.code], str(error))
             if message is not None:
                 try:
                     return self._codec.decode(message)
                 except JsonError as error:
-                    await self.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                    await self._fail(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             if self._is_last_read:
                 if not self._frames.is_empty:
-                    await self.abort(grpc.StatusCode.INTERNAL, "the last message is not there as a whole")
+                    await self._fail(grpc.StatusCode.INTERNAL, "the last message is not there as a whole")
                 return grpc.aio.EOF
             event = await self._receive()
             if event["type"] == "http.disconnect":
@@ -177,6 +177,7 @@ class Call:
 
     async def finish(self, *, is_cancelled: bool = False) -> None:
         """Sends what is left and the status: the one that was set, or that the handler was cancelled."""
+        self._task = None  # from here on nothing is cancelled
         for timer in (self._timer, self._look):
             if timer is not None:
                 timer.cancel()
@@ -184,12 +185,7 @@ class Call:
             return
         code, details = self._code or grpc.StatusCode.OK, self._details
         if is_cancelled:
-            late = "the deadline has passed"
-            code, details = (
-                (grpc.StatusCode.DEADLINE_EXCEEDED, late)
-                if self._is_late
-                else (grpc.StatusCode.CANCELLED, "the call was cancelled")
-            )
+            code, details = self._failure or (grpc.StatusCode.CANCELLED, "the call was cancelled")
         if isinstance(code, int):
             code = next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN)
         trailers = status_headers(code, details, self._trailers)
@@ -208,6 +204,13 @@ class Call:
         """Ends the handler: the server leaves."""
         if self._task is not None:
             self._task.cancel()
+
+    async def _fail(self, code: grpc.StatusCode, details: str) -> NoReturn:
+        """Ends the call for what the client sent: cancels the handler, whichever of its tasks reads."""
+        self._failure = code, details
+        self.cancel()
+        await self._loop.create_future()
+        raise grpc.aio.AbortError  # not reached: the task that reads is cancelled, or one of the handler's that is
 
     def _flush(self) -> None:
         data = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
@@ -237,7 +240,7 @@ class Call:
             self.cancel()
 
     def _be_late(self) -> None:
-        self._is_late = True
+        self._failure = grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed"
         self.cancel()
 
     def _look_for_client(self) -> None:

@@ -22,6 +22,8 @@ _WINDOW_BYTES = 256 * 1024
 _CONNECTION_WINDOW_BYTES = 1024 * 1024
 _BUFFER_BYTES = 256 * 1024
 """Of responses that wait for one reader, beyond which the server is made to wait."""
+_PENDING_CALLS = 10_000
+"""Calls of one connection over those that the server takes: it is the server that refuses, with a reason."""
 _SPARE_FILES = 256
 """Descriptors that are not for connections."""
 
@@ -56,6 +58,7 @@ def configuration(
         ],
     }
     return {
+        "node": {"id": "carousel", "cluster": "carousel"},  # which files of secrets want
         "admin": {"address": {"pipe": {"path": str(folder / ADMIN), "mode": 0o600}}},
         "static_resources": {"listeners": [listener], "clusters": [{"name": "nowhere", "connect_timeout": "1s"}]},
         "overload_manager": {
@@ -97,7 +100,7 @@ def _connection_manager(settings: Settings, module: str, application: str) -> di
         "http2_protocol_options": {
             "initial_stream_window_size": _WINDOW_BYTES,
             "initial_connection_window_size": _CONNECTION_WINDOW_BYTES,
-            "max_concurrent_streams": min(settings.max_calls, 2**31 - 1),
+            "max_concurrent_streams": settings.max_calls + _PENDING_CALLS,
             # a client that is gone without a word is noticed
             "connection_keepalive": {"interval": "30s", "timeout": "10s"},
         },

@@ -45,7 +45,8 @@ class Frames:
             return None
         end = begin + int.from_bytes(rest[at + 1 : begin], "big")
         if end - begin > self._max_bytes:
-            raise FrameError("RESOURCE_EXHAUSTED", f"a message has {end - begin} bytes, the limit is {self._max_bytes}")
+            told = f"SERVER: Received message larger than max ({end - begin} vs. {self._max_bytes})"
+            raise FrameError("RESOURCE_EXHAUSTED", told)  # gRPC's own words, which clients look for
         if len(rest) < end:
             return None
         self._at = end

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import structlog
 
-from service.listeners import StartError
+from service.listeners import StartError, certificates_of
 from service.ports import why_not
 from service.settings import Settings
 from service.wire.envoy import configuration, library
@@ -30,12 +30,19 @@ from service.wire.envoy.link import VARIABLE, Link
 log = structlog.get_logger()
 
 _APPLICATION = f"{__name__.partition('.wire.')[0]}.envoy_application:app"
+_PREFIX = "carousel-envoy-"
 _PR_SET_PDEATHSIG = 1
 _ASK_S = 0.02
 _END_S = 5.0
 """Seconds that Envoy gets to end once the server has."""
 _LEVELS = {"warning": "warning", "error": "error", "critical": "error"}
-_EXPECTED = ("caught ENVOY_SIGTERM", "caught SIGTERM", "marked as work-in-progress")
+_EXPECTED = (
+    "caught ENVOY_SIGTERM",
+    "caught SIGTERM",
+    "marked as work-in-progress",
+    "Failed to initialize dynamic module",
+    "Application startup failed: see the log",
+)
 
 
 def serve(settings: Settings, arguments: list[str]) -> int:
@@ -43,7 +50,9 @@ def serve(settings: Settings, arguments: list[str]) -> int:
     again. Raises StartError. Main thread only."""
     if reason := why_not(settings.host, settings.port):
         raise StartError(f"cannot listen on {settings.host}:{settings.port}: {reason}")
-    folder = Path(tempfile.mkdtemp(prefix="carousel-envoy-"))
+    _remove_left()
+    certificates_of(settings)  # or Envoy would say, in its own words, what is wrong with them
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     try:
         for name, content in configuration.secrets(settings, folder).items():
             (folder / name).write_text(json.dumps(content))
@@ -59,6 +68,16 @@ def serve(settings: Settings, arguments: list[str]) -> int:
         raise StartError(f"wire = envoy: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left() -> None:
+    """Removes the folders of launchers that were killed: those at whose sockets nobody listens any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with socket.socket(socket.AF_UNIX) as one, suppress(OSError):
+            try:
+                one.connect(str(folder / configuration.ADMIN))
+            except ConnectionRefusedError:
+                shutil.rmtree(folder)
 
 
 class _Launcher:
@@ -176,7 +195,7 @@ def _forward(lines: IO[str]) -> None:
         level, _, rest = line.rstrip("\n").partition("|")
         logger, _, message = rest.partition("|")
         if not any(known in message for known in _EXPECTED):
-            getattr(log, _LEVELS.get(level, "info"))("envoy.message", logger=logger, message=message[:2000])
+            getattr(log, _LEVELS.get(level, "info"))("envoy.message", logger=logger, message=message[:500])
 
 
 def _signal_of(code: int) -> str | None:

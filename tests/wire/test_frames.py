@@ -1,0 +1,86 @@
+"""Cutting what comes into messages."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.wire.envoy.frames import FrameError, Frames, framed
+
+
+def all_of(frames: Frames) -> list[bytes]:
+    """The messages that are there."""
+    found = []
+    while (message := frames.next()) is not None:
+        found.append(message)
+    return found
+
+
+def compressed(data: bytes) -> bytes:
+    """A frame that says that it is compressed."""
+    return b"\1" + len(data).to_bytes(4, "big") + data
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6), st.lists(st.integers(0, 60), max_size=8))
+def test_messages_come_out_as_they_went_in_whatever_the_chunks(messages: list[bytes], cuts: list[int]) -> None:
+    stream = b"".join(framed(message) for message in messages)
+    frames, found = Frames("", 100), []
+    edges = sorted({0, *(min(cut, len(stream)) for cut in cuts), len(stream)})
+    for begin, end in pairwise(edges):
+        frames.add(stream[begin:end])
+        found += all_of(frames)
+    assert found == messages
+    assert frames.is_empty
+
+
+def test_a_part_of_a_message_is_none_and_is_left() -> None:
+    frames = Frames("", 100)
+    frames.add(framed(b"whole") + framed(b"cut off")[:-1])
+    assert all_of(frames) == [b"whole"]
+    assert not frames.is_empty
+
+
+def test_a_message_over_the_limit_is_refused_before_it_is_there() -> None:
+    frames = Frames("", 10)
+    frames.add(b"\0" + (11).to_bytes(4, "big"))
+    with pytest.raises(FrameError, match=r"larger than max \(11 vs\. 10\)") as raised:
+        frames.next()
+    assert raised.value.code == "RESOURCE_EXHAUSTED"
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_compressed_messages_are_decompressed(encoding: str, compress) -> None:  # type: ignore[no-untyped-def]
+    frames = Frames(encoding, 1000)
+    frames.add(compressed(compress(b"x" * 1000)) + framed(b"plain"))
+    assert all_of(frames) == [b"x" * 1000, b"plain"]
+
+
+def test_a_message_that_grows_over_the_limit_is_refused() -> None:
+    frames = Frames("gzip", 1000)
+    frames.add(compressed(gzip.compress(b"x" * 1001)))
+    with pytest.raises(FrameError, match="more than 1000 bytes") as raised:
+        frames.next()
+    assert raised.value.code == "RESOURCE_EXHAUSTED"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "code", "words"),
+    [
+        ("br", compressed(b"x"), "UNIMPLEMENTED", "grpc-encoding is 'br'"),
+        ("", compressed(b"x"), "INTERNAL", "grpc-encoding is missing"),
+        ("gzip", compressed(b"no gzip"), "INTERNAL", "a message is not gzip"),
+        ("gzip", compressed(gzip.compress(b"cut off")[:-9]), "INTERNAL", "not all of its gzip"),
+        ("", b"\2\0\0\0\0", "INTERNAL", "is 2, 0 or 1 was expected"),
+    ],
+)
+def test_what_is_no_message_is_refused_in_words(encoding: str, data: bytes, code: str, words: str) -> None:
+    frames = Frames(encoding, 100)
+    frames.add(data)
+    with pytest.raises(FrameError, match=words) as raised:
+        frames.next()
+    assert raised.value.code == code

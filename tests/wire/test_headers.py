@@ -1,0 +1,40 @@
+"""HTTP headers to metadata and back."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from service.wire.envoy.headers import encoded, metadata_of, seconds_of, size_of, status_headers
+
+
+def test_metadata_is_all_but_the_transports_own() -> None:
+    headers = [(b"host", b"h"), (b"te", b"trailers"), (b"grpc-timeout", b"1S"), (b"authorization", b"Bearer x")]
+    assert metadata_of(headers) == (("authorization", "Bearer x"),)
+
+
+def test_bytes_come_in_base_64_with_and_without_padding_and_several_in_one() -> None:
+    assert metadata_of([(b"a-bin", b"AAE=,/w"), (b"a-bin", b"no!")]) == (("a-bin", b"\0\1"), ("a-bin", b"\xff"))
+    assert metadata_of(encoded([("a-bin", b"\0\1\xff\xfe")])) == (("a-bin", b"\0\1\xff\xfe"),)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "seconds"), [("1H", 3600.0), ("2M", 120.0), ("3S", 3.0), ("4m", 0.004), ("5u", 5e-6), ("6n", 6e-9)]
+)
+def test_timeouts_have_their_unit(timeout: str, seconds: float) -> None:
+    assert seconds_of(timeout) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("timeout", ["", "1", "S", "123456789S", "-1S", "1.5S", "1s"])
+def test_what_is_no_timeout_is_none(timeout: str) -> None:
+    assert seconds_of(timeout) is None
+
+
+def test_a_status_has_its_number_and_its_words_percent_encoded() -> None:
+    headers = status_headers(grpc.StatusCode.NOT_FOUND, "10% of «x»\n", [("k-bin", b"\0")])
+    assert headers == [(b"grpc-status", b"5"), (b"grpc-message", b"10%25 of %C2%ABx%C2%BB%0A"), (b"k-bin", b"AA")]
+    assert status_headers(grpc.StatusCode.OK, "", ()) == [(b"grpc-status", b"0")]
+
+
+def test_headers_are_counted_as_http_2_does() -> None:
+    assert size_of([(b"ab", b"cde"), (b"", b"")]) == 5 + 64
