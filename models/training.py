@@ -107,6 +107,12 @@ def train(
     return history
 
 
+def half_precision() -> torch.autocast:
+    """A context in which modules compute in bfloat16 where this processor can, and as they are where it cannot."""
+    can = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # torch itself asks so, and has no other way
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=can)
+
+
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The weights and the metadata of a `best.safetensors`."""
     with safe_open(path, framework="pt") as file:

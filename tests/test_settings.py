@@ -26,6 +26,7 @@ FIELDS = Settings.model_fields
 FLAGS = {name: "--" + name.replace("_", "-") for name in FIELDS}
 OF_THEIR_OWN = (
     "provider",
+    "allowed_origins",
     "model_runtimes",
     "redis_url",
     "snapshot_key_file",
@@ -78,6 +79,13 @@ def test_the_defaults_need_no_variable_and_no_flag() -> None:
     settings = CliApp.run(Settings, cli_args=[])
     assert settings == Settings.model_construct()
     assert settings.host == "127.0.0.1", "who wants to be reached from elsewhere must say so"
+
+
+def test_origins_are_given_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAROUSEL_ALLOWED_ORIGINS", '["https://a.example"]')
+    assert CliApp.run(Settings, cli_args=[]).allowed_origins == ("https://a.example",)
+    flag = ["--allowed-origins", '["https://b.example", "https://c.example"]']
+    assert CliApp.run(Settings, cli_args=flag).allowed_origins == ("https://b.example", "https://c.example")
 
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name not in OF_THEIR_OWN])

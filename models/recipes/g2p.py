@@ -45,7 +45,7 @@ def train(run: Path, config: training.TrainingConfig, model_config: Seq2SeqConfi
 
     def loss(module: nn.Module, batch: Batch) -> Tensor:
         source, inputs, expected = batch
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with training.half_precision():
             logits = module(source, None, inputs)
         return cross_entropy(
             logits.float().flatten(0, 1), expected.flatten(), ignore_index=PAD_ID, label_smoothing=LABEL_SMOOTHING

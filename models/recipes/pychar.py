@@ -54,7 +54,7 @@ def train(
         inputs, expected, is_first = batch
         if is_first:
             carried = model.stack.zeros(len(inputs))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with training.half_precision():
             logits, *following = module(inputs, None, *carried)
         carried = tuple(state.detach().float() for state in following)
         return cross_entropy(logits.float().flatten(0, 1), expected.flatten())

@@ -40,7 +40,7 @@ def train(run: Path, config: training.TrainingConfig, model_config: TaggerConfig
 
     def loss(module: nn.Module, batch: Batch) -> Tensor:
         tokens, tags = batch
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with training.half_precision():
             logits = module(tokens, None, *model.stack.zeros(len(tokens)))[0]
         return cross_entropy(logits.float().flatten(0, 1), tags.flatten(), ignore_index=_NO_TAG)
 

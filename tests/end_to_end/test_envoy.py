@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -117,7 +118,7 @@ def test_grpc_web_is_spoken(service: LocalService) -> None:
 
 async def test_reflection_is_there_by_its_new_name(service: LocalService) -> None:
     async with grpc.aio.insecure_channel(service.target) as channel:
-        call = channel.stream_stream(
+        call: Any = channel.stream_stream(
             "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
             request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
             response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
@@ -134,7 +135,7 @@ async def test_reflection_is_there_by_its_new_name(service: LocalService) -> Non
 
 async def test_a_deadline_ends_a_call_and_frees_its_sessions(service: LocalService) -> None:
     async with grpc.aio.insecure_channel(service.target) as channel:
-        call = channel.stream_stream(
+        call: Any = channel.stream_stream(
             "/carousel.v1.Inference/Stream",
             request_serializer=pb.StreamRequest.SerializeToString,
             response_deserializer=pb.StreamResponse.FromString,
@@ -152,13 +153,14 @@ async def test_a_deadline_ends_a_call_and_frees_its_sessions(service: LocalServi
 
 async def test_a_client_that_has_sent_its_last_message_and_leaves_ends_its_generation(service: LocalService) -> None:
     async with grpc.aio.insecure_channel(service.target) as channel:
-        call = channel.unary_stream(
+        call: Any = channel.unary_stream(
             "/carousel.v1.Inference/Generate",
             request_serializer=pb.GenerateRequest.SerializeToString,
             response_deserializer=pb.GenerateResponse.FromString,
         )(pb.GenerateRequest(model="tiny-endless", decoding=pb.Decoding(max_tokens=60_000)))
         await call.read()
         call.cancel()
+
     def is_ended() -> bool:
         with urllib.request.urlopen(service.metrics_url, timeout=10) as answer:
             text = answer.read().decode()
