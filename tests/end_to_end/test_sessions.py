@@ -389,7 +389,7 @@ async def test_a_reader_that_stalls_is_not_generated_for_and_delays_nobody(tiny_
             positions.append((await info(tiny_service, "stalled")).position)
             assert len(positions) < 200
         # what is on its way fills that and the window of the generation, and no more: far from all that was asked for
-        assert 0 < positions[-1] < 10_000
+        assert 0 < positions[-1] < 20_000
         while (response := await stalled.read()).position < positions[-1] + 100:
             assert response.HasField("generated")
 

@@ -21,7 +21,7 @@ Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
-_UNSENT_BYTES = 64 * 1024
+_UNSENT_BYTES = 16 * 1024
 """Of responses that Envoy has not taken yet, beyond which a handler waits."""
 _LOOK_S = 0.1
 """Between two looks whether a client that has sent its last message is still there: ASGI does not tell by itself."""

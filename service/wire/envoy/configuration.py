@@ -18,9 +18,10 @@ MARK = "changed"
 ADMIN = "admin.sock"
 """Envoy's own interface, in the launcher's folder, which no other user may enter."""
 _TYPES = "type.googleapis.com/envoy."
-_WINDOW_BYTES = 256 * 1024
+_WINDOW_BYTES = 64 * 1024
+"""Of one stream: what a client may send unread, and what Envoy keeps for one that does not read."""
 _CONNECTION_WINDOW_BYTES = 1024 * 1024
-_BUFFER_BYTES = 256 * 1024
+_BUFFER_BYTES = 32 * 1024
 """Of responses that wait for one reader, beyond which the server is made to wait."""
 _PENDING_CALLS = 10_000
 """Calls of one connection over those that the server takes: it is the server that refuses, with a reason."""
