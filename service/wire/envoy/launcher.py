@@ -195,7 +195,7 @@ def _forward(lines: IO[str]) -> None:
         level, _, rest = line.rstrip("\n").partition("|")
         logger, _, message = rest.partition("|")
         if not any(known in message for known in _EXPECTED):
-            getattr(log, _LEVELS.get(level, "info"))("envoy.message", logger=logger, message=message[:500])
+            getattr(log, _LEVELS.get(level, "info"))("envoy.message", logger=logger, message=message[:4000])
 
 
 def _signal_of(code: int) -> str | None:
