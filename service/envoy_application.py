@@ -94,7 +94,7 @@ async def _obey(messages: Any, wire: EnvoyWire) -> None:
         if kind == "listening":
             wire.listening(value)
         elif kind == "leave":
-            wire.leave(value)
+            wire.leave()
         elif kind == "reload":
             wire.read_again()
 

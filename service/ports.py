@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 
 def why_not(host: str, port: int) -> str | None:
@@ -10,7 +11,7 @@ def why_not(host: str, port: int) -> str | None:
     host: a name or an address, of IPv6 also in brackets."""
     reason = None
     try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = _resolved(host, port)
     except OSError as error:
         return _told(error)
     for family, kind, protocol, _, address in found:
@@ -22,6 +23,15 @@ def why_not(host: str, port: int) -> str | None:
         except OSError as error:
             reason = reason or _told(error)
     return reason
+
+
+def addresses(host: str, port: int) -> list[tuple[str, int]]:
+    """The addresses of `host`, each once, with the port. Raises OSError."""
+    return list(dict.fromkeys((str(address[0]), port) for *_, address in _resolved(host, port)))
+
+
+def _resolved(host: str, port: int) -> list[Any]:
+    return socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
 
 
 def _told(error: OSError) -> str:

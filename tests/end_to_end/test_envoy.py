@@ -19,7 +19,7 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
 from carousel.v1 import inference_pb2 as pb
-from carousel.v1 import models_pb2
+from carousel.v1 import inference_pb2_grpc, models_pb2
 from examples.local_service import LocalService, local_service
 from tests.end_to_end.wire import lm, wire
 from tests.waiting import wait_until
@@ -135,11 +135,7 @@ async def test_reflection_is_there_by_its_new_name(service: LocalService) -> Non
 
 async def test_a_deadline_ends_a_call_and_frees_its_sessions(service: LocalService) -> None:
     async with grpc.aio.insecure_channel(service.target) as channel:
-        call: Any = channel.stream_stream(
-            "/carousel.v1.Inference/Stream",
-            request_serializer=pb.StreamRequest.SerializeToString,
-            response_deserializer=pb.StreamResponse.FromString,
-        )(timeout=0.5)
+        call: Any = inference_pb2_grpc.InferenceStub(channel).Stream(timeout=0.5)
         await call.write(pb.StreamRequest(request_id=1, session_id="late", open=lm()))
         assert (await call.read()).HasField("opened")
         assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -153,11 +149,8 @@ async def test_a_deadline_ends_a_call_and_frees_its_sessions(service: LocalServi
 
 async def test_a_client_that_has_sent_its_last_message_and_leaves_ends_its_generation(service: LocalService) -> None:
     async with grpc.aio.insecure_channel(service.target) as channel:
-        call: Any = channel.unary_stream(
-            "/carousel.v1.Inference/Generate",
-            request_serializer=pb.GenerateRequest.SerializeToString,
-            response_deserializer=pb.GenerateResponse.FromString,
-        )(pb.GenerateRequest(model="tiny-endless", decoding=pb.Decoding(max_tokens=60_000)))
+        request = pb.GenerateRequest(model="tiny-endless", decoding=pb.Decoding(max_tokens=60_000))
+        call: Any = inference_pb2_grpc.InferenceStub(channel).Generate(request)
         await call.read()
         call.cancel()
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import trustme
 
+from service.ports import addresses
 from service.settings import Settings
 from service.wire.envoy import library
-from service.wire.envoy.configuration import addresses, configuration, secrets
+from service.wire.envoy.configuration import configuration, secrets
 
 _SILENT = """
 async def app(scope, receive, send):

@@ -27,6 +27,15 @@ _LOOK_S = 0.1
 """Between two looks whether a client that has sent its last message is still there: ASGI does not tell by itself."""
 
 
+async def send_whole(
+    send: Send, status: int, content_type: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes
+) -> None:
+    """Sends an answer of HTTP without trailers, as a whole."""
+    start = [(b"content-type", content_type), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": start})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
 class Call:
     """content_type: of the request, and so of the responses; peer: as gRPC names it; codec: messages to bytes and
     back. Event loop only."""
@@ -54,7 +63,6 @@ class Call:
         self._has_left = False
         self._is_started = False
         self._failure: tuple[grpc.StatusCode, str] | None = None
-        self._ends_at_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._look: asyncio.TimerHandle | None = None
         self._asked: asyncio.Future[Event] | None = None
@@ -64,7 +72,6 @@ class Call:
         self._code: grpc.StatusCode | int | None = None
         self._details = ""
         self._trailers: list[tuple[str, str | bytes]] = []
-        self._initial: list[tuple[str, str | bytes]] = []
 
     # What handlers use.
 
@@ -116,7 +123,6 @@ class Call:
         headers = [
             (b"content-type", self._content_type),
             (b"grpc-accept-encoding", ENCODINGS.encode()),
-            *encoded(self._initial),
             *encoded(initial_metadata),
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": True})
@@ -166,13 +172,12 @@ class Call:
 
     def time_remaining(self) -> float | None:
         """Seconds until the client's deadline; None without one."""
-        return None if self._ends_at_s is None else max(0.0, self._ends_at_s - self._loop.time())
+        return None if self._timer is None else max(0.0, self._timer.when() - self._loop.time())
 
     # What the host uses.
 
     def set_deadline(self, timeout_s: float) -> None:
         """Cancels the handler after `timeout_s` seconds."""
-        self._ends_at_s = self._loop.time() + timeout_s
         self._timer = self._loop.call_later(timeout_s, self._be_late)
 
     async def finish(self, *, is_cancelled: bool = False) -> None:
@@ -190,13 +195,11 @@ class Call:
             code = next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN)
         trailers = status_headers(code, details, self._trailers)
         if not self._is_started:
-            headers = [(b"content-type", self._content_type), (b"grpc-accept-encoding", ENCODINGS.encode())]
-            headers += encoded(self._initial)
             if code is not grpc.StatusCode.OK:  # trailers alone
-                await self._send({"type": "http.response.start", "status": 200, "headers": [*headers, *trailers]})
-                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+                headers = [(b"grpc-accept-encoding", ENCODINGS.encode()), *trailers]
+                await send_whole(self._send, 200, self._content_type, headers, b"")
                 return
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": True})
+            await self.send_initial_metadata(())
         await self._send({"type": "http.response.body", "body": b"".join(self._unsent), "more_body": False})
         await self._send({"type": "http.response.trailers", "headers": trailers, "more_trailers": False})
 

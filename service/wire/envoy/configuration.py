@@ -1,4 +1,4 @@
-"""Envoy's configuration, made of the settings. Pure but for `addresses`, which asks the resolver.
+"""Envoy's configuration, made of the settings. Pure.
 
 Everything that is not here has Envoy's default: https://www.envoyproxy.io/docs/envoy/v1.39.3.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import resource
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,6 @@ _PENDING_CALLS = 10_000
 """Calls of one connection over those that the server takes: it is the server that refuses, with a reason."""
 _SPARE_FILES = 256
 """Descriptors that are not for connections."""
-
-
-def addresses(host: str, port: int) -> list[tuple[str, int]]:
-    """The addresses of a name, each once. Raises OSError."""
-    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return list(dict.fromkeys((str(address[0]), port) for *_, address in found))
 
 
 def configuration(

@@ -12,7 +12,7 @@ import grpc
 import structlog
 
 from service.wire.envoy.browsers import Browsers
-from service.wire.envoy.call import Call, Event, Receive, Send
+from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
 from service.wire.envoy.codec import codec_of
 from service.wire.envoy.frames import Frames
 from service.wire.envoy.headers import Metadata, metadata_of, seconds_of, size_of, status_headers
@@ -175,16 +175,13 @@ async def _requests(call: Call) -> AsyncIterator[Any]:
 
 async def _refuse(send: Send, content_type: bytes, code: grpc.StatusCode, details: str) -> None:
     """Ends a call before it has begun."""
-    headers = [(b"content-type", content_type), *status_headers(code, details, ())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    await send_whole(send, 200, content_type, status_headers(code, details, ()), b"")
 
 
 async def _answer_other(send: Send, status: int, text: str) -> None:
     """Answers a request that is no call."""
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"x-content-type-options", b"nosniff")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": f"{text}\n".encode(), "more_body": False})
+    headers = [(b"x-content-type-options", b"nosniff")]
+    await send_whole(send, status, b"text/plain; charset=utf-8", headers, f"{text}\n".encode())
 
 
 def _peer(client: tuple[str, int] | None) -> str:

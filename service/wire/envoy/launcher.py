@@ -21,8 +21,9 @@ from typing import IO, Any
 
 import structlog
 
+from service import process
 from service.listeners import StartError, certificates_of
-from service.ports import why_not
+from service.ports import addresses, why_not
 from service.settings import Settings
 from service.wire.envoy import configuration, library
 from service.wire.envoy.link import VARIABLE, Link
@@ -61,7 +62,7 @@ def serve(settings: Settings, arguments: list[str]) -> int:
             folder,
             module=library.module_path(),
             application=_APPLICATION,
-            where=configuration.addresses(settings.host, settings.port),
+            where=addresses(settings.host, settings.port),
         )
         return asyncio.run(_Launcher(folder, made, arguments).run())
     except library.MissingError as error:
@@ -93,7 +94,7 @@ class _Launcher:
         ours, theirs = socket.socketpair()
         read_end, write_end = os.pipe()
         os.set_inheritable(write_end, True)
-        process = await asyncio.create_subprocess_exec(
+        envoy = await asyncio.create_subprocess_exec(
             library.binary_path(),
             *("--config-yaml", json.dumps(self._made), "--concurrency", "1", "--disable-hot-restart"),
             *("--log-level", "warning", "--log-format", "%l|%n|%j", "--log-path", f"/dev/fd/{write_end}"),
@@ -106,14 +107,14 @@ class _Launcher:
         os.close(write_end)
         link = self._link = await Link.over(ours)
         link.send("serve", [self._arguments, str(self._folder)])
-        self._own_signals()
+        process.handle_signals(lambda: link.send("leave"), lambda: link.send("reload"))
         with os.fdopen(read_end, errors="replace") as envoys_log:
             tasks = [
                 asyncio.create_task(asyncio.to_thread(_forward, envoys_log)),
                 asyncio.create_task(self._tell_port()),
-                asyncio.create_task(self._hear(process)),
+                asyncio.create_task(self._hear(envoy)),
             ]
-            ended = await process.wait()
+            ended = await envoy.wait()
             for task in tasks[1:]:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -122,17 +123,17 @@ class _Launcher:
             return 1
         return self._code
 
-    async def _hear(self, process: asyncio.subprocess.Process) -> None:
+    async def _hear(self, envoy: asyncio.subprocess.Process) -> None:
         """Ends Envoy when the server has ended."""
         assert self._link is not None  # noqa: S101  # made before
         async for kind, value in self._link.messages():
             if kind == "ended":
                 self._code = value
-                process.terminate()
+                envoy.terminate()
                 try:
-                    await asyncio.wait_for(process.wait(), _END_S)
+                    await asyncio.wait_for(envoy.wait(), _END_S)
                 except TimeoutError:
-                    process.kill()
+                    envoy.kill()
                 return
 
     async def _tell_port(self) -> None:
@@ -141,21 +142,6 @@ class _Launcher:
         while (port := await _listening(self._folder / configuration.ADMIN)) is None:  # noqa: ASYNC110  # bounded by Envoy's life
             await asyncio.sleep(_ASK_S)
         self._link.send("listening", port)
-
-    def _own_signals(self) -> None:
-        assert self._link is not None  # noqa: S101  # made before
-        link, loop = self._link, asyncio.get_running_loop()
-        leaving = (signal.SIGTERM, signal.SIGINT)
-
-        def leave(number: signal.Signals) -> None:
-            for one in leaving:
-                loop.remove_signal_handler(one)
-                signal.signal(one, signal.SIG_DFL)
-            link.send("leave", number.name)
-
-        for one in leaving:
-            loop.add_signal_handler(one, leave, one)
-        loop.add_signal_handler(signal.SIGHUP, link.send, "reload")
 
 
 def _end_with(parent: int) -> Any:

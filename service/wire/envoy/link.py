@@ -1,7 +1,7 @@
 """The socket between the launcher and the server inside of Envoy: lines of JSON, both ways.
 
-To the server: `serve` (the command line's arguments, and the launcher's folder), `listening` (the port), `leave` (a
-signal's name), `reload`. To the launcher: `ended` (the exit code).
+To the server: `serve` (the command line's arguments, and the launcher's folder), `listening` (the port), `leave`,
+`reload`. To the launcher: `ended` (the exit code).
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
-import structlog
 
 from service.background import Background
 from service.listeners import certificates_of, warn_if_open
@@ -15,8 +14,6 @@ from service.settings import Settings
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.configuration import MARK
 from service.wire.envoy.host import Host
-
-log = structlog.get_logger()
 
 _LOOK_S = 1.0
 """Between two looks whether the files of certificates have changed."""
@@ -31,7 +28,8 @@ class EnvoyWire:
         self._settings = settings
         self._folder = folder
         self._certificates = certificates_of(settings)
-        self._host: Host | None = None
+        self.host: Host | None = None
+        """What serves requests, once the services are known."""
         self._background = Background()
         self._port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._on_leave: Callable[[], None] | None = None
@@ -39,21 +37,14 @@ class EnvoyWire:
         self.is_ready = asyncio.Event()
         """Whether Envoy may let clients in."""
 
-    @property
-    def host(self) -> Host | None:
-        """What serves requests, once the services are known."""
-        return self._host
-
     def handle_signals(self, on_leave: Callable[[], None], on_reload: Callable[[], None]) -> None:
         """The launcher gets the signals and passes them on."""
         self._on_leave, self._on_reload = on_leave, on_reload
 
-    def leave(self, signal_name: str) -> None:
+    def leave(self) -> None:
         """The launcher was told to end."""
-        on_leave, self._on_leave = self._on_leave, None
-        if on_leave is not None:
-            log.info("server.leaving", signal=signal_name, hint="a second signal ends it at once")
-            on_leave()
+        if self._on_leave is not None:
+            self._on_leave()
 
     def read_again(self) -> None:
         """The launcher was told to read files again."""
@@ -68,13 +59,13 @@ class EnvoyWire:
     def open(self, interceptor: grpc.aio.ServerInterceptor) -> Host:
         """The host, without services yet."""
         settings = self._settings
-        self._host = Host(
+        self.host = Host(
             interceptor,
             Browsers(settings.host, settings.allowed_origins),
             max_message_bytes=settings.max_message_bytes,
             max_metadata_bytes=settings.max_metadata_bytes,
         )
-        return self._host
+        return self.host
 
     async def start(self) -> int:
         """Lets Envoy listen, and waits until it does."""
@@ -89,8 +80,8 @@ class EnvoyWire:
     async def stop(self, grace_s: float) -> None:
         """Ends the calls. The launcher ends Envoy."""
         await self._background.stop()
-        if self._host is not None:
-            await self._host.stop(grace_s)
+        if self.host is not None:
+            await self.host.stop(grace_s)
 
     def reload(self) -> None:
         """Reads the certificates again, and has Envoy read them if they are good."""
