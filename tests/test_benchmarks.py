@@ -44,14 +44,14 @@ needs_native = pytest.mark.usefixtures("native")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The native load generator, built into a cache of these tests' own.
 
-    Where it cannot be built its tests are skipped, or fail where CAROUSEL_REQUIRE_SERVICES is 1.
+    Where it cannot be built its tests are skipped, or fail where TESTS_REQUIRE_SERVICES is 1.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         native_load.generator.cache_clear()
         reason = native_load.why_not()
         if reason:
-            (pytest.fail if os.environ.get("CAROUSEL_REQUIRE_SERVICES") == "1" else pytest.skip)(reason)
+            (pytest.fail if os.environ.get("TESTS_REQUIRE_SERVICES") == "1" else pytest.skip)(reason)
         yield native_load.generator()
     native_load.generator.cache_clear()
 

@@ -74,7 +74,7 @@ def test_a_message_that_grows_over_the_limit_is_refused() -> None:
         ("br", compressed(b"x"), "UNIMPLEMENTED", "grpc-encoding is 'br'"),
         ("", compressed(b"x"), "INTERNAL", "grpc-encoding is missing"),
         ("gzip", compressed(b"no gzip"), "INTERNAL", "a message is not gzip"),
-        ("gzip", compressed(gzip.compress(b"cut off")[:-9]), "INTERNAL", "not all of its gzip"),
+        ("gzip", compressed(gzip.compress(b"cut off", mtime=0)[:-9]), "INTERNAL", "not all of its gzip"),
         ("", b"\2\0\0\0\0", "INTERNAL", "is 2, 0 or 1 was expected"),
     ],
 )
