@@ -75,6 +75,7 @@ def test_a_message_that_grows_over_the_limit_is_refused() -> None:
         ("", compressed(b"x"), "INTERNAL", "grpc-encoding is missing"),
         ("gzip", compressed(b"no gzip"), "INTERNAL", "a message is not gzip"),
         ("gzip", compressed(gzip.compress(b"cut off")[:-9]), "INTERNAL", "not all of its gzip"),
+        ("gzip", compressed(gzip.compress(b"x") + b"more"), "INTERNAL", "4 bytes after its gzip"),
         ("", b"\2\0\0\0\0", "INTERNAL", "is 2, 0 or 1 was expected"),
     ],
 )

@@ -77,6 +77,8 @@ class Frames:
             )
         if not decoder.eof:
             raise FrameError("INTERNAL", f"a message is not all of its {self._encoding}")
+        if decoder.unused_data:
+            raise FrameError("INTERNAL", f"a message has {len(decoder.unused_data)} bytes after its {self._encoding}")
         return message
 
 
