@@ -13,13 +13,12 @@ import structlog
 
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
-from service.wire.envoy.codec import codec_of
+from service.wire.envoy.codec import codec_of, is_json
 from service.wire.envoy.frames import Frames
 from service.wire.envoy.headers import Metadata, metadata_of, seconds_of, size_of, status_headers
 
 log = structlog.get_logger()
 
-_GRPC = b"application/grpc"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
@@ -81,11 +80,12 @@ class Host:
         raw = scope["headers"]
         headers = dict(raw)
         content_type = headers.get(b"content-type", b"")
+        has_json = is_json(content_type)
         host, origin = headers.get(b"host", b"").decode("latin-1"), headers.get(b"origin")
         reason = self._browsers.reason_against(
             scope["http_version"], host, None if origin is None else origin.decode("latin-1")
         )
-        if scope["method"] != "POST" or not content_type.startswith(_GRPC):
+        if scope["method"] != "POST" or has_json is None:
             status = 403 if reason else 415 if scope["method"] == "POST" else 404
             await _answer_other(send, status, reason or _WHAT_IS_SPOKEN)
             return
@@ -106,7 +106,7 @@ class Host:
             await _refuse(send, content_type, grpc.StatusCode.UNIMPLEMENTED, f"{scope['path'][:200]}: no such method")
             return
         frames = Frames(headers.get(b"grpc-encoding", b"").decode("latin-1"), self._max_message_bytes)
-        codec = codec_of(handler, content_type)
+        codec = codec_of(handler, is_json=has_json)
         call = Call(receive, send, codec, frames, content_type, metadata, _peer(scope.get("client")))
         timeout = headers.get(b"grpc-timeout")
         if timeout is not None:
