@@ -15,7 +15,7 @@ import grpc
 
 from service.wire.envoy.codec import Codec, JsonError
 from service.wire.envoy.frames import ENCODINGS, FrameError, Frames, framed
-from service.wire.envoy.headers import Metadata, encoded, status_headers
+from service.wire.envoy.headers import Metadata, checked, encoded, status_headers
 
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -116,14 +116,16 @@ class Call:
             self._check_there()
 
     async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Sends the headers of the answer; without this they go with the first response."""
+        """Sends the headers of the answer; without this they go with the first response. Raises ValueError for metadata
+        that cannot travel."""
         if self._is_started:
             raise grpc.aio.UsageError("the initial metadata was sent")
+        metadata = checked(initial_metadata)
         self._is_started = True
         headers = [
             (b"content-type", self._content_type),
             (b"grpc-accept-encoding", ENCODINGS.encode()),
-            *encoded(initial_metadata),
+            *encoded(metadata),
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": True})
 
@@ -133,9 +135,10 @@ class Call:
         details: str = "",
         trailing_metadata: Iterable[tuple[str, str | bytes]] = (),
     ) -> NoReturn:
-        """Ends the call with a status: raises `grpc.aio.AbortError`, which the handler lets through."""
+        """Ends the call with a status: raises `grpc.aio.AbortError`, which the handler lets through, or ValueError for
+        metadata that cannot travel."""
+        self._trailers = checked(trailing_metadata) or self._trailers
         self._code, self._details = code, details
-        self._trailers = list(trailing_metadata) or self._trailers
         raise grpc.aio.AbortError
 
     def set_code(self, code: grpc.StatusCode) -> None:
@@ -147,8 +150,8 @@ class Call:
         self._details = details
 
     def set_trailing_metadata(self, trailing_metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """The metadata that the call ends with."""
-        self._trailers = list(trailing_metadata)
+        """The metadata that the call ends with. Raises ValueError for what cannot travel."""
+        self._trailers = checked(trailing_metadata)
 
     def code(self) -> grpc.StatusCode | int | None:
         """The status as it was set."""
