@@ -77,6 +77,16 @@ class Host:
 
     async def serve(self, scope: Event, receive: Receive, send: Send) -> None:
         """One request: an ASGI application for the scope `http`."""
+        try:
+            await self._serve(scope, receive, send)
+        except Exception as error:
+            if type(error).__name__ == _CLIENT_HAS_LEFT:
+                return
+            log.error("wire.call_crashed", method=scope["path"], exc_info=error)
+            # or Envoy would end the call with OK; where an answer has begun this raises, which resets the stream
+            await _refuse(send, b"application/grpc", grpc.StatusCode.INTERNAL, _FIXED_TEXT)
+
+    async def _serve(self, scope: Event, receive: Receive, send: Send) -> None:
         raw = scope["headers"]
         headers = dict(raw)
         content_type = headers.get(b"content-type", b"")
@@ -128,6 +138,9 @@ class Host:
         return self._handlers.get(details.method)
 
 
+_CLIENT_HAS_LEFT = "ClientDisconnectedError"
+"""pyvoy's own class, which exists inside of Envoy alone."""
+_FIXED_TEXT = "internal error; the server's log says more"
 _WHAT_IS_SPOKEN = "this is a gRPC service: it speaks gRPC, gRPC-Web and Connect, by POST"
 
 
@@ -142,12 +155,8 @@ async def _run(handler: Handler, call: Call, path: str) -> None:
     except Exception as error:
         log.error("wire.handler_crashed", method=path, exc_info=error)
         call.set_code(grpc.StatusCode.UNKNOWN)
-        call.set_details("internal error; the server's log says more")
-    try:
-        await call.finish(is_cancelled=is_cancelled)
-    except Exception as error:  # the client has left meanwhile: pyvoy's own class, which exists inside of Envoy alone
-        if type(error).__name__ != "ClientDisconnectedError":
-            raise
+        call.set_details(_FIXED_TEXT)
+    await call.finish(is_cancelled=is_cancelled)
 
 
 async def _handle(handler: Handler, call: Call) -> None:
