@@ -15,7 +15,7 @@ from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
 from service.wire.envoy.codec import codec_of, is_json
 from service.wire.envoy.frames import Frames
-from service.wire.envoy.headers import Metadata, metadata_of, seconds_of, size_of, status_headers
+from service.wire.envoy.headers import Headers, Metadata, metadata_of, seconds_of, size_of, status_headers
 
 log = structlog.get_logger()
 
@@ -102,13 +102,9 @@ class Host:
         if reason is not None:
             await _refuse(send, content_type, grpc.StatusCode.PERMISSION_DENIED, reason)
             return
-        num_bytes = size_of(raw)
-        if num_bytes > self._max_metadata_bytes:
-            text = f"the metadata has {num_bytes} bytes, the limit is {self._max_metadata_bytes} (max_metadata_bytes)"
-            await _refuse(send, content_type, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
-            return
-        if self._is_stopping:
-            await _refuse(send, content_type, grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        refusal = self._refusal(raw, headers)
+        if refusal is not None:
+            await _refuse(send, content_type, *refusal)
             return
         metadata = metadata_of(raw)
         handler = await self._interceptor.intercept_service(self._find, _Details(scope["path"], metadata))
@@ -133,6 +129,19 @@ class Host:
             self._calls.discard(call)
             if not self._calls:
                 self._empty.set()
+
+    def _refusal(self, raw: Headers, headers: Mapping[bytes, bytes]) -> tuple[grpc.StatusCode, str] | None:
+        """Why a call is not begun, whichever its method."""
+        num_bytes = size_of(raw)
+        if num_bytes > self._max_metadata_bytes:
+            text = f"the metadata has {num_bytes} bytes, the limit is {self._max_metadata_bytes} (max_metadata_bytes)"
+            return grpc.StatusCode.RESOURCE_EXHAUSTED, text
+        if self._is_stopping:
+            return grpc.StatusCode.UNAVAILABLE, "the server is shutting down"
+        if b"trailers" not in headers.get(b"te", b""):
+            text = "te is missing: expected trailers, which a proxy on the way may not pass"
+            return grpc.StatusCode.INTERNAL, text
+        return None
 
     async def _find(self, details: grpc.HandlerCallDetails) -> Handler | None:
         return self._handlers.get(details.method)
