@@ -106,10 +106,10 @@ class Host:
         if refusal is not None:
             await _refuse(send, content_type, *refusal)
             return
-        metadata = metadata_of(raw)
-        handler = await self._interceptor.intercept_service(self._find, _Details(scope["path"], metadata))
+        metadata, method = metadata_of(raw), _method(scope)
+        handler = await self._interceptor.intercept_service(self._find, _Details(method, metadata))
         if handler is None:
-            await _refuse(send, content_type, grpc.StatusCode.UNIMPLEMENTED, f"{scope['path'][:200]}: no such method")
+            await _refuse(send, content_type, grpc.StatusCode.UNIMPLEMENTED, f"{method[:200]}: no such method")
             return
         frames = Frames(headers.get(b"grpc-encoding", b"").decode("latin-1"), self._max_message_bytes)
         codec = codec_of(handler, is_json=has_json)
@@ -124,7 +124,7 @@ class Host:
             call.set_deadline(timeout_s)
         self._calls.add(call)
         try:
-            await _run(handler, call, scope["path"])
+            await _run(handler, call, method)
         finally:
             self._calls.discard(call)
             if not self._calls:
@@ -200,6 +200,12 @@ async def _answer_other(send: Send, status: int, text: str) -> None:
     """Answers a request that is no call."""
     headers = [(b"x-content-type-options", b"nosniff")]
     await send_whole(send, status, b"text/plain; charset=utf-8", headers, f"{text}\n".encode())
+
+
+def _method(scope: Event) -> str:
+    """The method as the client wrote it: what a proxy on the way has judged, and no other spelling of it."""
+    method, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
+    return f"{method}?{query}" if query else method
 
 
 def _peer(client: tuple[str, int] | None) -> str:
