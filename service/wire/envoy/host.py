@@ -116,9 +116,10 @@ class Host:
         call = Call(receive, send, codec, frames, content_type, metadata, _peer(scope.get("client")))
         timeout = headers.get(b"grpc-timeout")
         if timeout is not None:
-            timeout_s = seconds_of(timeout.decode("latin-1"))
+            said = timeout.decode("latin-1")
+            timeout_s = seconds_of(said)
             if timeout_s is None:
-                text = f"grpc-timeout is {timeout[:40]!r}: expected up to 8 digits and one of H, M, S, m, u, n"
+                text = f"grpc-timeout is {said[:40]!r}: expected up to 8 digits and one of H, M, S, m, u, n"
                 await _refuse(send, content_type, grpc.StatusCode.INTERNAL, text)
                 return
             call.set_deadline(timeout_s)
