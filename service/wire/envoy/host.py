@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
@@ -174,9 +175,9 @@ async def _handle(handler: Handler, call: Call) -> None:
     behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     request: Any = _requests(call)
     if not handler.request_streaming:
-        request = await call.read()
+        request = await _request(call)
         if request is grpc.aio.EOF:
-            await call.abort(grpc.StatusCode.INTERNAL, "the call has no request")
+            await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the call has no request: this method takes one")
     answer = behaviour(request, call)
     if inspect.isasyncgen(answer):
         async for response in answer:
@@ -188,8 +189,17 @@ async def _handle(handler: Handler, call: Call) -> None:
 
 
 async def _requests(call: Call) -> AsyncIterator[Any]:
-    while (request := await call.read()) is not grpc.aio.EOF:
+    while (request := await _request(call)) is not grpc.aio.EOF:
         yield request
+
+
+async def _request(call: Call) -> Any:
+    """The next request, or `grpc.aio.EOF`. Ends the call for one that cannot be parsed, as the table of
+    https://github.com/grpc/grpc/blob/master/doc/statuscodes.md has it."""
+    try:
+        return await call.read()
+    except DecodeError as error:
+        await call.abort(grpc.StatusCode.INTERNAL, f"the request cannot be parsed: {error}")
 
 
 async def _refuse(send: Send, content_type: bytes, code: grpc.StatusCode, details: str) -> None:
