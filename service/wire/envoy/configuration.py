@@ -97,6 +97,8 @@ def _connection_manager(settings: Settings, module: str, application: str) -> di
             "max_concurrent_streams": settings.max_calls + _PENDING_CALLS,
             # a client that is gone without a word is noticed
             "connection_keepalive": {"interval": "30s", "timeout": "10s"},
+            # a stream's error is its own (RFC 9113, 8.1.1); by default it ends all calls of the connection
+            "override_stream_error_on_invalid_http_message": True,
         },
         "route_config": {"virtual_hosts": [_virtual_host(settings)]},
         "http_filters": [*_browser_filters(settings), _application_filter(module, application)],
