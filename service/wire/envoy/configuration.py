@@ -91,6 +91,7 @@ def _connection_manager(settings: Settings, module: str, application: str) -> di
         "request_headers_timeout": "10s",
         "max_request_headers_kb": min(8192, settings.max_metadata_bytes // 1024 + 8),
         "common_http_protocol_options": {"idle_timeout": "0s", "max_headers_count": 1000},
+        "http_protocol_options": {"enable_trailers": True},  # the status of a call of gRPC, which none should make so
         "http2_protocol_options": {
             "initial_stream_window_size": _WINDOW_BYTES,
             "initial_connection_window_size": _CONNECTION_WINDOW_BYTES,
