@@ -22,6 +22,8 @@ _WINDOW_BYTES = 64 * 1024
 _CONNECTION_WINDOW_BYTES = 1024 * 1024
 _BUFFER_BYTES = 32 * 1024
 """Of responses that wait for one reader, beyond which the server is made to wait."""
+_TEXT_OVER_BYTES = 4
+"""How much more JSON takes than protocol buffers: numbers in text."""
 _PENDING_CALLS = 10_000
 """Calls of one connection over those that the server takes: it is the server that refuses, with a reason."""
 _SPARE_FILES = 256
@@ -110,6 +112,8 @@ def _virtual_host(settings: Settings) -> dict[str, Any]:
     host: dict[str, Any] = {
         "name": "services",
         "domains": ["*"],
+        # what the bridge of Connect reads as a whole; where nothing is read as a whole it bounds nothing
+        "request_body_buffer_limit": _TEXT_OVER_BYTES * settings.max_message_bytes,
         # no request gets as far as a route; without a real one the filter of CORS adds nothing
         "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "nowhere"}}],
     }
