@@ -122,7 +122,7 @@ def _virtual_host(settings: Settings) -> dict[str, Any]:
             "envoy.filters.http.cors": {
                 "@type": f"{_TYPES}extensions.filters.http.cors.v3.CorsPolicy",
                 "allow_origin_string_match": [{"exact": origin} for origin in settings.allowed_origins],
-                "allow_methods": "GET, POST",
+                "allow_methods": "POST",
                 "allow_headers": "authorization, content-type, connect-protocol-version, connect-timeout-ms,"
                 " grpc-timeout, traceparent, tracestate, x-grpc-web, x-user-agent",
                 "expose_headers": "grpc-status, grpc-message, grpc-status-details-bin, carousel-error-bin",
@@ -134,52 +134,50 @@ def _virtual_host(settings: Settings) -> dict[str, Any]:
 
 def _browser_filters(settings: Settings) -> list[dict[str, Any]]:
     """gRPC-Web and Connect become gRPC before the server sees them."""
-    filters = [
-        ("envoy.filters.http.grpc_web", {"@type": f"{_TYPES}extensions.filters.http.grpc_web.v3.GrpcWeb"}),
-        (
-            "envoy.filters.http.connect_grpc_bridge",
-            {"@type": f"{_TYPES}extensions.filters.http.connect_grpc_bridge.v3.FilterConfig"},
-        ),
-    ]
-    if settings.allowed_origins:
-        filters.insert(0, ("envoy.filters.http.cors", {"@type": f"{_TYPES}extensions.filters.http.cors.v3.Cors"}))
-    names = [{"name": name, "typed_config": config} for name, config in filters]
-    return [*names[:-1], _connect_by_default(), names[-1]]
-
-
-def _connect_by_default() -> dict[str, Any]:
-    """JSON is Connect's also when the request does not say so, as one typed into `curl` does not."""
-    typed = f"{_TYPES}extensions.filters.http.header_mutation.v3.HeaderMutation"
     header = {
         "header": {"key": "connect-protocol-version", "value": "1"},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
     }
-    is_json = {
-        "single_predicate": {
-            "input": {
-                "name": "content-type",
-                "typed_config": {
-                    "@type": f"{_TYPES}type.matcher.v3.HttpRequestHeaderMatchInput",
-                    "header_name": "content-type",
-                },
-            },
-            "value_match": {"prefix": "application/json"},
-        }
-    }
+    filters = [
+        _filter("grpc_web", "grpc_web.v3.GrpcWeb"),
+        # JSON is Connect's also when the request does not say so, as one typed into `curl` does not
+        _only_where(
+            "content-type",
+            {"prefix": "application/json"},
+            _filter(
+                "header_mutation",
+                "header_mutation.v3.HeaderMutation",
+                mutations={"request_mutations": [{"append": header}]},
+            ),
+        ),
+        # Connect has GET as well, which any web page can send from where a browser lets it
+        _only_where(
+            ":method", {"exact": "POST"}, _filter("connect_grpc_bridge", "connect_grpc_bridge.v3.FilterConfig")
+        ),
+    ]
+    return [_filter("cors", "cors.v3.Cors"), *filters] if settings.allowed_origins else filters
+
+
+def _filter(name: str, kind: str, **fields: Any) -> dict[str, Any]:
+    typed = {"@type": f"{_TYPES}extensions.filters.http.{kind}", **fields}
+    return {"name": f"envoy.filters.http.{name}", "typed_config": typed}
+
+
+def _only_where(header: str, match: dict[str, str], http_filter: dict[str, Any]) -> dict[str, Any]:
+    """A filter of requests whose header matches; others pass it by."""
+    typed = {"@type": f"{_TYPES}type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": header}
+    matches = {"single_predicate": {"input": {"name": header, "typed_config": typed}, "value_match": match}}
     skip = {
         "name": "skip",
         "typed_config": {"@type": f"{_TYPES}extensions.filters.common.matcher.action.v3.SkipFilter"},
     }
     return {
-        "name": "connect_by_default",
+        "name": f"{http_filter['name']}.where",
         "typed_config": {
             "@type": f"{_TYPES}extensions.common.matching.v3.ExtensionWithMatcher",
-            "extension_config": {
-                "name": "envoy.filters.http.header_mutation",
-                "typed_config": {"@type": typed, "mutations": {"request_mutations": [{"append": header}]}},
-            },
+            "extension_config": http_filter,
             "xds_matcher": {
-                "matcher_list": {"matchers": [{"predicate": {"not_matcher": is_json}, "on_match": {"action": skip}}]}
+                "matcher_list": {"matchers": [{"predicate": {"not_matcher": matches}, "on_match": {"action": skip}}]}
             },
         },
     }
