@@ -23,8 +23,6 @@ Send = Callable[[Event], Awaitable[None]]
 
 _UNSENT_BYTES = 16 * 1024
 """Of responses that Envoy has not taken yet, beyond which a handler waits."""
-_LOOK_S = 0.1
-"""Between two looks whether a client that has sent its last message is still there: ASGI does not tell by itself."""
 
 
 async def send_whole(
@@ -64,7 +62,7 @@ class Call:
         self._is_started = False
         self._failure: tuple[grpc.StatusCode, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._look: asyncio.TimerHandle | None = None
+        self._is_reading = False
         self._asked: asyncio.Future[Event] | None = None
         self._sent: asyncio.Future[None] | None = None
         self._unsent: list[bytes] = []
@@ -91,14 +89,13 @@ class Call:
                 if not self._frames.is_empty:
                     await self._fail(grpc.StatusCode.INTERNAL, "the last message is not there as a whole")
                 return grpc.aio.EOF
-            event = await self._receive()
+            event = await self._next_event()
             if event["type"] == "http.disconnect":
                 self._leave()
                 continue
             self._frames.add(event["body"])
             if not event["more_body"]:
                 self._is_last_read = True
-                self._look = self._loop.call_later(_LOOK_S, self._look_for_client)
 
     async def write(self, message: Any) -> None:
         """Sends a response. Those that are written while Envoy takes one in go together. Raises
@@ -186,9 +183,8 @@ class Call:
     async def finish(self, *, is_cancelled: bool = False) -> None:
         """Sends what is left and the status: the one that was set, or that the handler was cancelled."""
         self._task = None  # from here on nothing is cancelled
-        for timer in (self._timer, self._look):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._has_left:
             return
         code, details = self._code or grpc.StatusCode.OK, self._details
@@ -210,6 +206,24 @@ class Call:
         """Ends the handler: the server leaves."""
         if self._task is not None:
             self._task.cancel()
+
+    def look_for_client(self) -> None:
+        """Asks ahead of the handler for what the client sends: a piece of its messages, which is kept for the handler,
+        or that it has left. ASGI does not tell by itself."""
+        if self._task is None or self._is_reading:
+            return
+        asked = self._asked
+        if asked is None or (self._is_last_read and asked.done()):
+            asked = self._asked = asyncio.ensure_future(self._receive())
+            asked.add_done_callback(self._on_asked)
+
+    async def _next_event(self) -> Event:
+        asked, self._asked = self._asked, None
+        self._is_reading = True
+        try:
+            return await (self._receive() if asked is None else asked)
+        finally:
+            self._is_reading = False
 
     async def _fail(self, code: grpc.StatusCode, details: str) -> NoReturn:
         """Ends the call for what the client sent: cancels the handler, whichever of its tasks reads."""
@@ -248,13 +262,6 @@ class Call:
     def _be_late(self) -> None:
         self._failure = grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed"
         self.cancel()
-
-    def _look_for_client(self) -> None:
-        """Asks once more for what the client sends: nothing, or that it has left."""
-        if self._asked is None or self._asked.done():
-            asked = self._asked = asyncio.ensure_future(self._receive())
-            asked.add_done_callback(self._on_asked)
-        self._look = self._loop.call_later(_LOOK_S, self._look_for_client)
 
     def _on_asked(self, asked: asyncio.Future[Event]) -> None:
         if not asked.cancelled() and asked.exception() is None and asked.result()["type"] == "http.disconnect":

@@ -54,6 +54,8 @@ class Host:
         self._calls: set[Call] = set()
         self._is_stopping = False
         self._empty = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._looking: asyncio.TimerHandle | None = None
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         """Registers the methods of a service: what generated code calls."""
@@ -125,6 +127,8 @@ class Host:
                 return
             call.set_deadline(timeout_s)
         self._calls.add(call)
+        if self._looking is None:
+            self._looking = self._loop.call_later(_LOOK_S, self._look_for_clients)
         try:
             await _run(handler, call, method)
         finally:
@@ -145,10 +149,17 @@ class Host:
             return grpc.StatusCode.INTERNAL, text
         return None
 
+    def _look_for_clients(self) -> None:
+        for call in self._calls:
+            call.look_for_client()
+        self._looking = self._loop.call_later(_LOOK_S, self._look_for_clients) if self._calls else None
+
     async def _find(self, details: grpc.HandlerCallDetails) -> Handler | None:
         return self._handlers.get(details.method)
 
 
+_LOOK_S = 0.1
+"""Between two looks whether the clients are still there whose handlers do not read."""
 _CLIENT_HAS_LEFT = "ClientDisconnectedError"
 """pyvoy's own class, which exists inside of Envoy alone."""
 _FIXED_TEXT = "internal error; the server's log says more"
