@@ -22,6 +22,8 @@ _WINDOW_BYTES = 64 * 1024
 _CONNECTION_WINDOW_BYTES = 1024 * 1024
 _BUFFER_BYTES = 32 * 1024
 """Of responses that wait for one reader, beyond which the server is made to wait."""
+_WHOLE = {"regex": "application/(json|proto)( *;.*)?"}
+"""Content types of Connect's unary calls."""
 _TEXT_OVER_BYTES = 4
 """How much more JSON takes than protocol buffers: numbers in text."""
 _PENDING_CALLS = 10_000
@@ -112,10 +114,16 @@ def _virtual_host(settings: Settings) -> dict[str, Any]:
     host: dict[str, Any] = {
         "name": "services",
         "domains": ["*"],
-        # what the bridge of Connect reads as a whole; where nothing is read as a whole it bounds nothing
-        "request_body_buffer_limit": _TEXT_OVER_BYTES * settings.max_message_bytes,
         # no request gets as far as a route; without a real one the filter of CORS adds nothing
-        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "nowhere"}}],
+        "routes": [
+            {
+                # what the bridge of Connect reads as a whole; others wait for their handler, or their reader
+                "match": {"prefix": "/", "headers": [{"name": "content-type", "string_match": {"safe_regex": _WHOLE}}]},
+                "route": {"cluster": "nowhere"},
+                "request_body_buffer_limit": _TEXT_OVER_BYTES * settings.max_message_bytes,
+            },
+            {"match": {"prefix": "/"}, "route": {"cluster": "nowhere"}},
+        ],
     }
     if settings.allowed_origins:
         host["typed_per_filter_config"] = {
