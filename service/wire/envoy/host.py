@@ -100,7 +100,8 @@ class Host:
         )
         if scope["method"] != "POST" or has_json is None:
             status = 403 if reason else 415 if scope["method"] == "POST" else 404
-            await _answer_other(send, status, reason or _WHAT_IS_SPOKEN)
+            text = "" if scope["method"] == "HEAD" else f"{reason or _WHAT_IS_SPOKEN}\n"
+            await _answer_other(send, status, text)
             return
         if reason is not None:
             await _refuse(send, content_type, grpc.StatusCode.PERMISSION_DENIED, reason)
@@ -221,7 +222,7 @@ async def _refuse(send: Send, content_type: bytes, code: grpc.StatusCode, detail
 async def _answer_other(send: Send, status: int, text: str) -> None:
     """Answers a request that is no call."""
     headers = [(b"x-content-type-options", b"nosniff")]
-    await send_whole(send, status, b"text/plain; charset=utf-8", headers, f"{text}\n".encode())
+    await send_whole(send, status, b"text/plain; charset=utf-8", headers, text.encode())
 
 
 def _method(scope: Event) -> str:
