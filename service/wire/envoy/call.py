@@ -199,7 +199,9 @@ class Call:
                 await send_whole(self._send, 200, self._content_type, headers, b"")
                 return
             await self.send_initial_metadata(())
-        await self._send({"type": "http.response.body", "body": b"".join(self._unsent), "more_body": False})
+        rest = b"".join(self._unsent)
+        self._unsent.clear()  # or it would be sent again when Envoy has taken what was sent before
+        await self._send({"type": "http.response.body", "body": rest, "more_body": False})
         await self._send({"type": "http.response.trailers", "headers": trailers, "more_trailers": False})
 
     def cancel(self) -> None:
