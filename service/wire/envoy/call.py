@@ -25,6 +25,10 @@ _UNSENT_BYTES = 16 * 1024
 """Of responses that Envoy has not taken yet, beyond which a handler waits."""
 
 
+_SLOW_BYTES = 16 * 1024
+"""Of a message that is slow to parse or to write, beyond which others would have to wait."""
+
+
 async def send_whole(
     send: Send, status: int, content_type: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes
 ) -> None:
@@ -82,6 +86,8 @@ class Call:
                 await self._fail(grpc.StatusCode[error.code], str(error))
             if message is not None:
                 try:
+                    if self._codec.is_slow and len(message) > _SLOW_BYTES:
+                        return await asyncio.to_thread(self._codec.decode, message)
                     return self._codec.decode(message)
                 except JsonError as error:
                     await self._fail(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -100,7 +106,10 @@ class Call:
     async def write(self, message: Any) -> None:
         """Sends a response. Those that are written while Envoy takes one in go together. Raises
         `grpc.aio.InternalError` once the client has left."""
-        frame = framed(self._codec.encode(message))
+        if self._codec.is_slow and message.ByteSize() > _SLOW_BYTES:
+            frame = framed(await asyncio.to_thread(self._codec.encode, message))
+        else:
+            frame = framed(self._codec.encode(message))
         if not self._is_started:
             await self.send_initial_metadata(())
         self._check_there()

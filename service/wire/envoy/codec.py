@@ -18,10 +18,12 @@ class JsonError(Exception):
 
 
 class Codec(NamedTuple):
-    """decode raises DecodeError, or JsonError."""
+    """decode raises DecodeError, or JsonError. is_slow: whether both take so long, a second for 2 MB, that large
+    messages are a thread's. Thread-safe."""
 
     decode: Callable[[bytes], Any]
     encode: Callable[[Any], bytes]
+    is_slow: bool
 
 
 def is_json(content_type: bytes) -> bool | None:
@@ -34,7 +36,7 @@ def codec_of(handler: grpc.RpcMethodHandler[Any, Any], *, is_json: bool) -> Code
     """How the messages of a method travel."""
     decode, encode = handler.request_deserializer, handler.response_serializer
     if not is_json:
-        return Codec(decode or _as_it_is, encode or _as_it_is)
+        return Codec(decode or _as_it_is, encode or _as_it_is, is_slow=False)
     empty = decode(b"") if decode is not None else None
     kind: type[Message] | None = type(empty) if isinstance(empty, Message) else None
 
@@ -46,7 +48,7 @@ def codec_of(handler: grpc.RpcMethodHandler[Any, Any], *, is_json: bool) -> Code
         except (json_format.ParseError, UnicodeDecodeError, RecursionError, DecodeError) as error:
             raise JsonError(f"the request is not JSON of {kind.DESCRIPTOR.full_name}: {_short(error)}") from None
 
-    return Codec(parse, _to_json)
+    return Codec(parse, _to_json, is_slow=True)
 
 
 def _as_it_is(data: Any) -> Any:
