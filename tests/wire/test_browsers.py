@@ -36,6 +36,8 @@ def test_who_may_call_may(browsers: Browsers, version: str, host: str, origin: s
         (LOCAL, "1.1", "", None, "host is"),
         (LOCAL, "1.1", "[", None, "host is"),
         (OPEN, "1.1", "carousel.example", "https://evil.example", "origin"),
+        (OPEN, "1.1", "carousel.example", "https://[", "origin"),
+        (OPEN, "1.1", "", "null", "origin"),
     ],
 )
 def test_pages_from_elsewhere_may_not(

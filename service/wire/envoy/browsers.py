@@ -30,9 +30,16 @@ class Browsers:
         name = _name(host)
         if self._is_local and name not in LOOPBACK and (http_version.startswith("1") or origin is not None):
             return f"host is {host[:100]!r}: a server on the loopback interface is called localhost"
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and (not host or _place(origin) != host):
             return f"origin {origin[:100]!r} is not allowed: see allowed_origins"
         return None
+
+
+def _place(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _name(host: str) -> str:

@@ -21,6 +21,9 @@ _ENTRY_BYTES = 32
 _TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
 _SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _TRANSPORT = {"te", "content-type", "content-length", "host", "connection", "transfer-encoding"}
+_NAME = re.compile(r"[0-9a-z_.-]+")
+_VALUE = re.compile(r"[\x20-\x7e]*")
+_OURS = _TRANSPORT | {"grpc-status", "grpc-message", "grpc-encoding", "grpc-accept-encoding"}
 _SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
@@ -58,6 +61,20 @@ def seconds_of(timeout: str) -> float | None:
     """Seconds of a header `grpc-timeout`; None for one that is none."""
     match = _TIMEOUT.fullmatch(timeout)
     return None if match is None else int(match[1]) * _SECONDS[match[2]]
+
+
+def checked(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[str, str | bytes]]:
+    """Metadata of a handler's. Raises ValueError for what cannot travel: Envoy would end the call as if all were
+    well."""
+    found = list(metadata)
+    for name, value in found:
+        if not _NAME.fullmatch(name) or name in _OURS:
+            raise ValueError(
+                f"{name[:100]!r} is no name of metadata: expected a-z, 0-9, '_', '.' and '-', not gRPC's own"
+            )
+        if isinstance(value, str) and not _VALUE.fullmatch(value):
+            raise ValueError(f"the metadata {name[:100]!r} is {value[:100]!r}: expected printable ASCII")
+    return found
 
 
 def encoded(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[bytes, bytes]]:
