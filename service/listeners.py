@@ -9,8 +9,8 @@ import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 
 from carousel._extras import how_to_install
-from service.api.credentials import CertificateError, Certificates
 from service.api.principals import Everybody, Principals, TokenFileError
+from service.certificates import CertificateError, Certificates
 from service.ports import why_not
 from service.settings import Settings
 

@@ -89,7 +89,7 @@ class EnvoyWire:
             self._have_envoy_read()
 
     async def _look(self) -> None:
-        if self._certificates is not None and await asyncio.to_thread(self._certificates.changed):
+        if self._certificates is not None and await asyncio.to_thread(self._certificates.changed) is not None:
             self._have_envoy_read()
 
     def _have_envoy_read(self) -> None:
