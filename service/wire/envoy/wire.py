@@ -64,6 +64,7 @@ class EnvoyWire:
             Browsers(settings.host, settings.allowed_origins),
             max_message_bytes=settings.max_message_bytes,
             max_metadata_bytes=settings.max_metadata_bytes,
+            has_client_certificates=settings.tls_client_ca_file is not None,
         )
         return self.host
 
