@@ -13,6 +13,7 @@ from pydantic_settings import CliApp, SettingsError
 
 from carousel._version import __version__
 from service.api.principals import new_token
+from service.listeners import StartError, certificates_of, principals
 from service.probe import probe
 from service.repository.repository import RepositoryError, scan
 from service.settings import Settings
@@ -91,7 +92,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def check(settings: Settings) -> int:
-    """Prints what each bundle is worth; 1 when one cannot be served, or there is none."""
+    """Prints what the certificates, the file of principals and each bundle are worth; 1 when one is no good, or there
+    is no bundle."""
+    are_files_good = _check_files(settings)
     try:
         repository = scan(settings.model_folder, settings.runtimes)
     except RepositoryError as error:
@@ -103,7 +106,22 @@ def check(settings: Settings) -> int:
         print(f"FAILED  {model}/{version}: {problem.reason}")
     if not repository.bundles and not repository.problems:
         print(f"no bundle in {settings.model_folder}", file=sys.stderr)
-    return 0 if repository.bundles and not repository.problems else 1
+    return 0 if repository.bundles and not repository.problems and are_files_good else 1
+
+
+def _check_files(settings: Settings) -> bool:
+    """Prints what the certificates and the file of principals are worth. Returns whether all are good."""
+    is_good = True
+    for file, read in ((settings.tls_cert_file, certificates_of), (settings.tokens_file, principals)):
+        if file is None:
+            continue
+        try:
+            read(settings)
+            print(f"ok      {file}")
+        except StartError as error:
+            print(f"FAILED  {error}")
+            is_good = False
+    return is_good
 
 
 def _told(error: ValidationError | SettingsError) -> str:

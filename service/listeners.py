@@ -9,8 +9,8 @@ import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 
 from carousel._extras import how_to_install
-from service.api.credentials import CertificateError, Certificates
 from service.api.principals import Everybody, Principals, TokenFileError
+from service.certificates import CertificateError, Certificates
 from service.ports import why_not
 from service.settings import Settings
 
@@ -63,11 +63,15 @@ def make_probes(settings: Settings, servicer: health.aio.HealthServicer) -> tupl
 
 
 def principals(settings: Settings) -> Principals | Everybody:
-    """Who may call. Raises StartError when the file of tokens is no good."""
+    """Who may call. Raises StartError when the file of principals is no good."""
     if settings.tokens_file is None:
         return Everybody()
     try:
-        return Principals(settings.tokens_file, lambda error: log.error("tokens.not_reloaded", reason=str(error)))
+        return Principals(
+            settings.tokens_file,
+            lambda error: log.error("tokens.not_reloaded", reason=str(error)),
+            has_client_certificates=settings.tls_client_ca_file is not None,
+        )
     except TokenFileError as error:
         raise StartError(str(error)) from error
 

@@ -15,7 +15,7 @@ import grpc
 
 from service.wire.envoy.codec import Codec, JsonError
 from service.wire.envoy.frames import ENCODINGS, FrameError, Frames, framed
-from service.wire.envoy.headers import Metadata, checked, encoded, status_headers
+from service.wire.envoy.headers import Metadata, certificate_of, checked, encoded, status_headers
 
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -40,7 +40,7 @@ async def send_whole(
 
 class Call:
     """content_type: of the request, and so of the responses; peer: as gRPC names it; codec: messages to bytes and
-    back. Event loop only."""
+    back; certificate: the header by which Envoy tells of the client's, None without one. Event loop only."""
 
     def __init__(  # noqa: PLR0917  # all that a call is made of
         self,
@@ -51,6 +51,7 @@ class Call:
         content_type: bytes,
         metadata: Metadata,
         peer: str,
+        certificate: bytes | None = None,
     ) -> None:
         self._receive = receive
         self._send = send
@@ -59,6 +60,7 @@ class Call:
         self._content_type = content_type
         self._metadata = metadata
         self._peer = peer
+        self._certificate = certificate
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         self._is_last_read = False
@@ -178,6 +180,11 @@ class Call:
     def peer(self) -> str:
         """Who calls, such as `ipv4:127.0.0.1:40000`."""
         return self._peer
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        """The client's certificate, in PEM, as `x509_pem_cert`; empty without one. Raises ValueError for a header
+        that Envoy does not make."""
+        return {} if self._certificate is None else {"x509_pem_cert": [certificate_of(self._certificate)]}
 
     def time_remaining(self) -> float | None:
         """Seconds until the client's deadline; None without one."""

@@ -16,7 +16,7 @@ from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
 from service.wire.envoy.codec import codec_of, is_json
 from service.wire.envoy.frames import Frames
-from service.wire.envoy.headers import Headers, Metadata, metadata_of, seconds_of, size_of, status_headers
+from service.wire.envoy.headers import CERTIFICATE, Headers, Metadata, metadata_of, seconds_of, size_of, status_headers
 
 log = structlog.get_logger()
 
@@ -35,7 +35,7 @@ class Host:
     """The methods and their calls. Generated `add_...Servicer_to_server` take it as their server. Event loop only.
 
     interceptor: surrounds every call; browsers: which web pages may call; max_message_bytes: of one request;
-    max_metadata_bytes: of a request's headers.
+    max_metadata_bytes: of a request's headers; has_client_certificates: whether Envoy verifies some, and tells of them.
     """
 
     def __init__(
@@ -45,11 +45,13 @@ class Host:
         *,
         max_message_bytes: int,
         max_metadata_bytes: int,
+        has_client_certificates: bool,
     ) -> None:
         self._interceptor = interceptor
         self._browsers = browsers
         self._max_message_bytes = max_message_bytes
         self._max_metadata_bytes = max_metadata_bytes
+        self._has_client_certificates = has_client_certificates
         self._handlers: dict[str, Handler] = {}
         self._calls: set[Call] = set()
         self._is_stopping = False
@@ -117,7 +119,8 @@ class Host:
             return
         frames = Frames(headers.get(b"grpc-encoding", b"").decode("latin-1"), self._max_message_bytes)
         codec = codec_of(handler, is_json=has_json)
-        call = Call(receive, send, codec, frames, content_type, metadata, _peer(scope.get("client")))
+        certificate = headers.get(CERTIFICATE) if self._has_client_certificates else None
+        call = Call(receive, send, codec, frames, content_type, metadata, _peer(scope.get("client")), certificate)
         timeout = headers.get(b"grpc-timeout")
         if timeout is not None:
             said = timeout.decode("latin-1")
