@@ -20,7 +20,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, models_pb2
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService, is_running, local_service
+from tests.conftest import SHIPPED
 from tests.end_to_end.wire import lm, wire
 from tests.waiting import wait_until
 
@@ -43,22 +44,6 @@ def ask(service: LocalService, path: str, body: bytes | None, headers: dict[str,
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
-
-
-def envoys_of(service: LocalService) -> list[int]:
-    """The processes that the launcher started."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(service.process.pid)], capture_output=True, text=True, check=True
-    )
-    return [int(pid) for pid in listed.stdout.split()]
-
-
-def is_there(pid: int) -> bool:
-    """Whether a process runs, and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("headers", [JSON, {**JSON, "connect-protocol-version": "1"}])
@@ -163,16 +148,26 @@ async def test_a_client_that_has_sent_its_last_message_and_leaves_ends_its_gener
     await asyncio.to_thread(wait_until, is_ended)
 
 
+def test_room_for_sessions_takes_no_memory_until_they_come(tmp_path: Path) -> None:
+    """Of 50,000 sessions with 36 KiB each; Envoy's allocator would write to all of it."""
+    (tmp_path / "g2p-en").symlink_to(SHIPPED / "g2p-en")
+    with local_service(tmp_path, {"wire": "envoy", "max-slots": 50_000}) as service:
+        _, envoy = service.pids
+        status = Path(f"/proc/{envoy}/status").read_text()
+    (resident_kib,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")]
+    assert resident_kib < 50_000 * 36 / 2
+
+
 @pytest.mark.parametrize("victim", ["launcher", "envoy", "both"])
 def test_nothing_is_left_when_a_process_is_killed(tiny_repository: Path, victim: str) -> None:
     with local_service(tiny_repository, {"wire": "envoy"}) as service:
-        (envoy,) = envoys_of(service)
+        _, envoy = service.pids
         if victim != "envoy":
             service.process.kill()
         if victim != "launcher":
             os.kill(envoy, signal.SIGKILL)
         code = service.process.wait(10)
-        wait_until(lambda: not is_there(envoy))
+        wait_until(lambda: not is_running(envoy))
         assert code == (1 if victim == "envoy" else -signal.SIGKILL)
         if victim == "envoy":
             assert (service.log[-1]["event"], service.log[-1].get("signal")) == ("envoy.ended", "SIGKILL")
