@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,25 @@ def test_web_pages_from_elsewhere_are_refused(service: LocalService) -> None:
     assert ask(service, "/", None, {"host": "evil.example"})[0] == 403
     assert ask(service, "/carousel.v1.Models/List", b"{}", {"content-type": "text/plain"})[0] == 415
     assert ask(service, "/nothing", None, {})[0] == 404
+
+
+def test_what_any_page_may_send_is_no_call(service: LocalService) -> None:
+    """A GET, which has no origin, and a form."""
+    message = urllib.parse.quote('{"model": "tiny-heads", "version": 1}')
+    path = f"/carousel.v1.Models/Unload?connect=v1&encoding=json&message={message}"
+    assert ask(service, path, None, {})[0] == 404
+    assert ask(service, path, b"x", {"content-type": "text/plain"})[0] == 415
+    status, body = ask(service, "/carousel.v1.Models/Get", b'{"model": "tiny-heads"}', JSON)
+    assert (status, json.loads(body)["model"]["version"]) == (200, 1)
+
+
+def test_json_may_be_as_large_as_other_messages(service: LocalService) -> None:
+    large = b'{"model": "tiny-lm"' + b" " * 3_000_000 + b"}"
+    assert ask(service, "/carousel.v1.Models/Get", large, JSON)[0] == 200
+    request = {"model": "tiny-bos", "targets": [{"ids": {"ids": [3] * 20_000}}]}
+    status, body = ask(service, "/carousel.v1.Inference/Score", json.dumps(request).encode(), JSON)
+    assert status == 200
+    assert len(body) > 200_000
 
 
 def test_pages_of_allowed_origins_may_call(tiny_repository: Path) -> None:

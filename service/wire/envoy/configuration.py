@@ -26,6 +26,11 @@ _PENDING_CALLS = 10_000
 """Calls of one connection over those that the server takes: it is the server that refuses, with a reason."""
 _SPARE_FILES = 256
 """Descriptors that are not for connections."""
+_JSON = r"application/json.*"
+_UNARY = r"application/(json|proto).*"
+_CONNECT = r"application/(json|proto|connect\+).*"
+"""Content types of Connect's calls; no page may send one elsewhere unless it is allowed to. Those before it: of unary
+calls, and of those in JSON."""
 
 
 def configuration(
@@ -108,16 +113,27 @@ def _virtual_host(settings: Settings) -> dict[str, Any]:
         "name": "services",
         "domains": ["*"],
         # no request gets as far as a route; without a real one the filter of CORS adds nothing
-        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "nowhere"}}],
+        "routes": [
+            {
+                "match": {
+                    "prefix": "/",
+                    "headers": [{"name": "content-type", "string_match": {"safe_regex": {"regex": _UNARY}}}],
+                },
+                "route": {"cluster": "nowhere"},
+                # Connect's messages are collected here as a whole, requests and answers
+                "request_body_buffer_limit": settings.max_message_bytes + _BUFFER_BYTES,
+            },
+            {"match": {"prefix": "/"}, "route": {"cluster": "nowhere"}},
+        ],
     }
     if settings.allowed_origins:
         host["typed_per_filter_config"] = {
             "envoy.filters.http.cors": {
                 "@type": f"{_TYPES}extensions.filters.http.cors.v3.CorsPolicy",
                 "allow_origin_string_match": [{"exact": origin} for origin in settings.allowed_origins],
-                "allow_methods": "GET, POST",
+                "allow_methods": "POST",
                 "allow_headers": "authorization, content-type, connect-protocol-version, connect-timeout-ms,"
-                " grpc-timeout, traceparent, tracestate, x-grpc-web, x-user-agent",
+                " grpc-timeout, traceparent, tracestate, x-grpc-web, x-session-id, x-user-agent",
                 "expose_headers": "grpc-status, grpc-message, grpc-status-details-bin, carousel-error-bin",
                 "max_age": "7200",
             }
@@ -127,27 +143,31 @@ def _virtual_host(settings: Settings) -> dict[str, Any]:
 
 def _browser_filters(settings: Settings) -> list[dict[str, Any]]:
     """gRPC-Web and Connect become gRPC before the server sees them."""
-    filters = [
-        ("envoy.filters.http.grpc_web", {"@type": f"{_TYPES}extensions.filters.http.grpc_web.v3.GrpcWeb"}),
-        (
-            "envoy.filters.http.connect_grpc_bridge",
-            {"@type": f"{_TYPES}extensions.filters.http.connect_grpc_bridge.v3.FilterConfig"},
-        ),
-    ]
-    if settings.allowed_origins:
-        filters.insert(0, ("envoy.filters.http.cors", {"@type": f"{_TYPES}extensions.filters.http.cors.v3.Cors"}))
-    names = [{"name": name, "typed_config": config} for name, config in filters]
-    return [*names[:-1], _connect_by_default(), names[-1]]
-
-
-def _connect_by_default() -> dict[str, Any]:
-    """JSON is Connect's also when the request does not say so, as one typed into `curl` does not."""
-    typed = f"{_TYPES}extensions.filters.http.header_mutation.v3.HeaderMutation"
-    header = {
+    protocol = {
         "header": {"key": "connect-protocol-version", "value": "1"},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
     }
-    is_json = {
+    mutations = {"request_mutations": [{"append": protocol}]}
+    filters = [
+        _filter("grpc_web", "GrpcWeb"),
+        # JSON is Connect's also when the request does not say so, as one typed into `curl` does not
+        _only_for(_JSON, _filter("header_mutation", "HeaderMutation", mutations=mutations)),
+        # it would make a call of a GET, too, which any page may have a browser send, and without an Origin
+        _only_for(_CONNECT, _filter("connect_grpc_bridge", "FilterConfig")),
+    ]
+    if settings.allowed_origins:
+        filters.insert(0, _filter("cors", "Cors"))
+    return filters
+
+
+def _filter(name: str, kind: str, **config: Any) -> dict[str, Any]:
+    typed = {"@type": f"{_TYPES}extensions.filters.http.{name}.v3.{kind}", **config}
+    return {"name": f"envoy.filters.http.{name}", "typed_config": typed}
+
+
+def _only_for(content_type: str, extension: dict[str, Any]) -> dict[str, Any]:
+    """A filter for requests of a content type, a regular expression; others pass it by."""
+    is_so = {
         "single_predicate": {
             "input": {
                 "name": "content-type",
@@ -156,24 +176,20 @@ def _connect_by_default() -> dict[str, Any]:
                     "header_name": "content-type",
                 },
             },
-            "value_match": {"prefix": "application/json"},
+            "value_match": {"safe_regex": {"google_re2": {}, "regex": content_type}},
         }
     }
     skip = {
         "name": "skip",
         "typed_config": {"@type": f"{_TYPES}extensions.filters.common.matcher.action.v3.SkipFilter"},
     }
+    matchers = [{"predicate": {"not_matcher": is_so}, "on_match": {"action": skip}}]
     return {
-        "name": "connect_by_default",
+        "name": extension["name"],
         "typed_config": {
             "@type": f"{_TYPES}extensions.common.matching.v3.ExtensionWithMatcher",
-            "extension_config": {
-                "name": "envoy.filters.http.header_mutation",
-                "typed_config": {"@type": typed, "mutations": {"request_mutations": [{"append": header}]}},
-            },
-            "xds_matcher": {
-                "matcher_list": {"matchers": [{"predicate": {"not_matcher": is_json}, "on_match": {"action": skip}}]}
-            },
+            "extension_config": extension,
+            "xds_matcher": {"matcher_list": {"matchers": matchers}},
         },
     }
 
