@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import grpc
 import structlog
 
+from service.wire.codec import codec_of
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
-from service.wire.envoy.codec import codec_of
 from service.wire.envoy.frames import Frames
 from service.wire.envoy.headers import Metadata, metadata_of, seconds_of, size_of, status_headers
 

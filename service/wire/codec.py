@@ -9,6 +9,8 @@ import grpc
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
+JSON = b"application/grpc+json"
+"""The content type of calls whose messages are JSON."""
 _MAX_ERROR = 300
 _JSON = b"+json"
 
