@@ -11,6 +11,7 @@ from service.certificates import Certificates, Pems
 from service.listeners import StartError, certificates_of, warn_if_open
 from service.ports import why_not
 from service.settings import Settings
+from service.wire.json_calls import JsonInterceptor
 
 _PENDING_CALLS = 10_000
 """Calls that may come at once while the server has as many as it may have."""
@@ -54,7 +55,7 @@ class GrpcioWire:
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
         ]
-        self._server = grpc.aio.server(interceptors=(interceptor,), options=options)
+        self._server = grpc.aio.server(interceptors=(JsonInterceptor(), interceptor), options=options)
         return self._server
 
     async def start(self) -> int:

@@ -85,8 +85,17 @@ async def test_a_handler_gets_it_only_if_envoy_verifies_certificates(
     async def send(event: Any) -> None:
         sent.append(event)
 
-    headers = [(b"content-type", b"application/grpc"), (b"host", b"localhost"), (b"x-forwarded-client-cert", told())]
-    scope = {"method": "POST", "path": "/s/m", "http_version": "2", "headers": headers, "client": None}
+    headers = [(b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"host", b"localhost")]
+    headers.append((b"x-forwarded-client-cert", told()))
+    scope = {
+        "method": "POST",
+        "path": "/s/m",
+        "raw_path": b"/s/m",
+        "query_string": b"",
+        "http_version": "2",
+        "headers": headers,
+        "client": None,
+    }
     await host.serve(scope, receive, send)
     assert sent[-1]["headers"] == [(b"grpc-status", b"0")]
     assert seen == [({} if expected is None else {"x509_pem_cert": expected}, ())]

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from service.wire.envoy.codec import Codec, JsonError
+from service.wire.codec import Codec, JsonError
 from service.wire.envoy.frames import ENCODINGS, FrameError, Frames, framed
 from service.wire.envoy.headers import Metadata, certificate_of, checked, encoded, status_headers
 

@@ -24,6 +24,8 @@ _BUFFER_BYTES = 32 * 1024
 """Of responses that wait for one reader, beyond which the server is made to wait."""
 _WHOLE = {"regex": "application/(json|proto)( *;.*)?"}
 """Content types of Connect's unary calls."""
+_CONNECT = r"application/(json|proto|connect\+).*"
+"""Content types of all of Connect's calls."""
 _TEXT_OVER_BYTES = 4
 """How much more JSON takes than protocol buffers: numbers in text."""
 _PENDING_CALLS = 10_000
@@ -129,7 +131,7 @@ def _virtual_host(settings: Settings) -> dict[str, Any]:
                 "allow_origin_string_match": [{"exact": origin} for origin in settings.allowed_origins],
                 "allow_methods": "POST",
                 "allow_headers": "authorization, content-type, connect-protocol-version, connect-timeout-ms,"
-                " grpc-timeout, traceparent, tracestate, x-grpc-web, x-user-agent",
+                " grpc-timeout, traceparent, tracestate, x-grpc-web, x-session-id, x-user-agent",
                 "expose_headers": "grpc-status, grpc-message, grpc-status-details-bin, carousel-error-bin",
                 "max_age": "7200",
             }
@@ -146,19 +148,16 @@ def _browser_filters(settings: Settings) -> list[dict[str, Any]]:
     filters = [
         _filter("grpc_web", "grpc_web.v3.GrpcWeb"),
         # JSON is Connect's also when the request does not say so, as one typed into `curl` does not
-        _only_where(
-            "content-type",
-            {"prefix": "application/json"},
+        _only_for_posts_of(
+            "application/json.*",
             _filter(
                 "header_mutation",
                 "header_mutation.v3.HeaderMutation",
                 mutations={"request_mutations": [{"append": header}]},
             ),
         ),
-        # Connect has GET as well, which any web page can send from where a browser lets it
-        _only_where(
-            ":method", {"exact": "POST"}, _filter("connect_grpc_bridge", "connect_grpc_bridge.v3.FilterConfig")
-        ),
+        # it makes calls of a GET as well, and of any POST whose query says so: what any page can have a browser send
+        _only_for_posts_of(_CONNECT, _filter("connect_grpc_bridge", "connect_grpc_bridge.v3.FilterConfig")),
     ]
     return [_filter("cors", "cors.v3.Cors"), *filters] if settings.allowed_origins else filters
 
@@ -168,16 +167,22 @@ def _filter(name: str, kind: str, **fields: Any) -> dict[str, Any]:
     return {"name": f"envoy.filters.http.{name}", "typed_config": typed}
 
 
-def _only_where(header: str, match: dict[str, str], http_filter: dict[str, Any]) -> dict[str, Any]:
-    """A filter of requests whose header matches; others pass it by."""
-    typed = {"@type": f"{_TYPES}type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": header}
-    matches = {"single_predicate": {"input": {"name": header, "typed_config": typed}, "value_match": match}}
+def _only_for_posts_of(content_type: str, http_filter: dict[str, Any]) -> dict[str, Any]:
+    """A filter of POSTs of a content type, a regular expression; other requests pass it by."""
+    matches = {
+        "and_matcher": {
+            "predicate": [
+                _has(":method", {"exact": "POST"}),
+                _has("content-type", {"safe_regex": {"google_re2": {}, "regex": content_type}}),
+            ]
+        }
+    }
     skip = {
         "name": "skip",
         "typed_config": {"@type": f"{_TYPES}extensions.filters.common.matcher.action.v3.SkipFilter"},
     }
     return {
-        "name": f"{http_filter['name']}.where",
+        "name": f"{http_filter['name']}.posts",
         "typed_config": {
             "@type": f"{_TYPES}extensions.common.matching.v3.ExtensionWithMatcher",
             "extension_config": http_filter,
@@ -186,6 +191,11 @@ def _only_where(header: str, match: dict[str, str], http_filter: dict[str, Any])
             },
         },
     }
+
+
+def _has(header: str, match: dict[str, Any]) -> dict[str, Any]:
+    typed = {"@type": f"{_TYPES}type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": header}
+    return {"single_predicate": {"input": {"name": header, "typed_config": typed}, "value_match": match}}
 
 
 def _application_filter(module: str, application: str) -> dict[str, Any]:

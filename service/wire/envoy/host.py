@@ -12,9 +12,9 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from service.wire.codec import codec_of, is_json
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
-from service.wire.envoy.codec import codec_of, is_json
 from service.wire.envoy.frames import Frames
 from service.wire.envoy.headers import CERTIFICATE, Headers, Metadata, metadata_of, seconds_of, size_of, status_headers
 

@@ -51,9 +51,13 @@ def serve(settings: Settings, arguments: list[str]) -> int:
     again. Raises StartError. Main thread only."""
     if reason := why_not(settings.host, settings.port):
         raise StartError(f"cannot listen on {settings.host}:{settings.port}: {reason}")
-    _remove_left()
     certificates_of(settings)  # or Envoy would say, in its own words, what is wrong with them
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    try:
+        _remove_left()
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    except OSError as error:
+        hint = "give it one (of a container: --tmpfs /tmp), set TMPDIR, or set wire to grpcio"
+        raise StartError(f"wire = envoy: no folder for temporary files can be written to: {hint}: {error}") from error
     try:
         for name, content in configuration.secrets(settings, folder).items():
             (folder / name).write_text(json.dumps(content))
