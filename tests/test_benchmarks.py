@@ -31,7 +31,7 @@ from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 from tests.bundles import HIDDEN_SIZE, VOCABULARY_SIZE, write_language_model
 
-LIKE_OTHERS = {"echo", "naive", "metrics", "million"}
+LIKE_OTHERS = {"echo", "wire", "naive", "metrics", "million"}
 """These do what `shortest` does, with servers that take long to start; two of the servers have a test below."""
 Handler = Callable[[Iterator[pb.StreamRequest], Any], Iterator[pb.StreamResponse]]
 SHORT = Load(seconds=0.3, warmup_s=0.0)
@@ -59,7 +59,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def carousel(subjects: tuple[Subject, Subject]) -> Iterator[Running]:
     """The service on them."""
-    with service(subjects[0].repository) as started:
+    with service(subjects[0].repository, "grpcio") as started:
         yield started
 
 
@@ -431,7 +431,7 @@ def test_simulate_writes_what_the_simulation_found(
 
 
 def test_the_service_that_keeps_no_metric_serves(tiny_repository: Path) -> None:
-    with server("silent", str(tiny_repository)) as silent, Client(silent.target) as client:
+    with server("grpcio", "silent", str(tiny_repository)) as silent, Client(silent.target) as client:
         with client.session("tiny-endless") as session:
             session.feed([2, 3])
             assert session.position == 2
