@@ -301,6 +301,7 @@ def test_every_benchmark_measures(
         rounds=1,
         old_position=1_000,
         long_feed=1_000,
+        num_idle=50,
         stores=("lmdb",),
         shared=carousel,
         picture=tmp_path / "load.svg",
