@@ -12,6 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import structlog
+
+from service.process import StartError
+from service.settings import Settings
+
+log = structlog.get_logger()
+
 
 class CertificateError(Exception):
     """A certificate, or a key, cannot be read; the message says which."""
@@ -125,3 +132,21 @@ def _pem(path: Path) -> bytes:
     if b"-----BEGIN " not in data:
         raise CertificateError(f"{path} is not PEM")
     return data
+
+
+def certificates_of(settings: Settings) -> Certificates | None:
+    """The certificate, the key and the authorities of the settings; None without TLS. Raises StartError."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    files = (settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    try:
+        return Certificates(*files, _log_certificates)
+    except CertificateError as error:
+        raise StartError(str(error)) from error
+
+
+def _log_certificates(error: CertificateError | None) -> None:
+    if error is None:
+        log.info("tls.reloaded")
+    else:
+        log.error("tls.not_reloaded", reason=str(error))

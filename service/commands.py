@@ -1,4 +1,4 @@
-"""What `python -m service` does besides serving: `health`, `token NAME`, `--version`, and the setting `check`.
+"""What `python -m service` does besides serving: `health`, `token NAME` and `--version`.
 
 Each command gets the arguments after its name, and returns the process's exit code: 2 when it was called wrongly.
 """
@@ -12,10 +12,6 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from carousel._version import __version__
-from service.api.principals import new_token
-from service.listeners import StartError, certificates_of, principals
-from service.probe import probe
-from service.repository.repository import RepositoryError, scan
 from service.settings import Settings
 
 _HELP = ("-h", "--help")
@@ -58,7 +54,11 @@ def health(arguments: list[str]) -> int:
         print(_USAGE["health"])
         return 0
     settings = read_settings(arguments)
-    return 2 if settings is None else probe(settings)
+    if settings is None:
+        return 2
+    from service.probe import probe  # noqa: PLC0415  # it brings gRPC, which Envoy's launcher does without
+
+    return probe(settings)
 
 
 def make_token(arguments: list[str]) -> int:
@@ -69,6 +69,8 @@ def make_token(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(_USAGE["token"].partition("\n")[0], file=sys.stderr)
         return 2
+    from service.api.principals import new_token  # noqa: PLC0415  # it brings the service's API, likewise
+
     token, digest = new_token()
     print(f"token (shown once): {token}", file=sys.stderr)
     print(f'[principals.{arguments[0]}]\ntoken_sha256 = ["{digest}"]')
@@ -89,39 +91,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "token": make_token,
     "--version": tell_version,
 }
-
-
-def check(settings: Settings) -> int:
-    """Prints what the certificates, the file of principals and each bundle are worth; 1 when one is no good, or there
-    is no bundle."""
-    are_files_good = _check_files(settings)
-    try:
-        repository = scan(settings.model_folder, settings.runtimes)
-    except RepositoryError as error:
-        print(error, file=sys.stderr)
-        return 1
-    for model, version in sorted(repository.bundles):
-        print(f"ok      {model}/{version}")
-    for (model, version), problem in sorted(repository.problems.items()):
-        print(f"FAILED  {model}/{version}: {problem.reason}")
-    if not repository.bundles and not repository.problems:
-        print(f"no bundle in {settings.model_folder}", file=sys.stderr)
-    return 0 if repository.bundles and not repository.problems and are_files_good else 1
-
-
-def _check_files(settings: Settings) -> bool:
-    """Prints what the certificates and the file of principals are worth. Returns whether all are good."""
-    is_good = True
-    for file, read in ((settings.tls_cert_file, certificates_of), (settings.tokens_file, principals)):
-        if file is None:
-            continue
-        try:
-            read(settings)
-            print(f"ok      {file}")
-        except StartError as error:
-            print(f"FAILED  {error}")
-            is_good = False
-    return is_good
 
 
 def _told(error: ValidationError | SettingsError) -> str:

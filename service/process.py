@@ -23,6 +23,11 @@ else:
 
 T = TypeVar("T")
 
+
+class StartError(Exception):
+    """The server cannot start; the message says why."""
+
+
 _SWITCH_INTERVAL_S = 0.00005
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import grpc
 
 from service import process
-from service.certificates import Certificates, Pems
-from service.listeners import StartError, certificates_of, warn_if_open
+from service.certificates import Certificates, Pems, certificates_of
+from service.listeners import warn_if_open
 from service.ports import why_not
+from service.process import StartError
 from service.settings import Settings
 from service.wire.json_calls import JsonInterceptor
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.listeners import StartError
+from service.process import StartError
 from service.settings import Settings
 from service.wire.envoy import launcher
 

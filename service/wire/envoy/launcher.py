@@ -22,8 +22,9 @@ from typing import IO, Any
 import structlog
 
 from service import process
-from service.listeners import StartError, certificates_of
+from service.certificates import certificates_of
 from service.ports import addresses, why_not
+from service.process import StartError
 from service.settings import Settings
 from service.wire.envoy import configuration, library
 from service.wire.envoy.link import VARIABLE, Link

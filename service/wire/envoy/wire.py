@@ -9,7 +9,8 @@ from pathlib import Path
 import grpc
 
 from service.background import Background
-from service.listeners import certificates_of, warn_if_open
+from service.certificates import certificates_of
+from service.listeners import warn_if_open
 from service.settings import Settings
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.configuration import MARK
