@@ -1,13 +1,9 @@
-"""What the wire `envoy` has that the other has not: HTTP/1.1, JSON and gRPC-Web; and two processes in place of one."""
+"""What the wire `envoy` has that the other has not, on the real service. `tests/wire/conformance` has the rest."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,7 +15,7 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
 from carousel.v1 import inference_pb2 as pb
-from carousel.v1 import inference_pb2_grpc, models_pb2
+from carousel.v1 import inference_pb2_grpc
 from examples.local_service import LocalService, local_service
 from tests.end_to_end.wire import lm, wire
 from tests.waiting import wait_until
@@ -43,22 +39,6 @@ def ask(service: LocalService, path: str, body: bytes | None, headers: dict[str,
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
-
-
-def envoys_of(service: LocalService) -> list[int]:
-    """The processes that the launcher started."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(service.process.pid)], capture_output=True, text=True, check=True
-    )
-    return [int(pid) for pid in listed.stdout.split()]
-
-
-def is_there(pid: int) -> bool:
-    """Whether a process runs, and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("headers", [JSON, {**JSON, "connect-protocol-version": "1"}])
@@ -107,15 +87,6 @@ def test_pages_of_allowed_origins_may_call(tiny_repository: Path) -> None:
             assert answer.headers["access-control-allow-origin"] == "https://app.example"
 
 
-def test_grpc_web_is_spoken(service: LocalService) -> None:
-    status, body = ask(service, "/carousel.v1.Models/List", b"\0" * 5, {"content-type": "application/grpc-web+proto"})
-    length = int.from_bytes(body[1:5], "big")
-    listed = models_pb2.ModelsListResponse.FromString(body[5 : 5 + length])
-    assert (status, body[0], body[5 + length]) == (200, 0, 0x80)
-    assert "tiny-lm" in [model.model for model in listed.models]
-    assert b"grpc-status:0" in body[10 + length :]
-
-
 async def test_reflection_is_there_by_its_new_name(service: LocalService) -> None:
     async with grpc.aio.insecure_channel(service.target) as channel:
         call: Any = channel.stream_stream(
@@ -161,26 +132,3 @@ async def test_a_client_that_has_sent_its_last_message_and_leaves_ends_its_gener
         return bool(lines) and all(float(line.rsplit(" ", 1)[1]) == 0 for line in lines if "tiny-endless" in line)
 
     await asyncio.to_thread(wait_until, is_ended)
-
-
-@pytest.mark.parametrize("victim", ["launcher", "envoy", "both"])
-def test_nothing_is_left_when_a_process_is_killed(tiny_repository: Path, victim: str) -> None:
-    with local_service(tiny_repository, {"wire": "envoy"}) as service:
-        (envoy,) = envoys_of(service)
-        if victim != "envoy":
-            service.process.kill()
-        if victim != "launcher":
-            os.kill(envoy, signal.SIGKILL)
-        code = service.process.wait(10)
-        wait_until(lambda: not is_there(envoy))
-        assert code == (1 if victim == "envoy" else -signal.SIGKILL)
-        if victim == "envoy":
-            assert (service.log[-1]["event"], service.log[-1].get("signal")) == ("envoy.ended", "SIGKILL")
-
-
-def test_a_port_has_one_server(service: LocalService, tiny_repository: Path) -> None:
-    command = [sys.executable, "-m", "service", "--models", str(tiny_repository), "--store", "memory"]
-    command += ["--wire", "envoy", "--metrics-port", "0", "--port", service.target.rpartition(":")[2]]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 1
-    assert "address already in use" in done.stderr

@@ -59,5 +59,10 @@ def test_metadata_that_cannot_travel_is_refused(name: str, value: str, words: st
 
 
 def test_metadata_that_can_travel_is_left_as_it_is() -> None:
-    metadata = [("a.b_c-1", " ~"), ("k-bin", b"\n\xff"), ("grpc-status-details-bin", b""), ("a.b_c-1", "")]
+    metadata: list[tuple[str, str | bytes]] = [
+        ("a.b_c-1", " ~"),
+        ("k-bin", b"\n\xff"),
+        ("grpc-status-details-bin", b""),
+        ("a.b_c-1", ""),
+    ]
     assert checked(iter(metadata)) == metadata
