@@ -50,6 +50,8 @@ from collections.abc import Callable
 _QUOTED_LENGTH = 140
 """A whole session id of the greatest length, and some more."""
 _QUOTED_ITEMS = 8
+INTERNAL = "internal error; the server's log says more"
+"""What clients are told of a bug of the server's."""
 
 
 def quoted(value: object) -> str:

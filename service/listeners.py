@@ -10,7 +10,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from carousel._extras import how_to_install
 from service.api.principals import Everybody, Principals, TokenFileError
-from service.ports import why_not
+from service.ports import is_loopback, why_not
 from service.process import StartError
 from service.settings import Settings
 
@@ -23,12 +23,11 @@ _CLOSE_IT = (
     "who reaches the port may do everything: set tokens_file (`python -m service token NAME` makes a token) and"
     " tls_cert_file with tls_key_file, or host to 127.0.0.1"
 )
-_LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 
 def warn_if_open(settings: Settings) -> None:
     """Logs a warning when the services can be called from elsewhere by everybody, in plain text."""
-    if settings.host not in _LOOPBACK and settings.tokens_file is None:
+    if not is_loopback(settings.host) and settings.tokens_file is None:
         log.warning("server.open_to_all", host=settings.host, hint=_CLOSE_IT)
 
 

@@ -12,13 +12,12 @@ import grpc
 from service.api.caller import CALLER, Caller
 from service.api.certificate_names import AuthContext
 from service.api.status import TABLE, abort
-from service.errors import AnswerTooLargeError, CarouselError, TooManyCallsError, UnauthenticatedError
+from service.errors import INTERNAL, AnswerTooLargeError, CarouselError, TooManyCallsError, UnauthenticatedError
 from service.observer import CALL_TRACE, ApiObserver
 
 _OURS = "/carousel.v1."
 _STREAM = "/carousel.v1.Inference/Stream"
 _HEALTH = "/grpc.health.v1."
-_FIXED_TEXT = "internal error; the server's log says more"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Find = Callable[[str | None, AuthContext], Caller]
 """Whose call it is, by its `authorization` header and its client's certificate. Raises UnauthenticatedError."""
@@ -110,7 +109,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             except Exception as error:
                 code = grpc.StatusCode.INTERNAL
                 observer.handler_crashed(method, error)
-                await context.abort(code, _FIXED_TEXT)
+                await context.abort(code, INTERNAL)
             finally:
                 self._num_calls -= 1
                 if code is grpc.StatusCode.UNKNOWN:

@@ -22,7 +22,7 @@ from service.api.outbox import Outbox
 from service.api.replies import Replies
 from service.api.step_batches import Act, StreamBatches
 from service.engine.results import Failed, Result
-from service.errors import CarouselError, EngineError, InvalidFieldError, SessionNotOpenError
+from service.errors import INTERNAL, CarouselError, EngineError, InvalidFieldError, SessionNotOpenError
 from service.observer import ApiObserver
 from service.sessions.answer_memory import StreamBudget
 from service.sessions.lifecycle import OVER, State
@@ -147,7 +147,7 @@ class Stream:
     def crashed(self, request: Request, message: pb.StreamRequest, error: Exception) -> None:
         """Reports a bug of the server's, and answers the request that met it."""
         self._observer.handler_crashed(_METHOD, error)
-        self.refuse(request, message, EngineError("internal error; the server's log says more"))
+        self.refuse(request, message, EngineError(INTERNAL))
 
     def _open(self, request: Request, message: pb.StreamRequest) -> None:
         known = self.sessions.get(message.session_id)

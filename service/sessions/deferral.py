@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from service.errors import CarouselError, EngineError, QueueFullError, guarded
+from service.errors import INTERNAL, CarouselError, EngineError, QueueFullError, guarded
 from service.sessions.session import Deferred, Session
 
 
@@ -105,7 +105,7 @@ class Deferral:
                 if session.deferred and session.deferred[0] is deferred:
                     session.deferred.popleft()
             if not guarded(deferred.run, deferred.failures):
-                guarded(deferred.refuse, EngineError("internal error; the server's log says more"))
+                guarded(deferred.refuse, EngineError(INTERNAL))
             for session in deferred.sessions:
                 self._take_turn(session, ready)
 

@@ -11,15 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-"""Names and addresses of this machine alone."""
+from service.ports import LOOPBACK, is_loopback
 
 
 class Browsers:
     """host: that the server listens on; allowed_origins: of pages, such as `https://app.example`."""
 
     def __init__(self, host: str, allowed_origins: Iterable[str]) -> None:
-        self._is_local = host.strip("[]") in LOOPBACK
+        self._is_local = is_loopback(host)
         self._allowed = frozenset(allowed_origins)
 
     def reason_against(self, http_version: str, host: str, origin: str | None) -> str | None:

@@ -12,6 +12,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from service.errors import INTERNAL
 from service.wire.codec import codec_of, is_json
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
@@ -89,7 +90,7 @@ class Host:
                 return
             log.error("wire.call_crashed", method=scope["path"], exc_info=error)
             # or Envoy would end the call with OK; where an answer has begun this raises, which resets the stream
-            await _refuse(send, b"application/grpc", grpc.StatusCode.INTERNAL, _FIXED_TEXT)
+            await _refuse(send, b"application/grpc", grpc.StatusCode.INTERNAL, INTERNAL)
 
     async def _serve(self, scope: Event, receive: Receive, send: Send) -> None:
         raw = scope["headers"]
@@ -166,7 +167,6 @@ _LOOK_S = 0.1
 """Between two looks whether the clients are still there whose handlers do not read."""
 _CLIENT_HAS_LEFT = "ClientDisconnectedError"
 """pyvoy's own class, which exists inside of Envoy alone."""
-_FIXED_TEXT = "internal error; the server's log says more"
 _WHAT_IS_SPOKEN = "this is a gRPC service: it speaks gRPC, gRPC-Web and Connect, by POST"
 
 
@@ -181,7 +181,7 @@ async def _run(handler: Handler, call: Call, path: str) -> None:
     except Exception as error:
         log.error("wire.handler_crashed", method=path, exc_info=error)
         call.set_code(grpc.StatusCode.UNKNOWN)
-        call.set_details(_FIXED_TEXT)
+        call.set_details(INTERNAL)
     await call.finish(is_cancelled=is_cancelled)
 
 
