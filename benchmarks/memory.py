@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,6 +11,7 @@ from benchmarks.measure import Report, Row
 from benchmarks.setup import Setup
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
+from examples.processes import resident_bytes
 
 WANTED_BYTES = 200_000_000
 _CONNECTIONS = 60
@@ -37,13 +37,13 @@ async def _measure(setup: Setup, target: str, pid: int) -> tuple[int, int]:
     channels = [grpc.aio.insecure_channel(target, options=options) for _ in range(_CONNECTIONS)]
     try:
         await _open(channels[0], setup.small.name)  # what is made once is made by now
-        before = _resident_bytes(pid)
+        before = resident_bytes(pid)
         streams = []
         for begin in range(0, setup.num_idle, _AT_ONCE):
             indexes = range(begin, min(begin + _AT_ONCE, setup.num_idle))
             opening = (_open(channels[index % _CONNECTIONS], setup.small.name) for index in indexes)
             streams += await asyncio.gather(*opening)
-        return before, _resident_bytes(pid)
+        return before, resident_bytes(pid)
     finally:
         for channel in channels:
             await channel.close()
@@ -57,7 +57,3 @@ async def _open(channel: grpc.aio.Channel, model: str) -> Any:
     if answer is grpc.aio.EOF or not answer.HasField("opened"):
         raise RuntimeError(f"a stream was refused: {answer}")
     return stream
-
-
-def _resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096

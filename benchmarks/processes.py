@@ -30,15 +30,9 @@ class Running:
 
 @contextmanager
 def service(models: Path, wire: str, flags: Mapping[str, object] | None = None) -> Iterator[Running]:
-    """The service itself on one of its wires: see `local_service`."""
+    """The service itself on one of its wires: see `local_service`. Envoy's launcher takes no time while it serves."""
     with local_service(models, {"wire": wire, **(flags or {})}) as one:
-        yield Running(one.target, one.process.pid if wire == "grpcio" else _child_of(one.process.pid))
-
-
-def _child_of(pid: int) -> int:
-    """Envoy, which has the server: its launcher takes no time while it serves."""
-    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(child)
+        yield Running(one.target, one.pids[-1])
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from examples.processes import children, is_running
+
 _COMMAND = (sys.executable, "-m", "service")
 
 
@@ -81,22 +83,6 @@ def local_service(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process's first thread has started. Linux's alone: empty elsewhere."""
-    try:
-        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is there, and is no zombie. Linux's alone: False elsewhere."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def _flag(name: str, value: object) -> list[str]:

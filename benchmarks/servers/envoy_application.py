@@ -8,8 +8,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import sys
-from collections.abc import Awaitable, Callable, MutableMapping
 from importlib import import_module
 from typing import Any
 
@@ -17,13 +15,11 @@ import grpc
 
 from benchmarks.servers.host import Handler
 from carousel.v1 import inference_pb2 as pb
+from service import process
+from service.wire.envoy.call import Event, Receive, Send
 
 VARIABLE = "BENCHMARK_SERVER"
 """The environment variable that has the server's name and its arguments, as a JSON array."""
-_SWITCH_INTERVAL_S = 0.00005
-Event = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-Send = Callable[[Event], Awaitable[None]]
 
 
 class Context:
@@ -74,7 +70,7 @@ class _Application:
         await receive()
         name, *arguments = json.loads(os.environ[VARIABLE])
         self._handler = import_module(f"benchmarks.servers.{name}").make(arguments)
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        process.tune()
         gc.freeze()
         await send({"type": "lifespan.startup.complete"})
         await receive()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from benchmarks.servers.envoy_application import VARIABLE
@@ -24,7 +23,7 @@ def main() -> None:
     port = free_port()
     made = configuration.configuration(
         Settings(),
-        Path(tempfile.mkdtemp()),
+        Path(),
         module=library.module_path(),
         application="benchmarks.servers.envoy_application:app",
         where=[("127.0.0.1", port)],

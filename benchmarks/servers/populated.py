@@ -11,12 +11,14 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from examples.processes import resident_bytes
 from service import process
 from service.engine.jobs import OutputKind, OutputSpec
 from service.repository.manifest import BASE_VARIANT
@@ -24,11 +26,6 @@ from service.server import Server
 from service.sessions.session import Request, Session
 from service.settings import Settings
 from service.wire.grpcio import GrpcioWire
-
-
-def resident_bytes() -> int:
-    """This process's resident memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def ignore(*_: Any) -> None:
@@ -52,7 +49,7 @@ async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) 
     assert sessions is not None  # noqa: S101  # made when the server started
     engine = served.engine
     gc.collect()
-    before = resident_bytes()
+    before = resident_bytes(os.getpid())
     for begin in range(0, num_sessions, 10_000):
         opened: list[Session] = []
         for _ in range(begin, min(begin + 10_000, num_sessions)):
@@ -70,7 +67,7 @@ async def serve(repository: Path, model: str, num_sessions: int, *, feed: bool) 
         for state in engine._core.arena._states:
             state.values[state.at(slice(1, num_sessions + 1))] = 1
     gc.collect()
-    print(json.dumps({"port": addresses.port, "before": before, "after": resident_bytes()}), flush=True)
+    print(json.dumps({"port": addresses.port, "before": before, "after": resident_bytes(os.getpid())}), flush=True)
     leave = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
     await leave.wait()

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import json
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from email.message import Message
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from carousel import Client
-from carousel.v1 import models_pb2
 from examples.local_envoy import local_envoy
 from examples.local_service import local_service
+from tests.end_to_end import web
+from tests.end_to_end.web import BAD_JSON, JSON, WEB, Answer, check_list_in_grpc_web
 from tests.services import program
 
-JSON = {"content-type": "application/json"}
 STREAM = {"content-type": "application/connect+json"}
-WEB = {"content-type": "application/grpc-web+proto"}
 PAGE = "https://app.example"
-
-
-class Answer(NamedTuple):
-    """Of one HTTP/1.1 request."""
-
-    status: int
-    body: bytes
-    headers: Message
 
 
 @pytest.fixture(scope="module", params=["grpcio", "envoy"])
@@ -51,13 +39,8 @@ def front(
 
 
 def ask(front: str, path: str, body: bytes | None, headers: Mapping[str, str], method: str = "POST") -> Answer:
-    """One HTTP/1.1 request to a path of `carousel.v1`."""
-    request = urllib.request.Request(f"http://{front}/carousel.v1.{path}", body, dict(headers), method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return Answer(answer.status, answer.read(), answer.headers)
-    except urllib.error.HTTPError as error:
-        return Answer(error.code, error.read(), error.headers)
+    """One request to a path of `carousel.v1`."""
+    return web.ask(front, f"/carousel.v1.{path}", body, headers, method)
 
 
 def framed(message: Mapping[str, Any]) -> bytes:
@@ -87,9 +70,7 @@ def test_json_is_answered_with_json(front: str) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "code", "status", "words"),
     [
-        ("Models/Get", b'{"model": "nope"}', "not_found", 404, "model = 'nope'"),
-        ("Models/Get", b'{"modle": "tiny-lm"}', "invalid_argument", 400, '"modle"'),
-        ("Models/Get", b"{", "invalid_argument", 400, "not JSON of carousel.v1.ModelsGetRequest"),
+        *BAD_JSON,
         ("Models/Got", b"{}", "unimplemented", 404, ""),
     ],
 )
@@ -119,12 +100,7 @@ def test_streams_of_json_are_answered_message_by_message(front: str) -> None:
 
 
 def test_grpc_web_is_spoken(front: str) -> None:
-    status, body, _ = ask(front, "Models/List", b"\0" * 5, WEB)
-    length = int.from_bytes(body[1:5], "big")
-    listed = models_pb2.ModelsListResponse.FromString(body[5 : 5 + length])
-    assert (status, body[0], body[5 + length]) == (200, 0, 0x80)
-    assert "tiny-lm" in [model.model for model in listed.models]
-    assert b"grpc-status:0" in body[10 + length :]
+    check_list_in_grpc_web(ask(front, "Models/List", b"\0" * 5, WEB))
 
 
 def test_all_calls_of_a_session_go_to_one_replica_whatever_they_speak(front: str) -> None:

@@ -1,14 +1,9 @@
-"""What the wire `envoy` has that the other has not: HTTP/1.1, JSON and gRPC-Web; and two processes in place of one."""
+"""What the wire `envoy` has that the other has not: HTTP/1.1, JSON and gRPC-Web. `tests/wire/conformance` has more."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -20,13 +15,13 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
 from carousel.v1 import inference_pb2 as pb
-from carousel.v1 import inference_pb2_grpc, models_pb2
-from examples.local_service import LocalService, is_running, local_service
+from carousel.v1 import inference_pb2_grpc
+from examples.local_service import LocalService, local_service
+from examples.processes import resident_bytes
 from tests.conftest import SHIPPED
+from tests.end_to_end.web import BAD_JSON, JSON, WEB, ask, check_list_in_grpc_web
 from tests.end_to_end.wire import lm, wire
 from tests.waiting import wait_until
-
-JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +32,9 @@ def service(tiny_repository: Path) -> Iterator[LocalService]:
         assert not [line for line in service.log if line["level"] in ("warning", "error")]
 
 
-def ask(service: LocalService, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
-    """One HTTP/1.1 request: the status and the body of the answer."""
-    request = urllib.request.Request(f"http://{service.target}{path}", body, headers)
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-
-
 @pytest.mark.parametrize("headers", [JSON, {**JSON, "connect-protocol-version": "1"}])
 def test_json_is_answered_with_json(service: LocalService, headers: dict[str, str]) -> None:
-    status, body = ask(service, "/carousel.v1.Models/List", b"{}", headers)
+    status, body, _ = ask(service.target, "/carousel.v1.Models/List", b"{}", headers)
     assert status == 200
     assert "tiny-lm" in [model["model"] for model in json.loads(body)["models"]]
 
@@ -57,44 +42,42 @@ def test_json_is_answered_with_json(service: LocalService, headers: dict[str, st
 @pytest.mark.parametrize(
     ("path", "body", "code", "status", "words"),
     [
-        ("Models/Get", b'{"model": "nope"}', "not_found", 404, "model = 'nope'"),
-        ("Models/Get", b'{"modle": "tiny-lm"}', "invalid_argument", 400, '"modle"'),
-        ("Models/Get", b"{", "invalid_argument", 400, "not JSON of carousel.v1.ModelsGetRequest"),
+        *BAD_JSON,
         ("Models/Got", b"{}", "unimplemented", 404, "/carousel.v1.Models/Got: no such method"),
     ],
 )
 def test_what_is_wrong_with_json_is_said_in_json(  # noqa: PLR0917
     service: LocalService, path: str, body: bytes, code: str, status: int, words: str
 ) -> None:
-    answered, told = ask(service, f"/carousel.v1.{path}", body, JSON)
+    answered, told, _ = ask(service.target, f"/carousel.v1.{path}", body, JSON)
     assert (answered, json.loads(told)["code"]) == (status, code)
     assert words in json.loads(told)["message"]
 
 
 def test_web_pages_from_elsewhere_are_refused(service: LocalService) -> None:
     for headers in ({"origin": "http://evil.example"}, {"host": "evil.example"}):
-        status, told = ask(service, "/carousel.v1.Models/List", b"{}", {**JSON, **headers})
+        status, told, _ = ask(service.target, "/carousel.v1.Models/List", b"{}", {**JSON, **headers})
         assert (status, json.loads(told)["code"]) == (403, "permission_denied")
-    assert ask(service, "/", None, {"host": "evil.example"})[0] == 403
-    assert ask(service, "/carousel.v1.Models/List", b"{}", {"content-type": "text/plain"})[0] == 415
-    assert ask(service, "/nothing", None, {})[0] == 404
+    assert ask(service.target, "/", None, {"host": "evil.example"})[0] == 403
+    assert ask(service.target, "/carousel.v1.Models/List", b"{}", {"content-type": "text/plain"})[0] == 415
+    assert ask(service.target, "/nothing", None, {})[0] == 404
 
 
 def test_what_any_page_may_send_is_no_call(service: LocalService) -> None:
     """A GET, which has no origin, and a form."""
     message = urllib.parse.quote('{"model": "tiny-heads", "version": 1}')
     path = f"/carousel.v1.Models/Unload?connect=v1&encoding=json&message={message}"
-    assert ask(service, path, None, {})[0] == 404
-    assert ask(service, path, b"x", {"content-type": "text/plain"})[0] == 415
-    status, body = ask(service, "/carousel.v1.Models/Get", b'{"model": "tiny-heads"}', JSON)
+    assert ask(service.target, path, None, {})[0] == 404
+    assert ask(service.target, path, b"x", {"content-type": "text/plain"})[0] == 415
+    status, body, _ = ask(service.target, "/carousel.v1.Models/Get", b'{"model": "tiny-heads"}', JSON)
     assert (status, json.loads(body)["model"]["version"]) == (200, 1)
 
 
 def test_json_may_be_as_large_as_other_messages(service: LocalService) -> None:
     large = b'{"model": "tiny-lm"' + b" " * 3_000_000 + b"}"
-    assert ask(service, "/carousel.v1.Models/Get", large, JSON)[0] == 200
+    assert ask(service.target, "/carousel.v1.Models/Get", large, JSON)[0] == 200
     request = {"model": "tiny-bos", "targets": [{"ids": {"ids": [3] * 20_000}}]}
-    status, body = ask(service, "/carousel.v1.Inference/Score", json.dumps(request).encode(), JSON)
+    status, body, _ = ask(service.target, "/carousel.v1.Inference/Score", json.dumps(request).encode(), JSON)
     assert status == 200
     assert len(body) > 200_000
 
@@ -102,7 +85,7 @@ def test_json_may_be_as_large_as_other_messages(service: LocalService) -> None:
 def test_pages_of_allowed_origins_may_call(tiny_repository: Path) -> None:
     page = {"origin": "https://app.example"}
     with local_service(tiny_repository, {"wire": "envoy", "allowed-origins": '["https://app.example"]'}) as service:
-        assert ask(service, "/carousel.v1.Models/List", b"{}", {**JSON, **page})[0] == 200
+        assert ask(service.target, "/carousel.v1.Models/List", b"{}", {**JSON, **page})[0] == 200
         request = urllib.request.Request(
             f"http://{service.target}/carousel.v1.Models/List",
             headers={**page, "access-control-request-method": "POST"},
@@ -113,12 +96,7 @@ def test_pages_of_allowed_origins_may_call(tiny_repository: Path) -> None:
 
 
 def test_grpc_web_is_spoken(service: LocalService) -> None:
-    status, body = ask(service, "/carousel.v1.Models/List", b"\0" * 5, {"content-type": "application/grpc-web+proto"})
-    length = int.from_bytes(body[1:5], "big")
-    listed = models_pb2.ModelsListResponse.FromString(body[5 : 5 + length])
-    assert (status, body[0], body[5 + length]) == (200, 0, 0x80)
-    assert "tiny-lm" in [model.model for model in listed.models]
-    assert b"grpc-status:0" in body[10 + length :]
+    check_list_in_grpc_web(ask(service.target, "/carousel.v1.Models/List", b"\0" * 5, WEB))
 
 
 async def test_reflection_is_there_by_its_new_name(service: LocalService) -> None:
@@ -173,29 +151,5 @@ def test_room_for_sessions_takes_no_memory_until_they_come(tmp_path: Path) -> No
     (tmp_path / "g2p-en").symlink_to(SHIPPED / "g2p-en")
     with local_service(tmp_path, {"wire": "envoy", "max-slots": 50_000}) as service:
         _, envoy = service.pids
-        status = Path(f"/proc/{envoy}/status").read_text()
-    (resident_kib,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")]
-    assert resident_kib < 50_000 * 36 / 2
-
-
-@pytest.mark.parametrize("victim", ["launcher", "envoy", "both"])
-def test_nothing_is_left_when_a_process_is_killed(tiny_repository: Path, victim: str) -> None:
-    with local_service(tiny_repository, {"wire": "envoy"}) as service:
-        _, envoy = service.pids
-        if victim != "envoy":
-            service.process.kill()
-        if victim != "launcher":
-            os.kill(envoy, signal.SIGKILL)
-        code = service.process.wait(10)
-        wait_until(lambda: not is_running(envoy))
-        assert code == (1 if victim == "envoy" else -signal.SIGKILL)
-        if victim == "envoy":
-            assert (service.log[-1]["event"], service.log[-1].get("signal")) == ("envoy.ended", "SIGKILL")
-
-
-def test_a_port_has_one_server(service: LocalService, tiny_repository: Path) -> None:
-    command = [sys.executable, "-m", "service", "--models", str(tiny_repository), "--store", "memory"]
-    command += ["--wire", "envoy", "--metrics-port", "0", "--port", service.target.rpartition(":")[2]]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 1
-    assert "address already in use" in done.stderr
+        resident = resident_bytes(envoy)
+    assert resident < 50_000 * 36 * 1024 / 2

@@ -11,7 +11,6 @@ import pytest
 
 from examples.local_service import LocalService, local_service
 from service.wire.envoy import library
-from tests.processes import children_of
 
 GRACE_S = 0.5
 """For calls that are left when a service stops."""
@@ -85,5 +84,4 @@ def envoy_carousel(tiny_repository: Path) -> Iterator[LocalService]:
 
 def serving_pid(service: LocalService) -> int:
     """The process that has a service's connections: the one that was started, or Envoy."""
-    children = [pid for pid in children_of(service.process.pid) if Path(f"/proc/{pid}/comm").read_text() == "envoy\n"]
-    return children[0] if children else service.process.pid
+    return service.pids[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from types import TracebackType
@@ -202,17 +203,15 @@ class Connection:
 
     def wait_for_data(self, stream: int, num_bytes: int) -> Answer:
         """What came on a stream, once so many bytes of DATA are there."""
-        answer = self._answers[stream]
-        while len(answer.data) < num_bytes:
-            assert not answer.is_ended, answer
-            assert not self.is_closed
-            self.read_frame()
-        return answer
+        return self._once(stream, lambda answer: len(answer.data) >= num_bytes)
 
     def answer_with(self, stream: int, num_messages: int) -> Answer:
         """What came on a stream, once so many messages are there."""
+        return self._once(stream, lambda answer: len(answer.messages) >= num_messages)
+
+    def _once(self, stream: int, is_enough: Callable[[Answer], bool]) -> Answer:
         answer = self._answers[stream]
-        while len(answer.messages) < num_messages:
+        while not is_enough(answer):
             assert not answer.is_ended, answer
             assert not self.is_closed
             self.read_frame()

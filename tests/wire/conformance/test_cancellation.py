@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
@@ -18,12 +19,17 @@ from tests.wire.conformance.servicer import METHODS, struct
 IGNORED_BYTES = 200_000
 
 
+async def send_all(call: Any, count: int) -> None:
+    """So many requests, numbered, and that they were the last."""
+    for number in range(count):
+        await call.write(struct(number=number))
+    await call.done_writing()
+
+
 async def test_a_client_that_has_sent_its_last_request_still_gets_its_answers(service: LocalService) -> None:
     async with client(service.target) as one:
         call = one.stream()
-        for number in range(3):
-            await call.write(struct(number=number))
-        await call.done_writing()
+        await send_all(call, 3)
         assert [read(response)["number"] async for response in call] == [0, 1, 2]
         assert await call.code() is grpc.StatusCode.OK
 
@@ -31,9 +37,7 @@ async def test_a_client_that_has_sent_its_last_request_still_gets_its_answers(se
 async def test_a_handler_sees_the_last_request_and_then_the_end(service: LocalService) -> None:
     async with client(service.target) as one:
         call = one.client_stream()
-        for number in range(40):
-            await call.write(struct(number=number))
-        await call.done_writing()
+        await send_all(call, 40)
         assert read(await call) == {"count": 40.0}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from examples.local_service import LocalService, local_service
-from tests.processes import children_of, is_there
+from examples.processes import children, is_running
 from tests.waiting import wait_until
 from tests.wire.conformance.calls import framed, path
 from tests.wire.conformance.conftest import COMMAND, require, serving_pid
@@ -52,7 +52,7 @@ def accepts(service: LocalService) -> bool:
 
 def descendants(pid: int) -> set[int]:
     """A process, those that it has started, and those that these have."""
-    return {pid}.union(*(descendants(child) for child in children_of(pid)))
+    return {pid}.union(*(descendants(child) for child in children(pid)))
 
 
 @pytest.mark.parametrize("victim", ["launcher", "envoy", "both"])
@@ -68,9 +68,12 @@ def test_nothing_is_left_of_what_is_killed(envoy: LocalService, folder: Path, vi
             envoy.process.kill()
         if victim != "launcher":
             os.kill(inside, signal.SIGKILL)
-        envoy.process.wait(20)
-        wait_until(lambda: not any(map(is_there, processes)))
+        code = envoy.process.wait(20)
+        wait_until(lambda: not any(map(is_running, processes)))
         one.wait_until_closed()
+    assert code == (1 if victim == "envoy" else -signal.SIGKILL)
+    if victim == "envoy":
+        assert (envoy.log[-1]["event"], envoy.log[-1].get("signal")) == ("envoy.ended", "SIGKILL")
     assert not accepts(envoy)
     assert len(folders(folder)) == (victim != "envoy")
     if victim == "launcher":
@@ -88,7 +91,7 @@ def test_a_crash_inside_of_envoy_ends_the_launcher(envoy: LocalService, folder: 
         one.data(1, framed(do="die", signal=int(number)), is_last=True)
         one.wait_until_closed()
     assert envoy.process.wait(30) == 1
-    wait_until(lambda: not any(map(is_there, processes)))
+    wait_until(lambda: not any(map(is_running, processes)))
     assert (envoy.log[-1]["event"], envoy.log[-1]["signal"]) == ("envoy.ended", number.name)
     assert folders(folder) == []
 
@@ -103,7 +106,7 @@ def test_two_signals_end_it_at_once(envoy: LocalService, folder: Path) -> None:
         wait_until(lambda: any(line["event"] == "server.leaving" for line in envoy.log))
         envoy.process.terminate()
         assert envoy.process.wait(5) == -signal.SIGTERM
-        wait_until(lambda: not any(map(is_there, processes)))
+        wait_until(lambda: not any(map(is_running, processes)))
 
 
 def test_a_start_that_fails_leaves_nothing(envoy: LocalService, folder: Path) -> None:
@@ -122,7 +125,7 @@ def test_a_clean_end_leaves_nothing(folder: Path) -> None:
     with local_service(None, {"wire": "envoy"}, command=COMMAND) as service:
         processes = descendants(service.process.pid)
         assert service.stop() == 0
-        assert not any(map(is_there, processes))
+        assert not any(map(is_running, processes))
         assert not accepts(service)
     assert folders(folder) == []
     assert [path.name for path in folder.iterdir() if not path.name.endswith(".log")] == []

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from examples.local_service import LocalService
-from tests.processes import num_descriptors, resident_bytes
+from examples.processes import num_descriptors, resident_bytes
 from tests.waiting import wait_until
 from tests.wire.conformance.calls import framed, path, read
 from tests.wire.conformance.conftest import serving_pid

@@ -8,7 +8,7 @@ import zlib
 import pytest
 
 from examples.local_service import LocalService
-from tests.processes import resident_bytes
+from examples.processes import resident_bytes
 from tests.wire.conformance.calls import framed, path, read
 from tests.wire.conformance.conftest import serving_pid
 from tests.wire.conformance.hpack import encode

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from examples.local_service import LocalService
-from tests.processes import resident_bytes
+from examples.processes import resident_bytes
 from tests.waiting import wait_until
 from tests.wire.conformance.calls import framed, path, read, told
 from tests.wire.conformance.conftest import serving_pid
