@@ -43,7 +43,7 @@ SMOKE = (
     "tests/sessions/test_registry.py",
     "tests/test_settings.py",
 )
-OF_PYTEST = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "onnx")
+OF_TESTS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "onnx", "cryptography")
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_traces_without_their_extra_say_how_to_install_it(server: Environment) -
 
 def test_the_suites_smoke_part_passes_on_the_wheels(server: Environment) -> None:
     """The tests are moved as the server's modules are, and run where the checkout's packages are not."""
-    server.install(*OF_PYTEST)
+    server.install(*OF_TESTS)
     rewriter = Checkout.at(ROOT).rewriter()
     moved = server.work / "moved"
     shutil.copytree(ROOT / "model_repository", moved / "model_repository")
