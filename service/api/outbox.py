@@ -28,12 +28,13 @@ class _Later(NamedTuple):
 
 class Outbox(Generic[Response]):
     """Responses in order. limit: the number at which it is full. waiting: those to be written; is_closed: whether
-    nothing more will be put."""
+    nothing more will be put. at_once: writes one without waiting, and returns whether it did; None: nothing does."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, at_once: Callable[[Response], bool] | None = None) -> None:
         self.waiting: deque[Response | _Later] = deque()
         self.is_closed = False
         self.limit = limit
+        self._at_once = at_once
         self._arrival: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._is_held = False
@@ -43,8 +44,19 @@ class Outbox(Generic[Response]):
         """Whether nothing more should be taken in that will be answered here."""
         return len(self.waiting) >= self.limit
 
+    @property
+    def is_at_once(self) -> bool:
+        """Whether the next response is written where it is put: what came before it has left, and the wire can."""
+        return self._at_once is not None and self._arrival is not None and not self.waiting
+
+    def put_at_once(self, response: Response) -> bool:
+        """Writes a response now, if `is_at_once`. Returns whether the wire took it."""
+        return self._at_once is not None and self._at_once(response)
+
     def put(self, response: Response) -> None:
         """Adds a response; never waits, and takes even one that is over the limit."""
+        if self.is_at_once and self.put_at_once(response):
+            return
         self.waiting.append(response)
         if self._arrival is not None and not self._is_held:
             self._wake_up()
@@ -57,6 +69,7 @@ class Outbox(Generic[Response]):
 
     def abandon(self) -> None:
         """Nobody will take anything any more: drops what is there, and whatever is put from here on."""
+        self._at_once = None
         self.waiting = deque(maxlen=0)
 
     def close(self) -> None:

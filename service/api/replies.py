@@ -15,6 +15,7 @@ from service.api import answers
 from service.api.outbox import Made, Outbox
 from service.api.part import Part, pieces
 from service.api.status import TABLE
+from service.api.token_answer import TokenAnswer
 from service.engine.jobs import Item
 from service.engine.results import Failed, Fed, Generated, Result, Scored, Searched, Stepped
 from service.errors import CarouselError, EngineError, report
@@ -25,6 +26,9 @@ from service.sessions.session import Request, Session
 class Replies:
     """Answers the requests of one stream. max_answer_bytes: of one answer. num_unanswered: requests that came in and
     have no last answer yet."""
+
+    _token_answer = TokenAnswer()
+    """Of all streams: each answer is serialized before the next is filled in."""
 
     def __init__(self, outbox: Outbox[pb.StreamResponse], observer: ApiObserver, max_answer_bytes: int) -> None:
         self.num_unanswered = 0
@@ -91,7 +95,9 @@ class Replies:
             if request.answer_bytes or request.replayed:
                 self._put_later(request, partial(answers.large_fed, request, result))
             else:
-                self._outbox.put(answers.fed(request, result))
+                filled = self._token_answer.of(request, result) if self._outbox.is_at_once else None
+                if filled is None or not self._outbox.put_at_once(filled):
+                    self._outbox.put(answers.fed(request, result))
             self._finish()
         else:
             self.on_failed(request, result)

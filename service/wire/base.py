@@ -20,7 +20,11 @@ class Wire(Protocol):
         ...
 
     def open(self, interceptor: grpc.aio.ServerInterceptor) -> Any:
-        """What the generated `add_...Servicer_to_server` take. interceptor: surrounds every call."""
+        """What the generated `add_...Servicer_to_server` take. interceptor: surrounds every call.
+
+        Handlers get a `grpc.aio.ServicerContext`. It may have `write_at_once(message)` besides, which serializes and
+        sends a response without waiting, and returns whether it did.
+        """
         ...
 
     async def start(self) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert
+from service.api.token_answer import TokenAnswer
 from service.engine.beam import Hypothesis
 from service.engine.decoding import FinishReason
 from service.engine.results import Fed, Searched, StepOutput, Stepped
@@ -70,6 +71,41 @@ async def test_a_fed_is_the_same_and_takes_many_turns(kind: str) -> None:
     response, num_turns = await made(answers.large_fed(one, result))
     assert response == answers.fed(one, result)
     assert num_turns > 5
+
+
+ONE_TOKEN = [StepOutput(9, [3])]
+OTHERS = {
+    "none": [],
+    "two outputs": ONE_TOKEN * 2,
+    "two tokens": [StepOutput(9, [3, 4])],
+    "a log-probability": [StepOutput(9, [3], [-0.5])],
+    "logits": [StepOutput(9, [3], None, floats(50))],
+    "a trace": [StepOutput(9, [3], None, None, {"a": floats(3)})],
+}
+
+
+def test_a_token_answer_is_the_same_however_often_it_was_filled_in() -> None:
+    made = TokenAnswer()
+    for position in (300, 0, 2):
+        one, result = request(), Fed(position, [StepOutput(position, [position % 50])])
+        one.request_id = position
+        filled = made.of(one, result)
+        assert filled is not None
+        assert filled.SerializeToString() == answers.fed(one, result).SerializeToString()
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_token_answer_is_of_one_token_alone(kind: str) -> None:
+    assert TokenAnswer().of(request(), Fed(9, OTHERS[kind])) is None
+
+
+def test_a_token_answer_is_no_retrys_nor_of_a_session_that_is_stored_nor_of_numbers() -> None:
+    retry, stored, of_numbers = request(), request(), request()
+    retry.replayed = True
+    stored.session.own_persistence()
+    of_numbers.session.served.bundle = replace(BUNDLE, target_vocabulary=None)
+    for one in (retry, stored, of_numbers):
+        assert TokenAnswer().of(one, Fed(9, ONE_TOKEN)) is None
 
 
 async def test_an_opened_is_the_same() -> None:

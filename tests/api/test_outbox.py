@@ -191,6 +191,28 @@ async def test_closing_while_somebody_holds_ends_the_sleeper_when_they_let_go() 
     assert await waiting is None
 
 
+async def test_what_is_put_while_the_writer_waits_is_written_at_once_until_nobody_takes_it() -> None:
+    written: list[int] = []
+
+    def write(response: int) -> bool:
+        written.append(response)
+        return True
+
+    outbox: Outbox[int] = Outbox(1, write)
+    outbox.put(0)  # nobody waits yet
+    assert not written
+    assert await outbox.next() == (0, None)
+    waiting = asyncio.create_task(outbox.next())
+    await turn()
+    outbox.put(1)
+    outbox.put(2)
+    assert (written, waiting.done()) == ([1, 2], False)
+    outbox.abandon()
+    outbox.put(3)
+    assert written == [1, 2]
+    waiting.cancel()
+
+
 @pytest.mark.parametrize("wait", [Outbox.next, Outbox.room])
 async def test_who_gave_up_waiting_leaves_nothing_broken(wait: Callable[[Outbox[int]], Awaitable[Any]]) -> None:
     outbox: Outbox[int] = Outbox(1)
@@ -210,15 +232,27 @@ async def test_who_gave_up_waiting_leaves_nothing_broken(wait: Callable[[Outbox[
     await outbox.room()
 
 
-@given(st.integers(1, 3), st.lists(st.sampled_from(["put", "put", "yield", "read", "seek"]), max_size=60))
-@settings(max_examples=100, deadline=None)
-def test_no_wake_up_is_lost(limit: int, steps: list[str]) -> None:
-    """A reader waits only while there is nothing to read, a seeker only while it is full; all is read in order."""
+@given(
+    st.integers(1, 3),
+    st.lists(st.sampled_from(["put", "put", "yield", "read", "seek"]), max_size=60),
+    st.none() | st.lists(st.booleans()),
+)
+@settings(max_examples=200, deadline=None)
+def test_no_wake_up_is_lost(limit: int, steps: list[str], takes: list[bool] | None) -> None:
+    """A reader waits only while there is nothing to read, a seeker only while it is full; all is read in order, also
+    what is written at once. takes: whether that could be, time after time."""
 
     async def play() -> None:
-        outbox: Outbox[int] = Outbox(limit)
         taken: list[int] = []
         num_put = 0
+
+        def write(response: int) -> bool:
+            is_taken = takes is not None and bool(takes) and takes.pop()
+            if is_taken:
+                taken.append(response)
+            return is_taken
+
+        outbox: Outbox[int] = Outbox(limit, None if takes is None else write)
         allowed = asyncio.Semaphore(0)
 
         async def read() -> None:

@@ -196,6 +196,66 @@ async def test_responses_that_wait_go_together() -> None:
     assert asgi.sent[-1] == STATUS_OK
 
 
+async def test_responses_are_written_at_once_after_the_first_while_few_are_unsent() -> None:
+    written: list[bool] = []
+    asgi = Asgi(piece(is_last=True))
+    asgi.is_slow = True
+    large = Struct()
+    large["a"] = "x" * 20_000
+
+    async def answer(requests: Any, context: Any) -> None:
+        written.append(context.write_at_once(Struct()))
+        await context.write(Struct())
+        written.extend(context.write_at_once(message) for message in (Struct(), large, Struct()))
+        asgi.takes.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        written.append(context.write_at_once(Struct()))
+
+    await served(answer, asgi)
+    assert written == [False, True, True, False, True]
+    assert b"".join(asgi.bodies) == ONE * 2 + framed(large.SerializeToString()) + ONE
+    assert asgi.sent[-1] == STATUS_OK
+
+
+async def test_nothing_is_written_at_once_when_the_call_has_ended_or_its_client_has_left() -> None:
+    contexts: list[Any] = []
+
+    async def answer(requests: Any, context: Any) -> None:
+        contexts.append(context)
+        await context.write(Struct())
+        async for _ in requests:
+            pass
+
+    asgis = [Asgi(piece(is_last=True)), Asgi({"type": "http.disconnect"})]
+    for asgi in asgis:
+        await asyncio.wait([asyncio.create_task(served(answer, asgi))])
+    for context, asgi in zip(contexts, asgis, strict=True):
+        num_sent = len(asgi.sent)
+        assert not context.write_at_once(Struct())
+        assert len(asgi.sent) == num_sent
+
+
+async def test_a_client_that_sends_many_messages_at_once_leaves_others_their_turns() -> None:
+    num_turns: list[int] = []
+
+    async def count(requests: Any, context: Any) -> None:
+        turns = 0
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            asyncio.get_running_loop().call_soon(turn)
+
+        turn()
+        async for _ in requests:
+            num_turns.append(turns)
+
+    await served(count, Asgi(piece(ONE * 50), piece(is_last=True)))
+    assert num_turns == sorted(set(num_turns)), "some came in one turn"
+    assert len(num_turns) == 50
+
+
 async def test_a_client_that_leaves_cancels_the_handler_and_gets_nothing_more() -> None:
     ended: list[str] = []
 

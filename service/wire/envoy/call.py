@@ -81,6 +81,8 @@ class Call:
 
     async def read(self) -> Any:
         """The next message, or `grpc.aio.EOF`. Raises DecodeError for one that is none."""
+        if not self._frames.is_empty:  # a client that sends many at once leaves others their turn between two of them
+            await asyncio.sleep(0)
         while True:
             try:
                 message = self._frames.next()
@@ -97,7 +99,12 @@ class Call:
                 if not self._frames.is_empty:
                     await self._fail(grpc.StatusCode.INTERNAL, "the last message is not there as a whole")
                 return grpc.aio.EOF
-            event = await self._next_event()
+            asked, self._asked = self._asked, None
+            self._is_reading = True
+            try:
+                event = await (self._receive() if asked is None else asked)
+            finally:
+                self._is_reading = False
             if event["type"] == "http.disconnect":
                 self._leave()
                 continue
@@ -115,13 +122,19 @@ class Call:
         if not self._is_started:
             await self.send_initial_metadata(())
         self._check_there()
-        self._unsent.append(frame)
-        self._num_unsent += len(frame)
-        if self._sent is None:
-            self._flush()
+        self._put(frame)
         while self._num_unsent > _UNSENT_BYTES and self._sent is not None:
             await asyncio.wait((self._sent,))
             self._check_there()
+
+    def write_at_once(self, message: Any) -> bool:
+        """Sends a response without waiting, and returns whether it did: not the first one, nor while much is unsent or
+        once the client has left, nor as JSON."""
+        is_open = self._is_started and not self._has_left and self._task is not None
+        if not is_open or self._num_unsent > _UNSENT_BYTES or self._codec.is_slow:
+            return False
+        self._put(framed(self._codec.encode(message)))
+        return True
 
     async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
         """Sends the headers of the answer; without this they go with the first response. Raises ValueError for metadata
@@ -235,14 +248,6 @@ class Call:
             asked = self._asked = asyncio.ensure_future(self._receive())
             asked.add_done_callback(self._on_asked)
 
-    async def _next_event(self) -> Event:
-        asked, self._asked = self._asked, None
-        self._is_reading = True
-        try:
-            return await (self._receive() if asked is None else asked)
-        finally:
-            self._is_reading = False
-
     async def _fail(self, code: grpc.StatusCode, details: str) -> NoReturn:
         """Ends the call for what the client sent: cancels the handler, whichever of its tasks reads."""
         self._failure = code, details
@@ -250,10 +255,14 @@ class Call:
         await self._loop.create_future()
         raise grpc.aio.AbortError  # not reached: the task that reads is cancelled, or one of the handler's that is
 
-    def _flush(self) -> None:
-        data = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
-        self._unsent.clear()
-        self._num_unsent = 0
+    def _put(self, frame: bytes) -> None:
+        if self._sent is None:
+            self._flush(frame)
+        else:
+            self._unsent.append(frame)
+            self._num_unsent += len(frame)
+
+    def _flush(self, data: bytes) -> None:
         # Envoy takes it at once; what is awaited is its word that it has, or, beyond its limits, that the client reads.
         sent = self._sent = asyncio.ensure_future(
             self._send({"type": "http.response.body", "body": data, "more_body": True})
@@ -265,7 +274,10 @@ class Call:
         if sent.cancelled() or sent.exception() is not None:
             self._leave()
         elif self._unsent:
-            self._flush()
+            data = b"".join(self._unsent)
+            self._unsent.clear()
+            self._num_unsent = 0
+            self._flush(data)
 
     def _check_there(self) -> None:
         if self._has_left:

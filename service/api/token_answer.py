@@ -1,0 +1,38 @@
+"""The answer to a feed that gives one token, made once and filled in for each: five messages cost several times as much
+to make as to fill in."""
+
+from __future__ import annotations
+
+from carousel.v1 import inference_pb2 as pb
+from service.api import convert
+from service.engine.results import Fed
+from service.sessions.persistence import NOT_STORED
+from service.sessions.session import Request
+
+
+class TokenAnswer:
+    """For who serializes it before the next is filled in. Event loop only."""
+
+    def __init__(self) -> None:
+        self._response = pb.StreamResponse()
+        self._response.fed.replayed = False  # set all the same, as in every answer of this kind
+        self._output = self._response.fed.outputs.add()
+        self._token = self._output.tokens.add()
+
+    def of(self, request: Request, result: Fed) -> pb.StreamResponse | None:
+        """What `answers.fed` makes, until the next call; None for an answer of another form."""
+        session, outputs = request.session, result.outputs
+        vocabulary = session.served.bundle.target_vocabulary
+        if len(outputs) != 1 or vocabulary is None or session.persistence is not NOT_STORED or request.replayed:
+            return None
+        position, token_ids, log_probabilities, logits, trace = outputs[0]
+        if len(token_ids) != 1 or log_probabilities is not None or logits is not None or trace is not None:
+            return None
+        response = self._response
+        response.request_id = request.request_id
+        response.session_id = session.name
+        response.position = result.position
+        self._output.position = position
+        tokens = vocabulary.derived.get("tokens") or convert.token_messages(vocabulary)
+        self._token.CopyFrom(tokens[token_ids[0]])
+        return response
