@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
+from zlib import crc32
 
 import grpc
 
@@ -20,7 +21,7 @@ from carousel.v1 import inference_pb2 as pb
 from simulation.checks import Journal, Stamp
 from simulation.knobs import Tenant
 from simulation.system import Replica
-from simulation.wire import Connection
+from simulation.wire import Connection, ConnectionAtOnce
 
 _ASK_S = 60.0
 """Virtual seconds after which a request that is waited for counts as not answered."""
@@ -88,7 +89,8 @@ class Listener(Protocol):
 
 
 class ClientStream:
-    """One call. stamp: what the store has of a session, by id, when an answer about it is handed over."""
+    """One call, on either wire by its name. stamp: what the store has of a session, by id, when an answer about it is
+    handed over."""
 
     def __init__(
         self,
@@ -113,7 +115,8 @@ class ClientStream:
         self._stamp = stamp
         self._stamps: dict[int, Stamp] = {}
         self._life = replica.life
-        self._connection = Connection(self._receive, delay, self._written)
+        wire = ConnectionAtOnce if crc32(name.encode()) % 2 else Connection
+        self._connection = wire(self._receive, delay, self._written)
         self._over = asyncio.get_running_loop().create_future()
         self._task = replica.stream(self._connection, caller)
         self._task.add_done_callback(self._served)

@@ -112,13 +112,16 @@ class Connection:
             await self._room
         if self.has_left:
             raise grpc.aio.InternalError("the client has left")
+        self._hand_over(response)
+        pause_s = self._delay()
+        if pause_s:
+            await asyncio.sleep(pause_s)
+
+    def _hand_over(self, response: Message) -> None:
         copy = type(response).FromString(response.SerializeToString())
         self._written(copy)
         self._reaches_at_s = max(self._loop.time() + self._delay(), self._reaches_at_s + _TICK_S)
         self._loop.call_at(self._reaches_at_s, self._reach, copy, context=self._context)
-        pause_s = self._delay()
-        if pause_s:
-            await asyncio.sleep(pause_s)
 
     def _arrive(self, request: Any) -> None:
         self._requests.append(request)
@@ -136,3 +139,21 @@ class Connection:
     def _make_room(self) -> None:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
+
+
+class ConnectionAtOnce(Connection):
+    """One on Envoy's wire, where a response may be written where it is made."""
+
+    _has_written = False
+
+    async def write(self, response: Message) -> None:
+        """As `Connection.write`."""
+        self._has_written = True
+        await super().write(response)
+
+    def write_at_once(self, response: Message) -> bool:
+        """See `Wire.open`."""
+        if not self._has_written or self.has_left or len(self._unread) >= _WINDOW:
+            return False
+        self._hand_over(response)
+        return True
