@@ -6,13 +6,10 @@ import asyncio
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import Thread
-from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2_grpc
-from prometheus_client import start_http_server
 
 from carousel.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from service.api.caller import Domain
@@ -37,6 +34,7 @@ from service.sessions.stores.base import StateStore, StoreError
 from service.sessions.stores.opening import open_store, signing_key
 from service.settings import Settings
 from service.telemetry.engines import EngineTelemetry, ModelTelemetry, Occupancy
+from service.telemetry.exposition import Exposition
 from service.telemetry.metrics import Metrics
 from service.telemetry.observers import SessionTelemetry, StoreTelemetry
 from service.wire.base import Wire
@@ -88,7 +86,7 @@ class Server:
         self._storage: Storage | None = None
         self._inference: Inference | None = None
         self._probes: grpc.aio.Server | None = None
-        self._http: tuple[WSGIServer, Thread] | None = None
+        self._exposition: Exposition | None = None
         self._background = Background()
         self._collector: Collector | None = None
         self._principals = principals(settings)
@@ -135,7 +133,7 @@ class Server:
         probes = make_probes(settings, self._health)
         try:
             if settings.metrics:
-                self._http = start_http_server(settings.metrics_port, settings.host, self._metrics.registry)
+                self._exposition = Exposition(settings.metrics_port, settings.host, self._metrics.registry)
         except OSError as error:
             raise StartError(f"cannot listen on {settings.host}:{settings.metrics_port}: {error}") from error
         port = await self._wire.start()
@@ -149,7 +147,7 @@ class Server:
         self._background.repeat("health", min(0.5, settings.lease_s / 3), self._look_at_lease)
         if settings.watch_models_s:
             self._background.repeat("watch", settings.watch_models_s, self._hosting.look)
-        addresses = Addresses(port, 0 if self._http is None else self._http[0].server_port, health_port)
+        addresses = Addresses(port, 0 if self._exposition is None else self._exposition.port, health_port)
         models = (
             ", ".join(f"{model}/{version}" for model, version in sorted(self._hosting.repository.bundles)) or "none"
         )
@@ -185,11 +183,8 @@ class Server:
             await self._sessions.stop(_STORE_END_S)
         if self._crash is None:
             await self._hosting.stop()
-        if self._http is not None:
-            server, thread = self._http
-            await asyncio.to_thread(server.shutdown)
-            server.server_close()
-            thread.join()
+        if self._exposition is not None:
+            await self._exposition.stop()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop)
         log.info("server.stopped")
