@@ -17,6 +17,8 @@ from benchmarks.measure import Report, write
 from benchmarks.setup import Setup
 from benchmarks.subjects import make
 from benchmarks.suite import SUITE
+from service.settings import Settings
+from service.wire.choice import choose
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "chaos": chaos.main,
@@ -37,10 +39,21 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=Setup().seconds, help="of one measurement (%(default)s)")
     parser.add_argument("--held", type=float, default=Setup().held_s, help="seconds of one of `tail` (%(default)s)")
     parser.add_argument("--rounds", type=int, default=Setup().rounds, help="measurements of each side (%(default)s)")
+    wires = ("grpcio", "envoy")
+    auto, _ = choose(Settings(wire="auto"))
+    parser.add_argument(
+        "--wire", choices=wires, default=auto, help="of the service and servers beside it (%(default)s)"
+    )
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.seconds <= 0 or arguments.held <= 0:
         parser.error("--seconds, --held and --rounds must be above 0")
-    setup = Setup(models=make(), seconds=arguments.seconds, held_s=arguments.held, rounds=arguments.rounds)
+    setup = Setup(
+        models=make(),
+        seconds=arguments.seconds,
+        held_s=arguments.held,
+        rounds=arguments.rounds,
+        wire=arguments.wire,
+    )
     reports = []
     for name in SUITE if arguments.name == "all" else [arguments.name]:
         report = SUITE[name](setup)

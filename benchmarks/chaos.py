@@ -32,12 +32,13 @@ _HELD_UP = 0.4
 
 @dataclass
 class Figures:
-    """What came of it. kills: servers ended by SIGKILL; leaves: by SIGTERM; cuts: times that all connections were
-    broken off; store_restarts: of Redis; pauses: of a server, by SIGSTOP; store_cuts: times that a server could not
-    reach Redis; tokens: fed and generated; mismatches: sessions that were told anything else; answers_lost: of rows of
-    step batches, which were applied and whose stream was lost before they were answered."""
+    """What came of it. wire: of the servers; kills: servers ended by SIGKILL; leaves: by SIGTERM; cuts: times that all
+    connections were broken off; store_restarts: of Redis; pauses: of a server, by SIGSTOP; store_cuts: times that a
+    server could not reach Redis; tokens: fed and generated; mismatches: sessions that were told anything else;
+    answers_lost: of rows of step batches, which were applied and whose stream was lost before they were answered."""
 
     store: str
+    wire: str
     seed: int
     sessions: int
     kills: int = 0
@@ -135,15 +136,16 @@ async def faults(
     await asyncio.sleep(2.0)
 
 
-async def run(store: str, models: Path, *, sessions: int, kills: int, seed: int) -> Figures:
+async def run(store: str, models: Path, *, wire: str, sessions: int, kills: int, seed: int) -> Figures:
     """One store's chaos."""
-    figures = Figures(store, seed, sessions)
+    figures = Figures(store, wire, seed, sessions)
     scripts: list[AnyScript] = [(Batch if number % 20 == 0 else Script)(number, seed) for number in range(sessions)]
     began_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "key").write_bytes(secrets.token_bytes(32))
         common = {
+            "wire": wire,
             "snapshot-key-file": folder / "key",
             "checkpoint-interval-s": 0.5,
             "shutdown-grace-s": 3,
@@ -213,6 +215,7 @@ def main(arguments: list[str]) -> int:
     """`python -m benchmarks chaos`. 1 when anything was told otherwise, or a session has failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks chaos", description=__doc__)
     parser.add_argument("--store", choices=["lmdb", "redis", "both"], default="both")
+    parser.add_argument("--wire", choices=["auto", "grpcio", "envoy"], default="auto", help="of the servers")
     parser.add_argument("--sessions", type=int, default=200)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
@@ -223,7 +226,8 @@ def main(arguments: list[str]) -> int:
         models = make_models(Path(name))
         for store in ("lmdb", "redis") if given.store == "both" else (given.store,):
             figures = asyncio.run(
-                run(store, models, sessions=given.sessions, kills=given.kills, seed=given.seed), debug=False
+                run(store, models, wire=given.wire, sessions=given.sessions, kills=given.kills, seed=given.seed),
+                debug=False,
             )
             found.append(figures)
             told = ", ".join(f"{name} {value}" for name, value in asdict(figures).items() if name != "errors")

@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.measure import Report, Row
-from benchmarks.processes import Seen, server
+from benchmarks.processes import Seen
 from benchmarks.setup import Setup
 
 STREAMS = 64
@@ -26,7 +26,7 @@ def open_loop(setup: Setup) -> Report:
     """Latency of steps that arrive at random, over that of the echo server under the same load, to past our limit."""
     report = setup.report("open_loop", "p50 latency from the due time, over the echo server's at the same load")
     curves: Curves = {"carousel": [], "echo": []}
-    with setup.service() as carousel, server("echo") as echo_server:
+    with setup.service() as carousel, setup.server("echo") as echo_server:
         servers = {"carousel": carousel, "echo": echo_server}
         closed = [setup.sample("lockstep", servers["carousel"], setup.load(streams=STREAMS)) for _ in range(3)]
         capacity = statistics.median(sample.value for sample in closed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import subprocess
@@ -33,17 +34,20 @@ class Replica:
     def kill(self) -> None:
         """Kills it, as nothing can be that is to notice."""
         if self._service is not None:
-            self._service.process.kill()
+            self._service.kill()
             self.end()
 
     def pause(self, seconds: float) -> None:
         """Holds it up, as a machine that is short of memory, or moved, does."""
         if self._service is not None:
-            self._service.process.send_signal(signal.SIGSTOP)
+            pids = self._service.pids
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
             try:
                 time.sleep(seconds)
             finally:
-                self._service.process.send_signal(signal.SIGCONT)
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
 
     def leave(self) -> None:
         """Stops it, as a rolling restart does."""

@@ -74,7 +74,7 @@ def foreign(setup: Setup) -> Report:
     )
     for model in MODELS:
         model.export()
-    with service(MODELS[0].repository, LARGE_MESSAGES) as carousel:
+    with service(MODELS[0].repository, setup.wire, LARGE_MESSAGES) as carousel:
         for model in MODELS:
             load = setup.load(model=model.name, streams=SESSIONS, features=model.size, chunk=STEPS, in_flight=2)
             report.rows.append(

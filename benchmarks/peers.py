@@ -17,7 +17,7 @@ from benchmarks import native_load
 from benchmarks.bare import Array, load_step
 from benchmarks.measure import Report, Sample, row_of, write
 from benchmarks.peers_curve import Curves, draw, print_curves
-from benchmarks.processes import Running, Seen, server
+from benchmarks.processes import Running, Seen, server, service
 from benchmarks.restarts import Restarted
 from benchmarks.setup import Setup
 from benchmarks.subjects import SMALL, make
@@ -25,7 +25,6 @@ from benchmarks.traffic import TRAFFIC, Load, Traffic
 from benchmarks.triton import messages
 from benchmarks.triton.environment import TRITON_VERSION, Environment
 from benchmarks.triton.server import JEMALLOC, triton
-from examples.local_service import local_service
 
 PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "peers.svg"
 ENVOY, GRPCIO, TRITON, BY_HAND = "Carousel, envoy", "Carousel, grpcio", "Triton", "by hand"
@@ -152,12 +151,8 @@ def _others(setup: Setup) -> Iterator[dict[str, Measure]]:
         return lambda name, load: _replay(at, TRAFFIC[name](load), load)
 
     with (
-        local_service(setup.models, {"wire": "envoy"}) as envoy,
-        local_service(setup.models, {"wire": "grpcio"}) as grpcio,
-        server("naive", str(setup.small.folder), "one") as by_hand,
+        service(setup.models, "envoy") as envoy,
+        service(setup.models, "grpcio") as grpcio,
+        server("grpcio", "naive", str(setup.small.folder), "one") as by_hand,
     ):
-        yield {
-            ENVOY: measure(Running(envoy.target, envoy.process.pid)),
-            GRPCIO: measure(Running(grpcio.target, grpcio.process.pid)),
-            BY_HAND: measure(by_hand),
-        }
+        yield {ENVOY: measure(envoy), GRPCIO: measure(grpcio), BY_HAND: measure(by_hand)}

@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks import native_load
 from benchmarks.traffic import TRAFFIC, Load
 from examples.local_service import local_service
+from examples.ports import wait_for_port
 
 Seen = dict[str, float]
 PYTHON_TIMEOUT_S = 300.0
@@ -28,30 +29,38 @@ class Running:
 
 
 @contextmanager
-def service(models: Path, flags: Mapping[str, object] | None = None) -> Iterator[Running]:
-    """The service itself: see `local_service`."""
-    with local_service(models, flags) as one:
-        yield Running(one.target, one.process.pid)
+def service(models: Path, wire: str, flags: Mapping[str, object] | None = None) -> Iterator[Running]:
+    """The service itself on one of its wires: see `local_service`."""
+    with local_service(models, {"wire": wire, **(flags or {})}) as one:
+        yield Running(one.target, one.process.pid if wire == "grpcio" else _child_of(one.process.pid))
+
+
+def _child_of(pid: int) -> int:
+    """Envoy, which has the server: its launcher takes no time while it serves."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
 
 
 @contextmanager
-def server(module: str, *arguments: str) -> Iterator[Running]:
-    """`python -m benchmarks.servers.MODULE`, which prints its port."""
-    with started(module, *arguments) as (line, pid):
-        yield Running(f"127.0.0.1:{int(line)}", pid)
+def server(wire: str, module: str, *arguments: str) -> Iterator[Running]:
+    """`python -m benchmarks.servers.MODULE`, which prints its port, on one of the wires."""
+    command = (module, *arguments) if wire == "grpcio" else ("on_envoy", module, *arguments)
+    with started(*command) as (line, process):
+        wait_for_port(int(line), process)
+        yield Running(f"127.0.0.1:{int(line)}", process.pid)
 
 
 @contextmanager
 def populated(repository: Path, model: str, num_sessions: int, *flags: str) -> Iterator[tuple[Running, dict[str, int]]]:
     """The service with sessions open already, and its memory: see `benchmarks.servers.populated`."""
-    with started("populated", str(repository), model, str(num_sessions), *flags) as (line, pid):
+    with started("populated", str(repository), model, str(num_sessions), *flags) as (line, process):
         printed: dict[str, int] = json.loads(line)
-        yield Running(f"127.0.0.1:{printed['port']}", pid), printed
+        yield Running(f"127.0.0.1:{printed['port']}", process.pid), printed
 
 
 @contextmanager
-def started(module: str, *arguments: str) -> Iterator[tuple[str, int]]:
-    """`python -m benchmarks.servers.MODULE`; gives the first line that it prints, and its process's id."""
+def started(module: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`python -m benchmarks.servers.MODULE`; gives the first line that it prints, and its process."""
     command = [sys.executable, "-m", f"benchmarks.servers.{module}", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -60,7 +69,7 @@ def started(module: str, *arguments: str) -> Iterator[tuple[str, int]]:
             line = process.stdout.readline()
             if not line:
                 raise RuntimeError(f"{' '.join(command)} ended before it listened")
-            yield line, process.pid
+            yield line, process
         finally:
             process.terminate()
             try:

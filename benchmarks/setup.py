@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import native_load
 from benchmarks.measure import Report, Sample
-from benchmarks.processes import Running, Seen, generate_load, service
+from benchmarks.processes import Running, Seen, generate_load, server, service
 from benchmarks.subjects import LARGE, REPOSITORY, SMALL, Subject
 from benchmarks.traffic import Load
 
@@ -21,9 +21,9 @@ class Setup:
     """What a benchmark is run with.
 
     seconds: of one measurement, after `warmup_s`; held_s: of one measurement of `tail`; rounds: how many of each
-    side count; old_position: of `growth`; long_feed: tokens at a time of `blocking`; num_many: sessions of
-    `million`; stores: of `durability`. shared: a service of `models` that runs already; None:
-    each benchmark starts one.
+    side count; old_position: of `growth`; long_feed: tokens at a time of `blocking`; num_many: sessions of `million`;
+    num_idle: streams of `memory`; stores: of `durability`. wire: that the service and the servers beside it have.
+    shared: a service of `models` that runs already; None: each benchmark starts one.
     """
 
     models: Path = REPOSITORY
@@ -36,8 +36,10 @@ class Setup:
     old_position: int = 1_000_000
     long_feed: int = 100_000
     num_many: int = 1_000_000
+    num_idle: int = 5_000
     stores: tuple[str, ...] = ("lmdb", "redis")
     picture: Path = PICTURE
+    wire: str = "grpcio"
     shared: Running | None = None
 
     def report(self, name: str, question: str) -> Report:
@@ -45,12 +47,18 @@ class Setup:
         return Report(name, question, notes=notes())
 
     @contextmanager
-    def service(self) -> Iterator[Running]:
-        """The service with its default settings, storing nothing."""
-        if self.shared is not None:
+    def service(self, flags: Mapping[str, object] | None = None) -> Iterator[Running]:
+        """The service with its default settings, storing nothing, unless flags say otherwise."""
+        if self.shared is not None and not flags:
             yield self.shared
             return
-        with service(self.models) as started:
+        with service(self.models, self.wire, flags) as started:
+            yield started
+
+    @contextmanager
+    def server(self, module: str, *arguments: str) -> Iterator[Running]:
+        """A server beside the service, on the same wire: see `benchmarks.processes.server`."""
+        with server(self.wire, module, *arguments) as started:
             yield started
 
     def load(self, subject: Subject | None = None, **options: float | str) -> Load:

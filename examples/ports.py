@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
+from typing import Any
 
 
 def free_port() -> int:
@@ -14,7 +15,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[Any]) -> None:
     """Returns when something listens there. Raises RuntimeError when the process ends before, or after 30 s."""
     for _ in range(1200):
         with socket.socket() as probe:

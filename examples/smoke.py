@@ -1,6 +1,7 @@
 """Is a deployment alive, and exact? What `scripts/compose-check` asks; for any that serves `g2p-en`.
 
 python -m examples.smoke 127.0.0.1:50051                          a word, and a session
+python -m examples.smoke --json 127.0.0.1:50050                   a model, asked for as a browser does
 python -m examples.smoke --across 127.0.0.1:50050                 sessions for 8 s, whatever happens to servers
 python -m examples.smoke --scraped http://127.0.0.1:9090 3        Prometheus scrapes so many servers
 """
@@ -34,6 +35,17 @@ def alive(target: str) -> str:
     if fed != tokens[1:]:
         raise AssertionError(f"generated {tokens}, but fed to a session they are followed by {fed}")
     return f"{_WORD}: {' '.join(tokens)}"
+
+
+def json_spoken(target: str) -> str:
+    """Asks for the model by HTTP/1.1, in JSON."""
+    url, body = f"http://{target}/carousel.v1.Models/Get", json.dumps({"model": _MODEL}).encode()
+    request = urllib.request.Request(url, body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        model = json.load(response)["model"]
+    if model["status"] != "MODEL_STATUS_SERVING":
+        raise AssertionError(f"{_MODEL}: expected MODEL_STATUS_SERVING, got {model['status']}")
+    return f"{_MODEL}/{model['version']} by HTTP/1.1 and JSON: {model['description']}"
 
 
 def across(target: str, is_over: Callable[[], bool] | None = None) -> str:
@@ -88,13 +100,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Is a deployment alive, and exact?")
     parser.add_argument("target")
     parser.add_argument("count", type=int, nargs="?", default=1)
+    parser.add_argument("--json", action="store_true", help="by HTTP/1.1 and JSON")
     parser.add_argument("--across", action="store_true", help="sessions for 8 seconds")
     parser.add_argument("--scraped", action="store_true", help="target is Prometheus, count: of servers")
     given = parser.parse_args()
     if given.scraped:
         print(scraped(given.target, given.count))
     else:
-        print(across(given.target) if given.across else alive(given.target))
+        print((across if given.across else json_spoken if given.json else alive)(given.target))
     return 0
 
 

@@ -9,8 +9,8 @@ import sys
 import structlog
 
 from service import process
-from service.commands import COMMANDS, check, read_settings, refused
-from service.listeners import StartError
+from service.commands import COMMANDS, read_settings, refused
+from service.process import StartError
 from service.settings import Settings, unknown_variables
 from service.telemetry import logging
 from service.wire import choice
@@ -28,6 +28,8 @@ def main() -> int:
     if settings is None:
         return 2
     if settings.check:
+        from service.check import check  # noqa: PLC0415  # serving does without, and so does Envoy's launcher
+
         return check(settings)
     logging.configure(settings.log_format, settings.log_level)
     for variable, nearest in unknown_variables(os.environ):

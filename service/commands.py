@@ -1,4 +1,4 @@
-"""What `python -m service` does besides serving: `health`, `token NAME`, `--version`, and the setting `check`.
+"""What `python -m service` does besides serving: `health`, `token NAME` and `--version`.
 
 Each command gets the arguments after its name, and returns the process's exit code: 2 when it was called wrongly.
 """
@@ -12,9 +12,6 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from carousel._version import __version__
-from service.api.principals import new_token
-from service.probe import probe
-from service.repository.repository import RepositoryError, scan
 from service.settings import Settings
 
 _HELP = ("-h", "--help")
@@ -57,7 +54,11 @@ def health(arguments: list[str]) -> int:
         print(_USAGE["health"])
         return 0
     settings = read_settings(arguments)
-    return 2 if settings is None else probe(settings)
+    if settings is None:
+        return 2
+    from service.probe import probe  # noqa: PLC0415  # it brings gRPC, which Envoy's launcher does without
+
+    return probe(settings)
 
 
 def make_token(arguments: list[str]) -> int:
@@ -68,6 +69,8 @@ def make_token(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(_USAGE["token"].partition("\n")[0], file=sys.stderr)
         return 2
+    from service.api.principals import new_token  # noqa: PLC0415  # it brings the service's API, likewise
+
     token, digest = new_token()
     print(f"token (shown once): {token}", file=sys.stderr)
     print(f'[principals.{arguments[0]}]\ntoken_sha256 = ["{digest}"]')
@@ -88,22 +91,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "token": make_token,
     "--version": tell_version,
 }
-
-
-def check(settings: Settings) -> int:
-    """Prints what each bundle is worth; 1 when one cannot be served, or there is none."""
-    try:
-        repository = scan(settings.model_folder, settings.runtimes)
-    except RepositoryError as error:
-        print(error, file=sys.stderr)
-        return 1
-    for model, version in sorted(repository.bundles):
-        print(f"ok      {model}/{version}")
-    for (model, version), problem in sorted(repository.problems.items()):
-        print(f"FAILED  {model}/{version}: {problem.reason}")
-    if not repository.bundles and not repository.problems:
-        print(f"no bundle in {settings.model_folder}", file=sys.stderr)
-    return 0 if repository.bundles and not repository.problems else 1
 
 
 def _told(error: ValidationError | SettingsError) -> str:

@@ -12,7 +12,7 @@ import structlog
 from pydantic_settings import CliApp
 
 from service import process
-from service.listeners import StartError
+from service.process import StartError
 from service.server import Server
 from service.settings import Settings
 from service.telemetry import logging

@@ -9,9 +9,9 @@ import structlog
 from grpc_health.v1 import health, health_pb2_grpc
 
 from carousel._extras import how_to_install
-from service.api.credentials import CertificateError, Certificates
 from service.api.principals import Everybody, Principals, TokenFileError
 from service.ports import why_not
+from service.process import StartError
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,21 +24,6 @@ _CLOSE_IT = (
     " tls_cert_file with tls_key_file, or host to 127.0.0.1"
 )
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
-
-
-class StartError(Exception):
-    """The server cannot start; the message says why."""
-
-
-def certificates_of(settings: Settings) -> Certificates | None:
-    """The certificate, the key and the authorities of the settings; None without TLS. Raises StartError."""
-    if settings.tls_cert_file is None or settings.tls_key_file is None:
-        return None
-    files = (settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
-    try:
-        return Certificates(*files, _log_certificates)
-    except CertificateError as error:
-        raise StartError(str(error)) from error
 
 
 def warn_if_open(settings: Settings) -> None:
@@ -63,11 +48,15 @@ def make_probes(settings: Settings, servicer: health.aio.HealthServicer) -> tupl
 
 
 def principals(settings: Settings) -> Principals | Everybody:
-    """Who may call. Raises StartError when the file of tokens is no good."""
+    """Who may call. Raises StartError when the file of principals is no good."""
     if settings.tokens_file is None:
         return Everybody()
     try:
-        return Principals(settings.tokens_file, lambda error: log.error("tokens.not_reloaded", reason=str(error)))
+        return Principals(
+            settings.tokens_file,
+            lambda error: log.error("tokens.not_reloaded", reason=str(error)),
+            has_client_certificates=settings.tls_client_ca_file is not None,
+        )
     except TokenFileError as error:
         raise StartError(str(error)) from error
 
@@ -82,10 +71,3 @@ def make_tracing(settings: Settings) -> Tracing | None:
         command = how_to_install("tracing", distribution="carousel-serving")
         raise StartError(f"otlp_endpoint needs {error.name}: {command}") from error
     return Tracing(settings.otlp_endpoint, settings.trace_ratio)
-
-
-def _log_certificates(error: CertificateError | None) -> None:
-    if error is None:
-        log.info("tls.reloaded")
-    else:
-        log.error("tls.not_reloaded", reason=str(error))

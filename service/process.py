@@ -2,12 +2,13 @@
 
 SIGTERM and SIGINT end the server, SIGHUP makes it read its files again. The first SIGTERM or SIGINT ends it in good
 order. From then on either signal has its own effect again, which ends the process at once, whatever the event loop is
-busy with.
+busy with. As the first process of a container it has none: a handler does the same there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -21,6 +22,11 @@ else:
     from uvloop import new_event_loop
 
 T = TypeVar("T")
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why."""
+
 
 _SWITCH_INTERVAL_S = 0.00005
 
@@ -51,10 +57,14 @@ def handle_signals(on_leave: Callable[[], None], on_reload: Callable[[], None]) 
     def leave(number: signal.Signals) -> None:
         for one in _LEAVING:
             loop.remove_signal_handler(one)
-            signal.signal(one, signal.SIG_DFL)
+            signal.signal(one, signal.SIG_DFL if os.getpid() != 1 else _end)
         log.info("server.leaving", signal=number.name, hint="a second signal ends it at once")
         on_leave()
 
     for one in _LEAVING:
         loop.add_signal_handler(one, leave, one)
     loop.add_signal_handler(signal.SIGHUP, on_reload)
+
+
+def _end(number: int, _: Any) -> None:
+    os._exit(128 + number)

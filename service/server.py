@@ -26,7 +26,8 @@ from service.collector import Collector
 from service.engine.engine import Engine
 from service.health import ModelHealth
 from service.hosting import Hosting
-from service.listeners import StartError, make_probes, make_tracing, principals
+from service.listeners import make_probes, make_tracing, principals
+from service.process import StartError
 from service.repository.bundle import Bundle
 from service.repository.repository import RepositoryError
 from service.sessions.service import SessionService

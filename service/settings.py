@@ -70,7 +70,8 @@ class Settings(BaseSettings):
     metrics_port: Port = 9100
     """Port of `/metrics` for Prometheus; 0 takes a free one."""
     check: bool = False
-    """Check the settings and every bundle, print what was found and exit: 0 when all can be served."""
+    """Check the settings, certificates, principals and every bundle, print what was found and exit: 0 when all can be
+    served."""
 
     wire: Literal["auto", "grpcio", "envoy"] = "auto"
     """What carries the calls: gRPC's own library, or Envoy with the server inside, which is faster and speaks gRPC-Web,
@@ -96,10 +97,12 @@ class Settings(BaseSettings):
     tls_key_file: Path | None = None
     """PEM file of its private key."""
     tls_client_ca_file: Path | None = None
-    """PEM file of the authorities one of which must vouch for a client's certificate (mutual TLS)."""
+    """PEM file of the authorities one of which must vouch for a client's certificate (mutual TLS). The certificate may
+    name a principal: see tokens_file."""
     tokens_file: Path | None = None
-    """TOML file of principals and the hashes of their tokens, see `python -m service token`; with it, every call must
-    bring one. It is read again when it changes. Without it, who reaches the server may do everything."""
+    """TOML file of principals, the hashes of their tokens, see `python -m service token`, and the names of their
+    certificates, which need tls_client_ca_file; with it, every call must come with one or the other. It is read again
+    when it changes. Without it, who reaches the server may do everything."""
     max_metadata_bytes: Annotated[int, Field(ge=1024, le=2**20)] = 16 * 1024
     """Size of one call's metadata."""
 

@@ -1,6 +1,6 @@
 """Real services beside ours, started on free ports of the loopback interface and stopped by their process.
 
-Without the program a test is skipped, or fails where CAROUSEL_REQUIRE_SERVICES is 1.
+Without the program a test is skipped, or fails where TESTS_REQUIRE_SERVICES is 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         message = f"{name} is not on this machine"
-        if os.environ.get("CAROUSEL_REQUIRE_SERVICES") == "1":
+        if os.environ.get("TESTS_REQUIRE_SERVICES") == "1":
             pytest.fail(message)
         pytest.skip(message)
     return found

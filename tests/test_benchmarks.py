@@ -32,7 +32,7 @@ from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 from tests.bundles import HIDDEN_SIZE, VOCABULARY_SIZE, write_language_model
 
-LIKE_OTHERS = {"echo", "naive", "metrics", "million"}
+LIKE_OTHERS = {"echo", "wire", "naive", "metrics", "million"}
 """These do what `shortest` does, with servers that take long to start; two of the servers have a test below."""
 Handler = Callable[[Iterator[pb.StreamRequest], Any], Iterator[pb.StreamResponse]]
 SHORT = Load(seconds=0.3, warmup_s=0.0)
@@ -45,14 +45,14 @@ needs_native = pytest.mark.usefixtures("native")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The native load generator, built into a cache of these tests' own.
 
-    Where it cannot be built its tests are skipped, or fail where CAROUSEL_REQUIRE_SERVICES is 1.
+    Where it cannot be built its tests are skipped, or fail where TESTS_REQUIRE_SERVICES is 1.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         native_load.generator.cache_clear()
         reason = native_load.why_not()
         if reason:
-            (pytest.fail if os.environ.get("CAROUSEL_REQUIRE_SERVICES") == "1" else pytest.skip)(reason)
+            (pytest.fail if os.environ.get("TESTS_REQUIRE_SERVICES") == "1" else pytest.skip)(reason)
         yield native_load.generator()
     native_load.generator.cache_clear()
 
@@ -60,7 +60,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def carousel(subjects: tuple[Subject, Subject]) -> Iterator[Running]:
     """The service on them."""
-    with service(subjects[0].repository) as started:
+    with service(subjects[0].repository, "grpcio") as started:
         yield started
 
 
@@ -203,8 +203,8 @@ def test_what_the_server_refuses_fails_the_replay_and_is_shown(after: int) -> No
 
 @needs_native
 def test_another_method_is_called_where_the_traffic_names_it_and_its_errors_are_shown_as_text() -> None:
-    chat = grpc.stream_stream_rpc_method_handler(lambda stream, _: (b"\x0a\x04full" for _ in stream))
-    handlers: dict[str, Any] = {"Chat": chat}
+    chat: Any = grpc.stream_stream_rpc_method_handler(lambda stream, _: (b"\x0a\x04full" for _ in stream))
+    handlers = {"Chat": chat}
     one = grpc.server(ThreadPoolExecutor(1))
     one.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("other.Service", handlers),))
     target = f"127.0.0.1:{one.add_insecure_port('127.0.0.1:0')}"
@@ -335,6 +335,7 @@ def test_every_benchmark_measures(
         rounds=1,
         old_position=1_000,
         long_feed=1_000,
+        num_idle=50,
         stores=("lmdb",),
         shared=carousel,
         picture=tmp_path / "load.svg",
@@ -465,7 +466,7 @@ def test_simulate_writes_what_the_simulation_found(
 
 
 def test_the_service_that_keeps_no_metric_serves(tiny_repository: Path) -> None:
-    with server("silent", str(tiny_repository)) as silent, Client(silent.target) as client:
+    with server("grpcio", "silent", str(tiny_repository)) as silent, Client(silent.target) as client:
         with client.session("tiny-endless") as session:
             session.feed([2, 3])
             assert session.position == 2

@@ -1,14 +1,17 @@
-"""The event loop that the server's process runs on."""
+"""The event loop that the server's process runs on, and what signals do to it."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
 from service import process
+from tests.services import program
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +37,26 @@ def test_what_the_server_raises_is_raised() -> None:
 
     with pytest.raises(LookupError, match="no such model"):
         process.run(fail())
+
+
+_TWO_SIGNALS = """
+import asyncio, os, signal
+from service import process
+
+async def main():
+    process.handle_signals(lambda: os.kill(1, signal.SIGTERM), lambda: None)
+    os.kill(1, signal.SIGTERM)
+    await asyncio.sleep(20)
+
+process.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces of processes are Linux's")
+def test_a_second_signal_ends_the_first_process_of_a_container_too() -> None:
+    """By itself the kernel gives it no signal that it does not handle."""
+    alone = [program("unshare"), "--user", "--map-root-user", "--pid", "--fork"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody make a namespace of processes")
+    done = subprocess.run([*alone, sys.executable, "-c", _TWO_SIGNALS], capture_output=True, check=False, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr

@@ -21,6 +21,7 @@ from service.repository.repository import scan
 from service.repository.runtime import RuntimeOptions, Runtimes
 from service.settings import Settings, unknown_variables
 from tests.bundles import write_language_model
+from tests.certificates import Authority
 
 FIELDS = Settings.model_fields
 FLAGS = {name: "--" + name.replace("_", "-") for name in FIELDS}
@@ -167,6 +168,29 @@ def test_help_lists_every_setting_with_its_text(
         assert field.description, f"{name} has no docstring"
         assert f" {FLAGS[name]}" in shown
         assert re.sub(r"\s+", " ", field.description) in shown
+
+
+def test_a_check_tells_of_certificates_and_principals_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_language_model(tmp_path / "models")
+    authority = Authority()
+    issued = authority.issue_server()
+    files = {"cert": issued.certificate, "key": issued.key, "client-ca": authority.certificate}
+    arguments = ["--check", "--models", str(tmp_path / "models"), "--tokens-file", str(tmp_path / "tokens")]
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        arguments += [f"--tls-{name}-file", str(tmp_path / name)]
+    (tmp_path / "tokens").write_text('[principals.x]\ncertificate_names = ["CN=x"]')
+    assert run(monkeypatch, *arguments) == 0
+    assert capsys.readouterr().out == f"ok      {tmp_path}/cert\nok      {tmp_path}/tokens\nok      tiny-lm/1\n"
+    (tmp_path / "tokens").write_text('[principals.x]\ncertificate_names = ["*.x"]')
+    assert run(monkeypatch, *arguments) == 1
+    assert "FAILED  tokens_file: " in capsys.readouterr().out
+    (tmp_path / "tokens").write_text('[principals.x]\ncertificate_names = ["CN=x"]')
+    (tmp_path / "client-ca").write_text("nonsense")
+    assert run(monkeypatch, *arguments) == 1
+    assert f"FAILED  {tmp_path}/client-ca is not PEM\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--nonsense", "1"], ["surplus"], ["--port"], ["--por", "1"]])

@@ -1,16 +1,22 @@
-"""A bare grpc.aio server: answers each message at once with one of the same kind and size as the service's own."""
+"""A bare server: answers each message at once with one of the same kind and size as the service's own."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-from benchmarks.servers.host import Context, fed, opened, serve
+import grpc
+
+from benchmarks.servers.host import Context, Handler, fed, opened, run
 
 
-async def stream(request_iterator: Any, context: Context) -> None:
+def make(arguments: list[str]) -> Handler:
+    """It takes no arguments."""
+    return _stream
+
+
+async def _stream(_: Any, context: Context) -> None:
     """Answers an open as opened and a feed with a next token."""
-    async for request in request_iterator:
+    while (request := await context.read()) is not grpc.aio.EOF:
         if request.WhichOneof("request") == "open":
             await context.write(opened(request, "echo"))
         else:
@@ -18,4 +24,4 @@ async def stream(request_iterator: Any, context: Context) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(stream))
+    run(make)

@@ -1,9 +1,15 @@
-"""Runs a stream handler as the `Inference` service on a free port, prints the port, and makes what it answers."""
+"""What the servers that are measured have in common: how they are started, and what they answer.
+
+    python -m benchmarks.servers.NAME ARGUMENTS
+
+runs one on grpc.aio; `on_envoy` runs the same inside of Envoy.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,11 +19,17 @@ from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Handler = Callable[[Any, Context], Awaitable[None]]
+"""Serves one stream."""
 
 
-async def serve(stream: Callable[[Any, Context], Awaitable[None]]) -> None:
-    """Serves until SIGTERM."""
+def run(make: Callable[[list[str]], Handler]) -> None:
+    """Serves as the `Inference` service on a free port, which is printed, until SIGTERM. make: the handler, of the
+    command's arguments."""
+    asyncio.run(_serve(make(sys.argv[1:])))
 
+
+async def _serve(stream: Handler) -> None:
     class Servicer(inference_pb2_grpc.InferenceServicer):
         """The handler, in the place of the real one."""
 

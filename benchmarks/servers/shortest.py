@@ -9,7 +9,6 @@ the event loop and run as one batch. It answers as the service does, with the po
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import grpc
 import numpy as np
 
 from benchmarks.bare import BareStep, load_step
-from benchmarks.servers.host import Context, opened, serve
+from benchmarks.servers.host import Context, Handler, opened, run
 from carousel.v1 import inference_pb2 as pb
 
 NUM_SLOTS = 4096
@@ -110,5 +109,10 @@ class Shortest:
             lane.send(answer)
 
 
+def make(arguments: list[str]) -> Handler:
+    """arguments: the bundle."""
+    return Shortest(load_step(Path(arguments[0]))).stream
+
+
 if __name__ == "__main__":
-    asyncio.run(serve(Shortest(load_step(Path(sys.argv[1]))).stream))
+    run(make)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias, cast
 
 import grpc
 
 from service.api.caller import CALLER, Caller
+from service.api.certificate_names import AuthContext
 from service.api.status import TABLE, abort
 from service.errors import AnswerTooLargeError, CarouselError, TooManyCallsError, UnauthenticatedError
 from service.observer import CALL_TRACE, ApiObserver
@@ -19,8 +20,8 @@ _STREAM = "/carousel.v1.Inference/Stream"
 _HEALTH = "/grpc.health.v1."
 _FIXED_TEXT = "internal error; the server's log says more"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Find = Callable[[str | None], Caller]
-"""Who an `authorization` header is of. Raises UnauthenticatedError."""
+Find = Callable[[str | None, AuthContext], Caller]
+"""Whose call it is, by its `authorization` header and its client's certificate. Raises UnauthenticatedError."""
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -62,17 +63,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return handler
 
     def _guarded(self, handler: Handler, authorization: str | None) -> Handler:
-        """The handler, or one that refuses the call."""
-        try:
-            self._find(authorization)
-        except UnauthenticatedError as error:
-            refusal = error
+        """The handler of a stream, for those who may call."""
+        find, behaviour = self._find, cast("Any", handler.stream_stream)
 
-            async def refuse(request: Any, context: Any) -> None:
-                await abort(context, refusal)
+        async def call(requests: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                find(authorization, context.auth_context)
+            except UnauthenticatedError as error:
+                await abort(context, error)
+            async for response in behaviour(requests, context):
+                yield response
 
-            return grpc.unary_unary_rpc_method_handler(refuse)
-        return handler
+        guarded: Any = call
+        return grpc.stream_stream_rpc_method_handler(guarded, handler.request_deserializer, handler.response_serializer)
 
     def _wrap(self, behaviour: Behaviour, method: str, metadata: dict[str, str]) -> Behaviour:
         observer, find = self._observer, self._find
@@ -88,7 +91,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._num_calls += 1
             try:
                 self._check_room()
-                caller = find(metadata.get("authorization"))
+                caller = find(metadata.get("authorization"), context.auth_context)
                 if not is_stream:  # of which each message counts
                     caller.admit()
                 CALLER.set(caller)

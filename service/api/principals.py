@@ -1,12 +1,16 @@
-"""Who may call: principals and the hashes of their tokens, in a TOML file that is read again when it changes.
+"""Who may call: principals, the hashes of their tokens and the names of their certificates, in a TOML file that is read
+again when it changes.
 
-    [principals.app]
+    [principals.app]           # token_sha256, certificate_names or both
     token_sha256 = ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]
+    certificate_names = ["spiffe://corp/app", "app.example.com", "CN=app"]
     max_sessions = 100         # live at once; default: no limit but the server's
     max_requests_per_s = 2000  # messages of streams, and other calls; bursts of a second's worth are let through
     admin = false              # may see and change sessions of others, and load and unload models
 
-A token has 32 random bytes, so its plain hash is not to be guessed. `python -m service token` makes one.
+A token has 32 random bytes, so its plain hash is not to be guessed. `python -m service token` makes one. A call that
+brings a token is its principal's, whatever certificate its client has; without a token the client's certificate says
+whose it is: its first name, in the order of `names_of`, that a principal has.
 """
 
 from __future__ import annotations
@@ -17,16 +21,19 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from service.api.caller import NOBODY, Caller, Principal
-from service.errors import UnauthenticatedError
+from service.api.certificate_names import AuthContext, check_name, names_of
+from service.errors import UnauthenticatedError, quoted
 
 _LOOK_EVERY_S = 1.0
 _SCHEME = "bearer "
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+CertificateName = Annotated[str, AfterValidator(check_name)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
@@ -37,10 +44,17 @@ class TokenFileError(Exception):
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    token_sha256: list[Sha256] = Field(min_length=1)
+    token_sha256: list[Sha256] = Field(default=[], min_length=1)
+    certificate_names: list[CertificateName] = Field(default=[], min_length=1)
     max_sessions: int | None = Field(default=None, ge=0)
     max_requests_per_s: float | None = Field(default=None, gt=0)
     admin: bool = False
+
+    @model_validator(mode="after")
+    def _check_known_by_something(self) -> Self:
+        if not self.token_sha256 and not self.certificate_names:
+            raise ValueError("a principal needs token_sha256, certificate_names or both")
+        return self
 
 
 class _File(BaseModel):
@@ -48,31 +62,52 @@ class _File(BaseModel):
 
     principals: dict[Name, _Entry]
 
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        owners: dict[str, str] = {}
+        for principal, entry in self.principals.items():
+            for name in entry.certificate_names:
+                owner = owners.setdefault(name, principal)
+                if owner != principal:
+                    raise ValueError(
+                        f"principals {owner} and {principal} both have the certificate name {quoted(name)}"
+                    )
+        return self
+
 
 class Principals:
-    """Finds who has a token. on_error: told of a file that cannot be read any more; what it said before holds.
+    """Finds who calls. on_error: told of a file that cannot be read any more; what it said before holds.
+    has_client_certificates: whether clients must have certificates; without, no principal may have names of some.
 
     Event loop only. clock: monotonic seconds. Raises TokenFileError when the file is no good at the start.
     """
 
     def __init__(
-        self, path: Path, on_error: Callable[[TokenFileError], None], clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path,
+        on_error: Callable[[TokenFileError], None],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        has_client_certificates: bool = False,
     ) -> None:
         self._path = path
+        self._has_client_certificates = has_client_certificates
         self._on_error = on_error
         self._clock = clock
         self._problem = ""
         self._callers: dict[str, Caller] = {}
         self._by_digest: list[tuple[bytes, Caller]] = []
+        self._by_name: dict[str, Caller] = {}
         self._seen = self._stamp()
         self._looked_at_s = clock()
-        self._take(_read(path))
+        self._take(self._read())
 
-    def find(self, authorization: str | None) -> Caller:
-        """The caller of an `authorization` header. Raises UnauthenticatedError, which does not tell what was given."""
+    def find(self, authorization: str | None, auth_context: AuthContext) -> Caller:
+        """The caller of an `authorization` header; without one, of the client's certificate. Raises
+        UnauthenticatedError, which tells the names of the certificate, and nothing of what the header has."""
         self._look()
         if authorization is None:
-            raise UnauthenticatedError("the call has no authorization: this server wants `Bearer` and a token")
+            return self._find_by_certificate(auth_context)
         if authorization[: len(_SCHEME)].lower() != _SCHEME:
             raise UnauthenticatedError("authorization is of another scheme: this server wants `Bearer` and a token")
         digest = hashlib.sha256(authorization[len(_SCHEME) :].strip().encode()).digest()
@@ -83,6 +118,22 @@ class Principals:
         if found is None:
             raise UnauthenticatedError("the token is not known to this server")
         return found
+
+    def _find_by_certificate(self, auth_context: AuthContext) -> Caller:
+        if not self._has_client_certificates:
+            raise UnauthenticatedError("the call has no authorization: this server wants `Bearer` and a token")
+        names = names_of(auth_context())
+        for name in names:
+            if name in self._by_name:
+                return self._by_name[name]
+        if names:
+            seen = f"no principal has a name of the client's certificate, {quoted(names)}"
+        else:
+            seen = "the client's certificate has no URI, no DNS name and no single common name"
+        raise UnauthenticatedError(
+            f"the call has no authorization, and {seen}: this server wants `Bearer` and a token, or a certificate with"
+            " a name that a principal has in certificate_names"
+        )
 
     def reload(self) -> bool:
         """Reads the file now, changed or not. Returns whether it is good; of one that is not, `on_error` hears, and the
@@ -108,7 +159,7 @@ class Principals:
     def _reload(self) -> bool:
         try:
             self._seen = self._stamp()
-            self._take(_read(self._path))
+            self._take(self._read())
         except TokenFileError as error:
             self._report(error)
             return False
@@ -122,7 +173,7 @@ class Principals:
             self._on_error(error)
 
     def _take(self, file: _File) -> None:
-        self._by_digest = []
+        self._by_digest, self._by_name = [], {}
         for name, entry in file.principals.items():
             principal = Principal(
                 name,
@@ -133,6 +184,17 @@ class Principals:
             caller = self._callers.setdefault(name, Caller(principal, self._clock))
             caller.principal = principal
             self._by_digest += [(bytes.fromhex(digest), caller) for digest in entry.token_sha256]
+            self._by_name |= dict.fromkeys(entry.certificate_names, caller)
+
+    def _read(self) -> _File:
+        file = _read(self._path)
+        named = [name for name, entry in file.principals.items() if entry.certificate_names]
+        if named and not self._has_client_certificates:
+            raise TokenFileError(
+                f"tokens_file: {self._path}: principals.{named[0]}.certificate_names: no client is asked for a"
+                " certificate: set tls_client_ca_file, or leave certificate_names out"
+            )
+        return file
 
     def _stamp(self) -> tuple[int, int]:
         try:
@@ -143,9 +205,9 @@ class Principals:
 
 
 class Everybody:
-    """No tokens: all who reach the server are one principal without a name, which may do everything."""
+    """No file of principals: all who reach the server are one principal without a name, which may do everything."""
 
-    def find(self, authorization: str | None) -> Caller:
+    def find(self, authorization: str | None, auth_context: AuthContext) -> Caller:
         """Nobody in particular."""
         return NOBODY
 
@@ -168,5 +230,9 @@ def _read(path: Path) -> _File:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise TokenFileError(f"tokens_file: {path} is no TOML: {error}") from None
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise TokenFileError(f"tokens_file: {path}: {told}") from None
+        raise TokenFileError(f"tokens_file: {path}: {'; '.join(map(_told, error.errors()))}") from None
+
+
+def _told(problem: ErrorDetails) -> str:
+    reason = str(problem.get("ctx", {}).get("error", problem["msg"]))
+    return ": ".join((*filter(None, (".".join(map(str, problem["loc"])),)), reason))

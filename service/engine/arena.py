@@ -11,7 +11,8 @@ Rules:
    a batch of the same rows, as a lone session or a gateway's step batch makes again and again, is then neither gathered
    nor scattered.
 5. The arrays are allocated whole at the start and left untouched: the operating system gives a page its memory
-   when a session first writes to it, so room for a million sessions costs nothing until they come.
+   when a session first writes to it, so room for a million sessions costs nothing until they come. They are asked of
+   the operating system itself: in Envoy's process the allocator is Envoy's, which writes to all that it zeroes.
 
 `acquire` is called by one thread and everything else by another: they meet only in the free list, whose append
 and pop are atomic, and a row is never in the hands of both.
@@ -21,7 +22,11 @@ Shapes: `B` rows of a batch, `S` source positions.
 
 from __future__ import annotations
 
+import math
+import mmap
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +45,18 @@ class Slot(NamedTuple):
     generation: int
 
 
+def _untouched(shape: Sequence[int], dtype: str) -> Array:
+    """Zeros that take no memory until they are written to."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if sys.platform == "win32" or not num_bytes:
+        return np.zeros(shape, dtype)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if sys.platform == "linux":
+        with suppress(OSError):  # of a kernel without them; NumPy asks for them too
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.ndarray(shape, dtype, memory)
+
+
 class _Tensor:
     """One state tensor of every slot: an array whose `axis` counts rows."""
 
@@ -47,7 +64,7 @@ class _Tensor:
         self.name = spec.name
         self.axis = spec.shape.index("batch")
         shape = [num_rows if axis == "batch" else int(axis) for axis in spec.shape]
-        self.values: Array = np.zeros(shape, dtype=spec.dtype)
+        self.values = _untouched(shape, spec.dtype)
         self._before = (slice(None),) * self.axis
 
     def at(self, rows: Any) -> tuple[Any, ...]:
@@ -69,7 +86,7 @@ class Arena:
         for context in manifest.contexts:
             inner = [int(axis) for axis in context.input.shape[2:]]
             shape = (num_slots + 1, self._source_capacity, *inner)
-            self._contexts.append(np.zeros(shape, dtype=context.input.dtype))
+            self._contexts.append(_untouched(shape, context.input.dtype))
         self._source_lengths = np.zeros(num_slots + 1, dtype=np.int64)
         self._generations = np.zeros(num_slots + 1, dtype=np.int64)
         for place, value in self._first_values.items():  # graphs are warmed up on the row that is nobody's

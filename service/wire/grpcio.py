@@ -7,9 +7,12 @@ from collections.abc import Callable
 import grpc
 
 from service import process
-from service.listeners import StartError, certificates_of, warn_if_open
+from service.certificates import Certificates, Pems, certificates_of
+from service.listeners import warn_if_open
 from service.ports import why_not
+from service.process import StartError
 from service.settings import Settings
+from service.wire.json_calls import JsonInterceptor
 
 _PENDING_CALLS = 10_000
 """Calls that may come at once while the server has as many as it may have."""
@@ -53,7 +56,7 @@ class GrpcioWire:
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
         ]
-        self._server = grpc.aio.server(interceptors=(interceptor,), options=options)
+        self._server = grpc.aio.server(interceptors=(JsonInterceptor(), interceptor), options=options)
         return self._server
 
     async def start(self) -> int:
@@ -64,7 +67,7 @@ class GrpcioWire:
             raise StartError(f"cannot listen on {address}: {reason}")
         try:
             if self._certificates is not None:
-                port = int(server.add_secure_port(address, self._certificates.server_credentials()))
+                port = int(server.add_secure_port(address, _credentials(self._certificates)))
             else:
                 warn_if_open(self._settings)
                 port = int(server.add_insecure_port(address))
@@ -82,3 +85,21 @@ class GrpcioWire:
         """Reads the certificates again; new connections get what they say."""
         if self._certificates is not None:
             self._certificates.reload()
+
+
+def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """For `add_secure_port`. gRPC asks before every handshake, from threads of its own, what the files have."""
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        pems = certificates.changed()
+        return None if pems is None else _configuration(pems)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(certificates.first),
+        fetch,  # type: ignore[arg-type]  # None is what gRPC documents for "as before"
+        require_client_authentication=certificates.first.authorities is not None,
+    )
+
+
+def _configuration(pems: Pems) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pems.key, pems.certificate)], pems.authorities)

@@ -12,7 +12,9 @@ import pytest
 from service.api.caller import NOBODY, Caller, Principal
 from service.api.principals import Everybody, Principals, TokenFileError, new_token
 from service.errors import ForbiddenError, InvalidFieldError, RateLimitedError, UnauthenticatedError
+from tests.certificates import Authority
 
+AUTHORITY = Authority()
 ALICE, ALICE_2, BOB = "alices-token", "alices-other-token", "bobs-token"
 
 
@@ -41,11 +43,20 @@ def entry(name: str, *tokens: str, more: str = "") -> str:
     return f"[principals.{name}]\ntoken_sha256 = {[digest(token) for token in tokens]}\n{more}\n"
 
 
+def named(name: str, *names: str) -> str:
+    return f"[principals.{name}]\ncertificate_names = {list(names)}\n"
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "tokens.toml"
     write(path, entry("alice", ALICE, ALICE_2, more="admin = true") + entry("bob", BOB, more="max_sessions = 3"))
     return path
+
+
+def no_certificate() -> dict[str, list[bytes]]:
+    """What a wire knows of a client without one."""
+    return {}
 
 
 def no_error(error: TokenFileError) -> None:
@@ -54,10 +65,10 @@ def no_error(error: TokenFileError) -> None:
 
 def test_a_principal_is_found_by_any_of_its_tokens(path: Path) -> None:
     principals = Principals(path, no_error)
-    alice = principals.find(f"Bearer {ALICE}")
-    assert alice is principals.find(f"bearer {ALICE_2}"), "limits count for all of its tokens"
+    alice = principals.find(f"Bearer {ALICE}", no_certificate)
+    assert alice is principals.find(f"bearer {ALICE_2}", no_certificate), "limits count for all of its tokens"
     assert alice.principal == Principal("alice", is_admin=True)
-    assert principals.find(f"Bearer {BOB}").principal == Principal("bob", max_sessions=3)
+    assert principals.find(f"Bearer {BOB}", no_certificate).principal == Principal("bob", max_sessions=3)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +86,7 @@ def test_a_principal_is_found_by_any_of_its_tokens(path: Path) -> None:
 )
 def test_anybody_else_is_refused_without_being_quoted(path: Path, authorization: str | None, told: str) -> None:
     with pytest.raises(UnauthenticatedError, match=told) as refusal:
-        Principals(path, no_error).find(authorization)
+        Principals(path, no_error).find(authorization, no_certificate)
     assert "alice" not in refusal.value.message
 
 
@@ -88,7 +99,7 @@ def test_every_hash_is_compared_in_constant_time(path: Path, monkeypatch: pytest
         return one == other
 
     monkeypatch.setattr("service.api.principals.secrets.compare_digest", compare)
-    Principals(path, no_error).find(f"Bearer {ALICE}")
+    Principals(path, no_error).find(f"Bearer {ALICE}", no_certificate)
     known = [bytes.fromhex(digest(token)) for token in (ALICE, ALICE_2, BOB)]
     assert compared == [(one, known[0]) for one in known]
 
@@ -96,13 +107,13 @@ def test_every_hash_is_compared_in_constant_time(path: Path, monkeypatch: pytest
 def test_the_file_is_read_again_when_it_changes(path: Path) -> None:
     clock = Clock()
     principals = Principals(path, no_error, clock)
-    bob = principals.find(f"Bearer {BOB}")
+    bob = principals.find(f"Bearer {BOB}", no_certificate)
     write(path, entry("bob", "another", more="max_sessions = 5"))
-    assert principals.find(f"Bearer {BOB}") is bob, "it is looked at once a second at most"
+    assert principals.find(f"Bearer {BOB}", no_certificate) is bob, "it is looked at once a second at most"
     clock.now_s += 1.0
     with pytest.raises(UnauthenticatedError):
-        principals.find(f"Bearer {BOB}")
-    assert principals.find("Bearer another") is bob, "who keeps its count of requests"
+        principals.find(f"Bearer {BOB}", no_certificate)
+    assert principals.find("Bearer another", no_certificate) is bob, "who keeps its count of requests"
     assert bob.principal.max_sessions == 5
 
 
@@ -115,8 +126,8 @@ def test_a_file_that_is_no_good_any_more_is_told_of_and_the_one_before_holds(
     spoil(path)
     for _ in range(3):
         clock.now_s += 1.0
-        principals.find(f"Bearer {BOB}")
-    assert principals.find(f"Bearer {BOB}").principal.name == "bob"
+        principals.find(f"Bearer {BOB}", no_certificate)
+    assert principals.find(f"Bearer {BOB}", no_certificate).principal.name == "bob"
     assert len(errors) == 1
 
 
@@ -124,7 +135,13 @@ def test_a_file_that_is_no_good_any_more_is_told_of_and_the_one_before_holds(
     ("text", "told"),
     [
         ("", "principals: Field required"),
-        ("[principals.x]", "principals.x.token_sha256: Field required"),
+        ("[principals.x]", "principals.x: a principal needs token_sha256, certificate_names or both"),
+        ("[principals.x]\ncertificate_names = []", "principals.x.certificate_names: List should have at least 1 item"),
+        (
+            named("x", "*.y"),
+            r"principals.x.certificate_names.0: '\*.y' is no name of a certificate: expected a URI such",
+        ),
+        (named("x", "y") + named("z", "a", "y"), "toml: principals x and z both have the certificate name 'y'"),
         ("[principals.x]\ntoken_sha256 = []", "principals.x.token_sha256: List should have at least 1 item"),
         ("[principals.x]\ntoken_sha256 = ['hush']", "principals.x.token_sha256.0: String should match pattern"),
         (entry("x", "y", more="max_sessions = -1"), "principals.x.max_sessions: Input should be greater than or equal"),
@@ -158,7 +175,7 @@ def test_a_new_token_is_long_and_never_the_same() -> None:
 
 
 def test_without_tokens_all_are_nobody_and_may_do_everything() -> None:
-    assert Everybody().find(None) is NOBODY
+    assert Everybody().find(None, no_certificate) is NOBODY
     NOBODY.check_admin("load")
     NOBODY.admit()
     assert NOBODY.key("a") == NOBODY.any_key("a") == NOBODY.new_key("a") == NOBODY.shown("a") == "a"
@@ -240,8 +257,104 @@ def test_the_file_is_read_at_once_when_it_is_asked_for(path: Path) -> None:
     principals = Principals(path, errors.append, Clock())
     write(path, entry("carol", "carols"))
     assert principals.reload()
-    assert principals.find("Bearer carols").principal.name == "carol"
+    assert principals.find("Bearer carols", no_certificate).principal.name == "carol"
     write(path, "[")
     assert not principals.reload()
     assert len(errors) == 1
-    assert principals.find("Bearer carols").principal.name == "carol", "what it said before holds"
+    assert principals.find("Bearer carols", no_certificate).principal.name == "carol", "what it said before holds"
+
+
+def client(**names: list[str]) -> Callable[[], dict[str, list[bytes]]]:
+    """What a wire knows of a client whose certificate has these names."""
+    return lambda: {"x509_pem_cert": [AUTHORITY.issue(**names).certificate]}
+
+
+@pytest.fixture
+def by_name(path: Path) -> Path:
+    text = named("alice", "spiffe://corp/alice", "alice.example.com")
+    write(path, text + entry("bob", BOB, more='certificate_names = ["CN=bob"]') + named("carol", "carol.example.com"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"uris": ["spiffe://corp/alice"]}, "alice"),
+        ({"dns": ["alice.example.com"]}, "alice"),
+        ({"common": ["bob"]}, "bob"),
+        ({"common": ["bob"], "dns": ["carol.example.com"]}, "carol"),
+        ({"common": ["bob"], "dns": ["carol.example.com"], "uris": ["urn:x", "spiffe://corp/alice"]}, "alice"),
+        ({"dns": ["carol.example.com", "alice.example.com"]}, "carol"),
+        ({"common": ["bob"], "dns": ["unknown.example.com"]}, "bob"),
+    ],
+)
+def test_without_a_token_the_first_known_name_of_the_certificate_decides(
+    by_name: Path, names: dict[str, list[str]], expected: str
+) -> None:
+    principals = Principals(by_name, no_error, has_client_certificates=True)
+    assert principals.find(None, client(**names)).principal.name == expected
+
+
+def test_a_token_that_comes_with_a_certificate_decides_and_must_be_right(by_name: Path) -> None:
+    principals = Principals(by_name, no_error, has_client_certificates=True)
+    alice = client(uris=["spiffe://corp/alice"])
+    assert principals.find(f"Bearer {BOB}", alice) is principals.find(None, client(common=["bob"])), (
+        "limits count for both"
+    )
+    with pytest.raises(UnauthenticatedError, match="the token is not known"):
+        principals.find(f"Bearer {ALICE}", alice)
+    with pytest.raises(UnauthenticatedError, match="authorization is of another scheme"):
+        principals.find("Basic x", alice)
+
+
+@pytest.mark.parametrize(
+    ("context", "told"),
+    [
+        (
+            client(dns=["dave.example.com"], common=["dave"]),
+            r"certificate, \['dave.example.com', 'CN=dave'\]: this server",
+        ),
+        (client(dns=[f"{'d' * 60}-{i}.example.com" for i in range(500)]), r", \.\.\. 500 in all\]: this server wants"),
+        (
+            client(common=["bob", "alice"]),
+            "has no URI, no DNS name and no single common name: this server wants `Bearer`",
+        ),
+        (no_certificate, "has no URI, no DNS name and no single common name"),
+    ],
+)
+def test_a_certificate_of_nobody_is_refused_with_its_names_and_what_is_expected(
+    by_name: Path, context: Callable[[], dict[str, list[bytes]]], told: str
+) -> None:
+    principals = Principals(by_name, no_error, has_client_certificates=True)
+    with pytest.raises(UnauthenticatedError, match=f"^the call has no authorization, and .*{told}") as refusal:
+        principals.find(None, context)
+    assert refusal.value.message.endswith("a name that a principal has in certificate_names")
+    assert len(refusal.value.message) < 1000
+
+
+def test_names_are_read_again_when_the_file_changes(by_name: Path) -> None:
+    clock, bob = Clock(), client(common=["bob"])
+    principals = Principals(by_name, no_error, clock, has_client_certificates=True)
+    found = principals.find(None, bob)
+    write(by_name, entry("bob", BOB) + named("carol", "CN=bob"))
+    clock.now_s += 1.0
+    assert principals.find(None, bob).principal.name == "carol"
+    assert principals.find(f"Bearer {BOB}", no_certificate) is found
+    with pytest.raises(UnauthenticatedError):
+        principals.find(None, client(dns=["carol.example.com"]))
+
+
+def test_names_where_no_client_is_asked_for_a_certificate_are_refused(by_name: Path) -> None:
+    told = "principals.alice.certificate_names: no client is asked for a certificate: set tls_client_ca_file"
+    with pytest.raises(TokenFileError, match=told):
+        Principals(by_name, no_error)
+    text = by_name.read_text()
+    write(by_name, entry("bob", BOB))
+    clock, errors = Clock(), list[TokenFileError]()
+    principals = Principals(by_name, errors.append, clock)
+    write(by_name, text)
+    clock.now_s += 1.0
+    assert principals.find(f"Bearer {BOB}", no_certificate).principal.name == "bob"
+    assert told in str(errors[0])
+    with pytest.raises(UnauthenticatedError, match=r"wants `Bearer` and a token$"):
+        principals.find(None, client(common=["bob"]))

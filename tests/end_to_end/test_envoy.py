@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, models_pb2
-from examples.local_service import LocalService, local_service
+from examples.local_service import LocalService, is_running, local_service
+from tests.conftest import SHIPPED
 from tests.end_to_end.wire import lm, wire
 from tests.waiting import wait_until
 
@@ -43,22 +45,6 @@ def ask(service: LocalService, path: str, body: bytes | None, headers: dict[str,
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
-
-
-def envoys_of(service: LocalService) -> list[int]:
-    """The processes that the launcher started."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(service.process.pid)], capture_output=True, text=True, check=True
-    )
-    return [int(pid) for pid in listed.stdout.split()]
-
-
-def is_there(pid: int) -> bool:
-    """Whether a process runs, and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("headers", [JSON, {**JSON, "connect-protocol-version": "1"}])
@@ -92,6 +78,25 @@ def test_web_pages_from_elsewhere_are_refused(service: LocalService) -> None:
     assert ask(service, "/", None, {"host": "evil.example"})[0] == 403
     assert ask(service, "/carousel.v1.Models/List", b"{}", {"content-type": "text/plain"})[0] == 415
     assert ask(service, "/nothing", None, {})[0] == 404
+
+
+def test_what_any_page_may_send_is_no_call(service: LocalService) -> None:
+    """A GET, which has no origin, and a form."""
+    message = urllib.parse.quote('{"model": "tiny-heads", "version": 1}')
+    path = f"/carousel.v1.Models/Unload?connect=v1&encoding=json&message={message}"
+    assert ask(service, path, None, {})[0] == 404
+    assert ask(service, path, b"x", {"content-type": "text/plain"})[0] == 415
+    status, body = ask(service, "/carousel.v1.Models/Get", b'{"model": "tiny-heads"}', JSON)
+    assert (status, json.loads(body)["model"]["version"]) == (200, 1)
+
+
+def test_json_may_be_as_large_as_other_messages(service: LocalService) -> None:
+    large = b'{"model": "tiny-lm"' + b" " * 3_000_000 + b"}"
+    assert ask(service, "/carousel.v1.Models/Get", large, JSON)[0] == 200
+    request = {"model": "tiny-bos", "targets": [{"ids": {"ids": [3] * 20_000}}]}
+    status, body = ask(service, "/carousel.v1.Inference/Score", json.dumps(request).encode(), JSON)
+    assert status == 200
+    assert len(body) > 200_000
 
 
 def test_pages_of_allowed_origins_may_call(tiny_repository: Path) -> None:
@@ -163,16 +168,26 @@ async def test_a_client_that_has_sent_its_last_message_and_leaves_ends_its_gener
     await asyncio.to_thread(wait_until, is_ended)
 
 
+def test_room_for_sessions_takes_no_memory_until_they_come(tmp_path: Path) -> None:
+    """Of 50,000 sessions with 36 KiB each; Envoy's allocator would write to all of it."""
+    (tmp_path / "g2p-en").symlink_to(SHIPPED / "g2p-en")
+    with local_service(tmp_path, {"wire": "envoy", "max-slots": 50_000}) as service:
+        _, envoy = service.pids
+        status = Path(f"/proc/{envoy}/status").read_text()
+    (resident_kib,) = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")]
+    assert resident_kib < 50_000 * 36 / 2
+
+
 @pytest.mark.parametrize("victim", ["launcher", "envoy", "both"])
 def test_nothing_is_left_when_a_process_is_killed(tiny_repository: Path, victim: str) -> None:
     with local_service(tiny_repository, {"wire": "envoy"}) as service:
-        (envoy,) = envoys_of(service)
+        _, envoy = service.pids
         if victim != "envoy":
             service.process.kill()
         if victim != "launcher":
             os.kill(envoy, signal.SIGKILL)
         code = service.process.wait(10)
-        wait_until(lambda: not is_there(envoy))
+        wait_until(lambda: not is_running(envoy))
         assert code == (1 if victim == "envoy" else -signal.SIGKILL)
         if victim == "envoy":
             assert (service.log[-1]["event"], service.log[-1].get("signal")) == ("envoy.ended", "SIGKILL")

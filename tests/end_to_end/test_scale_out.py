@@ -51,8 +51,7 @@ class Fleet:
 
     def kill(self, replica: LocalService) -> None:
         """One less, without a word to anybody; Envoy must find out by itself."""
-        replica.process.kill()
-        replica.process.wait()
+        replica.kill()
         self.replicas.remove(replica)
 
     def route(self) -> None:

@@ -14,10 +14,10 @@ LOCAL, OPEN = Browsers("127.0.0.1", ["https://app.example"]), Browsers("0.0.0.0"
     [
         (LOCAL, "2", "carousel:50051", None),  # a gRPC client may call this machine as it likes
         (LOCAL, "1.1", "localhost:50051", None),
-        (LOCAL, "1.1", "127.0.0.1:50051", "http://127.0.0.1:50051"),
-        (LOCAL, "1.1", "[::1]:50051", "http://[::1]:50051"),
+        (LOCAL, "1.1", "127.0.0.1:50051", None),
+        (LOCAL, "1.1", "[::1]:50051", None),
         (LOCAL, "1.1", "localhost:50051", "https://app.example"),
-        (OPEN, "1.1", "carousel.example", "https://carousel.example"),
+        (OPEN, "1.1", "carousel.example", "https://app.example"),
         (OPEN, "1.1", "carousel.example", None),
     ],
 )
@@ -33,9 +33,13 @@ def test_who_may_call_may(browsers: Browsers, version: str, host: str, origin: s
         (LOCAL, "2", "evil.example:50051", "http://evil.example:50051", "host is"),
         (LOCAL, "1.1", "localhost:50051", "http://localhost:8080", "origin"),
         (LOCAL, "1.1", "localhost:50051", "null", "origin"),
+        (LOCAL, "1.1", "localhost:50051", "http://localhost:50051", "origin"),
         (LOCAL, "1.1", "", None, "host is"),
         (LOCAL, "1.1", "[", None, "host is"),
         (OPEN, "1.1", "carousel.example", "https://evil.example", "origin"),
+        (OPEN, "1.1", "carousel.example", "https://[", "origin"),
+        (OPEN, "1.1", "", "null", "origin"),
+        (OPEN, "1.1", "evil.example:50051", "http://evil.example:50051", "origin"),  # DNS rebinding
     ],
 )
 def test_pages_from_elsewhere_may_not(

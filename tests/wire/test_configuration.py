@@ -59,7 +59,11 @@ def test_envoy_takes_it(tmp_path: Path, case: str) -> None:
 
 
 def test_what_a_client_says_of_its_certificate_is_never_believed(tmp_path: Path) -> None:
+    """And Envoy passes the certificate itself on, never names out of it, which it does not escape."""
     assert '"forward_client_cert_details": "SANITIZE"' in json.dumps(made(tmp_path))
+    files = {f"tls_{name}_file": tmp_path / name for name in ("cert", "key", "client_ca")}
+    text = json.dumps(made(tmp_path, **files))
+    assert '"forward_client_cert_details": "SANITIZE_SET", "set_current_client_cert_details": {"cert": true}' in text
 
 
 def test_origins_are_allowed_by_name_alone(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from service.wire.envoy.headers import encoded, metadata_of, seconds_of, size_of, status_headers
+from service.wire.envoy.headers import checked, encoded, metadata_of, seconds_of, size_of, status_headers
 
 
 def test_metadata_is_all_but_the_transports_own() -> None:
@@ -38,3 +38,31 @@ def test_a_status_has_its_number_and_its_words_percent_encoded() -> None:
 
 def test_headers_are_counted_as_http_2_does() -> None:
     assert size_of([(b"ab", b"cde"), (b"", b"")]) == 5 + 64
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("Upper", "v", "'Upper' is no name"),
+        ("a b", "v", "'a b' is no name"),
+        ("", "v", "'' is no name"),
+        (":path", "v", "':path' is no name"),
+        ("grpc-status", "0", "'grpc-status' is no name"),
+        ("content-type", "v", "'content-type' is no name"),
+        ("a", "one\ntwo", r"'a' is 'one\\ntwo'"),
+        ("a", "é", "'a' is 'é'"),
+    ],
+)
+def test_metadata_that_cannot_travel_is_refused(name: str, value: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        checked([("fine", "v"), (name, value)])
+
+
+def test_metadata_that_can_travel_is_left_as_it_is() -> None:
+    metadata: list[tuple[str, str | bytes]] = [
+        ("a.b_c-1", " ~"),
+        ("k-bin", b"\n\xff"),
+        ("grpc-status-details-bin", b""),
+        ("a.b_c-1", ""),
+    ]
+    assert checked(iter(metadata)) == metadata

@@ -11,7 +11,6 @@ from service.sessions.stores.base import StateStore, StoreError
 from service.sessions.stores.data_folder import DataFolder, make_folder, put_in_place, tighten
 from service.sessions.stores.lmdb import LmdbStore
 from service.sessions.stores.memory import MemoryStore
-from service.sessions.stores.redis import RedisStore
 
 _SESSIONS = "sessions"
 """The embedded store's folder in the data folder."""
@@ -25,6 +24,8 @@ def open_store(kind: str, *, data_folder: Path, redis_url: str, lease_s: float) 
         make_folder(data_folder)
         return LmdbStore(data_folder / _SESSIONS)
     if kind == "redis":
+        from service.sessions.stores.redis import RedisStore  # noqa: PLC0415  # what others need not wait for
+
         return RedisStore(redis_url, lease_s=lease_s)
     return MemoryStore()
 

@@ -1,9 +1,9 @@
-"""Which web pages may call: those of allowed origins, and of the server itself.
+"""Which web pages may call: those of allowed origins.
 
-A page that a browser loads from elsewhere can send requests to a server on the same machine, and when its own name is
-made to mean 127.0.0.1 (DNS rebinding) it may read the answers. A server that listens on the loopback interface is not
-meant for it. Browsers tell the page's origin with every request to another one, and with every POST; over plain text
-they speak HTTP/1.1 alone.
+A page that a browser loads from elsewhere can send requests to a server that the browser reaches, and when its own name
+is made to mean that server's address (DNS rebinding) it may read the answers: to the browser they are of one origin
+then. The server has no pages of its own, so that is no reason to let one in. Browsers tell the page's origin with every
+request to another one, and with every POST; over plain text they speak HTTP/1.1 alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Browsers:
         name = _name(host)
         if self._is_local and name not in LOOPBACK and (http_version.startswith("1") or origin is not None):
             return f"host is {host[:100]!r}: a server on the loopback interface is called localhost"
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None:
             return f"origin {origin[:100]!r} is not allowed: see allowed_origins"
         return None
 

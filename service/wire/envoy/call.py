@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import grpc
 
-from service.wire.envoy.codec import Codec, JsonError
+from service.wire.codec import Codec, JsonError
 from service.wire.envoy.frames import ENCODINGS, FrameError, Frames, framed
-from service.wire.envoy.headers import Metadata, encoded, status_headers
+from service.wire.envoy.headers import Metadata, certificate_of, checked, encoded, status_headers
 
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
@@ -23,8 +23,10 @@ Send = Callable[[Event], Awaitable[None]]
 
 _UNSENT_BYTES = 16 * 1024
 """Of responses that Envoy has not taken yet, beyond which a handler waits."""
-_LOOK_S = 0.1
-"""Between two looks whether a client that has sent its last message is still there: ASGI does not tell by itself."""
+
+
+_SLOW_BYTES = 16 * 1024
+"""Of a message that is slow to parse or to write, beyond which others would have to wait."""
 
 
 async def send_whole(
@@ -38,7 +40,7 @@ async def send_whole(
 
 class Call:
     """content_type: of the request, and so of the responses; peer: as gRPC names it; codec: messages to bytes and
-    back. Event loop only."""
+    back; certificate: the header by which Envoy tells of the client's, None without one. Event loop only."""
 
     def __init__(  # noqa: PLR0917  # all that a call is made of
         self,
@@ -49,6 +51,7 @@ class Call:
         content_type: bytes,
         metadata: Metadata,
         peer: str,
+        certificate: bytes | None = None,
     ) -> None:
         self._receive = receive
         self._send = send
@@ -57,6 +60,7 @@ class Call:
         self._content_type = content_type
         self._metadata = metadata
         self._peer = peer
+        self._certificate = certificate
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         self._is_last_read = False
@@ -64,7 +68,7 @@ class Call:
         self._is_started = False
         self._failure: tuple[grpc.StatusCode, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._look: asyncio.TimerHandle | None = None
+        self._is_reading = False
         self._asked: asyncio.Future[Event] | None = None
         self._sent: asyncio.Future[None] | None = None
         self._unsent: list[bytes] = []
@@ -84,6 +88,8 @@ class Call:
                 await self._fail(grpc.StatusCode[error.code], str(error))
             if message is not None:
                 try:
+                    if self._codec.is_slow and len(message) > _SLOW_BYTES:
+                        return await asyncio.to_thread(self._codec.decode, message)
                     return self._codec.decode(message)
                 except JsonError as error:
                     await self._fail(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -91,19 +97,21 @@ class Call:
                 if not self._frames.is_empty:
                     await self._fail(grpc.StatusCode.INTERNAL, "the last message is not there as a whole")
                 return grpc.aio.EOF
-            event = await self._receive()
+            event = await self._next_event()
             if event["type"] == "http.disconnect":
                 self._leave()
                 continue
             self._frames.add(event["body"])
             if not event["more_body"]:
                 self._is_last_read = True
-                self._look = self._loop.call_later(_LOOK_S, self._look_for_client)
 
     async def write(self, message: Any) -> None:
         """Sends a response. Those that are written while Envoy takes one in go together. Raises
         `grpc.aio.InternalError` once the client has left."""
-        frame = framed(self._codec.encode(message))
+        if self._codec.is_slow and message.ByteSize() > _SLOW_BYTES:
+            frame = framed(await asyncio.to_thread(self._codec.encode, message))
+        else:
+            frame = framed(self._codec.encode(message))
         if not self._is_started:
             await self.send_initial_metadata(())
         self._check_there()
@@ -116,14 +124,16 @@ class Call:
             self._check_there()
 
     async def send_initial_metadata(self, initial_metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """Sends the headers of the answer; without this they go with the first response."""
+        """Sends the headers of the answer; without this they go with the first response. Raises ValueError for metadata
+        that cannot travel."""
         if self._is_started:
             raise grpc.aio.UsageError("the initial metadata was sent")
+        metadata = checked(initial_metadata)
         self._is_started = True
         headers = [
             (b"content-type", self._content_type),
             (b"grpc-accept-encoding", ENCODINGS.encode()),
-            *encoded(initial_metadata),
+            *encoded(metadata),
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers, "trailers": True})
 
@@ -133,9 +143,10 @@ class Call:
         details: str = "",
         trailing_metadata: Iterable[tuple[str, str | bytes]] = (),
     ) -> NoReturn:
-        """Ends the call with a status: raises `grpc.aio.AbortError`, which the handler lets through."""
+        """Ends the call with a status: raises `grpc.aio.AbortError`, which the handler lets through, or ValueError for
+        metadata that cannot travel."""
+        self._trailers = checked(trailing_metadata) or self._trailers
         self._code, self._details = code, details
-        self._trailers = list(trailing_metadata) or self._trailers
         raise grpc.aio.AbortError
 
     def set_code(self, code: grpc.StatusCode) -> None:
@@ -147,8 +158,8 @@ class Call:
         self._details = details
 
     def set_trailing_metadata(self, trailing_metadata: Iterable[tuple[str, str | bytes]]) -> None:
-        """The metadata that the call ends with."""
-        self._trailers = list(trailing_metadata)
+        """The metadata that the call ends with. Raises ValueError for what cannot travel."""
+        self._trailers = checked(trailing_metadata)
 
     def code(self) -> grpc.StatusCode | int | None:
         """The status as it was set."""
@@ -170,6 +181,11 @@ class Call:
         """Who calls, such as `ipv4:127.0.0.1:40000`."""
         return self._peer
 
+    def auth_context(self) -> dict[str, list[bytes]]:
+        """The client's certificate, in PEM, as `x509_pem_cert`; empty without one. Raises ValueError for a header
+        that Envoy does not make."""
+        return {} if self._certificate is None else {"x509_pem_cert": [certificate_of(self._certificate)]}
+
     def time_remaining(self) -> float | None:
         """Seconds until the client's deadline; None without one."""
         return None if self._timer is None else max(0.0, self._timer.when() - self._loop.time())
@@ -183,9 +199,8 @@ class Call:
     async def finish(self, *, is_cancelled: bool = False) -> None:
         """Sends what is left and the status: the one that was set, or that the handler was cancelled."""
         self._task = None  # from here on nothing is cancelled
-        for timer in (self._timer, self._look):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._has_left:
             return
         code, details = self._code or grpc.StatusCode.OK, self._details
@@ -200,13 +215,33 @@ class Call:
                 await send_whole(self._send, 200, self._content_type, headers, b"")
                 return
             await self.send_initial_metadata(())
-        await self._send({"type": "http.response.body", "body": b"".join(self._unsent), "more_body": False})
+        rest = b"".join(self._unsent)
+        self._unsent.clear()  # or it would be sent again when Envoy has taken what was sent before
+        await self._send({"type": "http.response.body", "body": rest, "more_body": False})
         await self._send({"type": "http.response.trailers", "headers": trailers, "more_trailers": False})
 
     def cancel(self) -> None:
         """Ends the handler: the server leaves."""
         if self._task is not None:
             self._task.cancel()
+
+    def look_for_client(self) -> None:
+        """Asks ahead of the handler for what the client sends: a piece of its messages, which is kept for the handler,
+        or that it has left. ASGI does not tell by itself."""
+        if self._task is None or self._is_reading:
+            return
+        asked = self._asked
+        if asked is None or (self._is_last_read and asked.done()):
+            asked = self._asked = asyncio.ensure_future(self._receive())
+            asked.add_done_callback(self._on_asked)
+
+    async def _next_event(self) -> Event:
+        asked, self._asked = self._asked, None
+        self._is_reading = True
+        try:
+            return await (self._receive() if asked is None else asked)
+        finally:
+            self._is_reading = False
 
     async def _fail(self, code: grpc.StatusCode, details: str) -> NoReturn:
         """Ends the call for what the client sent: cancels the handler, whichever of its tasks reads."""
@@ -245,13 +280,6 @@ class Call:
     def _be_late(self) -> None:
         self._failure = grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed"
         self.cancel()
-
-    def _look_for_client(self) -> None:
-        """Asks once more for what the client sends: nothing, or that it has left."""
-        if self._asked is None or self._asked.done():
-            asked = self._asked = asyncio.ensure_future(self._receive())
-            asked.add_done_callback(self._on_asked)
-        self._look = self._loop.call_later(_LOOK_S, self._look_for_client)
 
     def _on_asked(self, asked: asyncio.Future[Event]) -> None:
         if not asked.cancelled() and asked.exception() is None and asked.result()["type"] == "http.disconnect":

@@ -22,6 +22,12 @@ _WINDOW_BYTES = 64 * 1024
 _CONNECTION_WINDOW_BYTES = 1024 * 1024
 _BUFFER_BYTES = 32 * 1024
 """Of responses that wait for one reader, beyond which the server is made to wait."""
+_WHOLE = {"regex": "application/(json|proto)( *;.*)?"}
+"""Content types of Connect's unary calls."""
+_CONNECT = r"application/(json|proto|connect\+).*"
+"""Content types of all of Connect's calls."""
+_TEXT_OVER_BYTES = 4
+"""How much more JSON takes than protocol buffers: numbers in text."""
 _PENDING_CALLS = 10_000
 """Calls of one connection over those that the server takes: it is the server that refuses, with a reason."""
 _SPARE_FILES = 256
@@ -79,24 +85,24 @@ def _connection_manager(settings: Settings, module: str, application: str) -> di
         "server_header_transformation": "PASS_THROUGH",
         "use_remote_address": True,
         "skip_xff_append": True,
-        # what a client says of its certificate is never believed
+        # What a client says of its certificate is never believed. The server gets the certificate itself: its names
+        # are not escaped by Envoy, and one that has `;URI=` in it would be two.
         "forward_client_cert_details": "SANITIZE_SET" if settings.tls_client_ca_file else "SANITIZE",
-        **(
-            {"set_current_client_cert_details": {"subject": True, "uri": True, "dns": True}}
-            if settings.tls_client_ca_file
-            else {}
-        ),
+        **({"set_current_client_cert_details": {"cert": True}} if settings.tls_client_ca_file else {}),
         "stream_idle_timeout": "0s",  # a session may be silent for hours
         "request_timeout": "0s",
         "request_headers_timeout": "10s",
         "max_request_headers_kb": min(8192, settings.max_metadata_bytes // 1024 + 8),
         "common_http_protocol_options": {"idle_timeout": "0s", "max_headers_count": 1000},
+        "http_protocol_options": {"enable_trailers": True},  # the status of a call of gRPC, which none should make so
         "http2_protocol_options": {
             "initial_stream_window_size": _WINDOW_BYTES,
             "initial_connection_window_size": _CONNECTION_WINDOW_BYTES,
             "max_concurrent_streams": settings.max_calls + _PENDING_CALLS,
             # a client that is gone without a word is noticed
             "connection_keepalive": {"interval": "30s", "timeout": "10s"},
+            # a stream's error is its own (RFC 9113, 8.1.1); by default it ends all calls of the connection
+            "override_stream_error_on_invalid_http_message": True,
         },
         "route_config": {"virtual_hosts": [_virtual_host(settings)]},
         "http_filters": [*_browser_filters(settings), _application_filter(module, application)],
@@ -108,16 +114,24 @@ def _virtual_host(settings: Settings) -> dict[str, Any]:
         "name": "services",
         "domains": ["*"],
         # no request gets as far as a route; without a real one the filter of CORS adds nothing
-        "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "nowhere"}}],
+        "routes": [
+            {
+                # what the bridge of Connect reads as a whole; others wait for their handler, or their reader
+                "match": {"prefix": "/", "headers": [{"name": "content-type", "string_match": {"safe_regex": _WHOLE}}]},
+                "route": {"cluster": "nowhere"},
+                "request_body_buffer_limit": _TEXT_OVER_BYTES * settings.max_message_bytes,
+            },
+            {"match": {"prefix": "/"}, "route": {"cluster": "nowhere"}},
+        ],
     }
     if settings.allowed_origins:
         host["typed_per_filter_config"] = {
             "envoy.filters.http.cors": {
                 "@type": f"{_TYPES}extensions.filters.http.cors.v3.CorsPolicy",
                 "allow_origin_string_match": [{"exact": origin} for origin in settings.allowed_origins],
-                "allow_methods": "GET, POST",
+                "allow_methods": "POST",
                 "allow_headers": "authorization, content-type, connect-protocol-version, connect-timeout-ms,"
-                " grpc-timeout, traceparent, tracestate, x-grpc-web, x-user-agent",
+                " grpc-timeout, traceparent, tracestate, x-grpc-web, x-session-id, x-user-agent",
                 "expose_headers": "grpc-status, grpc-message, grpc-status-details-bin, carousel-error-bin",
                 "max_age": "7200",
             }
@@ -127,36 +141,40 @@ def _virtual_host(settings: Settings) -> dict[str, Any]:
 
 def _browser_filters(settings: Settings) -> list[dict[str, Any]]:
     """gRPC-Web and Connect become gRPC before the server sees them."""
-    filters = [
-        ("envoy.filters.http.grpc_web", {"@type": f"{_TYPES}extensions.filters.http.grpc_web.v3.GrpcWeb"}),
-        (
-            "envoy.filters.http.connect_grpc_bridge",
-            {"@type": f"{_TYPES}extensions.filters.http.connect_grpc_bridge.v3.FilterConfig"},
-        ),
-    ]
-    if settings.allowed_origins:
-        filters.insert(0, ("envoy.filters.http.cors", {"@type": f"{_TYPES}extensions.filters.http.cors.v3.Cors"}))
-    names = [{"name": name, "typed_config": config} for name, config in filters]
-    return [*names[:-1], _connect_by_default(), names[-1]]
-
-
-def _connect_by_default() -> dict[str, Any]:
-    """JSON is Connect's also when the request does not say so, as one typed into `curl` does not."""
-    typed = f"{_TYPES}extensions.filters.http.header_mutation.v3.HeaderMutation"
     header = {
         "header": {"key": "connect-protocol-version", "value": "1"},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
     }
-    is_json = {
-        "single_predicate": {
-            "input": {
-                "name": "content-type",
-                "typed_config": {
-                    "@type": f"{_TYPES}type.matcher.v3.HttpRequestHeaderMatchInput",
-                    "header_name": "content-type",
-                },
-            },
-            "value_match": {"prefix": "application/json"},
+    filters = [
+        _filter("grpc_web", "grpc_web.v3.GrpcWeb"),
+        # JSON is Connect's also when the request does not say so, as one typed into `curl` does not
+        _only_for_posts_of(
+            "application/json.*",
+            _filter(
+                "header_mutation",
+                "header_mutation.v3.HeaderMutation",
+                mutations={"request_mutations": [{"append": header}]},
+            ),
+        ),
+        # it makes calls of a GET as well, and of any POST whose query says so: what any page can have a browser send
+        _only_for_posts_of(_CONNECT, _filter("connect_grpc_bridge", "connect_grpc_bridge.v3.FilterConfig")),
+    ]
+    return [_filter("cors", "cors.v3.Cors"), *filters] if settings.allowed_origins else filters
+
+
+def _filter(name: str, kind: str, **fields: Any) -> dict[str, Any]:
+    typed = {"@type": f"{_TYPES}extensions.filters.http.{kind}", **fields}
+    return {"name": f"envoy.filters.http.{name}", "typed_config": typed}
+
+
+def _only_for_posts_of(content_type: str, http_filter: dict[str, Any]) -> dict[str, Any]:
+    """A filter of POSTs of a content type, a regular expression; other requests pass it by."""
+    matches = {
+        "and_matcher": {
+            "predicate": [
+                _has(":method", {"exact": "POST"}),
+                _has("content-type", {"safe_regex": {"google_re2": {}, "regex": content_type}}),
+            ]
         }
     }
     skip = {
@@ -164,18 +182,20 @@ def _connect_by_default() -> dict[str, Any]:
         "typed_config": {"@type": f"{_TYPES}extensions.filters.common.matcher.action.v3.SkipFilter"},
     }
     return {
-        "name": "connect_by_default",
+        "name": f"{http_filter['name']}.posts",
         "typed_config": {
             "@type": f"{_TYPES}extensions.common.matching.v3.ExtensionWithMatcher",
-            "extension_config": {
-                "name": "envoy.filters.http.header_mutation",
-                "typed_config": {"@type": typed, "mutations": {"request_mutations": [{"append": header}]}},
-            },
+            "extension_config": http_filter,
             "xds_matcher": {
-                "matcher_list": {"matchers": [{"predicate": {"not_matcher": is_json}, "on_match": {"action": skip}}]}
+                "matcher_list": {"matchers": [{"predicate": {"not_matcher": matches}, "on_match": {"action": skip}}]}
             },
         },
     }
+
+
+def _has(header: str, match: dict[str, Any]) -> dict[str, Any]:
+    typed = {"@type": f"{_TYPES}type.matcher.v3.HttpRequestHeaderMatchInput", "header_name": header}
+    return {"single_predicate": {"input": {"name": header, "typed_config": typed}, "value_match": match}}
 
 
 def _application_filter(module: str, application: str) -> dict[str, Any]:

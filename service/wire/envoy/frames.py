@@ -62,6 +62,8 @@ class Frames:
     def _decompressed(self, flag: int, data: bytes) -> bytes:
         if flag != 1:
             raise FrameError("INTERNAL", f"the first byte of a frame is {flag}, 0 or 1 was expected")
+        if not data and self._encoding:  # some clients do not compress what is empty
+            return b""
         if self._encoding not in _WINDOWS:
             what = f"grpc-encoding is {self._encoding[:40]!r}" if self._encoding else "grpc-encoding is missing"
             code = "INTERNAL" if self._encoding in ("", "identity") else "UNIMPLEMENTED"
@@ -77,6 +79,8 @@ class Frames:
             )
         if not decoder.eof:
             raise FrameError("INTERNAL", f"a message is not all of its {self._encoding}")
+        if decoder.unused_data:
+            raise FrameError("INTERNAL", f"a message has {len(decoder.unused_data)} bytes after its {self._encoding}")
         return message
 
 

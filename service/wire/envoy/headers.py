@@ -9,9 +9,11 @@ import binascii
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 import grpc
+
+from service.errors import quoted
 
 Headers = Iterable[tuple[bytes, bytes]]
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -20,18 +22,34 @@ _ENTRY_BYTES = 32
 """What HTTP/2 counts for a header besides its name and value."""
 _TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
 _SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_TRANSPORT = {"te", "content-type", "content-length", "host", "connection", "transfer-encoding"}
+CERTIFICATE = b"x-forwarded-client-cert"
+"""Where Envoy tells of the client's certificate; what a client sends under this name Envoy drops."""
+_TRANSPORT = {"te", "content-type", "content-length", "host", "connection", "transfer-encoding", CERTIFICATE.decode()}
+# `By`, before it, has names of the server's own certificate, as they are
+_PEM = re.compile(rb'(?:.*;)?Hash=[0-9a-f]{64};Cert="([^"]+)"', re.DOTALL)
+_NAME = re.compile(r"[0-9a-z_.-]+")
+_VALUE = re.compile(r"[\x20-\x7e]*")
+_OURS = _TRANSPORT | {"grpc-status", "grpc-message", "grpc-encoding", "grpc-accept-encoding"}
 _SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
 def size_of(headers: Headers) -> int:
-    """Bytes of a request's headers, as HTTP/2 counts them (RFC 9113, 10.5.1)."""
-    return sum(len(name) + len(value) + _ENTRY_BYTES for name, value in headers)
+    """Bytes of the headers that a client sent, as HTTP/2 counts them (RFC 9113, 10.5.1)."""
+    return sum(len(name) + len(value) + _ENTRY_BYTES for name, value in headers if name != CERTIFICATE)
+
+
+def certificate_of(value: bytes) -> bytes:
+    """The client's certificate, in PEM, of Envoy's header `x-forwarded-client-cert`. Raises ValueError for one that
+    Envoy does not make."""
+    match = _PEM.fullmatch(value)
+    if match is None:
+        raise ValueError(f"x-forwarded-client-cert is {quoted(value)}: expected Hash and Cert")
+    return unquote_to_bytes(match[1])
 
 
 def metadata_of(headers: Headers) -> Metadata:
-    """The metadata of a call: all headers but those of the transport and gRPC's own. Values of names that end in `-bin`
-    are bytes; one that is not base 64 is left out."""
+    """The metadata of a call: all headers but those of the transport, gRPC's own, and what Envoy tells of the client.
+    Values of names that end in `-bin` are bytes; one that is not base 64 is left out."""
     found: list[tuple[str, str | bytes]] = []
     for raw_name, raw_value in headers:
         name = raw_name.decode("latin-1")
@@ -58,6 +76,20 @@ def seconds_of(timeout: str) -> float | None:
     """Seconds of a header `grpc-timeout`; None for one that is none."""
     match = _TIMEOUT.fullmatch(timeout)
     return None if match is None else int(match[1]) * _SECONDS[match[2]]
+
+
+def checked(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[str, str | bytes]]:
+    """Metadata of a handler's. Raises ValueError for what cannot travel: Envoy would end the call as if all were
+    well."""
+    found = list(metadata)
+    for name, value in found:
+        if not _NAME.fullmatch(name) or name in _OURS:
+            raise ValueError(
+                f"{name[:100]!r} is no name of metadata: expected a-z, 0-9, '_', '.' and '-', not gRPC's own"
+            )
+        if isinstance(value, str) and not _VALUE.fullmatch(value):
+            raise ValueError(f"the metadata {name[:100]!r} is {value[:100]!r}: expected printable ASCII")
+    return found
 
 
 def encoded(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[bytes, bytes]]:

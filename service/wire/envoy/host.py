@@ -10,16 +10,16 @@ from typing import Any, TypeAlias
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
+from service.wire.codec import codec_of, is_json
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
-from service.wire.envoy.codec import codec_of
 from service.wire.envoy.frames import Frames
-from service.wire.envoy.headers import Metadata, metadata_of, seconds_of, size_of, status_headers
+from service.wire.envoy.headers import CERTIFICATE, Headers, Metadata, metadata_of, seconds_of, size_of, status_headers
 
 log = structlog.get_logger()
 
-_GRPC = b"application/grpc"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
@@ -35,7 +35,7 @@ class Host:
     """The methods and their calls. Generated `add_...Servicer_to_server` take it as their server. Event loop only.
 
     interceptor: surrounds every call; browsers: which web pages may call; max_message_bytes: of one request;
-    max_metadata_bytes: of a request's headers.
+    max_metadata_bytes: of a request's headers; has_client_certificates: whether Envoy verifies some, and tells of them.
     """
 
     def __init__(
@@ -45,15 +45,19 @@ class Host:
         *,
         max_message_bytes: int,
         max_metadata_bytes: int,
+        has_client_certificates: bool,
     ) -> None:
         self._interceptor = interceptor
         self._browsers = browsers
         self._max_message_bytes = max_message_bytes
         self._max_metadata_bytes = max_metadata_bytes
+        self._has_client_certificates = has_client_certificates
         self._handlers: dict[str, Handler] = {}
         self._calls: set[Call] = set()
         self._is_stopping = False
         self._empty = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._looking: asyncio.TimerHandle | None = None
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         """Registers the methods of a service: what generated code calls."""
@@ -78,56 +82,91 @@ class Host:
 
     async def serve(self, scope: Event, receive: Receive, send: Send) -> None:
         """One request: an ASGI application for the scope `http`."""
+        try:
+            await self._serve(scope, receive, send)
+        except Exception as error:
+            if type(error).__name__ == _CLIENT_HAS_LEFT:
+                return
+            log.error("wire.call_crashed", method=scope["path"], exc_info=error)
+            # or Envoy would end the call with OK; where an answer has begun this raises, which resets the stream
+            await _refuse(send, b"application/grpc", grpc.StatusCode.INTERNAL, _FIXED_TEXT)
+
+    async def _serve(self, scope: Event, receive: Receive, send: Send) -> None:
         raw = scope["headers"]
         headers = dict(raw)
         content_type = headers.get(b"content-type", b"")
+        has_json = is_json(content_type)
         host, origin = headers.get(b"host", b"").decode("latin-1"), headers.get(b"origin")
         reason = self._browsers.reason_against(
             scope["http_version"], host, None if origin is None else origin.decode("latin-1")
         )
-        if scope["method"] != "POST" or not content_type.startswith(_GRPC):
+        if scope["method"] != "POST" or has_json is None:
             status = 403 if reason else 415 if scope["method"] == "POST" else 404
-            await _answer_other(send, status, reason or _WHAT_IS_SPOKEN)
+            text = "" if scope["method"] == "HEAD" else f"{reason or _WHAT_IS_SPOKEN}\n"
+            await _answer_other(send, status, text)
             return
         if reason is not None:
             await _refuse(send, content_type, grpc.StatusCode.PERMISSION_DENIED, reason)
             return
-        num_bytes = size_of(raw)
-        if num_bytes > self._max_metadata_bytes:
-            text = f"the metadata has {num_bytes} bytes, the limit is {self._max_metadata_bytes} (max_metadata_bytes)"
-            await _refuse(send, content_type, grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        refusal = self._refusal(raw, headers)
+        if refusal is not None:
+            await _refuse(send, content_type, *refusal)
             return
-        if self._is_stopping:
-            await _refuse(send, content_type, grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
-            return
-        metadata = metadata_of(raw)
-        handler = await self._interceptor.intercept_service(self._find, _Details(scope["path"], metadata))
+        metadata, method = metadata_of(raw), _method(scope)
+        handler = await self._interceptor.intercept_service(self._find, _Details(method, metadata))
         if handler is None:
-            await _refuse(send, content_type, grpc.StatusCode.UNIMPLEMENTED, f"{scope['path'][:200]}: no such method")
+            await _refuse(send, content_type, grpc.StatusCode.UNIMPLEMENTED, f"{method[:200]}: no such method")
             return
         frames = Frames(headers.get(b"grpc-encoding", b"").decode("latin-1"), self._max_message_bytes)
-        codec = codec_of(handler, content_type)
-        call = Call(receive, send, codec, frames, content_type, metadata, _peer(scope.get("client")))
+        codec = codec_of(handler, is_json=has_json)
+        certificate = headers.get(CERTIFICATE) if self._has_client_certificates else None
+        call = Call(receive, send, codec, frames, content_type, metadata, _peer(scope.get("client")), certificate)
         timeout = headers.get(b"grpc-timeout")
         if timeout is not None:
-            timeout_s = seconds_of(timeout.decode("latin-1"))
+            said = timeout.decode("latin-1")
+            timeout_s = seconds_of(said)
             if timeout_s is None:
-                text = f"grpc-timeout is {timeout[:40]!r}: expected up to 8 digits and one of H, M, S, m, u, n"
+                text = f"grpc-timeout is {said[:40]!r}: expected up to 8 digits and one of H, M, S, m, u, n"
                 await _refuse(send, content_type, grpc.StatusCode.INTERNAL, text)
                 return
             call.set_deadline(timeout_s)
         self._calls.add(call)
+        if self._looking is None:
+            self._looking = self._loop.call_later(_LOOK_S, self._look_for_clients)
         try:
-            await _run(handler, call, scope["path"])
+            await _run(handler, call, method)
         finally:
             self._calls.discard(call)
             if not self._calls:
                 self._empty.set()
 
+    def _refusal(self, raw: Headers, headers: Mapping[bytes, bytes]) -> tuple[grpc.StatusCode, str] | None:
+        """Why a call is not begun, whichever its method."""
+        num_bytes = size_of(raw)
+        if num_bytes > self._max_metadata_bytes:
+            text = f"the metadata has {num_bytes} bytes, the limit is {self._max_metadata_bytes} (max_metadata_bytes)"
+            return grpc.StatusCode.RESOURCE_EXHAUSTED, text
+        if self._is_stopping:
+            return grpc.StatusCode.UNAVAILABLE, "the server is shutting down"
+        if b"trailers" not in headers.get(b"te", b""):
+            text = "te is missing: expected trailers, which a proxy on the way may not pass"
+            return grpc.StatusCode.INTERNAL, text
+        return None
+
+    def _look_for_clients(self) -> None:
+        for call in self._calls:
+            call.look_for_client()
+        self._looking = self._loop.call_later(_LOOK_S, self._look_for_clients) if self._calls else None
+
     async def _find(self, details: grpc.HandlerCallDetails) -> Handler | None:
         return self._handlers.get(details.method)
 
 
+_LOOK_S = 0.1
+"""Between two looks whether the clients are still there whose handlers do not read."""
+_CLIENT_HAS_LEFT = "ClientDisconnectedError"
+"""pyvoy's own class, which exists inside of Envoy alone."""
+_FIXED_TEXT = "internal error; the server's log says more"
 _WHAT_IS_SPOKEN = "this is a gRPC service: it speaks gRPC, gRPC-Web and Connect, by POST"
 
 
@@ -142,12 +181,8 @@ async def _run(handler: Handler, call: Call, path: str) -> None:
     except Exception as error:
         log.error("wire.handler_crashed", method=path, exc_info=error)
         call.set_code(grpc.StatusCode.UNKNOWN)
-        call.set_details("internal error; the server's log says more")
-    try:
-        await call.finish(is_cancelled=is_cancelled)
-    except Exception as error:  # the client has left meanwhile: pyvoy's own class, which exists inside of Envoy alone
-        if type(error).__name__ != "ClientDisconnectedError":
-            raise
+        call.set_details(_FIXED_TEXT)
+    await call.finish(is_cancelled=is_cancelled)
 
 
 async def _handle(handler: Handler, call: Call) -> None:
@@ -155,9 +190,9 @@ async def _handle(handler: Handler, call: Call) -> None:
     behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     request: Any = _requests(call)
     if not handler.request_streaming:
-        request = await call.read()
+        request = await _request(call)
         if request is grpc.aio.EOF:
-            await call.abort(grpc.StatusCode.INTERNAL, "the call has no request")
+            await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the call has no request: this method takes one")
     answer = behaviour(request, call)
     if inspect.isasyncgen(answer):
         async for response in answer:
@@ -169,8 +204,17 @@ async def _handle(handler: Handler, call: Call) -> None:
 
 
 async def _requests(call: Call) -> AsyncIterator[Any]:
-    while (request := await call.read()) is not grpc.aio.EOF:
+    while (request := await _request(call)) is not grpc.aio.EOF:
         yield request
+
+
+async def _request(call: Call) -> Any:
+    """The next request, or `grpc.aio.EOF`. Ends the call for one that cannot be parsed, as the table of
+    https://github.com/grpc/grpc/blob/master/doc/statuscodes.md has it."""
+    try:
+        return await call.read()
+    except DecodeError as error:
+        await call.abort(grpc.StatusCode.INTERNAL, f"the request cannot be parsed: {error}")
 
 
 async def _refuse(send: Send, content_type: bytes, code: grpc.StatusCode, details: str) -> None:
@@ -181,7 +225,13 @@ async def _refuse(send: Send, content_type: bytes, code: grpc.StatusCode, detail
 async def _answer_other(send: Send, status: int, text: str) -> None:
     """Answers a request that is no call."""
     headers = [(b"x-content-type-options", b"nosniff")]
-    await send_whole(send, status, b"text/plain; charset=utf-8", headers, f"{text}\n".encode())
+    await send_whole(send, status, b"text/plain; charset=utf-8", headers, text.encode())
+
+
+def _method(scope: Event) -> str:
+    """The method as the client wrote it: what a proxy on the way has judged, and no other spelling of it."""
+    method, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
+    return f"{method}?{query}" if query else method
 
 
 def _peer(client: tuple[str, int] | None) -> str:

@@ -22,8 +22,9 @@ from typing import IO, Any
 import structlog
 
 from service import process
-from service.listeners import StartError, certificates_of
+from service.certificates import certificates_of
 from service.ports import addresses, why_not
+from service.process import StartError
 from service.settings import Settings
 from service.wire.envoy import configuration, library
 from service.wire.envoy.link import VARIABLE, Link
@@ -51,9 +52,13 @@ def serve(settings: Settings, arguments: list[str]) -> int:
     again. Raises StartError. Main thread only."""
     if reason := why_not(settings.host, settings.port):
         raise StartError(f"cannot listen on {settings.host}:{settings.port}: {reason}")
-    _remove_left()
     certificates_of(settings)  # or Envoy would say, in its own words, what is wrong with them
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    try:
+        _remove_left()
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    except OSError as error:
+        hint = "give it one (of a container: --tmpfs /tmp), set TMPDIR, or set wire to grpcio"
+        raise StartError(f"wire = envoy: no folder for temporary files can be written to: {hint}: {error}") from error
     try:
         for name, content in configuration.secrets(settings, folder).items():
             (folder / name).write_text(json.dumps(content))

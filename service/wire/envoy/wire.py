@@ -9,7 +9,8 @@ from pathlib import Path
 import grpc
 
 from service.background import Background
-from service.listeners import certificates_of, warn_if_open
+from service.certificates import certificates_of
+from service.listeners import warn_if_open
 from service.settings import Settings
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.configuration import MARK
@@ -64,6 +65,7 @@ class EnvoyWire:
             Browsers(settings.host, settings.allowed_origins),
             max_message_bytes=settings.max_message_bytes,
             max_metadata_bytes=settings.max_metadata_bytes,
+            has_client_certificates=settings.tls_client_ca_file is not None,
         )
         return self.host
 
@@ -89,7 +91,7 @@ class EnvoyWire:
             self._have_envoy_read()
 
     async def _look(self) -> None:
-        if self._certificates is not None and await asyncio.to_thread(self._certificates.changed):
+        if self._certificates is not None and await asyncio.to_thread(self._certificates.changed) is not None:
             self._have_envoy_read()
 
     def _have_envoy_read(self) -> None:

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
 _MAX_ERROR = 300
-_JSON = b"+json"
+_IS_JSON = {b"application/grpc": False, b"application/grpc+proto": False, b"application/grpc+json": True}
 
 
 class JsonError(Exception):
@@ -18,17 +18,25 @@ class JsonError(Exception):
 
 
 class Codec(NamedTuple):
-    """decode raises DecodeError, or JsonError."""
+    """decode raises DecodeError, or JsonError. is_slow: whether both take so long, a second for 2 MB, that large
+    messages are a thread's. Thread-safe."""
 
     decode: Callable[[bytes], Any]
     encode: Callable[[Any], bytes]
+    is_slow: bool
 
 
-def codec_of(handler: grpc.RpcMethodHandler[Any, Any], content_type: bytes) -> Codec:
-    """How the messages of a method travel in calls of a content type."""
+def is_json(content_type: bytes) -> bool | None:
+    """Whether calls of a content type have their messages in JSON; None when it is none of gRPC's. Parameters, such as
+    `charset`, say nothing."""
+    return _IS_JSON.get(content_type.partition(b";")[0].strip().lower())
+
+
+def codec_of(handler: grpc.RpcMethodHandler[Any, Any], *, is_json: bool) -> Codec:
+    """How the messages of a method travel."""
     decode, encode = handler.request_deserializer, handler.response_serializer
-    if not content_type.endswith(_JSON):
-        return Codec(decode or _as_it_is, encode or _as_it_is)
+    if not is_json:
+        return Codec(decode or _as_it_is, encode or _as_it_is, is_slow=False)
     empty = decode(b"") if decode is not None else None
     kind: type[Message] | None = type(empty) if isinstance(empty, Message) else None
 
@@ -40,7 +48,7 @@ def codec_of(handler: grpc.RpcMethodHandler[Any, Any], content_type: bytes) -> C
         except (json_format.ParseError, UnicodeDecodeError, RecursionError, DecodeError) as error:
             raise JsonError(f"the request is not JSON of {kind.DESCRIPTOR.full_name}: {_short(error)}") from None
 
-    return Codec(parse, _to_json)
+    return Codec(parse, _to_json, is_slow=True)
 
 
 def _as_it_is(data: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from service.api.credentials import CertificateError, Certificates
+from service.certificates import CertificateError, Certificates
 
 
 class Files:
@@ -43,11 +43,11 @@ def files(tmp_path: Path) -> Files:
 
 def test_files_are_read_at_once_when_it_is_asked_for(files: Files) -> None:
     certificates = files.certificates()
-    assert certificates._fetch() is None, "nothing has changed"
+    assert certificates.changed() is None, "nothing has changed"
     files.write_cert(files.write_key())
     assert certificates.reload()
-    assert certificates._fetch() is not None, "the next handshake gets it"
-    assert certificates._fetch() is None
+    assert certificates.changed() is not None, "who asks next gets it"
+    assert certificates.changed() is None
     assert files.heard == [None], "it is reported once"
 
 
@@ -76,9 +76,9 @@ def test_files_that_do_not_work_are_reported_and_the_ones_before_stay(
     spoil(files)
     assert not certificates.reload()
     for _ in range(3):
-        assert certificates._fetch() is None
+        assert certificates.changed() is None
     assert told in str(files.heard[0])
-    assert len(files.heard) == 1, "handshakes do not repeat it"
+    assert len(files.heard) == 1, "it is not repeated"
     with pytest.raises(CertificateError):
         files.certificates()
 
@@ -87,7 +87,7 @@ def test_a_certificate_that_comes_before_its_key_is_used_once_the_key_is_there(f
     certificates = files.certificates()
     issued = files.issuer.issue_cert("localhost")
     files.write_cert(issued)
-    assert certificates._fetch() is None
+    assert certificates.changed() is None
     issued.private_key_pem.write_to_path(files.key)
-    assert certificates._fetch() is not None
+    assert certificates.changed() is not None
     assert [error is None for error in files.heard] == [False, True]

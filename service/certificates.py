@@ -1,6 +1,6 @@
-"""TLS: the server's certificate and key, and whose certificates clients must have, read again when the files change.
+"""The files of TLS: the server's certificate and key, and whose certificates clients must have.
 
-gRPC asks before every handshake, from threads of its own; sessions that are connected stay so.
+They are checked when they are read, and read again when they change.
 """
 
 from __future__ import annotations
@@ -10,12 +10,26 @@ import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-import grpc
+import structlog
+
+from service.process import StartError
+from service.settings import Settings
+
+log = structlog.get_logger()
 
 
 class CertificateError(Exception):
     """A certificate, or a key, cannot be read; the message says which."""
+
+
+class Pems(NamedTuple):
+    """What the files have, in PEM. authorities: who must vouch for clients; None where clients need no certificate."""
+
+    certificate: bytes
+    key: bytes
+    authorities: bytes | None
 
 
 class Certificates:
@@ -29,9 +43,10 @@ class Certificates:
         self._on_change = on_change
         self._lock = threading.Lock()
         self._stamps = self._look()
-        self._first = self._read()
+        self.first = self._read()
+        """What the files had at the start."""
         self._problem = ""
-        self._next: grpc.ServerCertificateConfiguration | None = None
+        self._next: Pems | None = None
 
     def reload(self) -> bool:
         """Reads the files now, changed or not. Returns whether they are good; `on_change` hears of both. Called by any
@@ -47,21 +62,9 @@ class Certificates:
         self._on_change(None)
         return True
 
-    def server_credentials(self) -> grpc.ServerCredentials:
-        """For `add_secure_port`."""
-        return grpc.dynamic_ssl_server_credentials(
-            self._first,
-            self._fetch,  # type: ignore[arg-type]  # None is what gRPC documents for "as before"
-            require_client_authentication=len(self._files) == 3,
-        )
-
-    def changed(self) -> bool:
-        """Whether the files have changed since the last look, and are good. Called by any thread; blocks while they are
-        read."""
-        return self._fetch() is not None
-
-    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """The configuration to use from now on; None for the one before."""
+    def changed(self) -> Pems | None:
+        """What the files have, when they have changed since the last call and are good; None while what they had before
+        holds. Called by any thread; blocks while the files are read."""
         with self._lock:
             reloaded, self._next = self._next, None
             try:
@@ -70,16 +73,16 @@ class Certificates:
                     self._problem = ""
                     return reloaded  # `reload` has reported it
                 self._stamps = stamps
-                configuration = self._read()
+                pems = self._read()
             except CertificateError as error:
                 self._report(error)
                 return reloaded
             self._problem = ""
         self._on_change(None)
-        return configuration
+        return pems
 
     def _report(self, error: CertificateError) -> None:
-        """Tells `on_change`, once for each problem: gRPC asks before every handshake."""
+        """Tells `on_change`, once for each problem: `changed` is called often."""
         if str(error) != self._problem:
             self._problem = str(error)
             self._on_change(error)
@@ -87,15 +90,15 @@ class Certificates:
     def _look(self) -> list[tuple[int, int]]:
         return [(status.st_mtime_ns, status.st_ino) for status in (_stat(path) for path in self._files)]
 
-    def _read(self) -> grpc.ServerCertificateConfiguration:
-        cert, key, *client_ca = [_pem(path) for path in self._files]
+    def _read(self) -> Pems:
+        certificate, key, *authorities = [_pem(path) for path in self._files]
         if b"PRIVATE KEY" not in key:
             raise CertificateError(f"{self._files[1]} has no private key")
         self._check()
-        return grpc.ssl_server_certificate_configuration([(key, cert)], client_ca[0] if client_ca else None)
+        return Pems(certificate, key, authorities[0] if authorities else None)
 
     def _check(self) -> None:
-        """Raises CertificateError for files that gRPC would take and then fail every handshake with: damaged ones, and
+        """Raises CertificateError for files that would be taken, and then fail every handshake: damaged ones, and
         a certificate of another key, as there is between the replacement of one file and the other."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         cert, key, *client_ca = self._files
@@ -129,3 +132,21 @@ def _pem(path: Path) -> bytes:
     if b"-----BEGIN " not in data:
         raise CertificateError(f"{path} is not PEM")
     return data
+
+
+def certificates_of(settings: Settings) -> Certificates | None:
+    """The certificate, the key and the authorities of the settings; None without TLS. Raises StartError."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    files = (settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    try:
+        return Certificates(*files, _log_certificates)
+    except CertificateError as error:
+        raise StartError(str(error)) from error
+
+
+def _log_certificates(error: CertificateError | None) -> None:
+    if error is None:
+        log.info("tls.reloaded")
+    else:
+        log.error("tls.not_reloaded", reason=str(error))

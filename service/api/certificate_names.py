@@ -1,0 +1,130 @@
+"""The names in a client's certificate, as the file of principals writes them.
+
+    spiffe://corp/app   an alternative name that is a URI
+    app.example.com     one that is a DNS name
+    CN=app              the subject's common name, of a subject that has one
+
+They are read from the certificate itself, on both wires. What the wires say of its names cannot be trusted: Python's
+gRPC cuts them at a NUL, and Envoy does not escape them, so that `x;URI=spiffe://corp/admin` reads as two. The wire has
+verified the certificate before. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+
+from service.errors import quoted
+
+AuthContext = Callable[[], Mapping[str, Iterable[bytes]]]
+"""What a wire knows of a call's client: `x509_pem_cert` has the client's certificate, if it was verified."""
+
+# Each kind of names has a shape that no other has: a name of one kind never reads as one of another.
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+")
+_DNS = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_COMMON = "CN="
+
+# X.509 in DER: RFC 5280, 4.1 and appendix A.
+_SEQUENCE, _SET = 0x30, 0x31
+_VERSION, _EXTENSIONS = 0xA0, 0xA3
+_DNS_NAME, _URI_NAME = 0x82, 0x86
+_COMMON_NAME, _ALTERNATIVE_NAMES = bytes((0x55, 4, 3)), bytes((0x55, 29, 17))
+_ENCODINGS = {0x0C: "utf-8", 0x1C: "utf-32-be", 0x1E: "utf-16-be"}
+"""Of strings, by tag; others have a character a byte."""
+
+
+class CertificateFormatError(ValueError):
+    """A certificate is not as RFC 5280 has it. One that a wire has verified never is so."""
+
+
+def check_name(text: str) -> str:
+    """The name, if a certificate can have it. Raises ValueError."""
+    if _URI.fullmatch(text) or _DNS.fullmatch(text) or (text.startswith(_COMMON) and _is_common(text[len(_COMMON) :])):
+        return text
+    raise ValueError(
+        f"{quoted(text)} is no name of a certificate: expected a URI such as spiffe://corp/app, a DNS name without"
+        " wildcards, or CN= and a common name"
+    )
+
+
+def names_of(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
+    """The names of the client's certificate: URIs, DNS names, the common name, the first two in the certificate's
+    order. Names that `check_name` refuses are left out. Empty without a certificate. Raises CertificateFormatError."""
+    return next((names_in(pem) for pem in auth_context.get("x509_pem_cert", ())), ())
+
+
+@lru_cache(maxsize=256)
+def names_in(pem: bytes) -> tuple[str, ...]:
+    """The names of a certificate in PEM. Raises CertificateFormatError."""
+    try:
+        subject, extensions = _parts(ssl.PEM_cert_to_DER_cert(pem.decode("ascii")))
+        commons, alternatives = _common_names(subject), _alternative_names(extensions)
+    except (ValueError, IndexError) as error:
+        raise CertificateFormatError(f"the certificate cannot be read: {error}") from error
+    uris = [name for tag, name in alternatives if tag == _URI_NAME and _URI.fullmatch(name)]
+    dns = [name for tag, name in alternatives if tag == _DNS_NAME and _DNS.fullmatch(name)]
+    common = [f"{_COMMON}{name}" for name in commons if len(commons) == 1 and _is_common(name)]
+    return (*uris, *dns, *common)
+
+
+def _is_common(name: str) -> bool:
+    return name != "" and name.isprintable()
+
+
+def _parts(certificate: bytes) -> tuple[bytes, bytes | None]:
+    """The contents of the subject and of the extensions; None without extensions."""
+    (whole,) = _contents(certificate, _SEQUENCE)
+    signed = _elements(_elements(whole)[0][1])
+    rest = signed[1:] if signed[0][0] == _VERSION else signed
+    _serial, _algorithm, _issuer, _validity, subject, *others = rest
+    extensions = next((content for tag, content in others if tag == _EXTENSIONS), None)
+    return subject[1], extensions
+
+
+def _common_names(subject: bytes) -> list[str]:
+    found = []
+    for attributes in _contents(subject, _SET):
+        for attribute in _contents(attributes, _SEQUENCE):
+            (_, kind), (tag, value) = _elements(attribute)
+            if kind == _COMMON_NAME:
+                found.append(value.decode(_ENCODINGS.get(tag, "latin-1")))
+    return found
+
+
+def _alternative_names(extensions: bytes | None) -> list[tuple[int, str]]:
+    """The tag and the name of each."""
+    if extensions is None:
+        return []
+    (listed,) = _contents(extensions, _SEQUENCE)
+    for extension in _contents(listed, _SEQUENCE):
+        (_, kind), *_critical, (_, value) = _elements(extension)
+        if kind == _ALTERNATIVE_NAMES:
+            (names,) = _contents(value, _SEQUENCE)
+            return [(tag, name.decode("latin-1")) for tag, name in _elements(names)]
+    return []
+
+
+def _contents(data: bytes, expected: int) -> list[bytes]:
+    """The contents of elements that all have one tag."""
+    elements = _elements(data)
+    if any(tag != expected for tag, _ in elements):
+        raise ValueError(f"a tag is not {expected:#x}")
+    return [content for _, content in elements]
+
+
+def _elements(data: bytes) -> list[tuple[int, bytes]]:
+    """The tag and the contents of each DER element."""
+    found: list[tuple[int, bytes]] = []
+    at = 0
+    while at < len(data):
+        tag, size, begin = data[at], data[at + 1], at + 2
+        if size >= 0x80:
+            begin += size - 0x80
+            size = int.from_bytes(data[at + 2 : begin])
+        at = begin + size
+        if at > len(data):
+            raise ValueError("an element is cut short")
+        found.append((tag, data[begin:at]))
+    return found

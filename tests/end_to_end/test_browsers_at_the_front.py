@@ -1,0 +1,172 @@
+"""What browsers speak, through the Envoy that is deployed, to replicas of either wire."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from email.message import Message
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from carousel import Client
+from carousel.v1 import models_pb2
+from examples.local_envoy import local_envoy
+from examples.local_service import local_service
+from tests.services import program
+
+JSON = {"content-type": "application/json"}
+STREAM = {"content-type": "application/connect+json"}
+WEB = {"content-type": "application/grpc-web+proto"}
+PAGE = "https://app.example"
+
+
+class Answer(NamedTuple):
+    """Of one HTTP/1.1 request."""
+
+    status: int
+    body: bytes
+    headers: Message
+
+
+@pytest.fixture(scope="module", params=["grpcio", "envoy"])
+def front(
+    request: pytest.FixtureRequest, tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Where an Envoy listens that has two replicas of a wire behind it. Pages of two origins may call."""
+    program("envoy")
+    with ExitStack() as stack:
+        replicas = [stack.enter_context(local_service(tiny_repository, {"wire": request.param})) for _ in range(2)]
+        ports = [int(replica.target.rpartition(":")[2]) for replica in replicas]
+        folder = tmp_path_factory.mktemp("front")
+        pages = r"https://app\.example|http://localhost:8080"
+        yield stack.enter_context(local_envoy(ports, folder, pages=pages)).target
+        for replica in replicas:
+            assert not [line for line in replica.log if line["level"] == "error"]
+
+
+def ask(front: str, path: str, body: bytes | None, headers: Mapping[str, str], method: str = "POST") -> Answer:
+    """One HTTP/1.1 request to a path of `carousel.v1`."""
+    request = urllib.request.Request(f"http://{front}/carousel.v1.{path}", body, dict(headers), method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return Answer(answer.status, answer.read(), answer.headers)
+    except urllib.error.HTTPError as error:
+        return Answer(error.code, error.read(), error.headers)
+
+
+def framed(message: Mapping[str, Any]) -> bytes:
+    """A message of a stream in JSON."""
+    data = json.dumps(message).encode()
+    return b"\0" + len(data).to_bytes(4, "big") + data
+
+
+def frames(body: bytes) -> list[tuple[int, Any]]:
+    """The messages of a stream in JSON, each with its flags: 2 is the last one, which tells how it ended."""
+    found = []
+    while body:
+        length = int.from_bytes(body[1:5], "big")
+        found.append((body[0], json.loads(body[5 : 5 + length])))
+        body = body[5 + length :]
+    return found
+
+
+def test_json_is_answered_with_json(front: str) -> None:
+    answer = ask(front, "Models/List", b"{}", JSON)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    assert "tiny-lm" in [model["model"] for model in json.loads(answer.body)["models"]]
+    large = b'{"model": "tiny-lm"' + b" " * 3_000_000 + b"}"  # over what Envoy keeps of a stream by default
+    assert json.loads(ask(front, "Models/Get", large, JSON).body)["model"]["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "status", "words"),
+    [
+        ("Models/Get", b'{"model": "nope"}', "not_found", 404, "model = 'nope'"),
+        ("Models/Get", b'{"modle": "tiny-lm"}', "invalid_argument", 400, '"modle"'),
+        ("Models/Get", b"{", "invalid_argument", 400, "not JSON of carousel.v1.ModelsGetRequest"),
+        ("Models/Got", b"{}", "unimplemented", 404, ""),
+    ],
+)
+def test_what_is_wrong_with_json_is_said_in_json(  # noqa: PLR0917
+    front: str, path: str, body: bytes, code: str, status: int, words: str
+) -> None:
+    answer = ask(front, path, body, JSON)
+    told = json.loads(answer.body)
+    assert (answer.status, answer.headers["content-type"], told["code"]) == (status, "application/json", code)
+    assert words in told["message"]
+
+
+def test_streams_of_json_are_answered_message_by_message(front: str) -> None:
+    request = framed({"model": "tiny-bos", "decoding": {"maxTokens": 3, "minTokens": 3}})
+    *answers, end = frames(ask(front, "Inference/Generate", request, STREAM).body)
+    assert sum(len(answer["generated"]["tokens"]) for _, answer in answers) == 3
+    assert end == (2, {})
+    ((flags, refusal),) = frames(ask(front, "Inference/Generate", framed({"modle": "tiny-bos"}), STREAM).body)
+    assert (flags, refusal["error"]["code"]) == (2, "invalid_argument")
+    assert '"modle"' in refusal["error"]["message"]
+    opening = {"requestId": 1, "sessionId": "of-json", "open": {"model": "tiny-lm"}}
+    opened, end = frames(ask(front, "Inference/Stream", framed(opening), STREAM).body)
+    assert opened[1]["opened"]["model"] == "tiny-lm"
+    assert end == (2, {})
+    ((_, refusal),) = frames(ask(front, "Inference/Stream", framed({**opening, "open": 3}), STREAM).body)
+    assert refusal["error"]["code"] == "invalid_argument"
+
+
+def test_grpc_web_is_spoken(front: str) -> None:
+    status, body, _ = ask(front, "Models/List", b"\0" * 5, WEB)
+    length = int.from_bytes(body[1:5], "big")
+    listed = models_pb2.ModelsListResponse.FromString(body[5 : 5 + length])
+    assert (status, body[0], body[5 + length]) == (200, 0, 0x80)
+    assert "tiny-lm" in [model.model for model in listed.models]
+    assert b"grpc-status:0" in body[10 + length :]
+
+
+def test_all_calls_of_a_session_go_to_one_replica_whatever_they_speak(front: str) -> None:
+    """Each replica has its sessions in memory alone."""
+    names = [f"one-{number}" for number in range(12)]
+    with Client(front) as client:
+        for name in names:
+            client.session("tiny-lm", session_id=name, on_disconnect="keep").feed(["t3"])
+    for name in names:
+        answer = ask(front, "Sessions/Get", json.dumps({"sessionId": name}).encode(), {**JSON, "x-session-id": name})
+        assert json.loads(answer.body)["session"]["position"] == "1"
+
+
+def test_pages_of_allowed_origins_may_call(front: str) -> None:
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type, x-session-id"}
+    for origin in (PAGE, "http://localhost:8080"):
+        preflight = ask(front, "Models/List", None, {**asked, "origin": origin}, "OPTIONS")
+        assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (200, origin)
+        assert "x-session-id" in preflight.headers["access-control-allow-headers"]
+        for headers, body in ((JSON, b"{}"), (WEB, b"\0" * 5)):
+            answer = ask(front, "Models/List", body, {**headers, "origin": origin})
+            assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, origin)
+            assert b"tiny-lm" in answer.body
+
+
+def test_other_pages_may_not(front: str) -> None:
+    """Also one whose name means this machine (DNS rebinding), which its browser lets call without asking first."""
+    for origin in ("http://evil.example", f"{PAGE}.evil.example", "null", f"http://{front}"):
+        headers = {"origin": origin, "access-control-request-method": "POST"}
+        preflight = ask(front, "Models/List", None, headers, "OPTIONS")
+        assert (preflight.status, preflight.headers["access-control-allow-origin"]) == (403, None)
+        answer = ask(front, "Models/List", b"{}", {**JSON, "origin": origin})
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (403, None)
+        assert b"this origin is not allowed" in answer.body
+        assert ask(front, "Models/List", b"\0" * 5, {**WEB, "origin": origin}).headers["grpc-status"] == "7"
+
+
+def test_what_any_page_may_send_is_no_call(front: str) -> None:
+    """A GET, which has no origin, and a form."""
+    message = urllib.parse.quote('{"model": "tiny-heads", "version": 1}')
+    path = f"Models/Unload?connect=v1&encoding=json&message={message}"
+    assert ask(front, path, None, {}, "GET").status == 415
+    assert ask(front, path, b"x", {"content-type": "text/plain"}).status == 415
+    assert ask(front, path, b"x", {"content-type": "application/x-www-form-urlencoded"}).status == 415
+    assert json.loads(ask(front, "Models/Get", b'{"model": "tiny-heads"}', JSON).body)["model"]["version"] == 1

@@ -1,0 +1,80 @@
+"""Calls of the service of `servicer.py`, by grpcio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+
+from examples.local_service import LocalService
+from tests.wire.conformance.http2 import Connection, call_headers, message_frame
+from tests.wire.conformance.servicer import SERVICE, struct
+
+
+def path(method: str) -> str:
+    """The path of a method."""
+    return f"/{SERVICE}/{method}"
+
+
+def framed(**fields: Any) -> bytes:
+    """A request as it travels."""
+    return message_frame(struct(**fields).SerializeToString())
+
+
+def read(message: bytes | Struct) -> dict[str, Any]:
+    """What a message has."""
+    return MessageToDict(Struct.FromString(message) if isinstance(message, bytes) else message)
+
+
+def told(service: LocalService, name: str) -> Any:
+    """What the service has kept under a name; None for nothing."""
+    with Connection(service.target) as one:
+        answer = one.ask(call_headers(path("Unary")), framed(do="tell", name=name))
+    assert answer.status == 0, answer
+    return read(answer.messages[0])["kept"]
+
+
+class Client:
+    """The methods. Event loop only."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        codec = (Struct.SerializeToString, Struct.FromString)
+        self.unary: Any = channel.unary_unary(path("Unary"), *codec)
+        self.server_stream: Any = channel.unary_stream(path("ServerStream"), *codec)
+        self.client_stream: Any = channel.stream_unary(path("ClientStream"), *codec)
+        self.stream: Any = channel.stream_stream(path("Stream"), *codec)
+
+    async def ask(self, **fields: Any) -> dict[str, Any]:
+        """One unary call."""
+        return read(await self.unary(struct(**fields), timeout=20))
+
+    async def ended(
+        self, method: str, *, timeout_s: float = 20.0, **fields: Any
+    ) -> tuple[list[dict[str, Any]], grpc.aio.AioRpcError | None]:
+        """One call of a method with one request: its responses, and how it failed."""
+        request, found = struct(**fields), []
+        try:
+            if method == "Unary":
+                found.append(read(await self.unary(request, timeout=timeout_s)))
+            elif method == "ClientStream":
+                found.append(read(await self.client_stream(iter([request]), timeout=timeout_s)))
+            else:
+                asked = request if method == "ServerStream" else iter([request])
+                call = self.server_stream if method == "ServerStream" else self.stream
+                async for response in call(asked, timeout=timeout_s):
+                    found.append(read(response))
+        except grpc.aio.AioRpcError as error:
+            return found, error
+        return found, None
+
+
+@asynccontextmanager
+async def client(target: str) -> AsyncIterator[Client]:
+    """A client on a connection of its own."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(target, options=options) as channel:
+        yield Client(channel)

@@ -1,0 +1,69 @@
+"""A client of HTTP/1.1 over plain sockets that sends whatever a test wants sent (RFC 9112)."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+
+TIMEOUT_S = 20.0
+
+
+@dataclass
+class Told:
+    """What came back. status: 0 for what is no HTTP/1.1; body: without its chunks; is_closed: whether the server has
+    closed the connection."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    trailers: dict[str, str] = field(default_factory=dict)
+    is_closed: bool = False
+
+
+def request(method: str, target: str, body: bytes = b"", /, **headers: str | None) -> bytes:
+    """A request to `localhost`. headers: names with `_` for `-`; None leaves out one that there would be."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    found = {"host": "localhost", "content-length": str(len(body)), **named}
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in found.items() if value is not None)]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def exchange(target: str, sent: bytes) -> Told:
+    """Sends a request that asks for `connection: close`, and reads until the server closes the connection."""
+    return _told(received(target, sent))
+
+
+def received(target: str, sent: bytes) -> bytes:
+    """What a server sends until it closes the connection."""
+    host, _, port = target.rpartition(":")
+    found = b""
+    with socket.create_connection((host, int(port)), TIMEOUT_S) as one:
+        try:
+            one.sendall(sent)
+            while more := one.recv(65536):
+                found += more
+        except (ConnectionResetError, BrokenPipeError):  # it had said what it had to say
+            pass
+    return found
+
+
+def _told(data: bytes) -> Told:
+    if not data.startswith(b"HTTP/1.1 "):
+        return Told(is_closed=True)
+    head, _, rest = data.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    told = Told(int(first.split()[1]), _headers(lines), rest, is_closed=True)
+    if told.headers.get("transfer-encoding") == "chunked":
+        told.body = b""
+        while rest:  # an answer to HEAD has no chunks
+            size, _, rest = rest.partition(b"\r\n")
+            if not int(size, 16):
+                break
+            told.body += rest[: int(size, 16)]
+            rest = rest[int(size, 16) + 2 :]
+        told.trailers = _headers(rest.decode("latin-1").split("\r\n"))
+    return told
+
+
+def _headers(lines: list[str]) -> dict[str, str]:
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines) if name}

@@ -1,0 +1,262 @@
+"""What Envoy translates into gRPC: Connect, gRPC-Web, plain JSON; as programs and web pages speak them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+from examples.local_service import LocalService
+from tests.services import program
+from tests.wire.conformance.calls import framed, path, read
+from tests.wire.conformance.http1 import Told, exchange, received, request
+from tests.wire.conformance.http2 import Connection, call_headers, message_frame
+from tests.wire.conformance.servicer import struct
+
+JSON = {"content_type": "application/json", "connection": "close"}
+STREAM = {"content_type": "application/connect+json", "connect_protocol_version": "1", "connection": "close"}
+LARGE = 1_000_000
+
+
+def unary(service: LocalService, method: str = "Unary", **fields: Any) -> Told:
+    """A call of Connect in JSON."""
+    return exchange(service.target, request("POST", path(method), json.dumps(fields).encode(), **JSON))
+
+
+def enveloped(*messages: Any) -> bytes:
+    """Messages of a stream of Connect."""
+    return b"".join(message_frame(json.dumps(message).encode()) for message in messages)
+
+
+def opened(body: bytes) -> list[tuple[int, Any]]:
+    """The messages of such a stream, each with its flags."""
+    found = []
+    while body:
+        end = 5 + int.from_bytes(body[1:5], "big")
+        found.append((body[0], json.loads(body[5:end])))
+        body = body[end:]
+    return found
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "application/json; charset=utf-8", "application/json;charset=UTF-8"]
+)
+@pytest.mark.parametrize("version", [None, "1"])
+def test_json_is_answered_with_json(envoy_service: LocalService, content_type: str, version: str | None) -> None:
+    headers = {**JSON, "content_type": content_type, "connect_protocol_version": version}
+    told = exchange(envoy_service.target, request("POST", path("Unary"), '{"text": "ñ"}'.encode(), **headers))
+    assert (told.status, json.loads(told.body)) == (200, {"text": "ñ"})
+    assert told.headers["content-type"].startswith("application/json")
+
+
+def test_requests_of_one_connection_are_answered_in_turn(envoy_service: LocalService) -> None:
+    """Also when they come at once."""
+    sent = [
+        request("POST", path("Unary"), b'{"number": %d}' % number, content_type="application/json") for number in (1, 2)
+    ]
+    sent.append(request("POST", path("Unary"), b'{"number": 3}', **JSON))
+    told = received(envoy_service.target, b"".join(sent))
+    assert told.count(b"HTTP/1.1 200 OK") == 3
+    assert [told.index(b'{"number": %d.0}' % number) for number in (1, 2, 3)] == sorted(
+        told.index(b'{"number": %d.0}' % number) for number in (1, 2, 3)
+    )
+
+
+def test_protocol_buffers_may_be_sent_without_frames(envoy_service: LocalService) -> None:
+    headers = {"content_type": "application/proto", "connect_protocol_version": "1", "connection": "close"}
+    body = struct(number=1).SerializeToString()
+    told = exchange(envoy_service.target, request("POST", path("Unary"), body, **headers))
+    assert (told.status, read(told.body)) == (200, {"number": 1})
+
+
+CODES = {
+    "canceled": (1, 499),
+    "unknown": (2, 500),
+    "invalid_argument": (3, 400),
+    "deadline_exceeded": (4, 504),
+    "not_found": (5, 404),
+    "already_exists": (6, 409),
+    "permission_denied": (7, 403),
+    "resource_exhausted": (8, 429),
+    "failed_precondition": (9, 400),
+    "aborted": (10, 409),
+    "out_of_range": (11, 400),
+    "unimplemented": (12, 501),
+    "internal": (13, 500),
+    "unavailable": (14, 503),
+    "data_loss": (15, 500),
+    "unauthenticated": (16, 401),
+}
+OLDER = {"canceled": 408, "deadline_exceeded": 408, "failed_precondition": 412, "unimplemented": 404}
+"""As the protocol had it before 2024, and Envoy's filter still has it."""
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_status_is_connects_error(envoy_service: LocalService, code: str) -> None:
+    number, status = CODES[code]
+    told = unary(envoy_service, do="end", code=number, details="plain words", trailers=[["k", "v"]])
+    assert told.status in (status, OLDER.get(code))
+    assert json.loads(told.body) == {"code": code, "message": "plain words"}
+    assert told.headers["content-type"] == "application/json"
+
+
+def test_what_is_no_json_is_refused_in_words(envoy_service: LocalService) -> None:
+    for body in (b"{", b"[]", b"\xff", b'{"a":' * 5000):
+        told = exchange(envoy_service.target, request("POST", path("Unary"), body, **JSON))
+        assert (told.status, json.loads(told.body)["code"]) == (400, "invalid_argument")
+        assert "is not JSON of google.protobuf.Struct" in json.loads(told.body)["message"]
+
+
+def test_json_may_be_large(envoy_service: LocalService) -> None:
+    """A request up to the limit of messages, and an answer."""
+    assert unary(envoy_service, do="tell", name="x", padding="x" * LARGE).status == 200
+    told = unary(envoy_service, do="pad", size=LARGE)
+    assert (told.status, len(json.loads(told.body)["padding"])) == (200, LARGE)
+    told = unary(envoy_service, do="tell", name="x", padding="x" * (4 * 1024 * 1024))
+    assert (told.status, json.loads(told.body)["code"]) == (429, "resource_exhausted")
+
+
+def test_a_time_limit_is_kept(envoy_service: LocalService) -> None:
+    body = json.dumps({"do": "wait", "name": "connect"}).encode()
+    told = exchange(envoy_service.target, request("POST", path("Unary"), body, **JSON, connect_timeout_ms="200"))
+    assert (told.status, json.loads(told.body)["code"]) == (408, "deadline_exceeded")
+
+
+@pytest.mark.parametrize("method", ["ServerStream", "ClientStream", "Stream"])
+def test_streams_are_spoken(envoy_service: LocalService, method: str) -> None:
+    """Each ends with a message that says how; over HTTP/1.1 a client sends all of its own first."""
+    messages = [{"number": 1.0}] if method == "ServerStream" else [{"number": 1.0}, {"number": 2.0}]
+    told = exchange(envoy_service.target, request("POST", path(method), enveloped(*messages), **STREAM))
+    answers = [{"count": 2.0}] if method == "ClientStream" else messages
+    assert told.status == 200
+    assert opened(told.body) == [*((0, answer) for answer in answers), (2, {})]
+    assert told.headers["content-type"] == "application/connect+json"
+
+
+def test_a_stream_of_protocol_buffers_is_spoken(envoy_service: LocalService) -> None:
+    headers = {**STREAM, "content_type": "application/connect+proto"}
+    told = exchange(envoy_service.target, request("POST", path("Stream"), framed(number=1) * 2, **headers))
+    assert told.body == framed(number=1) * 2 + message_frame(b"{}", flag=2)
+
+
+def test_a_streams_status_comes_at_its_end(envoy_service: LocalService) -> None:
+    body = enveloped({"do": "end", "code": 5, "details": "none", "after": 2, "trailers": [["k", "v"]]})
+    told = exchange(envoy_service.target, request("POST", path("Stream"), body, **STREAM))
+    end = {"error": {"code": "not_found", "message": "none"}, "metadata": {"k": ["v"]}}
+    assert (told.status, opened(told.body)) == (200, [(0, {"before": True})] * 2 + [(2, end)])
+
+
+@pytest.mark.parametrize(
+    "body", [b"\0\0\0", b"\0\0\0\0\5{}", message_frame(b"{", flag=0), message_frame(b"{}", flag=3)]
+)
+def test_a_stream_of_what_is_no_message_ends_with_an_error(envoy_service: LocalService, body: bytes) -> None:
+    told = exchange(envoy_service.target, request("POST", path("Stream"), body, **STREAM))
+    ((flags, end),) = opened(told.body)
+    assert (told.status, flags) == (200, 2)
+    assert end["error"]["code"] in ("internal", "invalid_argument")
+
+
+def test_a_stream_of_connect_goes_both_ways_over_http_2(envoy_service: LocalService) -> None:
+    with Connection(envoy_service.target) as one:
+        stream = one.start(call_headers(path("Stream"), content_type="application/connect+json", te=None))
+        for number in range(3):
+            one.data(stream, enveloped({"number": number}))
+            answer = one.answer_with(stream, number + 1)
+        one.data(stream, b"", is_last=True)
+        answer = one.answer(stream)
+        assert opened(bytes(answer.data)) == [*((0, {"number": number}) for number in range(3)), (2, {})]
+
+
+@pytest.mark.parametrize("kind", ["application/grpc-web", "application/grpc-web+proto"])
+def test_grpc_web_is_spoken(envoy_service: LocalService, kind: str) -> None:
+    headers = {"content_type": kind, "x_grpc_web": "1", "connection": "close"}
+    told = exchange(envoy_service.target, request("POST", path("Stream"), framed(number=1) * 2, **headers))
+    assert (told.status, told.headers["content-type"]) == (200, "application/grpc-web+proto")
+    assert told.body == framed(number=1) * 2 + message_frame(b"grpc-status:0\r\n", flag=0x80)
+
+
+def test_grpc_web_is_spoken_in_base_64(envoy_service: LocalService) -> None:
+    kind = "application/grpc-web-text"
+    headers = {"content_type": kind, "accept": kind, "connection": "close"}
+    body = base64.b64encode(framed(do="end", code=5, details="ñ", after=1))
+    told = exchange(envoy_service.target, request("POST", path("ServerStream"), body, **headers))
+    assert told.headers["content-type"] == "application/grpc-web-text+proto"
+    parts = b"".join(base64.b64decode(part + b"=" * (-len(part) % 4)) for part in told.body.split(b"="))
+    response, trailers = framed(before=True), parts[len(framed(before=True)) :]
+    assert parts.startswith(response)
+    assert trailers[0] == 0x80
+    assert set(trailers[5:].split(b"\r\n")) >= {b"grpc-status:5", b"grpc-message:%C3%B1"}
+
+
+def test_grpc_web_that_is_no_base_64_is_refused(envoy_service: LocalService) -> None:
+    headers = {"content_type": "application/grpc-web-text", "connection": "close"}
+    told = exchange(envoy_service.target, request("POST", path("Unary"), b"!!!!", **headers))
+    assert (told.status, told.headers["grpc-status"]) == (400, "13")
+
+
+def test_a_call_that_fails_at_once_has_its_status_in_grpc_web(envoy_service: LocalService) -> None:
+    headers = {"content_type": "application/grpc-web", "connection": "close"}
+    told = exchange(envoy_service.target, request("POST", path("Nope"), framed(), **headers))
+    assert (told.status, told.headers["grpc-status"]) == (200, "12")
+
+
+@pytest.mark.parametrize(
+    "query", ["connect=v1&encoding=json&message=%7B%7D", "connect=v1&encoding=json&base64=1&message=e30"]
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_no_method_can_be_called_by_get(envoy_service: LocalService, method: str, query: str) -> None:
+    """Any page can make a browser send one, without an origin and without asking first."""
+    told = exchange(envoy_service.target, request(method, f"{path('Unary')}?connect=v1&{query}", **JSON))
+    assert (told.status, bool(told.body)) == (404, method == "GET")
+    with Connection(envoy_service.target) as one:
+        headers = call_headers(f"{path('Unary')}?connect=v1&{query}", method=method, content_type=None)
+        assert one.ask(headers).http_status == "404"
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
+def test_what_a_page_may_send_without_asking_is_no_call(envoy_service: LocalService, kind: str | None) -> None:
+    told = exchange(envoy_service.target, request("POST", path("Unary"), b"{}", content_type=kind, connection="close"))
+    assert told.status == 415
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://[", "", "http://localhost.evil.example"])
+def test_pages_from_elsewhere_are_refused_in_every_protocol(envoy_service: LocalService, origin: str) -> None:
+    told = exchange(envoy_service.target, request("POST", path("Unary"), b"{}", **JSON, origin=origin))
+    assert (told.status, json.loads(told.body)["code"]) == (403, "permission_denied")
+    for kind in ("application/grpc-web", "application/grpc"):
+        headers = {"content_type": kind, "te": "trailers", "origin": origin, "connection": "close"}
+        told = exchange(envoy_service.target, request("POST", path("Unary"), framed(), **headers))
+        assert (told.status, told.headers["grpc-status"]) == (200, "7")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\n" + b"k: " + b"v" * 100_000 + b"\r\n\r\n",
+        b"GARBAGE\r\n\r\n",
+    ],
+    ids=lambda sent: sent[:60].decode(),
+)
+def test_what_is_no_request_is_refused_and_hung_up_on(envoy_service: LocalService, sent: bytes) -> None:
+    told = exchange(envoy_service.target, sent)
+    assert told.is_closed
+    assert told.status in (400, 403, 426, 431)
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2-prior-knowledge"])
+def test_curl_can_call(envoy_carousel: LocalService, version: str) -> None:
+    command = [program("curl"), "-sS", version, "-w", "\n%{http_code}", "-H", "content-type: application/json"]
+    for body, code in (("{}", "200"), ('{"no": 1}', "400")):
+        url = f"http://{envoy_carousel.target}/carousel.v1.Models/List"
+        done = subprocess.run([*command, "-d", body, url], capture_output=True, text=True, check=True, timeout=30)
+        answer, _, status = done.stdout.rpartition("\n")
+        assert status == code
+        assert ("models" if code == "200" else "code") in json.loads(answer)
