@@ -1,8 +1,8 @@
 """`python -m benchmarks NAME`: one benchmark, or `all` of them, with a table and, with `--json`, a file.
 
 Other commands, each with `--help`: `path` (how much code a token crosses), `simulate` (the session layer under
-random faults), `chaos` (real servers that are killed, paused and cut off) and `takeover` (of a killed server's
-sessions).
+random faults), `chaos` (real servers that are killed, paused and cut off), `takeover` (of a killed server's sessions)
+and `peers` (Triton and a hand-written server, measured beside Carousel).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import chaos, path, simulate, takeover
+from benchmarks import chaos, path, peers, simulate, takeover
 from benchmarks.measure import Report, write
 from benchmarks.setup import Setup
 from benchmarks.subjects import make
@@ -23,6 +23,7 @@ from service.wire.choice import choose
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "chaos": chaos.main,
     "path": path.main,
+    "peers": peers.main,
     "simulate": simulate.main,
     "takeover": takeover.main,
 }

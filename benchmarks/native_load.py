@@ -18,7 +18,7 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
-from benchmarks.traffic import ERRORS, Load, Sequence, Traffic
+from benchmarks.traffic import METHOD, Load, Sequence, Traffic
 from carousel.v1 import inference_pb2 as pb
 
 SOURCES = Path(__file__).parent / "native"
@@ -64,9 +64,7 @@ def why_not() -> str:
     return ""
 
 
-def replay(
-    target: str, traffic: Traffic, load: Load, server_pid: int | None = None, *, method: str = ""
-) -> dict[str, float]:
+def replay(target: str, traffic: Traffic, load: Load, server_pid: int | None = None) -> dict[str, float]:
     """Replays the traffic against a server, and returns what the generator printed: see `native/figures.h`.
 
     server_pid: the process whose CPU time is measured too. Raises RuntimeError when the server refused anything; in
@@ -78,7 +76,7 @@ def replay(
         flags = {
             "target": target,
             "messages": file.name,
-            "method": method,
+            "method": traffic.method,
             "seconds": load.seconds,
             "warmup": load.warmup_s,
             "setup-timeout": SETUP_TIMEOUT_S,
@@ -86,7 +84,7 @@ def replay(
             "steps-per-answer": traffic.steps_per_answer,
             "end-field": traffic.end_field,
             "count-field": traffic.count_field,
-            "error-fields": ",".join(ERRORS),
+            "error-fields": ",".join(traffic.error_fields),
             "turn": traffic.turn_s,
             "rate": traffic.rate,
             "server-pid": server_pid,
@@ -101,10 +99,14 @@ def replay(
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
     if done.returncode:
         reason, refused, answer = done.stderr.strip().partition("was refused: ")
-        raise RuntimeError(f"the native load generator failed: {reason}{refused}{_text(answer) if refused else ''}")
+        raise RuntimeError(
+            f"the native load generator failed: {reason}{refused}{_text(answer, traffic) if refused else ''}"
+        )
     seen = json.loads(done.stdout)
     if seen["errors"] and not traffic.rate:
-        raise RuntimeError(f"{seen['errors']:,} requests failed; the first answer: {_text(seen['first_error'])}")
+        raise RuntimeError(
+            f"{seen['errors']:,} requests failed; the first answer: {_text(seen['first_error'], traffic)}"
+        )
     if not seen["requests"] and not traffic.count_field:
         raise RuntimeError(f"no request was answered in {seen['seconds']:g} s")
     return {name: value for name, value in seen.items() if isinstance(value, int | float)}
@@ -122,10 +124,11 @@ def message_file(sequences: list[Sequence]) -> bytes:
     return b"".join(parts)
 
 
-def _text(answer: str) -> str:
+def _text(answer: str, traffic: Traffic) -> str:
     try:
-        return str(pb.StreamResponse.FromString(bytes.fromhex(answer)))
-    except (ValueError, DecodeError):  # the generator cut it short, or a server of another kind sent it
+        data = bytes.fromhex(answer)
+        return str(pb.StreamResponse.FromString(data)) if traffic.method == METHOD else data.decode(errors="replace")
+    except (ValueError, DecodeError):  # the generator cut it short
         return answer[:400]
 
 

@@ -24,8 +24,8 @@ import structlog
 
 import service
 from benchmarks.calls import Crossed, Recorder
-from benchmarks.streams import METHOD
 from benchmarks.subjects import SMALL, make
+from benchmarks.traffic import METHOD
 from carousel.v1 import inference_pb2 as pb
 from service.server import Server
 from service.settings import Settings

@@ -10,10 +10,8 @@ from typing import Any
 
 import grpc
 
-from benchmarks.traffic import NUM_CHANNELS, opening
+from benchmarks.traffic import METHOD, NUM_CHANNELS, opening
 from carousel.v1 import inference_pb2 as pb
-
-METHOD = "/carousel.v1.Inference/Stream"
 
 
 class Streams:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from carousel.v1 import inference_pb2 as pb
 
+METHOD = "/carousel.v1.Inference/Stream"
 NUM_CHANNELS = 4
 LONG_CHANNEL = NUM_CHANNELS
 """The long feed has a connection of its own: on a shared one its message would delay the others in the transport."""
@@ -57,7 +58,7 @@ class Traffic:
     in_flight: requests in flight on each stream; steps_per_answer: what an answer counts as. end_field: an answer
     ends its request only when it has this field; count_field: an answer counts as many steps as it has of these.
     turn_s: streams work in turn, one at a time, each for so long. rate: requests a second in an open loop; 0: the
-    next one follows an answer.
+    next one follows an answer. method: what is called. error_fields: by which an answer is known to be an error.
     """
 
     sequences: list[Sequence]
@@ -67,6 +68,8 @@ class Traffic:
     count_field: str = ""
     turn_s: float = 0.0
     rate: float = 0.0
+    method: str = METHOD
+    error_fields: tuple[str, ...] = ERRORS
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -198,6 +199,39 @@ def test_what_the_server_refuses_fails_the_replay_and_is_shown(after: int) -> No
 
     with served(handler) as target, pytest.raises(RuntimeError, match="there is no room"):
         native_load.replay(target, Traffic([Sequence(requests(1), requests(2))]), SHORT)
+
+
+@needs_native
+def test_another_method_is_called_where_the_traffic_names_it_and_its_errors_are_shown_as_text() -> None:
+    chat: Any = grpc.stream_stream_rpc_method_handler(lambda stream, _: (b"\x0a\x04full" for _ in stream))
+    handlers = {"Chat": chat}
+    one = grpc.server(ThreadPoolExecutor(1))
+    one.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("other.Service", handlers),))
+    target = f"127.0.0.1:{one.add_insecure_port('127.0.0.1:0')}"
+    one.start()
+    sequences = [Sequence([], requests(1))]
+    try:
+        got = native_load.replay(target, Traffic(sequences, method="/other.Service/Chat", error_fields=("2",)), SHORT)
+        assert got["requests"] > 10
+        with pytest.raises(RuntimeError, match="first answer: \n\x04full"):
+            native_load.replay(target, Traffic(sequences, method="/other.Service/Chat", error_fields=("1",)), SHORT)
+    finally:
+        one.stop(0).wait()
+
+
+@needs_native
+def test_the_cpu_time_of_the_processes_that_a_server_has_started_counts_as_its_own() -> None:
+    def handler(stream: Iterator[pb.StreamRequest], _: Any) -> Iterator[pb.StreamResponse]:
+        return map(answer, stream)
+
+    busy = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: pass'])"
+    traffic = Traffic([Sequence([], requests(1))])
+    with served(handler) as target, subprocess.Popen([sys.executable, "-c", busy], start_new_session=True) as parent:
+        try:
+            got = native_load.replay(target, traffic, Load(seconds=1.0, warmup_s=0.5), parent.pid)
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
+    assert got["cpu_us"] * got["steps"] > 0.05e6
 
 
 @needs_native

@@ -8,9 +8,11 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <system_error>
 #include <vector>
 
 using Clock = std::chrono::steady_clock;
@@ -22,16 +24,25 @@ inline Clock::duration seconds(double count) {
 
 inline double seconds_between(Time begin, Time end) { return std::chrono::duration<double>(end - begin).count(); }
 
-// User and system time of a process so far, in seconds; 0 when it cannot be read.
+// User and system time so far of a process and of all processes that it has started and that still run, in seconds;
+// what cannot be read counts 0.
 inline double cpu_seconds(int pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  const std::filesystem::path folder = "/proc/" + std::to_string(pid);
+  std::ifstream file(folder / "stat");
   const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   const size_t name_end = text.rfind(')');  // the name may hold spaces
   unsigned long user = 0;
   unsigned long system = 0;
   const char* format = " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu";
   if (name_end == std::string::npos || std::sscanf(text.c_str() + name_end + 1, format, &user, &system) != 2) return 0;
-  return static_cast<double>(user + system) / static_cast<double>(sysconf(_SC_CLK_TCK));
+  double total = static_cast<double>(user + system) / static_cast<double>(sysconf(_SC_CLK_TCK));
+  std::error_code error;
+  for (std::filesystem::directory_iterator thread(folder / "task", error), end; !error && thread != end;
+       thread.increment(error)) {
+    std::ifstream children(thread->path() / "children");  // that this thread has started
+    for (int child = 0; children >> child;) total += cpu_seconds(child);
+  }
+  return total;
 }
 
 inline std::string hex(const std::string& bytes) {

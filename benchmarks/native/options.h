@@ -26,7 +26,7 @@ inline constexpr const char* kUsage =
     "  --turn S             streams work in turn, each for so long, one at a time\n"
     "  --rate R             open loop: R requests a second at random times, whether or not answers come\n"
     "  --seed N             of those times (default 0)\n"
-    "  --server-pid PID     a process whose CPU time is measured too\n";
+    "  --server-pid PID     a process whose CPU time is measured too, with that of those that it has started\n";
 
 [[noreturn]] inline void refuse(const std::string& reason) {
   std::fprintf(stderr, "replay: %s\n%s", reason.c_str(), kUsage);
