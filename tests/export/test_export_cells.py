@@ -145,7 +145,7 @@ async def test_it_is_served_with_its_state(exported: tuple[LanguageModel, Path])
             await asyncio.gather(*(run(client, number) for number in range(len(fed))))
 
 
-@pytest.mark.parametrize("kind", ["rnn", "lstm-1997", "lstm-coupled"])
+@pytest.mark.parametrize("kind", ["rnn", "lstm-coupled"])
 def test_an_encoder_decoder_of_any_cell_becomes_a_proven_bundle(tmp_path: Path, kind: CellKind) -> None:
     """Bi-directional layers of it read the source."""
     _write_seq2seq(tmp_path, Seq2SeqConfig(6, 7, 8, 10, 8, cell=kind))
@@ -188,7 +188,7 @@ def test_a_tagger_becomes_a_proven_bundle(tmp_path: Path) -> None:
     assert not bundle.manifest.can_generate
 
 
-@pytest.mark.parametrize("kind", ["rnn", "lstm-peephole"])
+@pytest.mark.parametrize("kind", ["lstm-peephole"])
 def test_a_forecaster_of_several_features_becomes_a_proven_bundle(tmp_path: Path, kind: CellKind) -> None:
     torch.manual_seed(0)
     folder = write_forecaster(
