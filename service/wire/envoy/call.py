@@ -81,11 +81,12 @@ class Call:
 
     async def read(self) -> Any:
         """The next message, or `grpc.aio.EOF`. Raises DecodeError for one that is none."""
-        if not self._frames.is_empty:  # a client that sends many at once leaves others their turn between two of them
+        has_more = not self._frames.is_empty
+        if has_more:  # a client that sends many at once leaves others their turn between two of them
             await asyncio.sleep(0)
         while True:
             try:
-                message = self._frames.next()
+                message = self._frames.next() if has_more else None
             except FrameError as error:
                 await self._fail(grpc.StatusCode[error.code], str(error))
             if message is not None:
@@ -109,6 +110,7 @@ class Call:
                 self._leave()
                 continue
             self._frames.add(event["body"])
+            has_more = True
             if not event["more_body"]:
                 self._is_last_read = True
 
@@ -264,9 +266,8 @@ class Call:
 
     def _flush(self, data: bytes) -> None:
         # Envoy takes it at once; what is awaited is its word that it has, or, beyond its limits, that the client reads.
-        sent = self._sent = asyncio.ensure_future(
-            self._send({"type": "http.response.body", "body": data, "more_body": True})
-        )
+        taking = self._send({"type": "http.response.body", "body": data, "more_body": True})
+        sent = self._sent = taking if isinstance(taking, asyncio.Future) else asyncio.ensure_future(taking)
         sent.add_done_callback(self._on_sent)
 
     def _on_sent(self, sent: asyncio.Future[None]) -> None:
