@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+import grpc
 from grpc_health.v1 import health, health_pb2
 
 from service.repository.repository import Repository
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]  # which has no types
+    """gRPC's health service, of which the library has Check and Watch."""
+
+    async def List(self, request: health_pb2.HealthListRequest, context: Any) -> None:
+        """Not served: one of the names that Check knows has to be asked for."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "List is not served: ask Check, or Watch, for a service")
 
 
 class ModelHealth:

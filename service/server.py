@@ -21,7 +21,7 @@ from service.api.sessions import Sessions
 from service.background import Background
 from service.collector import Collector
 from service.engine.engine import Engine
-from service.health import ModelHealth
+from service.health import HealthServicer, ModelHealth
 from service.hosting import Hosting
 from service.listeners import make_probes, make_tracing, principals
 from service.process import StartError
@@ -73,7 +73,7 @@ class Server:
         self._metrics = Metrics()
         self._tracing = make_tracing(settings)
         self._telemetry = SessionTelemetry(self._metrics, self._tracing)
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer()
         self._hosting = Hosting(
             settings.model_folder,
             settings.runtimes,

@@ -13,6 +13,14 @@ _MAX_ERROR = 300
 _IS_JSON = {b"application/grpc": False, b"application/grpc+proto": False, b"application/grpc+json": True}
 
 
+UNARY = "carousel-unary"
+"""A header: the mark of a call of Connect whose content type is of those that do not stream."""
+STREAMS = (
+    "this method streams: of Connect's content types it takes application/connect+json and application/connect+proto"
+)
+"""Why a call of Connect is refused whose content type is of those that do not stream."""
+
+
 class JsonError(Exception):
     """A request is not the JSON of its message; the message says where."""
 
@@ -43,6 +51,8 @@ def codec_of(handler: grpc.RpcMethodHandler[Any, Any], *, is_json: bool) -> Code
     def parse(data: bytes) -> Message:
         if kind is None:
             raise JsonError("this method has no JSON")
+        if data.strip()[:1] not in (b"", b"{"):
+            raise JsonError(f"the request is not JSON of {kind.DESCRIPTOR.full_name}: expected an object, {{...}}")
         try:
             return json_format.Parse(data or b"{}", kind())
         except (json_format.ParseError, UnicodeDecodeError, RecursionError, DecodeError) as error:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from service.wire.codec import Codec, JsonError, codec_of
+from service.wire.codec import STREAMS, UNARY, Codec, JsonError, codec_of
 
 MARK = ("carousel-codec", "json")
 """The metadata of such a call."""
@@ -28,20 +28,32 @@ class JsonInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         """The handler of the call; of a call that is marked, one that reads and writes JSON."""
         handler = await continuation(handler_call_details)
-        if handler is None or MARK not in handler_call_details.invocation_metadata:
+        metadata = handler_call_details.invocation_metadata
+        if handler is None or not any(name in (UNARY, MARK[0]) for name, _ in metadata):
             return handler
-        codec = codec_of(handler, is_json=True)
-        if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(handler.stream_stream, _strict(codec), codec.encode)
-        if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(
-                _decoding(handler.unary_stream, codec), response_serializer=codec.encode
-            )
-        if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
-                _decoding(handler.unary_unary, codec), response_serializer=codec.encode
-            )
-        return handler
+        if (handler.request_streaming or handler.response_streaming) and any(name == UNARY for name, _ in metadata):
+            return grpc.unary_unary_rpc_method_handler(_refuse_to_stream)
+        return _of_json(handler) if MARK in metadata else handler
+
+
+def _of_json(handler: Handler) -> Handler:
+    """The handler, for JSON."""
+    codec = codec_of(handler, is_json=True)
+    if handler.stream_stream is not None:
+        return grpc.stream_stream_rpc_method_handler(handler.stream_stream, _strict(codec), codec.encode)
+    if handler.unary_stream is not None:
+        return grpc.unary_stream_rpc_method_handler(
+            _decoding(handler.unary_stream, codec), response_serializer=codec.encode
+        )
+    if handler.unary_unary is not None:
+        return grpc.unary_unary_rpc_method_handler(
+            _decoding(handler.unary_unary, codec), response_serializer=codec.encode
+        )
+    return handler
+
+
+async def _refuse_to_stream(_: bytes, context: Any) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, STREAMS)
 
 
 def _strict(codec: Codec) -> Callable[[bytes], Any]:

@@ -67,6 +67,19 @@ def test_json_is_answered_with_json(front: str) -> None:
     assert json.loads(ask(front, "Models/Get", large, JSON).body)["model"]["version"] == 1
 
 
+@pytest.mark.parametrize(("content_type", "body"), [("application/json", b"{}"), ("application/proto", b"")])
+def test_a_method_that_streams_wants_a_content_type_that_streams(front: str, content_type: str, body: bytes) -> None:
+    headers = {"content-type": content_type, "connect-protocol-version": "1"}
+    answer = ask(front, "Inference/Generate", body, headers)
+    assert (answer.status, json.loads(answer.body)["code"]) == (404, "unimplemented")
+    assert "it takes application/connect+json" in json.loads(answer.body)["message"]
+
+
+@pytest.mark.parametrize("spelled", ["Models/%E9", "%FF"])
+def test_a_path_that_is_no_text_is_no_method(front: str, spelled: str) -> None:
+    assert ask(front, spelled, b"{}", JSON).status == 404
+
+
 @pytest.mark.parametrize(
     ("path", "body", "code", "status", "words"),
     [

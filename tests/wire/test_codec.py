@@ -42,3 +42,9 @@ def test_json_is_its_message() -> None:
 def test_what_is_no_json_of_the_message_is_refused_in_words(data: bytes) -> None:
     with pytest.raises(JsonError, match=r"^the request is not JSON of google\.protobuf\.Struct: .{1,303}$"):
         codec_of(HANDLER, is_json=True).decode(data)
+
+
+@pytest.mark.parametrize("data", [b"[]", b'""', b"null", b" 5", b"true", b"[{}]"])
+def test_what_is_no_object_is_no_message(data: bytes) -> None:
+    with pytest.raises(JsonError, match="expected an object"):
+        codec_of(HANDLER, is_json=True).decode(data)

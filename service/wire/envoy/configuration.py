@@ -26,6 +26,12 @@ _WHOLE = {"regex": "application/(json|proto)( *;.*)?"}
 """Content types of Connect's unary calls."""
 _CONNECT = r"application/(json|proto|connect\+).*"
 """Content types of all of Connect's calls."""
+_UNARY = "carousel-unary"
+"""See `codec.UNARY`, which is not imported: the launcher needs no gRPC."""
+_FAULT = "FI"
+"""The mark of an answer that Envoy's filter for faults gives."""
+_SPELLED = "([!-$&-~]|%[0-7])*"
+"""Paths that are UTF-8 whether or not they are decoded: pyvoy 1.3.0 answers no others."""
 _TEXT_OVER_BYTES = 4
 """How much more JSON takes than protocol buffers: numbers in text."""
 _PENDING_CALLS = 10_000
@@ -104,8 +110,16 @@ def _connection_manager(settings: Settings, module: str, application: str) -> di
             # a stream's error is its own (RFC 9113, 8.1.1); by default it ends all calls of the connection
             "override_stream_error_on_invalid_http_message": True,
         },
+        "local_reply_config": {
+            "mappers": [
+                {
+                    "filter": {"response_flag_filter": {"flags": [_FAULT]}},
+                    "body": {"inline_string": "no method has such a path"},
+                }
+            ]
+        },
         "route_config": {"virtual_hosts": [_virtual_host(settings)]},
-        "http_filters": [*_browser_filters(settings), _application_filter(module, application)],
+        "http_filters": [_path_filter(), *_browser_filters(settings), _application_filter(module, application)],
     }
 
 
@@ -139,25 +153,22 @@ def _virtual_host(settings: Settings) -> dict[str, Any]:
     return host
 
 
+def _path_filter() -> dict[str, Any]:
+    """Answers requests whose paths pyvoy cannot take."""
+    other = {"name": ":path", "string_match": {"safe_regex": {"regex": _SPELLED}}, "invert_match": True}
+    abort = {"http_status": 404, "percentage": {"numerator": 100}}
+    return _filter("fault", "fault.v3.HTTPFault", headers=[other], abort=abort)
+
+
 def _browser_filters(settings: Settings) -> list[dict[str, Any]]:
     """gRPC-Web and Connect become gRPC before the server sees them."""
-    header = {
-        "header": {"key": "connect-protocol-version", "value": "1"},
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    }
     filters = [
         _filter("grpc_web", "grpc_web.v3.GrpcWeb"),
         # JSON is Connect's also when the request does not say so, as one typed into `curl` does not
-        _only_for_posts_of(
-            "application/json.*",
-            _filter(
-                "header_mutation",
-                "header_mutation.v3.HeaderMutation",
-                mutations={"request_mutations": [{"append": header}]},
-            ),
-        ),
+        _only_where(_posts_of("application/json.*"), _setting("connect-protocol-version", "1")),
+        _only_where(_posts_of(_WHOLE["regex"]), _setting(_UNARY, "1")),
         # it makes calls of a GET as well, and of any POST whose query says so: what any page can have a browser send
-        _only_for_posts_of(_CONNECT, _filter("connect_grpc_bridge", "connect_grpc_bridge.v3.FilterConfig")),
+        _only_where(_posts_of(_CONNECT), _filter("connect_grpc_bridge", "connect_grpc_bridge.v3.FilterConfig")),
     ]
     return [_filter("cors", "cors.v3.Cors"), *filters] if settings.allowed_origins else filters
 
@@ -167,30 +178,38 @@ def _filter(name: str, kind: str, **fields: Any) -> dict[str, Any]:
     return {"name": f"envoy.filters.http.{name}", "typed_config": typed}
 
 
-def _only_for_posts_of(content_type: str, http_filter: dict[str, Any]) -> dict[str, Any]:
-    """A filter of POSTs of a content type, a regular expression; other requests pass it by."""
-    matches = {
-        "and_matcher": {
-            "predicate": [
-                _has(":method", {"exact": "POST"}),
-                _has("content-type", {"safe_regex": {"google_re2": {}, "regex": content_type}}),
-            ]
-        }
-    }
+def _setting(header: str, value: str) -> dict[str, Any]:
+    """A filter that sets a header of the request."""
+    append = {"header": {"key": header, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+    return _filter(
+        "header_mutation", "header_mutation.v3.HeaderMutation", mutations={"request_mutations": [{"append": append}]}
+    )
+
+
+def _only_where(matches: dict[str, Any], http_filter: dict[str, Any]) -> dict[str, Any]:
+    """A filter of the requests that match; others pass it by."""
     skip = {
         "name": "skip",
         "typed_config": {"@type": f"{_TYPES}extensions.filters.common.matcher.action.v3.SkipFilter"},
     }
     return {
-        "name": f"{http_filter['name']}.posts",
+        "name": f"{http_filter['name']}.where",
         "typed_config": {
             "@type": f"{_TYPES}extensions.common.matching.v3.ExtensionWithMatcher",
             "extension_config": http_filter,
-            "xds_matcher": {
-                "matcher_list": {"matchers": [{"predicate": {"not_matcher": matches}, "on_match": {"action": skip}}]}
-            },
+            "xds_matcher": {"matcher_list": {"matchers": [{"predicate": _not(matches), "on_match": {"action": skip}}]}},
         },
     }
+
+
+def _posts_of(content_type: str) -> dict[str, Any]:
+    """POSTs of a content type, a regular expression."""
+    has_type = _has("content-type", {"safe_regex": {"google_re2": {}, "regex": content_type}})
+    return {"and_matcher": {"predicate": [_has(":method", {"exact": "POST"}), has_type]}}
+
+
+def _not(matches: dict[str, Any]) -> dict[str, Any]:
+    return {"not_matcher": matches}
 
 
 def _has(header: str, match: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,19 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from service.errors import INTERNAL
-from service.wire.codec import codec_of, is_json
+from service.wire.codec import STREAMS, UNARY, codec_of, is_json
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
 from service.wire.envoy.frames import Frames
-from service.wire.envoy.headers import CERTIFICATE, Headers, Metadata, metadata_of, seconds_of, size_of, status_headers
+from service.wire.envoy.headers import (
+    CERTIFICATE,
+    Headers,
+    Metadata,
+    metadata_of,
+    seconds_of,
+    size_of,
+    status_headers,
+)
 
 log = structlog.get_logger()
 
@@ -84,13 +92,23 @@ class Host:
     async def serve(self, scope: Event, receive: Receive, send: Send) -> None:
         """One request: an ASGI application for the scope `http`."""
         try:
-            await self._serve(scope, receive, send)
+            await self._serve_and_settle(scope, receive, send)
         except Exception as error:
             if type(error).__name__ == _CLIENT_HAS_LEFT:
                 return
             log.error("wire.call_crashed", method=scope["path"], exc_info=error)
             # or Envoy would end the call with OK; where an answer has begun this raises, which resets the stream
             await _refuse(send, b"application/grpc", grpc.StatusCode.INTERNAL, INTERNAL)
+
+    async def _serve_and_settle(self, scope: Event, receive: Receive, send: Send) -> None:
+        """Ends without being cancelled, whatever the call was: pyvoy 1.3.0 panics on a task that is."""
+        task = asyncio.current_task()
+        try:
+            await self._serve(scope, receive, send)
+            if task is not None and task.cancelling():
+                await asyncio.sleep(0)  # a cancellation that came too late for the handler comes here
+        except asyncio.CancelledError:
+            pass
 
     async def _serve(self, scope: Event, receive: Receive, send: Send) -> None:
         raw = scope["headers"]
@@ -117,6 +135,9 @@ class Host:
         handler = await self._interceptor.intercept_service(self._find, _Details(method, metadata))
         if handler is None:
             await _refuse(send, content_type, grpc.StatusCode.UNIMPLEMENTED, f"{method[:200]}: no such method")
+            return
+        if UNARY.encode() in headers and (handler.request_streaming or handler.response_streaming):
+            await _refuse(send, content_type, grpc.StatusCode.UNIMPLEMENTED, STREAMS)
             return
         frames = Frames(headers.get(b"grpc-encoding", b"").decode("latin-1"), self._max_message_bytes)
         codec = codec_of(handler, is_json=has_json)

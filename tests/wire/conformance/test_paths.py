@@ -1,0 +1,105 @@
+"""Paths that are no text, and calls that are given up at any moment: each ends, nobody else notices, and the log says
+nothing of what a client did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import pytest
+
+from examples.local_service import LocalService, local_service
+from tests.waiting import wait_until
+from tests.wire.conformance.calls import framed, path
+from tests.wire.conformance.conftest import COMMAND
+from tests.wire.conformance.http1 import exchange, request
+from tests.wire.conformance.http2 import Connection, call_headers
+
+NO_TEXT = [
+    "/\xe9",
+    "/conformance.v1.Conformance/\xe9",
+    "/%E9",
+    "/conformance.v1.Conformance/%e9",
+    "/%FF%00",
+    "/%",
+    "/?\xe9",
+]
+UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED.value[0]
+
+
+def lines(service: LocalService) -> list[str]:
+    """What a service has written to its log, line by line."""
+    return Path(service.log_file.name).read_text().splitlines()
+
+
+@pytest.mark.parametrize("spelled", NO_TEXT)
+def test_a_path_that_is_no_text_is_no_method(envoy_service: LocalService, spelled: str) -> None:
+    num_lines = len(lines(envoy_service))
+    with Connection(envoy_service.target) as one:
+        answer = one.ask(call_headers(spelled), framed(number=1))
+        assert answer.status == UNIMPLEMENTED
+        assert one.ask(call_headers(path("Unary")), framed(number=1)).status == 0
+    assert lines(envoy_service)[num_lines:] == []
+
+
+@pytest.mark.parametrize("spelled", ["/%E9", "/conformance.v1.Conformance/%FF"])
+def test_so_it_is_by_http_1(envoy_service: LocalService, spelled: str) -> None:
+    asked = request("POST", spelled, b"{}", content_type="application/json", connection="close")
+    assert exchange(envoy_service.target, asked).status == 404
+    elsewhere = request("GET", spelled, b"", host="evil.example", connection="close")
+    assert exchange(envoy_service.target, elsewhere).status == 404
+
+
+def test_a_server_whose_loop_such_a_path_has_ended_serves_again() -> None:
+    """That of grpcio 1.85."""
+    with local_service(None, {"wire": "grpcio"}, command=COMMAND) as service:
+        with Connection(service.target) as one:
+            stream = one.start(call_headers("/conformance.v1.Conformance/\xe9"))
+            one.data(stream, framed(), is_last=True)
+            assert one.answer(stream).status != 0
+
+        def serves() -> bool:
+            try:
+                with Connection(service.target) as one:
+                    return one.ask(call_headers(path("Unary")), framed(number=1)).status == 0
+            except (OSError, AssertionError):
+                return False
+
+        wait_until(lambda: any(line["event"] == "wire.ended" for line in service.log))
+        wait_until(serves)
+        assert service.stop() == 0
+
+
+def test_calls_that_are_given_up_leave_nothing_in_the_log(envoy_service: LocalService) -> None:
+    num_lines = len(lines(envoy_service))
+    with Connection(envoy_service.target) as one:
+        for number in range(60):
+            stream = one.start(call_headers(path("Unary" if number % 2 else "Stream")))
+            if number % 3:
+                one.data(stream, framed(do="wait", name=f"given up {number}")[: 9 * (number % 3)])
+            if number % 5 == 0:
+                one.ping()
+            one.reset(stream)
+        one.ping()
+    for _ in range(10):
+        with Connection(envoy_service.target) as one:
+            one.start(call_headers(path("Unary")))
+    with grpc.insecure_channel(envoy_service.target) as channel:
+        unary = channel.unary_unary(path("Unary"))
+        for _ in range(20):
+            unary.future(framed(do="wait", name="late")[5:], timeout=0.01).exception()
+            unary.future(framed(do="wait", name="cancelled")[5:]).cancel()
+    with Connection(envoy_service.target) as one:
+        assert one.ask(call_headers(path("Unary")), framed(number=1)).status == 0
+    assert lines(envoy_service)[num_lines:] == []
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/proto"])
+def test_a_method_that_streams_is_none_for_content_types_that_do_not(
+    envoy_service: LocalService, content_type: str
+) -> None:
+    headers = {"content_type": content_type, "connect_protocol_version": "1", "connection": "close"}
+    sent = request("POST", path("Stream"), b"", **headers)
+    told = exchange(envoy_service.target, sent)
+    assert told.status == 404
+    assert "application/connect+json" in told.body.decode()
