@@ -4,6 +4,7 @@ nothing of what a client did."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -85,7 +86,7 @@ def test_calls_that_are_given_up_leave_nothing_in_the_log(envoy_service: LocalSe
         with Connection(envoy_service.target) as one:
             one.start(call_headers(path("Unary")))
     with grpc.insecure_channel(envoy_service.target) as channel:
-        unary = channel.unary_unary(path("Unary"))
+        unary: Any = channel.unary_unary(path("Unary"))
         for _ in range(20):
             unary.future(framed(do="wait", name="late")[5:], timeout=0.01).exception()
             unary.future(framed(do="wait", name="cancelled")[5:]).cancel()
