@@ -34,8 +34,7 @@ def expected_logits(repository: Path) -> list[list[tuple[float, ...]]]:
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("durability", ["checkpoint", "strict"])
+@pytest.mark.parametrize(("durability", "number"), [("checkpoint", signal.SIGTERM), ("strict", signal.SIGKILL)])
 def test_a_blocking_program_does_not_notice(
     tiny_repository: Path, tmp_path: Path, number: int, durability: str
 ) -> None:
