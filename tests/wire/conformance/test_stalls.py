@@ -95,8 +95,10 @@ def test_a_handler_that_does_not_read_stops_its_client(service: LocalService) ->
         assert (len(answer.messages), answer.status) == (num_messages, 0)
 
 
-def test_who_sends_more_than_it_may_is_ended_and_no_other(service: LocalService) -> None:
-    with Connection(service.target) as other, Connection(service.target) as one:
+def test_who_sends_more_than_it_may_is_ended_and_no_other(envoy_service: LocalService) -> None:
+    """On Envoy, whose window is fixed; grpcio's grows with what it measures of the connection, here past all that is
+    sent at times."""
+    with Connection(envoy_service.target) as other, Connection(envoy_service.target) as one:
         stream = one.start(call_headers(path("Stream")))
         one.data(stream, framed(do="ignore", name="overrun"))
         one.ping()
