@@ -13,8 +13,6 @@ _MAX_ERROR = 300
 _IS_JSON = {b"application/grpc": False, b"application/grpc+proto": False, b"application/grpc+json": True}
 
 
-UNARY = "carousel-unary"
-"""A header: the mark of a call of Connect whose content type is of those that do not stream."""
 STREAMS = (
     "this method streams: of Connect's content types it takes application/connect+json and application/connect+proto"
 )

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from service.wire.codec import STREAMS, UNARY, Codec, JsonError, codec_of
+from service.wire.codec import STREAMS, Codec, JsonError, codec_of
+from service.wire.marks import UNARY
 
 MARK = ("carousel-codec", "json")
 """The metadata of such a call."""
@@ -28,9 +29,9 @@ class JsonInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         """The handler of the call; of a call that is marked, one that reads and writes JSON."""
         handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
         metadata = handler_call_details.invocation_metadata
-        if handler is None or not any(name in (UNARY, MARK[0]) for name, _ in metadata):
-            return handler
         if (handler.request_streaming or handler.response_streaming) and any(name == UNARY for name, _ in metadata):
             return grpc.unary_unary_rpc_method_handler(_refuse_to_stream)
         return _of_json(handler) if MARK in metadata else handler

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from service.settings import Settings
+from service.wire.marks import UNARY
 
 MARK = "changed"
 """A file that is moved into the launcher's folder when Envoy is to read the certificates again."""
@@ -26,8 +27,6 @@ _WHOLE = {"regex": "application/(json|proto)( *;.*)?"}
 """Content types of Connect's unary calls."""
 _CONNECT = r"application/(json|proto|connect\+).*"
 """Content types of all of Connect's calls."""
-_UNARY = "carousel-unary"
-"""See `codec.UNARY`, which is not imported: the launcher needs no gRPC."""
 _FAULT = "FI"
 """The mark of an answer that Envoy's filter for faults gives."""
 _SPELLED = "([!-$&-~]|%[0-7])*"
@@ -166,7 +165,7 @@ def _browser_filters(settings: Settings) -> list[dict[str, Any]]:
         _filter("grpc_web", "grpc_web.v3.GrpcWeb"),
         # JSON is Connect's also when the request does not say so, as one typed into `curl` does not
         _only_where(_posts_of("application/json.*"), _setting("connect-protocol-version", "1")),
-        _only_where(_posts_of(_WHOLE["regex"]), _setting(_UNARY, "1")),
+        _only_where(_posts_of(_WHOLE["regex"]), _setting(UNARY, "1")),
         # it makes calls of a GET as well, and of any POST whose query says so: what any page can have a browser send
         _only_where(_posts_of(_CONNECT), _filter("connect_grpc_bridge", "connect_grpc_bridge.v3.FilterConfig")),
     ]

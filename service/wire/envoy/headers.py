@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote_to_bytes
 import grpc
 
 from service.errors import quoted
-from service.wire.codec import UNARY
+from service.wire.marks import UNARY
 
 Headers = Iterable[tuple[bytes, bytes]]
 Metadata = tuple[tuple[str, str | bytes], ...]

@@ -13,7 +13,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from service.errors import INTERNAL
-from service.wire.codec import STREAMS, UNARY, codec_of, is_json
+from service.wire.codec import STREAMS, codec_of, is_json
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
 from service.wire.envoy.frames import Frames
@@ -26,6 +26,7 @@ from service.wire.envoy.headers import (
     size_of,
     status_headers,
 )
+from service.wire.marks import UNARY
 
 log = structlog.get_logger()
 
