@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -170,16 +171,25 @@ def test_a_collector_that_is_not_there_holds_nothing_up(tiny_repository: Path) -
         assert time.monotonic() - began_s < 20
 
 
-def test_without_its_library_it_says_what_to_install(tiny_repository: Path) -> None:
-    code = (
-        "import sys; sys.modules['opentelemetry.exporter'] = None; from service.__main__ import main; sys.exit(main())"
-    )
-    command = [sys.executable, "-c", code, "--otlp-endpoint", "http://127.0.0.1:1", "--models", str(tiny_repository)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def test_without_its_library_it_says_what_to_install(tiny_repository: Path, tmp_path: Path) -> None:
+    hidden = tmp_path / "opentelemetry"  # in front of the library, in every process
+    hidden.mkdir()
+    (hidden / "__init__.py").touch()
+    paths = [str(tmp_path), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        "--otlp-endpoint",
+        "http://127.0.0.1:1",
+        "--models",
+        str(tiny_repository),
+    ]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.returncode == 1
     assert (
-        f"otlp_endpoint needs opentelemetry.exporter.otlp: ./scripts/setup tracing (in {ROOT})"
-        in done.stderr + done.stdout
+        f"otlp_endpoint needs opentelemetry.exporter: ./scripts/setup tracing (in {ROOT})" in done.stderr + done.stdout
     )
 
 
