@@ -11,7 +11,6 @@ from typing import Any
 import structlog
 from pydantic_settings import CliApp
 
-from service import process
 from service.process import StartError
 from service.server import Server
 from service.settings import Settings
@@ -49,7 +48,6 @@ class _Holder:
         await receive()  # lifespan.startup
         for name in FOR_ENVOY_ALONE:  # processes that this one starts are none of Envoy's
             os.environ.pop(name, None)
-        process.tune()
         asyncio.get_running_loop().set_exception_handler(_loop_exception)
         link = await Link.to_launcher()
         messages = link.messages()

@@ -28,21 +28,10 @@ class StartError(Exception):
     """The server cannot start; the message says why."""
 
 
-_SWITCH_INTERVAL_S = 0.00005
-
-
 def run(main: Coroutine[Any, Any, T]) -> T:
     """As `asyncio.run`, for a process that serves. Raises what `main` raises."""
-    tune()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(main)
-
-
-def tune() -> None:
-    """Sets the interpreter up for serving."""
-    # An engine's thread that comes back from a run waits for the event loop to give up the GIL, by default for 5 ms,
-    # many times a batch.
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
 
 log = structlog.get_logger()

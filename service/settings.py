@@ -145,7 +145,7 @@ class Settings(BaseSettings):
     a model is loaded, 256 to 2048."""
     max_chunk_tokens: Annotated[int, Field(ge=1)] = 32
     """Tokens of one session in one run: a longer feed is cut, and others' steps go on between."""
-    inline_s: Annotated[float, Field(ge=0)] = 0.001
+    inline_s: Annotated[float, Field(ge=0)] = 0.002
     """Seconds that a batch may cost to run on the event loop; what costs more runs on the model's thread. 0: all do."""
     num_threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """ONNX Runtime's threads inside one operator, for each model."""

@@ -15,7 +15,6 @@ import grpc
 
 from benchmarks.servers.host import Handler
 from carousel.v1 import inference_pb2 as pb
-from service import process
 from service.wire.envoy.call import Event, Receive, Send
 
 VARIABLE = "BENCHMARK_SERVER"
@@ -70,7 +69,6 @@ class _Application:
         await receive()
         name, *arguments = json.loads(os.environ[VARIABLE])
         self._handler = import_module(f"benchmarks.servers.{name}").make(arguments)
-        process.tune()
         gc.freeze()
         await send({"type": "lifespan.startup.complete"})
         await receive()

@@ -27,7 +27,7 @@ from math import inf
 from queue import SimpleQueue
 from time import perf_counter
 
-from service.engine import commands
+from service.engine import commands, switching
 from service.engine.arena import Array, Slot
 from service.engine.core import EngineCore, Progress
 from service.engine.jobs import NO_TOKENS, GenerateJob, Item, Job, Lane, StepBatchJob
@@ -71,8 +71,7 @@ class Engine:
         self._core = EngineCore(bundle, variant, limits, observer, self._report)
         self._inbox = self._core.inbox
         self.session_bytes = self._core.arena.row_bytes
-        self._num_opened = self._num_waiting = self._num_forks = 0
-        self._num_inline = self._num_threaded = 0
+        self._num_opened = self._num_waiting = self._num_forks = self._num_inline = self._num_threaded = 0
         self._is_pump_due = self._is_delivery_due = self._is_delivering = False
         self._latest_lane: Lane | None = None
         self._streak = 0
@@ -244,6 +243,7 @@ class Engine:
             self._produced.append(core.take_results())
         if progress is Progress.DEFERRED:
             self._is_thread_driving = True
+            switching.thread_drives()
             self._handed_over.put(True)
         if self._produced:
             self._deliver()
@@ -267,6 +267,7 @@ class Engine:
 
     def _take_back(self) -> None:
         self._is_thread_driving = False
+        switching.thread_rests()
         self._deliver()
         if self._core.has_work:
             self._pump()

@@ -38,7 +38,7 @@ class EngineLimits:
     max_batch_rows: int = 256
     max_batch_tokens: int | None = None
     max_chunk_tokens: int = 32
-    inline_s: float = 0.001
+    inline_s: float = 0.002
 
     def no_slot(self) -> NoSlotError:
         """Every session slot is taken."""

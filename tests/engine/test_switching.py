@@ -1,0 +1,52 @@
+"""While an engine's thread drives, threads take turns often; at all other times they do not."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.engine import switching
+from service.engine.limits import EngineLimits
+from service.engine.results import Fed
+from tests.engine.calling import running
+
+SOON, LATE = pytest.approx(0.00005), pytest.approx(0.005)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    intervals: list[float] = []
+    monkeypatch.setattr(sys, "setswitchinterval", intervals.append)
+    monkeypatch.setattr(switching._Driving, "num", 0)  # an engine whose event loop was closed has given nothing back
+    return intervals
+
+
+@pytest.mark.parametrize(("inline_s", "expected"), [(0.0, [SOON, LATE]), (10.0, [])])
+async def test_it_is_soon_while_the_thread_drives(
+    tiny_repository: Path, told: list[float], inline_s: float, expected: list[float]
+) -> None:
+    async with running(tiny_repository / "tiny-lm" / "1", EngineLimits(num_slots=4, inline_s=inline_s)) as caller:
+        assert isinstance(await caller.feed(caller.engine.open(), [5]), Fed)
+        for _ in range(1000):
+            if len(told) == len(expected):
+                break
+            await asyncio.sleep(0.001)  # an answer may come before the thread rests
+        assert told == expected
+
+
+def test_it_is_soon_until_no_engine_drives(told: list[float]) -> None:
+    switching.thread_drives()
+    switching.thread_drives()
+    switching.thread_rests()
+    assert told[-1] == SOON
+    switching.thread_rests()
+    assert told[-1] == LATE
+
+
+def test_a_process_begins_with_late() -> None:
+    asked = [sys.executable, "-c", "import sys; print(sys.getswitchinterval())"]
+    assert float(subprocess.run(asked, capture_output=True, check=True).stdout) == LATE
