@@ -970,7 +970,7 @@ class Opened(_message.Message):
     durability: Global___Durability.ValueType
     """What of the session is stored."""
     restored_from: Global___RestoredFrom.ValueType
-    """Where the session was found; set for `resume` alone. `StreamResponse.position` tells where it stands."""
+    """Where the session was found; set for `resume`, and by `Step`. The answer's `position` tells where it stands."""
     feature_size: _builtins.int
     """How many numbers a step reads, of a model that reads vectors; 0 for one that reads tokens."""
     @_builtins.property
@@ -1840,3 +1840,107 @@ class ScoreResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015
+
+@_typing.final
+class StepRequest(_message.Message):
+    """One call of a session. It may be sent again as it was, when its feed, if it has one, has a position: what was applied is
+    answered again and not applied again. Without `open`, `feed` and `close` it tells where the session is.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    FEED_FIELD_NUMBER: _builtins.int
+    CLOSE_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session, 1 to 128 of the characters A-Z a-z 0-9 . _ : -. With `open` it may be empty to have one made, which every
+    sending of the call does.
+    """
+    close: _builtins.bool
+    """Close the session when it was fed. Sent again, the call finds it gone: NOT_FOUND, with the position at which it was
+    closed. Default false.
+    """
+    @_builtins.property
+    def open(self) -> Global___Open:
+        """Opens the session if there is none of that id; one that is there is gone on with, if it is of the same model and, as
+        far as they are given, of the same version and variant: ALREADY_EXISTS when it is not. What else is given here is not
+        compared. `resume` must not be set. `on_disconnect.action` is DISCONNECT_ACTION_HOLD by default; with
+        DISCONNECT_ACTION_FREE the session is closed at the end of each call. Without `open` the session must be there,
+        in this server or in the store: NOT_FOUND when it is not.
+        """
+
+    @_builtins.property
+    def feed(self) -> Global___Feed:
+        """Makes the session consume tokens. Refused, it leaves a session that this call has opened closed again. Without
+        `Feed.position` it is not safe to send again, which a proxy may do, too.
+        """
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        open: Global___Open | None = ...,
+        feed: Global___Feed | None = ...,
+        close: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["feed", b"feed", "open", b"open"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close", b"close", "feed", b"feed", "open", b"open", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepRequest: _TypeAlias = StepRequest  # noqa: Y015
+
+@_typing.final
+class StepResponse(_message.Message):
+    """The session was opened, fed and closed, as far as it was asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    OPENED_FIELD_NUMBER: _builtins.int
+    FED_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_POSITION_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session."""
+    position: _builtins.int
+    """Its position, after the feed: see `StreamResponse.position`."""
+    checkpoint_position: _builtins.int
+    """How far the session is stored, if it is."""
+    @_builtins.property
+    def opened(self) -> Global___Opened:
+        """What the session is. `restored_from` tells where it was found: unspecified when this call has opened it. `source` and
+        `output` are those of an opening; with `inputs` and `outputs` they are left out where the answer has no room for them.
+        `handle` is 0.
+        """
+
+    @_builtins.property
+    def fed(self) -> Global___Fed:
+        """The answer to `feed`."""
+
+    @_builtins.property
+    def closed(self) -> Global___Closed:
+        """Set when the session was closed: CLOSE_REASON_CLIENT, or CLOSE_REASON_DISCONNECT for DISCONNECT_ACTION_FREE."""
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        opened: Global___Opened | None = ...,
+        fed: Global___Fed | None = ...,
+        closed: Global___Closed | None = ...,
+        checkpoint_position: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_position", b"_checkpoint_position", "checkpoint_position", b"checkpoint_position", "closed", b"closed", "fed", b"fed", "opened", b"opened"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_position", b"_checkpoint_position", "checkpoint_position", b"checkpoint_position", "closed", b"closed", "fed", b"fed", "opened", b"opened", "position", b"position", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checkpoint_position: _TypeAlias = _typing.Literal["checkpoint_position"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint_position: _TypeAlias = _typing.Literal["_checkpoint_position", b"_checkpoint_position"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_position) -> _WhichOneofReturnType__checkpoint_position | None: ...
+
+Global___StepResponse: _TypeAlias = StepResponse  # noqa: Y015

@@ -51,6 +51,11 @@ class InferenceStub(object):
                 request_serializer=carousel_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=carousel_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.Step = channel.unary_unary(
+                '/carousel.v1.Inference/Step',
+                request_serializer=carousel_dot_v1_dot_inference__pb2.StepRequest.SerializeToString,
+                response_deserializer=carousel_dot_v1_dot_inference__pb2.StepResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer(object):
@@ -82,6 +87,17 @@ class InferenceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Step(self, request, context):
+        """Goes on with a session, or opens it, feeds it and closes it, each as far as it is asked: for clients that cannot
+        stream both ways. The call is over when it is answered, and the session lives on without a stream, as
+        `Open.on_disconnect` said. Calls of one session are carried out one after the other, in the order in which they came.
+        A session that a stream has is left to it: FAILED_PRECONDITION. Send the header `x-session-id`, by which a proxy
+        finds the server that has the session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -99,6 +115,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=carousel_dot_v1_dot_inference__pb2.ScoreRequest.FromString,
                     response_serializer=carousel_dot_v1_dot_inference__pb2.ScoreResponse.SerializeToString,
+            ),
+            'Step': grpc.unary_unary_rpc_method_handler(
+                    servicer.Step,
+                    request_deserializer=carousel_dot_v1_dot_inference__pb2.StepRequest.FromString,
+                    response_serializer=carousel_dot_v1_dot_inference__pb2.StepResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -184,6 +205,33 @@ class Inference(object):
             '/carousel.v1.Inference/Score',
             carousel_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
             carousel_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Step(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carousel.v1.Inference/Step',
+            carousel_dot_v1_dot_inference__pb2.StepRequest.SerializeToString,
+            carousel_dot_v1_dot_inference__pb2.StepResponse.FromString,
             options,
             channel_credentials,
             insecure,

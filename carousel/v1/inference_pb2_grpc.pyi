@@ -45,6 +45,13 @@ class InferenceStub:
     """The whole of a generation in one call, in a session that lives as long as the call."""
     Score: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]
     """How likely given targets are (teacher forcing), in one call, in a session that lives as long as the call."""
+    Step: _grpc.UnaryUnaryMultiCallable[_inference_pb2.StepRequest, _inference_pb2.StepResponse]
+    """Goes on with a session, or opens it, feeds it and closes it, each as far as it is asked: for clients that cannot
+    stream both ways. The call is over when it is answered, and the session lives on without a stream, as
+    `Open.on_disconnect` said. Calls of one session are carried out one after the other, in the order in which they came.
+    A session that a stream has is left to it: FAILED_PRECONDITION. Send the header `x-session-id`, by which a proxy
+    finds the server that has the session.
+    """
 
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
@@ -63,6 +70,13 @@ class InferenceAsyncStub(InferenceStub):
     """The whole of a generation in one call, in a session that lives as long as the call."""
     Score: _aio.UnaryUnaryMultiCallable[_inference_pb2.ScoreRequest, _inference_pb2.ScoreResponse]  # type: ignore[assignment]
     """How likely given targets are (teacher forcing), in one call, in a session that lives as long as the call."""
+    Step: _aio.UnaryUnaryMultiCallable[_inference_pb2.StepRequest, _inference_pb2.StepResponse]  # type: ignore[assignment]
+    """Goes on with a session, or opens it, feeds it and closes it, each as far as it is asked: for clients that cannot
+    stream both ways. The call is over when it is answered, and the session lives on without a stream, as
+    `Open.on_disconnect` said. Calls of one session are carried out one after the other, in the order in which they came.
+    A session that a stream has is left to it: FAILED_PRECONDITION. Send the header `x-session-id`, by which a proxy
+    finds the server that has the session.
+    """
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
     """Runs models over sessions. A session is one sequence being processed: the server keeps its hidden and cell
@@ -96,5 +110,18 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.ScoreResponse, _abc.Awaitable[_inference_pb2.ScoreResponse]]:
         """How likely given targets are (teacher forcing), in one call, in a session that lives as long as the call."""
+
+    @_abc_1.abstractmethod
+    def Step(
+        self,
+        request: _inference_pb2.StepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.StepResponse, _abc.Awaitable[_inference_pb2.StepResponse]]:
+        """Goes on with a session, or opens it, feeds it and closes it, each as far as it is asked: for clients that cannot
+        stream both ways. The call is over when it is answered, and the session lives on without a stream, as
+        `Open.on_disconnect` said. Calls of one session are carried out one after the other, in the order in which they came.
+        A session that a stream has is left to it: FAILED_PRECONDITION. Send the header `x-session-id`, by which a proxy
+        finds the server that has the session.
+        """
 
 def add_InferenceServicer_to_server(servicer: InferenceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import answers, consumed, convert, session_messages
+from service.api import answers, session_messages
 from service.api.caller import Caller, Domain
-from service.api.constants import session_constants
+from service.api.openings import prepare
 from service.api.replies import Replies
 from service.engine.jobs import Item
 from service.errors import (
@@ -23,14 +23,11 @@ from service.errors import (
     InvalidFieldError,
     QueueFullError,
     SessionAlreadyOpenError,
-    StoreUnavailableError,
     quoted,
 )
-from service.sessions.ending import unresumable
+from service.sessions.ending import position_to_tell
 from service.sessions.session import Failures, Request, Session
 
-_WITHIN = "open."
-"""In front of the fields of an opening."""
 _MAX_OPENINGS = 64
 _MAX_BYTES = 16 * 1024 * 1024
 """Of the openings of one stream that are not answered yet."""
@@ -94,32 +91,17 @@ class Arrivals:
                 session_id=known.name,
                 position=known.reportable_position,
             )
-        open_ = message.open
-        served = self._domain.hosting.find(open_.model, open_.version, open_.variant, within=_WITHIN)
-        policy = session_messages.policy(open_, self._domain.policy_limits)
-        source, outputs = None, None
-        if open_.HasField("source"):
-            source = consumed.source_items(open_.source, served.bundle, field="open.source")
-        if open_.HasField("outputs"):
-            outputs = convert.output_spec(open_.outputs, served.bundle, field="open.outputs")
-        given = session_constants(open_.constants, served.bundle.manifest, field="open.constants")
         num_bytes = message.ByteSize()
-        new = self._sessions.opening.prepare(
-            served,
-            self._caller.new_key(message.session_id),
-            source,
-            outputs,
+        new = prepare(
+            self._domain,
+            self._caller,
+            message.open,
+            message.session_id,
             request=request,
             on_ended=self._stream.on_ended,
-            policy=policy,
-            is_chosen=bool(message.session_id),
-            owner=self._caller.principal.name,
-            max_owned=self._caller.principal.max_sessions,
             num_bytes=num_bytes,
-            within=_WITHIN,
-            given=given,
         )
-        self._count(request, num_bytes, source)
+        self._count(request, num_bytes, new.source)
         self._opening[new.session.name] = request
         self._stream.took(new.session)
         self._sessions.opening.begin(new)
@@ -174,18 +156,16 @@ class Arrivals:
             waiting.clear()
 
     def _answer(self, request: Request, message: pb.StreamRequest, session: Session, *, is_here: bool) -> None:
-        """Answers a resumption. Of a strict session it tells the position that is stored: where the session is, unless
-        the store fails. One that was set back, and is not stored so, is not resumed: its client would go on from
-        another state than it was told. is_here: whether the session was in memory."""
+        """Answers a resumption, with the position of `position_to_tell`. is_here: whether the session was in memory."""
         position = session.position  # what is sent behind it may be applied before it is answered
 
         def answer(error: CarouselError | None) -> None:
-            is_uncertain = session.persistence.is_set_back or session.persistence.is_unconfirmed
-            if error is not None and (is_uncertain or not isinstance(error, StoreUnavailableError)):
-                self._stream.refuse(request, message, unresumable(session, error))
+            try:
+                told = position_to_tell(session, position, error)
+            except CarouselError as refusal:
+                self._stream.refuse(request, message, refusal)
                 return
             self.opened(request)
-            told = position if error is None else session.reportable_position
             self._stream.replies.answer(request, answers.resumed(request.request_id, session, told, is_here=is_here))
 
         self._sessions.checkpoints.after_pending(session, answer)

@@ -18,6 +18,7 @@ from service.api.caller import CALLER, Domain
 from service.api.constants import session_constants
 from service.api.one_shot import OneShot
 from service.api.outbox import Outbox, OutboxEntry
+from service.api.step import Step
 from service.api.stream import Stream
 from service.errors import InvalidFieldError, ShuttingDownError
 from service.observer import ApiObserver
@@ -115,6 +116,10 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             return response
         finally:
             call.end()
+
+    async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
+        """A visit of one session."""
+        return await Step(self._domain, CALLER.get()).answer(request)
 
 
 def _open(

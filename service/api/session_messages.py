@@ -46,15 +46,16 @@ _DURABILITIES = {
 }
 _DURABILITY_VALUES = {domain: value for value, domain in _DURABILITIES.items() if domain is not None}
 _ACTIONS = {
-    pb.DISCONNECT_ACTION_UNSPECIFIED: OnDisconnect.FREE,
+    pb.DISCONNECT_ACTION_UNSPECIFIED: None,
     pb.DISCONNECT_ACTION_FREE: OnDisconnect.FREE,
     pb.DISCONNECT_ACTION_HOLD: OnDisconnect.HOLD,
     pb.DISCONNECT_ACTION_KEEP: OnDisconnect.KEEP,
 }
 
 
-def policy(message: pb.Open, limits: PolicyLimits) -> SessionPolicy:
-    """What an opening asks for. Raises InvalidFieldError for what is unknown, or more than the server gives."""
+def policy(message: pb.Open, limits: PolicyLimits, on_disconnect: OnDisconnect = OnDisconnect.FREE) -> SessionPolicy:
+    """What an opening asks for. on_disconnect: where it does not say. Raises InvalidFieldError for what is unknown, or
+    more than the server gives."""
     if message.durability not in _DURABILITIES:
         raise convert.unknown_value(message.durability, pb.Durability.DESCRIPTOR, field="open.durability")
     asked = message.on_disconnect
@@ -62,7 +63,10 @@ def policy(message: pb.Open, limits: PolicyLimits) -> SessionPolicy:
         raise convert.unknown_value(asked.action, pb.DisconnectAction.DESCRIPTOR, field="open.on_disconnect.action")
     duration_s = _seconds(asked.duration, "open.on_disconnect.duration") if asked.HasField("duration") else None
     return limits.agree(
-        _DURABILITIES[message.durability], _ACTIONS[asked.action], duration_s, is_unattended=message.unattended
+        _DURABILITIES[message.durability],
+        _ACTIONS[asked.action] or on_disconnect,
+        duration_s,
+        is_unattended=message.unattended,
     )
 
 

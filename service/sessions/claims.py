@@ -22,6 +22,7 @@ from service.errors import (
     CarouselError,
     SessionIdInUseError,
     SessionNotFoundError,
+    SessionNotOpenError,
     SnapshotCorruptError,
     StoreUnavailableError,
 )
@@ -30,7 +31,7 @@ from service.sessions.image import Image
 from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, name_of
 from service.sessions.storage import Storage
-from service.sessions.stores.base import Claimed, Gone, Held
+from service.sessions.stores.base import Claimed, Gone, Held, id_of, politely
 
 _ASK_S = 0.05
 """Between two times that an owner is asked."""
@@ -59,11 +60,21 @@ class Claims:
         self._asked: dict[str, dict[str, asyncio.Future[None]]] = {}
         """Who waits for the sessions of other servers: by owner and id."""
 
-    async def take(self, session_id: str, check: Check = lambda image: None, *, is_written: bool = False) -> Taken:
+    async def take(
+        self,
+        session_id: str,
+        check: Check = lambda image: None,
+        *,
+        is_written: bool = False,
+        is_polite: bool = False,
+    ) -> Taken:
         """Takes a session's record. is_written: the session that is meant has been stored: another's that never was is
-        left alone. Raises what `check` raises; SessionNotFoundError, which says what became of the
-        session; SessionIdInUseError for one opened here meanwhile; StoreUnavailableError; SnapshotError and its kin for
-        a record that cannot be read here."""
+        left alone; is_polite: one that a stream has at another server stays there, and one that is at work until it is
+        done: SessionNotOpenError when it is not to be had in time.
+
+        Raises what `check` raises; SessionNotFoundError, which says what became of the session; SessionIdInUseError for
+        one opened here meanwhile; StoreUnavailableError; SnapshotError and its kin for a record that cannot be read
+        here."""
         deadline_s = asyncio.get_running_loop().time() + self._patience_s
         is_checked = False
         while True:
@@ -81,7 +92,7 @@ class Claims:
             if claimed.payload is not None and not is_checked:
                 check(self._storage.codec.decode(claimed.payload))
                 is_checked = True
-            await self._released(claimed, session_id, deadline_s)
+            await self._released(claimed, politely(session_id) if is_polite else session_id, deadline_s)
 
     def give_back(self, session_id: str, taken: Taken) -> None:
         """Lets any server claim a record that was taken, and cannot be used here after all."""
@@ -106,18 +117,26 @@ class Claims:
             raise
         return Taken(claimed.epoch, image, claimed.ttl_s)
 
-    async def _released(self, held: Held, session_id: str, deadline_s: float) -> None:
-        """Returns when another server has let go of a session, or is gone. Raises StoreUnavailableError at the
-        deadline."""
+    async def _released(self, held: Held, wanted: str, deadline_s: float) -> None:
+        """Returns when another server has let go of a session, or is gone. wanted: the session, as it is asked for.
+        Raises StoreUnavailableError at the deadline, and SessionNotOpenError for one that was asked for politely."""
         waiting = self._asked.get(held.owner)
         if waiting is None:
             waiting = self._asked[held.owner] = {}
             self._tasks.start(self._ask(held.owner, waiting))
-        released = waiting[session_id] = asyncio.get_running_loop().create_future()
+        released = waiting[wanted] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout_at(deadline_s):
                 await released
         except TimeoutError as error:
+            session_id = id_of(wanted)
+            if wanted != session_id:
+                raise SessionNotOpenError(
+                    f"session {name_of(session_id)!r} is with another server, and open on a stream there, which keeps"
+                    " it, or at work: feed it there, or end that stream",
+                    field="session_id",
+                    session_id=name_of(session_id),
+                ) from error
             raise StoreUnavailableError(
                 f"session {name_of(session_id)!r} is with another server, which has not handed it over: try again"
                 " later",
@@ -125,7 +144,7 @@ class Claims:
                 session_id=name_of(session_id),
             ) from error
         finally:
-            waiting.pop(session_id, None)
+            waiting.pop(wanted, None)
 
     async def _ask(self, owner: str, waiting: dict[str, asyncio.Future[None]]) -> None:
         """Asks an owner for its sessions as long as anybody waits for one."""

@@ -170,16 +170,25 @@ def unstored(session: Session, error: CarouselError) -> CarouselError:
     )
 
 
-def unresumable(session: Session, error: CarouselError) -> CarouselError:
-    """The error for the resumption of a session that was set back, when the store does not take that."""
-    if not isinstance(error, StoreUnavailableError) or session.persistence.is_unconfirmed:
-        return error
-    return StoreUnavailableError(
-        f"session {session.name!r} was set back, or given another state, and the store did not take that: resume it"
-        " again",
-        retry_delay_s=1.0,
-        session_id=session.name,
-    )
+def position_to_tell(session: Session, position: int, error: CarouselError | None) -> int:
+    """Where whoever goes on with a session is told that it is, once what waited for the store is settled: of a strict
+    one the position that is stored. position: where it was; error: what the store failed with.
+
+    Raises the error for one that was set back, and is not stored so: its client would go on from another state than it
+    was told.
+    """
+    if error is None:
+        return position
+    if session.persistence.is_unconfirmed or not isinstance(error, StoreUnavailableError):
+        raise error
+    if session.persistence.is_set_back:
+        raise StoreUnavailableError(
+            f"session {session.name!r} was set back, or given another state, and the store did not take that: resume it"
+            " again",
+            retry_delay_s=1.0,
+            session_id=session.name,
+        )
+    return session.reportable_position
 
 
 def not_stored(session: Session) -> StoreUnavailableError:

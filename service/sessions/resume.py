@@ -20,7 +20,6 @@ from service.errors import (
     SessionMovedError,
     SessionNotFoundError,
     SessionNotOpenError,
-    SnapshotModelError,
     StoreUnavailableError,
 )
 from service.observer import SessionObserver
@@ -32,12 +31,10 @@ from service.sessions.lifecycle import State
 from service.sessions.opening import Opening
 from service.sessions.registry import Registry
 from service.sessions.served import Served
+from service.sessions.served_image import Find, served_image
 from service.sessions.session import CloseReason, OnEnded, Session, name_of, owner_of
 from service.sessions.spill import Spill
 from service.sessions.storage import Storage
-
-Find = Callable[[str, int, str], Served]
-"""Finds what serves a model, by name, version and variant. Raises ModelNotFoundError and ModelUnavailableError."""
 
 _SAME_S = 1e-5  # no two sessions of one server are opened within a microsecond
 _NOT_OPENED = (SessionNotOpenError, SessionNotFoundError, RequestCancelledError)
@@ -89,28 +86,39 @@ class Resume:
         Raises SessionNotFoundError, which says what became of it; SnapshotError and its kin for a record that cannot be
         resumed here; StoreUnavailableError; SessionIdInUseError; ShuttingDownError; TooManySessionsError.
         """
+        session, is_here = await self.meet(session_id, max_owned)
+        if is_over():
+            raise SessionNotOpenError(f"the stream that resumed session {session.name!r} has ended", field="session_id")
+        self._registry.attach(session, on_ended)
+        self.met(session, is_here=is_here)
+        return session, is_here
+
+    async def meet(
+        self, session_id: str, max_owned: int | None = None, *, is_polite: bool = False
+    ) -> tuple[Session, bool]:
+        """A session of this server, or one of the store, which is then held here, and whether nothing of it was lost:
+        see `resume`. Who goes on with it calls `met`. is_polite: see `Claims.take`. Raises what `resume` raises."""
         check_session_id(session_id)
         is_here = self._registry.directory.get(session_id) is not None
         while True:
-            session = await self.find(session_id, max_owned)
+            session = await self.find(session_id, max_owned, is_polite=is_polite)
             if session.persistence.is_unverified:
                 await self._verify(session)
             if not session.is_over:
-                break
-        if is_over():
-            raise SessionNotOpenError(f"the stream that resumed session {session.name!r} has ended", field="session_id")
-        persistence = session.own_persistence()
-        is_here, persistence.is_fetched = is_here and not persistence.is_fetched, False
-        self._registry.attach(session, on_ended)
+                return session, is_here and not session.persistence.is_fetched
+
+    def met(self, session: Session, *, is_here: bool) -> None:
+        """Somebody goes on with a session that `meet` has found."""
+        session.own_persistence().is_fetched = False
         bundle = session.served.bundle
         source = "memory" if is_here else "store"
         self._observer.session_resumed(bundle.model, bundle.version, session.id, source)
-        return session, is_here
 
-    async def find(self, session_id: str, max_owned: int | None = None) -> Session:
-        """A session of this server, or one of the store, which is then held here. Raises what `resume` raises."""
+    async def find(self, session_id: str, max_owned: int | None = None, *, is_polite: bool = False) -> Session:
+        """A session of this server, or one of the store, which is then held here. is_polite: see `Claims.take`. Raises
+        what `resume` raises."""
         while True:
-            found = await self._find_or(session_id, lambda: self._fetch(session_id, max_owned))
+            found = await self._find_or(session_id, lambda: self._fetch(session_id, max_owned, is_polite=is_polite))
             assert isinstance(found, Session)  # noqa: S101  # what is fetched is one
             with suppress(SessionMovedError, SessionNotFoundError):  # then another server has it
                 return await self._confirmed(found)
@@ -151,7 +159,7 @@ class Resume:
                 return session
             taking = self._taking.get(session_id)
             if taking is not None and not taking.done():  # one that is done is awaited without a turn of the event loop
-                with suppress(SessionIdInUseError):
+                with suppress(SessionIdInUseError, SessionNotOpenError):  # the latter of who asked politely
                     await asyncio.shield(taking)
                 continue
             if directory.is_ending(session_id):
@@ -211,7 +219,7 @@ class Resume:
         self._registry.check_open()
         self._registry.directory.check_room(owner, max_owned)
         image = self._storage.codec.decode(data)
-        served = self._served(image, version, "snapshot")
+        served = served_image(self._find, image, version, "snapshot")
         session_id = key(name or name_of(image.session_id))
         return await self.settle(image, served, session_id, owner=owner, max_owned=max_owned)
 
@@ -222,15 +230,19 @@ class Resume:
         image = replace(image, session_id=session_id)
         return await asyncio.shield(self._opening.make(image, served, session_id, owner=owner, max_owned=max_owned))
 
-    async def _fetch(self, session_id: str, max_owned: int | None) -> Session:
+    async def _fetch(self, session_id: str, max_owned: int | None, *, is_polite: bool) -> Session:
         """A session from the store. Its record is this function's until the session exists, then the session's."""
         registry = self._registry
         try:
             registry.check_open()
             registry.directory.check_room(owner_of(session_id), max_owned)
-            taken = await self._claims.take(session_id, lambda image: self._served(image, None, "session_id"))
+            taken = await self._claims.take(
+                session_id,
+                lambda image: served_image(self._find, image, None, "session_id"),
+                is_polite=is_polite,
+            )
             try:
-                served = self._served(taken.image, None, "session_id")
+                served = served_image(self._find, taken.image, None, "session_id")
                 await self._opened(session_id)  # one that came meanwhile cannot have the id, but does not know it yet
                 making = self._opening.make(
                     taken.image, served, session_id, max_owned=max_owned, taken=taken, is_chosen=False
@@ -282,29 +294,6 @@ class Resume:
                 session_id=session.name,
             )
         session.persistence.is_unverified = False
-
-    def _served(self, image: Image, version: int | None, field: str) -> Served:
-        """What serves an image. field: the request's, when the version is the image's own."""
-        what = "session" if field == "session_id" else "snapshot"
-        try:
-            served = self._find(image.model, version or image.version, image.variant)
-        except CarouselError as error:
-            raise SnapshotModelError(
-                f"{what} is of {image.model} version {image.version} ({image.variant}), which is not served here:"
-                f" {error.message}",
-                field=field if version is None else "version",
-                model=image.model,
-                version=image.version,
-            ) from error
-        if version is None and served.bundle.manifest_digest != image.manifest_digest:
-            raise SnapshotModelError(
-                f"{what} is of another bundle that was called {image.model} version {image.version}: its manifest's"
-                f" digest was {image.manifest_digest[:16]}..., and is {served.bundle.manifest_digest[:16]}... here",
-                field=field,
-                model=image.model,
-                version=image.version,
-            )
-        return served
 
 
 def _check_same(session_id: str, opened_at: float, wanted: float | None) -> None:

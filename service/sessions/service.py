@@ -21,12 +21,14 @@ from service.sessions.opening import Opening
 from service.sessions.persistence import SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.requests import Requests
-from service.sessions.resume import Find, Resume
+from service.sessions.resume import Resume
+from service.sessions.served_image import Find
 from service.sessions.session import CloseReason, Session
 from service.sessions.spill import Spill
 from service.sessions.step_batches import StepBatches
 from service.sessions.storage import Storage
-from service.sessions.stores.base import Beat
+from service.sessions.stores.base import Beat, id_of
+from service.sessions.visits import Visits
 
 _MAX_CLOSES = 60
 """Tries to close a session that another server has."""
@@ -35,8 +37,8 @@ _CLOSE_S = 1.0
 
 
 class SessionService:
-    """Everything about sessions, over one store. find, patience_s: see `Resume`; interval_s, num_tokens: see
-    `Checkpoints`; clock: monotonic seconds; wall_clock: Unix seconds."""
+    """Everything about sessions, over one store. find: see `served_image`; patience_s: see `Resume`; interval_s,
+    num_tokens: see `Checkpoints`; clock: monotonic seconds; wall_clock: Unix seconds."""
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class SessionService:
             find=find,
             patience_s=patience_s,
         )
+        self.visits = Visits(self.registry, self.resume, limits.max_in_flight)
         self.admin = Admin(self.registry, self.resume, self.spill, codec=storage.codec, observer=observer)
 
     def start(self) -> None:
@@ -126,13 +129,13 @@ class SessionService:
             else:
                 return
 
-    def _wanted(self, session_id: str) -> None:
-        """Another server wants a session of this one. A record that this server has for no session, because the answer
-        to its claim was lost, is let go."""
-        directory = self.directory
+    def _wanted(self, wanted: str) -> None:
+        """Another server wants a session of this one, as it was asked for. A record that this server has for no
+        session, because the answer to its claim was lost, is let go."""
+        directory, session_id = self.directory, id_of(wanted)
         is_here = directory.get(session_id) is not None or directory.is_ending(session_id)
         if is_here or self.resume.is_taking(session_id):
-            self.expiry.wanted(session_id)
+            self.expiry.wanted(session_id, is_polite=wanted != session_id)
         else:
             self.storage.let_go(session_id)
 

@@ -55,6 +55,7 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         self._events = queue.SimpleQueue()
         self.poison = ""
         self.failures: list[tuple[int, error_pb2.Error]] = []
+        self.steps: list[pb.StepRequest] = []
         self.num_streams = self.num_unusable = 0
         self._is_mute = False
         self._held: list[pb.StreamResponse] = []
@@ -155,6 +156,25 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
             _abort(context, self.failures.pop(0)[1])
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         raise AssertionError("abort raises")
+
+    def Step(self, request: pb.StepRequest, context: grpc.ServicerContext) -> pb.StepResponse:
+        """Feeds nobody, and answers as if it had."""
+        self.steps.append(request)
+        self.metadata = dict(context.invocation_metadata())
+        if self.failures:
+            _abort(context, self.failures.pop(0)[1])
+        opened = pb.Opened(model="toy", version=3, variant="fp32", durability=pb.DURABILITY_STRICT)
+        if not request.HasField("open"):
+            opened.restored_from = pb.RESTORED_FROM_STORE
+        elif request.open.HasField("outputs"):
+            opened.output.tokens.add(id=2, text="A")
+        response = pb.StepResponse(session_id=request.session_id, opened=opened, position=7, checkpoint_position=6)
+        if request.HasField("feed"):
+            response.fed.replayed = True
+            response.fed.outputs.add(position=7).tokens.add(id=3, text="B")
+        if request.close:
+            response.closed.reason = pb.CLOSE_REASON_CLIENT
+        return response
 
     def _route(self) -> int:
         _, _, route = str(self.metadata["x-session-id"]).partition("~")

@@ -19,6 +19,18 @@ from typing import NamedTuple, Protocol
 CLAIMED_S = 60.0
 """How long a record that was claimed lives at least: until its new owner has written it, also to a slow store."""
 
+_POLITE = "?"
+
+
+def politely(session_id: str) -> str:
+    """An id as it is asked for, when the session is wanted unless a stream has it there, or it is at work."""
+    return _POLITE + session_id
+
+
+def id_of(wanted: str) -> str:
+    """The id in what is asked for."""
+    return wanted.removeprefix(_POLITE)
+
 
 class StoreError(Exception):
     """The store cannot do it now: it is down, slow, or full. What was acknowledged before is not lost."""
@@ -60,8 +72,8 @@ class Written(NamedTuple):
 
 class Beat(NamedTuple):
     """A heartbeat was heard. term: a name of the time since when this process counts as there without a gap: as long as
-    it is the same, nobody could claim its records; wanted: ids of its sessions that others want; rivals_s: for how long
-    another process has been there, at most, while this one counted as gone."""
+    it is the same, nobody could claim its records; wanted: ids of its sessions that others want, as they asked;
+    rivals_s: for how long another process has been there, at most, while this one counted as gone."""
 
     term: str
     wanted: list[str]
@@ -118,8 +130,8 @@ class StateStore(Protocol):
         claimed or not."""
 
     def ask(self, owner: str, session_ids: Sequence[str]) -> set[str]:
-        """Tells another process that its records are wanted. Returns those that are its no more, or all when it is
-        gone: they can be claimed, as far as they are there."""
+        """Tells another process that its records are wanted, some of them `politely`. Returns those that are its no
+        more, or all when it is gone: they can be claimed, as far as they are there."""
 
     def write(self, writes: Sequence[Write]) -> Written:
         """Changes records, of distinct sessions, in one go. One that is not there is made of a payload, under the

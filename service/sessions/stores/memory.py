@@ -7,7 +7,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.sessions.stores.base import CLAIMED_S, Beat, Claim, Claimed, Gone, Held, Standing, Write, Written
+from service.sessions.stores.base import (
+    CLAIMED_S,
+    Beat,
+    Claim,
+    Claimed,
+    Gone,
+    Held,
+    Standing,
+    Write,
+    Written,
+    id_of,
+    politely,
+)
 
 
 @dataclass(slots=True)
@@ -81,7 +93,7 @@ class MemoryStore:
         held = {
             session_id
             for session_id in session_ids
-            if (record := self._shelf.find(session_id, now)) is not None
+            if (record := self._shelf.find(id_of(session_id), now)) is not None
             and (record.standing, record.owner) == (Standing.OWNED, owner)
         }
         self._shelf.owners[owner] |= held
@@ -165,4 +177,4 @@ class MemoryStore:
         return record.owner != self.owner and not self._shelf.is_there(record.owner)
 
     def _forget_wanted(self, session_id: str) -> None:
-        self._shelf.owners.get(self.owner, set()).discard(session_id)
+        self._shelf.owners.get(self.owner, set()).difference_update((session_id, politely(session_id)))

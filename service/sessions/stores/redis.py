@@ -13,7 +13,19 @@ from urllib.parse import urlsplit
 
 import redis
 
-from service.sessions.stores.base import CLAIMED_S, Beat, Claim, Claimed, Gone, Held, StoreError, Write, Written
+from service.sessions.stores.base import (
+    CLAIMED_S,
+    Beat,
+    Claim,
+    Claimed,
+    Gone,
+    Held,
+    StoreError,
+    Write,
+    Written,
+    id_of,
+    politely,
+)
 
 _IS_TAKEN = """
 local record = redis.call('HMGET', KEYS[1], 'k', 'o', 'p')
@@ -34,8 +46,8 @@ local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
 redis.call('HDEL', KEYS[1], 'p')
 redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[4])
-be_there(ARGV[2] .. 'o:' .. ARGV[1], ARGV[5], ARGV[6])
+redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[4], ARGV[5])
+be_there(ARGV[2] .. 'o:' .. ARGV[1], ARGV[6], ARGV[7])
 return epoch
 """
 _CLAIM = f"""
@@ -53,8 +65,8 @@ end
 local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
 redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
 if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
-redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[3])
-be_there(ARGV[2] .. 'o:' .. ARGV[1], ARGV[5], ARGV[6])
+redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[3], ARGV[5])
+be_there(ARGV[2] .. 'o:' .. ARGV[1], ARGV[6], ARGV[7])
 return {{'claimed', epoch, record[3], redis.call('PTTL', KEYS[1])}}
 """
 _ASK = """
@@ -161,7 +173,8 @@ class RedisStore:
 
     def reserve(self, session_id: str, ttl_s: float) -> int | None:
         """See `StateStore`."""
-        args: list[Any] = [self.owner, self._prefix, _milliseconds(ttl_s), session_id, _term(), self._lease_ms]
+        wanted = (session_id, politely(session_id))
+        args: list[Any] = [self.owner, self._prefix, _milliseconds(ttl_s), *wanted, _term(), self._lease_ms]
         try:
             epoch = self._reserve(keys=[self._key(session_id)], args=args)
         except (redis.RedisError, OSError) as error:
@@ -182,14 +195,8 @@ class RedisStore:
         try:
             with self._client.pipeline(transaction=False) as pipeline:
                 for session_id in session_ids:
-                    args: list[Any] = [
-                        self.owner,
-                        self._prefix,
-                        session_id,
-                        _milliseconds(CLAIMED_S),
-                        term,
-                        self._lease_ms,
-                    ]
+                    own: list[Any] = [session_id, _milliseconds(CLAIMED_S), politely(session_id)]
+                    args = [self.owner, self._prefix, *own, term, self._lease_ms]
                     self._claim(keys=[self._key(session_id)], args=args, client=pipeline)
                 return [_claimed(*result) for result in pipeline.execute()]
         except (redis.RedisError, OSError) as error:
@@ -197,7 +204,7 @@ class RedisStore:
 
     def ask(self, owner: str, session_ids: Sequence[str]) -> set[str]:
         """See `StateStore`."""
-        keys = [f"{self._prefix}o:{owner}", f"{self._prefix}w:{owner}", *map(self._key, session_ids)]
+        keys = [f"{self._prefix}o:{owner}", f"{self._prefix}w:{owner}", *(self._key(id_of(one)) for one in session_ids)]
         try:
             free = self._ask(keys=keys, args=[owner, self._lease_ms, *session_ids])
         except (redis.RedisError, OSError) as error:

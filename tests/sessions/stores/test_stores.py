@@ -27,6 +27,8 @@ from service.sessions.stores.base import (
     StoreError,
     Write,
     Written,
+    id_of,
+    politely,
 )
 from service.sessions.stores.lmdb import LmdbStore
 from service.sessions.stores.memory import MemoryStore, Shelf
@@ -264,6 +266,21 @@ def test_an_owner_that_is_there_is_asked_and_lets_go(pair: tuple[StateStore, Sta
     assert claim(other, "a") == mine(2, b"yours")
     assert one.write([write("a", 1, b"too late")]).refused == {"a"}
     assert isinstance(claim(one, "a"), Held)
+
+
+def test_an_owner_is_told_who_asked_politely(pair: tuple[StateStore, StateStore]) -> None:
+    one, other = pair
+    one.write([write("a", 1, b"mine"), write("b", 1, b"mine")])
+    asked = [politely("a"), "b", politely("never")]
+    assert other.ask(one.owner, asked) == {politely("never")}
+    wanted = one.heartbeat().wanted
+    assert sorted(wanted) == sorted([politely("a"), "b"])
+    assert sorted(map(id_of, wanted)) == ["a", "b"]
+    assert other.ask(one.owner, [politely("a")]) == set()
+    one.write([write("a", 1, None, Standing.FREE)])
+    assert other.ask(one.owner, [politely("a")]) == {politely("a")}
+    assert isinstance(claim(one, "a"), Claimed)
+    assert one.heartbeat().wanted == [], "what was wanted before it was claimed does not count"
 
 
 def test_what_an_owner_had_that_is_gone_may_be_claimed(pair: tuple[StateStore, StateStore]) -> None:

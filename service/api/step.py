@@ -1,0 +1,187 @@
+"""One `Inference.Step` call: a visit of a session, with at most one opening, one feed and one close.
+
+A call that is given up, because its client has left or its time is over, leaves the session as it is: what the engine
+has got is done, and kept for whoever sends the call again. Event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from carousel.v1 import inference_pb2 as pb
+from service.api import answers, consumed, convert
+from service.api.caller import Caller, Domain
+from service.api.openings import prepare
+from service.api.session_messages import close_reason
+from service.background import awaited
+from service.engine.jobs import Item
+from service.engine.results import Failed, Fed, Result
+from service.errors import (
+    CallerError,
+    CarouselError,
+    InvalidFieldError,
+    SessionIdInUseError,
+    SessionNotFoundError,
+    quoted,
+)
+from service.sessions.answer_memory import StreamBudget
+from service.sessions.persistence import OnDisconnect
+from service.sessions.registry import nobody
+from service.sessions.session import CloseReason, Request, Session
+
+
+class Step:
+    """The state of one call: `answer` it once."""
+
+    def __init__(self, domain: Domain, caller: Caller) -> None:
+        self._domain = domain
+        self._caller = caller
+        self._sessions = domain.sessions
+        self._visits = domain.sessions.visits
+        self._budget = StreamBudget(domain.sessions.answer_budget)
+
+    async def answer(self, message: pb.StepRequest) -> pb.StepResponse:
+        """Carries the call out, in its turn. Raises the reason why it is refused, or has failed."""
+        has_open = message.HasField("open")
+        if has_open and message.open.HasField("resume"):
+            raise InvalidFieldError(
+                "open.resume must not be set: without open the session is gone on with", field="open.resume"
+            )
+        if not message.session_id and not has_open:
+            raise InvalidFieldError(
+                "session_id is missing: give that of a session, or open, which makes one", field="session_id"
+            )
+        try:
+            if not message.session_id:
+                return await self._open(message)
+            key = self._caller.key(message.session_id)
+            async with self._visits.turn(key):
+                found = await self._find(message, key)
+                return await (self._open(message) if found is None else self._continue(message, *found))
+        finally:
+            self._budget.close()
+
+    async def _continue(self, message: pb.StepRequest, session: Session, is_here: bool) -> pb.StepResponse:
+        """Visits a session that is there. is_here: whether it was in memory."""
+        try:
+            # a feed tells the position itself
+            position = 0 if message.HasField("feed") else await self._visits.position(session)
+            opened = answers.resumed(0, session, position, is_here=is_here).opened
+            return await self._use(message, session, pb.StepResponse(position=position, opened=opened))
+        finally:
+            self._visits.leave(session)
+
+    async def _open(self, message: pb.StepRequest) -> pb.StepResponse:
+        """Visits a session that it opens; and closes it again, when nothing is done with it because of the caller."""
+        request, result = self._request(None)
+        new = prepare(
+            self._domain,
+            self._caller,
+            message.open,
+            message.session_id,
+            request=request,
+            on_ended=nobody,
+            num_bytes=message.open.ByteSize(),
+            on_disconnect=OnDisconnect.HOLD,
+        )
+        session = new.session
+        self._visits.begin(session)
+        try:
+            self._sessions.opening.begin(new)
+            opened = await _opened(request, _succeeded(await result), new.source)
+            return await self._use(message, session, pb.StepResponse(opened=opened))
+        except CallerError:
+            if session.is_live and session.is_detached and not (session.position or session.num_unanswered):
+                self._sessions.registry.close(session, CloseReason.FAILED, notify=False)
+            raise
+        finally:
+            self._visits.leave(session)
+
+    async def _find(self, message: pb.StepRequest, key: str) -> tuple[Session, bool] | None:
+        """The session that is there, and whether it was in memory; None when the call is to open it. key: its id."""
+        try:
+            session, is_here = await self._visits.find(key, self._caller.principal.max_sessions)
+        except SessionNotFoundError:
+            if message.HasField("open"):
+                return None
+            raise
+        if message.HasField("open"):
+            try:
+                _check_same(session, message.open)
+            except CarouselError:
+                self._visits.leave(session)
+                raise
+        return session, is_here
+
+    async def _use(self, message: pb.StepRequest, session: Session, response: pb.StepResponse) -> pb.StepResponse:
+        """Feeds and closes the session, as far as it is asked."""
+        response.session_id = session.name
+        if message.HasField("feed"):
+            fed = await self._feed(message.feed, session)
+            response.position = fed.position
+            response.fed.CopyFrom(fed.fed)
+        checkpoint = session.persistence.checkpoint_position
+        if checkpoint is not None:
+            response.checkpoint_position = checkpoint
+        if message.close or session.policy.on_disconnect is OnDisconnect.FREE:
+            reason = CloseReason.CLIENT if message.close else CloseReason.DISCONNECT
+            await self._visits.close(session, reason)
+            response.closed.reason = close_reason(reason)
+        if response.ByteSize() > self._sessions.limits.max_answer_bytes:
+            opened = response.opened
+            for field in (opened.source, opened.inputs, opened.outputs):
+                del field[:]
+            opened.ClearField("output")
+        return response
+
+    async def _feed(self, message: pb.Feed, session: Session) -> pb.StreamResponse:
+        """Feeds the session, and returns what a stream would answer."""
+        request, result = self._request(session)
+
+        def act() -> None:
+            bundle, requests = session.served.bundle, self._sessions.requests
+            items = consumed.feed_items(message, bundle, requests.limits.max_feed_tokens)
+            outputs = convert.output_spec(message.outputs, bundle, field="feed.outputs")
+            position = message.position if message.HasField("position") else None
+            requests.feed(request, position, items, outputs, has_mark=message.mark)
+
+        await self._sessions.spill.act(session, act)
+        fed = _succeeded(await result)
+        assert isinstance(fed, Fed)  # noqa: S101  # a feed was asked for
+        if request.answer_bytes or request.replayed:
+            return await answers.large_fed(request, fed)
+        return answers.fed(request, fed)
+
+    def _request(self, session: Session | None) -> tuple[Request, asyncio.Future[Result]]:
+        """A request of the session, and its result."""
+        result, give = awaited()
+        return Request(session, 0, lambda _, result: give(result), time.monotonic(), self._budget), result
+
+
+async def _opened(request: Request, result: Result, source: Sequence[Item] | None) -> pb.Opened:
+    if request.answer_bytes and isinstance(result, Fed):
+        return (await answers.large_opened(request, result, source)).opened
+    return answers.opened(request, result, source).opened
+
+
+def _succeeded(result: Result) -> Result:
+    """A result. Raises the error of one that failed."""
+    if isinstance(result, Failed):
+        raise result.error
+    return result
+
+
+def _check_same(session: Session, message: pb.Open) -> None:
+    """Raises SessionIdInUseError when a session is not what a call would have opened."""
+    served = session.served
+    asked = (message.model, message.version or served.version, message.variant or served.variant)
+    if asked != (served.model, served.version, served.variant):
+        raise SessionIdInUseError(
+            f"session_id = {session.name!r} is in use by a session of {served.model} version {served.version}"
+            f" ({served.variant}), and open asks for {quoted(message.model)} version {message.version or 'any'}"
+            f" ({quoted(message.variant) if message.variant else 'any'})",
+            field="session_id",
+            session_id=session.name,
+        )

@@ -1,0 +1,36 @@
+"""Which of the versions that are served goes on with an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from service.errors import CarouselError, SnapshotModelError
+from service.sessions.image import Image
+from service.sessions.served import Served
+
+Find = Callable[[str, int, str], Served]
+"""Finds what serves a model, by name, version and variant. Raises ModelNotFoundError and ModelUnavailableError."""
+
+
+def served_image(find: Find, image: Image, version: int | None, field: str) -> Served:
+    """What serves an image. field: the request's, when the version is the image's own. Raises SnapshotModelError."""
+    what = "session" if field == "session_id" else "snapshot"
+    try:
+        served = find(image.model, version or image.version, image.variant)
+    except CarouselError as error:
+        raise SnapshotModelError(
+            f"{what} is of {image.model} version {image.version} ({image.variant}), which is not served here:"
+            f" {error.message}",
+            field=field if version is None else "version",
+            model=image.model,
+            version=image.version,
+        ) from error
+    if version is None and served.bundle.manifest_digest != image.manifest_digest:
+        raise SnapshotModelError(
+            f"{what} is of another bundle that was called {image.model} version {image.version}: its manifest's"
+            f" digest was {image.manifest_digest[:16]}..., and is {served.bundle.manifest_digest[:16]}... here",
+            field=field,
+            model=image.model,
+            version=image.version,
+        )
+    return served

@@ -1,0 +1,98 @@
+"""One call of a session: what it holds is given back, and its answer fits."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from carousel.v1 import inference_pb2 as pb
+from service.api.caller import NOBODY, Caller, Principal
+from service.api.step import Step
+from service.errors import PositionMismatchError, QueueFullError, TooManySessionsError
+from service.sessions.persistence import PolicyLimits
+from tests.sessions.test_registry import Sessions, opened
+
+OPEN = pb.Open(model="tiny-endless")
+LOGITS = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
+
+
+async def step(it: Sessions, session_id: str = "", caller: Caller = NOBODY, **fields: Any) -> pb.StepResponse:
+    hosting = SimpleNamespace(find=lambda *names, **more: it.served)
+    domain = SimpleNamespace(hosting=hosting, sessions=it.service, policy_limits=PolicyLimits())
+    return await Step(cast(Any, domain), caller).answer(pb.StepRequest(session_id=session_id, **fields))
+
+
+async def test_what_there_is_no_room_for_is_left_out_of_the_answer(tiny_repository: Path) -> None:
+    feed = pb.Feed(token_ids=[5], position=0, outputs=LOGITS)
+    opening = pb.Open(model="tiny-endless", outputs=LOGITS)
+    async with opened(tiny_repository) as it:
+        whole = await step(it, "s", open=opening, feed=feed)
+        assert whole.opened.output.logits
+    async with opened(tiny_repository, max_answer_bytes=whole.ByteSize() - 1) as it:
+        fitting = await step(it, "s", open=opening, feed=feed)
+        assert fitting.fed == whole.fed
+        assert not fitting.opened.HasField("output")
+        assert fitting.opened.model == "tiny-endless"
+
+
+async def test_a_feed_that_returns_nothing_is_answered_as_one(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        nothing = pb.Feed(token_ids=[5], outputs=pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE))
+        answer = await step(it, "s", open=OPEN, feed=nothing)
+        assert answer.HasField("fed")
+        assert (answer.position, list(answer.fed.outputs)) == (1, [])
+
+
+async def test_a_call_that_is_given_up_while_it_opens_leaves_the_session_held(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        calling = asyncio.create_task(step(it, "s", open=OPEN, feed=pb.Feed(token_ids=[5], position=0)))
+        for _ in range(10):
+            if it.service.directory.get("s") is not None:
+                break
+            await asyncio.sleep(0)
+        calling.cancel()
+        await asyncio.gather(calling, return_exceptions=True)
+        assert list(it.registry.detached) == ["s"]
+        answer = await step(it, "s", open=OPEN, feed=pb.Feed(token_ids=[5], position=0))
+        assert (answer.position, answer.opened.restored_from) == (1, pb.RESTORED_FROM_MEMORY)
+        assert it.service.answer_budget.num_bytes == it.service.deferral.num_bytes == 0
+
+
+async def test_a_refused_feed_ends_the_session_that_its_call_opened_and_no_other(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        wrong = pb.Feed(token_ids=[5], position=1)
+        with pytest.raises(PositionMismatchError):
+            await step(it, "new", open=OPEN, feed=wrong)
+        assert it.service.directory.get("new") is None
+        await step(it, "there", open=OPEN)
+        with pytest.raises(PositionMismatchError):
+            await step(it, "there", open=OPEN, feed=wrong)
+        assert it.service.directory.get("there") is not None
+
+
+async def test_a_principal_has_its_own_sessions_and_no_more_than_it_may(tiny_repository: Path) -> None:
+    one, other = Caller(Principal("one", max_sessions=1)), Caller(Principal("other"))
+    async with opened(tiny_repository) as it:
+        assert (await step(it, "s", one, open=OPEN, feed=pb.Feed(token_ids=[5]))).session_id == "s"
+        assert (await step(it, "s", other, open=OPEN)).position == 0
+        assert {session.id for session in it.service.directory} == {"one/s", "other/s"}
+        made = await step(it, caller=other, open=OPEN)
+        assert it.service.directory.get(f"other/{made.session_id}") is not None
+        with pytest.raises(TooManySessionsError, match="principal 'one' has 1 sessions open"):
+            await step(it, "t", one, open=OPEN)
+        assert (await step(it, "s", one, open=OPEN)).position == 1
+
+
+async def test_large_answers_in_flight_are_bounded(tiny_repository: Path) -> None:
+    async with opened(tiny_repository, max_unwritten_bytes=1) as it:
+        large = pb.Feed(token_ids=[5] * 200, position=0, outputs=pb.OutputSpec(every_position=True, kind=LOGITS.kind))
+        await asyncio.gather(step(it, "a", open=OPEN), step(it, "b", open=OPEN))
+        found = await asyncio.gather(step(it, "a", feed=large), step(it, "b", feed=large), return_exceptions=True)
+        assert sorted(type(one).__name__ for one in found) == ["QueueFullError", "StepResponse"]
+        (refused,) = [one for one in found if isinstance(one, QueueFullError)]
+        assert "max_unwritten_bytes" in refused.facts
+        assert it.service.answer_budget.num_bytes == 0
