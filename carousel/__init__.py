@@ -44,6 +44,7 @@ from carousel.errors import (
 from carousel.frames import Frames
 from carousel.session import Generation, Session
 from carousel.sessions import Sessions
+from carousel.steps import RestoredFrom, SessionStep, StepOptions
 from carousel.values import (
     CloseReason,
     DecodingOptions,
@@ -91,15 +92,18 @@ __all__ = [
     "PositionMismatchError",
     "RequestCancelledError",
     "ResourceExhaustedError",
+    "RestoredFrom",
     "Session",
     "SessionBatch",
     "SessionClosedError",
     "SessionInfo",
     "SessionState",
+    "SessionStep",
     "Sessions",
     "StateTensor",
     "Step",
     "StepBatchResult",
+    "StepOptions",
     "StepOutput",
     "TargetScore",
     "Token",

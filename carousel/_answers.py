@@ -16,6 +16,7 @@ from carousel import errors
 from carousel._backoff import CLIENT_CLOSED, CONNECTION_LOST
 from carousel._ports import ports, session_constant, taken_apart
 from carousel.errors import CarouselError
+from carousel.steps import RestoredFrom
 from carousel.v1 import error_pb2, inference_pb2, models_pb2, sessions_pb2
 from carousel.values import (
     CloseReason,
@@ -125,6 +126,16 @@ def close_reason(value: int) -> CloseReason:
     return _enum(CloseReason, inference_pb2.CloseReason.DESCRIPTOR, value)
 
 
+def restored_from(value: int) -> RestoredFrom:
+    """Where a session was found."""
+    return _enum(RestoredFrom, inference_pb2.RestoredFrom.DESCRIPTOR, value)
+
+
+def durability(value: inference_pb2.Durability.ValueType) -> str:
+    """What of a session is stored, in a word."""
+    return inference_pb2.Durability.Name(value).removeprefix("DURABILITY_").lower()
+
+
 def model_info(message: models_pb2.ModelInfo) -> ModelInfo:
     """One version of a model."""
     return ModelInfo(
@@ -166,7 +177,7 @@ def session_info(message: sessions_pb2.SessionInfo) -> SessionInfo:
         open_time=message.open_time.ToDatetime(tzinfo=UTC),
         last_used_time=message.last_used_time.ToDatetime(tzinfo=UTC),
         variant=message.variant,
-        durability=inference_pb2.Durability.Name(message.durability).removeprefix("DURABILITY_").lower(),
+        durability=durability(message.durability),
         checkpoint_position=message.checkpoint_position if message.HasField("checkpoint_position") else None,
         attached=message.attached,
         spilled=message.spilled,

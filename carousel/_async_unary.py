@@ -46,12 +46,13 @@ async def retried(
     request: Request,
     deadline: Deadline,
     resume_timeout: float,
+    metadata: Metadata = (),
 ) -> Response:
     """Makes a call that is safe to repeat, again when its connection is lost or its server shuts down."""
     backoff = CallBackoff(resume_timeout)
     while True:
         try:
-            return await unary(method, request, deadline.remaining())
+            return await unary(method, request, deadline.remaining(), metadata)
         except CarouselError as error:
             delay_s = backoff.next(error, 0, time.monotonic(), deadline.remaining())
         await asyncio.sleep(delay_s)

@@ -31,12 +31,16 @@ def unary(
 
 
 def retried(
-    method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, deadline: Deadline, resume_timeout: float
+    method: grpc.UnaryUnaryMultiCallable[Request, Response],
+    request: Request,
+    deadline: Deadline,
+    resume_timeout: float,
+    metadata: Metadata = (),
 ) -> Response:
     """Makes a call that is safe to repeat, again when its connection is lost or its server shuts down."""
     backoff = CallBackoff(resume_timeout)
     while True:
         try:
-            return unary(method, request, deadline.remaining())
+            return unary(method, request, deadline.remaining(), metadata)
         except CarouselError as error:
             time.sleep(backoff.next(error, 0, time.monotonic(), deadline.remaining()))

@@ -9,11 +9,12 @@ import secrets
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Self, Unpack
 
 import grpc
 
 from carousel import _admin_requests, _answers, _requests
+from carousel._async_step_calls import AsyncStepCalls
 from carousel._async_unary import is_cancelled, retried, unary
 from carousel._backoff import CallBackoff
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
@@ -36,11 +37,8 @@ from carousel.v1.models_pb2_grpc import ModelsStub
 from carousel.v1.sessions_pb2_grpc import SessionsStub
 from carousel.values import DecodingOptions, ModelInfo, TargetScore
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
 
-
-class AsyncClient:
+class AsyncClient(AsyncStepCalls):
     """A connection to a server, made when it is first needed. For the tasks of the event loop that it is made in.
 
     Close it, or use `async with`.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Self, Unpack
 
 import grpc
 
@@ -21,6 +21,7 @@ from carousel._generation import GenerationState
 from carousel._protocol import SessionProtocol
 from carousel._recovery import Recovery
 from carousel._requests import Source
+from carousel._step_calls import StepCalls
 from carousel._tensors import Features, Vector
 from carousel._turn import Turn
 from carousel._unary import retried, unary
@@ -35,11 +36,8 @@ from carousel.v1.models_pb2_grpc import ModelsStub
 from carousel.v1.sessions_pb2_grpc import SessionsStub
 from carousel.values import DecodingOptions, ModelInfo, TargetScore
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
 
-
-class Client:
+class Client(StepCalls):
     """A connection to a server, made when it is first needed. Threads may share it. Close it, or use `with`."""
 
     def __init__(

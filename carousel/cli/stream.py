@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,8 +13,9 @@ from carousel._requests import Source
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
 from carousel.cli.feeding import Feeding, Options, feeding
-from carousel.cli.printing import AsJson, err, print_table
-from carousel.cli.reading import CutOffError, InputError, shown, source_of, tokens_of, vectors, visible
+from carousel.cli.outputs import show
+from carousel.cli.printing import AsJson, err
+from carousel.cli.reading import CutOffError, InputError, shown, source_of, tokens_of, vectors
 from carousel.cli.samples import Format
 from carousel.client import Client
 from carousel.errors import (
@@ -186,18 +186,12 @@ class _Talk:
 
     def show(self, output: StepOutput) -> None:
         """Shows what may come next."""
-        if self._info.value_size:
-            self._next = shown(output.values) if self._info.can_generate else None
-            typer.echo(shown(output.values))
-            return
-        tokens = output.tokens
-        self._next = tokens[0].text if tokens and self._info.can_generate else None
-        shares = [math.exp(token.log_probability or 0.0) for token in tokens]
-        rows = [
-            (visible(token.text), f"{share:.2%}", "█" * round(share * 40))
-            for token, share in zip(tokens, shares, strict=True)
-        ]
-        print_table(("NEXT", "PROBABILITY#", ""), rows, empty="")
+        self._next = None
+        if self._info.can_generate:
+            self._next = (
+                shown(output.values) if self._info.value_size else next((one.text for one in output.tokens), None)
+            )
+        show(output, self._info)
 
     def take(self, line: str | None) -> bool:
         """Does what a line says. Returns whether to go on."""

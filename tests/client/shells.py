@@ -14,6 +14,7 @@ from carousel import (
     ModelInfo,
     Session,
     SessionInfo,
+    SessionStep,
     Step,
     TargetScore,
     Token,
@@ -35,6 +36,8 @@ class Shell(ABC):
 
     @abstractmethod
     async def score(self, model: str, targets: Any, **options: Any) -> tuple[TargetScore, ...]: ...
+    @abstractmethod
+    async def step(self, session_id: str = "", tokens: Any = None, **options: Any) -> SessionStep: ...
     @abstractmethod
     async def models(self) -> tuple[ModelInfo, ...]: ...
     @abstractmethod
@@ -81,6 +84,9 @@ class BlockingShell(Shell):
 
     async def score(self, model: str, targets: Any, **options: Any) -> tuple[TargetScore, ...]:
         return self.client.score(model, targets, **options)
+
+    async def step(self, session_id: str = "", tokens: Any = None, **options: Any) -> SessionStep:
+        return self.client.step(session_id, tokens, **options)
 
     async def models(self) -> tuple[ModelInfo, ...]:
         return self.client.models()
@@ -136,6 +142,9 @@ class AsyncioShell(Shell):
 
     async def score(self, model: str, targets: Any, **options: Any) -> tuple[TargetScore, ...]:
         return await self.client.score(model, targets, **options)
+
+    async def step(self, session_id: str = "", tokens: Any = None, **options: Any) -> SessionStep:
+        return await self.client.step(session_id, tokens, **options)
 
     async def models(self) -> tuple[ModelInfo, ...]:
         return await self.client.models()

@@ -322,3 +322,28 @@ def test_without_its_libraries_it_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None; from carousel.cli.entry import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
     assert (done.returncode, done.stderr) == (1, f"the command line needs typer: ./scripts/setup cli (in {ROOT})\n")
+
+
+def test_step_opens_feeds_and_closes_one_call_after_the_other(shell: Shell) -> None:
+    done = shell.run("step", "by-hand", "G", "--model", "g2p-en", "--source", "gate", "--top", "2")
+    assert "EY" in done.stdout.decode()
+    assert b"session by-hand of g2p-en/1: at position 1" in done.stderr
+    told = shell.json("step", "by-hand")
+    assert (told["position"], told["restored_from"], told["outputs"]) == (1, "memory", [])
+    again = shell.json("step", "by-hand", "G", "--position", "0", "--top", "2")
+    assert (again["position"], again["replayed"]) == (1, True)
+    wrong = shell.run("step", "by-hand", "T", "--position", "5", code=1)
+    assert b"feed.position = 5, but the session is at position 1" in wrong.stderr
+    last = shell.run("step", "by-hand", "EY T", "--close")
+    assert b"session by-hand of g2p-en/1: closed at position 3" in last.stderr
+    assert b"is gone: it was closed by a client at position 3" in shell.run("step", "by-hand", code=4).stderr
+    assert b"go with --model" in shell.run("step", "by-hand", "--source", "gate", code=2).stderr
+
+
+def test_step_feeds_numbers_to_a_model_that_reads_them(shell: Shell) -> None:
+    opening = ("--model", "co2-forecast", "--source", "370 371 372 373")
+    done = shell.run("step", "numbers", "372.1 373.5", *opening, "--close")
+    assert 300 < float(done.stdout) < 450
+    assert b"closed at position 2" in done.stderr
+    assert b"reads numbers" in shell.run("step", "numbers", "x", *opening, code=2).stderr
+    shell.run("step", "numbers", "--close")

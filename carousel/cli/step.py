@@ -1,0 +1,94 @@
+"""`carousel step`: one call of a session, which the server holds until the next."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from carousel.cli.connection import Connection
+from carousel.cli.constants import Given, constants_of
+from carousel.cli.outputs import show
+from carousel.cli.printing import AsJson, err, print_json
+from carousel.cli.reading import source_of, tokens_of, vectors
+from carousel.client import Client
+from carousel.steps import SessionStep, StepOptions
+from carousel.values import ModelInfo
+
+
+def step(
+    context: typer.Context,
+    session_id: Annotated[str, typer.Argument(help="The session's id.")],
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TOKENS]",
+            help="What to feed: text, as the model splits it; to a model of numbers, vectors such as `1.5,2 1.6,3`.",
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option("--model", "-m", help="Open a session of this model if there is none.")] = "",
+    source: Annotated[str | None, typer.Option(help="What a model with an encoder reads when it is opened.")] = None,
+    version: Annotated[int, typer.Option(min=0, help="Of the model; 0: the newest.")] = 0,
+    variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
+    constant: Given = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Have it kept in the store between calls, not in memory.")
+    ] = False,
+    durability: Annotated[str | None, typer.Option(help="none, checkpoint or strict.")] = None,
+    position: Annotated[
+        int | None,
+        typer.Option(min=0, show_default="where the session is", help="Where the session must be to be fed."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Candidates to show.")] = 5,
+    close: Annotated[bool, typer.Option("--close", help="Close the session at the end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Opens a session or goes on with it, feeds it and closes it, each as far as it is asked, and shows what the model
+    expects next.
+
+    Without --model the session must be there. Between two calls the server holds it for as long as it holds sessions
+    whose stream has ended. With --json one object: position, outputs, session_id, model, restored_from and others.
+    """
+    if not model and (source is not None or version or variant or constant or keep or durability):
+        raise typer.BadParameter("--source, --version, --variant, --constant, --keep and --durability go with --model")
+    connection: Connection = context.obj
+    with connection.client() as client:
+        opening: StepOptions = {}
+        if model:
+            info = client.model(model, version)
+            opening = {
+                "model": model,
+                "source": source_of(info, source),
+                "version": version,
+                "variant": variant,
+                "constants": constants_of(info, constant),
+                "on_disconnect": "keep" if keep else "hold",
+                "durability": durability,
+            }
+        told = client.step(session_id, **opening)
+        info = client.model(told.model, told.version)
+        if text is not None:
+            told = _feed(client, told, info, text, position, top, close=close)
+        elif close:
+            told = client.step(told.session_id, close=True)
+    if as_json:
+        print_json(told)
+        return
+    for output in told.outputs[-1:]:
+        show(output, info)
+    state = f"closed at position {told.position}" if told.closed else f"at position {told.position}"
+    err.print(f"session {told.session_id} of {told.model}/{told.version}: {state}", markup=False)
+
+
+def _feed(  # what is asked for
+    client: Client, told: SessionStep, info: ModelInfo, text: str, position: int | None, top: int, *, close: bool
+) -> SessionStep:
+    options: StepOptions = {"position": told.position if position is None else position, "close": close}
+    if info.feature_size:
+        try:
+            options["features"] = vectors(text)
+        except ValueError as error:
+            raise typer.BadParameter(f"{info.model} reads numbers: {error}", param_hint="TOKENS") from None
+        return client.step(told.session_id, **options)
+    options["top_k"] = min(top, len(info.target_vocabulary)) or None
+    return client.step(told.session_id, tokens_of(info, text), **options)
