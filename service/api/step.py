@@ -141,6 +141,7 @@ class Step:
         request, result = self._request(session)
 
         def act() -> None:
+            self._visits.check_free(session)  # a stream may have taken it while it had no slot
             bundle, requests = session.served.bundle, self._sessions.requests
             items = consumed.feed_items(message, bundle, requests.limits.max_feed_tokens)
             outputs = convert.output_spec(message.outputs, bundle, field="feed.outputs")

@@ -25,11 +25,11 @@ class Expiry:
 
     def wanted(self, session_id: str, *, is_polite: bool = False) -> None:
         """Another server wants a session of this one: its client is there. It cannot mean a new session that is not
-        open yet, but one that had the id before. is_polite: not one that a stream has, or that is at work."""
+        open yet, but one that had the id before. is_polite: not one that a stream has, or that is visited, or works."""
         session = self._registry.directory.get(session_id)
         if session is None or not session.policy.is_stored:
             return
-        if is_polite and (not session.is_detached or session.is_working):
+        if is_polite and (session_id not in self._registry.detached or session.is_working):
             return
         if session.state is not State.OPENING or session.persistence.is_resumed:
             self._registry.hand_over(session)

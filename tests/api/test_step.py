@@ -12,7 +12,7 @@ import pytest
 from carousel.v1 import inference_pb2 as pb
 from service.api.caller import NOBODY, Caller, Principal
 from service.api.step import Step
-from service.errors import PositionMismatchError, QueueFullError, TooManySessionsError
+from service.errors import PositionMismatchError, QueueFullError, SessionNotOpenError, TooManySessionsError
 from service.sessions.persistence import PolicyLimits
 from tests.sessions.test_registry import Sessions, opened
 
@@ -60,6 +60,18 @@ async def test_a_call_that_is_given_up_while_it_opens_leaves_the_session_held(ti
         answer = await step(it, "s", open=OPEN, feed=pb.Feed(token_ids=[5], position=0))
         assert (answer.position, answer.opened.restored_from) == (1, pb.RESTORED_FROM_MEMORY)
         assert it.service.answer_budget.num_bytes == it.service.deferral.num_bytes == 0
+
+
+async def test_a_session_that_a_stream_takes_before_it_is_fed_is_left_to_it(tiny_repository: Path) -> None:
+    async with opened(tiny_repository, num_slots=1) as it:
+        await step(it, "s", open=OPEN)
+        await it.open("in its place")  # "s" is spilled, and restored when it is fed
+        calling = asyncio.create_task(step(it, "s", feed=pb.Feed(token_ids=[5], position=0)))
+        await asyncio.sleep(0)
+        session, _ = await it.service.resume.resume("s", lambda ended, reason: it.notices.append((ended.id, reason)))
+        with pytest.raises(SessionNotOpenError, match="'s' is open on a stream"):
+            await calling
+        assert (session.position, session.is_over, session.is_detached) == (0, False, False)
 
 
 async def test_a_refused_feed_ends_the_session_that_its_call_opened_and_no_other(tiny_repository: Path) -> None:

@@ -127,6 +127,10 @@ async def test_who_asks_politely_gets_a_session_that_nobody_uses(tiny_repository
         it.service._wanted(politely("s"))
         assert not session.is_over, "it is at work"
         await answered
+        await it.service.visits.find("s")
+        it.service._wanted(politely("s"))
+        assert not session.is_over, "it is visited"
+        it.service.visits.leave(session)
         await it.service.resume.resume("s", lambda ended, reason: it.notices.append((ended.id, reason)))
         it.service._wanted(politely("s"))
         assert not session.is_over, "a stream has it"
