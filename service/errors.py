@@ -210,6 +210,10 @@ class StoreUnavailableError(LoadError):
     """The store cannot do it now."""
 
 
+class FeedUncertainError(LoadError):
+    """A feed without a position was applied, and could not be stored: it must not be sent again as it was."""
+
+
 class SessionMovedError(LoadError):
     """Another stream, or another server, has gone on with the session."""
 

@@ -1873,7 +1873,8 @@ class StepRequest(_message.Message):
     @_builtins.property
     def feed(self) -> Global___Feed:
         """Makes the session consume tokens. Refused, it leaves a session that this call has opened closed again. Without
-        `Feed.position` it is not safe to send again, which a proxy may do, too.
+        `Feed.position` it is not safe to send again; one that was applied, and could not be stored, is ABORTED then and not
+        UNAVAILABLE, so that no proxy sends it again either.
         """
 
     def __init__(

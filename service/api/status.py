@@ -59,6 +59,7 @@ TABLE: dict[type[errors.CarouselError], Row] = {
     errors.SnapshotKeyError: Row(grpc.StatusCode.PERMISSION_DENIED, "SNAPSHOT_KEY"),
     errors.SnapshotModelError: Row(grpc.StatusCode.FAILED_PRECONDITION, "SNAPSHOT_MODEL"),
     errors.StoreUnavailableError: Row(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
+    errors.FeedUncertainError: Row(grpc.StatusCode.ABORTED, "FEED_UNCERTAIN"),
     errors.SessionMovedError: Row(grpc.StatusCode.ABORTED, "SESSION_MOVED"),
     errors.TooManyCallsError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS"),
     errors.TooManySessionsError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_SESSIONS"),

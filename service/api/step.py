@@ -21,9 +21,12 @@ from service.engine.results import Failed, Fed, Result
 from service.errors import (
     CallerError,
     CarouselError,
+    FeedUncertainError,
     InvalidFieldError,
     SessionIdInUseError,
     SessionNotFoundError,
+    ShuttingDownError,
+    StoreUnavailableError,
     quoted,
 )
 from service.sessions.answer_memory import StreamBudget
@@ -149,7 +152,16 @@ class Step:
             requests.feed(request, position, items, outputs, has_mark=message.mark)
 
         await self._sessions.spill.act(session, act)
-        fed = _succeeded(await result)
+        try:
+            fed = _succeeded(await result)
+        except (StoreUnavailableError, ShuttingDownError) as error:
+            if message.HasField("position"):
+                raise
+            # not UNAVAILABLE: proxies and clients may send such a call again by themselves
+            raise FeedUncertainError(
+                f"{error.message}. The feed has no position: ask where the session is before you send it again",
+                session_id=session.name,
+            ) from error
         assert isinstance(fed, Fed)  # noqa: S101  # a feed was asked for
         if request.answer_bytes or request.replayed:
             return await answers.large_fed(request, fed)

@@ -63,12 +63,15 @@ async def test_a_call_that_is_given_up_while_it_opens_leaves_the_session_held(ti
 
 
 async def test_a_session_that_a_stream_takes_before_it_is_fed_is_left_to_it(tiny_repository: Path) -> None:
-    async with opened(tiny_repository, num_slots=1) as it:
+    async with opened(tiny_repository) as it:
         await step(it, "s", open=OPEN)
-        await it.open("in its place")  # "s" is spilled, and restored when it is fed
+        session = it.service.directory.get("s")
+        assert session is not None
+        it.service.deferral.suspend(session)  # as while it has no slot
         calling = asyncio.create_task(step(it, "s", feed=pb.Feed(token_ids=[5], position=0)))
         await asyncio.sleep(0)
-        session, _ = await it.service.resume.resume("s", lambda ended, reason: it.notices.append((ended.id, reason)))
+        await it.service.resume.resume("s", lambda ended, reason: it.notices.append((ended.id, reason)))
+        it.service.deferral.run(session)
         with pytest.raises(SessionNotOpenError, match="'s' is open on a stream"):
             await calling
         assert (session.position, session.is_over, session.is_detached) == (0, False, False)

@@ -1,0 +1,38 @@
+"""A feed by one call while the store is away: nobody is told to send again what would count twice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import grpc
+import pytest
+
+from carousel.v1 import inference_pb2 as pb
+from examples.local_service import local_service
+from tests.end_to_end.test_step import MODEL, fed, stubs
+from tests.services import redis_server
+
+
+@pytest.mark.parametrize(
+    ("position", "code", "reason"),
+    [(None, grpc.StatusCode.ABORTED, "FEED_UNCERTAIN"), (1, grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")],
+)
+async def test_a_feed_that_is_not_stored_may_be_sent_again_if_it_has_a_position(
+    tiny_repository: Path, tmp_path: Path, position: int | None, code: grpc.StatusCode, reason: str
+) -> None:
+    key = tmp_path / "snapshot.key"
+    key.write_bytes(os.urandom(32))
+    with redis_server(tmp_path) as redis:
+        flags = {"store": "redis", "redis-url": redis.url, "snapshot-key-file": key, "lease-s": 5}
+        with local_service(tiny_repository, flags) as service:
+            async with stubs(service.target) as calls:
+                strict = pb.Open(model=MODEL, durability=pb.DURABILITY_STRICT)
+                await calls.step("s", open=strict, feed=fed(5, position=0))
+                redis.stop()
+                error = await calls.refused("s", feed=fed(6, position=position))
+                assert (error.code, error.reason) == (code.value[0], reason)
+                assert ("ask where the session is before you send it again" in error.message) == (position is None)
+                redis.start()
+                again = await calls.step("s", feed=fed(6, position=1))
+                assert (again.position, again.fed.replayed, again.checkpoint_position) == (2, True, 2)
