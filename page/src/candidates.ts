@@ -1,0 +1,73 @@
+/** What the model expects next: its likeliest tokens with their probabilities. A click on one feeds it. */
+
+import { button, h, say } from "./dom";
+import type { Session } from "./session";
+import { isEnd, shown, spoken } from "./tokens";
+
+const NUM_SHOWN = 8;
+
+interface Row {
+  item: HTMLElement;
+  press: HTMLButtonElement;
+  bar: HTMLElement;
+  name: HTMLElement;
+  share: HTMLElement;
+}
+
+/** The list. choose: called with the token that was clicked. */
+export class Candidates {
+  readonly element: HTMLElement;
+  private readonly heading = h("h3");
+  private readonly hint = h("p", { class: "muted hint" });
+  private readonly rows: Row[] = [];
+  private texts: string[] = [];
+
+  constructor(choose: (token: string) => void) {
+    const list = h("ol", { class: "candidates" });
+    for (let index = 0; index < NUM_SHOWN; index += 1) {
+      const [bar, name, share] = [h("span", { class: "bar" }), h("span", { class: "name" }), h("span", { class: "share" })];
+      const press = button("", () => choose(this.texts[index] ?? ""), { class: "candidate" });
+      press.append(bar, name, share);
+      const item = h("li", {}, [press]);
+      list.append(item);
+      this.rows.push({ item, press, bar, name, share });
+    }
+    this.element = h("div", { class: "expects" }, [this.heading, this.hint, list]);
+  }
+
+  /** Draws what the session's model said last. */
+  draw(session: Session): void {
+    const isTagger = session.model.inputVocabulary.length > 0;
+    const candidates = session.output?.candidates.slice(0, NUM_SHOWN) ?? [];
+    this.texts = candidates.map((one) => one.text);
+    this.element.hidden = session.model.targetVocabulary.length === 0;
+    say(this.heading, isTagger ? "What it says" : "What it expects next");
+    say(this.hint, candidates.length > 0 ? (isTagger ? "" : "Click a token to feed it.") : "It tells after the first token.");
+    for (const [index, row] of this.rows.entries()) {
+      const candidate = candidates[index];
+      row.item.hidden = candidate === undefined;
+      if (candidate === undefined) continue;
+      const probability = Math.exp(candidate.logProbability);
+      const share = percent(probability);
+      row.bar.style.transform = `scaleX(${probability.toFixed(4)})`;
+      say(row.name, shown(candidate.text));
+      say(row.share, share);
+      row.press.disabled = isTagger || isEnd(candidate.text);
+      row.press.setAttribute("aria-label", `${spoken(candidate.text)}, ${share}`);
+    }
+  }
+}
+
+/** What is said aloud after a step. */
+export function summary(session: Session): string {
+  const said = session.output?.candidates.slice(0, 3) ?? [];
+  const words = said.map((one) => `${spoken(one.text)} ${percent(Math.exp(one.logProbability))}`);
+  const values = session.output?.values.map((value) => value.toPrecision(6)).join(" ");
+  const next = words.length > 0 ? words.join(", ") : values;
+  return `Step ${session.position}.${next ? ` Next: ${next}.` : ""}`;
+}
+
+function percent(probability: number): string {
+  const hundreds = 100 * probability;
+  return hundreds >= 10 ? `${hundreds.toFixed(0)} %` : hundreds >= 0.1 ? `${hundreds.toFixed(1)} %` : "< 0.1 %";
+}

@@ -1,0 +1,78 @@
+/** The steps of a session as a row of chips. A click on one goes back to it. */
+
+import { button, h, say } from "./dom";
+import type { Session } from "./session";
+import type { Step } from "./steps";
+import { shown, spoken } from "./tokens";
+
+const NUM_SHOWN = 240;
+
+interface Chip {
+  step: Step;
+  position: number;
+  element: HTMLButtonElement;
+}
+
+/** The row. rewind: called with the position that was clicked. */
+export class Chips {
+  readonly element: HTMLElement;
+  private readonly row = h("div", { class: "chips", role: "group", "aria-label": "Steps" });
+  private readonly start: HTMLButtonElement;
+  private readonly hint = h("p", { class: "muted hint" });
+  private chips: Chip[] = [];
+  private session: Session | null = null;
+
+  constructor(private readonly rewind: (position: number) => void) {
+    this.start = button("start", () => rewind(this.session?.base ?? 0), { class: "chip", title: "Back to the start" });
+    this.row.append(this.start);
+    this.element = h("div", { class: "steps" }, [h("h3", {}, ["Steps"]), this.row, this.hint]);
+  }
+
+  /** Draws the steps of a session. */
+  draw(session: Session): void {
+    if (session !== this.session) this.clear();
+    this.session = session;
+    const skipped = Math.max(0, session.steps.length - NUM_SHOWN);
+    const steps = session.steps.slice(skipped);
+    const first = session.base + skipped + 1;
+    let kept = 0;
+    while (kept < this.chips.length && this.chips[kept]?.step === steps[kept] && this.chips[kept]?.position === first + kept) kept += 1;
+    for (const chip of this.chips.splice(kept)) chip.element.remove();
+    for (const [index, step] of steps.entries()) {
+      if (index < kept) continue;
+      const chip = this.chip(step, first + index);
+      this.chips.push(chip);
+      this.row.append(chip.element);
+    }
+    say(this.start, session.base > 0 ? `… step ${session.base}` : "start");
+    const marks = new Set(session.marks);
+    const current = this.chips.at(-1)?.element ?? this.start;
+    for (const element of [this.start, ...this.chips.map((chip) => chip.element)]) {
+      if (element === current) element.setAttribute("aria-current", "step");
+      else element.removeAttribute("aria-current");
+    }
+    for (const { element, position } of this.chips) element.classList.toggle("is-marked", marks.has(position));
+    say(this.hint, session.steps.length > 1 ? "Click a step to go back to it. A dot: the server keeps a mark there." : "");
+    if (kept < steps.length) this.row.scrollTop = this.row.scrollHeight;
+  }
+
+  private chip(step: Step, position: number): Chip {
+    const isVector = step.token === "";
+    const text = isVector ? step.values.map((value) => value.toPrecision(5)).join(" ") : shown(step.token);
+    const read = isVector ? text : spoken(step.token);
+    const tag = this.session?.model.inputVocabulary.length ? step.output?.candidates[0]?.text : undefined;
+    const element = button("", () => this.rewind(position), {
+      class: `chip by-${step.by}`,
+      "aria-label": `Step ${position}: ${read}${tag === undefined ? "" : `, answer ${tag}`}`,
+      title: `Step ${position}, ${step.ms.toFixed(1)} ms${step.by === "model" ? ", chosen by the model" : ""}`,
+    });
+    element.append(h("span", {}, [text]));
+    if (tag !== undefined) element.append(h("span", { class: "tag" }, [tag]));
+    return { step, position, element };
+  }
+
+  private clear(): void {
+    for (const chip of this.chips) chip.element.remove();
+    this.chips = [];
+  }
+}

@@ -1,0 +1,208 @@
+/** One session on the page: what it reads, what it says, and what may be done with it. */
+
+import { Candidates, summary } from "./candidates";
+import { Chips } from "./chips";
+import { Copying } from "./copying";
+import { button, fill, freshId, h, say } from "./dom";
+import type { ModelInfo } from "./gen/carousel/v1/models_pb";
+import { Generating } from "./generating";
+import { Inside } from "./inside";
+import { Numbers } from "./numbers";
+import { type Server, words } from "./server";
+import { type Listener, Session } from "./session";
+import { SourceForm } from "./source";
+import type { Source, Stored } from "./steps";
+import { Typing } from "./typing";
+
+/** What a column asks of the page. */
+export interface Host {
+  /** Shows a copy of the column's session beside it. */
+  fork(column: Column): Promise<void>;
+  /** Takes the column away. */
+  close(column: Column): void;
+  /** The column has another session, or its session another id. */
+  renamed(): void;
+}
+
+const QUIET_MS = 400;
+
+/** A column with a session of one model. */
+export class Column implements Listener {
+  readonly element: HTMLElement;
+  session: Session;
+  private readonly heading = h("h2");
+  private readonly stats = h("dl", { class: "stats" });
+  private readonly status = h("p", { class: "status", role: "status" });
+  private readonly problem = h("p", { class: "problem", role: "alert" });
+  private readonly now = button("Try now", () => this.again?.(), { hidden: true });
+  private readonly live = h("p", { class: "unseen", "aria-live": "polite" });
+  private readonly forking = button("Fork", () => void this.act(() => this.host.fork(this)), {
+    title: "Go on from here in a second column, too",
+  });
+  private readonly body = h("div", { class: "body" });
+  private readonly sourceForm: SourceForm;
+  private readonly typing: Typing;
+  private readonly chips: Chips;
+  private readonly candidates: Candidates;
+  private readonly generating: Generating;
+  private readonly numbers: Numbers;
+  private readonly inside = new Inside();
+  private readonly copying: Copying;
+  private again: (() => void) | null = null;
+  private speaking = 0;
+
+  constructor(
+    readonly model: ModelInfo,
+    private readonly server: Server,
+    private readonly host: Host,
+    isSecond: boolean,
+  ) {
+    const run = (work: () => Promise<void>) => this.act(work);
+    this.session = new Session(model, server, this);
+    this.sourceForm = new SourceForm((source) => this.open(source), run);
+    this.typing = new Typing(() => this.generating.stop(), run);
+    this.chips = new Chips((position) => void this.rewind(position));
+    this.candidates = new Candidates((token) => void this.feed(token));
+    this.generating = new Generating(run, (text) => this.notice(text));
+    this.numbers = new Numbers(run);
+    this.copying = new Copying((text) => this.notice(text));
+    const end = isSecond
+      ? button("Close", () => this.host.close(this), { title: "Close this session" })
+      : button("Start over", () => void this.act(() => this.startOver()), { title: "Close this session and open another" });
+    const main = [this.typing.element, this.numbers.element, this.chips.element, this.generating.element];
+    fill(this.body, [
+      h("div", { class: "main" }, main),
+      this.candidates.element,
+      this.inside.element,
+      this.copying.element,
+    ]);
+    const name = freshId("column");
+    this.heading.id = name;
+    say(this.heading, isSecond ? "Fork" : "Session");
+    this.element = h("section", { class: "column", "aria-labelledby": name }, [
+      h("header", {}, [this.heading, this.stats, h("div", { class: "buttons" }, [!isSecond && this.forking, end])]),
+      h("div", { class: "messages" }, [this.status, this.now, this.problem]),
+      this.sourceForm.element,
+      this.body,
+      this.live,
+    ]);
+    this.sourceForm.offer(model);
+    this.sourceForm.element.hidden ||= isSecond;
+    this.changed();
+  }
+
+  /** Opens a session. */
+  async open(source: Source): Promise<void> {
+    const before = this.session;
+    this.show(new Session(this.model, this.server, this));
+    await before.close();
+    await this.session.open(source);
+    this.sourceForm.show(source, this.session.sourceTokens);
+    this.host.renamed();
+    this.focus();
+  }
+
+  /** Finds a session again after a reload. */
+  async resume(id: string, kept: Stored | null): Promise<void> {
+    await this.act(async () => {
+      await this.session.resume(id, kept);
+      this.sourceForm.show(this.session.source, this.session.sourceTokens);
+      this.host.renamed();
+    });
+  }
+
+  /** Shows a session that is open. */
+  show(session: Session): void {
+    this.session = session;
+    this.changed();
+  }
+
+  /** Puts the cursor where the next step is typed. */
+  focus(): void {
+    if (!this.typing.element.hidden) this.typing.box.focus();
+  }
+
+  /** Runs what may fail, and tells what failed. Returns whether it was done. */
+  async act(work: () => Promise<void>): Promise<boolean> {
+    say(this.problem, "");
+    say(this.status, "");
+    try {
+      await work();
+      return true;
+    } catch (error) {
+      const text = words(error);
+      say(this.problem, text.charAt(0).toUpperCase() + text.slice(1));
+      return false;
+    }
+  }
+
+  /** See `Listener`. */
+  changed(): void {
+    const { session } = this;
+    this.body.hidden = !session.isOpen;
+    this.stats.hidden = !session.isOpen;
+    this.forking.disabled = !session.isOpen;
+    if (!session.isOpen) return;
+    const last = session.steps.at(-1);
+    const facts: [string, string][] = [
+      ["position", String(session.position)],
+      ["state", bytes(Number(this.model.stateSizeBytes))],
+      ["last step", last && last.ms > 0 ? `${last.ms.toFixed(1)} ms` : "–"],
+    ];
+    fill(this.stats, facts.map(([name, value]) => h("div", {}, [h("dt", {}, [name]), h("dd", {}, [value])])));
+    this.heading.title = session.id;
+    this.typing.draw(session);
+    this.numbers.draw(session);
+    this.chips.draw(session);
+    this.candidates.draw(session);
+    this.generating.draw(session);
+    this.inside.draw(session);
+    this.copying.draw(session.lines);
+    this.host.renamed();
+    clearTimeout(this.speaking);
+    this.speaking = window.setTimeout(() => say(this.live, summary(session)), QUIET_MS);
+  }
+
+  /** See `Listener`. */
+  notice(text: string): void {
+    say(this.status, text);
+  }
+
+  /** See `Watch`. */
+  waiting(attempt: number, why: string, now: () => void): void {
+    this.again = now;
+    this.now.hidden = false;
+    say(this.status, `Not connected: ${why}. Trying again${attempt > 1 ? ` (${attempt})` : ""} …`);
+  }
+
+  /** See `Watch`. */
+  answered(): void {
+    this.again = null;
+    this.now.hidden = true;
+    say(this.status, "Connected again. Nothing is lost.");
+  }
+
+  private async startOver(): Promise<void> {
+    const { source } = this.session;
+    this.generating.stop();
+    this.typing.settle();
+    if (this.model.hasEncoder && source === null) return;
+    await this.open(source);
+  }
+
+  private async feed(token: string): Promise<void> {
+    this.generating.stop();
+    this.typing.settle();
+    await this.act(() => this.session.feed([token], "you"));
+  }
+
+  private async rewind(position: number): Promise<void> {
+    this.generating.stop();
+    this.typing.settle();
+    if (await this.act(() => this.session.rewind(position))) this.focus();
+  }
+}
+
+function bytes(size: number): string {
+  return size < 1024 ? `${size} B` : `${(size / 1024).toFixed(1)} KiB`;
+}

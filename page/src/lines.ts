@@ -1,0 +1,96 @@
+/** The lines of `curl` and Python that do what the page has done. Pure. */
+
+import { toJson } from "@bufbuild/protobuf";
+import { type SessionsForkRequest, SessionsForkRequestSchema } from "./gen/carousel/v1/sessions_pb";
+import { type SessionsRewindRequest, SessionsRewindRequestSchema } from "./gen/carousel/v1/sessions_pb";
+import { type StepRequest, StepRequestSchema } from "./gen/carousel/v1/inference_pb";
+import { floatsOf } from "./tensors";
+
+/** Where calls go. origin: the page's own; hasToken: whether they need one; route: the header `x-session-id`. */
+export interface Place {
+  origin: string;
+  hasToken: boolean;
+  route: string;
+}
+
+/** A call, as lines to paste. */
+export interface Lines {
+  curl: string;
+  python: string;
+}
+
+/** Of a call of `Inference.Step`. */
+export function stepLines(request: StepRequest, place: Place): Lines {
+  const json = toJson(StepRequestSchema, request);
+  const names = [quoted(request.sessionId)];
+  const { open, feed } = request;
+  if (feed?.tokens.length) names.push(`[${feed.tokens.map(quoted).join(", ")}]`);
+  if (feed?.features) names.push(`features=${rows(feed.features.shape[1] ?? 1, floatsOf(feed.features))}`);
+  if (open) {
+    names.push(`model=${quoted(open.model)}`, `version=${open.version}`);
+    const form = open.source?.form;
+    if (form?.case === "text") names.push(`source=${quoted(form.value)}`);
+    if (form?.case === "features") names.push(`source=${rows(form.value.shape[1] ?? 1, floatsOf(form.value))}`);
+    if (open.outputs && !feed) names.push("first=True");
+    names.push('on_disconnect="keep"');
+  }
+  if (feed?.position !== undefined) names.push(`position=${feed.position}`);
+  const outputs = feed?.outputs ?? open?.outputs;
+  if (outputs?.topK) names.push(`top_k=${outputs.topK}`);
+  if (outputs?.everyPosition) names.push("every_position=True");
+  if (outputs?.trace) names.push("trace=True");
+  if (feed?.mark) names.push("mark=True");
+  const told = outputOf(request);
+  const calls = [`step = client.step(${names.join(", ")})`, `print(step.position, ${told})`];
+  return { curl: curl("carousel.v1.Inference/Step", json, place), python: python(calls, place) };
+}
+
+/** Of a call of `Sessions.Rewind`. */
+export function rewindLines(request: SessionsRewindRequest, place: Place): Lines {
+  const call = `client.sessions.rewind(${quoted(request.sessionId)}, ${request.position})`;
+  const json = toJson(SessionsRewindRequestSchema, request);
+  return { curl: curl("carousel.v1.Sessions/Rewind", json, place), python: python([`print(${call})`], place) };
+}
+
+/** Of a call of `Sessions.Fork`. */
+export function forkLines(request: SessionsForkRequest, place: Place): Lines {
+  const call = `client.sessions.fork(${quoted(request.sessionId)}, ${quoted(request.forkSessionId)})`;
+  const json = toJson(SessionsForkRequestSchema, request);
+  return { curl: curl("carousel.v1.Sessions/Fork", json, place), python: python([`print(${call})`], place) };
+}
+
+function outputOf({ open, feed }: StepRequest): string {
+  if (feed?.outputs?.everyPosition) return "step.outputs";
+  if (feed) return feed.features ? "step.values" : "step.tokens";
+  return open?.outputs ? "step.first" : "step.model";
+}
+
+function curl(path: string, json: unknown, place: Place): string {
+  const token = place.hasToken ? ' -H "authorization: Bearer $CAROUSEL_TOKEN"' : "";
+  const headers = `-H 'content-type: application/json' -H 'x-session-id: ${place.route}'${token}`;
+  const data = JSON.stringify(json).replaceAll("'", "'\\''");
+  return `curl -s ${headers} -d '${data}' ${place.origin}/${path}`;
+}
+
+function python(calls: string[], place: Place): string {
+  const url = new URL(place.origin);
+  const isSecure = url.protocol === "https:";
+  const given = [quoted(`${url.hostname}:${url.port || (isSecure ? 443 : 80)}`)];
+  const imports = [...(place.hasToken ? ["import os", ""] : []), ...(isSecure ? ["import grpc"] : [])];
+  if (isSecure) given.push("credentials=grpc.ssl_channel_credentials()");
+  if (place.hasToken) given.push('token=os.environ["CAROUSEL_TOKEN"]');
+  const head = [...imports, "from carousel import Client", "", `with Client(${given.join(", ")}) as client:`];
+  return [...head, ...calls.map((call) => `    ${call}`)].join("\n");
+}
+
+function quoted(text: string): string {
+  return JSON.stringify(text);
+}
+
+function rows(size: number, numbers: number[]): string {
+  const texts = [];
+  for (let start = 0; start < numbers.length; start += size) {
+    texts.push(`[${numbers.slice(start, start + size).join(", ")}]`);
+  }
+  return `[${texts.join(", ")}]`;
+}

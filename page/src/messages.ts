@@ -1,0 +1,53 @@
+/** The parts of the requests of a session. Pure. */
+
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import { DisconnectAction, type OpenSchema, OutputKind, type OutputSpecSchema } from "./gen/carousel/v1/inference_pb";
+import type { ModelInfo } from "./gen/carousel/v1/models_pb";
+import type { Source } from "./steps";
+import { tensorOf } from "./tensors";
+
+/** What is fed: tokens, or vectors. */
+export type Fed = string[] | number[][];
+
+type Spec = MessageInitShape<typeof OutputSpecSchema>;
+
+const NUM_CANDIDATES = 16;
+
+/** What a step returns: the likeliest tokens, or the model's values. */
+export function outputs(model: ModelInfo, trace: boolean): Spec {
+  const num = model.targetVocabulary.length;
+  return num === 0 ? { trace } : { kind: OutputKind.TOP_K, topK: Math.min(NUM_CANDIDATES, num), trace };
+}
+
+/** Whether the model says what may come first: a tagger does not. */
+export function hasStart(model: ModelInfo): boolean {
+  return model.inputVocabulary.length === 0;
+}
+
+/** An opening. The session is kept while nobody feeds it. outputs: of what may come first; null to leave it out. */
+export function opening(model: ModelInfo, source: Source, spec: Spec | null): MessageInitShape<typeof OpenSchema> {
+  return {
+    model: model.model,
+    version: model.version,
+    onDisconnect: { action: DisconnectAction.KEEP },
+    ...(source === null ? {} : { source: sourceMessage(source) }),
+    ...(spec === null ? {} : { outputs: spec }),
+  };
+}
+
+/** The fields of a feed that say what is fed. */
+export function what(fed: Fed) {
+  if (typeof fed[0] === "string") return { tokens: fed as string[] };
+  return { features: tensorOf(fed as number[][]) };
+}
+
+/** An id that no other session has. */
+export function freshSessionId(): string {
+  const bytes = crypto.getRandomValues(new Uint8Array(12));
+  return `page-${Array.from(bytes, (byte) => (byte % 36).toString(36)).join("")}`;
+}
+
+function sourceMessage(source: string | number[][]) {
+  if (typeof source === "string") return { form: { case: "text" as const, value: source } };
+  return { form: { case: "features" as const, value: tensorOf(source) } };
+}

@@ -1,0 +1,100 @@
+/** For models of numbers: feeding what was observed, and a forecast, in a plot. */
+
+import { button, freshId, h } from "./dom";
+import { type Curves, Plot } from "./plot";
+import type { Session } from "./session";
+import { numbersOf, rowsOf } from "./tokens";
+
+/** The controls and the plot. act: runs what may fail and tells what failed. */
+export class Numbers {
+  readonly element: HTMLElement;
+  private readonly plot = new Plot();
+  private readonly given: HTMLInputElement;
+  private readonly num: HTMLInputElement;
+  private readonly forecasting: HTMLElement;
+  private readonly press: HTMLButtonElement;
+  private session: Session | null = null;
+  private forecast: { from: number; values: number[][] } = { from: 0, values: [] };
+  private running = false;
+
+  constructor(private readonly act: (work: () => Promise<void>) => Promise<boolean>) {
+    const [given, num] = [freshId("given"), freshId("num")];
+    this.given = h("input", { id: given, type: "text", autocomplete: "off", inputmode: "text" });
+    this.num = h("input", { id: num, type: "number", min: 1, max: 1000, value: 12, inputmode: "numeric" });
+    this.press = button("Forecast", () => void (this.running ? this.stop() : this.run()), { class: "primary" });
+    const form = h("form", { class: "controls" }, [
+      h("div", { class: "field grow" }, [h("label", { for: given }, ["Observed next"]), this.given]),
+      h("button", { type: "submit" }, ["Feed"]),
+    ]);
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      void this.feed();
+    });
+    this.forecasting = h("div", { class: "controls" }, [
+      h("div", { class: "field" }, [h("label", { for: num }, ["Steps ahead"]), this.num]),
+      this.press,
+    ]);
+    this.element = h("div", { class: "numbers" }, [this.plot.element, form, this.forecasting]);
+  }
+
+  /** Draws what a session has read and given. */
+  draw(session: Session): void {
+    const { model } = session;
+    this.element.hidden = model.featureSize === 0;
+    if (this.element.hidden) return;
+    if (session !== this.session || session.position < this.forecast.from) {
+      this.forecast = { from: 0, values: [] };
+      this.stop();
+    }
+    this.session = session;
+    this.forecasting.hidden = !model.canGenerate;
+    this.given.placeholder = model.featureSize === 1 ? "such as 371.4, or several" : `${model.featureSize} numbers a step`;
+    this.plot.draw(curves(session, this.forecast));
+  }
+
+  private async feed(): Promise<void> {
+    const session = this.session;
+    if (session === null) return;
+    const isDone = await this.act(async () => {
+      await session.feed(rowsOf(numbersOf(this.given.value), session.model.featureSize), "you");
+    });
+    if (isDone) this.given.value = "";
+  }
+
+  private stop(): void {
+    this.running = false;
+    this.press.textContent = "Forecast";
+  }
+
+  private async run(): Promise<void> {
+    const session = this.session;
+    if (session === null) return;
+    this.running = true;
+    this.press.textContent = "Stop";
+    await this.act(async () => {
+      if (session.output === null) throw new Error("The model has not said yet what comes next: feed a number first.");
+      const values = await session.forecast(this.num.valueAsNumber || 1, () => !this.running);
+      this.forecast = { from: session.position, values };
+    });
+    this.stop();
+    this.draw(session);
+  }
+}
+
+function curves(session: Session, forecast: { from: number; values: number[][] }): Curves {
+  const source = Array.isArray(session.source) ? session.source : [];
+  const observed: [number, number][] = [];
+  const expected: [number, number][] = [];
+  for (const [index, row] of source.entries()) observed.push([index + 1 - source.length, row[0] ?? 0]);
+  if (session.first?.values[0] !== undefined) expected.push([1, session.first.values[0]]);
+  for (const [index, step] of session.steps.entries()) {
+    const position = session.base + index + 1;
+    observed.push([position, step.values[0] ?? 0]);
+    const said = step.output?.values[0];
+    if (said !== undefined) expected.push([position + 1, said]);
+  }
+  const ahead = forecast.values.map((row, index): [number, number] => [forecast.from + 1 + index, row[0] ?? 0]);
+  const last = observed.find(([step]) => step === forecast.from);
+  if (last && ahead.length > 0) ahead.unshift(last);
+  return { observed, expected, forecast: ahead };
+}

@@ -1,0 +1,102 @@
+/** A plot of numbers by step: what was observed, what the model had expected, and what it forecasts. */
+
+import uPlot from "uplot";
+import { colour, h, onTheme, say } from "./dom";
+
+/** What is drawn, each as [step, value]. Steps before 1 are the source's. */
+export interface Curves {
+  observed: [number, number][];
+  expected: [number, number][];
+  forecast: [number, number][];
+}
+
+const HEIGHT = 260;
+
+/** A plot that is as wide as its place. */
+export class Plot {
+  readonly element: HTMLElement;
+  private readonly place = h("div", { class: "plot", role: "img" });
+  private readonly told = h("p", { class: "muted hint" });
+  private curves: Curves = { observed: [], expected: [], forecast: [] };
+  private drawn: uPlot | null = null;
+
+  constructor() {
+    const legend = ["observed", "expected", "forecast"].map((name) => h("li", { class: `key ${name}` }, [name]));
+    this.element = h("figure", {}, [h("ul", { class: "legend" }, legend), this.place, this.told]);
+    onTheme(() => this.make());
+    new ResizeObserver(() => {
+      const width = this.place.clientWidth;
+      if (this.drawn && width > 0 && width !== this.drawn.width) this.drawn.setSize({ width, height: HEIGHT });
+      else if (!this.drawn && width > 0) this.make();
+    }).observe(this.place);
+  }
+
+  /** Draws these curves. */
+  draw(curves: Curves): void {
+    this.curves = curves;
+    const last = curves.observed.at(-1);
+    const end = curves.forecast.at(-1);
+    const words = [`${curves.observed.length} observed`];
+    if (last) words.push(`the last one ${last[1]}`);
+    if (end) words.push(`${curves.forecast.length} forecast, up to ${end[1].toPrecision(6)} at step ${end[0]}`);
+    this.place.setAttribute("aria-label", `Plot: ${words.join(", ")}.`);
+    if (this.drawn) this.drawn.setData(this.data());
+    else this.make();
+  }
+
+  private data(): uPlot.AlignedData {
+    const { observed, expected, forecast } = this.curves;
+    const steps = [...new Set([...observed, ...expected, ...forecast].map(([step]) => step))].sort((one, other) => one - other);
+    const values = [observed, expected, forecast].map((points) => {
+      const known = new Map(points);
+      return steps.map((step) => known.get(step) ?? null);
+    });
+    return [steps, ...values] as uPlot.AlignedData;
+  }
+
+  private make(): void {
+    const width = this.place.clientWidth;
+    if (width === 0) return;
+    this.drawn?.destroy();
+    const axis = {
+      stroke: colour("--muted"),
+      grid: { stroke: colour("--border"), width: 1 },
+      ticks: { stroke: colour("--border"), width: 1 },
+      font: "12px system-ui, sans-serif",
+    };
+    const line = (label: string, name: string, dash?: number[]): uPlot.Series => ({
+      label,
+      stroke: colour(name),
+      width: 2,
+      spanGaps: true,
+      points: { show: false },
+      ...(dash ? { dash } : {}),
+    });
+    this.drawn = new uPlot(
+      {
+        width,
+        height: HEIGHT,
+        scales: { x: { time: false } },
+        legend: { show: false },
+        cursor: { drag: { x: false, y: false }, points: { size: 7 } },
+        axes: [axis, { ...axis, size: 56 }],
+        series: [{}, line("observed", "--text"), line("expected", "--accent", [3, 4]), line("forecast", "--warm")],
+        hooks: { setCursor: [(plot) => this.tell(plot)] },
+      },
+      this.data(),
+      this.place,
+    );
+  }
+
+  private tell(plot: uPlot): void {
+    const index = plot.cursor.idx;
+    if (index === null || index === undefined) {
+      say(this.told, "");
+      return;
+    }
+    const values = plot.series.slice(1).map((series, at) => [series.label, plot.data[at + 1]?.[index]] as const);
+    const known = values.filter(([, value]) => typeof value === "number");
+    const words = known.map(([name, value]) => `${String(name)} ${(value as number).toPrecision(6)}`);
+    say(this.told, `Step ${plot.data[0]?.[index]}: ${words.join(", ")}`);
+  }
+}
