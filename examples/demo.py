@@ -38,6 +38,7 @@ def main() -> int:
             all_right = generate(client)
             step_by_step(client)
         show_latency(service)
+        show_page(service)
         print("\nStopping the service ...", end=" ", flush=True)
         code = service.stop()
         print("stopped cleanly." if code == 0 else f"it ended with code {code}.")
@@ -81,6 +82,15 @@ def step_by_step(client: Client) -> None:
             step = session.feed(best.id, top_k=2).outputs[-1]
         info = client.sessions.get(session.id)
         print(f"  position {info.position}: the end. The server lists session {info.session_id[:8]} as {info.state}.")
+
+
+def show_page(service: LocalService) -> None:
+    """Where there is a page to type into."""
+    has_page = any(line["event"] == "page.served" for line in service.log)
+    where = (
+        "http://localhost:50051/ while ./scripts/serve runs" if has_page else "the wire envoy has one (extra `envoy`)"
+    )
+    print(f"\nA page to type into: {where}.")
 
 
 def show_latency(service: LocalService) -> None:

@@ -78,6 +78,11 @@ class Settings(BaseSettings):
     Connect and JSON too. auto: Envoy where the extra `envoy` and a shared libpython are installed, on Linux."""
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may call, as JSON: ["https://app.example"]. Needs the wire `envoy`."""
+    page: bool = True
+    """Serve a page to type into at `/`, on the wire `envoy`."""
+    page_hosts: tuple[str, ...] = ()
+    """Names of this server under which the page may be opened, besides localhost and addresses, as JSON:
+    ["carousel.example"]."""
 
     log_format: Literal["text", "json"] = "text"
     """Form of the log lines."""

@@ -28,6 +28,7 @@ FLAGS = {name: "--" + name.replace("_", "-") for name in FIELDS}
 OF_THEIR_OWN = (
     "provider",
     "allowed_origins",
+    "page_hosts",
     "model_runtimes",
     "redis_url",
     "snapshot_key_file",
@@ -87,6 +88,13 @@ def test_origins_are_given_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CliApp.run(Settings, cli_args=[]).allowed_origins == ("https://a.example",)
     flag = ["--allowed-origins", '["https://b.example", "https://c.example"]']
     assert CliApp.run(Settings, cli_args=flag).allowed_origins == ("https://b.example", "https://c.example")
+
+
+def test_names_of_the_page_are_given_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CliApp.run(Settings, cli_args=[]).page_hosts == ()
+    monkeypatch.setenv("CAROUSEL_PAGE_HOSTS", '["a.example"]')
+    assert CliApp.run(Settings, cli_args=[]).page_hosts == ("a.example",)
+    assert CliApp.run(Settings, cli_args=["--page-hosts", '["b.example", "c.example"]']).page_hosts[1] == "c.example"
 
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name not in OF_THEIR_OWN])

@@ -137,7 +137,11 @@ def test_no_web_page_may_call_and_those_that_may_may_do_what_servers_of_their_ow
     settings = Settings.model_validate({"allowed_origins": ["https://app.example"]})
     wire = cors_of(configuration(settings, Path(), module="", application="", where=[("", 0)]))
     front = cors_of(ENVOY)
-    assert front["allow_origin_string_match"] == [pages_of(ENVOY)] == [{"safe_regex": {"regex": "none"}}]
+    assert front["allow_origin_string_match"] == [pages_of(ENVOY)]
+    own = re.compile(pages_of(ENVOY)["safe_regex"]["regex"])
+    assert own.fullmatch("http://localhost:50050")
+    assert not own.fullmatch("http://localhost:50050.evil.example")
+    assert not own.fullmatch("http://evil.example")
     assert front.keys() == wire.keys()
     assert {name for name in front if front[name] != wire[name]} == {"allow_origin_string_match"}
 

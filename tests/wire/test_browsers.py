@@ -6,7 +6,9 @@ import pytest
 
 from service.wire.envoy.browsers import Browsers
 
-LOCAL, OPEN = Browsers("127.0.0.1", ["https://app.example"]), Browsers("0.0.0.0", ["https://app.example"])
+ALLOWED = ["https://app.example"]
+LOCAL, OPEN = Browsers("127.0.0.1", ALLOWED, ["Carousel.example"]), Browsers("0.0.0.0", ALLOWED, ["carousel.example"])
+WITHOUT = Browsers("127.0.0.1", ALLOWED, None)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +21,14 @@ LOCAL, OPEN = Browsers("127.0.0.1", ["https://app.example"]), Browsers("0.0.0.0"
         (LOCAL, "1.1", "localhost:50051", "https://app.example"),
         (OPEN, "1.1", "carousel.example", "https://app.example"),
         (OPEN, "1.1", "carousel.example", None),
+        # the server's own page
+        (LOCAL, "1.1", "localhost:50051", "http://localhost:50051"),
+        (LOCAL, "1.1", "[::1]:50051", "http://[::1]:50051"),
+        (LOCAL, "1.1", "carousel.example", "https://carousel.example"),  # a proxy on this machine
+        (OPEN, "1.1", "carousel.example", "https://carousel.example"),
+        (OPEN, "1.1", "CAROUSEL.example", "https://CAROUSEL.example"),
+        (OPEN, "1.1", "10.0.0.5:50051", "http://10.0.0.5:50051"),  # for an address nothing is looked up
+        (OPEN, "2", "[fd00::5]:50051", "https://[fd00::5]:50051"),
     ],
 )
 def test_who_may_call_may(browsers: Browsers, version: str, host: str, origin: str | None) -> None:
@@ -33,16 +43,38 @@ def test_who_may_call_may(browsers: Browsers, version: str, host: str, origin: s
         (LOCAL, "2", "evil.example:50051", "http://evil.example:50051", "host is"),
         (LOCAL, "1.1", "localhost:50051", "http://localhost:8080", "origin"),
         (LOCAL, "1.1", "localhost:50051", "null", "origin"),
-        (LOCAL, "1.1", "localhost:50051", "http://localhost:50051", "origin"),
+        (LOCAL, "1.1", "localhost:50051", "http://127.0.0.1:50051", "origin"),
+        (LOCAL, "1.1", "10.0.0.5:50051", "http://10.0.0.5:50051", "host is"),
+        (WITHOUT, "1.1", "localhost:50051", "http://localhost:50051", "origin"),
+        (WITHOUT, "1.1", "carousel.example", None, "host is"),
         (LOCAL, "1.1", "", None, "host is"),
         (LOCAL, "1.1", "[", None, "host is"),
         (OPEN, "1.1", "carousel.example", "https://evil.example", "origin"),
         (OPEN, "1.1", "carousel.example", "https://[", "origin"),
         (OPEN, "1.1", "", "null", "origin"),
-        (OPEN, "1.1", "evil.example:50051", "http://evil.example:50051", "origin"),  # DNS rebinding
+        (OPEN, "1.1", "evil.example:50051", "http://evil.example:50051", "page_hosts"),  # DNS rebinding
+        (OPEN, "1.1", "carousel.example:1", "https://carousel.example", "origin"),
+        (OPEN, "1.1", "carousel.example", "ftp://carousel.example", "origin"),
     ],
 )
 def test_pages_from_elsewhere_may_not(
     browsers: Browsers, version: str, host: str, origin: str | None, words: str
 ) -> None:
     assert words in str(browsers.reason_against(version, host, origin))
+
+
+@pytest.mark.parametrize(
+    ("browsers", "host", "words"),
+    [
+        (LOCAL, "localhost:50051", None),
+        (LOCAL, "carousel.example", None),
+        (OPEN, "10.0.0.5:50051", None),
+        (LOCAL, "10.0.0.5:50051", "page_hosts"),
+        (OPEN, "evil.example", "page_hosts"),
+        (OPEN, "[", "page_hosts"),
+        (WITHOUT, "localhost", "this server has no page"),
+    ],
+)
+def test_the_page_is_given_under_names_that_are_the_server_s(browsers: Browsers, host: str, words: str | None) -> None:
+    reason = browsers.reason_against_page(host)
+    assert reason is None if words is None else words in str(reason)

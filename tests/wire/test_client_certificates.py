@@ -65,7 +65,8 @@ async def test_a_handler_gets_it_only_if_envoy_verifies_certificates(
 ) -> None:
     host = Host(
         LetAll(),
-        Browsers("127.0.0.1", ()),
+        Browsers("127.0.0.1", (), None),
+        None,
         max_message_bytes=1000,
         max_metadata_bytes=1000,
         has_client_certificates=is_verified,

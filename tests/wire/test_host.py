@@ -116,7 +116,8 @@ def host_of(behaviour: Behaviour, interceptor: Open | None = None) -> Host:
     """A host with one service: its method `Stream` is `behaviour`, and so is `Unary`."""
     made = Host(
         interceptor or Open(),
-        Browsers("127.0.0.1", ()),
+        Browsers("127.0.0.1", (), None),
+        None,
         max_message_bytes=100_000,
         max_metadata_bytes=2000,
         has_client_certificates=False,

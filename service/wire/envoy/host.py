@@ -26,6 +26,7 @@ from service.wire.envoy.headers import (
     size_of,
     status_headers,
 )
+from service.wire.envoy.page import Page
 from service.wire.marks import UNARY
 
 log = structlog.get_logger()
@@ -44,14 +45,16 @@ class _Details:
 class Host:
     """The methods and their calls. Generated `add_...Servicer_to_server` take it as their server. Event loop only.
 
-    interceptor: surrounds every call; browsers: which web pages may call; max_message_bytes: of one request;
-    max_metadata_bytes: of a request's headers; has_client_certificates: whether Envoy verifies some, and tells of them.
+    interceptor: surrounds every call; browsers: which web pages may call; page: the server's own, if it has one;
+    max_message_bytes: of one request; max_metadata_bytes: of a request's headers; has_client_certificates: whether
+    Envoy verifies some, and tells of them.
     """
 
     def __init__(
         self,
         interceptor: grpc.aio.ServerInterceptor,
         browsers: Browsers,
+        page: Page | None,
         *,
         max_message_bytes: int,
         max_metadata_bytes: int,
@@ -59,6 +62,7 @@ class Host:
     ) -> None:
         self._interceptor = interceptor
         self._browsers = browsers
+        self._page = page
         self._max_message_bytes = max_message_bytes
         self._max_metadata_bytes = max_metadata_bytes
         self._has_client_certificates = has_client_certificates
@@ -121,9 +125,7 @@ class Host:
             scope["http_version"], host, None if origin is None else origin.decode("latin-1")
         )
         if scope["method"] != "POST" or has_json is None:
-            status = 403 if reason else 415 if scope["method"] == "POST" else 404
-            text = "" if scope["method"] == "HEAD" else f"{reason or _WHAT_IS_SPOKEN}\n"
-            await _answer_other(send, status, text)
+            await self._answer_no_call(scope, headers, reason, send)
             return
         if reason is not None:
             await _refuse(send, content_type, grpc.StatusCode.PERMISSION_DENIED, reason)
@@ -180,6 +182,23 @@ class Host:
         for call in self._calls:
             call.look_for_client()
         self._looking = self._loop.call_later(_LOOK_S, self._look_for_clients) if self._calls else None
+
+    async def _answer_no_call(
+        self, scope: Event, headers: Mapping[bytes, bytes], reason: str | None, send: Send
+    ) -> None:
+        """Answers a request that is no call: with a file of the page, or with words. reason: why it is refused."""
+        method, host = scope["method"], headers.get(b"host", b"").decode("latin-1")
+        found = None if self._page is None or method not in {"GET", "HEAD"} else self._page.find(scope["raw_path"])
+        if found is None:
+            status, text = 403 if reason else 415 if method == "POST" else 404, reason or _WHAT_IS_SPOKEN
+        elif (against := self._browsers.reason_against_page(host)) is not None:
+            status, text = 403, against
+        else:
+            is_known = headers.get(b"if-none-match") == found.tag
+            body = b"" if is_known or method == "HEAD" else found.body
+            await send_whole(send, 304 if is_known else 200, found.content_type, found.headers, body)
+            return
+        await _answer_other(send, status, "" if method == "HEAD" else f"{text}\n")
 
     async def _find(self, details: grpc.HandlerCallDetails) -> Handler | None:
         return self._handlers.get(details.method)

@@ -7,15 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import structlog
 
 from service.background import Background
 from service.certificates import certificates_of
 from service.listeners import warn_if_open
+from service.ports import is_loopback
 from service.settings import Settings
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.configuration import MARK
 from service.wire.envoy.host import Host
+from service.wire.envoy.page import Page
 
+log = structlog.get_logger()
+
+_ALL = frozenset({"0.0.0.0", "::", "[::]"})  # noqa: S104  # what is listened on, not where
 _LOOK_S = 1.0
 """Between two looks whether the files of certificates have changed."""
 
@@ -62,7 +68,8 @@ class EnvoyWire:
         settings = self._settings
         self.host = Host(
             interceptor,
-            Browsers(settings.host, settings.allowed_origins),
+            Browsers(settings.host, settings.allowed_origins, settings.page_hosts if settings.page else None),
+            Page() if settings.page else None,
             max_message_bytes=settings.max_message_bytes,
             max_metadata_bytes=settings.max_metadata_bytes,
             has_client_certificates=settings.tls_client_ca_file is not None,
@@ -75,9 +82,17 @@ class EnvoyWire:
             warn_if_open(self._settings)
         self.is_ready.set()
         port = await self._port
+        if self._settings.page:
+            log.info("page.served", url=self._url(port))
         if self._certificates is not None:
             self._background.repeat("certificates", _LOOK_S, self._look)
         return port
+
+    def _url(self, port: int) -> str:
+        """Of the page, as it is opened on this machine, or under the address that is listened on."""
+        host = self._settings.host
+        host = "localhost" if is_loopback(host) or host in _ALL else host
+        return f"{'http' if self._settings.tls_cert_file is None else 'https'}://{host}:{port}/"
 
     async def stop(self, grace_s: float) -> None:
         """Ends the calls. The launcher ends Envoy."""
