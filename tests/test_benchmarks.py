@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 import pytest
 
-from benchmarks import native_load, path, simulate
+from benchmarks import foreign, native_load, path, simulate
 from benchmarks.calls import Crossed, Recorder
 from benchmarks.measure import Report, Sample, row_of, write
 from benchmarks.processes import Running, populated, server, service
@@ -324,6 +324,7 @@ def test_every_benchmark_measures(
 ) -> None:
     """With tiny models and short runs: figures of both sides come out, whatever they are."""
     monkeypatch.setattr("benchmarks.curve.SHARES", (0.1, 0.5))
+    monkeypatch.setattr("benchmarks.foreign.MODELS", foreign.MODELS[:1])
     small, large = subjects
     setup = Setup(
         small.repository,
