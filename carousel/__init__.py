@@ -20,6 +20,7 @@ from carousel.async_batch import AsyncSessionBatch
 from carousel.async_client import AsyncClient
 from carousel.async_session import AsyncGeneration, AsyncSession
 from carousel.async_sessions import AsyncSessions
+from carousel.async_watch import AsyncWatch
 from carousel.batch import SessionBatch
 from carousel.client import Client
 from carousel.errors import (
@@ -62,6 +63,16 @@ from carousel.values import (
     Token,
     ValueToken,
 )
+from carousel.watch import Watch
+from carousel.watching import (
+    SessionChange,
+    WatchBegun,
+    WatchChanged,
+    WatchClosed,
+    WatchEvent,
+    WatchFed,
+    WatchGenerated,
+)
 
 __all__ = [
     "AlreadyExistsError",
@@ -70,6 +81,7 @@ __all__ = [
     "AsyncSession",
     "AsyncSessionBatch",
     "AsyncSessions",
+    "AsyncWatch",
     "CarouselError",
     "Client",
     "CloseReason",
@@ -95,6 +107,7 @@ __all__ = [
     "RestoredFrom",
     "Session",
     "SessionBatch",
+    "SessionChange",
     "SessionClosedError",
     "SessionInfo",
     "SessionState",
@@ -111,6 +124,13 @@ __all__ = [
     "UnavailableError",
     "UnimplementedError",
     "ValueToken",
+    "Watch",
+    "WatchBegun",
+    "WatchChanged",
+    "WatchClosed",
+    "WatchEvent",
+    "WatchFed",
+    "WatchGenerated",
 ]
 
 _RENAMED = {"BatchStep": StepBatchResult}

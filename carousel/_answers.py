@@ -33,6 +33,7 @@ from carousel.values import (
     TargetScore,
     Token,
 )
+from carousel.watching import SessionChange
 
 _ERROR_KEY = "carousel-error-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -124,6 +125,11 @@ def target_scores(messages: Iterable[inference_pb2.TargetScore]) -> tuple[Target
 def close_reason(value: int) -> CloseReason:
     """UNSPECIFIED for one that this client does not know."""
     return _enum(CloseReason, inference_pb2.CloseReason.DESCRIPTOR, value)
+
+
+def session_change(value: int) -> SessionChange:
+    """UNSPECIFIED for one that this client does not know."""
+    return _enum(SessionChange, inference_pb2.SessionChange.DESCRIPTOR, value)
 
 
 def restored_from(value: int) -> RestoredFrom:

@@ -29,6 +29,7 @@ from carousel._tensors import Features, Vector
 from carousel.async_batch import AsyncSessionBatch
 from carousel.async_session import AsyncGeneration, SessionOpening
 from carousel.async_sessions import AsyncSessions
+from carousel.async_watch import AsyncWatchCalls
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import models_pb2
@@ -38,7 +39,7 @@ from carousel.v1.sessions_pb2_grpc import SessionsStub
 from carousel.values import DecodingOptions, ModelInfo, TargetScore
 
 
-class AsyncClient(AsyncStepCalls):
+class AsyncClient(AsyncStepCalls, AsyncWatchCalls):
     """A connection to a server, made when it is first needed. For the tasks of the event loop that it is made in.
 
     Close it, or use `async with`.

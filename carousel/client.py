@@ -35,9 +35,10 @@ from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.v1.models_pb2_grpc import ModelsStub
 from carousel.v1.sessions_pb2_grpc import SessionsStub
 from carousel.values import DecodingOptions, ModelInfo, TargetScore
+from carousel.watch import WatchCalls
 
 
-class Client(StepCalls):
+class Client(StepCalls, WatchCalls):
     """A connection to a server, made when it is first needed. Threads may share it. Close it, or use `with`."""
 
     def __init__(

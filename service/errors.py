@@ -198,6 +198,14 @@ class QueueFullError(LoadError):
     """A bounded queue is full."""
 
 
+class TooManyWatchersError(LoadError):
+    """The session has as many watchers as it may have."""
+
+
+class WatcherDroppedError(LoadError):
+    """A watcher did not read as fast as its session moved."""
+
+
 class RateLimitedError(LoadError):
     """The principal makes more requests than it may."""
 

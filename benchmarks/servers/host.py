@@ -37,6 +37,7 @@ async def _serve(stream: Handler) -> None:
         Generate = None  # type: ignore[assignment]  # nobody asks
         Score = None  # type: ignore[assignment]  # likewise
         Step = None  # type: ignore[assignment]  # likewise
+        Watch = None  # type: ignore[assignment]  # likewise
 
     server = grpc.aio.server()
     inference_pb2_grpc.add_InferenceServicer_to_server(Servicer(), server)

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from carousel._version import __version__
-from carousel.cli import bench, generate, inspect, models, sessions, step, stream
+from carousel.cli import bench, generate, inspect, models, sessions, step, stream, watch
 from carousel.cli.connection import Connection
 from carousel.cli.printing import err
 from carousel.cli.reading import InputError
@@ -49,6 +49,7 @@ app.command("models")(models.list_models)
 app.command("generate")(generate.generate)
 app.command("stream")(stream.stream)
 app.command("step")(step.step)
+app.command("watch")(watch.watch)
 app.command("inspect")(inspect.inspect)
 app.add_typer(sessions.app, name="sessions")
 app.command("bench")(bench.bench)

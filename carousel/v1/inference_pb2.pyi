@@ -231,6 +231,46 @@ CLOSE_REASON_TAKEN: CloseReason.ValueType  # 9
 """It is not closed: another stream of this server has gone on with it."""
 Global___CloseReason: _TypeAlias = CloseReason  # noqa: Y015
 
+class _SessionChange:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SessionChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SessionChange.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SESSION_CHANGE_UNSPECIFIED: _SessionChange.ValueType  # 0
+    """Not used."""
+    SESSION_CHANGE_ATTACHED: _SessionChange.ValueType  # 1
+    """A stream has gone on with it, also instead of another one."""
+    SESSION_CHANGE_DETACHED: _SessionChange.ValueType  # 2
+    """Its stream has ended, and it is held."""
+    SESSION_CHANGE_SET_BACK: _SessionChange.ValueType  # 3
+    """It was set back, or given another state."""
+    SESSION_CHANGE_CANCELLED: _SessionChange.ValueType  # 4
+    """Its work in flight was cancelled."""
+    SESSION_CHANGE_SPILLED: _SessionChange.ValueType  # 5
+    """Its state is in the store alone, because another session needed its place."""
+    SESSION_CHANGE_UNSPILLED: _SessionChange.ValueType  # 6
+    """It is back from there."""
+
+class SessionChange(_SessionChange, metaclass=_SessionChangeEnumTypeWrapper):
+    """What may become of a session without a token."""
+
+SESSION_CHANGE_UNSPECIFIED: SessionChange.ValueType  # 0
+"""Not used."""
+SESSION_CHANGE_ATTACHED: SessionChange.ValueType  # 1
+"""A stream has gone on with it, also instead of another one."""
+SESSION_CHANGE_DETACHED: SessionChange.ValueType  # 2
+"""Its stream has ended, and it is held."""
+SESSION_CHANGE_SET_BACK: SessionChange.ValueType  # 3
+"""It was set back, or given another state."""
+SESSION_CHANGE_CANCELLED: SessionChange.ValueType  # 4
+"""Its work in flight was cancelled."""
+SESSION_CHANGE_SPILLED: SessionChange.ValueType  # 5
+"""Its state is in the store alone, because another session needed its place."""
+SESSION_CHANGE_UNSPILLED: SessionChange.ValueType  # 6
+"""It is back from there."""
+Global___SessionChange: _TypeAlias = SessionChange  # noqa: Y015
+
 @_typing.final
 class StreamRequest(_message.Message):
     """One request about one session."""
@@ -1945,3 +1985,149 @@ class StepResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_position) -> _WhichOneofReturnType__checkpoint_position | None: ...
 
 Global___StepResponse: _TypeAlias = StepResponse  # noqa: Y015
+
+@_typing.final
+class WatchRequest(_message.Message):
+    """Asks what happens to a session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session. An admin watches others' too, as `principal/id`."""
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class WatchResponse(_message.Message):
+    """One thing that has happened to the session, in the order in which it did. What is only looked at, such as a score, is not
+    told, nor is a request that is answered again. Of a session of DURABILITY_STRICT nothing is told before it is stored.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    WATCHING_FIELD_NUMBER: _builtins.int
+    FED_FIELD_NUMBER: _builtins.int
+    GENERATED_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    """The session, as it was asked for."""
+    position: _builtins.int
+    """The session's position after this."""
+    @_builtins.property
+    def watching(self) -> Global___Opened:
+        """The first one: the watch has begun, and this is what the session is. Only `model`, `version`, `variant`, `durability`,
+        `inputs`, `outputs` and `feature_size` are set.
+        """
+
+    @_builtins.property
+    def fed(self) -> Global___Consumed:
+        """The session has consumed tokens, by a feed or a step batch."""
+
+    @_builtins.property
+    def generated(self) -> Global___Generated:
+        """The server has chosen tokens: a part of a generation, or the whole of a beam search."""
+
+    @_builtins.property
+    def changed(self) -> Global___Changed:
+        """Something else has become of the session."""
+
+    @_builtins.property
+    def closed(self) -> Global___Closed:
+        """The last one: the session has ended, or has left this server. The call ends with OK. What a strict session had
+        consumed beyond this position is not stored.
+        """
+
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        watching: Global___Opened | None = ...,
+        fed: Global___Consumed | None = ...,
+        generated: Global___Generated | None = ...,
+        changed: Global___Changed | None = ...,
+        closed: Global___Closed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "closed", b"closed", "event", b"event", "fed", b"fed", "generated", b"generated", "watching", b"watching"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "closed", b"closed", "event", b"event", "fed", b"fed", "generated", b"generated", "position", b"position", "session_id", b"session_id", "watching", b"watching"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["watching", "fed", "generated", "changed", "closed"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class Consumed(_message.Message):
+    """Tokens, or vectors, that a session has consumed. More than 1,000 are told in parts, of which the last one has `fed`. Of a
+    feed that was cancelled, or failed, after some of its tokens those are told, and `fed` has no outputs.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    FED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """The tokens, in order."""
+
+    @_builtins.property
+    def features(self) -> Global___Tensor:
+        """Instead of `tokens`, of models that read those: the vectors, [steps, features]."""
+
+    @_builtins.property
+    def fed(self) -> Global___Fed:
+        """What who fed the session got, with the trace where that was asked for."""
+
+    def __init__(
+        self,
+        *,
+        tokens: _abc.Iterable[Global___Token] | None = ...,
+        features: Global___Tensor | None = ...,
+        fed: Global___Fed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "fed", b"fed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "fed", b"fed", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Consumed: _TypeAlias = Consumed  # noqa: Y015
+
+@_typing.final
+class Changed(_message.Message):
+    """What has become of a session otherwise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    change: Global___SessionChange.ValueType
+    """What it is."""
+    def __init__(
+        self,
+        *,
+        change: Global___SessionChange.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Changed: _TypeAlias = Changed  # noqa: Y015

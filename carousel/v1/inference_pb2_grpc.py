@@ -56,6 +56,11 @@ class InferenceStub(object):
                 request_serializer=carousel_dot_v1_dot_inference__pb2.StepRequest.SerializeToString,
                 response_deserializer=carousel_dot_v1_dot_inference__pb2.StepResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/carousel.v1.Inference/Watch',
+                request_serializer=carousel_dot_v1_dot_inference__pb2.WatchRequest.SerializeToString,
+                response_deserializer=carousel_dot_v1_dot_inference__pb2.WatchResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer(object):
@@ -98,6 +103,17 @@ class InferenceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """Tells what happens to one session of this server, whoever feeds it, from now on until it ends here. Watching neither
+        takes the session from anybody nor keeps it alive, and who feeds it does not wait for who watches. A watcher that does
+        not read as fast as the session moves is dropped: RESOURCE_EXHAUSTED, with the reason WATCHER_DROPPED; watch again.
+        NOT_FOUND for a session that is not here: one that is with another server, or in the store alone, is not fetched.
+        Send the header `x-session-id`, as for `Step`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -120,6 +136,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Step,
                     request_deserializer=carousel_dot_v1_dot_inference__pb2.StepRequest.FromString,
                     response_serializer=carousel_dot_v1_dot_inference__pb2.StepResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=carousel_dot_v1_dot_inference__pb2.WatchRequest.FromString,
+                    response_serializer=carousel_dot_v1_dot_inference__pb2.WatchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -232,6 +253,33 @@ class Inference(object):
             '/carousel.v1.Inference/Step',
             carousel_dot_v1_dot_inference__pb2.StepRequest.SerializeToString,
             carousel_dot_v1_dot_inference__pb2.StepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/carousel.v1.Inference/Watch',
+            carousel_dot_v1_dot_inference__pb2.WatchRequest.SerializeToString,
+            carousel_dot_v1_dot_inference__pb2.WatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,13 @@ class InferenceStub:
     A session that a stream has is left to it: FAILED_PRECONDITION. Send the header `x-session-id`, by which a proxy
     finds the server that has the session.
     """
+    Watch: _grpc.UnaryStreamMultiCallable[_inference_pb2.WatchRequest, _inference_pb2.WatchResponse]
+    """Tells what happens to one session of this server, whoever feeds it, from now on until it ends here. Watching neither
+    takes the session from anybody nor keeps it alive, and who feeds it does not wait for who watches. A watcher that does
+    not read as fast as the session moves is dropped: RESOURCE_EXHAUSTED, with the reason WATCHER_DROPPED; watch again.
+    NOT_FOUND for a session that is not here: one that is with another server, or in the store alone, is not fetched.
+    Send the header `x-session-id`, as for `Step`.
+    """
 
 @_typing.type_check_only
 class InferenceAsyncStub(InferenceStub):
@@ -76,6 +83,13 @@ class InferenceAsyncStub(InferenceStub):
     `Open.on_disconnect` said. Calls of one session are carried out one after the other, in the order in which they came.
     A session that a stream has is left to it: FAILED_PRECONDITION. Send the header `x-session-id`, by which a proxy
     finds the server that has the session.
+    """
+    Watch: _aio.UnaryStreamMultiCallable[_inference_pb2.WatchRequest, _inference_pb2.WatchResponse]  # type: ignore[assignment]
+    """Tells what happens to one session of this server, whoever feeds it, from now on until it ends here. Watching neither
+    takes the session from anybody nor keeps it alive, and who feeds it does not wait for who watches. A watcher that does
+    not read as fast as the session moves is dropped: RESOURCE_EXHAUSTED, with the reason WATCHER_DROPPED; watch again.
+    NOT_FOUND for a session that is not here: one that is with another server, or in the store alone, is not fetched.
+    Send the header `x-session-id`, as for `Step`.
     """
 
 class InferenceServicer(metaclass=_abc_1.ABCMeta):
@@ -122,6 +136,19 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
         `Open.on_disconnect` said. Calls of one session are carried out one after the other, in the order in which they came.
         A session that a stream has is left to it: FAILED_PRECONDITION. Send the header `x-session-id`, by which a proxy
         finds the server that has the session.
+        """
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _inference_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.WatchResponse], _abc.AsyncIterator[_inference_pb2.WatchResponse]]:
+        """Tells what happens to one session of this server, whoever feeds it, from now on until it ends here. Watching neither
+        takes the session from anybody nor keeps it alive, and who feeds it does not wait for who watches. A watcher that does
+        not read as fast as the session moves is dropped: RESOURCE_EXHAUSTED, with the reason WATCHER_DROPPED; watch again.
+        NOT_FOUND for a session that is not here: one that is with another server, or in the store alone, is not fetched.
+        Send the header `x-session-id`, as for `Step`.
         """
 
 def add_InferenceServicer_to_server(servicer: InferenceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

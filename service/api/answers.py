@@ -32,23 +32,28 @@ _MAX_ID = 140
 def opened(request: Request, result: Result, source: Sequence[Item] | None) -> pb.StreamResponse:
     """A session is open. source: as the model read it."""
     session = request.session
-    bundle = session.served.bundle
-    message = pb.Opened(
-        model=bundle.model,
-        version=bundle.version,
-        variant=session.served.variant,
-        handle=session.handle,
-        durability=session_messages.durability(session),
-        inputs=ports(bundle.manifest.step.inputs),
-        outputs=ports(bundle.manifest.step.outputs),
-        feature_size=bundle.manifest.step.feature_size,
-    )
+    bundle, message = session.served.bundle, described(session)
+    message.handle = session.handle
     if source is not None and bundle.source_vocabulary is not None:
         message.source.extend(convert.source_tokens(source, bundle.source_vocabulary))
     if isinstance(result, Fed) and result.outputs:
         convert.fill(message.output, result.outputs[0], bundle.target_vocabulary)
     return with_checkpoint(
         pb.StreamResponse(request_id=request.request_id, session_id=session.name, opened=message), session
+    )
+
+
+def described(session: Session) -> pb.Opened:
+    """What a session is."""
+    bundle = session.served.bundle
+    return pb.Opened(
+        model=bundle.model,
+        version=bundle.version,
+        variant=session.served.variant,
+        durability=session_messages.durability(session),
+        inputs=ports(bundle.manifest.step.inputs),
+        outputs=ports(bundle.manifest.step.outputs),
+        feature_size=bundle.manifest.step.feature_size,
     )
 
 
@@ -59,18 +64,9 @@ def ports(specs: Sequence[PortSpec]) -> list[pb.Port]:
 
 def resumed(request_id: int, session: Session, position: int, *, is_here: bool) -> pb.StreamResponse:
     """A session was resumed at a position. is_here: whether it was in memory."""
-    bundle = session.served.bundle
-    message = pb.Opened(
-        model=bundle.model,
-        version=bundle.version,
-        variant=session.served.variant,
-        handle=session.handle,
-        durability=session_messages.durability(session),
-        inputs=ports(bundle.manifest.step.inputs),
-        outputs=ports(bundle.manifest.step.outputs),
-        feature_size=bundle.manifest.step.feature_size,
-        restored_from=pb.RESTORED_FROM_MEMORY if is_here else pb.RESTORED_FROM_STORE,
-    )
+    message = described(session)
+    message.handle = session.handle
+    message.restored_from = pb.RESTORED_FROM_MEMORY if is_here else pb.RESTORED_FROM_STORE
     return with_checkpoint(
         pb.StreamResponse(request_id=request_id, session_id=session.name, position=position, opened=message), session
     )
@@ -227,10 +223,15 @@ async def large_opened(request: Request, result: Fed, source: Sequence[Item] | N
 async def large_fed(request: Request, result: Fed) -> pb.StreamResponse:
     """Tokens were consumed."""
     response = fed(request, result._replace(outputs=[]))
-    vocabulary, slices = request.session.served.bundle.target_vocabulary, _Slices()
-    for output in result.outputs:
-        await _fill(response.fed.outputs.add(), output, vocabulary, slices)
+    await add_outputs(response.fed, result.outputs, request.session)
     return response
+
+
+async def add_outputs(message: pb.Fed, outputs: Sequence[StepOutput], session: Session) -> None:
+    """Adds what a feed of a session told."""
+    vocabulary, slices = session.served.bundle.target_vocabulary, _Slices()
+    for output in outputs:
+        await _fill(message.outputs.add(), output, vocabulary, slices)
 
 
 async def _fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary | None, slices: _Slices) -> None:

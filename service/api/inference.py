@@ -20,6 +20,7 @@ from service.api.one_shot import OneShot
 from service.api.outbox import Outbox, OutboxEntry
 from service.api.step import Step
 from service.api.stream import Stream
+from service.api.watch import Watch
 from service.errors import InvalidFieldError, ShuttingDownError
 from service.observer import ApiObserver
 from service.sessions.persistence import SessionLimits
@@ -38,11 +39,14 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self._domain = domain
         self._observer = observer
         self._streams: set[Stream] = set()
+        self._watches: set[Watch] = set()
 
     def end_streams(self) -> None:
-        """Lets every stream end as soon as the requests that it has read are answered."""
+        """Lets every stream end as soon as the requests that it has read are answered, and every watch at once."""
         for stream in list(self._streams):
             stream.end()
+        for watch in list(self._watches):
+            watch.end()
 
     def go_away(self, grace_s: float) -> None:
         """Tells every stream that the server is leaving."""
@@ -120,6 +124,18 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
         """A visit of one session."""
         return await Step(self._domain, CALLER.get()).answer(request)
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> None:  # type: ignore[override]
+        """What happens to one session."""
+        watch = await Watch.begin(self._domain.sessions, CALLER.get(), request.session_id)
+        self._watches.add(watch)
+        try:
+            await watch.tell(context.write)
+        except grpc.aio.InternalError:  # see `_write`
+            return
+        finally:
+            self._watches.discard(watch)
+            watch.close()
 
 
 def _open(

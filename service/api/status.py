@@ -66,6 +66,8 @@ TABLE: dict[type[errors.CarouselError], Row] = {
     errors.NoSlotError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "NO_SLOT"),
     errors.AnswerTooLargeError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE"),
     errors.QueueFullError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+    errors.TooManyWatchersError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_WATCHERS"),
+    errors.WatcherDroppedError: Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCHER_DROPPED"),
     errors.ShuttingDownError: Row(grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN"),
     errors.RequestCancelledError: Row(grpc.StatusCode.CANCELLED, "CANCELLED"),
     errors.ModelUnavailableError: Row(grpc.StatusCode.UNAVAILABLE, "MODEL_UNAVAILABLE"),

@@ -36,6 +36,7 @@ from service.sessions.resume import Resume
 from service.sessions.session import Session
 from service.sessions.snapshot import Codec
 from service.sessions.spill import Spill
+from service.sessions.watches import Change
 
 _MIDST_S = 0.005
 """How long a session in the middle of a feed is left alone before it is looked at again."""
@@ -61,6 +62,7 @@ class Admin:
         self, registry: Registry, resume: Resume, spill: Spill, *, codec: Codec, observer: SessionObserver
     ) -> None:
         self._checkpoints = registry.checkpoints
+        self._watches = registry.watches
         self._resume = resume
         self._spill = spill
         self._codec = codec
@@ -199,6 +201,7 @@ class Admin:
         session.position, session.last = state.position, None
         session.own_persistence().era += 1
         self._checkpoints.changed(session)
+        self._watches.changed(session, Change.SET_BACK)
 
     async def _store(self, session: Session) -> None:
         """Stores a session that was changed from outside, if it is one that is stored."""

@@ -9,7 +9,7 @@ from functools import partial
 
 from service.engine.beam import BeamSearch
 from service.engine.decoding import Beam, Decoding
-from service.engine.jobs import ITEM_SIZE, GenerateJob, Job, SearchJob, size_of
+from service.engine.jobs import ITEM_SIZE, GenerateJob, SearchJob, size_of
 from service.engine.results import Failed, Generated, Result, Searched
 from service.errors import CarouselError, OutputsLostError
 from service.sessions.checks import check_answer, check_can_generate, check_decoding
@@ -29,6 +29,7 @@ class Generations:
         self._requests = requests
         self._checkpoints = requests.checkpoints
         self._unstored = requests.unstored
+        self._watches = requests.watches
 
     def generate(
         self, request: Request, position: int | None, decoding: Decoding, *, field: str, received: int | None = None
@@ -203,6 +204,7 @@ class Generations:
             session.position = result.position
             if session.persistence is not NOT_STORED:
                 self._checkpoints.changed(session)
+        self._watches.generated(session, result)
         generation = session.last
         if not isinstance(generation, Generation) or generation.job is not job:
             self._checkpoints.deliver(request, result)
@@ -262,11 +264,13 @@ class Generations:
             result = Generated(result.position, [], None, result.finish_reason)
         self._checkpoints.deliver(listener, result, self._unstored.of(session, generation))
 
-    def _on_searched(self, job: Job, result: Result) -> None:
+    def _on_searched(self, job: SearchJob, result: Result) -> None:
         request: Request = job.tag
         session = request.session
         num_tokens = result.position - session.position
         self._requests.ended(session, result)
+        if self._watches.of_session:
+            self._watches.searched(session, job, result, num_tokens)
         generation = session.last if isinstance(session.last, Generation) else None
         if generation is None:
             settled(session, request, is_refused=is_refused(result))

@@ -39,7 +39,8 @@ OnSession = Callable[[Session], None]
 
 class Leases:
     """on_lost: called with sessions that another server has; on_missing: with those whose record the store has not;
-    idle_timeout_s: how long a record outlives a session that has no other time.
+    on_settled: with those of which more is stored, or which are known again to be this server's; idle_timeout_s: how
+    long a record outlives a session that has no other time.
 
     until_s: monotonic seconds up to which this server may speak for its sessions; `look` is to be called past it.
     """
@@ -51,6 +52,7 @@ class Leases:
         *,
         on_lost: OnSession,
         on_missing: OnSession,
+        on_settled: OnSession,
         idle_timeout_s: float,
         clock: Callable[[], float],
     ) -> None:
@@ -60,6 +62,7 @@ class Leases:
         self._deferral = deferral
         self._on_lost = on_lost
         self._on_missing = on_missing
+        self._on_settled = on_settled
         self._clock = clock
         self._recorded: dict[Session, None] = {}
         """Those that have a record, or an id that is reserved, first those that were looked at longest ago."""
@@ -145,6 +148,7 @@ class Leases:
             self._on_lost(session)
         elif result is WriteResult.STORED:
             self.confirmed(session, put_s)
+            self._on_settled(session)
         elif result is WriteResult.MISSING:
             if self._may_make(session):
                 self._on_missing(session)
@@ -192,6 +196,7 @@ class Leases:
                 self._since[session] = None
             persistence = session.persistence
             persistence.resolve(persistence.stored if persistence.waits_for_store else _ALL, None)
+            self._on_settled(session)
             self._deferral.run(session)
 
     def beaten(self, sent_s: float, beat: Beat) -> None:

@@ -24,6 +24,7 @@ from service.sessions.persistence import NOT_STORED, Durability, OnDisconnect, W
 from service.sessions.served import Served
 from service.sessions.session import CloseReason, OnEnded, Session
 from service.sessions.storage import Storage
+from service.sessions.watches import Change, Watches
 
 
 class Registry:
@@ -34,6 +35,7 @@ class Registry:
         self,
         directory: Directory,
         deferral: Deferral,
+        watches: Watches,
         observer: SessionObserver,
         *,
         storage: Storage,
@@ -50,9 +52,9 @@ class Registry:
         self.tombstones = Tombstones(num_tombstones)
         self.directory = directory
         self.deferral = deferral
+        self.watches = watches
         self.observer = observer
-        self.clock = clock
-        self.wall_clock = wall_clock
+        self.clock, self.wall_clock = clock, wall_clock
         self.detached: dict[str, Session] = {}
         self.last_records = LastRecords(storage, delay_s=interval_s)
         self.leases = Leases(
@@ -60,6 +62,7 @@ class Registry:
             deferral,
             on_lost=self.lose,
             on_missing=self._rewrite,
+            on_settled=watches.settled,
             idle_timeout_s=idle_timeout_s,
             clock=clock,
         )
@@ -136,8 +139,7 @@ class Registry:
         session.transition(Event.RESUME)
         if not session.is_detached:
             session.on_ended(session, CloseReason.TAKEN)
-        session.on_ended = on_ended
-        session.handle = 0
+        session.on_ended, session.handle = on_ended, 0
         last = session.last
         if isinstance(last, Generation) and last.request is not None:
             listener, last.request = last.request, None
@@ -146,6 +148,7 @@ class Registry:
             session.persistence.is_attached, session.persistence.reported_position = True, None
         self.detached.pop(session.id, None)
         self.directory.touch(session, self.clock())
+        self.watches.changed(session, Change.ATTACHED)
 
     def detach(self, session: Session) -> None:
         """A session's stream ended: does what its policy says."""
@@ -161,6 +164,7 @@ class Registry:
             session.on_ended, session.own_persistence().is_attached = nobody, False
             self.hold(session, policy.duration_s)
             self.observer.session_detached(session.served.model, session.served.version, session.id)
+            self.watches.changed(session, Change.DETACHED)
             self.keep(session)
 
     def keep(self, session: Session) -> None:
@@ -215,6 +219,7 @@ class Registry:
         self.directory.remove(session)
         self.detached.pop(session.id, None)
         self.checkpoints.end(session)
+        self.watches.ended(session, end.reason)
         tombstone = end.tombstone = Tombstone(end.reason, session.position, self.wall_clock())
         if end.before is not State.OPENING or (session.persistence.is_resumed and end.reason is not CloseReason.FAILED):
             self.tombstones.add(session.id, tombstone)
@@ -292,11 +297,7 @@ class Registry:
         self.checkpoints.release(session, ttl_s, stored, settled, has_slot=has_slot)
 
     def _recorded(
-        self,
-        session: Session,
-        end: Ending,
-        error: CarouselError | None,
-        ended: Callable[[], None] | None = None,
+        self, session: Session, end: Ending, error: CarouselError | None, ended: Callable[[], None] | None = None
     ) -> None:
         """The last record is stored, or another server has the session, or it could not be stored for now."""
         end.is_recorded, end.error = True, error

@@ -35,6 +35,7 @@ from service.sessions.persistence import NOT_STORED, SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.session import Request, Session
 from service.sessions.unstored import Keeper, unstored_feed, unstored_score
+from service.sessions.watches import Change
 
 _FEW = 64
 """Tokens or outputs that need not be counted when they are kept."""
@@ -50,6 +51,7 @@ class Requests:
         self.clock = registry.clock
         self.checkpoints = registry.checkpoints
         self.deferral = registry.deferral
+        self.watches = registry.watches
         self._touch = registry.directory.touch
         self.replays = replays
 
@@ -208,6 +210,11 @@ class Requests:
         `then` gets the number of requests ended, after each was answered; of a strict session, when the position that
         it stands at is stored, or the error for which that cannot be. Raises QueueFullError.
         """
+
+        def ended(num_ended: int) -> None:
+            self.watches.changed(session, Change.CANCELLED)
+            self.checkpoints.after_pending(session, partial(then, count + num_ended))
+
         session.transition(Event.CANCEL)
         self._check_unanswered(session, len(session.persistence.awaiting))
         if isinstance(session.last, LastFeed):
@@ -217,10 +224,7 @@ class Requests:
         if not is_live:
             then(count, None)
             return
-        session.served.engine.cancel(
-            session.lane,
-            lambda ended: self.checkpoints.after_pending(session, partial(then, count + ended)),
-        )
+        session.served.engine.cancel(session.lane, ended)
 
     def _feed_again(self, request: Request, last: LastFeed) -> None:
         """Answers a retry of the last feed."""
@@ -285,6 +289,8 @@ class Requests:
             self.answered(request, "feed", num_tokens)
         if isinstance(asked, LastFeed) and not is_wrong:
             self._keep(asked, result)
+        if self.watches.of_session and num_tokens > 0:
+            self.watches.fed(session, job, result, num_tokens)
         if session.persistence is NOT_STORED and request.retries is None:
             request.deliver(result)
             return

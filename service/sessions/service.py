@@ -29,6 +29,7 @@ from service.sessions.step_batches import StepBatches
 from service.sessions.storage import Storage
 from service.sessions.stores.base import Beat, id_of
 from service.sessions.visits import Visits
+from service.sessions.watches import Watches
 
 _MAX_CLOSES = 60
 """Tries to close a session that another server has."""
@@ -61,9 +62,11 @@ class SessionService:
         self.directory = Directory(limits.max_sessions)
         self.deferral = Deferral(max_requests=limits.max_in_flight, max_bytes=limits.max_deferred_bytes)
         self.answer_budget = AnswerBudget(limits.max_unwritten_bytes)
+        self.watches = Watches(limits.max_unwritten_bytes)
         self.registry = Registry(
             self.directory,
             self.deferral,
+            self.watches,
             observer,
             storage=storage,
             interval_s=interval_s,

@@ -30,6 +30,7 @@ from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, Deferred, Failures, Session
 from service.sessions.storage import Storage, WriteResult
 from service.sessions.stores.base import Claimed, Held
+from service.sessions.watches import Change
 
 NO_LANE = Lane(Slot(0, -1), [])
 """The lane of sessions without a slot. Nothing is ever submitted to it."""
@@ -135,6 +136,7 @@ class Spill:
         self.num_moves += 1
         bundle = session.served.bundle
         self._registry.observer.session_spilled(bundle.model, bundle.version, session.id)
+        self._registry.watches.changed(session, Change.SPILLED)
         if session.deferred:
             self._restore(session)
         await freed
@@ -184,6 +186,7 @@ class Spill:
         registry.directory.touch(session, registry.clock())
         bundle = session.served.bundle
         registry.observer.session_unspilled(bundle.model, bundle.version, session.id)
+        registry.watches.changed(session, Change.UNSPILLED)
         registry.deferral.run(session)
 
     async def _read(self, session: Session) -> Image:

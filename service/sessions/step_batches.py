@@ -126,6 +126,7 @@ class StepBatches:
         self._clock = registry.clock
         self._touch = registry.directory.touch
         self._mark_s = limits.mark_s
+        self._watches = registry.watches
 
     def step(self, batch: StepBatch, reply: Reply, reserve: Callable[[int], None]) -> StepBatchRequest:
         """Makes the sessions of a batch consume its tokens. reply(request, stepped) is called once on the event loop,
@@ -225,6 +226,8 @@ class StepBatches:
         now_s = self._clock()
         stale_s = now_s - self._mark_s
         num_tokens = 0
+        if self._watches.of_session:
+            self._watches.stepped(request.sessions, job, stepped)
         wrong = {at for at, error in stepped.errors if isinstance(error, PositionMismatchError)}
         for at, (session, position) in enumerate(zip(request.sessions, stepped.positions, strict=True)):
             session.num_in_flight -= 1

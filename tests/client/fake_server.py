@@ -41,7 +41,8 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
     """What tests may do to it: `mute` and `unmute` its answers, `evict` a session, `end_stream`, `kill` it.
 
     poison: a token that ends the stream of whoever feeds it, with the status INTERNAL. failures: of the next one-call
-    requests, instead of an answer, or after `num_tokens` of it. num_streams: opened so far. num_unusable: of the routes
+    requests, instead of an answer, or after `num_tokens` of it. events: what watchers are told; the call then fails as
+    `failures` says, or waits until it is cancelled. num_streams: opened so far. num_unusable: of the routes
     that a session may be asked for by, the first so many lead to a server that cannot resume it.
     """
 
@@ -56,6 +57,7 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         self.poison = ""
         self.failures: list[tuple[int, error_pb2.Error]] = []
         self.steps: list[pb.StepRequest] = []
+        self.events: list[pb.WatchResponse] = []
         self.num_streams = self.num_unusable = 0
         self._is_mute = False
         self._held: list[pb.StreamResponse] = []
@@ -175,6 +177,18 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         if request.close:
             response.closed.reason = pb.CLOSE_REASON_CLIENT
         return response
+
+    def Watch(self, request: pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchResponse]:
+        """Tells `events`, whatever happens."""
+        self.metadata = dict(context.invocation_metadata())
+        ended = threading.Event()
+        context.add_callback(ended.set)
+        context.add_callback(self.cancelled.set)
+        yield from self.events
+        if self.failures:
+            _abort(context, self.failures.pop(0)[1])
+        if self.events[-1].WhichOneof("event") != "closed":
+            ended.wait()
 
     def _route(self) -> int:
         _, _, route = str(self.metadata["x-session-id"]).partition("~")

@@ -18,6 +18,7 @@ from carousel import (
     Step,
     TargetScore,
     Token,
+    WatchEvent,
 )
 
 
@@ -38,6 +39,10 @@ class Shell(ABC):
     async def score(self, model: str, targets: Any, **options: Any) -> tuple[TargetScore, ...]: ...
     @abstractmethod
     async def step(self, session_id: str = "", tokens: Any = None, **options: Any) -> SessionStep: ...
+    @abstractmethod
+    async def watch(self, session_id: str, count: int | None = None, **options: Any) -> list[WatchEvent]:
+        """Takes so many events and leaves; None: all."""
+
     @abstractmethod
     async def models(self) -> tuple[ModelInfo, ...]: ...
     @abstractmethod
@@ -87,6 +92,10 @@ class BlockingShell(Shell):
 
     async def step(self, session_id: str = "", tokens: Any = None, **options: Any) -> SessionStep:
         return self.client.step(session_id, tokens, **options)
+
+    async def watch(self, session_id: str, count: int | None = None, **options: Any) -> list[WatchEvent]:
+        with self.client.watch(session_id, **options) as watch:
+            return list(watch) if count is None else [next(watch) for _ in range(count)]
 
     async def models(self) -> tuple[ModelInfo, ...]:
         return self.client.models()
@@ -145,6 +154,12 @@ class AsyncioShell(Shell):
 
     async def step(self, session_id: str = "", tokens: Any = None, **options: Any) -> SessionStep:
         return await self.client.step(session_id, tokens, **options)
+
+    async def watch(self, session_id: str, count: int | None = None, **options: Any) -> list[WatchEvent]:
+        async with self.client.watch(session_id, **options) as watch:
+            if count is None:
+                return [event async for event in watch]
+            return [await anext(watch) for _ in range(count)]
 
     async def models(self) -> tuple[ModelInfo, ...]:
         return await self.client.models()

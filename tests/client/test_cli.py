@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -338,6 +339,49 @@ def test_step_opens_feeds_and_closes_one_call_after_the_other(shell: Shell) -> N
     assert b"session by-hand of g2p-en/1: closed at position 3" in last.stderr
     assert b"is gone: it was closed by a client at position 3" in shell.run("step", "by-hand", code=4).stderr
     assert b"go with --model" in shell.run("step", "by-hand", "--source", "gate", code=2).stderr
+
+
+def test_watch_shows_what_happens_to_a_session_until_it_ends(shell: Shell) -> None:
+    with Client(shell.target) as client:
+        client.step("watched", ["G"], model="g2p-en", source="gate", position=0)
+        command = [*COMMAND, "--target", shell.target, "watch", "watched"]
+        with (
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as people,
+            subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as programs,
+        ):
+            assert people.stdout is not None
+            assert programs.stdout is not None
+            assert people.stdout.readline() == "1\twatching\tg2p-en/1 fp32, durability checkpoint\n"
+            begun = json.loads(programs.stdout.readline())
+            assert (begun["event"], begun["position"], begun["model"]) == ("watching", 1, "g2p-en")
+            step = client.step("watched", ["EY"], position=1, top_k=2)
+            assert re.fullmatch(r"2\tfed\tEY\tnext: T \d+\.\d\d%, \w+ \d+\.\d\d%\n", people.stdout.readline())
+            told = json.loads(programs.stdout.readline())
+            assert (told["event"], told["tokens"][0]["text"]) == ("fed", "EY")
+            assert told["step"]["outputs"][0]["tokens"][0]["text"] == step.token.text
+            with client.resume("watched") as session:
+                assert [token.text for token in session.generate()] == ["T"]
+            rest = people.stdout.read()
+            assert rest.startswith("2\tchanged\tattached\n3\tgenerated\tT")
+            assert "end: eos\n" in rest
+            assert rest.endswith("3\tclosed\tclient\n")
+            assert [json.loads(line)["event"] for line in programs.stdout][-1] == "closed"
+            assert (people.wait(), programs.wait()) == (0, 0)
+    assert b"is gone: it was closed by a client at position 3" in shell.run("watch", "watched", code=4).stderr
+
+
+def test_watch_is_ended_by_an_interrupt(shell: Shell) -> None:
+    with Client(shell.target) as client:
+        client.step("interrupted", model="g2p-en", source="gate")
+        command = [*COMMAND, "--target", shell.target, "watch", "interrupted"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("0\twatching")
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert "Traceback" not in errors
+        client.step("interrupted", close=True)
 
 
 def test_step_feeds_numbers_to_a_model_that_reads_them(shell: Shell) -> None:

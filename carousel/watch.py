@@ -1,0 +1,91 @@
+"""`Client.watch`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from carousel import _answers
+from carousel._channel import session_metadata
+from carousel._turn import Turn
+from carousel._watch_events import WatchEvents
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1.inference_pb2_grpc import InferenceStub
+from carousel.watching import WatchEvent
+
+
+class Watch:
+    """What happens to one session, event by event. Made by `Client.watch`.
+
+    Iterate over it once; leaving the loop early, or `close`, ends the watch. Raises the error that ended it before the
+    session did: see `Client.watch`. One thread at a time may iterate; ConcurrentUseError for a second. Any may
+    close it.
+    """
+
+    def __init__(self, call: Any) -> None:
+        """call: a `grpc.UnaryStreamCall`, which has begun."""
+        self._call = call
+        self._events = WatchEvents()
+        self._turn = Turn("watch")
+        self._is_closed = False
+
+    def __iter__(self) -> Iterator[WatchEvent]:
+        try:
+            while (event := self._next()) is not None:
+                yield event
+        finally:
+            self.close()
+
+    def __next__(self) -> WatchEvent:
+        event = self._next()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the watch. Raises nothing."""
+        self._is_closed = True
+        self._call.cancel()
+
+    def _next(self) -> WatchEvent | None:
+        """None at the end."""
+        with self._turn:
+            try:
+                message = next(self._call, None)
+            except grpc.RpcError as error:
+                if self._is_closed:
+                    return None
+                raise _answers.rpc_error(error) from error
+        return None if message is None else self._events.event(message)
+
+
+class WatchCalls:
+    """Sessions as they are seen by whoever does not feed them."""
+
+    _inference: InferenceStub
+
+    def watch(self, session_id: str, *, timeout: float | None = None) -> Watch:
+        """Watches a session, whoever feeds it: its tokens, its outputs, and what becomes of it. The watch begins at
+        once, and the first event tells from where; it ends after a `WatchClosed`. Watching takes the session from
+        nobody, and does not keep it alive.
+
+        timeout: seconds, for all of it; None, the default, for no limit, whatever the client's own is.
+
+        The iterator raises NotFoundError for a session that this server does not have: one that is with another, or in
+        the store alone, is not fetched; ResourceExhaustedError when 16 watch it already, and, with the reason
+        WATCHER_DROPPED, when its events are not read as fast as they come: watch it again then; UnavailableError when
+        the server shuts down or the connection is lost; DeadlineExceededError.
+        """
+        request = pb.WatchRequest(session_id=session_id)
+        return Watch(self._inference.Watch(request, timeout=timeout, metadata=session_metadata(session_id)))

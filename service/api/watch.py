@@ -1,0 +1,110 @@
+"""One `Inference.Watch` call: makes messages of what happens to a session, in its own time. Event loop only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Self, TypeAlias
+
+from carousel.v1 import inference_pb2 as pb
+from service.api import answers, convert, session_messages, vectors
+from service.api.caller import Caller
+from service.api.part import Part, pieces
+from service.engine.jobs import Item
+from service.engine.results import Generated, Searched
+from service.errors import ShuttingDownError
+from service.sessions.service import SessionService
+from service.sessions.session import CloseReason
+from service.sessions.watches import Change, Consumed, Told, Watcher
+
+Write: TypeAlias = Callable[[pb.WatchResponse], Awaitable[None]]
+_MAX_TOKENS = 1000
+"""That one message tells as consumed."""
+_CHANGES = {
+    Change.ATTACHED: pb.SESSION_CHANGE_ATTACHED,
+    Change.DETACHED: pb.SESSION_CHANGE_DETACHED,
+    Change.SET_BACK: pb.SESSION_CHANGE_SET_BACK,
+    Change.CANCELLED: pb.SESSION_CHANGE_CANCELLED,
+    Change.SPILLED: pb.SESSION_CHANGE_SPILLED,
+    Change.UNSPILLED: pb.SESSION_CHANGE_UNSPILLED,
+}
+
+
+class Watch:
+    """The state of one call: made by `begin`, and to be closed. session_id: as the caller calls the session;
+    max_answer_bytes: of a message."""
+
+    def __init__(self, watcher: Watcher, session_id: str, max_answer_bytes: int) -> None:
+        self._watcher = watcher
+        self._session = watcher.session
+        self._bundle = watcher.session.served.bundle
+        self._session_id = session_id
+        self._max_bytes = max_answer_bytes
+
+    @classmethod
+    async def begin(cls, sessions: SessionService, caller: Caller, session_id: str) -> Self:
+        """Begins to watch a session of this server. Raises what `Resume.here` raises, InvalidFieldError and
+        TooManyWatchersError."""
+        session = await sessions.resume.here(caller.any_key(session_id))
+        watcher = sessions.watches.watch(sessions.registry.here(session))
+        return cls(watcher, caller.shown(session.id), sessions.limits.max_answer_bytes)
+
+    async def tell(self, write: Write) -> None:
+        """Writes what happens, up to the session's end. Raises the error that ends the watch before."""
+        while (told := await self._watcher.next()) is not None:
+            await self._tell(told, write)
+            await asyncio.sleep(0)  # a watcher that has much to read leaves others their turn
+
+    def end(self) -> None:
+        """The server leaves."""
+        self._watcher.fail(ShuttingDownError("the server is shutting down: watch again", retry_delay_s=1.0))
+
+    def close(self) -> None:
+        """The call is over."""
+        self._watcher.close()
+
+    async def _tell(self, told: Told, write: Write) -> None:
+        position, happening, bundle = told.moment[1], told.happening, self._bundle
+        if isinstance(happening, Consumed):
+            await self._tell_consumed(position, happening, write)
+        elif isinstance(happening, Generated):
+            for piece in pieces(happening, bundle, self._max_bytes):
+                part = Part(bundle, self._max_bytes)
+                part.add(piece)
+                await write(self._response(piece.position, generated=part.take()))
+        elif isinstance(happening, Searched):
+            found = await answers.hypotheses_found(happening.hypotheses, bundle)
+            await write(self._response(position, generated=found))
+        elif isinstance(happening, CloseReason):
+            closed = pb.Closed(reason=session_messages.close_reason(happening))
+            await write(self._response(position, closed=closed))
+        elif happening is Change.WATCHED:
+            await write(self._response(position, watching=answers.described(self._session)))
+        else:
+            await write(self._response(position, changed=pb.Changed(change=_CHANGES[happening])))
+
+    async def _tell_consumed(self, position: int, consumed: Consumed, write: Write) -> None:
+        """In parts, where one message has no room for all."""
+        items, outputs = consumed
+        last = pb.Consumed()
+        last.fed.SetInParent()
+        await answers.add_outputs(last.fed, outputs, self._session)
+        size = min(_MAX_TOKENS, max(1, self._max_bytes // (2 * self._session.served.item_bytes)))
+        for begin in range(0, len(items), size):
+            part = self._part(items[begin : begin + size])
+            if begin + size >= len(items) and part.ByteSize() + last.ByteSize() <= self._max_bytes:
+                last.MergeFrom(part)
+                break
+            end = min(begin + size, len(items))
+            await write(self._response(position - len(items) + end, fed=part))
+            await asyncio.sleep(0)
+        await write(self._response(position, fed=last))
+
+    def _part(self, items: Sequence[Item]) -> pb.Consumed:
+        bundle = self._bundle
+        if bundle.step_vocabulary is None:
+            return pb.Consumed(features=vectors.tensor(items, bundle.manifest.step.feature_size))
+        return pb.Consumed(tokens=convert.source_tokens(items, bundle.step_vocabulary))
+
+    def _response(self, position: int, **happening: Any) -> pb.WatchResponse:
+        return pb.WatchResponse(session_id=self._session_id, position=position, **happening)

@@ -1,0 +1,257 @@
+"""Who watches sessions, and what waits to be told to them.
+
+Rules:
+
+1. Watching changes nothing: a session is neither used nor held by it, and who feeds it waits for nobody who watches.
+2. What happens to a session is told in order, and each thing once; what is only answered again is not told.
+3. What answers wait for (see `Persistence.waits_for_store`) is told no sooner than they are given: when the moment
+   after it is stored, and the session known to be this server's. What is not stored when it ends is never told.
+4. What waits for one watcher is bounded, and what waits for all of them. Whoever has more is dropped, and told so.
+
+Where nobody watches, all this costs a look at whether `of_session` is empty. Event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from enum import Enum
+from itertools import accumulate
+from typing import NamedTuple, TypeAlias
+
+from service.engine.jobs import FeedJob, Item, OutputKind, SearchJob, StepBatchJob, size_of
+from service.engine.results import Fed, Generated, Result, Searched, StepOutput, Stepped
+from service.errors import CarouselError, TooManyWatchersError, WatcherDroppedError
+from service.sessions.answer_memory import outputs_bytes
+from service.sessions.persistence import Moment
+from service.sessions.session import CloseReason, Session
+
+_MAX_WATCHERS = 16
+"""Of one session."""
+_MAX_EVENTS = 256
+"""That wait for one watcher."""
+_MAX_BYTES = 4 * 1024 * 1024
+"""Of those, but for a single one that is larger."""
+_EVENT_BYTES = 200
+"""About what one takes beside its tokens and outputs."""
+
+
+class Change(Enum):
+    """What becomes of a session without a token."""
+
+    WATCHED = "watched"  # a watch of it has begun
+    ATTACHED = "attached"
+    DETACHED = "detached"
+    SET_BACK = "set_back"
+    CANCELLED = "cancelled"
+    SPILLED = "spilled"
+    UNSPILLED = "unspilled"
+
+
+class Consumed(NamedTuple):
+    """Tokens that a session has consumed, and the outputs that whoever fed it got."""
+
+    items: Sequence[Item]
+    outputs: list[StepOutput]
+
+
+Happening: TypeAlias = Consumed | Generated | Searched | Change | CloseReason
+"""What is told of a session. After a `CloseReason` nothing is."""
+
+
+class Told(NamedTuple):
+    """One thing to be told. moment: of the session, after it."""
+
+    moment: Moment
+    happening: Happening
+    num_bytes: int
+
+
+class Watcher:
+    """Whoever watches one session: made by `Watches.watch`, and to be closed."""
+
+    def __init__(self, session: Session, watches: Watches) -> None:
+        self.session = session
+        self._watches = watches
+        self._waiting: deque[Told] = deque()
+        self._num_bytes = 0
+        self._has_ended = False
+        self._failure: CarouselError | None = None
+        self._arrival: asyncio.Future[None] | None = None
+
+    async def next(self) -> Told | None:
+        """What comes next; None after the end. Raises the error that ended the watch. One task at a time."""
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            if self._waiting and self._may_tell(self._waiting[0]):
+                told = self._waiting.popleft()
+                self._count(-told.num_bytes)
+                return told
+            if self._has_ended:
+                return None
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+
+    def put(self, told: Told) -> None:
+        """Adds what is to be told. Drops the watcher when that is too much."""
+        is_too_many = len(self._waiting) >= _MAX_EVENTS
+        is_too_large = bool(self._waiting) and self._num_bytes + told.num_bytes > _MAX_BYTES
+        if is_too_many or is_too_large or not self._watches.has_room(told.num_bytes):
+            self.fail(
+                WatcherDroppedError(
+                    f"{len(self._waiting)} events of session {self.session.name!r} wait to be read or stored, in"
+                    f" {self._num_bytes} bytes, and no more may: they are dropped. Watch the session again, and read"
+                    " faster than it moves",
+                    session_id=self.session.name,
+                )
+            )
+            return
+        self._waiting.append(told)
+        self._count(told.num_bytes)
+        self.wake_up()
+
+    def wake_up(self) -> None:
+        """What waits may be told by now."""
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+    def end(self, reason: CloseReason) -> None:
+        """The session has ended: only what may be told already still is."""
+        session, kept = self.session, deque[Told]()
+        while self._waiting and self._may_tell(self._waiting[0]):
+            kept.append(self._waiting.popleft())
+        self._count(-sum(told.num_bytes for told in self._waiting))
+        persistence = session.persistence
+        position = 0 if persistence.is_unconfirmed else session.reportable_position
+        kept.append(Told((persistence.era, position), reason, 0))
+        self._waiting, self._has_ended = kept, True
+        self.wake_up()
+
+    def fail(self, error: CarouselError) -> None:
+        """Ends the watch with an error, unless the session has ended, and drops what waits."""
+        if not self._has_ended:
+            self.close()
+            self._failure = error
+            self.wake_up()
+
+    def close(self) -> None:
+        """Ends the watch: nothing more is told."""
+        self._waiting.clear()
+        self._count(-self._num_bytes)
+        self._watches.leave(self)
+
+    def _may_tell(self, told: Told) -> bool:
+        persistence = self.session.persistence
+        if self._has_ended or not persistence.waits_for_store:
+            return True
+        return persistence.holds(told.moment) and not persistence.is_unconfirmed
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        self._watches.num_bytes += num_bytes
+
+
+class Watches:
+    """The watchers of all sessions. max_bytes: that may wait for them together.
+
+    of_session: those of each session that has any. num_bytes: that wait.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.of_session: dict[Session, list[Watcher]] = {}
+        self.num_bytes = 0
+        self._max_bytes = max_bytes
+
+    def watch(self, session: Session) -> Watcher:
+        """Begins to watch a session. Raises TooManyWatchersError."""
+        watchers = self.of_session.get(session, [])
+        if len(watchers) >= _MAX_WATCHERS:
+            raise TooManyWatchersError(
+                f"{_MAX_WATCHERS} calls watch session {session.name!r} already, the most that may: end one of them",
+                retry_delay_s=1.0,
+                session_id=session.name,
+            )
+        watcher = Watcher(session, self)
+        self.of_session[session] = [*watchers, watcher]
+        watcher.put(Told(session.moment, Change.WATCHED, _EVENT_BYTES))
+        return watcher
+
+    def leave(self, watcher: Watcher) -> None:
+        """A watcher watches no longer."""
+        rest = [one for one in self.of_session.get(watcher.session, ()) if one is not watcher]
+        if rest:
+            self.of_session[watcher.session] = rest
+        else:
+            self.of_session.pop(watcher.session, None)
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether so many bytes more may wait."""
+        return self.num_bytes + num_bytes <= self._max_bytes
+
+    def fed(self, session: Session, job: FeedJob, result: Result, num_tokens: int) -> None:
+        """A feed has moved a session by so many tokens, whatever became of it."""
+        if session in self.of_session:
+            outputs = result.outputs if isinstance(result, Fed) else []
+            self._consumed(session, result.position, job.tokens[:num_tokens], outputs)
+
+    def stepped(self, sessions: Sequence[Session], job: StepBatchJob, result: Stepped) -> None:
+        """A step batch has moved sessions, whose positions are still those before it."""
+        ends = range(len(sessions) + 1) if job.counts is None else list(accumulate(job.counts, initial=0))
+        failed = {place for place, _ in result.errors}
+        for place, session in enumerate(sessions):
+            num_tokens = result.positions[place] - session.position
+            if num_tokens > 0 and session in self.of_session:
+                outputs = [] if place in failed else _row(job, result, place)
+                items = job.tokens[ends[place] : ends[place + 1]][:num_tokens]
+                self._consumed(session, result.positions[place], items, outputs)
+
+    def generated(self, session: Session, result: Result) -> None:
+        """A generation has given tokens, or its end, or has failed."""
+        if session in self.of_session and isinstance(result, Generated):
+            self._tell(session, result.position, result, size_of(result.token_ids))
+
+    def searched(self, session: Session, job: SearchJob, result: Result, num_tokens: int) -> None:
+        """A search is done, or ended while its session had consumed so many tokens of what was found."""
+        if session not in self.of_session:
+            return
+        if isinstance(result, Searched):
+            num_bytes = sum(2 * size_of(one.tokens) for one in result.hypotheses)
+            self._tell(session, result.position, result, num_bytes)
+        elif num_tokens > 0:
+            best = job.search.results()[0].tokens[:num_tokens]
+            self.generated(session, Generated(result.position, best, None, None))
+
+    def changed(self, session: Session, change: Change) -> None:
+        """Something else has become of a session."""
+        if session in self.of_session:
+            self._tell(session, session.position, change, 0)
+
+    def ended(self, session: Session, reason: CloseReason) -> None:
+        """A session has ended here."""
+        for watcher in self.of_session.pop(session, ()):
+            watcher.end(reason)
+
+    def settled(self, session: Session) -> None:
+        """More of a session is stored, or it is known to be this server's."""
+        for watcher in self.of_session.get(session, ()):
+            watcher.wake_up()
+
+    def _consumed(self, session: Session, position: int, items: Sequence[Item], outputs: list[StepOutput]) -> None:
+        self._tell(session, position, Consumed(items, outputs), size_of(items) + outputs_bytes(outputs))
+
+    def _tell(self, session: Session, position: int, happening: Happening, num_bytes: int) -> None:
+        told = Told((session.persistence.era, position), happening, _EVENT_BYTES + num_bytes)
+        for watcher in self.of_session[session]:
+            watcher.put(told)
+
+
+def _row(job: StepBatchJob, result: Stepped, place: int) -> list[StepOutput]:
+    """What a session would have got, had it been fed alone."""
+    if job.outputs.kind is OutputKind.NONE:
+        return []
+    begin, end = place * job.width, (place + 1) * job.width
+    scores = result.log_probabilities[begin:end] if job.outputs.kind is OutputKind.TOP_K else None
+    logits = None if result.logits is None else result.logits[place].copy()  # not the whole batch's
+    return [StepOutput(result.positions[place], result.token_ids[begin:end], scores, logits)]

@@ -1,0 +1,99 @@
+"""`Inference.Watch`: what a call holds is given back however it ends, and each message fits."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc
+import pytest
+
+from carousel.v1 import inference_pb2 as pb
+from service.api.inference import Inference
+from service.api.watch import Watch
+from service.engine.jobs import OutputKind, OutputSpec
+from service.errors import SessionNotFoundError, ShuttingDownError
+from service.sessions.persistence import PolicyLimits
+from service.sessions.session import CloseReason
+from tests.sessions.test_registry import Sessions, opened
+
+EVERY = OutputSpec(OutputKind.LOGITS, every_position=True)
+
+
+class Context:
+    """As much of a call's context as is used. has_left: whether the client is gone."""
+
+    def __init__(self) -> None:
+        self.written: list[pb.WatchResponse] = []
+        self.has_left = False
+
+    async def write(self, response: pb.WatchResponse) -> None:
+        if self.has_left:
+            raise grpc.aio.InternalError("the client has left")
+        self.written.append(response)
+        await asyncio.sleep(0)
+
+
+def served(it: Sessions) -> Inference:
+    hosting = SimpleNamespace(find=lambda *names, **more: it.served)
+    domain = SimpleNamespace(hosting=hosting, sessions=it.service, policy_limits=PolicyLimits())
+    return Inference(cast(Any, domain), cast(Any, it.events))
+
+
+def watching(inference: Inference, context: Context) -> asyncio.Task[None]:
+    return asyncio.create_task(inference.Watch(pb.WatchRequest(session_id="s"), cast(Any, context)))
+
+
+async def turns() -> None:
+    """Lets what can go on go on."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_call_leaves_nothing_behind_however_it_ends(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        session, inference = await it.open("s"), served(it)
+        watches = it.service.watches
+        cancelled, left, ended = Context(), Context(), Context()
+        calls = [watching(inference, context) for context in (cancelled, left, ended)]
+        await turns()
+        assert len(watches.of_session[session]) == 3
+        calls[0].cancel()
+        await asyncio.wait(calls[:1])
+        left.has_left = True
+        await it.feed(session, 0, [5])
+        await calls[1]
+        assert len(watches.of_session[session]) == 1
+        inference.end_streams()
+        with pytest.raises(ShuttingDownError, match="the server is shutting down: watch again"):
+            await calls[2]
+        assert (watches.of_session, watches.num_bytes, session.is_over) == ({}, 0, False)
+        assert [one.WhichOneof("event") for one in ended.written] == ["watching", "fed"]
+        with pytest.raises(SessionNotFoundError, match="'t' is unknown"):
+            await inference.Watch(pb.WatchRequest(session_id="t"), cast(Any, Context()))
+        last = Context()
+        call = watching(inference, last)
+        await turns()
+        it.registry.close(session, CloseReason.CLIENT, notify=False)
+        await call
+        assert [one.WhichOneof("event") for one in last.written] == ["watching", "closed"]
+        assert watches.of_session == {}
+
+
+async def test_no_message_is_larger_than_an_answer_may_be(tiny_repository: Path) -> None:
+    limit = 72_000  # which the outputs alone fit
+    async with opened(tiny_repository) as it:
+        session, context = await it.open("s"), Context()
+        watch = Watch(it.service.watches.watch(session), "s", limit)
+        await it.feed(session, 0, [5] * 900, EVERY)
+        it.registry.close(session, CloseReason.CLIENT, notify=False)
+        await watch.tell(context.write)
+        kinds = [one.WhichOneof("event") for one in context.written]
+        assert kinds == ["watching", "fed", "fed", "closed"]
+        tokens, outputs = context.written[1:3]
+        assert (tokens.position, len(tokens.fed.tokens), tokens.fed.HasField("fed")) == (900, 900, False)
+        assert (outputs.position, len(outputs.fed.tokens)) == (900, 0)
+        assert len(outputs.fed.fed.outputs) == 900
+        assert all(one.ByteSize() <= limit for one in context.written)

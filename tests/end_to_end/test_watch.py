@@ -1,0 +1,417 @@
+"""Watching a session: what happens to it is told in order and once, and nobody who feeds it notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from carousel import (
+    AsyncClient,
+    Client,
+    CloseReason,
+    InvalidArgumentError,
+    NotFoundError,
+    WatchBegun,
+    WatchClosed,
+    WatchFed,
+    WatchGenerated,
+)
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1 import sessions_pb2
+from examples.local_service import LocalService, local_service
+from tests.end_to_end.test_security import ADMIN, ALICE, BOB, write_tokens
+from tests.end_to_end.test_step import LOGITS, MODEL, Stubs, expected, fed, stubs
+from tests.end_to_end.wire import wire
+from tests.services import redis_server
+
+HOLD = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
+TOP = pb.OutputSpec(kind=pb.OUTPUT_KIND_TOP_K, top_k=3)
+
+
+class Watching:
+    """One `Inference.Watch` call."""
+
+    def __init__(self, calls: Stubs, session_id: str) -> None:
+        self.call = calls.inference.Watch(pb.WatchRequest(session_id=session_id))
+
+    async def next(self) -> pb.WatchResponse:
+        """What is told next."""
+        response = await asyncio.wait_for(self.call.read(), 20.0)
+        assert response is not grpc.aio.EOF, f"the call ended: {await self.call.code()}, {await self.call.details()}"
+        assert isinstance(response, pb.WatchResponse)
+        return response
+
+    async def to_the_end(self) -> None:
+        """Reads all that is told, up to the error that ends the call."""
+        while await asyncio.wait_for(self.call.read(), 20.0) is not grpc.aio.EOF:
+            pass
+
+    async def told(self, kind: str) -> tuple[int, Any]:
+        """The position, and the next thing that is told, which must be of this kind."""
+        response = await self.next()
+        assert response.WhichOneof("event") == kind, response
+        return response.position, getattr(response, kind)
+
+    async def change(self) -> tuple[int, str]:
+        """The position, and the name of the change that must be told next."""
+        position, changed = await self.told("changed")
+        return position, pb.SessionChange.Name(changed.change).removeprefix("SESSION_CHANGE_")
+
+    async def closed(self) -> tuple[int, str]:
+        """The position, and the reason that must be told next; and the call must end with OK."""
+        position, closed = await self.told("closed")
+        assert await asyncio.wait_for(self.call.read(), 20.0) is grpc.aio.EOF
+        assert await self.call.code() is grpc.StatusCode.OK
+        return position, pb.CloseReason.Name(closed.reason).removeprefix("CLOSE_REASON_")
+
+
+@asynccontextmanager
+async def watching(calls: Stubs, session_id: str, position: int = 0) -> AsyncIterator[Watching]:
+    """A watch that has begun at a position."""
+    watch = Watching(calls, session_id)
+    assert (await watch.told("watching"))[0] == position
+    try:
+        yield watch
+    finally:
+        watch.call.cancel()
+
+
+def ids(consumed: pb.Consumed) -> list[int]:
+    return [token.id for token in consumed.tokens]
+
+
+async def test_what_happens_to_a_session_is_told_in_order_whoever_feeds_it(
+    tiny_service: LocalService, tiny_repository: Path
+) -> None:
+    async with stubs(tiny_service.target) as calls:
+        async with wire(tiny_service.target) as stream:
+            await stream.ask("seen", open=pb.Open(model=MODEL, on_disconnect=HOLD))
+            watch = Watching(calls, "seen")
+            begun = await watch.next()
+            assert (begun.session_id, begun.position) == ("seen", 0)
+            what = pb.Opened(model=MODEL, version=1, variant="fp32", durability=pb.DURABILITY_CHECKPOINT)
+            assert begun.watching == what
+
+            answer = await stream.ask("seen", feed=fed(5, 6, position=0, mark=True))
+            position, told = await watch.told("fed")
+            assert (position, ids(told), [token.text for token in told.tokens]) == (2, [5, 6], ["t5", "t6"])
+            assert told.fed == answer.fed
+            assert list(told.fed.outputs[0].logits) == expected(tiny_repository, 5, 6)
+            again = await stream.ask("seen", feed=fed(5, 6, position=0, mark=True))
+            assert again.fed.replayed, "which is told no second time"
+            await stream.ask("seen", score=pb.Score(targets=[pb.Sequence(ids=pb.TokenIds(ids=[5]))]))
+
+            await stream.send("seen", generate=pb.Generate(decoding=pb.Decoding(max_tokens=5)))
+            tokens, _ = await stream.generated()
+            made: list[str] = []
+            while len(made) < 5:
+                position, generated = await watch.told("generated")
+                made += [token.text for token in generated.tokens]
+                assert position == 2 + len(made)
+            assert (made, generated.finish_reason) == (tokens, pb.FINISH_REASON_MAX_TOKENS)
+
+            await stream.send("seen", generate=pb.Generate(decoding=beams(3)))
+            searched = await stream.read()
+            position, generated = await watch.told("generated")
+            assert (position, generated) == (searched.position, searched.generated)
+
+            await calls.sessions.Rewind(sessions_pb2.SessionsRewindRequest(session_id="seen", position=2))
+            assert await watch.change() == (2, "SET_BACK")
+            await stream.ask("seen", cancel=pb.Cancel())
+            assert await watch.change() == (2, "CANCELLED")
+        assert await watch.change() == (2, "DETACHED")
+
+        stepped = await calls.step("seen", feed=fed(7, position=2))
+        position, told = await watch.told("fed")
+        assert (position, ids(told), told.fed) == (3, [7], stepped.fed)
+        await calls.step("seen", feed=fed(7, position=2))  # again
+        async with wire(tiny_service.target) as stream:
+            await stream.ask("seen", open=pb.Open(resume=pb.Resume()))
+            assert await watch.change() == (3, "ATTACHED")
+            await stream.ask("seen", feed=pb.Feed(token_ids=[8], outputs=pb.OutputSpec(kind=pb.OUTPUT_KIND_NONE)))
+            position, told = await watch.told("fed")
+            assert (position, ids(told), told.HasField("fed"), len(told.fed.outputs)) == (4, [8], True, 0)
+            await stream.ask("seen", close=pb.Close())
+        assert await watch.closed() == (4, "CLIENT")
+        gone = Watching(calls, "seen")
+        with pytest.raises(grpc.aio.AioRpcError, match="is gone: it was closed by a client at position 4") as failed:
+            await gone.call.read()
+        assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def beams(max_tokens: int) -> pb.Decoding:
+    search = pb.BeamSearch(beam_size=2, num_best=2)
+    return pb.Decoding(max_tokens=max_tokens, beam_search=search)
+
+
+@pytest.mark.parametrize("outputs", [TOP, LOGITS, pb.OutputSpec()])
+async def test_each_session_of_a_step_batch_is_told_its_own(tiny_service: LocalService, outputs: pb.OutputSpec) -> None:
+    async with stubs(tiny_service.target) as calls, wire(tiny_service.target) as stream:
+        names = ["left", "right", "wrong"]
+        handles = [(await stream.ask(name, open=pb.Open(model=MODEL))).opened.handle for name in names]
+        async with watching(calls, "right") as right, watching(calls, "wrong") as wrong:
+            batch = pb.StepBatch(
+                handles=handles, token_ids=[5, 6, 7, 8], counts=[1, 2, 1], positions=[0, 0, 9], outputs=outputs
+            )
+            answer = (await stream.ask(step_batch=batch)).batch_stepped
+            assert list(answer.positions) == [1, 2, 0]
+            position, told = await right.told("fed")
+            assert (position, ids(told)) == (2, [6, 7])
+            output = told.fed.outputs[0]
+            width = len(answer.token_ids) // 3
+            assert [token.id for token in output.tokens] == list(answer.token_ids[width : 2 * width])
+            if outputs.kind == pb.OUTPUT_KIND_TOP_K:
+                scores = [token.log_probability for token in output.tokens]
+                assert scores == list(answer.log_probabilities[width : 2 * width])
+            size = len(answer.logits) // 3
+            assert list(output.logits) == list(answer.logits[size : 2 * size])
+            await stream.ask("wrong", feed=fed(5, position=0))
+            position, told = await wrong.told("fed")
+            assert (position, ids(told)) == (1, [5]), "the batch has moved it nowhere"
+
+
+async def test_a_long_feed_is_told_in_parts_and_a_cancelled_one_as_far_as_it_came(tiny_service: LocalService) -> None:
+    tokens = [5, 6, 7] * 4000
+    async with stubs(tiny_service.target) as calls, wire(tiny_service.target) as stream:
+        await stream.ask("long", open=pb.Open(model=MODEL))
+        async with watching(calls, "long") as watch:
+            answer = await stream.ask("long", feed=fed(*tokens, position=0))
+            found: list[int] = []
+            told = pb.Consumed()
+            while not told.HasField("fed"):
+                position, told = await watch.told("fed")
+                found += ids(told)
+                assert (len(told.tokens), position) == (1000, len(found))
+            assert (found, told.fed) == (tokens, answer.fed)
+            await stream.send("long", feed=fed(*tokens, *tokens))
+            await stream.send("long", cancel=pb.Cancel())
+            failed = await stream.read()
+            assert failed.error.code == grpc.StatusCode.CANCELLED.value[0]
+            found, last = [], len(tokens)
+            while True:
+                response = await watch.next()
+                last = response.position
+                if response.HasField("changed"):
+                    break
+                found += ids(response.fed)
+                assert not response.fed.fed.outputs
+            assert found == [*tokens, *tokens][: failed.position - len(tokens)]
+            assert last == failed.position
+
+
+def test_a_session_is_watched_by_those_who_may_see_it(tiny_repository: Path, tmp_path: Path) -> None:
+    write_tokens(tmp_path / "tokens.toml")
+    with local_service(tiny_repository, {"tokens-file": tmp_path / "tokens.toml"}) as service:
+        alice, bob, admin = (Client(service.target, token=token) for token in (ALICE, BOB, ADMIN))
+        alice.step("hers", [5], model=MODEL)
+        for name in ("hers", "alice/hers"):
+            with pytest.raises((NotFoundError, InvalidArgumentError)):
+                next(bob.watch(name))
+        assert next(alice.watch("hers")).session_id == "hers"
+        with admin.watch("alice/hers") as watch:
+            assert next(watch).session_id == "alice/hers"
+            alice.step("hers", close=True)
+            assert next(watch) == WatchClosed("alice/hers", 1, CloseReason.CLIENT)
+
+
+async def test_what_a_strict_session_has_consumed_is_told_when_it_is_stored(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    key = tmp_path / "snapshot.key"
+    key.write_bytes(os.urandom(32))
+    with redis_server(tmp_path) as redis:
+        flags = {"store": "redis", "redis-url": redis.url, "snapshot-key-file": key, "lease-s": 5}
+        with local_service(tiny_repository, flags) as service:
+            async with stubs(service.target) as calls:
+                strict = pb.Open(model=MODEL, durability=pb.DURABILITY_STRICT)
+                await calls.step("strict", open=strict, feed=fed(5, position=0))
+                async with watching(calls, "strict", 1) as watch:
+                    redis.stop()
+                    error = await calls.refused("strict", feed=fed(6, position=1))
+                    assert error.reason == "STORE_UNAVAILABLE"
+                    late = Watching(calls, "strict")
+                    first = [asyncio.create_task(one.call.read()) for one in (watch, late)]
+                    done, _ = await asyncio.wait(first, timeout=1.0)
+                    assert not done, "the store does not have it"
+                    redis.start()
+                    again = await calls.step("strict", feed=fed(6, position=1))
+                    assert (again.position, again.fed.replayed) == (2, True)
+                    told, begun = [await asyncio.wait_for(one, 20.0) for one in first]
+                    assert (told.position, ids(told.fed), told.fed.fed.outputs) == (2, [6], again.fed.outputs)
+                    assert (begun.position, begun.HasField("watching")) == (2, True)
+                    await calls.step("strict", feed=fed(7, position=2))
+                    for one in (watch, late):
+                        position, consumed = await one.told("fed")
+                        assert (position, ids(consumed)) == (3, [7])
+                    redis.stop()
+                    await calls.refused("strict", feed=fed(8, position=3))
+                    assert (await calls.refused("strict", close=True)).reason == "STORE_UNAVAILABLE"
+                    assert await watch.closed() == (3, "CLIENT"), "what is not stored is never told"
+                    redis.start()
+
+
+async def test_who_does_not_read_is_dropped_and_who_feeds_does_not_notice(
+    tiny_service: LocalService, tiny_repository: Path
+) -> None:
+    tokens = [5, 6, 7] * 1000
+    every = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS, every_position=True)
+    async with stubs(tiny_service.target) as calls, wire(tiny_service.target) as stream:
+        await stream.ask("fast", open=pb.Open(model=MODEL))
+        slow = Watching(calls, "fast")
+        await slow.told("watching")
+        async with watching(calls, "fast") as quick:
+            for number in range(60):
+                feed = pb.Feed(token_ids=tokens, position=number * len(tokens), outputs=every)
+                answer = await stream.ask("fast", feed=feed)
+                told = pb.Consumed()
+                while not told.HasField("fed"):
+                    position, told = await quick.told("fed")
+                assert (position, told.fed) == (answer.position, answer.fed)
+                assert len(answer.fed.outputs) == len(tokens)
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await slow.to_the_end()
+            assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "events of session 'fast' wait to be read" in str(failed.value.details())
+            assert "Watch the session again" in str(failed.value.details())
+            async with watching(calls, "fast", 60 * len(tokens)) as again:
+                await stream.ask("fast", feed=fed(8))
+                assert ids((await again.told("fed"))[1]) == [8]
+            assert ids((await quick.told("fed"))[1]) == [8]
+
+
+async def test_watching_keeps_no_session_alive_and_no_server(tiny_repository: Path) -> None:
+    with local_service(tiny_repository, {"idle-timeout-s": 0.4}) as service:
+        async with stubs(service.target) as calls, wire(service.target) as stream:
+            await stream.ask("idle", open=pb.Open(model=MODEL))
+            short = pb.DisconnectPolicy()
+            short.duration.FromMilliseconds(300)
+            await calls.step("held", open=pb.Open(model=MODEL, on_disconnect=short))
+            async with watching(calls, "idle") as idle, watching(calls, "held") as held:
+                assert await held.closed() == (0, "EXPIRED")
+                assert await idle.closed() == (0, "IDLE")
+            await calls.step("stored", open=pb.Open(model=MODEL), feed=fed(5, position=0))
+            async with watching(calls, "stored", 1) as watch:
+                service.stop()
+                assert await watch.closed() == (1, "MOVED")
+
+
+async def test_no_more_than_sixteen_watch_a_session(tiny_service: LocalService) -> None:
+    async with stubs(tiny_service.target) as calls:
+        await calls.step("famous", open=pb.Open(model=MODEL))
+        watches = [Watching(calls, "famous") for _ in range(16)]
+        for watch in watches:
+            await watch.told("watching")
+        with pytest.raises(grpc.aio.AioRpcError, match="16 calls watch session 'famous' already") as failed:
+            await Watching(calls, "famous").call.read()
+        assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        watches[0].call.cancel()
+        for _ in range(500):
+            try:
+                await Watching(calls, "famous").told("watching")
+                break
+            except (AssertionError, grpc.aio.AioRpcError):
+                await asyncio.sleep(0.01)
+        await calls.step("famous", close=True)
+        for watch in watches[1:]:
+            assert await watch.closed() == (0, "CLIENT")
+
+
+async def test_a_session_that_another_server_takes_has_moved(tiny_repository: Path, tmp_path: Path) -> None:
+    key = tmp_path / "snapshot.key"
+    key.write_bytes(os.urandom(32))
+    with redis_server(tmp_path) as redis:
+        flags = {"store": "redis", "redis-url": redis.url, "snapshot-key-file": key, "lease-s": 0.6}
+        with local_service(tiny_repository, flags) as here, local_service(tiny_repository, flags) as there:
+            async with stubs(here.target) as calls, stubs(there.target) as others:
+                strict = pb.Open(model=MODEL, durability=pb.DURABILITY_STRICT)
+                await calls.step("far", open=strict, feed=fed(5, position=0))
+                with pytest.raises(grpc.aio.AioRpcError, match="is unknown: it was never opened here"):
+                    await Watching(others, "far").call.read()
+                async with watching(calls, "far", 1) as watch:
+                    await others.step("far", feed=fed(6, position=1))
+                    assert await watch.closed() == (1, "MOVED")
+                async with watching(others, "far", 2):
+                    pass
+                with pytest.raises(grpc.aio.AioRpcError, match="has moved: another server has it"):
+                    await Watching(calls, "far").call.read()
+
+
+async def test_both_clients_watch(shipped_service: LocalService) -> None:
+    with Client(shipped_service.target, timeout=20.0) as client:
+        step = client.step("both", ["K"], model="g2p-en", source="carousel", top_k=2, trace=True)
+        with client.watch("both") as watch:
+            begun = next(watch)
+            assert isinstance(begun, WatchBegun)
+            assert (begun.position, begun.model, begun.durability) == (1, "g2p-en", "checkpoint")
+            async with AsyncClient(shipped_service.target) as other, other.watch("both") as second:
+                assert await anext(second) == begun
+                fed_step = client.step("both", ["EH"], position=1, top_k=2, trace=True)
+                with client.resume("both") as session:
+                    made = [token.text for token in session.generate(max_tokens=2)]
+                events = list(watch)
+                assert [event async for event in second] == events
+        first = events[0]
+        assert isinstance(first, WatchFed)
+        assert first.step is not None
+        assert (first.position, [token.text for token in first.tokens]) == (2, ["EH"])
+        assert (first.step.outputs, first.step.trace) == (fed_step.outputs, fed_step.trace)
+        assert step.trace.keys() == first.step.trace.keys()
+        told = [token.text for event in events if isinstance(event, WatchGenerated) for token in event.tokens]
+        assert told == made
+        assert events[-1] == WatchClosed("both", 4, CloseReason.CLIENT)
+
+
+async def test_vectors_are_told_as_such(shipped_service: LocalService) -> None:
+    with (
+        Client(shipped_service.target) as client,
+        client.session("co2-forecast", [[370.0], [371.0]]) as session,
+        client.watch(session.id, timeout=20.0) as watch,
+    ):
+        next(watch)
+        step = session.feed(features=[[372.0], [373.5]])
+        event = next(watch)
+        assert isinstance(event, WatchFed)
+        assert (event.features, event.tokens, event.step) == (((372.0,), (373.5,)), (), step)
+        values = session.forecast(2)
+        made: list[tuple[float, ...]] = []
+        while len(made) < 2:
+            event = next(watch)
+            assert isinstance(event, WatchGenerated)
+            made += event.values
+        assert made == values
+
+
+def test_a_web_page_gets_events_as_json(tiny_service: LocalService, request: pytest.FixtureRequest) -> None:
+    """As Connect has it."""
+    if request.config.getoption("--wire") == "grpcio":
+        pytest.skip("gRPC's own wire speaks JSON behind an Envoy alone")
+    with Client(tiny_service.target) as client:
+        client.step("web", [5], model=MODEL)
+        body = json.dumps({"sessionId": "web"}).encode()
+        asked = urllib.request.Request(
+            f"http://{tiny_service.target}/carousel.v1.Inference/Watch",
+            b"\0" + len(body).to_bytes(4, "big") + body,
+            {"content-type": "application/connect+json", "connect-protocol-version": "1"},
+        )
+        with urllib.request.urlopen(asked, timeout=20) as answer:
+
+            def event() -> tuple[int, Any]:
+                head = answer.read(5)
+                return head[0], json.loads(answer.read(int.from_bytes(head[1:], "big")))
+
+            flags, begun = event()
+            assert (flags, begun["position"], begun["watching"]["model"]) == (0, "1", MODEL)
+            client.step("web", [6], position=1, close=True)
+            flags, told = event()
+            assert (flags, told["position"], told["fed"]["tokens"]) == (0, "2", [{"id": 6, "text": "t6"}])
+            assert event()[1]["closed"] == {"reason": "CLOSE_REASON_CLIENT"}
+            assert event() == (2, {})

@@ -1,0 +1,191 @@
+"""Who watches sessions: what waits for them is bounded, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from service.engine.jobs import OutputKind, OutputSpec
+from service.engine.results import Generated
+from service.errors import ShuttingDownError, TooManyWatchersError, WatcherDroppedError
+from service.sessions.persistence import Durability, OnDisconnect, Persistence, SessionPolicy
+from service.sessions.session import CloseReason, Session
+from service.sessions.watches import Change, Consumed, Told, Watcher
+from tests.sessions.test_registry import Sessions, opened
+
+EVERY = OutputSpec(OutputKind.LOGITS, every_position=True)
+
+
+async def begun(it: Sessions, session: Session) -> Watcher:
+    """A watcher that knows that it is one."""
+    watcher = it.service.watches.watch(session)
+    told = await taken(watcher)
+    assert told.happening is Change.WATCHED
+    return watcher
+
+
+async def taken(watcher: Watcher) -> Told:
+    told = await watcher.next()
+    assert told is not None
+    return told
+
+
+def is_quiet(it: Sessions) -> bool:
+    """Whether nobody watches, and nothing waits for anybody."""
+    return not it.service.watches.of_session and it.service.watches.num_bytes == 0
+
+
+async def test_whoever_has_256_events_to_read_is_dropped_and_nobody_else(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        session = await it.open("s")
+        slow, quick = await begun(it, session), await begun(it, session)
+        for position in range(256):
+            await it.feed(session, position, [5])
+            assert (await taken(quick)).moment == (0, position + 1)
+        await it.feed(session, 256, [5])
+        assert (await taken(quick)).moment == (0, 257)
+        with pytest.raises(WatcherDroppedError, match="256 events of session 's' wait to be read or stored"):
+            await slow.next()
+        assert it.service.watches.of_session == {session: [quick]}
+        assert it.service.watches.num_bytes == 0
+        quick.close()
+        slow.close()
+        assert is_quiet(it)
+
+
+async def test_bytes_are_bounded_but_for_one_event_that_is_larger(tiny_repository: Path) -> None:
+    tokens = [5] * 20_000  # their outputs take some 4 MB
+    async with opened(tiny_repository) as it:
+        session = await it.open("s")
+        watcher = await begun(it, session)
+        await it.feed(session, 0, tokens, EVERY)
+        assert len((await taken(watcher)).happening.outputs) == len(tokens)  # type: ignore[union-attr]
+        await it.feed(session, 20_000, tokens, EVERY)
+        await it.feed(session, 40_000, [5])
+        with pytest.raises(WatcherDroppedError, match="1 events of session 's' wait"):
+            await watcher.next()
+        assert is_quiet(it)
+
+
+async def test_all_watchers_together_have_a_bound(tiny_repository: Path) -> None:
+    async with opened(tiny_repository, max_unwritten_bytes=1000) as it:
+        one, other = await it.open("one"), await it.open("other")
+        first, second = await begun(it, one), await begun(it, other)
+        for position in range(3):
+            await it.feed(one, position, [5], OutputSpec(OutputKind.NONE))
+        await it.feed(other, 0, [5])
+        await taken(first)
+        with pytest.raises(WatcherDroppedError):
+            await second.next()
+        first.close()
+        assert is_quiet(it)
+
+
+async def test_the_end_of_a_session_is_told_after_what_came_before(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        session = await it.open("s")
+        watcher = await begun(it, session)
+        await it.feed(session, 0, [5, 6])
+        it.registry.close(session, CloseReason.CLIENT, notify=False)
+        assert isinstance((await taken(watcher)).happening, Consumed)
+        assert await watcher.next() == Told((0, 2), CloseReason.CLIENT, 0)
+        watcher.fail(ShuttingDownError("too late"))
+        assert await watcher.next() is None
+        watcher.close()
+        assert is_quiet(it)
+
+
+async def test_the_server_ends_a_watch_whose_session_lives_on(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        session = await it.open("s")
+        watcher = await begun(it, session)
+        waiting = asyncio.create_task(watcher.next())
+        await asyncio.sleep(0)
+        watcher.fail(ShuttingDownError("it leaves"))
+        with pytest.raises(ShuttingDownError, match="it leaves"):
+            await waiting
+        assert is_quiet(it)
+        assert not session.is_over
+
+
+async def test_a_session_has_so_many_watchers_and_no_more(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        session, other = await it.open("s"), await it.open("other")
+        watchers = [it.service.watches.watch(session) for _ in range(16)]
+        with pytest.raises(TooManyWatchersError, match="16 calls watch session 's' already"):
+            it.service.watches.watch(session)
+        watchers += [it.service.watches.watch(other)]
+        watchers[3].close()
+        watchers += [it.service.watches.watch(session)]
+        for watcher in watchers:
+            watcher.close()
+        assert is_quiet(it)
+
+
+async def test_a_generation_is_told_as_it_comes(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        session = await it.open("s")
+        watcher = await begun(it, session)
+        results = await it.generate(session, 5)
+        told = [(await taken(watcher)).happening for _ in results]
+        assert told == results
+        assert [len(one.token_ids) for one in told if isinstance(one, Generated)]
+        watcher.close()
+        assert is_quiet(it)
+
+
+async def test_watching_uses_no_session_and_costs_nothing_when_it_is_over(tiny_repository: Path) -> None:
+    async with opened(tiny_repository, idle_timeout_s=10.0) as it:
+        session = await it.open("s")
+        it.now_s += 9.0
+        watcher = await begun(it, session)
+        assert session.last_used_s == it.now_s - 9.0
+        it.now_s += 1.5
+        it.service.expiry.expire()
+        assert (await taken(watcher)).happening is CloseReason.IDLE
+        assert await watcher.next() is None
+        assert is_quiet(it)
+
+
+async def test_what_waits_for_the_store_is_told_in_order_and_the_rest_never(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        session = await it.open("s")
+        session.persistence = Persistence(SessionPolicy(Durability.STRICT, OnDisconnect.HOLD, 60.0), stored=(0, 0))
+        watcher, watches = await begun(it, session), it.service.watches
+        next_one = asyncio.create_task(watcher.next())
+        for position in (1, 2, 3):
+            session.position = position
+            watches.changed(session, Change.CANCELLED)
+        await asyncio.sleep(0)
+        assert not next_one.done()
+        session.persistence.stored = (0, 2)
+        watches.settled(session)
+        assert await next_one == Told((0, 1), Change.CANCELLED, 200)
+        session.persistence.is_unconfirmed = True  # another server may have it: nothing is told
+        next_one = asyncio.create_task(watcher.next())
+        watches.settled(session)
+        await asyncio.sleep(0)
+        assert not next_one.done()
+        session.persistence.is_unconfirmed = False
+        watches.settled(session)
+        assert await next_one == Told((0, 2), Change.CANCELLED, 200)
+        watches.ended(session, CloseReason.SHUTDOWN)
+        assert await watcher.next() == Told((0, 2), CloseReason.SHUTDOWN, 0)
+        assert await watcher.next() is None
+        assert is_quiet(it)
+
+
+async def test_a_session_that_another_server_may_have_ends_at_no_known_position(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        session = await it.open("s")
+        watcher = await begun(it, session)
+        await it.feed(session, 0, [5])
+        session.own_persistence().is_unconfirmed = True
+        watching = asyncio.create_task(watcher.next())
+        await asyncio.sleep(0)
+        assert not watching.done()
+        it.registry.lose(session)
+        assert await watching == Told((0, 0), CloseReason.MOVED, 0)
+        assert is_quiet(it)
