@@ -39,6 +39,11 @@ def all_credentials(credentials: grpc.ChannelCredentials | None, token: str | No
     )
 
 
+def watch_metadata(session_id: str) -> Metadata:
+    """`session_metadata` of a session that may be another's, `principal/id`: its owner sends the id alone."""
+    return session_metadata(session_id.rpartition("/")[2])
+
+
 def session_metadata(session_id: str, route: int = 0) -> Metadata:
     """The header by which a proxy sends all calls of a session to one replica; none without an id. route: above 0 for
     another replica, maybe, than the one that the id leads to.

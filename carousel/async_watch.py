@@ -11,7 +11,7 @@ import grpc
 
 from carousel import _answers
 from carousel._async_unary import is_cancelled
-from carousel._channel import session_metadata
+from carousel._channel import watch_metadata
 from carousel._watch_events import WatchEvents
 from carousel.v1 import inference_pb2 as pb
 from carousel.watching import WatchEvent
@@ -86,4 +86,4 @@ class AsyncWatchCalls:
     def watch(self, session_id: str, *, timeout: float | None = None) -> AsyncWatch:
         """Watches a session, whoever feeds it: see `Client.watch`."""
         request = pb.WatchRequest(session_id=session_id)
-        return AsyncWatch(self._inference.Watch(request, timeout=timeout, metadata=session_metadata(session_id)))
+        return AsyncWatch(self._inference.Watch(request, timeout=timeout, metadata=watch_metadata(session_id)))

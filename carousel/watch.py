@@ -9,7 +9,7 @@ from typing import Any, Self
 import grpc
 
 from carousel import _answers
-from carousel._channel import session_metadata
+from carousel._channel import watch_metadata
 from carousel._turn import Turn
 from carousel._watch_events import WatchEvents
 from carousel.v1 import inference_pb2 as pb
@@ -88,4 +88,4 @@ class WatchCalls:
         the server shuts down or the connection is lost; DeadlineExceededError.
         """
         request = pb.WatchRequest(session_id=session_id)
-        return Watch(self._inference.Watch(request, timeout=timeout, metadata=session_metadata(session_id)))
+        return Watch(self._inference.Watch(request, timeout=timeout, metadata=watch_metadata(session_id)))

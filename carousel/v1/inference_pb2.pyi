@@ -2026,7 +2026,7 @@ class WatchResponse(_message.Message):
     session_id: _builtins.str
     """The session, as it was asked for."""
     position: _builtins.int
-    """The session's position after this."""
+    """The session's position after this: see `StreamResponse.position`."""
     @_builtins.property
     def watching(self) -> Global___Opened:
         """The first one: the watch has begun, and this is what the session is. Only `model`, `version`, `variant`, `durability`,
@@ -2047,8 +2047,8 @@ class WatchResponse(_message.Message):
 
     @_builtins.property
     def closed(self) -> Global___Closed:
-        """The last one: the session has ended, or has left this server. The call ends with OK. What a strict session had
-        consumed beyond this position is not stored.
+        """The last one: the session has ended, or has left this server. The call ends with OK. What a strict session has
+        consumed beyond this position may not be stored.
         """
 
     def __init__(

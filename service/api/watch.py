@@ -57,7 +57,7 @@ class Watch:
 
     def end(self) -> None:
         """The server leaves."""
-        self._watcher.fail(ShuttingDownError("the server is shutting down: watch again", retry_delay_s=1.0))
+        self._watcher.leave(ShuttingDownError("the server is shutting down: watch again", retry_delay_s=1.0))
 
     def close(self) -> None:
         """The call is over."""

@@ -119,7 +119,8 @@ class SessionLimits:
     replay_tokens: of one generation, kept for retries; max_marks: of one session; hold_s: for which a copy of a session
     that would end with its stream waits to be resumed; max_deferred_bytes: of all requests that wait for sessions to be
     opened or restored; max_replay_bytes: of all that is kept for retries, and as much again of what the store did not
-    take; max_unwritten_bytes: of large requests in flight, and of answers not yet written."""
+    take; max_unwritten_bytes: of large requests in flight, and of answers not yet written, and as much again of what
+    waits for watchers."""
 
     max_sessions: int = 10_000
     idle_timeout_s: float = 300.0

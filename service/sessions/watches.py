@@ -6,7 +6,8 @@ Rules:
 2. What happens to a session is told in order, and each thing once; what is only answered again is not told.
 3. What answers wait for (see `Persistence.waits_for_store`) is told no sooner than they are given: when the moment
    after it is stored, and the session known to be this server's. What is not stored when it ends is never told.
-4. What waits for one watcher is bounded, and what waits for all of them. Whoever has more is dropped, and told so.
+4. What waits for one watcher is bounded, and whoever has more is dropped, and told so. What waits for all of them is
+   bounded too, and those with the most are dropped first.
 
 Where nobody watches, all this costs a look at whether `of_session` is empty. Event loop only.
 """
@@ -75,7 +76,8 @@ class Watcher:
         self.session = session
         self._watches = watches
         self._waiting: deque[Told] = deque()
-        self._num_bytes = 0
+        self.num_bytes = 0
+        """That wait."""
         self._has_ended = False
         self._failure: CarouselError | None = None
         self._arrival: asyncio.Future[None] | None = None
@@ -96,21 +98,15 @@ class Watcher:
 
     def put(self, told: Told) -> None:
         """Adds what is to be told. Drops the watcher when that is too much."""
-        is_too_many = len(self._waiting) >= _MAX_EVENTS
-        is_too_large = bool(self._waiting) and self._num_bytes + told.num_bytes > _MAX_BYTES
-        if is_too_many or is_too_large or not self._watches.has_room(told.num_bytes):
-            self.fail(
-                WatcherDroppedError(
-                    f"{len(self._waiting)} events of session {self.session.name!r} wait to be read or stored, in"
-                    f" {self._num_bytes} bytes, and no more may: they are dropped. Watch the session again, and read"
-                    " faster than it moves",
-                    session_id=self.session.name,
-                )
-            )
-            return
-        self._waiting.append(told)
-        self._count(told.num_bytes)
-        self.wake_up()
+        is_too_large = bool(self._waiting) and self.num_bytes + told.num_bytes > _MAX_BYTES
+        if len(self._waiting) >= _MAX_EVENTS or is_too_large:
+            self.drop()
+        else:
+            self._watches.make_room(told.num_bytes)
+        if self._failure is None:
+            self._waiting.append(told)
+            self._count(told.num_bytes)
+            self.wake_up()
 
     def wake_up(self) -> None:
         """What waits may be told by now."""
@@ -129,18 +125,33 @@ class Watcher:
         self._waiting, self._has_ended = kept, True
         self.wake_up()
 
-    def fail(self, error: CarouselError) -> None:
-        """Ends the watch with an error, unless the session has ended, and drops what waits."""
+    def drop(self) -> None:
+        """Ends the watch because too much waits."""
+        self._fail(
+            WatcherDroppedError(
+                f"{len(self._waiting)} events of session {self.session.name!r} wait to be read or stored, in"
+                f" {self.num_bytes} bytes, and no more may: they are dropped. Watch the session again, and read faster"
+                " than it moves",
+                session_id=self.session.name,
+            )
+        )
+
+    def leave(self, error: CarouselError) -> None:
+        """Ends the watch with an error because the server leaves, unless the session has ended."""
         if not self._has_ended:
-            self.close()
-            self._failure = error
-            self.wake_up()
+            self._fail(error)
 
     def close(self) -> None:
         """Ends the watch: nothing more is told."""
         self._waiting.clear()
-        self._count(-self._num_bytes)
-        self._watches.leave(self)
+        self._count(-self.num_bytes)
+        self._watches.remove(self)
+
+    def _fail(self, error: CarouselError) -> None:
+        self.close()
+        if self._failure is None:
+            self._failure = error
+            self.wake_up()
 
     def _may_tell(self, told: Told) -> bool:
         persistence = self.session.persistence
@@ -149,7 +160,7 @@ class Watcher:
         return persistence.holds(told.moment) and not persistence.is_unconfirmed
 
     def _count(self, num_bytes: int) -> None:
-        self._num_bytes += num_bytes
+        self.num_bytes += num_bytes
         self._watches.num_bytes += num_bytes
 
 
@@ -162,6 +173,8 @@ class Watches:
     def __init__(self, max_bytes: int) -> None:
         self.of_session: dict[Session, list[Watcher]] = {}
         self.num_bytes = 0
+        self._all: set[Watcher] = set()
+        """Also those of sessions that have ended, which have not read all of it."""
         self._max_bytes = max_bytes
 
     def watch(self, session: Session) -> Watcher:
@@ -174,21 +187,24 @@ class Watches:
                 session_id=session.name,
             )
         watcher = Watcher(session, self)
+        self._all.add(watcher)
         self.of_session[session] = [*watchers, watcher]
         watcher.put(Told(session.moment, Change.WATCHED, _EVENT_BYTES))
         return watcher
 
-    def leave(self, watcher: Watcher) -> None:
+    def remove(self, watcher: Watcher) -> None:
         """A watcher watches no longer."""
+        self._all.discard(watcher)
         rest = [one for one in self.of_session.get(watcher.session, ()) if one is not watcher]
         if rest:
             self.of_session[watcher.session] = rest
         else:
             self.of_session.pop(watcher.session, None)
 
-    def has_room(self, num_bytes: int) -> bool:
-        """Whether so many bytes more may wait."""
-        return self.num_bytes + num_bytes <= self._max_bytes
+    def make_room(self, num_bytes: int) -> None:
+        """Drops the watchers for which the most waits, until so many bytes more may wait; a single event always may."""
+        while self.num_bytes and self.num_bytes + num_bytes > self._max_bytes:
+            max(self._all, key=lambda watcher: watcher.num_bytes).drop()
 
     def fed(self, session: Session, job: FeedJob, result: Result, num_tokens: int) -> None:
         """A feed has moved a session by so many tokens, whatever became of it."""

@@ -87,8 +87,9 @@ async def test_every_kind_of_event_is_told(shell: Shell, server: FakeServer) -> 
 
 async def test_leaving_cancels_the_call(shell: Shell, server: FakeServer) -> None:
     server.events = [BEGUN]
-    (event,) = await shell.watch("mine", 1)
+    (event,) = await shell.watch("another/mine", 1)
     assert isinstance(event, WatchBegun)
+    assert server.metadata["x-session-id"] == "mine", "as its owner's calls have it"
     assert await asyncio.to_thread(server.cancelled.wait, 20.0)
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from service.engine.beam import Hypothesis
+from service.engine.decoding import FinishReason
 from service.engine.jobs import OutputKind, OutputSpec
-from service.engine.results import Generated
-from service.errors import ShuttingDownError, TooManyWatchersError, WatcherDroppedError
+from service.engine.results import Failed, Generated, Searched
+from service.errors import RequestCancelledError, ShuttingDownError, TooManyWatchersError, WatcherDroppedError
+from service.sessions.lifecycle import State
 from service.sessions.persistence import Durability, OnDisconnect, Persistence, SessionPolicy
 from service.sessions.session import CloseReason, Session
 from service.sessions.watches import Change, Consumed, Told, Watcher
@@ -69,18 +74,28 @@ async def test_bytes_are_bounded_but_for_one_event_that_is_larger(tiny_repositor
         assert is_quiet(it)
 
 
-async def test_all_watchers_together_have_a_bound(tiny_repository: Path) -> None:
-    async with opened(tiny_repository, max_unwritten_bytes=1000) as it:
-        one, other = await it.open("one"), await it.open("other")
-        first, second = await begun(it, one), await begun(it, other)
+async def test_all_watchers_together_have_a_bound_and_those_with_the_most_go_first(tiny_repository: Path) -> None:
+    async with opened(tiny_repository, max_unwritten_bytes=1500) as it:
+        one, other, ended = await it.open("one"), await it.open("other"), await it.open("ended")
+        slow, quick, late = [await begun(it, session) for session in (one, other, ended)]
         for position in range(3):
             await it.feed(one, position, [5], OutputSpec(OutputKind.NONE))
-        await it.feed(other, 0, [5])
-        await taken(first)
-        with pytest.raises(WatcherDroppedError):
-            await second.next()
-        first.close()
+        for position in range(3):
+            await it.feed(other, position, [5])
+            assert (await taken(quick)).moment == (0, position + 1)
+        await it.feed(ended, 0, [5] * 5)
+        it.registry.close(ended, CloseReason.CLIENT, notify=False)
+        await it.feed(other, 3, [5])
+        assert (await taken(quick)).moment == (0, 4)
+        with pytest.raises(WatcherDroppedError, match="3 events of session 'one' wait"):
+            await slow.next()
+        await it.feed(other, 4, [5] * 30)
+        assert (await taken(quick)).moment == (0, 34), "there is always room for one"
+        with pytest.raises(WatcherDroppedError, match="of session 'ended' wait"):
+            await late.next()
+        quick.close()
         assert is_quiet(it)
+        assert not it.service.watches._all
 
 
 async def test_the_end_of_a_session_is_told_after_what_came_before(tiny_repository: Path) -> None:
@@ -91,7 +106,7 @@ async def test_the_end_of_a_session_is_told_after_what_came_before(tiny_reposito
         it.registry.close(session, CloseReason.CLIENT, notify=False)
         assert isinstance((await taken(watcher)).happening, Consumed)
         assert await watcher.next() == Told((0, 2), CloseReason.CLIENT, 0)
-        watcher.fail(ShuttingDownError("too late"))
+        watcher.leave(ShuttingDownError("too late"))
         assert await watcher.next() is None
         watcher.close()
         assert is_quiet(it)
@@ -103,7 +118,7 @@ async def test_the_server_ends_a_watch_whose_session_lives_on(tiny_repository: P
         watcher = await begun(it, session)
         waiting = asyncio.create_task(watcher.next())
         await asyncio.sleep(0)
-        watcher.fail(ShuttingDownError("it leaves"))
+        watcher.leave(ShuttingDownError("it leaves"))
         with pytest.raises(ShuttingDownError, match="it leaves"):
             await waiting
         assert is_quiet(it)
@@ -146,6 +161,37 @@ async def test_watching_uses_no_session_and_costs_nothing_when_it_is_over(tiny_r
         it.service.expiry.expire()
         assert (await taken(watcher)).happening is CloseReason.IDLE
         assert await watcher.next() is None
+        assert is_quiet(it)
+
+
+async def test_a_session_that_gives_its_slot_up_is_seen_to_leave_and_to_come_back(tiny_repository: Path) -> None:
+    async with opened(tiny_repository, num_slots=1) as it:
+        it.service.start()
+        session = await it.open("s")
+        watcher = await begun(it, session)
+        other = await it.open("other")
+        assert (await taken(watcher)).happening is Change.SPILLED
+        await it.service.spill.act(session, lambda: None)
+        assert (await taken(watcher)).happening is Change.UNSPILLED
+        assert other.state is State.SPILLED
+        watcher.close()
+        await it.service.stop(1.0)
+        assert is_quiet(it)
+
+
+async def test_a_search_that_is_cut_off_is_told_as_far_as_its_session_came(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        session = await it.open("s")
+        watcher, watches = await begun(it, session), it.service.watches
+        best = Hypothesis([5, 6, 7], None, -1.0, -3.0, [-1.0, -1.0, -1.0], FinishReason.MAX_TOKENS)
+        job: Any = SimpleNamespace(search=SimpleNamespace(results=lambda: [best]))
+        failed = Failed(2, RequestCancelledError("it was cancelled"))
+        watches.searched(session, job, failed, 2)
+        assert (await taken(watcher)).happening == Generated(2, [5, 6], None, None)
+        watches.searched(session, job, failed, 0)
+        watches.searched(session, job, Searched(3, [best]), 3)
+        assert (await taken(watcher)).happening == Searched(3, [best])
+        watcher.close()
         assert is_quiet(it)
 
 
