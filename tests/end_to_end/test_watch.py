@@ -7,7 +7,7 @@ import json
 import os
 import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from carousel import (
 )
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2
+from examples.local_envoy import local_envoy
 from examples.local_service import LocalService, local_service
 from tests.end_to_end.test_security import ADMIN, ALICE, BOB, write_tokens
 from tests.end_to_end.test_step import LOGITS, MODEL, Stubs, expected, fed, stubs
 from tests.end_to_end.wire import wire
-from tests.services import redis_server
+from tests.services import program, redis_server
 
 HOLD = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_HOLD)
 TOP = pb.OutputSpec(kind=pb.OUTPUT_KIND_TOP_K, top_k=3)
@@ -389,28 +390,33 @@ async def test_vectors_are_told_as_such(shipped_service: LocalService) -> None:
         assert made == values
 
 
-def test_a_web_page_gets_events_as_json(tiny_service: LocalService, request: pytest.FixtureRequest) -> None:
-    """As Connect has it."""
-    if request.config.getoption("--wire") == "grpcio":
-        pytest.skip("gRPC's own wire speaks JSON behind an Envoy alone")
-    with Client(tiny_service.target) as client:
+def test_a_web_page_gets_events_as_json(
+    tiny_service: LocalService, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """As Connect has it; on gRPC's own wire through the Envoy in front."""
+    with ExitStack() as stack:
+        target = tiny_service.target
+        if request.config.getoption("--wire") == "grpcio":
+            program("envoy")
+            target = stack.enter_context(local_envoy([int(target.rpartition(":")[2])], tmp_path)).target
+        client = stack.enter_context(Client(tiny_service.target))
         client.step("web", [5], model=MODEL)
         body = json.dumps({"sessionId": "web"}).encode()
         asked = urllib.request.Request(
-            f"http://{tiny_service.target}/carousel.v1.Inference/Watch",
+            f"http://{target}/carousel.v1.Inference/Watch",
             b"\0" + len(body).to_bytes(4, "big") + body,
-            {"content-type": "application/connect+json", "connect-protocol-version": "1"},
+            {"content-type": "application/connect+json", "connect-protocol-version": "1", "x-session-id": "web"},
         )
-        with urllib.request.urlopen(asked, timeout=20) as answer:
+        answer = stack.enter_context(urllib.request.urlopen(asked, timeout=20))
 
-            def event() -> tuple[int, Any]:
-                head = answer.read(5)
-                return head[0], json.loads(answer.read(int.from_bytes(head[1:], "big")))
+        def event() -> tuple[int, Any]:
+            head = answer.read(5)
+            return head[0], json.loads(answer.read(int.from_bytes(head[1:], "big")))
 
-            flags, begun = event()
-            assert (flags, begun["position"], begun["watching"]["model"]) == (0, "1", MODEL)
-            client.step("web", [6], position=1, close=True)
-            flags, told = event()
-            assert (flags, told["position"], told["fed"]["tokens"]) == (0, "2", [{"id": 6, "text": "t6"}])
-            assert event()[1]["closed"] == {"reason": "CLOSE_REASON_CLIENT"}
-            assert event() == (2, {})
+        flags, begun = event()
+        assert (flags, begun["position"], begun["watching"]["model"]) == (0, "1", MODEL)
+        client.step("web", [6], position=1, close=True)
+        flags, told = event()
+        assert (flags, told["position"], told["fed"]["tokens"]) == (0, "2", [{"id": 6, "text": "t6"}])
+        assert event()[1]["closed"] == {"reason": "CLOSE_REASON_CLIENT"}
+        assert event() == (2, {})
