@@ -69,10 +69,12 @@ export class Column implements Listener {
     const end = isSecond
       ? button("Close", () => this.host.close(this), { title: "Close this session" })
       : button("Start over", () => void this.act(() => this.startOver()), { title: "Close this session and open another" });
-    const main = [this.typing.element, this.numbers.element, this.chips.element, this.generating.element];
     fill(this.body, [
-      h("div", { class: "main" }, main),
+      this.typing.element,
+      this.numbers.element,
       this.candidates.element,
+      this.chips.element,
+      this.generating.element,
       this.inside.element,
       this.copying.element,
     ]);

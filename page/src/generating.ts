@@ -18,13 +18,13 @@ export class Generating {
     private readonly act: (work: () => Promise<void>) => Promise<boolean>,
     private readonly tell: (text: string) => void,
   ) {
-    const [temperature, value, num] = [freshId("temperature"), freshId("value"), freshId("num")];
-    const told = h("output", { id: value, for: temperature }, ["0.7"]);
+    const [temperature, num] = [freshId("temperature"), freshId("num")];
+    const told = h("span", {}, ["0.7"]);
     this.temperature = h("input", { id: temperature, type: "range", min: 0, max: 2, step: 0.1, value: 0.7 });
     this.temperature.addEventListener("input", () => say(told, Number(this.temperature.value).toFixed(1)));
     this.num = h("input", { id: num, type: "number", min: 1, max: 1000, value: 20, inputmode: "numeric" });
     this.press = button("Generate", () => void (this.running ? this.stop() : this.run()), { class: "primary" });
-    this.element = h("div", { class: "controls" }, [
+    this.element = h("div", { class: "controls generating" }, [
       h("div", { class: "field" }, [h("label", { for: temperature }, ["Temperature ", told]), this.temperature]),
       h("div", { class: "field" }, [h("label", { for: num }, ["Tokens"]), this.num]),
       this.press,

@@ -84,7 +84,7 @@ export class HeatMap {
 
   private name(numColumns: number, numRows: number): void {
     const { rows, labels } = this.picture;
-    this.canvas.style.width = `${1.75 * numColumns}rem`;
+    this.canvas.style.width = `${2.25 * numColumns}rem`;
     this.canvas.style.height = `${1.25 * numRows}rem`;
     this.rowNames.replaceChildren(...(Array.isArray(rows) ? rows : []).map((row) => h("span", {}, [row])));
     this.columnNames.replaceChildren(...labels.map((label) => h("span", {}, [label])));

@@ -7,8 +7,6 @@ import { isRefusal, Server, type Watch, words } from "./server";
 import { stored } from "./steps";
 import { Code } from "@connectrpc/connect";
 
-const FIRST = "pychar-en";
-
 /** The element of an id, which index.html has. */
 function found<T extends HTMLElement>(id: string): T {
   const element = document.getElementById(id);
@@ -44,7 +42,7 @@ class Page implements Host, Watch {
     }
     const names = [...new Set(this.models.map(({ model }) => model))];
     fill(this.modelChoice, names.map((name) => h("option", { value: name }, [name])));
-    if (!(await this.resume())) this.choose(this.newest(names.includes(FIRST) ? FIRST : (names[0] ?? "")));
+    if (!(await this.resume())) this.choose(this.first());
   }
 
   async fork(column: Column): Promise<void> {
@@ -110,6 +108,12 @@ class Page implements Host, Watch {
 
   private newest(name: string): ModelInfo | undefined {
     return this.models.filter(({ model }) => model === name).at(-1);
+  }
+
+  /** The model that is shown first: one that can be typed to, where there is one. */
+  private first(): ModelInfo | undefined {
+    const isTyped = (one: ModelInfo) => one.tokenizer === "characters" && !one.hasEncoder;
+    return this.newest((this.models.find(isTyped) ?? this.models[0])?.model ?? "");
   }
 
   private chosen(version: number): void {

@@ -22,7 +22,7 @@ export class Numbers {
     this.given = h("input", { id: given, type: "text", autocomplete: "off", inputmode: "text" });
     this.num = h("input", { id: num, type: "number", min: 1, max: 1000, value: 12, inputmode: "numeric" });
     this.press = button("Forecast", () => void (this.running ? this.stop() : this.run()), { class: "primary" });
-    const form = h("form", { class: "controls" }, [
+    const form = h("form", { class: "controls grow" }, [
       h("div", { class: "field grow" }, [h("label", { for: given }, ["Observed next"]), this.given]),
       h("button", { type: "submit" }, ["Feed"]),
     ]);
@@ -34,7 +34,7 @@ export class Numbers {
       h("div", { class: "field" }, [h("label", { for: num }, ["Steps ahead"]), this.num]),
       this.press,
     ]);
-    this.element = h("div", { class: "numbers" }, [this.plot.element, form, this.forecasting]);
+    this.element = h("div", { class: "numbers" }, [this.plot.element, h("div", { class: "controls" }, [form, this.forecasting])]);
   }
 
   /** Draws what a session has read and given. */
@@ -94,7 +94,5 @@ function curves(session: Session, forecast: { from: number; values: number[][] }
     if (said !== undefined) expected.push([position + 1, said]);
   }
   const ahead = forecast.values.map((row, index): [number, number] => [forecast.from + 1 + index, row[0] ?? 0]);
-  const last = observed.find(([step]) => step === forecast.from);
-  if (last && ahead.length > 0) ahead.unshift(last);
   return { observed, expected, forecast: ahead };
 }

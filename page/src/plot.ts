@@ -11,6 +11,7 @@ export interface Curves {
 }
 
 const HEIGHT = 260;
+const WHOLE = [1, 2, 5].flatMap((digit) => [1, 10, 100, 1000, 10_000].map((power) => digit * power)).sort((one, other) => one - other);
 
 /** A plot that is as wide as its place. */
 export class Plot {
@@ -47,7 +48,8 @@ export class Plot {
   private data(): uPlot.AlignedData {
     const { observed, expected, forecast } = this.curves;
     const steps = [...new Set([...observed, ...expected, ...forecast].map(([step]) => step))].sort((one, other) => one - other);
-    const values = [observed, expected, forecast].map((points) => {
+    const start = observed.filter(([step]) => step < (forecast[0]?.[0] ?? -Infinity)).slice(-1); // so that they join
+    const values = [observed, expected, [...start, ...forecast]].map((points) => {
       const known = new Map(points);
       return steps.map((step) => known.get(step) ?? null);
     });
@@ -79,7 +81,7 @@ export class Plot {
         scales: { x: { time: false } },
         legend: { show: false },
         cursor: { drag: { x: false, y: false }, points: { size: 7 } },
-        axes: [axis, { ...axis, size: 56 }],
+        axes: [{ ...axis, incrs: WHOLE }, { ...axis, size: 56 }],
         series: [{}, line("observed", "--text"), line("expected", "--accent", [3, 4]), line("forecast", "--warm")],
         hooks: { setCursor: [(plot) => this.tell(plot)] },
       },

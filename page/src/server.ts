@@ -1,5 +1,6 @@
 /** The server, by Connect: one client a service, the token, and calls that are sent again until they are answered.
  *
+ * No more than two calls are in flight at once.
  * Every call that goes through `Server.call` is safe to send again. One whose connection is lost, or whose server is
  * leaving, is sent again as it was; one that is refused is not.
  */
@@ -27,7 +28,8 @@ export interface Timed<T> {
 const TOKEN = "carousel:token";
 const TIMEOUT_MS = 30_000;
 const FIRST_WAIT_MS = 250;
-const LONGEST_WAIT_MS = 4000;
+const LONGEST_WAIT_MS = 3000;
+const NUM_CONNECTIONS = 2; // a browser opens six to a host over HTTP/1.1, for all of its tabs
 
 /** One server. ask: asks the user for a token; told why. */
 export class Server {
@@ -36,6 +38,8 @@ export class Server {
   readonly sessions: Client<typeof Sessions>;
   private token = sessionStorage.getItem(TOKEN) ?? "";
   private asked: Promise<void> | null = null;
+  private readonly waiting: (() => void)[] = [];
+  private inFlight = 0;
 
   constructor(private readonly ask: (why: string) => Promise<string>) {
     const transport = createConnectTransport({ baseUrl: location.origin, useBinaryFormat: true });
@@ -57,17 +61,30 @@ export class Server {
       const headers = new Headers();
       if (route) headers.set("x-session-id", route);
       if (used) headers.set("authorization", `Bearer ${used}`);
-      const start = performance.now();
       try {
-        const answer = await make({ headers, timeoutMs: TIMEOUT_MS });
+        const timed = await this.inTurn(() => make({ headers, timeoutMs: TIMEOUT_MS }));
         if (attempt > 1) watch.answered();
-        return { answer, ms: performance.now() - start };
+        return timed;
       } catch (error) {
         const refusal = ConnectError.from(error);
         if (refusal.code === Code.Unauthenticated) await this.newToken(used, refusal);
         else if (isPassing(refusal)) await pause(attempt, words(refusal), watch);
         else throw refusal;
       }
+    }
+  }
+
+  /** Makes a call as soon as fewer than NUM_CONNECTIONS others are in flight. */
+  private async inTurn<T>(make: () => Promise<T>): Promise<Timed<T>> {
+    if (this.inFlight === NUM_CONNECTIONS) await new Promise<void>((resolve) => this.waiting.push(resolve));
+    else this.inFlight += 1;
+    const start = performance.now();
+    try {
+      return { answer: await make(), ms: performance.now() - start };
+    } finally {
+      const next = this.waiting.shift();
+      if (next) next();
+      else this.inFlight -= 1;
     }
   }
 

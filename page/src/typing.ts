@@ -46,7 +46,7 @@ export class Typing {
       this.hint,
       this.tokenizer === "characters"
         ? "Each key is a step. Delete to go back."
-        : "A word is a step as soon as a space follows it. Delete to go back.",
+        : "A token is a step as soon as a space follows it. Delete to go back.",
     );
     if (this.running || this.failed) return;
     const [, own] = this.parts(session.tokens);

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,13 @@ def test_a_wheel_and_an_sdist_of_each_are_built(built: dict[str, bytes]) -> None
         ("carousel_serving", "gz"),
         ("carousel_serving", "whl"),
     ]
+
+
+def test_the_page_is_in_the_servers_wheel(built: dict[str, bytes]) -> None:
+    (wheel,) = [data for name, data in built.items() if name.startswith("carousel_serving") and name.endswith(".whl")]
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        for path in (ROOT / "service" / "page").iterdir():
+            assert archive.read(f"carousel_server/service/page/{path.name}") == path.read_bytes()
 
 
 def test_what_the_image_copies_gives_the_same_bytes(

@@ -1,0 +1,37 @@
+"""A browser, and a server whose page it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from examples.local_service import LocalService, local_service
+from tests.conftest import SHIPPED
+from tests.page.tab import Tab, tab
+from tests.services import program
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium."""
+    path = program("chromium")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+
+
+@pytest.fixture(scope="module")
+def server(browser: Browser) -> Iterator[LocalService]:
+    """A service on the shipped bundles; after `browser`, so that none is started without one."""
+    with local_service(SHIPPED, {"wire": "envoy"}) as service:
+        yield service
+        assert not [line for line in service.log if line["level"] == "error"]
+
+
+@pytest.fixture
+def page(browser: Browser, server: LocalService) -> Iterator[Tab]:
+    """A tab on the shipped bundles in which no request may fail."""
+    with tab(browser, server.target) as made:
+        yield made
+        assert made.failures == []

@@ -1,0 +1,67 @@
+"""Nobody is kept out of the page: axe finds nothing, nothing is wider than a phone, and keys are enough."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, expect
+
+from examples.local_service import LocalService
+from tests.page.tab import Tab, tab
+
+PHONE, DESK = 360, 1280
+
+
+THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+
+
+def check(page: Tab) -> None:
+    """What is shown now, in both themes and at both widths."""
+    for theme in THEMES:
+        for width in (DESK, PHONE):
+            page.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+            page.page.set_viewport_size({"width": width, "height": 800})
+            found = Axe().run(page.page)
+            assert found.violations_count == 0, f"{theme}, {width} wide: {found.generate_report()}"
+            assert page.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{width} wide"
+
+
+def test_axe_finds_nothing(browser: Browser, server: LocalService) -> None:
+    with tab(browser, server.target) as page:
+        page.open("g2p-en", "gate")
+        page.box().press_sequentially("G ")
+        page.expect_position(1)
+        page.column().get_by_role("button", name="Fork").click()
+        page.expect_position(1, 1)
+        page.box().press_sequentially("no-phoneme ")
+        expect(page.column().get_by_role("alert")).to_contain_text("no-phoneme")
+        for details in page.page.get_by_text("The call made last").all():
+            details.click()
+        check(page)
+        page.choose("co2-forecast")
+        page.column().get_by_role("button", name="Forecast").click()
+        expect(page.column().get_by_role("button", name="Forecast")).to_be_visible()
+        check(page)
+        page.choose("stress-en")
+        page.box().press_sequentially("L UW ")
+        page.expect_position(2)
+        check(page)
+
+
+def test_keys_are_enough(page: Tab) -> None:
+    page.open("pychar-en")
+    keyboard = page.page.keyboard
+    expect(page.box()).to_be_focused()
+    keyboard.type("de")
+    page.expect_position(2)
+    keyboard.press("Tab")
+    first = page.column().locator(".candidate").first
+    expect(first).to_be_focused()
+    keyboard.press("Enter")
+    page.expect_position(3)
+    expect(page.box()).to_have_value("def")
+    page.step(1).focus()
+    keyboard.press("Enter")
+    page.expect_position(1)
+    expect(page.box()).to_be_focused()
