@@ -89,33 +89,31 @@ export class Column implements Listener {
       this.live,
     ]);
     this.sourceForm.offer(model);
-    this.sourceForm.element.hidden ||= isSecond;
     this.changed();
   }
 
   /** Opens a session. */
   async open(source: Source): Promise<void> {
+    const opened = new Session(this.model, this.server, this);
+    await opened.open(source);
     const before = this.session;
-    this.show(new Session(this.model, this.server, this));
-    await before.close();
-    await this.session.open(source);
-    this.sourceForm.show(source, this.session.sourceTokens);
-    this.host.renamed();
+    this.show(opened);
     this.focus();
+    await before.close();
   }
 
   /** Finds a session again after a reload. */
   async resume(id: string, kept: Stored | null): Promise<void> {
     await this.act(async () => {
       await this.session.resume(id, kept);
-      this.sourceForm.show(this.session.source, this.session.sourceTokens);
-      this.host.renamed();
+      this.show(this.session);
     });
   }
 
   /** Shows a session that is open. */
   show(session: Session): void {
     this.session = session;
+    this.sourceForm.show(session.source, session.sourceTokens);
     this.changed();
   }
 

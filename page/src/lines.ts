@@ -4,6 +4,7 @@ import { toJson } from "@bufbuild/protobuf";
 import { type SessionsForkRequest, SessionsForkRequestSchema } from "./gen/carousel/v1/sessions_pb";
 import { type SessionsRewindRequest, SessionsRewindRequestSchema } from "./gen/carousel/v1/sessions_pb";
 import { type StepRequest, StepRequestSchema } from "./gen/carousel/v1/inference_pb";
+import { KEEP_S } from "./messages";
 import { floatsOf } from "./tensors";
 
 /** Where calls go. origin: the page's own; hasToken: whether they need one; route: the header `x-session-id`. */
@@ -32,7 +33,7 @@ export function stepLines(request: StepRequest, place: Place): Lines {
     if (form?.case === "text") names.push(`source=${quoted(form.value)}`);
     if (form?.case === "features") names.push(`source=${rows(form.value.shape[1] ?? 1, floatsOf(form.value))}`);
     if (open.outputs && !feed) names.push("first=True");
-    names.push('on_disconnect="keep"');
+    names.push('on_disconnect="keep"', `hold_s=${KEEP_S}`);
   }
   if (feed?.position !== undefined) names.push(`position=${feed.position}`);
   const outputs = feed?.outputs ?? open?.outputs;

@@ -27,6 +27,7 @@ class Page implements Host, Watch {
   async start(): Promise<void> {
     this.modelChoice.addEventListener("change", () => this.chosen(0));
     this.versionChoice.addEventListener("change", () => this.chosen(Number(this.versionChoice.value)));
+    addEventListener("hashchange", () => location.reload()); // of a person's hand: the page's own changes raise none
     addEventListener("pagehide", () => this.shown.forEach((column) => column.session.keep()));
     try {
       const { answer } = await this.server.call((options) => this.server.models.list({}, options), "", this);

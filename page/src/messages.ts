@@ -12,6 +12,8 @@ export type Fed = string[] | number[][];
 type Spec = MessageInitShape<typeof OutputSpecSchema>;
 
 const NUM_CANDIDATES = 16;
+/** How long a server keeps a session that nobody feeds, in seconds. */
+export const KEEP_S = 3600;
 
 /** What a step returns: the likeliest tokens, or the model's values. */
 export function outputs(model: ModelInfo, trace: boolean): Spec {
@@ -24,12 +26,12 @@ export function hasStart(model: ModelInfo): boolean {
   return model.inputVocabulary.length === 0;
 }
 
-/** An opening. The session is kept while nobody feeds it. outputs: of what may come first; null to leave it out. */
+/** An opening. The session is kept for KEEP_S while nobody feeds it. outputs: of what may come first; null to leave it out. */
 export function opening(model: ModelInfo, source: Source, spec: Spec | null): MessageInitShape<typeof OpenSchema> {
   return {
     model: model.model,
     version: model.version,
-    onDisconnect: { action: DisconnectAction.KEEP },
+    onDisconnect: { action: DisconnectAction.KEEP, duration: { seconds: BigInt(KEEP_S), nanos: 0 } },
     ...(source === null ? {} : { source: sourceMessage(source) }),
     ...(spec === null ? {} : { outputs: spec }),
   };

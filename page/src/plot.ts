@@ -81,7 +81,7 @@ export class Plot {
         scales: { x: { time: false } },
         legend: { show: false },
         cursor: { drag: { x: false, y: false }, points: { size: 7 } },
-        axes: [{ ...axis, incrs: WHOLE }, { ...axis, size: 56 }],
+        axes: [{ ...axis, incrs: WHOLE, size: 32 }, { ...axis, size: 56 }],
         series: [{}, line("observed", "--text"), line("expected", "--accent", [3, 4]), line("forecast", "--warm")],
         hooks: { setCursor: [(plot) => this.tell(plot)] },
       },

@@ -112,7 +112,12 @@ export class Session {
       if (position === this.position) return;
       const length = position - this.base;
       if (this.marks.includes(position) && (await this.rewound(position))) this.steps.length = length;
-      else await this.reopen(length, `No mark is kept at step ${position}: the session was opened anew and fed up to there.`);
+      else {
+        const { id, route } = this;
+        await this.reopen(length, `No mark is kept at step ${position}: the session was opened anew and fed up to there.`);
+        const close = (options: CallOptions) => this.server.inference.step({ sessionId: id, close: true }, options);
+        await this.server.call(close, route, this.listener).catch(() => undefined);
+      }
     });
   }
 
