@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, ViewportSize, expect, sync_playwright
 
 from examples.local_service import local_service
 
 ROOT = Path(__file__).resolve().parent.parent
 TO = ROOT / "docs" / "pictures" / "page.png"
-SIZE = {"width": 860, "height": 1010}
+SIZE = ViewportSize(width=860, height=1000)
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 

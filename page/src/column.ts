@@ -39,6 +39,7 @@ export class Column implements Listener {
   private readonly forking = button("Fork", () => void this.act(() => this.host.fork(this)), {
     title: "Go on from here in a second column, too",
   });
+  private readonly buttons = h("div", { class: "buttons" });
   private readonly body = h("div", { class: "body" });
   private readonly sourceForm: SourceForm;
   private readonly typing: Typing;
@@ -78,11 +79,12 @@ export class Column implements Listener {
       this.inside.element,
       this.copying.element,
     ]);
+    fill(this.buttons, [!isSecond && this.forking, end]);
     const name = freshId("column");
     this.heading.id = name;
     say(this.heading, isSecond ? "Fork" : "Session");
     this.element = h("section", { class: "column", "aria-labelledby": name }, [
-      h("header", {}, [this.heading, this.stats, h("div", { class: "buttons" }, [!isSecond && this.forking, end])]),
+      h("header", {}, [this.heading, this.stats, this.buttons]),
       h("div", { class: "messages" }, [this.status, this.now, this.problem]),
       this.sourceForm.element,
       this.body,
@@ -130,8 +132,7 @@ export class Column implements Listener {
       await work();
       return true;
     } catch (error) {
-      const text = words(error);
-      say(this.problem, text.charAt(0).toUpperCase() + text.slice(1));
+      say(this.problem, words(error));
       return false;
     }
   }
@@ -141,7 +142,7 @@ export class Column implements Listener {
     const { session } = this;
     this.body.hidden = !session.isOpen;
     this.stats.hidden = !session.isOpen;
-    this.forking.disabled = !session.isOpen;
+    this.buttons.hidden = !session.isOpen;
     if (!session.isOpen) return;
     const last = session.steps.at(-1);
     const facts: [string, string][] = [

@@ -28,7 +28,7 @@ class Page implements Host, Watch {
     this.modelChoice.addEventListener("change", () => this.chosen(0));
     this.versionChoice.addEventListener("change", () => this.chosen(Number(this.versionChoice.value)));
     addEventListener("hashchange", () => location.reload()); // of a person's hand: the page's own changes raise none
-    addEventListener("pagehide", () => this.shown.forEach((column) => column.session.keep()));
+    addEventListener("pagehide", () => this.shown.forEach((column) => column.session.keep(true)));
     try {
       const { answer } = await this.server.call((options) => this.server.models.list({}, options), "", this);
       this.models = answer.models.filter((model) => model.status === ModelStatus.SERVING);
@@ -41,6 +41,7 @@ class Page implements Host, Watch {
       this.say("No model is served.");
       return;
     }
+    found("choice").hidden = false;
     const names = [...new Set(this.models.map(({ model }) => model))];
     fill(this.modelChoice, names.map((name) => h("option", { value: name }, [name])));
     if (!(await this.resume())) this.choose(this.first());

@@ -24,6 +24,8 @@ export interface Listener extends Watch {
 }
 
 const NUM_MARKS = 8;
+/** Steps in one call at most, so that an answer with their traces is not too large. */
+export const NUM_TOGETHER = 32;
 
 /** A session of `model`. */
 export class Session {
@@ -103,7 +105,11 @@ export class Session {
 
   /** Makes it consume tokens or vectors, the first at the position where it stands. */
   feed(fed: Fed, by: Step["by"]): Promise<void> {
-    return this.inTurn(() => this.fed(fed, by, true));
+    return this.inTurn(async () => {
+      for (let start = 0; start < fed.length; start += NUM_TOGETHER) {
+        await this.fed(fed.slice(start, start + NUM_TOGETHER) as Fed, by, true);
+      }
+    });
   }
 
   /** Sets it back to a position. Where no mark is kept any more, it is opened anew and fed up to there. */
@@ -285,14 +291,14 @@ export class Session {
 
   private save(): void {
     clearTimeout(this.saving);
-    this.saving = window.setTimeout(() => this.keep(), 150);
+    this.saving = window.setTimeout(() => this.keep(false), 150);
   }
 
-  /** Keeps it for a reload, now. */
-  keep(): void {
+  /** Keeps it for a reload, now; with looks inside its last steps or without. */
+  keep(withTraces: boolean): void {
     if (!this.isOpen) return;
     const { id, route, base, source, sourceTokens, first, steps, model } = this;
-    store({ id, route, model: model.model, version: model.version, source, sourceTokens, base, first, steps });
+    store({ id, route, model: model.model, version: model.version, source, sourceTokens, base, first, steps }, withTraces);
   }
 
   private spec(isWanted: boolean) {

@@ -51,14 +51,15 @@ export function outputOf(message: StepOutput): Output {
   };
 }
 
-/** Keeps a session for as long as the tab lives. What the last steps said is kept; of earlier ones, what was fed. */
-export function store(session: Stored): void {
+/** Keeps a session for as long as the tab lives. What the last steps said is kept; of earlier ones, what was fed.
+ * withTraces: looks inside the very last ones, too, which are large. */
+export function store(session: Stored, withTraces: boolean): void {
   const num = session.steps.length;
   const steps = session.steps.map((step, index) => {
     if (index < num - NUM_OUTPUTS) return { ...step, output: null };
-    return { ...step, output: packed(step.output, index >= num - NUM_TRACES) };
+    return { ...step, output: packed(step.output, withTraces && index >= num - NUM_TRACES) };
   });
-  const record = JSON.stringify({ ...session, first: packed(session.first, true), steps });
+  const record = JSON.stringify({ ...session, first: packed(session.first, withTraces), steps });
   try {
     sessionStorage.setItem(key(session.id), record);
   } catch {

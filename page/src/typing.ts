@@ -2,11 +2,10 @@
  * back from. The text may be changed at any time; the latest one counts. */
 
 import { freshId, h, say } from "./dom";
-import type { Session } from "./session";
+import { NUM_TOGETHER, type Session } from "./session";
 import { sharedLength, textOf, type Tokenizer, tokensOf } from "./tokens";
 
 const NUM_ALONE = 16;
-const NUM_TOGETHER = 64;
 
 /** The box. typed: called when the text was changed. act: runs what may fail and tells what failed. */
 export class Typing {

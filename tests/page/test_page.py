@@ -11,12 +11,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.sync_api import Browser, expect
 
 from examples.local_service import LocalService, local_service
 from examples.ports import free_port
 from tests.page.tab import Tab, ask, tab
 from tests.services import program
+from tests.waiting import wait_until
 
 TYPED = "import "
 SOURCE = [370.2, 371.5, 372.4, 371.8, 370.1, 368.0, 366.3, 366.5, 367.9, 369.1, 370.0, 370.9]
@@ -100,6 +102,7 @@ def test_a_reload_finds_the_session_again(page: Tab, browser: Browser) -> None:
     page.expect_position(1)
     expect(page.box()).to_have_value("G ")
     assert (page.ids(), page.expected()) == (ids, told)
+    expect(page.column().get_by_role("img", name="Attention")).to_be_visible()
     with tab(browser, page.target) as elsewhere:  # where nothing is kept of it but its address
         elsewhere.page.goto(page.page.url)
         elsewhere.expect_position(1)
@@ -180,7 +183,7 @@ def test_what_the_server_refuses_is_told_in_its_words(browser: Browser, server: 
         page.open("g2p-en", "gate")
         page.box().press_sequentially("G É ")
         problem = page.column().get_by_role("alert")
-        expect(problem).to_have_text("Feed.tokens[0] = 'É' is not in the vocabulary of g2p-en")
+        expect(problem).to_have_text("feed.tokens[0] = 'É' is not in the vocabulary of g2p-en")
         expect(page.box()).to_have_attribute("aria-invalid", "true")
         page.expect_position(1)
         page.box().press("Backspace")
@@ -191,30 +194,37 @@ def test_what_the_server_refuses_is_told_in_its_words(browser: Browser, server: 
         assert len(page.failures) == 1
 
 
+@pytest.mark.parametrize("store", ["lmdb", "memory"])
 def test_it_goes_on_by_itself_when_its_server_was_killed_and_is_back(
-    browser: Browser, tiny_repository: Path, tmp_path: Path
+    browser: Browser, tiny_repository: Path, tmp_path: Path, store: str
 ) -> None:
-    flags = {"wire": "envoy", "port": free_port(), "store": "lmdb", "data-folder": tmp_path}
-    with tab(browser, f"127.0.0.1:{flags['port']}") as page:
+    """The session is as it was stored; where it was stored nowhere, it is another one that was fed the same."""
+    port = free_port()
+    flags = {"wire": "envoy", "port": port, "store": store, "data-folder": tmp_path}
+    with tab(browser, f"127.0.0.1:{port}") as page:
         with local_service(tiny_repository, flags) as service:
             page.open("tiny-endless")
             page.box().press_sequentially("t5 t6 ")
             page.expect_position(2)
             (session,) = page.ids()
+            if store == "lmdb":
+                told = {"sessionId": session}
+                wait_until(lambda: ask(service.target, "Inference/Step", **told).get("checkpointPosition") == "2")
             service.kill()
             page.box().press_sequentially("t7 ")
             expect(page.status()).to_contain_text("Not connected")
         with local_service(tiny_repository, flags) as service:
+            if store == "memory":
+                page.column().get_by_role("button", name="Try now").click()
             page.expect_position(3)
-            expect(page.status()).not_to_contain_text("Not connected")
+            expect(page.status()).to_contain_text("Connected again" if store == "lmdb" else "had lost the session")
+            assert (page.ids() == [session]) == (store == "lmdb")
             page.box().press_sequentially("t8 ")
             page.expect_position(4)
-            told = page.expected()
+            assert ask(service.target, "Inference/Step", sessionId=page.ids()[0])["position"] == "4"
             feed = {"tokens": ["t5", "t6", "t7", "t8"], "outputs": {"kind": "OUTPUT_KIND_TOP_K", "topK": 8}}
             answer = ask(service.target, "Inference/Step", open={"model": "tiny-endless"}, feed=feed)
-            assert [token["text"] for token in answer["fed"]["outputs"][0]["tokens"]] == told
-            if page.ids() == [session]:  # it was stored in time
-                assert ask(service.target, "Inference/Step", sessionId=session)["position"] == "4"
+            assert page.expected() == [token["text"] for token in answer["fed"]["outputs"][0]["tokens"]]
 
 
 def test_a_server_that_wants_a_token_is_given_one(browser: Browser, tiny_repository: Path, tmp_path: Path) -> None:
