@@ -13,7 +13,7 @@ from examples.local_service import local_service
 
 ROOT = Path(__file__).resolve().parent.parent
 TO = ROOT / "docs" / "pictures" / "page.png"
-SIZE = ViewportSize(width=860, height=1000)
+SIZE = ViewportSize(width=860, height=1270)
 THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
@@ -28,6 +28,7 @@ def shot(browser: Browser, target: str, theme: Literal["light", "dark"]) -> byte
     box.press_sequentially("K EH R AH S ")
     expect(page.locator(".stats dd").first).to_have_text("5")
     page.evaluate("document.activeElement.blur()")
+    page.mouse.move(0, 0)
     return page.screenshot()
 
 

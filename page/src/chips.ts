@@ -35,8 +35,9 @@ export class Chips {
     const skipped = Math.max(0, session.steps.length - NUM_SHOWN);
     const steps = session.steps.slice(skipped);
     const first = session.base + skipped + 1;
-    let kept = 0;
-    while (kept < this.chips.length && this.chips[kept]?.step === steps[kept] && this.chips[kept]?.position === first + kept) kept += 1;
+    const isSame = (chip: Chip, index: number) => chip.step === steps[index] && chip.position === first + index;
+    const changed = this.chips.findIndex((chip, index) => !isSame(chip, index));
+    const kept = changed < 0 ? this.chips.length : changed;
     for (const chip of this.chips.splice(kept)) chip.element.remove();
     for (const [index, step] of steps.entries()) {
       if (index < kept) continue;

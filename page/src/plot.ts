@@ -11,7 +11,7 @@ export interface Curves {
 }
 
 const HEIGHT = 260;
-const WHOLE = [1, 2, 5].flatMap((digit) => [1, 10, 100, 1000, 10_000].map((power) => digit * power)).sort((one, other) => one - other);
+const WHOLE = [1, 10, 100, 1000, 10_000].flatMap((power) => [1, 2, 5].map((digit) => digit * power));
 
 /** A plot that is as wide as its place. */
 export class Plot {
@@ -47,7 +47,8 @@ export class Plot {
 
   private data(): uPlot.AlignedData {
     const { observed, expected, forecast } = this.curves;
-    const steps = [...new Set([...observed, ...expected, ...forecast].map(([step]) => step))].sort((one, other) => one - other);
+    const all = [...observed, ...expected, ...forecast].map(([step]) => step);
+    const steps = [...new Set(all)].sort((one, other) => one - other);
     const start = observed.filter(([step]) => step < (forecast[0]?.[0] ?? -Infinity)).slice(-1); // so that they join
     const values = [observed, expected, [...start, ...forecast]].map((points) => {
       const known = new Map(points);

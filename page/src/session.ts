@@ -73,7 +73,8 @@ export class Session {
   open(source: Source): Promise<void> {
     return this.inTurn(async () => {
       this.source = source;
-      const request = create(StepRequestSchema, { sessionId: this.id, open: opening(this.model, source, this.spec(hasStart(this.model))) });
+      const spec = this.spec(hasStart(this.model));
+      const request = create(StepRequestSchema, { sessionId: this.id, open: opening(this.model, source, spec) });
       let answer: StepResponse;
       try {
         ({ answer } = await this.step(request));
@@ -248,7 +249,8 @@ export class Session {
     this.id = freshSessionId();
     if (isRoot) this.route = this.id;
     const steps = this.steps.slice(0, length);
-    await this.refeed(steps, 0, { open: opening(this.model, this.source, this.spec(steps.length === 0 && this.first !== null)) });
+    const spec = this.spec(steps.length === 0 && this.first !== null);
+    await this.refeed(steps, 0, { open: opening(this.model, this.source, spec) });
     this.steps = steps;
     this.marks = steps.length > 0 ? [steps.length] : [];
     forget(old);

@@ -71,7 +71,7 @@ export function store(session: Stored, withTraces: boolean): void {
 export function stored(id: string): Stored | null {
   const record = sessionStorage.getItem(key(id));
   if (record === null) return null;
-  const found = JSON.parse(record) as Omit<Stored, "first" | "steps"> & { first: Packed; steps: (Omit<Step, "output"> & { output: Packed })[] };
+  const found = JSON.parse(record) as PackedSession;
   const steps = found.steps.map((step) => ({ ...step, output: unpacked(step.output) }));
   return { ...found, first: unpacked(found.first), steps };
 }
@@ -81,6 +81,8 @@ export function forget(id: string): void {
   sessionStorage.removeItem(key(id));
 }
 
+type PackedSession = Omit<Stored, "first" | "steps"> & { first: Packed; steps: PackedStep[] };
+type PackedStep = Omit<Step, "output"> & { output: Packed };
 type Packed = (Omit<Output, "trace"> & { trace: [string, number[]][] }) | null;
 
 function key(id: string): string {
