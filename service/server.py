@@ -169,8 +169,8 @@ class Server:
             raise self._crash
 
     async def stop(self) -> None:
-        """Refuses what is new, tells every stream to move, lets generations finish within the grace time, stores what
-        is to be stored, and stops."""
+        """Refuses what is new, tells every stream to move, lets generations and feeds finish within the grace time,
+        stores what is to be stored, and stops."""
         if self._sessions is not None:
             await self._drain(self._sessions)
         await self._background.stop()
@@ -200,6 +200,9 @@ class Server:
             self._inference.go_away(grace_s)
         # bounded by the grace time; nothing on the hot path is made to signal what is asked once in a server's life
         while sessions.directory.num_generating and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        at_work = sessions.expiry.at_work()  # in the middle of a long feed a session cannot be stored
+        while at_work() and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         sessions.expiry.end_all()
 

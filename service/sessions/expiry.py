@@ -5,6 +5,8 @@ Event loop only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from service.errors import guarded
 from service.sessions.lifecycle import State
 from service.sessions.persistence import OnDisconnect
@@ -43,6 +45,13 @@ class Expiry:
         for session in self._registry.directory.unused_since(now_s - self._idle_timeout_s):
             guarded(self._expire_idle, session, now_s)
         self._registry.leases.renew_some(_RENEWALS)
+
+    def at_work(self) -> Callable[[], bool]:
+        """Whether any session that is at work now still is, with the same request: to be asked as often as needed."""
+        working = [(session, session.last) for session in self._registry.directory if session.num_in_flight]
+        return lambda: any(
+            session.num_in_flight and session.last is last and not session.is_over for session, last in working
+        )
 
     def end_all(self) -> None:
         """Ends every session because the server shuts down, and tells their streams: those that are stored can be

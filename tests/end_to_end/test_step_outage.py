@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -36,3 +37,22 @@ async def test_a_feed_that_is_not_stored_may_be_sent_again_if_it_has_a_position(
                 redis.start()
                 again = await calls.step("s", feed=fed(6, position=1))
                 assert (again.position, again.fed.replayed, again.checkpoint_position) == (2, True, 2)
+
+
+async def test_a_long_feed_ends_before_its_server_does(tiny_repository: Path, tmp_path: Path) -> None:
+    """In the middle of it the session cannot be stored, and what was answered before would be lost."""
+    flags = {"store": "lmdb", "data-folder": tmp_path, "checkpoint-interval-s": 60}
+    kept = pb.DisconnectPolicy(action=pb.DISCONNECT_ACTION_KEEP)
+    tokens = [5 + at % 7 for at in range(130_000)]
+    with local_service(tiny_repository, flags) as service:
+        async with stubs(service.target) as calls:
+            opening = pb.Open(model=MODEL, on_disconnect=kept)
+            assert (await calls.step("s", open=opening, feed=fed(5, position=0))).position == 1
+            long = asyncio.create_task(calls.step("s", feed=fed(*tokens, position=1)))
+            await asyncio.sleep(0.1)
+            assert not long.done()
+            assert await asyncio.to_thread(service.stop) == 0
+            assert (await long).position == 130_001
+    with local_service(tiny_repository, flags) as service:
+        async with stubs(service.target) as calls:
+            assert (await calls.step("s")).position == 130_001
