@@ -82,6 +82,15 @@ def test_json_may_be_as_large_as_other_messages(service: LocalService) -> None:
     assert len(body) > 200_000
 
 
+def test_a_call_that_runs_out_of_time_is_not_answered_408(service: LocalService) -> None:
+    """Browsers send a POST that got 408 again by themselves, and a feed would count twice."""
+    opening: dict[str, object] = {"sessionId": "in-no-time", "open": {"model": "tiny-lm"}}
+    assert ask(service.target, "/carousel.v1.Inference/Step", json.dumps(opening).encode(), JSON)[0] == 200
+    feed = json.dumps({"sessionId": "in-no-time", "feed": {"tokenIds": [5] * 100_000}}).encode()
+    status, body, _ = ask(service.target, "/carousel.v1.Inference/Step", feed, {**JSON, "connect-timeout-ms": "50"})
+    assert (status, json.loads(body)["code"]) == (409, "aborted")
+
+
 def test_pages_of_allowed_origins_may_call(tiny_repository: Path) -> None:
     page = {"origin": "https://app.example"}
     with local_service(tiny_repository, {"wire": "envoy", "allowed-origins": '["https://app.example"]'}) as service:

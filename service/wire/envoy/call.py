@@ -29,6 +29,10 @@ _SLOW_BYTES = 16 * 1024
 """Of a message that is slow to parse or to write, beyond which others would have to wait."""
 
 
+_RESENT = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED})
+"""Envoy's bridge makes HTTP status 408 of these, and browsers send a POST that got 408 again by themselves."""
+
+
 async def send_whole(
     send: Send, status: int, content_type: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes
 ) -> None:
@@ -63,6 +67,8 @@ class Call:
         self._certificate = certificate
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
+        self.is_whole = False
+        """Whether it is one of Connect's that do not stream: a browser may send it again."""
         self._is_last_read = False
         self._has_left = False
         self._is_started = False
@@ -223,6 +229,8 @@ class Call:
             code, details = self._failure or (grpc.StatusCode.CANCELLED, "the call was cancelled")
         if isinstance(code, int):
             code = next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN)
+        if self.is_whole and code in _RESENT:
+            code = grpc.StatusCode.ABORTED
         trailers = status_headers(code, details, self._trailers)
         if not self._is_started:
             if code is not grpc.StatusCode.OK:  # trailers alone

@@ -146,6 +146,7 @@ class Host:
         codec = codec_of(handler, is_json=has_json)
         certificate = headers.get(CERTIFICATE) if self._has_client_certificates else None
         call = Call(receive, send, codec, frames, content_type, metadata, _peer(scope.get("client")), certificate)
+        call.is_whole = UNARY.encode() in headers
         timeout = headers.get(b"grpc-timeout")
         if timeout is not None:
             said = timeout.decode("latin-1")
@@ -194,7 +195,7 @@ class Host:
         elif (against := self._browsers.reason_against_page(host)) is not None:
             status, text = 403, against
         else:
-            is_known = headers.get(b"if-none-match") == found.tag
+            is_known = found.tag in headers.get(b"if-none-match", b"")  # one of a list, also a weak one
             body = b"" if is_known or method == "HEAD" else found.body
             await send_whole(send, 304 if is_known else 200, found.content_type, found.headers, body)
             return
