@@ -12,6 +12,7 @@ from carousel._tokens import uint
 from carousel.steps import SessionStep, StepOptions
 from carousel.v1 import inference_pb2 as pb
 
+_OF_FEED = ("position", "mark", "every_position")
 _OF_OPENING = ("source", "version", "variant", "constants", "first", "on_disconnect", "hold_s", "durability")
 
 
@@ -21,8 +22,13 @@ def request(session_id: str, tokens: Tokens | None, **options: Unpack[StepOption
     model = options.get("model", "")
     if not model and (without := [name for name in _OF_OPENING if options.get(name)]):
         raise TypeError(f"{', '.join(without)}: give a model, too, which opens the session")
+    if unknown := sorted(set(options) - set(StepOptions.__annotations__)):
+        raise TypeError(f"{', '.join(unknown)}: no such option")
     features = options.get("features")
     has_feed = tokens is not None or features is not None
+    asked = [name for name in _OF_FEED if options.get(name) is not None and options.get(name) is not False]
+    if not has_feed and asked:
+        raise TypeError(f"{', '.join(asked)}: give tokens or features, too")
     top_k, logits, trace = options.get("top_k"), options.get("logits", False), options.get("trace", False)
     message = pb.StepRequest(
         session_id=session_id or (secrets.token_urlsafe(9) if model else ""), close=options.get("close", False)

@@ -12,7 +12,7 @@ from carousel.cli.outputs import show
 from carousel.cli.printing import AsJson, err, print_json
 from carousel.cli.reading import source_of, tokens_of, vectors
 from carousel.client import Client
-from carousel.steps import SessionStep, StepOptions
+from carousel.steps import RestoredFrom, SessionStep, StepOptions
 from carousel.values import ModelInfo
 
 
@@ -65,10 +65,17 @@ def step(
                 "on_disconnect": "keep" if keep else "hold",
                 "durability": durability,
             }
+        if text is None and position is not None:
+            raise typer.BadParameter("goes with TOKENS", param_hint="--position")
         told = client.step(session_id, **opening)
         info = client.model(told.model, told.version)
         if text is not None:
-            told = _feed(client, told, info, text, position, top, close=close)
+            try:
+                told = _feed(client, told, info, text, position, top, close=close)
+            except Exception:
+                if told.restored_from is RestoredFrom.UNSPECIFIED:  # a call that is refused leaves nothing behind
+                    client.step(told.session_id, close=True)
+                raise
         elif close:
             told = client.step(told.session_id, close=True)
     if as_json:

@@ -1899,7 +1899,8 @@ class StepRequest(_message.Message):
     """
     close: _builtins.bool
     """Close the session when it was fed. Sent again, the call finds it gone: NOT_FOUND, with the position at which it was
-    closed. Default false.
+    closed; with `open` the session is opened anew. When the store does not answer, the call is UNAVAILABLE, and is to be
+    sent again. Default false.
     """
     @_builtins.property
     def open(self) -> Global___Open:

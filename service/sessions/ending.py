@@ -71,7 +71,10 @@ class Tombstones:
         return len(self._by_id)
 
     def add(self, session_id: str, tombstone: Tombstone) -> None:
-        """Remembers a session; the oldest memory goes when there are too many."""
+        """Remembers a session; the oldest memory goes when there are too many. An opening that failed says nothing of
+        the session that had the id before it."""
+        if tombstone.reason is CloseReason.FAILED and session_id in self._by_id:
+            return
         self._by_id[session_id] = tombstone
         self._by_id.move_to_end(session_id)
         if len(self._by_id) > self._capacity:

@@ -390,4 +390,6 @@ def test_step_feeds_numbers_to_a_model_that_reads_them(shell: Shell) -> None:
     assert 300 < float(done.stdout) < 450
     assert b"closed at position 2" in done.stderr
     assert b"reads numbers" in shell.run("step", "numbers", "x", *opening, code=2).stderr
+    shell.run("step", "numbers", code=4)  # what was refused has left no session behind
+    assert b"--position" in shell.run("step", "numbers", "--position", "0", code=2).stderr
     shell.run("step", "numbers", "--close")
