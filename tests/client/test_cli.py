@@ -392,4 +392,3 @@ def test_step_feeds_numbers_to_a_model_that_reads_them(shell: Shell) -> None:
     assert b"reads numbers" in shell.run("step", "numbers", "x", *opening, code=2).stderr
     shell.run("step", "numbers", code=4)  # what was refused has left no session behind
     assert b"--position" in shell.run("step", "numbers", "--position", "0", code=2).stderr
-    shell.run("step", "numbers", "--close")

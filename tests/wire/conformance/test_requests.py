@@ -72,7 +72,7 @@ def test_a_path_may_be_long(service: LocalService) -> None:
 
 def test_a_request_of_http_1_is_refused_or_answered_and_closed(service: LocalService) -> None:
     """By grpcio as no HTTP/2, by Envoy in HTTP/1.1."""
-    told = exchange(service.target, request("GET", "/", connection="close"))
+    told = exchange(service.target, request("GET", "/nothing", connection="close"))
     assert told.is_closed
     if told.status:
         assert (told.status, told.body[:22]) == (404, b"this is a gRPC service")
