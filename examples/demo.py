@@ -87,9 +87,7 @@ def step_by_step(client: Client) -> None:
 def show_page(service: LocalService) -> None:
     """Where there is a page to type into."""
     has_page = any(line["event"] == "page.served" for line in service.log)
-    where = (
-        "http://localhost:50051/ while ./scripts/serve runs" if has_page else "the wire envoy has one (extra `envoy`)"
-    )
+    where = "http://localhost:50051/ while ./scripts/serve runs" if has_page else "the wire envoy has one"
     print(f"\nA page to type into: {where}.")
 
 
