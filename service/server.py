@@ -201,8 +201,8 @@ class Server:
         # bounded by the grace time; nothing on the hot path is made to signal what is asked once in a server's life
         while sessions.directory.num_generating and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        at_work = sessions.expiry.at_work()  # in the middle of a long feed a session cannot be stored
-        while at_work() and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
+        busy = sessions.expiry.busy()  # in the middle of a long feed a session cannot be stored
+        while busy() and loop.time() < deadline and self._crash is None:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         sessions.expiry.end_all()
 

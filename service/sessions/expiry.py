@@ -46,12 +46,11 @@ class Expiry:
             guarded(self._expire_idle, session, now_s)
         self._registry.leases.renew_some(_RENEWALS)
 
-    def at_work(self) -> Callable[[], bool]:
-        """Whether any session that is at work now still is, with the same request: to be asked as often as needed."""
-        working = [(session, session.last) for session in self._registry.directory if session.num_in_flight]
-        return lambda: any(
-            session.num_in_flight and session.last is last and not session.is_over for session, last in working
-        )
+    def busy(self) -> Callable[[], bool]:
+        """Whether any session that is busy now still is, with the same request: to be asked as often as needed. One
+        that generates is not: see `Directory.num_generating`."""
+        busy = [(session, session.last) for session in self._registry.directory if session.state is State.BUSY]
+        return lambda: any(session.state is State.BUSY and session.last is last for session, last in busy)
 
     def end_all(self) -> None:
         """Ends every session because the server shuts down, and tells their streams: those that are stored can be

@@ -165,6 +165,21 @@ async def test_an_idle_session_expires_and_a_used_or_busy_one_does_not(tiny_repo
         assert raised.value.facts["position"] == 1
 
 
+async def test_a_drain_waits_for_feeds_and_for_no_generation_that_nobody_reads(tiny_repository: Path) -> None:
+    async with opened(tiny_repository, generation_window=4) as it:
+        parked, fed = await it.open("parked"), await it.open("fed")
+        is_full = asyncio.Event()  # its window
+        request = it.request(parked, 3, lambda _, result: is_full.set() if result.position == 4 else None)
+        it.service.generations.generate(request, None, Decoding(100), field="generate.decoding")
+        await is_full.wait()
+        assert not it.service.expiry.busy()()
+        long = it.feed(fed, 0, [5] * 3000, OutputSpec(OutputKind.NONE))
+        is_busy = it.service.expiry.busy()
+        assert is_busy()
+        await long
+        assert not is_busy()
+
+
 async def test_a_session_that_step_batches_use_is_left_its_whole_idle_timeout(tiny_repository: Path) -> None:
     async with opened(tiny_repository, idle_timeout_s=10.0) as it:
         session, done = await it.open("used"), asyncio.Semaphore(0)

@@ -139,14 +139,15 @@ class Host:
         if handler is None:
             await _refuse(send, content_type, grpc.StatusCode.UNIMPLEMENTED, f"{method[:200]}: no such method")
             return
-        if UNARY.encode() in headers and (handler.request_streaming or handler.response_streaming):
+        is_whole = UNARY.encode() in headers
+        if is_whole and (handler.request_streaming or handler.response_streaming):
             await _refuse(send, content_type, grpc.StatusCode.UNIMPLEMENTED, STREAMS)
             return
         frames = Frames(headers.get(b"grpc-encoding", b"").decode("latin-1"), self._max_message_bytes)
         codec = codec_of(handler, is_json=has_json)
         certificate = headers.get(CERTIFICATE) if self._has_client_certificates else None
         call = Call(receive, send, codec, frames, content_type, metadata, _peer(scope.get("client")), certificate)
-        call.is_whole = UNARY.encode() in headers
+        call.is_whole = is_whole
         timeout = headers.get(b"grpc-timeout")
         if timeout is not None:
             said = timeout.decode("latin-1")
