@@ -99,8 +99,7 @@ def _told(error: ValidationError | SettingsError) -> str:
     lines = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
-        if not name:  # settings that do not go together, which the message names: its input is all of them
-            lines.append(str(problem.get("ctx", {}).get("error", problem["msg"])))
-            continue
-        lines.append(f"{name} = {problem.get('input')!r}: {problem['msg']}")
+        text = str(problem.get("ctx", {}).get("error", problem["msg"]))
+        # without a name: settings that do not go together, which the message names; its input is all of them
+        lines.append(f"{name} = {problem.get('input')!r}: {text}" if name else text)
     return "\n".join(lines)

@@ -10,7 +10,8 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from carousel._extras import how_to_install
 from service.api.principals import Everybody, Principals, TokenFileError
-from service.ports import is_loopback, why_not
+from service.hosts import is_loopback
+from service.ports import why_not
 from service.process import StartError
 from service.settings import Settings
 

@@ -5,14 +5,6 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-"""Names and addresses of this machine alone."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether who listens on `host` is reached from this machine alone. host: also in brackets."""
-    return host.strip("[]") in LOOPBACK
-
 
 def why_not(host: str, port: int) -> str | None:
     """The reason why no address of `host` can be bound to `port`, such as "address already in use"; None when one can.

@@ -8,11 +8,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.engine.limits import EngineLimits
 from service.engine.rows import ROW_BUCKETS
+from service.hosts import checked_host, checked_origin
 from service.repository.runtime import Provider, RuntimeOptions, Runtimes
 from service.sessions.persistence import Durability, PolicyLimits, SessionLimits
 
@@ -30,6 +31,8 @@ _EXAMPLES = Path(__file__).parent.parent / "model_repository"
 """All models of a checkout; in an installed server the smallest of them."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+PageHost = Annotated[str, AfterValidator(checked_host)]
+Origin = Annotated[str, AfterValidator(checked_origin)]
 
 
 class RedisUrl(SecretStr):
@@ -76,13 +79,13 @@ class Settings(BaseSettings):
     wire: Literal["auto", "grpcio", "envoy"] = "auto"
     """What carries the calls: gRPC's own library, or Envoy with the server inside, which is faster and speaks gRPC-Web,
     Connect and JSON too. auto: Envoy where the extra `envoy` and a shared libpython are installed, on Linux."""
-    allowed_origins: tuple[str, ...] = ()
+    allowed_origins: tuple[Origin, ...] = ()
     """Origins of web pages that may call, as JSON: ["https://app.example"]. Needs the wire `envoy`."""
     page: bool = True
     """Serve a page to type into at `/`, on the wire `envoy`."""
-    page_hosts: tuple[str, ...] = ()
-    """Names of this server under which the page may be opened, besides localhost and addresses, as JSON:
-    ["carousel.example"]."""
+    page_hosts: tuple[PageHost, ...] = ()
+    """Names and addresses of this server under which the page may be opened, besides localhost, as JSON:
+    ["carousel.example"]. A server that others can reach has its page under every address."""
 
     log_format: Literal["text", "json"] = "text"
     """Form of the log lines."""

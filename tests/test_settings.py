@@ -94,7 +94,34 @@ def test_names_of_the_page_are_given_as_json(monkeypatch: pytest.MonkeyPatch) ->
     assert CliApp.run(Settings, cli_args=[]).page_hosts == ()
     monkeypatch.setenv("CAROUSEL_PAGE_HOSTS", '["a.example"]')
     assert CliApp.run(Settings, cli_args=[]).page_hosts == ("a.example",)
-    assert CliApp.run(Settings, cli_args=["--page-hosts", '["b.example", "c.example"]']).page_hosts[1] == "c.example"
+    flag = ["--page-hosts", '["b.example.", "C.example", "[0:0::2]", "10.0.0.5"]']
+    assert CliApp.run(Settings, cli_args=flag).page_hosts == ("b.example", "c.example", "::2", "10.0.0.5")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(
+            ("page_hosts", value)
+            for value in ("", "[::zz]", "a:50051", "http://a", "a/", "*", "a b", "[a]", "fe80::1%a")
+        ),
+        *(
+            ("allowed_origins", value)
+            for value in ("", "*", "app.example", "https://app.example/", "https://App.example", "https://*.example")
+        ),
+        *(("allowed_origins", value) for value in ("https://app.example:443", "http://app.example:80", "https://a b")),
+    ],
+)
+def test_what_no_browser_sends_is_refused_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], setting: str, value: str
+) -> None:
+    assert run(monkeypatch, "--check", FLAGS[setting], json.dumps([value])) == 2
+    assert f"{setting}.0 = {value!r}: expected a " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["http://localhost:8080", "http://app.example:443", "https://[::1]:8443", "null"])
+def test_what_browsers_send_is_taken(value: str) -> None:
+    assert Settings.model_validate({"allowed_origins": [value]}).allowed_origins == (value,)
 
 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name not in OF_THEIR_OWN])
@@ -243,11 +270,11 @@ def test_one_models_runtime_differs_in_what_is_given_of_it() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--provider", "cuda"], "provider = 'cuda': Value error, cuda is not available: this onnxruntime has "),
+        (["--provider", "cuda"], "provider = 'cuda': cuda is not available: this onnxruntime has "),
         (["--provider", "tpu"], "provider = 'tpu': Input should be 'cpu' or 'cuda'"),
         (
             ["--model-runtimes", '{"g2p-en": {"provider": "cuda"}}'],
-            "model_runtimes.g2p-en.provider = 'cuda': Value error, cuda is not available",
+            "model_runtimes.g2p-en.provider = 'cuda': cuda is not available",
         ),
         (
             ["--model-runtimes", '{"g2p-en": {"num_threads": 0}}'],

@@ -7,7 +7,10 @@ import pytest
 from service.wire.envoy.browsers import Browsers
 
 ALLOWED = ["https://app.example"]
-LOCAL, OPEN = Browsers("127.0.0.1", ALLOWED, ["Carousel.example"]), Browsers("0.0.0.0", ALLOWED, ["carousel.example"])
+LOCAL, OPEN = (
+    Browsers("127.0.0.1", ALLOWED, ["Carousel.example", "[::2]"]),
+    Browsers("0.0.0.0", ALLOWED, ["carousel.example"]),
+)
 WITHOUT = Browsers("127.0.0.1", ALLOWED, None)
 
 
@@ -29,6 +32,11 @@ WITHOUT = Browsers("127.0.0.1", ALLOWED, None)
         (OPEN, "1.1", "CAROUSEL.example", "https://CAROUSEL.example"),
         (OPEN, "1.1", "10.0.0.5:50051", "http://10.0.0.5:50051"),  # for an address nothing is looked up
         (OPEN, "2", "[fd00::5]:50051", "https://[fd00::5]:50051"),
+        # other spellings
+        (LOCAL, "1.1", "localhost.:50051", "http://localhost.:50051"),
+        (LOCAL, "1.1", "[0:0:0:0:0:0:0:1]:50051", None),
+        (LOCAL, "1.1", "[::2]:50051", "http://[::2]:50051"),
+        (OPEN, "1.1", "carousel.example.", "https://carousel.example."),
     ],
 )
 def test_who_may_call_may(browsers: Browsers, version: str, host: str, origin: str | None) -> None:
@@ -52,6 +60,9 @@ def test_who_may_call_may(browsers: Browsers, version: str, host: str, origin: s
         (LOCAL, "1.1", "[::1].evil.example", None, "host is"),
         (LOCAL, "1.1", "[::1]x", "http://[::1]x", "host is"),
         (LOCAL, "1.1", "127.0.0.1:80:80", None, "host is"),
+        (LOCAL, "1.1", "localhost..", None, "host is"),
+        (LOCAL, "1.1", "[::3]", None, "host is"),
+        (OPEN, "1.1", "[::zz]", "http://[::zz]", "host is"),
         (LOCAL, "1.1", "user@localhost", None, "host is"),
         (OPEN, "1.1", "carousel.example", "https://evil.example", "origin"),
         (OPEN, "1.1", "carousel.example", "https://[", "origin"),
@@ -72,6 +83,8 @@ def test_pages_from_elsewhere_may_not(
     [
         (LOCAL, "localhost:50051", None),
         (LOCAL, "carousel.example", None),
+        (LOCAL, "localhost.:50051", None),
+        (LOCAL, "[::2]:50051", None),
         (OPEN, "10.0.0.5:50051", None),
         (LOCAL, "10.0.0.5:50051", "page_hosts"),
         (OPEN, "evil.example", "page_hosts"),
@@ -82,3 +95,16 @@ def test_pages_from_elsewhere_may_not(
 def test_the_page_is_given_under_names_that_are_the_server_s(browsers: Browsers, host: str, words: str | None) -> None:
     reason = browsers.reason_against_page(host)
     assert reason is None if words is None else words in str(reason)
+
+
+@pytest.mark.parametrize("browsers", [LOCAL, OPEN])
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:50051", "[::zz]", "[", "a b"])
+def test_the_page_and_its_calls_are_refused_in_the_same_words(browsers: Browsers, host: str) -> None:
+    reason = browsers.reason_against_page(host)
+    assert reason is not None
+    assert reason == browsers.reason_against("1.1", host, f"http://{host}")
+    assert reason.endswith("or a name in page_hosts")
+
+
+def test_no_page_and_no_names_are_advised_where_there_are_none() -> None:
+    assert WITHOUT.reason_against("1.1", "evil.example", None) == "host is 'evil.example': expected localhost"

@@ -100,7 +100,7 @@ def test_it_is_given_without_a_token_under_its_names_and_not_when_it_is_off(
         status, _, body = load(target, "/", host="other.example")
         assert (status, body) == (
             403,
-            b"host is 'other.example': to use the page under this name, give it in page_hosts\n",
+            b"host is 'other.example': expected localhost or an address, or a name in page_hosts\n",
         )
         assert post(target, "/carousel.v1.Models/List", origin=f"http://{target}") == 401
     with local_service(tiny_repository, {"wire": "envoy", "page": False}) as without:

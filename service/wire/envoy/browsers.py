@@ -9,13 +9,9 @@ request to another one, and with every POST; over plain text they speak HTTP/1.1
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from ipaddress import ip_address
 
-from service.ports import LOOPBACK, is_loopback
-
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+from service.hosts import LOOPBACK, canonical, host_name, is_address, is_loopback
 
 
 class Browsers:
@@ -25,44 +21,31 @@ class Browsers:
     def __init__(self, host: str, allowed_origins: Iterable[str], page_hosts: Iterable[str] | None) -> None:
         self._is_local = is_loopback(host)
         self._allowed = frozenset(allowed_origins)
-        self._names = None if page_hosts is None else LOOPBACK | {name.lower() for name in page_hosts}
+        self._has_page = page_hosts is not None
+        self._names = LOOPBACK.union(canonical(name) for name in page_hosts or ())
 
     def reason_against(self, http_version: str, host: str, origin: str | None) -> str | None:
         """Why a request is refused, in a sentence; None when it may be made. host: the header `host` or `:authority`;
         origin: the header, None without one."""
         if origin in self._allowed:
             return None
-        name = _name(host)
-        is_named = name in (self._names or LOOPBACK)
-        if self._is_local and not is_named and (http_version.startswith("1") or origin is not None):
-            return f"host is {host[:100]!r}: a server on the loopback interface is called localhost"
+        against_name = self._reason_against_name(host)
+        if self._is_local and against_name is not None and (http_version.startswith("1") or origin is not None):
+            return against_name
         if origin is None:
             return None
-        if self._names is not None and origin in (f"http://{host}", f"https://{host}"):
-            return None if is_named or _is_address(name) else self._unnamed(host)
+        if self._has_page and origin in (f"http://{host}", f"https://{host}"):
+            return against_name
         return f"origin {origin[:100]!r} is not allowed: see allowed_origins"
 
     def reason_against_page(self, host: str) -> str | None:
         """Why the server's own page cannot be used under a name; None when it can. host: as for `reason_against`."""
-        name = _name(host)
-        if self._names is None:
-            return "this server has no page"
-        return None if name in self._names or (_is_address(name) and not self._is_local) else self._unnamed(host)
+        return self._reason_against_name(host) if self._has_page else "this server has no page"
 
-    @staticmethod
-    def _unnamed(host: str) -> str:
-        return f"host is {host[:100]!r}: to use the page under this name, give it in page_hosts"
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _name(host: str) -> str:
-    """The name or the address in a host; empty for what is none."""
-    found = _HOST.fullmatch(host)
-    return "" if found is None else found[1].strip("[]").lower()
+    def _reason_against_name(self, host: str) -> str | None:
+        """Why it is not known that a name means this server; None when it is."""
+        name = host_name(host)
+        if name in self._names or (is_address(name) and not self._is_local):
+            return None
+        known = "localhost" if self._is_local else "localhost or an address"
+        return f"host is {host[:100]!r}: expected {known}{', or a name in page_hosts' if self._has_page else ''}"

@@ -11,8 +11,8 @@ import structlog
 
 from service.background import Background
 from service.certificates import certificates_of
+from service.hosts import in_url, is_loopback
 from service.listeners import warn_if_open
-from service.ports import is_loopback
 from service.settings import Settings
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.configuration import MARK
@@ -91,7 +91,7 @@ class EnvoyWire:
     def _url(self, port: int) -> str:
         """Of the page, as it is opened on this machine, or under the address that is listened on."""
         host = self._settings.host
-        host = "localhost" if is_loopback(host) or host in _ALL else host
+        host = "localhost" if is_loopback(host) or host in _ALL else in_url(host)
         return f"{'http' if self._settings.tls_cert_file is None else 'https'}://{host}:{port}/"
 
     async def stop(self, grace_s: float) -> None:

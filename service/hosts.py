@@ -1,0 +1,69 @@
+"""Names and addresses of hosts, as settings, URLs and the header `host` write them. Looks nothing up."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv6Address, ip_address
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Names and addresses of this machine alone."""
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+_NAME = re.compile(r"[a-z0-9._-]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+_DEFAULT_PORTS = ("http", ":80"), ("https", ":443")
+
+
+def canonical(name: str) -> str:
+    """A name or an address, of IPv6 also in brackets, in one of its spellings: in lower case, without brackets, and
+    without the dot at the end of a full name."""
+    plain = name.lower().removesuffix(".")
+    address = plain[1:-1] if plain.startswith("[") and plain.endswith("]") else plain
+    return str(ip_address(address)) if is_address(address) else plain
+
+
+def host_name(host: str) -> str:
+    """The name or the address in a header `host`, as `canonical` has it; empty for what is none."""
+    found = _HOST.fullmatch(host)
+    name = "" if found is None else canonical(found[1])
+    return "" if name.startswith("[") else name
+
+
+def is_address(name: str) -> bool:
+    """Whether a name, without brackets, is an address."""
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether who listens on `host` is reached from this machine alone. host: also in brackets."""
+    return canonical(host) in LOOPBACK
+
+
+def in_url(host: str) -> str:
+    """A name or an address as a URL has it: IPv6 in brackets."""
+    plain = canonical(host)
+    return f"[{plain}]" if is_address(plain) and isinstance(ip_address(plain), IPv6Address) else plain
+
+
+def checked_host(name: str) -> str:
+    """A name or an address of a setting, as `canonical` has it. Raises ValueError for what no header `host` has."""
+    plain = canonical(name)
+    if not (_NAME.fullmatch(plain) or is_address(plain)) or "%" in plain:
+        raise ValueError("expected a name or an address without a scheme, a port or a path, such as carousel.example")
+    return plain
+
+
+def checked_origin(origin: str) -> str:
+    """The origin of web pages, of a setting. Raises ValueError for what no browser sends as one."""
+    found = _ORIGIN.fullmatch(origin)
+    if origin != "null" and (
+        found is None or any(origin.startswith(f"{scheme}://") and found[2] == port for scheme, port in _DEFAULT_PORTS)
+    ):
+        raise ValueError(
+            "expected a scheme, a name and, unless it is the scheme's own, a port, in lower case and without a path,"
+            " such as https://app.example"
+        )
+    return origin
