@@ -7,9 +7,7 @@ import pytest
 from service.hosts import in_url, is_loopback
 
 
-@pytest.mark.parametrize(
-    "host", ["localhost", "LOCALHOST", "localhost.", "127.0.0.1", "::1", "[::1]", "0:0:0:0:0:0:0:1"]
-)
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost.", "127.0.0.1", "::1", "[::1]", "[0:0::1]"])
 def test_this_machine_has_many_spellings(host: str) -> None:
     assert is_loopback(host)
 

@@ -52,6 +52,8 @@ def test_each_file_is_given_as_it_is(service: LocalService) -> None:
         assert (status, body) == (200, (FOLDER / name).read_bytes())
         assert "default-src 'none'" in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
+        assert headers["content-length"] == str(len(body))
+        assert "transfer-encoding" not in headers
         again = load(service.target, "/" if name == "index.html" else f"/{name}", if_none_match=headers["etag"])
         assert (again[0], again[2]) == (304, b"")
 
@@ -61,6 +63,15 @@ def test_each_file_is_given_as_it_is(service: LocalService) -> None:
 )
 def test_no_other_path_leads_to_a_file(service: LocalService, path: str) -> None:
     assert load(service.target, path)[0] == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js", "/nope"])
+def test_every_answer_tells_its_length(service: LocalService, path: str) -> None:
+    status, headers, body = load(service.target, path)
+    assert headers["content-length"] == str(len(body))
+    head = load(service.target, path, method="HEAD")
+    assert (head[0], head[1]["content-length"], head[2]) == (status, str(len(body)), b"")
+    assert load(service.target, "/", host="evil.example")[1]["content-length"]
 
 
 def test_it_is_given_by_get_and_head_alone(service: LocalService) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, TypeAlias
 
 import grpc
@@ -197,10 +198,11 @@ class Host:
             status, text = 403, against
         else:
             is_known = found.tag in headers.get(b"if-none-match", b"")  # one of a list, also a weak one
-            body = b"" if is_known or method == "HEAD" else found.body
-            await send_whole(send, 304 if is_known else 200, found.content_type, found.headers, body)
+            status, body = (304, b"") if is_known else (200, found.body)
+            await _answer_other(send, status, found.content_type, found.headers, body, is_head=method == "HEAD")
             return
-        await _answer_other(send, status, "" if method == "HEAD" else f"{text}\n")
+        body = f"{text}\n".encode()
+        await _answer_other(send, status, _TEXT, _TEXT_HEADERS, body, is_head=method == "HEAD")
 
     async def _find(self, details: grpc.HandlerCallDetails) -> Handler | None:
         return self._handlers.get(details.method)
@@ -210,6 +212,8 @@ _LOOK_S = 0.1
 """Between two looks whether the clients are still there whose handlers do not read."""
 _CLIENT_HAS_LEFT = "ClientDisconnectedError"
 """pyvoy's own class, which exists inside of Envoy alone."""
+_TEXT = b"text/plain; charset=utf-8"
+_TEXT_HEADERS = [(b"x-content-type-options", b"nosniff")]
 _WHAT_IS_SPOKEN = "this is a gRPC service: it speaks gRPC, gRPC-Web and Connect, by POST"
 
 
@@ -265,10 +269,12 @@ async def _refuse(send: Send, content_type: bytes, code: grpc.StatusCode, detail
     await send_whole(send, 200, content_type, status_headers(code, details, ()), b"")
 
 
-async def _answer_other(send: Send, status: int, text: str) -> None:
-    """Answers a request that is no call."""
-    headers = [(b"x-content-type-options", b"nosniff")]
-    await send_whole(send, status, b"text/plain; charset=utf-8", headers, text.encode())
+async def _answer_other(
+    send: Send, status: int, content_type: bytes, headers: Headers, body: bytes, *, is_head: bool
+) -> None:
+    """Answers a request that is no call. body: what is sent, or, where the request is a HEAD, would be."""
+    size = [] if status == HTTPStatus.NOT_MODIFIED else [(b"content-length", b"%d" % len(body))]
+    await send_whole(send, status, content_type, [*headers, *size], b"" if is_head else body)
 
 
 def _method(scope: Event) -> str:
