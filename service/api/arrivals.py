@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import answers, session_messages
+from service.api import answers, openings, session_messages
 from service.api.caller import Caller, Domain
-from service.api.openings import prepare
 from service.api.replies import Replies
 from service.engine.jobs import Item
 from service.errors import (
@@ -82,6 +81,7 @@ class Arrivals:
 
     def open(self, request: Request, message: pb.StreamRequest, known: Session | None) -> None:
         """Opens a new session. known: the stream's own session of that id. Raises the reason why it cannot be."""
+        openings.check(message.open)
         if known is not None and self._waits_for_first(request, message):
             return
         if known is not None:
@@ -92,7 +92,7 @@ class Arrivals:
                 position=known.reportable_position,
             )
         num_bytes = message.ByteSize()
-        new = prepare(
+        new = openings.prepare(
             self._domain,
             self._caller,
             message.open,

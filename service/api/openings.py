@@ -6,12 +6,19 @@ from carousel.v1 import inference_pb2 as pb
 from service.api import consumed, convert, session_messages
 from service.api.caller import Caller, Domain
 from service.api.constants import session_constants
+from service.repository.repository import check_name
 from service.sessions.opening import NewSession
 from service.sessions.persistence import OnDisconnect
 from service.sessions.session import OnEnded, Request
 
 _WITHIN = "open."
 """In front of the fields of an opening."""
+
+
+def check(message: pb.Open) -> None:
+    """Raises InvalidFieldError for an opening that no session could come of, whatever the server has."""
+    check_name(message.model, field=f"{_WITHIN}model")
+    session_messages.check_policy(message)
 
 
 def prepare(

@@ -56,11 +56,8 @@ _ACTIONS = {
 def policy(message: pb.Open, limits: PolicyLimits, on_disconnect: OnDisconnect = OnDisconnect.FREE) -> SessionPolicy:
     """What an opening asks for. on_disconnect: where it does not say. Raises InvalidFieldError for what is unknown, or
     more than the server gives."""
-    if message.durability not in _DURABILITIES:
-        raise convert.unknown_value(message.durability, pb.Durability.DESCRIPTOR, field="open.durability")
+    check_policy(message)
     asked = message.on_disconnect
-    if asked.action not in _ACTIONS:
-        raise convert.unknown_value(asked.action, pb.DisconnectAction.DESCRIPTOR, field="open.on_disconnect.action")
     duration_s = _seconds(asked.duration, "open.on_disconnect.duration") if asked.HasField("duration") else None
     return limits.agree(
         _DURABILITIES[message.durability],
@@ -68,6 +65,15 @@ def policy(message: pb.Open, limits: PolicyLimits, on_disconnect: OnDisconnect =
         duration_s,
         is_unattended=message.unattended,
     )
+
+
+def check_policy(message: pb.Open) -> None:
+    """Raises InvalidFieldError when an opening asks for what no server knows."""
+    if message.durability not in _DURABILITIES:
+        raise convert.unknown_value(message.durability, pb.Durability.DESCRIPTOR, field="open.durability")
+    action = message.on_disconnect.action
+    if action not in _ACTIONS:
+        raise convert.unknown_value(action, pb.DisconnectAction.DESCRIPTOR, field="open.on_disconnect.action")
 
 
 def _seconds(duration: Duration, field: str) -> float:

@@ -11,9 +11,8 @@ import time
 from collections.abc import Sequence
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import answers, consumed, convert
+from service.api import answers, consumed, convert, openings
 from service.api.caller import Caller, Domain
-from service.api.openings import prepare
 from service.api.session_messages import close_reason
 from service.background import awaited
 from service.engine.jobs import Item
@@ -56,6 +55,8 @@ class Step:
             raise InvalidFieldError(
                 "session_id is missing: give that of a session, or open, which makes one", field="session_id"
             )
+        if has_open:
+            openings.check(message.open)
         try:
             if not message.session_id:
                 return await self._open(message)
@@ -79,7 +80,7 @@ class Step:
     async def _open(self, message: pb.StepRequest) -> pb.StepResponse:
         """Visits a session that it opens; and closes it again, when nothing is done with it because of the caller."""
         request, result = self._request(None)
-        new = prepare(
+        new = openings.prepare(
             self._domain,
             self._caller,
             message.open,

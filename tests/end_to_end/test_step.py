@@ -154,6 +154,15 @@ async def test_a_session_that_a_stream_has_is_left_to_it(tiny_service: LocalServ
             await stream.ask("streamed", close=pb.Close())
 
 
+async def test_an_opening_is_read_before_a_stream_s_session_is_looked_at(tiny_service: LocalService) -> None:
+    async with wire(tiny_service.target) as stream:
+        await stream.ask("known", open=pb.Open(model=MODEL))
+        told = await stream.ask("known", open=pb.Open())
+        assert (told.error.reason, told.error.field) == ("INVALID_FIELD", "open.model")
+        again = await stream.ask("known", open=pb.Open(model=MODEL))
+        assert again.error.reason == "SESSION_ALREADY_OPEN"
+
+
 async def info(calls: Stubs, session_id: str) -> sessions_pb2.SessionInfo:
     answer = await calls.sessions.Get(sessions_pb2.SessionsGetRequest(session_id=session_id))
     assert isinstance(answer, sessions_pb2.SessionsGetResponse)
@@ -383,6 +392,27 @@ BAD = {
         "session_id = 'there' is in use by a session of tiny-endless version 1 (fp32), and open asks for 'tiny-lm'"
         " version 1",
         "session_id",
+    ),
+    "no model": Refusal(
+        {"session_id": "there", "open": pb.Open()},
+        Code.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        "open.model = '' ",
+        "open.model",
+    ),
+    "no model's name": Refusal(
+        {"session_id": "there", "open": pb.Open(model="a/b"), "feed": fed(5)},
+        Code.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        "open.model = 'a/b' ",
+        "open.model",
+    ),
+    "unknown durability": Refusal(
+        {"session_id": "there", "open": pb.Open(model=MODEL, durability=9)},  # type: ignore[arg-type]
+        Code.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        "open.durability = 9 is unknown",
+        "open.durability",
     ),
     "another version": Refusal(
         {"session_id": "there", "open": pb.Open(model=MODEL, version=2)},
