@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
-_MAX_ERROR = 300
+from service.wire.json_messages import JsonError, parse
+
 _IS_JSON = {b"application/grpc": False, b"application/grpc+proto": False, b"application/grpc+json": True}
 
 
@@ -17,10 +18,6 @@ STREAMS = (
     "this method streams: of Connect's content types it takes application/connect+json and application/connect+proto"
 )
 """Why a call of Connect is refused whose content type is of those that do not stream."""
-
-
-class JsonError(Exception):
-    """A request is not the JSON of its message; the message says where."""
 
 
 class Codec(NamedTuple):
@@ -46,17 +43,12 @@ def codec_of(handler: grpc.RpcMethodHandler[Any, Any], *, is_json: bool) -> Code
     empty = decode(b"") if decode is not None else None
     kind: type[Message] | None = type(empty) if isinstance(empty, Message) else None
 
-    def parse(data: bytes) -> Message:
+    def decode_json(data: bytes) -> Message:
         if kind is None:
             raise JsonError("this method has no JSON")
-        if data.strip()[:1] not in (b"", b"{"):
-            raise JsonError(f"the request is not JSON of {kind.DESCRIPTOR.full_name}: expected an object, {{...}}")
-        try:
-            return json_format.Parse(data or b"{}", kind())
-        except (json_format.ParseError, UnicodeDecodeError, RecursionError, DecodeError) as error:
-            raise JsonError(f"the request is not JSON of {kind.DESCRIPTOR.full_name}: {_short(error)}") from None
+        return parse(data, kind)
 
-    return Codec(parse, _to_json, is_slow=True)
+    return Codec(decode_json, _to_json, is_slow=True)
 
 
 def _as_it_is(data: Any) -> Any:
@@ -65,8 +57,3 @@ def _as_it_is(data: Any) -> Any:
 
 def _to_json(message: Message) -> bytes:
     return json_format.MessageToJson(message, indent=None).encode()
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= _MAX_ERROR else f"{text[:_MAX_ERROR]}..."

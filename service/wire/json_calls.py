@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
-from service.wire.codec import STREAMS, Codec, JsonError, codec_of
+from service.wire.codec import STREAMS, Codec, codec_of
+from service.wire.json_messages import JsonError
 from service.wire.marks import UNARY
 
 MARK = ("carousel-codec", "json")

@@ -6,7 +6,8 @@ import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct
 
-from service.wire.codec import JsonError, codec_of, is_json
+from service.wire.codec import codec_of, is_json
+from service.wire.json_messages import JsonError
 
 HANDLER = grpc.unary_unary_rpc_method_handler(
     lambda request, context: request, Struct.FromString, Struct.SerializeToString

@@ -326,7 +326,7 @@ async def test_large_json_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, size:
 
         return convert_here
 
-    for name in ("Parse", "MessageToJson"):
+    for name in ("ParseDict", "MessageToJson"):
         monkeypatch.setattr(json_format, name, watched(getattr(json_format, name)))
     body = json.dumps({"padding": "x" * size}).encode()
     asgi = Asgi(piece(framed(body), is_last=True), headers={b"content-type": b"application/grpc+json"})

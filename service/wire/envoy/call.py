@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 
 import grpc
 
-from service.wire.codec import Codec, JsonError
+from service.wire.codec import Codec
 from service.wire.envoy.frames import ENCODINGS, FrameError, Frames, framed
 from service.wire.envoy.headers import Metadata, certificate_of, checked, encoded, status_headers
+from service.wire.json_messages import JsonError
 
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]

@@ -1,0 +1,216 @@
+"""Messages from their JSON. What is none is refused in one sentence, which names the field, its value and what was
+expected.
+
+What protobuf's own parser takes that its JSON does not have is refused here: a list or a text for a message, true or a
+fraction for an enum, text that is not base 64 for bytes, one field under both of its names. Knows no gRPC. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from google.protobuf import json_format
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+_Kind = TypeVar("_Kind", bound=Message)
+_QUOTED = 60
+_KNOWN = "google.protobuf."
+"""Messages that JSON writes in ways of their own."""
+_BASE_64 = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
+_CUT_OFF = 1
+"""Of base 64, after groups of four: what no bytes have."""
+_NUMBERS = {
+    FieldDescriptor.CPPTYPE_INT32: "an integer from -2147483648 to 2147483647",
+    FieldDescriptor.CPPTYPE_UINT32: "an integer from 0 to 4294967295",
+    FieldDescriptor.CPPTYPE_INT64: "an integer from -9223372036854775808 to 9223372036854775807",
+    FieldDescriptor.CPPTYPE_UINT64: "an integer from 0 to 18446744073709551615",
+    FieldDescriptor.CPPTYPE_FLOAT: 'a number of 32 bits, "NaN", "Infinity" or "-Infinity"',
+    FieldDescriptor.CPPTYPE_DOUBLE: 'a number, "NaN", "Infinity" or "-Infinity"',
+    FieldDescriptor.CPPTYPE_BOOL: "true or false",
+    FieldDescriptor.CPPTYPE_STRING: "a text",
+}
+_FORMS = {
+    "google.protobuf.Duration": 'seconds as a text, such as "1.5s"',
+    "google.protobuf.Timestamp": 'a time as a text, such as "2026-01-31T12:00:00Z"',
+}
+
+
+class JsonError(Exception):
+    """A request is not the JSON of its message; the message says where."""
+
+
+def parse(data: bytes, kind: type[_Kind]) -> _Kind:
+    """The message of a JSON; nothing is an empty one. Raises JsonError. Thread-safe."""
+    descriptor: Any = kind.DESCRIPTOR  # of one of two types, which have no common one
+    try:
+        value = _read(data) if data else {}
+        if not isinstance(value, dict):
+            raise _NoJsonError(f"it is {_quoted(value)}, expected an object, {{...}}")
+        try:
+            _check(value, descriptor, "", is_thorough=False)
+            return json_format.ParseDict(value, kind())
+        except json_format.ParseError:
+            _check(value, descriptor, "", is_thorough=True)
+        raise _NoJsonError("it has too many objects within each other, or a value that its field cannot have")
+    except RecursionError:
+        reason = "it has too many lists or objects within each other"
+    except _NoJsonError as error:
+        reason = str(error)
+    raise JsonError(f"the request is not JSON of {descriptor.full_name}: {reason}")
+
+
+class _NoJsonError(Exception):
+    """Of the request as a whole."""
+
+
+def _read(data: bytes) -> Any:
+    """The value of a JSON. Raises _NoJsonError."""
+    try:
+        text = data.decode()
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise _NoJsonError(f"byte {error.start + 1} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        rest = text[error.pos : error.pos + _QUOTED]
+        raise _NoJsonError(
+            f"it goes wrong at {where}, {f'before {_quoted(rest)}' if rest else 'where it ends'}"
+        ) from None
+    except ValueError:
+        raise _NoJsonError("an integer has thousands of digits") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for at, name in enumerate(names) if name in names[:at])
+        raise _NoJsonError(f"{_quoted(twice)} is there twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _NoJsonError(f'{name} must be in quotes, "{name}"')
+
+
+def _check(value: Any, descriptor: Descriptor, path: str, *, is_thorough: bool) -> None:
+    """Raises JsonError for what is no JSON of a message. path: of the field that has it, empty for the request;
+    is_thorough: whether each number and text is looked at, too."""
+    if descriptor.full_name.startswith(_KNOWN):
+        if is_thorough:
+            _try(value, descriptor, path)
+        return
+    if not isinstance(value, dict):
+        _refuse(path, value, f"an object, {{...}}, of {descriptor.full_name}")
+    seen: dict[str, str] = {}
+    for name, given in value.items():
+        field = _field(descriptor, name)
+        if field is None:
+            names = ", ".join(one.name for one in descriptor.fields)
+            raise JsonError(
+                f"{_quoted(_within(path, name))} is no field of {descriptor.full_name}: expected one of {names}"
+            )
+        inner = _within(path, field.name)
+        if given is None:
+            continue
+        group = field.containing_oneof
+        key = field.name if group is None else f"oneof {group.name}"
+        if key in seen:
+            what = "twice" if seen[key] == field.name else f"together with {seen[key]}, expected one of them"
+            raise JsonError(f"{inner} is given {what}")
+        seen[key] = field.name
+        _check_field(given, field, inner, is_thorough=is_thorough)
+
+
+def _within(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _field(descriptor: Descriptor, name: str) -> FieldDescriptor | None:
+    found = descriptor.fields_by_camelcase_name.get(name) or descriptor.fields_by_name.get(name)
+    return found or next((field for field in descriptor.fields if field.json_name == name), None)
+
+
+def _check_field(value: Any, field: FieldDescriptor, path: str, *, is_thorough: bool) -> None:
+    inner = field.message_type
+    if inner is not None and inner.GetOptions().map_entry:
+        if not isinstance(value, dict):
+            _refuse(path, value, "an object, {...}")
+        of_values = inner.fields_by_name["value"]
+        for name, given in value.items():
+            _check_one(given, of_values, f"{path}[{_quoted(name)}]", is_thorough=is_thorough)
+    elif field.is_repeated:
+        if not isinstance(value, list):
+            _refuse(path, value, "a list, [...]")
+        for at, given in _worth_a_look(value, field, is_thorough=is_thorough):
+            _check_one(given, field, f"{path}[{at}]", is_thorough=is_thorough)
+    else:
+        _check_one(value, field, path, is_thorough=is_thorough)
+
+
+def _worth_a_look(values: list[Any], field: FieldDescriptor, *, is_thorough: bool) -> Iterable[tuple[int, Any]]:
+    """The values of a list that may be wrong, each with its place. Of numbers and texts, of which there may be
+    millions, at most one."""
+    if field.message_type is not None or field.enum_type is not None or field.type == FieldDescriptor.TYPE_BYTES:
+        return enumerate(values)
+    if not is_thorough or _is_taken(values, field):
+        return ()
+    begin, end = 0, len(values)
+    while end - begin > 1:  # the first that is wrong is in here
+        middle = (begin + end) // 2
+        begin, end = (middle, end) if _is_taken(values[begin:middle], field) else (begin, middle)
+    return [(begin, values[begin])]
+
+
+def _check_one(value: Any, field: FieldDescriptor, path: str, *, is_thorough: bool) -> None:
+    """Of a field that has one value, of a list or of a map."""
+    if field.message_type is not None:
+        _check(value, field.message_type, path, is_thorough=is_thorough)
+    elif field.enum_type is not None:
+        if isinstance(value, bool | float | list | dict) or not _is_taken(
+            [value] if field.is_repeated else value, field
+        ):
+            _refuse(path, value, f"one of {', '.join(field.enum_type.values_by_name)}")
+    elif field.type == FieldDescriptor.TYPE_BYTES:
+        is_text = isinstance(value, str) and _BASE_64.fullmatch(value)
+        if not is_text or len(value.rstrip("=")) % 4 == _CUT_OFF:
+            _refuse(path, value, "bytes in base 64")
+    elif is_thorough and not _is_taken([value] if field.is_repeated else value, field):
+        _refuse(path, value, _NUMBERS[field.cpp_type])
+
+
+def _is_taken(value: Any, field: FieldDescriptor) -> bool:
+    """Whether a field can have a value."""
+    return _parses({field.json_name: value}, field.containing_type)
+
+
+def _try(value: Any, descriptor: Descriptor, path: str) -> None:
+    if not _parses(value, descriptor):
+        _refuse(path, value, _FORMS.get(descriptor.full_name, f"JSON of {descriptor.full_name}"))
+
+
+def _parses(value: Any, descriptor: Descriptor | None) -> bool:
+    try:
+        json_format.ParseDict(value, GetMessageClass(descriptor)())
+    except (json_format.ParseError, RecursionError):
+        return False
+    return True
+
+
+def _refuse(path: str, value: Any, expected: str) -> NoReturn:
+    raise JsonError(f"{path or 'the request'} = {_quoted(value)} must be {expected}")
+
+
+def _quoted(value: Any) -> str:
+    """A value as JSON has it, cut short."""
+    if isinstance(value, str):
+        value = value[: _QUOTED + 1]
+    elif isinstance(value, list | Mapping) and len(value) > _QUOTED:
+        return "a list of many" if isinstance(value, list) else "an object of many"
+    text = json.dumps(value)
+    return text if len(text) <= _QUOTED + 2 else f"{text[:_QUOTED]}..."
