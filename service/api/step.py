@@ -30,8 +30,7 @@ from service.errors import (
 )
 from service.sessions.answer_memory import StreamBudget
 from service.sessions.persistence import OnDisconnect
-from service.sessions.registry import nobody
-from service.sessions.session import CloseReason, Request, Session
+from service.sessions.session import CloseReason, Request, Session, nobody
 
 
 class Step:

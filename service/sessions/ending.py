@@ -80,6 +80,16 @@ class Tombstones:
         if len(self._by_id) > self._capacity:
             self._by_id.popitem(last=False)
 
+    def correct(self, session_id: str, tombstone: Tombstone | None, position: int) -> Tombstone | None:
+        """The tombstone of a session that came to another position while it ended. It is remembered so, unless
+        another session had the id since."""
+        if tombstone is None or tombstone.position == position:
+            return tombstone
+        corrected = tombstone._replace(position=position)
+        if self._by_id.get(session_id) is tombstone:
+            self._by_id[session_id] = corrected
+        return corrected
+
     def not_found(self, session_id: str) -> SessionNotFoundError:
         """The error for a session that is not live, saying what became of it when that is known."""
         tombstone = self._by_id.get(session_id)
@@ -120,9 +130,21 @@ class Tombstones:
 
 class Ending:
     """Why a session ends, and who is to know. then: called when everything is answered and recorded; with an error when
-    the store failed to record it. is_promised: whether a client was told that it will be recorded later."""
+    the store failed to record it. is_promised: whether a client was told that it will be recorded later; after_freed:
+    called when all is answered and the slot is free."""
 
-    __slots__ = ("before", "error", "is_freed", "is_promised", "is_recorded", "notifies", "reason", "then", "tombstone")
+    __slots__ = (
+        "after_freed",
+        "before",
+        "error",
+        "is_freed",
+        "is_promised",
+        "is_recorded",
+        "notifies",
+        "reason",
+        "then",
+        "tombstone",
+    )
 
     def __init__(self, reason: CloseReason, *, notifies: bool, then: WhenDone | None = None) -> None:
         self.reason = reason
@@ -131,7 +153,16 @@ class Ending:
         self.before = State.OPENING
         self.tombstone: Tombstone | None = None
         self.is_freed = self.is_recorded = self.is_promised = False
+        self.after_freed: Callable[[], None] | None = None
         self.error: CarouselError | None = None
+
+    def freed(self) -> None:
+        """All is answered, and the slot is free."""
+        self.is_freed = True
+        after, self.after_freed = self.after_freed, None
+        if after is not None:
+            guarded(after)
+        self.report()
 
     def report(self) -> None:
         """Calls `then`, once, as soon as both are known: that the slot is free, and the fate of the record."""

@@ -37,9 +37,9 @@ from service.sessions.ending import not_open, unstored
 from service.sessions.image import Image, check_fits, last_in
 from service.sessions.lifecycle import Event
 from service.sessions.persistence import PLAIN, Persistence, SessionLimits, SessionPolicy
-from service.sessions.registry import Registry, nobody
+from service.sessions.registry import Registry
 from service.sessions.served import Served
-from service.sessions.session import CloseReason, OnEnded, Request, Session
+from service.sessions.session import CloseReason, OnEnded, Request, Session, nobody
 from service.sessions.spill import NO_LANE, Spill
 from service.sessions.storage import Storage
 

@@ -22,7 +22,7 @@ from service.sessions.leases import Leases
 from service.sessions.lifecycle import HOLDS_SLOT, Action, Event, State
 from service.sessions.persistence import NOT_STORED, Durability, OnDisconnect, WhenDone
 from service.sessions.served import Served
-from service.sessions.session import CloseReason, OnEnded, Session
+from service.sessions.session import CloseReason, OnEnded, Session, nobody
 from service.sessions.storage import Storage
 from service.sessions.watches import Change, Watches
 
@@ -239,9 +239,9 @@ class Registry:
         self.deferral.refuse(session, error)
 
     def _free_slot(self, session: Session, end: Ending) -> None:
-        def freed() -> None:
-            end.is_freed = True
-            end.report()
+        def freed() -> None:  # all is answered: its position is the last
+            end.tombstone = self.tombstones.correct(session.id, end.tombstone, session.position)
+            end.freed()
 
         if end.before in HOLDS_SLOT:
             session.served.engine.close(session.lane, freed, error_of(session, end.reason))
@@ -255,6 +255,10 @@ class Registry:
         if claiming is not None:
             ended = self.directory.begin_ending(session.id)
             claiming.append(lambda: self._bury(session, end, ended))
+            return
+        if session.num_in_flight and end.before in HOLDS_SLOT and not end.is_freed:  # its position is not its last yet
+            ended = ended or self.directory.begin_ending(session.id)
+            end.after_freed = lambda: self._bury(session, end, ended)
             return
         if not session.persistence.has_record:
             self._recorded(session, end, None, ended)
@@ -314,7 +318,3 @@ class Registry:
     def _tell_stream(self, session: Session, end: Ending) -> None:
         if end.notifies and not session.persistence.is_releasing:
             session.on_ended(session, end.reason)
-
-
-def nobody(session: Session, reason: CloseReason) -> None:
-    """No stream has the session."""

@@ -103,6 +103,8 @@ class Request:
         """Passes an answer on; a failure in place of one that cannot be. What comes after the last answer is
         dropped."""
         if not self.is_ended:
+            if type(result) is Failed and "close_reason" in result.error.facts:
+                result.error.facts.setdefault("position", result.position)
             self.is_ended = not isinstance(result, Generated) or result.finish_reason is not None
             try:
                 self.reply(self, result)
@@ -270,6 +272,10 @@ class Session:
         self.num_in_flight -= 1
         if not self.num_in_flight and self.state in LIVE:
             self.state = TABLE[self.state, Event.FINISH].state
+
+
+def nobody(session: Session, reason: CloseReason) -> None:
+    """No stream has the session: the `OnEnded` of one."""
 
 
 def name_of(session_id: str) -> str:

@@ -194,7 +194,7 @@ def _try(value: Any, descriptor: Descriptor, path: str) -> None:
         _refuse(path, value, _FORMS.get(descriptor.full_name, f"JSON of {descriptor.full_name}"))
 
 
-def _parses(value: Any, descriptor: Descriptor | None) -> bool:
+def _parses(value: Any, descriptor: Any) -> bool:
     try:
         json_format.ParseDict(value, GetMessageClass(descriptor)())
     except (json_format.ParseError, RecursionError):

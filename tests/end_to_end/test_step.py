@@ -209,6 +209,49 @@ async def test_a_client_that_leaves_loses_nothing(tiny_service: LocalService, ti
         await calls.step("left", close=True)
 
 
+async def failed_on(stream: Any) -> error_pb2.Error:
+    """The next error on a stream, which tells of a close besides."""
+    while not (response := await stream.read()).HasField("error"):
+        pass
+    assert isinstance(response.error, error_pb2.Error)
+    return response.error
+
+
+@pytest.mark.parametrize("durability", [pb.DURABILITY_NONE, pb.DURABILITY_CHECKPOINT, pb.DURABILITY_STRICT])
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_close_in_the_middle_of_a_feed_tells_one_position_to_all(
+    tiny_repository: Path, tmp_path: Path, durability: pb.Durability.ValueType, is_streamed: bool
+) -> None:
+    """Close, the feed that it ends, and whoever comes back, also to a server that starts anew."""
+    tokens = [5, 6, 7] * 20_000
+    flags = {"store": "lmdb", "data-folder": tmp_path, "max-chunk-tokens": 4}
+    with local_service(tiny_repository, flags) as service:
+        async with stubs(service.target) as calls, wire(service.target) as stream:
+            if is_streamed:
+                await stream.ask("cut", open=pb.Open(model=MODEL, durability=durability))
+                await stream.send("cut", feed=fed(*tokens, position=0))
+                feeding = asyncio.create_task(failed_on(stream))
+            else:
+                await calls.step("cut", open=pb.Open(model=MODEL, durability=durability))
+                feeding = asyncio.create_task(calls.refused("cut", feed=fed(*tokens, position=0)))
+            for _ in range(10_000):
+                if (await info(calls, "cut")).state == sessions_pb2.SESSION_STATE_BUSY:
+                    break
+            await asyncio.sleep(0.02)
+            closed = await calls.sessions.Close(sessions_pb2.SessionsCloseRequest(session_id="cut"))
+            error = await feeding
+            assert (error.reason, error.metadata["close_reason"]) == ("CANCELLED", "client")
+            gone = await calls.refused("cut")
+            found = {closed.position, int(error.metadata["position"]), int(gone.metadata["position"])}
+            assert len(found) == 1
+            assert 0 < closed.position < len(tokens)
+        service.kill()
+    if durability == pb.DURABILITY_STRICT:
+        with local_service(tiny_repository, flags) as service:
+            async with stubs(service.target) as calls:
+                assert int((await calls.refused("cut")).metadata["position"]) == closed.position
+
+
 async def test_a_session_lives_between_calls_as_its_policy_says(tiny_repository: Path, tmp_path: Path) -> None:
     flags = {"idle-timeout-s": 0.4, "data-folder": tmp_path}
     with local_service(tiny_repository, flags) as service:
