@@ -252,7 +252,7 @@ def position_mismatch(field: str, given: int, position: int) -> PositionMismatch
 def too_many_in_flight(name: str, count: int, limit: int) -> QueueFullError:
     """The error for a request of a session that has too many without an answer. name: the session's."""
     return QueueFullError(
-        f"session {name!r} has {count} requests in flight, the most it may have (max_in_flight): read its answers",
+        f"session {name!r} has {count} requests in flight, the most it may have (max_in_flight): wait for its answers",
         retry_delay_s=0.1,
         max_in_flight=limit,
     )

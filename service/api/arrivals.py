@@ -211,7 +211,7 @@ class Arrivals:
         if len(waiting) >= limit:
             raise QueueFullError(
                 f"{len(waiting)} requests wait for session {quoted(session_id)} already, the most that may"
-                " (max_in_flight): read its answers",
+                " (max_in_flight): wait for its answers",
                 retry_delay_s=0.1,
                 max_in_flight=limit,
             )

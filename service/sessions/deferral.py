@@ -38,7 +38,7 @@ class Deferral:
             if session.deferred is not None and len(session.deferred) >= self._max_requests:
                 raise QueueFullError(
                     f"{len(session.deferred)} requests wait for session {session.name!r} already, the most that may"
-                    " (max_in_flight): read its answers",
+                    " (max_in_flight): wait for its answers",
                     retry_delay_s=0.1,
                     max_in_flight=self._max_requests,
                 )

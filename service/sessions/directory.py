@@ -111,7 +111,7 @@ class Directory:
             if session.state is State.OPENING:
                 how = "by a session that is being opened"
             elif session.is_detached:
-                how = "by a session that is held for a stream to resume it: resume it, or close it"
+                how = "by a session that is held, and no stream has it: resume it, or close it"
             raise SessionIdInUseError(
                 f"session_id = {session.name!r} is in use {how}",
                 field="session_id",

@@ -32,11 +32,11 @@ from service.sessions.stores.base import Standing
 
 _REASONS = {
     CloseReason.CLIENT: "was closed by a client",
-    CloseReason.DISCONNECT: "was closed because the stream that had opened it ended",
+    CloseReason.DISCONNECT: "was closed at the end of the stream or the call that had it, as its on_disconnect says",
     CloseReason.IDLE: "was closed because it was idle for too long",
     CloseReason.SHUTDOWN: "was closed because the server shut down",
     CloseReason.FAILED: "was closed because opening it failed",
-    CloseReason.EXPIRED: "expired: no stream resumed it for as long as it was held after its stream had ended",
+    CloseReason.EXPIRED: "expired: no stream and no call came for it for as long as it was held",
     CloseReason.MOVED: "has moved: another server has it",
     CloseReason.TAKEN: "was taken over by another stream",
     CloseReason.LOST: "was lost: its server ended before it was stored, or the store no longer has its record",
@@ -175,7 +175,8 @@ def error_of(session: Session, reason: CloseReason) -> CarouselError:
     """The error for requests that a session's end leaves undone."""
     if reason is CloseReason.MOVED:
         return SessionMovedError(
-            f"session {session.name!r} was handed over: resume it on a new stream", session_id=session.name
+            f"session {session.name!r} was handed over: resume it on a new stream, or send the call again",
+            session_id=session.name,
         )
     if reason is CloseReason.SHUTDOWN:
         return ShuttingDownError(f"session {session.name!r} ended because the server shuts down", retry_delay_s=1.0)
@@ -217,8 +218,8 @@ def position_to_tell(session: Session, position: int, error: CarouselError | Non
         raise error
     if session.persistence.is_set_back:
         raise StoreUnavailableError(
-            f"session {session.name!r} was set back, or given another state, and the store did not take that: resume it"
-            " again",
+            f"session {session.name!r} was set back, or given another state, and the store did not take that: send"
+            " the request again",
             retry_delay_s=1.0,
             session_id=session.name,
         )

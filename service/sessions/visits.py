@@ -53,7 +53,7 @@ class Visits:
         if turns.num > self._max_waiting:
             raise QueueFullError(
                 f"{self._max_waiting} calls wait for session {quoted(name_of(session_id))} already, the most that may"
-                " (max_in_flight): read their answers",
+                " (max_in_flight): wait for their answers",
                 retry_delay_s=0.1,
                 max_in_flight=self._max_waiting,
             )

@@ -192,6 +192,19 @@ async def test_calls_of_one_session_at_once_are_carried_out_in_order(
         await calls.step("order", close=True)
 
 
+async def test_calls_that_may_not_wait_are_told_to_wait_for_answers(tiny_repository: Path) -> None:
+    with local_service(tiny_repository, {"max-in-flight": 1, "max-chunk-tokens": 1}) as service:
+        async with stubs(service.target) as calls:
+            await calls.step("full", open=pb.Open(model=MODEL))
+            feeding = [asyncio.create_task(calls.step("full", feed=fed(*[5] * 4000))) for _ in range(2)]
+            while (await info(calls, "full")).state != sessions_pb2.SESSION_STATE_BUSY:
+                pass
+            error = await calls.refused("full", feed=fed(5))
+            assert error.reason == "QUEUE_FULL"
+            assert error.message.endswith("already, the most that may (max_in_flight): wait for their answers")
+            await asyncio.gather(*feeding)
+
+
 async def test_a_client_that_leaves_loses_nothing(tiny_service: LocalService, tiny_repository: Path) -> None:
     tokens = [5, 6, 7] * 4000
     request: dict[str, Any] = {"open": pb.Open(model=MODEL), "feed": fed(*tokens, position=0)}
@@ -258,7 +271,9 @@ async def test_a_session_lives_between_calls_as_its_policy_says(tiny_repository:
         async with stubs(service.target) as calls:
             free = await calls.step("free", open=pb.Open(model=MODEL, on_disconnect=FREE), feed=fed(5, position=0))
             assert (free.position, free.closed.reason) == (1, pb.CLOSE_REASON_DISCONNECT)
-            assert (await calls.refused("free")).metadata["close_reason"] == "disconnect"
+            freed = await calls.refused("free")
+            assert freed.metadata["close_reason"] == "disconnect"
+            assert "closed at the end of the stream or the call that had it, as its on_disconnect says" in freed.message
             short = pb.DisconnectPolicy()
             short.duration.FromMilliseconds(1000)  # and to hold it is the default
             await calls.step("short", open=pb.Open(model=MODEL, on_disconnect=short))
@@ -273,7 +288,9 @@ async def test_a_session_lives_between_calls_as_its_policy_says(tiny_repository:
                     await asyncio.sleep(0.1)
                 except grpc.aio.AioRpcError as gone:
                     error = gone
-            assert (await calls.refused("short")).metadata["close_reason"] == "expired"
+            expired = await calls.refused("short")
+            assert expired.metadata["close_reason"] == "expired"
+            assert "expired: no stream and no call came for it for as long as it was held" in expired.message
             kept = await calls.step("kept", feed=fed(6, position=1), close=True)
             assert (kept.position, kept.opened.restored_from) == (2, pb.RESTORED_FROM_STORE)
         assert not [line for line in service.log if line["level"] == "error"]

@@ -12,11 +12,11 @@ from service.sessions.session import CloseReason
 AT = 1_700_000_000.25
 TOLD = {
     CloseReason.CLIENT: "was closed by a client",
-    CloseReason.DISCONNECT: "was closed because the stream that had opened it ended",
+    CloseReason.DISCONNECT: "was closed at the end of the stream or the call that had it, as its on_disconnect says",
     CloseReason.IDLE: "was closed because it was idle for too long",
     CloseReason.SHUTDOWN: "was closed because the server shut down",
     CloseReason.FAILED: "was closed because opening it failed",
-    CloseReason.EXPIRED: "expired: no stream resumed it for as long as it was held after its stream had ended",
+    CloseReason.EXPIRED: "expired: no stream and no call came for it for as long as it was held",
     CloseReason.MOVED: "has moved: another server has it",
     CloseReason.TAKEN: "was taken over by another stream",
     CloseReason.LOST: "was lost: its server ended before it was stored, or the store no longer has its record",
