@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from service.errors import ForbiddenError, RateLimitedError, quoted
+from service.errors import ForbiddenError, InvalidFieldError, RateLimitedError, quoted
 from service.hosting import Hosting
 from service.sessions.checks import check_session_id, invalid_session_id
 from service.sessions.persistence import PolicyLimits
@@ -86,9 +86,15 @@ class Caller:
         """The inner name of a session of the caller's own.
 
         Raises InvalidFieldError for an id that no session can have, an empty one too, so that neither the sessions nor
-        the store are ever asked for one.
+        the store are ever asked for one. An admin is told where others' sessions may be named.
         """
         if "/" in session_id:
+            if self._names_others:
+                raise InvalidFieldError(
+                    f"{field} = {quoted(session_id)} names another principal's session: an admin sees, changes and ends"
+                    " those by Sessions and Watch, and opens, feeds and resumes its own alone",
+                    field=field,
+                )
             raise invalid_session_id(session_id, field=field)
         check_session_id(session_id, field=field)
         return f"{self.principal.name}/{session_id}" if self.principal.name else session_id
@@ -96,10 +102,15 @@ class Caller:
     def any_key(self, session_id: str, *, field: str = "session_id") -> str:
         """The inner name of a session that may be another's, `principal/id`, if the caller is an admin with a name.
         Raises InvalidFieldError as `key` does."""
-        if self.principal.is_admin and self.principal.name and "/" in session_id:
+        if self._names_others and "/" in session_id:
             check_session_id(session_id, field=field)
             return session_id
         return self.key(session_id, field=field)
+
+    @property
+    def _names_others(self) -> bool:
+        """Whether `principal/id` means something of it."""
+        return self.principal.is_admin and bool(self.principal.name)
 
     def shown(self, key: str) -> str:
         """What the caller calls a session."""

@@ -210,6 +210,31 @@ def test_an_admin_sees_and_ends_sessions_of_others(guarded: LocalService) -> Non
             admin.sessions.get("alice/watched")
 
 
+@pytest.mark.parametrize("how", ["step", "resume", "open"])
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [(ADMIN, "an admin sees, changes and ends those by Sessions and Watch"), (BOB, "must be 1 to 128")],
+)
+def test_an_admin_is_told_that_it_feeds_its_own_sessions_alone(
+    guarded: LocalService, how: str, token: str, words: str
+) -> None:
+    with (
+        Client(guarded.target, token=ALICE) as alice,
+        Client(guarded.target, token=token) as other,
+        alice.session(MODEL, session_id="fed") as session,
+    ):
+        session.feed([2])
+        with pytest.raises(InvalidArgumentError, match=words) as refusal:
+            if how == "step":
+                other.step("alice/fed", [2])
+            elif how == "resume":
+                other.resume("alice/fed").feed([2])
+            else:
+                other.session(MODEL, session_id="alice/fed").feed([2])
+        assert refusal.value.field == "session_id"
+        assert session.position == 1
+
+
 @pytest.mark.parametrize(
     ("token", "expected"), [(BOB, grpc.StatusCode.PERMISSION_DENIED), (ADMIN, grpc.StatusCode.NOT_FOUND)]
 )
