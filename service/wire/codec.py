@@ -13,6 +13,7 @@ from service.wire.json_messages import JsonError, parse
 
 _IS_JSON = {b"application/grpc": False, b"application/grpc+proto": False, b"application/grpc+json": True}
 
+_UTF_8 = {b"utf-8", b"utf8", b"us-ascii"}
 
 STREAMS = (
     "this method streams: of Connect's content types it takes application/connect+json and application/connect+proto"
@@ -30,9 +31,15 @@ class Codec(NamedTuple):
 
 
 def is_json(content_type: bytes) -> bool | None:
-    """Whether calls of a content type have their messages in JSON; None when it is none of gRPC's. Parameters, such as
-    `charset`, say nothing."""
-    return _IS_JSON.get(content_type.partition(b";")[0].strip().lower())
+    """Whether calls of a content type have their messages in JSON; None when it is none of gRPC's, or JSON that is not
+    in UTF-8. Other parameters say nothing."""
+    kind, *parameters = content_type.lower().split(b";")
+    found = _IS_JSON.get(kind.strip())
+    for parameter in parameters:
+        name, _, value = parameter.partition(b"=")
+        if found and name.strip() == b"charset" and value.strip(b' \t"') not in _UTF_8:
+            return None
+    return found
 
 
 def codec_of(handler: grpc.RpcMethodHandler[Any, Any], *, is_json: bool) -> Codec:

@@ -2,3 +2,5 @@
 
 UNARY = "carousel-unary"
 """Of a call of Connect whose content type is of those that do not stream."""
+CONNECT = "carousel-connect"
+"""Of any call of Connect: the version of the protocol that it asks for, or `-`. Envoy's filter drops its own header."""

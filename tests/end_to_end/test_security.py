@@ -224,13 +224,13 @@ def test_an_admin_is_told_that_it_feeds_its_own_sessions_alone(
         alice.session(MODEL, session_id="fed") as session,
     ):
         session.feed([2])
+        calls: dict[str, Callable[[], object]] = {
+            "step": lambda: other.step("alice/fed", [2]),
+            "resume": lambda: other.resume("alice/fed").feed([2]),
+            "open": lambda: other.session(MODEL, session_id="alice/fed").feed([2]),
+        }
         with pytest.raises(InvalidArgumentError, match=words) as refusal:
-            if how == "step":
-                other.step("alice/fed", [2])
-            elif how == "resume":
-                other.resume("alice/fed").feed([2])
-            else:
-                other.session(MODEL, session_id="alice/fed").feed([2])
+            calls[how]()
         assert refusal.value.field == "session_id"
         assert session.position == 1
 

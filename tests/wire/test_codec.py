@@ -22,6 +22,10 @@ HANDLER = grpc.unary_unary_rpc_method_handler(
         (b"application/grpc; charset=utf-8", False),
         (b"application/grpc+json", True),
         (b"Application/GRPC+JSON;charset=UTF-8", True),
+        (b'application/grpc+json; charset="utf-8"', True),
+        (b"application/grpc+json; foo=bar", True),
+        (b"application/grpc+json; charset=latin-1", None),
+        (b"application/grpc+json;charset", None),
         (b"application/grpc-web+json", None),  # that Envoy's filter does not know, and leaves as it is
         (b"application/grpcjson", None),
         (b"application/grpc+thrift", None),

@@ -70,6 +70,8 @@ class Call:
         self._loop = asyncio.get_running_loop()
         self.is_whole = False
         """Whether it is one of Connect's that do not stream: a browser may send it again."""
+        self.malformed = grpc.StatusCode.INTERNAL
+        """How it ends when what came is no message: Connect has another code for that than gRPC."""
         self._is_last_read = False
         self._has_left = False
         self._is_started = False
@@ -95,7 +97,8 @@ class Call:
             try:
                 message = self._frames.next() if has_more else None
             except FrameError as error:
-                await self._fail(grpc.StatusCode[error.code], str(error))
+                code = grpc.StatusCode[error.code]
+                await self._fail(self.malformed if code is grpc.StatusCode.INTERNAL else code, str(error))
             if message is not None:
                 try:
                     if self._codec.is_slow and len(message) > _SLOW_BYTES:
@@ -105,7 +108,7 @@ class Call:
                     await self._fail(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             if self._is_last_read:
                 if not self._frames.is_empty:
-                    await self._fail(grpc.StatusCode.INTERNAL, "the last message is not there as a whole")
+                    await self._fail(self.malformed, "the last message is not there as a whole")
                 return grpc.aio.EOF
             asked, self._asked = self._asked, None
             self._is_reading = True

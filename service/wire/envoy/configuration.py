@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from service.settings import Settings
-from service.wire.marks import UNARY
+from service.wire.marks import CONNECT, UNARY
 
 MARK = "changed"
 """A file that is moved into the launcher's folder when Envoy is to read the certificates again."""
@@ -163,6 +163,8 @@ def _browser_filters(settings: Settings) -> list[dict[str, Any]]:
     """gRPC-Web and Connect become gRPC before the server sees them."""
     filters = [
         _filter("grpc_web", "grpc_web.v3.GrpcWeb"),
+        _only_where(_posts_of(_CONNECT), _setting(CONNECT, "-")),  # which stays where the request names no version
+        _only_where(_posts_of(_CONNECT), _setting(CONNECT, "%REQ(CONNECT-PROTOCOL-VERSION)%")),
         # JSON is Connect's also when the request does not say so, as one typed into `curl` does not
         _only_where(_posts_of("application/json.*"), _setting("connect-protocol-version", "1")),
         _only_where(_posts_of(_WHOLE["regex"]), _setting(UNARY, "1")),

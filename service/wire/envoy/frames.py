@@ -71,8 +71,8 @@ class Frames:
         decoder = zlib.decompressobj(_WINDOWS[self._encoding])
         try:
             message = decoder.decompress(data, self._max_bytes + 1)
-        except zlib.error as error:
-            raise FrameError("INTERNAL", f"a message is not {self._encoding}: {error}") from None
+        except zlib.error:
+            raise FrameError("INTERNAL", f"a message is not {self._encoding}") from None
         if len(message) > self._max_bytes:
             raise FrameError(
                 "RESOURCE_EXHAUSTED", f"a message has more than {self._max_bytes} bytes when it is decompressed"

@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote_to_bytes
 import grpc
 
 from service.errors import quoted
-from service.wire.marks import UNARY
+from service.wire.marks import CONNECT, UNARY
 
 Headers = Iterable[tuple[bytes, bytes]]
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -26,7 +26,7 @@ _SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 CERTIFICATE = b"x-forwarded-client-cert"
 """Where Envoy tells of the client's certificate; what a client sends under this name Envoy drops."""
 _TRANSPORT = {"te", "content-type", "content-length", "host", "connection", "transfer-encoding"}
-_TRANSPORT |= {CERTIFICATE.decode(), UNARY}
+_TRANSPORT |= {CERTIFICATE.decode(), UNARY, CONNECT}
 # `By`, before it, has names of the server's own certificate, as they are
 _PEM = re.compile(rb'(?:.*;)?Hash=[0-9a-f]{64};Cert="([^"]+)"', re.DOTALL)
 _NAME = re.compile(r"[0-9a-z_.-]+")

@@ -13,7 +13,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from service.errors import INTERNAL
+from service.errors import INTERNAL, quoted
 from service.wire.codec import STREAMS, codec_of, is_json
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
@@ -28,7 +28,7 @@ from service.wire.envoy.headers import (
     status_headers,
 )
 from service.wire.envoy.page import Page
-from service.wire.marks import UNARY
+from service.wire.marks import CONNECT, UNARY
 
 log = structlog.get_logger()
 
@@ -149,6 +149,8 @@ class Host:
         certificate = headers.get(CERTIFICATE) if self._has_client_certificates else None
         call = Call(receive, send, codec, frames, content_type, metadata, _peer(scope.get("client")), certificate)
         call.is_whole = is_whole
+        if CONNECT.encode() in headers:
+            call.malformed = grpc.StatusCode.INVALID_ARGUMENT
         timeout = headers.get(b"grpc-timeout")
         if timeout is not None:
             said = timeout.decode("latin-1")
@@ -176,6 +178,13 @@ class Host:
             return grpc.StatusCode.RESOURCE_EXHAUSTED, text
         if self._is_stopping:
             return grpc.StatusCode.UNAVAILABLE, "the server is shutting down"
+        version = headers.get(CONNECT.encode())
+        if version is not None and version not in _CONNECT_VERSIONS:
+            text = f"connect-protocol-version is {quoted(version.decode('latin-1'))}: expected 1"
+            return grpc.StatusCode.INVALID_ARGUMENT, text
+        if version is not None and (timeout := headers.get(b"connect-timeout-ms")) is not None:  # no time of any length
+            text = f"connect-timeout-ms is {quoted(timeout.decode('latin-1'))}: expected up to 10 digits"
+            return grpc.StatusCode.INVALID_ARGUMENT, text
         if b"trailers" not in headers.get(b"te", b""):
             text = "te is missing: expected trailers, which a proxy on the way may not pass"
             return grpc.StatusCode.INTERNAL, text
@@ -210,6 +219,7 @@ class Host:
 
 _LOOK_S = 0.1
 """Between two looks whether the clients are still there whose handlers do not read."""
+_CONNECT_VERSIONS = {b"1", b"-"}
 _CLIENT_HAS_LEFT = "ClientDisconnectedError"
 """pyvoy's own class, which exists inside of Envoy alone."""
 _TEXT = b"text/plain; charset=utf-8"
@@ -261,7 +271,7 @@ async def _request(call: Call) -> Any:
     try:
         return await call.read()
     except DecodeError as error:
-        await call.abort(grpc.StatusCode.INTERNAL, f"the request cannot be parsed: {error}")
+        await call.abort(call.malformed, f"the request cannot be parsed: {error}")
 
 
 async def _refuse(send: Send, content_type: bytes, code: grpc.StatusCode, details: str) -> None:

@@ -114,6 +114,49 @@ def test_what_is_no_json_is_refused_in_words(envoy_service: LocalService) -> Non
         assert "is not JSON of google.protobuf.Struct" in json.loads(told.body)["message"]
 
 
+@pytest.mark.parametrize(
+    ("header", "value", "expected"),
+    [
+        *(("connect_timeout_ms", value, "up to 10 digits") for value in ("abc", "-1", "1.5", "")),
+        *(("connect_protocol_version", value, "expected 1") for value in ("9", "2", "v1")),
+    ],
+)
+@pytest.mark.parametrize("kind", ["application/json", "application/proto", "application/connect+json"])
+def test_a_header_that_means_nothing_is_refused(
+    envoy_service: LocalService, kind: str, header: str, value: str, expected: str
+) -> None:
+    headers = {"content_type": kind, "connection": "close", header: value}
+    body = enveloped({}) if "connect+" in kind else b"" if "proto" in kind else b"{}"
+    told = exchange(
+        envoy_service.target, request("POST", path("ServerStream" if "+" in kind else "Unary"), body, **headers)
+    )
+    error = opened(told.body)[0][1]["error"] if "connect+" in kind else json.loads(told.body)
+    assert told.status == (200 if "connect+" in kind else 400)
+    assert error["code"] == "invalid_argument"
+    assert f"{header.replace('_', '-')} is {value!r}" in error["message"]
+    assert expected in error["message"]
+
+
+@pytest.mark.parametrize("charset", ["latin-1", "utf-16", ""])
+@pytest.mark.parametrize("kind", ["application/json", "application/connect+json", "application/grpc+json"])
+def test_json_in_another_charset_is_none(envoy_service: LocalService, kind: str, charset: str) -> None:
+    headers = {**JSON, "content_type": f"{kind}; charset={charset}"}
+    assert exchange(envoy_service.target, request("POST", path("Unary"), b"{}", **headers)).status == 415
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_body_that_is_not_compressed_as_it_says_is_refused(envoy_service: LocalService, encoding: str) -> None:
+    told = exchange(envoy_service.target, request("POST", path("Unary"), b"{}", **JSON, content_encoding=encoding))
+    error = json.loads(told.body)
+    assert (told.status, error["code"], error["message"]) == (400, "invalid_argument", f"a message is not {encoding}")
+
+
+def test_protocol_buffers_that_are_none_are_refused(envoy_service: LocalService) -> None:
+    headers = {"content_type": "application/proto", "connection": "close"}
+    told = exchange(envoy_service.target, request("POST", path("Unary"), b"\xff\xff", **headers))
+    assert (told.status, json.loads(told.body)["code"]) == (400, "invalid_argument")
+
+
 def test_json_may_be_large(envoy_service: LocalService) -> None:
     """A request up to the limit of messages, and an answer."""
     assert unary(envoy_service, do="tell", name="x", padding="x" * LARGE).status == 200
