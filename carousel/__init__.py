@@ -49,6 +49,7 @@ from carousel.steps import RestoredFrom, SessionStep, StepOptions
 from carousel.values import (
     CloseReason,
     DecodingOptions,
+    Emitted,
     FinishReason,
     Hypothesis,
     ModelInfo,
@@ -61,6 +62,7 @@ from carousel.values import (
     StepOutput,
     TargetScore,
     Token,
+    Transducer,
     ValueToken,
 )
 from carousel.watch import Watch
@@ -88,6 +90,7 @@ __all__ = [
     "ConcurrentUseError",
     "DeadlineExceededError",
     "DecodingOptions",
+    "Emitted",
     "FailedPreconditionError",
     "FinishReason",
     "Frames",
@@ -120,6 +123,7 @@ __all__ = [
     "StepOutput",
     "TargetScore",
     "Token",
+    "Transducer",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

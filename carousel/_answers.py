@@ -32,6 +32,7 @@ from carousel.values import (
     StepOutput,
     TargetScore,
     Token,
+    Transducer,
 )
 from carousel.watching import SessionChange
 
@@ -91,6 +92,7 @@ def step_output(message: inference_pb2.StepOutput, outputs: Sequence[Port] = ())
         tuple(message.values),
         {one.name: tuple(one.values) for one in message.trace},
         taken_apart(message.values, outputs) if outputs else {},
+        message.num_limited,
     )
 
 
@@ -169,7 +171,12 @@ def model_info(message: models_pb2.ModelInfo) -> ModelInfo:
         inputs=ports(message.inputs),
         outputs=ports(message.outputs),
         constants=tuple(map(session_constant, message.constants)),
+        transducer=_transducer(message.transducer) if message.HasField("transducer") else None,
     )
+
+
+def _transducer(message: models_pb2.Transducer) -> Transducer:
+    return Transducer(message.blank_id, message.max_symbols, message.num_frames)
 
 
 def session_info(message: sessions_pb2.SessionInfo) -> SessionInfo:

@@ -14,7 +14,8 @@ from carousel.errors import CarouselError, OutOfRangeError
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import Port
 
-_COLUMNS = ("positions", "token_ids", "log_probabilities", "logits", "values")
+_COLUMNS = ("positions", "token_ids", "log_probabilities", "logits", "values", "num_limited")
+_RAGGED = ("token_ids", "log_probabilities")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,9 @@ class StepBatchResult:
     of token_ids, with top_k. logits: with logits, as many for each session as the vocabulary has tokens. errors: why
     sessions were refused, by place. values: of a model that gives values, as many for each session as it gives.
     outputs: the named parts of `values`, of a model that has those, one session's after the other's.
+
+    Of a transducer, `token_ids` and `log_probabilities` are of the tokens that each session has emitted: as many as
+    `counts` says, one session's after the other's. num_limited: as `StepOutput.num_limited`.
     """
 
     places: tuple[int, ...]
@@ -37,6 +41,8 @@ class StepBatchResult:
     replayed: bool = False
     values: tuple[float, ...] = ()
     outputs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    counts: tuple[int, ...] = ()
+    num_limited: tuple[int, ...] = ()
 
 
 class Resumed(Protocol):
@@ -127,7 +133,11 @@ class BatchStep:
             self._answer = part
             return
         whole = self._whole()
+        if part.counts:
+            _take_ragged(whole, part, self.rows, len(self.places))
         for name in _COLUMNS:
+            if part.counts and name in _RAGGED:
+                continue
             column, found = getattr(whole, name), getattr(part, name)
             width = len(found) // len(self.rows)
             if not column:
@@ -170,6 +180,8 @@ class BatchStep:
             answer.replayed,
             tuple(answer.values),
             taken_apart(answer.values, outputs) if outputs else {},
+            tuple(answer.counts),
+            tuple(answer.num_limited),
         )
 
     def _feed(self, row: int, tokens: Consumed) -> pb.Feed:
@@ -182,3 +194,25 @@ class BatchStep:
         if self._answer is None:
             self._answer = pb.BatchStepped(positions=[0] * len(self.places))
         return self._answer
+
+
+def _take_ragged(whole: pb.BatchStepped, part: pb.BatchStepped, rows: Sequence[int], num_rows: int) -> None:
+    """Takes in columns of which each row has a number of its own. rows: the places of the part's rows in the whole."""
+    before = list(accumulate(whole.counts or [0] * num_rows, initial=0))
+    after = list(accumulate(part.counts, initial=0))
+    place_of = {row: at for at, row in enumerate(rows)}
+    for name in _RAGGED:
+        column, found = list(getattr(whole, name)), list(getattr(part, name))
+        joined = [
+            found[after[place_of[row]] : after[place_of[row] + 1]]
+            if row in place_of
+            else column[before[row] : before[row + 1]]
+            for row in range(num_rows)
+        ]
+        del getattr(whole, name)[:]
+        getattr(whole, name).extend(one for own in joined for one in own)
+    counts = list(whole.counts or [0] * num_rows)
+    for row, at in place_of.items():
+        counts[row] = part.counts[at]
+    del whole.counts[:]
+    whole.counts.extend(counts)

@@ -9,7 +9,7 @@ from carousel import _admin_requests, _answers
 from carousel._async_unary import unary
 from carousel._channel import session_metadata
 from carousel.v1 import sessions_pb2
-from carousel.values import SessionInfo, StateTensor
+from carousel.values import Emitted, SessionInfo, StateTensor
 
 if TYPE_CHECKING:
     from carousel.v1.sessions_pb2_grpc import SessionsAsyncStub  # exists for type checkers alone
@@ -75,6 +75,12 @@ class AsyncSessions:
         request = sessions_pb2.SessionsGetStateRequest(session_id=session_id, names=names)
         response = await unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
         return tuple(map(_answers.state_tensor, response.tensors))
+
+    async def emitted(self, session_id: str) -> Emitted:
+        """What a session of a transducer has emitted so far; nothing of another model. Raises NotFoundError."""
+        request = sessions_pb2.SessionsGetStateRequest(session_id=session_id)
+        response = await unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
+        return Emitted(_answers.tokens(response.emitted), response.num_emitted)
 
     async def set_state(self, session_id: str, *tensors: StateTensor) -> None:
         """Writes state tensors of a session: see `Sessions.set_state`."""

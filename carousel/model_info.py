@@ -43,6 +43,16 @@ class SessionConstant:
 
 
 @dataclass(frozen=True, slots=True)
+class Transducer:
+    """How a model that reads frames emits tokens. blank_id: the token that ends an encoded frame, and is never emitted;
+    max_symbols: the most tokens of an encoded frame; num_frames: encoded frames of a step."""
+
+    blank_id: int
+    max_symbols: int
+    num_frames: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A version of a model.
 
@@ -55,7 +65,7 @@ class ModelInfo:
     read; 0 when they read tokens. value_size: values that a step gives, 0 when it gives logits. can_generate: whether
     it can go on by itself. trace: what can be seen inside a step, by name. max_batch_rows: sessions that it steps
     together, 0 for any number. inputs, outputs: the named parts of the vectors that steps read and give.
-    constants: what a session may be given when it is opened.
+    constants: what a session may be given when it is opened. transducer: how it emits tokens; None: it does not.
     """
 
     model: str
@@ -82,6 +92,7 @@ class ModelInfo:
     inputs: tuple[Port, ...] = ()
     outputs: tuple[Port, ...] = ()
     constants: tuple[SessionConstant, ...] = ()
+    transducer: Transducer | None = None
 
     @property
     def fed(self) -> tuple[Port, ...]:

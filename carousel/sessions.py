@@ -9,7 +9,7 @@ from carousel._channel import session_metadata
 from carousel._unary import unary
 from carousel.v1 import sessions_pb2
 from carousel.v1.sessions_pb2_grpc import SessionsStub
-from carousel.values import SessionInfo, StateTensor
+from carousel.values import Emitted, SessionInfo, StateTensor
 
 
 class Sessions:
@@ -94,6 +94,12 @@ class Sessions:
         request = sessions_pb2.SessionsGetStateRequest(session_id=session_id, names=names)
         response = unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
         return tuple(map(_answers.state_tensor, response.tensors))
+
+    def emitted(self, session_id: str) -> Emitted:
+        """What a session of a transducer has emitted so far; nothing of another model. Raises NotFoundError."""
+        request = sessions_pb2.SessionsGetStateRequest(session_id=session_id)
+        response = unary(self._stub.GetState, request, self._timeout, session_metadata(session_id))
+        return Emitted(_answers.tokens(response.emitted), response.num_emitted)
 
     def set_state(self, session_id: str, *tensors: StateTensor) -> None:
         """Writes state tensors of a session, each as the model's are; the others stay, and so does its position. Raises

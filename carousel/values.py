@@ -8,11 +8,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TypedDict, overload
 
-from carousel.model_info import ModelInfo, ModelStatus, Port, SessionConstant
+from carousel.model_info import ModelInfo, ModelStatus, Port, SessionConstant, Transducer
 
 __all__ = [
     "CloseReason",
     "DecodingOptions",
+    "Emitted",
     "FinishReason",
     "Hypothesis",
     "ModelInfo",
@@ -26,6 +27,7 @@ __all__ = [
     "StepOutput",
     "TargetScore",
     "Token",
+    "Transducer",
     "ValueToken",
 ]
 
@@ -128,6 +130,9 @@ class StepOutput:
     logits were requested. logits: [V] by token id, empty unless requested. values: of a model that gives values. trace:
     gates and states inside the step, by name, such as `layer0.forget_gate`; empty unless requested. outputs: the named
     parts of `values`, row-major, of a model that has those.
+
+    Of a transducer, `tokens` are those that the step to `position` has emitted, in order. num_limited: at how many of
+    its encoded frames there were as many as may be, so that more might have come.
     """
 
     position: int
@@ -136,6 +141,7 @@ class StepOutput:
     values: tuple[float, ...] = ()
     trace: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     outputs: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    num_limited: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +149,8 @@ class Step:
     """The answer to a feed.
 
     position: the session's position after it. outputs: one, or with `every_position` one for each token fed, or none
-    with `outputs=False`. replayed: the feed had been applied before, and this repeats its answer.
+    with `outputs=False`; of a transducer one for each vector with which it emitted tokens. replayed: the
+    feed had been applied before, and this repeats its answer.
     """
 
     position: int
@@ -154,6 +161,11 @@ class Step:
     def tokens(self) -> tuple[Token, ...]:
         """The candidates for the next token after the last one fed, most likely first; empty if none were requested."""
         return self.outputs[-1].tokens if self.outputs else ()
+
+    @property
+    def emitted(self) -> tuple[Token, ...]:
+        """The tokens of all outputs: what a transducer has emitted with all that was fed."""
+        return tuple(token for output in self.outputs for token in output.tokens)
 
     @property
     def token(self) -> Token:
@@ -239,6 +251,15 @@ class StateTensor:
     dtype: str
     shape: tuple[int, ...]
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """What a session of a transducer has emitted so far. tokens: the last ones, the newest last, as many as the model
+    keeps. count: how many in all."""
+
+    tokens: tuple[Token, ...]
+    count: int
 
 
 class DecodingOptions(TypedDict, total=False):

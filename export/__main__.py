@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from export.errors import ExportError, refused_fields
 from export.foreign.arguments import ONNX_EPILOG, ONNX_HELP, add_onnx_arguments
+from export.transducers.arguments import TRANSDUCER_EPILOG, TRANSDUCER_HELP, add_transducer_arguments
 from models.missing import told_missing
 from service.repository.manifest import FILE_NAME, Manifest, ModelName, Parity
 
@@ -129,6 +130,12 @@ def _export_onnx(parsed: argparse.Namespace) -> Path:
     return command.run(parsed)
 
 
+def _export_transducer(parsed: argparse.Namespace) -> Path:
+    from export.transducers import command  # noqa: PLC0415  # likewise
+
+    return command.run(parsed)
+
+
 def _options(parsed: argparse.Namespace, name: str, description: str) -> BundleOptions:
     """What a recipe's command says of its bundle."""
     evaluation = json.loads((parsed.checkpoint.parent / "evaluation.json").read_bytes())
@@ -149,6 +156,7 @@ _EXPORTS: dict[str, Callable[[argparse.Namespace], Path]] = {
     "co2": _export_co2,
     "torch": _export_torch,
     "onnx": _export_onnx,
+    "transducer": _export_transducer,
     "random-lm": _export_random_lm,
 }
 _TRAINED = ("g2p", "pychar", "stress", "co2")
@@ -197,6 +205,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_onnx_arguments(onnx_file)
     _add_place(onnx_file)
+    transducer = recipes.add_parser(
+        "transducer",
+        help="a transducer in ONNX files: encoder, prediction network, joiner",
+        description=TRANSDUCER_HELP,
+        epilog=TRANSDUCER_EPILOG,
+    )
+    add_transducer_arguments(transducer)
+    _add_place(transducer)
     random_lm = recipes.add_parser("random-lm", help="a language model of random weights, to measure with")
     random_lm.add_argument("--name", type=_name, required=True, help="the model's name")
     random_lm.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")

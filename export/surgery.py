@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+Attribute: TypeAlias = int | float | Sequence[int] | onnx.TensorProto
 _MIN_SHARED_BYTES = 1024
 
 
@@ -20,7 +22,11 @@ class Writer:
         self.prefix = prefix
 
     def node(
-        self, op_type: str, inputs: Sequence[str], *outputs: str, **attributes: int | float | Sequence[int]
+        self,
+        op_type: str,
+        inputs: Sequence[str],
+        *outputs: str,
+        **attributes: Attribute,
     ) -> None:
         """Adds a node."""
         node = helper.make_node(op_type, inputs, outputs)

@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from export.errors import ExportError
-from export.surgery import Writer
+from export.surgery import Attribute, Writer
 
 _FAMILY = ("LSTM", "GRU", "RNN")
 _GATES_OF_SCAN = ("input_gate", "forget_gate", "candidate", "output_gate")
@@ -37,9 +37,7 @@ class Unroller(Writer):
         self.constant("zero", np.array([0], np.int64))
         self.constant("one", np.array([1], np.int64))
 
-    def node(
-        self, op_type: str, inputs: Sequence[str], *outputs: str, **attributes: int | float | Sequence[int]
-    ) -> None:
+    def node(self, op_type: str, inputs: Sequence[str], *outputs: str, **attributes: Attribute) -> None:
         """See `Writer.node`: kept aside."""
         super().node(op_type, inputs, *outputs, **attributes)
         self.written.append(self.graph.node.pop())

@@ -54,7 +54,7 @@ class Feeding:
         if info.outputs and not self._options.as_json:
             err.print("columns: " + ", ".join(["position", *(port.name for port in info.outputs)]), markup=False)
         most = max(1, min(_MAX_STEPS, _MAX_NUMBERS // max(1, info.feature_size, info.value_size)))
-        top_k = min(self._options.top, len(info.target_vocabulary)) or None
+        top_k = None if info.transducer else min(self._options.top, len(info.target_vocabulary)) or None
         before = session.position
         blocks = self._steps() if info.feature_size else self._blocks
         parts = (steps[begin : begin + most] for steps in blocks for begin in range(0, len(steps), most))
@@ -65,6 +65,8 @@ class Feeding:
             if reads_end:
                 given = {"features": self._named(part), "end": is_last}
             self._print(session.feed(**given, top_k=top_k, every_position=True).outputs)
+        if info.transducer and not self._options.as_json:
+            typer.echo()
         if self._fault is not None:
             raise self._fault
         if session.position == before:
@@ -100,8 +102,12 @@ class Feeding:
         return found
 
     def _print(self, outputs: Iterable[StepOutput]) -> None:
+        if self._info.transducer and not self._options.as_json:
+            typer.echo("".join(map(spelled, outputs)), nl=False)
+            return
         line = self._object if self._options.as_json else self._text
-        typer.echo("\n".join(map(line, outputs)))
+        if lines := list(map(line, outputs)):
+            typer.echo("\n".join(lines))
 
     def _text(self, output: StepOutput) -> str:
         cells: Sequence[str]
@@ -124,6 +130,11 @@ class Feeding:
         else:
             found["values"] = output.values
         return json_line(found)
+
+
+def spelled(output: StepOutput) -> str:
+    """The tokens of an output as text. What SentencePiece begins words with is a space."""
+    return "".join(token.text.replace("\u2581", " ") for token in output.tokens)
 
 
 def _with_last(parts: Iterable[Any]) -> Iterator[tuple[Any, bool]]:

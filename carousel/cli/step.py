@@ -8,6 +8,7 @@ import typer
 
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
+from carousel.cli.feeding import spelled
 from carousel.cli.outputs import show
 from carousel.cli.printing import AsJson, err, print_json
 from carousel.cli.reading import source_of, tokens_of, vectors
@@ -81,7 +82,9 @@ def step(
     if as_json:
         print_json(told)
         return
-    for output in told.outputs[-1:]:
+    if info.transducer and told.outputs:
+        typer.echo("".join(map(spelled, told.outputs)))
+    for output in () if info.transducer else told.outputs[-1:]:
         show(output, info)
     state = f"closed at position {told.position}" if told.closed else f"at position {told.position}"
     err.print(f"session {told.session_id} of {told.model}/{told.version}: {state}", markup=False)

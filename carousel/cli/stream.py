@@ -12,7 +12,7 @@ import typer
 from carousel._requests import Source
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
-from carousel.cli.feeding import Feeding, Options, feeding
+from carousel.cli.feeding import Feeding, Options, feeding, spelled
 from carousel.cli.outputs import show
 from carousel.cli.printing import AsJson, err
 from carousel.cli.reading import CutOffError, InputError, shown, source_of, tokens_of, vectors
@@ -238,7 +238,10 @@ class _Talk:
             top_k = min(self._top, len(self._info.target_vocabulary)) or None
             step = self._session.feed(tokens, top_k=top_k, mark=True)
         self._before.append(before)
-        self.show(step.outputs[-1])
+        if self._info.transducer:
+            typer.echo("".join(map(spelled, step.outputs)))
+        else:
+            self.show(step.outputs[-1])
 
     def _back(self) -> None:
         if len(self._before) < 2:

@@ -105,6 +105,10 @@ class _OutputKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputKind
     """The logits of every token of the vocabulary."""
     OUTPUT_KIND_VALUES: _OutputKind.ValueType  # 5
     """The values that the model gives; of models without a target vocabulary, and of no others."""
+    OUTPUT_KIND_EMITTED: _OutputKind.ValueType  # 6
+    """The tokens that each step has emitted; of transducers, and of no others, whose default it is. A feed returns an output
+    for each step that has emitted any.
+    """
 
 class OutputKind(_OutputKind, metaclass=_OutputKindEnumTypeWrapper):
     """The kinds of output."""
@@ -121,6 +125,10 @@ OUTPUT_KIND_LOGITS: OutputKind.ValueType  # 4
 """The logits of every token of the vocabulary."""
 OUTPUT_KIND_VALUES: OutputKind.ValueType  # 5
 """The values that the model gives; of models without a target vocabulary, and of no others."""
+OUTPUT_KIND_EMITTED: OutputKind.ValueType  # 6
+"""The tokens that each step has emitted; of transducers, and of no others, whose default it is. A feed returns an output
+for each step that has emitted any.
+"""
 Global___OutputKind: _TypeAlias = OutputKind  # noqa: Y015
 
 class _RestoredFrom:
@@ -851,7 +859,9 @@ class OutputSpec(_message.Message):
     EVERY_POSITION_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     kind: Global___OutputKind.ValueType
-    """The kind of output. Default: OUTPUT_KIND_NEXT_TOKEN, and OUTPUT_KIND_VALUES of models that give values."""
+    """The kind of output. Default: OUTPUT_KIND_NEXT_TOKEN, OUTPUT_KIND_VALUES of models that give values, and
+    OUTPUT_KIND_EMITTED of transducers.
+    """
     top_k: _builtins.int
     """For OUTPUT_KIND_TOP_K: how many candidates, 1 to the vocabulary's size."""
     every_position: _builtins.bool
@@ -919,11 +929,18 @@ class StepOutput(_message.Message):
     LOGITS_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    NUM_LIMITED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position at which it says so: the number of tokens consumed before."""
+    num_limited: _builtins.int
+    """For OUTPUT_KIND_EMITTED: at how many encoded frames of the step there were as many tokens as `Transducer.max_symbols`
+    allows, so that more might have come.
+    """
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
-        """One token for OUTPUT_KIND_NEXT_TOKEN, `top_k` for OUTPUT_KIND_TOP_K."""
+        """One token for OUTPUT_KIND_NEXT_TOKEN, `top_k` for OUTPUT_KIND_TOP_K; for OUTPUT_KIND_EMITTED those that the step to
+        this position has emitted, in order, with their log-probabilities.
+        """
 
     @_builtins.property
     def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -945,10 +962,11 @@ class StepOutput(_message.Message):
         logits: _abc.Iterable[_builtins.float] | None = ...,
         values: _abc.Iterable[_builtins.float] | None = ...,
         trace: _abc.Iterable[Global___Trace] | None = ...,
+        num_limited: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logits", b"logits", "position", b"position", "tokens", b"tokens", "trace", b"trace", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logits", b"logits", "num_limited", b"num_limited", "position", b"position", "tokens", b"tokens", "trace", b"trace", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1064,7 +1082,9 @@ class Fed(_message.Message):
     """True when the feed had been applied before and this is its answer again."""
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepOutput]:
-        """One output, or with `every_position` one for each token; none for OUTPUT_KIND_NONE."""
+        """One output, or with `every_position` one for each token; none for OUTPUT_KIND_NONE; for OUTPUT_KIND_EMITTED one for
+        each step that has emitted tokens.
+        """
 
     def __init__(
         self,
@@ -1105,7 +1125,7 @@ class StepBatch(_message.Message):
 
     @_builtins.property
     def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """How many tokens each session consumes, 1 or more. Default, when it is empty: one each."""
+        """How many tokens each session consumes, 1 or more; of transducers 1. Default, when it is empty: one each."""
 
     @_builtins.property
     def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -1153,6 +1173,8 @@ class BatchStepped(_message.Message):
     LOG_PROBABILITIES_FIELD_NUMBER: _builtins.int
     LOGITS_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    NUM_LIMITED_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
@@ -1163,11 +1185,13 @@ class BatchStepped(_message.Message):
 
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """For OUTPUT_KIND_NEXT_TOKEN one for each session, for OUTPUT_KIND_TOP_K `top_k`, by number."""
+        """For OUTPUT_KIND_NEXT_TOKEN one for each session, for OUTPUT_KIND_TOP_K `top_k`, by number. For OUTPUT_KIND_EMITTED
+        as many as `counts` says, one session's after the other's.
+        """
 
     @_builtins.property
     def log_probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """For OUTPUT_KIND_TOP_K: the natural logarithm of the probability of each of `token_ids`."""
+        """For OUTPUT_KIND_TOP_K and OUTPUT_KIND_EMITTED: the natural logarithm of the probability of each of `token_ids`."""
 
     @_builtins.property
     def logits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -1176,6 +1200,14 @@ class BatchStepped(_message.Message):
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """For OUTPUT_KIND_VALUES: as many for each session as the model gives."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For OUTPUT_KIND_EMITTED: how many tokens each session has emitted."""
+
+    @_builtins.property
+    def num_limited(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For OUTPUT_KIND_EMITTED: as `StepOutput.num_limited`, for each session."""
 
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchError]:
@@ -1189,12 +1221,14 @@ class BatchStepped(_message.Message):
         log_probabilities: _abc.Iterable[_builtins.float] | None = ...,
         logits: _abc.Iterable[_builtins.float] | None = ...,
         values: _abc.Iterable[_builtins.float] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        num_limited: _abc.Iterable[_builtins.int] | None = ...,
         errors: _abc.Iterable[Global___BatchError] | None = ...,
         replayed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "log_probabilities", b"log_probabilities", "logits", b"logits", "positions", b"positions", "replayed", b"replayed", "token_ids", b"token_ids", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "errors", b"errors", "log_probabilities", b"log_probabilities", "logits", b"logits", "num_limited", b"num_limited", "positions", b"positions", "replayed", b"replayed", "token_ids", b"token_ids", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

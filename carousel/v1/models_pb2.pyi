@@ -74,6 +74,7 @@ class ModelInfo(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     CONSTANTS_FIELD_NUMBER: _builtins.int
+    TRANSDUCER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -138,6 +139,10 @@ class ModelInfo(_message.Message):
     def constants(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionConstant]:
         """What sessions may be given when they are opened, and keep: `Open.constants`."""
 
+    @_builtins.property
+    def transducer(self) -> Global___Transducer:
+        """Set for a transducer: it reads frames, and emits tokens of the target vocabulary."""
+
     def __init__(
         self,
         *,
@@ -165,14 +170,45 @@ class ModelInfo(_message.Message):
         inputs: _abc.Iterable[_inference_pb2.Port] | None = ...,
         outputs: _abc.Iterable[_inference_pb2.Port] | None = ...,
         constants: _abc.Iterable[Global___SessionConstant] | None = ...,
+        transducer: Global___Transducer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["transducer", b"transducer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_generate", b"can_generate", "constants", b"constants", "description", b"description", "feature_size", b"feature_size", "has_encoder", b"has_encoder", "input_vocabulary", b"input_vocabulary", "inputs", b"inputs", "manifest_digest", b"manifest_digest", "max_batch_rows", b"max_batch_rows", "max_source_length", b"max_source_length", "max_tokens", b"max_tokens", "model", b"model", "outputs", b"outputs", "problem", b"problem", "source_feature_size", b"source_feature_size", "source_vocabulary", b"source_vocabulary", "state_size_bytes", b"state_size_bytes", "status", b"status", "target_vocabulary", b"target_vocabulary", "tokenizer", b"tokenizer", "trace", b"trace", "value_size", b"value_size", "variants", b"variants", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_generate", b"can_generate", "constants", b"constants", "description", b"description", "feature_size", b"feature_size", "has_encoder", b"has_encoder", "input_vocabulary", b"input_vocabulary", "inputs", b"inputs", "manifest_digest", b"manifest_digest", "max_batch_rows", b"max_batch_rows", "max_source_length", b"max_source_length", "max_tokens", b"max_tokens", "model", b"model", "outputs", b"outputs", "problem", b"problem", "source_feature_size", b"source_feature_size", "source_vocabulary", b"source_vocabulary", "state_size_bytes", b"state_size_bytes", "status", b"status", "target_vocabulary", b"target_vocabulary", "tokenizer", b"tokenizer", "trace", b"trace", "transducer", b"transducer", "value_size", b"value_size", "variants", b"variants", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
+
+@_typing.final
+class Transducer(_message.Message):
+    """How a transducer emits tokens: for each encoded frame the likeliest, until that is the blank."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLANK_ID_FIELD_NUMBER: _builtins.int
+    MAX_SYMBOLS_FIELD_NUMBER: _builtins.int
+    NUM_FRAMES_FIELD_NUMBER: _builtins.int
+    blank_id: _builtins.int
+    """The token that ends an encoded frame, and is never emitted."""
+    max_symbols: _builtins.int
+    """The most tokens of an encoded frame."""
+    num_frames: _builtins.int
+    """Encoded frames of a step."""
+    def __init__(
+        self,
+        *,
+        blank_id: _builtins.int = ...,
+        max_symbols: _builtins.int = ...,
+        num_frames: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blank_id", b"blank_id", "max_symbols", b"max_symbols", "num_frames", b"num_frames"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Transducer: _TypeAlias = Transducer  # noqa: Y015
 
 @_typing.final
 class SessionConstant(_message.Message):

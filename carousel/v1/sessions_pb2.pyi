@@ -563,8 +563,12 @@ class SessionsGetStateResponse(_message.Message):
     TENSORS_FIELD_NUMBER: _builtins.int
     PENDING_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PENDING_FEATURES_FIELD_NUMBER: _builtins.int
+    EMITTED_FIELD_NUMBER: _builtins.int
+    NUM_EMITTED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position at which it is the state."""
+    num_emitted: _builtins.int
+    """How many it has emitted in all."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateTensor]:
         """In the manifest's order."""
@@ -579,6 +583,10 @@ class SessionsGetStateResponse(_message.Message):
     def pending_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Instead, of a model that reads features: vectors, 32-bit floats, little-endian."""
 
+    @_builtins.property
+    def emitted(self) -> _containers.RepeatedCompositeFieldContainer[_inference_pb2.Token]:
+        """The last tokens that a session of a transducer has emitted, the newest last, as many as the model keeps."""
+
     def __init__(
         self,
         *,
@@ -586,10 +594,12 @@ class SessionsGetStateResponse(_message.Message):
         tensors: _abc.Iterable[Global___StateTensor] | None = ...,
         pending_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         pending_features: _abc.Iterable[_builtins.bytes] | None = ...,
+        emitted: _abc.Iterable[_inference_pb2.Token] | None = ...,
+        num_emitted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pending_features", b"pending_features", "pending_token_ids", b"pending_token_ids", "position", b"position", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["emitted", b"emitted", "num_emitted", b"num_emitted", "pending_features", b"pending_features", "pending_token_ids", b"pending_token_ids", "position", b"position", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

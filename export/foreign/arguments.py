@@ -15,7 +15,7 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds them."""
     parser.add_argument("file", type=Path, metavar="FILE", help="the .onnx file")
     parser.add_argument(
-        "--state", type=_pairs, action="append", default=[], metavar="IN=OUT", help="a state's input and its output"
+        "--state", type=pairs, action="append", default=[], metavar="IN=OUT", help="a state's input and its output"
     )
     parser.add_argument(
         "--force-state", action="store_true", help="take pairs of --state, and lost states, that the graph contradicts"
@@ -45,7 +45,7 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--window",
-        type=_size,
+        type=size,
         action="append",
         default=[],
         metavar="NAME=LENGTH",
@@ -72,7 +72,7 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--axis",
-        type=_size,
+        type=size,
         action="append",
         default=[],
         metavar="AXIS=SIZE",
@@ -80,7 +80,7 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch-axis",
-        type=_place,
+        type=place,
         action="append",
         default=[],
         metavar="NAME=PLACE",
@@ -98,7 +98,7 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _pairs(text: str) -> str:
+def pairs(text: str) -> str:
     """As it is: which of its equals signs is between two names, the file says."""
     _pair(text)
     return text
@@ -124,14 +124,16 @@ def _maybe_numbers(text: str) -> tuple[str, list[float] | None]:
     return _numbers(text) if "=" in text else (text, None)
 
 
-def _size(text: str) -> tuple[str, int]:
+def size(text: str) -> tuple[str, int]:
+    """A name and a size, 1 or more."""
     name, value = _pair(text)
     if not (value.isascii() and value.isdecimal() and int(value) >= 1):
         raise argparse.ArgumentTypeError(f"{value!r} must be a whole number, 1 or more")
     return name, int(value)
 
 
-def _place(text: str) -> tuple[str, int]:
+def place(text: str) -> tuple[str, int]:
+    """A name and a place, 0 or more."""
     name, value = _pair(text)
     if not (value.isascii() and value.isdecimal()):
         raise argparse.ArgumentTypeError(f"{value!r} must be a whole number, 0 or more")

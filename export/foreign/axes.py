@@ -47,8 +47,9 @@ class Hints:
     an axis; batch_axes: by tensor; inputs, outputs: those of the step, in their order; windows: lengths by input;
     start, end: the inputs that are true at a session's first and last step; session_constants: the values to try of
     inputs that each session is given once, by input; session_id: the input that is the session's number; initial: first
-    values of states, without the batch axis, by input; force_state: take pairs that contradict the graph; expose_state:
-    make the states of recurrent nodes inputs and outputs."""
+    values of states, without the batch axis, by input; force_state: take pairs that contradict the graph; are_sure:
+    whether `states` are known to be all, and the graph is not asked; expose_state: make the states of recurrent nodes
+    inputs and outputs."""
 
     states: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -63,6 +64,7 @@ class Hints:
     session_id: str | None = None
     initial: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     force_state: bool = False
+    are_sure: bool = False
     expose_state: bool = False
 
     @property

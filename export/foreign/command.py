@@ -21,26 +21,26 @@ from service.repository.manifest import SpecialTokens
 def run(parsed: argparse.Namespace) -> Path:
     """Writes the bundle and returns its folder. Raises as `writing.write_onnx` does."""
     hints = Hints(
-        states=_once(split_pairs(parsed.state, parsed.file), "--state"),
-        constants=_once(parsed.constant, "--constant"),
-        axes=_once(parsed.axis, "--axis"),
-        batch_axes=_once(parsed.batch_axis, "--batch-axis"),
+        states=once(split_pairs(parsed.state, parsed.file), "--state"),
+        constants=once(parsed.constant, "--constant"),
+        axes=once(parsed.axis, "--axis"),
+        batch_axes=once(parsed.batch_axis, "--batch-axis"),
         inputs=parsed.input,
         outputs=parsed.output,
-        windows=_once(parsed.window, "--window"),
+        windows=once(parsed.window, "--window"),
         start=parsed.start,
         end=parsed.end,
         session_constants=_all(parsed.session_constant),
         session_id=parsed.session_id,
-        initial={name: initial_values(text) for name, text in _once(parsed.initial, "--initial").items()},
+        initial={name: initial_values(text) for name, text in once(parsed.initial, "--initial").items()},
         force_state=parsed.force_state,
         expose_state=parsed.expose_state,
     )
     _check_roles(hints)
-    vocabulary = _vocabulary("--vocabulary", parsed.vocabulary, parsed.tokenizer)
+    vocabulary = vocabulary_of("--vocabulary", parsed.vocabulary, parsed.tokenizer)
     described = Described(
         vocabulary=vocabulary,
-        labels=_vocabulary("--labels", parsed.labels, "whitespace"),
+        labels=vocabulary_of("--labels", parsed.labels, "whitespace"),
         feeds_back=parsed.feeds_back,
         special_tokens=SpecialTokens(
             bos_id=_token("--bos", parsed.bos, vocabulary), eos_id=_token("--eos", parsed.eos, vocabulary)
@@ -61,11 +61,11 @@ def run(parsed: argparse.Namespace) -> Path:
         max_bytes=parsed.max_bytes,
         replace=parsed.replace,
     )
-    _report(written.reading, written.notes)
+    report(written.reading, written.notes)
     return written.folder
 
 
-def _once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
+def once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
     """What is told by name. Raises ExportError for a name that is told twice."""
     names = [name for name, _ in given]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -102,7 +102,8 @@ def _check_roles(hints: Hints) -> None:
                 raise ExportError(f"{found[name]} and {flag} both name {name}: an input is one of them")
 
 
-def _report(reading: Reading, notes: object) -> None:
+def report(reading: Reading, notes: object) -> None:
+    """Prints what was found."""
     for part in reading.inputs:
         if part.is_end:
             print(f"last step      {part.tensor} is true in it alone, where the client says so")
@@ -139,7 +140,7 @@ def _kind(constant: SessionConstant) -> str:
     )
 
 
-def _vocabulary(flag: str, path: Path | None, tokenizer: Literal["characters", "whitespace"]) -> Vocabulary | None:
+def vocabulary_of(flag: str, path: Path | None, tokenizer: Literal["characters", "whitespace"]) -> Vocabulary | None:
     """Raises ExportError for a file that is no list of tokens."""
     if path is None:
         return None

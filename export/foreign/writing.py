@@ -44,7 +44,7 @@ from export.proofs.runners import OnnxRunner
 from export.surgery import share_weights
 from export.trace import make_trace
 from export.vocabulary import Vocabulary
-from service.repository.manifest import ConstantSpec, Parity, PortSpec, SpecialTokens, StepSpec, TensorSpec
+from service.repository.manifest import ConstantSpec, EmitsSpec, Parity, PortSpec, SpecialTokens, StepSpec, TensorSpec
 
 TOLERANCE = 1e-5
 """The largest absolute difference from the file itself: the same operators on the same numbers, in another company."""
@@ -53,11 +53,13 @@ TOLERANCE = 1e-5
 @dataclass(frozen=True, slots=True)
 class Described:
     """What is told of a file beside its tensors. vocabulary: of the tokens that it reads; labels: of what it gives
-    logits over, when those are not the tokens; feeds_back: whether its values are what the next step reads."""
+    logits over, when those are not the tokens, or that it emits; feeds_back: whether its values are what the next step
+    reads; emits: how its values are tokens that it emits."""
 
     vocabulary: Vocabulary | None = None
     labels: Vocabulary | None = None
     feeds_back: bool = False
+    emits: EmitsSpec | None = None
     special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
 
 
@@ -75,7 +77,43 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
 
     Raises ExportError that names the flag that helps, and as that does.
     """
-    whole = load(file)
+    return write_model(load(file), hints, described, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """A file's graphs, held to the file. graph: of one step, and one_step: its interface."""
+
+    reading: Reading
+    notes: list[str]
+    graphs: Graphs
+    interface: Interface
+    parity: Parity
+    graph: bytes
+    one_step: Interface
+
+
+def write_model(
+    whole: onnx.ModelProto, hints: Hints, described: Described, **options: Unpack[BundleOptions]
+) -> Written:
+    """As `write_onnx`, of a file that was read, as `loading.load` does."""
+    proven = prove_model(whole, hints, described)
+    options["description"] += forced(proven.notes)
+    vocabularies = Vocabularies(target=described.vocabulary)
+    if described.labels is not None:
+        vocabularies = Vocabularies(input=described.vocabulary, target=described.labels)
+    elif proven.interface.step.values is not None:
+        vocabularies = Vocabularies(input=described.vocabulary)
+    options["trace"] = _can_be_looked_into(proven.graph, proven.one_step, proven.notes)
+    options["packages"] = ("onnx", "onnxruntime")
+    folder = write_graphs(
+        proven.graphs, proven.interface, vocabularies, described.special_tokens, proven.parity, **options
+    )
+    return Written(folder, proven.reading, proven.notes)
+
+
+def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> Proven:
+    """What `write_model` writes. Raises ExportError."""
     hints, opened = open_defaults(whole, hints)
     model, hints, decided, left_out = without_others(whole, hints)
     model, exposed = expose_states(model, hints)
@@ -102,7 +140,6 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
     )
     if step.logits is not None and described.labels is None and described.vocabulary is None:
         raise ExportError("logits need a vocabulary: give --vocabulary FILE or --labels FILE")
-    options["description"] += forced(notes)
     notes += renamed("state", state_names(reading))
     notes += renamed("input", [part.tensor.name for part in reading.inputs if step.inputs])
     notes += renamed("output", [one.tensor.name for one in reading.outputs if step.outputs])
@@ -111,22 +148,7 @@ def write_onnx(file: Path, hints: Hints, described: Described, **options: Unpack
     graph, interface, parity = _prove(wrapped, interface, original, notes, of_company(model, reading, sizes))
     one_step = interface
     graphs, interface, parity = _prove_chunks(graph, interface, original, notes, parity)
-    vocabularies = Vocabularies(target=described.vocabulary)
-    if described.labels is not None:
-        vocabularies = Vocabularies(input=described.vocabulary, target=described.labels)
-    elif step.values is not None:
-        vocabularies = Vocabularies(input=described.vocabulary)
-    options["trace"] = _can_be_looked_into(graph, one_step, notes)
-    options["packages"] = ("onnx", "onnxruntime")
-    folder = write_graphs(
-        graphs,
-        interface,
-        vocabularies,
-        described.special_tokens,
-        parity,
-        **options,
-    )
-    return Written(folder, reading, notes)
+    return Proven(reading, notes, graphs, interface, parity, graph, one_step)
 
 
 def _free_rows(model: onnx.ModelProto, reading: Reading) -> None:
@@ -168,8 +190,10 @@ def _step_spec(
     if is_tokens and feature_size != 1:
         raise ExportError(f"{first} reads {feature_size} tokens a step: only one a step is served")
     given = described.labels or described.vocabulary
-    gives_logits = given is not None and len(shapes) == 1 and len(given.tokens) == num_outputs
-    if described.labels is not None and not gives_logits:
+    gives_logits = (
+        described.emits is None and given is not None and len(shapes) == 1 and len(given.tokens) == num_outputs
+    )
+    if described.labels is not None and not gives_logits and described.emits is None:
         raise ExportError(f"--labels has {len(described.labels.tokens)} lines, and a step gives {num_outputs} numbers")
     if described.feeds_back and any(part.is_end for part in reading.inputs):
         raise ExportError(
@@ -204,6 +228,7 @@ def _step_spec(
             for one, name, shape in zip(reading.outputs, names, shapes, strict=True)
             if has_names and not gives_logits
         ),
+        emits=described.emits,
         feeds_back=described.feeds_back,
         constants=tuple(
             ConstantSpec(

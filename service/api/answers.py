@@ -14,7 +14,6 @@ from carousel.v1 import inference_pb2 as pb
 from service.api import convert, session_messages
 from service.api.part import Part
 from service.api.status import MAX_MESSAGE_LENGTH, to_message
-from service.api.tensors import extend_floats
 from service.engine.beam import Hypothesis
 from service.engine.jobs import Item
 from service.engine.results import Encoded, Fed, Result, Scored, Searched, StepOutput, Stepped
@@ -95,7 +94,7 @@ def fed(request: Request, result: Fed) -> pb.StreamResponse:
     message = response.fed
     message.replayed = request.replayed  # also when it is false: setting it makes the answer one of this kind
     vocabulary = session.served.bundle.target_vocabulary
-    for position, token_ids, log_probabilities, logits, trace in result.outputs:
+    for position, token_ids, log_probabilities, logits, trace, num_limited in result.outputs:
         filled = message.outputs.add()
         if vocabulary is not None and log_probabilities is None and logits is None and trace is None:
             filled.position = position  # tokens alone, as nearly always
@@ -103,7 +102,7 @@ def fed(request: Request, result: Fed) -> pb.StreamResponse:
             for token_id in token_ids:
                 filled.tokens.append(tokens[token_id])
         else:
-            output = StepOutput(position, token_ids, log_probabilities, logits, trace)
+            output = StepOutput(position, token_ids, log_probabilities, logits, trace, num_limited)
             convert.fill(filled, output, vocabulary)
     return response if session.persistence is NOT_STORED else with_checkpoint(response, session)
 
@@ -129,9 +128,9 @@ def scored(request: Request, result: Scored) -> pb.StreamResponse:
     )
 
 
-def stepped(result: Stepped, *, gives_values: bool, error_length: int = MAX_MESSAGE_LENGTH) -> pb.BatchStepped:
-    """Many sessions consumed tokens. gives_values: whether what is told in logits is values; error_length: characters
-    of each text of an error."""
+def stepped(result: Stepped, *, numbers: convert.Numbers, error_length: int = MAX_MESSAGE_LENGTH) -> pb.BatchStepped:
+    """Many sessions consumed tokens. numbers: what is told in logits; error_length: characters of each text of an
+    error."""
     message = pb.BatchStepped(
         positions=result.positions,
         token_ids=result.token_ids,
@@ -139,15 +138,15 @@ def stepped(result: Stepped, *, gives_values: bool, error_length: int = MAX_MESS
         errors=[pb.BatchError(index=place, error=to_message(error, error_length)) for place, error in result.errors],
     )
     if result.logits is not None:
-        extend_floats(message, "values" if gives_values else "logits", result.logits)
+        convert.fill_numbers(message, result.logits, numbers)
     return message
 
 
 def batch_stepped(
-    request: Request, result: Stepped, *, gives_values: bool, error_length: int = MAX_MESSAGE_LENGTH
+    request: Request, result: Stepped, *, numbers: convert.Numbers, error_length: int = MAX_MESSAGE_LENGTH
 ) -> pb.StreamResponse:
     """A step batch was carried out. Arguments as those of `stepped`."""
-    message = stepped(result, gives_values=gives_values, error_length=error_length)
+    message = stepped(result, numbers=numbers, error_length=error_length)
     message.replayed = request.replayed
     return pb.StreamResponse(request_id=request.request_id, batch_stepped=message)
 
@@ -282,7 +281,7 @@ async def hypotheses_found(hypotheses: Sequence[Hypothesis], bundle: Bundle) -> 
 
 
 async def large_batch_stepped(
-    request: Request, result: Stepped, *, gives_values: bool, error_length: int = MAX_MESSAGE_LENGTH
+    request: Request, result: Stepped, *, numbers: convert.Numbers, error_length: int = MAX_MESSAGE_LENGTH
 ) -> pb.StreamResponse:
     """A step batch was carried out. Arguments as those of `stepped`."""
     response = pb.StreamResponse(request_id=request.request_id)
@@ -295,13 +294,13 @@ async def large_batch_stepped(
         width = 1 + len(result.token_ids) // num_rows
     step = max(1, _SLICE * _NUMBERS // width)
     for begin in range(0, num_rows, step):
-        message.MergeFrom(stepped(_rows(result, begin, begin + step), gives_values=gives_values))
+        message.MergeFrom(stepped(_rows(result, begin, begin + step), numbers=numbers))
         if begin + step < num_rows:
             await asyncio.sleep(0)
     step = _SLICE // _ERROR
     for begin in range(0, len(result.errors), step):
         errors = Stepped([], [], [], None, result.errors[begin : begin + step])
-        message.MergeFrom(stepped(errors, gives_values=gives_values, error_length=error_length))
+        message.MergeFrom(stepped(errors, numbers=numbers, error_length=error_length))
         await asyncio.sleep(0)
     return response
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from math import fsum
+from typing import Literal, TypeAlias
 
 from google.protobuf.descriptor import EnumDescriptor
 
@@ -11,8 +12,9 @@ from carousel.v1 import inference_pb2 as pb
 from service.api import tensors
 from service.api.consumed import check_count, sequence_ids
 from service.engine.beam import Hypothesis
-from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
-from service.engine.jobs import Item, OutputKind, OutputSpec
+from service.engine.decoding import Beam, Decoding, FinishReason, FloatArray, Sampling
+from service.engine.emitted import emitted
+from service.engine.jobs import VALUES, Item, OutputKind, OutputSpec
 from service.engine.results import StepOutput
 from service.errors import InvalidFieldError, quoted
 from service.repository.bundle import Bundle
@@ -25,12 +27,16 @@ _OUTPUT_KINDS = {
     pb.OUTPUT_KIND_TOP_K: OutputKind.TOP_K,
     pb.OUTPUT_KIND_LOGITS: OutputKind.LOGITS,
     pb.OUTPUT_KIND_VALUES: OutputKind.VALUES,
+    pb.OUTPUT_KIND_EMITTED: OutputKind.EMITTED,
 }
+Numbers: TypeAlias = Literal["logits", "values", "emitted"]
+"""What the numbers that a step gives are."""
 _PAGE_TOKEN_LENGTH = 18
 """Digits that a signed number of 64 bits has room for, whatever they are."""
 _STOP_TOKENS = 1024
-NEXT_TOKEN, VALUES = OutputSpec(), OutputSpec(OutputKind.VALUES)
-"""What is returned when nothing is said: by models with a vocabulary, and by those that give values."""
+NEXT_TOKEN = OutputSpec()
+EMITTED = OutputSpec(OutputKind.EMITTED, every_position=True)
+"""What is returned when nothing is said: by models with a vocabulary, by those that give values, and by transducers."""
 _FINISH_REASONS = {
     None: pb.FINISH_REASON_UNSPECIFIED,
     FinishReason.EOS: pb.FINISH_REASON_EOS,
@@ -54,7 +60,9 @@ def unknown_value(value: int, enum: EnumDescriptor, *, field: str) -> InvalidFie
 
 def default_outputs(bundle: Bundle) -> OutputSpec:
     """What is returned when nothing is said."""
-    return VALUES if bundle.target_vocabulary is None else NEXT_TOKEN
+    if bundle.target_vocabulary is None:
+        return VALUES
+    return NEXT_TOKEN if bundle.manifest.step.emits is None else EMITTED
 
 
 def output_spec(message: pb.OutputSpec, bundle: Bundle, *, field: str) -> OutputSpec:
@@ -62,7 +70,7 @@ def output_spec(message: pb.OutputSpec, bundle: Bundle, *, field: str) -> Output
     kind = _OUTPUT_KINDS.get(message.kind) if message.kind else default_outputs(bundle).kind
     if kind is None:
         raise unknown_value(message.kind, pb.OutputKind.DESCRIPTOR, field=f"{field}.kind")
-    return OutputSpec(kind, message.top_k, message.every_position, message.trace)
+    return OutputSpec(kind, message.top_k, message.every_position or kind is OutputKind.EMITTED, message.trace)
 
 
 def decoding(message: pb.Decoding, vocabulary: Vocabulary | None, default_max_tokens: int, *, field: str) -> Decoding:
@@ -149,6 +157,28 @@ def fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary | No
             message.tokens.append(tokens[token_id])
     if output.logits is not None:
         tensors.extend_floats(message, "logits", output.logits)
+    if output.num_limited:
+        message.num_limited = output.num_limited
+
+
+def numbers_of(bundle: Bundle) -> Numbers:
+    """What the numbers that a step of a model gives are."""
+    if bundle.manifest.step.emits is not None:
+        return "emitted"
+    return "values" if bundle.target_vocabulary is None else "logits"
+
+
+def fill_numbers(message: pb.BatchStepped, rows: FloatArray, numbers: Numbers) -> None:
+    """Adds the numbers of steps, a row for each session."""
+    if numbers != "emitted":
+        tensors.extend_floats(message, numbers, rows)
+        return
+    for row in rows:
+        given = emitted(row)
+        message.counts.append(len(given.token_ids))
+        message.token_ids.extend(given.token_ids)
+        message.log_probabilities.extend(given.log_probabilities)
+        message.num_limited.append(given.num_limited)
 
 
 def token_messages(vocabulary: Vocabulary) -> tuple[pb.Token, ...]:

@@ -11,6 +11,7 @@ from service.api.caller import CALLER
 from service.errors import ModelUnavailableError
 from service.hosting import Hosting
 from service.repository.bundle import Bundle
+from service.repository.manifest import EmitsSpec
 from service.repository.repository import Problem
 
 Context = grpc.aio.ServicerContext[object, object]
@@ -83,8 +84,15 @@ def model_info(bundle: Bundle) -> pb.ModelInfo:
         inputs=answers.ports(manifest.step.inputs),
         outputs=answers.ports(manifest.step.outputs),
         constants=constants.infos(manifest),
+        transducer=_transducer(manifest.step.emits),
         manifest_digest=bundle.manifest_digest,
     )
+
+
+def _transducer(emits: EmitsSpec | None) -> pb.Transducer | None:
+    if emits is None:
+        return None
+    return pb.Transducer(blank_id=emits.blank_id, max_symbols=emits.max_symbols, num_frames=emits.num_frames)
 
 
 def problem_info(problem: Problem) -> pb.ModelInfo:

@@ -12,6 +12,7 @@ from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers
+from service.api.convert import Numbers
 from service.api.outbox import Made, Outbox
 from service.api.part import Part, pieces
 from service.api.status import TABLE
@@ -61,7 +62,7 @@ class Replies:
             request.is_ended = True
             self._fail(request, session_id, session, error)
 
-    def stepped(self, request: Request, result: Stepped, *, model: str, gives_values: bool, error_length: int) -> None:
+    def stepped(self, request: Request, result: Stepped, *, model: str, numbers: Numbers, error_length: int) -> None:
         """Answers a step batch. A second answer is dropped. model: of its sessions; other arguments as those of
         `answers.stepped`."""
         if request.is_ended:
@@ -75,7 +76,7 @@ class Replies:
         make: Callable[..., Made[pb.StreamResponse]] = (
             answers.large_batch_stepped if is_large else answers.batch_stepped
         )
-        self._put_later(request, partial(make, request, result, gives_values=gives_values, error_length=error_length))
+        self._put_later(request, partial(make, request, result, numbers=numbers, error_length=error_length))
         self._finish()
 
     def on_opened(self, request: Request, result: Result, source: Sequence[Item] | None) -> None:

@@ -9,7 +9,9 @@ from google.protobuf.duration_pb2 import Duration
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import sessions_pb2
 from service.api import convert
+from service.engine.results import LaneState
 from service.errors import InvalidFieldError
+from service.repository.bundle import Bundle
 from service.sessions.admin import StateTensor
 from service.sessions.lifecycle import State
 from service.sessions.persistence import Durability, OnDisconnect, PolicyLimits, SessionPolicy
@@ -97,6 +99,18 @@ def check_resume(message: pb.Open) -> None:
             raise InvalidFieldError(
                 f"open.{name} must not be given with open.resume: the session has it", field=f"open.{name}"
             )
+
+
+def emitted_so_far(bundle: Bundle, lane: LaneState) -> tuple[list[pb.Token], int]:
+    """The last tokens that a session of a transducer has emitted, and the number of all; none for other models."""
+    emits, vocabulary = bundle.manifest.step.emits, bundle.target_vocabulary
+    if emits is None or vocabulary is None:
+        return [], 0
+    states = {state.name: array for state, array in zip(bundle.manifest.states, lane.states, strict=True)}
+    count, history = max(0, int(states[emits.count].item())), states[emits.history].ravel()
+    known = [token for token in history[max(0, len(history) - count) :].tolist() if 0 <= token < len(vocabulary)]
+    tokens = convert.token_messages(vocabulary)
+    return [tokens[token] for token in known], count
 
 
 def durability(session: Session) -> pb.Durability.ValueType:

@@ -8,7 +8,7 @@ from carousel.v1 import inference_pb2, sessions_pb2_grpc
 from carousel.v1 import sessions_pb2 as pb
 from service.api import convert
 from service.api.caller import CALLER
-from service.api.session_messages import session_info, state_tensor, tensor_message
+from service.api.session_messages import emitted_so_far, session_info, state_tensor, tensor_message
 from service.errors import InvalidFieldError
 from service.repository.repository import check_name
 from service.sessions.service import SessionService
@@ -108,10 +108,13 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
 
     async def GetState(self, request: pb.SessionsGetStateRequest, context: Context) -> pb.SessionsGetStateResponse:
         """The state of a session."""
-        lane, tensors = await self._admin.read(CALLER.get().any_key(request.session_id), request.names)
+        session, lane, tensors = await self._admin.read(CALLER.get().any_key(request.session_id), request.names)
+        emitted, num_emitted = emitted_so_far(session.served.bundle, lane)
         return pb.SessionsGetStateResponse(
             position=lane.position,
             tensors=map(tensor_message, tensors),
+            emitted=emitted,
+            num_emitted=num_emitted,
             pending_token_ids=[item for item in lane.pending if isinstance(item, int)],
             pending_features=[item for item in lane.pending if isinstance(item, bytes)],
         )

@@ -159,9 +159,10 @@ class StreamBatches:
         bundle = found.bundle
         if bundle is not None:
             tokens = consumed.step_batch_items(batch, bundle, self._limits.max_feed_tokens)
-            outputs = convert.default_outputs(bundle)
+            outputs = convert.default_outputs(bundle)._replace(every_position=False)
             if batch.HasField("outputs"):
-                outputs = convert.output_spec(batch.outputs, bundle, field="step_batch.outputs")
+                told = convert.output_spec(batch.outputs, bundle, field="step_batch.outputs")
+                outputs = told._replace(every_position=batch.outputs.every_position)
         counts = list(batch.counts) or None
         if bundle is not None and _may_be_unfit(batch, bundle):
             refused = {**refused, **_unfit(found, bundle, tokens, counts)}
@@ -256,7 +257,7 @@ class StreamBatches:
             request,
             result,
             model="" if bundle is None else bundle.model,
-            gives_values=bundle is not None and bundle.target_vocabulary is None,
+            numbers="logits" if bundle is None else convert.numbers_of(bundle),
             error_length=max(0, each - _BARE_ERROR_BYTES) // _TEXTS,
         )
 

@@ -169,7 +169,7 @@ class Stream:
         if feed.HasField("outputs"):
             outputs = convert.output_spec(feed.outputs, bundle, field="feed.outputs")
         else:
-            outputs = convert.NEXT_TOKEN if bundle.target_vocabulary is not None else convert.VALUES
+            outputs = convert.default_outputs(bundle)
         position = feed.position if feed.HasField("position") else None
         self._requests.feed(request, position, tokens, outputs, has_mark=feed.mark)
 

@@ -25,7 +25,7 @@ class TokenAnswer:
         vocabulary = session.served.bundle.target_vocabulary
         if len(outputs) != 1 or vocabulary is None or session.persistence is not NOT_STORED or request.replayed:
             return None
-        position, token_ids, log_probabilities, logits, trace = outputs[0]
+        position, token_ids, log_probabilities, logits, trace, _ = outputs[0]
         if len(token_ids) != 1 or log_probabilities is not None or logits is not None or trace is not None:
             return None
         response = self._response

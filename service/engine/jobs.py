@@ -74,6 +74,7 @@ class OutputKind(Enum):
     TOP_K = "top_k"
     LOGITS = "logits"
     VALUES = "values"
+    EMITTED = "emitted"
 
     def __init__(self, value: str) -> None:
         self.is_vector = value in ("logits", "values")
@@ -87,6 +88,10 @@ class OutputSpec(NamedTuple):
     top_k: int = 0
     every_position: bool = False
     has_trace: bool = False
+
+
+VALUES = OutputSpec(OutputKind.VALUES)
+"""All numbers that a step gives."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -19,6 +19,7 @@ import numpy as np
 from service.engine.arena import Arena, Array
 from service.engine.beam import Hypothesis
 from service.engine.decoding import Decoding, FinishReason, FloatArray, FloatRow, IntArray, log_softmax, top_k
+from service.engine.emitted import emitted
 from service.engine.jobs import NO_TOKENS, Item, Items, Job, Lane, OutputKind, OutputSpec, Rest, StepBatchJob
 from service.errors import CarouselError
 
@@ -81,13 +82,15 @@ def _rest(lane: Lane) -> Rest | None:
 
 class StepOutput(NamedTuple):
     """What the model says comes next at `position`. logits: [V], for `OutputKind.LOGITS` and `OutputKind.VALUES` alone.
-    trace: the outputs of the trace graph for the step, [units] or [source] each, by name."""
+    trace: the outputs of the trace graph for the step, [units] or [source] each, by name. num_limited: encoded frames
+    that had as many tokens as they may, for `OutputKind.EMITTED`."""
 
     position: int
     token_ids: list[int]
     log_probabilities: list[float] | None = None
     logits: FloatRow | None = None
     trace: dict[str, FloatRow] | None = None
+    num_limited: int = 0
 
 
 class Encoded(NamedTuple):
@@ -134,7 +137,8 @@ class Stepped(NamedTuple):
     """Answers a `StepBatchJob`: columns in the order of its lanes, N of them, 0 where one failed.
 
     positions: [N] after it. token_ids: [N * k] the k most likely next tokens, k = 1 unless more were asked for.
-    log_probabilities: [N * k], for `OutputKind.TOP_K`. logits: [N, V], for `OutputKind.LOGITS`. errors: by place.
+    log_probabilities: [N * k], for `OutputKind.TOP_K`. logits: [N, V], for `OutputKind.LOGITS`, and values for
+    `OutputKind.VALUES` and `OutputKind.EMITTED`. errors: by place.
     """
 
     positions: list[int]
@@ -291,6 +295,9 @@ class StepResult:
             output = StepOutput(position, *self.top_k(row, column, spec.top_k))
         elif spec.kind.is_vector:
             output = StepOutput(position, [], None, np.array(self.row(row, column)))
+        elif spec.kind is OutputKind.EMITTED and self.row(row, column)[0]:
+            ids, scores, num_limited = emitted(self.row(row, column))
+            output = StepOutput(position, ids, scores, num_limited=num_limited)
         if spec.has_trace and self.trace:
             trace = {name: np.array(rows[row][column]) for name, rows in self.trace.items()}
             output = (output or StepOutput(position, []))._replace(trace=trace)

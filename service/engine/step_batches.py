@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from service.engine.jobs import Lane, OutputKind, Rest, StepBatchJob
+from service.engine.jobs import VALUES, Lane, OutputKind, Rest, StepBatchJob
 from service.engine.results import Failed, Fed, Result, StepOutput, Stepped, StepResult, fetch_for
 from service.engine.scheduler import Group
 from service.engine.stepper import ActiveFeed, Stepper
@@ -55,6 +55,7 @@ class ActiveStepBatch:
         "_logits",
         "_num_left",
         "_num_waiting",
+        "_outputs",
         "_places",
         "_stepper",
         "_token_ids",
@@ -70,7 +71,9 @@ class ActiveStepBatch:
     def __init__(self, stepper: Stepper, job: StepBatchJob, output_size: int) -> None:
         self._stepper, self.job = stepper, job
         count = len(job.lanes)
-        kind, size = job.outputs.kind, count * job.width
+        is_emitted = job.outputs.kind is OutputKind.EMITTED
+        self._outputs = VALUES if is_emitted else job.outputs
+        kind, size = self._outputs.kind, count * job.width
         self.positions = [0] * count
         self._token_ids = [0] * size
         self._log_probabilities = [0.0] * size if kind is OutputKind.TOP_K else []
@@ -177,7 +180,7 @@ class ActiveStepBatch:
             self.positions = [lane.position for lane in lanes]
         else:
             for row, place, lane in zip(range(begin, begin + count), places, lanes, strict=True):
-                output = result.output(row, 0, job.outputs, lane.position)
+                output = result.output(row, 0, self._outputs, lane.position)
                 self._store(place, lane.position, [] if output is None else [output])
         self._num_left -= count
         if self._num_left:  # else it is answered now, and no row is asked about again
@@ -211,7 +214,7 @@ class ActiveStepBatch:
         if not (is_plain and (job.starts is None or job.starts == [lane.position for lane in lanes])):
             places = self._set_apart()
         size = self._stepper.scheduler.max_rows
-        fetch = fetch_for(job.outputs)
+        fetch = fetch_for(self._outputs)
         offsets = self._offsets() if job.counts is not None else range(len(lanes))
         for begin in range(0, len(places), size):
             some = places[begin : begin + size]
@@ -256,7 +259,7 @@ class ActiveStepBatch:
         offsets = self._offsets() if self._apart else []
         for place in sorted(self._apart):
             tokens = job.tokens[offsets[place] : offsets[place + 1]]
-            ActiveFeed(self._stepper, job.lanes[place], job, tokens, job.outputs, whole=self, index=place)
+            ActiveFeed(self._stepper, job.lanes[place], job, tokens, self._outputs, whole=self, index=place)
         for lane in elsewhere:
             lane.active = None
             self._stepper.free(lane)

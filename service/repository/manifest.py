@@ -30,7 +30,7 @@ from service.repository.specs import (
     VocabularySpec,
     check_is,
 )
-from service.repository.steps import PortSpec, StepSpec, TopKSpec
+from service.repository.steps import EmitsSpec, PortSpec, StepSpec, TopKSpec
 
 __all__ = [
     "BASE_VARIANT",
@@ -40,6 +40,7 @@ __all__ = [
     "ConstantSpec",
     "ContextSpec",
     "Dtype",
+    "EmitsSpec",
     "EncoderSpec",
     "Manifest",
     "Parity",
@@ -139,8 +140,8 @@ class Manifest(Part):
     input_vocabulary: VocabularySpec | None = None
     """The vocabulary of the tokens that steps read, where it is another than the target's: a tagger's."""
     target_vocabulary: VocabularySpec | None = None
-    """The vocabulary of the logits, and of the tokens that steps read unless they have their own. None: the model gives
-    values."""
+    """The vocabulary of the logits, and of the tokens that steps read unless they have their own; or of the tokens that
+    a transducer emits. None: the model gives values."""
     start: Literal["last_of_source"] | None = None
     """What is run before a session's first step, of a model that reads features: the last vector of the source. A model
     of tokens has a start token instead."""
@@ -184,8 +185,15 @@ class Manifest(Part):
 
     def _check_vocabularies(self) -> None:
         target, read = self.target_vocabulary, self.step_vocabulary
-        if (target is None) != (self.step.logits is None):
-            raise ValueError("target_vocabulary and step.logits must be given together")
+        emits = self.step.emits
+        if (target is None) != (self.step.logits is None and emits is None):
+            raise ValueError("target_vocabulary must be given with step.logits or step.emits, and with those alone")
+        if emits is not None and target is not None and emits.blank_id >= target.size:
+            raise ValueError(
+                f"step.emits.blank_id = {emits.blank_id} is outside the vocabulary (0 to {target.size - 1})"
+            )
+        if emits is not None and (unknown := {emits.history, emits.count} - {state.name for state in self.states}):
+            raise ValueError(f"step.emits names {min(unknown)}, which is no state")
         if (read is None) != (self.step.tokens is None):
             raise ValueError("tokens that steps read need a vocabulary, and features have none")
         if self.input_vocabulary is not None and self.step.tokens is None:
@@ -199,9 +207,9 @@ class Manifest(Part):
                 raise ValueError(f"special_tokens.{field} = {token_id} is outside the vocabulary (0 to {size - 1})")
 
     def _check_graphs(self, where: str, step: StepSpec, readout: ReadoutSpec | None) -> None:
-        reads_and_gives = (step.tokens is None, step.values is None, step.inputs, step.outputs)
+        reads_and_gives = (step.tokens is None, step.values is None, step.inputs, step.outputs, step.emits)
         own = self.step
-        if reads_and_gives != (own.tokens is None, own.values is None, own.inputs, own.outputs):
+        if reads_and_gives != (own.tokens is None, own.values is None, own.inputs, own.outputs, own.emits):
             raise ValueError(f"{where}step must read and give what the manifest's own step does")
         size = self.output_size
         check_is(
@@ -230,7 +238,9 @@ class Manifest(Part):
     @property
     def output_size(self) -> int:
         """Logits or values that a step gives."""
-        return self.step.value_size if self.target_vocabulary is None else self.target_vocabulary.size
+        if self.step.logits is None or self.target_vocabulary is None:
+            return self.step.value_size
+        return self.target_vocabulary.size
 
     @property
     def can_generate(self) -> bool:

@@ -35,7 +35,7 @@ class TopKSpec(Part):
         return self
 
 
-_NEW = ("inputs", "outputs", "loop")
+_NEW = ("inputs", "outputs", "loop", "emits")
 """What format version 1 does not have."""
 
 
@@ -55,6 +55,27 @@ class PortSpec(Part):
     def size(self) -> int:
         """How many numbers it has."""
         return math.prod(self.shape)
+
+
+class EmitsSpec(Part):
+    """What the values of a transducer are: how many tokens the step emitted, how many of its encoded frames had as many
+    as they may, then `capacity` ids, of which those past the count are 0, then as many natural log-probabilities."""
+
+    blank_id: Annotated[int, Field(ge=0)]
+    """The token that ends an encoded frame, and is never emitted."""
+    max_symbols: Annotated[int, Field(ge=1)]
+    """The most tokens of an encoded frame."""
+    num_frames: Annotated[int, Field(ge=1)] = 1
+    """Encoded frames of a step."""
+    history: str
+    """The name of the state that has the last tokens, the newest last; before there are so many, blanks."""
+    count: str
+    """The name of the state that has the number of all tokens so far."""
+
+    @property
+    def capacity(self) -> int:
+        """The most tokens of a step."""
+        return self.max_symbols * self.num_frames
 
 
 class StepSpec(Part):
@@ -83,6 +104,8 @@ class StepSpec(Part):
     """The named parts of `features`, in their order. None: they have no names."""
     outputs: tuple[PortSpec, ...] = ()
     """The named parts of `values`, likewise."""
+    emits: EmitsSpec | None = None
+    """What `values` are where they are tokens that the step emitted; None: they are what the model gives."""
     feeds_back: bool = False
     """Whether `values` are the features of the next step: then the model can go on by itself."""
     constants: tuple[ConstantSpec, ...] = ()
@@ -112,6 +135,8 @@ class StepSpec(Part):
             raise ValueError("step.next_token and step.top_k go with step.logits alone")
         if self.feeds_back and (not self.feature_size or self.feature_size != self.value_size):
             raise ValueError("step.feeds_back needs values that are as many as the features")
+        if self.emits is not None:
+            self._check_emits(self.emits)
         if self.loop is not None and self.lengths is None:
             raise ValueError("step.loop needs step.lengths")
         if self.lengths is None and self.max_chunk != 1:
@@ -119,6 +144,11 @@ class StepSpec(Part):
         if self.lengths is not None:
             check_is("step.lengths", self.lengths, "int64", ("batch",))
         return self
+
+    def _check_emits(self, emits: EmitsSpec) -> None:
+        size = 2 + 2 * emits.capacity
+        if self.value_size != size or self.features is None or self.feeds_back:
+            raise ValueError(f"step.emits needs features, and {size} values that are not fed back")
 
     @model_validator(mode="after")
     def _names_whole_vectors(self) -> Self:

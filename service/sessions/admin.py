@@ -116,9 +116,9 @@ class Admin:
         await self._store(session)
         return session
 
-    async def read(self, session_id: str, names: Sequence[str]) -> tuple[LaneState, list[StateTensor]]:
-        """The state tensors of a session, all when no name is given. Raises InvalidFieldError for a name that the model
-        does not have, and what `snapshot` raises."""
+    async def read(self, session_id: str, names: Sequence[str]) -> tuple[Session, LaneState, list[StateTensor]]:
+        """A session, its state, and its state tensors, all when no name is given. Raises InvalidFieldError for a name
+        that the model does not have, and what `snapshot` raises."""
         session = await self._resume.find(session_id)
         specs = _specs(session)
         for name in names:
@@ -130,7 +130,7 @@ class Admin:
             for (name, spec), array in zip(specs.items(), lane.states, strict=True)
             if not names or name in names
         ]
-        return lane, tensors
+        return session, lane, tensors
 
     async def write(self, session_id: str, tensors: Sequence[StateTensor]) -> int:
         """Writes state tensors of a session; the others stay. Returns its position, which stays too. Raises

@@ -14,6 +14,7 @@ from service.engine.jobs import Item, OutputKind, OutputSpec
 from service.errors import AnswerTooLargeError, EmptySequenceError, InvalidFieldError, QueueFullError, quoted
 from service.repository.manifest import BASE_VARIANT, Manifest
 from service.repository.vocabulary import too_many
+from service.sessions.kinds import check_kind
 
 _SESSION_ID = re.compile(r"(?:[A-Za-z0-9._-]{1,64}/)?[A-Za-z0-9._:-]{1,128}")
 """With the principal whose it is in front, which the API adds."""
@@ -61,20 +62,6 @@ def check_retries(count: int, limit: int) -> None:
         )
 
 
-def check_kind(manifest: Manifest, variant: str, outputs: OutputSpec, *, field: str) -> None:
-    """Raises InvalidFieldError for outputs that the model does not have."""
-    gives_values = manifest.target_vocabulary is None
-    if outputs.kind is not OutputKind.NONE and (outputs.kind is OutputKind.VALUES) != gives_values:
-        expected = "it gives values" if gives_values else "it gives no values, but logits over a vocabulary"
-        raise InvalidFieldError(
-            f"{field}.kind = OUTPUT_KIND_{outputs.kind.name} is not for {manifest.model}: {expected}",
-            field=f"{field}.kind",
-        )
-    if outputs.has_trace and (manifest.trace is None or variant != BASE_VARIANT):
-        told = f"{manifest.model} has no trace" if manifest.trace is None else f"variant {variant} has no trace"
-        raise InvalidFieldError(f"{field}.trace must not be set: {told}", field=f"{field}.trace")
-
-
 def trace_size(manifest: Manifest) -> int:
     """The most bytes that a look inside one step takes on the wire, names and framing with it."""
     longest = 0 if manifest.encoder is None else manifest.encoder.max_source_length
@@ -117,6 +104,8 @@ def check_outputs(
     each = _OUTPUT_BYTES + trace_size * outputs.has_trace
     if outputs.kind.is_vector:
         each += 4 * vocabulary_size
+    elif outputs.kind is OutputKind.EMITTED:
+        each += token_bytes * (vocabulary_size // 2)
     elif outputs.kind is not OutputKind.NONE:
         each += token_bytes * max(1, outputs.top_k)
     total = each * (num_tokens if outputs.every_position else 1)

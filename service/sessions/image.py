@@ -156,9 +156,9 @@ def _check_vocabulary(image: Image, manifest: Manifest, told: str) -> None:
     read, given = _Items.read_by(manifest), _Items.given_by(manifest)
     lanes = [image.lane, *image.marks.values()]
     fits = (
-        all(read.fit(lane.pending) and given.fit_logits(lane.next_logits) for lane in lanes)
+        all(read.fit(lane.pending) and _fit_outputs(lane.next_logits, manifest) for lane in lanes)
         and all(given.fit_array(lane.seen) for lane in lanes)
-        and _last_fits(image, read, given)
+        and _last_fits(image, manifest, read, given)
     )
     if not fits:
         size = manifest.output_size
@@ -166,13 +166,18 @@ def _check_vocabulary(image: Image, manifest: Manifest, told: str) -> None:
         raise SnapshotModelError(f"snapshot is of another {what} than {told}'s", field="version")
 
 
-def _last_fits(image: Image, read: _Items, given: _Items) -> bool:
+def _fit_outputs(logits: FloatRow | None, manifest: Manifest) -> bool:
+    """Whether a row has as many numbers as a step gives."""
+    return logits is None or logits.shape == (manifest.output_size,)
+
+
+def _last_fits(image: Image, manifest: Manifest, read: _Items, given: _Items) -> bool:
     last = image.last
     if isinstance(last, FedBefore):
         return (
             read.fit(last.tokens)
             and last.outputs.top_k <= given.size
-            and all(given.fit(output.token_ids) and given.fit_logits(output.logits) for output in last.answer)
+            and all(given.fit(output.token_ids) and _fit_outputs(output.logits, manifest) for output in last.answer)
             and all(_are_pairs(output.token_ids, output.log_probabilities) for output in last.answer)
         )
     if isinstance(last, GeneratedBefore):
@@ -209,7 +214,8 @@ class _Items(NamedTuple):
     @classmethod
     def given_by(cls, manifest: Manifest) -> _Items:
         """The items that a model generates."""
-        return cls(manifest.output_size, manifest.target_vocabulary is not None)
+        vocabulary = manifest.target_vocabulary
+        return cls(manifest.output_size, False) if vocabulary is None else cls(vocabulary.size, True)
 
     def fit(self, items: Sequence[Item]) -> bool:
         """Whether all of them are such items."""
@@ -222,10 +228,6 @@ class _Items(NamedTuple):
         if ids is None or not ids.size:
             return True
         return self.is_vocabulary and int(ids.min()) >= 0 and int(ids.max()) < self.size
-
-    def fit_logits(self, logits: FloatRow | None) -> bool:
-        """Whether a row has a number for each of them."""
-        return logits is None or logits.shape == (self.size,)
 
 
 def _inner_shape(spec: TensorSpec) -> list[int | None]:

@@ -7,7 +7,8 @@ from service.engine.jobs import OutputSpec
 from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
 from service.sessions.answer_memory import SMALL_ANSWER
-from service.sessions.checks import check_kind, check_outputs, trace_size
+from service.sessions.checks import check_outputs, trace_size
+from service.sessions.kinds import check_kind
 
 _MAX_CHECKED = 256
 """Kinds of outputs of one model whose checks are remembered."""

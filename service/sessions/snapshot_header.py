@@ -41,6 +41,7 @@ class _Output(msgspec.Struct, array_like=True):
     log_probabilities: list[float] | None
     logits: bytes | None
     trace: dict[str, bytes] | None = None
+    num_limited: int = 0
 
 
 class _Feed(msgspec.Struct):
@@ -172,6 +173,7 @@ def _feed(last: FedBefore) -> _Feed:
             output.log_probabilities,
             None if output.logits is None else _bytes(output.logits),
             None if output.trace is None else {name: _bytes(told) for name, told in output.trace.items()},
+            output.num_limited,
         )
         for output in last.answer
     ]
@@ -276,6 +278,7 @@ def _read_feed(feed: _Feed) -> FedBefore:
             one.log_probabilities,
             None if one.logits is None else _floats(one.logits),
             None if one.trace is None else {name: _floats(told) for name, told in one.trace.items()},
+            one.num_limited,
         )
         for one in feed.answer
     ]

@@ -14,13 +14,14 @@ from service.engine.results import Stepped
 from service.errors import CarouselError, InvalidFieldError, PositionMismatchError, too_many_in_flight
 from service.observer import CALL_TRACE, SessionObserver
 from service.sessions.answer_memory import Replays
-from service.sessions.checks import check_batch, check_kind, check_outputs
+from service.sessions.checks import check_batch, check_outputs
 from service.sessions.generation import Unkept, settled
+from service.sessions.kinds import check_kind
 from service.sessions.lifecycle import LIVE, Event, State
 from service.sessions.persistence import NOT_STORED, SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.session import Session
-from service.sessions.step_columns import StepBatch, check_columns, select, spread
+from service.sessions.step_columns import StepBatch, check_columns, select, several_frames, spread
 from service.sessions.unstored import Keeper
 
 _ID_BYTES = 9
@@ -156,6 +157,8 @@ class StepBatches:
             lanes = lanes_of(sessions)
         manifest = served.bundle.manifest
         check_kind(manifest, served.variant, batch.outputs, field="step_batch.outputs")
+        if counts is not None and manifest.step.emits is not None and max(counts) > 1:
+            raise several_frames(manifest.model)
         each = check_outputs(
             batch.outputs._replace(every_position=True),  # one for each session
             num_tokens=num_sessions,

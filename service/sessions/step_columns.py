@@ -70,6 +70,16 @@ def check_columns(batch: StepBatch, limit: int) -> None:
         )
 
 
+def several_frames(model: str) -> InvalidFieldError:
+    """The error for a session of a transducer that consumes several vectors in a step batch, which tells of the last
+    alone."""
+    return InvalidFieldError(
+        f"step_batch.counts must be 1 each: {model} emits tokens with every vector; feed several of a session by"
+        " themselves",
+        field="step_batch.counts",
+    )
+
+
 def select(
     places: Sequence[int], tokens: Sequence[Item], counts: list[int] | None, positions: list[int] | None
 ) -> tuple[Sequence[Item], list[int] | None, list[int] | None]:

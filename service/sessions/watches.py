@@ -21,6 +21,7 @@ from enum import Enum
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
 
+from service.engine.emitted import emitted
 from service.engine.jobs import FeedJob, Item, OutputKind, SearchJob, StepBatchJob, size_of
 from service.engine.results import Fed, Generated, Result, Searched, StepOutput, Stepped
 from service.errors import CarouselError, TooManyWatchersError, WatcherDroppedError
@@ -270,4 +271,7 @@ def _row(job: StepBatchJob, result: Stepped, place: int) -> list[StepOutput]:
     begin, end = place * job.width, (place + 1) * job.width
     scores = result.log_probabilities[begin:end] if job.outputs.kind is OutputKind.TOP_K else None
     logits = None if result.logits is None else result.logits[place].copy()  # not the whole batch's
+    if job.outputs.kind is OutputKind.EMITTED and logits is not None:
+        ids, scores, num_limited = emitted(logits)
+        return [StepOutput(result.positions[place], ids, scores, num_limited=num_limited)] if ids else []
     return [StepOutput(result.positions[place], result.token_ids[begin:end], scores, logits)]

@@ -148,19 +148,19 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("kind", BATCHES)
-@pytest.mark.parametrize("gives_values", [False, True])
-async def test_an_answer_to_a_step_batch_is_the_same(kind: str, gives_values: bool) -> None:
+@pytest.mark.parametrize("numbers", ["logits", "values"])
+async def test_an_answer_to_a_step_batch_is_the_same(kind: str, numbers: convert.Numbers) -> None:
     one = request()
     one.replayed = True
-    response, num_turns = await made(answers.large_batch_stepped(one, BATCHES[kind], gives_values=gives_values))
-    assert response == answers.batch_stepped(one, BATCHES[kind], gives_values=gives_values)
+    response, num_turns = await made(answers.large_batch_stepped(one, BATCHES[kind], numbers=numbers))
+    assert response == answers.batch_stepped(one, BATCHES[kind], numbers=numbers)
     assert num_turns > 2
 
 
 async def test_a_step_batch_of_no_session_has_an_empty_answer() -> None:
     one, result = request(), Stepped([], [], [], None, [])
-    response, _ = await made(answers.large_batch_stepped(one, result, gives_values=False))
-    assert response == answers.batch_stepped(one, result, gives_values=False)
+    response, _ = await made(answers.large_batch_stepped(one, result, numbers="logits"))
+    assert response == answers.batch_stepped(one, result, numbers="logits")
 
 
 @pytest.mark.parametrize("max_bytes", [512, 3000, 2**22])

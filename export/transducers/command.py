@@ -1,0 +1,129 @@
+"""`python -m export transducer`: its flags to files that are put together, proven and written."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Unpack
+
+from export.bundle import BundleOptions
+from export.errors import ExportError
+from export.folder import refuse_existing
+from export.foreign.axes import Hints
+from export.foreign.command import once, report, vocabulary_of
+from export.foreign.names import split_pairs
+from export.foreign.writing import Written, write_model
+from export.transducers.bare_loop import Rules, encoded_size
+from export.transducers.composing import compose
+from export.transducers.decoders import Decoder, ThreeFiles, TwoFiles
+from export.transducers.parts import Network, read_encoder, read_joiner, read_predictor
+from export.transducers.proving import described_as, hints_of, prove_emitting, prove_loop
+from export.vocabulary import Vocabulary
+
+
+def run(parsed: argparse.Namespace) -> Path:
+    """Writes the bundle and returns its folder. Raises as `write_transducer` does."""
+    refuse_existing(parsed.to / parsed.name / str(parsed.version), replace=parsed.replace)
+    files = [parsed.encoder, parsed.predictor, *([parsed.joiner] if parsed.joiner else [])]
+    hints = Hints(
+        states=once(split_pairs(parsed.state, files[0]), "--state"),
+        axes=once(parsed.axis, "--axis"),
+        batch_axes=once(parsed.batch_axis, "--batch-axis"),
+    )
+    print(f"reading {', '.join(map(str, files))} and running them ...", flush=True)
+    outputs = {"encoder": parsed.encoder_output, "predictor": parsed.predictor_output}
+    inputs = {what: name for what, name in (("encoded", parsed.encoded), ("predicted", parsed.predicted)) if name}
+    rules = Rules(
+        blank_id=parsed.blank,
+        start_id=parsed.blank if parsed.start_token is None else parsed.start_token,
+        max_symbols=parsed.max_symbols,
+        blank_penalty=parsed.blank_penalty,
+        history=parsed.history,
+    )
+    encoder, decoder = read_files(files, hints, rules, outputs=outputs, inputs=inputs)
+    vocabulary = vocabulary_of("--vocabulary", parsed.vocabulary, "whitespace")
+    if vocabulary is None:
+        vocabulary = Vocabulary(tuple(f"<{token}>" for token in range(decoder.vocabulary_size)), "whitespace")
+    written = write_transducer(
+        encoder,
+        decoder,
+        rules,
+        vocabulary,
+        to=parsed.to,
+        name=parsed.name,
+        version=parsed.version,
+        description=parsed.description or f"Made from {', '.join(file.name for file in files)}",
+        evaluation={},
+        max_tokens=parsed.max_tokens,
+        max_bytes=parsed.max_bytes,
+        replace=parsed.replace,
+    )
+    report(written.reading, written.notes)
+    return written.folder
+
+
+def read_files(
+    files: list[Path],
+    hints: Hints,
+    rules: Rules,
+    *,
+    outputs: dict[str, str | None] | None = None,
+    inputs: dict[str, str] | None = None,
+) -> tuple[Network, Decoder]:
+    """The encoder, and what goes on from it. files: encoder, prediction network and joiner, or encoder and both in one;
+    outputs, inputs: names that are told. Raises ExportError."""
+    told = outputs or {}
+    encoder = read_encoder(files[0], hints, told.get("encoder"))
+    predictor = read_predictor(files[1], hints, told.get("predictor"))
+    is_joined = "encoded" in predictor.reads
+    if len(files) == 2:
+        if not is_joined:
+            raise ExportError(f"{files[1]} reads no encoded frame: give the joiner as the third file")
+        _check_tokens(rules, predictor.gives.size)
+        decoder: Decoder = TwoFiles(predictor, rules.start_id)
+    else:
+        if is_joined:
+            raise ExportError(f"{files[1]} reads an encoded frame, as a joiner does: leave {files[2]} out")
+        sizes = {"encoded": _sizes(encoder)[0], "predicted": predictor.gives.size}
+        joiner = read_joiner(files[2], hints, sizes, inputs or {})
+        _check_tokens(rules, joiner.gives.size)
+        decoder = ThreeFiles(predictor, joiner, rules.start_id)
+    if encoder.gives.size % encoded_size(encoder, decoder):
+        raise ExportError(
+            f"{files[0]} gives {encoder.gives.size} numbers a step, and the joiner reads"
+            f" {encoded_size(encoder, decoder)} of a frame: are they of one model?"
+        )
+    return encoder, decoder
+
+
+def _check_tokens(rules: Rules, size: int) -> None:
+    """size: logits that the joiner gives."""
+    for flag, token in (("--blank", rules.blank_id), ("--start-token", rules.start_id)):
+        if not 0 <= token < size:
+            raise ExportError(f"{flag} {token}: the joiner gives {size} logits, whose ids are counted from 0")
+
+
+def _sizes(encoder: Network) -> list[int]:
+    """How many numbers an encoded frame may have: the last axis of what the encoder gives, or the first."""
+    shape = [axis for axis in encoder.gives.row_shape if axis != 1] or [1]
+    return [shape[-1], shape[0]]
+
+
+def write_transducer(
+    encoder: Network, decoder: Decoder, rules: Rules, vocabulary: Vocabulary, **options: Unpack[BundleOptions]
+) -> Written:
+    """Writes the bundle of a transducer: see `export.bundle.write_seq2seq`. Raises ExportError where its files are not
+    of one model, or a proof fails, and as that does."""
+    size = decoder.vocabulary_size
+    if len(vocabulary.tokens) != size:
+        raise ExportError(f"--vocabulary has {len(vocabulary.tokens)} tokens, and the joiner gives {size} logits")
+    composed = compose(encoder, decoder, rules)
+    prove_loop(composed, encoder, decoder, rules)
+    proven = prove_emitting(encoder, decoder, rules, vocabulary)
+    if proven.is_one_by_one:
+        composed = compose(encoder, decoder, rules, rows=1)
+    written = write_model(composed.model, hints_of(composed), described_as(composed, vocabulary), **options)
+    notes = [note for network in (encoder, *decoder.networks) for note in network.notes]
+    notes += [proven.note, *written.notes]
+    return replace(written, notes=notes)

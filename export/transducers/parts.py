@@ -1,0 +1,299 @@
+"""The files of a transducer (Graves 2012), each read and run once: an encoder of frames, a prediction network over the
+tokens so far, and a joiner of both, which may be one file with the prediction network.
+
+Shapes: `A` rows, `E` numbers of an encoded frame, `P` of a prediction, `V` tokens, the blank among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import compose, inliner, version_converter
+
+from export.errors import ExportError, first_line
+from export.foreign.axes import Hints, Tensor, axis_named, is_time, size_of, state_batch_axis, tensor_of
+from export.foreign.loading import load, opset_of
+from export.foreign.pairing import pair_states
+from export.proofs.runners import Array
+from service.repository.manifest import Dtype
+
+ENCODER, PREDICTOR, JOINER = "encoder", "predictor", "joiner"
+_MIN_OPSET = 13
+"""Of the operators that join them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A tensor of a file. shape: of one row, whose axis is `batch_axis`."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    batch_axis: int
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Without the axis of rows."""
+        return (*self.shape[: self.batch_axis], *self.shape[self.batch_axis + 1 :])
+
+    @property
+    def size(self) -> int:
+        """Numbers of a row."""
+        return prod(self.shape)
+
+    def enter(self, rows: Array) -> Array:
+        """Rows [A, ...] in the file's form."""
+        whole = rows.reshape(len(rows), *self.row_shape).astype(self.dtype, copy=False)
+        return np.ascontiguousarray(np.moveaxis(whole, 0, self.batch_axis))
+
+    def leave(self, array: Array) -> Array:
+        """What the file gives as rows [A, size]."""
+        ahead = np.moveaxis(array, self.batch_axis, 0)
+        return ahead.reshape(len(ahead), -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A state: its input, the output that is its next value, and what it begins with, of one row."""
+
+    input: Port
+    output: str
+    initial: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One of the files. Its names begin with its role and a point. reads: inputs that are no states, by what they are;
+    gives: the output that is no state; states: in the file's order."""
+
+    role: str
+    file: Path
+    model: onnx.ModelProto
+    reads: Mapping[str, Port]
+    gives: Port
+    states: tuple[Kept, ...] = ()
+    notes: tuple[str, ...] = ()
+    session: Any = field(default=None, compare=False)  # of ONNX Runtime, which ships no types
+
+    def run(self, reads: Mapping[str, Array], states: Sequence[Array]) -> tuple[Array, list[Array]]:
+        """reads: rows [A, ...] by what they are; states: as the file has them. Returns rows [A, size] and the next
+        states."""
+        feeds = {port.name: port.enter(reads[what]) for what, port in self.reads.items()}
+        feeds |= {kept.input.name: state for kept, state in zip(self.states, states, strict=True)}
+        given, *following = self.session.run([self.gives.name, *(kept.output for kept in self.states)], feeds)
+        return self.gives.leave(given), following
+
+
+def read_encoder(file: Path, hints: Hints, output: str | None) -> Network:
+    """hints: of its states and axes; output: the one that is the encoded frames, where there are several. Raises
+    ExportError that says what is missing and which flag gives it."""
+    return _read(ENCODER, file, hints, {"frames": _is_of_numbers}, output)
+
+
+def read_predictor(file: Path, hints: Hints, output: str | None) -> Network:
+    """Reads tokens alone; or, where it is one with the joiner, an encoded frame too. Raises as `read_encoder`."""
+    return _read(PREDICTOR, file, hints, {"tokens": _is_of_tokens, "encoded": _is_of_numbers}, output)
+
+
+def read_joiner(file: Path, hints: Hints, sizes: Mapping[str, int], inputs: Mapping[str, str]) -> Network:
+    """sizes: numbers of an encoded frame and of a prediction, by what they are; inputs: names that are told. Raises as
+    `read_encoder`."""
+    model, tensors, outputs = _opened(JOINER, file, hints)
+    by_name = {one.name.removeprefix(f"{JOINER}."): one for one in tensors.values()}
+    if len(tensors) != len(sizes):
+        raise ExportError(
+            f"{file} must read an encoded frame and a prediction, and it reads {_listed(tensors)}: is it the joiner?"
+        )
+    found: dict[str, Tensor] = {}
+    for what, name in inputs.items():
+        if name not in by_name:
+            raise ExportError(f"--{what} names {name}, and {file} reads {_listed(tensors)}")
+        found[what] = by_name[name]
+    for what, size in sizes.items():
+        free = [one for one in by_name.values() if one not in found.values()]
+        fits = [one for one in free if one.shape and one.shape[-1] in (size, f"{one.name}.{len(one.shape) - 1}")]
+        fits = [one for one in fits if _begins_as(one.name, what)] or fits
+        if what not in found and fits:
+            found[what] = fits[0]
+    alike = len(set(sizes.values())) == 1 and not all(_begins_as(one.name, what) for what, one in found.items())
+    if len(found) < len(sizes) or len({one.name for one in found.values()}) < len(sizes) or (alike and not inputs):
+        told = " and ".join(f"{size} of {_KINDS[what]}" for what, size in sizes.items())
+        raise ExportError(
+            f"which input of {file} is which? It reads {_listed(tensors)}, and there are {told} numbers: say with"
+            " --encoded NAME and --predicted NAME"
+        )
+    ports = {what: _port(one, replace(hints, batch_axes={}), size=sizes[what]) for what, one in found.items()}
+    return _ran(Network(JOINER, file, model, ports, _one(outputs, None, JOINER, file)), outputs)
+
+
+def in_opset(networks: Sequence[Network]) -> list[Network]:
+    """The same with models of one opset. Raises ExportError for a file that cannot be converted."""
+    opset = max(_MIN_OPSET, *(opset_of(network.model) for network in networks))
+    found = []
+    for network in networks:
+        model = network.model
+        if opset_of(model) != opset:
+            try:
+                model = version_converter.convert_version(model, opset)
+            except Exception as error:  # onnx raises classes of its own
+                raise ExportError(
+                    f"{network.file} has opset {opset_of(model)}, and cannot be converted to {opset}, which the others"
+                    f" need: {first_line(error)}. Export it again with opset {opset}"
+                ) from error
+        found.append(replace(network, model=model))
+    return found
+
+
+_KINDS = {"frames": "frames", "tokens": "tokens", "encoded": "an encoded frame", "predicted": "a prediction"}
+_BEGINNINGS = {"encoded": ("enc", "am", "trans", "acoustic", "f"), "predicted": ("dec", "pred", "lm", "g", "label")}
+
+
+def _begins_as(name: str, what: str) -> bool:
+    return name.removeprefix(f"{JOINER}.").lower().startswith(_BEGINNINGS[what])
+
+
+def _is_of_numbers(tensor: Tensor) -> bool:
+    return tensor.dtype.startswith("float")
+
+
+def _is_of_tokens(tensor: Tensor) -> bool:
+    return tensor.dtype in ("int64", "int32")
+
+
+def _read(
+    role: str, file: Path, hints: Hints, kinds: Mapping[str, Callable[[Tensor], bool]], output: str | None
+) -> Network:
+    model, inputs, outputs = _opened(role, file, hints)
+    own = _of_role(hints, role, inputs | outputs)
+    notes: list[str] = []
+    pairs = pair_states(model, inputs, outputs, own, notes) if len(inputs) > 1 or role == ENCODER else {}
+    left = {name: one for name, one in inputs.items() if name not in pairs}
+    reads: dict[str, Tensor] = {}
+    for what, fits in kinds.items():
+        found = [one for one in left.values() if fits(one)]
+        if len(found) == 1:
+            reads[what] = found[0]
+            del left[found[0].name]
+    if next(iter(kinds)) not in reads or left:
+        wanted = " and ".join(_KINDS[what] for what in kinds) if role == ENCODER else "tokens"
+        raise ExportError(
+            f"{file} must read {wanted} and its states, and it reads {_listed(inputs)}: is it the {role}? Give a state"
+            " that was not found with --state INPUT=OUTPUT"
+        )
+    states = tuple(
+        Kept(port := _port(inputs[name], own, is_state=True), pairs[name], np.zeros(port.shape, port.dtype))
+        for name in pairs
+    )
+    free = {name: one for name, one in outputs.items() if name not in pairs.values()}
+    network = Network(
+        role,
+        file,
+        model,
+        {what: _port(one, own) for what, one in reads.items()},
+        _one(free, output, role, file),
+        states,
+        tuple(notes),
+    )
+    return _ran(network, outputs)
+
+
+def _opened(role: str, file: Path, hints: Hints) -> tuple[onnx.ModelProto, dict[str, Tensor], dict[str, Tensor]]:
+    """A file's model, its inputs and its outputs, by names that begin with the role."""
+    model = inliner.inline_local_functions(load(file))
+    graph = compose.add_prefix_graph(model.graph, f"{role}.")
+    del graph.value_info[:]
+    model.graph.CopyFrom(graph)
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = {one.name: tensor_of(one, hints) for one in graph.input if one.name not in weights}
+    return model, inputs, {one.name: tensor_of(one, hints) for one in graph.output}
+
+
+def _of_role(hints: Hints, role: str, known: Mapping[str, Tensor]) -> Hints:
+    """The hints that name tensors of a file, as they are called here."""
+
+    def own(name: str) -> str:
+        return f"{role}.{name}"
+
+    return replace(
+        hints,
+        states={own(one): own(other) for one, other in hints.states.items() if own(one) in known},
+        batch_axes={own(name): axis for name, axis in hints.batch_axes.items() if own(name) in known},
+    )
+
+
+def _port(tensor: Tensor, hints: Hints, *, is_state: bool = False, size: int | None = None) -> Port:
+    """size: of its last axis, where that has none."""
+    if not tensor.shape:
+        raise ExportError(f"{tensor} is a scalar: a part of a transducer reads rows. Export the module without it")
+    axis = hints.batch_axes.get(tensor.name)
+    first = next((one for one in tensor.shape if isinstance(one, str)), tensor.shape[0])
+    if axis is None:
+        axis = state_batch_axis(tensor, first) if is_state else axis_named(tensor, first)
+    places = range(len(tensor.shape))
+    last = len(tensor.shape) - 1
+
+    def length(place: int) -> int:
+        if place == axis:
+            return 1
+        is_free = isinstance(tensor.shape[place], str)
+        if is_free and place == last and size is not None:
+            return size
+        is_time_axis = is_free and not is_state and (is_time(tensor, place) or place < last)
+        return 1 if is_time_axis else size_of(tensor, place)
+
+    return Port(tensor.name, tensor.dtype, tuple(map(length, places)), axis)
+
+
+def _one(outputs: Mapping[str, Tensor], told: str | None, role: str, file: Path) -> Port:
+    """The output that is no state; its shape is found by a run."""
+    names = list(outputs)
+    if told is not None:
+        names = [name for name in names if name == f"{role}.{told}"]
+    if len(names) != 1:
+        asked = f"--{role}-output names {told}, and" if told is not None and not names else f"which output of {file}?"
+        raise ExportError(f"{asked} it gives {_listed(outputs)}: say with --{role}-output NAME")
+    one = outputs[names[0]]
+    return Port(one.name, one.dtype, (), 0)
+
+
+def _ran(network: Network, outputs: Mapping[str, Tensor]) -> Network:
+    """The network with its session, and with what its output is. Raises ExportError when it cannot be run."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # what it has to say comes as an exception
+    feeds = {port.name: np.zeros(port.shape, port.dtype) for port in network.reads.values()}
+    feeds |= {kept.input.name: kept.initial for kept in network.states}
+    try:
+        session = onnxruntime.InferenceSession(
+            network.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        given = session.run([network.gives.name, *(kept.output for kept in network.states)], feeds)
+    except Exception as error:  # ONNX Runtime raises classes of its own
+        shown = ", ".join(f"{port.name} as {list(port.shape)}" for port in network.reads.values())
+        raise ExportError(
+            f"{network.file} cannot be run on {shown}: {first_line(error)}. Say otherwise with --axis NAME=SIZE and"
+            " --batch-axis NAME=PLACE"
+        ) from error
+    for kept, after in zip(network.states, given[1:], strict=True):
+        if after.shape != kept.input.shape:
+            raise ExportError(
+                f"--state {kept.input.name}={kept.output}: it is {list(kept.input.shape)} before a step and"
+                f" {list(after.shape)} after it"
+            )
+    declared, first = outputs[network.gives.name].shape, next(iter(network.reads.values()))
+    batch = 0
+    if len(declared) == given[0].ndim:
+        names = [place for place, axis in enumerate(declared) if isinstance(axis, str) and given[0].shape[place] == 1]
+        batch = first.batch_axis if first.batch_axis in names else (names[0] if names else 0)
+    return replace(network, gives=Port(network.gives.name, network.gives.dtype, given[0].shape, batch), session=session)
+
+
+def _listed(tensors: Mapping[str, Tensor]) -> str:
+    return "; ".join(str(one) for one in tensors.values())

@@ -1,0 +1,122 @@
+"""What holds a transducer's graph to its files: a bare loop over them has the same bits, of frames without tokens and
+of frames with many.
+
+Random frames may make a trained model emit nothing. So the proofs run a second time with a penalty on the blank that
+makes about every second turn emit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime
+
+from export.errors import ExportError, first_line
+from export.foreign.axes import Hints
+from export.foreign.writing import Described, prove_model
+from export.proofs.runners import Array
+from export.transducers.bare_loop import BareLoop, Rules
+from export.transducers.composing import Composed, compose
+from export.transducers.decoders import Decoder
+from export.transducers.emission import OUTPUT
+from export.transducers.parts import Network
+from export.vocabulary import Vocabulary
+from service.engine.emitted import emitted
+
+_NUM_FRAMES = 48
+TOLERANCE = 1e-5
+"""Of a token's log-probability; of ids and states not a bit may differ."""
+
+
+class Emitting(NamedTuple):
+    """What was found of frames that emit tokens. is_one_by_one: whether company changes what they emit."""
+
+    is_one_by_one: bool
+    note: str
+
+
+def hints_of(composed: Composed) -> Hints:
+    """What is known of the graph."""
+    return Hints(
+        states=composed.states,
+        batch_axes=composed.batch_axes,
+        inputs=[composed.frames.name],
+        initial=composed.initial,
+        are_sure=True,
+    )
+
+
+def described_as(composed: Composed, vocabulary: Vocabulary) -> Described:
+    """What is told of it."""
+    return Described(labels=vocabulary, emits=composed.emits)
+
+
+def prove_loop(composed: Composed, encoder: Network, decoder: Decoder, rules: Rules) -> list[float]:
+    """Holds steps of one row to the bare loop. Returns how far the blank was ahead of other tokens, each time. Raises
+    ExportError when they differ, or the graph cannot be run."""
+    frames = _draw(encoder)
+    bare = BareLoop(encoder, decoder, rules)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # what it has to say comes as an exception
+    try:
+        session = onnxruntime.InferenceSession(
+            composed.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime raises classes of its own
+        raise ExportError(f"the files cannot be run as one graph: {first_line(error)}") from error
+    states = _first_states(session, composed)
+    for number, frame in enumerate(frames):
+        tokens, scores = bare.step(frame)
+        entered = composed.frames.enter(frame[np.newaxis])
+        output, *following = session.run([OUTPUT, *composed.states.values()], {composed.frames.name: entered, **states})
+        states = dict(zip(composed.states, following, strict=True))
+        found = emitted(output[0])
+        if found.token_ids != tokens or not np.allclose(found.log_probabilities, scores, atol=TOLERANCE):
+            raise ExportError(
+                f"the graph emits {found.token_ids[:8]} at frame {number}, and a loop over the files {tokens[:8]}: the"
+                " files do not give the same each time"
+            )
+    for one, expected in zip(decoder.carried, bare.carried, strict=True):
+        if states[one.name].tobytes() != expected.tobytes():
+            raise ExportError(f"state {one.name} is not bit for bit that of a loop over the files")
+    return bare.margins
+
+
+def prove_emitting(encoder: Network, decoder: Decoder, rules: Rules, vocabulary: Vocabulary) -> Emitting:
+    """Holds frames that emit tokens to the bare loop, and to each other in company. Raises ExportError."""
+    margins = np.array(prove_loop(compose(encoder, decoder, rules), encoder, decoder, rules))
+    penalty = rules.blank_penalty + float(np.quantile(margins, 0.5))
+    often = replace(rules, blank_penalty=penalty)
+    composed = compose(encoder, decoder, often)
+    prove_loop(composed, encoder, decoder, often)
+    proven = prove_model(composed.model, hints_of(composed), described_as(composed, vocabulary))
+    is_one_by_one = proven.interface.step.max_rows == 1
+    why = next((note for note in proven.notes if "one by one" in note and "run" in note), "")
+    note = (
+        why if is_one_by_one else "frames that emit tokens have the same bits in company, and in several steps at once"
+    )
+    return Emitting(is_one_by_one, note)
+
+
+def _draw(encoder: Network) -> list[Array]:
+    """Random frames, of one row each, quiet and loud ones."""
+    generator = np.random.default_rng(0)
+    port = encoder.reads["frames"]
+    loudness = generator.uniform(0.1, 3.0, _NUM_FRAMES)
+    return [(generator.standard_normal(port.row_shape) * one).astype(port.dtype) for one in loudness]
+
+
+def _first_states(session: onnxruntime.InferenceSession, composed: Composed) -> dict[str, Array]:
+    kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(double)": np.float64}
+    states = {}
+    for node in session.get_inputs():
+        if node.name in composed.states:
+            axis = composed.batch_axes[node.name]
+            shape = [1 if place == axis else size for place, size in enumerate(node.shape)]
+            states[node.name] = np.zeros(shape, kinds.get(node.type, np.float16))
+            if node.name in composed.initial:
+                states[node.name][:] = np.expand_dims(composed.initial[node.name], axis)
+    return states

@@ -1,0 +1,23 @@
+"""What a step of a transducer gave: see `service.repository.steps.EmitsSpec`. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from service.engine.decoding import FloatRow
+
+
+class Emitted(NamedTuple):
+    """Tokens, their natural log-probabilities, and how many encoded frames had as many tokens as they may."""
+
+    token_ids: list[int]
+    log_probabilities: list[float]
+    num_limited: int
+
+
+def emitted(values: FloatRow) -> Emitted:
+    """What the values of one step are, [2 + 2 * capacity]."""
+    count, num_limited = int(values[0]), int(values[1])
+    capacity = len(values) // 2 - 1
+    ids, scores = values[2 : 2 + count], values[2 + capacity : 2 + capacity + count]
+    return Emitted(ids.astype(int).tolist(), scores.tolist(), num_limited)

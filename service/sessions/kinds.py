@@ -1,0 +1,36 @@
+"""Which kinds of outputs a model has. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+from service.engine.jobs import OutputKind, OutputSpec
+from service.errors import InvalidFieldError
+from service.repository.manifest import BASE_VARIANT, Manifest
+
+_OF_LOGITS = frozenset((OutputKind.NEXT_TOKEN, OutputKind.TOP_K, OutputKind.LOGITS))
+_OF_VALUES = frozenset((OutputKind.VALUES,))
+_OF_TRANSDUCERS = frozenset((OutputKind.EMITTED,))
+
+
+def check_kind(manifest: Manifest, variant: str, outputs: OutputSpec, *, field: str) -> None:
+    """Raises InvalidFieldError for outputs that the model does not have."""
+    if outputs.kind is not OutputKind.NONE:
+        kinds, what = _kinds_of(manifest)
+        if outputs.kind not in kinds:
+            raise InvalidFieldError(
+                f"{field}.kind = OUTPUT_KIND_{outputs.kind.name} is not for {manifest.model}: {what}",
+                field=f"{field}.kind",
+            )
+    if outputs.has_trace and (manifest.trace is None or variant != BASE_VARIANT):
+        told = f"{manifest.model} has no trace" if manifest.trace is None else f"variant {variant} has no trace"
+        raise InvalidFieldError(f"{field}.trace must not be set: {told}", field=f"{field}.trace")
+
+
+def _kinds_of(manifest: Manifest) -> tuple[Set[OutputKind], str]:
+    """The kinds of outputs beside none, and what the model gives, in words."""
+    if manifest.step.emits is not None:
+        return _OF_TRANSDUCERS, "it emits tokens"
+    if manifest.target_vocabulary is None:
+        return _OF_VALUES, "it gives values"
+    return _OF_LOGITS, "it gives no values, but logits over a vocabulary"

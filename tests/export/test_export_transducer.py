@@ -1,0 +1,91 @@
+"""Transducers in files are put together to one graph, which is held to a bare loop over them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from export.__main__ import main
+from service.repository.bundle import load_bundle
+from tests.export.transducer_files import ENCODED, HIDDEN, PREDICTED, TOKENS, write
+
+
+def export(folder: Path, files: list[Path], *flags: str) -> Path:
+    """The bundle's folder."""
+    told = [str(file) for file in files]
+    assert main(["transducer", *told, "--name", "spells", "--to", str(folder), "--history", "16", *flags]) == 0
+    return folder / "spells" / "1"
+
+
+def refusal(capsys: pytest.CaptureFixture[str], files: list[Path], *flags: str) -> str:
+    """The one line that says why nothing was written."""
+    told = [str(file) for file in files]
+    assert main(["transducer", *told, "--name", "spells", "--to", str(files[0].parent / "to"), *flags]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_what_is_told_is_in_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an encoder that gives several frames a step, and a prediction network that reads the last two tokens."""
+    names = tmp_path / "tokens.txt"
+    names.write_text("".join(f"{name}\n" for name in ("a", "b", "c", "d", "e", "f", "<blank>")))
+    flags = ["--vocabulary", str(names), "--blank", "6", "--start-token", "2", "--blank-penalty", "-2.5"]
+    files = write(tmp_path, kind="stateless", num_frames=3)
+    bundle = load_bundle(export(tmp_path / "to", files, *flags, "--max-symbols", "4"))
+    manifest = bundle.manifest
+    emits = manifest.step.emits
+    assert emits is not None
+    assert (emits.blank_id, emits.max_symbols, emits.num_frames, emits.capacity) == (6, 4, 3, 12)
+    assert manifest.step.values is not None
+    assert manifest.step.values.shape[-1] == 2 + 2 * 12
+    assert bundle.target_vocabulary is not None
+    assert bundle.target_vocabulary.names[0] == "a"
+    assert not manifest.can_generate
+    assert manifest.step.loop is not None  # several frames are one run
+    assert manifest.step.max_rows is None  # and so are many sessions
+    assert {state.name: state.input.shape for state in manifest.states} == {
+        "encoder.h0": (2, "batch", HIDDEN),
+        "encoder.c0": (2, "batch", HIDDEN),
+        "predicted": ("batch", PREDICTED),
+        "context": ("batch", 2),
+        "emitted": ("batch", 16),
+        "num_emitted": ("batch", 1),
+    }
+    first = {manifest.states[place].name: values.tolist() for place, values in bundle.first_values.items()}
+    assert (first["emitted"], first["context"]) == ([6] * 16, [2, 2])
+    said = capsys.readouterr().out
+    assert "frames that emit tokens have the same bits in company, and in several steps at once" in said
+
+
+def test_files_of_other_models_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    three, stateless = tmp_path / "three", tmp_path / "two"
+    three.mkdir()
+    stateless.mkdir()
+    encoder, predictor, joiner = write(three)
+    _, joined = write(stateless, kind="two")
+    names = three / "names"
+    names.write_text("a\nb\n")
+    cases: list[tuple[list[Path], list[str], str]] = [
+        ([encoder, predictor], [], f"{predictor} reads no encoded frame: give the joiner as the third file"),
+        ([encoder, joined, joiner], [], f"{joined} reads an encoded frame, as a joiner does: leave {joiner} out"),
+        ([predictor, predictor, joiner], [], f"{predictor} must read frames and its states"),
+        ([encoder, encoder, joiner], [], f"{encoder} must read tokens and its states"),
+        ([encoder, predictor, predictor], [], f"which input of {predictor} is which?"),
+        ([encoder, predictor, encoder], [], f"{encoder} must read an encoded frame and a prediction"),
+        (
+            [encoder, predictor, joiner],
+            ["--vocabulary", str(names)],
+            f"--vocabulary has 2 tokens, and the joiner gives {TOKENS} logits",
+        ),
+        ([encoder, predictor, joiner], ["--blank", "7"], "--blank 7: the joiner gives 7 logits"),
+        ([encoder, predictor, joiner], ["--start-token", "-1"], "--start-token -1: the joiner gives 7 logits"),
+        ([encoder, predictor, joiner], ["--encoded", "x"], "--encoded names x, and"),
+        ([encoder, predictor, joiner], ["--encoder-output", "x"], "--encoder-output names x, and it gives encoder."),
+    ]
+    for files, flags, expected in cases:
+        assert f"nothing was written: {expected}" in refusal(capsys, files, *flags)
+    assert ENCODED != PREDICTED  # else the joiner's inputs are told apart by their names alone

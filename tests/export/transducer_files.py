@@ -1,0 +1,148 @@
+"""Small transducers in ONNX files, of random weights, as people export them."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+FEATURES, ENCODED, PREDICTED, TOKENS, HIDDEN = 6, 8, 16, 7, 16
+
+
+class Encoder(nn.Module):
+    """Gives `num_frames` encoded frames for each that it reads."""
+
+    def __init__(self, num_frames: int = 1) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(FEATURES, HIDDEN, 2, batch_first=True)
+        self.last = nn.Linear(HIDDEN, num_frames * ENCODED)
+        self.num_frames = num_frames
+
+    def forward(self, frames: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        outputs, (hidden, cell) = self.rnn(frames, (hidden, cell))
+        encoded = self.last(outputs)
+        return encoded.reshape(-1, self.num_frames, ENCODED) if self.num_frames > 1 else encoded, hidden, cell
+
+
+class Predictor(nn.Module):
+    """A GRU over tokens [A, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(TOKENS, 5)
+        self.rnn = nn.GRU(5, PREDICTED, batch_first=True)
+
+    def forward(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, state = self.rnn(self.embed(tokens), state)
+        return outputs, state
+
+
+class Stateless(nn.Module):
+    """A convolution over the last two tokens [A, 2]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(TOKENS, 5)
+        self.mix = nn.Linear(10, PREDICTED)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return torch.tanh(self.mix(self.embed(tokens).flatten(1)))
+
+
+class Joiner(nn.Module):
+    """tanh of a sum, and logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(ENCODED, 16), nn.Linear(PREDICTED, 16)
+        self.last = nn.Linear(16, TOKENS)
+        with torch.no_grad():  # so that what is emitted depends on frames and tokens, and is often nothing
+            self.one.weight *= 4.0
+            self.other.weight *= 2.0
+            self.last.weight *= 3.0
+            self.last.bias[0] += 3.0
+
+    def forward(self, encoder_out: Tensor, decoder_out: Tensor) -> Tensor:
+        logits: Tensor = self.last(torch.tanh(self.one(encoder_out) + self.other(decoder_out)) * 3.0)
+        return logits
+
+
+class Joined(nn.Module):
+    """Prediction network and joiner in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predictor, self.joiner = Predictor(), Joiner()
+
+    def forward(self, encoded: Tensor, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        predicted, state = self.predictor(tokens, state)
+        return self.joiner(encoded, predicted), state
+
+
+def write(folder: Path, *, kind: str = "three", num_frames: int = 1, seed: int = 0) -> list[Path]:
+    """Writes the files and returns them: `three`, with a prediction network that is a GRU; `stateless`, with one that
+    reads the last two tokens; `two`, of which the second is prediction network and joiner."""
+    torch.manual_seed(seed)
+    files = [folder / "encoder.onnx"]
+    state, batch = torch.zeros(2, 2, HIDDEN), {0: "batch"}
+    row = {1: "batch"}
+    encoder = Encoder(num_frames)
+    with torch.no_grad():
+        for name, weight in encoder.rnn.named_parameters():
+            if name.startswith("weight_ih"):
+                weight.mul_(8.0)
+    _export(
+        encoder,
+        (torch.zeros(2, 1, FEATURES), state, state),
+        files[0],
+        {"frames": batch, "h0": row, "c0": row, "encoded": batch, "h1": row, "c1": row},
+        num_inputs=3,
+    )
+    hidden = torch.zeros(1, 2, PREDICTED)
+    if kind == "two":
+        files.append(folder / "decoder.onnx")
+        _export(
+            Joined(),
+            (torch.zeros(2, 1, ENCODED), torch.zeros(2, 1, dtype=torch.int64), hidden),
+            files[1],
+            {"enc": batch, "y": batch, "h": row, "logits": batch, "hn": row},
+            num_inputs=3,
+        )
+        return files
+    files += [folder / "predictor.onnx", folder / "joiner.onnx"]
+    if kind == "stateless":
+        tokens = torch.zeros(2, 2, dtype=torch.int64)
+        _export(Stateless(), (tokens,), files[1], {"y": batch, "decoder_out": batch}, num_inputs=1)
+    else:
+        tokens = torch.zeros(2, 1, dtype=torch.int64)
+        names = {"y": batch, "state": row, "predicted": batch, "next_state": row}
+        _export(Predictor(), (tokens, hidden), files[1], names, num_inputs=2)
+    encoded, predicted = torch.zeros(2, ENCODED), torch.zeros(2, PREDICTED)
+    _export(
+        Joiner(),
+        (encoded, predicted),
+        files[2],
+        {"encoder_out": batch, "decoder_out": batch, "logit": batch},
+        num_inputs=2,
+    )
+    return files
+
+
+def _export(
+    module: nn.Module, inputs: tuple[Tensor, ...], file: Path, names: dict[str, dict[int, str]], *, num_inputs: int
+) -> None:
+    told = list(names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter that most files were made with
+        torch.onnx.export(
+            module.eval(),
+            inputs,
+            str(file),
+            input_names=told[:num_inputs],
+            output_names=told[num_inputs:],
+            dynamic_axes=names,
+            opset_version=17,
+            dynamo=False,
+        )
