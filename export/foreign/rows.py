@@ -150,3 +150,16 @@ def _drawn(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> A
     if dtype.startswith("float"):
         return random.standard_normal(shape).astype(dtype)
     return random.integers(0, 2, shape).astype(dtype)
+
+
+def free_rows(model: onnx.ModelProto, reading: Reading) -> None:
+    """Takes the number of rows out of what a file declares."""
+    axes = {part.tensor.name: part.batch_axis for part in reading.inputs}
+    axes |= {output.tensor.name: output.batch_axis for output in reading.outputs}
+    for state in reading.states:
+        axes |= {state.input.name: state.batch_axis, state.output: state.batch_axis}
+    for value in [*model.graph.input, *model.graph.output]:
+        shape = value.type.tensor_type.shape.dim
+        if value.name in axes and len(shape) > axes[value.name]:
+            shape[axes[value.name]].dim_param = "batch"
+    del model.graph.value_info[:]

@@ -33,7 +33,7 @@ from export.foreign.names import plain_names, renamed
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
 from export.foreign.reading import Reading, StepInput, read
-from export.foreign.rows import with_rows_as_run
+from export.foreign.rows import free_rows, with_rows_as_run
 from export.foreign.unkept import FORCED, forced
 from export.foreign.wrapping import first_values, state_names, states_of, wrap
 from export.graphs import Graphs
@@ -121,8 +121,8 @@ def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> P
     notes = [*opened, *left_out, *exposed, *reading.notes]
     if reading.fixed_batch not in (None, 1):
         notes.append(f"its batch is declared as {reading.fixed_batch} rows, and is taken to be any number")
-        _free_rows(model, reading)
-        _free_rows(whole, reading)
+        free_rows(model, reading)
+        free_rows(whole, reading)
     original = Original(model if hints.expose_state else whole, reading, {} if hints.expose_state else decided)
     shapes = original.output_shapes()
     step = _step_spec(reading, described, shapes, is_tokens=_reads_tokens(reading, described, hints, notes))
@@ -149,19 +149,6 @@ def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> P
     one_step = interface
     graphs, interface, parity = _prove_chunks(graph, interface, original, notes, parity)
     return Proven(reading, notes, graphs, interface, parity, graph, one_step)
-
-
-def _free_rows(model: onnx.ModelProto, reading: Reading) -> None:
-    """Takes the number of rows out of what a file declares."""
-    axes = {part.tensor.name: part.batch_axis for part in reading.inputs}
-    axes |= {output.tensor.name: output.batch_axis for output in reading.outputs}
-    for state in reading.states:
-        axes |= {state.input.name: state.batch_axis, state.output: state.batch_axis}
-    for value in [*model.graph.input, *model.graph.output]:
-        shape = value.type.tensor_type.shape.dim
-        if value.name in axes and len(shape) > axes[value.name]:
-            shape[axes[value.name]].dim_param = "batch"
-    del model.graph.value_info[:]
 
 
 def _reads_tokens(reading: Reading, described: Described, hints: Hints, notes: list[str]) -> bool:

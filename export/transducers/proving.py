@@ -23,7 +23,6 @@ from export.transducers.decoders import Decoder
 from export.transducers.emission import OUTPUT
 from export.transducers.parts import Network
 from export.vocabulary import Vocabulary
-from service.engine.emitted import emitted
 
 _NUM_FRAMES = 48
 TOLERANCE = 1e-5
@@ -73,10 +72,12 @@ def prove_loop(composed: Composed, encoder: Network, decoder: Decoder, rules: Ru
         entered = composed.frames.enter(frame[np.newaxis])
         output, *following = session.run([OUTPUT, *composed.states.values()], {composed.frames.name: entered, **states})
         states = dict(zip(composed.states, following, strict=True))
-        found = emitted(output[0])
-        if found.token_ids != tokens or not np.allclose(found.log_probabilities, scores, atol=TOLERANCE):
+        count, capacity = int(output[0, 0]), composed.emits.capacity
+        ids = output[0, 2 : 2 + count].astype(int).tolist()
+        found = output[0, 2 + capacity : 2 + capacity + count]
+        if ids != tokens or not np.allclose(found, scores, atol=TOLERANCE):
             raise ExportError(
-                f"the graph emits {found.token_ids[:8]} at frame {number}, and a loop over the files {tokens[:8]}: the"
+                f"the graph emits {ids[:8]} at frame {number}, and a loop over the files {tokens[:8]}: the"
                 " files do not give the same each time"
             )
     for one, expected in zip(decoder.carried, bare.carried, strict=True):

@@ -119,9 +119,9 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     (
         "values with a vocabulary",
         {"step.logits": None, "step.values": {"name": "y", "dtype": "float32", "shape": ["batch", "time", 3]}},
-        "target_vocabulary and step.logits must be given together",
+        "target_vocabulary must be given with step.logits or step.emits",
     ),
-    ("logits without a vocabulary", {"target_vocabulary": None}, "target_vocabulary and step.logits must be given"),
+    ("logits without a vocabulary", {"target_vocabulary": None}, "target_vocabulary must be given with step.logits"),
     (
         "values that are fed back without any",
         {"step.feeds_back": True},
