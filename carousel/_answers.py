@@ -171,6 +171,7 @@ def model_info(message: models_pb2.ModelInfo) -> ModelInfo:
         inputs=ports(message.inputs),
         outputs=ports(message.outputs),
         constants=tuple(map(session_constant, message.constants)),
+        sample_rate=message.sample_rate,
         transducer=_transducer(message.transducer) if message.HasField("transducer") else None,
     )
 

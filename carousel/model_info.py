@@ -66,6 +66,7 @@ class ModelInfo:
     it can go on by itself. trace: what can be seen inside a step, by name. max_batch_rows: sessions that it steps
     together, 0 for any number. inputs, outputs: the named parts of the vectors that steps read and give.
     constants: what a session may be given when it is opened. transducer: how it emits tokens; None: it does not.
+    sample_rate: samples a second, where what a step reads is sound; 0: it is something else, or nobody said.
     """
 
     model: str
@@ -93,6 +94,7 @@ class ModelInfo:
     outputs: tuple[Port, ...] = ()
     constants: tuple[SessionConstant, ...] = ()
     transducer: Transducer | None = None
+    sample_rate: int = 0
 
     @property
     def fed(self) -> tuple[Port, ...]:

@@ -204,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         "onnx", help="an ONNX file that somebody else exported", description=ONNX_HELP, epilog=ONNX_EPILOG
     )
     add_onnx_arguments(onnx_file)
+    _add_sound(onnx_file)
     _add_place(onnx_file)
     transducer = recipes.add_parser(
         "transducer",
@@ -212,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=TRANSDUCER_EPILOG,
     )
     add_transducer_arguments(transducer)
+    _add_sound(transducer)
     _add_place(transducer)
     random_lm = recipes.add_parser("random-lm", help="a language model of random weights, to measure with")
     random_lm.add_argument("--name", type=_name, required=True, help="the model's name")
@@ -238,6 +240,12 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-bytes", type=_count, default=2_000_000_000, metavar="N", help="the most it may weigh")
     parser.add_argument("--replace", action="store_true", help="take the place of the version that is there")
+
+
+def _add_sound(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sample-rate", type=_count, metavar="N", help="samples a second, where what it reads is sound: -1 to 1"
+    )
 
 
 def _add_variants(parser: argparse.ArgumentParser) -> None:

@@ -56,15 +56,16 @@ class BundleOptions(_Required, total=False):
     """What every bundle is told, whatever the model.
 
     to, name, version: it is written as `to/name/version`, of version 1 unless told otherwise. description: one line.
-    evaluation: the recipe's. max_tokens: generated at most when a request sets no limit. write_card: gives the README
-    of a manifest. extra_files: what lies beside it and is not read at serving, by name. int8: whether to make that
-    variant, which `evaluate_int8` may refuse, given both. trace: whether to make the graph that looks inside; it is
-    made unless told otherwise. packages: those that made it, whose versions are told. max_bytes: the most that the
-    bundle may weigh. replace: take the place of the version that is there.
+    evaluation: the recipe's. sample_rate: of what is sound. max_tokens: generated at most when a request sets no
+    limit. write_card: gives the README of a manifest. extra_files: what lies beside it and is not read at serving, by
+    name. int8: whether to make that variant, which `evaluate_int8` may refuse, given both. trace: whether to make the
+    graph that looks inside; it is made unless told otherwise. packages: those that made it, whose versions are told.
+    max_bytes: the most that the bundle may weigh. replace: take the place of the version that is there.
     """
 
     version: int
     max_tokens: int
+    sample_rate: int | None
     write_card: Callable[[Manifest], str]
     extra_files: Mapping[str, bytes]
     int8: bool
@@ -209,8 +210,10 @@ def write_graphs(  # what a bundle is made of
     if trace is not None:
         files[trace.spec.file] = trace.graph
     source, read, target = vocabularies.source, vocabularies.input, vocabularies.target
+    sample_rate = options.get("sample_rate")
+    is_new = interface.step.is_new or any(state.is_new for state in interface.states) or sample_rate is not None
     manifest = Manifest(
-        format_version=2 if interface.step.is_new or any(state.is_new for state in interface.states) else 1,
+        format_version=2 if is_new else 1,
         model=options["name"],
         version=options.get("version", 1),
         description=options["description"],
@@ -226,6 +229,7 @@ def write_graphs(  # what a bundle is made of
         target_vocabulary=None if target is None else target.spec(_TARGET_FILE),
         start=interface.start,
         special_tokens=special_tokens,
+        sample_rate=sample_rate,
         max_tokens=options.get("max_tokens", MAX_TOKENS),
         digests={file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
         exported_with={package: version_of(package) for package in options.get("packages", _PACKAGES)},

@@ -124,9 +124,11 @@ def _wav(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Itera
     pcm = wav.header(file, name)
     if pcm is None:
         return iter(())
+    who = "--rate says" if rate is not None else f"{info.model} reads"
+    rate = info.sample_rate or None if rate is None else rate
     if rate is not None and rate != pcm.rate:
         raise InputError(
-            f"{name} has {pcm.rate} samples a second, and --rate says {rate}: convert it, such as by"
+            f"{name} has {pcm.rate} samples a second, and {who} {rate}: convert it, such as by"
             f" `ffmpeg -i {name} -ar {rate} converted.wav`"
         )
     if rate is None:

@@ -25,37 +25,37 @@ _sym_db = _symbol_database.Default()
 from carousel.v1 import inference_pb2 as carousel_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x61rousel/v1/models.proto\x12\x0b\x63\x61rousel.v1\x1a\x1b\x63\x61rousel/v1/inference.proto\"\x90\x05\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12(\n\x06status\x18\x04 \x01(\x0e\x32\x18.carousel.v1.ModelStatus\x12\x0f\n\x07problem\x18\x05 \x01(\t\x12\x13\n\x0bhas_encoder\x18\x06 \x01(\x08\x12\x19\n\x11source_vocabulary\x18\x07 \x03(\t\x12\x19\n\x11target_vocabulary\x18\x08 \x03(\t\x12\x19\n\x11max_source_length\x18\t \x01(\r\x12\x12\n\nmax_tokens\x18\n \x01(\r\x12\x18\n\x10state_size_bytes\x18\x0b \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x0c \x01(\t\x12\x10\n\x08variants\x18\r \x03(\t\x12\x18\n\x10input_vocabulary\x18\x0e \x03(\t\x12\x14\n\x0c\x66\x65\x61ture_size\x18\x0f \x01(\r\x12\x12\n\nvalue_size\x18\x10 \x01(\r\x12\x1b\n\x13source_feature_size\x18\x11 \x01(\r\x12\x14\n\x0c\x63\x61n_generate\x18\x12 \x01(\x08\x12\r\n\x05trace\x18\x13 \x03(\t\x12\x16\n\x0emax_batch_rows\x18\x14 \x01(\r\x12\x11\n\ttokenizer\x18\x15 \x01(\t\x12!\n\x06inputs\x18\x16 \x03(\x0b\x32\x11.carousel.v1.Port\x12\"\n\x07outputs\x18\x17 \x03(\x0b\x32\x11.carousel.v1.Port\x12/\n\tconstants\x18\x18 \x03(\x0b\x32\x1c.carousel.v1.SessionConstant\x12+\n\ntransducer\x18\x19 \x01(\x0b\x32\x17.carousel.v1.Transducer\"G\n\nTransducer\x12\x10\n\x08\x62lank_id\x18\x01 \x01(\r\x12\x13\n\x0bmax_symbols\x18\x02 \x01(\r\x12\x12\n\nnum_frames\x18\x03 \x01(\r\"Z\n\x0fSessionConstant\x12\x1f\n\x04port\x18\x01 \x01(\x0b\x32\x11.carousel.v1.Port\x12\x15\n\rdefault_value\x18\x02 \x03(\x02\x12\x0f\n\x07\x63hoices\x18\x03 \x03(\x02\"\x13\n\x11ModelsListRequest\"<\n\x12ModelsListResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.carousel.v1.ModelInfo\"2\n\x10ModelsGetRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\":\n\x11ModelsGetResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.carousel.v1.ModelInfo\"3\n\x11ModelsLoadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"<\n\x12ModelsLoadResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.carousel.v1.ModelInfo\"5\n\x13ModelsUnloadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"-\n\x14ModelsUnloadResponse\x12\x15\n\rsession_count\x18\x01 \x01(\x04*^\n\x0bModelStatus\x12\x1c\n\x18MODEL_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_STATUS_SERVING\x10\x01\x12\x17\n\x13MODEL_STATUS_FAILED\x10\x02\x32\xaf\x02\n\x06Models\x12G\n\x04List\x12\x1e.carousel.v1.ModelsListRequest\x1a\x1f.carousel.v1.ModelsListResponse\x12\x44\n\x03Get\x12\x1d.carousel.v1.ModelsGetRequest\x1a\x1e.carousel.v1.ModelsGetResponse\x12G\n\x04Load\x12\x1e.carousel.v1.ModelsLoadRequest\x1a\x1f.carousel.v1.ModelsLoadResponse\x12M\n\x06Unload\x12 .carousel.v1.ModelsUnloadRequest\x1a!.carousel.v1.ModelsUnloadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63\x61rousel/v1/models.proto\x12\x0b\x63\x61rousel.v1\x1a\x1b\x63\x61rousel/v1/inference.proto\"\xa5\x05\n\tModelInfo\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12(\n\x06status\x18\x04 \x01(\x0e\x32\x18.carousel.v1.ModelStatus\x12\x0f\n\x07problem\x18\x05 \x01(\t\x12\x13\n\x0bhas_encoder\x18\x06 \x01(\x08\x12\x19\n\x11source_vocabulary\x18\x07 \x03(\t\x12\x19\n\x11target_vocabulary\x18\x08 \x03(\t\x12\x19\n\x11max_source_length\x18\t \x01(\r\x12\x12\n\nmax_tokens\x18\n \x01(\r\x12\x18\n\x10state_size_bytes\x18\x0b \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x0c \x01(\t\x12\x10\n\x08variants\x18\r \x03(\t\x12\x18\n\x10input_vocabulary\x18\x0e \x03(\t\x12\x14\n\x0c\x66\x65\x61ture_size\x18\x0f \x01(\r\x12\x12\n\nvalue_size\x18\x10 \x01(\r\x12\x1b\n\x13source_feature_size\x18\x11 \x01(\r\x12\x14\n\x0c\x63\x61n_generate\x18\x12 \x01(\x08\x12\r\n\x05trace\x18\x13 \x03(\t\x12\x16\n\x0emax_batch_rows\x18\x14 \x01(\r\x12\x11\n\ttokenizer\x18\x15 \x01(\t\x12!\n\x06inputs\x18\x16 \x03(\x0b\x32\x11.carousel.v1.Port\x12\"\n\x07outputs\x18\x17 \x03(\x0b\x32\x11.carousel.v1.Port\x12/\n\tconstants\x18\x18 \x03(\x0b\x32\x1c.carousel.v1.SessionConstant\x12+\n\ntransducer\x18\x19 \x01(\x0b\x32\x17.carousel.v1.Transducer\x12\x13\n\x0bsample_rate\x18\x1a \x01(\r\"G\n\nTransducer\x12\x10\n\x08\x62lank_id\x18\x01 \x01(\r\x12\x13\n\x0bmax_symbols\x18\x02 \x01(\r\x12\x12\n\nnum_frames\x18\x03 \x01(\r\"Z\n\x0fSessionConstant\x12\x1f\n\x04port\x18\x01 \x01(\x0b\x32\x11.carousel.v1.Port\x12\x15\n\rdefault_value\x18\x02 \x03(\x02\x12\x0f\n\x07\x63hoices\x18\x03 \x03(\x02\"\x13\n\x11ModelsListRequest\"<\n\x12ModelsListResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.carousel.v1.ModelInfo\"2\n\x10ModelsGetRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\":\n\x11ModelsGetResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.carousel.v1.ModelInfo\"3\n\x11ModelsLoadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"<\n\x12ModelsLoadResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.carousel.v1.ModelInfo\"5\n\x13ModelsUnloadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\"-\n\x14ModelsUnloadResponse\x12\x15\n\rsession_count\x18\x01 \x01(\x04*^\n\x0bModelStatus\x12\x1c\n\x18MODEL_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14MODEL_STATUS_SERVING\x10\x01\x12\x17\n\x13MODEL_STATUS_FAILED\x10\x02\x32\xaf\x02\n\x06Models\x12G\n\x04List\x12\x1e.carousel.v1.ModelsListRequest\x1a\x1f.carousel.v1.ModelsListResponse\x12\x44\n\x03Get\x12\x1d.carousel.v1.ModelsGetRequest\x1a\x1e.carousel.v1.ModelsGetResponse\x12G\n\x04Load\x12\x1e.carousel.v1.ModelsLoadRequest\x1a\x1f.carousel.v1.ModelsLoadResponse\x12M\n\x06Unload\x12 .carousel.v1.ModelsUnloadRequest\x1a!.carousel.v1.ModelsUnloadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'carousel.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATUS']._serialized_start=1306
-  _globals['_MODELSTATUS']._serialized_end=1400
+  _globals['_MODELSTATUS']._serialized_start=1327
+  _globals['_MODELSTATUS']._serialized_end=1421
   _globals['_MODELINFO']._serialized_start=71
-  _globals['_MODELINFO']._serialized_end=727
-  _globals['_TRANSDUCER']._serialized_start=729
-  _globals['_TRANSDUCER']._serialized_end=800
-  _globals['_SESSIONCONSTANT']._serialized_start=802
-  _globals['_SESSIONCONSTANT']._serialized_end=892
-  _globals['_MODELSLISTREQUEST']._serialized_start=894
-  _globals['_MODELSLISTREQUEST']._serialized_end=913
-  _globals['_MODELSLISTRESPONSE']._serialized_start=915
-  _globals['_MODELSLISTRESPONSE']._serialized_end=975
-  _globals['_MODELSGETREQUEST']._serialized_start=977
-  _globals['_MODELSGETREQUEST']._serialized_end=1027
-  _globals['_MODELSGETRESPONSE']._serialized_start=1029
-  _globals['_MODELSGETRESPONSE']._serialized_end=1087
-  _globals['_MODELSLOADREQUEST']._serialized_start=1089
-  _globals['_MODELSLOADREQUEST']._serialized_end=1140
-  _globals['_MODELSLOADRESPONSE']._serialized_start=1142
-  _globals['_MODELSLOADRESPONSE']._serialized_end=1202
-  _globals['_MODELSUNLOADREQUEST']._serialized_start=1204
-  _globals['_MODELSUNLOADREQUEST']._serialized_end=1257
-  _globals['_MODELSUNLOADRESPONSE']._serialized_start=1259
-  _globals['_MODELSUNLOADRESPONSE']._serialized_end=1304
-  _globals['_MODELS']._serialized_start=1403
-  _globals['_MODELS']._serialized_end=1706
+  _globals['_MODELINFO']._serialized_end=748
+  _globals['_TRANSDUCER']._serialized_start=750
+  _globals['_TRANSDUCER']._serialized_end=821
+  _globals['_SESSIONCONSTANT']._serialized_start=823
+  _globals['_SESSIONCONSTANT']._serialized_end=913
+  _globals['_MODELSLISTREQUEST']._serialized_start=915
+  _globals['_MODELSLISTREQUEST']._serialized_end=934
+  _globals['_MODELSLISTRESPONSE']._serialized_start=936
+  _globals['_MODELSLISTRESPONSE']._serialized_end=996
+  _globals['_MODELSGETREQUEST']._serialized_start=998
+  _globals['_MODELSGETREQUEST']._serialized_end=1048
+  _globals['_MODELSGETRESPONSE']._serialized_start=1050
+  _globals['_MODELSGETRESPONSE']._serialized_end=1108
+  _globals['_MODELSLOADREQUEST']._serialized_start=1110
+  _globals['_MODELSLOADREQUEST']._serialized_end=1161
+  _globals['_MODELSLOADRESPONSE']._serialized_start=1163
+  _globals['_MODELSLOADRESPONSE']._serialized_end=1223
+  _globals['_MODELSUNLOADREQUEST']._serialized_start=1225
+  _globals['_MODELSUNLOADREQUEST']._serialized_end=1278
+  _globals['_MODELSUNLOADRESPONSE']._serialized_start=1280
+  _globals['_MODELSUNLOADRESPONSE']._serialized_end=1325
+  _globals['_MODELS']._serialized_start=1424
+  _globals['_MODELS']._serialized_end=1727
 # @@protoc_insertion_point(module_scope)

@@ -75,6 +75,7 @@ class ModelInfo(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     CONSTANTS_FIELD_NUMBER: _builtins.int
     TRANSDUCER_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
     version: _builtins.int
@@ -107,6 +108,10 @@ class ModelInfo(_message.Message):
     """Rows that the model takes in one run; 0 for any number. 1: sessions are not batched, but run one by one."""
     tokenizer: _builtins.str
     """How text becomes the tokens that steps read: `characters` or `whitespace`; empty when they read vectors."""
+    sample_rate: _builtins.int
+    """Samples a second, where what a step reads is sound: one channel, numbers from -1 to 1. 0: it is something else, or
+    nobody said.
+    """
     @_builtins.property
     def source_vocabulary(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The source vocabulary by id; empty without an encoder."""
@@ -171,10 +176,11 @@ class ModelInfo(_message.Message):
         outputs: _abc.Iterable[_inference_pb2.Port] | None = ...,
         constants: _abc.Iterable[Global___SessionConstant] | None = ...,
         transducer: Global___Transducer | None = ...,
+        sample_rate: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["transducer", b"transducer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_generate", b"can_generate", "constants", b"constants", "description", b"description", "feature_size", b"feature_size", "has_encoder", b"has_encoder", "input_vocabulary", b"input_vocabulary", "inputs", b"inputs", "manifest_digest", b"manifest_digest", "max_batch_rows", b"max_batch_rows", "max_source_length", b"max_source_length", "max_tokens", b"max_tokens", "model", b"model", "outputs", b"outputs", "problem", b"problem", "source_feature_size", b"source_feature_size", "source_vocabulary", b"source_vocabulary", "state_size_bytes", b"state_size_bytes", "status", b"status", "target_vocabulary", b"target_vocabulary", "tokenizer", b"tokenizer", "trace", b"trace", "transducer", b"transducer", "value_size", b"value_size", "variants", b"variants", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_generate", b"can_generate", "constants", b"constants", "description", b"description", "feature_size", b"feature_size", "has_encoder", b"has_encoder", "input_vocabulary", b"input_vocabulary", "inputs", b"inputs", "manifest_digest", b"manifest_digest", "max_batch_rows", b"max_batch_rows", "max_source_length", b"max_source_length", "max_tokens", b"max_tokens", "model", b"model", "outputs", b"outputs", "problem", b"problem", "sample_rate", b"sample_rate", "source_feature_size", b"source_feature_size", "source_vocabulary", b"source_vocabulary", "state_size_bytes", b"state_size_bytes", "status", b"status", "target_vocabulary", b"target_vocabulary", "tokenizer", b"tokenizer", "trace", b"trace", "transducer", b"transducer", "value_size", b"value_size", "variants", b"variants", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

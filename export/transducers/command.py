@@ -55,6 +55,7 @@ def run(parsed: argparse.Namespace) -> Path:
         version=parsed.version,
         description=parsed.description or f"Made from {', '.join(file.name for file in files)}",
         evaluation={},
+        sample_rate=parsed.sample_rate,
         max_tokens=parsed.max_tokens,
         max_bytes=parsed.max_bytes,
         replace=parsed.replace,

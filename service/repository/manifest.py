@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
 from service.repository.specs import (
     Axis,
@@ -147,6 +147,9 @@ class Manifest(Part):
     of tokens has a start token instead."""
     special_tokens: SpecialTokens = SpecialTokens()
     """Ids with a meaning of their own."""
+    sample_rate: Annotated[int, Field(ge=1)] | None = None
+    """Samples a second, where what a step reads is sound: one channel, numbers from -1 to 1. None: it is something
+    else, or nobody said."""
     max_tokens: Annotated[int, Field(ge=1)]
     """Tokens generated at most when a request sets no limit."""
     digests: dict[FileName, Sha256]
@@ -168,6 +171,8 @@ class Manifest(Part):
         if not self.states:
             raise ValueError("states must not be empty: a recurrent model has state")
         self._check_vocabularies()
+        if self.sample_rate is not None and (self.step.features is None or self.format_version < 2):
+            raise ValueError("sample_rate needs step.features, and format_version 2")
         steps = (self.step, *self._steps_of_variants)
         if self.format_version < 2 and (any(one.is_new for one in steps) or any(one.is_new for one in self.states)):
             raise ValueError("format_version must be 2 where a step or a state has what version 1 does not know")
@@ -223,6 +228,12 @@ class Manifest(Part):
             known = {state.name for state in self.states} | {context.name for context in self.contexts}
             if unknown := {*readout.states, *readout.contexts} - known:
                 raise ValueError(f"{where}readout reads {min(unknown)}, which is no state and no context")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Servers of format version 1 read a manifest that has nothing else."""
+        found: dict[str, object] = serialize(self)
+        return {name: value for name, value in found.items() if value or name != "sample_rate"}
 
     @property
     def _steps_of_variants(self) -> list[StepSpec]:
