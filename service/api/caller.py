@@ -90,6 +90,7 @@ class Caller:
         """
         if "/" in session_id:
             if self._names_others:
+                check_session_id(session_id, field=field)
                 raise InvalidFieldError(
                     f"{field} = {quoted(session_id)} names another principal's session: an admin sees, changes and ends"
                     " those by Sessions and Watch, and opens, feeds and resumes its own alone",

@@ -125,7 +125,7 @@ def test_what_is_no_json_is_refused_in_words(envoy_service: LocalService) -> Non
 def test_a_header_that_means_nothing_is_refused(
     envoy_service: LocalService, kind: str, header: str, value: str, expected: str
 ) -> None:
-    headers = {"content_type": kind, "connection": "close", header: value}
+    headers = {"content_type": kind, "connection": "close", "connect_protocol_version": "1", header: value}
     body = enveloped({}) if "connect+" in kind else b"" if "proto" in kind else b"{}"
     told = exchange(
         envoy_service.target, request("POST", path("ServerStream" if "+" in kind else "Unary"), body, **headers)
@@ -152,7 +152,7 @@ def test_a_body_that_is_not_compressed_as_it_says_is_refused(envoy_service: Loca
 
 
 def test_protocol_buffers_that_are_none_are_refused(envoy_service: LocalService) -> None:
-    headers = {"content_type": "application/proto", "connection": "close"}
+    headers = {"content_type": "application/proto", "connect_protocol_version": "1", "connection": "close"}
     told = exchange(envoy_service.target, request("POST", path("Unary"), b"\xff\xff", **headers))
     assert (told.status, json.loads(told.body)["code"]) == (400, "invalid_argument")
 
