@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
-from carousel import _step
+from carousel import _arguments, _step
 from carousel._async_unary import retried, unary
 from carousel._channel import session_metadata
 from carousel._deadline import Deadline
@@ -35,6 +35,7 @@ class AsyncStepCalls:
         """One call of a session, without a stream: see `Client.step`."""
         message = _step.request(session_id, tokens, **options)
         own, metadata = self._timeout if timeout is None else timeout, session_metadata(message.session_id)
+        resume_timeout = _arguments.seconds(resume_timeout, "resume_timeout")
         if not _step.is_repeatable(message):
             return _step.value(await unary(self._inference.Step, message, own, metadata))
         return _step.value(await retried(self._inference.Step, message, Deadline(own), resume_timeout, metadata))

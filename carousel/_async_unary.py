@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import grpc
 
-from carousel import _answers
+from carousel import _answers, _arguments
 from carousel._backoff import CallBackoff
 from carousel._channel import Metadata
 from carousel._deadline import Deadline
@@ -26,7 +26,7 @@ async def unary(
 ) -> Response:
     """Raises the error that the call fails with."""
     try:
-        return await method(request, timeout=timeout, metadata=metadata)
+        return await method(request, timeout=_arguments.timeout(timeout), metadata=metadata)
     except grpc.RpcError as error:
         raise _answers.rpc_error(error) from error
     except asyncio.CancelledError:

@@ -6,6 +6,7 @@ import random
 
 import grpc
 
+from carousel import _arguments
 from carousel.errors import CarouselError
 
 _FIRST_DELAY_S = 0.05
@@ -38,7 +39,7 @@ class Backoff:
 
     def __init__(self, timeout_s: float) -> None:
         """timeout_s: how long one recovery may take."""
-        self.timeout_s = timeout_s
+        self.timeout_s = _arguments.seconds(timeout_s, "resume_timeout")
         self._spent_s = 0.0
         self._since_s: float | None = None
         self._delay_s = 0.0

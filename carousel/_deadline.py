@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from carousel import _arguments
 from carousel.errors import DeadlineExceededError
 
 _CLOSE_TIMEOUT_S = 5.0
@@ -17,8 +18,8 @@ class Deadline:
 
     def __init__(self, timeout: float | None) -> None:
         self.passed_by: DeadlineExceededError | None = None
-        self._timeout = timeout
-        self._at = None if timeout is None else time.monotonic() + timeout
+        self._timeout = _arguments.timeout(timeout)
+        self._at = None if self._timeout is None else time.monotonic() + self._timeout
 
     def remaining(self) -> float | None:
         """Seconds left, 0 or more; None when there is no end."""

@@ -24,7 +24,7 @@ from typing import Protocol
 
 import grpc
 
-from carousel import _answers
+from carousel import _answers, _arguments
 from carousel._exchange import Exchange, LostError
 from carousel._generation import GenerationState
 from carousel._ports import ports
@@ -63,7 +63,7 @@ class SessionProtocol:
     """
 
     def __init__(self, session_id: str = "", recovery: Recovery | None = None) -> None:
-        self.id = session_id
+        self.id = _arguments.text(session_id, "session_id")
         self.route = 0
         self.recovery = recovery
         self.model = ""

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from carousel import _answers
+from carousel import _answers, _arguments
 from carousel._exchange import Exchange, LostError
 from carousel._history import Consumed, History, consumed_by
 from carousel._refusals import Refusals
@@ -42,7 +42,7 @@ class Recovery:
 
     def __init__(self, opening: pb.Open | None, timeout_s: float) -> None:
         """opening: None for a session that somebody else opened. timeout_s: how long one recovery may take."""
-        self.timeout_s = timeout_s
+        self.timeout_s = _arguments.seconds(timeout_s, "resume_timeout")
         self.backlog: deque[pb.StreamResponse] = deque()
         self._opening = opening
         self._history = History()

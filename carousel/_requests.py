@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
+from carousel._arguments import flag, seconds, text
 from carousel._constants import Constants, fill_constants
 from carousel._ports import Parts, joined
 from carousel._tensors import Features, is_features, steps_message, tensor_message
-from carousel._tokens import split, uint
+from carousel._tokens import is_ordered, split, uint
 from carousel.errors import InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import Port
@@ -21,6 +22,10 @@ Source: TypeAlias = str | Sequence[str] | Sequence[int] | Features
 
 Tokens: TypeAlias = str | int | Sequence[str] | Sequence[int]
 """Tokens to feed: names or ids, or one of them."""
+
+
+_MAX_HOLD_S = 3.15576e11
+"""The longest duration that a message has."""
 
 
 class SessionPolicy(NamedTuple):
@@ -46,12 +51,16 @@ def open_message(
     constants: Constants | None = None,
 ) -> pb.Open:
     """first: asks what may come first; implied by top_k, logits and trace."""
-    message = pb.Open(model=model, version=uint(version, 32, "open.version"), variant=variant)
+    message = pb.Open(
+        model=text(model, "open.model"),
+        version=uint(version, 32, "open.version"),
+        variant=text(variant, "open.variant"),
+    )
     if source is not None:
         message.source.CopyFrom(sequence_message(source, "open.source"))
-    if first or logits or trace or top_k is not None:
-        message.outputs.CopyFrom(_outputs_message("open.outputs", top_k=top_k, logits=logits))
-        message.outputs.trace = trace
+    outputs = _outputs_message("open.outputs", top_k=top_k, logits=logits, trace=trace)
+    if flag(first, "first") or logits or trace or top_k is not None:
+        message.outputs.CopyFrom(outputs)
     if policy is not None:
         _fill_policy(message, policy)
     fill_constants(message.constants, constants, "open.constants")
@@ -83,8 +92,10 @@ def feed_message(
     trace: bool = False,
 ) -> pb.Feed:
     """Without the position, which is the protocol's to fill in. feature_size: the numbers that a step reads."""
-    spec = _outputs_message("feed.outputs", top_k=top_k, logits=logits, outputs=outputs, every_position=every_position)
-    spec.trace = trace
+    spec = _outputs_message(
+        "feed.outputs", top_k=top_k, logits=logits, outputs=outputs, every_position=every_position, trace=trace
+    )
+    mark = flag(mark, "feed.mark")
     if features is not None:
         if tokens is not None:
             raise TypeError("give tokens or features, not both")
@@ -106,7 +117,12 @@ def generate_request(
     constants: Constants | None = None,
 ) -> pb.GenerateRequest:
     """The request of the one-call generation."""
-    message = pb.GenerateRequest(model=model, version=uint(version, 32, "version"), variant=variant, decoding=decoding)
+    message = pb.GenerateRequest(
+        model=text(model, "model"),
+        version=uint(version, 32, "version"),
+        variant=text(variant, "variant"),
+        decoding=decoding,
+    )
     _fill(message, source, prompt)
     fill_constants(message.constants, constants, "constants")
     return message
@@ -115,7 +131,7 @@ def generate_request(
 def score_message(targets: Sequence[Source], *, with_end: bool) -> pb.Score:
     """Without the position, which is the protocol's to fill in."""
     messages = [sequence_message(target, f"score.targets[{at}]") for at, target in enumerate(_listed(targets))]
-    return pb.Score(targets=messages, with_end=with_end)
+    return pb.Score(targets=messages, with_end=flag(with_end, "score.with_end"))
 
 
 def score_request(
@@ -131,11 +147,11 @@ def score_request(
 ) -> pb.ScoreRequest:
     """The request of the one-call score."""
     message = pb.ScoreRequest(
-        model=model,
+        model=text(model, "model"),
         version=uint(version, 32, "version"),
-        variant=variant,
+        variant=text(variant, "variant"),
         targets=[sequence_message(target, f"targets[{at}]") for at, target in enumerate(_listed(targets))],
-        with_end=with_end,
+        with_end=flag(with_end, "with_end"),
     )
     _fill(message, source, prompt)
     fill_constants(message.constants, constants, "constants")
@@ -192,21 +208,26 @@ def step_batch_message(
 def _fill_policy(message: pb.Open, policy: SessionPolicy) -> None:
     """Raises InvalidArgumentError for a word that names no policy."""
     try:
-        message.on_disconnect.action = pb.DisconnectAction.Value(f"DISCONNECT_ACTION_{policy.on_disconnect.upper()}")
+        message.on_disconnect.action = pb.DisconnectAction.Value(f"DISCONNECT_ACTION_{policy.on_disconnect}".upper())
     except ValueError:
         raise InvalidArgumentError(
             f"on_disconnect = {policy.on_disconnect!r} must be 'free', 'hold' or 'keep'", field="open.on_disconnect"
         ) from None
     if policy.hold_s is not None:
-        message.on_disconnect.duration.FromNanoseconds(round(policy.hold_s * 1e9))
+        hold_s = seconds(policy.hold_s, "hold_s")
+        if abs(hold_s) > _MAX_HOLD_S:
+            raise InvalidArgumentError(
+                f"hold_s = {hold_s:g} must be at most {_MAX_HOLD_S:g} seconds", field="open.on_disconnect.duration"
+            )
+        message.on_disconnect.duration.FromNanoseconds(round(hold_s * 1e9))
     if policy.durability is not None:
         try:
-            message.durability = pb.Durability.Value(f"DURABILITY_{policy.durability.upper()}")
+            message.durability = pb.Durability.Value(f"DURABILITY_{policy.durability}".upper())
         except ValueError:
             raise InvalidArgumentError(
                 f"durability = {policy.durability!r} must be 'none', 'checkpoint' or 'strict'", field="open.durability"
             ) from None
-    message.unattended = policy.unattended
+    message.unattended = flag(policy.unattended, "open.unattended")
 
 
 def _fill(message: pb.GenerateRequest | pb.ScoreRequest, source: Source | None, prompt: Source | None) -> None:
@@ -228,6 +249,8 @@ def sequence_message(sequence: Source, field: str) -> pb.Sequence:
         return pb.Sequence(text=sequence)
     if is_features(sequence):
         return pb.Sequence(features=tensor_message(cast(Features, sequence), f"{field}.features"))
+    if not is_ordered(sequence):
+        raise TypeError(f"{field} must be text, tokens by name (str) or by id (int), or vectors, not {sequence!r:.60}")
     sequence = cast(Sequence[str] | Sequence[int], sequence)
     names, ids = split(sequence, f"{field}.tokens.names", f"{field}.ids.ids")
     if ids:
@@ -236,11 +259,19 @@ def sequence_message(sequence: Source, field: str) -> pb.Sequence:
 
 
 def _outputs_message(
-    field: str, *, top_k: int | None, logits: bool, outputs: bool = True, every_position: bool = False
+    field: str,
+    *,
+    top_k: int | None,
+    logits: bool,
+    outputs: bool = True,
+    every_position: bool = False,
+    trace: bool = False,
 ) -> pb.OutputSpec:
-    if (top_k is not None) + logits + (not outputs) > 1:
+    if (top_k is not None) + flag(logits, "logits") + (not flag(outputs, "outputs")) > 1:
         raise TypeError("give only one of top_k, logits=True and outputs=False")
-    message = pb.OutputSpec(every_position=every_position)  # by default the next token, or the values
+    message = pb.OutputSpec(  # by default the next token, or the values
+        every_position=flag(every_position, f"{field}.every_position"), trace=flag(trace, f"{field}.trace")
+    )
     if top_k is not None:
         message.kind = pb.OUTPUT_KIND_TOP_K
         message.top_k = uint(top_k, 32, f"{field}.top_k")

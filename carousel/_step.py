@@ -6,6 +6,7 @@ import secrets
 from typing import Unpack
 
 from carousel import _answers, _requests
+from carousel._arguments import flag, text
 from carousel._ports import ports
 from carousel._requests import Tokens
 from carousel._tokens import uint
@@ -19,7 +20,7 @@ _OF_OPENING = ("source", "version", "variant", "constants", "first", "on_disconn
 def request(session_id: str, tokens: Tokens | None, **options: Unpack[StepOptions]) -> pb.StepRequest:
     """The request. An opening without an id gets one, so that it can be sent again. Raises InvalidArgumentError for
     what no message can hold, and TypeError for options that do not go together."""
-    model = options.get("model", "")
+    model = text(options.get("model", ""), "open.model")
     if not model and (without := [name for name in _OF_OPENING if options.get(name)]):
         raise TypeError(f"{', '.join(without)}: give a model, too, which opens the session")
     if unknown := sorted(set(options) - set(StepOptions.__annotations__)):
@@ -29,10 +30,10 @@ def request(session_id: str, tokens: Tokens | None, **options: Unpack[StepOption
     asked = [name for name in _OF_FEED if options.get(name) is not None and options.get(name) is not False]
     if not has_feed and asked:
         raise TypeError(f"{', '.join(asked)}: give tokens or features, too")
-    top_k, logits, trace = options.get("top_k"), options.get("logits", False), options.get("trace", False)
-    message = pb.StepRequest(
-        session_id=session_id or (secrets.token_urlsafe(9) if model else ""), close=options.get("close", False)
-    )
+    top_k, logits = options.get("top_k"), flag(options.get("logits", False), "logits")
+    trace = flag(options.get("trace", False), "trace")
+    session_id = text(session_id, "session_id") or (secrets.token_urlsafe(9) if model else "")
+    message = pb.StepRequest(session_id=session_id, close=flag(options.get("close", False), "close"))
     if model:
         policy = _requests.SessionPolicy(
             options.get("on_disconnect", "hold"), options.get("hold_s"), options.get("durability"), unattended=False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from carousel import _step
+from carousel import _arguments, _step
 from carousel._channel import session_metadata
 from carousel._deadline import Deadline
 from carousel._requests import Tokens
@@ -43,6 +43,7 @@ class StepCalls:
         """
         message = _step.request(session_id, tokens, **options)
         own, metadata = self._timeout if timeout is None else timeout, session_metadata(message.session_id)
+        resume_timeout = _arguments.seconds(resume_timeout, "resume_timeout")
         if not _step.is_repeatable(message):
             return _step.value(unary(self._inference.Step, message, own, metadata))
         return _step.value(retried(self._inference.Step, message, Deadline(own), resume_timeout, metadata))

@@ -65,18 +65,18 @@ def tensor_message(features: Features, field: str) -> pb.Tensor:
     if hasattr(features, "shape"):
         return _of_array(features, field)
     if isinstance(features, bytes | bytearray):
-        raise _malformed(field, "numbers, not bytes")
+        raise _malformed(field, f"numbers, not {features!r:.60}")
     try:
         items: Sequence[Any] = features if isinstance(features, Sequence) else list(features)
         if items and _is_number(items[0]):
             numbers = array("f", items)
             return pb.Tensor(shape=[len(numbers)], data=_little_endian(numbers))
         rows = [array("f", row) for row in items]
-    except TypeError:
-        raise _malformed(field, "rows of numbers") from None
+    except (TypeError, OverflowError):
+        raise _malformed(field, f"rows of numbers, not {features!r:.60}") from None
     width = len(rows[0]) if rows else 0
     if any(len(row) != width for row in rows):
-        raise _malformed(field, "rows of one length")
+        raise _malformed(field, f"rows of one length, not {features!r:.60}")
     return pb.Tensor(shape=[len(rows), width], data=b"".join(map(_little_endian, rows)))
 
 
@@ -101,12 +101,18 @@ def joined(parts: Sequence[bytes]) -> pb.Tensor:
 
 
 def _of_array(features: Array, field: str) -> pb.Tensor:
-    view = memoryview(features)  # type: ignore[arg-type]  # the protocol of buffers has no type before Python 3.12
+    try:
+        view = memoryview(features)  # type: ignore[arg-type]  # the protocol of buffers has no type before Python 3.12
+    except (TypeError, ValueError, BufferError):
+        raise _malformed(field, f"an array of numbers with a buffer, such as NumPy's, not {features!r:.60}") from None
     if view.ndim not in (1, 2):
         raise _malformed(field, f"1 axis or 2, not {view.ndim}")
     if view.format in ("f", "<f") and view.c_contiguous and sys.byteorder == "little":
         return pb.Tensor(shape=view.shape, data=view.tobytes())
-    rows: Any = view.tolist()  # nested, of as many axes
+    try:
+        rows: Any = view.tolist()  # nested, of as many axes
+    except NotImplementedError:  # Python's buffers know no half floats, and no text
+        raise _malformed(field, f"numbers of 32 or 64 bits, not {features!r:.60}") from None
     return tensor_message(rows, field) if rows else pb.Tensor(shape=view.shape)
 
 

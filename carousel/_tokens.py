@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 
 from carousel.errors import InvalidArgumentError
 
 
 def split(tokens: Iterable[object], names_field: str, ids_field: str) -> tuple[list[str], list[int]]:
     """Names or ids: one of the two lists is empty."""
-    if isinstance(tokens, bytes | bytearray):
-        raise TypeError(f"tokens are given by name (str) or by id (int), not as {type(tokens).__name__}")
+    if not is_ordered(tokens):
+        raise _malformed(names_field, ids_field, "names (str) or ids (int), one after the other", tokens)
     tokens = list(tokens)
     names = [token for token in tokens if isinstance(token, str)]
     if len(names) == len(tokens):
         return names, []
     if names:
-        raise TypeError(f"{names_field} or {ids_field}: tokens are given all by name (str) or all by id (int)")
+        raise _malformed(names_field, ids_field, "all names (str) or all ids (int)", tokens)
     return [], [uint(token, 32, f"{ids_field}[{index}]") for index, token in enumerate(tokens)]
+
+
+def is_ordered(value: object) -> bool:
+    """Whether a value may be tokens one after the other."""
+    return isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping | Set)
 
 
 def uint(value: object, bits: int, field: str) -> int:
@@ -26,7 +31,17 @@ def uint(value: object, bits: int, field: str) -> int:
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{field} must be an integer, not {type(value).__name__}") from None
+        raise _no_integer(value, field) from None
+    if isinstance(value, bool):
+        raise _no_integer(value, field)
     if not 0 <= number < 1 << bits:
         raise InvalidArgumentError(f"{field} = {number} must be 0 to {(1 << bits) - 1}", field=field)
     return number
+
+
+def _malformed(names_field: str, ids_field: str, expected: str, value: object) -> TypeError:
+    return TypeError(f"{names_field} or {ids_field} must be {expected}, not {value!r:.60}")
+
+
+def _no_integer(value: object, field: str) -> TypeError:
+    return TypeError(f"{field} must be an integer, not {value!r:.60}")

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import grpc
 
-from carousel import _answers
+from carousel import _answers, _arguments
 from carousel._backoff import CallBackoff
 from carousel._channel import Metadata
 from carousel._deadline import Deadline
@@ -25,7 +25,7 @@ def unary(
 ) -> Response:
     """Raises the error that the call fails with."""
     try:
-        return method(request, timeout=timeout, metadata=metadata)
+        return method(request, timeout=_arguments.timeout(timeout), metadata=metadata)
     except grpc.RpcError as error:
         raise _answers.rpc_error(error) from error
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
-from carousel import _answers
+from carousel import _answers, _arguments
 from carousel._async_unary import is_cancelled
 from carousel._channel import watch_metadata
 from carousel._watch_events import WatchEvents
@@ -85,5 +85,6 @@ class AsyncWatchCalls:
 
     def watch(self, session_id: str, *, timeout: float | None = None) -> AsyncWatch:
         """Watches a session, whoever feeds it: see `Client.watch`."""
-        request = pb.WatchRequest(session_id=session_id)
-        return AsyncWatch(self._inference.Watch(request, timeout=timeout, metadata=watch_metadata(session_id)))
+        request = pb.WatchRequest(session_id=_arguments.text(session_id, "session_id"))
+        within, metadata = _arguments.timeout(timeout), watch_metadata(session_id)
+        return AsyncWatch(self._inference.Watch(request, timeout=within, metadata=metadata))

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import grpc
 
-from carousel import _answers
+from carousel import _answers, _arguments
 from carousel._channel import watch_metadata
 from carousel._turn import Turn
 from carousel._watch_events import WatchEvents
@@ -87,5 +87,6 @@ class WatchCalls:
         WATCHER_DROPPED, when its events are not read as fast as they come: watch it again then; UnavailableError when
         the server shuts down or the connection is lost; DeadlineExceededError.
         """
-        request = pb.WatchRequest(session_id=session_id)
-        return Watch(self._inference.Watch(request, timeout=timeout, metadata=watch_metadata(session_id)))
+        request = pb.WatchRequest(session_id=_arguments.text(session_id, "session_id"))
+        within, metadata = _arguments.timeout(timeout), watch_metadata(session_id)
+        return Watch(self._inference.Watch(request, timeout=within, metadata=metadata))

@@ -148,9 +148,9 @@ async def test_a_closed_session_refuses_and_may_be_closed_again(shell: Shell, se
         ([-1], {}, InvalidArgumentError, r"feed\.token_ids\[0\] = -1 must be 0 to 4294967295"),
         ([2, 2**32], {}, InvalidArgumentError, r"feed\.token_ids\[1\] = 4294967296"),
         ("A", {"top_k": -1}, InvalidArgumentError, r"feed\.outputs\.top_k = -1"),
-        (["A", 1], {}, TypeError, "all by name"),
-        ([1.5], {}, TypeError, r"feed\.token_ids\[0\] must be an integer, not float"),
-        (b"A", {}, TypeError, "not as bytes"),
+        (["A", 1], {}, TypeError, "must be all names"),
+        ([1.5], {}, TypeError, r"feed\.token_ids\[0\] must be an integer, not 1\.5"),
+        (b"A", {}, TypeError, "not b'A'"),
         ("A", {"top_k": 1, "logits": True}, TypeError, "only one"),
     ],
 )

@@ -43,7 +43,7 @@ def test_vectors_of_any_form_are_one_tensor(features: Features) -> None:
         ([[1.0], [1.0, 2.0]], "rows of one length"),
         ([1.0, [2.0]], "rows of numbers"),
         ("ab", "rows of numbers"),
-        (b"abcd", "numbers, not bytes"),
+        (b"abcd", "numbers, not b'abcd'"),
         ([["a"]], "rows of numbers"),
         (np.zeros(()), "1 axis or 2, not 0"),
         (np.zeros((1, 2, 3)), "1 axis or 2, not 3"),
