@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any
@@ -16,7 +17,9 @@ from rich.table import Table
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON. Numbers that it has not are strings: NaN, Infinity, -Infinity.")
+]
 
 
 def print_json(value: Any) -> None:
@@ -25,8 +28,9 @@ def print_json(value: Any) -> None:
 
 
 def json_line(value: Any) -> str:
-    """One value as JSON without line ends: dataclasses as objects, times as ISO 8601."""
-    return json.dumps(_plain(value), ensure_ascii=False)
+    """One value as JSON without line ends: dataclasses as objects, times as ISO 8601; numbers that JSON has not as the
+    strings NaN, Infinity and -Infinity, as in the JSON of the wire."""
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
@@ -56,4 +60,6 @@ def _plain(value: Any) -> Any:
         return [_plain(one) for one in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value.isoformat() if isinstance(value, datetime) else value
