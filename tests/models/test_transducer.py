@@ -1,0 +1,157 @@
+"""The transducer's loss is the sum over all alignments, and what it hears does not depend on how it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from torch import Tensor
+
+from models.transducer import GreedyDecoder, Said, Transducer, TransducerConfig
+from models.transducer_loss import BLANK_ID, transducer_loss
+
+SMALL = TransducerConfig(5, hidden_size=12, embedding_size=4, predictor_size=8, joined_size=10)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def test_the_loss_is_the_sum_over_all_alignments() -> None:
+    """Of rows of other lengths, each as if it were alone."""
+    logits, targets = _lattices()
+    found = transducer_loss(logits, targets)
+    for loss, row, target in zip(found, logits, targets, strict=True):
+        ways = _alignments(len(row), target.tolist())
+        scores = torch.stack([_score(row.log_softmax(dim=-1), way) for way in ways])
+        torch.testing.assert_close(loss, -scores.logsumexp(dim=0))
+
+
+def test_all_targets_together_are_certain() -> None:
+    """The probabilities of all targets sum to 1, where no more than two tokens can be said."""
+    targets = [[], *([a] for a in (1, 2)), *([a, b] for a in (1, 2) for b in (1, 2))]
+    logits = torch.randn(1, 3, 3, dtype=torch.float64)
+    logits[:, -1, 1:] = -torch.inf
+    losses = transducer_loss(
+        [logits[:, : len(target) + 1] for target in targets], [torch.tensor(target).long() for target in targets]
+    )
+    torch.testing.assert_close(losses.neg().exp().sum().item(), 1.0)
+
+
+def test_the_gradient_is_that_of_the_loss() -> None:
+    logits, targets = _lattices()
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda *given: (transducer_loss(given, targets) * weights).sum(), [row.requires_grad_() for row in logits]
+    )
+
+
+def test_a_long_lattice_stays_finite() -> None:
+    """In single precision, with logits as large as those of a model that is sure."""
+    logits = [(30.0 * torch.randn(*shape, 20)).requires_grad_() for shape in ((400, 41), (350, 32))]
+    losses = transducer_loss(logits, [torch.randint(1, 20, (length,)) for length in (40, 31)])
+    torch.autograd.backward(losses.sum())
+    assert losses.isfinite().all()
+    for row in logits:
+        assert row.grad is not None
+        assert row.grad.isfinite().all()
+        torch.testing.assert_close(row.grad.sum(dim=-1), torch.zeros(row.shape[:2]), atol=1e-4, rtol=0.0)
+
+
+def test_hearing_in_chunks_is_hearing_the_whole() -> None:
+    """The encoder gives the same, and the decoder says the same after the same frames."""
+    model = _talkative()
+    frames = 0.3 * torch.randn(3, 17, 320)
+    whole, *_ = model.encoder(frames, *model.encoder.stack.zeros(3))
+    states = model.encoder.stack.zeros(3)
+    decoder = GreedyDecoder(model, 3)
+    said: list[list[Said]] = [[], [], []]
+    for chunk in torch.split(frames, [1, 5, 1, 7, 3], dim=1):
+        encoded, *states = model.encoder(chunk, *states)
+        torch.testing.assert_close(encoded, whole[:, : encoded.shape[1]])
+        whole = whole[:, encoded.shape[1] :]
+        for row, more in enumerate(decoder.feed(chunk)):
+            said[row] += more
+    assert said == GreedyDecoder(model, 3).feed(frames)
+    assert any(said)
+
+
+def test_rows_of_other_lengths_say_what_they_say_alone() -> None:
+    model = _talkative()
+    frames = 0.3 * torch.randn(3, 12, 320)
+    together = GreedyDecoder(model, 3).feed(frames, [12, 5, 9])
+    for row, length in enumerate((12, 5, 9)):
+        assert GreedyDecoder(model, 1).feed(frames[row : row + 1, :length]) == [together[row]]
+
+
+def test_no_more_is_said_after_a_frame_than_allowed() -> None:
+    """A joiner that never gives the blank says the limit after each frame."""
+    model = Transducer(SMALL).eval()
+    with torch.no_grad():
+        model.joiner.projection.bias[3] = 100.0
+    said = GreedyDecoder(model, 1, max_symbols=2).feed(torch.zeros(1, 3, 320))
+    assert said == [[Said(frame, 3) for frame in (0, 0, 1, 1, 2, 2)]]
+
+
+def test_it_learns_to_spell_a_few_sounds() -> None:
+    """Trained on three utterances of tones for a few hundred steps, it says their tokens, each once."""
+    model = Transducer(replace(SMALL, hidden_size=24, num_layers=1, joined_size=16))
+    targets = torch.tensor([[1, 2, 3], [3, 3, 1], [2, 4, 2]])
+    frames = torch.stack([torch.cat([_tone(token) for token in row]) for row in targets.tolist()])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(300):
+        loss = transducer_loss(model(frames, [12, 12, 12], list(targets)), list(targets)).sum()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    said = GreedyDecoder(model.eval(), 3).feed(frames)
+    assert [[token for _, token in row] for row in said] == targets.tolist()
+
+
+def _tone(token: int) -> Tensor:
+    """Two frames of a tone of the token's own, and two of silence: [4, 320]."""
+    times = torch.arange(640) / 8000
+    return torch.cat([torch.sin(2 * torch.pi * (300 + 150 * token) * times), torch.zeros(640)]).reshape(4, 320)
+
+
+def _talkative() -> Transducer:
+    """A model without training that says something, and not always."""
+    model = Transducer(SMALL).eval()
+    with torch.no_grad():
+        model.encoder.projection.weight *= 20.0
+        model.joiner.projection.weight *= 5.0
+    return model
+
+
+def _lattices() -> tuple[list[Tensor], list[Tensor]]:
+    lengths = [(4, 3), (3, 2), (1, 2), (2, 0)]
+    logits = [torch.randn(frames, tokens + 1, 5, dtype=torch.float64) for frames, tokens in lengths]
+    return logits, [torch.randint(1, 5, (tokens,)) for _, tokens in lengths]
+
+
+def _alignments(num_frames: int, target: list[int]) -> Iterator[list[int]]:
+    """All ways to say a target: tokens, and as many blanks as there are frames, of which the last is the end."""
+    if num_frames == 1:
+        yield [*target, BLANK_ID]
+        return
+    for said in range(len(target) + 1):
+        for rest in _alignments(num_frames - 1, target[said:]):
+            yield [*target[:said], BLANK_ID, *rest]
+
+
+def _score(scores: Tensor, way: list[int]) -> Tensor:
+    frame = place = 0
+    total = scores.new_zeros(())
+    for token in way:
+        total = total + scores[frame, place, token]
+        if token == BLANK_ID:
+            frame += 1
+        else:
+            place += 1
+    return total
