@@ -47,11 +47,11 @@ def export_graphs(
     """
     encoder_graph = readout_graph = None
     if encoder is not None:
-        encoder_graph = serialize(_export(encoder, interface.encoder_inputs, interface.encoder_outputs))
-    step_graph = _export(step, interface.step_inputs, interface.step_outputs)
+        encoder_graph = serialize(export_module(encoder, interface.encoder_inputs, interface.encoder_outputs))
+    step_graph = export_module(step, interface.step_inputs, interface.step_outputs)
     add_heads(step_graph, interface.step)
     if readout is not None and interface.readout is not None:
-        readout_graph = serialize(_export(readout, interface.readout_inputs, (interface.readout.logits,)))
+        readout_graph = serialize(export_module(readout, interface.readout_inputs, (interface.readout.logits,)))
     return Graphs(step=serialize(step_graph), encoder=encoder_graph, readout=readout_graph)
 
 
@@ -61,7 +61,11 @@ def serialize(model: onnx.ModelProto) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def _export(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> onnx.ModelProto:
+def export_module(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> onnx.ModelProto:
+    """One module as a graph of its own, called with `inputs` in their order. The same weights give the same graph.
+
+    Adds export buffers to its recurrent layers (`prepare_for_export`). Raises ExportError when it is in training mode.
+    """
     if module.training:
         raise ExportError(f"{type(module).__name__} is in training mode: call eval() before exporting it")
     for layer in module.modules():
