@@ -1,0 +1,84 @@
+"""What the card of `models.recipes.morse` tells: sound to characters, as they are keyed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from export.shipped.recipe_card import Evaluation, Story
+from models.recipes import morse_data as data
+from models.transducer import Transducer
+
+DESCRIPTION = "Morse code by ear: samples of sound, 40 ms a step, to the characters that are keyed, as they come"
+
+
+class Rates(NamedTuple):
+    """Character error rates, as fractions."""
+
+    model: float
+    baseline: float
+
+
+class MorseEvaluation(Evaluation):
+    """What the recipe writes."""
+
+    by_snr_db: dict[str, Rates]
+    """By the signal-to-noise ratio in decibels, `inf` for no noise."""
+    by_words_per_minute: dict[str, Rates]
+    """By the speed."""
+
+
+def story(model: Transducer, evaluation: MorseEvaluation) -> Story:
+    """What only its author can tell of it."""
+    config = model.config
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    slowest, fastest = data.SPEEDS
+    rows = {
+        "all": Rates(evaluation.figure("character_error_rate"), evaluation.figure("baseline_character_error_rate")),
+        **{_noise(snr_db): rates for snr_db, rates in evaluation.by_snr_db.items()},
+        **{f"{speed} words a minute": rates for speed, rates in evaluation.by_words_per_minute.items()},
+        "streams of a minute": Rates(
+            evaluation.figure("minute_character_error_rate"),
+            evaluation.figure("baseline_minute_character_error_rate"),
+        ),
+    }
+    return Story(
+        about=[
+            f"A neural transducer (RNN-T; Graves 2012): an encoder of {config.num_layers} LSTM layers of "
+            f"{config.hidden_size} units over a fixed bank of filters, a predictor of one LSTM layer of "
+            f"{config.predictor_size} units over the characters said so far, and a joiner; {num_parameters:,} "
+            "parameters, 32-bit floats.",
+            f"It hears mono sound of {data.RATE} samples a second, {data.FRAME} samples a step, as floats in -1 to 1, "
+            "of any loudness. After each step it says what it has heard, which mostly is nothing: a character is over "
+            "when the silence after it is longer than a gap within it. One session is one listener, for as long as it "
+            "likes.",
+        ],
+        figures=[
+            ["character error rate, %", "**this model**", "the baseline"],
+            *([name, *(f"{100.0 * rate:.1f}" for rate in rates)] for name, rates in rows.items()),
+        ],
+        figures_note=f"Over {evaluation.figure('num_test_utterances'):.0f} utterances of about ten seconds, and 100 in "
+        "each row by noise or speed, where all else is drawn as in training. The ratio is that of the tone's power to "
+        "the noise's in all of 0 to 4 kHz. The baseline is one threshold on the loudness of one tone, timed in dots, "
+        "and a table (`models/recipes/morse_envelope.py`). It learns nothing, and hears a whole recording before it "
+        "says anything; the model hears no more than has been sent.",
+        commands=[
+            "python -m models.recipes.morse train --run runs/morse",
+            "python -m export morse runs/morse/best.safetensors --to model_repository",
+        ],
+        limits=[
+            f"Keyed at {slowest:.0f} to {fastest:.0f} words a minute, tones of 400 to 1000 Hz, one sender at a time. "
+            "All that it has heard was made by the recipe: no recording off the air.",
+            "In the loudest noise, and over streams of a minute, the baseline, which hears everything first, makes "
+            "fewer errors.",
+            "The 26 letters, which it says in lower case, the digits, and `. , ? / =`; no procedural signs.",
+            "It has learnt the words of a dictionary and the abbreviations of operators as well as the code, and in "
+            "much noise it may take what it hears for one of those.",
+        ],
+        data="Words of the CMU Pronouncing Dictionary, Copyright (C) 1993-2015 Carnegie Mellon University, under a "
+        "BSD-style licence, and text and sound that the recipe makes of its seed. The weights are under the project's "
+        "own licence, Apache-2.0.",
+    )
+
+
+def _noise(snr_db: str) -> str:
+    return "no noise" if snr_db == "inf" else f"signal to noise {snr_db} dB"
