@@ -16,6 +16,7 @@ from benchmarks.foreign import foreign
 from benchmarks.measure import Report, Row, Sample, alternate, row_of, seconds_a_call
 from benchmarks.memory import memory
 from benchmarks.processes import Running, populated
+from benchmarks.seq2seq import seq2seq
 from benchmarks.setup import Setup
 from benchmarks.subjects import Subject
 from benchmarks.wire import STREAMS, blocking, echo, latency, metrics, naive, shortest, tail, wire
@@ -182,6 +183,7 @@ SUITE: dict[str, Callable[[Setup], Report]] = {
         generate,
         frames,
         foreign,
+        seq2seq,
         memory,
         million,
         int8,

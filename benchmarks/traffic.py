@@ -189,6 +189,16 @@ def vector_arrivals(load: Load) -> Traffic:
     return Traffic(sequences, rate=load.rate)
 
 
+def vector_feeds(load: Load) -> Traffic:
+    """One session a stream, one vector a message, one in flight."""
+    messages = []
+    for seed in range(32):
+        features = pb.Tensor(shape=[1, load.features], data=_numbers(load.features, seed))
+        messages.append(pb.StreamRequest(request_id=7, feed=pb.Feed(features=features)).SerializeToString())
+    first = [opening(load.model)]
+    return Traffic([Sequence(first, messages, index % NUM_CHANNELS) for index in range(load.streams)])
+
+
 def _numbers(count: int, seed: int) -> bytes:
     generator = random.Random(seed)
     few = array("f", [generator.gauss(0.0, 1.0) for _ in range(min(count, 4096))])
@@ -212,5 +222,6 @@ TRAFFIC: dict[str, Callable[[Load], Traffic]] = {
     "frames": frames,
     "vectors": vectors,
     "vector_arrivals": vector_arrivals,
+    "vector_feeds": vector_feeds,
     "growth": growth,
 }

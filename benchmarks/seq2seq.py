@@ -1,0 +1,60 @@
+"""Sequence-to-sequence models of others' files, over a bare loop of ONNX Runtime over the same files.
+
+Transducers are of random weights: a small one, whose frames cost less than a message, and one of a recogniser's size.
+Each of 64 streams feeds a frame a message, and a penalty on the blank makes about every fifth frame emit a token.
+"""
+
+from __future__ import annotations
+
+from benchmarks.measure import Report, Sample, alternate, seconds_a_call
+from benchmarks.processes import Running, service
+from benchmarks.setup import Setup, notes
+from benchmarks.traffic import Load
+from benchmarks.transducers import BareLoop, Recogniser
+
+STREAMS = 64
+FRAME_S = 0.04
+"""How long a frame lasts."""
+_BOUND = 0.6
+RECOGNISERS = (
+    (Recogniser("spotter", 80, 64, 2, 64, 40, -1.45), None),
+    (Recogniser("recogniser", 320, 512, 4, 256, 500, -3.85), _BOUND),
+)
+"""With what the ratio of each must be at least."""
+
+
+def seq2seq(setup: Setup) -> Report:
+    """Real-time streams a core of transducers, at frames of 40 ms, over a bare loop at batch 64."""
+    question = (
+        f"real-time streams a core of transducers, {STREAMS} at frames of {FRAME_S * 1000:g} ms, over a bare loop"
+    )
+    report = Report("seq2seq", question, notes=notes())
+    for recogniser, _ in RECOGNISERS:
+        recogniser.export()
+    with service(RECOGNISERS[0][0].repository, setup.wire, None) as carousel:
+        for recogniser, bound in RECOGNISERS:
+            load = setup.load(model=recogniser.name, streams=STREAMS, features=recogniser.features)
+            report.rows.append(
+                alternate(
+                    recogniser.name,
+                    lambda load=load: _served(setup, carousel, load),  # type: ignore[misc]
+                    lambda recogniser=recogniser: _bare(recogniser, setup),  # type: ignore[misc]
+                    unit="streams",
+                    bound=bound,
+                    rounds=setup.rounds,
+                )
+            )
+    return report
+
+
+def _served(setup: Setup, carousel: Running, load: Load) -> Sample:
+    """How many streams a core of the server's CPU time is enough for, by what a frame takes of it."""
+    seen = setup.seen("vector_feeds", carousel, load)
+    return Sample(FRAME_S * 1e6 / seen["cpu_us"], seen["cpu_us"])
+
+
+def _bare(recogniser: Recogniser, setup: Setup) -> Sample:
+    """Likewise of the loop, which has one thread."""
+    bare = BareLoop(recogniser, STREAMS)
+    bare.step()
+    return Sample(FRAME_S * STREAMS / seconds_a_call(bare.step, for_s=min(1.0, setup.seconds)))
