@@ -111,8 +111,10 @@ def _export_torch(parsed: argparse.Namespace) -> Path:
 
     model = load_factory(parsed.factory)
     print(f"exporting {parsed.factory} and proving the graphs ...", flush=True)
-    return write_module(
+    notes: list[str] = []
+    folder = write_module(
         model,
+        notes=notes,
         to=parsed.to,
         name=parsed.name,
         version=parsed.version,
@@ -122,6 +124,9 @@ def _export_torch(parsed: argparse.Namespace) -> Path:
         max_bytes=parsed.max_bytes,
         replace=parsed.replace,
     )
+    for note in notes:
+        print(f"note           {note}")
+    return folder
 
 
 def _export_onnx(parsed: argparse.Namespace) -> Path:

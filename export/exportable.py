@@ -24,6 +24,20 @@ class Lengths:
         self.now: Tensor | None = None
 
 
+class TakesLengths(nn.Module):
+    """A module that may ask for the lengths of the rows that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = Lengths()
+
+    def lengths_of(self, inputs: Tensor) -> Tensor:
+        """[B] of inputs [B, T, ...]: those that are run now, or all T."""
+        if self.told.now is not None:
+            return self.told.now
+        return torch.full((inputs.shape[0],), inputs.shape[1], dtype=torch.int64)
+
+
 class WithLengths(nn.Module):
     """A module called as `module(inputs, *carried)`, made one that is called as `(inputs, lengths, *carried)`."""
 
@@ -31,6 +45,9 @@ class WithLengths(nn.Module):
         super().__init__()
         self._lengths = Lengths()
         self.module = _replaced(copy.deepcopy(module), self._lengths)
+        for one in self.module.modules():
+            if isinstance(one, TakesLengths):
+                one.told = self._lengths
 
     def forward(self, inputs: Tensor, lengths: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
         """inputs: [B, T] or [B, T, F]; lengths: [B]. Returns what the module does."""
@@ -39,6 +56,47 @@ class WithLengths(nn.Module):
             return _as_tuple(self.module(inputs, *carried))
         finally:
             self._lengths.now = None
+
+
+class OneStep(nn.Module):
+    """A module called with one step of each row, `module(inputs, *carried)`, as it is exported: `(inputs, *carried)`,
+    inputs [B, 1] or [B, 1, F]."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = _replaced(copy.deepcopy(module), Lengths())
+
+    def forward(self, inputs: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+        """Returns what the module does."""
+        return _as_tuple(self.module(inputs, *carried))
+
+
+class StepByStep(nn.Module):
+    """A module that takes one step of each row, run over several, each row alone: what its exported graph is held to.
+
+    carried_axes: of each argument after the first, the axis that counts rows, of which the first `num_states` are
+    states.
+    """
+
+    def __init__(self, module: nn.Module, *, carried_axes: Sequence[int], num_states: int) -> None:
+        super().__init__()
+        self.module = module
+        self._carried_axes = carried_axes
+        self._num_states = num_states
+
+    def forward(self, inputs: Tensor, lengths: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+        """As `WithLengths.forward`; zero past a row's length."""
+        rows = []
+        for row, length in enumerate(lengths.tolist()):
+            given = [tensor.narrow(axis, row, 1) for tensor, axis in zip(carried, self._carried_axes, strict=True)]
+            outputs = []
+            for at in range(length):
+                output, *states = _as_tuple(self.module(inputs[row : row + 1, at : at + 1], *given))
+                outputs.append(output)
+                given[: self._num_states] = states
+            rows.append([_padded(torch.cat(outputs, dim=1), 1, inputs.shape[1]), *given[: self._num_states]])
+        axes = [0, *self._carried_axes[: self._num_states]]
+        return tuple(torch.cat(column, dim=axis) for column, axis in zip(zip(*rows, strict=True), axes, strict=True))
 
 
 class RowByRow(nn.Module):

@@ -7,7 +7,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from export.errors import ExportError
+from export.errors import ExportError, first_line
 from export.heads import add_heads
 from export.interface import Interface
 from models.recurrent import ONNX_DOMAIN_VERSION, RecurrentLayer
@@ -48,7 +48,8 @@ def export_graphs(
     encoder_graph = readout_graph = None
     if encoder is not None:
         encoder_graph = serialize(export_module(encoder, interface.encoder_inputs, interface.encoder_outputs))
-    step_graph = export_module(step, interface.step_inputs, interface.step_outputs)
+    is_one_step = interface.step.max_chunk == 1
+    step_graph = export_module(step, interface.step_inputs, interface.step_outputs, is_one_step=is_one_step)
     add_heads(step_graph, interface.step)
     if readout is not None and interface.readout is not None:
         readout_graph = serialize(export_module(readout, interface.readout_inputs, (interface.readout.logits,)))
@@ -61,26 +62,31 @@ def serialize(model: onnx.ModelProto) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def export_module(module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> onnx.ModelProto:
+def export_module(
+    module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, is_one_step: bool = False
+) -> onnx.ModelProto:
     """One module as a graph of its own, called with `inputs` in their order. The same weights give the same graph.
+    is_one_step: whether the axis of steps is 1.
 
-    Adds export buffers to its recurrent layers (`prepare_for_export`). Raises ExportError when it is in training mode.
+    Adds export buffers to its recurrent layers (`prepare_for_export`). Raises ExportError when it is in training mode,
+    and for a module that PyTorch cannot export.
     """
     if module.training:
         raise ExportError(f"{type(module).__name__} is in training mode: call eval() before exporting it")
     for layer in module.modules():
         if isinstance(layer, RecurrentLayer):
             layer.prepare_for_export()
-    axes = {name: torch.export.Dim(name) for name in _EXAMPLE_SIZES}
-    with _quiet(), torch.no_grad():
+    sizes = {**_EXAMPLE_SIZES, "time": 1} if is_one_step else _EXAMPLE_SIZES
+    axes = {name: torch.export.Dim(name) for name, size in sizes.items() if size > 1}
+    with _quiet(), torch.no_grad(), _told(module):
         program = torch.onnx.export(
             module,
-            tuple(_example(tensor) for tensor in inputs),
+            tuple(_example(tensor, sizes) for tensor in inputs),
             dynamo=True,
             dynamic_shapes=_as_called(
                 module,
                 [
-                    {position: axes[axis] for position, axis in enumerate(tensor.shape) if isinstance(axis, str)}
+                    {position: axes[axis] for position, axis in enumerate(tensor.shape) if axis in axes}
                     for tensor in inputs
                 ],
             ),
@@ -105,9 +111,30 @@ def _as_called(module: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:
     return (*shapes[:first], tuple(shapes[first:])) if shapes[first:] else tuple(shapes)
 
 
-def _example(tensor: TensorSpec) -> Tensor:
+@contextlib.contextmanager
+def _told(module: nn.Module) -> Iterator[None]:
+    """Raises ExportError for whatever PyTorch says of a module that it cannot export."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:  # torch raises classes of many kinds
+        cause: Exception = error
+        while isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+        raise ExportError(f"PyTorch cannot export {_innermost(module)}: {first_line(cause)}") from error
+
+
+def _innermost(module: nn.Module) -> str:
+    """The name of a module's class, or of that of the module that it is only made ready for export by."""
+    while isinstance(inner := getattr(module, "module", None), nn.Module):
+        module = inner
+    return type(module).__name__
+
+
+def _example(tensor: TensorSpec, sizes: Mapping[str, int]) -> Tensor:
     """A tensor of the right shape to trace with; its values, all one, leave no mark on the graph."""
-    shape = [_EXAMPLE_SIZES[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
+    shape = [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
     return torch.ones(shape, dtype=_TORCH_DTYPES[tensor.dtype])
 
 

@@ -15,10 +15,14 @@ from typing import Literal, Unpack
 from torch import nn
 
 from export.bundle import BundleOptions, Contents, Vocabularies, write_bundle
-from export.errors import ExportError
-from export.exportable import RowByRow, WithLengths
+from export.errors import ExportError, first_line
+from export.exportable import OneStep, RowByRow, StepByStep, WithLengths
+from export.fitting import Fitted, fit
+from export.fitting_encoder import FittedEncoder, fit_encoder
 from export.heads import NEXT_TOKEN, TOP_K
 from export.interface import Interface
+from export.packing import unpacked
+from export.returned import Expected
 from export.vocabulary import Vocabulary
 from service.repository.manifest import (
     Axis,
@@ -30,23 +34,24 @@ from service.repository.manifest import (
     TensorSpec,
 )
 
+_LOOP = "its steps are a loop in Python, which is exported for one number of steps"
 Shape = Sequence[int | Literal["batch", "source"]]
 
 _BELOW = __package__.rpartition(".")[0]
-"""The package that has the exporter: none in a checkout; that of the server where it is installed."""
-_MOVED = ("export", "models", "service")
-"""What a checkout has without it."""
+"""The package that has the exporter: none in a checkout, or that of an installed server."""
+_MOVED = ("export", "models", "service")  # what a checkout has without it
 
 
 @dataclass(frozen=True, slots=True)
 class TorchModel:
     """What is to be known of a module that advances state by steps.
 
-    module: called as `module(inputs, *states, *contexts)`, it returns the outputs and then every next state, as a
-    tuple. inputs: [B, T] int64 tokens, or [B, T, feature_size] floats; outputs: [B, T, N]. It must treat steps as
-    steps: what a step gives depends on the states and on the steps before it in `inputs`, and on nothing else.
-    `nn.RNN`, `nn.LSTM` and `nn.GRU` inside it are exported as ONNX's own operators; everything else as PyTorch exports
-    it. It is put into evaluation mode.
+    module: called as `module(inputs, *states, *contexts)`, or with the states in a tuple, or in one of pairs, and with
+    `lengths` where it has such an argument; it returns the outputs and then every next state, nested as it likes.
+    inputs: [B, T] int64 tokens, or [B, T, feature_size] floats; outputs: [B, T, N]. It must treat steps as steps: what
+    a step gives depends on the states and on the steps before it in `inputs`, and on nothing else. `nn.RNN`, `nn.LSTM`
+    and `nn.GRU` inside it are exported as ONNX's own operators; everything else as PyTorch exports it. It is put into
+    evaluation mode.
 
     states: the shape of each, by name and in order, with "batch" where rows are counted, such as {"hidden": (1,
     "batch", 64)}. They begin at zero, or as the encoder says.
@@ -56,9 +61,11 @@ class TorchModel:
     step reads, so that it can go on by itself.
 
     encoder: called as `encoder(source)`, it returns every context and then every state's first value. source: [B, S]
-    tokens of `source_vocabulary`, 0 where padded, or [B, S, source_feature_size]. contexts: the shape of each, by name,
-    beginning with "batch", "source", bool without other axes and floats with them; zero where padded.
-    max_source_length: in steps. start: "last_of_source" has the source's last vector run before a session's first step.
+    tokens of `source_vocabulary`, 0 where padded, or [B, S, source_feature_size]. contexts: the shape of each, by
+    name, beginning with "batch", "source", bool without other axes and floats with them; zero where padded.
+    max_source_length: in steps. one_step: the module takes one step of each row, [B], [B, 1], or [1, B], with features
+    behind them; found by itself where it cannot take several. start: "last_of_source" has the source's last vector run
+    before a session's first step.
     """
 
     module: nn.Module
@@ -75,6 +82,7 @@ class TorchModel:
     source_feature_size: int = 0
     contexts: Mapping[str, Shape] = field(default_factory=dict)
     max_source_length: int = 1024
+    one_step: bool = False
     start: Literal["last_of_source"] | None = None
     evaluation: Mapping[str, object] = field(default_factory=dict)
 
@@ -93,7 +101,10 @@ def load_factory(place: str) -> TorchModel:
         sys.path.pop(0)
     if not hasattr(module, name):
         raise ExportError(f"{place} cannot be found: {module.__name__} ({module.__file__}) has no {name!r}")
-    model = getattr(module, name)()
+    try:
+        model = getattr(module, name)()
+    except Exception as error:  # whatever somebody's function raises
+        raise ExportError(f"{place} raised {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(model, TorchModel):
         raise ExportError(f"{place} returned a {type(model).__name__}: it must return an export.torch_model.TorchModel")
     return model
@@ -109,39 +120,109 @@ def _not_imported(place: str, module_name: str, error: ImportError) -> str:
     return told
 
 
-def write_module(model: TorchModel, **options: Unpack[BundleOptions]) -> Path:
+def write_module(model: TorchModel, *, notes: list[str] | None = None, **options: Unpack[BundleOptions]) -> Path:
     """Writes the bundle of a module of anybody's and returns its folder: see `export.bundle.write_seq2seq`. The graphs
-    are held to the module itself, run row by row."""
-    interface = _interface(model)
+    are held to the module itself, run row by row. notes: gets what was found of it."""
+    _check(model)
+    told: list[str] = [] if notes is None else notes
     module = model.module.cpu().float().eval()
+    with unpacked():
+        call, found = fit(module, _expected(model), one_step=model.one_step)
+        told += found
+        encoder = None if model.encoder is None else _fitted_encoder(model, model.encoder, told)
+        fitted = Fitted(module, call, _expected(model)).eval()
+        if call.is_one_step:
+            try:
+                return write_bundle(_contents(model, fitted, encoder, is_one_step=True), **options)
+            except ExportError as error:
+                raise _advised(model, error) from None
+        try:
+            return write_bundle(_contents(model, fitted, encoder, is_one_step=False), **options)
+        except ExportError as error:
+            why = _LOOP if "the manifest says" in str(error) else str(error)
+            try:
+                folder = write_bundle(_contents(model, fitted, encoder, is_one_step=True), **options)
+            except ExportError as second:
+                raise _advised(model, second if why == _LOOP else error) from None
+            told.append(f"it is run one step at a time, because several cannot be one run: {why}")
+            return folder
+
+
+def _advised(model: TorchModel, error: ExportError) -> ExportError:
+    """The error, with what to do where attention sees what pads shorter sources."""
+    if not model.contexts or any(len(shape) == 2 for shape in model.contexts.values()) or "batch of" not in str(error):
+        return error
+    return ExportError(
+        f"{error}. Attention without a mask sees what pads the shorter sources of a batch: let the encoder return"
+        ' a mask, such as source != 0, as a context ("batch", "source"), and the decoder use it'
+    )
+
+
+def _fitted_encoder(model: TorchModel, encoder: nn.Module, told: list[str]) -> FittedEncoder:
+    module = encoder.cpu().float().eval()
+    vocabulary = model.source_vocabulary
+    call = fit_encoder(
+        module,
+        _shapes(model.contexts),
+        _shapes(model.states),
+        vocabulary_size=None if vocabulary is None else len(vocabulary.tokens),
+        feature_size=model.source_feature_size,
+    )
+    told += [
+        f"state {name} begins at zero: the encoder does not give it" for name in model.states if name not in call.places
+    ]
+    return FittedEncoder(module, call).eval()
+
+
+def _contents(model: TorchModel, module: nn.Module, encoder: FittedEncoder | None, *, is_one_step: bool) -> Contents:
+    """module, encoder: as they are called here; is_one_step: whether the graph takes one step."""
+    interface = _interface(model, encoder, is_one_step=is_one_step)
     state_axes = [state.input.shape.index("batch") for state in interface.states]
     context_axes = [0] * len(interface.contexts)
-    reference = RowByRow(
-        module,
-        carried_axes=[*state_axes, *context_axes],
-        result_axes=[0, *state_axes],
-        time_axes=[1, *(None for _ in state_axes)],
-    )
-    encoder = encoder_reference = None
-    if model.encoder is not None:
-        encoder_module = model.encoder.cpu().float().eval()
-        encoder = WithLengths(encoder_module).eval()
+    carried_axes = [*state_axes, *context_axes]
+    reference: nn.Module
+    if is_one_step:
+        reference = StepByStep(module, carried_axes=carried_axes, num_states=len(state_axes))
+    else:
+        reference = RowByRow(
+            module,
+            carried_axes=carried_axes,
+            result_axes=[0, *state_axes],
+            time_axes=[1, *(None for _ in state_axes)],
+        )
+    encoder_reference = None
+    if encoder is not None:
+        given = [axis for axis, state in zip(state_axes, interface.states, strict=True) if state.initial]
         encoder_reference = RowByRow(
-            encoder_module,
+            encoder,
             carried_axes=[],
-            result_axes=[*context_axes, *state_axes],
-            time_axes=[*(1 for _ in context_axes), *(None for _ in state_axes)],
+            result_axes=[*context_axes, *given],
+            time_axes=[*(1 for _ in context_axes), *(None for _ in given)],
         ).eval()
-    contents = Contents(
+    return Contents(
         interface=interface,
-        step=WithLengths(module).eval(),
-        encoder=encoder,
+        step=(OneStep(module) if is_one_step else WithLengths(module)).eval(),
+        encoder=None if encoder is None else WithLengths(encoder).eval(),
         vocabularies=_vocabularies(model),
         special_tokens=model.special_tokens,
         reference=reference.eval(),
         encoder_reference=encoder_reference,
     )
-    return write_bundle(contents, **options)
+
+
+def _expected(model: TorchModel) -> Expected:
+    given = model.tags or model.vocabulary
+    return Expected(
+        output_size=model.value_size or (0 if given is None else len(given.tokens)),
+        states=_shapes(model.states),
+        contexts=_shapes(model.contexts),
+        vocabulary_size=None if model.vocabulary is None else len(model.vocabulary.tokens),
+        feature_size=model.feature_size,
+    )
+
+
+def _shapes(shapes: Mapping[str, Shape]) -> dict[str, tuple[int | str, ...]]:
+    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def _vocabularies(model: TorchModel) -> Vocabularies:
@@ -153,8 +234,8 @@ def _vocabularies(model: TorchModel) -> Vocabularies:
     return Vocabularies(source=model.source_vocabulary, target=model.vocabulary)
 
 
-def _interface(model: TorchModel) -> Interface:
-    _check(model)
+def _interface(model: TorchModel, encoder: FittedEncoder | None, *, is_one_step: bool) -> Interface:
+    initial = () if encoder is None else encoder.call.places
     given = model.tags or model.vocabulary
     tokens = TensorSpec(name="tokens", dtype="int64", shape=("batch", "time"))
     features = TensorSpec(name="features", dtype="float32", shape=("batch", "time", max(1, model.feature_size)))
@@ -170,7 +251,8 @@ def _interface(model: TorchModel) -> Interface:
             file="step.onnx",
             tokens=tokens if model.vocabulary is not None else None,
             features=features if model.feature_size else None,
-            lengths=lengths,
+            lengths=None if is_one_step else lengths,
+            max_chunk=1 if is_one_step else None,
             logits=None if model.value_size else output,
             values=output if model.value_size else None,
             feeds_back=model.feeds_back,
@@ -182,7 +264,7 @@ def _interface(model: TorchModel) -> Interface:
                 name=name,
                 input=TensorSpec(name=name, dtype="float32", shape=_axes(shape)),
                 output=f"next_{name}",
-                initial=None if model.encoder is None else name,
+                initial=name if name in initial else None,
             )
             for name, shape in model.states.items()
         ),
@@ -223,6 +305,12 @@ def _check(model: TorchModel) -> None:
         raise ExportError("a TorchModel that reads features gives values, or logits over tags: give it one of them")
     if not model.states:
         raise ExportError("a TorchModel has state: give the shape of each by name, such as hidden=(1, 'batch', 64)")
+    for what, shapes in (("state", model.states), ("context", model.contexts)):
+        for name, shape in shapes.items():
+            if list(shape).count("batch") != 1:
+                raise ExportError(
+                    f"{what} {name}: its shape {tuple(shape)} must say 'batch' where rows are counted, once"
+                )
     is_read = model.source_vocabulary is not None or model.source_feature_size > 0
     if (model.encoder is None) == is_read:
         raise ExportError("an encoder goes with a source_vocabulary or a source_feature_size")

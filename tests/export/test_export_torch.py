@@ -154,7 +154,7 @@ def test_a_module_whose_steps_see_later_ones_is_refused(tmp_path: Path) -> None:
     """It could not be served step by step, and says where it differs."""
     torch.manual_seed(0)
     model = TorchModel(Peeking(), {"hidden": (1, "batch", SIZE)}, feature_size=FEATURES, value_size=FEATURES)
-    with pytest.raises(ExportError, match=r"values is off by .* run in one chunk|values of a row is not bit for bit"):
+    with pytest.raises(ExportError, match="Peeking: what it gives depends on how many steps"):
         _write(model, tmp_path)
     assert not list(tmp_path.iterdir())
 

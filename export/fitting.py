@@ -1,0 +1,264 @@
+"""How a module of anybody's wants to be called, found by calling it: with several steps or with one, rows or steps
+first, its states one by one, as a tuple or as pairs. And what of that which it returns is what.
+
+A module is tried with `ROWS` rows and `STEPS` steps of random inputs. What is found must treat rows alone as it does
+in company, and several steps as it does one by one, where it takes several.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from export.errors import ExportError, first_line
+from export.exportable import TakesLengths
+from export.returned import ROWS, STEPS, Expected, match, sized, tensors_of
+
+Layout = Literal["rows first", "steps first", "one step", "one step, steps first", "one row of steps"]
+Nesting = Literal["one by one", "together", "in pairs"]
+_SEVERAL: tuple[Layout, ...] = ("rows first", "steps first")
+_ONE: tuple[Layout, ...] = ("one step", "one row of steps", "one step, steps first")
+"""[B, 1], [B] and [1, B]."""
+LENGTHS = ("lengths", "length", "input_lengths", "x_lengths", "x_lens", "seq_lengths", "seq_lens", "lens")
+_NEAR = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How it is called. lengths: the name of the argument that takes them; output, states: the places of these in what
+    it returns, whatever that is made of; is_last: whether it gives the output of the last step alone."""
+
+    layout: Layout
+    nesting: Nesting
+    lengths: str | None
+    output: int = 0
+    states: tuple[int, ...] = ()
+    is_last: bool = False
+
+    @property
+    def is_one_step(self) -> bool:
+        """Whether it takes one step of a row."""
+        return self.layout in _ONE
+
+
+class Fitted(TakesLengths):
+    """A module called as `(inputs, *states, *contexts)`, inputs [B, T] or [B, T, F], of which T is 1 where it takes one
+    step. Returns the outputs [B, T, N], then every next state."""
+
+    def __init__(self, module: nn.Module, call: Call, expected: Expected) -> None:
+        super().__init__()
+        self.module = module
+        self.call = call
+        self._num_states = len(expected.states)
+        self._output_size = expected.output_size
+
+    def forward(self, inputs: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        found = tensors_of(self.given(inputs, *carried))
+        rows, steps = inputs.shape[0], inputs.shape[1]
+        output = found[self.call.output]
+        if self.call.layout == "steps first":
+            output = output.reshape(steps, rows, self._output_size).transpose(0, 1)
+        else:
+            output = output.reshape(rows, steps, self._output_size)
+        return (output, *(found[place] for place in self.call.states))
+
+    def given(self, inputs: Tensor, *carried: Tensor) -> object:
+        """What the module itself returns."""
+        call = self.call
+        arranged = inputs
+        if call.layout == "one row of steps":
+            arranged = inputs.squeeze(1)
+        elif call.layout in ("steps first", "one step, steps first"):
+            arranged = inputs.transpose(0, 1)
+        told: dict[str, Tensor] = {}
+        if call.lengths is not None:
+            told[call.lengths] = self.lengths_of(inputs)
+        states = list(carried[: self._num_states])
+        return self.module(arranged, *_nested(states, call.nesting), *carried[self._num_states :], **told)
+
+
+def _nested(states: list[Tensor], nesting: Nesting) -> list[Any]:
+    if nesting == "together":
+        return [tuple(states)]
+    if nesting == "in pairs":
+        return [list(zip(states[::2], states[1::2], strict=True))]
+    return list(states)
+
+
+def fit(module: nn.Module, expected: Expected, *, one_step: bool) -> tuple[Call, list[str]]:
+    """How the module is called, and what to say of it. one_step: whether it is told to take one step. Raises
+    ExportError that says what to change."""
+    attempts: list[_Failed] = []
+    several = None if one_step else _first(module, expected, _SEVERAL, attempts)
+    if several is not None and not several[0].is_last:
+        _check_steps(module, expected, several[0])
+        return several
+    one = _first(module, expected, _ONE, attempts)
+    if one is None:
+        raise ExportError(max(attempts, key=lambda attempt: attempt.progress).problem)
+    call, notes = one
+    if several is not None:
+        _check_steps(module, expected, several[0], one=call)
+        notes = [*notes, "it gives the output of one step alone: it is run one step at a time"]
+    elif not one_step:
+        notes = [*notes, "it takes one step: it is run one step at a time"]
+    return call, notes
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A way to call it that does not do. progress: how far it came."""
+
+    progress: int
+    problem: str
+
+
+def _first(
+    module: nn.Module, expected: Expected, layouts: Sequence[Layout], attempts: list[_Failed]
+) -> tuple[Call, list[str]] | None:
+    """The first way that does; those before it are noted in `attempts`."""
+    for call in _calls(module, expected, layouts):
+        found = _try(module, expected, call)
+        if not isinstance(found, _Failed):
+            return found
+        attempts.append(found)
+    return None
+
+
+def _calls(module: nn.Module, expected: Expected, layouts: Sequence[Layout]) -> Iterator[Call]:
+    names = inspect.signature(module.forward).parameters
+    lengths = next((name for name in LENGTHS if name in names), None)
+    nestings: list[Nesting] = ["one by one"]
+    if len(expected.states) > 1:
+        nestings.append("together")
+    if len(expected.states) % 2 == 0 and len(expected.states) > 2:
+        nestings.append("in pairs")
+    for layout in layouts:
+        yield from (Call(layout, nesting, lengths) for nesting in nestings)
+
+
+def _try(module: nn.Module, expected: Expected, call: Call) -> tuple[Call, list[str]] | _Failed:
+    steps = 1 if call.is_one_step else STEPS
+    inputs, carried = _draw(expected, steps)
+    try:
+        with torch.no_grad():
+            found = tensors_of(Fitted(module, call, expected).given(inputs, *carried))
+    except Exception as error:  # whatever somebody's module raises
+        return _Failed(0, _not_called(module, expected, error))
+    matched = match(found, expected, steps)
+    if isinstance(matched, str):
+        return _Failed(1 + (not call.is_one_step), f"{type(module).__name__} {matched}")
+    output, states, is_last = matched
+    call = replace(call, output=output, states=states, is_last=is_last)
+    if is_last:
+        return call, []
+    alone = _run(
+        module, expected, call, inputs[:1], [_row(tensor, shape) for tensor, shape in _shaped(expected, carried)]
+    )
+    whole = _run(module, expected, call, inputs, carried)
+    if alone is None or whole is None or not near(alone[0], whole[0][:1]):
+        return _Failed(1, f"{type(module).__name__} gives a row something else in company than alone")
+    notes = []
+    if left := [place for place in range(len(found)) if place not in (output, *states)]:
+        notes = [
+            f"tensor {place} of those that it returns, {list(found[place].shape)}, is not served" for place in left
+        ]
+    return call, notes
+
+
+def _check_steps(module: nn.Module, expected: Expected, several: Call, *, one: Call | None = None) -> None:
+    """Raises ExportError where several steps at once are not what they are one by one. one: how it takes one step,
+    where it gives the output of one alone."""
+    inputs, carried = _draw(expected, STEPS)
+    whole = _run(module, expected, several, inputs, carried) if one is None else _ends(module, expected, several)
+    if whole is None:
+        return  # the proofs will say
+    following, outputs, first = list(carried), list[Tensor](), None
+    for at in range(STEPS):
+        after = _run(module, expected, one or several, inputs[:, at : at + 1], following)
+        if after is None:
+            return  # likewise
+        first = first or after
+        outputs.append(after[0])
+        following[: len(after) - 1] = after[1:]
+    assert first is not None  # noqa: S101  # there are steps
+    if one is not None and all(map(near, whole, first)):
+        return  # it looks at the first step alone
+    stepped = [torch.cat(outputs, dim=1)[:, -whole[0].shape[1] :], *following[: len(expected.states)]]
+    for name, together, apart in zip(("what it gives", *expected.states), whole, stepped, strict=True):
+        if not near(together, apart):
+            off = float((together - apart).abs().max())
+            raise ExportError(
+                f"{type(module).__name__}: {name} depends on how many steps it is given at once, by up to {off:.3g}. A"
+                " step must depend on the states and on steps before it alone: a backward direction, attention over all"
+                " steps, or a convolution without a cache looks ahead. Leave it out, or keep what it needs in a state"
+            )
+
+
+def _ends(module: nn.Module, expected: Expected, several: Call) -> list[Tensor]:
+    """What a module that gives the output of one step alone says of several."""
+    inputs, carried = _draw(expected, STEPS)
+    with torch.no_grad():
+        found = tensors_of(Fitted(module, several, expected).given(inputs, *carried))
+    return [found[several.output].reshape(ROWS, 1, -1), *(found[place] for place in several.states)]
+
+
+def _run(
+    module: nn.Module, expected: Expected, call: Call, inputs: Tensor, carried: Sequence[Tensor]
+) -> list[Tensor] | None:
+    try:
+        with torch.no_grad():
+            return list(Fitted(module, call, expected)(inputs, *carried))
+    except Exception:  # whatever somebody's module raises
+        return None
+
+
+def _not_called(module: nn.Module, expected: Expected, error: Exception) -> str:
+    name, told = type(module).__name__, first_line(error)
+    states = ", ".join(expected.states)
+    takes = str(inspect.signature(module.forward))
+    if "float64" in told or "Double" in told:
+        return (
+            f"{name} computes in float64, and float32 is served: leave .double() out of its forward. Its weights are"
+            " converted"
+        )
+    if isinstance(error, TypeError) and "argument" in told:
+        return (
+            f"forward{takes} of {name} cannot be called with inputs and the states {states}: let it take them after its"
+            " inputs, and return their next values after its outputs"
+        )
+    shapes = ", ".join(f"{one} {list(sized(shape))}" for one, shape in expected.states.items())
+    return f"{name} cannot be called with {ROWS} rows, and states {shapes}: {type(error).__name__}: {told}"
+
+
+def _draw(expected: Expected, steps: int) -> tuple[Tensor, list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    if expected.vocabulary_size is not None:
+        inputs = torch.randint(1, expected.vocabulary_size, (ROWS, steps), generator=generator)
+    else:
+        inputs = torch.randn(ROWS, steps, expected.feature_size, generator=generator)
+    carried = [0.1 * torch.randn(sized(shape), generator=generator) for shape in expected.states.values()]
+    for shape in expected.contexts.values():
+        is_mask = len(shape) == 2
+        drawn = torch.randn(sized(shape), generator=generator)
+        carried.append(torch.ones(sized(shape), dtype=torch.bool) if is_mask else drawn)
+    return inputs, carried
+
+
+def _shaped(expected: Expected, carried: Sequence[Tensor]) -> list[tuple[Tensor, tuple[int | str, ...]]]:
+    return list(zip(carried, [*expected.states.values(), *expected.contexts.values()], strict=True))
+
+
+def _row(tensor: Tensor, shape: tuple[int | str, ...]) -> Tensor:
+    return tensor.narrow(shape.index("batch"), 0, 1)
+
+
+def near(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors are the same, but for rounding."""
+    return first.shape == second.shape and bool(torch.allclose(first, second, rtol=_NEAR, atol=_NEAR))

@@ -1,0 +1,131 @@
+"""How an encoder of anybody's wants to be called, and what of that which it returns is what: see `fitting`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from export.errors import ExportError, first_line
+from export.exportable import TakesLengths
+from export.fitting import LENGTHS, near
+from export.returned import ROWS, SOURCE, sized, tensors_of
+
+Shapes = Mapping[str, tuple[int | str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderCall:
+    """How it is called. steps_first: whether it reads [S, B]; lengths: the name of the argument that takes them;
+    places: of every context, then of the states that it gives, by name, in what it returns; swapped: the contexts that
+    it gives as [S, B, ...]."""
+
+    steps_first: bool
+    lengths: str | None
+    places: Mapping[str, int]
+    swapped: frozenset[str]
+
+
+class FittedEncoder(TakesLengths):
+    """An encoder called as `(source)`, [B, S] or [B, S, F], that returns every context, then every state that it gives,
+    in the order of `call.places`."""
+
+    def __init__(self, module: nn.Module, call: EncoderCall) -> None:
+        super().__init__()
+        self.module = module
+        self.call = call
+
+    def forward(self, source: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        call = self.call
+        told = {} if call.lengths is None else {call.lengths: self.lengths_of(source)}
+        found = tensors_of(self.module(source.transpose(0, 1) if call.steps_first else source, **told))
+        return tuple(
+            found[place].transpose(0, 1) if name in call.swapped else found[place]
+            for name, place in call.places.items()
+        )
+
+
+def fit_encoder(
+    module: nn.Module, contexts: Shapes, states: Shapes, *, vocabulary_size: int | None, feature_size: int
+) -> EncoderCall:
+    """How it is called. Raises ExportError that says what to change."""
+    generator = torch.Generator().manual_seed(0)
+    if vocabulary_size is not None:
+        source = torch.randint(1, vocabulary_size, (ROWS, SOURCE), generator=generator)
+    else:
+        source = torch.randn(ROWS, SOURCE, feature_size, generator=generator)
+    names = inspect.signature(module.forward).parameters
+    lengths = next((name for name in LENGTHS if name in names), None)
+    problem = ""
+    for steps_first in (False, True):
+        blank = EncoderCall(steps_first, lengths, {}, frozenset())
+        try:
+            with torch.no_grad():
+                told = {} if lengths is None else {lengths: FittedEncoder(module, blank).lengths_of(source)}
+                found = tensors_of(module(source.transpose(0, 1) if steps_first else source, **told))
+        except Exception as error:  # whatever somebody's module raises
+            problem = problem or (
+                f"the encoder {type(module).__name__} cannot be called with a source {list(source.shape)}:"
+                f" {type(error).__name__}: {first_line(error)}"
+            )
+            continue
+        matched = _match(found, contexts, states, type(module).__name__)
+        if isinstance(matched, str):
+            problem = matched
+            continue
+        call = EncoderCall(steps_first, lengths, *matched)
+        if _treats_rows_alone(module, call, source, {**contexts, **states}):
+            return call
+        problem = f"the encoder {type(module).__name__} gives a row something else in company than alone"
+    raise ExportError(problem)
+
+
+def _treats_rows_alone(module: nn.Module, call: EncoderCall, source: Tensor, shapes: Shapes) -> bool:
+    try:
+        with torch.no_grad():
+            whole, alone = (FittedEncoder(module, call)(given) for given in (source, source[:1]))
+    except Exception:  # whatever somebody's module raises
+        return False
+    axes = [shapes[name].index("batch") for name in call.places]
+    return all(near(one.narrow(axis, 0, 1), other) for one, other, axis in zip(whole, alone, axes, strict=True))
+
+
+def _match(
+    found: Sequence[Tensor], contexts: Shapes, states: Shapes, name: str
+) -> tuple[dict[str, int], frozenset[str]] | str:
+    """The places of contexts and states, and the contexts that are [S, B, ...]; or what is wrong. A state that is not
+    there begins at zero."""
+    left = list(range(len(found)))
+    places: dict[str, int] = {}
+    swapped: set[str] = set()
+    for context, shape in contexts.items():
+        wanted = sized(shape)
+        kinds = [wanted, (wanted[1], wanted[0], *wanted[2:])]
+        is_mask = len(shape) == 2
+        fits = [one for one in left if found[one].shape in kinds and is_mask == (not found[one].is_floating_point())]
+        if not fits:
+            told = ", ".join(str(list(one.shape)) for one in found) or "no tensor"
+            return (
+                f"the encoder {name} must return the context {context}, {list(wanted)} for a source of {ROWS} rows and"
+                f" {SOURCE} steps, and it returned {told}"
+            )
+        places[context] = fits[0]
+        left.remove(fits[0])
+        if found[fits[0]].shape != wanted:
+            swapped.add(context)
+    for state, shape in states.items():
+        place = next((one for one in left if found[one].shape == sized(shape)), None)
+        if place is not None:
+            places[state] = place
+            left.remove(place)
+    if left:
+        told = ", ".join(str(list(found[one].shape)) for one in left)
+        return (
+            f"the encoder {name} returned {len(found)} tensors, of which {told} is no context and no state: give its"
+            f" shape in contexts or states, for a source of {ROWS} rows and {SOURCE} steps"
+        )
+    return places, frozenset(swapped)

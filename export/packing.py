@@ -1,0 +1,52 @@
+"""Sequences that a module packs, as it packs them: whole.
+
+`nn.utils.rnn.pack_padded_sequence` leaves out steps past a row's length. A session has no such steps: each that it is
+fed is one. So while a module is exported, packing hands on what it was given, and rows of other lengths are told the
+recurrent layers from outside (`export.exportable`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import rnn
+
+
+def _pack_padded(input: Tensor, *_: object, **__: object) -> Tensor:  # as PyTorch names it
+    return input
+
+
+def _pad_packed(sequence: Tensor, batch_first: bool = False, **_: object) -> tuple[Tensor, Tensor]:  # likewise
+    rows, steps = sequence.shape[:2] if batch_first else sequence.shape[1::-1]
+    return sequence, torch.full((rows,), steps)
+
+
+_INSTEAD: dict[Callable[..., Any], Callable[..., Any]] = {
+    rnn.pack_padded_sequence: _pack_padded,
+    rnn.pad_packed_sequence: _pad_packed,
+}
+
+
+@contextlib.contextmanager
+def unpacked() -> Iterator[None]:
+    """While it lasts, packing is handing on, wherever the functions were imported to. Of one thread."""
+    changed = []
+    for module in list(sys.modules.values()):
+        for name, value in list(getattr(module, "__dict__", {}).items()):
+            try:
+                instead = _INSTEAD.get(value)
+            except TypeError:  # what cannot be hashed is none of them
+                continue
+            if instead is not None and module is not sys.modules[__name__]:
+                changed.append((module, name, value))
+                setattr(module, name, instead)
+    try:
+        yield
+    finally:
+        for module, name, value in changed:
+            setattr(module, name, value)
