@@ -98,6 +98,14 @@ def _export_stress(parsed: argparse.Namespace) -> Path:
     return export_stress(parsed.checkpoint, **_options(parsed, MODEL, DESCRIPTION))
 
 
+def _export_morse(parsed: argparse.Namespace) -> Path:
+    from export.shipped.morse import DESCRIPTION, export_morse  # noqa: PLC0415  # likewise
+    from models.recipes.morse import MODEL  # noqa: PLC0415  # likewise
+
+    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
+    return export_morse(parsed.checkpoint, **_options(parsed, MODEL, DESCRIPTION))
+
+
 def _export_co2(parsed: argparse.Namespace) -> Path:
     from export.shipped.co2 import DESCRIPTION, export_co2  # noqa: PLC0415  # likewise
     from models.recipes.co2 import MODEL  # noqa: PLC0415  # likewise
@@ -159,17 +167,19 @@ _EXPORTS: dict[str, Callable[[argparse.Namespace], Path]] = {
     "pychar": _export_pychar,
     "stress": _export_stress,
     "co2": _export_co2,
+    "morse": _export_morse,
     "torch": _export_torch,
     "onnx": _export_onnx,
     "transducer": _export_transducer,
     "random-lm": _export_random_lm,
 }
-_TRAINED = ("g2p", "pychar", "stress", "co2")
+_TRAINED = ("g2p", "pychar", "stress", "co2", "morse")
 """Those that import what has trained the model."""
 _RECIPES = {
     "pychar": "Python source, character by character: the bundle pychar-en",
     "stress": "phonemes of running speech to stress: the bundle stress-en",
     "co2": "atmospheric carbon dioxide, months ahead: the bundle co2-forecast",
+    "morse": "Morse code by ear, a transducer: the bundle morse",
 }
 
 

@@ -1,10 +1,19 @@
-"""What the card of `models.recipes.morse` tells: sound to characters, as they are keyed."""
+"""The bundle of `models.recipes.morse`: sound to characters, as they are keyed."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import tempfile
+from pathlib import Path
+from typing import NamedTuple, Unpack
 
-from export.shipped.recipe_card import Evaluation, Story
+from export.bundle import BundleOptions
+from export.foreign.axes import Hints
+from export.shipped.morse_files import VOCABULARY, write_files
+from export.shipped.recipe_card import Evaluation, Story, write_card
+from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from export.transducers.bare_loop import Rules
+from export.transducers.command import read_files, write_transducer
+from models.recipes import morse as recipe
 from models.recipes import morse_data as data
 from models.transducer import Transducer
 
@@ -25,6 +34,26 @@ class MorseEvaluation(Evaluation):
     """By the signal-to-noise ratio in decibels, `inf` for no noise."""
     by_words_per_minute: dict[str, Rates]
     """By the speed."""
+
+
+def export_morse(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
+    """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `evaluation.json`,
+    `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
+    model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
+    evaluation = load_evaluation(checkpoint, MorseEvaluation, "models.recipes.morse")
+    curves = curves_of(checkpoint)
+    told = story(model, evaluation)
+    options.setdefault("extra_files", curves)
+    options.setdefault("sample_rate", data.RATE)
+    options.setdefault(
+        "write_card",
+        lambda manifest: write_card(manifest, evaluation, told, curves_file=CURVES_FILE if curves else None),
+    )
+    rules = Rules()
+    with tempfile.TemporaryDirectory() as name:
+        files = write_files(model, Path(name))
+        encoder, decoder = read_files([files.encoder, files.predictor, files.joiner], Hints(), rules)
+        return write_transducer(encoder, decoder, rules, VOCABULARY, **options).folder
 
 
 def story(model: Transducer, evaluation: MorseEvaluation) -> Story:
