@@ -47,7 +47,7 @@ BAD_OPENS = {
         {"open": pb.Open(model="nope")},
         Code.NOT_FOUND,
         "MODEL_NOT_FOUND",
-        "open.model = 'nope' does not exist: there is co2-forecast, g2p-en, pychar-en, stress-en",
+        "open.model = 'nope' does not exist: there is co2-forecast, g2p-en, morse, pychar-en, stress-en",
         "open.model",
     ),
     "unknown version": Refusal(
