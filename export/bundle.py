@@ -211,7 +211,7 @@ def write_graphs(  # what a bundle is made of
         files[trace.spec.file] = trace.graph
     source, read, target = vocabularies.source, vocabularies.input, vocabularies.target
     sample_rate = options.get("sample_rate")
-    is_new = interface.step.is_new or any(state.is_new for state in interface.states) or sample_rate is not None
+    is_new = interface.is_new or sample_rate is not None
     manifest = Manifest(
         format_version=2 if is_new else 1,
         model=options["name"],

@@ -46,6 +46,12 @@ class Interface:
     first_values: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
+    def is_new(self) -> bool:
+        """Whether a manifest of it is of format version 2."""
+        encoder = () if self.encoder is None else (self.encoder,)
+        return any(one.is_new for one in (self.step, *self.states, *encoder))
+
+    @property
     def encoder_inputs(self) -> tuple[TensorSpec, ...]:
         """The encoder graph's inputs in order; none without an encoder."""
         return (self.encoder.source, self.encoder.lengths) if self.encoder else ()

@@ -49,12 +49,13 @@ def sequence_ids(
 
 
 def source_items(source: pb.Sequence, bundle: Bundle, *, field: str = "source") -> Sequence[Item]:
-    """What a source has. Raises InvalidFieldError when the model has no encoder, and its kin."""
+    """What the encoder reads: a source, between the tokens that the server adds to it. Raises InvalidFieldError when
+    the model has no encoder, and its kin."""
     encoder = bundle.manifest.encoder
     if encoder is None:
         raise InvalidFieldError(f"{field} must not be given: {bundle.model} has no encoder", field=field)
-    limit = encoder.max_source_length
-    return _items(
+    limit = encoder.max_given_length
+    items = _items(
         source,
         bundle.source_vocabulary,
         encoder.feature_size,
@@ -63,6 +64,13 @@ def source_items(source: pb.Sequence, bundle: Bundle, *, field: str = "source") 
         field=field,
         setting="max_source_length",
     )
+    if not encoder.is_new:
+        return items
+    return [*_present(encoder.bos_id), *items, *_present(encoder.eos_id)]
+
+
+def _present(token_id: int | None) -> list[int]:
+    return [] if token_id is None else [token_id]
 
 
 def prompt_items(prompt: pb.Sequence, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:

@@ -78,7 +78,7 @@ def model_info(bundle: Bundle) -> pb.ModelInfo:
         can_generate=manifest.can_generate,
         trace=[output.name for output in manifest.trace.outputs] if manifest.trace else (),
         max_batch_rows=manifest.step.max_rows or 0,
-        max_source_length=manifest.encoder.max_source_length if manifest.encoder else 0,
+        max_source_length=manifest.encoder.max_given_length if manifest.encoder else 0,
         max_tokens=manifest.max_tokens,
         sample_rate=manifest.sample_rate or 0,
         state_size_bytes=bundle.state_size_bytes,

@@ -113,8 +113,8 @@ class Manifest(Part):
     """What one bundle is and how to run it."""
 
     format_version: Literal[1, 2] = 1
-    """The version of this contract: 2 where a step has inputs, outputs or a loop, or a state a first value that is
-    not zeros, which servers before do not know."""
+    """The version of this contract: 2 where a step has inputs, outputs or a loop, a state a first value that is not
+    zeros, or an encoder a token that the server adds to each source, which servers before do not know."""
     model: ModelName
     """The model's name: lower-case letters, digits, `.`, `_`, `-`."""
     version: Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -174,8 +174,9 @@ class Manifest(Part):
         if self.sample_rate is not None and (self.step.features is None or self.format_version < 2):
             raise ValueError("sample_rate needs step.features, and format_version 2")
         steps = (self.step, *self._steps_of_variants)
-        if self.format_version < 2 and (any(one.is_new for one in steps) or any(one.is_new for one in self.states)):
-            raise ValueError("format_version must be 2 where a step or a state has what version 1 does not know")
+        encoders = () if self.encoder is None else (self.encoder,)
+        if self.format_version < 2 and any(one.is_new for one in (*steps, *self.states, *encoders)):
+            raise ValueError("format_version must be 2 where a step, a state or an encoder has what version 1 has not")
         if BASE_VARIANT in self.variants:
             raise ValueError(f"variants must not name {BASE_VARIANT}: it is the manifest's own step")
         self._check_graphs("", self.step, self.readout)
@@ -210,6 +211,11 @@ class Manifest(Part):
             size = 1 if read is None else read.size
             if token_id is not None and token_id >= size:
                 raise ValueError(f"special_tokens.{field} = {token_id} is outside the vocabulary (0 to {size - 1})")
+        if self.encoder is not None and self.source_vocabulary is not None:
+            size = self.source_vocabulary.size
+            for field in ("bos_id", "eos_id"):
+                if (getattr(self.encoder, field) or 0) >= size:
+                    raise ValueError(f"encoder.{field} is outside the source vocabulary (0 to {size - 1})")
 
     def _check_graphs(self, where: str, step: StepSpec, readout: ReadoutSpec | None) -> None:
         reads_and_gives = (step.tokens is None, step.values is None, step.inputs, step.outputs, step.emits)

@@ -23,6 +23,8 @@ Axis = Literal["batch", "time", "source", "k"]
 Dtype = Literal["float32", "float64", "float16", "int64", "int32", "bool"]
 _NEW_OF_STATES = ("initial_file", "constant", "is_uniform")
 """What states of format version 1 do not have."""
+_NEW_OF_ENCODERS = ("bos_id", "eos_id")
+"""What encoders of format version 1 do not have."""
 
 
 class Part(BaseModel):
@@ -153,7 +155,11 @@ class EncoderSpec(Part):
     lengths: TensorSpec
     """Tokens in each row, int64 [batch]."""
     max_source_length: Annotated[int, Field(ge=1, le=65536)]
-    """The longest source accepted, in tokens."""
+    """The longest source that the graph reads, in tokens, with those that the server adds."""
+    bos_id: Annotated[int, Field(ge=0)] | None = None
+    """The token that the server puts before each source. None: none."""
+    eos_id: Annotated[int, Field(ge=0)] | None = None
+    """The token that the server puts after each source. None: none."""
 
     @model_validator(mode="after")
     def _is_fed_as_promised(self) -> Self:
@@ -162,7 +168,27 @@ class EncoderSpec(Part):
             shape = (*shape, self.feature_size)
         check_is("encoder.source", self.source, "float32" if self.feature_size else "int64", shape)
         check_is("encoder.lengths", self.lengths, "int64", ("batch",))
+        if self.feature_size and self.is_new:
+            raise ValueError("encoder.bos_id and encoder.eos_id go with a source of tokens alone")
+        if self.max_given_length < 1:
+            raise ValueError("encoder.max_source_length leaves no token beside encoder.bos_id and encoder.eos_id")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Servers of format version 1 read a manifest that has nothing else."""
+        found: dict[str, object] = serialize(self)
+        return {name: value for name, value in found.items() if value is not None or name not in _NEW_OF_ENCODERS}
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has what format version 1 does not have."""
+        return any(getattr(self, name) is not None for name in _NEW_OF_ENCODERS)
+
+    @property
+    def max_given_length(self) -> int:
+        """The longest source that a client may give, in tokens."""
+        return self.max_source_length - (self.bos_id is not None) - (self.eos_id is not None)
 
     @property
     def feature_size(self) -> int:

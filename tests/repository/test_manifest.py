@@ -51,6 +51,21 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
         "target_vocabulary.tokenizer: Input should be 'characters' or 'whitespace'",
     ),
     ("a source of no tokens", {"encoder.max_source_length": 0}, "encoder.max_source_length: Input should be greater"),
+    (
+        "a source of added tokens alone",
+        {"format_version": 2, "encoder.max_source_length": 1, "encoder.eos_id": 1},
+        "encoder.max_source_length leaves no token beside encoder.bos_id and encoder.eos_id",
+    ),
+    (
+        "an added token that the source's vocabulary has not",
+        {"format_version": 2, "encoder.eos_id": 999},
+        "encoder.eos_id is outside the source vocabulary",
+    ),
+    (
+        "an added token in the first format",
+        {"encoder.eos_id": 1},
+        "format_version must be 2 where a step, a state or an encoder has what version 1 has not",
+    ),
     ("a negative id", {"special_tokens.eos_id": -1}, "special_tokens.eos_id: Input should be greater than or equal"),
     (
         "a state without a batch axis",
@@ -256,7 +271,10 @@ def test_the_parts_of_vectors_may_have_names() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "format_version must be 2 where a step or a state has what version 1 does not know"),
+        (
+            {"format_version": 1},
+            "format_version must be 2 where a step, a state or an encoder has what version 1 has not",
+        ),
         ({"step.inputs.0.shape": [5]}, "step.inputs must have 5 numbers in all"),
         ({"step.outputs.1.name": "action"}, "step.outputs must have names of their own"),
         ({"step.loop": "loop.onnx"}, "step.loop needs step.lengths"),

@@ -1,0 +1,59 @@
+"""The tokens that a model wants around its source are added where a message becomes a source, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from carousel.v1 import inference_pb2 as pb
+from service.api import consumed
+from service.api.models import model_info
+from service.errors import SequenceTooLongError
+from service.repository.bundle import Bundle
+from service.repository.manifest import Manifest
+from tests import domain
+
+BOS, EOS = 1, 2
+
+
+def bundle(**added: int) -> Bundle:
+    made = domain.bundle(has_encoder=True)
+    assert made.manifest.encoder is not None
+    manifest = made.manifest.model_dump() | {"format_version": 2}
+    manifest["encoder"] |= added
+    return replace(made, manifest=Manifest.model_validate(manifest))
+
+
+FORMS = [
+    pb.Sequence(text="ab"),
+    pb.Sequence(tokens=pb.TokenNames(names=["a", "b"])),
+    pb.Sequence(ids=pb.TokenIds(ids=[domain.SOURCE_NAMES.index("a"), domain.SOURCE_NAMES.index("b")])),
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["text", "tokens", "ids"])
+def test_a_source_in_any_form_is_read_between_the_tokens_of_its_model(form: pb.Sequence) -> None:
+    given = list(consumed.source_items(form, domain.bundle(has_encoder=True)))
+    assert list(consumed.source_items(form, bundle(eos_id=EOS))) == [*given, EOS]
+    assert list(consumed.source_items(form, bundle(bos_id=BOS))) == [BOS, *given]
+    assert list(consumed.source_items(form, bundle(bos_id=BOS, eos_id=EOS))) == [BOS, *given, EOS]
+
+
+def test_token_0_is_added_like_any() -> None:
+    assert list(consumed.source_items(pb.Sequence(text="a"), bundle(eos_id=0)))[1:] == [0]
+
+
+def test_what_a_client_may_give_leaves_room_for_what_is_added() -> None:
+    longest = domain.MAX_SOURCE_LENGTH
+    made = bundle(bos_id=BOS, eos_id=EOS)
+    assert model_info(made).max_source_length == longest - 2
+    assert len(consumed.source_items(pb.Sequence(text="a" * (longest - 2)), made)) == longest
+    told = rf"^source has {longest - 1} tokens, the limit is {longest - 2} \(max_source_length\)$"
+    with pytest.raises(SequenceTooLongError, match=told):
+        consumed.source_items(pb.Sequence(text="a" * (longest - 1)), made)
+
+
+def test_a_manifest_without_them_is_one_that_servers_before_can_read() -> None:
+    written = domain.manifest(has_encoder=True).model_dump(mode="json")
+    assert not {"bos_id", "eos_id"} & set(written["encoder"])
