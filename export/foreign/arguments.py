@@ -8,7 +8,8 @@ from pathlib import Path
 ONNX_HELP = """An ONNX file that somebody else exported: a graph that takes one step and gives the state after it.
 States are found in the graph, and names such as h0 and hn break ties; what cannot be found is told."""
 ONNX_EPILOG = """For example: python -m export onnx vad.onnx --name vad --to my_repository --state state=stateN
---constant sr=16000 --axis samples=512"""
+--constant sr=16000 --axis samples=512; python -m export onnx decoder.onnx --encoder encoder.onnx --name translator
+--to my_repository --source-vocabulary en.txt --vocabulary de.txt --bos 1 --eos 2 --source-eos 2"""
 
 
 def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +68,8 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
         type=_pair,
         action="append",
         default=[],
-        metavar="STATE=FILE.npy|VALUE[,VALUE...]",
-        help="a state's first value, where that is not zeros",
+        metavar="STATE=FILE.npy|VALUE[,VALUE...]|OUT",
+        help="a state's first value, where that is not zeros; with --encoder also an output of that",
     )
     parser.add_argument(
         "--axis",
@@ -85,6 +86,42 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=PLACE",
         help="which axis of a tensor counts rows, from 0",
+    )
+    parser.add_argument(
+        "--encoder",
+        type=Path,
+        metavar="FILE",
+        help="the .onnx file of the encoder, where FILE is a decoder of one step",
+    )
+    parser.add_argument(
+        "--context",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="IN=OUT",
+        help="an input of the decoder and the encoder's output that it reads in every step",
+    )
+    parser.add_argument(
+        "--mask",
+        action="append",
+        default=[],
+        metavar="NAME[=MEANING]",
+        help="the input that is a mask over the source: real (1 at its tokens), padding (1 behind them) or additive",
+    )
+    parser.add_argument(
+        "--lengths", action="append", default=[], metavar="NAME", help="the input that is how long each source is"
+    )
+    parser.add_argument("--source-vocabulary", type=Path, metavar="FILE", help="the source's tokens, one a line")
+    parser.add_argument(
+        "--source-tokenizer",
+        choices=["characters", "whitespace"],
+        default="whitespace",
+        help="how a source's text becomes tokens",
+    )
+    parser.add_argument("--source-bos", type=int, metavar="ID", help="the token that the server puts before a source")
+    parser.add_argument("--source-eos", type=int, metavar="ID", help="the token that the server puts after a source")
+    parser.add_argument(
+        "--max-source-length", type=_length, default=256, metavar="N", help="the longest source (default: 256)"
     )
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="the tokens that it reads, one a line")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="what it gives logits over, one a line")
@@ -130,6 +167,12 @@ def size(text: str) -> tuple[str, int]:
     if not (value.isascii() and value.isdecimal() and int(value) >= 1):
         raise argparse.ArgumentTypeError(f"{value!r} must be a whole number, 1 or more")
     return name, int(value)
+
+
+def _length(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 65536):  # the manifest's limit
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to 65536")
+    return int(text)
 
 
 def place(text: str) -> tuple[str, int]:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Literal
 
 from export.errors import ExportError
 from export.folder import refuse_existing
+from export.foreign import translator_command
 from export.foreign.axes import Hints
+from export.foreign.flags import once, token_of, vocabulary_of
 from export.foreign.initial import initial_values
 from export.foreign.names import split_pairs
 from export.foreign.reading import Reading
 from export.foreign.session_constants import SessionConstant
 from export.foreign.writing import Described, write_onnx
-from export.vocabulary import Vocabulary
 from service.repository.manifest import SpecialTokens
 
 
 def run(parsed: argparse.Namespace) -> Path:
-    """Writes the bundle and returns its folder. Raises as `writing.write_onnx` does."""
+    """Writes the bundle and returns its folder. Raises as `write_onnx` and `write_translator` do."""
+    if parsed.encoder is not None:
+        written = translator_command.run(parsed)
+        _report(written.reading, written.notes)
+        return written.folder
+    translator_command.refuse_without_encoder(parsed)
     hints = Hints(
         states=once(split_pairs(parsed.state, parsed.file), "--state"),
         constants=once(parsed.constant, "--constant"),
@@ -43,7 +48,7 @@ def run(parsed: argparse.Namespace) -> Path:
         labels=vocabulary_of("--labels", parsed.labels, "whitespace"),
         feeds_back=parsed.feeds_back,
         special_tokens=SpecialTokens(
-            bos_id=_token("--bos", parsed.bos, vocabulary), eos_id=_token("--eos", parsed.eos, vocabulary)
+            bos_id=token_of("--bos", parsed.bos, vocabulary), eos_id=token_of("--eos", parsed.eos, vocabulary)
         ),
     )
     refuse_existing(parsed.to / parsed.name / str(parsed.version), replace=parsed.replace)
@@ -64,18 +69,6 @@ def run(parsed: argparse.Namespace) -> Path:
     )
     report(written.reading, written.notes)
     return written.folder
-
-
-def once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:
-    """What is told by name. Raises ExportError for a name that is told twice."""
-    names = [name for name, _ in given]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ExportError(f"{flag} names {twice[0]} twice")
-    if flag == "--state" and len(set(told := dict(given).values())) < len(told):
-        raise ExportError(
-            f"--state gives several inputs one output, of {', '.join(sorted(set(told)))}: each has its own"
-        )
-    return dict(given)
 
 
 def _all(given: list[tuple[str, list[float] | None]]) -> dict[str, list[list[float]]]:
@@ -139,33 +132,3 @@ def _kind(constant: SessionConstant) -> str:
         if spec.choices
         else f"{shown[0]:.60} unless the opening gives it"
     )
-
-
-def vocabulary_of(flag: str, path: Path | None, tokenizer: Literal["characters", "whitespace"]) -> Vocabulary | None:
-    """Raises ExportError for a file that is no list of tokens."""
-    if path is None:
-        return None
-    try:
-        names = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        vocabulary = Vocabulary(tuple(names), tokenizer)
-        vocabulary.to_lines()
-    except OSError as error:
-        raise ExportError(f"{flag} {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ExportError(f"{flag} {path} is no text in UTF-8: it must have a token a line") from error
-    except ExportError as error:
-        raise ExportError(f"{flag} {path}: {error}. It must have a token a line, each once") from error
-    return vocabulary
-
-
-def _token(flag: str, token_id: int | None, vocabulary: Vocabulary | None) -> int | None:
-    """An id of the vocabulary. Raises ExportError for one that it has not."""
-    if token_id is None:
-        return None
-    if vocabulary is None:
-        raise ExportError(f"{flag} {token_id}: it is a token of --vocabulary FILE, which is not given")
-    if not 0 <= token_id < len(vocabulary.tokens):
-        raise ExportError(
-            f"{flag} {token_id}: the vocabulary has {len(vocabulary.tokens)} tokens, whose ids are counted from 0"
-        )
-    return token_id

@@ -23,7 +23,7 @@ from export.proofs.runners import Array
 from export.surgery import Writer
 from service.repository.manifest import Dtype, StateSpec, TensorSpec
 
-_ELEMENT_TYPES: dict[Dtype, int] = {
+ELEMENT_TYPES: dict[Dtype, int] = {
     "float32": TensorProto.FLOAT,
     "float64": TensorProto.DOUBLE,
     "float16": TensorProto.FLOAT16,
@@ -145,7 +145,7 @@ def _give(writer: Writer, part: StepInput, step_input: TensorSpec, begin: int, *
         kept = _gathered(writer, f"{name}/kept", last, range(size - part.window, size), axis=1)
         writer.node("Identity", [kept], f"{_window(part)}/next")
     if part.tensor.dtype != dtype:
-        writer.node("Cast", [last], f"carousel/{name}/cast", to=_ELEMENT_TYPES[part.tensor.dtype])
+        writer.node("Cast", [last], f"carousel/{name}/cast", to=ELEMENT_TYPES[part.tensor.dtype])
         last = f"carousel/{name}/cast"
     rest = [size for place, size in enumerate(part.shape) if place != part.batch_axis]
     shape = writer.constant(f"{name}/shape", np.array([0, *rest], np.int64))  # 0: as many rows as there are
@@ -190,7 +190,7 @@ def _start(writer: Writer, tensor: Tensor) -> None:
     """The input that is true at a session's first step: until that, what tells whether it has begun is zero."""
     writer.node("Cast", [_STARTED], "carousel/has_started", to=TensorProto.BOOL)
     writer.node("Not", ["carousel/has_started"], "carousel/is_start")
-    writer.node("Cast", ["carousel/is_start"], "carousel/start", to=_ELEMENT_TYPES[tensor.dtype])
+    writer.node("Cast", ["carousel/is_start"], "carousel/start", to=ELEMENT_TYPES[tensor.dtype])
     shape = [-1 if isinstance(axis, str) else axis for axis in tensor.shape]
     form = writer.constant("start_shape", np.array(shape, np.int64))
     start = "carousel/start"
@@ -228,14 +228,14 @@ def _set_values(graph: onnx.GraphProto, interface: Interface, taken: set[str], r
 
     def value(tensor: TensorSpec) -> onnx.ValueInfoProto:
         shape = [rows if axis == "batch" else 1 if axis == "time" else axis for axis in tensor.shape]
-        return helper.make_tensor_value_info(tensor.name, _ELEMENT_TYPES[tensor.dtype], shape)
+        return helper.make_tensor_value_info(tensor.name, ELEMENT_TYPES[tensor.dtype], shape)
 
     weights = {tensor.name for tensor in graph.initializer}
     kept = [one for one in graph.input if one.name in weights and one.name not in taken]
     constants = [TensorSpec(name=one.name, dtype=one.dtype, shape=one.shape) for one in step.constants]
     del graph.input[:], graph.output[:]
     graph.input.extend([value(step.input), *(value(state.input) for state in interface.states)])
-    graph.input.extend([*map(value, constants), *kept])
+    graph.input.extend([*map(value, [*(one.input for one in interface.contexts), *constants]), *kept])
     graph.output.append(value(step.output))
     graph.output.extend(value(state.input.model_copy(update={"name": state.output})) for state in interface.states)
 

@@ -10,9 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -21,33 +20,25 @@ from typing import Unpack
 import onnx
 
 from export.bundle import BundleOptions, Vocabularies, write_graphs
-from export.errors import ExportError, first_line
+from export.errors import ExportError
 from export.foreign.axes import Hints
 from export.foreign.branches import without_others
 from export.foreign.causes import of_company
-from export.foreign.chunks import MIN_OPSET, in_chunks, loop
 from export.foreign.defaults import open_defaults
 from export.foreign.exposing import expose_states
-from export.foreign.loading import load, opset_of
+from export.foreign.loading import load
 from export.foreign.names import plain_names, renamed
 from export.foreign.original import Original
 from export.foreign.over_time import check_over_time
+from export.foreign.proving import can_be_looked_into, prove, prove_chunks, random_inputs
 from export.foreign.reading import Reading, StepInput, read
 from export.foreign.rows import free_rows, with_rows_as_run
 from export.foreign.unkept import FORCED, forced
 from export.foreign.wrapping import first_values, state_names, states_of, wrap
 from export.graphs import Graphs
 from export.interface import Interface
-from export.proofs.invariance import check_invariance
-from export.proofs.parity import measure_parity
-from export.proofs.runners import OnnxRunner
-from export.surgery import share_weights
-from export.trace import make_trace
 from export.vocabulary import Vocabulary
-from service.repository.manifest import ConstantSpec, EmitsSpec, Parity, PortSpec, SpecialTokens, StepSpec, TensorSpec
-
-TOLERANCE = 1e-5
-"""The largest absolute difference from the file itself: the same operators on the same numbers, in another company."""
+from service.repository.manifest import ConstantSpec, EmitsSpec, PortSpec, SpecialTokens, StepSpec, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +95,7 @@ def write_model(
         vocabularies = Vocabularies(input=described.vocabulary, target=described.labels)
     elif proven.interface.step.values is not None:
         vocabularies = Vocabularies(input=described.vocabulary)
-    options["trace"] = _can_be_looked_into(proven.graph, proven.one_step, proven.notes)
+    options["trace"] = can_be_looked_into(proven.graph, proven.one_step, proven.notes)
     options["packages"] = ("onnx", "onnxruntime")
     folder = write_graphs(
         proven.graphs, proven.interface, vocabularies, described.special_tokens, proven.parity, **options
@@ -127,7 +118,7 @@ def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> P
     shapes = original.output_shapes()
     step = _step_spec(reading, described, shapes, is_tokens=_reads_tokens(reading, described, hints, notes))
     vocabulary_size = None if described.vocabulary is None else len(described.vocabulary.tokens)
-    with _random_inputs(vocabulary_size):
+    with random_inputs(vocabulary_size):
         notes += filter(None, [check_over_time(model, reading, original, vocabulary_size)])
         useless = original.useless_states(vocabulary_size, may_be_all=hints.force_state)
         if step.logits is not None and original.gives_probabilities(vocabulary_size):
@@ -145,9 +136,9 @@ def prove_model(whole: onnx.ModelProto, hints: Hints, described: Described) -> P
     notes += renamed("output", [one.tensor.name for one in reading.outputs if step.outputs])
     sizes = list(map(prod, shapes))
     wrapped = partial(wrap, model, reading, sizes=sizes, takes_logarithms=original.takes_logarithms)
-    graph, interface, parity = _prove(wrapped, interface, original, notes, of_company(model, reading, sizes))
+    graph, interface, parity = prove(wrapped, interface, original, notes, of_company(model, reading, sizes))
     one_step = interface
-    graphs, interface, parity = _prove_chunks(graph, interface, original, notes, parity)
+    graphs, interface, parity = prove_chunks(Graphs(step=graph), interface, original, notes, parity)
     return Proven(reading, notes, graphs, interface, parity, graph, one_step)
 
 
@@ -234,83 +225,3 @@ def _input_port(part: StepInput, name: str) -> PortSpec:
     if part.window:
         shape[-1] -= part.window
     return PortSpec(name=name, dtype=part.tensor.dtype, shape=tuple(shape), is_end=part.is_end)
-
-
-def _prove(
-    wrapped: Callable[[Interface], bytes], interface: Interface, original: Original, notes: list[str], cause: str
-) -> tuple[bytes, Interface, Parity]:
-    """The graph and the interface as they can be served, and their parity with the file. wrapped: makes the graph of an
-    interface; cause: why company may change a row."""
-    one_by_one = replace(interface, step=interface.step.model_copy(update={"max_rows": 1}))
-    if interface.step.max_rows == 1:
-        notes.append("its batch is fixed at one row: sessions are run one by one")
-    else:
-        try:
-            graph = wrapped(interface)
-            runner = OnnxRunner(Graphs(step=graph), interface)
-            parity = measure_parity(runner, original, interface, tolerance=TOLERANCE, reference="the file")
-            check_invariance(runner, interface)
-            return graph, interface, parity
-        except ExportError as error:
-            why = cause or error
-            notes.append(f"sessions are run one by one, because company changes what a row is told: {why}")
-        except Exception as error:  # ONNX Runtime raises classes of its own
-            why = cause or first_line(error)
-            notes.append(f"sessions are run one by one, because more than one row cannot be run: {why}")
-    with _random_inputs(interface.step_vocabulary_size):
-        graph = wrapped(one_by_one)
-        runner = OnnxRunner(Graphs(step=graph), one_by_one)
-        parity = measure_parity(runner, original, one_by_one, tolerance=TOLERANCE, reference="the file")
-        check_invariance(runner, one_by_one)
-    return graph, one_by_one, parity
-
-
-@contextmanager
-def _random_inputs(vocabulary_size: int | None) -> Iterator[None]:
-    """While a file is run on them. vocabulary_size: of the tokens that it reads. Raises ExportError for one that cannot
-    be."""
-    try:
-        yield
-    except ExportError:
-        raise
-    except Exception as error:  # ONNX Runtime raises classes of its own
-        told = (
-            ""
-            if vocabulary_size is None
-            else f". It may know fewer tokens than the {vocabulary_size} of the vocabulary"
-        )
-        raise ExportError(f"the file cannot be run on random inputs: {first_line(error)}{told}") from error
-
-
-def _prove_chunks(
-    graph: bytes, interface: Interface, original: Original, notes: list[str], parity: Parity
-) -> tuple[Graphs, Interface, Parity]:
-    """The graphs that are served, their interface and parity: with a loop over the proven step, where that holds."""
-    chunked = in_chunks(interface)
-    try:
-        looped = loop(graph, interface)
-        runner = OnnxRunner(Graphs(step=graph, loop=looped), chunked)
-        found = measure_parity(runner, original, chunked, tolerance=TOLERANCE, reference="the file")
-        check_invariance(runner, chunked)
-    except Exception as error:  # ONNX Runtime raises classes of its own
-        is_old = opset_of(onnx.load_from_string(graph)) < MIN_OPSET
-        why = "that gives something else" if isinstance(error, ExportError) else "that cannot be run"
-        told = f"it has an opset before {MIN_OPSET}" if is_old else f"{why}: {first_line(error)}"
-        notes.append(f"several steps are not one run, because {told}")
-        return Graphs(step=graph), interface, parity
-    notes.append("several steps of a session are one run, and have the bits of steps one by one")
-    light = onnx.load_from_string(looped)
-    share_weights(light.graph, graph, interface.step.file)
-    return Graphs(step=graph, loop=light.SerializeToString(deterministic=True)), chunked, found
-
-
-def _can_be_looked_into(graph: bytes, interface: Interface, notes: list[str]) -> bool:
-    """Whether the file's layers are of operators that can be written out."""
-    try:
-        if make_trace(graph, interface) is not None:
-            return True
-        reason = "it has no LSTM, GRU or RNN operator"
-    except Exception as error:  # a file's graph may be anything, and need not be looked into to be served
-        reason = first_line(error)
-    notes.append(f"it cannot be looked into: {reason}")
-    return False

@@ -11,7 +11,8 @@ from export.bundle import BundleOptions
 from export.errors import ExportError
 from export.folder import refuse_existing
 from export.foreign.axes import Hints
-from export.foreign.command import once, report, vocabulary_of
+from export.foreign.command import report
+from export.foreign.flags import once, vocabulary_of
 from export.foreign.names import split_pairs
 from export.foreign.writing import Written, write_model
 from export.transducers.bare_loop import Rules, encoded_size

@@ -1,0 +1,49 @@
+"""A decoder with what one source gives bound to it: a graph of a step and its states alone, read as any file is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from export.foreign.axes import Tensor
+from export.foreign.joints import Placed
+from export.proofs.runners import Array
+from export.surgery import Writer
+
+_PREFIX = "carousel/bound/"
+
+
+def bind(
+    model: onnx.ModelProto,
+    values: Mapping[str, Array],
+    placed: Sequence[Placed],
+    token: Tensor | None,
+    rows: int | None,
+) -> onnx.ModelProto:
+    """The model without the inputs of `values`, which each row has the same. placed: those inputs; token: the input
+    that has as many rows as a run, counted by its axis `rows`; None: a run has one."""
+    bound = onnx.ModelProto()
+    bound.CopyFrom(model)
+    graph = bound.graph
+    nodes, inputs = list(graph.node), [one for one in graph.input if one.name not in values]
+    del graph.node[:], graph.input[:], graph.value_info[:]
+    graph.input.extend(inputs)
+    writer = Writer(graph, _PREFIX)
+    if token is not None and rows is not None:
+        place = writer.constant("rows", np.array([rows], np.int64))
+        writer.node("Shape", [token.name], f"{_PREFIX}shape")
+        writer.node("Gather", [f"{_PREFIX}shape", place], f"{_PREFIX}num_rows", axis=0)
+    for one in placed:
+        name, value = one.tensor.name, values[one.tensor.name]
+        whole = writer.constant(name, np.ascontiguousarray(value))
+        if token is None or rows is None or one.rows is None:
+            writer.node("Identity", [whole], name)
+            continue
+        ahead = writer.constant(f"{name}/ahead", np.array(value.shape[: one.rows], np.int64))
+        rest = writer.constant(f"{name}/rest", np.array(value.shape[one.rows + 1 :], np.int64))
+        writer.node("Concat", [ahead, f"{_PREFIX}num_rows", rest], f"{_PREFIX}{name}/shape", axis=0)
+        writer.node("Expand", [whole, f"{_PREFIX}{name}/shape"], name)
+    graph.node.extend(nodes)
+    return bound

@@ -1,0 +1,234 @@
+"""The decoder of a translator as somebody exported it: which of its inputs come of the encoder, and the rest of it as a
+graph of one step, with what a source gives bound to it, so that it is read as any other file is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from export.errors import ExportError
+from export.foreign.axes import Hints, Tensor, batch_name, tensor_of
+from export.foreign.binding import bind
+from export.foreign.decoder_steps import LONG, SHORT, DecoderFile, Steps
+from export.foreign.encoder_file import EncoderFile
+from export.foreign.encoder_inputs import WHOLE, check_opset, constants_of
+from export.foreign.joints import Joints, Placed, Session
+from export.foreign.loading import load, opset_of
+from export.foreign.masks import Mask, find_form
+from export.foreign.matching import Wanted, match
+from export.foreign.over_source import TOKENS, fixed_source, is_of_row, is_over_source, place_of
+from export.foreign.pairing import are_kindred, pair_states
+from export.foreign.wiring import Wiring, may_be
+
+_LENGTHS = re.compile(r"len", re.IGNORECASE)
+_LOGITS = re.compile(r"logit|prob|pred|score|out", re.IGNORECASE)
+
+
+def read_decoder(
+    file: Path, encoder: EncoderFile, hints: Hints, joints: Joints, vocabulary_size: int | None
+) -> DecoderFile:
+    """vocabulary_size: of the logits, where that is told. Raises ExportError that says what to say otherwise."""
+    model = load(file)
+    check_opset(file, opset_of(model))
+    weights = {one.name for one in model.graph.initializer}
+    inputs = {one.name: tensor_of(one, hints) for one in model.graph.input if one.name not in weights}
+    outputs = {one.name: tensor_of(one, hints) for one in model.graph.output}
+    own = replace(hints, inputs=[name for name in hints.inputs if name in inputs])
+    own = replace(own, constants={name: value for name, value in hints.constants.items() if name in inputs})
+    found = DecoderFile(file, model, model, own, inputs)
+    for flag, names in (("--context", joints.contexts), ("--initial", joints.initial)):
+        if unknown := [name for name in names if name not in inputs]:
+            raise ExportError(f"{flag} names {unknown[0]}, and {file.name} has {_listed(inputs)}")
+    left = {name: one for name, one in inputs.items() if name not in (*own.lone, *own.states)}
+    found.lengths = _lengths(left, joints, own)
+    if found.lengths is not None:
+        del left[found.lengths.name]
+    _find_contexts(found, encoder, left, outputs, joints)
+    _find_masks(found, encoder, left, joints)
+    token = found.token = _token(found, left)
+    session = Session(model, file.name)
+    step = Steps(found, encoder, session, constants_of(inputs, own))
+    for place, mask in enumerate(found.masks):
+        name = mask.placed.tensor.name
+        found.masks[place] = find_form(mask.placed, joints.masks.get(name), partial(step.padded, name))
+        found.notes.append(f"mask {name} of {file.name}: {found.masks[place].form}, made of the source's length")
+    _find_states(found, encoder, left, outputs, joints)
+    found.hints = replace(found.hints, outputs=_outputs(found, step, outputs, vocabulary_size))
+    found.bound = bind(model, step.given(), list(step.rows()), token, _rows(token, own))
+    return found
+
+
+def _rows(token: Tensor | None, hints: Hints) -> int | None:
+    """The axis of the token that counts rows; None where their number is fixed."""
+    if token is None:
+        return None
+    name = batch_name(token, {}, hints)
+    return token.shape.index(name) if isinstance(name, str) and name in token.shape else None
+
+
+def _lengths(left: Mapping[str, Tensor], joints: Joints, hints: Hints) -> Tensor | None:
+    """The input that is how long the source is: told, or whole, one number a row, of a name that says so."""
+    for name, one in left.items():
+        is_likely = one.dtype in WHOLE and len(one.shape) <= 1 and _LENGTHS.search(name) and name not in hints.inputs
+        if name in joints.lengths or (not joints.lengths and is_likely):
+            return one
+    return None
+
+
+def _find_contexts(
+    found: DecoderFile,
+    encoder: EncoderFile,
+    left: dict[str, Tensor],
+    outputs: Mapping[str, Tensor],
+    joints: Joints,
+) -> None:
+    """The inputs over the source that the encoder gives."""
+    offers = {name: one for name, one in encoder.outputs.items() if one.source is not None}
+    wanted = {
+        name: one
+        for name, one in left.items()
+        if name in joints.contexts or (is_over_source(one, left) and name not in (*found.hints.inputs, *joints.masks))
+    }
+    for name, one in wanted.items():
+        grown = next((other for other in outputs if are_kindred(name, other)), None)
+        if grown is not None and name not in joints.contexts and is_over_source(outputs[grown], left):
+            raise ExportError(
+                f"{found.file.name}: the state {one} -> {grown} is as long as the source, and such states are not"
+                " served: export the decoder without it"
+            )
+
+    def fits(tensor: Tensor, offer: Placed) -> bool:
+        return tensor.dtype == offer.tensor.dtype and place_of(tensor, offer, left) is not None
+
+    growing = {name: one for name, one in joints.contexts.items() if name in wanted and one in offers}
+    matched = match("--context", [Wanted(one, may_share=True) for one in wanted.values()], offers, growing, fits)
+    for name, output in matched.items():
+        placed = place_of(left[name], offers[output], left)
+        assert placed is not None  # noqa: S101  # it fits
+        found.contexts[name], found.places[name] = output, placed
+        found.notes.append(f"context {name} = {output} of the encoder")
+        del left[name]
+    for one in left.values():
+        if any(may_be(one, output) for output in outputs.values()):
+            continue  # a state, whose layers may be as many
+        for offer in offers.values():
+            at = fixed_source(one, offer)
+            if at is not None:
+                raise ExportError(
+                    f"{found.file.name}: {one} has room for {at} places of a source, and sources have any length:"
+                    " export the decoder with a dynamic axis there (dynamic_axes or dynamic_shapes of"
+                    " torch.onnx.export)"
+                )
+
+
+def _find_masks(found: DecoderFile, encoder: EncoderFile, left: dict[str, Tensor], joints: Joints) -> None:
+    """The inputs over the source that the encoder does not give, and that have one number for each of its places."""
+    for name, one in list(left.items()):
+        if name not in joints.masks and (not is_over_source(one, left) or name in found.hints.inputs):
+            continue
+        scalar = Placed(one, encoder.source.rows, encoder.source.source, ())
+        placed = place_of(one, scalar, left)
+        if placed is None:
+            raise ExportError(
+                f"{found.file.name}: no output of the encoder fits {one}: say which is meant with --context"
+                f" {name}=OUTPUT, or what else it is with --input {name} or --state {name}=OUTPUT"
+            )
+        found.masks.append(Mask(placed, "real"))
+        del left[name]
+
+
+def _token(found: DecoderFile, left: Mapping[str, Tensor]) -> Tensor | None:
+    """The input that is a step's token; None where a step reads numbers."""
+    whole = [one for one in left.values() if one.dtype in WHOLE]
+    told = [one for one in whole if one.name in found.hints.inputs]
+    named = [one for one in whole if TOKENS.search(one.name)]
+    choices = told or (named if len(whole) > 1 else whole)
+    if len(choices) > 1 or (whole and not choices):
+        flags = " or ".join(f"--input {one.name}" for one in choices or whole)
+        raise ExportError(f"{found.file.name}: which input is the token? Say {flags}")
+    if choices and not found.hints.inputs:
+        found.hints = replace(found.hints, inputs=[choices[0].name])
+    return choices[0] if choices else next((left[name] for name in found.hints.inputs if name in left), None)
+
+
+def _find_states(
+    found: DecoderFile,
+    encoder: EncoderFile,
+    left: Mapping[str, Tensor],
+    outputs: Mapping[str, Tensor],
+    joints: Joints,
+) -> None:
+    """The states, with what they begin with, and what the encoder gives that stays as it is."""
+    inputs = {
+        name: one
+        for name, one in found.inputs.items()
+        if name in left or name in (*found.hints.lone, *found.hints.states)
+    }
+    inner = replace(found.hints, constants={n: v for n, v in found.hints.constants.items() if n in inputs})
+    pairs = pair_states(found.model, inputs, outputs, inner, [])
+    wiring = Wiring(found.model, inputs, outputs)
+    offers = {name: one for name, one in encoder.outputs.items() if one.source is None}
+
+    def fits(tensor: Tensor, offer: Placed) -> bool:
+        return tensor.dtype == offer.tensor.dtype and is_of_row(tensor, offer.shape)
+
+    def wanted(name: str, *, may_share: bool = False) -> Wanted:
+        parts = sorted({slot.part for slot in wiring.starts(name)})
+        return Wanted(found.inputs[name], parts[0] if parts else "", may_share)
+
+    begun = [wanted(name) for name in pairs if name not in found.hints.initial]
+    found.initial = match("--initial", begun, offers, joints.initial, fits)
+    rest = [wanted(name, may_share=True) for name in left if name not in pairs and left[name] is not found.token]
+    others = {name: one for name, one in joints.contexts.items() if name not in found.contexts}
+    found.kept = match(
+        "--context", [one for one in rest if one.tensor.name not in found.hints.inputs], offers, others, fits
+    )
+    for one in rest:
+        name = one.tensor.name
+        if name not in found.kept and name not in found.hints.inputs:
+            raise ExportError(
+                f"{found.file.name}: what is {one.tensor}? No output of the encoder fits it: it may be carried from"
+                f" step to step (--state {name}=OUTPUT), come of the encoder (--context {name}=OUTPUT) or be the same"
+                f" in every step (--constant {name}=VALUE)"
+            )
+    for name, output in found.initial.items():
+        found.notes.append(f"state {name} begins with {output} of the encoder")
+    for name, output in found.kept.items():
+        found.notes.append(f"context {name} = {output} of the encoder, the same in every step")
+    for name in pairs:
+        if name not in found.initial and name not in found.hints.initial:
+            found.notes.append(f"state {name} begins at zero: the encoder does not give it")
+    used = {*found.contexts.values(), *found.kept.values(), *found.initial.values()}
+    found.notes += [f"output {name} of the encoder is not used" for name in encoder.outputs if name not in used]
+
+
+def _outputs(found: DecoderFile, step: Steps, outputs: Mapping[str, Tensor], vocabulary_size: int | None) -> list[str]:
+    """The output that is what a step gives: of those that are no states and do not grow with the source."""
+    short, long = step.run(SHORT), step.run(LONG)
+    if found.hints.outputs:
+        return list(found.hints.outputs)
+    pairs = pair_states(
+        found.model,
+        {name: one for name, one in found.inputs.items() if name not in (*found.contexts, *found.kept)},
+        outputs,
+        replace(found.hints, inputs=found.hints.inputs),
+        [],
+    )
+    left = [name for name in outputs if name not in pairs.values()]
+    own = [name for name in left if short[name].shape == long[name].shape]
+    if len(own) > 1 and vocabulary_size is not None:
+        own = [name for name in own if short[name].size == vocabulary_size] or own
+    if len(own) > 1:
+        own = [name for name in own if _LOGITS.search(name)] or own
+    if len(own) != 1:
+        flags = " or ".join(f"--output {name}" for name in own or outputs)
+        raise ExportError(f"{found.file.name}: which output is the logits? Say {flags}")
+    return own
+
+
+def _listed(tensors: Mapping[str, Tensor]) -> str:
+    return "; ".join(str(one) for one in tensors.values())

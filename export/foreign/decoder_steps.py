@@ -1,0 +1,125 @@
+"""The decoder of a translator as somebody exported it, and its steps on what the encoder gives for random sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from export.errors import ExportError, first_line
+from export.foreign.axes import Hints, Tensor
+from export.foreign.encoder_file import EncoderFile
+from export.foreign.joints import Placed, Session
+from export.foreign.masks import Mask
+from export.foreign.over_source import one_row
+from export.proofs.runners import Array
+
+SHORT, LONG = 5, 7
+"""How long random sources are."""
+
+
+@dataclass(slots=True)
+class DecoderFile:
+    """The file, and what was found of it. contexts: outputs of the encoder by input; kept: likewise, of inputs that do
+    not grow with the source; initial: likewise, of states; places: of the inputs over the source; masks, lengths: that
+    are made for it; token: what a step reads; model: the file's; bound: with what a source gives bound to it, whose
+    inputs are a step's and the states; hints: for reading that."""
+
+    file: Path
+    model: onnx.ModelProto
+    bound: onnx.ModelProto
+    hints: Hints
+    inputs: Mapping[str, Tensor]
+    contexts: dict[str, str] = field(default_factory=dict)
+    places: dict[str, Placed] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    initial: dict[str, str] = field(default_factory=dict)
+    masks: list[Mask] = field(default_factory=list)
+    lengths: Tensor | None = None
+    token: Tensor | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class Steps:
+    """A decoder's steps on what the encoder gives for random sources."""
+
+    def __init__(
+        self,
+        found: DecoderFile,
+        encoder: EncoderFile,
+        session: Session,
+        constants: Mapping[str, Array],
+    ) -> None:
+        self._found, self._encoder, self._session = found, encoder, session
+        self._constants = constants
+
+    def given(self, length: int = SHORT, seed: int = 0) -> dict[str, Array]:
+        """What a source gives, as the file has it, with one row."""
+        found = self._found
+        row = self._encoder.run(self._encoder.draw(length, seed))
+        feeds = {name: found.places[name].as_file(row[output]) for name, output in found.contexts.items()}
+        feeds |= {mask.placed.tensor.name: mask.of_row(length) for mask in found.masks}
+        for name, output in found.kept.items():
+            feeds[name] = row[output].reshape(one_row(found.inputs[name])).astype(found.inputs[name].dtype)
+        if found.lengths is not None:
+            feeds[found.lengths.name] = np.full(one_row(found.lengths), length, found.lengths.dtype)
+        return feeds
+
+    def rows(self) -> Iterator[Placed]:
+        """The inputs that are bound, and which of their axes counts rows."""
+        found = self._found
+        for name in self.given():
+            placed = found.places.get(name) or next(
+                (one.placed for one in found.masks if one.placed.tensor.name == name), None
+            )
+            if placed is None:
+                tensor = found.inputs[name]
+                free = [at for at, size in enumerate(tensor.shape) if isinstance(size, str)]
+                placed = Placed(tensor, free[0] if free else None, None, ())
+            yield placed
+
+    def run(self, length: int) -> dict[str, Array]:
+        """What a first step gives. Raises ExportError."""
+        try:
+            return self._session.run(self._others(0) | self.given(length))
+        except Exception as error:  # ONNX Runtime raises classes of its own
+            raise ExportError(
+                f"{self._found.file.name} cannot be run on what the encoder gives for {length} tokens:"
+                f" {first_line(error)}. Export it with dynamic axes for rows and the source, or say with --context,"
+                " --mask, --lengths and --constant what its inputs are"
+            ) from error
+
+    def padded(self, name: str, mask: Mask, own: int, behind: int) -> dict[str, Array]:
+        """See `masks.Try`."""
+        found = self._found
+        feeds = self._others(own) | self.given(SHORT, own)
+        tail = np.random.default_rng(behind)
+        for context, output in found.contexts.items():
+            placed = found.places[context]
+            row = self._encoder.run(self._encoder.draw(SHORT, own))[output]
+            noise = tail.standard_normal((LONG, *row.shape[1:])).astype(row.dtype)
+            feeds[context] = placed.as_file(np.concatenate([row, noise]))
+        for other in found.masks:
+            if other.placed.tensor.name != name:
+                feeds[other.placed.tensor.name] = other.of_row(SHORT, SHORT + LONG)
+        found_now = self._session.run(feeds | {name: mask.of_row(SHORT, SHORT + LONG)})
+        return {output: array for output, array in found_now.items() if array.dtype.kind == "f" and array.size}
+
+    def _others(self, seed: int) -> dict[str, Array]:
+        """What does not come of the source: constants, a token, and states of random numbers."""
+        found = self._found
+        random = np.random.default_rng(0)
+        feeds = dict(self._constants)
+        bound = {*found.contexts, *found.kept, *(one.placed.tensor.name for one in found.masks)}
+        for name, tensor in found.inputs.items():
+            if name in bound or name in feeds or tensor is found.lengths:
+                continue
+            shape = one_row(tensor)
+            if tensor.dtype.startswith("float"):
+                feeds[name] = random.standard_normal(shape).astype(tensor.dtype)
+            else:
+                feeds[name] = np.ones(shape, tensor.dtype)
+        return feeds

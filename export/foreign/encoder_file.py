@@ -1,0 +1,267 @@
+"""The encoder of a translator as somebody exported it: what it reads, and what it gives, by running it.
+
+1. Names of axes are what its author liked. An output's axis that grows with the source is the source's, one that grows
+   with the number of rows is theirs.
+2. A source is run alone and at its own length: that is what a bundle is held to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from export.errors import ExportError, first_line
+from export.foreign.axes import Hints, Tensor, axis_named, batch_axis, batch_name, tensor_of
+from export.foreign.encoder_inputs import (
+    are_alone,
+    are_lengths,
+    check_opset,
+    constants_of,
+    feature_size_of,
+    is_mask,
+    placed_mask,
+)
+from export.foreign.joints import Joints, Placed, Session
+from export.foreign.loading import load, opset_of
+from export.foreign.masks import Form, Mask, find_form
+from export.foreign.wiring import Wiring
+from export.proofs.runners import Array
+
+_SHORT, _LONG = 5, 7
+_MOST_TOKENS = 1 << 22
+
+
+class EncoderFile:
+    """The file, read and run. vocabulary_size: of the source, None: it is found; source: what it reads; lengths, masks:
+    of the source, where it takes them; outputs: by name; notes: of what was found. Raises ExportError."""
+
+    def __init__(self, file: Path, hints: Hints, joints: Joints, vocabulary_size: int | None) -> None:
+        self.file = file
+        self.model = load(file)
+        check_opset(file, opset_of(self.model))
+        weights = {one.name for one in self.model.graph.initializer}
+        self.inputs = {one.name: tensor_of(one, hints) for one in self.model.graph.input if one.name not in weights}
+        self.tensors = {one.name: tensor_of(one, hints) for one in self.model.graph.output}
+        self.constants = constants_of(self.inputs, hints)
+        self.notes: list[str] = []
+        self.masks: list[Mask] = []
+        left = [one for name, one in self.inputs.items() if name not in self.constants]
+        self.lengths = next((one for one in left if are_lengths(one, left, joints)), None)
+        left = [one for one in left if one is not self.lengths]
+        told = [one for one in left if one.name in hints.inputs]
+        sources = told or [one for one in left if not is_mask(one, left, joints)]
+        if len(sources) != 1:
+            shown = "; ".join(map(str, self.inputs.values()))
+            raise ExportError(
+                f"which input of {file.name} is the source? {shown}: say with --input NAME, --mask NAME, --lengths NAME"
+                " and --constant NAME=VALUE what each is"
+            )
+        self._session = Session(self.model, file.name)
+        tensor, masks = sources[0], [one for one in left if one is not sources[0]]
+        self.feature_size = feature_size_of(tensor)
+        self.source = self._placed(tensor, hints)
+        self.has_fixed_row = self.source.rows is not None and tensor.shape[self.source.rows] == 1
+        self._unmasked = {
+            one.name: placed_mask(one, self.source, file, has_fixed_row=self.has_fixed_row) for one in masks
+        }
+        self._assumed: Form = "real"
+        self.vocabulary_size = None if self.feature_size else self._vocabulary_size(vocabulary_size)
+        self.outputs = self._outputs_with_masks(hints)
+        for name, placed in self._unmasked.items():
+            self.masks.append(find_form(placed, joints.masks.get(name), partial(self._padded, name)))
+            self.notes.append(f"mask {name} of {file.name}: {self.masks[-1].form}, made of the lengths")
+
+    def run(self, row: Array) -> dict[str, Array]:
+        """What a source of one row gives, [S] or [S, F]: of each output the row's own numbers, the source's axis first.
+        Raises what ONNX Runtime raises."""
+        feeds = self._feeds(row, len(row)) | {mask.placed.tensor.name: mask.of_row(len(row)) for mask in self.masks}
+        found = self._session.run(feeds)
+        return {name: placed.of_row(found[name]) for name, placed in self.outputs.items()}
+
+    def draw(self, length: int, seed: int) -> Array:
+        """A random source of one row."""
+        generator = np.random.default_rng(seed)
+        if self.feature_size:
+            return generator.standard_normal((length, self.feature_size)).astype(np.float32)
+        return generator.integers(1, self.vocabulary_size or 2, length)
+
+    def _feeds(self, row: Array, length: int) -> dict[str, Array]:
+        """row: of one row, padded where it is longer than `length`."""
+        feeds = dict(self.constants)
+        feeds[self.source.tensor.name] = self.source.as_file(row).astype(self.source.tensor.dtype)
+        if self.lengths is not None:
+            shape = [axis if isinstance(axis, int) else 1 for axis in self.lengths.shape]
+            feeds[self.lengths.name] = np.full(shape, length, self.lengths.dtype)
+        for name, placed in self._unmasked.items():
+            feeds[name] = Mask(placed, self._assumed).of_row(length, len(row))
+        return feeds
+
+    def _padded(self, name: str, mask: Mask, own: int, behind: int) -> dict[str, Array]:
+        row = np.concatenate([self.draw(_SHORT, own), self.draw(_LONG, behind)])
+        found = self._session.run(self._feeds(row, _SHORT) | {name: mask.of_row(_SHORT, len(row))})
+        placed = {output: (one, one.of_row(found[output])) for output, one in self.outputs.items()}
+        return {
+            output: array[:_SHORT] if one.source is not None else array
+            for output, (one, array) in placed.items()
+            if array.dtype.kind == "f"
+        }
+
+    def _placed(self, tensor: Tensor, hints: Hints) -> Placed:
+        """Which axes of the source count rows and tokens. Raises ExportError for one of a fixed length."""
+        rank = len(tensor.shape) - bool(self.feature_size)
+        shape = (self.feature_size,) if self.feature_size else ()
+        if rank == 1:
+            place, source = None, 0
+        elif rank == 2:
+            is_free = any(isinstance(axis, str) for axis in tensor.shape[:2])
+            place = self._rows(tensor, hints) if is_free else 0
+            source = 1 - place
+        else:
+            raise ExportError(
+                f"{self.file.name}: the source {tensor} must have an axis for rows and one for its tokens"
+            )
+        if isinstance(tensor.shape[source], int):
+            raise ExportError(
+                f"{self.file.name}: the source {tensor} has a fixed length of {tensor.shape[source]}, and sources have"
+                " any: export the encoder with a dynamic axis there (dynamic_axes or dynamic_shapes of"
+                " torch.onnx.export)"
+            )
+        return Placed(tensor, place, source, shape)
+
+    def _rows(self, tensor: Tensor, hints: Hints) -> int:
+        ones = [place for place in (0, 1) if tensor.shape[place] == 1]
+        if tensor.name not in hints.batch_axes and len(ones) == 1:
+            return ones[0]
+        named = next((axis for axis in tensor.shape[:2] if str(axis).lower().startswith("batch")), None)
+        name = named if named is not None else batch_name(tensor, {}, hints)
+        return min(1, batch_axis(tensor, hints, partial(axis_named, tensor, name)))
+
+    def _vocabulary_size(self, told: int | None) -> int:
+        """How many tokens it reads, up to as many as are told. Raises ExportError where it reads fewer."""
+
+        def reads(token: int) -> bool:
+            try:
+                self._session.run(self._feeds(np.full(_SHORT, token, np.int64), _SHORT))
+            except Exception:  # ONNX Runtime raises classes of its own
+                return False
+            return True
+
+        if told is not None and reads(told - 1):
+            return told
+        try:
+            self._session.run(self._feeds(np.zeros(_SHORT, np.int64), _SHORT))
+        except Exception as error:  # ONNX Runtime raises classes of its own
+            raise ExportError(
+                f"{self.file.name} cannot be run on a source of {_SHORT} tokens: {first_line(error)}. Export it with"
+                " dynamic axes for rows and tokens"
+            ) from error
+        most = 1
+        while most < _MOST_TOKENS and reads(most):
+            most *= 2
+        if most >= _MOST_TOKENS:
+            raise ExportError(f"how many tokens does {self.file.name} read? Give them with --source-vocabulary FILE")
+        least = most // 2
+        while most - least > 1:
+            middle = (least + most) // 2
+            least, most = (middle, most) if reads(middle) else (least, middle)
+        if told is not None:
+            raise ExportError(f"--source-vocabulary has {told} tokens, and {self.file.name} reads {most}")
+        return most
+
+    def _outputs_with_masks(self, hints: Hints) -> dict[str, Placed]:
+        """As `_outputs`, with masks of the meaning that can be run: all of a source masked gives NaN."""
+        try:
+            return self._outputs(hints)
+        except ExportError:
+            if not self._unmasked:
+                raise
+            self._assumed = "padding"
+            return self._outputs(hints)
+
+    def _outputs(self, hints: Hints) -> dict[str, Placed]:
+        try:
+            found = self._found(self.source, hints)
+        except ExportError as error:
+            swapped = self._swapped()
+            if swapped is None:
+                raise
+            try:
+                found = self._found(swapped, hints)
+            except ExportError:
+                raise error from None
+            self.source = swapped
+            self._unmasked = {
+                name: placed_mask(one.tensor, swapped, self.file, has_fixed_row=self.has_fixed_row)
+                for name, one in self._unmasked.items()
+            }
+            self.notes.append(f"rows of {swapped.tensor.name} are counted by axis {swapped.rows}, as runs show")
+        return found
+
+    def _swapped(self) -> Placed | None:
+        source = self.source
+        if source.rows is None or self.has_fixed_row or source.source is None:
+            return None
+        return Placed(source.tensor, source.source, source.rows, source.shape)
+
+    def _found(self, source: Placed, hints: Hints) -> dict[str, Placed]:
+        """Where its outputs count rows and the source. Raises ExportError where two rows in a run are not what each is
+        alone, or an output is longer than its source, or shorter."""
+        before, self.source = self.source, source
+        try:
+            return self._as_run(hints)
+        except ExportError:
+            self.source = before
+            raise
+        except Exception as error:  # ONNX Runtime raises classes of its own
+            self.source = before
+            raise ExportError(
+                f"{self.file.name} cannot be run on sources of {_SHORT} and {_LONG} tokens: {first_line(error)}. Export"
+                " it with dynamic axes for rows and tokens"
+            ) from error
+
+    def _as_run(self, hints: Hints) -> dict[str, Placed]:
+        rows = [self.draw(_SHORT, seed) for seed in (0, 1)]
+        short, other = (self._session.run(self._feeds(row, _SHORT)) for row in rows)
+        long = self._session.run(self._feeds(self.draw(_LONG, 0), _LONG))
+        two = None if self.source.rows is None or self.has_fixed_row else self._two(rows)
+        wiring = Wiring(self.model, self.inputs, self.tensors)
+        found: dict[str, Placed] = {}
+        for name, tensor in self.tensors.items():
+            one = short[name]
+            grown = [place for place, size in enumerate(one.shape) if long[name].shape[place] != size]
+            if grown and (one.shape[grown[0]], long[name].shape[grown[0]]) != (_SHORT, _LONG):
+                raise ExportError(
+                    f"{self.file.name}: {tensor} has {long[name].shape[grown[0]]} places for a source of {_LONG}"
+                    " tokens: only what is as long as its source is served"
+                )
+            twice = [] if two is None else [at for at, size in enumerate(one.shape) if two[name].shape[at] != size]
+            if two is not None and not are_alone(two[name], [one, other[name]], twice):
+                raise ExportError(
+                    f"{self.file.name}: {tensor} of two rows is not what it is of each alone: say which axis of"
+                    f" {self.source.tensor} counts rows with --batch-axis {self.source.tensor.name}=PLACE"
+                )
+            ahead = (*twice, *grown)
+            rest = tuple(size for place, size in enumerate(one.shape) if place not in ahead)
+            parts = sorted({slot.part for slot in wiring.ends(name) if wiring.is_last(name)})
+            found[name] = Placed(
+                tensor, twice[0] if twice else None, grown[0] if grown else None, rest, parts[0] if parts else ""
+            )
+        return found
+
+    def _two(self, rows: Sequence[Array]) -> dict[str, Array]:
+        feeds = [self._feeds(row, _SHORT) for row in rows]
+        joined = dict(feeds[0])
+        axis = self.source.rows or 0
+        for name in [self.source.tensor.name, *self._unmasked, *([self.lengths.name] if self.lengths else [])]:
+            place = axis if name == self.source.tensor.name else 0
+            if name in self._unmasked:
+                place = self._unmasked[name].rows or 0
+            joined[name] = np.concatenate([one[name] for one in feeds], place)
+        for name in self.constants:  # one of each row
+            free = [at for at, size in enumerate(self.inputs[name].shape) if isinstance(size, str)]
+            if free:
+                joined[name] = np.repeat(joined[name], 2, axis=free[0])
+        return self._session.run(joined)

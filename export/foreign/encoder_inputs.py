@@ -1,0 +1,101 @@
+"""What an input of a translator's encoder is: its source, how long that is, a mask over it, a constant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from export.errors import ExportError
+from export.foreign.axes import Hints, Tensor, check_constant
+from export.foreign.joints import Joints, Placed
+from export.proofs.runners import Array
+
+MIN_OPSET = 11
+"""Of what is put around both files."""
+WHOLE = ("int64", "int32")
+"""The types of token ids."""
+_LENGTHS = re.compile(r"len", re.IGNORECASE)
+_MASKS = re.compile(r"mask|pad", re.IGNORECASE)
+_CLOSE = 1e-4
+
+
+def check_opset(file: Path, opset: int) -> None:
+    """Raises ExportError for a file of operators that are too old to be put between others."""
+    if opset < MIN_OPSET:
+        raise ExportError(
+            f"{file.name} has opset {opset}, and {MIN_OPSET} or later is needed: convert it first, with"
+            " onnx.version_converter.convert_version"
+        )
+
+
+def constants_of(inputs: Mapping[str, Tensor], hints: Hints) -> dict[str, Array]:
+    """Those that flags give, with one row. Raises ExportError for values that do not fit."""
+    found: dict[str, Array] = {}
+    for name, values in hints.constants.items():
+        if name not in inputs:
+            continue
+        tensor = inputs[name]
+        shape = [axis if isinstance(axis, int) else 1 for axis in tensor.shape]
+        count = int(np.prod(shape))
+        if len(values) not in (1, count):
+            raise ExportError(f"--constant {name} has {len(values)} values, and {tensor} needs {count}")
+        check_constant(tensor, values)
+        found[name] = np.resize(np.array(values, tensor.dtype), shape)
+    return found
+
+
+def are_alone(together: Array, alone: Sequence[Array], axes: Sequence[int]) -> bool:
+    """Whether two rows of a run are what each is alone. axes: that count them; none: both have the same."""
+    if len(axes) > 1:
+        return False
+    parts = np.split(together, 2, axis=axes[0]) if axes else [together, together]
+    return all(
+        one.shape == part.shape and np.allclose(one, part, _CLOSE, _CLOSE)
+        for one, part in zip(alone, parts, strict=True)
+    )
+
+
+def feature_size_of(source: Tensor) -> int:
+    """Numbers in each vector of a source; 0 of tokens. Raises ExportError for what is neither."""
+    last = source.shape[-1] if source.shape else 0
+    if source.dtype in WHOLE:
+        return 0
+    if source.dtype != "float32" or not isinstance(last, int):
+        raise ExportError(f"the source {source} must be token ids, or vectors of 32-bit floats of a fixed size")
+    return last
+
+
+def are_lengths(tensor: Tensor, others: Sequence[Tensor], joints: Joints) -> bool:
+    """Whether an input is how long each source is: told, or one number a row of a name that says so, or beside ids."""
+    if joints.lengths:
+        return tensor.name in joints.lengths
+    sizes = [axis for axis in tensor.shape if axis != 1]
+    has_longer = any(len(one.shape) > len(sizes) for one in others if one is not tensor)
+    is_named = _LENGTHS.search(tensor.name) is not None
+    return len(sizes) <= 1 and has_longer and tensor.dtype in WHOLE and (is_named or len(tensor.shape) <= 1)
+
+
+def is_mask(tensor: Tensor, others: Sequence[Tensor], joints: Joints) -> bool:
+    """Whether an input is a mask over the source: told, or of a name or a type that says so."""
+    if tensor.name in joints.masks:
+        return True
+    if joints.masks or len(others) == 1:
+        return False
+    whole = [one for one in others if one.dtype in WHOLE]
+    return tensor.dtype == "bool" or _MASKS.search(tensor.name) is not None or (len(whole) == 1 and tensor not in whole)
+
+
+def placed_mask(tensor: Tensor, source: Placed, file: Path, *, has_fixed_row: bool) -> Placed:
+    """Where a mask counts rows and the source: as the source does, or by its only axes that are not of size 1."""
+    if len(tensor.shape) == len(source.places) - len(source.shape):
+        return Placed(tensor, source.rows, source.source, ())
+    free = [place for place, axis in enumerate(tensor.shape) if isinstance(axis, str)]
+    if not has_fixed_row and source.rows is not None and len(free) == 2:  # rows and tokens
+        rows, at = free if source.rows < (source.source or 0) else reversed(free)
+        return Placed(tensor, rows, at, (1,) * (len(tensor.shape) - 2))
+    if len(free) == 1 and has_fixed_row:
+        return Placed(tensor, None, free[0], (1,) * (len(tensor.shape) - 1))
+    raise ExportError(f"{file.name}: the mask {tensor} must have an axis for rows and one for the source's tokens")

@@ -1,0 +1,82 @@
+"""Masks over a source: what their values mean, found by running. Numbers behind a source change nothing where it is
+masked rightly, and its own numbers do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from export.errors import ExportError
+from export.foreign.joints import Placed
+from export.proofs.runners import Array
+
+Form = Literal["real", "padding", "additive"]
+FORMS: tuple[Form, ...] = get_args(Form)
+_CLOSE = 1e-5
+_SAID = (
+    "real (1 at its tokens), padding (1 behind them) or additive (0 at its tokens, a large negative number behind them)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """A mask that is made for a file. at_tokens, behind: its values."""
+
+    placed: Placed
+    form: Form
+
+    @property
+    def at_tokens(self) -> Array:
+        """The value at a source's tokens."""
+        return np.array(self.form == "real", self.placed.tensor.dtype)
+
+    @property
+    def behind(self) -> Array:
+        """The value behind them."""
+        dtype = self.placed.tensor.dtype
+        if self.form == "additive":
+            return np.array(-1e4 if dtype == "float16" else -1e9, dtype)
+        return np.array(self.form == "padding", dtype)
+
+    def of_row(self, length: int, width: int | None = None) -> Array:
+        """The mask of one row as its file has it."""
+        row = np.full(width or length, self.behind)
+        row[:length] = self.at_tokens
+        return self.placed.as_file(row)
+
+
+Try = Callable[[Mask, int, int], Mapping[str, Array]]
+"""Runs a padded row with a mask, seeds of its own numbers and of those behind, and gives what does not lie behind."""
+
+
+def find_form(placed: Placed, told: str | None, run: Try) -> Mask:
+    """The mask as its file means it. told: what the flag says. Raises ExportError where runs do not tell."""
+    name, dtype = placed.tensor.name, placed.tensor.dtype
+    forms: Sequence[Form] = ("real", "additive", "padding") if dtype.startswith("float") else ("real", "padding")
+    if told is not None:
+        for form in forms:
+            if form == told:
+                return Mask(placed, form)
+        raise ExportError(f"--mask {name}={told}: {placed.tensor} may be {' or '.join(forms)}")
+    scores = [_score(Mask(placed, form), run) for form in forms]
+    best = max(scores)
+    if not best or scores.count(best) > 1:
+        raise ExportError(f"what do the values of the mask {placed.tensor} mean? Say --mask {name}= with {_SAID}")
+    return Mask(placed, forms[scores.index(best)])
+
+
+def _score(mask: Mask, run: Try) -> int:
+    """How many outputs change with a row's own numbers, and not with those behind it."""
+    try:
+        found, other_behind, other = (run(mask, own, behind) for own, behind in ((0, 1), (0, 2), (3, 1)))
+    except Exception:  # ONNX Runtime raises classes of its own, and a mask that cannot be run is not meant
+        return 0
+    return sum(
+        bool(np.isfinite(array).all())
+        and np.allclose(array, other_behind[name], _CLOSE, _CLOSE)
+        and not np.allclose(array, other[name], _CLOSE, _CLOSE)
+        for name, array in found.items()
+    )

@@ -1,0 +1,133 @@
+"""Which output of a translator's encoder goes into which input of its decoder.
+
+1. What flags say. 2. The same name, or one that differs in what tells before from after, or encoder from decoder.
+3. The only output that fits. 4. Of several that fit, the one that is of the same part of a recurrent node: a hidden
+state, or a cell. What is left is asked for. Names and parts count among what fits alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from export.errors import ExportError
+from export.foreign.axes import Tensor
+from export.foreign.joints import Placed
+from export.foreign.pairing import are_kindred
+
+_SIDES = re.compile(r"(?:^|_)(?:enc(?:oder)?|dec(?:oder)?|src|source|state)(?=_|$)")
+_SAME = {"hidden": "h", "cell": "c", "hid": "h", "hidden_state": "h", "cell_state": "c", "memory_mask": "mask"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An input of the decoder. part: of the node whose first state it is; empty: of none. may_share: whether an output
+    that is another input's, too, may be its."""
+
+    tensor: Tensor
+    part: str = ""
+    may_share: bool = False
+
+
+def match(
+    flag: str,
+    wanted: Sequence[Wanted],
+    offers: Mapping[str, Placed],
+    told: Mapping[str, str],
+    fits: Callable[[Tensor, Placed], bool],
+) -> dict[str, str]:
+    """Outputs by input; inputs that no output fits are left out. flag: that says otherwise.
+
+    Raises ExportError, naming the candidates, for an input that several outputs fit, and for what is told and is not
+    there, or does not fit.
+    """
+    found: dict[str, str] = {}
+    for one in wanted:
+        name = told.get(one.tensor.name)
+        if name is None:
+            continue
+        if name not in offers:
+            raise ExportError(f"{flag} {one.tensor.name}={name}: the encoder gives {_listed(offers)}")
+        if not fits(one.tensor, offers[name]):
+            raise ExportError(f"{flag} {one.tensor.name}={name}: {offers[name].tensor} does not fit {one.tensor}")
+        found[one.tensor.name] = name
+    for by in (_same_name, _kindred):
+        for one in _left(wanted, found):
+            named = [name for name in _free(one, offers, found, fits) if by(one.tensor.name, name)]
+            if len(named) == 1:
+                found[one.tensor.name] = named[0]
+    while True:
+        before = len(found)
+        _by_shape(wanted, offers, found, fits)
+        _by_part(wanted, offers, found, fits)
+        if len(found) == before:
+            break
+    for one in _left(wanted, found):
+        if candidates := _free(one, offers, found, fits):
+            shown = " or ".join(f"{flag} {one.tensor.name}={name}" for name in candidates)
+            raise ExportError(f"which output of the encoder goes into {one.tensor}? Say {shown}")
+    return found
+
+
+def _by_shape(
+    wanted: Sequence[Wanted],
+    offers: Mapping[str, Placed],
+    found: dict[str, str],
+    fits: Callable[[Tensor, Placed], bool],
+) -> None:
+    choices = {one.tensor.name: _free(one, offers, found, fits) for one in _left(wanted, found)}
+    for one in _left(wanted, found):
+        mine = choices[one.tensor.name]
+        rivals = [name for name, others in choices.items() if name != one.tensor.name and mine[:1] == others[:1]]
+        if len(mine) == 1 and (one.may_share or not rivals):
+            found[one.tensor.name] = mine[0]
+
+
+def _by_part(
+    wanted: Sequence[Wanted],
+    offers: Mapping[str, Placed],
+    found: dict[str, str],
+    fits: Callable[[Tensor, Placed], bool],
+) -> None:
+    for one in _left(wanted, found):
+        mine = [name for name in _free(one, offers, found, fits) if one.part and offers[name].part == one.part]
+        rivals = [other for other in _left(wanted, found) if other is not one and other.part == one.part]
+        if len(mine) == 1 and not any(mine[0] in _free(other, offers, found, fits) for other in rivals):
+            found[one.tensor.name] = mine[0]
+
+
+def _left(wanted: Sequence[Wanted], found: Mapping[str, str]) -> list[Wanted]:
+    return [one for one in wanted if one.tensor.name not in found]
+
+
+def _free(
+    one: Wanted,
+    offers: Mapping[str, Placed],
+    found: Mapping[str, str],
+    fits: Callable[[Tensor, Placed], bool],
+) -> list[str]:
+    """The outputs that may be an input's: those that are no other's, if there are any."""
+    fitting = [name for name, offer in offers.items() if fits(one.tensor, offer)]
+    unused = [name for name in fitting if name not in found.values()]
+    return unused or (fitting if one.may_share else [])
+
+
+def _same_name(name: str, other: str) -> bool:
+    return name == other
+
+
+def _kindred(name: str, other: str) -> bool:
+    return are_kindred(_plain(name), _plain(other))
+
+
+def _plain(name: str) -> str:
+    """A name without the side that it is of."""
+    stem = re.sub(r"[.:/]", "_", name.lower())
+    stem = _SIDES.sub("", stem).strip("_") or stem
+    stem = re.sub(r"_?(?:[n0t]|in|out|init|initial|last|final|next|prev)$", "", stem) or stem
+    return _SAME.get(stem, stem)
+
+
+def _listed(offers: Mapping[str, Placed]) -> str:
+    return "; ".join(str(one.tensor) for one in offers.values()) or "nothing of that kind"

@@ -1,0 +1,109 @@
+"""How a file's graph is proven step by step, and what of a bundle it can have: many rows in a run, a loop, a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import onnx
+
+from export.errors import ExportError, first_line
+from export.foreign.chunks import MIN_OPSET, in_chunks, loop
+from export.foreign.loading import opset_of
+from export.foreign.original import Original
+from export.graphs import Graphs
+from export.interface import Interface
+from export.proofs.invariance import check_invariance
+from export.proofs.parity import measure_parity
+from export.proofs.runners import OnnxRunner, Runner
+from export.surgery import share_weights
+from export.trace import make_trace
+from service.repository.manifest import Parity
+
+TOLERANCE = 1e-5
+"""The largest absolute difference from the file itself: the same operators on the same numbers, in another company."""
+
+
+def prove(
+    wrapped: Callable[[Interface], bytes], interface: Interface, original: Original, notes: list[str], cause: str
+) -> tuple[bytes, Interface, Parity]:
+    """The graph and the interface as they can be served, and their parity with the file. wrapped: makes the graph of an
+    interface; cause: why company may change a row."""
+    one_by_one = replace(interface, step=interface.step.model_copy(update={"max_rows": 1}))
+    if interface.step.max_rows == 1:
+        notes.append("its batch is fixed at one row: sessions are run one by one")
+    else:
+        try:
+            graph = wrapped(interface)
+            runner = OnnxRunner(Graphs(step=graph), interface)
+            parity = measure_parity(runner, original, interface, tolerance=TOLERANCE, reference="the file")
+            check_invariance(runner, interface)
+            return graph, interface, parity
+        except ExportError as error:
+            why = cause or error
+            notes.append(f"sessions are run one by one, because company changes what a row is told: {why}")
+        except Exception as error:  # ONNX Runtime raises classes of its own
+            why = cause or first_line(error)
+            notes.append(f"sessions are run one by one, because more than one row cannot be run: {why}")
+    with random_inputs(interface.step_vocabulary_size):
+        graph = wrapped(one_by_one)
+        runner = OnnxRunner(Graphs(step=graph), one_by_one)
+        parity = measure_parity(runner, original, one_by_one, tolerance=TOLERANCE, reference="the file")
+        check_invariance(runner, one_by_one)
+    return graph, one_by_one, parity
+
+
+@contextmanager
+def random_inputs(vocabulary_size: int | None) -> Iterator[None]:
+    """While a file is run on them. vocabulary_size: of the tokens that it reads. Raises ExportError for one that cannot
+    be."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:  # ONNX Runtime raises classes of its own
+        told = (
+            ""
+            if vocabulary_size is None
+            else f". It may know fewer tokens than the {vocabulary_size} of the vocabulary"
+        )
+        raise ExportError(f"the file cannot be run on random inputs: {first_line(error)}{told}") from error
+
+
+def prove_chunks(
+    graphs: Graphs,
+    interface: Interface,
+    original: Runner,
+    notes: list[str],
+    parity: Parity,
+) -> tuple[Graphs, Interface, Parity]:
+    """The graphs that are served, their interface and parity: with a loop over the proven step, where that holds."""
+    graph, chunked = graphs.step, in_chunks(interface)
+    try:
+        looped = loop(graph, interface)
+        runner = OnnxRunner(replace(graphs, loop=looped), chunked)
+        found = measure_parity(runner, original, chunked, tolerance=TOLERANCE, reference=parity.reference)
+        check_invariance(runner, chunked)
+    except Exception as error:  # ONNX Runtime raises classes of its own
+        is_old = opset_of(onnx.load_from_string(graph)) < MIN_OPSET
+        why = "that gives something else" if isinstance(error, ExportError) else "that cannot be run"
+        told = f"it has an opset before {MIN_OPSET}" if is_old else f"{why}: {first_line(error)}"
+        notes.append(f"several steps are not one run, because {told}")
+        return graphs, interface, parity
+    notes.append("several steps of a session are one run, and have the bits of steps one by one")
+    light = onnx.load_from_string(looped)
+    share_weights(light.graph, graph, interface.step.file)
+    return replace(graphs, loop=light.SerializeToString(deterministic=True)), chunked, found
+
+
+def can_be_looked_into(graph: bytes, interface: Interface, notes: list[str]) -> bool:
+    """Whether the file's layers are of operators that can be written out."""
+    try:
+        if make_trace(graph, interface) is not None:
+            return True
+        reason = "it has no LSTM, GRU or RNN operator"
+    except Exception as error:  # a file's graph may be anything, and need not be looked into to be served
+        reason = first_line(error)
+    notes.append(f"it cannot be looked into: {reason}")
+    return False
