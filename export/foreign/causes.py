@@ -47,6 +47,11 @@ def of_steps(model: onnx.ModelProto, reading: Reading) -> str:
     )
 
 
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether rows of a run change each other a little, because their scale is common."""
+    return bool(_quantized(model))
+
+
 def _is_of_one_row(output: StepOutput, size: int) -> bool:
     """Whether an output has no axis for rows: its axes have sizes, and hold what one row gives. size: of that."""
     sizes = [axis for axis in output.tensor.shape if isinstance(axis, int)]

@@ -38,7 +38,12 @@ def read_decoder(
     inputs = {one.name: tensor_of(one, hints) for one in model.graph.input if one.name not in weights}
     outputs = {one.name: tensor_of(one, hints) for one in model.graph.output}
     own = replace(hints, inputs=[name for name in hints.inputs if name in inputs])
-    own = replace(own, constants={name: value for name, value in hints.constants.items() if name in inputs})
+    constants = {
+        name: value
+        for name, value in hints.constants.items()
+        if name in inputs and (name not in encoder.inputs or all(isinstance(axis, int) for axis in inputs[name].shape))
+    }
+    own = replace(own, constants=constants)
     found = DecoderFile(file, model, model, own, inputs)
     for flag, names in (("--context", joints.contexts), ("--initial", joints.initial)):
         if unknown := [name for name in names if name not in inputs]:
@@ -47,6 +52,9 @@ def read_decoder(
     found.lengths = _lengths(left, joints, own)
     if found.lengths is not None:
         del left[found.lengths.name]
+    whole = [name for name, one in left.items() if one.dtype in WHOLE and name not in joints.masks]
+    if len(whole) == 1 and not found.hints.inputs:
+        found.hints = replace(found.hints, inputs=whole)
     _find_contexts(found, encoder, left, outputs, joints)
     _find_masks(found, encoder, left, joints)
     token = found.token = _token(found, left)
@@ -88,10 +96,11 @@ def _find_contexts(
 ) -> None:
     """The inputs over the source that the encoder gives."""
     offers = {name: one for name, one in encoder.outputs.items() if one.source is not None}
+    others = (*found.hints.inputs, *joints.masks)
     wanted = {
         name: one
         for name, one in left.items()
-        if name in joints.contexts or (is_over_source(one, left) and name not in (*found.hints.inputs, *joints.masks))
+        if joints.contexts.get(name) in offers or (is_over_source(one, left) and name not in others)
     }
     for name, one in wanted.items():
         grown = next((other for other in outputs if are_kindred(name, other)), None)
@@ -104,7 +113,7 @@ def _find_contexts(
     def fits(tensor: Tensor, offer: Placed) -> bool:
         return tensor.dtype == offer.tensor.dtype and place_of(tensor, offer, left) is not None
 
-    growing = {name: one for name, one in joints.contexts.items() if name in wanted and one in offers}
+    growing = {name: one for name, one in joints.contexts.items() if name in wanted}
     matched = match("--context", [Wanted(one, may_share=True) for one in wanted.values()], offers, growing, fits)
     for name, output in matched.items():
         placed = place_of(left[name], offers[output], left)
@@ -147,6 +156,12 @@ def _token(found: DecoderFile, left: Mapping[str, Tensor]) -> Tensor | None:
     told = [one for one in whole if one.name in found.hints.inputs]
     named = [one for one in whole if TOKENS.search(one.name)]
     choices = told or (named if len(whole) > 1 else whole)
+    sizes = [axis for one in choices for axis in one.shape if isinstance(axis, int) and axis > 1]
+    if sizes:
+        raise ExportError(
+            f"{found.file.name}: {choices[0]} has a fixed number of {sizes[0]} rows: export the decoder with a dynamic"
+            " axis for rows, or with one row"
+        )
     if len(choices) > 1 or (whole and not choices):
         flags = " or ".join(f"--input {one.name}" for one in choices or whole)
         raise ExportError(f"{found.file.name}: which input is the token? Say {flags}")

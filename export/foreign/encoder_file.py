@@ -15,12 +15,15 @@ import numpy as np
 
 from export.errors import ExportError, first_line
 from export.foreign.axes import Hints, Tensor, axis_named, batch_axis, batch_name, tensor_of
+from export.foreign.causes import is_quantized
 from export.foreign.encoder_inputs import (
+    QUANTIZED,
     are_alone,
     are_lengths,
     check_opset,
     constants_of,
     feature_size_of,
+    first_states,
     is_mask,
     placed_mask,
 )
@@ -47,6 +50,9 @@ class EncoderFile:
         self.tensors = {one.name: tensor_of(one, hints) for one in self.model.graph.output}
         self.constants = constants_of(self.inputs, hints)
         self.notes: list[str] = []
+        zeros = first_states(Wiring(self.model, self.inputs, self.tensors), self.constants)
+        self.constants |= zeros
+        self.notes += [f"input {name} of {file.name} is zeros: it is the first state of the encoder" for name in zeros]
         self.masks: list[Mask] = []
         left = [one for name, one in self.inputs.items() if name not in self.constants]
         self.lengths = next((one for one in left if are_lengths(one, left, joints)), None)
@@ -132,6 +138,12 @@ class EncoderFile:
         return Placed(tensor, place, source, shape)
 
     def _rows(self, tensor: Tensor, hints: Hints) -> int:
+        rows, tokens = tensor.shape[:2]
+        if isinstance(rows, int) and rows > 1 and not str(tokens).lower().startswith(("b", "n")):
+            raise ExportError(
+                f"{self.file.name}: the source {tensor} has a fixed number of {rows} rows: export the encoder with a"
+                " dynamic axis for rows, or with one row"
+            )
         ones = [place for place in (0, 1) if tensor.shape[place] == 1]
         if tensor.name not in hints.batch_axes and len(ones) == 1:
             return ones[0]
@@ -228,6 +240,7 @@ class EncoderFile:
         long = self._session.run(self._feeds(self.draw(_LONG, 0), _LONG))
         two = None if self.source.rows is None or self.has_fixed_row else self._two(rows)
         wiring = Wiring(self.model, self.inputs, self.tensors)
+        close = {"close": QUANTIZED} if is_quantized(self.model) else {}
         found: dict[str, Placed] = {}
         for name, tensor in self.tensors.items():
             one = short[name]
@@ -238,7 +251,7 @@ class EncoderFile:
                     " tokens: only what is as long as its source is served"
                 )
             twice = [] if two is None else [at for at, size in enumerate(one.shape) if two[name].shape[at] != size]
-            if two is not None and not are_alone(two[name], [one, other[name]], twice):
+            if two is not None and not are_alone(two[name], [one, other[name]], twice, **close):
                 raise ExportError(
                     f"{self.file.name}: {tensor} of two rows is not what it is of each alone: say which axis of"
                     f" {self.source.tensor} counts rows with --batch-axis {self.source.tensor.name}=PLACE"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from export.errors import ExportError
 from export.foreign.axes import Hints, Tensor, check_constant
 from export.foreign.joints import Joints, Placed
+from export.foreign.wiring import Wiring
 from export.proofs.runners import Array
 
 MIN_OPSET = 11
@@ -20,6 +21,8 @@ WHOLE = ("int64", "int32")
 _LENGTHS = re.compile(r"len", re.IGNORECASE)
 _MASKS = re.compile(r"mask|pad", re.IGNORECASE)
 _CLOSE = 1e-4
+QUANTIZED = 0.3
+"""How far rows may be from themselves in company where their scale is common."""
 
 
 def check_opset(file: Path, opset: int) -> None:
@@ -47,14 +50,14 @@ def constants_of(inputs: Mapping[str, Tensor], hints: Hints) -> dict[str, Array]
     return found
 
 
-def are_alone(together: Array, alone: Sequence[Array], axes: Sequence[int]) -> bool:
-    """Whether two rows of a run are what each is alone. axes: that count them; none: both have the same."""
+def are_alone(together: Array, alone: Sequence[Array], axes: Sequence[int], *, close: float = _CLOSE) -> bool:
+    """Whether two rows of a run are what each is alone. axes: that count them; none: both have the same; close: the
+    largest difference, absolute or of a value."""
     if len(axes) > 1:
         return False
     parts = np.split(together, 2, axis=axes[0]) if axes else [together, together]
     return all(
-        one.shape == part.shape and np.allclose(one, part, _CLOSE, _CLOSE)
-        for one, part in zip(alone, parts, strict=True)
+        one.shape == part.shape and np.allclose(one, part, close, close) for one, part in zip(alone, parts, strict=True)
     )
 
 
@@ -88,9 +91,21 @@ def is_mask(tensor: Tensor, others: Sequence[Tensor], joints: Joints) -> bool:
     return tensor.dtype == "bool" or _MASKS.search(tensor.name) is not None or (len(whole) == 1 and tensor not in whole)
 
 
+def first_states(wiring: Wiring, taken: Container[str]) -> dict[str, Array]:
+    """The inputs that a recurrent node begins with, as zeros of one row. taken: inputs that are something else."""
+    found = {}
+    for name, tensor in wiring.inputs.items():
+        slots = wiring.starts(name)
+        if name not in taken and slots and wiring.is_moved(name) and all(slot.is_recurrent for slot in slots):
+            found[name] = np.zeros([axis if isinstance(axis, int) else 1 for axis in tensor.shape], tensor.dtype)
+    return found
+
+
 def placed_mask(tensor: Tensor, source: Placed, file: Path, *, has_fixed_row: bool) -> Placed:
     """Where a mask counts rows and the source: as the source does, or by its only axes that are not of size 1."""
-    if len(tensor.shape) == len(source.places) - len(source.shape):
+    if len(tensor.shape) == len(source.places) - len(source.shape) and isinstance(
+        tensor.shape[source.source or 0], str
+    ):
         return Placed(tensor, source.rows, source.source, ())
     free = [place for place, axis in enumerate(tensor.shape) if isinstance(axis, str)]
     if not has_fixed_row and source.rows is not None and len(free) == 2:  # rows and tokens
@@ -98,4 +113,7 @@ def placed_mask(tensor: Tensor, source: Placed, file: Path, *, has_fixed_row: bo
         return Placed(tensor, rows, at, (1,) * (len(tensor.shape) - 2))
     if len(free) == 1 and has_fixed_row:
         return Placed(tensor, None, free[0], (1,) * (len(tensor.shape) - 1))
-    raise ExportError(f"{file.name}: the mask {tensor} must have an axis for rows and one for the source's tokens")
+    raise ExportError(
+        f"{file.name}: what is {tensor}? A mask has an axis for rows and one for the source's tokens; what is the same"
+        f" for every source is told with --constant {tensor.name}=VALUE"
+    )

@@ -61,11 +61,11 @@ def find_form(placed: Placed, told: str | None, run: Try) -> Mask:
             if form == told:
                 return Mask(placed, form)
         raise ExportError(f"--mask {name}={told}: {placed.tensor} may be {' or '.join(forms)}")
-    scores = [_score(Mask(placed, form), run) for form in forms]
-    best = max(scores)
-    if not best or scores.count(best) > 1:
+    scores = {form: _score(Mask(placed, form), run) for form in forms}
+    best = [form for form in forms if scores[form] == max(scores.values())]
+    if not scores[best[0]] or (len(best) > 1 and "real" in best):  # others are alike at tokens: 0
         raise ExportError(f"what do the values of the mask {placed.tensor} mean? Say --mask {name}= with {_SAID}")
-    return Mask(placed, forms[scores.index(best)])
+    return Mask(placed, best[0])
 
 
 def _score(mask: Mask, run: Try) -> int:

@@ -66,7 +66,8 @@ def match(
     for one in _left(wanted, found):
         if candidates := _free(one, offers, found, fits):
             shown = " or ".join(f"{flag} {one.tensor.name}={name}" for name in candidates)
-            raise ExportError(f"which output of the encoder goes into {one.tensor}? Say {shown}")
+            zeros = "" if one.may_share else f", or --initial {one.tensor.name}=0 for zeros"
+            raise ExportError(f"which output of the encoder goes into {one.tensor}? Say {shown}{zeros}")
     return found
 
 

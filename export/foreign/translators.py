@@ -83,11 +83,9 @@ def write_translator(  # the files, and what is told of them
     notes = [*encoder.notes, *decoder.notes]
     reading = with_rows_as_run(decoder.bound, read(decoder.bound, decoder.hints), decoder.hints)
     notes += [note.removesuffix(": name it with --output, too") for note in reading.notes]
-    shapes, takes_logarithms = _checked(decoder, reading, told.target, notes)
-    size = prod(shapes[0])
+    size, takes_logarithms = _checked(decoder, reading, told.target, notes)
+    _check_ids(told, size, encoder.vocabulary_size)
     target = told.target or _ids(size, "target", "--vocabulary", notes)
-    if len(target.tokens) != size:
-        raise ExportError(f"--vocabulary has {len(target.tokens)} tokens, and a step gives {size} logits")
     source = told.source
     if source is None and encoder.vocabulary_size is not None:
         source = _ids(encoder.vocabulary_size, "source", "--source-vocabulary", notes)
@@ -100,6 +98,8 @@ def write_translator(  # the files, and what is told of them
     one_step = interface
     graphs, interface, parity = prove_chunks(graphs, interface, original, notes, parity)
     is_apart = any(state.is_uniform for state in interface.states) or interface.step.max_rows == 1
+    if is_apart:
+        notes.append("it cannot be looked into: a look takes all rows of a step, whatever their sources are")
     options["trace"] = not is_apart and can_be_looked_into(graphs.step, one_step, notes)
     options["packages"] = ("onnx", "onnxruntime")
     vocabularies = Vocabularies(source=source, target=target)
@@ -126,10 +126,8 @@ def _check_names(encoder: EncoderFile, decoder: DecoderFile, hints: Hints, joint
             raise ExportError(f"{flag} names {unknown[0]}, and the files have {shown}")
 
 
-def _checked(
-    decoder: DecoderFile, reading: Reading, target: Vocabulary | None, notes: list[str]
-) -> tuple[list[tuple[int, ...]], bool]:
-    """The shapes of what a step gives, and whether that is probabilities. Raises ExportError for a decoder that cannot
+def _checked(decoder: DecoderFile, reading: Reading, target: Vocabulary | None, notes: list[str]) -> tuple[int, bool]:
+    """How many logits a step gives, and whether that is probabilities. Raises ExportError for a decoder that cannot
     be served."""
     if not reading.is_of_tokens:
         raise ExportError(
@@ -141,14 +139,29 @@ def _checked(
         raise ExportError(f"{reading.inputs[0].tensor} reads {reading.inputs[0].size} tokens a step: one is served")
     original = Original(decoder.bound, reading, {})
     shapes = original.output_shapes()
-    size = 2 if target is None else len(target.tokens)
+    size = prod(shapes[0])
+    if target is not None and len(target.tokens) != size:
+        raise ExportError(f"--vocabulary has {len(target.tokens)} tokens, and a step gives {size} logits")
     with random_inputs(size):
         useless = original.useless_states(size, may_be_all=True)
         gives_probabilities = original.gives_probabilities(size)
     notes += [f"state {name} changes nothing" for name in useless]
     if gives_probabilities:
         notes.append(f"{reading.outputs[0].tensor.name} is probabilities: the logits are their logarithms")
-    return shapes, gives_probabilities
+    return size, gives_probabilities
+
+
+def _check_ids(told: Translated, target_size: int, source_size: int | None) -> None:
+    """Raises ExportError for a special token that its side does not have."""
+    special = told.special_tokens
+    for flag, token_id, size in (
+        ("--bos", special.bos_id, target_size),
+        ("--eos", special.eos_id, target_size),
+        ("--source-bos", told.source_bos, source_size or 0),
+        ("--source-eos", told.source_eos, source_size or 0),
+    ):
+        if token_id is not None and token_id >= size:
+            raise ExportError(f"{flag} {token_id}: its tokens are {size}, whose ids are counted from 0")
 
 
 def _ids(size: int, side: str, flag: str, notes: list[str]) -> Vocabulary:

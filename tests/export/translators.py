@@ -297,3 +297,29 @@ def fed() -> Side:
         ["logits", "hidden_new"],
         axes,
     )
+
+
+class TwoMemories(nn.Module):
+    """Gives two memories, which names alone tell apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(SOURCE_SIZE, UNITS)
+        self.layer = nn.GRU(UNITS, UNITS, batch_first=True)
+        self.other = nn.Linear(UNITS, UNITS)
+
+    def forward(self, src: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        outputs, last = self.layer(self.embed(src))
+        return outputs, self.other(outputs), last
+
+
+class ReadsTwo(nn.Module):
+    """Attends to the sum of two memories."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Bahdanau(is_flat=False)
+
+    def forward(self, y: Tensor, hidden: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = self.inner(y, hidden, keys + 2 * values)
+        return found
