@@ -1,0 +1,46 @@
+"""docs/translators.md does what it says: each of its commands and programs is run, after less training."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from examples.local_service import local_service
+from export.__main__ import main
+
+PAGE = Path(__file__).parents[2] / "docs" / "translators.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def test_the_page_trains_exports_serves_and_calls_a_translator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trains, calls = blocks("python")
+    assert "range(900)" in trains
+    (tmp_path / "translate.py").write_text(trains.replace("range(900)", "range(3)"))
+    ran = subprocess.run([sys.executable, "translate.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    makes, serves, asks = blocks("sh")
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(makes)[3:]) == 0
+    said = capsys.readouterr().out
+    for line in blocks("text")[0].splitlines():
+        assert line in said
+    assert shlex.split(serves) == ["python", "-m", "service", "--models", "my_repository"]
+    with local_service(tmp_path / "my_repository") as service:
+        exec(calls.replace("localhost:50051", service.target), {})  # the page's own program
+        assert "log_probability" in capsys.readouterr().out
+        for command in asks.splitlines():
+            given = [sys.executable, "-m", "carousel", "--target", service.target, *shlex.split(command)[1:]]
+            told = subprocess.run(given, capture_output=True, text=True, check=False)
+            assert told.returncode == 0, told.stderr
