@@ -22,7 +22,7 @@ def run(parsed: argparse.Namespace) -> Path:
     """Writes the bundle and returns its folder. Raises as `write_onnx` and `write_translator` do."""
     if parsed.encoder is not None:
         written = translator_command.run(parsed)
-        _report(written.reading, written.notes)
+        report(written.reading, written.notes)
         return written.folder
     translator_command.refuse_without_encoder(parsed)
     hints = Hints(

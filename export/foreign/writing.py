@@ -38,7 +38,7 @@ from export.foreign.wrapping import first_values, state_names, states_of, wrap
 from export.graphs import Graphs
 from export.interface import Interface
 from export.vocabulary import Vocabulary
-from service.repository.manifest import ConstantSpec, EmitsSpec, PortSpec, SpecialTokens, StepSpec, TensorSpec
+from service.repository.manifest import ConstantSpec, EmitsSpec, Parity, PortSpec, SpecialTokens, StepSpec, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
