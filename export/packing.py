@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,10 +26,10 @@ def _pad_packed(sequence: Tensor, batch_first: bool = False, **_: object) -> tup
     return sequence, torch.full((rows,), steps)
 
 
-_INSTEAD: dict[Callable[..., Any], Callable[..., Any]] = {
-    rnn.pack_padded_sequence: _pack_padded,
-    rnn.pad_packed_sequence: _pad_packed,
-}
+_INSTEAD: Sequence[tuple[Callable[..., Any], Callable[..., Any]]] = (
+    (rnn.pack_padded_sequence, _pack_padded),
+    (rnn.pad_packed_sequence, _pad_packed),
+)
 
 
 @contextlib.contextmanager
@@ -38,13 +38,10 @@ def unpacked() -> Iterator[None]:
     changed = []
     for module in list(sys.modules.values()):
         for name, value in list(getattr(module, "__dict__", {}).items()):
-            try:
-                instead = _INSTEAD.get(value)
-            except TypeError:  # what cannot be hashed is none of them
-                continue
-            if instead is not None and module is not sys.modules[__name__]:
-                changed.append((module, name, value))
-                setattr(module, name, instead)
+            for packs, instead in _INSTEAD:
+                if value is packs and module is not sys.modules[__name__]:
+                    changed.append((module, name, value))
+                    setattr(module, name, instead)
     try:
         yield
     finally:

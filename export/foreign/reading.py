@@ -226,8 +226,19 @@ def _step_inputs(inputs: Mapping[str, Tensor], others: Collection[str], hints: H
         raise ExportError("every input is a state or a constant: none is left for the step to read")
     if len(left) > 1 and not hints.inputs:
         told = "; ".join(f"{one.name}: {_roles(one)}" for one in left)
-        raise ExportError(f"which inputs does a step read? {_listed(left)}. {told}")
+        raise ExportError(f"which inputs does a step read? {_listed(left)}. {told}{_of_more_files(left)}")
     return [inputs[name] for name in hints.inputs] or left
+
+
+def _of_more_files(left: Sequence[Tensor]) -> str:
+    """What to do with a token and a tensor of numbers that another file may give."""
+    kinds = sorted(one.dtype.startswith("int") for one in left)
+    if kinds != [False, True]:
+        return ""
+    return (
+        ". If this is the decoder of a translator, give its encoder with --encoder FILE; if it is the prediction network"
+        " and the joiner of a transducer, use export transducer ENCODER FILE"
+    )
 
 
 def _roles(tensor: Tensor) -> str:
