@@ -17,13 +17,13 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.chaos_scripts import AnyScript, Batch, Script
+from benchmarks.chaos_scripts import AnyScript, Batch, Listener, Script
 from benchmarks.faults import Envoy, Proxy, Redis, Replica
 from benchmarks.subjects import REPOSITORY, SMALL, export
 from carousel import AsyncClient
 from examples.local_service import local_service
 
-SHIPPED = Path(__file__).parent.parent / "model_repository" / "g2p-en"
+SHIPPED = Path(__file__).parent.parent / "model_repository"
 _CLIENTS = 8
 _LEASE_S = 1.5
 _HELD_UP = 0.4
@@ -136,10 +136,17 @@ async def faults(
     await asyncio.sleep(2.0)
 
 
+def _kind(number: int) -> type[AnyScript]:
+    """What a session is: in twenty a batch, and five that listen."""
+    if number % 20 == 0:
+        return Batch
+    return Listener if number % 4 == 3 else Script
+
+
 async def run(store: str, models: Path, *, wire: str, sessions: int, kills: int, seed: int) -> Figures:
     """One store's chaos."""
     figures = Figures(store, wire, seed, sessions)
-    scripts: list[AnyScript] = [(Batch if number % 20 == 0 else Script)(number, seed) for number in range(sessions)]
+    scripts: list[AnyScript] = [_kind(number)(number, seed) for number in range(sessions)]
     began_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -204,9 +211,10 @@ async def run(store: str, models: Path, *, wire: str, sessions: int, kills: int,
 
 
 def make_models(folder: Path) -> Path:
-    """A repository of the shipped model and one of random weights."""
+    """A repository of two shipped models and one of random weights."""
     export(SMALL)
-    (folder / "g2p-en").symlink_to(SHIPPED.resolve())
+    for name in ("g2p-en", "morse"):
+        (folder / name).symlink_to((SHIPPED / name).resolve())
     (folder / SMALL.name).symlink_to((REPOSITORY / SMALL.name).resolve())
     return folder
 

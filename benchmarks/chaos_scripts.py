@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ _PACE_S = 0.25
 """The longest that a session rests between two requests: users do, and the faults must find it at rest as well."""
 _ROWS = 6
 """Sessions of a batch."""
+_FRAME, _RATE = 320, 8000
+"""Samples of a step of the transducer, and in a second."""
 
 
 class Script:
@@ -128,7 +131,53 @@ class Batch:
         return random.random() * _PACE_S
 
 
-AnyScript = Script | Batch
+class Listener:
+    """A session of the shipped transducer, which hears tones that begin and end at random. number: which one; seed: of
+    all."""
+
+    def __init__(self, number: int, seed: int) -> None:
+        self.model = "morse"
+        self._number = number
+        self._rng = random.Random(f"{seed}/{number}")
+        self._is_on = False
+        self._phase = 0
+        self.told: list[object] = []
+        self.num_tokens = self.num_lost = 0
+
+    async def open(self, client: AsyncClient, **options: Any) -> None:
+        """Opens the session, again until it is open."""
+        self._session = await _opened(lambda: client.session(self.model, **options))
+
+    async def close(self) -> None:
+        """Closes it."""
+        await self._session.close()
+
+    def same(self, told: object, other: object) -> bool:
+        """Whether it was told the same."""
+        return told == other
+
+    async def step(self) -> None:
+        """The next frames, 40 ms each."""
+        frames = [self._frame() for _ in range(self._rng.choice([1, 1, 2, 5, 25]))]
+        step = await self._session.feed(features=frames)
+        self.told.append((step.position, step.outputs))
+        self.num_tokens += len(frames)
+
+    def rest(self) -> float:
+        """Seconds to rest before the next request."""
+        return random.random() * _PACE_S
+
+    def _frame(self) -> list[float]:
+        if self._rng.random() < 0.4:
+            self._is_on = not self._is_on
+        samples = []
+        for _ in range(_FRAME):
+            self._phase += 1
+            samples.append(0.4 * math.sin(2 * math.pi * 600 * self._phase / _RATE) if self._is_on else 0.0)
+        return samples
+
+
+AnyScript = Script | Batch | Listener
 
 
 async def _opened(open_: Callable[[], Awaitable[T]]) -> T:

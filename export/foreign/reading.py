@@ -236,8 +236,8 @@ def _of_more_files(left: Sequence[Tensor]) -> str:
     if kinds != [False, True]:
         return ""
     return (
-        ". If this is the decoder of a translator, give its encoder with --encoder FILE; if it is the prediction network"
-        " and the joiner of a transducer, use export transducer ENCODER FILE"
+        ". If this is the decoder of a translator, give its encoder with --encoder FILE; if it is the prediction"
+        " network and the joiner of a transducer, use export transducer ENCODER FILE"
     )
 
 
