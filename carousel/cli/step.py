@@ -13,6 +13,7 @@ from carousel.cli.outputs import show
 from carousel.cli.printing import AsJson, err, print_json
 from carousel.cli.reading import source_of, tokens_of, vectors
 from carousel.client import Client
+from carousel.errors import CarouselError
 from carousel.steps import RestoredFrom, SessionStep, StepOptions
 from carousel.values import ModelInfo
 
@@ -55,6 +56,7 @@ def step(
     connection: Connection = context.obj
     with connection.client() as client:
         opening: StepOptions = {}
+        info: ModelInfo | None = None
         if model:
             info = client.model(model, version)
             opening = {
@@ -69,13 +71,14 @@ def step(
         if text is None and position is not None:
             raise typer.BadParameter("goes with TOKENS", param_hint="--position")
         told = client.step(session_id, **opening)
-        info = client.model(told.model, told.version)
+        if info is None or (info.model, info.version) != (told.model, told.version):
+            info = client.model(told.model, told.version)
         if text is not None:
             try:
                 told = _feed(client, told, info, text, position, top, close=close)
             except Exception:
                 if told.restored_from is RestoredFrom.UNSPECIFIED:  # a call that is refused leaves nothing behind
-                    client.step(told.session_id, close=True)
+                    _drop(client, told.session_id)
                 raise
         elif close:
             told = client.step(told.session_id, close=True)
@@ -88,6 +91,14 @@ def step(
         show(output, info)
     state = f"closed at position {told.position}" if told.closed else f"at position {told.position}"
     err.print(f"session {told.session_id} of {told.model}/{told.version}: {state}", markup=False)
+
+
+def _drop(client: Client, session_id: str) -> None:
+    """Closes a session that was opened for a feed that is refused. Where that fails, the refusal is still told."""
+    try:
+        client.step(session_id, close=True)
+    except CarouselError as error:
+        err.print(f"session {session_id} is still open: {error}", markup=False)
 
 
 def _feed(  # what is asked for

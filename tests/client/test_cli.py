@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 import carousel
-from carousel import Client
+from carousel import Client, SessionStep, UnavailableError
 from carousel.cli.reading import visible
+from carousel.cli.step import step
 from examples.local_service import LocalService
 from tests.certificates import Authority
 from tests.conftest import ROOT
@@ -392,3 +394,36 @@ def test_step_feeds_numbers_to_a_model_that_reads_them(shell: Shell) -> None:
     assert b"reads numbers" in shell.run("step", "numbers", "x", *opening, code=2).stderr
     shell.run("step", "numbers", code=4)  # what was refused has left no session behind
     assert b"--position" in shell.run("step", "numbers", "--position", "0", code=2).stderr
+
+
+class Refusing:
+    """A client whose server opens a session, and then refuses all."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __enter__(self) -> Refusing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def model(self, name: str, version: int) -> Any:
+        self.asked.append("model")
+        return SimpleNamespace(model=name, version=1, feature_size=2, constants=(), has_encoder=False)
+
+    def step(self, session_id: str, **options: Any) -> SessionStep:
+        self.asked.append("close" if options.get("close") else "feed" if "features" in options else "open")
+        if len(self.asked) > 2:
+            raise UnavailableError(f"refused to {self.asked[-1]}")
+        return SessionStep(0, session_id=session_id, model="numbers", version=1)
+
+
+def test_a_refused_feed_is_told_also_when_its_session_cannot_be_closed(capsys: pytest.CaptureFixture[str]) -> None:
+    """And the model is described once."""
+    client = Refusing()
+    context = cast(Any, SimpleNamespace(obj=SimpleNamespace(client=lambda: client)))
+    with pytest.raises(UnavailableError, match="refused to feed"):
+        step(context, "mine", "1,2", model="numbers")
+    assert client.asked == ["model", "open", "feed", "close"]
+    assert "session mine is still open: refused to close" in capsys.readouterr().err
