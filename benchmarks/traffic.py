@@ -77,7 +77,7 @@ class Load:
     """What a benchmark asks of a load generator; which fields count depends on the generator.
 
     seconds: how long is measured, after `warmup_s`. features, chunk: numbers of a vector, and vectors of a session, in
-    each message. tokens: of one generation, or of the old session of `growth`.
+    each message. tokens: of one generation, or of the old session of `growth`. source: tokens of each session's source.
     """
 
     model: str = "lm-small"
@@ -92,6 +92,7 @@ class Load:
     rate: float = 1000.0
     features: int = 0
     chunk: int = 1
+    source: int = 0
 
 
 def opening(model: str, durability: str = "none") -> bytes:
@@ -101,6 +102,17 @@ def opening(model: str, durability: str = "none") -> bytes:
         message.on_disconnect.action = pb.DISCONNECT_ACTION_HOLD
         message.on_disconnect.duration.seconds = HOLD_S
     return pb.StreamRequest(open=message).SerializeToString()
+
+
+def translations(load: Load) -> Traffic:
+    """One session a stream, with a source of its own, which generates again and again."""
+    generator = random.Random(0)
+    sequences = []
+    for index in range(load.streams):
+        ids = pb.TokenIds(ids=[generator.randrange(2, load.vocabulary) for _ in range(load.source)])
+        message = pb.StreamRequest(open=pb.Open(model=load.model, source=pb.Sequence(ids=ids)))
+        sequences.append(Sequence([message.SerializeToString()], [generate(load)], index % NUM_CHANNELS))
+    return replace(generations(load), sequences=sequences)
 
 
 def feed(tokens: list[int], outputs: pb.OutputSpec | None = None) -> bytes:
@@ -219,6 +231,7 @@ TRAFFIC: dict[str, Callable[[Load], Traffic]] = {
     "lockstep": lockstep,
     "arrivals": arrivals,
     "generations": generations,
+    "translations": translations,
     "frames": frames,
     "vectors": vectors,
     "vector_arrivals": vector_arrivals,

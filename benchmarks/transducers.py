@@ -57,38 +57,38 @@ class Recogniser:
         subprocess.run([*command, "--blank-penalty", str(self.penalty)], check=True, stdout=subprocess.DEVNULL)
 
     def _encoder(self) -> onnx.ModelProto:
-        nodes, weights, inputs, outputs = [], [], [_value("frames", "batch", 1, self.features)], []
+        nodes, weights, inputs, outputs = [], [], [value("frames", "batch", 1, self.features)], []
         nodes.append(helper.make_node("Transpose", ["frames"], ["x0"], perm=[1, 0, 2]))
         for layer in range(self.layers):
             size = self.hidden if layer else self.features
-            weights += _lstm_weights(f"l{layer}", size, self.hidden)
-            nodes += _lstm(f"l{layer}", f"x{layer}", (f"h{layer}", f"c{layer}"), f"x{layer + 1}", self.hidden)
+            weights += lstm_weights(f"l{layer}", size, self.hidden)
+            nodes += lstm(f"l{layer}", f"x{layer}", (f"h{layer}", f"c{layer}"), f"x{layer + 1}", self.hidden)
             for name in (f"h{layer}", f"c{layer}"):
-                inputs.append(_value(name, 1, "batch", self.hidden))
-                outputs.append(_value(f"{name}n", 1, "batch", self.hidden))
-        weights += [_weight("O", self.hidden, self.joined, scale=30.0)]
+                inputs.append(value(name, 1, "batch", self.hidden))
+                outputs.append(value(f"{name}n", 1, "batch", self.hidden))
+        weights += [weight("O", self.hidden, self.joined, scale=30.0)]
         nodes.append(helper.make_node("Transpose", [f"x{self.layers}"], ["rows"], perm=[1, 0, 2]))
         nodes.append(helper.make_node("MatMul", ["rows", "O"], ["encoded"]))
-        return _model(nodes, inputs, [_value("encoded", "batch", 1, self.joined), *outputs], weights)
+        return model_of(nodes, inputs, [value("encoded", "batch", 1, self.joined), *outputs], weights)
 
     def _predictor(self) -> onnx.ModelProto:
         size = self.joined
         nodes = [
             helper.make_node("Gather", ["E", "tokens"], ["embedded"], axis=0),
             helper.make_node("Transpose", ["embedded"], ["x"], perm=[1, 0, 2]),
-            *_lstm("p", "x", ("h", "c"), "y", size),
+            *lstm("p", "x", ("h", "c"), "y", size),
             helper.make_node("Transpose", ["y"], ["rows"], perm=[1, 0, 2]),
             helper.make_node("MatMul", ["rows", "O"], ["predicted"]),
         ]
-        weights = [_weight("E", self.tokens, 64), *_lstm_weights("p", 64, size), _weight("O", size, size, scale=0.3)]
+        weights = [weight("E", self.tokens, 64), *lstm_weights("p", 64, size), weight("O", size, size, scale=0.3)]
         inputs = [helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", 1])]
-        inputs += [_value("h", 1, "batch", size), _value("c", 1, "batch", size)]
+        inputs += [value("h", 1, "batch", size), value("c", 1, "batch", size)]
         outputs = [
-            _value("predicted", "batch", 1, size),
-            _value("hn", 1, "batch", size),
-            _value("cn", 1, "batch", size),
+            value("predicted", "batch", 1, size),
+            value("hn", 1, "batch", size),
+            value("cn", 1, "batch", size),
         ]
-        return _model(nodes, inputs, outputs, weights)
+        return model_of(nodes, inputs, outputs, weights)
 
     def _joiner(self) -> onnx.ModelProto:
         nodes = [
@@ -96,8 +96,8 @@ class Recogniser:
             helper.make_node("Tanh", ["sum"], ["joined"]),
             helper.make_node("MatMul", ["joined", "O"], ["logits"]),
         ]
-        inputs = [_value("encoded", "batch", self.joined), _value("predicted", "batch", self.joined)]
-        return _model(nodes, inputs, [_value("logits", "batch", self.tokens)], [_weight("O", self.joined, self.tokens)])
+        inputs = [value("encoded", "batch", self.joined), value("predicted", "batch", self.joined)]
+        return model_of(nodes, inputs, [value("logits", "batch", self.tokens)], [weight("O", self.joined, self.tokens)])
 
 
 class BareLoop:
@@ -150,7 +150,8 @@ def _zeros(inputs: Sequence[ort.NodeArg], num_rows: int) -> list[Array]:
     return [np.zeros(shape, np.float32) for shape in shapes]
 
 
-def _lstm(name: str, given: str, states: tuple[str, str], gives: str, size: int) -> list[onnx.NodeProto]:
+def lstm(name: str, given: str, states: tuple[str, str], gives: str, size: int) -> list[onnx.NodeProto]:
+    """A layer over [steps, rows, numbers]. states: its inputs, whose next values have an `n` behind their names."""
     hidden, cell = states
     weights = [f"{name}.W", f"{name}.R", f"{name}.B"]
     outputs = [f"{name}.y", f"{hidden}n", f"{cell}n"]
@@ -160,24 +161,28 @@ def _lstm(name: str, given: str, states: tuple[str, str], gives: str, size: int)
     ]
 
 
-def _lstm_weights(name: str, inputs: int, size: int) -> list[TensorProto]:
+def lstm_weights(name: str, inputs: int, size: int) -> list[TensorProto]:
+    """Those of `lstm`."""
     shapes = {"W": (1, 4 * size, inputs), "R": (1, 4 * size, size), "B": (1, 8 * size)}
     axis = numpy_helper.from_array(np.array([1], np.int64), f"{name}.axis")
-    return [axis, *(_weight(f"{name}.{part}", *shape) for part, shape in shapes.items())]
+    return [axis, *(weight(f"{name}.{part}", *shape) for part, shape in shapes.items())]
 
 
-def _weight(name: str, *shape: int, scale: float = 1.0) -> TensorProto:
+def weight(name: str, *shape: int, scale: float = 1.0) -> TensorProto:
+    """Random numbers, always the same for a name."""
     fan = shape[-1] if name.endswith((".W", ".R")) else shape[0]  # ONNX has these the other way round
     values = np.random.default_rng((7, *name.encode())).standard_normal(shape) * scale / np.sqrt(fan)
     return numpy_helper.from_array(values.astype(np.float32), name)
 
 
-def _value(name: str, *shape: str | int) -> onnx.ValueInfoProto:
+def value(name: str, *shape: str | int) -> onnx.ValueInfoProto:
+    """A tensor of 32-bit floats."""
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
 
-def _model(nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: list[TensorProto]) -> onnx.ModelProto:
-    graph = helper.make_graph(nodes, "transducer", inputs, outputs, weights)
+def model_of(nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: list[TensorProto]) -> onnx.ModelProto:
+    """A file. Raises what the checker of ONNX raises."""
+    graph = helper.make_graph(nodes, "benchmark", inputs, outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     return model
