@@ -13,8 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from service.engine.arena import Array, IntArray
-from service.engine.decoding import FloatArray
-from service.engine.results import LOGITS, StepResult
+from service.engine.results import FetchSpec, StepResult
 
 ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """The batch sizes that graphs are run at: memory then does not grow with every size that traffic happens to make."""
@@ -37,35 +36,39 @@ def run_steps(
     tokens: Array,
     lengths: IntArray,
     states: list[Array],
-    axes: Sequence[int],
+    contexts: Sequence[Array],
     *,
+    axes: Sequence[int],
+    fetch: FetchSpec,
     count: int,
 ) -> tuple[StepResult, list[Array]]:
-    """As one run of several steps, of a graph that takes one and has no heads and no contexts: step after step, each of
-    the rows that have it.
+    """As one run of several steps, of a graph that takes one: step after step, each of the rows that have it.
 
     run: `StepGraph.run`; tokens: [B, T, ..]; lengths: [B]; axes: of the states, which count rows; count: rows that are
-    no padding. Returns logits or values, [B, T, V], meaningless past a row's length, and the next states. Raises what
-    ONNX Runtime raises.
+    no padding. Returns what is fetched, of all steps and meaningless past a row's length, and the next states. Raises
+    what ONNX Runtime raises.
     """
-    result, states = run(tokens[:, :1], lengths, states, [], LOGITS, count=count)
-    logits = _logits_of(result)
-    whole = np.zeros((len(tokens), tokens.shape[1], *logits.shape[2:]), logits.dtype)
-    whole[:, :1] = logits
+    result, states = run(tokens[:, :1], lengths, states, contexts, fetch, count=count)
+    first = _told(result)
+    whole = [
+        None if one is None else np.zeros((len(tokens), tokens.shape[1], *one.shape[2:]), one.dtype) for one in first
+    ]
+    _put(whole, slice(None), 0, first)
     for at in range(1, tokens.shape[1]):
         rows = np.flatnonzero(lengths[:count] > at).tolist()
         if len(rows) == len(tokens):
-            result, states = run(tokens[:, at : at + 1], lengths, states, [], LOGITS, count=count)
-            whole[:, at : at + 1] = _logits_of(result)
+            result, states = run(tokens[:, at : at + 1], lengths, states, contexts, fetch, count=count)
+            _put(whole, slice(None), at, _told(result))
             continue
         places = [*rows, *[rows[-1]] * (bucket(len(rows)) - len(rows))]
         own = [state.take(places, axis=axis) for state, axis in zip(states, axes, strict=True)]
-        some, following = run(tokens[places, at : at + 1], lengths[places], own, [], LOGITS, count=len(rows))
-        whole[rows, at : at + 1] = _logits_of(some)[: len(rows)]
+        read = [context[places] for context in contexts]
+        some, following = run(tokens[places, at : at + 1], lengths[places], own, read, fetch, count=len(rows))
+        _put(whole, rows, at, [None if one is None else one[: len(rows)] for one in _told(some)])
         for state, one, axis in zip(states, following, axes, strict=True):
             before: tuple[Any, ...] = (slice(None),) * axis
             state[(*before, rows)] = one[(*before, slice(len(rows)))]
-    return StepResult(whole, gives_values=result.gives_values), states
+    return StepResult(*whole, gives_values=result.gives_values), states
 
 
 def run_whole_steps(
@@ -76,19 +79,28 @@ def run_whole_steps(
     names: of what is fetched, the next states and then what the steps give; feeds: with all steps under `read`; it is
     changed; carried: the inputs of the states. Returns what is fetched, of all steps. Raises what ONNX Runtime raises.
     """
-    tokens, given = feeds[read], []
+    tokens = feeds[read]
     states: list[Array] = []
+    given: list[list[Array]] = []
     for at in range(tokens.shape[1]):
         feeds[read] = tokens[:, at : at + 1]
-        *states, output = session.run(names, feeds)
-        feeds.update(zip(carried, states, strict=False))
-        given.append(output)
-    return [*states, np.concatenate(given, axis=1)]
+        found = session.run(names, feeds)
+        states = found[: len(carried)]
+        feeds.update(zip(carried, states, strict=True))
+        given.append(found[len(carried) :])
+    return [*states, *(np.concatenate(steps, axis=1) for steps in zip(*given, strict=True))]
 
 
-def _logits_of(result: StepResult) -> FloatArray:
-    assert result.logits is not None  # noqa: S101  # they were fetched
-    return result.logits
+def _told(result: StepResult) -> list[Array | None]:
+    """What a run gave, in the order in which `StepResult` takes it."""
+    return [result.logits, result.next_tokens, result.top_log_probabilities, result.top_ids]
+
+
+def _put(whole: Sequence[Array | None], rows: slice | list[int], at: int, told: Sequence[Array | None]) -> None:
+    """Puts what one step gave some rows in its place."""
+    for array, one in zip(whole, told, strict=True):
+        if array is not None and one is not None:
+            array[rows, at] = one[:, 0]
 
 
 class Axes(NamedTuple):

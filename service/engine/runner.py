@@ -78,7 +78,7 @@ class StepGraph:
         count: rows that are no padding. Returns what it gave, and the next states. Raises what ONNX Runtime raises."""
         is_long = self._lengths is None and tokens.shape[1] > 1
         if is_long and (self._uniform or self._spec.max_rows == 1 < len(tokens) or lengths.min() < tokens.shape[1]):
-            return run_steps(self.run, tokens, lengths, states, self._axes, count=count)
+            return run_steps(self.run, tokens, lengths, states, contexts, axes=self._axes, fetch=fetch, count=count)
         feeds: dict[str, Array] = dict(zip(self._carried, (*states, *contexts), strict=True))
         feeds[self._input] = tokens
         session = self._session
@@ -105,7 +105,7 @@ class StepGraph:
             own = dict(zip(self._carried, self._axes, strict=False))
             outputs = run_groups(session, names, feeds, groups, Axes(len(tokens), own, shared, along))
         elif is_long:
-            outputs = run_whole_steps(session, names, feeds, self._input, self._carried)
+            outputs = run_whole_steps(session, names, feeds, self._input, self._carried[: self._num_states])
         else:
             outputs = session.run(names, feeds)
         ranked = (None, None) if top_k is None else (outputs[-2], outputs[-1])
