@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.errors import ExportError, first_line
+from export.errors import ExportError
 from export.foreign.axes import Hints, Tensor, axis_named, batch_axis, batch_name, tensor_of
 from export.foreign.causes import is_quantized
 from export.foreign.encoder_inputs import (
@@ -27,7 +27,7 @@ from export.foreign.encoder_inputs import (
     is_mask,
     placed_mask,
 )
-from export.foreign.joints import Joints, Placed, Session
+from export.foreign.joints import Joints, Placed, Session, advice
 from export.foreign.loading import load, opset_of
 from export.foreign.masks import Form, Mask, find_form
 from export.foreign.wiring import Wiring
@@ -167,8 +167,8 @@ class EncoderFile:
             self._session.run(self._feeds(np.zeros(_SHORT, np.int64), _SHORT))
         except Exception as error:  # ONNX Runtime raises classes of its own
             raise ExportError(
-                f"{self.file.name} cannot be run on a source of {_SHORT} tokens: {first_line(error)}. Export it with"
-                " dynamic axes for rows and tokens"
+                f"{self.file.name} cannot be run on a source of {_SHORT} tokens: "
+                + advice(error, "with dynamic axes for rows and tokens")
             ) from error
         most = 1
         while most < _MOST_TOKENS and reads(most):
@@ -230,8 +230,8 @@ class EncoderFile:
         except Exception as error:  # ONNX Runtime raises classes of its own
             self.source = before
             raise ExportError(
-                f"{self.file.name} cannot be run on sources of {_SHORT} and {_LONG} tokens: {first_line(error)}. Export"
-                " it with dynamic axes for rows and tokens"
+                f"{self.file.name} cannot be run on sources of {_SHORT} and {_LONG} tokens: "
+                + advice(error, "with dynamic axes for rows and tokens")
             ) from error
 
     def _as_run(self, hints: Hints) -> dict[str, Placed]:

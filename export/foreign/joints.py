@@ -66,6 +66,14 @@ def without_ones(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
+def advice(error: Exception, otherwise: str) -> str:
+    """What ONNX Runtime says of a run that it has refused, and what to do. otherwise: that, where it is not the type of
+    numbers."""
+    told = first_line(error)
+    is_of_type = "support" in told or "implementation" in told
+    return f"{told}. Export it {'in 32-bit floats' if is_of_type else otherwise}"
+
+
 class Session:
     """A file that is run as it is. what: names it in errors."""
 

@@ -97,10 +97,7 @@ def write_translator(  # the files, and what is told of them
     original = TwoFiles(pair, interface)
     one_step = interface
     graphs, interface, parity = prove_chunks(graphs, interface, original, notes, parity)
-    is_apart = any(state.is_uniform for state in interface.states) or interface.step.max_rows == 1
-    if is_apart:
-        notes.append("it cannot be looked into: a look takes all rows of a step, whatever their sources are")
-    options["trace"] = not is_apart and can_be_looked_into(graphs.step, one_step, notes)
+    options["trace"] = can_be_looked_into(graphs.step, one_step, notes)
     options["packages"] = ("onnx", "onnxruntime")
     vocabularies = Vocabularies(source=source, target=target)
     special = told.special_tokens

@@ -228,3 +228,18 @@ def test_forks_snapshots_and_calls_go_on_with_the_same_source(
             client.step(f"{model}-called", tokens[:1], model=model, source=source, position=0)
         called = client.step(f"{model}-called", tokens[1:2], position=1, logits=True, close=True)
         assert bits(called) == expected[1]
+
+
+@pytest.mark.parametrize("model", MADE)
+async def test_a_look_inside_a_step_is_of_its_own_source_whoever_looks_beside_it(
+    service: LocalService, model: str
+) -> None:
+    async def look(client: AsyncClient, number: int) -> dict[str, bytes]:
+        async with client.session(model, source=source_of(number)) as session:
+            step = await session.feed([1 + number % 7], trace=True)
+            return {name: np.array(values).tobytes() for name, values in step.outputs[0].trace.items()}
+
+    async with AsyncClient(service.target) as client:
+        alone = [await look(client, number) for number in range(12)]
+        assert all(alone)
+        assert await asyncio.gather(*(look(client, number) for number in range(12))) == alone
