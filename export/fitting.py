@@ -20,7 +20,7 @@ from export.exportable import TakesLengths
 from export.returned import ROWS, STEPS, Expected, match, sized, tensors_of
 
 Layout = Literal["rows first", "steps first", "one step", "one step, steps first", "one row of steps"]
-Nesting = Literal["one by one", "together", "in pairs"]
+Nesting = Literal["one by one", "together", "in pairs", "a pair first"]
 _SEVERAL: tuple[Layout, ...] = ("rows first", "steps first")
 _ONE: tuple[Layout, ...] = ("one step", "one row of steps", "one step, steps first")
 """[B, 1], [B] and [1, B]."""
@@ -68,15 +68,15 @@ class Fitted(TakesLengths):
             output = output.reshape(rows, steps, self._output_size)
         return (output, *(found[place] for place in self.call.states))
 
-    def given(self, inputs: Tensor, *carried: Tensor) -> object:
-        """What the module itself returns."""
+    def given(self, inputs: Tensor, *carried: Tensor, **others: Tensor) -> object:
+        """What the module itself returns. others: arguments beside those that it is always given."""
         call = self.call
         arranged = inputs
         if call.layout == "one row of steps":
             arranged = inputs.squeeze(1)
         elif call.layout in ("steps first", "one step, steps first"):
             arranged = inputs.transpose(0, 1)
-        told: dict[str, Tensor] = {}
+        told = dict(others)
         if call.lengths is not None:
             told[call.lengths] = self.lengths_of(inputs)
         states = list(carried[: self._num_states])
@@ -88,6 +88,8 @@ def _nested(states: list[Tensor], nesting: Nesting) -> list[Any]:
         return [tuple(states)]
     if nesting == "in pairs":
         return [list(zip(states[::2], states[1::2], strict=True))]
+    if nesting == "a pair first":
+        return [tuple(states[:2]), *states[2:]]
     return list(states)
 
 
@@ -137,6 +139,8 @@ def _calls(module: nn.Module, expected: Expected, layouts: Sequence[Layout]) -> 
     nestings: list[Nesting] = ["one by one"]
     if len(expected.states) > 1:
         nestings.append("together")
+    if len(expected.states) > 2:
+        nestings.append("a pair first")
     if len(expected.states) % 2 == 0 and len(expected.states) > 2:
         nestings.append("in pairs")
     for layout in layouts:
@@ -145,7 +149,7 @@ def _calls(module: nn.Module, expected: Expected, layouts: Sequence[Layout]) -> 
 
 def _try(module: nn.Module, expected: Expected, call: Call) -> tuple[Call, list[str]] | _Failed:
     steps = 1 if call.is_one_step else STEPS
-    inputs, carried = _draw(expected, steps)
+    inputs, carried = draw(expected, steps)
     try:
         with torch.no_grad():
             found = tensors_of(Fitted(module, call, expected).given(inputs, *carried))
@@ -175,7 +179,7 @@ def _try(module: nn.Module, expected: Expected, call: Call) -> tuple[Call, list[
 def _check_steps(module: nn.Module, expected: Expected, several: Call, *, one: Call | None = None) -> None:
     """Raises ExportError where several steps at once are not what they are one by one. one: how it takes one step,
     where it gives the output of one alone."""
-    inputs, carried = _draw(expected, STEPS)
+    inputs, carried = draw(expected, STEPS)
     whole = _run(module, expected, several, inputs, carried) if one is None else _ends(module, expected, several)
     if whole is None:
         return  # the proofs will say
@@ -197,13 +201,14 @@ def _check_steps(module: nn.Module, expected: Expected, several: Call, *, one: C
             raise ExportError(
                 f"{type(module).__name__}: {name} depends on how many steps it is given at once, by up to {off:.3g}. A"
                 " step must depend on the states and on steps before it alone: a backward direction, attention over all"
-                " steps, or a convolution without a cache looks ahead. Leave it out, or keep what it needs in a state"
+                " steps, or a convolution without a cache looks ahead. Leave it out, keep what it needs in a state, or"
+                " say one_step=True where it is meant to be given one step"
             )
 
 
 def _ends(module: nn.Module, expected: Expected, several: Call) -> list[Tensor]:
     """What a module that gives the output of one step alone says of several."""
-    inputs, carried = _draw(expected, STEPS)
+    inputs, carried = draw(expected, STEPS)
     with torch.no_grad():
         found = tensors_of(Fitted(module, several, expected).given(inputs, *carried))
     return [found[several.output].reshape(ROWS, 1, -1), *(found[place] for place in several.states)]
@@ -237,7 +242,8 @@ def _not_called(module: nn.Module, expected: Expected, error: Exception) -> str:
     return f"{name} cannot be called with {ROWS} rows, and states {shapes}: {type(error).__name__}: {told}"
 
 
-def _draw(expected: Expected, steps: int) -> tuple[Tensor, list[Tensor]]:
+def draw(expected: Expected, steps: int) -> tuple[Tensor, list[Tensor]]:
+    """Random inputs of so many steps, and states and contexts."""
     generator = torch.Generator().manual_seed(0)
     if expected.vocabulary_size is not None:
         inputs = torch.randint(1, expected.vocabulary_size, (ROWS, steps), generator=generator)

@@ -14,13 +14,15 @@ from export.exportable import TakesLengths
 from export.fitting import LENGTHS, near
 from export.returned import ROWS, SOURCE, sized, tensors_of
 
+_MADE = -1
 Shapes = Mapping[str, tuple[int | str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderCall:
     """How it is called. steps_first: whether it reads [S, B]; lengths: the name of the argument that takes them;
-    places: of every context, then of the states that it gives, by name, in what it returns; swapped: the contexts that
+    places: of every context, then of the states that it gives, by name, in what it returns, and `_MADE` of a mask that
+    is made of the lengths; swapped: the contexts that
     it gives as [S, B, ...]."""
 
     steps_first: bool
@@ -41,12 +43,15 @@ class FittedEncoder(TakesLengths):
     def forward(self, source: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
         call = self.call
-        told = {} if call.lengths is None else {call.lengths: self.lengths_of(source)}
+        lengths = self.lengths_of(source)
+        told = {} if call.lengths is None else {call.lengths: lengths}
         found = tensors_of(self.module(source.transpose(0, 1) if call.steps_first else source, **told))
-        return tuple(
-            found[place].transpose(0, 1) if name in call.swapped else found[place]
-            for name, place in call.places.items()
-        )
+        mask = torch.arange(source.shape[1]) < lengths.unsqueeze(1)  # [B, S]
+        given: list[Tensor] = []
+        for name, place in call.places.items():
+            one = mask if place == _MADE else found[place]
+            given.append(one.transpose(0, 1) if name in call.swapped else one)
+        return tuple(given)
 
 
 def fit_encoder(
@@ -107,6 +112,9 @@ def _match(
         kinds = [wanted, (wanted[1], wanted[0], *wanted[2:])]
         is_mask = len(shape) == 2
         fits = [one for one in left if found[one].shape in kinds and is_mask == (not found[one].is_floating_point())]
+        if not fits and is_mask:
+            places[context] = _MADE
+            continue
         if not fits:
             told = ", ".join(str(list(one.shape)) for one in found) or "no tensor"
             return (
@@ -129,3 +137,13 @@ def _match(
             f" shape in contexts or states, for a source of {ROWS} rows and {SOURCE} steps"
         )
     return places, frozenset(swapped)
+
+
+def advised(contexts: Shapes, error: ExportError) -> ExportError:
+    """The error, with what to do where attention sees what pads shorter sources."""
+    if not contexts or any(len(shape) == 2 for shape in contexts.values()) or "batch of" not in str(error):
+        return error
+    return ExportError(
+        f"{error}. Attention without a mask sees what pads the shorter sources of a batch: name a mask among the"
+        ' contexts, ("batch", "source"), and let the decoder use it'
+    )

@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Unpack
 
+import torch
 from torch import nn
 
 from export.bundle import BundleOptions, Contents, Vocabularies, write_bundle
 from export.errors import ExportError, first_line
 from export.exportable import OneStep, RowByRow, StepByStep, WithLengths
 from export.fitting import Fitted, fit
-from export.fitting_encoder import FittedEncoder, fit_encoder
+from export.fitting_encoder import FittedEncoder, advised, fit_encoder
+from export.fitting_states import check_states
 from export.heads import NEXT_TOKEN, TOP_K
 from export.interface import Interface
 from export.packing import unpacked
@@ -37,8 +39,7 @@ from service.repository.manifest import (
 _LOOP = "its steps are a loop in Python, which is exported for one number of steps"
 Shape = Sequence[int | Literal["batch", "source"]]
 
-_BELOW = __package__.rpartition(".")[0]
-"""The package that has the exporter: none in a checkout, or that of an installed server."""
+_BELOW = __package__.rpartition(".")[0]  # the package that has the exporter; none in a checkout
 _MOVED = ("export", "models", "service")  # what a checkout has without it
 
 
@@ -125,9 +126,12 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
     are held to the module itself, run row by row. notes: gets what was found of it."""
     _check(model)
     told: list[str] = [] if notes is None else notes
+    if isinstance(model.module, torch.jit.ScriptModule):
+        raise ExportError("a TorchModel needs the module itself: a scripted one cannot be exported")
     module = model.module.cpu().float().eval()
     with unpacked():
         call, found = fit(module, _expected(model), one_step=model.one_step)
+        check_states(module, call, _expected(model))
         told += found
         encoder = None if model.encoder is None else _fitted_encoder(model, model.encoder, told)
         fitted = Fitted(module, call, _expected(model)).eval()
@@ -135,7 +139,7 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
             try:
                 return write_bundle(_contents(model, fitted, encoder, is_one_step=True), **options)
             except ExportError as error:
-                raise _advised(model, error) from None
+                raise advised(_shapes(model.contexts), error) from None
         try:
             return write_bundle(_contents(model, fitted, encoder, is_one_step=False), **options)
         except ExportError as error:
@@ -143,19 +147,9 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
             try:
                 folder = write_bundle(_contents(model, fitted, encoder, is_one_step=True), **options)
             except ExportError as second:
-                raise _advised(model, second if why == _LOOP else error) from None
+                raise advised(_shapes(model.contexts), second if why == _LOOP else error) from None
             told.append(f"it is run one step at a time, because several cannot be one run: {why}")
             return folder
-
-
-def _advised(model: TorchModel, error: ExportError) -> ExportError:
-    """The error, with what to do where attention sees what pads shorter sources."""
-    if not model.contexts or any(len(shape) == 2 for shape in model.contexts.values()) or "batch of" not in str(error):
-        return error
-    return ExportError(
-        f"{error}. Attention without a mask sees what pads the shorter sources of a batch: let the encoder return"
-        ' a mask, such as source != 0, as a context ("batch", "source"), and the decoder use it'
-    )
 
 
 def _fitted_encoder(model: TorchModel, encoder: nn.Module, told: list[str]) -> FittedEncoder:

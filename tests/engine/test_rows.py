@@ -17,7 +17,7 @@ def run(tokens: Any, lengths: Any, states: Any, contexts: Any, fetch: Any, *, co
     """A step of each row: a sum that is kept, rows on the second axis, and a count of the steps."""
     assert tokens.shape[1] == 1
     assert fetch is LOGITS
-    assert (not contexts, count) == (True, min(count, len(tokens)))
+    assert (list(contexts), count) == ([], min(count, len(tokens)))
     total, steps = states
     total = total * 0.5 + tokens[:, 0].sum(axis=1)
     steps = steps + 1
@@ -33,7 +33,7 @@ def test_each_row_is_what_it_is_alone(lengths: list[int]) -> None:
     states: list[Any] = [generator.standard_normal((UNITS, size)).astype(np.float32), np.arange(size)[:, np.newaxis]]
     before = [state.copy() for state in states]
     padded = np.array(lengths + [1] * (size - count))
-    found, after = run_steps(run, tokens, padded, states, [1, 0], count=count)
+    found, after = run_steps(run, tokens, padded, states, [], axes=[1, 0], fetch=LOGITS, count=count)
     assert found.gives_values
     assert found.logits is not None
     assert all(np.array_equal(*pair) for pair in zip(states, before, strict=True)), "what it was given is another's"

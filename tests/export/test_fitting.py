@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from export.errors import ExportError
 from export.fitting import Call, Fitted, fit
+from export.fitting_states import check_states
 from export.packing import unpacked
 from export.returned import Expected
 
@@ -138,6 +139,29 @@ class Stateless(Base):
         return y
 
 
+class Swapped(Base):
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        h, c = self.cell(x[:, 0], (h, c))
+        return self.last(h).unsqueeze(1), c, h
+
+
+class Untold(Base):
+    def forward(self, x: Tensor, h: Tensor, g: Tensor | None = None) -> tuple[Tensor, ...]:
+        y, h = self.gru(x, h)
+        kept = y.mean(1) + (0.0 if g is None else g)
+        return self.last(y + kept.unsqueeze(1)), h, kept
+
+
+class FedBack(Base):
+    """An attentional vector is fed back beside the pair of an LSTM's states."""
+
+    def forward(
+        self, x: Tensor, hidden: tuple[Tensor, Tensor], fed: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        y, hidden = self.lstm(x + fed[:, :READ].unsqueeze(1), hidden)
+        return self.last(y), hidden, y[:, -1]
+
+
 class MixesRows(Base):
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         y, h = self.gru(x, h)
@@ -192,6 +216,8 @@ def test_what_is_not_served_is_said() -> None:
     assert found(LastOnly, GRU)[1] == ["it gives the output of one step alone: it is run one step at a time"]
     assert found(OneVector, CELLS)[1] == ["it takes one step: it is run one step at a time"]
     assert found(Loop, CELLS, one_step=True)[0].is_one_step
+    fed = found(FedBack, {**LSTM, "fed": ("batch", SIZE)}, one_step=True)[0]
+    assert (fed.layout, fed.nesting) == ("one step", "a pair first")
 
 
 @pytest.mark.parametrize(
@@ -228,3 +254,14 @@ def test_packing_is_as_before_afterwards() -> None:
     with unpacked():
         assert nn.utils.rnn.pack_padded_sequence is not pack
     assert nn.utils.rnn.pack_padded_sequence is pack
+
+
+def test_states_in_another_order_and_states_without_a_name_are_refused() -> None:
+    """Of one step alone no comparison shows them."""
+    call, _, _ = found(Swapped, CELLS)
+    with pytest.raises(ExportError, match="Swapped returns the next h in the place of the next c"):
+        check_states(Swapped().eval(), call, Expected(GIVEN, CELLS, {}, None, READ))
+    call, notes, _ = found(Untold, GRU, one_step=True)
+    assert notes
+    with pytest.raises(ExportError, match="Untold takes and returns g, which is not among the states"):
+        check_states(Untold().eval(), call, Expected(GIVEN, GRU, {}, None, READ))
