@@ -1,7 +1,8 @@
 """Sequence-to-sequence models of others' files, over a bare loop of ONNX Runtime over the same files.
 
-Transducers are of random weights: a small one, whose frames cost less than a message, and one of a recogniser's size.
-Each of 64 streams feeds a frame a message, and a penalty on the blank makes about every fifth frame emit a token.
+Transducers and a translator of random weights. Of the transducers one is small, whose frames cost less than a message,
+and one of a recogniser's size. Each of 64 streams feeds a frame a message, and a penalty on the blank makes about every
+fifth frame emit a token. Each of the translator's has a source of its own, and generates tokens again and again.
 """
 
 from __future__ import annotations
@@ -11,24 +12,44 @@ from benchmarks.processes import Running, service
 from benchmarks.setup import Setup, notes
 from benchmarks.traffic import Load
 from benchmarks.transducers import BareLoop, Recogniser
+from benchmarks.translators import SOURCE_LENGTH, BareTranslations, Translator
 
 STREAMS = 64
 FRAME_S = 0.04
 """How long a frame lasts."""
+TOKENS = 32
+"""Of one generation."""
 _BOUND = 0.6
 RECOGNISERS = (
     (Recogniser("spotter", 80, 64, 2, 64, 40, -1.45), None),
     (Recogniser("recogniser", 320, 512, 4, 256, 500, -3.85), _BOUND),
 )
 """With what the ratio of each must be at least."""
+TRANSLATOR = Translator("translator", 256, 4000)
 
 
 def seq2seq(setup: Setup) -> Report:
-    """Real-time streams a core of transducers, at frames of 40 ms, over a bare loop at batch 64."""
-    question = (
-        f"real-time streams a core of transducers, {STREAMS} at frames of {FRAME_S * 1000:g} ms, over a bare loop"
-    )
-    report = Report("seq2seq", question, notes=notes())
+    """Tokens a second of 64 translations, and real-time streams a core of transducers, over bare loops at batch 64."""
+    report = Report("seq2seq", f"{STREAMS} sessions of models in several files, over a bare loop", notes=notes())
+    TRANSLATOR.export()
+    with service(TRANSLATOR.repository, setup.wire, None) as carousel:
+        load = setup.load(
+            model=TRANSLATOR.name,
+            streams=STREAMS,
+            vocabulary=TRANSLATOR.tokens,
+            source=SOURCE_LENGTH,
+            tokens=TOKENS,
+        )
+        report.rows.append(
+            alternate(
+                TRANSLATOR.name,
+                lambda: setup.sample("translations", carousel, load),
+                lambda: _bare_tokens(setup),
+                unit="tokens/s",
+                bound=_BOUND,
+                rounds=setup.rounds,
+            )
+        )
     for recogniser, _ in RECOGNISERS:
         recogniser.export()
     with service(RECOGNISERS[0][0].repository, setup.wire, None) as carousel:
@@ -39,7 +60,7 @@ def seq2seq(setup: Setup) -> Report:
                     recogniser.name,
                     lambda load=load: _served(setup, carousel, load),  # type: ignore[misc]
                     lambda recogniser=recogniser: _bare(recogniser, setup),  # type: ignore[misc]
-                    unit="streams",
+                    unit="streams a core",
                     bound=bound,
                     rounds=setup.rounds,
                 )
@@ -58,3 +79,9 @@ def _bare(recogniser: Recogniser, setup: Setup) -> Sample:
     bare = BareLoop(recogniser, STREAMS)
     bare.step()
     return Sample(FRAME_S * STREAMS / seconds_a_call(bare.step, for_s=min(1.0, setup.seconds)))
+
+
+def _bare_tokens(setup: Setup) -> Sample:
+    bare = BareTranslations(TRANSLATOR, STREAMS)
+    bare.step()
+    return Sample(STREAMS / seconds_a_call(bare.step, for_s=min(1.0, setup.seconds)))
