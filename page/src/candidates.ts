@@ -2,7 +2,7 @@
 
 import { button, h, say } from "./dom";
 import type { Session } from "./session";
-import { isEnd, shown, spoken } from "./tokens";
+import { isEnd, percent, shown, spoken } from "./tokens";
 
 const NUM_SHOWN = 8;
 
@@ -38,9 +38,9 @@ export class Candidates {
   /** Draws what the session's model said last. */
   draw(session: Session): void {
     const isTagger = session.model.inputVocabulary.length > 0;
-    const candidates = session.output?.candidates.slice(0, NUM_SHOWN) ?? [];
+    const candidates = session.output?.tokens.slice(0, NUM_SHOWN) ?? [];
     this.texts = candidates.map((one) => one.text);
-    this.element.hidden = session.model.targetVocabulary.length === 0;
+    this.element.hidden = session.model.targetVocabulary.length === 0 || session.model.transducer !== undefined;
     say(this.heading, isTagger ? "What it says" : "What it expects next");
     say(this.hint, candidates.length > 0 ? (isTagger ? "" : "Click a token to feed it.") : "It tells after the first token.");
     for (const [index, row] of this.rows.entries()) {
@@ -60,14 +60,9 @@ export class Candidates {
 
 /** What is said aloud after a step. */
 export function summary(session: Session): string {
-  const said = session.output?.candidates.slice(0, 3) ?? [];
+  const said = session.output?.tokens.slice(0, 3) ?? [];
   const words = said.map((one) => `${spoken(one.text)} ${percent(Math.exp(one.logProbability))}`);
   const values = session.output?.values.map((value) => value.toPrecision(6)).join(" ");
   const next = words.length > 0 ? words.join(", ") : values;
   return `Step ${session.position}.${next ? ` Next: ${next}.` : ""}`;
-}
-
-function percent(probability: number): string {
-  const hundreds = 100 * probability;
-  return hundreds >= 10 ? `${hundreds.toFixed(0)} %` : hundreds >= 0.1 ? `${hundreds.toFixed(1)} %` : "< 0.1 %";
 }

@@ -3,9 +3,10 @@
 import { button, h, say } from "./dom";
 import type { Session } from "./session";
 import type { Step } from "./steps";
-import { shown, spoken } from "./tokens";
+import { shown, shownStep, spoken } from "./tokens";
 
 const NUM_SHOWN = 240;
+const NUM_TAGS = 4;
 
 interface Chip {
   step: Step;
@@ -58,18 +59,26 @@ export class Chips {
   }
 
   private chip(step: Step, position: number): Chip {
-    const isVector = step.token === "";
-    const text = isVector ? step.values.map((value) => value.toPrecision(5)).join(" ") : shown(step.token);
-    const read = isVector ? text : spoken(step.token);
-    const tag = this.session?.model.inputVocabulary.length ? step.output?.candidates[0]?.text : undefined;
+    const text = shownStep(step, position);
+    const read = step.token === "" ? (step.values.length > 8 ? "" : step.values.join(" ")) : spoken(step.token);
+    const tag = this.answer(step, shown);
+    const about = [read, tag && `answer ${this.answer(step, spoken)}`].filter((part) => part !== "").join(", ");
     const element = button("", () => this.rewind(position), {
       class: `chip by-${step.by}`,
-      "aria-label": `Step ${position}: ${read}${tag === undefined ? "" : `, answer ${tag}`}`,
+      "aria-label": `Step ${position}: ${about}`,
       title: `Step ${position}, ${step.ms.toFixed(1)} ms${step.by === "model" ? ", chosen by the model" : ""}`,
     });
     element.append(h("span", {}, [text]));
-    if (tag !== undefined) element.append(h("span", { class: "tag" }, [tag]));
+    if (tag !== "") element.append(h("span", { class: "tag" }, [tag]));
     return { step, position, element };
+  }
+
+  /** What the model said to a step: a tag, or the tokens that it emitted. */
+  private answer({ output }: Step, as: (token: string) => string): string {
+    const model = this.session?.model;
+    const tokens = output?.tokens.map(({ text }) => as(text)) ?? [];
+    if (model?.transducer) return tokens.slice(0, NUM_TAGS).join(" ") + (tokens.length > NUM_TAGS ? " …" : "");
+    return model?.inputVocabulary.length ? (tokens[0] ?? "") : "";
   }
 
   private clear(): void {

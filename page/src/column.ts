@@ -8,10 +8,12 @@ import type { ModelInfo } from "./gen/carousel/v1/models_pb";
 import { Generating } from "./generating";
 import { Inside } from "./inside";
 import { Numbers } from "./numbers";
+import type { Listener } from "./listener";
 import { type Server, words } from "./server";
-import { type Listener, Session } from "./session";
+import { Session } from "./session";
 import { SourceForm } from "./source";
 import type { Source, Stored } from "./steps";
+import { news, Transcript } from "./transcript";
 import { Typing } from "./typing";
 
 /** What a column asks of the page. */
@@ -25,6 +27,7 @@ export interface Host {
 }
 
 const QUIET_MS = 400;
+const NEWS_MS = 1500;
 
 /** A column with a session of one model. */
 export class Column implements Listener {
@@ -47,10 +50,12 @@ export class Column implements Listener {
   private readonly candidates: Candidates;
   private readonly generating: Generating;
   private readonly numbers: Numbers;
+  private readonly transcript = new Transcript();
   private readonly inside = new Inside();
   private readonly copying: Copying;
   private again: (() => void) | null = null;
   private speaking = 0;
+  private numSpoken = 0;
 
   constructor(
     readonly model: ModelInfo,
@@ -73,6 +78,7 @@ export class Column implements Listener {
     fill(this.body, [
       this.typing.element,
       this.numbers.element,
+      this.transcript.element,
       this.candidates.element,
       this.chips.element,
       this.generating.element,
@@ -115,6 +121,7 @@ export class Column implements Listener {
   /** Shows a session that is open. */
   show(session: Session): void {
     this.session = session;
+    this.numSpoken = numEmitted(session);
     this.sourceForm.show(session.source, session.sourceTokens);
     this.changed();
   }
@@ -154,14 +161,28 @@ export class Column implements Listener {
     this.heading.title = session.id;
     this.typing.draw(session);
     this.numbers.draw(session);
+    this.transcript.draw(session);
     this.chips.draw(session);
     this.candidates.draw(session);
     this.generating.draw(session);
     this.inside.draw(session);
     this.copying.draw(session.lines);
     this.host.renamed();
-    clearTimeout(this.speaking);
-    this.speaking = window.setTimeout(() => say(this.live, summary(session)), QUIET_MS);
+    this.speak();
+  }
+
+  /** Has what is new read aloud: of steps, when no more of them come; of what is emitted, every so often. */
+  private speak(): void {
+    if (this.model.transducer === undefined) {
+      clearTimeout(this.speaking);
+      this.speaking = window.setTimeout(() => say(this.live, summary(this.session)), QUIET_MS);
+    } else if (this.speaking === 0) {
+      this.speaking = window.setTimeout(() => {
+        this.speaking = 0;
+        say(this.live, news(this.session, this.numSpoken));
+        this.numSpoken = numEmitted(this.session);
+      }, NEWS_MS);
+    }
   }
 
   /** See `Listener`. */
@@ -202,6 +223,10 @@ export class Column implements Listener {
     this.typing.settle();
     if (await this.act(() => this.session.rewind(position))) this.focus();
   }
+}
+
+function numEmitted({ emissions }: Session): number {
+  return emissions.numBefore + emissions.tokens.length;
 }
 
 function bytes(size: number): string {

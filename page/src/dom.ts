@@ -36,6 +36,15 @@ export function say(element: Element, text: string): void {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** Lets Enter send the form that a text is in; with Shift it begins a line. */
+export function onEnter(text: HTMLTextAreaElement): void {
+  text.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    text.form?.requestSubmit();
+  });
+}
+
 let made = 0;
 
 /** An id that no other element has. */

@@ -51,7 +51,7 @@ export class Generating {
     say(this.press, "Stop");
     await this.act(async () => {
       for (let left = this.num.valueAsNumber || 1; left > 0 && this.running; left -= 1) {
-        const chosen = draw(session.output?.candidates ?? [], this.temperature.valueAsNumber);
+        const chosen = draw(session.output?.tokens ?? [], this.temperature.valueAsNumber);
         if (isEnd(chosen.text)) {
           this.tell("The model chose to end here.");
           break;

@@ -4,7 +4,7 @@ import { fill, freshId, h } from "./dom";
 import { HeatMap } from "./heat_map";
 import type { Session } from "./session";
 import type { Trace } from "./steps";
-import { shown } from "./tokens";
+import { shown, shownStep } from "./tokens";
 
 const NUM_STEPS = 64;
 const ORDER = ["cell", "hidden"];
@@ -32,7 +32,8 @@ export class Inside {
     if (this.element.hidden || !this.element.open) return;
     const steps = session.steps.slice(-NUM_STEPS);
     const traces: (Trace | null)[] = steps.map((step) => step.output?.trace ?? null);
-    const labels = steps.map((step) => (step.token ? shown(step.token) : step.values.map(String).join(" ")));
+    const first = session.position - steps.length + 1;
+    const labels = steps.map((step, index) => shownStep(step, first + index));
     if (session.first?.trace.size && steps.length < NUM_STEPS && session.base === 0) {
       traces.unshift(session.first.trace);
       labels.unshift("start");

@@ -3,12 +3,14 @@
 import { toJson } from "@bufbuild/protobuf";
 import { type SessionsForkRequest, SessionsForkRequestSchema } from "./gen/carousel/v1/sessions_pb";
 import { type SessionsRewindRequest, SessionsRewindRequestSchema } from "./gen/carousel/v1/sessions_pb";
-import { type StepRequest, StepRequestSchema } from "./gen/carousel/v1/inference_pb";
+import { OutputKind, type StepRequest, StepRequestSchema } from "./gen/carousel/v1/inference_pb";
+import type { ModelInfo } from "./gen/carousel/v1/models_pb";
 import { KEEP_S } from "./messages";
 import { floatsOf } from "./tensors";
 
 /** Where calls go. origin: the page's own; hasToken: whether they need one; route: the header `x-session-id`. */
 export interface Place {
+  model: ModelInfo;
   origin: string;
   hasToken: boolean;
   route: string;
@@ -20,8 +22,12 @@ export interface Lines {
   python: string;
 }
 
+const MAX_NUMBERS = 640;
+
 /** Of a call of `Inference.Step`. */
 export function stepLines(request: StepRequest, place: Place): Lines {
+  const num = (request.feed?.features?.data.length ?? 0) / 4;
+  if (num > MAX_NUMBERS) return leftOut(num, place);
   const json = toJson(StepRequestSchema, request);
   const names = [quoted(request.sessionId)];
   const { open, feed } = request;
@@ -60,7 +66,24 @@ export function forkLines(request: SessionsForkRequest, place: Place): Lines {
   return { curl: curl("carousel.v1.Sessions/Fork", json, place), python: python([`print(${call})`], place) };
 }
 
+/** In place of lines that would have more numbers than anybody pastes. */
+function leftOut(num: number, { origin, model }: Place): Lines {
+  const why = `# The call had ${num} numbers, which are left out here.`;
+  const { isSecure, target } = targetOf(origin);
+  if (model.sampleRate === 0) return { curl: why, python: why };
+  const how = `# A WAV file of ${model.sampleRate} samples a second is fed to a session of its own by`;
+  const line = `carousel --target ${target}${isSecure ? " --tls" : ""} stream ${model.model} sound.wav`;
+  return { curl: [why, how, line].join("\n"), python: [why, how, `# ${line}`].join("\n") };
+}
+
+function targetOf(origin: string): { isSecure: boolean; target: string } {
+  const url = new URL(origin);
+  const isSecure = url.protocol === "https:";
+  return { isSecure, target: `${url.hostname}:${url.port || (isSecure ? 443 : 80)}` };
+}
+
 function outputOf({ open, feed }: StepRequest): string {
+  if (feed?.outputs?.kind === OutputKind.EMITTED) return "step.emitted";
   if (feed?.outputs?.everyPosition) return "step.outputs";
   if (feed) return feed.features ? "step.values" : "step.tokens";
   return open?.outputs ? "step.first" : "step.model";
@@ -74,9 +97,8 @@ function curl(path: string, json: unknown, place: Place): string {
 }
 
 function python(calls: string[], place: Place): string {
-  const url = new URL(place.origin);
-  const isSecure = url.protocol === "https:";
-  const given = [quoted(`${url.hostname}:${url.port || (isSecure ? 443 : 80)}`)];
+  const { isSecure, target } = targetOf(place.origin);
+  const given = [quoted(target)];
   const imports = [...(place.hasToken ? ["import os", ""] : []), ...(isSecure ? ["import grpc"] : [])];
   if (isSecure) given.push("credentials=grpc.ssl_channel_credentials()");
   if (place.hasToken) given.push('token=os.environ["CAROUSEL_TOKEN"]');

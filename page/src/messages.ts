@@ -15,15 +15,16 @@ const NUM_CANDIDATES = 16;
 /** How long a server keeps a session that nobody feeds, in seconds. */
 export const KEEP_S = 3600;
 
-/** What a step returns: the likeliest tokens, or the model's values. */
+/** What a step returns: the likeliest tokens, the model's values, or the tokens that it emitted. */
 export function outputs(model: ModelInfo, trace: boolean): Spec {
+  if (model.transducer) return { kind: OutputKind.EMITTED, trace };
   const num = model.targetVocabulary.length;
   return num === 0 ? { trace } : { kind: OutputKind.TOP_K, topK: Math.min(NUM_CANDIDATES, num), trace };
 }
 
-/** Whether the model says what may come first: a tagger does not. */
+/** Whether the model may say what comes first: a tagger does not, nor what reads vectors without a source. */
 export function hasStart(model: ModelInfo): boolean {
-  return model.inputVocabulary.length === 0;
+  return model.inputVocabulary.length === 0 && (model.featureSize === 0 || model.hasEncoder);
 }
 
 /** An opening. The session is kept for KEEP_S while nobody feeds it. outputs: of what may come first; null to leave it out. */

@@ -1,6 +1,7 @@
 /** For models of numbers: feeding what was observed, and a forecast, in a plot. */
 
-import { button, freshId, h } from "./dom";
+import { button, freshId, h, onEnter, say } from "./dom";
+import { forecast } from "./forecasting";
 import { type Curves, Plot } from "./plot";
 import type { Session } from "./session";
 import { numbersOf, rowsOf } from "./tokens";
@@ -9,7 +10,8 @@ import { numbersOf, rowsOf } from "./tokens";
 export class Numbers {
   readonly element: HTMLElement;
   private readonly plot = new Plot();
-  private readonly given: HTMLInputElement;
+  private readonly given: HTMLTextAreaElement;
+  private readonly label: HTMLElement;
   private readonly num: HTMLInputElement;
   private readonly forecasting: HTMLElement;
   private readonly press: HTMLButtonElement;
@@ -19,11 +21,13 @@ export class Numbers {
 
   constructor(private readonly act: (work: () => Promise<void>) => Promise<boolean>) {
     const [given, num] = [freshId("given"), freshId("num")];
-    this.given = h("input", { id: given, type: "text", autocomplete: "off", inputmode: "text" });
+    this.given = h("textarea", { id: given, rows: 1, spellcheck: "false", autocomplete: "off" });
+    this.label = h("label", { for: given });
+    onEnter(this.given);
     this.num = h("input", { id: num, type: "number", min: 1, max: 1000, value: 12, inputmode: "numeric" });
     this.press = button("Forecast", () => void (this.running ? this.stop() : this.run()), { class: "primary" });
     const form = h("form", { class: "controls grow" }, [
-      h("div", { class: "field grow" }, [h("label", { for: given }, ["Observed next"]), this.given]),
+      h("div", { class: "field grow" }, [this.label, this.given]),
       h("button", { type: "submit" }, ["Feed"]),
     ]);
     form.addEventListener("submit", (event) => {
@@ -48,8 +52,11 @@ export class Numbers {
     }
     this.session = session;
     this.forecasting.hidden = !model.canGenerate;
+    say(this.label, model.transducer ? "Frames" : "Observed next");
+    this.given.rows = model.featureSize > 1 ? 3 : 1;
     this.given.placeholder = model.featureSize === 1 ? "such as 371.4, or several" : `${model.featureSize} numbers a step`;
-    this.plot.draw(curves(session, this.forecast));
+    this.plot.element.hidden = model.transducer !== undefined;
+    if (!this.plot.element.hidden) this.plot.draw(curves(session, this.forecast));
   }
 
   private async feed(): Promise<void> {
@@ -73,7 +80,7 @@ export class Numbers {
     this.press.textContent = "Stop";
     await this.act(async () => {
       if (session.output === null) throw new Error("The model has not said yet what comes next: feed a number first.");
-      const values = await session.forecast(this.num.valueAsNumber || 1, () => !this.running);
+      const values = await forecast(session, this.num.valueAsNumber || 1, () => !this.running);
       this.forecast = { from: session.position, values };
     });
     this.stop();

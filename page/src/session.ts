@@ -2,30 +2,25 @@
  *
  * 1. One call at a time: calls of a session wait for each other.
  * 2. Every feed says its position and keeps a mark, so that it may be sent again and come back to.
- * 3. What was fed is known here. A session that its server has lost, or has from further back, is fed again.
+ * 3. What was fed is known here from `base` on. A session that its server has lost, or has from further back, is fed again.
  */
 
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { type CallOptions, Code } from "@connectrpc/connect";
+import { type Emissions, emittedUpTo, extended, noEmissions, recalled } from "./emissions";
 import { type OpenSchema, type StepRequest, StepRequestSchema, type StepResponse } from "./gen/carousel/v1/inference_pb";
 import type { ModelInfo } from "./gen/carousel/v1/models_pb";
 import { SessionsForkRequestSchema, SessionsRewindRequestSchema } from "./gen/carousel/v1/sessions_pb";
 import { forkLines, type Lines, rewindLines, stepLines } from "./lines";
+import { fedAgain, type Listener, LOST } from "./listener";
 import { type Fed, freshSessionId, hasStart, opening, outputs, what } from "./messages";
-import { isRefusal, type Server, type Timed, type Watch } from "./server";
-import { forget, type Output, outputOf, type Source, type Step, store, type Stored } from "./steps";
-
-/** Told what happens to a session. */
-export interface Listener extends Watch {
-  /** Something of it has changed. */
-  changed(): void;
-  /** For people: what happened that was not asked for. */
-  notice(text: string): void;
-}
+import { isRefusal, type Server, type Timed } from "./server";
+import { fedBy, forget, forgetTraces, NUM_TOGETHER, numToForget, type Output, outputOf } from "./steps";
+import { type Source, type Step, stepsOf, store, type Stored } from "./steps";
 
 const NUM_MARKS = 8;
-/** Steps in one call at most, so that an answer with their traces is not too large. */
-export const NUM_TOGETHER = 32;
+/** Numbers, or tokens, that are fed again in one call at most. */
+const NUM_AGAIN = 100_000;
 
 /** A session of `model`. */
 export class Session {
@@ -37,6 +32,7 @@ export class Session {
   first: Output | null = null;
   steps: Step[] = [];
   marks: number[] = [];
+  emissions = noEmissions();
   isOpen = false;
   /** Whether steps are looked into. */
   looksInside: boolean;
@@ -48,7 +44,7 @@ export class Session {
   constructor(
     readonly model: ModelInfo,
     private readonly server: Server,
-    private readonly listener: Listener,
+    readonly listener: Listener,
   ) {
     this.looksInside = model.trace.length > 0;
   }
@@ -94,8 +90,8 @@ export class Session {
     return this.inTurn(async () => {
       this.id = this.route = id;
       if (kept) {
-        const { route, base, source, sourceTokens, first, steps } = kept;
-        Object.assign(this, { route, base, source, sourceTokens, first, steps });
+        const { route, base, source, sourceTokens, first, steps, emissions } = kept;
+        Object.assign(this, { route, base, source, sourceTokens, first, steps, emissions });
       }
       this.isOpen = true;
       await this.catchUp(kept === null);
@@ -104,22 +100,27 @@ export class Session {
     });
   }
 
-  /** Makes it consume tokens or vectors, the first at the position where it stands. */
-  feed(fed: Fed, by: Step["by"]): Promise<void> {
+  /** Makes it consume tokens or vectors, the first at the position where it stands. mark: keep marks, to come back to. */
+  feed(fed: Fed, by: Step["by"], mark = true): Promise<void> {
     return this.inTurn(async () => {
       for (let start = 0; start < fed.length; start += NUM_TOGETHER) {
-        await this.fed(fed.slice(start, start + NUM_TOGETHER) as Fed, by, true);
+        await this.fed(fed.slice(start, start + NUM_TOGETHER) as Fed, by, mark);
       }
     });
   }
 
-  /** Sets it back to a position. Where no mark is kept any more, it is opened anew and fed up to there. */
+  /** Sets it back to a position: to the last mark before it, from which it is fed up to there. Where none is kept any more,
+   * it is opened anew. */
   rewind(position: number): Promise<void> {
     return this.inTurn(async () => {
       if (position === this.position) return;
       const length = position - this.base;
-      if (this.marks.includes(position) && (await this.rewound(position))) this.steps.length = length;
-      else {
+      const mark = this.marks.findLast((one) => one === position || (one >= this.base && one < position));
+      if (mark !== undefined && (await this.rewound(mark))) {
+        const again = this.steps.slice(mark - this.base, length);
+        await this.setBack(position);
+        if (again.length > 0) await this.refeed(again, mark, {});
+      } else {
         const { id, route } = this;
         await this.reopen(length, `No mark is kept at step ${position}: the session was opened anew and fed up to there.`);
         const close = (options: CallOptions) => this.server.inference.step({ sessionId: id, close: true }, options);
@@ -132,8 +133,8 @@ export class Session {
   fork(listener: Listener): Promise<Session> {
     return this.inTurn(async () => {
       const copy = new Session(this.model, this.server, listener);
-      const { route, base, source, sourceTokens, first, looksInside, isOpen } = this;
-      Object.assign(copy, { route, base, source, sourceTokens, first, looksInside, isOpen });
+      const { route, base, source, sourceTokens, first, looksInside, isOpen, emissions } = this;
+      Object.assign(copy, { route, base, source, sourceTokens, first, looksInside, isOpen, emissions });
       copy.steps = [...this.steps];
       copy.marks = [...this.marks];
       const request = create(SessionsForkRequestSchema, { sessionId: this.id, forkSessionId: copy.id });
@@ -156,24 +157,6 @@ export class Session {
     });
   }
 
-  /** What the model gives when it is fed what it has given itself: `num` vectors. It is asked in a copy, which is closed. */
-  async forecast(num: number, isStopped: () => boolean): Promise<number[][]> {
-    const lines = this.lines;
-    const copy = await this.fork(this.listener);
-    this.lines = lines;
-    const given: number[][] = [];
-    try {
-      for (let values = copy.output?.values ?? []; values.length > 0; values = copy.output?.values ?? []) {
-        given.push(values);
-        if (given.length >= num || isStopped()) break;
-        await copy.inTurn(() => copy.fed([values], "model", false));
-      }
-    } finally {
-      await copy.close();
-    }
-    return given;
-  }
-
   /** Closes it. Its state is gone. */
   async close(): Promise<void> {
     clearTimeout(this.saving);
@@ -185,18 +168,20 @@ export class Session {
   }
 
   private async fed(fed: Fed, by: Step["by"], mark: boolean): Promise<void> {
-    const spec = { ...outputs(this.model, this.looksInside), everyPosition: fed.length > 1 };
+    const spec = { ...outputs(this.model, this.looksInside), everyPosition: fed.length > 1 && !this.model.transducer };
     const feed = { ...what(fed), position: BigInt(this.position), outputs: spec, mark };
     const request = create(StepRequestSchema, { sessionId: this.id, feed });
     const { answer, ms } = await this.step(request);
     const found = answer.fed?.outputs ?? [];
-    for (const [index, one] of fed.entries()) {
-      const output = found[found.length - fed.length + index];
-      const token = typeof one === "string" ? one : "";
-      const values = typeof one === "string" ? [] : one;
-      this.steps.push({ token, values, by, output: output ? outputOf(output) : null, ms: ms / fed.length });
-    }
-    if (mark) this.marks = [...this.marks, this.position].slice(-NUM_MARKS);
+    this.steps.push(...stepsOf(fed, this.position, by, found, ms));
+    if (this.model.transducer) this.emissions = extended(this.emissions, found);
+    if (mark) this.marked(this.position);
+    forgetTraces(this.steps);
+    this.base += this.steps.splice(0, numToForget(this.steps, this.model.featureSize)).length;
+  }
+
+  private marked(position: number): void {
+    this.marks = [...this.marks, position].slice(-NUM_MARKS);
   }
 
   /** Sends a request until it is answered; mends the session where the server does not have it as it is here. */
@@ -232,13 +217,30 @@ export class Session {
     if (position < this.position && position >= this.base) {
       const again = this.steps.slice(position - this.base);
       await this.refeed(again, position, {});
-      this.listener.notice(`The server had the session as of step ${position}. ${counted(again.length)} fed again.`);
+      this.listener.notice(fedAgain(position, again.length));
       return;
     }
-    this.base = position;
-    this.steps = [];
+    const isBehind = position < this.position;
     this.marks = [];
-    if (!isNew) this.listener.notice(`The session was fed from elsewhere. It stands at step ${position} now.`);
+    if (isBehind) await this.setBack(position);
+    else await this.setOn(position);
+    if (isBehind) this.listener.notice(`The server had the session as of step ${position}. What came after is lost.`);
+    else if (!isNew) this.listener.notice(`The session was fed from elsewhere. It stands at step ${position} now.`);
+  }
+
+  /** The server has set it back to a position. */
+  private async setBack(position: number): Promise<void> {
+    const emissions = emittedUpTo(this.emissions, position, this.base);
+    if (emissions === null || position < this.base) await this.setOn(position, emissions);
+    else Object.assign(this, { emissions, steps: this.steps.slice(0, position - this.base) });
+  }
+
+  /** The server has it at a position to which it was not fed from here. emissions: null, where they are not known. */
+  private async setOn(position: number, emissions: Emissions | null = null): Promise<void> {
+    Object.assign(this, { base: position, steps: [], emissions: emissions ?? noEmissions() });
+    if (emissions || !this.model.transducer) return;
+    const { answer } = await this.call((options) => this.server.sessions.getState({ sessionId: this.id }, options));
+    this.emissions = recalled(answer.emitted, Number(answer.numEmitted));
   }
 
   /** Opens it anew and feeds it its first `length` steps. */
@@ -250,19 +252,25 @@ export class Session {
     if (isRoot) this.route = this.id;
     const steps = this.steps.slice(0, length);
     const spec = this.spec(steps.length === 0 && this.first !== null);
+    this.marks = [];
     await this.refeed(steps, 0, { open: opening(this.model, this.source, spec) });
     this.steps = steps;
-    this.marks = steps.length > 0 ? [steps.length] : [];
+    this.emissions = emittedUpTo(this.emissions, steps.length, 0) ?? noEmissions();
     forget(old);
     this.listener.notice(why);
   }
 
   private async refeed(steps: Step[], position: number, more: { open?: MessageInitShape<typeof OpenSchema> }): Promise<void> {
-    const items = this.model.featureSize > 0 ? steps.map(({ values }) => values) : steps.map(({ token }) => token);
-    const feed = { ...what(items as Fed), position: BigInt(position), outputs: this.spec(true) ?? {}, mark: true };
-    const request = create(StepRequestSchema, { sessionId: this.id, ...more, ...(steps.length > 0 ? { feed } : {}) });
-    await this.call((options) => this.server.inference.step(request, options));
-    this.lines = stepLines(request, this.place());
+    const num = Math.floor(NUM_AGAIN / Math.max(1, this.model.featureSize)) || 1;
+    for (let start = 0; start === 0 || start < steps.length; start += num) {
+      const part = steps.slice(start, start + num);
+      const feed = { ...what(fedBy(part)), position: BigInt(position + start), outputs: outputs(this.model, false), mark: true };
+      const own = { sessionId: this.id, ...(start === 0 ? more : {}), ...(part.length > 0 ? { feed } : {}) };
+      const request = create(StepRequestSchema, own);
+      await this.call((options) => this.server.inference.step(request, options));
+      this.lines = stepLines(request, this.place());
+      if (part.length > 0) this.marked(position + start + part.length);
+    }
   }
 
   private async rewound(position: number): Promise<boolean> {
@@ -298,9 +306,7 @@ export class Session {
 
   /** Keeps it for a reload, now; with looks inside its last steps or without. */
   keep(withTraces: boolean): void {
-    if (!this.isOpen) return;
-    const { id, route, base, source, sourceTokens, first, steps, model } = this;
-    store({ id, route, model: model.model, version: model.version, source, sourceTokens, base, first, steps }, withTraces);
+    if (this.isOpen) store(this, withTraces);
   }
 
   private spec(isWanted: boolean) {
@@ -308,12 +314,6 @@ export class Session {
   }
 
   private place() {
-    return { origin: location.origin, hasToken: this.server.hasToken, route: this.route };
+    return { model: this.model, origin: location.origin, hasToken: this.server.hasToken, route: this.route };
   }
-}
-
-const LOST = "The server had lost the session: it was opened anew and fed again.";
-
-function counted(num: number): string {
-  return num === 1 ? "1 step was" : `${num} steps were`;
 }

@@ -1,6 +1,6 @@
 /** The form for the source that a model with an encoder reads before the first step. */
 
-import { freshId, h, say } from "./dom";
+import { freshId, h, onEnter, say } from "./dom";
 import type { ModelInfo } from "./gen/carousel/v1/models_pb";
 import type { Source } from "./steps";
 import { numbersOf, rowsOf, shown } from "./tokens";
@@ -20,11 +20,7 @@ export class SourceForm {
     const [text, hint] = [freshId("source"), freshId("hint")];
     this.text = h("textarea", { id: text, rows: 1, spellcheck: "false", autocapitalize: "off", "aria-describedby": hint });
     this.hint = h("p", { id: hint, class: "muted hint" });
-    this.text.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey) return;
-      event.preventDefault();
-      this.element.requestSubmit();
-    });
+    onEnter(this.text);
     this.element = h("form", { class: "source" }, [
       h("div", { class: "controls" }, [
         h("div", { class: "field grow" }, [h("label", { for: text }, ["Source"]), this.text]),

@@ -1,14 +1,21 @@
 /** What a session has consumed and what the model said, step by step, and how a reload finds it again. */
 
+import type { Emissions } from "./emissions";
 import type { StepOutput } from "./gen/carousel/v1/inference_pb";
+import type { ModelInfo } from "./gen/carousel/v1/models_pb";
+import type { Fed } from "./messages";
 import type { Candidate } from "./sampling";
 
 /** A look inside a step: gates and states by name, unit by unit; attention, source token by source token. */
 export type Trace = Map<string, readonly number[]>;
 
-/** What the model says after a step. values: of models of numbers. trace: empty where the step was not looked into. */
+/** Steps in one call at most, so that an answer with their traces is not too large. */
+export const NUM_TOGETHER = 32;
+
+/** What the model says after a step. tokens: the likeliest next ones, or those that the step of a transducer emitted.
+ * values: of models of numbers. trace: empty where the step was not looked into. */
 export interface Output {
-  candidates: Candidate[];
+  tokens: Candidate[];
   values: number[];
   trace: Trace;
 }
@@ -26,7 +33,7 @@ export interface Step {
 /** The source of a session: a text, vectors of numbers, or none. */
 export type Source = string | number[][] | null;
 
-/** What is kept of a session for a reload. base: the position of the first step. */
+/** What is kept of a session for a reload. base: the position before the first step. */
 export interface Stored {
   id: string;
   route: string;
@@ -37,33 +44,71 @@ export interface Stored {
   base: number;
   first: Output | null;
   steps: Step[];
+  emissions: Emissions;
 }
+
+/** Vectors of more numbers are kept for as long as the page is there, and not for a reload. */
+export const LARGE = 64;
+/** A session as the page has it. */
+export type Remembered = Omit<Stored, "model" | "version"> & { model: ModelInfo };
 
 const NUM_OUTPUTS = 200;
 const NUM_TRACES = 48;
+const NUM_TRACES_SHOWN = 256;
+const MAX_NUMBERS = 1_000_000;
+const MIN_STEPS = 256;
 
 /** An answer's output. */
 export function outputOf(message: StepOutput): Output {
   return {
-    candidates: message.tokens.map(({ id, text, logProbability }) => ({ id, text, logProbability: logProbability ?? 0 })),
+    tokens: message.tokens.map(({ id, text, logProbability }) => ({ id, text, logProbability: logProbability ?? 0 })),
     values: message.values,
     trace: new Map(message.trace.map(({ name, values }) => [name, values])),
   };
 }
 
+/** The steps that a feed was, the first at `position`. outputs: of the answer. ms: how long it took. */
+export function stepsOf(fed: Fed, position: number, by: Step["by"], outputs: readonly StepOutput[], ms: number): Step[] {
+  const found = new Map(outputs.map((output) => [Number(output.position), output]));
+  return fed.map((one, index) => {
+    const output = found.get(position + index + 1);
+    const [token, values] = typeof one === "string" ? [one, []] : ["", one];
+    return { token, values, by, output: output ? outputOf(output) : null, ms: ms / fed.length };
+  });
+}
+
+/** How many of the first steps are too much to remember: their vectors have too many numbers together. */
+export function numToForget(steps: readonly Step[], size: number): number {
+  const most = size > 0 ? Math.max(MIN_STEPS, Math.floor(MAX_NUMBERS / size)) : Infinity;
+  return steps.length > 1.25 * most ? steps.length - most : 0;
+}
+
+/** Leaves out looks inside steps that are not shown any more. */
+export function forgetTraces(steps: readonly Step[]): void {
+  for (const { output } of steps.slice(-NUM_TRACES_SHOWN - NUM_TOGETHER, -NUM_TRACES_SHOWN)) output?.trace.clear();
+}
+
+/** What is fed again of steps. */
+export function fedBy(steps: readonly Step[]): Fed {
+  return steps[0]?.values.length ? steps.map(({ values }) => values) : steps.map(({ token }) => token);
+}
+
 /** Keeps a session for as long as the tab lives. What the last steps said is kept; of earlier ones, what was fed.
  * withTraces: looks inside the very last ones, too, which are large. */
-export function store(session: Stored, withTraces: boolean): void {
-  const num = session.steps.length;
-  const steps = session.steps.map((step, index) => {
+export function store(session: Remembered, withTraces: boolean): void {
+  const { id, route, source, sourceTokens, base, first, steps, emissions } = session;
+  const { model, version, featureSize } = session.model;
+  const num = steps.length;
+  const packedSteps = steps.map((step, index) => {
     if (index < num - NUM_OUTPUTS) return { ...step, output: null };
     return { ...step, output: packed(step.output, withTraces && index >= num - NUM_TRACES) };
   });
-  const record = JSON.stringify({ ...session, first: packed(session.first, withTraces), steps });
+  const known = featureSize > LARGE ? { base: base + num, steps: [] } : { base, steps: packedSteps };
+  const about = { id, route, model, version, source, sourceTokens, first: packed(first, withTraces), emissions };
   try {
-    sessionStorage.setItem(key(session.id), record);
+    sessionStorage.setItem(key(id), JSON.stringify({ ...about, ...known }));
   } catch {
-    sessionStorage.removeItem(key(session.id)); // full: a reload then knows the session's id alone
+    sessionStorage.removeItem(key(id)); // full: a reload then knows the session's id alone
   }
 }
 

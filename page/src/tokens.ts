@@ -24,6 +24,7 @@ export function sharedLength(one: readonly string[], other: readonly string[]): 
   return length;
 }
 
+const NUM_NUMBERS = 2;
 const ENDS = new Set(["</s>", "<eos>", "<end>", "<EOS>", "[SEP]", "<|endoftext|>"]);
 const MARKS: Record<string, [string, string]> = { " ": ["␣", "space"], "\n": ["↵", "line feed"], "\t": ["⇥", "tab"] };
 
@@ -44,6 +45,12 @@ export function spoken(token: string): string {
   return MARKS[token]?.[1] ?? token;
 }
 
+/** A probability, for people. */
+export function percent(probability: number): string {
+  const hundreds = 100 * probability;
+  return hundreds >= 10 ? `${hundreds.toFixed(0)} %` : hundreds >= 0.1 ? `${hundreds.toFixed(1)} %` : "< 0.1 %";
+}
+
 /** The numbers of a text, separated by spaces, commas or semicolons. Throws an Error that names what is no number. */
 export function numbersOf(text: string): number[] {
   const words = text.split(/[\s,;]+/).filter((word) => word !== "");
@@ -52,6 +59,12 @@ export function numbersOf(text: string): number[] {
     if (!Number.isFinite(number)) throw new Error(`“${word.slice(0, 40)}” is not a number.`);
     return number;
   });
+}
+
+/** What is fed in a step, as it is shown: a token, the numbers of a small vector, or the place of a large one. */
+export function shownStep({ token, values }: { token: string; values: readonly number[] }, position: number): string {
+  if (token !== "") return shown(token);
+  return values.length > NUM_NUMBERS ? String(position) : values.map((value) => value.toPrecision(5)).join(" ");
 }
 
 /** Vectors of `size` numbers. Throws an Error when the last one is not full. */

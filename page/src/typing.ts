@@ -2,7 +2,8 @@
  * back from. The text may be changed at any time; the latest one counts. */
 
 import { freshId, h, say } from "./dom";
-import { NUM_TOGETHER, type Session } from "./session";
+import type { Session } from "./session";
+import { NUM_TOGETHER } from "./steps";
 import { sharedLength, textOf, type Tokenizer, tokensOf } from "./tokens";
 
 const NUM_ALONE = 16;

@@ -9,11 +9,12 @@ from playwright.sync_api import Browser, sync_playwright
 
 from examples.local_service import LocalService, local_service
 from tests.conftest import SHIPPED
+from tests.page.emitting import write_transducer
 from tests.page.tab import Tab, tab
 from tests.services import program
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium."""
     path = program("chromium")
@@ -21,12 +22,30 @@ def browser() -> Iterator[Browser]:
         yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server(browser: Browser) -> Iterator[LocalService]:
     """A service on the shipped bundles; after `browser`, so that none is started without one."""
     with local_service(SHIPPED, {"wire": "envoy"}) as service:
         yield service
         assert not [line for line in service.log if line["level"] == "error"]
+
+
+@pytest.fixture(scope="package")
+def small_server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
+    """A service on the small bundles of `tests.page.emitting`: `tiny-emitting` reads three numbers a step."""
+    folder = tmp_path_factory.mktemp("repository")
+    write_transducer(folder, "tiny-emitting", 3)
+    with local_service(folder, {"wire": "envoy"}) as service:
+        yield service
+        assert not [line for line in service.log if line["level"] == "error"]
+
+
+@pytest.fixture
+def small_page(browser: Browser, small_server: LocalService) -> Iterator[Tab]:
+    """A tab on those, in which no request may fail."""
+    with tab(browser, small_server.target) as made:
+        yield made
+        assert made.failures == []
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ class Tab:
             if source is not None:
                 form.get_by_label("Source").fill(source)
             form.get_by_role("button", name="Open").click()
-        expect(self.column().get_by_role("heading", name="Steps")).to_be_visible()
+        expect(self.column().locator(".body")).to_be_visible()
         self.most_at_once = 0
 
     def column(self, index: int = 0) -> Locator:
@@ -66,6 +66,10 @@ class Tab:
     def step(self, position: int, index: int = 0) -> Locator:
         """The step that led to a position."""
         return self.column(index).get_by_role("button", name=f"Step {position}:")
+
+    def transcript(self, index: int = 0) -> Locator:
+        """What a transducer has emitted, as text."""
+        return self.column(index).locator(".transcript .text")
 
     def status(self, index: int = 0) -> Locator:
         """What the page tells of the session by itself."""
