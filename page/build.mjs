@@ -2,7 +2,7 @@
 
 import { createHash } from "node:crypto";
 import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { build } from "esbuild";
 
 const HERE = import.meta.dirname;
@@ -65,7 +65,11 @@ async function licences(names) {
 
 const sources = await digest();
 const built = await build({
-  entryPoints: { page: join(HERE, "src", "main.ts"), styles: join(HERE, "src", "styles.css") },
+  entryPoints: {
+    page: join(HERE, "src", "main.ts"),
+    worklet: join(HERE, "src", "worklet.ts"),
+    styles: join(HERE, "src", "styles.css"),
+  },
   bundle: true,
   minify: true,
   write: false,
@@ -79,7 +83,7 @@ const built = await build({
 });
 await mkdir(TO, { recursive: true });
 const files = new Map(
-  built.outputFiles.map((file) => [file.path.endsWith(".css") ? "page.css" : "page.js", file.contents]),
+  built.outputFiles.map((file) => [file.path.endsWith(".css") ? "page.css" : basename(file.path), file.contents]),
 );
 files.set("index.html", await readFile(join(HERE, "src", "index.html")));
 files.set("THIRD_PARTY.txt", Buffer.from(await licences(packagesOf(built.metafile))));

@@ -1,6 +1,7 @@
 /** The steps of a session as a row of chips. A click on one goes back to it. */
 
 import { button, h, say } from "./dom";
+import { layoutOf } from "./frames";
 import type { Session } from "./session";
 import type { Step } from "./steps";
 import { shown, shownStep, spoken } from "./tokens";
@@ -33,6 +34,8 @@ export class Chips {
   draw(session: Session): void {
     if (session !== this.session) this.clear();
     this.session = session;
+    this.element.hidden = layoutOf(session.model) !== null;
+    if (this.element.hidden) return;
     const skipped = Math.max(0, session.steps.length - NUM_SHOWN);
     const steps = session.steps.slice(skipped);
     const first = session.base + skipped + 1;

@@ -7,10 +7,12 @@ import { button, fill, freshId, h, say } from "./dom";
 import type { ModelInfo } from "./gen/carousel/v1/models_pb";
 import { Generating } from "./generating";
 import { Inside } from "./inside";
+import { Marks } from "./marks";
 import { Numbers } from "./numbers";
 import type { Listener } from "./listener";
 import { type Server, words } from "./server";
 import { Session } from "./session";
+import { Sound } from "./sound";
 import { SourceForm } from "./source";
 import type { Source, Stored } from "./steps";
 import { news, Transcript } from "./transcript";
@@ -47,9 +49,11 @@ export class Column implements Listener {
   private readonly sourceForm: SourceForm;
   private readonly typing: Typing;
   private readonly chips: Chips;
+  private readonly marks: Marks;
   private readonly candidates: Candidates;
   private readonly generating: Generating;
   private readonly numbers: Numbers;
+  private readonly sound: Sound;
   private readonly transcript = new Transcript();
   private readonly inside = new Inside();
   private readonly copying: Copying;
@@ -68,19 +72,23 @@ export class Column implements Listener {
     this.sourceForm = new SourceForm((source) => this.open(source), run);
     this.typing = new Typing(() => this.generating.stop(), run);
     this.chips = new Chips((position) => void this.rewind(position));
+    this.marks = new Marks((position) => void this.rewind(position));
     this.candidates = new Candidates((token) => void this.feed(token));
     this.generating = new Generating(run, (text) => this.notice(text));
     this.numbers = new Numbers(run);
+    this.sound = new Sound(run);
     this.copying = new Copying((text) => this.notice(text));
     const end = isSecond
       ? button("Close", () => this.host.close(this), { title: "Close this session" })
       : button("Start over", () => void this.act(() => this.startOver()), { title: "Close this session and open another" });
     fill(this.body, [
       this.typing.element,
+      this.sound.element,
       this.numbers.element,
       this.transcript.element,
       this.candidates.element,
       this.chips.element,
+      this.marks.element,
       this.generating.element,
       this.inside.element,
       this.copying.element,
@@ -126,6 +134,13 @@ export class Column implements Listener {
     this.changed();
   }
 
+  /** Closes its session. */
+  close(): void {
+    this.generating.stop();
+    this.sound.end();
+    void this.session.close();
+  }
+
   /** Puts the cursor where the next step is typed. */
   focus(): void {
     if (!this.typing.element.hidden) this.typing.box.focus();
@@ -160,9 +175,11 @@ export class Column implements Listener {
     fill(this.stats, facts.map(([name, value]) => h("div", {}, [h("dt", {}, [name]), h("dd", {}, [value])])));
     this.heading.title = session.id;
     this.typing.draw(session);
+    this.sound.draw(session);
     this.numbers.draw(session);
     this.transcript.draw(session);
     this.chips.draw(session);
+    this.marks.draw(session);
     this.candidates.draw(session);
     this.generating.draw(session);
     this.inside.draw(session);

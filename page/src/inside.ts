@@ -1,18 +1,20 @@
 /** What steps did inside: cells and gates, and where attention looked. */
 
-import { fill, freshId, h } from "./dom";
+import { fill, freshId, h, say } from "./dom";
 import { HeatMap } from "./heat_map";
 import type { Session } from "./session";
 import type { Trace } from "./steps";
 import { shown, shownStep } from "./tokens";
 
 const NUM_STEPS = 64;
+const HINT = "A column is a step, a row a unit. Point at a map, or use the arrow keys, to read a value.";
 const ORDER = ["cell", "hidden"];
 
 /** The heat maps of a session, or nothing, of a model that cannot be looked into. */
 export class Inside {
   readonly element = h("details", { class: "panel inside", open: true });
   private readonly body = h("div");
+  private readonly hint = h("p", { class: "muted hint" });
   private readonly layers = h("fieldset", { class: "layers" });
   private readonly maps = new Map<string, HeatMap>();
   private layer = "";
@@ -44,6 +46,9 @@ export class Inside {
       map.element.hidden = columns.every((column) => column === null);
       map.draw({ columns, labels, rows, isSigned: !/gate|attention/.test(name) });
     }
+    const isKnown = traces.some((trace) => trace !== null && trace.size > 0);
+    this.layers.hidden = !isKnown;
+    say(this.hint, isKnown ? HINT : "Nothing is known yet: it is drawn from the next step on.");
   }
 
   private show(session: Session): void {
@@ -75,9 +80,7 @@ export class Inside {
       ofSource.length > 0 && h("div", { class: "attention" }, elements(ofSource)),
       layers.length > 1 && this.layers,
       h("div", { class: "maps" }, elements(units)),
-      h("p", { class: "muted hint" }, [
-        "A column is a step, a row a unit. Point at a map, or use the arrow keys, to read a value.",
-      ]),
+      this.hint,
     ]);
   }
 

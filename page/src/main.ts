@@ -152,7 +152,7 @@ class Page implements Host, Watch {
   }
 
   private drop(column: Column | undefined): void {
-    if (column) void column.session.close();
+    column?.close();
   }
 
   private failed(models: ModelInfo[]): void {

@@ -2,9 +2,15 @@
 
 import { button, freshId, h, onEnter, say } from "./dom";
 import { forecast } from "./forecasting";
+import { layoutOf, loudness } from "./frames";
 import { type Curves, Plot } from "./plot";
 import type { Session } from "./session";
+import type { Step } from "./steps";
 import { numbersOf, rowsOf } from "./tokens";
+
+const SOUND = ["level", "given"];
+const NUM_SOUND = 1500;
+const known = new WeakMap<Step, number>();
 
 /** The controls and the plot. act: runs what may fail and tells what failed. */
 export class Numbers {
@@ -13,6 +19,7 @@ export class Numbers {
   private readonly given: HTMLTextAreaElement;
   private readonly label: HTMLElement;
   private readonly num: HTMLInputElement;
+  private readonly controls: HTMLElement;
   private readonly forecasting: HTMLElement;
   private readonly press: HTMLButtonElement;
   private session: Session | null = null;
@@ -38,13 +45,17 @@ export class Numbers {
       h("div", { class: "field" }, [h("label", { for: num }, ["Steps ahead"]), this.num]),
       this.press,
     ]);
-    this.element = h("div", { class: "numbers" }, [this.plot.element, h("div", { class: "controls" }, [form, this.forecasting])]);
+    this.controls = h("div", { class: "controls" }, [form, this.forecasting]);
+    this.element = h("div", { class: "numbers" }, [this.plot.element, this.controls]);
   }
 
   /** Draws what a session has read and given. */
   draw(session: Session): void {
     const { model } = session;
-    this.element.hidden = model.featureSize === 0;
+    const isSound = layoutOf(model) !== null;
+    this.plot.element.hidden = model.transducer !== undefined;
+    this.controls.hidden = isSound;
+    this.element.hidden = model.featureSize === 0 || (this.plot.element.hidden && this.controls.hidden);
     if (this.element.hidden) return;
     if (session !== this.session || session.position < this.forecast.from) {
       this.forecast = { from: 0, values: [] };
@@ -55,8 +66,10 @@ export class Numbers {
     say(this.label, model.transducer ? "Frames" : "Observed next");
     this.given.rows = model.featureSize > 1 ? 3 : 1;
     this.given.placeholder = model.featureSize === 1 ? "such as 371.4, or several" : `${model.featureSize} numbers a step`;
-    this.plot.element.hidden = model.transducer !== undefined;
-    if (!this.plot.element.hidden) this.plot.draw(curves(session, this.forecast));
+    if (this.plot.element.hidden) return;
+    if (isSound) this.plot.draw(soundCurves(session), SOUND);
+    else if (model.canGenerate) this.plot.draw(curves(session, this.forecast), ["observed", "expected", "forecast"]);
+    else this.plot.draw(curves(session, this.forecast), ["observed", "given"]);
   }
 
   private async feed(): Promise<void> {
@@ -88,6 +101,24 @@ export class Numbers {
   }
 }
 
+/** How loud the last steps were, and what the model gave. */
+function soundCurves({ steps, position }: Session): Curves {
+  const shown = steps.slice(-NUM_SOUND);
+  const first = position - shown.length + 1;
+  const observed = shown.map((step, index): [number, number] => [first + index, loudnessOf(step)]);
+  const expected = shown.flatMap(({ output }, index): [number, number][] => {
+    const given = output?.values[0];
+    return given === undefined ? [] : [[first + index, given]];
+  });
+  return { observed, expected, forecast: [] };
+}
+
+function loudnessOf(step: Step): number {
+  const found = known.get(step) ?? loudness(step.values);
+  known.set(step, found);
+  return found;
+}
+
 function curves(session: Session, forecast: { from: number; values: number[][] }): Curves {
   const source = Array.isArray(session.source) ? session.source : [];
   const observed: [number, number][] = [];
@@ -98,7 +129,7 @@ function curves(session: Session, forecast: { from: number; values: number[][] }
     const position = session.base + index + 1;
     observed.push([position, step.values[0] ?? 0]);
     const said = step.output?.values[0];
-    if (said !== undefined) expected.push([position + 1, said]);
+    if (said !== undefined) expected.push([session.model.canGenerate ? position + 1 : position, said]);
   }
   const ahead = forecast.values.map((row, index): [number, number] => [forecast.from + 1 + index, row[0] ?? 0]);
   return { observed, expected, forecast: ahead };

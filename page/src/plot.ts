@@ -1,9 +1,9 @@
 /** A plot of numbers by step: what was observed, what the model had expected, and what it forecasts. */
 
 import uPlot from "uplot";
-import { colour, h, onTheme, say } from "./dom";
+import { colour, fill, h, onTheme, say } from "./dom";
 
-/** What is drawn, each as [step, value]. Steps before 1 are the source's. */
+/** What is drawn, each as [step, value]. Steps before 1 are the source's. expected: or what the model gave at a step. */
 export interface Curves {
   observed: [number, number][];
   expected: [number, number][];
@@ -11,6 +11,7 @@ export interface Curves {
 }
 
 const HEIGHT = 260;
+const KEYS = ["observed", "expected", "forecast"];
 const WHOLE = [1, 10, 100, 1000, 10_000].flatMap((power) => [1, 2, 5].map((digit) => digit * power));
 
 /** A plot that is as wide as its place. */
@@ -18,12 +19,13 @@ export class Plot {
   readonly element: HTMLElement;
   private readonly place = h("div", { class: "plot", role: "img" });
   private readonly told = h("p", { class: "muted hint" });
+  private readonly legend = h("ul", { class: "legend" });
+  private names: readonly string[] = [];
   private curves: Curves = { observed: [], expected: [], forecast: [] };
   private drawn: uPlot | null = null;
 
   constructor() {
-    const legend = ["observed", "expected", "forecast"].map((name) => h("li", { class: `key ${name}` }, [name]));
-    this.element = h("figure", {}, [h("ul", { class: "legend" }, legend), this.place, this.told]);
+    this.element = h("figure", {}, [this.legend, this.place, this.told]);
     onTheme(() => this.make());
     new ResizeObserver(() => {
       const width = this.place.clientWidth;
@@ -32,13 +34,19 @@ export class Plot {
     }).observe(this.place);
   }
 
-  /** Draws these curves. */
-  draw(curves: Curves): void {
+  /** Draws these curves. names: of as many of them as are explained. */
+  draw(curves: Curves, names: readonly string[]): void {
     this.curves = curves;
+    if (names.join() !== this.names.join()) {
+      fill(this.legend, names.map((name, index) => h("li", { class: `key ${KEYS[index]}` }, [name])));
+      this.names = names;
+    }
     const last = curves.observed.at(-1);
+    const said = curves.expected.at(-1);
     const end = curves.forecast.at(-1);
-    const words = [`${curves.observed.length} observed`];
-    if (last) words.push(`the last one ${last[1]}`);
+    const words = [`${curves.observed.length} ${names[0] === "observed" ? "observed" : "steps"}`];
+    if (last && names[0] === "observed") words.push(`the last one ${last[1]}`);
+    if (said && names[1] === "given") words.push(`${said[1].toPrecision(6)} given last`);
     if (end) words.push(`${curves.forecast.length} forecast, up to ${end[1].toPrecision(6)} at step ${end[0]}`);
     this.place.setAttribute("aria-label", `Plot: ${words.join(", ")}.`);
     if (this.drawn) this.drawn.setData(this.data());
@@ -97,7 +105,7 @@ export class Plot {
       say(this.told, "");
       return;
     }
-    const values = plot.series.slice(1).map((series, at) => [series.label, plot.data[at + 1]?.[index]] as const);
+    const values = plot.series.slice(1).map((_, at) => [this.names[at], plot.data[at + 1]?.[index]] as const);
     const known = values.filter(([, value]) => typeof value === "number");
     const words = known.map(([name, value]) => `${String(name)} ${(value as number).toPrecision(6)}`);
     say(this.told, `Step ${plot.data[0]?.[index]}: ${words.join(", ")}`);

@@ -12,7 +12,7 @@ import { type OpenSchema, type StepRequest, StepRequestSchema, type StepResponse
 import type { ModelInfo } from "./gen/carousel/v1/models_pb";
 import { SessionsForkRequestSchema, SessionsRewindRequestSchema } from "./gen/carousel/v1/sessions_pb";
 import { forkLines, type Lines, rewindLines, stepLines } from "./lines";
-import { fedAgain, type Listener, LOST } from "./listener";
+import { anew, fedAgain, type Listener, LOST } from "./listener";
 import { type Fed, freshSessionId, hasStart, opening, outputs, what } from "./messages";
 import { isRefusal, type Server, type Timed } from "./server";
 import { fedBy, forget, forgetTraces, NUM_TOGETHER, numToForget, type Output, outputOf } from "./steps";
@@ -103,6 +103,7 @@ export class Session {
   /** Makes it consume tokens or vectors, the first at the position where it stands. mark: keep marks, to come back to. */
   feed(fed: Fed, by: Step["by"], mark = true): Promise<void> {
     return this.inTurn(async () => {
+      if (!this.isOpen) throw new Error("The session is closed.");
       for (let start = 0; start < fed.length; start += NUM_TOGETHER) {
         await this.fed(fed.slice(start, start + NUM_TOGETHER) as Fed, by, mark);
       }
@@ -122,7 +123,7 @@ export class Session {
         if (again.length > 0) await this.refeed(again, mark, {});
       } else {
         const { id, route } = this;
-        await this.reopen(length, `No mark is kept at step ${position}: the session was opened anew and fed up to there.`);
+        await this.reopen(length, anew(position));
         const close = (options: CallOptions) => this.server.inference.step({ sessionId: id, close: true }, options);
         await this.server.call(close, route, this.listener).catch(() => undefined);
       }

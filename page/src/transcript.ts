@@ -2,6 +2,7 @@
 
 import { fill, h, say } from "./dom";
 import { type Emitted, textOfEmitted } from "./emissions";
+import { type Layout, layoutOf } from "./frames";
 import type { Session } from "./session";
 import { percent, shown, spoken } from "./tokens";
 
@@ -15,6 +16,7 @@ export class Transcript {
   private readonly count = h("span", { class: "muted" });
   private readonly list = h("ol", { class: "emitted", tabindex: 0, "aria-label": "Emitted" });
   private readonly more = h("li", { class: "more" });
+  private layout: Layout | null = null;
   private items: { token: Emitted; element: HTMLElement }[] = [];
 
   constructor() {
@@ -37,6 +39,7 @@ export class Transcript {
     if (isAtEnd) this.text.scrollTop = this.text.scrollHeight;
     say(this.count, num === 0 ? "" : num === 1 ? "1 token" : `${num} tokens`);
     this.list.hidden = num === 0;
+    this.layout = layoutOf(session.model);
     this.lay(tokens.slice(-NUM_SHOWN), num);
     const numLimited = tokens.reduce((sum, token) => sum + token.numLimited, 0);
     say(this.limit, numLimited > 0 ? limited(numLimited, transducer.maxSymbols) : "");
@@ -55,7 +58,7 @@ export class Transcript {
     for (const { element } of this.items.splice(changed < 0 ? this.items.length : changed)) element.remove();
     const added = tokens.slice(this.items.length);
     for (const token of added) {
-      const element = item(token);
+      const element = item(token, this.layout);
       this.items.push({ token, element });
       this.list.append(element);
     }
@@ -70,9 +73,10 @@ export function news(session: Session, num: number): string {
   return `Step ${session.position}.${text.trim() === "" ? "" : ` Emitted: ${text}.`}`;
 }
 
-function item(token: Emitted): HTMLElement {
+function item(token: Emitted, layout: Layout | null): HTMLElement {
   const { position, probability, numLimited } = token;
-  const where = position === null ? "" : `step ${position}`;
+  const time = layout && position !== null ? `, ${((position * layout.size) / layout.rate).toFixed(1)} s` : "";
+  const where = position === null ? "" : `step ${position}${time}`;
   const share = probability === null ? "" : percent(probability);
   const isLimited = numLimited > 0 ? "the symbol limit was reached" : "";
   const told = [where, isLimited].filter((part) => part !== "").join(", ");

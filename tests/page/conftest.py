@@ -9,17 +9,20 @@ from playwright.sync_api import Browser, sync_playwright
 
 from examples.local_service import LocalService, local_service
 from tests.conftest import SHIPPED
-from tests.page.emitting import write_transducer
+from tests.page.emitting import write_detector, write_transducer
+from tests.page.sounds import FRAME, MICROPHONE, RATE, write_wav
 from tests.page.tab import Tab, tab
 from tests.services import program
 
 
 @pytest.fixture(scope="package")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium."""
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Debian's Chromium, whose microphone hears `sounds.MICROPHONE`, again and again, where a page is let."""
     path = program("chromium")
+    file = write_wav(tmp_path_factory.mktemp("sounds") / "microphone.wav", MICROPHONE)
+    microphone = ["--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={file}"]
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *microphone])
 
 
 @pytest.fixture(scope="package")
@@ -32,9 +35,12 @@ def server(browser: Browser) -> Iterator[LocalService]:
 
 @pytest.fixture(scope="package")
 def small_server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
-    """A service on the small bundles of `tests.page.emitting`: `tiny-emitting` reads three numbers a step."""
+    """A service on the small bundles of `tests.page.emitting`: `tiny-emitting` reads three numbers a step,
+    `tiny-hearing` and `tiny-level` sound."""
     folder = tmp_path_factory.mktemp("repository")
     write_transducer(folder, "tiny-emitting", 3)
+    write_transducer(folder, "tiny-hearing", FRAME, RATE)
+    write_detector(folder, "tiny-level", FRAME, RATE)
     with local_service(folder, {"wire": "envoy"}) as service:
         yield service
         assert not [line for line in service.log if line["level"] == "error"]

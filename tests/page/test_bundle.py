@@ -9,7 +9,7 @@ import re
 from tests.conftest import ROOT
 
 PAGE = ROOT / "service" / "page"
-FILES = {"index.html", "page.js", "page.css", "THIRD_PARTY.txt"}
+FILES = {"index.html", "page.js", "worklet.js", "page.css", "THIRD_PARTY.txt"}
 MAX_BYTES = 300_000
 NAMESPACES = {"www.w3.org", "www.apache.org"}
 

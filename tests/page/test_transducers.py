@@ -99,7 +99,6 @@ def test_what_was_emitted_is_shown_after_a_reload_and_elsewhere(page: Tab, brows
 
 def test_axe_finds_nothing_with_a_transcript(page: Tab) -> None:
     page.open(MODEL)
-    check(page)
     feed(page, *12 * [VERY, QUIET])
     page.column().get_by_role("button", name="Fork").click()
     expect(page.column(1)).to_be_visible()

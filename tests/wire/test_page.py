@@ -46,7 +46,7 @@ def service(tiny_repository: Path) -> Any:
 
 def test_each_file_is_given_as_it_is(service: LocalService) -> None:
     names = {path.name for path in FOLDER.iterdir() if path.suffix in {".html", ".js", ".css", ".txt"}}
-    assert {"index.html", "page.js", "page.css", "THIRD_PARTY.txt"} == names
+    assert {"index.html", "page.js", "worklet.js", "page.css", "THIRD_PARTY.txt"} == names
     for name in names:
         status, headers, body = load(service.target, "/" if name == "index.html" else f"/{name}")
         assert (status, body) == (200, (FOLDER / name).read_bytes())
