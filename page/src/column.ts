@@ -15,7 +15,7 @@ import { Session } from "./session";
 import { Sound } from "./sound";
 import { SourceForm } from "./source";
 import type { Source, Stored } from "./steps";
-import { news, Transcript } from "./transcript";
+import { news, numEmitted, Transcript } from "./transcript";
 import { Typing } from "./typing";
 
 /** What a column asks of the page. */
@@ -196,7 +196,8 @@ export class Column implements Listener {
     } else if (this.speaking === 0) {
       this.speaking = window.setTimeout(() => {
         this.speaking = 0;
-        say(this.live, news(this.session, this.numSpoken));
+        const text = news(this.session, this.numSpoken);
+        if (text !== "") say(this.live, text);
         this.numSpoken = numEmitted(this.session);
       }, NEWS_MS);
     }
@@ -240,10 +241,6 @@ export class Column implements Listener {
     this.typing.settle();
     if (await this.act(() => this.session.rewind(position))) this.focus();
   }
-}
-
-function numEmitted({ emissions }: Session): number {
-  return emissions.numBefore + emissions.tokens.length;
 }
 
 function bytes(size: number): string {

@@ -24,11 +24,13 @@ export function noEmissions(): Emissions {
   return { tokens: [], numBefore: 0 };
 }
 
-/** With what was emitted next. */
-export function extended({ tokens, numBefore }: Emissions, outputs: readonly StepOutput[]): Emissions {
-  const all = [...tokens, ...outputs.flatMap(emittedBy)];
+/** With what was emitted next; the same where that is nothing. */
+export function extended(emissions: Emissions, outputs: readonly StepOutput[]): Emissions {
+  const next = outputs.flatMap(emittedBy);
+  if (next.length === 0) return emissions;
+  const all = [...emissions.tokens, ...next];
   const num = Math.max(0, all.length - MAX_TOKENS);
-  return { tokens: all.slice(num), numBefore: numBefore + num };
+  return { tokens: all.slice(num), numBefore: emissions.numBefore + num };
 }
 
 /** As of a position; null when it is not known which tokens that leaves. known: the position from which on it is. */

@@ -33,7 +33,7 @@ export class Marks {
       if (position === session.position) chip.setAttribute("aria-current", "step");
       else chip.removeAttribute("aria-current");
     }
-    say(this.hint, "Click a mark to go back to it. One is kept every second; the server has the last ones.");
+    say(this.hint, "Click a mark to go back to it. About one a second is kept; the server has the last ones.");
   }
 
   /** Leaves those where they are that stay, so that none loses the focus. */

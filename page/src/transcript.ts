@@ -1,7 +1,7 @@
 /** What a transducer has emitted: the text, and each token with its probability. */
 
 import { fill, h, say } from "./dom";
-import { type Emitted, textOfEmitted } from "./emissions";
+import { type Emissions, type Emitted, textOfEmitted } from "./emissions";
 import { type Layout, layoutOf } from "./frames";
 import type { Session } from "./session";
 import { percent, shown, spoken } from "./tokens";
@@ -17,6 +17,7 @@ export class Transcript {
   private readonly list = h("ol", { class: "emitted", tabindex: 0, "aria-label": "Emitted" });
   private readonly more = h("li", { class: "more" });
   private layout: Layout | null = null;
+  private drawn: Emissions | null = null;
   private items: { token: Emitted; element: HTMLElement }[] = [];
 
   constructor() {
@@ -30,6 +31,8 @@ export class Transcript {
     const { transducer, targetVocabulary } = session.model;
     this.element.hidden = transducer === undefined;
     if (transducer === undefined) return;
+    if (session.emissions === this.drawn) return;
+    this.drawn = session.emissions;
     const { tokens, numBefore } = session.emissions;
     const num = numBefore + tokens.length;
     const text = textOfEmitted(tokens, targetVocabulary);
@@ -66,11 +69,17 @@ export class Transcript {
   }
 }
 
-/** What is said aloud of tokens that were emitted since the first `num`. */
+/** What is said aloud of tokens that were emitted since the first `num`. Of sound that made none nothing is said. */
 export function news(session: Session, num: number): string {
+  if (layoutOf(session.model) && num >= numEmitted(session)) return "";
   const { tokens, numBefore } = session.emissions;
   const text = textOfEmitted(tokens.slice(Math.max(0, num - numBefore)), session.model.targetVocabulary);
   return `Step ${session.position}.${text.trim() === "" ? "" : ` Emitted: ${text}.`}`;
+}
+
+/** How many tokens a session has emitted. */
+export function numEmitted({ emissions }: Session): number {
+  return emissions.numBefore + emissions.tokens.length;
 }
 
 function item(token: Emitted, layout: Layout | null): HTMLElement {
