@@ -77,7 +77,11 @@ export class Sound {
   private async hear(): Promise<void> {
     await this.run(this.ear, async (layout, feeding, stopped) => {
       const isOver = new Promise<void>((resolve) => stopped(resolve));
-      const silence = await listen(layout, (samples) => this.take(samples, layout, feeding), () => this.end());
+      const gone = () => {
+        say(this.told, "The microphone was taken away.");
+        this.end();
+      };
+      const silence = await listen(layout, (samples) => this.take(samples, layout, feeding), gone);
       say(this.told, "Listening.");
       await isOver;
       await silence();

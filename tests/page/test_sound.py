@@ -92,6 +92,21 @@ def test_a_browser_that_makes_no_other_rate_is_heard_all_the_same(page: Tab) -> 
     assert f"{position(page) * FRAME / RATE:.1f} s" == page.column().locator(".ear .time").text_content()
 
 
+def test_a_microphone_that_is_taken_away_is_told_of(page: Tab) -> None:
+    page.page.add_init_script(
+        "const ask = MediaDevices.prototype.getUserMedia;"
+        "MediaDevices.prototype.getUserMedia ="
+        " async function (what) { return window.heard = await ask.call(this, what); };"
+    )
+    page.open(MODEL)
+    press(page, "Listen")
+    told(page).to_have_text("Listening.")
+    page.page.evaluate("heard.getAudioTracks()[0].dispatchEvent(new Event('ended'))")
+    told(page).to_have_text("The microphone was taken away.")
+    expect(page.column().get_by_role("button", name="Listen")).to_be_enabled()
+    assert page.page.evaluate("heard.getAudioTracks()[0].readyState") == "ended"
+
+
 def test_sound_is_left_out_where_the_server_is_slower(browser: Browser, small_server: LocalService) -> None:
     with tab(browser, small_server.target, permissions=["microphone"]) as page:
         page.open(MODEL)

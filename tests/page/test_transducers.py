@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import struct
+
 import pytest
 from playwright.sync_api import Browser, expect
 
+from examples.local_service import LocalService
 from tests.page.emitting import HISTORY
 from tests.page.tab import Tab, ask, tab
 from tests.page.test_accessibility import check
@@ -95,6 +99,21 @@ def test_what_was_emitted_is_shown_after_a_reload_and_elsewhere(page: Tab, brows
         expect(elsewhere.transcript()).to_have_text("… cabca")
         assert tokens(elsewhere)[-1] == "a75 %, step 7"
         assert ask(page.target, "Inference/Step", sessionId=page.ids()[0])["position"] == "7"
+
+
+def test_what_others_fed_it_is_in_the_transcript(browser: Browser, small_server: LocalService) -> None:
+    with tab(browser, small_server.target) as page:
+        page.open(MODEL)
+        feed(page, VERY, QUIET)
+        data = base64.b64encode(struct.pack("<3f", 0.5, 0.5, 0.5)).decode()
+        ask(page.target, "Inference/Step", sessionId=page.ids()[0], feed={"features": {"shape": [3], "data": data}})
+        page.column().get_by_label("Frames").fill(QUIET)
+        page.column().get_by_role("button", name="Feed").click()
+        expect(page.status()).to_have_text("The session was fed from elsewhere. It stands at step 3 now.")
+        expect(page.transcript()).to_have_text("abc")
+        feed(page, QUIET, LOUD)
+        page.expect_position(5)
+        assert tokens(page) == ["a", "b", "c", "a75 %, step 5"]
 
 
 def test_axe_finds_nothing_with_a_transcript(page: Tab) -> None:
