@@ -194,7 +194,7 @@ class _CloseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseReas
     CLOSE_REASON_CLIENT: _CloseReason.ValueType  # 1
     """A client asked for it."""
     CLOSE_REASON_DISCONNECT: _CloseReason.ValueType  # 2
-    """The stream that had opened it ended."""
+    """The stream, or the call, that it was opened for has ended."""
     CLOSE_REASON_IDLE: _CloseReason.ValueType  # 3
     """It was idle for longer than the server allows."""
     CLOSE_REASON_SHUTDOWN: _CloseReason.ValueType  # 4
@@ -220,7 +220,7 @@ CLOSE_REASON_UNSPECIFIED: CloseReason.ValueType  # 0
 CLOSE_REASON_CLIENT: CloseReason.ValueType  # 1
 """A client asked for it."""
 CLOSE_REASON_DISCONNECT: CloseReason.ValueType  # 2
-"""The stream that had opened it ended."""
+"""The stream, or the call, that it was opened for has ended."""
 CLOSE_REASON_IDLE: CloseReason.ValueType  # 3
 """It was idle for longer than the server allows."""
 CLOSE_REASON_SHUTDOWN: CloseReason.ValueType  # 4
