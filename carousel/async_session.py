@@ -4,16 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from carousel import _requests
 from carousel._async_reconnecting_stream import AsyncReconnectingStream
 from carousel._deadline import Deadline, closing_deadline
 from carousel._decoding import decoding_message
 from carousel._generation import GenerationState
+from carousel._iteration import AsyncIteration
 from carousel._ports import Parts
 from carousel._properties import GenerationProperties, SessionProperties
 from carousel._protocol import SessionProtocol
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
 
 
-class AsyncGeneration(GenerationProperties):
+class AsyncGeneration(GenerationProperties, AsyncIteration[Token]):
     """Tokens as the server chooses them, one by one. Made by `AsyncClient.generate` and `AsyncSession.generate`.
 
     A model that gives values yields a `ValueToken` a step. Iterate over it once; leaving the loop early, or `aclose`,
@@ -46,27 +47,6 @@ class AsyncGeneration(GenerationProperties):
         self._pull = pull
         self._leave = leave
 
-    async def __aiter__(self) -> AsyncIterator[Token]:
-        try:
-            while (token := await self._take()) is not None:
-                yield token_of(token)
-        finally:
-            await self.aclose()
-
-    async def __anext__(self) -> Token:
-        token = await self._take()
-        if token is None:
-            raise StopAsyncIteration
-        return token_of(token)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
     async def aclose(self) -> None:
         """Ends the generation at the server, if it still runs, and drops the tokens that were not taken.
 
@@ -82,6 +62,10 @@ class AsyncGeneration(GenerationProperties):
             while (vector := await self._take()) is not None:
                 found.append(vector_of(vector))
         return found
+
+    async def _next(self) -> Token | None:
+        item = await self._take()
+        return None if item is None else token_of(item)
 
     async def _take(self) -> Token | Vector | None:
         while not self._state.is_ready:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from carousel import _answers, _arguments
 from carousel._async_unary import is_cancelled
 from carousel._channel import watch_metadata
+from carousel._iteration import AsyncIteration
 from carousel._watch_events import WatchEvents
 from carousel.v1 import inference_pb2 as pb
 from carousel.watching import WatchEvent
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
 
 
-class AsyncWatch:
+class AsyncWatch(AsyncIteration[WatchEvent]):
     """What happens to one session, event by event. Made by `AsyncClient.watch`.
 
     Iterate over it once; leaving the loop early, or `aclose`, ends the watch. asyncio finishes a loop that was left
@@ -34,27 +33,6 @@ class AsyncWatch:
         self._messages = aiter(call)
         self._events = WatchEvents()
         self._is_closed = False
-
-    async def __aiter__(self) -> AsyncIterator[WatchEvent]:
-        try:
-            while (event := await self._next()) is not None:
-                yield event
-        finally:
-            await self.aclose()
-
-    async def __anext__(self) -> WatchEvent:
-        event = await self._next()
-        if event is None:
-            raise StopAsyncIteration
-        return event
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Ends the watch. Raises nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self, Unpack
@@ -11,6 +11,7 @@ from carousel import _requests
 from carousel._deadline import Deadline, closing_deadline
 from carousel._decoding import decoding_message
 from carousel._generation import GenerationState
+from carousel._iteration import Iteration
 from carousel._ports import Parts
 from carousel._properties import GenerationProperties, SessionProperties
 from carousel._protocol import SessionProtocol
@@ -24,7 +25,7 @@ from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.values import DecodingOptions, Step, TargetScore, Token, ValueToken
 
 
-class Generation(GenerationProperties):
+class Generation(GenerationProperties, Iteration[Token]):
     """Tokens as the server chooses them, one by one. Made by `Client.generate` and `Session.generate`.
 
     A model that gives values yields a `ValueToken` a step. Iterate over it once; leaving the loop early, or `close`,
@@ -38,19 +39,6 @@ class Generation(GenerationProperties):
         self._pull = pull
         self._leave = leave
 
-    def __iter__(self) -> Iterator[Token]:
-        try:
-            while (token := self._take()) is not None:
-                yield token_of(token)
-        finally:
-            self.close()
-
-    def __next__(self) -> Token:
-        token = self._take()
-        if token is None:
-            raise StopIteration
-        return token_of(token)
-
     def vectors(self) -> list[Vector]:
         """Waits for the end. Returns the values of every step, of a model that gives values.
 
@@ -62,14 +50,6 @@ class Generation(GenerationProperties):
                 found.append(vector_of(item))
             return found
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Ends the generation at the server, if it still runs, and drops the tokens that were not taken.
 
@@ -77,6 +57,10 @@ class Generation(GenerationProperties):
         error.
         """
         self._leave()
+
+    def _next(self) -> Token | None:
+        item = self._take()
+        return None if item is None else token_of(item)
 
     def _take(self) -> Token | Vector | None:
         while not self._state.is_ready:

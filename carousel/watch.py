@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 
 from carousel import _answers, _arguments
 from carousel._channel import watch_metadata
+from carousel._iteration import Iteration
 from carousel._turn import Turn
 from carousel._watch_events import WatchEvents
 from carousel.v1 import inference_pb2 as pb
@@ -17,7 +16,7 @@ from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.watching import WatchEvent
 
 
-class Watch:
+class Watch(Iteration[WatchEvent]):
     """What happens to one session, event by event. Made by `Client.watch`.
 
     Iterate over it once; leaving the loop early, or `close`, ends the watch. Raises the error that ended it before the
@@ -31,27 +30,6 @@ class Watch:
         self._events = WatchEvents()
         self._turn = Turn("watch")
         self._is_closed = False
-
-    def __iter__(self) -> Iterator[WatchEvent]:
-        try:
-            while (event := self._next()) is not None:
-                yield event
-        finally:
-            self.close()
-
-    def __next__(self) -> WatchEvent:
-        event = self._next()
-        if event is None:
-            raise StopIteration
-        return event
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the watch. Raises nothing."""
