@@ -154,20 +154,23 @@ def _try(module: nn.Module, expected: Expected, call: Call) -> tuple[Call, list[
         with torch.no_grad():
             found = tensors_of(Fitted(module, call, expected).given(inputs, *carried))
     except Exception as error:  # whatever somebody's module raises
-        return _Failed(0, _not_called(module, expected, error))
+        is_of_arguments = isinstance(error, TypeError) and "argument" in str(error)
+        return _Failed(0 if is_of_arguments else 1, _not_called(module, expected, error))
     matched = match(found, expected, steps)
     if isinstance(matched, str):
-        return _Failed(1 + (not call.is_one_step), f"{type(module).__name__} {matched}")
+        return _Failed(2 + (not call.is_one_step), f"{type(module).__name__} {matched}")
     output, states, is_last = matched
     call = replace(call, output=output, states=states, is_last=is_last)
     if is_last:
         return call, []
+    if problem := _unsteady(module, expected, call, inputs, carried):
+        return _Failed(3, f"{type(module).__name__} {problem}")
     alone = _run(
         module, expected, call, inputs[:1], [_row(tensor, shape) for tensor, shape in _shaped(expected, carried)]
     )
     whole = _run(module, expected, call, inputs, carried)
     if alone is None or whole is None or not near(alone[0], whole[0][:1]):
-        return _Failed(1, f"{type(module).__name__} gives a row something else in company than alone")
+        return _Failed(2, f"{type(module).__name__} gives a row something else in company than alone")
     notes = []
     if left := [place for place in range(len(found)) if place not in (output, *states)]:
         notes = [
@@ -259,6 +262,21 @@ def draw(expected: Expected, steps: int) -> tuple[Tensor, list[Tensor]]:
 
 def _shaped(expected: Expected, carried: Sequence[Tensor]) -> list[tuple[Tensor, tuple[int | str, ...]]]:
     return list(zip(carried, [*expected.states.values(), *expected.contexts.values()], strict=True))
+
+
+def _unsteady(module: nn.Module, expected: Expected, call: Call, inputs: Tensor, carried: Sequence[Tensor]) -> str:
+    """What is wrong with a module that gives no numbers, or others each time; empty for any other."""
+    once, again = (_run(module, expected, call, inputs, carried) for _ in range(2))
+    if once is None or again is None:
+        return ""
+    if any(bool(tensor.isnan().any()) for tensor in once):
+        return "gives NaN, of numbers: look at its weights"
+    if not all(map(near, once, again)):
+        return (
+            "gives something else each time that it is asked the same: it draws random numbers, as dropout in training"
+            " does, or keeps something between calls that is none of its states"
+        )
+    return ""
 
 
 def _row(tensor: Tensor, shape: tuple[int | str, ...]) -> Tensor:

@@ -151,9 +151,10 @@ def _strip(model: onnx.ModelProto) -> None:
 def _quiet() -> Iterator[None]:
     """Silences the exporter: its warnings are about packages not installed and axes that share a name by intent."""
     disabled = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    said = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        logging.disable(logging.CRITICAL)
         try:
             yield
         finally:

@@ -128,7 +128,13 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
     told: list[str] = [] if notes is None else notes
     if isinstance(model.module, torch.jit.ScriptModule):
         raise ExportError("a TorchModel needs the module itself: a scripted one cannot be exported")
-    module = model.module.cpu().float().eval()
+    try:
+        module = model.module.cpu()
+    except NotImplementedError as error:  # its weights are nowhere
+        raise ExportError(f"the module cannot be copied to the CPU: {first_line(error)}") from error
+    kinds = {str(one.dtype).removeprefix("torch.") for one in module.parameters()} - {"float32"}
+    told += [f"its weights are {kind}, and are served as float32" for kind in sorted(kinds)]
+    module = module.float().eval()
     with unpacked():
         call, found = fit(module, _expected(model), one_step=model.one_step)
         check_states(module, call, _expected(model))

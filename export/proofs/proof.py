@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from export.errors import ExportError
+from export.errors import ExportError, first_line
 from export.graphs import Graphs
 from export.interface import Interface
 from export.proofs.invariance import check_invariance
@@ -23,7 +23,10 @@ def prove(graphs: Graphs, interface: Interface, step: nn.Module, encoder: nn.Mod
 
     Returns the parity measured. Raises ExportError saying what does not hold, by how much, and in which case.
     """
-    runner = OnnxRunner(graphs, interface)
+    try:
+        runner = OnnxRunner(graphs, interface)
+    except Exception as error:  # ONNX Runtime raises classes of its own
+        raise ExportError(f"ONNX Runtime cannot run the module's graph: {first_line(error)}") from error
     check_signature(runner, interface)
     with one_torch_thread():
         parity = measure_parity(runner, TorchRunner(step, encoder), interface)

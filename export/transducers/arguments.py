@@ -45,6 +45,7 @@ def add_transducer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state", type=pairs, action="append", default=[], metavar="IN=OUT", help="a state's input and its output"
     )
+    parser.add_argument("--force-state", action="store_true", help="take pairs of --state that the graph contradicts")
     parser.add_argument(
         "--axis", type=size, action="append", default=[], metavar="AXIS=SIZE", help="the length of an axis without one"
     )

@@ -22,6 +22,9 @@ from export.transducers.parts import Network, read_encoder, read_joiner, read_pr
 from export.transducers.proving import described_as, hints_of, prove_emitting, prove_loop
 from export.vocabulary import Vocabulary
 
+_OF_TOKENS = ("state emitted changes nothing", "state num_emitted changes nothing")
+"""Notes of states that are there to be read."""
+
 
 def run(parsed: argparse.Namespace) -> Path:
     """Writes the bundle and returns its folder. Raises as `write_transducer` does."""
@@ -31,6 +34,7 @@ def run(parsed: argparse.Namespace) -> Path:
         states=once(split_pairs(parsed.state, files[0]), "--state"),
         axes=once(parsed.axis, "--axis"),
         batch_axes=once(parsed.batch_axis, "--batch-axis"),
+        force_state=parsed.force_state,
     )
     print(f"reading {', '.join(map(str, files))} and running them ...", flush=True)
     outputs = {"encoder": parsed.encoder_output, "predictor": parsed.predictor_output}
@@ -127,5 +131,5 @@ def write_transducer(
         composed = compose(encoder, decoder, rules, rows=1)
     written = write_model(composed.model, hints_of(composed), described_as(composed, vocabulary), **options)
     notes = [note for network in (encoder, *decoder.networks) for note in network.notes]
-    notes += [proven.note, *written.notes]
+    notes += [proven.note, *(note for note in written.notes if not note.startswith(_OF_TOKENS))]
     return replace(written, notes=notes)

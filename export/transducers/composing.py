@@ -6,20 +6,24 @@ then the tokens, then their log-probabilities: see `service.repository.manifest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, version_converter
 
-from export.errors import ExportError
+from export.errors import ExportError, first_line
+from export.foreign.loading import opset_of
 from export.proofs.runners import Array
 from export.transducers.bare_loop import Rules, num_frames
 from export.transducers.decoders import Decoder
 from export.transducers.emission import EMITTED, NUM_EMITTED, OUTPUT, Emission, Parts
-from export.transducers.parts import Network, Port, in_opset
+from export.transducers.parts import Network, Port
 from service.repository.manifest import EmitsSpec
 
+_MIN_OPSET = 13
+"""Of the operators that join the files."""
 _TYPES = {
     "float32": TensorProto.FLOAT,
     "float64": TensorProto.DOUBLE,
@@ -50,7 +54,7 @@ def size_of_step(capacity: int) -> int:
 
 def compose(encoder: Network, decoder: Decoder, rules: Rules, *, rows: int | None = None) -> Composed:
     """rows: that it takes in a run; None: as many as the files. Raises ExportError for files that cannot be joined."""
-    encoder, *others = in_opset([encoder, *decoder.networks])
+    encoder, *others = _in_opset([encoder, *decoder.networks])
     capacity = num_frames(encoder, decoder) * rules.max_symbols
     model = onnx.ModelProto()
     model.CopyFrom(encoder.model)
@@ -125,3 +129,21 @@ def _takes_rows(network: Network) -> bool:
     declared = {value.name: value.type.tensor_type.shape.dim for value in network.model.graph.input}
     ports = [*network.reads.values(), *(kept.input for kept in network.states)]
     return not any(declared[port.name][port.batch_axis].HasField("dim_value") for port in ports)
+
+
+def _in_opset(networks: Sequence[Network]) -> list[Network]:
+    """The same with models of one opset. Raises ExportError for a file that cannot be converted."""
+    opset = max(_MIN_OPSET, *(opset_of(network.model) for network in networks))
+    found = []
+    for network in networks:
+        model = network.model
+        if opset_of(model) != opset:
+            try:
+                model = version_converter.convert_version(model, opset)
+            except Exception as error:  # onnx raises classes of its own
+                raise ExportError(
+                    f"{network.file} has opset {opset_of(model)}, and cannot be converted to {opset}, which the others"
+                    f" need: {first_line(error)}. Export it again with opset {opset}"
+                ) from error
+        found.append(replace(network, model=model))
+    return found

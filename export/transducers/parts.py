@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,26 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import compose, inliner, version_converter
+from onnx import compose, inliner
 
 from export.errors import ExportError, first_line
-from export.foreign.axes import Hints, Tensor, axis_named, is_time, size_of, state_batch_axis, tensor_of
-from export.foreign.loading import load, opset_of
+from export.foreign.axes import (
+    Hints,
+    Tensor,
+    axis_named,
+    batch_axis,
+    batch_name,
+    is_time,
+    size_of,
+    state_batch_axis,
+    tensor_of,
+)
+from export.foreign.loading import load
 from export.foreign.pairing import pair_states
 from export.proofs.runners import Array
 from service.repository.manifest import Dtype
 
 ENCODER, PREDICTOR, JOINER = "encoder", "predictor", "joiner"
-_MIN_OPSET = 13
-"""Of the operators that join them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,30 +138,18 @@ def read_joiner(file: Path, hints: Hints, sizes: Mapping[str, int], inputs: Mapp
             f"which input of {file} is which? It reads {_listed(tensors)}, and there are {told} numbers: say with"
             " --encoded NAME and --predicted NAME"
         )
-    ports = {what: _port(one, replace(hints, batch_axes={}), size=sizes[what]) for what, one in found.items()}
+    alone = replace(hints, batch_axes={})
+    ports = {what: _port(one, alone, _first_axis(one), size=sizes[what]) for what, one in found.items()}
     return _ran(Network(JOINER, file, model, ports, _one(outputs, None, JOINER, file)), outputs)
-
-
-def in_opset(networks: Sequence[Network]) -> list[Network]:
-    """The same with models of one opset. Raises ExportError for a file that cannot be converted."""
-    opset = max(_MIN_OPSET, *(opset_of(network.model) for network in networks))
-    found = []
-    for network in networks:
-        model = network.model
-        if opset_of(model) != opset:
-            try:
-                model = version_converter.convert_version(model, opset)
-            except Exception as error:  # onnx raises classes of its own
-                raise ExportError(
-                    f"{network.file} has opset {opset_of(model)}, and cannot be converted to {opset}, which the others"
-                    f" need: {first_line(error)}. Export it again with opset {opset}"
-                ) from error
-        found.append(replace(network, model=model))
-    return found
 
 
 _KINDS = {"frames": "frames", "tokens": "tokens", "encoded": "an encoded frame", "predicted": "a prediction"}
 _BEGINNINGS = {"encoded": ("enc", "am", "trans", "acoustic", "f"), "predicted": ("dec", "pred", "lm", "g", "label")}
+
+
+def _first_axis(tensor: Tensor) -> str | int:
+    """The first without a size, or the first of all."""
+    return next((one for one in tensor.shape if isinstance(one, str)), tensor.shape[0] if tensor.shape else 1)
 
 
 def _begins_as(name: str, what: str) -> bool:
@@ -173,6 +170,7 @@ def _read(
     model, inputs, outputs = _opened(role, file, hints)
     own = _of_role(hints, role, inputs | outputs)
     notes: list[str] = []
+    _refuse_lengths(file, inputs, own)
     pairs = pair_states(model, inputs, outputs, own, notes) if len(inputs) > 1 or role == ENCODER else {}
     left = {name: one for name, one in inputs.items() if name not in pairs}
     reads: dict[str, Tensor] = {}
@@ -187,8 +185,9 @@ def _read(
             f"{file} must read {wanted} and its states, and it reads {_listed(inputs)}: is it the {role}? Give a state"
             " that was not found with --state INPUT=OUTPUT"
         )
+    batch = batch_name(reads[next(iter(kinds))], inputs | outputs, own)
     states = tuple(
-        Kept(port := _port(inputs[name], own, is_state=True), pairs[name], np.zeros(port.shape, port.dtype))
+        Kept(port := _port(inputs[name], own, batch, is_state=True), pairs[name], np.zeros(port.shape, port.dtype))
         for name in pairs
     )
     free = {name: one for name, one in outputs.items() if name not in pairs.values()}
@@ -196,7 +195,7 @@ def _read(
         role,
         file,
         model,
-        {what: _port(one, own) for what, one in reads.items()},
+        {what: _port(one, own, batch) for what, one in reads.items()},
         _one(free, output, role, file),
         states,
         tuple(notes),
@@ -228,14 +227,28 @@ def _of_role(hints: Hints, role: str, known: Mapping[str, Tensor]) -> Hints:
     )
 
 
-def _port(tensor: Tensor, hints: Hints, *, is_state: bool = False, size: int | None = None) -> Port:
-    """size: of its last axis, where that has none."""
+def _refuse_lengths(file: Path, inputs: Mapping[str, Tensor], hints: Hints) -> None:
+    """Raises ExportError for an input that is how long each row is: no state, though there may be such an output."""
+    whole = [one for one in inputs.values() if one.dtype in ("int64", "int32") and one.name not in hints.states]
+    for one in whole:
+        if len(one.shape) == 1 and any(other is not one and _may_be_read(other) for other in inputs.values()):
+            raise ExportError(
+                f"{file} reads {one}, which is how long each row is: a step has all that it reads at once. Export the"
+                " module with that number made inside it, such as torch.full((rows,), steps)"
+            )
+
+
+def _may_be_read(tensor: Tensor) -> bool:
+    """Whether a tensor may be frames or tokens, with an axis of steps."""
+    return len(tensor.shape) > 1
+
+
+def _port(tensor: Tensor, hints: Hints, batch: str | int, *, is_state: bool = False, size: int | None = None) -> Port:
+    """batch: the axis that counts rows; size: of its last axis, where that has none."""
     if not tensor.shape:
         raise ExportError(f"{tensor} is a scalar: a part of a transducer reads rows. Export the module without it")
-    axis = hints.batch_axes.get(tensor.name)
-    first = next((one for one in tensor.shape if isinstance(one, str)), tensor.shape[0])
-    if axis is None:
-        axis = state_batch_axis(tensor, first) if is_state else axis_named(tensor, first)
+    find = partial(state_batch_axis if is_state else axis_named, tensor, batch)
+    axis = batch_axis(tensor, hints, find)
     places = range(len(tensor.shape))
     last = len(tensor.shape) - 1
 

@@ -111,13 +111,20 @@ def _draw(encoder: Network) -> list[Array]:
 
 
 def _first_states(session: onnxruntime.InferenceSession, composed: Composed) -> dict[str, Array]:
-    kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(double)": np.float64}
+    kinds: dict[str, type[np.generic]] = {
+        "tensor(float)": np.float32,
+        "tensor(double)": np.float64,
+        "tensor(float16)": np.float16,
+        "tensor(int64)": np.int64,
+        "tensor(int32)": np.int32,
+        "tensor(bool)": np.bool_,
+    }
     states = {}
     for node in session.get_inputs():
         if node.name in composed.states:
             axis = composed.batch_axes[node.name]
             shape = [1 if place == axis else size for place, size in enumerate(node.shape)]
-            states[node.name] = np.zeros(shape, kinds.get(node.type, np.float16))
+            states[node.name] = np.zeros(shape, kinds[node.type])
             if node.name in composed.initial:
                 states[node.name][:] = np.expand_dims(composed.initial[node.name], axis)
     return states

@@ -26,7 +26,7 @@ from service.errors import (
     quoted,
 )
 from service.observer import SessionObserver
-from service.repository.manifest import StateSpec
+from service.repository.manifest import Manifest, StateSpec
 from service.sessions.constants import refused_choice
 from service.sessions.image import Image, image_of
 from service.sessions.lifecycle import Event
@@ -41,6 +41,8 @@ from service.sessions.watches import Change
 _MIDST_S = 0.005
 """How long a session in the middle of a feed is left alone before it is looked at again."""
 T = TypeVar("T")
+_MOST_EMITTED = 2**53
+"""Tokens that a session may be said to have emitted: far from where 64 bits end."""
 
 
 class StateTensor:
@@ -145,6 +147,7 @@ class Admin:
             if tensor.name in given:
                 raise InvalidFieldError(f"{field}.name = {tensor.name!r} is given twice", field=f"{field}.name")
             given[tensor.name] = _array(tensor, specs[tensor.name], field)
+            _check_emitted(session.served.bundle.manifest, tensor.name, given[tensor.name], field)
         if not given:
             raise InvalidFieldError("tensors is empty: it must have 1 tensor or more", field="tensors")
         while True:
@@ -228,6 +231,18 @@ def _check_name(name: str, specs: Mapping[str, StateSpec], field: str) -> None:
         raise InvalidFieldError(
             f"{field}: {quoted(name)} is no state tensor of the model: {', '.join(specs)}", field=field
         )
+
+
+def _check_emitted(manifest: Manifest, name: str, values: Array, field: str) -> None:
+    """Raises InvalidFieldError for tokens so far of a transducer that are none, and for such a number of them."""
+    emits, vocabulary = manifest.step.emits, manifest.target_vocabulary
+    if emits is None or vocabulary is None or not values.size:
+        return
+    most = {emits.history: vocabulary.size - 1, emits.count: _MOST_EMITTED}.get(name)
+    if most is None or (values.min() >= 0 and values.max() <= most):
+        return
+    wrong = values.min() if values.min() < 0 else values.max()
+    raise InvalidFieldError(f"{field}.data: {quoted(name)} has {wrong}, and must be 0 to {most}", field=f"{field}.data")
 
 
 def _array(tensor: StateTensor, state: StateSpec, field: str) -> Array:

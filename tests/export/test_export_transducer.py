@@ -8,7 +8,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+import onnx
+
 from export.__main__ import main
+from export.foreign.axes import Hints
+from export.transducers.parts import read_encoder
 from service.repository.bundle import load_bundle
 from tests.export.transducer_files import ENCODED, HIDDEN, PREDICTED, TOKENS, write
 
@@ -89,3 +93,30 @@ def test_files_of_other_models_are_refused(tmp_path: Path, capsys: pytest.Captur
     for files, flags, expected in cases:
         assert f"nothing was written: {expected}" in refusal(capsys, files, *flags)
     assert ENCODED != PREDICTED  # else the joiner's inputs are told apart by their names alone
+
+
+def test_lengths_of_rows_are_no_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An encoder may hand on how long each row is, and mask what is behind: beginning at zero it would mask all."""
+    encoder, predictor, joiner = write(tmp_path)
+    model = onnx.load(encoder)
+    lengths = onnx.helper.make_tensor_value_info("length", onnx.TensorProto.INT64, ["batch"])
+    model.graph.input.append(lengths)
+    model.graph.node.append(onnx.helper.make_node("Identity", ["length"], ["encoded_lengths"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("encoded_lengths", onnx.TensorProto.INT64, ["batch"]))
+    onnx.save(model, encoder)
+    told = refusal(capsys, [encoder, predictor, joiner])
+    assert f"{encoder} reads encoder.length int64 [batch], which is how long each row is" in told
+
+
+def test_the_axis_of_rows_is_that_of_the_frames(tmp_path: Path) -> None:
+    """Also of a state whose first axis is that of layers, in a file whose batch is fixed at one row."""
+    encoder = write(tmp_path)[0]
+    model = onnx.load(encoder)
+    for value in [*model.graph.input, *model.graph.output]:
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param == "batch":
+                axis.dim_value = 1
+    onnx.save(model, encoder)
+    found = read_encoder(encoder, Hints(), None)
+    assert found.reads["frames"].batch_axis == 0
+    assert [(kept.input.shape, kept.input.batch_axis) for kept in found.states] == [((2, 1, HIDDEN), 1)] * 2

@@ -145,6 +145,18 @@ class Swapped(Base):
         return self.last(h).unsqueeze(1), c, h
 
 
+class Random(Base):
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, h = self.gru(x, h)
+        return self.last(nn.functional.dropout(y, 0.5, training=True)), h
+
+
+class NoNumbers(Base):
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        y, h = self.gru(x, h)
+        return self.last(y) * float("nan"), h
+
+
 class Untold(Base):
     def forward(self, x: Tensor, h: Tensor, g: Tensor | None = None) -> tuple[Tensor, ...]:
         y, h = self.gru(x, h)
@@ -231,6 +243,8 @@ def test_what_is_not_served_is_said() -> None:
         (TwoHeads, GRU, "TwoHeads returned 3 tensors, 2 were expected: outputs [3, 5, 2] and h [1, 3, 6]"),
         (Doubled, GRU, "Doubled computes in float64, and float32 is served: leave .double() out of its forward"),
         (Stateless, GRU, "of Stateless cannot be called with inputs and the states h: let it take them"),
+        (Random, GRU, "Random gives something else each time that it is asked the same: it draws random numbers"),
+        (NoNumbers, GRU, "NoNumbers gives NaN, of numbers"),
         (MixesRows, GRU, "MixesRows gives a row something else in company than alone"),
         (
             Flat,

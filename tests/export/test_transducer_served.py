@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,17 @@ def test_forks_marks_snapshots_and_state_have_the_tokens_so_far(
         names = ("whole", "copy", restored)
         assert len({client.sessions.emitted(name) for name in names}) == 1
         assert len({client.sessions.get_state(name) for name in names}) == 1
+
+
+def test_tokens_so_far_can_be_none_but_tokens(service: LocalService) -> None:
+    with Client(service.target) as client, client.session(f"{MODEL}-three", session_id="told") as session:
+        session.feed(features=frames(4, 4))
+        state = {tensor.name: tensor for tensor in client.sessions.get_state("told")}
+        for name, number, most in (("emitted", 7, "6"), ("emitted", -1, "6"), ("num_emitted", -1, "9007199254740992")):
+            wrong = np.full(state[name].shape, number, np.int64).tobytes()
+            with pytest.raises(InvalidArgumentError, match=f"has {number}, and must be 0 to {most}"):
+                client.sessions.set_state("told", replace(state[name], data=wrong))
+        client.sessions.set_state("told", *state.values())
 
 
 async def test_a_step_batch_tells_what_each_of_its_sessions_has_emitted(
