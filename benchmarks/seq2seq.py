@@ -50,6 +50,12 @@ def seq2seq(setup: Setup) -> Report:
                 rounds=setup.rounds,
             )
         )
+    add_transducers(setup, report)
+    return report
+
+
+def add_transducers(setup: Setup, report: Report) -> None:
+    """Their rows."""
     for recogniser, _ in RECOGNISERS:
         recogniser.export()
     with service(RECOGNISERS[0][0].repository, setup.wire, None) as carousel:
@@ -65,7 +71,6 @@ def seq2seq(setup: Setup) -> Report:
                     rounds=setup.rounds,
                 )
             )
-    return report
 
 
 def _served(setup: Setup, carousel: Running, load: Load) -> Sample:

@@ -22,7 +22,8 @@ STREAM_ENUMS = {
     "open.on_disconnect.action": "DISCONNECT_ACTION_FREE, DISCONNECT_ACTION_HOLD, DISCONNECT_ACTION_KEEP",
     **dict.fromkeys(
         ("open.outputs.kind", "feed.outputs.kind", "step_batch.outputs.kind"),
-        "OUTPUT_KIND_NONE, OUTPUT_KIND_NEXT_TOKEN, OUTPUT_KIND_TOP_K, OUTPUT_KIND_LOGITS, OUTPUT_KIND_VALUES",
+        "OUTPUT_KIND_NONE, OUTPUT_KIND_NEXT_TOKEN, OUTPUT_KIND_TOP_K, OUTPUT_KIND_LOGITS, OUTPUT_KIND_VALUES, "
+        "OUTPUT_KIND_EMITTED",
     ),
 }
 """Every field of a request on a stream that is an enum, and its names."""
