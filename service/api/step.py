@@ -18,6 +18,7 @@ from service.background import awaited
 from service.engine.jobs import Item
 from service.engine.results import Failed, Fed, Result
 from service.errors import (
+    AnswerTooLargeError,
     CallerError,
     CarouselError,
     FeedUncertainError,
@@ -95,7 +96,7 @@ class Step:
             self._sessions.opening.begin(new)
             opened = await _opened(request, _succeeded(await result), new.source)
             return await self._use(message, session, pb.StepResponse(opened=opened))
-        except CallerError:
+        except (CallerError, AnswerTooLargeError):
             if session.is_live and session.is_detached and not (session.position or session.num_unanswered):
                 self._sessions.registry.close(session, CloseReason.FAILED, notify=False)
             raise

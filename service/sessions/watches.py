@@ -128,9 +128,10 @@ class Watcher:
 
     def drop(self) -> None:
         """Ends the watch because too much waits."""
+        event, wait = ("event", "waits") if len(self._waiting) == 1 else ("events", "wait")
         self._fail(
             WatcherDroppedError(
-                f"{len(self._waiting)} events of session {self.session.name!r} wait to be read or stored, in"
+                f"{len(self._waiting)} {event} of session {self.session.name!r} {wait} to be read or stored, in"
                 f" {self.num_bytes} bytes, and no more may: they are dropped. Watch the session again, and read faster"
                 " than it moves",
                 session_id=self.session.name,
@@ -149,7 +150,10 @@ class Watcher:
         self._watches.remove(self)
 
     def _fail(self, error: CarouselError) -> None:
-        self.close()
+        """Its place among the session's is free when its call is over: a reader that stalls does not make room for
+        another."""
+        self._waiting.clear()
+        self._count(-self.num_bytes)
         if self._failure is None:
             self._failure = error
             self.wake_up()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
+from carousel import AsyncClient, NotFoundError, ResourceExhaustedError
 from carousel.v1 import error_pb2, inference_pb2_grpc, sessions_pb2, sessions_pb2_grpc
 from carousel.v1 import inference_pb2 as pb
 from examples.local_envoy import local_envoy
@@ -573,3 +574,13 @@ def test_json_is_all_that_it_takes(tiny_service: LocalService, request: pytest.F
     assert "feed.position = 3, but the session is at position 1" in told["message"]
     status, last = ask(sessionId="curl", feed={"tokens": ["t6"], "position": 1}, close=True)
     assert (last["position"], last["closed"]) == ("2", {"reason": "CLOSE_REASON_CLIENT"})
+
+
+async def test_an_answer_that_would_be_too_large_leaves_no_session_that_the_call_opened(
+    tiny_service: LocalService,
+) -> None:
+    async with AsyncClient(tiny_service.target) as client:
+        with pytest.raises(ResourceExhaustedError, match=r"feed\.outputs asks for an answer of up to"):
+            await client.step("large", [5] * 60_000, model="tiny-lm", every_position=True, logits=True)
+        with pytest.raises(NotFoundError):
+            await client.step("large")

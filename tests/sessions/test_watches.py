@@ -53,10 +53,11 @@ async def test_whoever_has_256_events_to_read_is_dropped_and_nobody_else(tiny_re
         assert (await taken(quick)).moment == (0, 257)
         with pytest.raises(WatcherDroppedError, match="256 events of session 's' wait to be read or stored"):
             await slow.next()
-        assert it.service.watches.of_session == {session: [quick]}
         assert it.service.watches.num_bytes == 0
-        quick.close()
+        assert it.service.watches.of_session == {session: [slow, quick]}, "its place is taken until its call is over"
         slow.close()
+        assert it.service.watches.of_session == {session: [quick]}
+        quick.close()
         assert is_quiet(it)
 
 
@@ -69,8 +70,9 @@ async def test_bytes_are_bounded_but_for_one_event_that_is_larger(tiny_repositor
         assert len((await taken(watcher)).happening.outputs) == len(tokens)  # type: ignore[union-attr]
         await it.feed(session, 20_000, tokens, EVERY)
         await it.feed(session, 40_000, [5])
-        with pytest.raises(WatcherDroppedError, match="1 events of session 's' wait"):
+        with pytest.raises(WatcherDroppedError, match="1 event of session 's' waits"):
             await watcher.next()
+        watcher.close()
         assert is_quiet(it)
 
 
@@ -93,7 +95,8 @@ async def test_all_watchers_together_have_a_bound_and_those_with_the_most_go_fir
         assert (await taken(quick)).moment == (0, 34), "there is always room for one"
         with pytest.raises(WatcherDroppedError, match="of session 'ended' wait"):
             await late.next()
-        quick.close()
+        for watcher in (slow, late, quick):
+            watcher.close()
         assert is_quiet(it)
         assert not it.service.watches._all
 
@@ -121,6 +124,7 @@ async def test_the_server_ends_a_watch_whose_session_lives_on(tiny_repository: P
         watcher.leave(ShuttingDownError("it leaves"))
         with pytest.raises(ShuttingDownError, match="it leaves"):
             await waiting
+        watcher.close()
         assert is_quiet(it)
         assert not session.is_over
 
