@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 import pytest
 
-from benchmarks import foreign, native_load, path, simulate
+from benchmarks import native_load, path, simulate
 from benchmarks.calls import Crossed, Recorder
 from benchmarks.measure import Report, Sample, row_of, write
 from benchmarks.processes import Running, populated, server, service
@@ -33,8 +33,9 @@ from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 from tests.bundles import HIDDEN_SIZE, VOCABULARY_SIZE, write_language_model
 
-LIKE_OTHERS = {"echo", "wire", "naive", "metrics", "million"}
-"""These do what `shortest` does, with servers that take long to start; two of the servers have a test below."""
+LIKE_OTHERS = {"echo", "wire", "naive", "metrics", "million", "foreign"}
+"""These do what `shortest` or `seq2seq` do, with servers that take long to start, or models that take long to make; two
+of the servers have a test below."""
 Handler = Callable[[Iterator[pb.StreamRequest], Any], Iterator[pb.StreamResponse]]
 SHORT = Load(seconds=0.3, warmup_s=0.0)
 
@@ -325,7 +326,6 @@ def test_every_benchmark_measures(
 ) -> None:
     """With tiny models and short runs: figures of both sides come out, whatever they are."""
     monkeypatch.setattr("benchmarks.curve.SHARES", (0.1, 0.5))
-    monkeypatch.setattr("benchmarks.foreign.MODELS", foreign.MODELS[:1])
     monkeypatch.setattr("benchmarks.seq2seq.add_transducers", lambda setup, report: None)  # whose exports take long
     monkeypatch.setattr("benchmarks.seq2seq.TRANSLATOR", Translator("translator-small", 16, 40))
     small, large = subjects

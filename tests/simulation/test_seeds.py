@@ -18,7 +18,7 @@ from simulation.streams import ClientStream
 from simulation.system import Replica
 from simulation.wire import Connection
 
-SEEDS_A_SHARD = 18
+SEEDS_A_SHARD = 14
 NUM_SHARDS = 10
 FOUND: tuple[int, ...] = (
     40001403,
