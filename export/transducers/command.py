@@ -125,8 +125,8 @@ def write_transducer(
     if len(vocabulary.tokens) != size:
         raise ExportError(f"--vocabulary has {len(vocabulary.tokens)} tokens, and the joiner gives {size} logits")
     composed = compose(encoder, decoder, rules)
-    prove_loop(composed, encoder, decoder, rules)
-    proven = prove_emitting(encoder, decoder, rules, vocabulary)
+    margins = prove_loop(composed, encoder, decoder, rules)
+    proven = prove_emitting(encoder, decoder, rules, vocabulary, margins)
     if proven.is_one_by_one:
         composed = compose(encoder, decoder, rules, rows=1)
     written = write_model(composed.model, hints_of(composed), described_as(composed, vocabulary), **options)

@@ -86,20 +86,20 @@ def prove_loop(composed: Composed, encoder: Network, decoder: Decoder, rules: Ru
     return bare.margins
 
 
-def prove_emitting(encoder: Network, decoder: Decoder, rules: Rules, vocabulary: Vocabulary) -> Emitting:
-    """Holds frames that emit tokens to the bare loop, and to each other in company. Raises ExportError."""
-    margins = np.array(prove_loop(compose(encoder, decoder, rules), encoder, decoder, rules))
-    penalty = rules.blank_penalty + float(np.quantile(margins, 0.5))
-    often = replace(rules, blank_penalty=penalty)
+def prove_emitting(
+    encoder: Network, decoder: Decoder, rules: Rules, vocabulary: Vocabulary, margins: list[float]
+) -> Emitting:
+    """Holds frames that emit tokens to the bare loop, and to each other in company. margins: as `prove_loop` returns
+    them. Raises ExportError."""
+    often = replace(rules, blank_penalty=rules.blank_penalty + float(np.quantile(margins, 0.5)))
     composed = compose(encoder, decoder, often)
     prove_loop(composed, encoder, decoder, often)
     proven = prove_model(composed.model, hints_of(composed), described_as(composed, vocabulary))
-    is_one_by_one = proven.interface.step.max_rows == 1
-    why = next((note for note in proven.notes if "one by one" in note and "run" in note), "")
-    note = (
-        why if is_one_by_one else "frames that emit tokens have the same bits in company, and in several steps at once"
-    )
-    return Emitting(is_one_by_one, note)
+    if proven.interface.step.max_rows == 1:
+        return Emitting(True, next((note for note in proven.notes if "one by one" in note and "run" in note), ""))
+    if proven.interface.step.loop is None:
+        raise ExportError("frames that emit tokens are told something else in several steps at once than one by one")
+    return Emitting(False, "frames that emit tokens have the same bits in company, and in several steps at once")
 
 
 def _draw(encoder: Network) -> list[Array]:
