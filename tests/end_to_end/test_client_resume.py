@@ -72,14 +72,14 @@ def test_a_blocking_program_does_not_notice(tiny_repository: Path, tmp_path: Pat
             assert list(step.outputs[0].logits) == reference.step(2 + index % 5).tolist()
             assert session.position == index + 1
             threading.Event().wait(0.005)
-        tokens = [token.id for token in session.generate(max_tokens=40_000, timeout=60)]
-        assert tokens == reference.generate(40_000)
-        assert session.position == 40_400
+        tokens = [token.id for token in session.generate(max_tokens=20_000, timeout=60)]
+        assert tokens == reference.generate(20_000)
+        assert session.position == 20_400
 
 
 async def test_asyncio_programs_do_not_notice(tiny_repository: Path, tmp_path: Path) -> None:
     folder = tiny_repository / "tiny-endless" / "1"
-    expected = ReferenceSession(folder).generate(30_000)
+    expected = ReferenceSession(folder).generate(20_000)
     with killed_and_started_again(tiny_repository, tmp_path, [1.5, 0.6], signal.SIGKILL) as target:
         async with AsyncClient(target) as client:
 
@@ -90,12 +90,12 @@ async def test_asyncio_programs_do_not_notice(tiny_repository: Path, tmp_path: P
                         await session.feed([first, 3], outputs=False, timeout=30)
                         reference.step(first)
                         reference.step(3)
-                        generation = session.generate(max_tokens=8000, timeout=60)
-                        assert [token.id async for token in generation] == reference.generate(8000)
+                        generation = session.generate(max_tokens=5000, timeout=60)
+                        assert [token.id async for token in generation] == reference.generate(5000)
                         assert session.position == generation.position
 
             async def one_shot() -> None:
-                found = [t.id async for t in client.generate("tiny-endless", max_tokens=30_000)]
+                found = [t.id async for t in client.generate("tiny-endless", max_tokens=20_000)]
                 assert found == expected
 
             await asyncio.gather(*(program(first) for first in range(2, 8)), one_shot())
@@ -141,16 +141,16 @@ def test_snapshots_forks_marks_and_state_from_the_client(tiny_service: LocalServ
 
 async def test_one_call_generations_do_not_notice_a_shutdown(tiny_repository: Path, tmp_path: Path) -> None:
     """The generation takes longer than the server's grace time, so that it is cut off."""
-    expected = ReferenceSession(tiny_repository / "tiny-endless" / "1").generate(30_000)
+    expected = ReferenceSession(tiny_repository / "tiny-endless" / "1").generate(20_000)
     with killed_and_started_again(tiny_repository, tmp_path, [0.7], signal.SIGTERM) as target:
         async with AsyncClient(target) as client:
 
             async def asyncio_program() -> list[int]:
-                return [token.id async for token in client.generate("tiny-endless", max_tokens=30_000)]
+                return [token.id async for token in client.generate("tiny-endless", max_tokens=20_000)]
 
             def blocking_program() -> list[int]:
                 with Client(target) as blocking:
-                    return [token.id for token in blocking.generate("tiny-endless", max_tokens=30_000)]
+                    return [token.id for token in blocking.generate("tiny-endless", max_tokens=20_000)]
 
             found = await asyncio.gather(asyncio_program(), asyncio.to_thread(blocking_program))
             assert list(found) == [expected, expected]
