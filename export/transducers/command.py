@@ -82,6 +82,7 @@ def read_files(
     told = outputs or {}
     encoder = read_encoder(files[0], hints, told.get("encoder"))
     predictor = read_predictor(files[1], hints, told.get("predictor"))
+    _check_states(hints, (encoder, predictor))
     is_joined = "encoded" in predictor.reads
     if len(files) == 2:
         if not is_joined:
@@ -101,6 +102,16 @@ def read_files(
             f" {encoded_size(encoder, decoder)} of a frame: are they of one model?"
         )
     return encoder, decoder
+
+
+def _check_states(hints: Hints, networks: tuple[Network, Network]) -> None:
+    """Raises ExportError for a pair of states that neither file has."""
+    known = {(network.role, kept.input.name, kept.output) for network in networks for kept in network.states}
+    own = {(name.removeprefix(f"{role}."), output.removeprefix(f"{role}.")) for role, name, output in known}
+    for pair in hints.states.items():
+        if pair not in own and pair not in {(name, output) for _, name, output in known}:
+            files = " nor ".join(str(network.file) for network in networks)
+            raise ExportError(f"--state {'='.join(pair)}: neither {files} has such an input and such an output")
 
 
 def _check_tokens(rules: Rules, size: int) -> None:

@@ -215,14 +215,14 @@ def _opened(role: str, file: Path, hints: Hints) -> tuple[onnx.ModelProto, dict[
 
 
 def _of_role(hints: Hints, role: str, known: Mapping[str, Tensor]) -> Hints:
-    """The hints that name tensors of a file, as they are called here."""
+    """The hints that name tensors of a file, as it calls them or as they are called here."""
 
     def own(name: str) -> str:
-        return f"{role}.{name}"
+        return name if name in known else f"{role}.{name}"
 
     return replace(
         hints,
-        states={own(one): own(other) for one, other in hints.states.items() if own(one) in known},
+        states={own(one): own(other) for one, other in hints.states.items() if {own(one), own(other)} <= known.keys()},
         batch_axes={own(name): axis for name, axis in hints.batch_axes.items() if own(name) in known},
     )
 

@@ -87,6 +87,8 @@ def test_files_of_other_models_are_refused(tmp_path: Path, capsys: pytest.Captur
         ),
         ([encoder, predictor, joiner], ["--blank", "7"], "--blank 7: the joiner gives 7 logits"),
         ([encoder, predictor, joiner], ["--start-token", "-1"], "--start-token -1: the joiner gives 7 logits"),
+        ([encoder, predictor, joiner], ["--state", "x=y"], f"--state x=y: neither {encoder} nor {predictor} has such"),
+        ([encoder, predictor, joiner], ["--state", "h0=x"], "--state h0=x: neither"),
         ([encoder, predictor, joiner], ["--encoded", "x"], "--encoded names x, and"),
         ([encoder, predictor, joiner], ["--encoder-output", "x"], "--encoder-output names x, and it gives encoder."),
     ]
@@ -120,3 +122,11 @@ def test_the_axis_of_rows_is_that_of_the_frames(tmp_path: Path) -> None:
     found = read_encoder(encoder, Hints(), None)
     assert found.reads["frames"].batch_axis == 0
     assert [(kept.input.shape, kept.input.batch_axis) for kept in found.states] == [((2, 1, HIDDEN), 1)] * 2
+
+
+def test_states_are_told_by_the_names_in_their_file_or_by_those_in_messages(tmp_path: Path) -> None:
+    encoder = write(tmp_path)[0]
+    found = read_encoder(encoder, Hints(states={"h0": "h1", "encoder.c0": "encoder.c1"}), None)
+    pairs = {kept.input.name: kept.output for kept in found.states}
+    assert pairs == {"encoder.h0": "encoder.h1", "encoder.c0": "encoder.c1"}
+    assert found.notes == ()  # which say why a pair was found that nobody has told
