@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.chaos_scripts import AnyScript, Batch, Listener, Script
+from benchmarks.chaos_scripts import TRANSLATOR, AnyScript, Batch, Listener, Script
 from benchmarks.faults import Envoy, Proxy, Redis, Replica
 from benchmarks.subjects import REPOSITORY, SMALL, export
 from carousel import AsyncClient
@@ -211,11 +211,13 @@ async def run(store: str, models: Path, *, wire: str, sessions: int, kills: int,
 
 
 def make_models(folder: Path) -> Path:
-    """A repository of two shipped models and one of random weights."""
+    """A repository of two shipped models and two of random weights, one of them a translator of two files."""
     export(SMALL)
+    TRANSLATOR.export()
     for name in ("g2p-en", "morse"):
         (folder / name).symlink_to((SHIPPED / name).resolve())
-    (folder / SMALL.name).symlink_to((REPOSITORY / SMALL.name).resolve())
+    for made in (REPOSITORY / SMALL.name, TRANSLATOR.repository / TRANSLATOR.name):
+        (folder / made.name).symlink_to(made.resolve())
     return folder
 
 

@@ -9,10 +9,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from benchmarks.subjects import SMALL
+from benchmarks.translators import Translator
 from carousel import AsyncClient, AsyncSessionBatch, UnavailableError
 
 T = TypeVar("T")
-_MODELS = (("g2p-en", 42), (SMALL.name, SMALL.vocabulary))
+TRANSLATOR = Translator("translator-chaos", 64, 64)
+"""Of two files."""
+_MODELS = (("g2p-en", 42), (SMALL.name, SMALL.vocabulary), (TRANSLATOR.name, TRANSLATOR.tokens))
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _PACE_S = 0.25
 """The longest that a session rests between two requests: users do, and the faults must find it at rest as well."""
@@ -32,6 +35,9 @@ class Script:
         self.source = None
         if self.model == "g2p-en":
             self.source = "".join(self._rng.choice(_LETTERS) for _ in range(self._rng.randint(3, 20)))
+        elif self.model == TRANSLATOR.name:
+            tokens = range(TRANSLATOR.tokens)
+            self.source = " ".join(str(self._rng.choice(tokens)) for _ in range(self._rng.randint(3, 20)))
         self.told: list[object] = []
         self.num_tokens = self.num_lost = 0
 
