@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from service.engine.engine import Engine
-from service.engine.results import Failed, LaneState, Result
+from service.engine.results import Failed, Generated, LaneState, Result
 from service.errors import CarouselError
 from service.sessions.ending import LastRecords, not_stored
 from service.sessions.generation import Generation
@@ -87,6 +87,7 @@ class Checkpoints:
             request.deliver(result)
             return
         moment = (persistence.era, result.position)
+        is_part = isinstance(result, Generated) and result.finish_reason is None
         if session.is_over and not persistence.is_releasing:
             moved = None if persistence.holds(moment) else persistence.moved
             request.deliver(result if moved is None else Failed(session.position, moved))
@@ -105,9 +106,9 @@ class Checkpoints:
             request.deliver(Failed(session.position, error))
 
         if session.is_over:  # its last record is being written
-            persistence.awaiting.append((moment, answer))
+            persistence.wait(moment, answer, is_part)
         else:
-            self.when_stored(session, moment, answer)
+            self.when_stored(session, moment, answer, is_part)
 
     def after_pending(self, session: Session, call: WhenDone) -> None:
         """Calls `call` after the answers of a session that wait for the store; of a strict session, when what it is now
@@ -117,13 +118,13 @@ class Checkpoints:
         else:
             call(None)
 
-    def when_stored(self, session: Session, moment: Moment, call: WhenDone) -> None:
-        """Calls `call` when a session is stored up to a moment, or cannot be."""
+    def when_stored(self, session: Session, moment: Moment, call: WhenDone, is_part: bool = False) -> None:
+        """Calls `call` when a session is stored up to a moment, or cannot be. is_part: see `Persistence.awaiting`."""
         persistence = session.persistence
         if not persistence.awaiting and not persistence.is_unconfirmed and persistence.holds(moment):
             call(None)
         else:
-            persistence.awaiting.append((moment, call))
+            persistence.wait(moment, call, is_part)
             self._hasten(session)
 
     def store(self, session: Session, then: Then) -> None:

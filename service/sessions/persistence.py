@@ -211,8 +211,11 @@ class Persistence:
     is_attached: bool = True
     held_until_s: float = 0.0
     """Monotonic seconds at which a detached session expires."""
-    awaiting: list[tuple[Moment, WhenDone]] = field(default_factory=list)
-    """Answers that wait until their moment is stored, in the order in which they are to be delivered."""
+    awaiting: list[tuple[Moment, WhenDone, bool]] = field(default_factory=list)
+    """Answers that wait until their moment is stored, in the order in which they are to be delivered; and whether each
+    is a part, after which its request is answered again."""
+    num_parts: int = 0
+    """How many of them are."""
     unstored: Unstored = field(default_factory=Unstored)
     """What was done and could not be stored: see `unstored`."""
     moved: CarouselError | None = None
@@ -268,14 +271,25 @@ class Persistence:
         self.reported_position = position
         return position
 
+    @property
+    def num_awaiting(self) -> int:
+        """Requests whose last answer waits."""
+        return len(self.awaiting) - self.num_parts
+
+    def wait(self, moment: Moment, call: WhenDone, is_part: bool = False) -> None:
+        """Has an answer wait: see `awaiting`."""
+        self.awaiting.append((moment, call, is_part))
+        if is_part:
+            self.num_parts += 1
+
     def resolve(self, stored: Moment | None, error: CarouselError | None) -> None:
         """Calls those that wait for a moment up to `stored`, or all of them with an error."""
         if not self.awaiting:
             return
-        awaiting, self.awaiting = self.awaiting, []
-        for wanted, call in awaiting:
+        awaiting, self.awaiting, self.num_parts = self.awaiting, [], 0
+        for wanted, call, is_part in awaiting:
             if error is None and (stored is None or wanted > stored):
-                self.awaiting.append((wanted, call))
+                self.wait(wanted, call, is_part)
             else:
                 guarded(call, error)
 

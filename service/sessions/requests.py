@@ -216,7 +216,7 @@ class Requests:
             self.checkpoints.after_pending(session, partial(then, count + num_ended))
 
         session.transition(Event.CANCEL)
-        self._check_unanswered(session, len(session.persistence.awaiting))
+        self._check_unanswered(session, session.persistence.num_awaiting)
         if isinstance(session.last, LastFeed):
             session.last.is_cancelled = True
         is_live = session.is_live

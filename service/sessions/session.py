@@ -229,8 +229,8 @@ class Session:
 
     @property
     def num_unanswered(self) -> int:
-        """Requests in flight, and answers that wait for the store."""
-        return self.num_in_flight + len(self.persistence.awaiting)
+        """Requests in flight, and those whose last answers wait for the store."""
+        return self.num_in_flight + self.persistence.num_awaiting
 
     @property
     def reportable_position(self) -> int:

@@ -180,7 +180,9 @@ async def test_an_answer_that_raises_when_it_is_stored_costs_no_other_its_own() 
     def wrong(_: object) -> None:
         raise ValueError("a bug")
 
-    persistence.awaiting += [((0, 1), wrong), ((0, 2), calls.append), ((0, 3), calls.append)]
+    persistence.wait((0, 1), wrong)
+    persistence.wait((0, 2), calls.append)
+    persistence.wait((0, 3), calls.append)
     persistence.resolve((0, 2), None)
     assert calls == [None]
     persistence.resolve(None, ERROR)

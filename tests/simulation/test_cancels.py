@@ -1,0 +1,50 @@
+"""A strict session's generation is cancelled while the store is slow: the tokens that wait for it are no requests."""
+
+from __future__ import annotations
+
+import asyncio
+
+from carousel.v1 import inference_pb2 as pb
+from simulation.world import World
+from tests.simulation.scenes import STRICT, fed, keep, opened, play
+
+TOKENS = 20
+DECODING = pb.Decoding(max_tokens=TOKENS, min_tokens=TOKENS)
+MAX_IN_FLIGHT = 3
+"""Fewer requests than there are parts of a generation."""
+
+
+def test_a_cancel_is_carried_out_while_many_parts_of_a_generation_wait_for_the_store() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "s", durability=STRICT, on_disconnect=keep())
+        await fed(stream, "s", 1)
+        world.loop.slowness_s = 0.3
+        generating = stream.send("s", generate=pb.Generate(decoding=DECODING))
+        await asyncio.sleep(0.2)
+        assert not generating.responses, "all of it waits"
+        cancelled = await stream.ask("s", cancel=pb.Cancel())
+        assert cancelled.HasField("cancelled"), cancelled
+        assert generating.is_done
+        told = sum(len(part.generated.tokens) for part in generating.responses)
+        assert cancelled.position == 1 + told
+
+    play(act, generation_window=TOKENS, max_in_flight=MAX_IN_FLIGHT)
+
+
+def test_a_request_behind_a_generation_is_taken_while_its_parts_wait_and_too_many_are_refused() -> None:
+    async def act(world: World) -> None:
+        stream = world.connect()
+        await opened(stream, "s", durability=STRICT, on_disconnect=keep())
+        await fed(stream, "s", 1)
+        world.loop.slowness_s = 0.3
+        generating = stream.send("s", generate=pb.Generate(decoding=DECODING))
+        await asyncio.sleep(0.2)
+        feeds = [stream.send("s", feed=pb.Feed(token_ids=[2])) for _ in range(MAX_IN_FLIGHT)]
+        for sent in (generating, *feeds):
+            assert await sent.wait(10.0)
+        assert sum(len(part.generated.tokens) for part in generating.responses) == TOKENS
+        assert [sent.answer.WhichOneof("response") for sent in feeds] == ["fed", "fed", "error"]
+        assert feeds[-1].answer.error.reason == "QUEUE_FULL"
+
+    play(act, generation_window=TOKENS, max_in_flight=MAX_IN_FLIGHT)
