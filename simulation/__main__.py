@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from simulation.bundles import MODELS
 from simulation.run import Failure, main, run_seed, shrink
 
 
@@ -19,22 +20,25 @@ def run() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="replay this seed alone")
     parser.add_argument("--verbose", action="store_true", help="print everything that happened")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="what is served; all by default")
     parser.add_argument("--no-shrink", action="store_true", help="do not look for a shorter script that fails")
     options = parser.parse_args()
     if options.seed is None:
-        result = main(options.seconds, options.first, on_failure=None if options.no_shrink else _print)
+        result = main(
+            options.seconds, options.first, models=options.models, on_failure=None if options.no_shrink else _print
+        )
         for one in result["violations"] if options.no_shrink else ():
             print(f"seed {one['seed']}: {one['violation']}")
         print(f"{result['seeds']} seeds, {result['events']} events, {len(result['violations'])} with a violation")
         return 1 if result["violations"] else 0
-    journal = run_seed(options.seed)
+    journal = run_seed(options.seed, options.models)
     if options.verbose:
         print("\n".join(journal.trace))
     if not journal.violations:
         print(f"seed {options.seed}: nothing is violated, in {journal.num_events} events")
         return 0
     if not options.verbose:
-        print("\n".join(journal.violations) if options.no_shrink else shrink(options.seed, journal))
+        print("\n".join(journal.violations) if options.no_shrink else shrink(options.seed, journal, options.models))
     return 1
 
 

@@ -10,7 +10,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -27,8 +27,9 @@ from service.engine.engine import Engine
 from service.sessions import session as session_module
 from service.sessions.snapshot import Codec
 from simulation import arithmetic
-from simulation.bundles import MODELS, make_bundle
+from simulation.bundles import make_bundle
 from simulation.loop import SimulatedLoop
+from simulation.states import State, after, of_arrays
 
 EPOCH = 1_700_000_000.0
 """Unix seconds at the virtual time 0."""
@@ -115,7 +116,7 @@ class Stored:
     session was opened first, which tells sessions of one id apart."""
 
     position: int
-    hidden: arithmetic.Hidden
+    hidden: State
     opened_at: float
 
 
@@ -123,23 +124,23 @@ class Stored:
 def stored_in(payload: bytes) -> Stored:
     """Reads a record or a snapshot."""
     image = CODEC.decode(payload)
-    values = image.lane.states[0].reshape(-1).tolist()
-    hidden = arithmetic.after((int(values[0]), int(values[1])), [int(item) for item in image.lane.pending])
-    return Stored(image.lane.position, hidden, image.opened_at)
+    hidden = of_arrays(image.model, image.lane.states, image.lane.contexts)
+    return Stored(image.lane.position, after(hidden, map(int, image.lane.pending)), image.opened_at)
 
 
 @cache
-def sampled(hidden: arithmetic.Hidden, position: int, seed: int, num_generated: int, min_tokens: int) -> int:
+def sampled(hidden: State, position: int, seed: int, num_generated: int, min_tokens: int) -> int:
     """The token that a generation with this seed draws."""
     decoding = Decoding(64, sampling=Sampling(seed=seed), min_tokens=min_tokens)
     choice = Choice(decoding, position, num_generated, None, arithmetic.EOS_ID)
-    tokens, _ = choose_batch(np.array([arithmetic.logits(hidden)], np.float32), [choice])
+    tokens, _ = choose_batch(np.array([hidden.logits], np.float32), [choice])
     return int(tokens[0])
 
 
 @contextmanager
-def deterministic(loop: SimulatedLoop, rng: random.Random) -> Iterator[None]:
-    """Gives the service the virtual clock and the seed's random ids; sets of its objects get one order."""
+def deterministic(loop: SimulatedLoop, rng: random.Random, models: Sequence[str]) -> Iterator[None]:
+    """Gives the service the virtual clock and the seed's random ids; sets of its objects get one order.
+    models: that are served."""
 
     def performance() -> float:
         loop.spend(_CALL_S)
@@ -169,7 +170,7 @@ def deterministic(loop: SimulatedLoop, rng: random.Random) -> Iterator[None]:
     replace(session_module.Session, "__hash__", lambda self: hash(self.serial))
     counter = iter(range(1, 1_000_000))
     replace(api_stream.Stream, "__hash__", lambda self: self.__dict__.setdefault("_order", next(counter)))
-    replace(service.hosting, "stamps_in", lambda folder: dict.fromkeys(MODELS, (1, 1)))
+    replace(service.hosting, "stamps_in", lambda folder: {(model, 1): (1, 1) for model in models})
     replace(service.hosting, "load_version", lambda folder, key, runtimes: make_bundle(key[0], key[1], lambda: False))
     try:
         yield

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from typing import Any
 
 from carousel.v1 import error_pb2, sessions_pb2
 from carousel.v1 import inference_pb2 as pb
 from simulation.adapters import stored_in
-from simulation.arithmetic import after
+from simulation.bare import Bare
+from simulation.bundles import LISTENER
 from simulation.connections import Connections
 from simulation.entries import Call, Presence
+from simulation.states import after, from_messages, set_to
 from simulation.views import View
 from simulation.worlds import World, Worlds
 
@@ -153,10 +154,12 @@ class Admin:
             view, slot, "Sessions.GetState", sessions_pb2.SessionsGetStateRequest(session_id=view.name)
         )
         if isinstance(found, sessions_pb2.SessionsGetStateResponse) and self._is_quiet(view):
-            values = struct.unpack("<2f", found.tensors[0].data)
-            hidden = after((int(values[0]), int(values[1])), found.pending_token_ids)
-            world = World(found.position, hidden)
+            state = from_messages(view.worlds.now[0].hidden, found.tensors)
+            world = World(found.position, after(state, found.pending_token_ids))
             self._must(view, view.worlds.is_at(found.position, lambda one: one == world), f"the state of {world}")
+            if isinstance(state, Bare) and state.model == LISTENER:
+                told = ([token.id for token in found.emitted], found.num_emitted)
+                self._must(view, told == state.emitted_so_far, f"tokens so far {told}")
 
     async def _set_state(self, view: View, slot: int, number: int) -> None:
         seen = await self._use(
@@ -164,13 +167,11 @@ class Admin:
         )
         if not isinstance(seen, sessions_pb2.SessionsGetStateResponse) or not self._is_quiet(view):
             return
-        hidden = (number * 13, number * 17)
-        tensor = sessions_pb2.StateTensor(
-            name="hidden", dtype="float32", shape=[1, 2], data=struct.pack("<2f", *map(float, hidden))
-        )
+        tensor = set_to(seen.tensors[0], number)
         request = sessions_pb2.SessionsSetStateRequest(session_id=view.name, tensors=[tensor])
         found = await self._use(view, slot, "Sessions.SetState", request)
-        world = World(seen.position, after(hidden, seen.pending_token_ids))
+        state = from_messages(view.worlds.now[0].hidden, [tensor, *seen.tensors[1:]])
+        world = World(seen.position, after(state, seen.pending_token_ids))
         if isinstance(found, sessions_pb2.SessionsSetStateResponse):
             view.worlds.set_to([world])
             self._went_back(view, seen.position)

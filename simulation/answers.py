@@ -5,15 +5,13 @@ Each answer is applied when it is the turn of its request, in the order of sendi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 from simulation.beliefs import Belief
 from simulation.checks import Stamp
 from simulation.entries import REFUSALS, Entry, Presence
-from simulation.worlds import World, Worlds, beginning, output_matches, score_matches
+from simulation.rows import Row, output_of, row_matches
+from simulation.worlds import World, Worlds, first_world, output_matches, score_matches
 
 _UNCERTAIN = {"SESSION_NOT_OPEN", "STORE_UNAVAILABLE", "SESSION_MOVED", "CANCELLED", "ENGINE_ERROR", "INTERNAL"}
 """Reasons of errors after which a record may be left of an opening, until its server has cleared that up."""
@@ -74,6 +72,7 @@ class Answers:
         """What was asked for when it was opened."""
         self._view.is_made = not entry.sent.request.session_id
         self._view.model, self._view.action, self._view.duration_s = entry.opening
+        self._view.source = entry.source
 
     def _used(self, entry: Entry) -> None:
         """The session has done something."""
@@ -133,34 +132,34 @@ class Answers:
             view.floor = None
 
     def _fed(self, entry: Entry, answer: pb.StreamResponse) -> None:
-        matches = output_matches(answer.fed.outputs, entry.kind)
+        matches = output_matches(answer.fed.outputs, entry.kind, entry.tokens)
         position = answer.position
         if answer.fed.replayed:
             if entry.start is None or position != entry.start + len(entry.tokens):
                 self._view.violate(f"{entry.sent} is told to be a repeat, at position {position}")
-            is_at = self._view.worlds.was_at if entry.is_again else self._view.worlds.is_at
-            self._must(is_at(position, matches), entry, "a repeated answer")
+                return
+            is_possible = self._view.worlds.repeats(entry.tokens, entry.start, matches, may_have_gone_on=entry.is_again)
+            self._must(is_possible, entry, "a repeated answer")
         else:
             is_possible = self._view.worlds.fed(entry.tokens, entry.start, position, matches, mark=entry.mark)
             self._must(is_possible, entry, "an answer")
         self._stored(entry, position)
 
-    def _stepped(self, entry: Entry, row: _Row) -> None:
+    def _stepped(self, entry: Entry, row: Row) -> None:
         is_possible = self._view.worlds.fed(
-            entry.tokens, entry.start, row.position, _row_matches(entry, row), mark=False
+            entry.tokens, entry.start, row.position, row_matches(entry, row), mark=False
         )
         self._must(is_possible, entry, "an answer")
         self._stored(entry, row.position)
 
-    def _row(self, entry: Entry, answer: pb.BatchStepped) -> _Row:
+    def _row(self, entry: Entry, answer: pb.BatchStepped) -> Row:
         """What a step batch's answer tells of the session."""
         errors = [error.error for error in answer.errors if error.index == entry.place]
         if len(errors) > 1:
             self._view.violate(f"{entry.sent} tells {len(errors)} errors of it, and must tell one")
-        token_id = answer.token_ids[entry.place] if answer.token_ids else None
-        return _Row(answer.positions[entry.place], token_id, errors[0] if errors else None)
+        return Row(answer.positions[entry.place], output_of(entry, answer), errors[0] if errors else None)
 
-    def _repeated(self, entry: Entry, row: _Row) -> None:
+    def _repeated(self, entry: Entry, row: Row) -> None:
         """The last step batch of the stream is answered again as it was, wherever its sessions are since. Those that
         were refused as a whole do not count."""
         answered = (one for one in reversed(entry.earlier) if one.responses)
@@ -175,7 +174,8 @@ class Answers:
             self._failed(entry, row.error, row.position)
         elif self._is_unstored(before):  # what it would have been told then is not known
             is_before = any(world.position >= row.position for world in self._view.worlds.now)
-            is_possible = is_before and any(map(_row_matches(entry, row), self._view.worlds.known(row.position)))
+            ways = [] if entry.start is None else self._view.worlds.ways(entry.tokens, entry.start)
+            is_possible = is_before and any(map(row_matches(entry, row), ways))
             self._must(is_possible or row.error is not None, entry, "a repeated answer")
         else:
             self._view.violate(f"{entry.sent} is answered again with {row}, and was answered {before}")
@@ -183,7 +183,7 @@ class Answers:
             self._used(entry)
 
     @staticmethod
-    def _is_unstored(row: _Row) -> bool:
+    def _is_unstored(row: Row) -> bool:
         """Whether a session has done its part, and the store or the session's end keeps the answer from its client."""
         return row.error is not None and row.error.reason in _UNCERTAIN
 
@@ -243,7 +243,7 @@ class Answers:
                 if self._view.may_be_there(entry):
                     self._view.is_exclusive = False  # it is a new one, or the one before, or there are two
                 self._begin(entry)
-                self._view.worlds = Worlds([beginning(self._view.model)])
+                self._view.worlds = Worlds([first_world(self._view.model, self._view.source)])
                 self._view.presence = Presence.UNKNOWN
                 self._view.where = None
         elif not self._view.is_exclusive:
@@ -298,22 +298,6 @@ class Answers:
     def _must(self, is_possible: bool, entry: Entry, what: str) -> None:
         if not is_possible and self._view.is_exclusive:
             self._view.violate(f"{entry.sent}: {what} that the plain model does not give: {_short(entry.sent.answer)}")
-
-
-class _Row(NamedTuple):
-    """What a step batch's answer tells of one session. token_id: None when none was asked for."""
-
-    position: int
-    token_id: int | None
-    error: error_pb2.Error | None
-
-
-def _row_matches(entry: Entry, row: _Row) -> Callable[[World], bool]:
-    """Whether a row's output is what a world says comes next."""
-    output = pb.StepOutput(position=row.position)
-    if row.token_id is not None:
-        output.tokens.add(id=row.token_id)
-    return output_matches([] if entry.kind == pb.OUTPUT_KIND_NONE else [output], entry.kind)
 
 
 def _short(message: object) -> str:

@@ -1,7 +1,7 @@
 """The model that is simulated, in whole numbers: a hidden state that is a hash of every token consumed.
 
 Two sessions that have consumed different tokens have different states, so one answer's logits tell what a session has
-consumed. `step` and `logits` are the plain model; `StepGraph` and `ReadoutGraph` compute the same over batches, in
+consumed. `Hidden` is the plain model; `StepGraph` and `ReadoutGraph` compute the same over batches, in
 place of ONNX Runtime's sessions.
 
 Shapes: `B` rows, `T` tokens, `V` vocabulary.
@@ -9,10 +9,9 @@ Shapes: `B` rows, `T` tokens, `V` vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from math import exp, log
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,46 +20,38 @@ VOCABULARY_SIZE = 8
 EOS_ID = 2
 BOS_ID = 1
 
-Hidden = tuple[int, int]
-"""The state of a session, `hidden` as whole numbers."""
-ZERO: Hidden = (0, 0)
 _PRIMES = (65521, 65519)
 _FACTORS = (31, 37)
 _TOKEN_FACTORS = (7, 11)
 _CONSTANTS = (1, 3)
 
 
-def step(hidden: Hidden, token: int) -> Hidden:
-    """The state after one more token."""
-    return (
-        (hidden[0] * _FACTORS[0] + token * _TOKEN_FACTORS[0] + _CONSTANTS[0]) % _PRIMES[0],
-        (hidden[1] * _FACTORS[1] + token * _TOKEN_FACTORS[1] + _CONSTANTS[1]) % _PRIMES[1],
-    )
+class Hidden(NamedTuple):
+    """The state of a session, `hidden` as whole numbers."""
+
+    first: int
+    second: int
+
+    def step(self, token: int) -> Hidden:
+        """The state after one more token."""
+        return Hidden(
+            (self.first * _FACTORS[0] + token * _TOKEN_FACTORS[0] + _CONSTANTS[0]) % _PRIMES[0],
+            (self.second * _FACTORS[1] + token * _TOKEN_FACTORS[1] + _CONSTANTS[1]) % _PRIMES[1],
+        )
+
+    @property
+    def logits(self) -> tuple[float, ...]:
+        """[V] what the state says comes next: multiples of 1/8, which are exact in 32 bits."""
+        return _logits_of(self)
 
 
-def after(hidden: Hidden, tokens: Iterable[int]) -> Hidden:
-    """The state after some more tokens."""
-    for token in tokens:
-        hidden = step(hidden, token)
-    return hidden
+ZERO = Hidden(0, 0)
 
 
 @cache
-def logits(hidden: Hidden) -> tuple[float, ...]:
-    """[V] what the state says comes next: multiples of 1/8, which are exact in 32 bits."""
-    return tuple(((hidden[0] * (v + 3) + hidden[1] * (v * v + 5)) % 97) / 8.0 - 6.0 for v in range(VOCABULARY_SIZE))
-
-
-def likeliest(hidden: Hidden) -> int:
-    """The next token by greedy choice; of equally likely ones the lowest."""
-    row = logits(hidden)
-    return row.index(max(row))
-
-
-def log_probability(hidden: Hidden, token: int) -> float:
-    """Of the next token, in double precision."""
-    row = logits(hidden)
-    return row[token] - log(sum(exp(value) for value in row))
+def _logits_of(hidden: Hidden) -> tuple[float, ...]:
+    one, other = hidden
+    return tuple(((one * (v + 3) + other * (v * v + 5)) % 97) / 8.0 - 6.0 for v in range(VOCABULARY_SIZE))
 
 
 class StepGraph:

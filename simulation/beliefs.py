@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 
 from carousel.v1 import inference_pb2 as pb
+from simulation.arithmetic import ZERO
 from simulation.checks import Journal
 from simulation.entries import Call, Entry, Presence
 from simulation.loop import Life
 from simulation.streams import ClientStream, Sent
 from simulation.system import Replica
-from simulation.worlds import Worlds, beginning
+from simulation.worlds import World, Worlds, first_world
 
 _LATE_S = 0.1
 """Virtual seconds that a call of a store takes at most, nearly always."""
@@ -20,13 +21,15 @@ _FREED_S = 1.0
 
 
 class Belief:
-    """A session. floor: what must survive its server; floor_at_s: since when; stream: where it is open."""
+    """A session. floor: what must survive its server; floor_at_s: since when; stream: where it is open; source: what a
+    translator reads."""
 
     def __init__(self, name: str, model: str, journal: Journal, replicas: Sequence[Replica]) -> None:
         self.name = name
         self.model = model
         self.idle_timeout_s = replicas[0].knobs.idle_timeout_s
-        self.worlds = Worlds([beginning(model)])
+        self.source: tuple[int, ...] = ()
+        self.worlds = Worlds([World(0, ZERO)])
         self.presence = Presence.ABSENT
         self.is_exclusive = True
         self.stream: ClientStream | None = None
@@ -42,8 +45,7 @@ class Belief:
         self.on_their_way: list[Sent] = []
         """Requests whose answers are not waited for any more, and which a server may yet carry out."""
         self.floor: int | None = None
-        self.floor_at_s = 0.0
-        self.used_at_s = 0.0
+        self.floor_at_s = self.used_at_s = 0.0
         self.num_closings = 0
         """Calls of `Sessions.Close` that are on their way."""
         self.has_lost_close = False
@@ -106,7 +108,7 @@ class Belief:
 
     def opened(self, sent: Sent, answer: pb.StreamResponse) -> None:
         """A new session is open."""
-        self.worlds = Worlds([beginning(self.model)])
+        self.worlds = Worlds([first_world(self.model, self.source)])
         self._attached(sent, answer)
         self.floor = None
         self.last = None

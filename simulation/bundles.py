@@ -1,4 +1,4 @@
-"""The bundles that the simulation serves: manifests like any other, graphs of whole numbers."""
+"""The bundles that the simulation serves: manifests like any other, graphs of whole numbers; and `exported`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,24 @@ from service.repository.manifest import (
 )
 from service.repository.vocabulary import Vocabulary
 from simulation.arithmetic import BOS_ID, EOS_ID, VOCABULARY_SIZE, ReadoutGraph, StepGraph
+from simulation.exported import LISTENER, TRANSLATOR, make_exported
+
+__all__ = ["LAZY", "LISTENER", "MODELS", "OF_NUMBERS", "PROMPT", "TRANSLATOR", "make_bundle"]
 
 LAZY = "lazy"
 """A model without start token, whose graphs cannot read out of a state what comes next."""
 PROMPT = "prompt"
 """A model with a start token and a readout."""
-MODELS = ((LAZY, 1), (PROMPT, 1))
+OF_NUMBERS = (LAZY, PROMPT)
+"""The models without files."""
+MODELS = (*OF_NUMBERS, LISTENER, TRANSLATOR)
 _NAMES = tuple(f"t{token}" for token in range(VOCABULARY_SIZE))
 
 
 def make_bundle(model: str, version: int, fails: Callable[[], bool]) -> Bundle:
     """A bundle. fails: whether a run of its graph raises."""
+    if model in (LISTENER, TRANSLATOR):
+        return make_exported(model, fails)
     manifest = _manifest(model, version)
     readout = None if manifest.readout is None else cast(Any, ReadoutGraph())
     graphs = VariantGraphs(cast(Any, StepGraph(fails)), manifest.step, readout, manifest.readout)

@@ -56,7 +56,7 @@ class Entry:
     choosing, skipped: of a generation. targets: of a score. num_cancels: sent before it. before: what was known of the
     session when an opening was sent, and is_recording: whether a replica had yet to record its end then; is_resume:
     whether that resumes, and closes: what was sent before it on its stream and not answered; opening: else its model,
-    and what becomes of the session without a stream, and for how long.
+    and what becomes of the session without a stream, and for how long; source: what it translates.
     """
 
     sent: Sent
@@ -76,6 +76,7 @@ class Entry:
     is_resume: bool = False
     closes: list[Sent] = field(default_factory=list)
     opening: tuple[str, pb.DisconnectAction.ValueType, float] = ("", pb.DISCONNECT_ACTION_FREE, 0.0)
+    source: tuple[int, ...] = ()
 
     @property
     def is_close(self) -> bool:

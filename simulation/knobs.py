@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from simulation.bundles import OF_NUMBERS
+
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """What replicas are allowed: see `service.settings`."""
+    """What replicas are allowed, and the models that they serve: see `service.settings`."""
 
     num_replicas: int = 2
     num_slots: int = 3
@@ -30,6 +32,7 @@ class Knobs:
     lease_s: float = 0.9
     hold_s: float = 3.0
     keep_s: float = 20.0
+    models: tuple[str, ...] = OF_NUMBERS
 
 
 class Tenant(NamedTuple):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
 from carousel.v1 import inference_pb2 as pb
+from simulation import messages
+from simulation.bundles import LISTENER
 from simulation.connections import Connections
 from simulation.entries import Entry, Presence
 from simulation.streams import ClientStream, Sent
@@ -21,7 +24,7 @@ class Requests:
     def __init__(self, client: Connections) -> None:
         self._client = client
         self._num_views = 0
-        self._last_batch: tuple[ClientStream, pb.StepBatch] | None = None
+        self._last_batch: tuple[ClientStream, pb.StepBatch, list[list[int]]] | None = None
         self._batches: dict[tuple[ClientStream, bytes], tuple[Sent, ...]] = {}
 
     def open(
@@ -37,6 +40,7 @@ class Requests:
         outputs: bool,
         unattended: bool,
         rude: bool,
+        source: Sequence[int] = (),
     ) -> None:
         """Opens a new session, under its own id or one that the server makes."""
         view.look()
@@ -49,19 +53,19 @@ class Requests:
         stream = self._client.stream(slot)
         if stream is None:
             return
-        message = pb.Open(model=model, durability=durability, unattended=unattended)
+        message = messages.opening(model, source, durability=durability, unattended=unattended)
         if action != pb.DISCONNECT_ACTION_FREE:
             message.on_disconnect.action = action
             if duration_s:
                 message.on_disconnect.duration.CopyFrom(_duration(duration_s))
         if outputs:
-            message.outputs.kind = pb.OUTPUT_KIND_LOGITS
+            message.outputs.kind = messages.kind_of(model, pb.OUTPUT_KIND_LOGITS)  # type: ignore[assignment]  # an enum
         is_made = is_made and view.presence is Presence.ABSENT
         sent = stream.send("" if is_made else view.name, open=message)
         if is_made:
             view.name = ""
         before = Presence.UNKNOWN if view.is_closing and view.presence is Presence.PRESENT else view.presence
-        entry = Entry(sent, before=before, opening=(model, action, duration_s or 1.5))
+        entry = Entry(sent, before=before, opening=(model, action, duration_s or 1.5), source=tuple(source))
         entry.is_recording = self._is_recording(view)
         self._ask(view, entry)
         view.stream, view.handle = stream, 0
@@ -93,8 +97,8 @@ class Requests:
         start = self._start(view) if with_position else None
         if not self._is_open(view) or (with_position and start is None):
             return
-        message = pb.Feed(token_ids=tokens, position=start, mark=mark)
-        message.outputs.kind = kind  # type: ignore[assignment]  # an enum
+        kind = messages.kind_of(view.model, kind)
+        message = messages.feed(view.model, tokens, kind, position=start, mark=mark)
         self._send(view, Entry(NOT_SENT, tokens=tokens, start=start, mark=mark, kind=kind), feed=message)
 
     def resend(self, view: View, *, slot: int) -> None:
@@ -115,7 +119,7 @@ class Requests:
     ) -> None:
         """Has a session generate."""
         start = self._start(view) if with_position else None
-        if not self._is_open(view) or (with_position and start is None):
+        if not self._is_open(view) or view.model == LISTENER or (with_position and start is None):
             return
         choosing = Choosing(max_tokens, min(min_tokens, max_tokens), seed)
         message = pb.Generate(position=start)
@@ -143,7 +147,7 @@ class Requests:
 
     def score(self, view: View, *, slot: int, targets: list[list[int]]) -> None:
         """Has targets scored."""
-        if self._is_open(view):
+        if self._is_open(view) and view.model != LISTENER:
             message = pb.Score(targets=[pb.Sequence(ids=pb.TokenIds(ids=target)) for target in targets])
             self._send(view, Entry(NOT_SENT, targets=targets), score=message)
 
@@ -162,30 +166,24 @@ class Requests:
         if not some or (with_position and None in starts):
             return
         kind = pb.OUTPUT_KIND_NONE if kind == pb.OUTPUT_KIND_NONE else pb.OUTPUT_KIND_NEXT_TOKEN
-        message = pb.StepBatch(handles=[one.handle for one in some])
-        each = [tokens[:1] if len(tokens) < 3 else tokens[:2] for _ in some]
-        if len(tokens) >= 3:  # a longer feed: more than one token each
-            message.counts.extend(len(one) for one in each)
-        message.token_ids.extend(token for one in each for token in one)
+        has_several = len(tokens) >= 3 and view.model != LISTENER  # a longer feed: more than one token each
+        each = [tokens[: 2 if has_several else 1] for _ in some]
+        message = messages.step_batch(
+            view.model, [one.handle for one in some], each, messages.kind_of(view.model, kind)
+        )
         if with_position:
             message.positions.extend(start for start in starts if start is not None)
-        message.outputs.kind = kind
         self._send_batch(view.stream, some, message, each, list(starts) if with_position else [None] * len(some))
 
     def resend_batch(self, view: View, *, slot: int) -> None:
         """Sends the last step batch again, as it was."""
         if self._last_batch is None or not self._last_batch[1].positions:
             return
-        stream, message = self._last_batch
+        stream, message, each = self._last_batch
         by_handle = {one.handle: one for one in self._client.views if one.stream is stream and one.is_usable}
         some = [by_handle.get(handle) for handle in message.handles]
         if stream.is_over or stream.has_half_closed or None in some:
             return
-        counts = list(message.counts) or [1] * len(some)
-        tokens, each = list(message.token_ids), []
-        for count in counts:
-            each.append(tokens[:count])
-            del tokens[:count]
         views = [one for one in some if one is not None]
         self._send_batch(stream, views, message, each, list(message.positions))
 
@@ -223,19 +221,9 @@ class Requests:
         stream = self._client.stream(slot)
         if stream is None:
             return
-        strange, strict = f"{self._client.name}x", pb.DURABILITY_STRICT
-        bad: list[tuple[str, dict[str, Any]]] = [
-            (strange, {"open": pb.Open(model="no-such-model", durability=strict)}),
-            ("no/such id", {"open": pb.Open(model="lazy")}),
-            (strange, {"open": pb.Open(model="lazy", outputs=pb.OutputSpec(top_k=99), durability=strict)}),
-            (strange, {"feed": pb.Feed(token_ids=[1])}),
-            (strange, {"open": pb.Open(resume=pb.Resume(), model="lazy")}),
-            ("", {"step_batch": pb.StepBatch(handles=[99], token_ids=[1])}),
-            ("", {"step_batch": pb.StepBatch(handles=[1, 1], token_ids=[1, 1])}),
-            ("", {}),
-        ]
+        bad = messages.stray(f"{self._client.name}x")
         if view.is_usable and view.stream is stream:
-            bad += [(view.name, {"feed": pb.Feed(token_ids=[99])}), (view.name, {"feed": pb.Feed()})]
+            bad += [(view.name, request) for request in messages.wrong(view.model)]
         session_id, request = bad[number % len(bad)]
         stream.send(session_id, **request)
 
@@ -293,7 +281,7 @@ class Requests:
         starts: list[int | None],
     ) -> None:
         sent = stream.send(step_batch=message)
-        self._last_batch = (stream, message)
+        self._last_batch = (stream, message, each)
         key = (stream, message.SerializeToString(deterministic=True))
         self._batches[key] = (*(earlier := self._batches.get(key, ())), sent)
         for place, (view, tokens, start) in enumerate(zip(views, each, starts, strict=True)):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from simulation.bundles import MODELS
 from simulation.checks import Journal
 from simulation.knobs import Knobs
 from simulation.script import Action, draw
@@ -25,17 +26,19 @@ class Failure:
     violation: str
     actions: list[Action]
     trace: list[str] = field(repr=False)
+    models: Sequence[str] = MODELS
 
     def __str__(self) -> str:
         lines = [f"seed {self.seed}: {self.violation}", "actions:", *(f"  {action}" for action in self.actions)]
-        return "\n".join([*lines, f"replay: python -m simulation --seed {self.seed} --verbose"])
+        models = " ".join(self.models)
+        return "\n".join([*lines, f"replay: python -m simulation --seed {self.seed} --verbose --models {models}"])
 
 
-def knobs_of(seed: int) -> Knobs:
-    """The limits of a seed's replicas."""
+def knobs_of(seed: int, models: Sequence[str] = MODELS) -> Knobs:
+    """The limits of a seed's replicas, and what they serve."""
     rng = random.Random(f"{seed}/knobs")
     return replace(
-        Knobs(),
+        Knobs(models=tuple(models)),
         num_slots=rng.choice([2, 3, 4]),
         idle_timeout_s=rng.choice([0.6, 1.0, 2.0]),
         generation_window=rng.choice([2, 4, 8]),
@@ -47,9 +50,9 @@ def knobs_of(seed: int) -> Knobs:
     )
 
 
-def script_of(seed: int) -> list[Action]:
+def script_of(seed: int, models: Sequence[str] = MODELS) -> list[Action]:
     """What happens in a seed."""
-    return draw(random.Random(f"{seed}/script"), knobs_of(seed).num_replicas)
+    return draw(random.Random(f"{seed}/script"), knobs_of(seed).num_replicas, models)
 
 
 def run_script(seed: int, actions: list[Action], knobs: Knobs | None = None) -> Journal:
@@ -61,14 +64,14 @@ def run_script(seed: int, actions: list[Action], knobs: Knobs | None = None) -> 
     return simulate(act, seed=str(seed), knobs=knobs or knobs_of(seed))
 
 
-def run_seed(seed: int) -> Journal:
+def run_seed(seed: int, models: Sequence[str] = MODELS) -> Journal:
     """Simulates one seed."""
-    return run_script(seed, script_of(seed))
+    return run_script(seed, script_of(seed, models), knobs_of(seed, models))
 
 
-def shrink(seed: int, journal: Journal) -> Failure:
+def shrink(seed: int, journal: Journal, models: Sequence[str] = MODELS) -> Failure:
     """Leaves actions out, by halves and then one by one, for as long as the seed fails in the same way."""
-    actions = script_of(seed)
+    actions, knobs = script_of(seed, models), knobs_of(seed, models)
     kind = kind_of(journal.violations[0])
     num_left = _MAX_SHRINKS
     size = len(actions) // 2
@@ -77,13 +80,13 @@ def shrink(seed: int, journal: Journal) -> Failure:
         while at < len(actions) and num_left:
             num_left -= 1
             fewer = actions[:at] + actions[at + size :]
-            found = run_script(seed, fewer)
+            found = run_script(seed, fewer, knobs)
             if found.violations and kind_of(found.violations[0]) == kind:
                 actions, journal = fewer, found
             else:
                 at += size
         size //= 2
-    return Failure(seed, journal.violations[0], actions, list(journal.trace))
+    return Failure(seed, journal.violations[0], actions, list(journal.trace), models)
 
 
 def kind_of(violation: str) -> str:
@@ -93,18 +96,23 @@ def kind_of(violation: str) -> str:
 
 
 def main(
-    seconds: float, seed: int = 0, *, max_seeds: int | None = None, on_failure: Callable[[Failure], None] | None = None
+    seconds: float,
+    seed: int = 0,
+    *,
+    models: Sequence[str] = MODELS,
+    max_seeds: int | None = None,
+    on_failure: Callable[[Failure], None] | None = None,
 ) -> dict[str, Any]:
     """Runs seeds from `seed` on until the time is over, or so many. Returns `seeds`, `events` and `violations`."""
     end_s = time.monotonic() + seconds
     num_seeds = num_events = 0
     violations: list[dict[str, Any]] = []
     while time.monotonic() < end_s and (max_seeds is None or num_seeds < max_seeds):
-        journal = run_seed(seed + num_seeds)
+        journal = run_seed(seed + num_seeds, models)
         num_events += journal.num_events
         if journal.violations:
             violations.append({"seed": seed + num_seeds, "violation": journal.violations[0]})
             if on_failure is not None:
-                on_failure(shrink(seed + num_seeds, journal))
+                on_failure(shrink(seed + num_seeds, journal, models))
         num_seeds += 1
     return {"seeds": num_seeds, "events": num_events, "violations": violations}

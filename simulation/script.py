@@ -7,11 +7,12 @@ the others.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from carousel.v1 import inference_pb2 as pb
 from simulation.arithmetic import VOCABULARY_SIZE
-from simulation.bundles import LAZY, PROMPT
+from simulation.bundles import LAZY, OF_NUMBERS, PROMPT, TRANSLATOR
 
 NATURE = -1
 """The actor that is no client."""
@@ -84,8 +85,8 @@ _LOSSES = ["empty", "evict"]
 """What the store forgets: everything, or some records."""
 
 
-def draw(rng: random.Random, num_replicas: int = 2) -> list[Action]:
-    """A script of 30 to 90 actions."""
+def draw(rng: random.Random, num_replicas: int = 2, models: Sequence[str] = OF_NUMBERS) -> list[Action]:
+    """A script of 30 to 90 actions. models: whose sessions are opened, `OF_NUMBERS` among them."""
     num_clients = rng.choice([1, 2, 2, 3])
     num_nature = rng.choice([0, 0, 1, 2, 4])
     # each script leans on some kinds of actions, so that they meet more often
@@ -119,7 +120,20 @@ def draw(rng: random.Random, num_replicas: int = 2) -> list[Action]:
         for _ in range(rng.choice([1, 2])):
             loss = Action(NATURE, rng.choice(_LOSSES), rng.random() * 0.5, {"duration_s": 0.0, "replica": 0})
             actions.insert(rng.randrange(len(actions) + 1), loss)
+    others = [model for model in models if model not in OF_NUMBERS]
+    if others:  # drawn last: a script without them is as it is
+        share, favoured = rng.choice([0.3, 0.6, 1.0]), [rng.choice(others)] * rng.choice([0, 4])
+        actions = [_of_files(action, rng, [*others, *favoured], share) for action in actions]
     return actions
+
+
+def _of_files(action: Action, rng: random.Random, models: Sequence[str], share: float) -> Action:
+    """Opens a session of a model that has files in place of another. share: of all openings, where that is done."""
+    if action.op != "open" or rng.random() >= share:
+        return action
+    model = rng.choice(models)
+    source = [rng.randrange(VOCABULARY_SIZE) for _ in range(rng.choice([1, 2, 2, 5]))]
+    return action._replace(args=action.args | {"model": model, "source": source if model == TRANSLATOR else []})
 
 
 def _spread(action: Action, rng: random.Random, num_replicas: int) -> Action:

@@ -30,7 +30,7 @@ from service.sessions.persistence import PolicyLimits, SessionLimits
 from service.sessions.service import SessionService
 from service.sessions.storage import Storage
 from simulation.adapters import CODEC, EPOCH, LoopEngine, Observer
-from simulation.bundles import MODELS, make_bundle
+from simulation.bundles import make_bundle
 from simulation.knobs import Counts, Knobs, Statistics, Tenant
 from simulation.loop import Life
 from simulation.store import Faults, Shelf, SimulatedStore
@@ -220,8 +220,8 @@ class Replica:
         )
         service.start()
         self._graph_fails: Callable[[], bool] = lambda: False
-        for model, version in MODELS:
-            await hosting._serve(self._bundle(model, version), (1, 1))
+        for model in knobs.models:
+            await hosting._serve(self._bundle(model), (1, 1))
         self._graph_fails = self._draw_graph_failure
         limits = PolicyLimits(hold_s=knobs.hold_s, max_hold_s=2 * knobs.hold_s, keep_s=knobs.keep_s, max_keep_s=100.0)
         domain = Domain(hosting, service, limits)
@@ -269,8 +269,8 @@ class Replica:
         if not self.life.is_over:
             self._on_bug(f"an engine crashed: {error!r}")
 
-    def _bundle(self, model: str, version: int) -> Bundle:
-        return make_bundle(model, version, self._fails)
+    def _bundle(self, model: str) -> Bundle:
+        return make_bundle(model, 1, self._fails)
 
     def _fails(self) -> bool:
         """Whether a run of a graph raises; never while engines warm up."""

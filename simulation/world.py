@@ -250,7 +250,7 @@ def simulate(
             await world.finish()
 
     try:
-        with deterministic(loop, random.Random(f"{seed}/ids")), warnings.catch_warnings():
+        with deterministic(loop, random.Random(f"{seed}/ids"), world.knobs.models), warnings.catch_warnings():
             # a killed replica starts nothing any more; on a living one the error itself is told
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             try:

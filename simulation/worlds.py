@@ -12,19 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isclose
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from carousel.v1 import inference_pb2 as pb
 from simulation.adapters import sampled
-from simulation.arithmetic import BOS_ID, EOS_ID, ZERO, Hidden, likeliest, log_probability, logits, step
-from simulation.bundles import PROMPT
+from simulation.arithmetic import EOS_ID
+from simulation.bare import Bare
+from simulation.states import State, beginning, likeliest, log_probability
 
 
 class World(NamedTuple):
     """hidden: after every token up to `position`, also those that the server has not consumed yet."""
 
     position: int
-    hidden: Hidden
+    hidden: State
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Choosing:
             return sampled(world.hidden, world.position, self.seed, num_generated, self.min_tokens)
         token = likeliest(world.hidden)
         if token == EOS_ID and num_generated < self.min_tokens:
-            row = list(logits(world.hidden))
+            row = list(world.hidden.logits)
             row[EOS_ID] = float("-inf")
             token = row.index(max(row))
         return token
@@ -53,20 +54,20 @@ class Choosing:
             token = self.token(worlds[-1], len(worlds) - 1)
             if token == EOS_ID:
                 return worlds, pb.FINISH_REASON_EOS
-            worlds.append(World(worlds[-1].position + 1, step(worlds[-1].hidden, token)))
+            worlds.append(World(worlds[-1].position + 1, worlds[-1].hidden.step(token)))
         return worlds, pb.FINISH_REASON_MAX_TOKENS
 
 
-def beginning(model: str) -> World:
+def first_world(model: str, source: Sequence[int] = ()) -> World:
     """Where a session of a model begins."""
-    return World(0, step(ZERO, BOS_ID) if model == PROMPT else ZERO)
+    return World(0, beginning(model, source))
 
 
 def fed(world: World, tokens: Iterable[int]) -> list[World]:
     """The worlds on the way through a feed, the first before it."""
     worlds = [world]
     for token in tokens:
-        worlds.append(World(worlds[-1].position + 1, step(worlds[-1].hidden, token)))
+        worlds.append(World(worlds[-1].position + 1, worlds[-1].hidden.step(token)))
     return worlds
 
 
@@ -76,8 +77,8 @@ class Worlds:
 
     def __init__(self, first: Iterable[World]) -> None:
         self.now: list[World] = list(first)
-        self.ever: dict[int, list[Hidden]] = {}
-        self.marks: dict[int, list[Hidden]] = {}
+        self.ever: dict[int, list[State]] = {}
+        self.marks: dict[int, list[State]] = {}
         self._pass(self.now)
 
     @property
@@ -85,16 +86,14 @@ class Worlds:
         """Where it may stand."""
         return sorted({world.position for world in self.now})
 
-    def fed(
-        self, tokens: Sequence[int], start: int | None, position: int, matches: Callable[[World], bool], *, mark: bool
-    ) -> bool:
+    def fed(self, tokens: Sequence[int], start: int | None, position: int, matches: Matches, *, mark: bool) -> bool:
         """It has consumed tokens, and stands at `position` now. start: where the client meant them to begin. Returns
         whether that is possible."""
         following: list[World] = []
         for world in self.now:
             if start is None or start == world.position:
                 way = fed(world, tokens)
-                if way[-1].position == position and matches(way[-1]):
+                if way[-1].position == position and matches(way):
                     self._pass(way)
                     following.append(way[-1])
         if mark:
@@ -106,12 +105,19 @@ class Worlds:
         """It is at a position, and an answer says something about it. Returns whether that is possible."""
         return self._take([world for world in self.now if world.position == position and matches(world)])
 
-    def was_at(self, position: int, matches: Callable[[World], bool]) -> bool:
-        """It is at a position, or was and is behind it now, and an answer says something about it. Returns whether that
-        is possible."""
-        if not any(map(matches, self.known(position))):
+    def repeats(self, tokens: Sequence[int], start: int, matches: Matches, *, may_have_gone_on: bool) -> bool:
+        """What a feed from `start` was answered is told again, and it stands where that led, or is behind it now if it
+        may have gone on. Returns whether that is possible."""
+        ends = {way[-1] for way in self.ways(tokens, start) if matches(way)}
+        if not ends:
             return False
-        return self._take([w for w in self.now if w.position > position or (w.position == position and matches(w))])
+        position = start + len(tokens)
+        is_on = may_have_gone_on
+        return self._take([world for world in self.now if world in ends or (is_on and world.position > position)])
+
+    def ways(self, tokens: Sequence[int], start: int) -> list[list[World]]:
+        """The worlds on the ways that a feed from `start` may have gone."""
+        return [fed(world, tokens) for world in self.known(start)]
 
     def is_not_at(self, position: int) -> bool:
         """It is elsewhere. Returns whether that is possible."""
@@ -204,16 +210,23 @@ class Worlds:
                 some.append(world.hidden)
 
 
-def output_matches(outputs: Sequence[pb.StepOutput], kind: int) -> Callable[[World], bool]:
-    """Whether the last output of an answer is what a world says comes next."""
+Matches: TypeAlias = Callable[[Sequence[World]], bool]
+"""Whether an answer is what a feed gives, by the worlds on its way, the first before it."""
 
-    def matches(world: World) -> bool:
+
+def output_matches(outputs: Sequence[pb.StepOutput], kind: int, tokens: Sequence[int]) -> Matches:
+    """Whether the outputs of an answer are those of a way; but for tokens emitted, the last alone. tokens: fed."""
+
+    def matches(way: Sequence[World]) -> bool:
+        world = way[-1]
         if kind == pb.OUTPUT_KIND_NONE:
             return not outputs
+        if kind == pb.OUTPUT_KIND_EMITTED:
+            return _are_emitted(outputs, way, tokens)
         if not outputs or outputs[-1].position != world.position:
             return False
         if kind == pb.OUTPUT_KIND_LOGITS:
-            return tuple(outputs[-1].logits) == logits(world.hidden)
+            return tuple(outputs[-1].logits) == world.hidden.logits
         return [token.id for token in outputs[-1].tokens] == [likeliest(world.hidden)]
 
     return matches
@@ -229,7 +242,7 @@ def score_matches(targets: list[list[int]], scores: Sequence[pb.TargetScore]) ->
             hidden, expected = world.hidden, []
             for token in target:
                 expected.append(log_probability(hidden, token))
-                hidden = step(hidden, token)
+                hidden = hidden.step(token)
             told = list(score.log_probabilities)
             if len(told) != len(expected):
                 return False
@@ -238,6 +251,24 @@ def score_matches(targets: list[list[int]], scores: Sequence[pb.TargetScore]) ->
         return True
 
     return matches
+
+
+def _are_emitted(outputs: Sequence[pb.StepOutput], way: Sequence[World], tokens: Sequence[int]) -> bool:
+    """Whether all outputs are what the frames on a way make a transducer say, which has one for each that says any."""
+    told = list(outputs)
+    for before, token in zip(way, tokens, strict=False):
+        assert isinstance(before.hidden, Bare)  # noqa: S101  # no other model is asked for this
+        expected = before.hidden.emitted(token)
+        if not expected.token_ids:
+            continue
+        if not told or (one := told.pop(0)).position != before.position + 1:
+            return False
+        if [each.id for each in one.tokens] != [*expected.token_ids] or one.num_limited != expected.num_limited:
+            return False
+        pairs = zip(one.tokens, expected.log_probabilities, strict=True)
+        if not all(isclose(each.log_probability, score, abs_tol=1e-4) for each, score in pairs):
+            return False
+    return not told
 
 
 def _tokens_of(base: World, choosing: Choosing, way: list[World]) -> Iterable[int]:

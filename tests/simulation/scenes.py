@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from carousel.v1 import inference_pb2 as pb
 from simulation.bundles import LAZY
 from simulation.knobs import Knobs
+from simulation.run import run_seed
 from simulation.streams import ClientStream
 from simulation.world import World, simulate
 
@@ -58,6 +59,11 @@ async def fed(stream: ClientStream, name: str, *tokens: int, position: int | Non
     answer = await stream.ask(name, feed=feed(*tokens, position=position, mark=mark))
     assert answer.HasField("fed"), answer
     return answer.position
+
+
+def found_by_seeds(text: str) -> bool:
+    """Whether one of the first seeds meets a violation that says this."""
+    return any(text in violation for seed in range(40) for violation in run_seed(seed).violations)
 
 
 def reason(answer: Any) -> str:

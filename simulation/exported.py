@@ -1,0 +1,90 @@
+"""The bundles of the models in `files`, as `python -m export` makes them, run by ONNX Runtime.
+
+They are kept in `repository/`, so that nothing that simulates needs the exporter. `python -m simulation.exported` makes
+them anew.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from service.repository.bundle import Bundle, load_bundle
+from service.repository.manifest import BASE_VARIANT
+from simulation.files import HISTORY, MAX_SYMBOLS, SOURCE_EOS_ID, TRANSDUCER, TWO_FILES
+
+LISTENER = "listener"
+"""A transducer of three files, which reads frames."""
+TRANSLATOR = "translator"
+"""An encoder and a decoder of one step."""
+FILES = {LISTENER: TRANSDUCER, TRANSLATOR: TWO_FILES}
+"""The files of each, by what they are."""
+REPOSITORY = Path(__file__).resolve().parent / "repository"
+_ROOT = REPOSITORY.parent.parent
+_FLAGS = {
+    LISTENER: f"--max-symbols {MAX_SYMBOLS} --history {HISTORY} --state heard=next_heard --state said=next_said",
+    TRANSLATOR: f"--bos 1 --eos 2 --source-eos {SOURCE_EOS_ID} --max-source-length 12",
+}
+
+
+def frame_of(token: int) -> tuple[float, float]:
+    """The frame that stands for a token of a script."""
+    return token * 7.0 + 2.0, token * 11.0 + 5.0
+
+
+def make_exported(model: str, fails: Callable[[], bool]) -> Bundle:
+    """A bundle. fails: whether a run of one of its graphs raises."""
+
+    def failing(session: Any) -> Any:
+        return None if session is None else _Failing(session, fails)
+
+    bundle = _loaded(model)
+    graphs = bundle.variants[BASE_VARIANT]
+    graphs = replace(graphs, step=failing(graphs.step), loop=failing(graphs.loop))
+    return replace(bundle, variants={BASE_VARIANT: graphs}, encoder=failing(bundle.encoder))
+
+
+class _Failing:
+    """An ONNX Runtime session that fails at times."""
+
+    def __init__(self, session: Any, fails: Callable[[], bool]) -> None:
+        self._session = session
+        self._fails = fails
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """As of the session."""
+        if self._fails():
+            raise RuntimeError("the simulated graph fails")
+        found: list[NDArray[Any]] = self._session.run(outputs, inputs)
+        return found
+
+
+@cache
+def _loaded(model: str) -> Bundle:
+    return load_bundle(REPOSITORY / model / "1")
+
+
+def export(model: str, repository: Path) -> None:
+    """Makes the bundle of a model anew. Raises CalledProcessError where the exporter refuses it."""
+    with TemporaryDirectory() as name:
+        files = [str(Path(name) / f"{part}.onnx") for part in FILES[model]]
+        for file, made in zip(files, FILES[model].values(), strict=True):
+            onnx.save(made(), file)
+        what = ["transducer", *files] if model == LISTENER else ["onnx", files[1], "--encoder", files[0]]
+        command = [sys.executable, "-m", "export", *what, "--name", model, "--to", str(repository), "--replace"]
+        command += _FLAGS[model].split()
+        subprocess.run(command, check=True, cwd=_ROOT)  # noqa: S603  # this checkout's exporter
+
+
+if __name__ == "__main__":
+    for each in FILES:
+        export(each, REPOSITORY)

@@ -1,0 +1,21 @@
+"""The bundles that the simulation keeps are those that the exporter makes of its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from service.repository.bundle import load_bundle
+from simulation.bundles import LISTENER, TRANSLATOR
+from simulation.exported import REPOSITORY, export
+
+
+@pytest.mark.parametrize("model", [LISTENER, TRANSLATOR])
+def test_a_bundle_is_what_the_exporter_makes(model: str, tmp_path: Path) -> None:
+    """Else `python -m simulation.exported` makes it anew."""
+    export(model, tmp_path)
+    made, kept = (load_bundle(folder / model / "1").manifest for folder in (tmp_path, REPOSITORY))
+    assert made.model_dump(exclude={"exported_with"}) == kept.model_dump(exclude={"exported_with"})
