@@ -74,7 +74,7 @@ def _toml(
     lines = ["[build-system]", f"requires = [{json.dumps(backend(checkout))}]", _BUILD, "", "[project]"]
     lines += [f"name = {json.dumps(about['name'])}", f"version = {json.dumps(version)}"]
     lines += [f"description = {json.dumps(description)}", 'readme = "README.md"']
-    lines += [f"{key} = {_value(project[key])}" for key in same]
+    lines += [f"{key} = {_value(about.get(key, project[key]))}" for key in same]
     lines += [f"dependencies = {_value(dependencies)}"]
     lines += ["", "[project.optional-dependencies]", *(f"{name} = {_value(needs)}" for name, needs in extras.items())]
     if "urls" in project:

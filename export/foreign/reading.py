@@ -237,7 +237,7 @@ def _of_more_files(left: Sequence[Tensor]) -> str:
         return ""
     return (
         ". If this is the decoder of a translator, give its encoder with --encoder FILE; if it is the prediction"
-        " network and the joiner of a transducer, use export transducer ENCODER FILE"
+        " network and the joiner of a transducer, use `python -m export transducer ENCODER FILE`"
     )
 
 

@@ -139,7 +139,7 @@ def _training(evaluation: Evaluation, curves_file: str | None, variants: Sequenc
         f"one side of the split: {evaluation.split}. Cross-entropy with label smoothing and teacher forcing, Adam, the "
         "evaluated weights being a moving average.",
         "",
-        "To make it again, with the extra `train` installed (in a checkout, at its root):",
+        "To make it again, with the extra `train` installed:",
         "",
         "```sh",
         "python -m models.recipes.g2p train --run runs/g2p",

@@ -61,7 +61,7 @@ def write_card(manifest: Manifest, evaluation: Evaluation, story: Story, *, curv
     if story.figures_note:
         lines += [story.figures_note, ""]
     lines += ["## Training", "", f"The split: {evaluation.split}.", ""]
-    lines += ["To make it again, with the extra `train` installed (in a checkout, at its root):", ""]
+    lines += ["To make it again, with the extra `train` installed:", ""]
     lines += ["```sh", *story.commands, "```", ""]
     lines += [
         "The seed is fixed, but another processor or another PyTorch rounds differently and ends in slightly other "

@@ -8,7 +8,8 @@ from pathlib import Path
 from export.foreign.arguments import pairs, place, size
 
 TRANSDUCER_HELP = """A transducer in ONNX files: an encoder of frames with its states, a prediction network over tokens,
-and a joiner; or the last two in one file. Frames go in, and tokens come out. States are found as by `export onnx`."""
+and a joiner; or the last two in one file. Frames go in, and tokens come out. States are found as by `python -m export
+onnx`."""
 TRANSDUCER_EPILOG = """For example: python -m export transducer encoder.onnx predictor.onnx joiner.onnx --vocabulary
 tokens.txt --name recogniser --to my_repository"""
 

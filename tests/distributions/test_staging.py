@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import carousel
-from distributions.metadata import MetadataError, client
+from distributions.metadata import MetadataError
+from distributions.metadata import client as client_metadata
 from distributions.staging import Checkout, stage_client, stage_server
 from tests.conftest import ROOT
 
@@ -138,6 +139,31 @@ def test_what_people_are_told_names_no_file_that_is_not_there(staged: dict[str, 
                         assert (folder / named).is_file(), (path, named)
 
 
+def test_a_subcommand_of_the_exporter_is_named_with_its_command(staged: dict[str, Path]) -> None:
+    package = staged["server"] / "carousel_server"
+    (table,) = re.findall(
+        r"^_EXPORTS\b.*?^}", (package / "export" / "__main__.py").read_text(), re.MULTILINE | re.DOTALL
+    )
+    recipes = "|".join(re.findall(r'^ +"([\w-]+)":', table, re.MULTILINE))
+    bare = re.compile(rf"(?<!carousel-)\bexport\s+({recipes})\b")
+    assert bare.search("use export onnx FILE")
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not bare.search(node.value), (path, node.lineno)
+
+
+def test_the_licence_of_everything_inside_is_told(staged: dict[str, Path]) -> None:
+    notices = (staged["server"] / "carousel_server" / "service" / "page" / "THIRD_PARTY.txt").read_text()
+    inside = set(re.findall(r"[\w.-]+", " ".join(re.findall("^Licence: (.*)$", notices, re.MULTILINE)))) - {"AND"}
+    server, client = project(staged["server"]), project(staged["client"])
+    assert set(server["license"].split(" AND ")) == {client["license"], *inside}
+    assert server["license-files"] == ["LICENSE", "carousel_server/service/page/THIRD_PARTY.txt"]
+    assert (client["license"], client["license-files"]) == ("Apache-2.0", ["LICENSE"])
+    for folder in staged.values():
+        assert all((folder / name).is_file() for name in project(folder)["license-files"])
+
+
 def test_a_models_card_gives_commands_that_there_are(staged: dict[str, Path]) -> None:
     place = Path("model_repository", "co2-forecast", "1", "README.md")
     card, before = (staged["server"] / "carousel_server" / place).read_text(), (ROOT / place).read_text()
@@ -148,7 +174,7 @@ def test_a_models_card_gives_commands_that_there_are(staged: dict[str, Path]) ->
     ]
     assert card.replace("carousel_server.", "").replace("carousel-export", "python -m export") == before
     for path in (staged["server"] / "carousel_server").rglob("*.md"):
-        assert not re.search(r"-m (service|export|models)\b|\./scripts/", path.read_text()), path
+        assert not re.search(r"-m (service|export|models)\b|\./scripts/|checkout", path.read_text()), path
 
 
 def test_every_module_is_there_and_nothing_but_names_is_changed(staged: dict[str, Path]) -> None:
@@ -196,4 +222,4 @@ def test_a_project_that_cannot_build_says_what_is_missing() -> None:
     extras = {**CHECKOUT.project["project"]["optional-dependencies"], "dev": ["ruff"]}
     broken = {**CHECKOUT.project, "project": {**CHECKOUT.project["project"], "optional-dependencies": extras}}
     with pytest.raises(MetadataError, match="`dev` must have flit-core"):
-        client(broken, "1.0")
+        client_metadata(broken, "1.0")
