@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from carousel._version import __version__
@@ -24,4 +25,7 @@ def how_to_install(extra: str, *, distribution: str) -> str:
         if extra not in IMAGE_EXTRAS:
             return f"./scripts/setup {extra} (in a checkout; an image cannot have it)"
         return f"docker build -f deploy/Dockerfile --build-arg EXTRAS={extra} -t carousel . (in a checkout)"
-    return f"{shlex.quote(sys.executable)} -m pip install '{distribution}[{extra}]=={__version__}'"
+    python, wanted = shlex.quote(sys.executable), f"'{distribution}[{extra}]=={__version__}'"
+    if find_spec("pip") is None:
+        return f"pip --python {python} install {wanted} (with a pip of another environment; this one has none)"
+    return f"{python} -m pip install {wanted}"

@@ -39,6 +39,13 @@ def test_an_interpreter_whose_path_has_a_space_is_one_word_of_the_command(monkey
     assert command[:3] == ["/home/me/my programs/bin/python", "-m", "pip"]
 
 
+@pytest.mark.usefixtures("installed")
+def test_an_environment_without_pip_needs_one_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pip", None)
+    command = f"pip --python {sys.executable} install 'carousel-client[cli]=={carousel.__version__}' (with a pip"
+    assert _extras.how_to_install("cli", distribution="carousel-client").startswith(command)
+
+
 def test_in_the_image_which_has_no_pip_it_is_built_with_it(installed: Path) -> None:
     (installed / _extras.IMAGE_MARK).touch()
     command = "docker build -f deploy/Dockerfile --build-arg EXTRAS=tracing -t carousel ."
