@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from carousel._version import __version__
@@ -26,6 +26,6 @@ def how_to_install(extra: str, *, distribution: str) -> str:
             return f"./scripts/setup {extra} (in a checkout; an image cannot have it)"
         return f"docker build -f deploy/Dockerfile --build-arg EXTRAS={extra} -t carousel . (in a checkout)"
     python, wanted = shlex.quote(sys.executable), f"'{distribution}[{extra}]=={__version__}'"
-    if find_spec("pip") is None:
+    if PathFinder.find_spec("pip") is None:  # importlib.util's would run a hook of setuptools, which swaps distutils
         return f"pip --python {python} install {wanted} (with a pip of another environment; this one has none)"
     return f"{python} -m pip install {wanted}"

@@ -16,7 +16,10 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As if the package were in an environment of its own, in this folder."""
+    """As if the package were in an environment of its own, in this folder, with pip."""
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr(_extras, "__file__", str(tmp_path / "site-packages" / "carousel" / "_extras.py"))
     return tmp_path
@@ -41,7 +44,7 @@ def test_an_interpreter_whose_path_has_a_space_is_one_word_of_the_command(monkey
 
 @pytest.mark.usefixtures("installed")
 def test_an_environment_without_pip_needs_one_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pip", None)
+    monkeypatch.setattr(sys, "path", [])
     command = f"pip --python {sys.executable} install 'carousel-client[cli]=={carousel.__version__}' (with a pip"
     assert _extras.how_to_install("cli", distribution="carousel-client").startswith(command)
 
