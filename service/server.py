@@ -272,7 +272,7 @@ class Server:
         server = self._wire.open(interceptor)
         domain = Domain(self._hosting, sessions, settings.policy_limits)
         models = Models(self._hosting, max_answer_bytes=sessions.limits.max_answer_bytes)
-        self._inference = Inference(domain, self._telemetry)
+        self._inference = Inference(domain, self._telemetry, self._wire.reset)
         inference_pb2_grpc.add_InferenceServicer_to_server(self._inference, server)
         sessions_pb2_grpc.add_SessionsServicer_to_server(Sessions(sessions), server)
         models_pb2_grpc.add_ModelsServicer_to_server(models, server)

@@ -225,7 +225,7 @@ class Replica:
         self._graph_fails = self._draw_graph_failure
         limits = PolicyLimits(hold_s=knobs.hold_s, max_hold_s=2 * knobs.hold_s, keep_s=knobs.keep_s, max_keep_s=100.0)
         domain = Domain(hosting, service, limits)
-        self._inference = Inference(domain, observer)
+        self._inference = Inference(domain, observer, lambda context: cast(Any, context).reset())
         self._sessions = Sessions(service)
         self._models = Models(hosting, max_answer_bytes=service.limits.max_answer_bytes)
         life.start(self._guarded(life, "the expiry loop", self._expire_for_ever))

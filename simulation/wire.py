@@ -96,6 +96,10 @@ class Connection:
         """See `ServicerContext`."""
         raise CallEnded(code, details)
 
+    def reset(self) -> None:
+        """See `Wire.reset`."""
+        self._unread.clear()
+
     async def read(self) -> Any:
         """The next request; grpc.aio.EOF when there will be no more."""
         while not self._requests:

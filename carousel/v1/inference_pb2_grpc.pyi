@@ -55,7 +55,8 @@ class InferenceStub:
     Watch: _grpc.UnaryStreamMultiCallable[_inference_pb2.WatchRequest, _inference_pb2.WatchResponse]
     """Tells what happens to one session of this server, whoever feeds it, from now on until it ends here. Watching neither
     takes the session from anybody nor keeps it alive, and who feeds it does not wait for who watches. A watcher that does
-    not read as fast as the session moves is dropped: RESOURCE_EXHAUSTED, with the reason WATCHER_DROPPED; watch again.
+    not read as fast as the session moves is dropped: RESOURCE_EXHAUSTED, with the reason WATCHER_DROPPED; watch again. One
+    that does not read within 2 seconds after it is dropped is not told why: its call is reset, CANCELLED or INTERNAL.
     NOT_FOUND for a session that is not here: one that is with another server, or in the store alone, is not fetched.
     Send the header `x-session-id`, as for `Step`.
     """
@@ -87,7 +88,8 @@ class InferenceAsyncStub(InferenceStub):
     Watch: _aio.UnaryStreamMultiCallable[_inference_pb2.WatchRequest, _inference_pb2.WatchResponse]  # type: ignore[assignment]
     """Tells what happens to one session of this server, whoever feeds it, from now on until it ends here. Watching neither
     takes the session from anybody nor keeps it alive, and who feeds it does not wait for who watches. A watcher that does
-    not read as fast as the session moves is dropped: RESOURCE_EXHAUSTED, with the reason WATCHER_DROPPED; watch again.
+    not read as fast as the session moves is dropped: RESOURCE_EXHAUSTED, with the reason WATCHER_DROPPED; watch again. One
+    that does not read within 2 seconds after it is dropped is not told why: its call is reset, CANCELLED or INTERNAL.
     NOT_FOUND for a session that is not here: one that is with another server, or in the store alone, is not fetched.
     Send the header `x-session-id`, as for `Step`.
     """
@@ -146,7 +148,8 @@ class InferenceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.WatchResponse], _abc.AsyncIterator[_inference_pb2.WatchResponse]]:
         """Tells what happens to one session of this server, whoever feeds it, from now on until it ends here. Watching neither
         takes the session from anybody nor keeps it alive, and who feeds it does not wait for who watches. A watcher that does
-        not read as fast as the session moves is dropped: RESOURCE_EXHAUSTED, with the reason WATCHER_DROPPED; watch again.
+        not read as fast as the session moves is dropped: RESOURCE_EXHAUSTED, with the reason WATCHER_DROPPED; watch again. One
+        that does not read within 2 seconds after it is dropped is not told why: its call is reset, CANCELLED or INTERNAL.
         NOT_FOUND for a session that is not here: one that is with another server, or in the store alone, is not fetched.
         Send the header `x-session-id`, as for `Step`.
         """

@@ -33,11 +33,12 @@ _OUTBOX_LIMIT = 256
 
 
 class Inference(inference_pb2_grpc.InferenceServicer):
-    """Runs models over sessions."""
+    """Runs models over sessions. reset: see `Wire.reset`."""
 
-    def __init__(self, domain: Domain, observer: ApiObserver) -> None:
+    def __init__(self, domain: Domain, observer: ApiObserver, reset: Callable[[Context], None]) -> None:
         self._domain = domain
         self._observer = observer
+        self._reset = reset
         self._streams: set[Stream] = set()
         self._watches: set[Watch] = set()
 
@@ -136,6 +137,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         finally:
             self._watches.discard(watch)
             watch.close()
+            if watch.is_given_up:
+                self._reset(context)
 
 
 def _open(

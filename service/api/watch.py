@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Self, TypeAlias
 
 from carousel.v1 import inference_pb2 as pb
@@ -20,6 +21,8 @@ from service.sessions.watches import Change, Consumed, Told, Watcher
 Write: TypeAlias = Callable[[pb.WatchResponse], Awaitable[None]]
 _MAX_TOKENS = 1000
 """That one message tells as consumed."""
+_LAST_WRITE_S = 2.0
+"""That a reader has for the message that is being written when the watch fails."""
 _CHANGES = {
     Change.ATTACHED: pb.SESSION_CHANGE_ATTACHED,
     Change.DETACHED: pb.SESSION_CHANGE_DETACHED,
@@ -40,6 +43,9 @@ class Watch:
         self._bundle = watcher.session.served.bundle
         self._session_id = session_id
         self._max_bytes = max_answer_bytes
+        self.is_given_up = False
+        """Whether the watch has failed and its reader did not take the message that was being written: it would not
+        take the error either."""
 
     @classmethod
     async def begin(cls, sessions: SessionService, caller: Caller, session_id: str) -> Self:
@@ -50,10 +56,20 @@ class Watch:
         return cls(watcher, caller.shown(session.id), sessions.limits.max_answer_bytes)
 
     async def tell(self, write: Write) -> None:
-        """Writes what happens, up to the session's end. Raises the error that ends the watch before."""
-        while (told := await self._watcher.next()) is not None:
-            await self._tell(told, write)
-            await asyncio.sleep(0)  # a watcher that has much to read leaves others their turn
+        """Writes what happens, up to the session's end. Raises the error that ends the watch before, at the latest
+        `_LAST_WRITE_S` seconds after it is there, whether or not anybody reads."""
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._watcher.on_failed = partial(_end_soon, limit)
+                await self._tell_all(write)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            self.is_given_up = True
+        finally:
+            self._watcher.on_failed = None
+        if self.is_given_up and self._watcher.failure is not None:  # raised here: nothing keeps the message any more
+            raise self._watcher.failure
 
     def end(self) -> None:
         """The server leaves."""
@@ -62,6 +78,11 @@ class Watch:
     def close(self) -> None:
         """The call is over."""
         self._watcher.close()
+
+    async def _tell_all(self, write: Write) -> None:
+        while (told := await self._watcher.next()) is not None:
+            await self._tell(told, write)
+            await asyncio.sleep(0)  # a watcher that has much to read leaves others their turn
 
     async def _tell(self, told: Told, write: Write) -> None:
         position, happening, bundle = told.moment[1], told.happening, self._bundle
@@ -108,3 +129,7 @@ class Watch:
 
     def _response(self, position: int, **happening: Any) -> pb.WatchResponse:
         return pb.WatchResponse(session_id=self._session_id, position=position, **happening)
+
+
+def _end_soon(limit: asyncio.Timeout) -> None:
+    limit.reschedule(asyncio.get_running_loop().time() + _LAST_WRITE_S)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from itertools import accumulate
 from typing import NamedTuple, TypeAlias
@@ -80,14 +80,17 @@ class Watcher:
         self.num_bytes = 0
         """That wait."""
         self._has_ended = False
-        self._failure: CarouselError | None = None
+        self.failure: CarouselError | None = None
+        """The error that has ended the watch."""
+        self.on_failed: Callable[[], None] | None = None
+        """Called once, when there is one."""
         self._arrival: asyncio.Future[None] | None = None
 
     async def next(self) -> Told | None:
         """What comes next; None after the end. Raises the error that ended the watch. One task at a time."""
         while True:
-            if self._failure is not None:
-                raise self._failure
+            if self.failure is not None:
+                raise self.failure
             if self._waiting and self._may_tell(self._waiting[0]):
                 told = self._waiting.popleft()
                 self._count(-told.num_bytes)
@@ -104,7 +107,7 @@ class Watcher:
             self.drop()
         else:
             self._watches.make_room(told.num_bytes)
-        if self._failure is None:
+        if self.failure is None:
             self._waiting.append(told)
             self._count(told.num_bytes)
             self.wake_up()
@@ -150,13 +153,14 @@ class Watcher:
         self._watches.remove(self)
 
     def _fail(self, error: CarouselError) -> None:
-        """Its place among the session's is free when its call is over: a reader that stalls does not make room for
-        another."""
+        """Its place among the session's is free when its call is over, which `on_failed` brings about."""
         self._waiting.clear()
         self._count(-self.num_bytes)
-        if self._failure is None:
-            self._failure = error
+        if self.failure is None:
+            self.failure = error
             self.wake_up()
+            if self.on_failed is not None:
+                self.on_failed()
 
     def _may_tell(self, told: Told) -> bool:
         persistence = self.session.persistence

@@ -27,6 +27,11 @@ class Wire(Protocol):
         """
         ...
 
+    def reset(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Ends a call whose client does not read, without a status and without what is unsent. Called by the task of
+        its handler, which raises next, and writes no more."""
+        ...
+
     async def start(self) -> int:
         """Accepts calls from here on. Returns the port. Raises StartError."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import CoroutineType
@@ -78,6 +79,15 @@ class GrpcioWire:
         """What the servers will serve."""
         self._interceptors = (JsonInterceptor(), interceptor)
         return self._methods
+
+    def reset(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """Cancels the tasks that gRPC has for a call: its core ends a call that nothing refers to any more, and drops
+        what it has of it. Where they cannot be found the error waits, as any does, until the client reads or leaves."""
+        handling = asyncio.current_task()
+        assert handling is not None  # noqa: S101  # that of a handler
+        waiting = [task for task in asyncio.all_tasks() if _waits_for_end(task, handling)]
+        for task in (*waiting, handling) if waiting else ():
+            task.cancel()
 
     async def start(self) -> int:
         """Listens, and serves."""
@@ -180,6 +190,14 @@ class GrpcioWire:
         """Reads the certificates again; new connections get what they say."""
         if self._certificates is not None:
             self._certificates.reload()
+
+
+def _waits_for_end(task: asyncio.Task[Any], handling: asyncio.Task[Any]) -> bool:
+    """Whether a task is gRPC's that awaits the end of the call which another of its tasks handles."""
+    coroutine = task.get_coro()
+    if getattr(coroutine, "__name__", None) != "_schedule_rpc_coro":
+        return False
+    return any(handling in gc.get_referents(variables) for variables in gc.get_referents(coroutine))
 
 
 def _configuration(pems: Pems) -> grpc.ServerCertificateConfiguration:

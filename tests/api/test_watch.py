@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,10 +12,11 @@ import grpc
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
+from service.api import watch as watch_module
 from service.api.inference import Inference
 from service.api.watch import Watch
 from service.engine.jobs import OutputKind, OutputSpec
-from service.errors import SessionNotFoundError, ShuttingDownError
+from service.errors import SessionNotFoundError, ShuttingDownError, WatcherDroppedError
 from service.sessions.persistence import PolicyLimits
 from service.sessions.session import CloseReason
 from tests.sessions.test_registry import Sessions, opened
@@ -23,23 +25,30 @@ EVERY = OutputSpec(OutputKind.LOGITS, every_position=True)
 
 
 class Context:
-    """As much of a call's context as is used. has_left: whether the client is gone."""
+    """As much of a call's context as is used. has_left: whether the client is gone; reads: is set while it reads;
+    was_reset: whether the server has ended the call without a status."""
 
     def __init__(self) -> None:
         self.written: list[pb.WatchResponse] = []
-        self.has_left = False
+        self.has_left = self.was_reset = False
+        self.reads = asyncio.Event()
+        self.reads.set()
 
     async def write(self, response: pb.WatchResponse) -> None:
         if self.has_left:
             raise grpc.aio.InternalError("the client has left")
         self.written.append(response)
+        await self.reads.wait()
         await asyncio.sleep(0)
+
+    def reset(self) -> None:
+        self.was_reset = True
 
 
 def served(it: Sessions) -> Inference:
     hosting = SimpleNamespace(find=lambda *names, **more: it.served)
     domain = SimpleNamespace(hosting=hosting, sessions=it.service, policy_limits=PolicyLimits())
-    return Inference(cast(Any, domain), cast(Any, it.events))
+    return Inference(cast(Any, domain), cast(Any, it.events), lambda context: cast(Any, context).reset())
 
 
 def watching(inference: Inference, context: Context) -> asyncio.Task[None]:
@@ -97,3 +106,51 @@ async def test_no_message_is_larger_than_an_answer_may_be(tiny_repository: Path)
         assert (outputs.position, len(outputs.fed.tokens)) == (900, 0)
         assert len(outputs.fed.fed.outputs) == 900
         assert all(one.ByteSize() <= limit for one in context.written)
+
+
+@pytest.mark.parametrize("reads_at_last", [False, True])
+async def test_a_dropped_watch_ends_whether_or_not_its_reader_takes_the_message_that_is_being_written(
+    tiny_repository: Path, monkeypatch: pytest.MonkeyPatch, *, reads_at_last: bool
+) -> None:
+    monkeypatch.setattr(watch_module, "_LAST_WRITE_S", 20.0 if reads_at_last else 0.0)
+    async with opened(tiny_repository) as it:
+        session, inference, context = await it.open("s"), served(it), Context()
+        watches = it.service.watches
+        call = watching(inference, context)
+        await turns()
+        context.reads.clear()
+        await it.feed(session, 0, [5] * 2000, EVERY)
+        await turns()
+        for position in range(2000, 2257):
+            assert not call.done()
+            await it.feed(session, position, [5])
+        assert watches.num_bytes == 0, "what waited is released at once"
+        if reads_at_last:
+            await turns()
+            assert not call.done()
+            context.reads.set()
+        with pytest.raises(WatcherDroppedError, match="256 events of session 's' wait to be read"):
+            await call
+        assert (watches.of_session, context.was_reset) == ({}, not reads_at_last)
+        assert [one.WhichOneof("event") for one in context.written] == ["watching", "fed", "fed"][
+            : len(context.written)
+        ]
+        message = context.written.pop()
+        assert message.WhichOneof("event") == "fed"
+        assert sys.getrefcount(message) == 2, "nothing keeps the message, not even the error"
+
+
+async def test_a_watch_whose_reader_stalls_keeps_no_server_from_leaving(
+    tiny_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "_LAST_WRITE_S", 0.0)
+    async with opened(tiny_repository) as it:
+        await it.open("s")
+        inference, context = served(it), Context()
+        context.reads.clear()
+        call = watching(inference, context)
+        await turns()
+        inference.end_streams()
+        with pytest.raises(ShuttingDownError):
+            await call
+        assert (context.was_reset, it.service.watches.of_session) == (True, {})

@@ -24,14 +24,14 @@ Send = Callable[[Event], Awaitable[None]]
 
 _UNSENT_BYTES = 16 * 1024
 """Of responses that Envoy has not taken yet, beyond which a handler waits."""
-
-
 _SLOW_BYTES = 16 * 1024
 """Of a message that is slow to parse or to write, beyond which others would have to wait."""
-
-
 _RESENT = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED})
 """Envoy's bridge makes HTTP status 408 of these, and browsers send a POST that got 408 again by themselves."""
+
+
+class ResetError(Exception):
+    """What pyvoy is to get of a call whose answer has begun, and whose stream is to be reset."""
 
 
 async def send_whole(
@@ -75,6 +75,7 @@ class Call:
         self._is_last_read = False
         self._has_left = False
         self._is_started = False
+        self._is_reset = False
         self._failure: tuple[grpc.StatusCode, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_reading = False
@@ -222,12 +223,16 @@ class Call:
         self._timer = self._loop.call_later(timeout_s, self._be_late)
 
     async def finish(self, *, is_cancelled: bool = False) -> None:
-        """Sends what is left and the status: the one that was set, or that the handler was cancelled."""
+        """Sends what is left and the status: the one that was set, or that the handler was cancelled. Raises ResetError
+        in place of it for a call that was reset."""
         self._task = None  # from here on nothing is cancelled
         if self._timer is not None:
             self._timer.cancel()
         if self._has_left:
             return
+        if self._is_reset and self._is_started:
+            self._unsent.clear()
+            raise ResetError
         code, details = self._code or grpc.StatusCode.OK, self._details
         if is_cancelled:
             code, details = self._failure or (grpc.StatusCode.CANCELLED, "the call was cancelled")
@@ -251,6 +256,10 @@ class Call:
         """Ends the handler: the server leaves."""
         if self._task is not None:
             self._task.cancel()
+
+    def reset(self) -> None:
+        """The call ends without a status, and without what Envoy has not taken."""
+        self._is_reset = True
 
     def look_for_client(self) -> None:
         """Asks ahead of the handler for what the client sends: a piece of its messages, which is kept for the handler,
