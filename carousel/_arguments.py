@@ -6,6 +6,7 @@ Here are those that any call may have; tokens, vectors and constants are checked
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from carousel.errors import InvalidArgumentError
@@ -26,13 +27,22 @@ def flag(value: Any, name: str) -> bool:
 
 
 def seconds(value: Any, name: str) -> float:
-    """Raises TypeError for what is no number, and InvalidArgumentError for NaN."""
+    """Raises TypeError for what is no number, and InvalidArgumentError for NaN and what is less than 0."""
     if not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number of seconds, not {value!r:.60}")
     number = float(value)
-    if math.isnan(number):
-        raise InvalidArgumentError(f"{name} = {number} must be a number of seconds", field=name)
+    if math.isnan(number) or number < 0:
+        raise InvalidArgumentError(f"{name} = {number:g} must be a number of seconds, 0 or more", field=name)
     return number
+
+
+def one_of(value: Any, choices: Sequence[str], name: str, *, field: str) -> str:
+    """One of the words. field: the request's, for the error. Raises InvalidArgumentError for any other, spelled
+    otherwise or of another type."""
+    if not isinstance(value, str) or value not in choices:
+        *first, last = map(repr, choices)
+        raise InvalidArgumentError(f"{name} = {value!r:.60} must be {', '.join(first)} or {last}", field=field)
+    return value
 
 
 def timeout(value: float | None) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
-from carousel._arguments import flag, seconds, text
+from carousel._arguments import flag, one_of, seconds, text
 from carousel._constants import Constants, fill_constants
 from carousel._ports import Parts, joined
 from carousel._tensors import Features, is_features, steps_message, tensor_message
@@ -24,6 +24,8 @@ Tokens: TypeAlias = str | int | Sequence[str] | Sequence[int]
 """Tokens to feed: names or ids, or one of them."""
 
 
+_ACTIONS = ("free", "hold", "keep")
+_DURABILITIES = ("none", "checkpoint", "strict")
 _MAX_HOLD_S = 3.15576e11
 """The longest duration that a message has."""
 
@@ -207,26 +209,18 @@ def step_batch_message(
 
 def _fill_policy(message: pb.Open, policy: SessionPolicy) -> None:
     """Raises InvalidArgumentError for a word that names no policy."""
-    try:
-        message.on_disconnect.action = pb.DisconnectAction.Value(f"DISCONNECT_ACTION_{policy.on_disconnect}".upper())
-    except ValueError:
-        raise InvalidArgumentError(
-            f"on_disconnect = {policy.on_disconnect!r} must be 'free', 'hold' or 'keep'", field="open.on_disconnect"
-        ) from None
+    action = one_of(policy.on_disconnect, _ACTIONS, "on_disconnect", field="open.on_disconnect")
+    message.on_disconnect.action = pb.DisconnectAction.Value(f"DISCONNECT_ACTION_{action}".upper())
     if policy.hold_s is not None:
         hold_s = seconds(policy.hold_s, "hold_s")
-        if abs(hold_s) > _MAX_HOLD_S:
+        if hold_s > _MAX_HOLD_S:
             raise InvalidArgumentError(
                 f"hold_s = {hold_s:g} must be at most {_MAX_HOLD_S:g} seconds", field="open.on_disconnect.duration"
             )
         message.on_disconnect.duration.FromNanoseconds(round(hold_s * 1e9))
     if policy.durability is not None:
-        try:
-            message.durability = pb.Durability.Value(f"DURABILITY_{policy.durability}".upper())
-        except ValueError:
-            raise InvalidArgumentError(
-                f"durability = {policy.durability!r} must be 'none', 'checkpoint' or 'strict'", field="open.durability"
-            ) from None
+        durability = one_of(policy.durability, _DURABILITIES, "durability", field="open.durability")
+        message.durability = pb.Durability.Value(f"DURABILITY_{durability}".upper())
     message.unattended = flag(policy.unattended, "open.unattended")
 
 

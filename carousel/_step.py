@@ -14,6 +14,7 @@ from carousel.steps import SessionStep, StepOptions
 from carousel.v1 import inference_pb2 as pb
 
 _OF_FEED = ("position", "mark", "every_position")
+_OF_OUTPUTS = ("top_k", "logits", "trace")
 _OF_OPENING = ("source", "version", "variant", "constants", "first", "on_disconnect", "hold_s", "durability")
 
 
@@ -27,9 +28,11 @@ def request(session_id: str, tokens: Tokens | None, **options: Unpack[StepOption
         raise TypeError(f"{', '.join(unknown)}: no such option")
     features = options.get("features")
     has_feed = tokens is not None or features is not None
-    asked = [name for name in _OF_FEED if options.get(name) is not None and options.get(name) is not False]
+    asked = [name for name in _OF_FEED if _is_given(options.get(name))]
     if not has_feed and asked:
         raise TypeError(f"{', '.join(asked)}: give tokens or features, too")
+    if not has_feed and not model and (asked := [name for name in _OF_OUTPUTS if _is_given(options.get(name))]):
+        raise TypeError(f"{', '.join(asked)}: give tokens or features, too, or a model, which opens the session")
     top_k, logits = options.get("top_k"), flag(options.get("logits", False), "logits")
     trace = flag(options.get("trace", False), "trace")
     session_id = text(session_id, "session_id") or (secrets.token_urlsafe(9) if model else "")
@@ -67,6 +70,10 @@ def request(session_id: str, tokens: Tokens | None, **options: Unpack[StepOption
             feed.position = uint(position, 64, "feed.position")
         message.feed.CopyFrom(feed)
     return message
+
+
+def _is_given(option: object) -> bool:
+    return option is not None and option is not False
 
 
 def is_repeatable(message: pb.StepRequest) -> bool:

@@ -104,6 +104,10 @@ async def test_what_does_not_go_together_is_refused_before_it_is_sent(shell: She
         await shell.step("mine", "A", positon=3)
     with pytest.raises(TypeError, match="position, mark: give tokens or features, too"):
         await shell.step("mine", position=0, mark=True)
+    with pytest.raises(
+        TypeError, match="top_k, trace: give tokens or features, too, or a model, which opens the session"
+    ):
+        await shell.step("mine", top_k=3, trace=True)
     with pytest.raises(InvalidArgumentError, match=r"feed\.position = -1 must be 0 to"):
         await shell.step("mine", "A", position=-1)
     assert not server.steps
