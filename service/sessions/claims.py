@@ -26,12 +26,12 @@ from service.errors import (
     SnapshotCorruptError,
     StoreUnavailableError,
 )
-from service.sessions.ending import Tombstone, Tombstones
 from service.sessions.image import Image
 from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, name_of
 from service.sessions.storage import Storage
 from service.sessions.stores.base import Claimed, Gone, Held, id_of, politely
+from service.sessions.tombstones import Tombstone, Tombstones
 
 _ASK_S = 0.05
 """Between two times that an owner is asked."""

@@ -16,7 +16,7 @@ from service.observer import SessionObserver
 from service.sessions.checkpoints import Checkpoints
 from service.sessions.deferral import Deferral
 from service.sessions.directory import Directory
-from service.sessions.ending import Ending, LastRecords, Tombstone, Tombstones, error_of
+from service.sessions.ending import Ending, LastRecords, error_of
 from service.sessions.generation import Generation
 from service.sessions.leases import Leases
 from service.sessions.lifecycle import HOLDS_SLOT, Action, Event, State
@@ -24,6 +24,7 @@ from service.sessions.persistence import NOT_STORED, Durability, OnDisconnect, W
 from service.sessions.served import Served
 from service.sessions.session import CloseReason, OnEnded, Session, nobody
 from service.sessions.storage import Storage
+from service.sessions.tombstones import Tombstone, Tombstones
 from service.sessions.watches import Change, Watches
 
 
@@ -223,11 +224,10 @@ class Registry:
         tombstone = end.tombstone = Tombstone(end.reason, session.position, self.wall_clock())
         if end.before is not State.OPENING or (session.persistence.is_resumed and end.reason is not CloseReason.FAILED):
             self.tombstones.add(session.id, tombstone)
-        if end.before is not State.OPENING:
-            served = session.served
-            if end.before in (State.SPILLED, State.RESTORING):
-                self.observer.session_unspilled(served.model, served.version, session.id)
-            self.observer.session_closed(served.model, served.version, session.id, end.reason.value, session.position)
+        if end.before in (State.SPILLED, State.RESTORING):
+            self.observer.session_unspilled(session.served.model, session.served.version, session.id)
+        if not (session.num_in_flight and end.before in HOLDS_SLOT):  # else its position is not its last yet
+            end.tell(self.observer, session)
         for action in transition.actions:
             guarded(self._on_end[action], session, end)
 
@@ -241,7 +241,7 @@ class Registry:
     def _free_slot(self, session: Session, end: Ending) -> None:
         def freed() -> None:  # all is answered: its position is the last
             end.tombstone = self.tombstones.correct(session.id, end.tombstone, session.position)
-            end.freed()
+            end.freed(self.observer, session)
 
         if end.before in HOLDS_SLOT:
             session.served.engine.close(session.lane, freed, error_of(session, end.reason))

@@ -25,7 +25,6 @@ from service.errors import (
 from service.observer import SessionObserver
 from service.sessions.checks import check_session_id
 from service.sessions.claims import Claims
-from service.sessions.ending import Tombstone
 from service.sessions.image import Image
 from service.sessions.lifecycle import State
 from service.sessions.opening import Opening
@@ -35,6 +34,7 @@ from service.sessions.served_image import Find, served_image
 from service.sessions.session import CloseReason, OnEnded, Session, name_of, owner_of
 from service.sessions.spill import Spill
 from service.sessions.storage import Storage
+from service.sessions.tombstones import Tombstone
 
 _SAME_S = 1e-5  # no two sessions of one server are opened within a microsecond
 _NOT_OPENED = (SessionNotOpenError, SessionNotFoundError, RequestCancelledError)

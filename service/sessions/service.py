@@ -14,7 +14,7 @@ from service.sessions.admin import Admin
 from service.sessions.answer_memory import AnswerBudget, Replays
 from service.sessions.deferral import Deferral
 from service.sessions.directory import Directory
-from service.sessions.ending import Ending, Tombstone
+from service.sessions.ending import Ending
 from service.sessions.expiry import Expiry
 from service.sessions.generations import Generations
 from service.sessions.opening import Opening
@@ -28,6 +28,7 @@ from service.sessions.spill import Spill
 from service.sessions.step_batches import StepBatches
 from service.sessions.storage import Storage
 from service.sessions.stores.base import Beat, id_of
+from service.sessions.tombstones import Tombstone
 from service.sessions.visits import Visits
 from service.sessions.watches import Watches
 

@@ -207,6 +207,23 @@ async def test_a_closed_id_is_free_at_once_and_its_work_is_answered_as_cancelled
         assert it.notices == []
 
 
+async def test_the_end_of_a_session_is_reported_with_its_last_position(tiny_repository: Path) -> None:
+    async with opened(tiny_repository) as it:
+        session = await it.open("s")
+        answer = it.feed(session, 0, [5] * 50_000, OutputSpec(OutputKind.NONE))
+        while not session.lane.position:  # noqa: ASYNC110  # nothing tells of it in the middle of a feed
+            await asyncio.sleep(0)
+        it.registry.close(session, CloseReason.CLIENT, notify=False)
+        failed = (await answer)[1]
+        assert isinstance(failed, Failed)
+        assert 0 < failed.position < 50_000
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert [event for event in it.events.told if event[0] == "closed"] == [
+            ("closed", "s", "client", failed.position)
+        ]
+
+
 async def test_a_repeated_feed_is_applied_once_however_often_and_whenever_it_comes(tiny_repository: Path) -> None:
     async with opened(tiny_repository) as it:
         session = await it.open()

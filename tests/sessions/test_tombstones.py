@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.sessions.ending import Tombstone, Tombstones
 from service.sessions.session import CloseReason
+from service.sessions.tombstones import Tombstone, Tombstones
 
 AT = 1_700_000_000.25
 TOLD = {
