@@ -254,7 +254,7 @@ class _SessionChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Session
     SESSION_CHANGE_SET_BACK: _SessionChange.ValueType  # 3
     """It was set back, or given another state."""
     SESSION_CHANGE_CANCELLED: _SessionChange.ValueType  # 4
-    """Its work in flight was cancelled."""
+    """Its work in flight was cancelled; a Cancel that found none is not told."""
     SESSION_CHANGE_SPILLED: _SessionChange.ValueType  # 5
     """Its state is in the store alone, because another session needed its place."""
     SESSION_CHANGE_UNSPILLED: _SessionChange.ValueType  # 6
@@ -272,7 +272,7 @@ SESSION_CHANGE_DETACHED: SessionChange.ValueType  # 2
 SESSION_CHANGE_SET_BACK: SessionChange.ValueType  # 3
 """It was set back, or given another state."""
 SESSION_CHANGE_CANCELLED: SessionChange.ValueType  # 4
-"""Its work in flight was cancelled."""
+"""Its work in flight was cancelled; a Cancel that found none is not told."""
 SESSION_CHANGE_SPILLED: SessionChange.ValueType  # 5
 """Its state is in the store alone, because another session needed its place."""
 SESSION_CHANGE_UNSPILLED: SessionChange.ValueType  # 6

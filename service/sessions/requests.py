@@ -212,7 +212,8 @@ class Requests:
         """
 
         def ended(num_ended: int) -> None:
-            self.watches.changed(session, Change.CANCELLED)
+            if count + num_ended:
+                self.watches.changed(session, Change.CANCELLED)
             self.checkpoints.after_pending(session, partial(then, count + num_ended))
 
         session.transition(Event.CANCEL)
