@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from service.errors import ForbiddenError, InvalidFieldError, RateLimitedError, quoted
+from service.errors import CarouselError, ForbiddenError, InvalidFieldError, RateLimitedError, quoted
 from service.hosting import Hosting
 from service.sessions.checks import check_session_id, invalid_session_id
 from service.sessions.persistence import PolicyLimits
@@ -121,3 +121,12 @@ class Caller:
 NOBODY = Caller(Principal("", is_admin=True))
 CALLER: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
 """Whose call this is, for handlers."""
+
+
+def as_called(error: CarouselError, session_id: str) -> None:
+    """Has an error name a session of another principal's as its admin did, `principal/id`: inside, where nobody knows
+    who asks, errors name it as its owner does."""
+    name = name_of(session_id)
+    if name != session_id and error.facts.get("session_id") == name:
+        error.message = error.message.replace(repr(name), repr(session_id))
+        error.facts["session_id"] = session_id

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast
 
 import grpc
 
-from service.api.caller import CALLER, Caller
+from service.api.caller import CALLER, Caller, as_called
 from service.api.certificate_names import AuthContext
 from service.api.status import TABLE, abort
 from service.errors import INTERNAL, AnswerTooLargeError, CarouselError, TooManyCallsError, UnauthenticatedError
@@ -102,6 +102,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 code = grpc.StatusCode.CANCELLED
                 raise
             except CarouselError as error:
+                as_called(error, getattr(request, "session_id", ""))
                 code = grpc.StatusCode.UNKNOWN
                 row = TABLE[type(error)]
                 observer.request_failed("", row.code.name, row.reason)
