@@ -124,9 +124,19 @@ class Resume:
                 return await self._confirmed(found)
 
     async def here(self, session_id: str) -> Session:
-        """A session of this server, which is not looked for elsewhere. Raises SessionNotFoundError, SessionMovedError
-        and StoreUnavailableError."""
-        return await self._confirmed(self._registry.get(session_id))
+        """A session of this server, which is taken from nowhere else. Raises SessionNotFoundError, which says whether
+        the store has it, SessionMovedError and StoreUnavailableError."""
+        session = self._registry.directory.get(session_id)
+        if session is None:
+            if await self._storage.has(session_id):
+                raise SessionNotFoundError(
+                    f"session_id = {name_of(session_id)!r} is not in this server's memory: it is in the store, or has"
+                    " moved: another server has it. Resume it, or send it a Step, to have it here",
+                    field="session_id",
+                    session_id=name_of(session_id),
+                )
+            session = self._registry.get(session_id)
+        return await self._confirmed(session)
 
     async def close(self, session_id: str, *, opened_at: float | None = None) -> int:
         """Closes a session and returns its position. One that the store alone has takes no place here for that.

@@ -30,7 +30,7 @@ from carousel.v1 import sessions_pb2
 from examples.local_envoy import local_envoy
 from examples.local_service import LocalService, local_service
 from tests.end_to_end.test_security import ADMIN, ALICE, BOB, write_tokens
-from tests.end_to_end.test_step import LOGITS, MODEL, Stubs, expected, fed, stubs
+from tests.end_to_end.test_step import KEEP, LOGITS, MODEL, Stubs, expected, fed, stubs
 from tests.end_to_end.wire import wire
 from tests.services import program, redis_server
 
@@ -129,8 +129,7 @@ async def test_what_happens_to_a_session_is_told_in_order_whoever_feeds_it(
 
             await calls.sessions.Rewind(sessions_pb2.SessionsRewindRequest(session_id="seen", position=2))
             assert await watch.change() == (2, "SET_BACK")
-            await stream.ask("seen", cancel=pb.Cancel())
-            assert await watch.change() == (2, "CANCELLED")
+            await stream.ask("seen", cancel=pb.Cancel())  # of nothing: it is not told
         assert await watch.change() == (2, "DETACHED")
 
         stepped = await calls.step("seen", feed=fed(7, position=2))
@@ -224,6 +223,12 @@ def test_a_session_is_watched_by_those_who_may_see_it(tiny_repository: Path, tmp
             assert next(watch).session_id == "alice/hers"
             alice.step("hers", close=True)
             assert next(watch) == WatchClosed("alice/hers", 1, CloseReason.CLIENT)
+        for client, name in ((alice, "hers"), (admin, "alice/hers")):
+            with pytest.raises(NotFoundError, match=f"session_id = '{name}' is gone") as gone:
+                next(client.watch(name))
+            assert gone.value.metadata["session_id"] == name
+        with pytest.raises(NotFoundError, match="session_id = 'alice/none' is unknown: it was never opened here"):
+            admin.sessions.close("alice/none")
 
 
 async def test_what_a_strict_session_has_consumed_is_told_when_it_is_stored(
@@ -333,6 +338,18 @@ async def test_watching_keeps_no_session_alive_and_no_server(tiny_repository: Pa
             async with watching(calls, "idle") as idle, watching(calls, "held") as held:
                 assert await held.closed() == (0, "EXPIRED")
                 assert await idle.closed() == (0, "IDLE")
+            await calls.step("kept", open=pb.Open(model=MODEL, on_disconnect=KEEP))
+            async with watching(calls, "kept") as kept:
+                assert await kept.closed() == (0, "IDLE")
+            for call in (
+                calls.inference.Watch(pb.WatchRequest(session_id="kept")).read(),
+                calls.sessions.Get(sessions_pb2.SessionsGetRequest(session_id="kept")),
+            ):
+                with pytest.raises(
+                    grpc.aio.AioRpcError, match="not in this server's memory: it is in the store"
+                ) as apart:
+                    await call
+                assert apart.value.code() is grpc.StatusCode.NOT_FOUND
             await calls.step("stored", open=pb.Open(model=MODEL), feed=fed(5, position=0))
             async with watching(calls, "stored", 1) as watch:
                 service.stop()
@@ -368,7 +385,7 @@ async def test_a_session_that_another_server_takes_has_moved(tiny_repository: Pa
             async with stubs(here.target) as calls, stubs(there.target) as others:
                 strict = pb.Open(model=MODEL, durability=pb.DURABILITY_STRICT)
                 await calls.step("far", open=strict, feed=fed(5, position=0))
-                with pytest.raises(grpc.aio.AioRpcError, match="is unknown: it was never opened here"):
+                with pytest.raises(grpc.aio.AioRpcError, match="is not in this server's memory"):
                     await Watching(others, "far").call.read()
                 async with watching(calls, "far", 1) as watch:
                     await others.step("far", feed=fed(6, position=1))
