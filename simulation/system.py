@@ -101,10 +101,16 @@ class Replica:
         serve = partial(self._guarded, self.life, "Stream", partial(self._inference.Stream, None, connection))
         return self.life.start(_called_by(caller, serve))
 
+    def watch(self, request: Any, connection: Any) -> asyncio.Task[error_pb2.Error | None]:
+        """Serves one `Inference.Watch` call. The task gives how it ended: None for OK."""
+        serve = partial(self._guarded, self.life, "Watch", partial(self._inference.Watch, request, connection))
+        return self.life.start(serve())
+
     def call(self, method: str, request: Any, caller: Tenant | None = None) -> asyncio.Task[Any]:
         """Serves one call, such as `Sessions.Get`. The task gives its response, or a `carousel.v1.Error`."""
         service_name, _, name = method.partition(".")
-        servicer = {"Sessions": self._sessions, "Models": self._models}[service_name]
+        servicers = {"Inference": self._inference, "Sessions": self._sessions, "Models": self._models}
+        servicer = servicers[service_name]
         serve = partial(self._guarded, self.life, method, partial(getattr(servicer, name), request, None))
         return self.life.start(_called_by(caller, serve))
 
@@ -159,6 +165,8 @@ class Replica:
             gauges={
                 **self._observer.gauges,
                 "deferred_bytes": service.deferral.num_bytes,
+                "watched_sessions": len(service.watches.of_session),
+                "watched_bytes": service.watches.num_bytes,
                 "unwritten_bytes": service.answer_budget.num_bytes,
                 "unlisted_sessions": len(live) - len(service.directory.unused_since(float("inf"))),
             },

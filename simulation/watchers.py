@@ -1,0 +1,114 @@
+"""Whoever watches the session of a visitor, call after call, and compares what is told with what the visitor did.
+
+Rules that it checks:
+
+1. A watch begins with `watching`, and what follows has no gap: each feed begins where the one before it has ended.
+2. The feeds that are told are those of the visitor, with their tokens and outputs, each once.
+3. `closed` is the last that is told, at the position at which the session is; after CLIENT no more of it was fed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+from carousel.v1 import error_pb2
+from carousel.v1 import inference_pb2 as pb
+from simulation.checks import Journal
+from simulation.system import Replica
+from simulation.visits import Feed, Visitor
+from simulation.wire import Connection, ConnectionAtOnce
+
+_AGAIN_S = 0.05
+_CHANGES = (pb.SESSION_CHANGE_SPILLED, pb.SESSION_CHANGE_UNSPILLED)
+"""What may become of a session that is only visited."""
+
+
+class Watcher:
+    """stalls: whether it stops reading now and then. num_watches: that have begun; num_dropped: that were ended because
+    it did not read."""
+
+    def __init__(
+        self,
+        visitor: Visitor,
+        replica: Replica,
+        journal: Journal,
+        rng: random.Random,
+        delay: Callable[[], float],
+        *,
+        stalls: bool,
+    ) -> None:
+        self.num_watches = self.num_dropped = 0
+        self._visitor = visitor
+        self._replica = replica
+        self._journal = journal
+        self._rng = rng
+        self._delay = delay
+        self._stalls = stalls
+        self._watches: list[list[pb.WatchResponse]] = []
+
+    async def run(self) -> None:
+        """Watches until the visitor is done, and then looks at what was told."""
+        while not self._visitor.is_done:
+            await self._watch()
+            await asyncio.sleep(_AGAIN_S + self._rng.random() * _AGAIN_S)
+        for told in self._watches:
+            self._check(told)
+
+    async def _watch(self) -> None:
+        told: list[pb.WatchResponse] = []
+        over: asyncio.Future[error_pb2.Error | None] = asyncio.get_running_loop().create_future()
+
+        def receive(word: Any) -> None:
+            if isinstance(word, pb.WatchResponse):
+                told.append(word)
+            elif not over.done():
+                over.set_result(word)
+
+        connection = self._rng.choice((Connection, ConnectionAtOnce))(receive, self._delay)
+        call = self._replica.watch(pb.WatchRequest(session_id=self._visitor.name), connection)
+        call.add_done_callback(lambda done: connection.finish(None if done.cancelled() else done.result()))
+        while not over.done():
+            if self._stalls:
+                connection.set_reading(self._rng.random() < 0.3)
+            await asyncio.wait([over], timeout=self._rng.random() * (4.0 if self._stalls else 0.5))
+        if told:
+            self.num_watches += 1
+            self._watches.append(told)
+        error = over.result()
+        if error is None:
+            if not (told and told[-1].HasField("closed")):
+                self._journal.violate(f"a watch of {self._visitor.name!r} ends with OK and without `closed`")
+        elif error.reason == "WATCHER_DROPPED":
+            self.num_dropped += 1
+        elif error.reason not in ("SESSION_NOT_FOUND", "SESSION_MOVED") or told:
+            self._journal.violate(f"a watch of {self._visitor.name!r} ends with {error}")
+
+    def _check(self, told: list[pb.WatchResponse]) -> None:
+        name, first = self._visitor.name, told[0]
+        position, feeds = first.position, list[Feed]()
+        for at, one in enumerate(told):
+            kind = one.WhichOneof("event")
+            if (kind == "watching") != (at == 0) or (kind == "closed" and at < len(told) - 1):
+                self._journal.violate(f"a watch of {name!r} tells {kind} as number {at} of {len(told)}")
+            if kind == "fed":
+                tokens = tuple(token.id for token in one.fed.tokens)
+                feeds.append(Feed(position, tokens, tuple(one.fed.fed.outputs[-1].logits)))
+                position += len(tokens)
+            elif kind == "changed" and one.changed.change not in _CHANGES:
+                self._journal.violate(f"a watch of {name!r} tells of {one.changed}")
+            if one.position != position:
+                self._journal.violate(f"a watch of {name!r} tells position {one.position}, and {position} was expected")
+        self._compare(feeds, is_whole=told[-1].closed.reason == pb.CLOSE_REASON_CLIENT)
+
+    def _compare(self, feeds: list[Feed], *, is_whole: bool) -> None:
+        """The feeds must be some of the visitor's, one after the other. is_whole: up to the last of the session."""
+        every = self._visitor.fed
+        for begin in range(len(every) - len(feeds) + 1):
+            end = begin + len(feeds)
+            is_end = end == len(every) or every[end].start == 0
+            if every[begin:end] == feeds and (is_end or not (is_whole and feeds)):
+                return
+        self._journal.violate(f"a watch of {self._visitor.name!r} tells {feeds}, which were not fed so")
