@@ -15,7 +15,7 @@ from carousel import Client
 from examples.local_envoy import local_envoy
 from examples.local_service import local_service
 from tests.end_to_end import web
-from tests.end_to_end.web import BAD_JSON, JSON, WEB, Answer, check_list_in_grpc_web
+from tests.end_to_end.web import BAD_JSON, JSON, PROTO, WEB, Answer, check_list_in_grpc_web, check_list_in_proto
 from tests.services import program
 
 STREAM = {"content-type": "application/connect+json"}
@@ -65,6 +65,11 @@ def test_json_is_answered_with_json(front: str) -> None:
     assert "tiny-lm" in [model["model"] for model in json.loads(answer.body)["models"]]
     large = b'{"model": "tiny-lm"' + b" " * 3_000_000 + b"}"  # over what Envoy keeps of a stream by default
     assert json.loads(ask(front, "Models/Get", large, JSON).body)["model"]["version"] == 1
+
+
+@pytest.mark.parametrize("headers", [PROTO, {**PROTO, "connect-protocol-version": "1"}])
+def test_protocol_buffers_are_answered_with_such(front: str, headers: dict[str, str]) -> None:
+    check_list_in_proto(ask(front, "Models/List", b"", headers))
 
 
 @pytest.mark.parametrize(("content_type", "body"), [("application/json", b"{}"), ("application/proto", b"")])

@@ -19,7 +19,7 @@ from carousel.v1 import inference_pb2_grpc
 from examples.local_service import LocalService, local_service
 from examples.processes import resident_bytes
 from tests.conftest import SHIPPED
-from tests.end_to_end.web import BAD_JSON, JSON, WEB, ask, check_list_in_grpc_web
+from tests.end_to_end.web import BAD_JSON, JSON, PROTO, WEB, ask, check_list_in_grpc_web, check_list_in_proto
 from tests.end_to_end.wire import lm, wire
 from tests.waiting import wait_until
 
@@ -37,6 +37,11 @@ def test_json_is_answered_with_json(service: LocalService, headers: dict[str, st
     status, body, _ = ask(service.target, "/carousel.v1.Models/List", b"{}", headers)
     assert status == 200
     assert "tiny-lm" in [model["model"] for model in json.loads(body)["models"]]
+
+
+@pytest.mark.parametrize("headers", [PROTO, {**PROTO, "connect-protocol-version": "1"}])
+def test_protocol_buffers_are_answered_with_such(service: LocalService, headers: dict[str, str]) -> None:
+    check_list_in_proto(ask(service.target, "/carousel.v1.Models/List", b"", headers))
 
 
 @pytest.mark.parametrize(

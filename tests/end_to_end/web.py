@@ -11,6 +11,7 @@ from typing import NamedTuple
 from carousel.v1 import models_pb2
 
 JSON = {"content-type": "application/json"}
+PROTO = {"content-type": "application/proto"}
 WEB = {"content-type": "application/grpc-web+proto"}
 BAD_JSON = [
     ("Models/Get", b'{"model": "nope"}', "not_found", 404, "model = 'nope'"),
@@ -46,3 +47,9 @@ def check_list_in_grpc_web(answer: Answer) -> None:
     assert (status, body[0], body[5 + length]) == (200, 0, 0x80)
     assert "tiny-lm" in [model.model for model in listed.models]
     assert b"grpc-status:0" in body[10 + length :]
+
+
+def check_list_in_proto(answer: Answer) -> None:
+    """That an answer to `Models/List` by Connect, in protocol buffers, names `tiny-lm`."""
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/proto")
+    assert "tiny-lm" in [model.model for model in models_pb2.ModelsListResponse.FromString(answer.body).models]

@@ -165,8 +165,8 @@ def _browser_filters(settings: Settings) -> list[dict[str, Any]]:
         _filter("grpc_web", "grpc_web.v3.GrpcWeb"),
         _only_where(_posts_of(_CONNECT), _setting(CONNECT, "-")),  # which stays where the request names no version
         _only_where(_posts_of(_CONNECT), _setting(CONNECT, "%REQ(CONNECT-PROTOCOL-VERSION)%")),
-        # JSON is Connect's also when the request does not say so, as one typed into `curl` does not
-        _only_where(_posts_of("application/json.*"), _setting("connect-protocol-version", "1")),
+        # these are Connect's also when the request does not say so, as one typed into `curl` does not
+        _only_where(_posts_of("application/(json|proto).*"), _setting("connect-protocol-version", "1")),
         _only_where(_posts_of(_WHOLE["regex"]), _setting(UNARY, "1")),
         # it makes calls of a GET as well, and of any POST whose query says so: what any page can have a browser send
         _only_where(_posts_of(_CONNECT), _filter("connect_grpc_bridge", "connect_grpc_bridge.v3.FilterConfig")),
