@@ -23,6 +23,8 @@ _MAX_TOKENS = 1000
 """That one message tells as consumed."""
 _LAST_WRITE_S = 2.0
 """That a reader has for the message that is being written when the watch fails."""
+_LAST_EVENTS_S = 60.0
+"""That it has for all that it has not read when the session ends."""
 _CHANGES = {
     Change.ATTACHED: pb.SESSION_CHANGE_ATTACHED,
     Change.DETACHED: pb.SESSION_CHANGE_DETACHED,
@@ -44,8 +46,8 @@ class Watch:
         self._session_id = session_id
         self._max_bytes = max_answer_bytes
         self.is_given_up = False
-        """Whether the watch has failed and its reader did not take the message that was being written: it would not
-        take the error either."""
+        """Whether the watch is over and its reader did not take what was left of it: it would not take the error
+        either."""
 
     @classmethod
     async def begin(cls, sessions: SessionService, caller: Caller, session_id: str) -> Self:
@@ -57,19 +59,20 @@ class Watch:
 
     async def tell(self, write: Write) -> None:
         """Writes what happens, up to the session's end. Raises the error that ends the watch before, at the latest
-        `_LAST_WRITE_S` seconds after it is there, whether or not anybody reads."""
+        `_LAST_WRITE_S` seconds after it is there, whether or not anybody reads; WatcherDroppedError, too, when not all
+        was read `_LAST_EVENTS_S` seconds after the session's end."""
         try:
             async with asyncio.timeout(None) as limit:
-                self._watcher.on_failed = partial(_end_soon, limit)
+                self._watcher.on_over = partial(self._end_soon, limit)
                 await self._tell_all(write)
         except TimeoutError:
             if not limit.expired():
                 raise
             self.is_given_up = True
         finally:
-            self._watcher.on_failed = None
-        if self.is_given_up and self._watcher.failure is not None:  # raised here: nothing keeps the message any more
-            raise self._watcher.failure
+            self._watcher.on_over = None
+        if self.is_given_up:  # raised here: nothing keeps the message any more
+            raise self._watcher.drop()
 
     def end(self) -> None:
         """The server leaves."""
@@ -78,6 +81,11 @@ class Watch:
     def close(self) -> None:
         """The call is over."""
         self._watcher.close()
+
+    def _end_soon(self, limit: asyncio.Timeout) -> None:
+        if not limit.expired():
+            left_s = _LAST_EVENTS_S if self._watcher.failure is None else _LAST_WRITE_S
+            limit.reschedule(asyncio.get_running_loop().time() + left_s)
 
     async def _tell_all(self, write: Write) -> None:
         while (told := await self._watcher.next()) is not None:
@@ -129,7 +137,3 @@ class Watch:
 
     def _response(self, position: int, **happening: Any) -> pb.WatchResponse:
         return pb.WatchResponse(session_id=self._session_id, position=position, **happening)
-
-
-def _end_soon(limit: asyncio.Timeout) -> None:
-    limit.reschedule(asyncio.get_running_loop().time() + _LAST_WRITE_S)

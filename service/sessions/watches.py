@@ -82,8 +82,8 @@ class Watcher:
         self._has_ended = False
         self.failure: CarouselError | None = None
         """The error that has ended the watch."""
-        self.on_failed: Callable[[], None] | None = None
-        """Called once, when there is one."""
+        self.on_over: Callable[[], None] | None = None
+        """Called when there is one, and when the session has ended: not much more is told."""
         self._arrival: asyncio.Future[None] | None = None
 
     async def next(self) -> Told | None:
@@ -128,11 +128,13 @@ class Watcher:
         kept.append(Told((persistence.era, position), reason, 0))
         self._waiting, self._has_ended = kept, True
         self.wake_up()
+        if self.on_over is not None:
+            self.on_over()
 
-    def drop(self) -> None:
-        """Ends the watch because too much waits."""
+    def drop(self) -> CarouselError:
+        """Ends the watch because too much waits, or for too long. Returns the error that has ended it."""
         event, wait = ("event", "waits") if len(self._waiting) == 1 else ("events", "wait")
-        self._fail(
+        return self._fail(
             WatcherDroppedError(
                 f"{len(self._waiting)} {event} of session {self.session.name!r} {wait} to be read or stored, in"
                 f" {self.num_bytes} bytes, and no more may: they are dropped. Watch the session again, and read faster"
@@ -152,15 +154,16 @@ class Watcher:
         self._count(-self.num_bytes)
         self._watches.remove(self)
 
-    def _fail(self, error: CarouselError) -> None:
-        """Its place among the session's is free when its call is over, which `on_failed` brings about."""
+    def _fail(self, error: CarouselError) -> CarouselError:
+        """Its place among the session's is free when its call is over, which `on_over` brings about."""
         self._waiting.clear()
         self._count(-self.num_bytes)
         if self.failure is None:
             self.failure = error
             self.wake_up()
-            if self.on_failed is not None:
-                self.on_failed()
+            if self.on_over is not None:
+                self.on_over()
+        return self.failure
 
     def _may_tell(self, told: Told) -> bool:
         persistence = self.session.persistence

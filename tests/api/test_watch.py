@@ -154,3 +154,20 @@ async def test_a_watch_whose_reader_stalls_keeps_no_server_from_leaving(
         with pytest.raises(ShuttingDownError):
             await call
         assert (context.was_reset, it.service.watches.of_session) == (True, {})
+
+
+async def test_a_watch_of_a_session_that_has_ended_waits_for_its_reader_no_longer_than_a_minute(
+    tiny_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "_LAST_EVENTS_S", 0.0)
+    async with opened(tiny_repository) as it:
+        session, inference, context = await it.open("s"), served(it), Context()
+        context.reads.clear()
+        call = watching(inference, context)
+        await turns()
+        await it.feed(session, 0, [5])
+        assert not call.done()
+        it.registry.close(session, CloseReason.CLIENT, notify=False)
+        with pytest.raises(WatcherDroppedError, match="2 events of session 's' wait to be read"):
+            await call
+        assert (context.was_reset, it.service.watches.num_bytes, it.service.watches.of_session) == (True, 0, {})
