@@ -63,7 +63,7 @@ class WatchCalls:
         The iterator raises NotFoundError for a session that this server does not have: one that is with another, or in
         the store alone, is not fetched; ResourceExhaustedError when 16 watch it already, and, with the reason
         WATCHER_DROPPED, when its events are not read as fast as they come: watch it again then (who reads nothing for
-        two more seconds gets RequestCancelledError or InternalError in its place); UnavailableError when
+        two more seconds may get RequestCancelledError in its place); UnavailableError when
         the server shuts down or the connection is lost; DeadlineExceededError.
         """
         request = pb.WatchRequest(session_id=_arguments.text(session_id, "session_id"))

@@ -107,7 +107,7 @@ class InferenceServicer(object):
         """Tells what happens to one session of this server, whoever feeds it, from now on until it ends here. Watching neither
         takes the session from anybody nor keeps it alive, and who feeds it does not wait for who watches. A watcher that does
         not read as fast as the session moves is dropped: RESOURCE_EXHAUSTED, with the reason WATCHER_DROPPED; watch again. One
-        that does not read within 2 seconds after it is dropped is not told why: its call is reset, CANCELLED or INTERNAL.
+        that does not read within 2 seconds after it is dropped is not told why: its call may be reset, CANCELLED.
         NOT_FOUND for a session that is not here: one that is with another server, or in the store alone, is not fetched.
         Send the header `x-session-id`, as for `Step`.
         """

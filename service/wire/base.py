@@ -28,8 +28,8 @@ class Wire(Protocol):
         ...
 
     def reset(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Ends a call whose client does not read, without a status and without what is unsent. Called by the task of
-        its handler, which raises next, and writes no more."""
+        """Ends a call whose client does not read, without what is unsent: at once, without a status, or with one that
+        nothing of the server waits with. Called by the task of its handler, which raises next, and writes no more."""
         ...
 
     async def start(self) -> int:

@@ -30,10 +30,6 @@ _RESENT = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDE
 """Envoy's bridge makes HTTP status 408 of these, and browsers send a POST that got 408 again by themselves."""
 
 
-class ResetError(Exception):
-    """What pyvoy is to get of a call whose answer has begun, and whose stream is to be reset."""
-
-
 async def send_whole(
     send: Send, status: int, content_type: bytes, headers: Iterable[tuple[bytes, bytes]], body: bytes
 ) -> None:
@@ -75,7 +71,6 @@ class Call:
         self._is_last_read = False
         self._has_left = False
         self._is_started = False
-        self._is_reset = False
         self._failure: tuple[grpc.StatusCode, str] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_reading = False
@@ -223,16 +218,12 @@ class Call:
         self._timer = self._loop.call_later(timeout_s, self._be_late)
 
     async def finish(self, *, is_cancelled: bool = False) -> None:
-        """Sends what is left and the status: the one that was set, or that the handler was cancelled. Raises ResetError
-        in place of it for a call that was reset."""
+        """Sends what is left and the status: the one that was set, or that the handler was cancelled."""
         self._task = None  # from here on nothing is cancelled
         if self._timer is not None:
             self._timer.cancel()
         if self._has_left:
             return
-        if self._is_reset and self._is_started:
-            self._unsent.clear()
-            raise ResetError
         code, details = self._code or grpc.StatusCode.OK, self._details
         if is_cancelled:
             code, details = self._failure or (grpc.StatusCode.CANCELLED, "the call was cancelled")
@@ -258,8 +249,8 @@ class Call:
             self._task.cancel()
 
     def reset(self) -> None:
-        """The call ends without a status, and without what Envoy has not taken."""
-        self._is_reset = True
+        """Drops what Envoy has not taken. The status that follows waits there, behind what it has, for no handler."""
+        self._unsent.clear()
 
     def look_for_client(self) -> None:
         """Asks ahead of the handler for what the client sends: a piece of its messages, which is kept for the handler,

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from service.errors import INTERNAL, quoted
 from service.wire.codec import STREAMS, codec_of, is_json
 from service.wire.envoy.browsers import Browsers
-from service.wire.envoy.call import Call, Event, Receive, ResetError, Send, send_whole
+from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
 from service.wire.envoy.frames import Frames
 from service.wire.envoy.headers import (
     CERTIFICATE,
@@ -96,11 +96,9 @@ class Host:
                         call.cancel()
 
     async def serve(self, scope: Event, receive: Receive, send: Send) -> None:
-        """One request: an ASGI application for the scope `http`. Raises ResetError to have its stream reset."""
+        """One request: an ASGI application for the scope `http`."""
         try:
             await self._serve_and_settle(scope, receive, send)
-        except ResetError:
-            raise
         except Exception as error:
             if type(error).__name__ == _CLIENT_HAS_LEFT:
                 return

@@ -79,7 +79,7 @@ class EnvoyWire:
 
     @staticmethod
     def reset(context: Any) -> None:
-        """Ends a call: see `Wire.reset`."""
+        """See `Wire.reset`. pyvoy takes no end of a stream before its client reads, a reset neither."""
         context.reset()
 
     async def start(self) -> int:
