@@ -8,18 +8,17 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from export.errors import ExportError, refused_fields
 from export.foreign.arguments import ONNX_EPILOG, ONNX_HELP, add_onnx_arguments
+from export.foreign.flags import add_common_flags, add_place, common_options
+from export.foreign.forms import count, model_name
 from export.transducers.arguments import TRANSDUCER_EPILOG, TRANSDUCER_HELP, add_transducer_arguments
 from models.missing import told_missing
-from service.repository.manifest import FILE_NAME, Manifest, ModelName, Parity
-
-if TYPE_CHECKING:
-    from export.bundle import BundleOptions
+from service.repository.manifest import FILE_NAME, Manifest, Parity
 
 INT8 = "int8"
 
@@ -86,32 +85,28 @@ def _export_pychar(parsed: argparse.Namespace) -> Path:
     from export.shipped.pychar import DESCRIPTION, export_pychar  # noqa: PLC0415  # likewise
     from models.recipes.pychar import MODEL  # noqa: PLC0415  # likewise
 
-    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
-    return export_pychar(parsed.checkpoint, **_options(parsed, MODEL, DESCRIPTION))
+    return _export_recipe(parsed, export_pychar, MODEL, DESCRIPTION)
 
 
 def _export_stress(parsed: argparse.Namespace) -> Path:
     from export.shipped.stress import DESCRIPTION, export_stress  # noqa: PLC0415  # likewise
     from models.recipes.stress import MODEL  # noqa: PLC0415  # likewise
 
-    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
-    return export_stress(parsed.checkpoint, **_options(parsed, MODEL, DESCRIPTION))
+    return _export_recipe(parsed, export_stress, MODEL, DESCRIPTION)
 
 
 def _export_morse(parsed: argparse.Namespace) -> Path:
     from export.shipped.morse import DESCRIPTION, export_morse  # noqa: PLC0415  # likewise
     from models.recipes.morse import MODEL  # noqa: PLC0415  # likewise
 
-    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
-    return export_morse(parsed.checkpoint, **_options(parsed, MODEL, DESCRIPTION))
+    return _export_recipe(parsed, export_morse, MODEL, DESCRIPTION)
 
 
 def _export_co2(parsed: argparse.Namespace) -> Path:
     from export.shipped.co2 import DESCRIPTION, export_co2  # noqa: PLC0415  # likewise
     from models.recipes.co2 import MODEL  # noqa: PLC0415  # likewise
 
-    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
-    return export_co2(parsed.checkpoint, **_options(parsed, MODEL, DESCRIPTION))
+    return _export_recipe(parsed, export_co2, MODEL, DESCRIPTION)
 
 
 def _export_torch(parsed: argparse.Namespace) -> Path:
@@ -123,14 +118,7 @@ def _export_torch(parsed: argparse.Namespace) -> Path:
     folder = write_module(
         model,
         notes=notes,
-        to=parsed.to,
-        name=parsed.name,
-        version=parsed.version,
-        description=parsed.description or model.description,
-        evaluation=model.evaluation,
-        max_tokens=parsed.max_tokens,
-        max_bytes=parsed.max_bytes,
-        replace=parsed.replace,
+        **common_options(parsed, description=model.description, evaluation=model.evaluation),
     )
     for note in notes:
         print(f"note           {note}")
@@ -149,17 +137,18 @@ def _export_transducer(parsed: argparse.Namespace) -> Path:
     return command.run(parsed)
 
 
-def _options(parsed: argparse.Namespace, name: str, description: str) -> BundleOptions:
-    """What a recipe's command says of its bundle."""
-    evaluation = json.loads((parsed.checkpoint.parent / "evaluation.json").read_bytes())
-    return {
-        "to": parsed.to,
-        "name": name,
-        "description": description,
-        "evaluation": evaluation,
-        "version": parsed.version,
-        "replace": parsed.replace,
-    }
+def _export_recipe(parsed: argparse.Namespace, export: Callable[..., Path], name: str, description: str) -> Path:
+    """export: writes the bundle of a recipe's checkpoint."""
+    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
+    return export(
+        parsed.checkpoint,
+        to=parsed.to,
+        name=name,
+        description=description,
+        evaluation=json.loads((parsed.checkpoint.parent / "evaluation.json").read_bytes()),
+        version=parsed.version,
+        replace=parsed.replace,
+    )
 
 
 _EXPORTS: dict[str, Callable[[argparse.Namespace], Path]] = {
@@ -195,17 +184,13 @@ def _parser() -> argparse.ArgumentParser:
     recipes = parser.add_subparsers(dest="recipe", required=True, metavar="RECIPE")
     g2p = recipes.add_parser("g2p", help="English spelling to phonemes: the bundle g2p-en")
     g2p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a best.safetensors of models.recipes.g2p")
-    g2p.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
-    g2p.add_argument("--version", type=_version, default=1, help="the bundle's version (default: 1)")
-    g2p.add_argument("--max-bytes", type=_count, metavar="N", help="the most the bundle may weigh (default: 16000000)")
+    add_place(g2p)
+    g2p.add_argument("--max-bytes", type=count, metavar="N", help="the most the bundle may weigh (default: 16000000)")
     _add_variants(g2p)
-    g2p.add_argument("--replace", action="store_true", help="take the place of the version that is there")
     for name, about in _RECIPES.items():
         recipe = recipes.add_parser(name, help=about)
         recipe.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a best.safetensors of that recipe")
-        recipe.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
-        recipe.add_argument("--version", type=_version, default=1, help="the bundle's version (default: 1)")
-        recipe.add_argument("--replace", action="store_true", help="take the place of the version that is there")
+        add_place(recipe)
     torch_model = recipes.add_parser(
         "torch",
         help="a module of your own",
@@ -214,13 +199,12 @@ def _parser() -> argparse.ArgumentParser:
     torch_model.add_argument(
         "factory", metavar="MODULE:FACTORY", help="a function without arguments that returns a TorchModel"
     )
-    _add_place(torch_model)
+    add_common_flags(torch_model)
     onnx_file = recipes.add_parser(
         "onnx", help="an ONNX file that somebody else exported", description=ONNX_HELP, epilog=ONNX_EPILOG
     )
     add_onnx_arguments(onnx_file)
-    _add_sound(onnx_file)
-    _add_place(onnx_file)
+    add_common_flags(onnx_file)
     transducer = recipes.add_parser(
         "transducer",
         help="a transducer in ONNX files: encoder, prediction network, joiner",
@@ -228,10 +212,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=TRANSDUCER_EPILOG,
     )
     add_transducer_arguments(transducer)
-    _add_sound(transducer)
-    _add_place(transducer)
+    add_common_flags(transducer)
     random_lm = recipes.add_parser("random-lm", help="a language model of random weights, to measure with")
-    random_lm.add_argument("--name", type=_name, required=True, help="the model's name")
+    random_lm.add_argument("--name", type=model_name, required=True, help="the model's name")
     random_lm.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
     random_lm.add_argument("--hidden", type=int, default=128, help="units of each layer (default: 128)")
     random_lm.add_argument("--layers", type=int, default=1, help="layers (default: 1)")
@@ -244,48 +227,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_place(parser: argparse.ArgumentParser) -> None:
-    """What is said of the bundle of a model that nobody here has made."""
-    parser.add_argument("--name", type=_name, required=True, help="the model's name: a-z 0-9 . _ -")
-    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
-    parser.add_argument("--version", type=_version, default=1, help="the bundle's version (default: 1)")
-    parser.add_argument("--description", help="one line about it")
-    parser.add_argument(
-        "--max-tokens", type=_count, default=256, metavar="N", help="steps generated when a request sets no limit"
-    )
-    parser.add_argument("--max-bytes", type=_count, default=2_000_000_000, metavar="N", help="the most it may weigh")
-    parser.add_argument("--replace", action="store_true", help="take the place of the version that is there")
-
-
-def _add_sound(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--sample-rate", type=_count, metavar="N", help="samples a second, where what it reads is sound: -1 to 1"
-    )
-
-
 def _add_variants(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variants", nargs="*", choices=[INT8], default=[], help="other arithmetic to write too")
-
-
-def _name(text: str) -> str:
-    try:
-        return TypeAdapter(ModelName).validate_python(text)
-    except ValidationError:
-        raise argparse.ArgumentTypeError(
-            f"{text[:80]!r} is no model's name: 1 to 64 of a-z, 0-9, '.', '_' and '-', of which the first is a-z or 0-9"
-        ) from None
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
-    return int(text)
-
-
-def _version(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) < 2**31):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {2**31 - 1}")
-    return int(text)
 
 
 def _report(folder: Path) -> None:

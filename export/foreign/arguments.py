@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from export.foreign.forms import length, maybe_numbers, numbers, pair, pairs, place, size
+
 ONNX_HELP = """An ONNX file that somebody else exported: a graph that takes one step and gives the state after it.
 States are found in the graph, and names such as h0 and hn break ties; what cannot be found is told."""
 ONNX_EPILOG = """For example: python -m export onnx vad.onnx --name vad --to my_repository --state state=stateN
@@ -28,7 +30,7 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--constant",
-        type=_numbers,
+        type=numbers,
         action="append",
         default=[],
         metavar="NAME=VALUE[,VALUE...]",
@@ -56,7 +58,7 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--end", metavar="NAME", help="the input that is true at a session's last step")
     parser.add_argument(
         "--session-constant",
-        type=_maybe_numbers,
+        type=maybe_numbers,
         action="append",
         default=[],
         metavar="NAME[=VALUE[,VALUE...]]",
@@ -65,7 +67,7 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--session-id", metavar="NAME", help="the input that is a number of the session's own")
     parser.add_argument(
         "--initial",
-        type=_pair,
+        type=pair,
         action="append",
         default=[],
         metavar="STATE=FILE.npy|VALUE[,VALUE...]|OUT",
@@ -95,7 +97,7 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--context",
-        type=_pair,
+        type=pair,
         action="append",
         default=[],
         metavar="IN=OUT",
@@ -121,7 +123,7 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source-bos", type=int, metavar="ID", help="the token that the server puts before a source")
     parser.add_argument("--source-eos", type=int, metavar="ID", help="the token that the server puts after a source")
     parser.add_argument(
-        "--max-source-length", type=_length, default=256, metavar="N", help="the longest source (default: 256)"
+        "--max-source-length", type=length, default=256, metavar="N", help="the longest source (default: 256)"
     )
     parser.add_argument("--vocabulary", type=Path, metavar="FILE", help="the tokens that it reads, one a line")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="what it gives logits over, one a line")
@@ -133,51 +135,3 @@ def add_onnx_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--feeds-back", action="store_true", help="its values are what the next step reads: it can go on by itself"
     )
-
-
-def pairs(text: str) -> str:
-    """As it is: which of its equals signs is between two names, the file says."""
-    _pair(text)
-    return text
-
-
-def _pair(text: str) -> tuple[str, str]:
-    """A name, which may have equals signs, and a value, which has none."""
-    name, equals, value = text.rpartition("=")
-    if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE")
-    return name, value
-
-
-def _numbers(text: str) -> tuple[str, list[float]]:
-    name, value = _pair(text)
-    try:
-        return name, [float(part) for part in value.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{value!r} must be numbers, separated by commas") from None
-
-
-def _maybe_numbers(text: str) -> tuple[str, list[float] | None]:
-    return _numbers(text) if "=" in text else (text, None)
-
-
-def size(text: str) -> tuple[str, int]:
-    """A name and a size, 1 or more."""
-    name, value = _pair(text)
-    if not (value.isascii() and value.isdecimal() and int(value) >= 1):
-        raise argparse.ArgumentTypeError(f"{value!r} must be a whole number, 1 or more")
-    return name, int(value)
-
-
-def _length(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 65536):  # the manifest's limit
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to 65536")
-    return int(text)
-
-
-def place(text: str) -> tuple[str, int]:
-    """A name and a place, 0 or more."""
-    name, value = _pair(text)
-    if not (value.isascii() and value.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{value!r} must be a whole number, 0 or more")
-    return name, int(value)

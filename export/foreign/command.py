@@ -9,7 +9,7 @@ from export.errors import ExportError
 from export.folder import refuse_existing
 from export.foreign import translator_command
 from export.foreign.axes import Hints
-from export.foreign.flags import once, token_of, vocabulary_of
+from export.foreign.flags import common_options, once, token_of, vocabulary_of
 from export.foreign.initial import initial_values
 from export.foreign.names import split_pairs
 from export.foreign.reading import Reading
@@ -57,15 +57,7 @@ def run(parsed: argparse.Namespace) -> Path:
         parsed.file,
         hints,
         described,
-        to=parsed.to,
-        name=parsed.name,
-        version=parsed.version,
-        description=parsed.description or f"Made from {parsed.file.name}",
-        evaluation={},
-        sample_rate=parsed.sample_rate,
-        max_tokens=parsed.max_tokens,
-        max_bytes=parsed.max_bytes,
-        replace=parsed.replace,
+        **common_options(parsed, description=f"Made from {parsed.file.name}"),
     )
     report(written.reading, written.notes)
     return written.folder

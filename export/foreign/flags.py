@@ -1,12 +1,59 @@
-"""What flags give, beyond their own form: names told once, vocabularies, ids of their tokens."""
+"""Flags that commands share, and what flags give beyond their own form: names told once, vocabularies, ids of their
+tokens."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from export.errors import ExportError
+from export.foreign import forms
 from export.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from export.bundle import BundleOptions
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """What is said of the bundle of a model that nobody here has made. `common_options` hands it on."""
+    parser.add_argument("--name", type=forms.model_name, required=True, help="the model's name: a-z 0-9 . _ -")
+    add_place(parser)
+    parser.add_argument("--description", help="one line about it")
+    parser.add_argument(
+        "--sample-rate", type=forms.count, metavar="N", help="samples a second, where what it reads is sound: -1 to 1"
+    )
+    parser.add_argument(
+        "--max-tokens", type=forms.count, default=256, metavar="N", help="steps generated when a request sets no limit"
+    )
+    parser.add_argument(
+        "--max-bytes", type=forms.count, default=2_000_000_000, metavar="N", help="the most it may weigh"
+    )
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Where a bundle is written, as which version, and whether in place of another."""
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the model repository")
+    parser.add_argument("--version", type=forms.version, default=1, help="the bundle's version (default: 1)")
+    parser.add_argument("--replace", action="store_true", help="take the place of the version that is there")
+
+
+def common_options(
+    parsed: argparse.Namespace, *, description: str, evaluation: Mapping[str, object] | None = None
+) -> BundleOptions:
+    """All that `add_common_flags` has added, for whoever writes the bundle. description: where no flag gives one."""
+    return {
+        "to": parsed.to,
+        "name": parsed.name,
+        "version": parsed.version,
+        "description": parsed.description or description,
+        "evaluation": evaluation or {},
+        "sample_rate": parsed.sample_rate,
+        "max_tokens": parsed.max_tokens,
+        "max_bytes": parsed.max_bytes,
+        "replace": parsed.replace,
+    }
 
 
 def once(given: list[tuple[str, Any]], flag: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from export.errors import ExportError
 from export.folder import refuse_existing
 from export.foreign.axes import Hints
-from export.foreign.flags import once, token_of, vocabulary_of
+from export.foreign.flags import common_options, once, token_of, vocabulary_of
 from export.foreign.initial import initial_values
 from export.foreign.joints import Joints
 from export.foreign.loading import load
@@ -19,7 +19,17 @@ from export.foreign.writing import Written
 from export.proofs.runners import Array
 from service.repository.manifest import SpecialTokens
 
-_OF_ONE_FILE = ("session_constant", "session_id", "start", "end", "window", "labels", "feeds_back", "expose_state")
+_OF_ONE_FILE = (
+    "session_constant",
+    "session_id",
+    "start",
+    "end",
+    "window",
+    "labels",
+    "feeds_back",
+    "expose_state",
+    "sample_rate",
+)
 _OF_TWO_FILES = ("source_vocabulary", "source_bos", "source_eos", "context", "mask", "lengths")
 
 
@@ -64,14 +74,7 @@ def run(parsed: argparse.Namespace) -> Written:
         hints,
         joints,
         told,
-        to=parsed.to,
-        name=parsed.name,
-        version=parsed.version,
-        description=parsed.description or f"Made from {parsed.encoder.name} and {parsed.file.name}",
-        evaluation={},
-        max_tokens=parsed.max_tokens,
-        max_bytes=parsed.max_bytes,
-        replace=parsed.replace,
+        **common_options(parsed, description=f"Made from {parsed.encoder.name} and {parsed.file.name}"),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from export.foreign.arguments import pairs, place, size
+from export.foreign.forms import count, pairs, place, size
 
 TRANSDUCER_HELP = """A transducer in ONNX files: an encoder of frames with its states, a prediction network over tokens,
 and a joiner; or the last two in one file. Frames go in, and tokens come out. States are found as by `python -m export
@@ -31,14 +31,14 @@ def add_transducer_arguments(parser: argparse.ArgumentParser) -> None:
         "--start-token", type=int, metavar="ID", help="what the prediction network reads first (default: the blank)"
     )
     parser.add_argument(
-        "--max-symbols", type=_count, default=10, metavar="N", help="tokens of an encoded frame at most (default: 10)"
+        "--max-symbols", type=count, default=10, metavar="N", help="tokens of an encoded frame at most (default: 10)"
     )
     parser.add_argument(
         "--blank-penalty", type=float, default=0.0, metavar="X", help="taken off the blank's logit (default: 0)"
     )
     parser.add_argument(
         "--history",
-        type=_count,
+        type=count,
         default=256,
         metavar="N",
         help="how many of the last tokens a session keeps (default: 256)",
@@ -64,9 +64,3 @@ def add_transducer_arguments(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--encoded", metavar="NAME", help="the joiner's input that is the encoded frame")
     parser.add_argument("--predicted", metavar="NAME", help="the joiner's input that is the prediction")
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
-    return int(text)

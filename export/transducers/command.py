@@ -12,7 +12,7 @@ from export.errors import ExportError
 from export.folder import refuse_existing
 from export.foreign.axes import Hints
 from export.foreign.command import report
-from export.foreign.flags import once, vocabulary_of
+from export.foreign.flags import common_options, once, vocabulary_of
 from export.foreign.names import split_pairs
 from export.foreign.writing import Written, write_model
 from export.transducers.bare_loop import Rules, encoded_size
@@ -55,15 +55,7 @@ def run(parsed: argparse.Namespace) -> Path:
         decoder,
         rules,
         vocabulary,
-        to=parsed.to,
-        name=parsed.name,
-        version=parsed.version,
-        description=parsed.description or f"Made from {', '.join(file.name for file in files)}",
-        evaluation={},
-        sample_rate=parsed.sample_rate,
-        max_tokens=parsed.max_tokens,
-        max_bytes=parsed.max_bytes,
-        replace=parsed.replace,
+        **common_options(parsed, description=f"Made from {', '.join(file.name for file in files)}"),
     )
     report(written.reading, written.notes)
     return written.folder

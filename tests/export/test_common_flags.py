@@ -1,0 +1,87 @@
+"""What is said of a bundle by flags that all commands share arrives with each of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from export.__main__ import main
+from export.foreign.flags import add_common_flags, common_options
+from service.repository.manifest import FILE_NAME, Manifest
+from tests.export import foreign, transducer_files, translators
+
+MODULE = """
+from torch import nn
+from export.torch_model import TorchModel
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, inputs, hidden):
+        return self.rnn(inputs, hidden)
+
+def make():
+    return TorchModel(Recurrent(), states={"hidden": (1, "batch", 4)}, feature_size=3, value_size=4)
+"""
+SAID = ["--name", "said", "--version", "3", "--description", "As it was said", "--max-tokens", "17"]
+
+
+def onnx_file(folder: Path) -> list[str]:
+    return ["onnx", str(foreign.denoiser(folder / "file.onnx"))]
+
+
+def translator(folder: Path) -> list[str]:
+    encoder = translators.export(translators.bridged(), folder / "encoder.onnx")
+    decoder = translators.export(translators.bahdanau(), folder / "decoder.onnx")
+    return ["onnx", str(decoder), "--encoder", str(encoder)]
+
+
+def transducer(folder: Path) -> list[str]:
+    return ["transducer", *map(str, transducer_files.write(folder))]
+
+
+def module(folder: Path) -> list[str]:
+    (folder / "common_flags_module.py").write_text(MODULE)
+    return ["torch", "common_flags_module:make"]
+
+
+COMMANDS = [onnx_file, translator, transducer, module]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_common_flag_arrives_with_each_command(
+    command: Callable[[Path], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = [*command(tmp_path), *SAID, "--to", str(tmp_path / "to")]
+    sound = ["--sample-rate", "16000"]
+    if command is translator:
+        assert main([*told, *sound]) == 1
+        assert "--sample-rate and --encoder do not go together" in capsys.readouterr().err
+        sound = []
+    (tmp_path / "to" / "said" / "3").mkdir(parents=True)
+    assert main([*told, *sound]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert main([*told, *sound, "--replace", "--max-bytes", "10"]) == 1
+    assert "more than the 10 allowed" in capsys.readouterr().err
+    assert main([*told, *sound, "--replace"]) == 0
+    manifest = Manifest.model_validate_json((tmp_path / "to" / "said" / "3" / FILE_NAME).read_bytes())
+    assert (manifest.model, manifest.version, manifest.description) == ("said", 3, "As it was said")
+    assert (manifest.max_tokens, manifest.sample_rate) == (17, 16000 if sound else None)
+
+
+def test_all_common_flags_are_handed_on() -> None:
+    parser = argparse.ArgumentParser()
+    add_common_flags(parser)
+    parsed = parser.parse_args(["--name", "said", "--to", "."])
+    assert set(common_options(parsed, description="")) - {"evaluation"} == set(vars(parsed))
