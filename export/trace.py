@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, version_converter
 
 from export.errors import ExportError
 from export.graphs import Graphs
 from export.interface import Interface
-from export.proofs.runners import OnnxRunner
+from export.proofs.runners import OnnxRunner, session_of
 from export.proofs.walks import draw_rows
 from export.surgery import drop_the_unused, share_weights
 from export.unroll import Unroller
@@ -112,7 +111,7 @@ def _prove(step: bytes, graph: bytes, spec: TraceSpec, interface: Interface) -> 
     with tempfile.TemporaryDirectory() as folder:
         for name, content in ((interface.step.file, step), (spec.file, graph)):
             (Path(folder) / name).write_bytes(content)
-        session = onnxruntime.InferenceSession(str(Path(folder) / spec.file), providers=["CPUExecutionProvider"])
+        session = session_of(Path(folder) / spec.file)
     names = [interface.step.input.name, *(() if interface.step.lengths is None else (interface.step.lengths.name,))]
     values = [tokens, lengths][: len(names)] + carried
     given = dict(zip([*names, *(tensor.name for tensor in interface.carried_inputs)], values, strict=True))

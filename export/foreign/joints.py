@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from export.errors import ExportError, first_line
 from export.foreign.axes import Tensor
-from export.proofs.runners import Array
+from export.proofs.runners import Array, session_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +76,8 @@ class Session:
     """A file that is run as it is. what: names it in errors."""
 
     def __init__(self, model: onnx.ModelProto, what: str) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4  # what it has to say comes as an exception
         try:
-            self._session: Any = onnxruntime.InferenceSession(  # onnxruntime ships no types
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = session_of(model)
         except Exception as error:  # ONNX Runtime raises classes of its own
             raise ExportError(f"ONNX Runtime cannot load {what}: {first_line(error)}") from error
         self.outputs: list[str] = [one.name for one in self._session.get_outputs()]

@@ -7,11 +7,10 @@ from math import prod
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from export.errors import ExportError, first_line
 from export.foreign.reading import Reading
-from export.proofs.runners import Array, IntArray
+from export.proofs.runners import Array, IntArray, session_of
 
 _MANY = 8
 _NEAR_1 = 1e-2  # sums of 16-bit floats are as far from it
@@ -24,13 +23,8 @@ class Original:
     float_dtype: type[np.floating] = np.float32
 
     def __init__(self, model: onnx.ModelProto, reading: Reading, decided: Mapping[str, Array]) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4  # what it has to say comes as an exception
         try:
-            self._session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = session_of(model)
         except Exception as error:  # ONNX Runtime raises classes of its own
             raise ExportError(f"ONNX Runtime cannot load the file: {first_line(error)}") from error
         self.takes_logarithms = False

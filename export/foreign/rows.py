@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from export.errors import ExportError
 from export.foreign.axes import Hints
 from export.foreign.reading import Reading, read
-from export.proofs.runners import Array
+from export.proofs.runners import Array, session_of
 
 _TOLERANCE = 1e-4
 """The largest difference, absolute or of a value: company may change bits, and no more."""
@@ -30,11 +29,8 @@ def with_rows_as_run(model: onnx.ModelProto, reading: Reading, hints: Hints) -> 
 
     Raises ExportError where the axis that runs refuse is told by --batch-axis.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # what it has to say comes as an exception
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = session_of(model)
     except Exception:  # ONNX Runtime raises classes of its own: `Original` says why it cannot be loaded
         return reading
     two = _Two(session, reading)

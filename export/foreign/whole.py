@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from export.errors import ExportError
 from export.foreign.flow import Value
 from export.foreign.reading import Reading
-from export.proofs.runners import Array
+from export.proofs.runners import Array, session_of
 
 NUM_STEPS = 6
 """How long the sequence is where the file takes any length."""
@@ -125,11 +124,8 @@ class Whole:
 
 
 def _session(model: onnx.ModelProto, what: str) -> Any:  # onnxruntime ships no types
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return session_of(model)
     except Exception as error:  # ONNX Runtime raises classes of its own
         raise _refusal(what) from error
 

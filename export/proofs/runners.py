@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
@@ -55,10 +57,10 @@ class OnnxRunner:
     float_dtype: type[np.floating] = np.float32
 
     def __init__(self, graphs: Graphs, interface: Interface) -> None:
-        self.step_session = _session(graphs.step)
-        self._loop_session = None if graphs.loop is None else _session(graphs.loop)
-        self.encoder_session = None if graphs.encoder is None else _session(graphs.encoder)
-        self.readout_session = None if graphs.readout is None else _session(graphs.readout)
+        self.step_session = session_of(graphs.step)
+        self._loop_session = None if graphs.loop is None else session_of(graphs.loop)
+        self.encoder_session = None if graphs.encoder is None else session_of(graphs.encoder)
+        self.readout_session = None if graphs.readout is None else session_of(graphs.readout)
         self._interface = interface
 
     def encode(self, source: Array, lengths: IntArray) -> list[Array]:
@@ -158,6 +160,17 @@ class TorchRunner:
         return None
 
 
+def session_of(graph: bytes | onnx.ModelProto | Path) -> Any:  # onnxruntime ships no types
+    """A session as serving has it: on the CPU, with one thread, and quiet. graph: a Path where weights lie beside it.
+    Raises what ONNX Runtime raises."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what fails comes as an exception, and its warnings are of what is meant to be so
+    content = graph.SerializeToString() if isinstance(graph, onnx.ModelProto) else graph
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
     """Rows this small gain nothing from threads, and lose a hundredfold when a busy machine delays one of them."""
@@ -178,11 +191,3 @@ def _double(array: Array) -> Array:
 def _call(module: nn.Module, *arrays: Array) -> list[Array]:
     outputs: tuple[Tensor, ...] = module(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
     return [output.numpy() for output in outputs]
-
-
-def _session(graph: bytes) -> Any:  # onnxruntime ships no types
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what fails comes as an exception, and its warnings are of what is meant to be so
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

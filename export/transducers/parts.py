@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import compose, inliner
 
 from export.errors import ExportError, first_line
@@ -32,7 +31,7 @@ from export.foreign.axes import (
 )
 from export.foreign.loading import load
 from export.foreign.pairing import pair_states
-from export.proofs.runners import Array
+from export.proofs.runners import Array, session_of
 from service.repository.manifest import Dtype
 
 ENCODER, PREDICTOR, JOINER = "encoder", "predictor", "joiner"
@@ -278,15 +277,10 @@ def _one(outputs: Mapping[str, Tensor], told: str | None, role: str, file: Path)
 
 def _ran(network: Network, outputs: Mapping[str, Tensor]) -> Network:
     """The network with its session, and with what its output is. Raises ExportError when it cannot be run."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # what it has to say comes as an exception
     feeds = {port.name: np.zeros(port.shape, port.dtype) for port in network.reads.values()}
     feeds |= {kept.input.name: kept.initial for kept in network.states}
     try:
-        session = onnxruntime.InferenceSession(
-            network.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = session_of(network.model)
         given = session.run([network.gives.name, *(kept.output for kept in network.states)], feeds)
     except Exception as error:  # ONNX Runtime raises classes of its own
         shown = ", ".join(f"{port.name} as {list(port.shape)}" for port in network.reads.values())

@@ -8,15 +8,14 @@ makes about every second turn emit.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 
 from export.errors import ExportError, first_line
 from export.foreign.axes import Hints
 from export.foreign.writing import Described, prove_model
-from export.proofs.runners import Array
+from export.proofs.runners import Array, session_of
 from export.transducers.bare_loop import BareLoop, Rules
 from export.transducers.composing import Composed, compose
 from export.transducers.decoders import Decoder
@@ -57,13 +56,8 @@ def prove_loop(composed: Composed, encoder: Network, decoder: Decoder, rules: Ru
     ExportError when they differ, or the graph cannot be run."""
     frames = _draw(encoder)
     bare = BareLoop(encoder, decoder, rules)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # what it has to say comes as an exception
     try:
-        session = onnxruntime.InferenceSession(
-            composed.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = session_of(composed.model)
     except Exception as error:  # ONNX Runtime raises classes of its own
         raise ExportError(f"the files cannot be run as one graph: {first_line(error)}") from error
     states = _first_states(session, composed)
@@ -110,7 +104,7 @@ def _draw(encoder: Network) -> list[Array]:
     return [(generator.standard_normal(port.row_shape) * one).astype(port.dtype) for one in loudness]
 
 
-def _first_states(session: onnxruntime.InferenceSession, composed: Composed) -> dict[str, Array]:
+def _first_states(session: Any, composed: Composed) -> dict[str, Array]:
     kinds: dict[str, type[np.generic]] = {
         "tensor(float)": np.float32,
         "tensor(double)": np.float64,
