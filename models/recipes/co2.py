@@ -21,6 +21,7 @@ from models import training
 from models.curves import plot_curves
 from models.forecaster import Forecaster, ForecasterConfig
 from models.recipes import co2_data as data
+from models.recipes import command
 
 MODEL = "co2-forecast"
 HISTORY, HORIZON = 36, 12
@@ -116,20 +117,17 @@ def _forecast(model: Forecaster, history: Tensor) -> Tensor:
 
 def main() -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m models.recipes.co2", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    training_parser = commands.add_parser("train", help="train, or go on with a run that was stopped")
-    training_parser.add_argument("--run", type=Path, required=True, help="the run's folder")
-    training_parser.add_argument("--epochs", type=int, default=300)
-    training_parser.add_argument("--hidden", type=int, default=48)
-    training_parser.add_argument("--batch-size", type=int, default=32)
-    training_parser.add_argument("--seed", type=int, default=0)
-    evaluation_parser = commands.add_parser("evaluate", help="compare a checkpoint with the seasonal naive forecasts")
-    evaluation_parser.add_argument("checkpoint", type=Path)
-    parsed = parser.parse_args()
-    if parsed.command == "evaluate":
-        write_evaluation(parsed.checkpoint)
-        return
+    command.run(
+        "models.recipes.co2",
+        __doc__.splitlines()[0],
+        numbers={"epochs": 300, "hidden": 48, "batch-size": 32},
+        compared_with="the seasonal naive forecasts",
+        train=_train,
+        evaluate=write_evaluation,
+    )
+
+
+def _train(parsed: argparse.Namespace) -> None:
     train(
         parsed.run,
         training.TrainingConfig(

@@ -25,8 +25,8 @@ from torch.nn.utils.rnn import pad_sequence
 from models import training
 from models.curves import plot_curves
 from models.metrics import edit_distance
+from models.recipes import command, morse_envelope
 from models.recipes import morse_data as data
-from models.recipes import morse_envelope
 from models.transducer import GreedyDecoder, Transducer, TransducerConfig
 from models.transducer_loss import transducer_loss
 
@@ -198,20 +198,17 @@ def write_evaluation(checkpoint: Path) -> dict[str, object]:
 
 def main() -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m models.recipes.morse", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    training_parser = commands.add_parser("train", help="train, or go on with a run that was stopped")
-    training_parser.add_argument("--run", type=Path, required=True, help="the run's folder")
-    training_parser.add_argument("--epochs", type=int, default=70)
-    training_parser.add_argument("--hidden", type=int, default=80)
-    training_parser.add_argument("--batch-size", type=int, default=16)
-    training_parser.add_argument("--seed", type=int, default=0)
-    evaluation_parser = commands.add_parser("evaluate", help="compare a checkpoint with a threshold on the loudness")
-    evaluation_parser.add_argument("checkpoint", type=Path)
-    parsed = parser.parse_args()
-    if parsed.command == "evaluate":
-        write_evaluation(parsed.checkpoint)
-        return
+    command.run(
+        "models.recipes.morse",
+        __doc__.splitlines()[0],
+        numbers={"epochs": 70, "hidden": 80, "batch-size": 16},
+        compared_with="a threshold on the loudness",
+        train=_train,
+        evaluate=write_evaluation,
+    )
+
+
+def _train(parsed: argparse.Namespace) -> None:
     train(
         parsed.run,
         training.TrainingConfig(

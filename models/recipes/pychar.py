@@ -24,6 +24,7 @@ from models import training
 from models.curves import plot_curves
 from models.language_model import LanguageModel, LanguageModelConfig
 from models.ngram import KneserNey
+from models.recipes import command
 from models.recipes import python_source as data
 
 MODEL = "pychar-en"
@@ -128,21 +129,17 @@ def write_evaluation(checkpoint: Path) -> dict[str, object]:
 
 def main() -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m models.recipes.pychar", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    training_parser = commands.add_parser("train", help="train, or go on with a run that was stopped")
-    training_parser.add_argument("--run", type=Path, required=True, help="the run's folder")
-    training_parser.add_argument("--epochs", type=int, default=8)
-    training_parser.add_argument("--hidden", type=int, default=384)
-    training_parser.add_argument("--batch-size", type=int, default=64)
-    training_parser.add_argument("--window", type=int, default=160, help="characters that gradients go back through")
-    training_parser.add_argument("--seed", type=int, default=0)
-    evaluation_parser = commands.add_parser("evaluate", help="compare a checkpoint with an n-gram")
-    evaluation_parser.add_argument("checkpoint", type=Path)
-    parsed = parser.parse_args()
-    if parsed.command == "evaluate":
-        write_evaluation(parsed.checkpoint)
-        return
+    command.run(
+        "models.recipes.pychar",
+        __doc__.splitlines()[0],
+        numbers={"epochs": 8, "hidden": 384, "batch-size": 64, "window": 160},
+        compared_with="an n-gram",
+        train=_train,
+        evaluate=write_evaluation,
+    )
+
+
+def _train(parsed: argparse.Namespace) -> None:
     train(
         parsed.run,
         training.TrainingConfig(

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from models import training
 from models.curves import plot_curves
+from models.recipes import command
 from models.recipes import stress_data as data
 from models.tagger import Tagger, TaggerConfig
 
@@ -130,20 +131,17 @@ def _to_batch(streams: Sequence[tuple[list[int], list[int]]]) -> Batch:
 
 def main() -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m models.recipes.stress", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    training_parser = commands.add_parser("train", help="train, or go on with a run that was stopped")
-    training_parser.add_argument("--run", type=Path, required=True, help="the run's folder")
-    training_parser.add_argument("--epochs", type=int, default=20)
-    training_parser.add_argument("--hidden", type=int, default=192)
-    training_parser.add_argument("--batch-size", type=int, default=32)
-    training_parser.add_argument("--seed", type=int, default=0)
-    evaluation_parser = commands.add_parser("evaluate", help="compare a checkpoint with windows of neighbours")
-    evaluation_parser.add_argument("checkpoint", type=Path)
-    parsed = parser.parse_args()
-    if parsed.command == "evaluate":
-        write_evaluation(parsed.checkpoint)
-        return
+    command.run(
+        "models.recipes.stress",
+        __doc__.splitlines()[0],
+        numbers={"epochs": 20, "hidden": 192, "batch-size": 32},
+        compared_with="windows of neighbours",
+        train=_train,
+        evaluate=write_evaluation,
+    )
+
+
+def _train(parsed: argparse.Namespace) -> None:
     train(
         parsed.run,
         training.TrainingConfig(
