@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from export.errors import ExportError, refused_fields
 from export.foreign.arguments import ONNX_EPILOG, ONNX_HELP, add_onnx_arguments
 from export.foreign.flags import add_common_flags, add_place, common_options
 from export.foreign.forms import count, model_name
+from export.interruption import Interrupted, interruptible
 from export.transducers.arguments import TRANSDUCER_EPILOG, TRANSDUCER_HELP, add_transducer_arguments
 from models.missing import told_missing
 from service.repository.manifest import FILE_NAME, Manifest, Parity
@@ -23,17 +23,16 @@ from service.repository.manifest import FILE_NAME, Manifest, Parity
 INT8 = "int8"
 
 
-def run() -> int:
-    """The command: as `main`, and when it is terminated it removes what it has half written."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    return main()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0, or 1 when nothing was written."""
+    """Runs the command line and returns its exit code: 0, 1 when nothing was written, or a shell's for the signal that
+    has interrupted it. To be called by the main thread."""
     parsed = _parser().parse_args(arguments)
     try:
-        folder = _EXPORTS[parsed.recipe](parsed)
+        with interruptible():
+            folder = _EXPORTS[parsed.recipe](parsed)
+    except Interrupted as error:
+        print(f"nothing was written: {error}", file=sys.stderr)
+        return error.exit_code
     except (ExportError, ValidationError, OSError) as error:
         said = refused_fields(error) if isinstance(error, ValidationError) else error
         print(f"nothing was written: {said}", file=sys.stderr)
@@ -249,4 +248,4 @@ def _report_parity(title: str, parity: Parity) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(main())
