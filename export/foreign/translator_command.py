@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from export.errors import ExportError
 from export.folder import refuse_existing
 from export.foreign.axes import Hints
+from export.foreign.decoder_file import read_decoder
+from export.foreign.encoder_file import EncoderFile
 from export.foreign.flags import common_options, once, token_of, vocabulary_of
 from export.foreign.initial import initial_values
 from export.foreign.joints import Joints
@@ -68,14 +71,31 @@ def run(parsed: argparse.Namespace) -> Written:
     )
     refuse_existing(parsed.to / parsed.name / str(parsed.version), replace=parsed.replace)
     print(f"reading {parsed.encoder} and {parsed.file}, and running them ...", flush=True)
-    return write_translator(
-        parsed.encoder,
-        parsed.file,
-        hints,
-        joints,
-        told,
-        **common_options(parsed, description=f"Made from {parsed.encoder.name} and {parsed.file.name}"),
-    )
+    try:
+        return write_translator(
+            parsed.encoder,
+            parsed.file,
+            hints,
+            joints,
+            told,
+            **common_options(parsed, description=f"Made from {parsed.encoder.name} and {parsed.file.name}"),
+        )
+    except ExportError as error:
+        if _are_swapped(parsed.encoder, parsed.file):
+            raise ExportError(
+                f"{parsed.file} and {parsed.encoder} seem to be swapped: the first is an encoder, and the second a"
+                f" decoder of one step. Say export onnx {parsed.encoder} --encoder {parsed.file}"
+            ) from error
+        raise
+
+
+def _are_swapped(encoder: Path, decoder: Path) -> bool:
+    """Whether the files can be read the other way round."""
+    try:
+        read_decoder(encoder, EncoderFile(decoder, Hints(), Joints(), None), Hints(), Joints(), None)
+    except Exception:  # as files of other roles they may fail in any way
+        return False
+    return True
 
 
 def refuse_without_encoder(parsed: argparse.Namespace) -> None:

@@ -178,3 +178,12 @@ def test_flags_of_two_files_need_the_encoder(tmp_path: Path, capsys: pytest.Capt
     _, other = files(SOURCE, ATTENDING, tmp_path)
     assert main(["onnx", str(other), "--name", "x", "--to", str(tmp_path), "--source-eos", "2"]) == 1
     assert "--source-eos goes with --encoder FILE, which is not given" in capsys.readouterr().err
+
+
+def test_files_that_are_swapped_are_told_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder, decoder = files(SOURCE, ATTENDING, tmp_path)
+    told = ["onnx", str(encoder), "--encoder", str(decoder), "--name", "swapped", "--to", str(tmp_path / "to")]
+    assert main(told) == 1
+    said = capsys.readouterr().err
+    assert f"Say export onnx {decoder} --encoder {encoder}" in said
+    assert len(said.splitlines()) == 1
