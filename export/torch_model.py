@@ -24,6 +24,7 @@ from export.fitting_states import check_states
 from export.heads import NEXT_TOKEN, TOP_K
 from export.interface import Interface
 from export.packing import unpacked
+from export.plain_layers import plain
 from export.returned import Expected
 from export.vocabulary import Vocabulary
 from service.repository.manifest import (
@@ -132,9 +133,7 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
         module = model.module.cpu()
     except NotImplementedError as error:  # its weights are nowhere
         raise ExportError(f"the module cannot be copied to the CPU: {first_line(error)}") from error
-    kinds = {str(one.dtype).removeprefix("torch.") for one in module.parameters()} - {"float32"}
-    told += [f"its weights are {kind}, and are served as float32" for kind in sorted(kinds)]
-    module = module.float().eval()
+    module = plain(module, told)
     with unpacked():
         call, found = fit(module, _expected(model), one_step=model.one_step)
         check_states(module, call, _expected(model))
@@ -159,7 +158,7 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
 
 
 def _fitted_encoder(model: TorchModel, encoder: nn.Module, told: list[str]) -> FittedEncoder:
-    module = encoder.cpu().float().eval()
+    module = plain(encoder.cpu(), told)
     vocabulary = model.source_vocabulary
     call = fit_encoder(
         module,

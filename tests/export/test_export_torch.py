@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 from export.__main__ import main
 from export.errors import ExportError
@@ -233,3 +234,68 @@ def test_a_module_whose_own_import_fails_is_not_said_to_be_missing(
     assert said.startswith(f"nothing was written: importer:make is there, but {told}")
     assert "cannot be found" not in said
     assert "installed server" not in said
+
+
+class Gated(nn.LSTM):
+    """Somebody's variant."""
+
+    def forward(self, inputs: Tensor, states: Any = None) -> Any:  # type: ignore[override]  # as people do
+        outputs, carried = super().forward(inputs, states)
+        return torch.tanh(outputs), carried
+
+
+class Renamed(nn.LSTM):
+    """Only its name is another."""
+
+
+class OverVectors(nn.Module):
+    def __init__(self, rnn: nn.Module) -> None:
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        outputs, (hidden, cell) = self.rnn(inputs, (hidden, cell))
+        return outputs, hidden, cell
+
+
+def over_vectors(rnn: nn.Module) -> TorchModel:
+    return TorchModel(
+        OverVectors(rnn),
+        states={"hidden": (1, "batch", SIZE), "cell": (1, "batch", SIZE)},
+        feature_size=FEATURES,
+        value_size=SIZE,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.*norm:FutureWarning")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rnn: weight_norm(rnn, "weight_hh_l0"),
+        lambda rnn: spectral_norm(rnn, "weight_hh_l0"),
+        lambda rnn: parametrizations.weight_norm(rnn, "weight_hh_l0"),
+        lambda rnn: parametrizations.orthogonal(rnn, "weight_hh_l0"),
+    ],
+    ids=["weight_norm", "spectral_norm", "parametrized", "orthogonal"],
+)
+def test_weights_that_are_computed_before_each_run_are_served(
+    change: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    notes: list[str] = []
+    model = over_vectors(change(nn.LSTM(FEATURES, SIZE, batch_first=True)).eval())
+    inputs, zeros = torch.randn(1, 1, FEATURES), torch.zeros(1, 1, SIZE)
+    with torch.no_grad():
+        expected = model.module(inputs, zeros, zeros)[0][0, 0].numpy()
+    options: Any = {"to": tmp_path, "name": "normed", "description": "", "evaluation": {}}
+    folder = write_module(model, notes=notes, **options)
+    assert "weight_hh_l0 of rnn is served as it is now" in notes
+    found = ReferenceSession(folder).step(inputs[0, 0].numpy())
+    assert np.allclose(found, expected, atol=1e-5)
+
+
+def test_a_layer_with_a_forward_of_its_own_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    options: Any = {"to": tmp_path, "name": "own", "description": "", "evaluation": {}}
+    with pytest.raises(ExportError, match=r"^rnn is a Gated, a subclass of nn\.LSTM with a forward of its own"):
+        write_module(over_vectors(Gated(FEATURES, SIZE, batch_first=True)), **options)
+    assert write_module(over_vectors(Renamed(FEATURES, SIZE, batch_first=True)), **options).exists()

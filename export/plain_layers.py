@@ -1,0 +1,56 @@
+"""PyTorch's recurrent layers as people change them, made plain again: their weights are what they are at serving.
+
+`export.exportable` has its own layers run in the place of `nn.LSTM`, `nn.GRU` and `nn.RNN`, with the same weights. So a
+weight that is computed before each run is computed once here, and a layer that runs in another way is refused.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from export.errors import ExportError
+
+_KINDS = (nn.LSTM, nn.GRU, nn.RNN)
+
+
+def plain(module: nn.Module, notes: list[str]) -> nn.Module:
+    """The module itself in 32-bit floats and evaluation mode, with plain recurrent layers. notes: gets what was
+    changed. Raises ExportError for a recurrent layer with a `forward` of its own."""
+    kinds = {str(one.dtype).removeprefix("torch.") for one in module.parameters()} - {"float32"}
+    notes += [f"its weights are {kind}, and are served as float32" for kind in sorted(kinds)]
+    module = module.float().eval()
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.RNNBase):
+            notes += [f"{one} of {name or 'the module'} is served as it is now" for one in _computed_once(layer)]
+            _check_forward(name, layer)
+    return module
+
+
+def _computed_once(layer: nn.RNNBase) -> list[str]:
+    """The names of weights that were computed before each run."""
+    found = []
+    for hook in list(layer._forward_pre_hooks.values()):  # there is no other way to find them
+        if isinstance(hook, WeightNorm):
+            remove_weight_norm(layer, hook.name)
+            found.append(hook.name)
+        elif isinstance(hook, SpectralNorm):
+            remove_spectral_norm(layer, hook.name)
+            found.append(hook.name)
+    if parametrize.is_parametrized(layer):
+        for name in list(layer.parametrizations):  # type: ignore[arg-type]  # they are by name
+            parametrize.remove_parametrizations(layer, name)
+            found.append(name)
+    return found
+
+
+def _check_forward(name: str, layer: nn.RNNBase) -> None:
+    base = next((kind for kind in _KINDS if isinstance(layer, kind)), nn.RNNBase)
+    if type(layer).forward is not base.forward:
+        own = type(layer).__name__
+        raise ExportError(
+            f"{name or 'the module'} is a {own}, a subclass of nn.{base.__name__} with a forward of its own, and layers"
+            f" are exported by their weights: make {own} an nn.Module that has an nn.{base.__name__} in it, or cells"
+        )
