@@ -49,6 +49,9 @@ class Unroller(Writer):
             del attributes["layout"]
         if node.op_type in _FAMILY and attributes.pop("direction", b"forward") == b"forward":
             size = attributes.pop("hidden_size", None)
+            if self._weights[node.input[2]].dtype != np.float32:
+                kind = self._weights[node.input[2]].dtype
+                raise ExportError(f"its {node.op_type} {node.name!r} computes in {kind}, and a look inside in float32")
             layer = _Layer(node, size if isinstance(size, int) else self._weights[node.input[2]].shape[2], attributes)
             getattr(self, f"_{node.op_type.lower()}")(layer)
             self._num_layers += 1

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from export.graphs import Graphs
 from export.interface import Interface
+from service.repository.halves import left_out
 from service.repository.uniform import groups_of
 
 Array = NDArray[Any]
@@ -168,7 +169,10 @@ def session_of(graph: bytes | onnx.ModelProto | Path) -> Any:  # onnxruntime shi
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what fails comes as an exception, and its warnings are of what is meant to be so
     content = graph.SerializeToString() if isinstance(graph, onnx.ModelProto) else graph
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    disabled = left_out(content.read_bytes() if isinstance(content, Path) else content)
+    return onnxruntime.InferenceSession(
+        content, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+    )
 
 
 @contextlib.contextmanager

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
 
 import onnxruntime as ort
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from service.repository.halves import left_out
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -40,7 +43,7 @@ class RuntimeOptions(BaseModel):
     provider: Provider = "cpu"
 
     def load(self, path: str) -> ort.InferenceSession:
-        """Loads a graph. Raises what ONNX Runtime raises."""
+        """Loads a graph. Raises OSError where it cannot be read, and what ONNX Runtime raises."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.num_threads
         options.inter_op_num_threads = 1
@@ -51,7 +54,8 @@ class RuntimeOptions(BaseModel):
         providers = [_PROVIDERS[self.provider]]
         if self.provider != "cpu":
             providers.append(_PROVIDERS["cpu"])  # for operators that the other lacks
-        return ort.InferenceSession(path, options, providers=providers)
+        disabled = left_out(Path(path).read_bytes()) if self.provider == "cpu" else None
+        return ort.InferenceSession(path, options, providers=providers, disabled_optimizers=disabled)
 
 
 @dataclass(frozen=True, slots=True)

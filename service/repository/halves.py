@@ -1,0 +1,82 @@
+"""Whether a graph computes in 16-bit floats, by its weights: read from ONNX's own bytes, without the package `onnx`.
+
+ONNX Runtime 1.32 ends the whole process while it loads a product of 16-bit floats behind a transposition for the CPU:
+it joins both, and has nothing to run that with. Such graphs are loaded without that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+_FLOAT16 = 10
+"""`onnx.TensorProto.FLOAT16`."""
+_DATA_TYPE = 2
+"""The field of a tensor that has its type."""
+
+_Fields: TypeAlias = Mapping[int, str]
+_PARTS: Mapping[str, _Fields] = {
+    "model": {7: "graph", 25: "function"},
+    "function": {7: "node"},
+    "graph": {1: "node", 5: "tensor"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph"},
+    "tensor": {},
+}
+"""Which fields of `onnx.proto` have the next part, by their numbers."""
+
+
+def left_out(content: memoryview | bytes) -> list[str] | None:
+    """The optimizers that a graph is loaded without; None: it is loaded with all. content: the bytes of a model."""
+    return ["MatmulTransposeFusion"] if has_halves(content) else None
+
+
+def has_halves(content: memoryview | bytes) -> bool:
+    """Whether a weight or a constant of a model is of 16-bit floats. False for what is no model."""
+    try:
+        return _has_halves(memoryview(content), "model")
+    except (IndexError, ValueError):
+        return False
+
+
+def _has_halves(part: memoryview, kind: str) -> bool:
+    inner = _PARTS[kind]
+    for number, value in _fields(part):
+        if isinstance(value, int):
+            if kind == "tensor" and number == _DATA_TYPE and value == _FLOAT16:
+                return True
+        elif number in inner and _has_halves(value, inner[number]):
+            return True
+    return False
+
+
+def _fields(part: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """The fields of a message in protobuf's wire format: numbers, and messages or strings as bytes."""
+    at = 0
+    while at < len(part):
+        key, at = _varint(part, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(part, at)
+            yield key >> 3, value
+        elif kind == 2:
+            size, at = _varint(part, at)
+            if at + size > len(part):
+                raise ValueError("it is cut short")
+            yield key >> 3, part[at : at + size]
+            at += size
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"there is no wire type {kind}")
+
+
+def _varint(part: memoryview, at: int) -> tuple[int, int]:
+    """A number, and where the next field begins. Raises IndexError where it is cut short."""
+    value = shift = 0
+    while True:
+        byte = part[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
