@@ -73,7 +73,7 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
         model.graph.output.append(value)
     drop_the_unused(model.graph)
     _drop_unused_inputs(model.graph)
-    onnx.checker.check_model(model, full_check=True)
+    onnx.checker.check_model(model)  # what its shapes are, ONNX Runtime says: of some `If`, onnx infers none
     spec = TraceSpec(file=FILE, outputs=tuple(outputs))
     share_weights(model.graph, step, interface.step.file)
     graph = model.SerializeToString(deterministic=True)

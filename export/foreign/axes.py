@@ -147,8 +147,9 @@ def batch_name(source: Tensor, others: Mapping[str, Tensor], hints: Hints) -> st
     first = source.shape[0] if source.shape else None
     if isinstance(first, str) and not _TIME_NAMES.match(first):
         return first
-    if isinstance(first, str) and source.shape[1:].count(1) == 1:
-        return 1
+    others_of_rows = [axis for axis in source.shape[1:] if axis == 1] or named[1:]  # the first counts steps
+    if isinstance(first, str) and len(others_of_rows) == 1:
+        return others_of_rows[0]
     raise ExportError(
         f"which axis of {source} counts rows? Say with --batch-axis {source.name}=PLACE, counted from 0. Where none"
         " does, export the module with such an axis, of size 1 or without a size"

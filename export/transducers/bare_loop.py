@@ -9,7 +9,7 @@ import numpy as np
 
 from export.proofs.runners import Array
 from export.transducers.decoders import Decoder
-from export.transducers.parts import Network
+from export.transducers.network import Network
 
 
 @dataclass(frozen=True, slots=True)

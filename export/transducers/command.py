@@ -18,7 +18,8 @@ from export.foreign.writing import Written, write_model
 from export.transducers.bare_loop import Rules, encoded_size
 from export.transducers.composing import compose
 from export.transducers.decoders import Decoder, ThreeFiles, TwoFiles
-from export.transducers.parts import Network, read_encoder, read_joiner, read_predictor
+from export.transducers.network import Network
+from export.transducers.parts import read_encoder, read_joiner, read_predictor
 from export.transducers.proving import described_as, hints_of, prove_emitting, prove_loop
 from export.vocabulary import Vocabulary
 

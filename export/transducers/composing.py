@@ -19,7 +19,7 @@ from export.proofs.runners import Array
 from export.transducers.bare_loop import Rules, num_frames
 from export.transducers.decoders import Decoder
 from export.transducers.emission import EMITTED, NUM_EMITTED, OUTPUT, Emission, Parts
-from export.transducers.parts import Network, Port
+from export.transducers.network import Network, Port
 from service.repository.manifest import EmitsSpec
 
 _MIN_OPSET = 13

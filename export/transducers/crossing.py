@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto
 
 from export.surgery import Writer, rename
-from export.transducers.parts import Network, Port
+from export.transducers.network import Network, Port
 
 
 def entered(outer: Writer, writer: Writer, port: Port, rows: str) -> None:

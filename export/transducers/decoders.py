@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from export.proofs.runners import Array
-from export.transducers.parts import Kept, Network
+from export.transducers.network import Kept, Network
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from export.surgery import Writer
 from export.transducers.bare_loop import Rules, are_columns, encoded_size, num_frames
 from export.transducers.crossing import entered, left, left_state, nodes_of
 from export.transducers.decoders import Decoder, ThreeFiles, TwoFiles, context_of
-from export.transducers.parts import Network
+from export.transducers.network import Network
 
 OUTPUT, EMITTED, NUM_EMITTED = "carousel/emitted", "emitted", "num_emitted"
 """What a step gives, and the states that have the last tokens and the number of all."""

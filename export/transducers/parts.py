@@ -6,12 +6,10 @@ Shapes: `A` rows, `E` numbers of an encoded frame, `P` of a prediction, `V` toke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -31,72 +29,10 @@ from export.foreign.axes import (
 )
 from export.foreign.loading import load
 from export.foreign.pairing import pair_states
-from export.proofs.runners import Array, session_of
-from service.repository.manifest import Dtype
+from export.proofs.runners import session_of
+from export.transducers.network import Kept, Network, Port
 
 ENCODER, PREDICTOR, JOINER = "encoder", "predictor", "joiner"
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """A tensor of a file. shape: of one row, whose axis is `batch_axis`."""
-
-    name: str
-    dtype: Dtype
-    shape: tuple[int, ...]
-    batch_axis: int
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Without the axis of rows."""
-        return (*self.shape[: self.batch_axis], *self.shape[self.batch_axis + 1 :])
-
-    @property
-    def size(self) -> int:
-        """Numbers of a row."""
-        return prod(self.shape)
-
-    def enter(self, rows: Array) -> Array:
-        """Rows [A, ...] in the file's form."""
-        whole = rows.reshape(len(rows), *self.row_shape).astype(self.dtype, copy=False)
-        return np.ascontiguousarray(np.moveaxis(whole, 0, self.batch_axis))
-
-    def leave(self, array: Array) -> Array:
-        """What the file gives as rows [A, size]."""
-        ahead = np.moveaxis(array, self.batch_axis, 0)
-        return ahead.reshape(len(ahead), -1)
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A state: its input, the output that is its next value, and what it begins with, of one row."""
-
-    input: Port
-    output: str
-    initial: Array
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """One of the files. Its names begin with its role and a point. reads: inputs that are no states, by what they are;
-    gives: the output that is no state; states: in the file's order."""
-
-    role: str
-    file: Path
-    model: onnx.ModelProto
-    reads: Mapping[str, Port]
-    gives: Port
-    states: tuple[Kept, ...] = ()
-    notes: tuple[str, ...] = ()
-    session: Any = field(default=None, compare=False)  # of ONNX Runtime, which ships no types
-
-    def run(self, reads: Mapping[str, Array], states: Sequence[Array]) -> tuple[Array, list[Array]]:
-        """reads: rows [A, ...] by what they are; states: as the file has them. Returns rows [A, size] and the next
-        states."""
-        feeds = {port.name: port.enter(reads[what]) for what, port in self.reads.items()}
-        feeds |= {kept.input.name: state for kept, state in zip(self.states, states, strict=True)}
-        given, *following = self.session.run([self.gives.name, *(kept.output for kept in self.states)], feeds)
-        return self.gives.leave(given), following
 
 
 def read_encoder(file: Path, hints: Hints, output: str | None) -> Network:
@@ -184,22 +120,43 @@ def _read(
             f"{file} must read {wanted} and its states, and it reads {_listed(inputs)}: is it the {role}? Give a state"
             " that was not found with --state INPUT=OUTPUT"
         )
-    batch = batch_name(reads[next(iter(kinds))], inputs | outputs, own)
-    states = tuple(
-        Kept(port := _port(inputs[name], own, batch, is_state=True), pairs[name], np.zeros(port.shape, port.dtype))
-        for name in pairs
-    )
     free = {name: one for name, one in outputs.items() if name not in pairs.values()}
-    network = Network(
-        role,
-        file,
-        model,
-        {what: _port(one, own, batch) for what, one in reads.items()},
-        _one(free, output, role, file),
-        states,
-        tuple(notes),
-    )
-    return _ran(network, outputs)
+
+    def with_rows(own: Hints) -> Network:
+        batch = batch_name(reads[next(iter(kinds))], inputs | outputs, own)
+        states = tuple(
+            Kept(port := _port(inputs[name], own, batch, is_state=True), pairs[name], np.zeros(port.shape, port.dtype))
+            for name in pairs
+        )
+        ports = {what: _port(one, own, batch) for what, one in reads.items()}
+        network = Network(role, file, model, ports, _one(free, output, role, file), states, tuple(notes))
+        return _ran(network, outputs)
+
+    return with_rows(own) if role != ENCODER else _as_run(with_rows, reads["frames"], own)
+
+
+def _as_run(with_rows: Callable[[Hints], Network], frames: Tensor, hints: Hints) -> Network:
+    """The encoder, whose rows are counted by the axis that runs of two rows show. with_rows: the encoder as hints have
+    it. Raises ExportError."""
+    places = [place for place, axis in enumerate(frames.shape[:-1]) if isinstance(axis, str)]
+    first: Network | ExportError
+    try:
+        first = with_rows(hints)
+    except ExportError as error:
+        first = error
+    if frames.name in hints.batch_axes or (isinstance(first, Network) and (len(places) < 2 or first.has_rows())):
+        places = []
+    for place in places:
+        try:
+            other = with_rows(replace(hints, batch_axes={**hints.batch_axes, frames.name: place}))
+        except ExportError:
+            continue
+        if other.has_rows():
+            told = frames.name.removeprefix(f"{ENCODER}.")
+            return replace(other, notes=(*other.notes, f"rows of {told} are counted by axis {place}, as runs show"))
+    if isinstance(first, ExportError):
+        raise first
+    return first
 
 
 def _opened(role: str, file: Path, hints: Hints) -> tuple[onnx.ModelProto, dict[str, Tensor], dict[str, Tensor]]:

@@ -20,7 +20,7 @@ from export.transducers.bare_loop import BareLoop, Rules
 from export.transducers.composing import Composed, compose
 from export.transducers.decoders import Decoder
 from export.transducers.emission import OUTPUT
-from export.transducers.parts import Network
+from export.transducers.network import Network
 from export.vocabulary import Vocabulary
 
 _NUM_FRAMES = 48

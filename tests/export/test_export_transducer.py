@@ -130,3 +130,26 @@ def test_states_are_told_by_the_names_in_their_file_or_by_those_in_messages(tmp_
     pairs = {kept.input.name: kept.output for kept in found.states}
     assert pairs == {"encoder.h0": "encoder.h1", "encoder.c0": "encoder.c1"}
     assert found.notes == ()  # which say why a pair was found that nobody has told
+
+
+@pytest.mark.parametrize("name", ["T", "T_x"])
+def test_an_encoder_whose_first_axis_counts_frames_is_run_in_rows(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = write(tmp_path, time_axis=name)
+    found = read_encoder(files[0], Hints(), None)
+    assert found.reads["frames"].batch_axis == 1
+    assert any("rows of frames are counted by axis 1, as runs show" in note for note in found.notes) == (name == "T_x")
+    if name == "T_x":
+        assert load_bundle(export(tmp_path / "to", files)).manifest.step.max_rows is None
+        assert "counted by axis 1, as runs show" in capsys.readouterr().out
+
+
+def test_a_prediction_network_that_leaves_an_axis_out_is_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And its encoder can be looked into."""
+    manifest = load_bundle(export(tmp_path / "to", write(tmp_path, kind="squeezed"))).manifest
+    assert manifest.trace is not None
+    assert any(output.name.endswith("forget_gate") for output in manifest.trace.outputs)
+    assert "cannot be looked into" not in capsys.readouterr().out

@@ -39,6 +39,27 @@ class Predictor(nn.Module):
         return outputs, state
 
 
+class Squeezed(Predictor):
+    """As people write it: an axis of size 1 is left out. torch.onnx exports that as an `If` whose branches give
+    tensors of other ranks."""
+
+    def forward(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, state = super().forward(tokens, state)
+        return outputs.squeeze(1), state
+
+
+class TimeFirst(nn.Module):
+    """An encoder whose first axis counts frames, and its second rows."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, frames: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        encoded, hidden, cell = self.encoder(frames.transpose(0, 1), hidden, cell)
+        return encoded.transpose(0, 1), hidden, cell
+
+
 class Stateless(nn.Module):
     """A convolution over the last two tokens [A, 2]."""
 
@@ -81,9 +102,12 @@ class Joined(nn.Module):
         return self.joiner(encoded, predicted), state
 
 
-def write(folder: Path, *, kind: str = "three", num_frames: int = 1, seed: int = 0) -> list[Path]:
-    """Writes the files and returns them: `three`, with a prediction network that is a GRU; `stateless`, with one that
-    reads the last two tokens; `two`, of which the second is prediction network and joiner."""
+def write(
+    folder: Path, *, kind: str = "three", num_frames: int = 1, seed: int = 0, time_axis: str | None = None
+) -> list[Path]:
+    """Writes the files and returns them: `three`, with a prediction network that is a GRU; `squeezed`, with one that
+    leaves an axis out; `stateless`, with one that reads the last two tokens; `two`, of which the second is prediction
+    network and joiner. time_axis: the name of the encoder's first axis, where that counts frames."""
     torch.manual_seed(seed)
     files = [folder / "encoder.onnx"]
     state, batch = torch.zeros(2, 2, HIDDEN), {0: "batch"}
@@ -93,11 +117,13 @@ def write(folder: Path, *, kind: str = "three", num_frames: int = 1, seed: int =
         for name, weight in encoder.rnn.named_parameters():
             if name.startswith("weight_ih"):
                 weight.mul_(8.0)
+    frames = batch if time_axis is None else {0: time_axis, 1: "streams"}
+    rows = row if time_axis is None else {1: "streams"}
     _export(
-        encoder,
-        (torch.zeros(2, 1, FEATURES), state, state),
+        encoder if time_axis is None else TimeFirst(encoder),
+        (torch.zeros(2, 1, FEATURES) if time_axis is None else torch.zeros(1, 2, FEATURES), state, state),
         files[0],
-        {"frames": batch, "h0": row, "c0": row, "encoded": batch, "h1": row, "c1": row},
+        {"frames": frames, "h0": rows, "c0": rows, "encoded": frames, "h1": rows, "c1": rows},
         num_inputs=3,
     )
     hidden = torch.zeros(1, 2, PREDICTED)
@@ -118,7 +144,8 @@ def write(folder: Path, *, kind: str = "three", num_frames: int = 1, seed: int =
     else:
         tokens = torch.zeros(2, 1, dtype=torch.int64)
         names = {"y": batch, "state": row, "predicted": batch, "next_state": row}
-        _export(Predictor(), (tokens, hidden), files[1], names, num_inputs=2)
+        predictor = Squeezed() if kind == "squeezed" else Predictor()
+        _export(predictor, (tokens, hidden), files[1], names, num_inputs=2)
     encoded, predicted = torch.zeros(2, ENCODED), torch.zeros(2, PREDICTED)
     _export(
         Joiner(),

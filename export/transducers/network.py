@@ -1,0 +1,117 @@
+"""One of a transducer's files: its tensors, its states, and how it is run.
+
+Shapes: `A` rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from export.proofs.runners import Array
+from service.repository.manifest import Dtype
+
+_CLOSE = 1e-3
+"""The largest difference, absolute or of a value: company may change bits, and no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A tensor of a file. shape: of one row, whose axis is `batch_axis`."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    batch_axis: int
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Without the axis of rows."""
+        return (*self.shape[: self.batch_axis], *self.shape[self.batch_axis + 1 :])
+
+    @property
+    def size(self) -> int:
+        """Numbers of a row."""
+        return prod(self.shape)
+
+    def enter(self, rows: Array) -> Array:
+        """Rows [A, ...] in the file's form."""
+        whole = rows.reshape(len(rows), *self.row_shape).astype(self.dtype, copy=False)
+        return np.ascontiguousarray(np.moveaxis(whole, 0, self.batch_axis))
+
+    def leave(self, array: Array) -> Array:
+        """What the file gives as rows [A, size]."""
+        ahead = np.moveaxis(array, self.batch_axis, 0)
+        return ahead.reshape(len(ahead), -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A state: its input, the output that is its next value, and what it begins with, of one row."""
+
+    input: Port
+    output: str
+    initial: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One of the files. Its names begin with its role and a point. reads: inputs that are no states, by what they are;
+    gives: the output that is no state; states: in the file's order."""
+
+    role: str
+    file: Path
+    model: onnx.ModelProto
+    reads: Mapping[str, Port]
+    gives: Port
+    states: tuple[Kept, ...] = ()
+    notes: tuple[str, ...] = ()
+    session: Any = field(default=None, compare=False)  # of ONNX Runtime, which ships no types
+
+    def run(self, reads: Mapping[str, Array], states: Sequence[Array]) -> tuple[Array, list[Array]]:
+        """reads: rows [A, ...] by what they are; states: as the file has them. Returns rows [A, size] and the next
+        states."""
+        feeds = {port.name: port.enter(reads[what]) for what, port in self.reads.items()}
+        feeds |= {kept.input.name: state for kept, state in zip(self.states, states, strict=True)}
+        given, *following = self.session.run([self.gives.name, *(kept.output for kept in self.states)], feeds)
+        return self.gives.leave(given), following
+
+    def has_rows(self) -> bool:
+        """Whether two rows in one run are what each is alone; False where they cannot be run, as of a file that takes
+        one row."""
+        generator = np.random.default_rng(0)
+
+        def draw(port: Port) -> Array:
+            if port.dtype.startswith("float"):
+                return generator.standard_normal(port.shape).astype(port.dtype)
+            return generator.integers(0, 2, port.shape).astype(port.dtype)
+
+        each = [
+            (
+                {what: port.leave(draw(port)) for what, port in self.reads.items()},
+                [draw(kept.input) for kept in self.states],
+            )
+            for _ in range(2)
+        ]
+        reads = {what: np.concatenate([row[what] for row, _ in each]) for what in self.reads}
+        try:
+            given, after = self.run(reads, self._joined([states for _, states in each]))
+            alone = [self.run(*one) for one in each]
+        except Exception:  # ONNX Runtime raises classes of its own
+            return False
+        expected = [np.concatenate([one for one, _ in alone]), *self._joined([states for _, states in alone])]
+        return all(
+            one.shape == other.shape and np.allclose(one, other, _CLOSE, _CLOSE)
+            for one, other in zip([given, *after], expected, strict=True)
+        )
+
+    def _joined(self, rows: Sequence[Sequence[Array]]) -> list[Array]:
+        """States of several rows as those of one run."""
+        axes = [kept.input.batch_axis for kept in self.states]
+        return [np.concatenate(each, axis) for axis, each in zip(axes, zip(*rows, strict=True), strict=True)]
