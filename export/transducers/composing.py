@@ -17,7 +17,7 @@ from export.errors import ExportError, first_line
 from export.foreign.loading import opset_of
 from export.proofs.runners import Array
 from export.transducers.bare_loop import Rules, num_frames
-from export.transducers.decoders import Decoder
+from export.transducers.decoders import CONTEXT, Decoder
 from export.transducers.emission import EMITTED, NUM_EMITTED, OUTPUT, Emission, Parts
 from export.transducers.network import Network, Port
 from service.repository.manifest import EmitsSpec
@@ -88,6 +88,7 @@ def compose(encoder: Network, decoder: Decoder, rules: Rules, *, rows: int | Non
         num_frames=parts.num_frames,
         history=EMITTED,
         count=NUM_EMITTED,
+        context=next((one.name for one in decoder.carried if one.name == CONTEXT), None),
     )
     return Composed(model, states, axes, initial, emits, encoder.reads["frames"])
 

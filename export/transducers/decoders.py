@@ -15,6 +15,9 @@ import numpy as np
 from export.proofs.runners import Array
 from export.transducers.network import Kept, Network
 
+CONTEXT = "context"
+"""The tokens that the prediction network reads next, among the bundle's states."""
+
 
 @dataclass(frozen=True, slots=True)
 class Carried:
@@ -68,7 +71,7 @@ class ThreeFiles:
         self.carried = [Carried(kept.input.name, one) for kept, one in zip(predictor.states, first, strict=True)]
         self.carried.append(Carried("predicted", predicted[0]))
         if tokens.size > 1:
-            self.carried.append(Carried("context", context[0]))
+            self.carried.append(Carried(CONTEXT, context[0]))
 
     @property
     def networks(self) -> list[Network]:
@@ -101,7 +104,7 @@ class TwoFiles:
     def __init__(self, network: Network, start: int) -> None:
         self.network = network
         self.carried = [Carried(kept.input.name, kept.input.leave(kept.initial)[0]) for kept in network.states]
-        self.carried.append(Carried("context", np.full(context_of(network), start, np.int64)))
+        self.carried.append(Carried(CONTEXT, np.full(context_of(network), start, np.int64)))
 
     @property
     def networks(self) -> list[Network]:

@@ -198,7 +198,7 @@ class Manifest(Part):
             raise ValueError(
                 f"step.emits.blank_id = {emits.blank_id} is outside the vocabulary (0 to {target.size - 1})"
             )
-        if emits is not None and (unknown := {emits.history, emits.count} - {state.name for state in self.states}):
+        if emits is not None and (unknown := emits.states - {state.name for state in self.states}):
             raise ValueError(f"step.emits names {min(unknown)}, which is no state")
         if (read is None) != (self.step.tokens is None):
             raise ValueError("tokens that steps read need a vocabulary, and features have none")

@@ -71,6 +71,19 @@ class EmitsSpec(Part):
     """The name of the state that has the last tokens, the newest last; before there are so many, blanks."""
     count: str
     """The name of the state that has the number of all tokens so far."""
+    context: str | None = None
+    """The name of the state that has the tokens which the prediction network reads next; None: none has."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Servers that know no context read a manifest that has none."""
+        found: dict[str, object] = serialize(self)
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def states(self) -> set[str]:
+        """The names of the states that it tells of."""
+        return {self.history, self.count} | ({self.context} if self.context is not None else set())
 
     @property
     def capacity(self) -> int:

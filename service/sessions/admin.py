@@ -234,11 +234,12 @@ def _check_name(name: str, specs: Mapping[str, StateSpec], field: str) -> None:
 
 
 def _check_emitted(manifest: Manifest, name: str, values: Array, field: str) -> None:
-    """Raises InvalidFieldError for tokens so far of a transducer that are none, and for such a number of them."""
+    """Raises InvalidFieldError for tokens of a transducer that are none, and for such a number of them."""
     emits, vocabulary = manifest.step.emits, manifest.target_vocabulary
     if emits is None or vocabulary is None or not values.size:
         return
-    most = {emits.history: vocabulary.size - 1, emits.count: _MOST_EMITTED}.get(name)
+    last = vocabulary.size - 1
+    most = {emits.history: last, emits.context: last, emits.count: _MOST_EMITTED}.get(name)
     if most is None or (values.min() >= 0 and values.max() <= most):
         return
     wrong = values.min() if values.min() < 0 else values.max()

@@ -183,3 +183,17 @@ def test_the_command_prints_what_is_emitted(
     emissions(loop, fed)
     found = Shell(service.target).out("stream", f"{MODEL}-three", str(tmp_path / "frames.npy"))
     assert found == "".join(f"<{token}>" for token in loop.tokens) + "\n"
+
+
+@pytest.mark.parametrize("number", [7, -1])
+def test_what_a_prediction_network_reads_can_be_none_but_tokens(service: LocalService, number: int) -> None:
+    with Client(service.target) as client, client.session(f"{MODEL}-two", session_id="read") as session:
+        session.feed(features=frames(1, 4))
+        (context,) = client.sessions.get_state("read", "context")
+        wrong = np.full(context.shape, number, np.int64).tobytes()
+        with pytest.raises(
+            InvalidArgumentError, match=rf"tensors\[0\].data: 'context' has {number}, and must be 0 to 6"
+        ):
+            client.sessions.set_state("read", replace(context, data=wrong))
+        client.sessions.set_state("read", context)
+        session.feed(features=frames(1, 5))
