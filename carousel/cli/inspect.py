@@ -29,7 +29,7 @@ def inspect(
         str | None, typer.Argument(help="What it reads: the source, of a model with an encoder; else what is fed.")
     ] = None,
     features: Annotated[
-        Path | None, typer.Option(help="CSV file of what a model of numbers reads: a step a line.")
+        Path | None, typer.Option(help="What a model of numbers reads: CSV, a step a line, or an array, .npy.")
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="Tokens to feed after the source. Default: what the model generates.")
@@ -129,7 +129,7 @@ def _gather(info: ModelInfo, steps: list[str], outputs: Sequence[StepOutput], so
 
     from carousel.cli.drawing import Look  # noqa: PLC0415  # likewise
 
-    told = [output.tokens[0].text if output.tokens else _number(output.values) for output in outputs]
+    told = [" ".join(token.text for token in output.tokens) or _number(output.values) for output in outputs]
     traces = {name: np.array([output.trace[name] for output in outputs], np.float32) for name in info.trace}
     return Look(f"{info.model}/{info.version}", steps, told, source, traces)
 

@@ -53,11 +53,29 @@ def tokens_of(info: ModelInfo, text: str) -> list[str]:
 
 
 def table(path: Path | None) -> list[list[float]] | None:
-    """The vectors of a CSV file, a step a line. Raises typer.BadParameter for what are no numbers."""
+    """The vectors of a CSV file, a step a line, or of an array of NumPy's, [steps, numbers]. Raises typer.BadParameter
+    for what are no numbers, or cannot be read."""
     if path is None:
         return None
     try:
+        if path.suffix.lower() == ".npy":
+            return _array(path)
         with path.open(newline="") as file:
             return [[float(cell) for cell in row] for row in csv.reader(file) if row]
-    except ValueError as error:
-        raise typer.BadParameter(f"{path}: {error}", param_hint="--features") from None
+    except UnicodeDecodeError:
+        told = "it is neither text, numbers separated by commas, nor an array of NumPy's, whose name ends in .npy"
+    except OSError as error:
+        told = error.strerror or str(error)
+    except (ValueError, EOFError) as error:
+        told = str(error)
+    raise typer.BadParameter(f"{path}: {told}", param_hint="--features")
+
+
+def _array(path: Path) -> list[list[float]]:
+    import numpy as np  # noqa: PLC0415  # comes with matplotlib
+
+    found = np.load(path, allow_pickle=False)
+    if found.dtype.kind not in "fiub" or found.ndim != 2:
+        raise ValueError(f"it has shape {list(found.shape)} of {found.dtype}, and [steps, numbers] is read")
+    vectors: list[list[float]] = found.astype(np.float32).tolist()
+    return vectors

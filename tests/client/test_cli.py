@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 import carousel
@@ -194,10 +195,31 @@ def test_numbers_are_inspected(shell: Shell, tmp_path: Path) -> None:
     found = shell.json("inspect", "co2-forecast", "--features", str(tmp_path / "months.csv"), "--steps", "3")
     assert len(found["steps"]) == 4
     assert found["steps"][1:] == found["told"][:3]
+    np.save(tmp_path / "months.npy", np.array([[340 + index % 5] for index in range(14)]))
+    assert shell.json("inspect", "co2-forecast", "--features", str(tmp_path / "months.npy"), "--steps", "3") == found
+    for name, content, told in (
+        ("months.npz", b"\x93NUMPY", "neither text"),
+        ("text.npy", b"1\n2\n", "text.npy"),
+        ("flat.npy", (tmp_path / "months.npy").read_bytes().replace(b"(14, 1)", b"(14,)  "), "shape [14] of int64"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        refused = shell.run("inspect", "co2-forecast", "--features", str(tmp_path / name), code=2).stderr.decode()
+        assert "--features" in refused
+        assert told in " ".join(refused.replace("│", " ").split())
     (tmp_path / "wrong.csv").write_text("1\ntwo\n")
     refused = shell.run("inspect", "co2-forecast", "--features", str(tmp_path / "wrong.csv"), code=2).stderr.decode()
     assert "--features" in refused
     assert "'two'" in refused
+
+
+def test_a_transducer_is_inspected(shell: Shell, tmp_path: Path) -> None:
+    """A step a frame, also where it emits nothing, which it mostly does."""
+    with Client(shell.target) as client:
+        size = client.model("morse").feature_size
+    np.save(tmp_path / "frames.npy", np.zeros((5, size), np.float32))
+    found = shell.json("inspect", "morse", "--features", str(tmp_path / "frames.npy"))
+    assert (len(found["steps"]), found["told"]) == (5, [""] * 5)
+    assert all(len(rows) == 5 for rows in found["traces"].values())
 
 
 @pytest.mark.parametrize("model", ["co2-forecast", "stress-en"])
