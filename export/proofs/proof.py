@@ -11,7 +11,7 @@ from export.errors import ExportError, first_line
 from export.graphs import Graphs
 from export.interface import Interface
 from export.proofs.invariance import check_invariance
-from export.proofs.parity import measure_parity
+from export.proofs.parity import RELATIVE_TOLERANCE, measure_parity
 from export.proofs.runners import OnnxRunner, TorchRunner, one_torch_thread
 from service.repository.manifest import Parity, TensorSpec
 
@@ -29,7 +29,7 @@ def prove(graphs: Graphs, interface: Interface, step: nn.Module, encoder: nn.Mod
         raise ExportError(f"ONNX Runtime cannot run the module's graph: {first_line(error)}") from error
     check_signature(runner, interface)
     with one_torch_thread():
-        parity = measure_parity(runner, TorchRunner(step, encoder), interface)
+        parity = measure_parity(runner, TorchRunner(step, encoder), interface, relative=RELATIVE_TOLERANCE)
     check_invariance(runner, interface)
     return parity
 

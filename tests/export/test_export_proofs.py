@@ -18,11 +18,12 @@ from export.errors import ExportError
 from export.graphs import Graphs, export_graphs
 from export.interface import Interface, seq2seq_interface
 from export.proofs.invariance import check_invariance
+from export.proofs.parity import RELATIVE_TOLERANCE, measure_parity
 from export.proofs.proof import check_signature, prove
 from export.proofs.runners import Array, IntArray, OnnxRunner
 from models.recurrent import RecurrentLayer
 from models.seq2seq import DecoderReadout, Seq2Seq, Seq2SeqConfig
-from service.repository.manifest import StateSpec, StepSpec, TensorSpec
+from service.repository.manifest import Parity, StateSpec, StepSpec, TensorSpec
 
 CONFIG = Seq2SeqConfig(6, 7, embedding_size=8, hidden_size=16, attention_size=8)
 INTERFACE = seq2seq_interface(CONFIG, max_source_length=24)
@@ -207,6 +208,30 @@ def test_a_context_that_is_not_zero_where_padded_is_found(graphs: Graphs) -> Non
 
     with pytest.raises(ExportError, match=r"memory is not zero past a source of \d+ tokens"):
         check_invariance(FaultyRunner(OnnxRunner(graphs, INTERFACE), encode=fault), INTERFACE)
+
+
+@pytest.mark.parametrize(("column", "fault", "is_found"), [(0, 0.3, False), (0, 30.0, True), (1, 2e-3, True)])
+def test_large_values_may_be_off_by_their_rounding_and_small_ones_may_not(
+    graphs: Graphs, column: int, fault: float, is_found: bool
+) -> None:
+    """Of two logits of each step, of which the first is of the order of 100,000."""
+
+    def scaled(fault: float) -> FaultyRunner:
+        def change(tokens: IntArray, carried: Sequence[Array], outputs: list[Array]) -> None:
+            outputs[0][..., 0] = 100_000.0 + outputs[0][..., 0]
+            outputs[0][..., column] += fault
+
+        return FaultyRunner(OnnxRunner(graphs, INTERFACE), step=change)
+
+    def measure() -> Parity:
+        return measure_parity(scaled(fault), scaled(0.0), INTERFACE, relative=RELATIVE_TOLERANCE)
+
+    if is_found:
+        with pytest.raises(ExportError, match=r"^logits is off by"):
+            measure()
+    else:
+        parity = measure()
+        assert 0.25 < parity.max_abs_error["logits"] < parity.tolerance < 1.1
 
 
 def test_true_graphs_pass(model: Seq2Seq, graphs: Graphs) -> None:
