@@ -84,7 +84,7 @@ def run(parsed: argparse.Namespace) -> Written:
         if _are_swapped(parsed.encoder, parsed.file):
             raise ExportError(
                 f"{parsed.file} and {parsed.encoder} seem to be swapped: the first is an encoder, and the second a"
-                f" decoder of one step. Say export onnx {parsed.encoder} --encoder {parsed.file}"
+                f" decoder of one step. Say python -m export onnx {parsed.encoder} --encoder {parsed.file}"
             ) from error
         raise
 

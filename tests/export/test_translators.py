@@ -185,5 +185,5 @@ def test_files_that_are_swapped_are_told_to_be(tmp_path: Path, capsys: pytest.Ca
     told = ["onnx", str(encoder), "--encoder", str(decoder), "--name", "swapped", "--to", str(tmp_path / "to")]
     assert main(told) == 1
     said = capsys.readouterr().err
-    assert f"Say export onnx {decoder} --encoder {encoder}" in said
+    assert f"Say python -m export onnx {decoder} --encoder {encoder}" in said
     assert len(said.splitlines()) == 1
