@@ -93,21 +93,43 @@ def show_page(service: LocalService) -> None:
 
 def show_latency(service: LocalService) -> None:
     """The histogram of the steps that the above has left behind, as Prometheus would read it."""
-    print("\nWhat Prometheus reads: carousel_step_latency_seconds of the step graph, batches of every size")
+    print(f"\nWhat Prometheus reads: carousel_step_latency_seconds of the step graph of {MODEL}, batches of every size")
     with urllib.request.urlopen(service.metrics_url, timeout=10) as response:
-        families = text_string_to_metric_families(response.read().decode())
-    buckets: Counter[float] = Counter()
-    for family in families:
+        print("\n".join(histogram(response.read().decode(), MODEL)))
+
+
+def histogram(metrics: str, model: str) -> list[str]:
+    """The steps of one model by their latency, a line for each bucket that has any.
+
+    metrics: the text that Prometheus reads. Each combination of labels is a series of its own, whose buckets count what
+    is in the buckets below them, too; those of all series are added.
+    """
+    counts: Counter[tuple[float, float]] = Counter()
+    series: dict[frozenset[tuple[str, str]], dict[float, int]] = {}
+    for family in text_string_to_metric_families(metrics):
         for sample in family.samples:
-            if sample.name == "carousel_step_latency_seconds_bucket" and sample.labels["graph"] == "step":
-                buckets[float(sample.labels["le"])] += int(sample.value)
-    below = 0
-    previous = 0.0
-    for upper, cumulative in sorted(buckets.items()):
-        count = cumulative - below
-        if count:
-            print(f"  {1e3 * previous:7.2f} to {1e3 * upper:7.2f} ms  {count:4d} {'#' * min(60, count)}")
-        below, previous = cumulative, upper
+            labels = dict(sample.labels)
+            if sample.name != "carousel_step_latency_seconds_bucket" or labels["graph"] != "step":
+                continue
+            upper = float(labels.pop("le"))
+            if labels["model"] == model:
+                series.setdefault(frozenset(labels.items()), {})[upper] = int(sample.value)
+    for buckets in series.values():
+        lower, below = 0.0, 0
+        for upper, cumulative in sorted(buckets.items()):
+            counts[lower, upper] += cumulative - below
+            lower, below = upper, cumulative
+    return [
+        f"  {_bounds(lower, upper)}  {count:4d} {'#' * min(60, count)}"
+        for (lower, upper), count in sorted(counts.items())
+        if count
+    ]
+
+
+def _bounds(lower: float, upper: float) -> str:
+    if math.isinf(upper):
+        return f"more than  {1e3 * lower:7.2f} ms"
+    return f"{1e3 * lower:7.2f} to {1e3 * upper:7.2f} ms"
 
 
 def _percent(log_probability: float | None) -> str:
