@@ -14,6 +14,16 @@ def model_request(model: str, version: int) -> models_pb2.ModelsGetRequest:
     return models_pb2.ModelsGetRequest(model=model, version=uint(version, 32, "version"))
 
 
+def load_request(model: str, version: int) -> models_pb2.ModelsLoadRequest:
+    """Loads what is new: of one model, or with an empty name of all."""
+    return models_pb2.ModelsLoadRequest(model=model, version=uint(version, 32, "version"))
+
+
+def unload_request(model: str, version: int) -> models_pb2.ModelsUnloadRequest:
+    """Stops serving one version of a model."""
+    return models_pb2.ModelsUnloadRequest(model=model, version=uint(version, 32, "version"))
+
+
 def sessions_request(model: str | None, page_size: int) -> sessions_pb2.SessionsListRequest:
     """Asks for the first page of sessions."""
     return sessions_pb2.SessionsListRequest(model=model or "", page_size=uint(page_size, 32, "page_size"))

@@ -13,9 +13,10 @@ from typing import Self, Unpack
 
 import grpc
 
-from carousel import _admin_requests, _answers, _requests
+from carousel import _answers, _requests
+from carousel._async_model_calls import AsyncModelCalls
 from carousel._async_step_calls import AsyncStepCalls
-from carousel._async_unary import is_cancelled, retried, unary
+from carousel._async_unary import is_cancelled, retried
 from carousel._backoff import CallBackoff
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
 from carousel._constants import Constants
@@ -32,14 +33,13 @@ from carousel.async_sessions import AsyncSessions
 from carousel.async_watch import AsyncWatchCalls
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
-from carousel.v1 import models_pb2
 from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.v1.models_pb2_grpc import ModelsStub
 from carousel.v1.sessions_pb2_grpc import SessionsStub
-from carousel.values import DecodingOptions, ModelInfo, TargetScore
+from carousel.values import DecodingOptions, TargetScore
 
 
-class AsyncClient(AsyncStepCalls, AsyncWatchCalls):
+class AsyncClient(AsyncModelCalls, AsyncStepCalls, AsyncWatchCalls):
     """A connection to a server, made when it is first needed. For the tasks of the event loop that it is made in.
 
     Close it, or use `async with`.
@@ -268,15 +268,3 @@ class AsyncClient(AsyncStepCalls, AsyncWatchCalls):
             resume_timeout=resume_timeout,
             timeout=self._timeout if timeout is None else timeout,
         )
-
-    async def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
-        """Every version of every model, served or not, by name and version."""
-        request = models_pb2.ModelsListRequest()
-        response = await unary(self._models.List, request, self._timeout if timeout is None else timeout)
-        return tuple(map(_answers.model_info, response.models))
-
-    async def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> ModelInfo:
-        """One version of a model; 0 means the newest that is served. Raises NotFoundError."""
-        request = _admin_requests.model_request(name, version)
-        response = await unary(self._models.Get, request, self._timeout if timeout is None else timeout)
-        return _answers.model_info(response.model)

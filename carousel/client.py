@@ -11,34 +11,34 @@ from typing import Self, Unpack
 
 import grpc
 
-from carousel import _admin_requests, _answers, _requests
+from carousel import _answers, _requests
 from carousel._backoff import CallBackoff
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
 from carousel._constants import Constants
 from carousel._deadline import Deadline
 from carousel._decoding import decoding_message
 from carousel._generation import GenerationState
+from carousel._model_calls import ModelCalls
 from carousel._protocol import SessionProtocol
 from carousel._recovery import Recovery
 from carousel._requests import Source
 from carousel._step_calls import StepCalls
 from carousel._tensors import Features, Vector
 from carousel._turn import Turn
-from carousel._unary import retried, unary
+from carousel._unary import retried
 from carousel.batch import SessionBatch
 from carousel.errors import CarouselError
 from carousel.session import Generation, Session
 from carousel.sessions import Sessions
 from carousel.v1 import inference_pb2 as pb
-from carousel.v1 import models_pb2
 from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.v1.models_pb2_grpc import ModelsStub
 from carousel.v1.sessions_pb2_grpc import SessionsStub
-from carousel.values import DecodingOptions, ModelInfo, TargetScore
+from carousel.values import DecodingOptions, TargetScore
 from carousel.watch import WatchCalls
 
 
-class Client(StepCalls, WatchCalls):
+class Client(ModelCalls, StepCalls, WatchCalls):
     """A connection to a server, made when it is first needed. Threads may share it. Close it, or use `with`."""
 
     def __init__(
@@ -305,15 +305,3 @@ class Client(StepCalls, WatchCalls):
             resume_timeout=resume_timeout,
             timeout=self._timeout if timeout is None else timeout,
         )
-
-    def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
-        """Every version of every model, served or not, by name and version."""
-        request = models_pb2.ModelsListRequest()
-        response = unary(self._models.List, request, self._timeout if timeout is None else timeout)
-        return tuple(map(_answers.model_info, response.models))
-
-    def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> ModelInfo:
-        """One version of a model; 0 means the newest that is served. Raises NotFoundError."""
-        request = _admin_requests.model_request(name, version)
-        response = unary(self._models.Get, request, self._timeout if timeout is None else timeout)
-        return _answers.model_info(response.model)

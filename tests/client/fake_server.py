@@ -225,6 +225,17 @@ class _Models(models_pb2_grpc.ModelsServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, f"model {request.model!r} is unknown")
         return models_pb2.ModelsGetResponse(model=MODEL)
 
+    def Load(self, request: models_pb2.ModelsLoadRequest, context: object) -> models_pb2.ModelsLoadResponse:
+        newer = models_pb2.ModelInfo(model=request.model or "all", version=request.version or 9, problem="torn")
+        return models_pb2.ModelsLoadResponse(models=[newer])
+
+    def Unload(
+        self, request: models_pb2.ModelsUnloadRequest, context: grpc.ServicerContext
+    ) -> models_pb2.ModelsUnloadResponse:
+        if (request.model, request.version) != ("toy", 7):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"model {request.model!r} is unknown")
+        return models_pb2.ModelsUnloadResponse(session_count=3)
+
 
 class _Sessions(sessions_pb2_grpc.SessionsServicer):
     """Has three sessions, s0 to s2, and pages of two."""

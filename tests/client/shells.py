@@ -48,6 +48,10 @@ class Shell(ABC):
     @abstractmethod
     async def model(self, name: str) -> ModelInfo: ...
     @abstractmethod
+    async def load_models(self, name: str = "", version: int = 0) -> tuple[ModelInfo, ...]: ...
+    @abstractmethod
+    async def unload_model(self, name: str, version: int) -> int: ...
+    @abstractmethod
     async def list_sessions(self, model: str | None = None) -> list[SessionInfo]: ...
     @abstractmethod
     async def get_session(self, session_id: str) -> SessionInfo: ...
@@ -102,6 +106,12 @@ class BlockingShell(Shell):
 
     async def model(self, name: str) -> ModelInfo:
         return self.client.model(name)
+
+    async def load_models(self, name: str = "", version: int = 0) -> tuple[ModelInfo, ...]:
+        return self.client.load_models(name, version)
+
+    async def unload_model(self, name: str, version: int) -> int:
+        return self.client.unload_model(name, version)
 
     async def list_sessions(self, model: str | None = None) -> list[SessionInfo]:
         return list(self.client.sessions.list(model))
@@ -166,6 +176,12 @@ class AsyncioShell(Shell):
 
     async def model(self, name: str) -> ModelInfo:
         return await self.client.model(name)
+
+    async def load_models(self, name: str = "", version: int = 0) -> tuple[ModelInfo, ...]:
+        return await self.client.load_models(name, version)
+
+    async def unload_model(self, name: str, version: int) -> int:
+        return await self.client.unload_model(name, version)
 
     async def list_sessions(self, model: str | None = None) -> list[SessionInfo]:
         return [info async for info in self.client.sessions.list(model)]

@@ -1,0 +1,48 @@
+"""`AsyncClient.models`, `AsyncClient.model`, `AsyncClient.load_models` and `AsyncClient.unload_model`."""
+
+# ruff: noqa: ASYNC109 - the same `timeout` as in the blocking client
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from carousel import _admin_requests, _answers
+from carousel._async_unary import unary
+from carousel.v1 import models_pb2
+from carousel.values import ModelInfo
+
+if TYPE_CHECKING:
+    from carousel.v1.models_pb2_grpc import ModelsAsyncStub  # exists for type checkers alone
+
+
+class AsyncModelCalls:
+    """The models of a server: which there are, and which it serves. timeout: seconds; default the client's."""
+
+    _models: ModelsAsyncStub
+    _timeout: float | None
+
+    async def models(self, *, timeout: float | None = None) -> tuple[ModelInfo, ...]:
+        """Every version of every model, served or not, by name and version."""
+        request = models_pb2.ModelsListRequest()
+        response = await unary(self._models.List, request, self._timeout if timeout is None else timeout)
+        return tuple(map(_answers.model_info, response.models))
+
+    async def model(self, name: str, version: int = 0, *, timeout: float | None = None) -> ModelInfo:
+        """One version of a model; 0 means the newest that is served. Raises NotFoundError."""
+        request = _admin_requests.model_request(name, version)
+        response = await unary(self._models.Get, request, self._timeout if timeout is None else timeout)
+        return _answers.model_info(response.model)
+
+    async def load_models(
+        self, name: str = "", version: int = 0, *, timeout: float | None = None
+    ) -> tuple[ModelInfo, ...]:
+        """See `Client.load_models`."""
+        request = _admin_requests.load_request(name, version)
+        response = await unary(self._models.Load, request, self._timeout if timeout is None else timeout)
+        return tuple(map(_answers.model_info, response.models))
+
+    async def unload_model(self, name: str, version: int, *, timeout: float | None = None) -> int:
+        """See `Client.unload_model`."""
+        request = _admin_requests.unload_request(name, version)
+        response = await unary(self._models.Unload, request, self._timeout if timeout is None else timeout)
+        return response.session_count
