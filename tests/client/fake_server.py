@@ -63,7 +63,7 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         self._held: list[pb.StreamResponse] = []
         self._server = grpc.server(ThreadPoolExecutor(max_workers=4))
         inference_pb2_grpc.add_InferenceServicer_to_server(self, self._server)
-        models_pb2_grpc.add_ModelsServicer_to_server(_Models(), self._server)  # type: ignore[abstract]  # as above
+        models_pb2_grpc.add_ModelsServicer_to_server(_Models(), self._server)
         sessions_pb2_grpc.add_SessionsServicer_to_server(_Sessions(), self._server)  # type: ignore[abstract]  # the rest is not called
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
