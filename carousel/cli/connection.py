@@ -1,46 +1,100 @@
-"""The server that a command calls, and the caller's credentials."""
+"""The server that a command calls, the caller's credentials, and the options that say so, of every command."""
 
 from __future__ import annotations
 
+import inspect
+import re
 import ssl
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import grpc
+import typer
 
 from carousel.async_client import AsyncClient
+from carousel.cli.failures import CLOSED_OUTPUT, leave_output
 from carousel.cli.reading import InputError
 from carousel.client import Client
+from carousel.errors import CarouselError, DeadlineExceededError, UnavailableError
+
+_TARGET = "localhost:50051"
+_TIMEOUT_S = 60.0
+_CAUSES = (
+    re.compile(r".*(?:to remote host: |last error: [A-Z]+: \S+: |lookup failed for [^ ]*: )(.+?)\]?$", re.DOTALL),
+    re.compile(r".*(Tls handshake failed) .*OPENSSL_internal:(\w+)", re.DOTALL),
+)
+"""What gRPC has to say of a connection that was not made, without the addresses that it tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The options that every command has. ca: of the server's certificate; cert and key: our own."""
+    """What the options of a command, or of the whole command line, say; None where they say nothing.
 
-    target: str
-    token: str | None
-    is_tls: bool
-    ca: Path | None
-    cert: Path | None
-    key: Path | None
-    timeout: float | None
+    ca: of the server's certificate; cert and key: our own.
+    """
+
+    target: str | None = None
+    token: str | None = None
+    tls: bool | None = None
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    timeout: float | None = None
+
+    def over(self, other: Connection) -> Connection:
+        """These options, and those of `other` where these say nothing."""
+        own = (getattr(self, field.name) for field in fields(self))
+        others = (getattr(other, field.name) for field in fields(self))
+        return Connection(*(a if a is not None else b for a, b in zip(own, others, strict=True)))
+
+    @property
+    def address(self) -> str:
+        """Where the server is, as gRPC reads it."""
+        return _TARGET if self.target is None else self.target
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds for each call."""
+        return _TIMEOUT_S if self.timeout is None else self.timeout
 
     def client(self) -> Client:
-        """A client; close it. Raises OSError for a file that cannot be read, and InputError for one that is no good."""
-        return Client(self.target, **self._options())
+        """A client; close it. Raises typer.BadParameter for options that do not go together, OSError for a file that
+        cannot be read, and InputError for one that is no good."""
+        return Client(self.address, **self._options())
 
     def async_client(self) -> AsyncClient:
         """An asyncio client; close it. Raises what `client` does."""
-        return AsyncClient(self.target, **self._options())
+        return AsyncClient(self.address, **self._options())
+
+    def explained(self, error: CarouselError) -> CarouselError:
+        """An error of a call in one sentence, where gRPC has written it in several."""
+        if isinstance(error, UnavailableError) and not error.reason:
+            found = [cause for pattern in _CAUSES if (cause := pattern.match(error.message))]
+            told = ": ".join(found[-1].groups()) if found else error.message
+            return UnavailableError(
+                f"no Carousel server can be reached at {self.address}: {told} (-t HOST:PORT names another)",
+                reason="NOT_REACHED",
+            )
+        if isinstance(error, DeadlineExceededError) and not error.reason:
+            return DeadlineExceededError(
+                f"{self.address} did not answer within {self.timeout_s:g} s (--timeout)", reason="DEADLINE_EXCEEDED"
+            )
+        return error
 
     def _options(self) -> dict[str, Any]:
+        if ":" not in self.address.strip(":"):
+            raise typer.BadParameter(f"{self.address!r} must be HOST:PORT", param_hint="--target")
+        if (self.cert is None) != (self.key is None):
+            raise typer.BadParameter("--cert and --key go together")
         credentials = None
-        if self.is_tls or self.ca or self.cert:
+        if self.tls or self.ca or self.cert:
             ca, key, cert = _read(self.ca), _read(self.key), _read(self.cert)
             self._check_files()
             credentials = grpc.ssl_channel_credentials(ca, key, cert)
-        return {"credentials": credentials, "token": self.token, "timeout": self.timeout}
+        return {"credentials": credentials, "token": self.token, "timeout": self.timeout_s}
 
     def _check_files(self) -> None:
         """Raises InputError for files with which gRPC would try to connect, and say no more than that it cannot."""
@@ -56,6 +110,72 @@ class Connection:
         except ssl.SSLError as error:
             told = f"{self.cert} and {self.key} are no certificate and its key in PEM: {error.reason}"
             raise InputError(told) from None
+
+
+def connected(command: Callable[..., Any], *, is_first: bool = False) -> Callable[..., Any]:
+    """A command, or a group of them, with the options of the connection; `context.obj` is the Connection.
+
+    What is said behind a command's name comes before what is said in front of it. is_first: of the whole command line:
+    the environment's variables are read, too.
+    """
+    own = inspect.signature(command, eval_str=True)
+    added = _options(is_first=is_first)
+
+    @wraps(command)
+    def run(context: typer.Context, **given: Any) -> None:
+        values = {option.name: given.pop(option.name) for option in added}
+        token_file: Path | None = values.pop("token_file")
+        if token_file is not None:
+            values["token"] = token_file.read_text(encoding="utf-8").strip()
+        context.obj = Connection(**values).over(context.obj or Connection())
+        try:
+            command(context, **given)
+        except CarouselError as error:
+            raise context.obj.explained(error) from None
+        except BrokenPipeError:
+            leave_output()
+            raise typer.Exit(CLOSED_OUTPUT) from None
+
+    parameters = [*own.parameters.values(), *added]
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads it
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+def _options(*, is_first: bool) -> list[inspect.Parameter]:
+    """The options as parameters of a command."""
+
+    def option(name: str, kind: Any, help_: str, *names: str, **settings: Any) -> inspect.Parameter:
+        variable: str | None = settings.pop("envvar", None)
+        told = typer.Option(
+            *names,
+            help=help_,
+            envvar=variable if is_first else None,
+            rich_help_panel="Connection",
+            show_default=False,
+            **settings,
+        )
+        annotation = Annotated[kind, told]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+    path = Path | None
+    return [
+        option(
+            "target",
+            str | None,
+            "Host and port; by default localhost:50051.",
+            "--target",
+            "-t",
+            envvar="CAROUSEL_TARGET",
+        ),
+        option("token", str | None, "By which the server knows you.", "--token", envvar="CAROUSEL_TOKEN"),
+        option("token_file", path, "File that has the token.", "--token-file"),
+        option("tls", bool | None, "Use TLS, with the authorities that this machine trusts.", "--tls"),
+        option("ca", path, "PEM file of the authority of the server's certificate.", "--ca"),
+        option("cert", path, "PEM file of your own certificate.", "--cert"),
+        option("key", path, "PEM file of its private key.", "--key"),
+        option("timeout", float | None, f"Seconds for each call; by default {_TIMEOUT_S:g}.", "--timeout", min=0.001),
+    ]
 
 
 def _read(path: Path | None) -> bytes | None:

@@ -7,6 +7,8 @@ import sys
 from carousel._extras import how_to_install
 from carousel._version import __version__
 
+_INTERRUPTED = 130
+
 
 def main() -> None:
     """Runs the command line, and exits."""
@@ -19,4 +21,6 @@ def main() -> None:
         if error.name not in ("typer", "rich"):
             raise
         sys.exit(f"the command line needs {error.name}: {how_to_install('cli', distribution='carousel-client')}")
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
     run()

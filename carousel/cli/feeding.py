@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,11 @@ from typing import Any, NamedTuple
 import typer
 
 from carousel.cli import samples
-from carousel.cli.printing import err, json_line
-from carousel.cli.reading import CutOffError, InputError, shown, visible
+from carousel.cli.failures import LineError
+from carousel.cli.outputs import object_of, spelled
+from carousel.cli.printing import json_line, note
+from carousel.cli.reading import CutOffError, InputError, named, shown, visible
+from carousel.errors import InvalidArgumentError
 from carousel.frames import Frames
 from carousel.session import Session
 from carousel.values import ModelInfo, StepOutput
@@ -22,6 +26,9 @@ _MAX_STEPS = 32
 """Steps of one feed, so that outputs come while the next ones are fed."""
 _MAX_NUMBERS = 2**18
 """Numbers of one feed, or of its outputs, unless one step has more: so that messages stay far below their limits."""
+
+_TOKEN = re.compile(r"feed\.tokens\[(\d+)\]$")
+"""The field of a token that is refused."""
 
 
 class Options(NamedTuple):
@@ -52,7 +59,7 @@ class Feeding:
         where nothing was fed, and, once all is fed, for a file that was cut off."""
         info = self._info
         if info.outputs and not self._options.as_json:
-            err.print("columns: " + ", ".join(["position", *(port.name for port in info.outputs)]), markup=False)
+            note("columns: " + ", ".join(["position", *(port.name for port in info.outputs)]))
         most = max(1, min(_MAX_STEPS, _MAX_NUMBERS // max(1, info.feature_size, info.value_size)))
         top_k = None if info.transducer else min(self._options.top, len(info.target_vocabulary)) or None
         before = session.position
@@ -61,19 +68,27 @@ class Feeding:
         reads_end = info.fed_size < info.feature_size
         can_be_last = reads_end and not self._options.is_kept
         for part, is_last in _with_last(parts) if can_be_last else ((one, False) for one in parts):
-            given: dict[str, Any] = {"features": part} if info.feature_size else {"tokens": part}
+            given: dict[str, Any] = {"features": part}
             if reads_end:
                 given = {"features": self._named(part), "end": is_last}
-            self._print(session.feed(**given, top_k=top_k, every_position=True).outputs)
+            elif not info.feature_size:
+                given = {"tokens": [token for _, token in part]}
+            try:
+                step = session.feed(**given, top_k=top_k, every_position=True)
+            except InvalidArgumentError as error:
+                if refused := _TOKEN.match(error.field):
+                    raise LineError(named(self._options.file), int(part[int(refused[1])][0]), error) from None
+                raise
+            self._print(step.outputs)
         if info.transducer and not self._options.as_json:
             typer.echo()
         if self._fault is not None:
             raise self._fault
         if session.position == before:
-            raise InputError(f"{samples.named(self._options.file)} has no step: nothing was fed")
+            raise InputError(f"{named(self._options.file)} has no step: nothing was fed")
 
     def _steps(self) -> Iterator[list[array[float]]]:
-        frames, name = Frames(self._info.fed_size), samples.named(self._options.file)
+        frames, name = Frames(self._info.fed_size), named(self._options.file)
         try:
             for block in self._blocks:
                 yield frames.add(block)
@@ -84,13 +99,13 @@ class Feeding:
         what = f"{name}: the last step has {len(frames)} of {frames.size} numbers"
         is_padded = not self._options.is_kept if self._options.pad is None else self._options.pad
         if not is_padded and self._options.is_kept:
-            err.print(f"{what}, which are left out: begin the next piece with them", markup=False)
+            note(f"{what}, which are left out: begin the next piece with them")
         elif is_padded:
             added = "1 zero is" if frames.missing == 1 else f"{frames.missing} zeros are"
-            err.print(f"{what}: {added} added (--no-pad leaves it out)", markup=False)
+            note(f"{what}: {added} added (--no-pad leaves it out)")
             yield frames.flush()
         else:
-            err.print(f"{what}: it is left out", markup=False)
+            note(f"{what}: it is left out")
 
     def _named(self, steps: list[array[float]]) -> dict[str, list[array[float]]]:
         """The parts of steps by name: the client fills in whether the session ends."""
@@ -103,10 +118,9 @@ class Feeding:
 
     def _print(self, outputs: Iterable[StepOutput]) -> None:
         if self._info.transducer and not self._options.as_json:
-            typer.echo("".join(map(spelled, outputs)), nl=False)
+            typer.echo(spelled(*outputs), nl=False)
             return
-        line = self._object if self._options.as_json else self._text
-        if lines := list(map(line, outputs)):
+        if lines := [json_line(object_of(one)) if self._options.as_json else self._text(one) for one in outputs]:
             typer.echo("\n".join(lines))
 
     def _text(self, output: StepOutput) -> str:
@@ -120,21 +134,6 @@ class Feeding:
         else:
             cells = [shown(part) for part in output.outputs.values()] or [shown(output.values)]
         return "\t".join([str(output.position), *cells])
-
-    def _object(self, output: StepOutput) -> str:
-        found: dict[str, object] = {"position": output.position}
-        if output.tokens:
-            found["tokens"] = output.tokens
-        elif output.outputs:
-            found["outputs"] = output.outputs
-        else:
-            found["values"] = output.values
-        return json_line(found)
-
-
-def spelled(output: StepOutput) -> str:
-    """The tokens of an output as text. What SentencePiece begins words with is a space."""
-    return "".join(token.text.replace("\u2581", " ") for token in output.tokens)
 
 
 def _with_last(parts: Iterable[Any]) -> Iterator[tuple[Any, bool]]:

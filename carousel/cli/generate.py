@@ -5,47 +5,71 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from carousel.cli import failures
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
+from carousel.cli.failures import LineError
+from carousel.cli.forecast import values_after
 from carousel.cli.printing import AsJson, print_json, progress
-from carousel.cli.reading import shown, source_of
+from carousel.cli.reading import lines, named, shown, source_of, vectors_of
 from carousel.client import Client
+from carousel.errors import CarouselError
 from carousel.values import DecodingOptions, ModelInfo
 
 
 def generate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="The model's name.")],
-    source: Annotated[str | None, typer.Argument(help="What a model with an encoder reads.")] = None,
+    source: Annotated[
+        str | None, typer.Argument(help="What a model with an encoder reads; of others what to consume first.")
+    ] = None,
     input_file: Annotated[
         Path | None,
         typer.Option("--input", "-i", allow_dash=True, help="Sources, one a line; - for standard input."),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="What to consume first: text, as the model splits it.")] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Go on with the next line of --input after one that is refused.")
+    ] = False,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What to consume first: text, as the model splits it, or numbers such as `1.5,2 1.6,3`."),
+    ] = None,
     version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
     variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
     constant: Given = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    min_tokens: Annotated[int | None, typer.Option(min=0)] = None,
-    temperature: Annotated[float | None, typer.Option(help="Samples; so do top-k, top-p and seed.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1)] = None,
-    top_p: Annotated[float | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    repetition_penalty: Annotated[float | None, typer.Option()] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, show_default="the model's", help="Tokens, or steps of numbers, at most.")
+    ] = None,
+    min_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens before the end, at least.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Samples, from logits over this; so do the next four.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draws from the k likeliest.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draws from the likeliest that have this probability together.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed draws the same tokens.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1 makes tokens that were given less likely.")
+    ] = None,
     beam_size: Annotated[int | None, typer.Option(min=1, help="Searches for the likeliest sequences.")] = None,
     num_best: Annotated[int | None, typer.Option(min=1, help="How many of them to print.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generates a sequence, or one for each line of a file; tokens are printed as they come.
 
-    With --json one object a sequence: source, tokens, finish_reason, and hypotheses of a search.
+    A line of --input that is refused is named, and ends the command; with --keep-going its line of the output is
+    empty, and the exit code is that of the first one. With --json an object a sequence: source, line (of --input),
+    tokens, finish_reason, and hypotheses of a search; of a model of numbers values, a list a step.
     """
     if source is not None and input_file is not None:
         raise typer.BadParameter("give SOURCE or --input, not both")
+    if keep_going and input_file is None:
+        raise typer.BadParameter("--keep-going goes with --input")
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "min_tokens": min_tokens,
@@ -57,70 +81,110 @@ def generate(
         "beam_size": beam_size,
         "num_best": num_best,
     }
-    decoding: DecodingOptions = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
-    sources: list[str | None] = [source] if input_file is None else list(_lines(input_file))
+    decoding = {name: value for name, value in options.items() if value is not None}
     connection: Connection = context.obj
-    bar = progress() if len(sources) > 1 and not sys.stdout.isatty() else nullcontext()
-    with connection.client() as client, bar as shown:
+    sources: list[tuple[int, str | None]] = [(0, source)] if input_file is None else [*lines(input_file)]
+    with connection.client() as client:
         info = client.model(model, version)
-        given = constants_of(info, constant)
-        task = None if shown is None else shown.add_task("generating", total=len(sources))
-        for one in sources:
-            if info.value_size:
-                _forecast(client, info, one, max_tokens, given, as_json=as_json)
+        asked = _Asked(client, info, prompt, variant, decoding, constants_of(info, constant), as_json)
+        asked.check(has_source=source is not None or input_file is not None)
+        bar = progress() if len(sources) > 1 and not sys.stdout.isatty() else nullcontext()
+        code = 0
+        with bar as drawn:
+            task = None if drawn is None else drawn.add_task("generating", total=len(sources))
+            for number, one in sources:
+                try:
+                    asked.run(one, number)
+                except (CarouselError, typer.BadParameter) as error:
+                    if input_file is None:
+                        raise
+                    failed = LineError(named(input_file), number, _explained(connection, error))
+                    if not (keep_going and failures.exit_code(failed) in (failures.REFUSED, failures.WRONG)):
+                        raise failed from None
+                    failures.tell(failed)
+                    code = code or failures.exit_code(failed)
+                if drawn is not None and task is not None:
+                    drawn.advance(task)
+    if code:
+        raise typer.Exit(code)
+
+
+def _explained(connection: Connection, error: CarouselError | typer.BadParameter) -> Exception:
+    return connection.explained(error) if isinstance(error, CarouselError) else error
+
+
+class _Asked(NamedTuple):
+    """What is asked of each source."""
+
+    client: Client
+    info: ModelInfo
+    prompt: str | None
+    variant: str
+    decoding: dict[str, Any]
+    constants: dict[str, Any]
+    as_json: bool
+
+    def check(self, *, has_source: bool) -> None:
+        """Raises typer.BadParameter for what the model does not take."""
+        if has_source and self.prompt and not self.info.has_encoder:
+            raise typer.BadParameter(f"{self.info.model} has no encoder: give SOURCE, or --input, or --prompt")
+        unused = [name for name in self.decoding if name != "max_tokens"]
+        if self.info.value_size and unused:
+            flag = f"--{unused[0].replace('_', '-')}"
+            raise typer.BadParameter(f"{self.info.model} gives numbers, which are not chosen", param_hint=flag)
+
+    def run(self, text: str | None, line: int) -> None:
+        """Generates what follows one source, and prints it. line: of the file; 0: there is none."""
+        found: dict[str, Any] = {"source": text} | ({"line": line} if line else {})
+        source, prompt = (text, self.prompt) if self.info.has_encoder else (None, text or self.prompt)
+        tokens: list[str] = []
+        try:
+            if self.info.value_size:
+                self._values(source, prompt, found)
             else:
-                _one(client, info, one, prompt, variant, decoding, given, as_json=as_json)
-            if shown is not None and task is not None:
-                shown.advance(task)
+                self._tokens(source, prompt, found, tokens)
+        except (CarouselError, typer.BadParameter):
+            if not self.as_json and (tokens or line):
+                typer.echo()
+            raise
 
+    def _values(self, source: str | None, prompt: str | None, found: dict[str, Any]) -> None:
+        history = None if source is None else vectors_of(self.info, source, "SOURCE")
+        then = None if prompt is None else vectors_of(self.info, prompt, "--prompt")
+        if not self.info.has_encoder:
+            history, then = then, None
+        values = values_after(
+            self.client, self.info, history, then, self.decoding.get("max_tokens"), self.variant, self.constants
+        )
+        if self.as_json:
+            print_json(found | {"values": values})
+        else:
+            typer.echo("\n".join(map(shown, values)))
 
-def _lines(path: Path) -> list[str]:
-    text = sys.stdin.read() if str(path) == "-" else path.read_text()
-    return [line for line in text.splitlines() if line.strip()]
-
-
-def _forecast(
-    client: Client, info: ModelInfo, source: str | None, horizon: int | None, given: dict[str, Any], *, as_json: bool
-) -> None:
-    found = client.forecast(
-        info.model, horizon or info.max_tokens, source_of(info, source), version=info.version, constants=given
-    )
-    if as_json:
-        print_json({"source": source, "values": found})
-        return
-    for vector in found:
-        typer.echo(shown(vector))
-
-
-def _one(
-    client: Client,
-    info: ModelInfo,
-    source: str | None,
-    prompt: str | None,
-    variant: str,
-    decoding: DecodingOptions,
-    given: dict[str, Any],
-    *,
-    as_json: bool,
-) -> None:
-    between = "" if info.tokenizer == "characters" else " "
-    tokens = []
-    generation = client.generate(
-        info.model, source, version=info.version, variant=variant, prompt=prompt or None, constants=given, **decoding
-    )
-    is_search = decoding.get("beam_size") is not None
-    for token in generation:
-        tokens.append(token.text)
-        if not as_json and not is_search:
-            typer.echo(("" if len(tokens) == 1 else between) + token.text, nl=False)
-            sys.stdout.flush()
-    if as_json:
-        found: dict[str, object] = {"source": source, "tokens": tokens, "finish_reason": generation.finish_reason}
-        if is_search:
-            found["hypotheses"] = generation.hypotheses
-        print_json(found)
-        return
-    if not is_search:
-        typer.echo()
-    for hypothesis in generation.hypotheses:
-        typer.echo(f"{hypothesis.score:9.4f}  {' '.join(token.text for token in hypothesis.tokens)}")
+    def _tokens(self, source: str | None, prompt: str | None, found: dict[str, Any], tokens: list[str]) -> None:
+        between = "" if self.info.tokenizer == "characters" else " "
+        decoding: DecodingOptions = self.decoding  # type: ignore[assignment]  # typed by the options
+        generation = self.client.generate(
+            self.info.model,
+            source_of(self.info, source),
+            version=self.info.version,
+            variant=self.variant,
+            prompt=prompt or None,
+            constants=self.constants,
+            **decoding,
+        )
+        is_search = "beam_size" in self.decoding
+        is_shown = not (self.as_json or is_search)
+        for token in generation:
+            if is_shown:
+                typer.echo((between if tokens else "") + token.text, nl=False)
+                sys.stdout.flush()
+            tokens.append(token.text)
+        if self.as_json:
+            found |= {"tokens": tokens, "finish_reason": generation.finish_reason}
+            print_json(found | ({"hypotheses": generation.hypotheses} if is_search else {}))
+        elif is_search:
+            for hypothesis in generation.hypotheses:
+                typer.echo(f"{hypothesis.score:9.4f}  {between.join(token.text for token in hypothesis.tokens)}")
+        else:
+            typer.echo()

@@ -10,7 +10,7 @@ import typer
 
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
-from carousel.cli.printing import AsJson, err, print_json
+from carousel.cli.printing import AsJson, note, print_json
 from carousel.cli.reading import table, tokens_of
 from carousel.client import Client
 from carousel.session import Session
@@ -31,8 +31,8 @@ def inspect(
     features: Annotated[
         Path | None, typer.Option(help="What a model of numbers reads: CSV, a step a line, or an array, .npy.")
     ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="Tokens to feed after the source. Default: what the model generates.")
+    feed: Annotated[
+        str | None, typer.Option("--feed", help="Tokens to feed after the source. Default: what the model generates.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps to generate, at most, after a source.")] = 32,
     to: Annotated[
@@ -53,7 +53,7 @@ def inspect(
         info = client.model(model, version)
         if not info.trace:
             raise typer.BadParameter(f"{model} has no trace: export it again to look inside", param_hint="MODEL")
-        look = _look(client, info, text, table(features), target, steps, constants_of(info, constant))
+        look = _look(client, info, text, table(features), feed, steps, constants_of(info, constant))
     if as_json:
         traces = {name: values.tolist() for name, values in look.traces.items()}
         print_json({"steps": look.steps, "told": look.told, "source": look.source, "traces": traces})
@@ -62,7 +62,7 @@ def inspect(
 
     path = to or Path(f"{model}.png")
     draw(look, path)
-    err.print(f"wrote {path}: {len(look.steps)} steps, {len(look.traces)} traces", markup=False)
+    note(f"wrote {path}: {len(look.steps)} steps, {len(look.traces)} traces")
 
 
 def _look(  # what is asked for
@@ -70,7 +70,7 @@ def _look(  # what is asked for
     info: ModelInfo,
     text: str | None,
     features: list[list[float]] | None,
-    target: str | None,
+    feed: str | None,
     steps: int,
     given: dict[str, Any],
 ) -> Look:
@@ -94,7 +94,7 @@ def _look(  # what is asked for
             labels = [_number(vector) for vector in vectors or ()]
             outputs += session.feed(features=vectors, every_position=True, trace=True).outputs if vectors else ()
         else:
-            tokens = _tokens(client, info, text or "", target, steps, given)
+            tokens = _tokens(client, info, text or "", feed, steps, given)
             labels = list(tokens)
             outputs += _feed(session, info, tokens) if tokens else ()
         read = [token.text for token in session.source] or [_number(vector) for vector in features or ()]
@@ -102,10 +102,10 @@ def _look(  # what is asked for
 
 
 def _tokens(
-    client: Client, info: ModelInfo, text: str, target: str | None, steps: int, given: dict[str, Any]
+    client: Client, info: ModelInfo, text: str, feed: str | None, steps: int, given: dict[str, Any]
 ) -> list[str]:
     """The tokens to feed, by name."""
-    fed = target if info.has_encoder else text
+    fed = feed if info.has_encoder else text
     if fed is not None:
         return tokens_of(info, fed)
     generation = client.generate(info.model, text, version=info.version, constants=given, max_tokens=steps)

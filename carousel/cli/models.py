@@ -1,14 +1,16 @@
-"""`carousel models`."""
+"""`carousel models`, `carousel load` and `carousel unload`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import typer
 
 from carousel.cli.connection import Connection
-from carousel.cli.printing import AsJson, print_json, print_table
-from carousel.values import Port
+from carousel.cli.failures import REFUSED
+from carousel.cli.printing import AsJson, note, print_json, print_table
+from carousel.values import ModelInfo, ModelStatus, Port
 
 _MAX_PARTS = 4
 """How many named parts a cell of the table names."""
@@ -18,9 +20,51 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     """Lists the versions of models that the server has, and why one is not served."""
     connection: Connection = context.obj
     with connection.client() as client:
-        found = list(client.models())
+        _show(client.models(), as_json=as_json, empty="the server has no models")
+
+
+def load(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(show_default="all", help="The model's name.")] = "",
+    version: Annotated[int, typer.Option(min=0, help="0: all.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Has the server load versions that its repository has and that are not served, and lists them.
+
+    Ends with exit code 1 if one of them cannot be served. Sessions that are open stay with their version.
+    """
+    connection: Connection = context.obj
+    with connection.client() as client:
+        found = client.load_models(model, version)
+    _show(found, as_json=as_json, empty="there was nothing to load")
+    if any(one.status is not ModelStatus.SERVING for one in found):
+        raise typer.Exit(REFUSED)
+
+
+def unload(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="The model's name.")],
+    version: Annotated[int, typer.Option(min=1, help="The version.")],
+    as_json: AsJson = False,
+) -> None:
+    """Has the server stop serving a version. Sessions that are open stay with it until they end.
+
+    With --json one object: model, version, num_sessions (those that are still with it).
+    """
+    connection: Connection = context.obj
+    with connection.client() as client:
+        num_sessions = client.unload_model(model, version)
     if as_json:
-        print_json(found)
+        print_json({"model": model, "version": version, "num_sessions": num_sessions})
+    else:
+        stay = f"; {num_sessions} open session{'s stay' if num_sessions > 1 else ' stays'} with it"
+        note(f"{model}/{version} is not served any more{stay if num_sessions else ''}")
+
+
+def _show(models: Iterable[ModelInfo], *, as_json: bool, empty: str) -> None:
+    if as_json:
+        for one in models:
+            print_json(one)
         return
     print_table(
         ("MODEL", "VERSION#", "STATUS", "VARIANTS", "SOURCE", "READS", "GIVES", "STATE#", "ABOUT"),
@@ -38,9 +82,9 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
                 f"{one.state_size_bytes:,} B",
                 one.problem or one.description,
             )
-            for one in found
+            for one in models
         ),
-        empty="the server has no models",
+        empty=empty,
     )
 
 

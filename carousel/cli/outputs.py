@@ -1,14 +1,19 @@
-"""What comes next, shown to people."""
+"""What comes next, shown to people, and as the object that `--json` prints."""
 
 from __future__ import annotations
 
 import math
 
 import typer
+from rich.cells import cell_len
 
-from carousel.cli.printing import print_table
+from carousel.cli.printing import print_table, terminal_width
 from carousel.cli.reading import shown, visible
 from carousel.values import ModelInfo, StepOutput
+
+_LONGEST_BAR = 40
+_LONGEST_LINE = 80
+"""Where there is no terminal."""
 
 
 def show(output: StepOutput, info: ModelInfo) -> None:
@@ -16,9 +21,28 @@ def show(output: StepOutput, info: ModelInfo) -> None:
     if info.value_size:
         typer.echo(shown(output.values))
         return
+    names = [visible(token.text) for token in output.tokens]
+    room = (terminal_width() or _LONGEST_LINE) - max(map(cell_len, [*names, "NEXT"])) - len("  PROBABILITY  ")
     shares = [math.exp(token.log_probability or 0.0) for token in output.tokens]
     rows = [
-        (visible(token.text), f"{share:.2%}", "█" * round(share * 40))
-        for token, share in zip(output.tokens, shares, strict=True)
+        (name, f"{share:.2%}", "█" * round(share * min(max(room, 0), _LONGEST_BAR)))
+        for name, share in zip(names, shares, strict=True)
     ]
     print_table(("NEXT", "PROBABILITY#", ""), rows, empty="")
+
+
+def object_of(output: StepOutput) -> dict[str, object]:
+    """The position, and tokens, outputs by name, or values."""
+    found: dict[str, object] = {"position": output.position}
+    if output.tokens:
+        found["tokens"] = output.tokens
+    elif output.outputs:
+        found["outputs"] = output.outputs
+    else:
+        found["values"] = output.values
+    return found
+
+
+def spelled(*outputs: StepOutput) -> str:
+    """The tokens of outputs as text. What SentencePiece begins words with is a space."""
+    return "".join(token.text.replace("\u2581", " ") for output in outputs for token in output.tokens)

@@ -1,10 +1,12 @@
-"""Results for people, as tables, and for programs, as JSON. Progress and errors go to standard error."""
+"""Results for people, as tables, and for programs, as JSON. Progress, notes and errors go to standard error."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any
@@ -12,13 +14,17 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+from carousel.cli.layout import lines_of
+
+_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print JSON. Numbers that it has not are strings: NaN, Infinity, -Infinity.")
+    bool,
+    typer.Option(
+        "--json",
+        help="Print JSON, an object a line; errors, too, on standard error. NaN, Infinity and -Infinity are strings.",
+    ),
 ]
 
 
@@ -34,23 +40,34 @@ def json_line(value: Any) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """A table, or a line that says that there is nothing. Columns whose name ends with `#` are numbers."""
-    lines = [[str(cell) for cell in row] for row in rows]
-    if not lines:
-        err.print(empty)
+    """A table, or a note that there is nothing: see `layout.lines_of`."""
+    found = list(rows)
+    if not found:
+        note(empty)
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column.rstrip("#"), justify="right" if column.endswith("#") else "left", overflow="fold")
-    for line in lines:
-        table.add_row(*line)
-    out.print(table)
+    typer.echo("\n".join(lines_of(columns, found, terminal_width())))
+
+
+def terminal_width() -> int | None:
+    """The columns of the terminal on standard output; None: it is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def note(text: str, style: str = "") -> None:
+    """A line on standard error, as it is."""
+    _err.print(text, style=style, markup=False)
+
+
+def error(text: str) -> None:
+    """A line on standard error that says what is wrong."""
+    _err.print("error: ", style="bold red", end="")
+    note(text)
 
 
 def progress() -> Progress:
     """A bar on standard error, drawn only on a terminal, and gone when it is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    return Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal)
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 import sys
 from array import array
 from collections.abc import Callable, Iterator
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from carousel.cli import wav
-from carousel.cli.printing import err
-from carousel.cli.reading import CutOffError, InputError
+from carousel.cli.printing import note
+from carousel.cli.reading import CutOffError, InputError, named
 from carousel.cli.tables import Columns, Table, filled_in
 from carousel.values import ModelInfo
 
@@ -27,6 +28,8 @@ Numbers: TypeAlias = "array[float]"
 _BLOCK = 65_536
 """The most bytes of a block. A pipe of Linux holds as many."""
 _FLOAT_SIZE = 4
+_PIECE = re.compile(r"\n|\S+")
+"""A token between white space, or the end of a line."""
 _NPY = b"\x93NUMPY"
 
 
@@ -39,11 +42,6 @@ class Format(StrEnum):
     F32 = "f32"
     CSV = "csv"
     NPY = "npy"
-
-
-def named(path: Path) -> str:
-    """How a file is called in errors."""
-    return "standard input" if str(path) == "-" else str(path)
 
 
 @contextmanager
@@ -68,8 +66,9 @@ def numbers(path: Path, info: ModelInfo, kind: Format | None, rate: int | None) 
 
 
 @contextmanager
-def tokens(path: Path, info: ModelInfo) -> Iterator[Iterator[list[str]]]:
-    """The tokens of a text, in blocks: its characters, or what is between white space, as the model splits it."""
+def tokens(path: Path, info: ModelInfo) -> Iterator[Iterator[list[tuple[int, str]]]]:
+    """The tokens of a text, in blocks: its characters, or what is between white space, as the model splits it; each
+    with the number of its line, from 1."""
     with _opened(path) as file:
         yield _tokens(file, named(path), is_of_characters=info.tokenizer == "characters")
 
@@ -115,7 +114,7 @@ def _blocks(file: IO[bytes], width: int, name: str, limit: int | None = None) ->
         if whole:
             yield data[:whole]
     if rest:
-        err.print(f"{name} ends within a sample: {len(rest)} of its {width} bytes are left out", markup=False)
+        note(f"{name} ends within a sample: {len(rest)} of its {width} bytes are left out")
     if limit:
         raise CutOffError(f"{name} is cut off: {limit} of the {declared} bytes of samples that it declares are missing")
 
@@ -133,7 +132,7 @@ def _wav(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Itera
         )
     if rate is None:
         channels = f"{pcm.channels} channels" if pcm.channels > 1 else "1 channel"
-        err.print(f"{name}: {pcm.rate} samples a second, {channels}, {pcm.bits} bits", markup=False)
+        note(f"{name}: {pcm.rate} samples a second, {channels}, {pcm.bits} bits")
     return (pcm.numbers(block) for block in _blocks(file, pcm.width, name, pcm.num_bytes))
 
 
@@ -194,10 +193,7 @@ def _npy(file: IO[bytes], name: str, info: ModelInfo, rate: int | None) -> Itera
             f" [steps, {info.fed_size}]{filled_in(info)}"
         )
     if dtype.kind in "iu" and (not info.fed or any(port.dtype.startswith("float") for port in info.fed)):
-        err.print(
-            f"{name} has integers ({dtype}): they are fed as they are, where WAV is scaled to numbers from -1 up to 1",
-            markup=False,
-        )
+        note(f"{name} has integers ({dtype}): they are fed as they are, where WAV is scaled to numbers from -1 up to 1")
     return iter([array("f", found.astype(np.float32).tobytes())])
 
 
@@ -221,15 +217,18 @@ def _texts(file: IO[bytes], name: str) -> Iterator[str]:
         raise InputError(f"{name} is no text in UTF-8: {error.reason} {error.object[error.start :][:1]!r}") from None
 
 
-def _tokens(file: IO[bytes], name: str, *, is_of_characters: bool) -> Iterator[list[str]]:
-    rest = ""
+def _tokens(file: IO[bytes], name: str, *, is_of_characters: bool) -> Iterator[list[tuple[int, str]]]:
+    line, rest = 1, ""
     for text in _texts(file, name):
-        if is_of_characters:
-            found = list(text)
-        else:
-            *found, rest = (rest + text + "|").split()  # the mark shows whether the text ends within a token
-            rest = rest[:-1]
+        pieces = list(text) if is_of_characters else _PIECE.findall(rest + text)
+        if not is_of_characters:
+            rest = pieces.pop() if pieces and not text[-1:].isspace() else ""
+        found = []
+        for piece in pieces:
+            if is_of_characters or piece != "\n":
+                found.append((line, piece))
+            line += piece == "\n"
         if found:
             yield found
     if rest:
-        yield [rest]
+        yield [(line, rest)]

@@ -1,31 +1,31 @@
-"""`carousel sessions`."""
+"""`carousel sessions`, and the commands for one session that somebody else may be using."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from carousel.cli.connection import Connection
-from carousel.cli.printing import AsJson, err, print_json, print_table
+from carousel.cli.connection import Connection, connected
+from carousel.cli.help import Command, Group, help_if_alone
+from carousel.cli.printing import AsJson, note, print_json, print_table
+from carousel.cli.reading import read_bytes
 from carousel.values import SessionInfo
 
-app = typer.Typer(help="Sees, copies and ends sessions.", no_args_is_help=True)
-
 SessionId = Annotated[str, typer.Argument(help="The session's id; to an admin, another's is principal/id.")]
-_COLUMNS = ("SESSION", "MODEL", "POSITION#", "STATE", "OPEN#", "IDLE#", "KEPT", "WHERE")
+_COLUMNS = ("SESSION", "MODEL", "POSITION#", "STATE", "OPEN#", "IDLE#", "KEPT", "WHERE", "MARKS")
 
 
-@app.command("list")
 def list_sessions(
     context: typer.Context,
     model: Annotated[str | None, typer.Option(help="Of this model alone.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Lists the sessions that are yours; an admin's are all. With --json one object a line."""
+    """Lists the sessions that are yours; an admin's are all."""
     connection: Connection = context.obj
     with connection.client() as client:
         found = client.sessions.list(model)
@@ -36,7 +36,6 @@ def list_sessions(
         print_table(_COLUMNS, map(_row, found), empty="no sessions")
 
 
-@app.command("get")
 def get(context: typer.Context, session_id: SessionId, as_json: AsJson = False) -> None:
     """Shows one session."""
     connection: Connection = context.obj
@@ -44,13 +43,16 @@ def get(context: typer.Context, session_id: SessionId, as_json: AsJson = False) 
         _show(client.sessions.get(session_id), as_json=as_json)
 
 
-@app.command("snapshot")
 def snapshot(
     context: typer.Context,
     session_id: SessionId,
     to: Annotated[Path, typer.Option("--to", "-o", allow_dash=True, help="File to write; - for standard output.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Writes a session to a file, from which `restore` makes a session."""
+    """Writes a session to a file, from which `restore` makes a session.
+
+    With --json, and a file, an object: session_id, file, num_bytes.
+    """
     connection: Connection = context.obj
     with connection.client() as client:
         data = client.sessions.snapshot(session_id)
@@ -58,10 +60,12 @@ def snapshot(
         sys.stdout.buffer.write(data)
         return
     to.write_bytes(data)
-    err.print(f"{len(data):,} bytes in {to}")
+    if as_json:
+        print_json({"session_id": session_id, "file": str(to), "num_bytes": len(data)})
+    else:
+        note(f"{len(data):,} bytes in {to}")
 
 
-@app.command("restore")
 def restore(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="What `snapshot` wrote; - for standard input.", allow_dash=True)],
@@ -70,19 +74,72 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Makes a session of a file that `snapshot` wrote."""
-    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    data = read_bytes(file)
     connection: Connection = context.obj
     with connection.client() as client:
         _show(client.sessions.restore(data, session_id=session_id, version=version), as_json=as_json)
 
 
-@app.command("close")
-def close(context: typer.Context, session_ids: Annotated[list[str], typer.Argument(help="Their ids.")]) -> None:
-    """Closes sessions, whoever uses them."""
+def close(
+    context: typer.Context,
+    session_ids: Annotated[list[str], typer.Argument(help="Their ids.")],
+    as_json: AsJson = False,
+) -> None:
+    """Closes sessions, whoever uses them. With --json an object for each: session_id, position."""
     connection: Connection = context.obj
     with connection.client() as client:
         for session_id in session_ids:
-            err.print(f"{session_id}: closed at position {client.sessions.close(session_id)}")
+            position = client.sessions.close(session_id)
+            if as_json:
+                print_json({"session_id": session_id, "position": position})
+            else:
+                note(f"{session_id}: closed at position {position}")
+
+
+def fork(
+    context: typer.Context,
+    session_id: SessionId,
+    fork_id: Annotated[
+        str, typer.Argument(metavar="[NEW_ID]", help="The copy's id; by default the server makes one.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Makes a copy of a session, which waits to be resumed: `carousel stream MODEL --id NEW_ID --resume`."""
+    connection: Connection = context.obj
+    with connection.client() as client:
+        _show(client.sessions.fork(session_id, fork_id), as_json=as_json)
+
+
+def rewind(
+    context: typer.Context,
+    session_id: SessionId,
+    position: Annotated[int, typer.Argument(min=0, help="A mark of the session: `sessions get` lists them.")],
+    as_json: AsJson = False,
+) -> None:
+    """Sets a session back to a mark, such as those that `step --mark` and each line of `stream` leave."""
+    connection: Connection = context.obj
+    with connection.client() as client:
+        _show(client.sessions.rewind(session_id, position), as_json=as_json)
+
+
+def _connect(context: typer.Context) -> None:
+    """Sees, copies, sets back and ends sessions."""
+    help_if_alone(context)
+
+
+app = typer.Typer(invoke_without_command=True, cls=Group, rich_markup_mode=None)
+app.callback()(connected(_connect))
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_sessions,
+    "get": get,
+    "snapshot": snapshot,
+    "restore": restore,
+    "fork": fork,
+    "rewind": rewind,
+    "close": close,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name, cls=Command)(connected(_command))
 
 
 def _show(session: SessionInfo, *, as_json: bool) -> None:
@@ -105,6 +162,7 @@ def _row(one: SessionInfo) -> tuple[object, ...]:
         _age((now - one.last_used_time).total_seconds()),
         kept,
         where,
+        " ".join(map(str, one.marks)),
     )
 
 

@@ -8,10 +8,9 @@ import typer
 
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
-from carousel.cli.feeding import spelled
-from carousel.cli.outputs import show
-from carousel.cli.printing import AsJson, err, print_json
-from carousel.cli.reading import source_of, tokens_of, vectors
+from carousel.cli.outputs import show, spelled
+from carousel.cli.printing import AsJson, note, print_json
+from carousel.cli.reading import source_of, tokens_of, vectors_of
 from carousel.client import Client
 from carousel.errors import CarouselError
 from carousel.steps import RestoredFrom, SessionStep, StepOptions
@@ -41,6 +40,7 @@ def step(
         int | None,
         typer.Option(min=0, show_default="where the session is", help="Where the session must be to be fed."),
     ] = None,
+    mark: Annotated[bool, typer.Option("--mark", help="Keep the state after it, for `rewind`.")] = False,
     top: Annotated[int, typer.Option(min=1, help="Candidates to show.")] = 5,
     close: Annotated[bool, typer.Option("--close", help="Close the session at the end.")] = False,
     as_json: AsJson = False,
@@ -68,14 +68,14 @@ def step(
                 "on_disconnect": "keep" if keep else "hold",
                 "durability": durability,
             }
-        if text is None and position is not None:
-            raise typer.BadParameter("goes with TOKENS", param_hint="--position")
+        if text is None and (position is not None or mark):
+            raise typer.BadParameter("--position and --mark go with TOKENS")
         told = client.step(session_id, **opening)
         if info is None or (info.model, info.version) != (told.model, told.version):
             info = client.model(told.model, told.version)
         if text is not None:
             try:
-                told = _feed(client, told, info, text, position, top, close=close)
+                told = _feed(client, told, info, text, position, top, mark=mark, close=close)
             except Exception:
                 if told.restored_from is RestoredFrom.UNSPECIFIED:  # a call that is refused leaves nothing behind
                     _drop(client, told.session_id)
@@ -86,11 +86,11 @@ def step(
         print_json(told)
         return
     if info.transducer and told.outputs:
-        typer.echo("".join(map(spelled, told.outputs)))
+        typer.echo(spelled(*told.outputs))
     for output in () if info.transducer else told.outputs[-1:]:
         show(output, info)
     state = f"closed at position {told.position}" if told.closed else f"at position {told.position}"
-    err.print(f"session {told.session_id} of {told.model}/{told.version}: {state}", markup=False)
+    note(f"session {told.session_id} of {told.model}/{told.version}: {state}")
 
 
 def _drop(client: Client, session_id: str) -> None:
@@ -98,18 +98,23 @@ def _drop(client: Client, session_id: str) -> None:
     try:
         client.step(session_id, close=True)
     except CarouselError as error:
-        err.print(f"session {session_id} is still open: {error}", markup=False)
+        note(f"session {session_id} is still open: {error}")
 
 
 def _feed(  # what is asked for
-    client: Client, told: SessionStep, info: ModelInfo, text: str, position: int | None, top: int, *, close: bool
+    client: Client,
+    told: SessionStep,
+    info: ModelInfo,
+    text: str,
+    position: int | None,
+    top: int,
+    *,
+    mark: bool,
+    close: bool,
 ) -> SessionStep:
-    options: StepOptions = {"position": told.position if position is None else position, "close": close}
+    options: StepOptions = {"position": told.position if position is None else position, "mark": mark, "close": close}
     if info.feature_size:
-        try:
-            options["features"] = vectors(text)
-        except ValueError as error:
-            raise typer.BadParameter(f"{info.model} reads numbers: {error}", param_hint="TOKENS") from None
+        options["features"] = vectors_of(info, text, "TOKENS")
         return client.step(told.session_id, **options)
     options["top_k"] = min(top, len(info.target_vocabulary)) or None
     return client.step(told.session_id, tokens_of(info, text), **options)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from carousel._requests import Source
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
-from carousel.cli.feeding import Feeding, Options, feeding, spelled
-from carousel.cli.outputs import show
-from carousel.cli.printing import AsJson, err
-from carousel.cli.reading import CutOffError, InputError, shown, source_of, tokens_of, vectors
+from carousel.cli.failures import LineError
+from carousel.cli.feeding import Feeding, Options, feeding
+from carousel.cli.printing import AsJson, note
+from carousel.cli.reading import CutOffError, InputError, source_of
 from carousel.cli.samples import Format
+from carousel.cli.talking import Manner, Talk
 from carousel.client import Client
 from carousel.errors import (
     CarouselError,
@@ -27,18 +28,10 @@ from carousel.errors import (
     UnavailableError,
 )
 from carousel.session import Session
-from carousel.values import ModelInfo, StepOutput
+from carousel.values import ModelInfo
 
 _TOP = 5
 """Candidates that are shown of what is typed."""
-_HELP = """\
-type tokens, between spaces, to feed them (of a model of characters, the line as it is; of a model of numbers, vectors
-such as 1.5,2); an empty line feeds what the model says comes next
-:generate [N]   let the server choose N tokens (10)
-:top K          show K candidates from here on
-:back           take the last line back, as far as the server's marks go
-:where          tell the position and the session's id
-:help, :quit    (or the end of input)"""
 
 
 def stream(
@@ -77,6 +70,9 @@ def stream(
     version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
     variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
     constant: Given = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Go on after a line from a pipe that is refused.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Feeds a session a file or a pipe, such as audio, CSV or text, or what is typed, and prints each step's output.
@@ -86,8 +82,9 @@ def stream(
     line: position, and values, outputs by name, or tokens. The end of the file is the end of the session, unless
     --keep is given.
 
-    Without a file, each line that is typed is fed, and the command shows what the model expects next. Standard input
-    that is no terminal is read line by line, as if it were typed.
+    Without a file, each line that is typed is fed, and the command shows what the model expects next; :help lists what
+    else a line may say. Standard input that is no terminal is read line by line, as if it were typed: a line that is
+    refused is named, and ends the command; with --keep-going the next one is read.
     """
     if resume and not session_id:
         raise typer.BadParameter("--resume needs --id")
@@ -98,24 +95,31 @@ def stream(
         session = client.resume(session_id) if resume else None
         info = client.model(model, version) if session is None else client.model(session.model, session.version)
         file, source = _file(info, source, input_file)
+        _check(file, samples=(samples, rate, pad), keep_going=keep_going)
         fed: Feeding | None = None
         if file is not None:
             fed = files.enter_context(feeding(info, Options(file, samples, rate, pad, keep, top or 1, as_json)))
-        elif samples is not None or rate is not None or pad is not None or as_json:
-            raise typer.BadParameter("--format, --rate, --pad, --no-pad and --json go with a file")
+        reopen: Callable[[], Session] | None = None
         if session is None:
-            options = {
+            opening = _Opening(client, info, source_of(info, source), None if fed else top or _TOP)
+            options: dict[str, Any] = {
                 "version": version,
                 "variant": variant,
-                "session_id": session_id,
                 "on_disconnect": "keep" if keep else "hold",
                 "constants": constants_of(info, constant),
             }
-            session = _open(client, info, source_of(info, source), None if fed else top or _TOP, options)
+            session = opening.session(session_id, options)
+            opened_id = session.id
+
+            def reopen() -> Session:
+                nonlocal session
+                session = opening.session(opened_id, options)
+                return session
+
         began, is_left = session.position, False
         try:
             if fed is None:
-                _talk(session, info, top or _TOP)
+                Talk(session, info, Manner(top or _TOP, keep_going, as_json), reopen).run()
             else:
                 fed.run(session)
             is_left = keep
@@ -124,9 +128,17 @@ def stream(
             raise
         finally:
             if is_left:
-                err.print(f"kept: carousel stream {model} --id {session.id} --resume", markup=False)
+                note(f"kept: carousel stream {model} --id {session.id} --resume")
             else:
                 session.close()
+
+
+def _check(file: Path | None, *, samples: tuple[object, ...], keep_going: bool) -> None:
+    """Raises typer.BadParameter for options that do not go with a file, or without one."""
+    if file is None and any(one is not None for one in samples):
+        raise typer.BadParameter("--format, --rate, --pad and --no-pad go with a file")
+    if file is not None and keep_going:
+        raise typer.BadParameter("--keep-going goes with lines that are typed, not with a file")
 
 
 def _is_left(error: BaseException, is_fed: bool, *, is_resumed: bool, is_kept: bool) -> bool:
@@ -134,6 +146,10 @@ def _is_left(error: BaseException, is_fed: bool, *, is_resumed: bool, is_kept: b
 
     A session that this command opened and never fed would be in the way of the corrected command.
     """
+    if isinstance(error, LineError):
+        error = error.cause
+    if isinstance(error, typer.Exit):
+        return is_kept  # what was refused was told, and the rest was fed
     if isinstance(error, SessionClosedError | NotFoundError) or (isinstance(error, CutOffError) and not is_kept):
         return False  # it is gone, or was fed everything
     is_unsure = isinstance(error, UnavailableError | DeadlineExceededError)  # the feed may have been applied
@@ -151,112 +167,24 @@ def _file(info: ModelInfo, source: str | None, input_file: Path | None) -> tuple
     return Path(source), None
 
 
-def _talk(session: Session, info: ModelInfo, top: int) -> None:
-    talk = _Talk(session, info, top)
-    if session.first is not None:
-        talk.show(session.first)
-    while talk.take(_ask(session.position)):
-        pass
+class _Opening(NamedTuple):
+    """What a session is opened with. top: candidates of what may come first, if its model has a start token; None: of
+    nothing."""
 
+    client: Client
+    info: ModelInfo
+    source: Source | None
+    top: int | None
 
-def _open(  # what is asked for
-    client: Client, info: ModelInfo, source: Source | None, top: int | None, options: dict[str, Any]
-) -> Session:
-    """Opens a session. top: candidates of what may come first, if its model has a start token; None: of nothing."""
-    if top is None:
-        return client.session(info.model, source, **options)
-    top_k = min(top, len(info.target_vocabulary)) or None
-    try:
-        return client.session(info.model, source, first=True, top_k=top_k, **options)
-    except InvalidArgumentError as error:
-        if error.field != "open.outputs":
-            raise
-        return client.session(info.model, source, **options)
-
-
-class _Talk:
-    """The dialogue of a person with a session."""
-
-    def __init__(self, session: Session, info: ModelInfo, top: int) -> None:
-        self._session = session
-        self._info = info
-        self._top = top
-        self._next: str | None = None
-        self._before: list[int] = []
-
-    def show(self, output: StepOutput) -> None:
-        """Shows what may come next."""
-        self._next = None
-        if self._info.can_generate:
-            self._next = (
-                shown(output.values) if self._info.value_size else next((one.text for one in output.tokens), None)
-            )
-        show(output, self._info)
-
-    def take(self, line: str | None) -> bool:
-        """Does what a line says. Returns whether to go on."""
-        if line is None or line.strip() in (":quit", ":q"):
-            return False
+    def session(self, session_id: str, options: dict[str, Any]) -> Session:
+        """Opens one. Raises CarouselError."""
+        model, source = self.info.model, self.source
+        if self.top is None:
+            return self.client.session(model, source, session_id=session_id, **options)
+        top_k = min(self.top, len(self.info.target_vocabulary)) or None
         try:
-            self._do(line)
-        except (SessionClosedError, UnavailableError):
-            raise
-        except (CarouselError, ValueError) as error:
-            err.print(str(error), style="red", markup=False)
-        return True
-
-    def _do(self, line: str) -> None:
-        command, *rest = line.split() or [""]
-        if command == ":generate":
-            self._generate(int(rest[0]) if rest else 10)
-        elif command == ":top" and rest:
-            self._top = int(rest[0])
-        elif command == ":back":
-            self._back()
-        elif command == ":where":
-            typer.echo(f"session {self._session.id}, position {self._session.position}")
-        elif command.startswith(":") or not (line or self._next):
-            err.print(_HELP, markup=False)
-        else:
-            self._feed(line)
-
-    def _generate(self, count: int) -> None:
-        if self._info.value_size:
-            for vector in self._session.forecast(count):
-                typer.echo(shown(vector))
-        else:
-            between = "" if self._info.tokenizer == "characters" else " "
-            typer.echo(between.join(token.text for token in self._session.generate(max_tokens=count)))
-        self._before.clear()
-
-    def _feed(self, line: str) -> None:
-        before = self._session.position
-        if self._info.feature_size:
-            step = self._session.feed(features=vectors(line or self._next or ""), mark=True)
-        else:
-            tokens = tokens_of(self._info, line) or [self._next or ""]
-            top_k = min(self._top, len(self._info.target_vocabulary)) or None
-            step = self._session.feed(tokens, top_k=top_k, mark=True)
-        self._before.append(before)
-        if self._info.transducer:
-            typer.echo("".join(map(spelled, step.outputs)))
-        else:
-            self.show(step.outputs[-1])
-
-    def _back(self) -> None:
-        if len(self._before) < 2:
-            err.print("there is nothing to take back")
-            return
-        self._session.rewind(self._before.pop())
-        self._next = None
-
-
-def _ask(position: int) -> str | None:
-    if not sys.stdin.isatty():
-        line = sys.stdin.readline()
-        return line.rstrip("\n") if line else None
-    try:
-        return input(f"{position}> ")
-    except EOFError:
-        typer.echo()
-        return None
+            return self.client.session(model, source, session_id=session_id, first=True, top_k=top_k, **options)
+        except InvalidArgumentError as error:
+            if error.field != "open.outputs":
+                raise
+            return self.client.session(model, source, session_id=session_id, **options)

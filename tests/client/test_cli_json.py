@@ -28,7 +28,7 @@ def strict(line: str) -> Any:
 
 def run(target: str, *words: str, typed: str = "") -> list[Any]:
     """What a command prints, a value a line."""
-    command = [sys.executable, "-m", "carousel.cli.app", "--target", target, *words, "--json"]
+    command = [sys.executable, "-m", "carousel", "--target", target, *words, "--json"]
     done = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return [strict(line) for line in done.stdout.splitlines()]
@@ -62,7 +62,7 @@ def test_every_command_says_in_json_what_is_no_number(shipped_service: LocalServ
 def test_a_watch_says_in_json_what_is_no_number(shipped_service: LocalService) -> None:
     with Client(shipped_service.target) as client:
         client.step("no-number", model="co2-forecast", source=[[370.0], [371.0], [372.0], [373.0]])
-        command = [sys.executable, "-m", "carousel.cli.app", "--target", shipped_service.target, "watch", "no-number"]
+        command = [sys.executable, "-m", "carousel", "--target", shipped_service.target, "watch", "no-number"]
         with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert strict(process.stdout.readline())["event"] == "watching"

@@ -296,13 +296,17 @@ def test_what_a_file_has_is_told_by_its_name_or_asked_for(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("tokenizer", "text", "tokens"),
     [
-        ("characters", "dé f\r\n", ["d", "é", " ", "f", "\n"]),
-        ("whitespace", " K  AA\nB\n", ["K", "AA", "B"]),
-        ("whitespace", "K AA", ["K", "AA"]),
+        ("characters", "dé f\r\n", [(1, "d"), (1, "é"), (1, " "), (1, "f"), (1, "\n")]),
+        ("characters", "a\n\nb", [(1, "a"), (1, "\n"), (2, "\n"), (3, "b")]),
+        ("whitespace", " K  AA\nB\n", [(1, "K"), (1, "AA"), (2, "B")]),
+        ("whitespace", "K AA", [(1, "K"), (1, "AA")]),
+        ("whitespace", "\n\nK\n AA", [(3, "K"), (4, "AA")]),
         ("whitespace", " \n", []),
     ],
 )
-def test_a_text_is_its_tokens_however_it_comes(piped: Any, tokenizer: str, text: str, tokens: list[str]) -> None:
+def test_a_text_is_its_tokens_and_their_lines_however_it_comes(
+    piped: Any, tokenizer: str, text: str, tokens: list[tuple[int, str]]
+) -> None:
     info = replace(INFO, tokenizer=tokenizer)
     with samples.tokens(piped(text.encode()), info) as blocks:
         assert [token for block in blocks for token in block] == tokens

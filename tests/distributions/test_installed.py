@@ -160,7 +160,7 @@ def test_it_runs_beside_a_program_that_is_held_to_protobuf_6(with_cli: Environme
 
 def test_the_command_line_talks_to_the_example(with_cli: Environment, example: LocalService) -> None:
     told = json.loads(with_cli.run("carousel", "--target", example.target, "models", "--json"))
-    assert [(model["model"], model["status"]) for model in told] == [("co2-forecast", "serving")]
+    assert (told["model"], told["status"]) == ("co2-forecast", "serving")
     assert with_cli.run("carousel", "--version") == f"carousel {carousel.__version__}\n"
 
 

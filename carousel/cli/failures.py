@@ -1,0 +1,111 @@
+"""What a failed command says on standard error, and its exit code.
+
+0 done; 1 the server refused or failed; 2 the command line, or a file, is wrong; 3 the server cannot be reached, or not
+in time; 4 no such model or session; 5 not allowed; 130 interrupted; 141 nobody reads the output any more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.exceptions import TyperException
+
+from carousel.cli import printing
+from carousel.cli.reading import InputError
+from carousel.errors import (
+    CarouselError,
+    DeadlineExceededError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+
+REFUSED, WRONG, INTERRUPTED, CLOSED_OUTPUT = 1, 2, 130, 141
+_CODES: tuple[tuple[type[CarouselError], int], ...] = (
+    (UnavailableError, 3),
+    (DeadlineExceededError, 3),
+    (NotFoundError, 4),
+    (UnauthenticatedError, 5),
+    (PermissionDeniedError, 5),
+)
+_LONGEST = 40
+"""Letters of a text that an error shows."""
+
+
+class LineError(Exception):
+    """A line of an input failed. name: of the file; line: its number, from 1; cause: what was wrong with it."""
+
+    def __init__(self, name: str, line: int, cause: Exception) -> None:
+        super().__init__(f"{name}, line {line}: {cause}")
+        self.line = line
+        self.cause = cause
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a command that fails so."""
+    if isinstance(error, LineError):
+        return exit_code(error.cause)
+    if isinstance(error, CarouselError):
+        return next((code for kind, code in _CODES if isinstance(error, kind)), REFUSED)
+    return WRONG
+
+
+def tell(error: Exception) -> None:
+    """Says what is wrong: in a sentence, or with --json as an object on one line."""
+    cause = error.cause if isinstance(error, LineError) else error
+    text = _text(error)
+    if "--json" in sys.argv:
+        found: dict[str, Any] = {"code": "INVALID_ARGUMENT", "reason": "INPUT", "message": text, "field": ""}
+        if isinstance(cause, TyperException):
+            found["reason"] = "USAGE"
+        if isinstance(cause, CarouselError):
+            found |= {"code": cause.code.name, "reason": cause.reason, "message": cause.message, "field": cause.field}
+            if cause.retry_delay is not None:
+                found["retry_delay_s"] = cause.retry_delay.total_seconds()
+        if isinstance(error, LineError):
+            found["line"] = error.line
+        typer.echo(printing.json_line({"error": found}), err=True)
+        return
+    if text:
+        printing.error(text)
+    if isinstance(cause, TyperException) and (context := getattr(cause, "ctx", None)) and text:
+        printing.note(f"{context.command_path} --help tells what it takes")
+    if isinstance(cause, CarouselError) and cause.retry_delay is not None:
+        printing.note(f"try again in {cause.retry_delay.total_seconds():g} s")
+
+
+def ended(command: Callable[[], int | None]) -> int:
+    """Runs a command line to its end, says what went wrong, and returns the exit code."""
+    try:
+        if code := command():
+            return code
+        sys.stdout.flush()
+    except BrokenPipeError:
+        leave_output()
+        return CLOSED_OUTPUT
+    except (CarouselError, InputError, LineError, TyperException, OSError, UnicodeEncodeError) as error:
+        tell(error)
+        return exit_code(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    return 0
+
+
+def leave_output() -> None:
+    """Drops the rest of the output: what reads it is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, TyperException):
+        return error.format_message().removeprefix("Invalid value: ")
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object[:_LONGEST]!r} is no text in UTF-8"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

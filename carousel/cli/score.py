@@ -1,0 +1,77 @@
+"""`carousel score`: how likely sequences are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from carousel.cli.connection import Connection
+from carousel.cli.constants import Given, constants_of
+from carousel.cli.printing import AsJson, print_json, print_table
+from carousel.cli.reading import lines, source_of, tokens_of, visible
+
+
+def score(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="The model's name.")],
+    targets: Annotated[
+        list[str] | None, typer.Argument(metavar="[TARGET]...", help="Sequences: text, as the model splits it.")
+    ] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input", "-i", allow_dash=True, help="Sequences, one a line; - for standard input."),
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="What a model with an encoder reads.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to consume first: text, as the model splits it.")] = None,
+    end: Annotated[bool, typer.Option("--end", help="Each with the end token after it.")] = False,
+    version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
+    variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
+    constant: Given = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tells how likely sequences are: the logarithm of their probability, and of each token after those before it.
+
+    With --json an object a sequence: target, tokens, log_probability, log_probabilities (one for each token, and with
+    --end one for the end token).
+    """
+    if bool(targets) == (input_file is not None):
+        raise typer.BadParameter("give TARGET or --input")
+    given = list(targets or ()) if input_file is None else [line for _, line in lines(input_file)]
+    connection: Connection = context.obj
+    with connection.client() as client:
+        info = client.model(model, version)
+        if info.value_size:
+            raise typer.BadParameter(f"{model} gives numbers: only tokens are scored", param_hint="MODEL")
+        split = [tokens_of(info, one) for one in given]
+        found = client.score(
+            model,
+            split,
+            source_of(info, source),
+            version=info.version,
+            variant=variant,
+            prompt=prompt or None,
+            constants=constants_of(info, constant),
+            with_end=end,
+        )
+    if as_json:
+        for target, tokens, one in zip(given, split, found, strict=True):
+            print_json(
+                {
+                    "target": target,
+                    "tokens": tokens,
+                    "log_probability": one.log_probability,
+                    "log_probabilities": one.log_probabilities,
+                }
+            )
+        return
+    rows = [
+        (
+            f"{one.log_probability:.4f}",
+            "".join(map(visible, target)) if info.tokenizer == "characters" else target,
+            " ".join(f"{value:.4f}" for value in one.log_probabilities),
+        )
+        for target, one in zip(given, found, strict=True)
+    ]
+    print_table(("LOG_PROBABILITY#", "TARGET", "OF_EACH_TOKEN"), rows, empty="")

@@ -1,0 +1,31 @@
+"""Runs the command line as its users run it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+COMMAND = [sys.executable, "-m", "carousel"]
+
+
+class Shell:
+    """Runs commands against one service."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def run(self, *words: str, typed: str | bytes = "", code: int = 0) -> subprocess.CompletedProcess[bytes]:
+        """Runs one, which must end with this exit code."""
+        given = typed if isinstance(typed, bytes) else typed.encode()
+        command = [*COMMAND, "--target", self.target, *words]
+        done = subprocess.run(command, input=given, capture_output=True, timeout=60, check=False)
+        assert done.returncode == code, done.stderr.decode()
+        return done
+
+    def out(self, *words: str, typed: str = "") -> str:
+        return self.run(*words, typed=typed).stdout.decode()
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.out(*words, "--json"))

@@ -1,0 +1,218 @@
+"""The command line on pipes and terminals: whole tables, lines that are refused, and how a command ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from examples.local_service import LocalService
+from tests.client.cli_shell import COMMAND, Shell
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def shell(shipped_service: LocalService) -> Shell:
+    return Shell(shipped_service.target)
+
+
+def on_a_terminal(command: list[str], columns: int, typed: str = "") -> tuple[int, str]:
+    """Runs a command on a terminal of its own. Returns its exit code, and what it prints."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", "TERM": "dumb"}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, env=environment) as process:
+        os.close(theirs)
+        os.write(ours, typed.encode())
+        text = b""
+        try:
+            while data := os.read(ours, 65_536):
+                text += data
+        except OSError:  # the other end is closed
+            pass
+        process.wait(timeout=30)
+    os.close(ours)
+    return process.returncode, text.decode().replace("\r\n", "\n")
+
+
+def test_a_table_on_a_pipe_has_a_line_for_each_row(shell: Shell) -> None:
+    """However narrow the terminal is said to be."""
+    command = [*COMMAND, "-t", shell.target, "models"]
+    out = subprocess.run(command, env={**os.environ, "COLUMNS": "40"}, capture_output=True, text=True, check=True)
+    header, *rows = out.stdout.splitlines()
+    assert [row.split()[:3] for row in rows] == [
+        [name, "1", "serving"] for name in ("co2-forecast", "g2p-en", "morse", "pychar-en", "stress-en")
+    ]
+    at = header.index("ABOUT")
+    assert all(row[at - 2 : at] == "  " and row[at] != " " for row in rows)
+
+
+@pytest.mark.parametrize("columns", [20, 40, 100])
+def test_names_are_whole_on_a_narrow_terminal(shell: Shell, columns: int) -> None:
+    code, out = on_a_terminal([*COMMAND, "-t", shell.target, "models"], columns)
+    assert code == 0
+    assert {"co2-forecast", "g2p-en", "morse", "pychar-en", "stress-en", "serving", "atmospheric"} <= set(out.split())
+    assert max(map(len, out.splitlines())) <= max(columns, 22)
+
+
+def test_a_line_of_a_pipe_that_is_refused_ends_the_stream(shell: Shell) -> None:
+    done = shell.run("stream", "g2p-en", "gate", typed="G\nQQ\n:where\n", code=1)
+    assert b"standard input, line 2: feed.tokens[0] = 'QQ' is not in the vocabulary" in done.stderr
+    assert b"session" not in done.stdout
+    for typed in (":nothing\n", ":generate many\n", ":back\n"):
+        refused = shell.run("stream", "g2p-en", "gate", typed=typed, code=2).stderr
+        assert b"standard input, line 1: " in refused
+    done = shell.run("stream", "g2p-en", "gate", "--keep-going", typed="G\nQQ\n:where\n", code=1)
+    assert re.search(rb"session \S+, position 1\n", done.stdout)
+
+
+def test_a_terminal_is_asked_again_after_a_line_that_is_refused(shell: Shell) -> None:
+    command = [*COMMAND, "-t", shell.target, "stream", "g2p-en", "gate"]
+    code, out = on_a_terminal(command, 80, "QQ\nG\n:where\n:quit\n")
+    assert code == 0
+    assert "error: feed.tokens[0] = 'QQ' is not in the vocabulary" in out
+    assert re.search(r"session \S+, position 1\n", out)
+
+
+def test_every_line_can_be_taken_back(shell: Shell) -> None:
+    """The first one, too, and a generation; what the model said before is shown again."""
+    typed = "G\n:back\n:where\nG\nEY\n:generate 1\n:back\n:back\n:back\n:where\n\n:where\n"
+    done = shell.run("stream", "g2p-en", "gate", "--id", "back", "--json", typed=typed)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    said = [line["tokens"][0]["text"] if "tokens" in line else line for line in lines]
+    start, end = {"session_id": "back", "position": 0}, {"session_id": "back", "position": 1}
+    generated = {"position": 3, "generated": ["T"], "finish_reason": "max_tokens"}
+    assert said == ["G", "EY", "G", start, "EY", "T", generated, "T", "EY", "G", start, "EY", end]
+    shell.run("stream", "g2p-en", "gate", "--id", "back-kept", "--keep", typed="G\n")
+    resumed = ("stream", "g2p-en", "--id", "back-kept", "--resume")
+    assert b"position 1" in shell.run(*resumed, "--keep", typed="EY\n:back\n:where\n").stdout
+    assert b"nothing to take back" in shell.run(*resumed, typed=":back\n", code=2).stderr
+
+
+def test_a_token_of_a_file_that_is_refused_is_named_by_its_line(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "phonemes").write_text("L UW\n\nIY nope |\n")
+    refused = shell.run("stream", "stress-en", str(tmp_path / "phonemes"), code=1).stderr.decode()
+    assert "phonemes, line 3: feed.tokens[3] = 'nope' is not in the input vocabulary" in refused
+
+
+def test_a_source_that_is_refused_is_named_by_its_line(shell: Shell, tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    words.write_text("gate\n\nzwölf\nforget\n")
+    told = f"error: {words}, line 3: source.text[2] = 'ö' is not in the source vocabulary"
+    done = shell.run("generate", "g2p-en", "-i", str(words), code=1)
+    assert (done.stdout, told in done.stderr.decode()) == (b"G EY T\n\n", True)
+    done = shell.run("generate", "g2p-en", "-i", str(words), "--keep-going", code=1)
+    assert (done.stdout, told in done.stderr.decode()) == (b"G EY T\n\nF AO R G EH T\n", True)
+    done = shell.run("generate", "g2p-en", "-i", str(words), "--keep-going", "--json", code=1)
+    assert [json.loads(line)["line"] for line in done.stdout.splitlines()] == [1, 4]
+    error = json.loads(done.stderr)["error"]
+    assert (error["line"], error["field"], error["reason"]) == (3, "source.text[2]", "UNKNOWN_TOKEN")
+    months = shell.run("generate", "co2-forecast", "-i", "-", "--keep-going", typed="370 371\nx\n", code=2)
+    assert b"standard input, line 2: " in months.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("models", "-t", "TARGET"),
+        ("sessions", "list", "--target", "TARGET", "--timeout", "5"),
+        ("sessions", "-t", "TARGET", "list"),
+        ("-t", "localhost:1", "generate", "g2p-en", "gate", "-t", "TARGET"),
+        ("generate", "-t", "TARGET", "g2p-en", "gate", "--token", "none", "--timeout", "5"),
+    ],
+)
+def test_the_connection_is_said_before_or_after_a_command(shell: Shell, words: tuple[str, ...]) -> None:
+    """What is said later counts, also over the environment."""
+    command = [*COMMAND, *(word.replace("TARGET", shell.target) for word in words)]
+    environment = {**os.environ, "CAROUSEL_TARGET": "localhost:2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("localhost:1", "no Carousel server can be reached at localhost:1: Connection refused"),
+        ("nowhere", "'nowhere' must be HOST:PORT"),
+    ],
+)
+def test_a_server_that_is_not_there_is_told_in_one_sentence(target: str, told: str) -> None:
+    code = 3 if ":" in target else 2
+    for words in (("models",), ("stream", "g2p-en", "gate"), ("bench", "g2p-en"), ("watch", "x"), ("step", "x")):
+        done = Shell(target).run(*words, code=code)
+        assert told in done.stderr.decode()
+        assert len(done.stderr.splitlines()) == 1 if code == 3 else b"Traceback" not in done.stderr
+
+
+def test_errors_are_json_where_the_output_is(shell: Shell, tmp_path: Path) -> None:
+    """Of the server, of the command line and of files."""
+    wrong: list[tuple[tuple[str, ...], int, str, str]] = [
+        (("generate", "nope", "x"), 4, "NOT_FOUND", "MODEL_NOT_FOUND"),
+        (("generate",), 2, "INVALID_ARGUMENT", "USAGE"),
+        (("inspect", "co2-forecast", "--features", str(tmp_path / "none")), 2, "INVALID_ARGUMENT", "INPUT"),
+        (("sessions", "snapshot", "x", "--to", "x"), 4, "NOT_FOUND", "SESSION_NOT_FOUND"),
+    ]
+    for words, code, name, reason in wrong:
+        done = shell.run(*words, "--json", code=code)
+        error = json.loads(done.stderr)["error"]
+        assert (error["code"], error["reason"]) == (name, reason)
+        assert error["message"]
+
+
+def read_a_line_and_leave(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("do", "code"), [(read_a_line_and_leave, 141), (interrupt, 130)])
+def test_a_command_that_is_left_says_nothing(
+    shell: Shell, do: Callable[[subprocess.Popen[str]], None], code: int
+) -> None:
+    """Its reader has left, as `head` does, or it is interrupted."""
+    text = "x = 1\n" * 20_000
+    command = [*COMMAND, "-t", shell.target, "stream", "pychar-en", "-"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        os.set_blocking(process.stdin.fileno(), False)
+        os.write(process.stdin.fileno(), text.encode()[:60_000])
+        do(process)
+        assert (process.stderr.read(), process.wait(timeout=30)) == ("", code)
+        process.stdin.close()
+
+
+def test_a_full_disk_is_told(shell: Shell) -> None:
+    command = [*COMMAND, "-t", shell.target, "models"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
+
+
+def test_a_word_that_is_no_text_is_told(shell: Shell) -> None:
+    command: list[str | bytes] = [*COMMAND, "-t", shell.target, "generate", "g2p-en", b"\xff"]
+    done = subprocess.run(command, capture_output=True, check=False, timeout=30)
+    assert done.returncode == 2
+    assert b"is no text in UTF-8" in done.stderr
+
+
+def test_output_needs_no_encoding_that_has_every_letter(shell: Shell) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [*COMMAND, "-t", shell.target, "step", "ascii", "G", "-m", "g2p-en", "--source", "gate", "--close"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "EY         92.36%  █" in done.stdout.decode()
