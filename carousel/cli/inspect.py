@@ -11,7 +11,7 @@ import typer
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
 from carousel.cli.printing import AsJson, note, print_json
-from carousel.cli.reading import table, tokens_of
+from carousel.cli.reading import table, tokens_of, vectors_of
 from carousel.client import Client
 from carousel.session import Session
 from carousel.values import ModelInfo, StepOutput
@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from carousel.cli.drawing import Look
 
 _START = "start"
+_SUFFIXES = (".png", ".html", ".htm")
 
 
 def inspect(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="The model's name.")],
     text: Annotated[
-        str | None, typer.Argument(help="What it reads: the source, of a model with an encoder; else what is fed.")
+        str | None,
+        typer.Argument(
+            help="What it reads: the source, of a model with an encoder; else what is fed. Numbers: `1.5,2 1.6,3`."
+        ),
     ] = None,
     features: Annotated[
         Path | None, typer.Option(help="What a model of numbers reads: CSV, a step a line, or an array, .npy.")
@@ -48,19 +52,24 @@ def inspect(
     """
     if (text is None) == (features is None):
         raise typer.BadParameter("give TEXT or --features")
+    path = to or Path(f"{model}.png")
+    if not as_json and path.suffix.lower() not in _SUFFIXES:
+        raise typer.BadParameter(f"{path} must end with one of {', '.join(_SUFFIXES)}", param_hint="--to")
     connection: Connection = context.obj
     with connection.client() as client:
         info = client.model(model, version)
         if not info.trace:
             raise typer.BadParameter(f"{model} has no trace: export it again to look inside", param_hint="MODEL")
-        look = _look(client, info, text, table(features), feed, steps, constants_of(info, constant))
+        read = table(features)
+        if text is not None and (info.source_feature_size if info.has_encoder else info.feature_size):
+            read, text = vectors_of(info, text, "TEXT"), None
+        look = _look(client, info, text, read, feed, steps, constants_of(info, constant))
     if as_json:
         traces = {name: values.tolist() for name, values in look.traces.items()}
         print_json({"steps": look.steps, "told": look.told, "source": look.source, "traces": traces})
         return
     from carousel.cli.drawing import draw  # noqa: PLC0415  # matplotlib takes its time
 
-    path = to or Path(f"{model}.png")
     draw(look, path)
     note(f"wrote {path}: {len(look.steps)} steps, {len(look.traces)} traces")
 

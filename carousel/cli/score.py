@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,13 @@ import typer
 
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
+from carousel.cli.failures import LineError
 from carousel.cli.printing import AsJson, print_json, print_table
-from carousel.cli.reading import lines, source_of, tokens_of, visible
+from carousel.cli.reading import lines, named, source_of, tokens_of, visible
+from carousel.errors import InvalidArgumentError
+
+_TARGET = re.compile(r"targets\[(\d+)\]")
+"""The field of a target that is refused."""
 
 
 def score(
@@ -38,23 +44,30 @@ def score(
     """
     if bool(targets) == (input_file is not None):
         raise typer.BadParameter("give TARGET or --input")
-    given = list(targets or ()) if input_file is None else [line for _, line in lines(input_file)]
+    numbered = [(0, target) for target in targets or ()] if input_file is None else lines(input_file)
+    given = [target for _, target in numbered]
     connection: Connection = context.obj
     with connection.client() as client:
         info = client.model(model, version)
         if info.value_size:
             raise typer.BadParameter(f"{model} gives numbers: only tokens are scored", param_hint="MODEL")
         split = [tokens_of(info, one) for one in given]
-        found = client.score(
-            model,
-            split,
-            source_of(info, source),
-            version=info.version,
-            variant=variant,
-            prompt=prompt or None,
-            constants=constants_of(info, constant),
-            with_end=end,
-        )
+        try:
+            found = client.score(
+                model,
+                split,
+                source_of(info, source),
+                version=info.version,
+                variant=variant,
+                prompt=prompt or None,
+                constants=constants_of(info, constant),
+                with_end=end,
+            )
+        except InvalidArgumentError as error:
+            refused = _TARGET.match(error.field)
+            if refused is None or input_file is None:
+                raise
+            raise LineError(named(input_file), numbered[int(refused[1])][0], error) from None
     if as_json:
         for target, tokens, one in zip(given, split, found, strict=True):
             print_json(

@@ -179,7 +179,7 @@ class _Opening(NamedTuple):
     def session(self, session_id: str, options: dict[str, Any]) -> Session:
         """Opens one. Raises CarouselError."""
         model, source = self.info.model, self.source
-        if self.top is None:
+        if self.top is None or self.info.transducer is not None:
             return self.client.session(model, source, session_id=session_id, **options)
         top_k = min(self.top, len(self.info.target_vocabulary)) or None
         try:

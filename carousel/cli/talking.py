@@ -82,6 +82,8 @@ class Talk:
 
     def _refused(self, error: Exception, number: int) -> int:
         """Tells that a line was refused. Returns the exit code that it makes."""
+        if isinstance(error, UnicodeEncodeError):
+            error = InputError("it is no text in UTF-8")
         if sys.stdin.isatty():
             failures.tell(error)
             return 0

@@ -94,6 +94,9 @@ def test_targets_are_scored(shell: Shell, tmp_path: Path) -> None:
     assert [one["target"] for one in found] == ["G EY T", "G AE T"]
     assert found[0]["log_probabilities"] == pytest.approx(likely.log_probabilities)
     assert found[0]["tokens"] == ["G", "EY", "T"]
+    (tmp_path / "targets").write_text("G EY T\n\nG ZZ\n")
+    refused = shell.run(*words, "-i", str(tmp_path / "targets"), code=1).stderr.decode()
+    assert "targets, line 3: targets[1].tokens.names[1] = 'ZZ' is not in the vocabulary" in refused
     assert "d␣" in shell.out("score", "pychar-en", "d ", "--prompt", "x")
 
 
@@ -132,6 +135,8 @@ def test_numbers_are_forecast_after_a_history(shell: Shell, tmp_path: Path) -> N
             "pychar-en has no encoder: give SOURCE, or",
         ),
         (("generate", "g2p-en", "a", "--keep-going"), "--keep-going goes with --input"),
+        (("inspect", "g2p-en", "a", "-o", "look.txt"), "--to: look.txt must end with one of .png, .html, .htm"),
+        (("inspect", "co2-forecast", "a b"), "TEXT: co2-forecast reads numbers, steps between spaces"),
     ],
 )
 def test_what_does_not_fit_the_model_is_told(shell: Shell, words: tuple[str, ...], told: str) -> None:

@@ -72,6 +72,19 @@ def test_a_line_of_a_pipe_that_is_refused_ends_the_stream(shell: Shell) -> None:
     assert re.search(rb"session \S+, position 1\n", done.stdout)
 
 
+def test_a_line_of_a_pipe_that_is_no_text_is_told(shell: Shell) -> None:
+    refused = shell.run("stream", "g2p-en", "gate", typed=b"\xff\n", code=2).stderr.decode()
+    assert "is no text in UTF-8" in refused
+
+
+def test_frames_are_typed_to_a_transducer(shell: Shell) -> None:
+    size = 320
+    typed = ",".join(["0"] * size) + "\n:where\n"
+    assert re.fullmatch(r"\nsession \S+, position 1\n", shell.out("stream", "morse", typed=typed))
+    (fed,) = shell.out("stream", "morse", "--json", typed=typed.split("\n")[0]).splitlines()
+    assert json.loads(fed) == {"position": 1, "tokens": []}
+
+
 def test_a_terminal_is_asked_again_after_a_line_that_is_refused(shell: Shell) -> None:
     command = [*COMMAND, "-t", shell.target, "stream", "g2p-en", "gate"]
     code, out = on_a_terminal(command, 80, "QQ\nG\n:where\n:quit\n")
