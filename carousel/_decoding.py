@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 
 from carousel._tokens import split, uint
 from carousel.v1 import inference_pb2 as pb
+
+_SEED_BITS = 53
+"""Of a seed that is drawn: JSON and JavaScript keep whole numbers of so many bits."""
 
 
 def decoding_message(
@@ -23,20 +27,23 @@ def decoding_message(
     length_penalty: float | None = None,
     num_best: int | None = None,
 ) -> pb.Decoding:
-    """Takes `values.DecodingOptions`. Any of temperature, top_k, top_p and seed selects sampling."""
+    """Takes `values.DecodingOptions`. Any of temperature, top_k, top_p and seed selects sampling.
+
+    Sampling without a seed gets a random one, so that the message can be sent again and draws the same tokens.
+    """
     message = pb.Decoding(log_probabilities=log_probabilities)
     if max_tokens is not None:
         message.max_tokens = uint(max_tokens, 32, "decoding.max_tokens")
     if any(option is not None for option in (temperature, top_k, top_p, seed)):
-        message.sampling.SetInParent()
+        drawn = secrets.randbits(_SEED_BITS) if seed is None else seed
+        message.sampling.seed = uint(drawn, 64, "decoding.sampling.seed")
+        message.sampling.SetInParent()  # also with the seed 0
     if temperature is not None:
         message.sampling.temperature = temperature
     if top_k is not None:
         message.sampling.top_k = uint(top_k, 32, "decoding.sampling.top_k")
     if top_p is not None:
         message.sampling.top_p = top_p
-    if seed is not None:
-        message.sampling.seed = uint(seed, 64, "decoding.sampling.seed")
     if repetition_penalty is not None:
         message.repetition_penalty = repetition_penalty
     if min_tokens is not None:

@@ -17,10 +17,11 @@ class GenerationState:
 
     request_id: of the request that started it on a session's stream; 0 before that, and for one-call generations.
     position: after the tokens that have arrived. is_ended: no more tokens will arrive. version: of the model; known
-    for one-call generations only, once their first response has arrived.
+    for one-call generations only, once their first response has arrived. seed: of the sampling; None without any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, decoding: pb.Decoding) -> None:
+        self.seed = decoding.sampling.seed if decoding.HasField("sampling") else None
         self.request_id = 0
         self.position = 0
         self.finish_reason: FinishReason | None = None

@@ -87,6 +87,15 @@ class GenerationProperties:
         return self._state.finish_reason
 
     @property
+    def seed(self) -> int | None:
+        """The seed of the sampling: the one that was given, or one that the client has drawn, 0 to 2**53 - 1.
+
+        Another generation with this seed, from the same position over the same tokens, draws the same. None when
+        nothing is drawn: the most likely token is taken, or a beam search runs.
+        """
+        return self._state.seed
+
+    @property
     def hypotheses(self) -> tuple[Hypothesis, ...]:
         """The sequences that a beam search found, the best first: its tokens are those of the generation.
 

@@ -104,7 +104,7 @@ class AsyncClient(AsyncModelCalls, AsyncStepCalls, AsyncWatchCalls):
         deadline = Deadline(self._timeout if timeout is None else timeout)
         call = self._inference.Generate(request, timeout=deadline.remaining())
         responses = aiter(call)
-        state, backoff = GenerationState(), CallBackoff(resume_timeout)
+        state, backoff = GenerationState(request.decoding), CallBackoff(resume_timeout)
 
         async def pull() -> None:
             nonlocal call, responses

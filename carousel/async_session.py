@@ -123,8 +123,8 @@ class AsyncSession(SessionProperties):
 
     def generate(self, *, timeout: float | None = None, **decoding: Unpack[DecodingOptions]) -> AsyncGeneration:
         """Lets the server choose the next tokens: see `Session.generate`."""
-        state = GenerationState()
         message = decoding_message(**decoding)
+        state = GenerationState(message)
         deadline: Deadline | None = None
 
         async def pull() -> None:

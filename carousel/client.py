@@ -115,7 +115,7 @@ class Client(ModelCalls, StepCalls, WatchCalls):
         )
         deadline = Deadline(self._timeout if timeout is None else timeout)
         call = self._inference.Generate(request, timeout=deadline.remaining())
-        state, backoff, turn = GenerationState(), CallBackoff(resume_timeout), Turn("generation")
+        state, backoff, turn = GenerationState(request.decoding), CallBackoff(resume_timeout), Turn("generation")
 
         def pull() -> None:
             with turn:

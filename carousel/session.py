@@ -164,8 +164,8 @@ class Session(SessionProperties):
         decoding: see `DecodingOptions`. timeout: seconds for the whole generation, from its start; default the
         client's. The session's next call ends a generation that is not at its end.
         """
-        state = GenerationState()
         message = decoding_message(**decoding)
+        state = GenerationState(message)
         deadline: Deadline | None = None
 
         def pull() -> None:

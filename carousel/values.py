@@ -76,6 +76,11 @@ class Token:
     text: str
     log_probability: float | None = None
 
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Empty. Of a `ValueToken`, which a generation yields of a model that gives values, the step's values."""
+        return ()
+
 
 class ValueToken(Token):
     """What a generation yields of a model that gives values: one step's values, with the face of a token.
@@ -266,12 +271,14 @@ class DecodingOptions(TypedDict, total=False):
     """How a generation chooses tokens. Without any sampling option the most likely one is taken each time.
 
     max_tokens: at most so many, 1 or more (default: the model's limit). log_probabilities: give each token its own.
-    Any of the rest selects sampling. temperature: divides the logits, above 0 and at most 100 (default 1). top_k: draw
-    from the k most likely, 1 or more (default: all). top_p: draw from the most likely that together have this
-    probability, above 0 and at most 1 (default 1). seed: the same seed at the same position over the same logits
-    draws the same token (default 0). repetition_penalty: makes tokens already given less likely, above 0 and at most
-    100 (default 1: none). min_tokens: at least so many before the generation may end (default 0). stop: tokens, by name
-    or by id, that end it as the end token does.
+    repetition_penalty: makes tokens already given less likely, above 0 and at most 100 (default 1: none). min_tokens:
+    at least so many before the generation may end (default 0). stop: tokens, by name or by id, that end it as the end
+    token does.
+
+    Any of temperature, top_k, top_p and seed selects sampling. temperature: divides the logits, above 0 and at most 100
+    (default 1). top_k: draw from the k most likely, 1 or more (default: all). top_p: draw from the most likely that
+    together have this probability, above 0 and at most 1 (default 1). seed: the same seed at the same position over the
+    same logits draws the same token, 0 to 2**64 - 1 (default: the client draws one; `Generation.seed` has it).
 
     beam_size: search for the likeliest sequences instead, following so many at once, 1 or more; goes with no sampling
     option and no repetition_penalty. The tokens then come together, at the end. length_penalty: a sequence's score is

@@ -42,8 +42,9 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
 
     poison: a token that ends the stream of whoever feeds it, with the status INTERNAL. failures: of the next one-call
     requests, instead of an answer, or after `num_tokens` of it. events: what watchers are told; the call then fails as
-    `failures` says, or waits until it is cancelled. num_streams: opened so far. num_unusable: of the routes
-    that a session may be asked for by, the first so many lead to a server that cannot resume it.
+    `failures` says, or waits until it is cancelled. decodings: of one-call generations. num_streams: opened so far.
+    num_unusable: of the routes that a session may be asked for by, the first so many lead to a server that cannot
+    resume it.
     """
 
     def __init__(self) -> None:
@@ -56,6 +57,7 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
         self._events = queue.SimpleQueue()
         self.poison = ""
         self.failures: list[tuple[int, error_pb2.Error]] = []
+        self.decodings: list[pb.Decoding] = []
         self.steps: list[pb.StepRequest] = []
         self.events: list[pb.WatchResponse] = []
         self.num_streams = self.num_unusable = 0
@@ -132,6 +134,7 @@ class FakeServer(inference_pb2_grpc.InferenceServicer):
 
     def Generate(self, request: pb.GenerateRequest, context: grpc.ServicerContext) -> Iterator[pb.GenerateResponse]:
         context.add_callback(self.cancelled.set)
+        self.decodings.append(request.decoding)
         session = FakeSession()
         opening = pb.StreamRequest(request_id=1, open=pb.Open(model=request.model, source=request.source))
         (opened,) = session.handle(opening)

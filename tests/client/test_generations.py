@@ -11,10 +11,12 @@ from carousel import (
     RequestCancelledError,
     Token,
 )
+from carousel.v1 import error_pb2
 
 from .fake_server import FakeServer
 from .shells import Shell, leave, take
 
+SHUTTING_DOWN = error_pb2.Error(code=14, message="leaving", reason="SHUTTING_DOWN")
 SHORT = 0.05
 """Seconds after which a feed is given up whose answer the server keeps back."""
 
@@ -43,6 +45,34 @@ async def test_decoding_options_reach_the_server(shell: Shell, server: FakeServe
     with pytest.raises(TypeError, match="temprature"):
         session.generate(temprature=1.0)
     await session.close()
+
+
+async def test_sampling_without_a_seed_is_seeded_by_the_client_which_tells_it(shell: Shell, server: FakeServer) -> None:
+    session = await shell.open()
+    server.requests.get()
+    seeds = []
+    for _ in range(2):
+        generation = session.generate(max_tokens=1, temperature=0.5)
+        await take(generation)
+        seeds.append(server.requests.get().generate.decoding.sampling.seed)
+        assert generation.seed == seeds[-1]
+    assert seeds[0] != seeds[1]
+    assert max(seeds) < 2**53  # JSON and JavaScript keep it
+    generation = session.generate(max_tokens=1, seed=0)
+    await take(generation)
+    decoding = server.requests.get().generate.decoding
+    assert decoding.HasField("sampling")
+    assert decoding.sampling.seed == generation.seed == 0
+    assert session.generate(max_tokens=1).seed is None
+    await session.close()
+
+
+async def test_a_generation_that_is_made_again_keeps_its_seed(shell: Shell, server: FakeServer) -> None:
+    server.failures = [(1, SHUTTING_DOWN)]
+    assert len(await shell.generate("toy", temperature=0.5)) > 1
+    first, again = server.decodings
+    assert first == again
+    assert first.sampling.seed
 
 
 async def test_a_generation_left_early_is_cancelled_and_the_session_goes_on(shell: Shell, server: FakeServer) -> None:

@@ -166,7 +166,7 @@ def take_all(wire: Wire, protocol: SessionProtocol, state: GenerationState, deco
 def test_a_generation_goes_on_from_where_the_session_is() -> None:
     wire, protocol = opened()
     wire.run(protocol.feed(feed(2)))
-    state = GenerationState()
+    state = GenerationState(pb.Decoding())
     assert take_all(wire, protocol, state, pb.Decoding()) == ["B", "C", "D", "A"]
     assert state.finish_reason is FinishReason.EOS
     assert state.position == protocol.position == 5
@@ -174,7 +174,7 @@ def test_a_generation_goes_on_from_where_the_session_is() -> None:
 
 def test_a_generation_left_early_is_cancelled_before_anything_else() -> None:
     wire, protocol = opened("stall")
-    state = GenerationState()
+    state = GenerationState(pb.Decoding())
     wire.run(protocol.pull(state, pb.Decoding()))
     wire.run(protocol.leave(state))
     assert protocol.position == 3
@@ -186,7 +186,7 @@ def test_a_generation_left_early_is_cancelled_before_anything_else() -> None:
 
 def test_a_generation_begun_while_another_goes_on_ends_that_one() -> None:
     wire, protocol = opened("stall")
-    first, second = GenerationState(), GenerationState()
+    first, second = GenerationState(pb.Decoding()), GenerationState(pb.Decoding())
     wire.run(protocol.pull(first, pb.Decoding()))
     wire.run(protocol.pull(second, pb.Decoding()))
     assert [request.WhichOneof("request") for request in wire.sent] == ["open", "generate", "cancel", "generate"]
@@ -197,7 +197,7 @@ def test_a_generation_begun_while_another_goes_on_ends_that_one() -> None:
 
 def test_the_answer_to_a_cancellation_tells_the_position_whatever_came_before_it() -> None:
     wire, protocol = opened("stall")
-    state = GenerationState()
+    state = GenerationState(pb.Decoding())
     wire.run(protocol.pull(state, pb.Decoding()))
     wire.inbox.clear()
     leaving = protocol.leave(state)
@@ -210,13 +210,13 @@ def test_the_answer_to_a_cancellation_tells_the_position_whatever_came_before_it
 
 def test_a_generation_that_was_not_begun_is_left_without_a_word() -> None:
     wire, protocol = opened()
-    wire.run(protocol.leave(GenerationState()))
+    wire.run(protocol.leave(GenerationState(pb.Decoding())))
     assert len(wire.sent) == 1
 
 
 def test_a_feed_ends_a_generation_that_goes_on_and_the_generation_says_so() -> None:
     wire, protocol = opened("stall")
-    state = GenerationState()
+    state = GenerationState(pb.Decoding())
     wire.run(protocol.pull(state, pb.Decoding()))
     assert wire.run(protocol.feed(feed(2))).position == 4
     assert [state.take() for _ in range(3)] != [None] * 3
@@ -227,7 +227,7 @@ def test_a_feed_ends_a_generation_that_goes_on_and_the_generation_says_so() -> N
 
 def test_a_wait_for_cancellation_that_was_given_up_is_taken_up_by_the_next_verb() -> None:
     wire, protocol = opened("stall")
-    state = GenerationState()
+    state = GenerationState(pb.Decoding())
     wire.run(protocol.pull(state, pb.Decoding()))
     with pytest.raises(TimeoutError):
         wire.run(protocol.leave(state), patience=0)
@@ -239,7 +239,7 @@ def test_a_wait_for_cancellation_that_was_given_up_is_taken_up_by_the_next_verb(
 
 def test_a_generation_that_ended_while_it_was_cancelled_keeps_its_tokens_and_its_end() -> None:
     wire, protocol = opened()
-    state = GenerationState()
+    state = GenerationState(pb.Decoding())
     wire.run(protocol.pull(state, pb.Decoding(max_tokens=2)))
     assert wire.run(protocol.feed(feed(2))).position == 3
     assert take_all(wire, protocol, state, pb.Decoding()) == ["A", "B"]
@@ -270,7 +270,7 @@ def test_a_lost_stream_is_told_again_and_again_and_the_first_cause_stands() -> N
     wire, protocol = opened()
     protocol.lost(UnavailableError("gone"))
     protocol.lost(UnavailableError("another"))
-    for conversation in (protocol.feed(feed(2)), protocol.pull(GenerationState(), pb.Decoding())):
+    for conversation in (protocol.feed(feed(2)), protocol.pull(GenerationState(pb.Decoding()), pb.Decoding())):
         with pytest.raises(UnavailableError, match="gone"):
             wire.run(conversation)
     assert len(wire.sent) == 1

@@ -78,7 +78,8 @@ class Program:
 
     def _generate(self, limit: int, num_read: int | None, is_left: bool) -> None:
         """num_read: tokens to read; None: all. is_left: whether it is closed then, or ended by the next call."""
-        state, decoding = GenerationState(), pb.Decoding(max_tokens=limit)
+        decoding = pb.Decoding(max_tokens=limit)
+        state = GenerationState(decoding)
         taken = 0
         while num_read is None or taken < num_read:
             while not state.is_ready:
