@@ -10,6 +10,7 @@ import asyncio
 import copy
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from carousel._async_stream import AsyncStream
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound=Resumable)
 T = TypeVar("T")
 
+ABANDON_S = 1.0
+"""How long a cancelled task waits for the server to tell where its session is."""
+
 
 class AsyncReconnectingStream(Generic[P]):
     """Concurrent exchanges of one event loop take turns; ConcurrentUseError in another loop."""
@@ -47,13 +51,30 @@ class AsyncReconnectingStream(Generic[P]):
         self._num_resumes = 0
 
     async def run(self, exchange: Exchange[T], deadline: Deadline, *, is_closing: bool = False) -> T:
-        """Runs an exchange and returns its result: see `ReconnectingStream.run`. Cancellation drops the exchange."""
+        """Runs an exchange and returns its result: see `ReconnectingStream.run`.
+
+        Cancellation of the task drops the exchange, and cancels its feed or score at the server.
+        """
         self._loop.check()
         try:
-            async with asyncio.timeout(deadline.remaining()), self._turn:
-                return await self._run(exchange, deadline, is_closing)
+            async with asyncio.timeout(deadline.remaining()) as limit, self._turn:
+                try:
+                    return await self._run(exchange, deadline, is_closing)
+                except asyncio.CancelledError:
+                    if not limit.expired():
+                        await self._abandon()
+                    raise
         except TimeoutError:
             raise deadline.exceeded() from None
+
+    async def cancel(self: AsyncReconnectingStream[SessionProtocol], deadline: Deadline) -> int:
+        """Cancels what is in flight, also for a call that another task is in: see `ReconnectingStream.cancel`."""
+        self._loop.check()
+        request = self._protocol.interrupt()
+        if request is not None:
+            self.post(request)
+        await self.run(self._protocol.synchronize(), deadline)
+        return self._protocol.position
 
     async def rewind(
         self: AsyncReconnectingStream[SessionProtocol],
@@ -75,8 +96,21 @@ class AsyncReconnectingStream(Generic[P]):
             self._stream.post(request)
 
     async def end(self, deadline: Deadline) -> None:
-        """See `AsyncStream.end`."""
-        await self._stream.end(deadline)
+        """See `AsyncStream.end`. In a forked process the stream is left to the process that made it."""
+        if self._loop.is_here:
+            await self._stream.end(deadline)
+
+    async def _abandon(self) -> None:
+        """Cancels the feed, or the score, of a cancelled task, and waits for a moment to learn how far it came.
+
+        Without an answer the next exchange learns it, and raises PositionMismatchError when the feed moved the session.
+        """
+        protocol = self._protocol
+        if not isinstance(protocol, SessionProtocol) or not protocol.is_working or self._lost_by is not None:
+            return
+        with suppress(asyncio.CancelledError, TimeoutError, CarouselError):  # the first is raised by the caller
+            async with asyncio.timeout(ABANDON_S):
+                await self._run(protocol.synchronize(), Deadline(None))
 
     async def _rewind(
         self: AsyncReconnectingStream[SessionProtocol],

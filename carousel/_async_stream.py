@@ -12,7 +12,7 @@ from carousel import _answers
 from carousel._channel import session_metadata
 from carousel._deadline import Deadline
 from carousel._exchange import Exchange
-from carousel._protocol import StreamOwner
+from carousel._resumable import StreamOwner
 from carousel.errors import CarouselError, InternalError, UnavailableError
 from carousel.v1.inference_pb2 import StreamRequest, StreamResponse
 

@@ -24,6 +24,7 @@ from carousel._batch_recovery import BatchRecovery
 from carousel._batch_step import BatchStep, StepBatchResult
 from carousel._constants import Constants
 from carousel._exchange import Exchange
+from carousel._home import Unpicklable
 from carousel._ports import Parts
 from carousel._requests import SessionPolicy, Source
 from carousel._resume import Post
@@ -135,6 +136,10 @@ class BatchProtocol:
         self._ended_by = self._ended_by or error
         return copy.copy(self._ended_by)
 
+    def interrupt(self) -> pb.StreamRequest | None:
+        """None: the steps of a batch are not cancelled."""
+        return None
+
     def check_open(self) -> None:
         """Raises the error that ended the batch, if it has ended."""
         if self._ended_by is not None:
@@ -151,7 +156,7 @@ class Poster(Protocol):
 P = TypeVar("P", bound=Poster)
 
 
-class BatchProperties(Generic[P]):
+class BatchProperties(Unpicklable, Generic[P]):
     """The parts of blocking and asyncio batches that do not wait."""
 
     _protocol: BatchProtocol

@@ -24,9 +24,9 @@ from carousel._backoff import is_retried
 from carousel._batch_member import Journal, Member
 from carousel._batch_step import BatchStep
 from carousel._exchange import Exchange, LostError, RepeatError
-from carousel._protocol import session_closed
 from carousel._refusals import Refusals
 from carousel._resume import Post, find, together
+from carousel._session_errors import session_closed
 from carousel.errors import CarouselError, PositionMismatchError, UnavailableError
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from carousel._home import Unpicklable
+
 T = TypeVar("T")
 
 
-class Iteration(Generic[T]):
+class Iteration(Unpicklable, Generic[T]):
     """One item after the other. Leaving the loop early, or the `with`, closes it."""
 
     def __iter__(self) -> Iterator[T]:
@@ -43,7 +45,7 @@ class Iteration(Generic[T]):
         """Waits for an item; None at the end."""
 
 
-class AsyncIteration(Generic[T]):
+class AsyncIteration(Unpicklable, Generic[T]):
     """See `Iteration`."""
 
     async def __aiter__(self) -> AsyncIterator[T]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from carousel._generation import GenerationState
+from carousel._home import Unpicklable
 from carousel._protocol import SessionProtocol
 from carousel.values import FinishReason, Hypothesis, Port, StepOutput, Token
 
 
-class SessionProperties:
+class SessionProperties(Unpicklable):
     """The attributes of a session."""
 
     _protocol: SessionProtocol

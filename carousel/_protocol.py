@@ -20,7 +20,6 @@ caller that waits no longer drops the generator. The rules:
 from __future__ import annotations
 
 import copy
-from typing import Protocol
 
 import grpc
 
@@ -29,12 +28,12 @@ from carousel._exchange import Exchange, LostError
 from carousel._generation import GenerationState
 from carousel._ports import ports
 from carousel._recovery import Recovery
+from carousel._session_errors import moved, session_closed
 from carousel.errors import (
     CarouselError,
     PositionMismatchError,
     RequestCancelledError,
     ResourceExhaustedError,
-    SessionClosedError,
     UnavailableError,
 )
 from carousel.v1 import inference_pb2 as pb
@@ -43,17 +42,6 @@ from carousel.values import CloseReason, Port, Step, StepOutput, TargetScore, To
 _UNUSABLE_HERE = ("SNAPSHOT_FORMAT", "SNAPSHOT_KEY", "SNAPSHOT_MODEL")
 """Why one server cannot resume a session that others can: its version, its key or its models are others."""
 _MAX_ROUTES = 6
-
-
-class StreamOwner(Protocol):
-    """The part of a session, or of a batch, that its stream calls. id: the session's, when there is one alone; route:
-    see `session_metadata`."""
-
-    id: str
-    route: int
-
-    def lost(self, error: CarouselError) -> CarouselError:
-        """Records that the stream ended for good. Returns the error to raise."""
 
 
 class SessionProtocol:
@@ -79,6 +67,7 @@ class SessionProtocol:
         self._generation: GenerationState | None = None
         self._cancel_id = 0  # of the Cancel that is not answered yet
         self._feed: pb.StreamRequest | None = None  # the feed that is not answered yet
+        self._score_id = 0  # of the score that is not answered yet
         self._mismatch: PositionMismatchError | None = None  # for the next verb: see rule 3
         self._ended_by: CarouselError | None = None
 
@@ -86,6 +75,11 @@ class SessionProtocol:
     def is_closed(self) -> bool:
         """Whether the session is known to be unusable."""
         return self._ended_by is not None
+
+    @property
+    def is_working(self) -> bool:
+        """Whether the server has a feed, or a score, that is not answered yet."""
+        return self._feed is not None or self._score_id != 0
 
     def open(self, request: pb.Open) -> Exchange[None]:
         """Opens the session and fills in its attributes."""
@@ -124,6 +118,16 @@ class SessionProtocol:
         yield from self._cancel()
         self._mismatch = None
 
+    def interrupt(self) -> pb.StreamRequest | None:
+        """Makes the request that cancels the feed, the score or the generation in flight; None when there is none.
+
+        The running exchange ends with the error of code CANCELLED that answers it, and tells the position. The next
+        one takes the answer to the Cancel up: see rule 6.
+        """
+        if self._cancel_id or not (self.is_working or self._generation is not None):
+            return None
+        return self._number_cancel()
+
     def rewinding(self, position: int | None) -> None:
         """See `Recovery.rewinding`."""
         if self.recovery is not None:
@@ -149,7 +153,9 @@ class SessionProtocol:
         """Scores from the session's present position, which does not change."""
         yield from self._settle()
         request.position = self.position
-        response = yield from self._ask(pb.StreamRequest(score=request))
+        message = self._number(pb.StreamRequest(score=request))
+        self._score_id = message.request_id
+        response = yield from self._answer(message)
         return _answers.target_scores(response.scored.scores)
 
     def pull(self, generation: GenerationState, decoding: pb.Decoding) -> Exchange[None]:
@@ -194,8 +200,7 @@ class SessionProtocol:
         while response.request_id != request.request_id:
             self._absorb(response)
             response = yield None
-        if request is self._feed:
-            self._feed = None
+        self._done(response)
         if response.HasField("error"):
             raise self._refused(response)
         self.position = response.position
@@ -215,10 +220,7 @@ class SessionProtocol:
             raise error
 
     def _cancel(self) -> Exchange[None]:
-        request = None
-        if not self._cancel_id:
-            request = self._number(pb.StreamRequest(cancel=pb.Cancel()))
-            self._cancel_id = request.request_id
+        request = None if self._cancel_id else self._number_cancel()
         while self._cancel_id:
             self._absorb((yield request))
             request = None
@@ -228,6 +230,7 @@ class SessionProtocol:
 
         Raises SessionClosedError for the notice that the session was closed.
         """
+        self._done(response)
         kind = response.WhichOneof("response")
         generation = self._generation
         if response.request_id == 0:
@@ -236,8 +239,6 @@ class SessionProtocol:
                 raise self.lost(session_closed(self.id, reason, response.position))
         elif response.request_id == self._cancel_id:
             self._cancelled(response if kind == "cancelled" else None)
-        elif self._feed is not None and response.request_id == self._feed.request_id:
-            self._feed = None
         elif generation is not None and response.request_id == generation.request_id:
             if kind == "generated":
                 generation.receive(response.generated, response.position)
@@ -247,6 +248,13 @@ class SessionProtocol:
                 generation.position = self.position
             if generation.is_ended and not self._cancel_id:
                 self._generation = None
+
+    def _done(self, response: pb.StreamResponse) -> None:
+        """Records that the feed or the score is answered, if this is its answer."""
+        if self._feed is not None and response.request_id == self._feed.request_id:
+            self._feed = None
+        if response.request_id == self._score_id:
+            self._score_id = 0
 
     def _cancelled(self, response: pb.StreamResponse | None) -> None:
         """Records the answer to a Cancel; None: it was refused."""
@@ -259,7 +267,7 @@ class SessionProtocol:
             generation.fail(RequestCancelledError("the generation was ended for the session's next request"))
             generation.position = self.position
         elif self.position != was_at:
-            self._mismatch = _moved(was_at, self.position)
+            self._mismatch = moved(was_at, self.position)
 
     def _refused(self, response: pb.StreamResponse) -> CarouselError:
         error = _answers.error(response.error)
@@ -272,6 +280,11 @@ class SessionProtocol:
     def _check_open(self) -> None:
         if self._ended_by is not None:
             raise copy.copy(self._ended_by)
+
+    def _number_cancel(self) -> pb.StreamRequest:
+        request = self._number(pb.StreamRequest(cancel=pb.Cancel()))
+        self._cancel_id = request.request_id
+        return request
 
     def _number(self, request: pb.StreamRequest) -> pb.StreamRequest:
         """Numbers a request that is pending until it is answered. Raises ResourceExhaustedError for one too large."""
@@ -293,20 +306,3 @@ class SessionProtocol:
         request.request_id = self._last_request_id
         request.session_id = self.id
         return request
-
-
-def session_closed(session_id: str, reason: CloseReason, position: int) -> SessionClosedError:
-    """The error of a session that was closed at a position."""
-    return SessionClosedError(
-        f"session {session_id!r} was closed ({reason}) at position {position}",
-        reason="SESSION_CLOSED",
-        metadata={"session_id": session_id, "close_reason": reason.value, "position": str(position)},
-    )
-
-
-def _moved(expected: int, position: int) -> PositionMismatchError:
-    return PositionMismatchError(
-        f"position = {expected}, but the session is at {position}: a feed whose answer was not awaited had moved it",
-        reason="POSITION_MISMATCH",
-        metadata={"position": str(position)},
-    )

@@ -55,6 +55,18 @@ class ReconnectingStream(Generic[P]):
         with self._turn:
             return self._run(exchange, deadline, is_closing)
 
+    def cancel(self: ReconnectingStream[SessionProtocol], deadline: Deadline) -> int:
+        """Cancels what is in flight, also for a call that another thread is in, and which then raises
+        RequestCancelledError. Returns the session's position, which is then known.
+
+        Raises what `run` raises.
+        """
+        with self._turn.awaiting():
+            self._stream.wake()  # a thread that reconnects looks by itself
+            with self._turn.after_others(deadline):
+                self._run(self._protocol.synchronize(), deadline)
+                return self._protocol.position
+
     def rewind(
         self: ReconnectingStream[SessionProtocol], position: int, rewind: Callable[[], object], deadline: Deadline
     ) -> None:
@@ -85,12 +97,19 @@ class ReconnectingStream(Generic[P]):
             self._stream.post(request)
 
     def end(self, deadline: Deadline) -> None:
-        """See `Stream.end`."""
-        self._stream.end(deadline)
+        """See `Stream.end`. In a forked process the stream is left to the process that made it."""
+        if self._turn.is_here:
+            self._stream.end(deadline)
+
+    def _interrupt(self) -> None:
+        """Cancels what the running exchange waits for, if another thread has asked for it."""
+        request = self._protocol.interrupt() if self._turn.is_awaited else None
+        if request is not None:
+            self.post(request)
 
     def _run(self, exchange: Exchange[T], deadline: Deadline, is_closing: bool = False) -> T:
         if self._protocol.recovery is None:
-            return self._stream.run(exchange, deadline)
+            return self._stream.run(exchange, deadline, self._interrupt)
         try:
             request = next(exchange)
             while True:
@@ -110,6 +129,7 @@ class ReconnectingStream(Generic[P]):
         while True:
             if recovery.backlog:
                 return recovery.backlog.popleft()
+            self._interrupt()
             if self._lost_by is not None:
                 self._reconnect(deadline, is_closing)
                 continue
@@ -118,6 +138,8 @@ class ReconnectingStream(Generic[P]):
                 self._stream.post(self._repeat.request)
                 self._repeat = None
             received = self._stream.receive(deadline)
+            if received is None:
+                continue
             try:
                 if isinstance(received, CarouselError):
                     recovery.stream_ended(received)
@@ -196,7 +218,8 @@ class ReconnectingStream(Generic[P]):
             while True:
                 if request is not None:
                     self._stream.post(request)
-                received = self._stream.receive(deadline)
+                while (received := self._stream.receive(deadline)) is None:
+                    pass
                 if isinstance(received, CarouselError):
                     raise received
                 request = exchange.send(received)

@@ -6,10 +6,23 @@ from collections import deque
 from typing import Protocol
 
 from carousel._exchange import Exchange
-from carousel._protocol import StreamOwner
 from carousel._resume import Post
 from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
+
+
+class StreamOwner(Protocol):
+    """The part of a session, or of a batch, that its stream calls. id: the session's, when there is one alone; route:
+    see `session_metadata`."""
+
+    id: str
+    route: int
+
+    def lost(self, error: CarouselError) -> CarouselError:
+        """Records that the stream ended for good. Returns the error to raise."""
+
+    def interrupt(self) -> pb.StreamRequest | None:
+        """Makes the request that cancels what the running exchange waits for; None when nothing can be cancelled."""
 
 
 class StreamRecovery(Protocol):

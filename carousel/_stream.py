@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from typing import TypeVar
 
 import grpc
@@ -12,7 +13,7 @@ from carousel import _answers
 from carousel._channel import session_metadata
 from carousel._deadline import Deadline
 from carousel._exchange import Exchange
-from carousel._protocol import StreamOwner
+from carousel._resumable import StreamOwner
 from carousel.errors import CarouselError, InternalError, UnavailableError
 from carousel.v1.inference_pb2 import StreamRequest, StreamResponse
 from carousel.v1.inference_pb2_grpc import InferenceStub
@@ -31,13 +32,13 @@ class Stream:
     def __init__(self, stub: InferenceStub, owner: StreamOwner) -> None:
         self._owner = owner
         self._outbox: queue.SimpleQueue[StreamRequest | None] = queue.SimpleQueue()
-        self._inbox: queue.SimpleQueue[StreamResponse | CarouselError] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[StreamResponse | CarouselError | None] = queue.SimpleQueue()
         self._call = stub.Stream(iter(self._outbox.get, None), metadata=session_metadata(owner.id, owner.route))
         self._reader = threading.Thread(target=self._read, name="carousel-stream", daemon=True)
         self._reader.start()
 
-    def run(self, exchange: Exchange[T], deadline: Deadline) -> T:
-        """Runs an exchange and returns its result.
+    def run(self, exchange: Exchange[T], deadline: Deadline, woken: Callable[[], None]) -> T:
+        """Runs an exchange and returns its result. woken: called after each `wake`.
 
         Raises what the exchange raises; DeadlineExceededError when the deadline passes, dropping the exchange; and the
         error that ended the stream.
@@ -47,7 +48,8 @@ class Stream:
             while True:
                 if request is not None:
                     self._outbox.put(request)
-                received = self.receive(deadline)
+                while (received := self.receive(deadline)) is None:
+                    woken()
                 if isinstance(received, CarouselError):
                     raise self._owner.lost(received)
                 request = exchange.send(received)
@@ -66,8 +68,15 @@ class Stream:
         self._call.cancel()
         self._reader.join()
 
-    def receive(self, deadline: Deadline) -> StreamResponse | CarouselError:
-        """Returns the next response, or once the error that ended the stream. Raises DeadlineExceededError."""
+    def wake(self) -> None:
+        """Has `receive` return None once. Any thread may call it."""
+        self._inbox.put(None)
+
+    def receive(self, deadline: Deadline) -> StreamResponse | CarouselError | None:
+        """Returns the next response, or once the error that ended the stream, or None: see `wake`.
+
+        Raises DeadlineExceededError.
+        """
         try:
             return self._inbox.get(timeout=deadline.remaining())
         except queue.Empty:

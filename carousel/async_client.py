@@ -1,48 +1,37 @@
 """The asyncio client: `carousel.client` with awaits."""
 
-# ruff: noqa: ASYNC109 - the same `timeout` as in the blocking client; it also covers the wait for a turn
-
 from __future__ import annotations
 
-import asyncio
 import secrets
-import time
-from collections.abc import Sequence
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self
 
 import grpc
 
-from carousel import _answers, _requests
+from carousel import _requests
+from carousel._async_generate_calls import AsyncGenerateCalls
 from carousel._async_model_calls import AsyncModelCalls
 from carousel._async_step_calls import AsyncStepCalls
-from carousel._async_unary import is_cancelled, retried
-from carousel._backoff import CallBackoff
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
 from carousel._constants import Constants
-from carousel._deadline import Deadline
-from carousel._decoding import decoding_message
-from carousel._generation import GenerationState
+from carousel._home import Home
 from carousel._protocol import SessionProtocol
 from carousel._recovery import Recovery
 from carousel._requests import Source
-from carousel._tensors import Features, Vector
 from carousel.async_batch import AsyncSessionBatch
-from carousel.async_session import AsyncGeneration, SessionOpening
+from carousel.async_session import SessionOpening
 from carousel.async_sessions import AsyncSessions
 from carousel.async_watch import AsyncWatchCalls
-from carousel.errors import CarouselError
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.v1.models_pb2_grpc import ModelsStub
 from carousel.v1.sessions_pb2_grpc import SessionsStub
-from carousel.values import DecodingOptions, TargetScore
 
 
-class AsyncClient(AsyncModelCalls, AsyncStepCalls, AsyncWatchCalls):
+class AsyncClient(AsyncGenerateCalls, AsyncModelCalls, AsyncStepCalls, AsyncWatchCalls):
     """A connection to a server, made when it is first needed. For the tasks of the event loop that it is made in.
 
-    Close it, or use `async with`.
+    Close it, or use `async with`. It belongs to the process that makes it: see `Client`.
     """
 
     def __init__(
@@ -62,9 +51,10 @@ class AsyncClient(AsyncModelCalls, AsyncStepCalls, AsyncWatchCalls):
             grpc.aio.secure_channel(target, secured, options) if secured else grpc.aio.insecure_channel(target, options)
         )
         self._timeout = timeout
-        self._inference = InferenceStub(self._channel)
-        self._models = ModelsStub(self._channel)
-        self.sessions = AsyncSessions(SessionsStub(self._channel), timeout)
+        self._home = Home("client")
+        self._inference = self._home.guarded(InferenceStub(self._channel))
+        self._models = self._home.guarded(ModelsStub(self._channel))
+        self.sessions = AsyncSessions(self._home.guarded(SessionsStub(self._channel)), timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,123 +65,11 @@ class AsyncClient(AsyncModelCalls, AsyncStepCalls, AsyncWatchCalls):
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection. Calls under way in other tasks raise RequestCancelledError."""
-        await self._channel.close()
-
-    def generate(
-        self,
-        model: str,
-        source: Source | None = None,
-        *,
-        version: int = 0,
-        variant: str = "",
-        prompt: Source | None = None,
-        constants: Constants | None = None,
-        resume_timeout: float = 60.0,
-        timeout: float | None = None,
-        **decoding: Unpack[DecodingOptions],
-    ) -> AsyncGeneration:
-        """One whole generation, in a session that lives as long as the call: see `Client.generate`."""
-        request = _requests.generate_request(
-            model,
-            source=source,
-            version=version,
-            variant=variant,
-            prompt=prompt,
-            constants=constants,
-            decoding=decoding_message(**decoding),
-        )
-        deadline = Deadline(self._timeout if timeout is None else timeout)
-        call = self._inference.Generate(request, timeout=deadline.remaining())
-        responses = aiter(call)
-        state, backoff = GenerationState(request.decoding), CallBackoff(resume_timeout)
-
-        async def pull() -> None:
-            nonlocal call, responses
-            while True:
-                try:
-                    async for response in responses:
-                        state.receive_response(response)
-                        if state.is_ready and not state.is_ended:
-                            return
-                    state.stop()
-                    return
-                except asyncio.CancelledError:
-                    if is_cancelled():
-                        raise
-                    state.fail(_answers.client_closed())
-                    return
-                except grpc.RpcError as error:
-                    failure, now_s = _answers.rpc_error(error), time.monotonic()
-                    try:
-                        delay_s = backoff.next(failure, state.position, now_s, deadline.remaining())
-                    except CarouselError as last:
-                        state.fail(last)
-                        return
-                await asyncio.sleep(delay_s)
-                request.version = state.version or request.version
-                call = self._inference.Generate(request, timeout=deadline.remaining())
-                responses = aiter(call)
-
-        async def leave() -> None:
-            state.leave()
-            call.cancel()
-
-        return AsyncGeneration(state, pull, leave)
-
-    async def forecast(
-        self,
-        model: str,
-        horizon: int,
-        source: Source | None = None,
-        *,
-        features: Features | None = None,
-        version: int = 0,
-        variant: str = "",
-        constants: Constants | None = None,
-        timeout: float | None = None,
-    ) -> list[Vector]:
-        """Returns the next values of a model that gives values: see `Client.forecast`."""
-        generation = self.generate(
-            model,
-            source,
-            version=version,
-            variant=variant,
-            prompt=features,
-            constants=constants,
-            timeout=timeout,
-            max_tokens=horizon,
-        )
-        return await generation.vectors()
-
-    async def score(
-        self,
-        model: str,
-        targets: Sequence[Source],
-        source: Source | None = None,
-        *,
-        version: int = 0,
-        variant: str = "",
-        prompt: Source | None = None,
-        constants: Constants | None = None,
-        with_end: bool = False,
-        resume_timeout: float = 60.0,
-        timeout: float | None = None,
-    ) -> tuple[TargetScore, ...]:
-        """Returns how likely targets are, in a session that lives as long as the call: see `Client.score`."""
-        request = _requests.score_request(
-            model,
-            targets,
-            source=source,
-            version=version,
-            variant=variant,
-            prompt=prompt,
-            with_end=with_end,
-            constants=constants,
-        )
-        deadline = Deadline(self._timeout if timeout is None else timeout)
-        response = await retried(self._inference.Score, request, deadline, resume_timeout)
-        return _answers.target_scores(response.scores)
+        """Closes the connection. Calls under way in other tasks raise RequestCancelledError, later ones
+        FailedPreconditionError: see `Client.close`."""
+        if self._home.is_here:  # a forked process leaves the connection to the one that made it
+            self._home.is_closed = True
+            await self._channel.close()
 
     def session(
         self,

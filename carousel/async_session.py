@@ -7,13 +7,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from carousel import _requests
 from carousel._async_reconnecting_stream import AsyncReconnectingStream
 from carousel._deadline import Deadline, closing_deadline
 from carousel._decoding import decoding_message
 from carousel._generation import GenerationState
+from carousel._home import Unpicklable
 from carousel._iteration import AsyncIteration
 from carousel._ports import Parts
 from carousel._properties import GenerationProperties, SessionProperties
@@ -76,7 +77,8 @@ class AsyncGeneration(GenerationProperties, AsyncIteration[Token]):
 class AsyncSession(SessionProperties):
     """A sequence that the server keeps the state of. Made by `AsyncClient.session`; close it, or use `async with`.
 
-    Tasks of one event loop may share it: their calls take turns. ConcurrentUseError in another event loop.
+    Tasks of one event loop may share it: their calls take turns. ConcurrentUseError in another event loop. It cannot be
+    pickled, or used in a forked process: see `Client`.
     """
 
     def __init__(
@@ -88,6 +90,14 @@ class AsyncSession(SessionProperties):
         self._sessions = sessions
         self._stub = stub
         self._stream = AsyncReconnectingStream(stub, protocol)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
 
     async def feed(
         self,
@@ -105,8 +115,10 @@ class AsyncSession(SessionProperties):
     ) -> Step:
         """Makes the session consume tokens and returns what comes next: see `Session.feed`.
 
-        A feed whose task is cancelled is like one that ran out of time: sending it again is safe, and another call in
-        its place cancels it at the server.
+        A feed whose task is cancelled, by `asyncio.wait_for` too, is cancelled at the server: `position` tells how far
+        it came, and the rest may be fed from there. When the server does not tell within a second, the next call learns
+        it, and raises PositionMismatchError, once, if the feed had moved the session. A feed that ran out of its own
+        `timeout` stays in flight: sending it again is safe.
         """
         message = _requests.feed_message(
             tokens,
@@ -155,9 +167,11 @@ class AsyncSession(SessionProperties):
         await self._stream.rewind(position, lambda: self._sessions.rewind(self.id, position), deadline)
 
     async def cancel(self, *, timeout: float | None = None) -> int:
-        """Cancels what an earlier call left in flight: see `Session.cancel`."""
-        await self._stream.run(self._protocol.synchronize(), Deadline(self._or_default(timeout)))
-        return self.position
+        """Cancels what is in flight, also the call that another task is in: see `Session.cancel`.
+
+        Calls of other tasks that wait for their turn are not cancelled.
+        """
+        return await self._stream.cancel(Deadline(self._or_default(timeout)))
 
     async def close(self, timeout: float | None = None) -> None:
         """Closes the session and its stream: see `Session.close`."""
@@ -187,8 +201,11 @@ class AsyncSession(SessionProperties):
         return self._timeout if timeout is None else timeout
 
 
-class SessionOpening:
-    """What `AsyncClient.session` returns: `await` it for an open session, or enter it with `async with`."""
+class SessionOpening(Unpicklable):
+    """What `AsyncClient.session` returns: `await` it for an open session, or enter it with `async with`.
+
+    It opens one session. Awaited or entered again it gives the same.
+    """
 
     def __init__(
         self,
@@ -215,7 +232,8 @@ class SessionOpening:
             await self._session.close()
 
     async def _open(self) -> AsyncSession:
-        session = AsyncSession(*self._arguments)
-        await session._open(self._request)
-        self._session = session
-        return session
+        if self._session is None:
+            session = AsyncSession(*self._arguments)
+            await session._open(self._request)
+            self._session = session
+        return self._session

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from carousel import _admin_requests, _answers
 from carousel._async_unary import unary
 from carousel._channel import session_metadata
+from carousel._home import Unpicklable
 from carousel.v1 import sessions_pb2
 from carousel.values import Emitted, SessionInfo, StateTensor
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from carousel.v1.sessions_pb2_grpc import SessionsAsyncStub  # exists for type checkers alone
 
 
-class AsyncSessions:
+class AsyncSessions(Unpicklable):
     """The live sessions of a server, whoever opened them: `AsyncClient.sessions`. See `Sessions`."""
 
     def __init__(self, stub: SessionsAsyncStub, timeout: float | None) -> None:

@@ -10,6 +10,7 @@ import grpc
 from carousel import _answers, _arguments
 from carousel._async_unary import is_cancelled
 from carousel._channel import watch_metadata
+from carousel._home import Home
 from carousel._iteration import AsyncIteration
 from carousel._watch_events import WatchEvents
 from carousel.v1 import inference_pb2 as pb
@@ -33,14 +34,17 @@ class AsyncWatch(AsyncIteration[WatchEvent]):
         self._messages = aiter(call)
         self._events = WatchEvents()
         self._is_closed = False
+        self._home = Home("watch")
 
     async def aclose(self) -> None:
         """Ends the watch. Raises nothing."""
         self._is_closed = True
-        self._call.cancel()
+        if self._home.is_here:
+            self._call.cancel()
 
     async def _next(self) -> WatchEvent | None:
         """None at the end."""
+        self._home.check()
         try:
             message = await anext(self._messages, None)
         except asyncio.CancelledError:

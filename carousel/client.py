@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self
 
 import grpc
 
-from carousel import _answers, _requests
-from carousel._backoff import CallBackoff
+from carousel import _requests
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
 from carousel._constants import Constants
-from carousel._deadline import Deadline
-from carousel._decoding import decoding_message
-from carousel._generation import GenerationState
+from carousel._generate_calls import GenerateCalls
+from carousel._home import Home
 from carousel._model_calls import ModelCalls
 from carousel._protocol import SessionProtocol
 from carousel._recovery import Recovery
 from carousel._requests import Source
 from carousel._step_calls import StepCalls
-from carousel._tensors import Features, Vector
-from carousel._turn import Turn
-from carousel._unary import retried
 from carousel.batch import SessionBatch
-from carousel.errors import CarouselError
-from carousel.session import Generation, Session
+from carousel.session import Session
 from carousel.sessions import Sessions
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1.inference_pb2_grpc import InferenceStub
 from carousel.v1.models_pb2_grpc import ModelsStub
 from carousel.v1.sessions_pb2_grpc import SessionsStub
-from carousel.values import DecodingOptions, TargetScore
 from carousel.watch import WatchCalls
 
 
-class Client(ModelCalls, StepCalls, WatchCalls):
-    """A connection to a server, made when it is first needed. Threads may share it. Close it, or use `with`."""
+class Client(GenerateCalls, ModelCalls, StepCalls, WatchCalls):
+    """A connection to a server, made when it is first needed. Threads may share it. Close it, or use `with`.
+
+    It belongs to the process that makes it: pickled or copied it raises TypeError, used in a process that was forked
+    from its own, FailedPreconditionError.
+    """
 
     def __init__(
         self,
@@ -63,9 +58,10 @@ class Client(ModelCalls, StepCalls, WatchCalls):
         make = grpc.insecure_channel if secured is None else partial(grpc.secure_channel, credentials=secured)
         self._channel = make(target, options=options)
         self._timeout = timeout
-        self._inference = InferenceStub(self._channel)
-        self._models = ModelsStub(self._channel)
-        self.sessions = Sessions(SessionsStub(self._channel), timeout)
+        self._home = Home("client")
+        self._inference = self._home.guarded(InferenceStub(self._channel))
+        self._models = self._home.guarded(ModelsStub(self._channel))
+        self.sessions = Sessions(self._home.guarded(SessionsStub(self._channel)), timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -76,140 +72,11 @@ class Client(ModelCalls, StepCalls, WatchCalls):
         self.close()
 
     def close(self) -> None:
-        """Closes the connection. Calls under way in other threads raise RequestCancelledError."""
-        self._channel.close()
-
-    def generate(
-        self,
-        model: str,
-        source: Source | None = None,
-        *,
-        version: int = 0,
-        variant: str = "",
-        prompt: Source | None = None,
-        constants: Constants | None = None,
-        resume_timeout: float = 60.0,
-        timeout: float | None = None,
-        **decoding: Unpack[DecodingOptions],
-    ) -> Generation:
-        """One whole generation, in a session that lives as long as the call. It starts at once.
-
-        source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
-        computing it, such as `int8`; empty for `fp32`. prompt: target tokens to consume first. constants: see
-        `session`. decoding: see
-        `DecodingOptions`. resume_timeout: seconds to try again after a lost connection, or when the server shuts down,
-        until new tokens arrive. The same version of the model generates the tokens again, and those that have arrived
-        already are dropped. timeout: seconds for the whole generation.
-
-        A model that gives values yields `ValueToken`s. The iterator raises NotFoundError for an unknown model,
-        InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError, UnavailableError.
-        """
-        request = _requests.generate_request(
-            model,
-            source=source,
-            version=version,
-            variant=variant,
-            prompt=prompt,
-            constants=constants,
-            decoding=decoding_message(**decoding),
-        )
-        deadline = Deadline(self._timeout if timeout is None else timeout)
-        call = self._inference.Generate(request, timeout=deadline.remaining())
-        state, backoff, turn = GenerationState(request.decoding), CallBackoff(resume_timeout), Turn("generation")
-
-        def pull() -> None:
-            with turn:
-                pull_alone()
-
-        def pull_alone() -> None:
-            nonlocal call
-            while True:
-                try:
-                    for response in call:
-                        state.receive_response(response)
-                        if state.is_ready and not state.is_ended:
-                            return
-                    state.stop()
-                    return
-                except grpc.RpcError as error:
-                    failure, now_s = _answers.rpc_error(error), time.monotonic()
-                    try:
-                        time.sleep(backoff.next(failure, state.position, now_s, deadline.remaining()))
-                    except CarouselError as last:
-                        state.fail(last)
-                        return
-                request.version = state.version or request.version
-                call = self._inference.Generate(request, timeout=deadline.remaining())
-
-        def leave() -> None:
-            state.leave()
-            call.cancel()
-
-        return Generation(state, pull, leave)
-
-    def forecast(
-        self,
-        model: str,
-        horizon: int,
-        source: Source | None = None,
-        *,
-        features: Features | None = None,
-        version: int = 0,
-        variant: str = "",
-        constants: Constants | None = None,
-        timeout: float | None = None,
-    ) -> list[Vector]:
-        """Returns the next values of a model that gives values, in a session that lives as long as the call.
-
-        horizon: steps. source, version, variant, constants, timeout: as in `generate`; its source is vectors. features:
-        vectors for its steps to consume first. Raises what the iterator of `generate` raises.
-        """
-        generation = self.generate(
-            model,
-            source,
-            version=version,
-            variant=variant,
-            prompt=features,
-            constants=constants,
-            timeout=timeout,
-            max_tokens=horizon,
-        )
-        return generation.vectors()
-
-    def score(
-        self,
-        model: str,
-        targets: Sequence[Source],
-        source: Source | None = None,
-        *,
-        version: int = 0,
-        variant: str = "",
-        prompt: Source | None = None,
-        constants: Constants | None = None,
-        with_end: bool = False,
-        resume_timeout: float = 60.0,
-        timeout: float | None = None,
-    ) -> tuple[TargetScore, ...]:
-        """Returns how likely targets are, in a session that lives as long as the call.
-
-        targets: a list of sequences, each text, or names, or ids. source, version, variant, prompt, constants: as in
-        `generate`. with_end: each target with the end token after it. resume_timeout: seconds to try again after a lost
-        connection. timeout: seconds; default the client's.
-
-        Raises NotFoundError, InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError, UnavailableError.
-        """
-        request = _requests.score_request(
-            model,
-            targets,
-            source=source,
-            version=version,
-            variant=variant,
-            prompt=prompt,
-            with_end=with_end,
-            constants=constants,
-        )
-        own = self._timeout if timeout is None else timeout
-        return _answers.target_scores(retried(self._inference.Score, request, Deadline(own), resume_timeout).scores)
+        """Closes the connection. Calls under way in other threads raise RequestCancelledError, later ones
+        FailedPreconditionError. Closing it again does nothing; neither does closing it in a forked process."""
+        if self._home.is_here:  # a forked process leaves the connection to the one that made it
+            self._home.is_closed = True
+            self._channel.close()
 
     def session(
         self,

@@ -72,7 +72,8 @@ class Session(SessionProperties):
     """A sequence that the server keeps the state of. Made by `Client.session`; close it, or use `with`.
 
     Its calls block. One thread at a time may use it: a second thread gets ConcurrentUseError at once, and the first
-    goes on. Use a session per thread, or `AsyncClient`.
+    goes on; only `cancel` may be called meanwhile. Use a session per thread, or `AsyncClient`. It cannot be pickled, or
+    used in a forked process: see `Client`.
     """
 
     def __init__(
@@ -211,12 +212,13 @@ class Session(SessionProperties):
         self._stream.rewind(position, lambda: self._sessions.rewind(self.id, position), deadline)
 
     def cancel(self, *, timeout: float | None = None) -> int:
-        """Cancels what an earlier call left in flight: a generation, or a feed that ran out of time.
+        """Cancels what is in flight: the call that another thread is in, which raises RequestCancelledError, or what an
+        earlier call left, a generation or a feed that ran out of time. A feed may have been consumed in part.
 
-        timeout: seconds; default the client's. Returns the session's position, which is then sure.
+        timeout: seconds; default the client's. Any thread may call it. Returns the session's position, which is then
+        known: the session can be used from there.
         """
-        self._stream.run(self._protocol.synchronize(), Deadline(self._or_default(timeout)))
-        return self.position
+        return self._stream.cancel(Deadline(self._or_default(timeout)))
 
     def close(self, timeout: float | None = None) -> None:
         """Closes the session and its stream. Closing it again does nothing.

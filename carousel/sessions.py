@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 from carousel import _admin_requests, _answers
 from carousel._channel import session_metadata
+from carousel._home import Unpicklable
 from carousel._unary import unary
 from carousel.v1 import sessions_pb2
 from carousel.v1.sessions_pb2_grpc import SessionsStub
 from carousel.values import Emitted, SessionInfo, StateTensor
 
 
-class Sessions:
+class Sessions(Unpicklable):
     """The live sessions of a server, whoever opened them: `Client.sessions`. Threads may share it."""
 
     def __init__(self, stub: SessionsStub, timeout: float | None) -> None:

@@ -34,7 +34,8 @@ class Watch(Iteration[WatchEvent]):
     def close(self) -> None:
         """Ends the watch. Raises nothing."""
         self._is_closed = True
-        self._call.cancel()
+        if self._turn.is_here:
+            self._call.cancel()
 
     def _next(self) -> WatchEvent | None:
         """None at the end."""

@@ -44,7 +44,6 @@ def test_a_second_thread_in_a_session_gets_an_error(server: FakeServer, on_disco
             lambda: session.score(["A"]),
             lambda: list(session.generate()),
             lambda: session.rewind(0),
-            session.cancel,
             session.close,
         ):
             with pytest.raises(ConcurrentUseError, match=r"one thread at a time.*a session per thread, or AsyncClient"):

@@ -6,7 +6,14 @@ import asyncio
 
 import pytest
 
-from carousel import AsyncClient, Client, InvalidArgumentError, NotFoundError, RequestCancelledError
+from carousel import (
+    AsyncClient,
+    Client,
+    InvalidArgumentError,
+    NotFoundError,
+    PositionMismatchError,
+    RequestCancelledError,
+)
 
 from .fake_server import FakeServer
 
@@ -87,8 +94,11 @@ async def test_an_opening_that_fails_leaves_no_task(server: FakeServer) -> None:
         assert not {task for task in asyncio.all_tasks() - before if task.get_name() == "carousel-stream"}
 
 
-async def test_a_feed_whose_task_was_cancelled_may_be_sent_again(server: FakeServer) -> None:
-    async with AsyncClient(server.target) as client, client.session("toy", on_disconnect="free") as session:
+@pytest.mark.parametrize("on_disconnect", ["free", "hold"])
+async def test_a_cancelled_feed_that_the_server_tells_nothing_of_is_told_of_later(
+    server: FakeServer, on_disconnect: str
+) -> None:
+    async with AsyncClient(server.target) as client, client.session("toy", on_disconnect=on_disconnect) as session:
         server.requests.get()
         server.mute()
         task = asyncio.create_task(session.feed("A"))
@@ -97,8 +107,19 @@ async def test_a_feed_whose_task_was_cancelled_may_be_sent_again(server: FakeSer
         with pytest.raises(asyncio.CancelledError):
             await task
         server.unmute()
-        step = await session.feed("A")
-        assert (step.position, step.replayed) == (1, True)
+        with pytest.raises(PositionMismatchError, match="had moved it"):
+            await session.feed("B")
+        assert (await session.feed("B")).position == 2
+        assert server.session.num_applied == 2
+
+
+async def test_an_awaited_session_closes_with_its_block_too(server: FakeServer) -> None:
+    async with AsyncClient(server.target) as client:
+        opening = client.session("toy", on_disconnect="free")
+        async with await opening as session:
+            assert await opening is session
+            await session.feed("A")
+        assert session.closed
 
 
 async def test_concurrent_feeds_of_one_session_take_turns(server: FakeServer) -> None:

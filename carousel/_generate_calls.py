@@ -1,0 +1,165 @@
+"""`Client.generate`, `Client.forecast` and `Client.score`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Unpack
+
+import grpc
+
+from carousel import _answers, _requests
+from carousel._backoff import CallBackoff
+from carousel._constants import Constants
+from carousel._deadline import Deadline
+from carousel._decoding import decoding_message
+from carousel._generation import GenerationState
+from carousel._home import Unpicklable
+from carousel._requests import Source
+from carousel._tensors import Features, Vector
+from carousel._turn import Turn
+from carousel._unary import retried
+from carousel.errors import CarouselError
+from carousel.session import Generation
+from carousel.v1.inference_pb2_grpc import InferenceStub
+from carousel.values import DecodingOptions, TargetScore
+
+
+class GenerateCalls(Unpicklable):
+    """Sequences, each in one call that has a session of its own."""
+
+    _inference: InferenceStub
+    _timeout: float | None
+
+    def generate(
+        self,
+        model: str,
+        source: Source | None = None,
+        *,
+        version: int = 0,
+        variant: str = "",
+        prompt: Source | None = None,
+        constants: Constants | None = None,
+        resume_timeout: float = 60.0,
+        timeout: float | None = None,
+        **decoding: Unpack[DecodingOptions],
+    ) -> Generation:
+        """One whole generation, in a session that lives as long as the call. It starts at once.
+
+        source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
+        computing it, such as `int8`; empty for `fp32`. prompt: target tokens to consume first. constants: see
+        `session`. decoding: see
+        `DecodingOptions`. resume_timeout: seconds to try again after a lost connection, or when the server shuts down,
+        until new tokens arrive. The same version of the model generates the tokens again, and those that have arrived
+        already are dropped. timeout: seconds for the whole generation.
+
+        A model that gives values yields `ValueToken`s. The iterator raises NotFoundError for an unknown model,
+        InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError, UnavailableError.
+        """
+        request = _requests.generate_request(
+            model,
+            source=source,
+            version=version,
+            variant=variant,
+            prompt=prompt,
+            constants=constants,
+            decoding=decoding_message(**decoding),
+        )
+        deadline = Deadline(self._timeout if timeout is None else timeout)
+        call = self._inference.Generate(request, timeout=deadline.remaining())
+        state, backoff, turn = GenerationState(request.decoding), CallBackoff(resume_timeout), Turn("generation")
+
+        def pull() -> None:
+            with turn:
+                pull_alone()
+
+        def pull_alone() -> None:
+            nonlocal call
+            while True:
+                try:
+                    for response in call:
+                        state.receive_response(response)
+                        if state.is_ready and not state.is_ended:
+                            return
+                    state.stop()
+                    return
+                except grpc.RpcError as error:
+                    failure, now_s = _answers.rpc_error(error), time.monotonic()
+                    try:
+                        time.sleep(backoff.next(failure, state.position, now_s, deadline.remaining()))
+                    except CarouselError as last:
+                        state.fail(last)
+                        return
+                request.version = state.version or request.version
+                call = self._inference.Generate(request, timeout=deadline.remaining())
+
+        def leave() -> None:
+            state.leave()
+            if turn.is_here:
+                call.cancel()
+
+        return Generation(state, pull, leave)
+
+    def forecast(
+        self,
+        model: str,
+        horizon: int,
+        source: Source | None = None,
+        *,
+        features: Features | None = None,
+        version: int = 0,
+        variant: str = "",
+        constants: Constants | None = None,
+        timeout: float | None = None,
+    ) -> list[Vector]:
+        """Returns the next values of a model that gives values, in a session that lives as long as the call.
+
+        horizon: steps. source, version, variant, constants, timeout: as in `generate`; its source is vectors. features:
+        vectors for its steps to consume first. Raises what the iterator of `generate` raises.
+        """
+        generation = self.generate(
+            model,
+            source,
+            version=version,
+            variant=variant,
+            prompt=features,
+            constants=constants,
+            timeout=timeout,
+            max_tokens=horizon,
+        )
+        return generation.vectors()
+
+    def score(
+        self,
+        model: str,
+        targets: Sequence[Source],
+        source: Source | None = None,
+        *,
+        version: int = 0,
+        variant: str = "",
+        prompt: Source | None = None,
+        constants: Constants | None = None,
+        with_end: bool = False,
+        resume_timeout: float = 60.0,
+        timeout: float | None = None,
+    ) -> tuple[TargetScore, ...]:
+        """Returns how likely targets are, in a session that lives as long as the call.
+
+        targets: a list of sequences, each text, or names, or ids. source, version, variant, prompt, constants: as in
+        `generate`. with_end: each target with the end token after it. resume_timeout: seconds to try again after a lost
+        connection. timeout: seconds; default the client's.
+
+        Raises NotFoundError, InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError, UnavailableError.
+        """
+        request = _requests.score_request(
+            model,
+            targets,
+            source=source,
+            version=version,
+            variant=variant,
+            prompt=prompt,
+            with_end=with_end,
+            constants=constants,
+        )
+        own = self._timeout if timeout is None else timeout
+        return _answers.target_scores(retried(self._inference.Score, request, Deadline(own), resume_timeout).scores)

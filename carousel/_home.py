@@ -1,0 +1,62 @@
+"""Where an object may be used: in the process that made it, until it is closed. And that it is not pickled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from carousel._backoff import CLIENT_CLOSED
+from carousel.errors import FailedPreconditionError
+
+Stub = TypeVar("Stub")
+
+
+class Home:
+    """Belongs to one object. is_closed: the program has closed it. Threads may share it."""
+
+    def __init__(self, name: str) -> None:
+        """name: of the object, for errors."""
+        self.is_closed = False
+        self._name = name
+        self._pid = os.getpid()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that made the object, and not one that was forked from it."""
+        return os.getpid() == self._pid
+
+    def check(self) -> None:
+        """Raises FailedPreconditionError in a forked process, and when the object is closed."""
+        if not self.is_here:
+            raise FailedPreconditionError(
+                f"this {self._name} was made in process {self._pid}, and its connection is of no use in this one, which"
+                " was forked: make a client after the fork, and resume sessions there by their ids",
+                reason="FORKED",
+            )
+        if self.is_closed:
+            raise FailedPreconditionError(f"the {self._name} was closed: make another", reason=CLIENT_CLOSED)
+
+    def guarded(self, stub: Stub) -> Stub:
+        """Has each call of a stub check first. Returns the stub."""
+        for name, call in vars(stub).items():
+            setattr(stub, name, self._guarded(call))
+        return stub
+
+    def _guarded(self, call: Callable[..., object]) -> Callable[..., object]:
+        def checked(*arguments: object, **options: object) -> object:
+            self.check()
+            return call(*arguments, **options)
+
+        return checked
+
+
+class Unpicklable:
+    """Refuses to be pickled or copied, as it holds a connection."""
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Raises TypeError."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be pickled or copied, because it holds a connection of this process: make a"
+            " client in each process, and resume sessions there by their ids"
+        )

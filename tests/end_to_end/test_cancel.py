@@ -1,0 +1,148 @@
+"""A session whose work is cancelled stands at a known position, and goes on from there."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from carousel import (
+    AsyncClient,
+    Client,
+    DeadlineExceededError,
+    PositionMismatchError,
+    RequestCancelledError,
+    SessionState,
+    Token,
+)
+from examples.local_service import LocalService
+
+LONG = [1] * 100_000
+"""Tokens that take the server many seconds."""
+
+both = pytest.mark.parametrize("on_disconnect", ["free", "hold"])
+
+
+class InThread:
+    """A call in a thread of its own. results: what it returned or raised."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.results: list[object] = []
+        self._call = call
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def result(self) -> object:
+        self._thread.join(30)
+        return self.results[0]
+
+    def _run(self) -> None:
+        try:
+            self.results.append(self._call())
+        except Exception as error:
+            self.results.append(error)
+
+
+def wait_until(client: Client, session_id: str, state: SessionState) -> None:
+    until = time.monotonic() + 20
+    while client.sessions.get(session_id).state is not state:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+async def wait_until_moved(client: AsyncClient, session_id: str) -> None:
+    async with asyncio.timeout(20):
+        while (await client.sessions.get(session_id)).state is not SessionState.BUSY:  # noqa: ASYNC110  # it is the server's
+            await asyncio.sleep(0.01)
+
+
+@both
+def test_cancel_ends_the_feed_that_another_thread_waits_for(shipped_service: LocalService, on_disconnect: str) -> None:
+    with (
+        Client(shipped_service.target) as client,
+        client.session("pychar-en", on_disconnect=on_disconnect, durability="none") as session,
+    ):
+        feeding = InThread(lambda: session.feed(LONG, outputs=False))
+        wait_until(client, session.id, SessionState.BUSY)
+        position = session.cancel()
+        assert isinstance(feeding.result(), RequestCancelledError)
+        assert position == session.position == client.sessions.get(session.id).position < len(LONG)
+        assert session.feed(["a"]).position == position + 1
+        assert session.cancel() == position + 1  # with nothing in flight
+
+
+@both
+def test_cancel_ends_the_generation_that_another_thread_iterates_over(
+    tiny_service: LocalService, on_disconnect: str
+) -> None:
+    with Client(tiny_service.target) as client, client.session("tiny-endless", on_disconnect=on_disconnect) as session:
+        taken: list[Token] = []
+        begun = threading.Event()
+
+        def iterate() -> None:
+            for token in session.generate(max_tokens=60_000):
+                taken.append(token)
+                begun.set()
+
+        iterating = InThread(iterate)
+        assert begun.wait(20)
+        position = session.cancel()
+        assert isinstance(iterating.result(), RequestCancelledError)
+        assert len(taken) <= position == session.position == client.sessions.get(session.id).position < 60_000
+        assert session.feed([2]).position == position + 1
+
+
+@both
+async def test_cancel_ends_the_feed_that_another_task_waits_for(
+    shipped_service: LocalService, on_disconnect: str
+) -> None:
+    async with (
+        AsyncClient(shipped_service.target) as client,
+        client.session("pychar-en", on_disconnect=on_disconnect, durability="none") as session,
+    ):
+        feeding = asyncio.create_task(session.feed(LONG, outputs=False))
+        await wait_until_moved(client, session.id)
+        position = await session.cancel()
+        with pytest.raises(RequestCancelledError):
+            await feeding
+        assert position == session.position == (await client.sessions.get(session.id)).position < len(LONG)
+        assert (await session.feed(["a"])).position == position + 1
+
+
+@both
+async def test_a_feed_whose_task_is_cancelled_leaves_a_session_that_knows_its_position(
+    shipped_service: LocalService, on_disconnect: str
+) -> None:
+    async with (
+        AsyncClient(shipped_service.target) as client,
+        client.session("pychar-en", on_disconnect=on_disconnect, durability="none") as session,
+    ):
+        feeding = asyncio.create_task(session.feed(LONG, outputs=False))
+        await wait_until_moved(client, session.id)
+        feeding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await feeding
+        position = session.position
+        assert position == (await client.sessions.get(session.id)).position < len(LONG)
+        assert (await session.feed(["a"])).position == position + 1
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(session.feed(LONG, outputs=False), 0.2)
+        assert position < session.position < len(LONG)
+        position = session.position
+        assert (await session.feed(["a"])).position == position + 1
+        async with asyncio.timeout(5):
+            assert len(await session.score([["a", "b"]])) == 1
+
+
+def test_a_mismatch_is_told_where_a_feed_ran_out_of_time(shipped_service: LocalService) -> None:
+    """Its own timeout is no cancellation: the feed may be sent again, and another one in its place is told of it."""
+    with Client(shipped_service.target) as client, client.session("pychar-en", on_disconnect="free") as session:
+        with pytest.raises(DeadlineExceededError):
+            session.feed(LONG, outputs=False, timeout=0.3)
+        with pytest.raises(PositionMismatchError):
+            session.feed(["a"])
+        position = session.position
+        assert session.feed(["a"]).position == position + 1
