@@ -1,0 +1,151 @@
+"""docs/clients.md does what it says: its programs run, and its tables have every reason of an error."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor import FileDescriptor
+
+from carousel.v1 import error_pb2, inference_pb2
+from examples.local_service import LocalService, local_service
+from service.api.status import TABLE
+from tests.services import program
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "clients.md").read_text()
+HOST = "localhost:50051"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def table(title: str) -> dict[str, str]:
+    """The rows below a sentence of the page: the reason, and its second column."""
+    rows = PAGE.partition(title)[2].partition("| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^\| `(\w+)` \| ([^|]+?) \| [^|]+ \|$", rows, re.MULTILINE)
+    assert len(found) == len(rows.splitlines())
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+def fields(*files: FileDescriptor) -> set[str]:
+    """The names of all fields of the messages, and of their oneofs."""
+    messages = [message for file in files for message in file.message_types_by_name.values()]
+    return {name for message in messages for name in [*message.fields_by_name, *message.oneofs_by_name]}
+
+
+@pytest.fixture(scope="module")
+def browsers_service() -> Iterator[LocalService]:
+    """A real service of the shipped models that speaks JSON."""
+    with local_service(ROOT / "model_repository", {"wire": "envoy"}) as service:
+        yield service
+
+
+def test_the_table_has_every_reason_that_the_server_answers_with_its_code() -> None:
+    assert table("What the server answers:") == {row.reason: row.code.name for row in TABLE.values()}
+
+
+def test_the_table_has_every_reason_that_the_client_gives() -> None:
+    sources = "".join(path.read_text() for path in (ROOT / "carousel").glob("*.py"))
+    given = set(re.findall(r'reason="([A-Z_]+)"', sources))
+    for name in re.findall(r"reason=([A-Z_]+)\b", sources):
+        given |= set(re.findall(rf'^{name} = "([A-Z_]+)"', sources, re.MULTILINE))
+    assert {"CONNECTION_LOST", "CLIENT_CLOSED", "FORKED"} <= given
+    assert set(table("What the Python client raises itself:")) == given
+
+
+@pytest.mark.parametrize("at", range(len(blocks("python"))))
+def test_each_python_program_of_the_page_runs(at: int, shipped_service: LocalService) -> None:
+    code = blocks("python")[at]
+    compile(code, "docs/clients.md", "exec")
+    if HOST not in code:
+        assert "carousel.example.com" in code
+        return
+    code = code.replace(HOST, shipped_service.target)
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert ran.stdout
+    assert not ran.stderr
+
+
+def test_each_curl_of_the_page_is_answered(browsers_service: LocalService) -> None:
+    program("curl")
+    (commands,) = [block for block in blocks("sh") if "curl" in block]
+    for command in commands.splitlines():
+        told = subprocess.run(
+            command.replace(HOST, browsers_service.target), shell=True, capture_output=True, text=True, check=True
+        )
+        assert '"models"' in told.stdout or '"fed"' in told.stdout, told.stdout
+
+
+def test_the_browsers_program_runs(browsers_service: LocalService, tmp_path: Path) -> None:
+    """In Node, whose fetch is that of browsers."""
+    (code,) = blocks("js")
+    (tmp_path / "page.mjs").write_text(code.replace(HOST, browsers_service.target))
+    ran = subprocess.run(
+        [program("node"), "page.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert ran.stdout.split() == ["K", "EH", "R", "AH", "S", "EH", "L", "EY", "T"]
+
+
+def test_the_node_program_names_fields_that_there_are() -> None:
+    (code,) = blocks("javascript")
+    known = fields(inference_pb2.DESCRIPTOR, error_pb2.DESCRIPTOR)
+    for text in re.findall(r"(?:request = |write\()(\{.*\})", code):
+        assert set(re.findall(r"\b([a-z]\w*)(?=[:,] )", text)) <= known, text
+    used = set(re.findall(r"\b(?:answer|error|generated|fed|outputs\[0\]|tokens\[0\]|token)\.(\w+)", code))
+    assert used - known <= {"code", "details", "tokens"}
+    assert {"request_id", "response", "reason", "position"} <= used
+
+
+def test_the_node_program_runs(shipped_service: LocalService, tmp_path: Path) -> None:
+    """Where NODE_PATH has gRPC for Node."""
+    path = Path(os.environ.get("NODE_PATH", ""))
+    if not (path / "@grpc" / "grpc-js").exists() or not (path / "@grpc" / "proto-loader").exists():
+        pytest.skip("NODE_PATH has no @grpc/grpc-js and @grpc/proto-loader")
+    (code,) = blocks("javascript")
+    (tmp_path / "client.js").write_text(code.replace(HOST, shipped_service.target))
+    (tmp_path / "proto").symlink_to(ROOT / "proto")
+    ran = subprocess.run(
+        [program("node"), "client.js"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert ran.stdout.split() == ["K", "EH", "R", "AH", "S", "EH", "L", "1", "EH", "3", "AH"]
+
+
+def test_the_cpp_program_names_fields_that_there_are() -> None:
+    (code,) = blocks("cpp")
+    known = fields(inference_pb2.DESCRIPTOR, error_pb2.DESCRIPTOR)
+    assert set(re.findall(r"\b(?:set|mutable|add|has)_(\w+)\(", code)) - {"deadline"} <= known
+    chains = re.findall(r"\bresponse((?:\.\w+\(\d*\))+)", code)
+    assert {name for chain in chains for name in re.findall(r"\.(\w+)\(", chain)} - {"has_error"} <= known
+    assert chains
+
+
+def test_the_cpp_program_runs(shipped_service: LocalService, tmp_path: Path) -> None:
+    """Where there are protoc, its plugin for gRPC and the libraries."""
+    protoc, plugin = shutil.which("protoc"), shutil.which("grpc_cpp_plugin")
+    if protoc is None or plugin is None or shutil.which("g++") is None:
+        pytest.skip("protoc, grpc_cpp_plugin or g++ is not on this machine")
+    (code,) = blocks("cpp")
+    (tmp_path / "client.cc").write_text(code.replace(HOST, shipped_service.target))
+    protos = [str(path) for path in sorted((ROOT / "proto" / "carousel" / "v1").glob("*.proto"))]
+    makes = [protoc, "-I", str(ROOT / "proto"), "--cpp_out=.", "--grpc_out=.", f"--plugin=protoc-gen-grpc={plugin}"]
+    subprocess.run([*makes, *protos], cwd=tmp_path, check=True)
+    names = [f"carousel/v1/{name}{kind}.cc" for name in ("inference", "error") for kind in (".pb", ".grpc.pb")]
+    links = ["-lgrpc++", "-lgrpc", "-lgpr", "-lprotobuf"]
+    subprocess.run(["g++", "-std=c++17", "-I.", "client.cc", *names, *links, "-o", "client"], cwd=tmp_path, check=True)
+    ran = subprocess.run(["./client"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1].strip() == "0"
