@@ -44,6 +44,8 @@ class BatchProtocol:
         self.recovery = BatchRecovery(resume_timeout, can_resume=policy.on_disconnect != "free")
         self._policy = policy
         self._ended_by: CarouselError | None = None
+        self.num_closed = 0
+        """Sessions that the program closed, one by one."""
 
     @property
     def num_in_flight(self) -> int:
@@ -127,6 +129,23 @@ class BatchProtocol:
             while self.recovery.closing:
                 yield None
 
+    def close_session(self, place: int, post: Post) -> Exchange[None]:
+        """Closes one session. post: sends a request. Raises LookupError while a step of it is in flight."""
+        self.check_open()
+        recovery = self.recovery
+        member = recovery.members[place]
+        if any(recovery.members[step.places[row]] is member for step in recovery.steps.values() for row in step.rows):
+            raise LookupError(f"a step of the session at place {place} is in flight: `receive` its answer first")
+        self.num_closed += not member.is_closed
+        member.is_closed = True
+        if member.ended_by is None and member not in recovery.closing.values():
+            request = recovery.close_one(member)
+            if recovery.may_send(request):
+                post(request)
+        while member.ended_by is None:
+            yield None
+        recovery.release(member)
+
     def closed(self) -> None:
         """Records that the program closed the batch."""
         self.lost(FailedPreconditionError("the batch was closed", reason="BATCH_CLOSED"))
@@ -185,10 +204,11 @@ class BatchProperties(Unpicklable, Generic[P]):
         top_k: int | None = None,
         logits: bool = False,
         outputs: bool = True,
+        end: bool | Sequence[bool] = False,
     ) -> None:
         """Sends a step and does not wait for its answer: see `step`, and `receive`. Several may be in flight."""
         with self._turn:
-            self._send(tokens, features, places, top_k=top_k, logits=logits, outputs=outputs)
+            self._send(tokens, features, places, top_k=top_k, logits=logits, outputs=outputs, end=end)
 
     def _send(
         self,
@@ -199,16 +219,24 @@ class BatchProperties(Unpicklable, Generic[P]):
         top_k: int | None,
         logits: bool,
         outputs: bool,
+        end: bool | Sequence[bool],
     ) -> None:
         protocol, recovery = self._protocol, self._protocol.recovery
         protocol.check_open()
-        places = range(len(recovery.members)) if places is None else places
+        if places is None:
+            places = range(len(recovery.members))
+            if protocol.num_closed:
+                places = [place for place in places if not recovery.members[place].is_closed]
         members = [recovery.members[place] for place in places]
+        if end is True:
+            end = [True] * len(members)
         message = _requests.step_batch_message(
             [member.handle for member in members],
             tokens,
             [member.position for member in members],
-            features=_requests.vectors(features, members[0].inputs if members else (), "step_batch.features"),
+            features=_requests.vectors(
+                features, members[0].inputs if members else (), "step_batch.features", is_last=end
+            ),
             feature_size=members[0].feature_size if members else 0,
             top_k=top_k,
             logits=logits,

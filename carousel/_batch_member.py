@@ -19,7 +19,7 @@ class Member:
     """One session of a batch.
 
     position: where its next step begins, those in flight counted. restored: where it was when it was resumed last.
-    is_away: the server has handed it over. ended_by: why it is over.
+    is_away: the server has handed it over. ended_by: why it is over. is_closed: the program has closed it.
     """
 
     def __init__(self, session_id: str, opening: pb.Open, timeout_s: float, *, has_own_id: bool) -> None:
@@ -33,7 +33,7 @@ class Member:
         self.inputs: tuple[Port, ...] = ()
         self.outputs: tuple[Port, ...] = ()
         self.feature_size = 0
-        self.is_away = False
+        self.is_away = self.is_closed = False
         self.ended_by: CarouselError | None = None
         self._is_strict = False
 
@@ -45,6 +45,11 @@ class Member:
         self.feature_size = response.opened.feature_size
         self._is_strict = response.opened.durability == pb.DURABILITY_STRICT
         self.recovery.opened(response)
+
+    def release(self) -> None:
+        """Forgets what it would be resumed with: it is over."""
+        self.opening = pb.Open()
+        self.recovery = Recovery(None, self.recovery.timeout_s)
 
     def consumed(self, position: int, tokens: list[object]) -> None:
         """Records tokens that were answered. Those of a strict session are stored."""

@@ -93,9 +93,18 @@ class BatchRecovery:
         self.steps.clear()
         for member in self._by_id.values() if self.can_resume else ():
             if member.ended_by is None:
-                request = self.number(pb.StreamRequest(close=pb.Close()), member.id)
-                self.closing[request.request_id] = member
-                yield request
+                yield self.close_one(member)
+
+    def close_one(self, member: Member) -> pb.StreamRequest:
+        """Makes the request that closes a session."""
+        request = self.number(pb.StreamRequest(close=pb.Close()), member.id)
+        self.closing[request.request_id] = member
+        return request
+
+    def release(self, member: Member) -> None:
+        """Forgets what a session that is over has consumed."""
+        self._journal.write()
+        member.release()
 
     def questions(self) -> Iterator[pb.StreamRequest]:
         """Yields the requests that ask how far sessions are stored, when that is due."""

@@ -31,9 +31,9 @@ def session_constant(message: models_pb2.SessionConstant) -> SessionConstant:
     return SessionConstant(port, tuple(message.default_value), tuple(choices))
 
 
-def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool = False) -> Features:
-    """The vectors, [steps, features], that have these parts. is_last: whether the session is fed nothing after them.
-    Raises InvalidArgumentError that names the part."""
+def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool | Sequence[bool] = False) -> Features:
+    """The vectors, [steps, features], that have these parts. is_last: whether the session is fed nothing after them; a
+    sequence says it of each step, where each is another session's. Raises InvalidArgumentError that names the part."""
     if not inputs:
         raise InvalidArgumentError(f"{field} has names, and the model's inputs have none: give vectors", field=field)
     unknown = [name for name in parts if name not in {port.name for port in inputs}]
@@ -43,7 +43,8 @@ def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool = 
         wrong = f"no {missing[0]!r}" if missing else repr(unknown[0])
         raise InvalidArgumentError(f"{field} has {wrong}: the model reads {expected}", field=field)
     ends = [port.name for port in inputs if port.is_end]
-    if is_last and (not ends or ends[0] in parts):
+    has_last = is_last if isinstance(is_last, bool) else any(is_last)
+    if has_last and (not ends or ends[0] in parts):
         why = f"{ends[0]!r} is given, too" if ends else f"the model reads {', '.join(port.name for port in inputs)}"
         raise InvalidArgumentError(
             f"{field}: end=True is for models that read whether a step is the last: {why}", field=field
@@ -56,8 +57,8 @@ def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool = 
     num_steps = next(iter(counts.values()), 0)
     for port in inputs:
         if port.is_end and port.name not in columns:
-            last = array("f", [1.0 if is_last else 0.0]) * port.size
-            columns[port.name] = array("f", [0.0]) * (port.size * (num_steps - 1)) + last
+            flags = _flags(is_last, num_steps, field)
+            columns[port.name] = array("f", [float(flag) for flag in flags for _ in range(port.size)])
     return [
         [number for port in inputs for number in _step(columns[port.name], port.size, step)]
         for step in range(num_steps)
@@ -74,6 +75,16 @@ def taken_apart(values: Sequence[float], outputs: Sequence[Port]) -> dict[str, t
         found[port.name] = tuple(number for row in rows for number in values[row : row + port.size])
         begin += port.size
     return found
+
+
+def _flags(is_last: bool | Sequence[bool], num_steps: int, field: str) -> Sequence[bool]:
+    if isinstance(is_last, bool):
+        return [is_last and step == num_steps - 1 for step in range(num_steps)]
+    if len(is_last) != num_steps:
+        raise InvalidArgumentError(
+            f"{field} has {num_steps} steps, and end has {len(is_last)} flags: give one for each session", field=field
+        )
+    return is_last
 
 
 def _step(numbers: Sequence[float], size: int, step: int) -> Sequence[float]:

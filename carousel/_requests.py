@@ -70,13 +70,17 @@ def open_message(
 
 
 def vectors(
-    features: Features | Parts | None, inputs: Sequence[Port], field: str, *, is_last: bool = False
+    features: Features | Parts | None,
+    inputs: Sequence[Port],
+    field: str,
+    *,
+    is_last: bool | Sequence[bool] = False,
 ) -> Features | None:
     """The vectors that are given, as a whole or by the names of their parts. is_last: see `joined`. Raises
     InvalidArgumentError."""
     if isinstance(features, Mapping):
         return joined(features, inputs, field, is_last=is_last)
-    if is_last:
+    if is_last if isinstance(is_last, bool) else any(is_last):
         raise InvalidArgumentError(f"{field}: end=True needs features by name, and a model that reads it", field=field)
     return features
 

@@ -86,16 +86,23 @@ class AsyncSessionBatch(BatchProperties[AsyncReconnectingStream[BatchProtocol]])
         top_k: int | None = None,
         logits: bool = False,
         outputs: bool = True,
+        end: bool | Sequence[bool] = False,
         timeout: float | None = None,
     ) -> StepBatchResult:
         """Makes sessions consume tokens and returns what comes next in each: see `SessionBatch.step`."""
         self._check_none_in_flight()
-        self.send(tokens, features=features, places=places, top_k=top_k, logits=logits, outputs=outputs)
+        self.send(tokens, features=features, places=places, top_k=top_k, logits=logits, outputs=outputs, end=end)
         return await self.receive(timeout)
 
     async def receive(self, timeout: float | None = None) -> StepBatchResult:
         """Waits for the answer to the oldest step in flight: see `step`. Raises LookupError without any."""
         return await self._stream.run(self._protocol.stepped(), Deadline(self._or_default(timeout)))
+
+    async def close_session(self, place: int, *, timeout: float | None = None) -> None:
+        """Closes one session: see `SessionBatch.close_session`."""
+        await self._stream.run(
+            self._protocol.close_session(place, self._stream.post), Deadline(self._or_default(timeout))
+        )
 
     async def close(self, timeout: float | None = None) -> None:
         """Closes the sessions and the stream. Steps in flight are dropped. Closing it again does nothing.

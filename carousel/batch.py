@@ -94,14 +94,16 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
         top_k: int | None = None,
         logits: bool = False,
         outputs: bool = True,
+        end: bool | Sequence[bool] = False,
         timeout: float | None = None,
     ) -> StepBatchResult:
         """Makes sessions consume tokens and returns what comes next in each, in one round trip.
 
         tokens: by id, one for each session, or a sequence of them. features: instead, of models that read those, one
         vector for each, or a dict of their named parts, as in `Session.feed`, or the numbers of all of them, one after
-        the other. places: which sessions; default all. top_k, logits, outputs: as in `Session.feed`. timeout: seconds;
-        default the client's.
+        the other. places: which sessions; default all but those that `close_session` has closed. top_k, logits,
+        outputs: as in `Session.feed`. end: as in `Session.feed`, of all of these sessions, or one flag for each.
+        timeout: seconds; default the client's.
 
         `StepBatchResult.errors` tells which sessions were refused; the others are stepped. An OutOfRangeError with the
         reason OUTPUTS_LOST: the session consumed the tokens, and the connection was lost before the answer came. It
@@ -113,13 +115,24 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
         """
         with self._turn:
             self._check_none_in_flight()
-            self._send(tokens, features, places, top_k=top_k, logits=logits, outputs=outputs)
+            self._send(tokens, features, places, top_k=top_k, logits=logits, outputs=outputs, end=end)
             return self._receive(timeout)
 
     def receive(self, timeout: float | None = None) -> StepBatchResult:
         """Waits for the answer to the oldest step in flight: see `step`. Raises LookupError without any."""
         with self._turn:
             return self._receive(timeout)
+
+    def close_session(self, place: int, *, timeout: float | None = None) -> None:
+        """Closes one session, and leaves the others open. Its place stays empty. Closing it again does nothing.
+
+        place: as `open` returned it. timeout: seconds; default the client's. Raises IndexError for an unknown place,
+        LookupError while a step of the session is in flight, DeadlineExceededError and UnavailableError when the server
+        does not answer: the session is closed when it does.
+        """
+        exchange = self._protocol.close_session(place, self._stream.post)
+        with self._turn:
+            self._stream.run(exchange, Deadline(self._or_default(timeout)))
 
     def close(self, timeout: float | None = None) -> None:
         """Closes the sessions and the stream. Steps in flight are dropped. Closing it again does nothing.

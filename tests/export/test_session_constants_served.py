@@ -174,6 +174,23 @@ def test_steps_are_those_of_a_bare_loop(
         assert same(step.outputs[1].values, bare.step(xs[6], is_last=True))
 
 
+def test_end_in_a_batch_is_of_all_its_sessions_or_of_each(service: LocalService, file: Path) -> None:
+    xs, speaker = drawn(1, 2)
+    with Client(service.target) as client, client.batch("foreign") as batch:
+        batch.open_many([None, None, None], constants={"speaker": speaker})
+        bares = [Bare(file, number_of(client, name), speaker, 0, 1.0) for name in batch.session_ids]
+        first = [xs[0], xs[0], xs[0]]
+        with pytest.raises(InvalidArgumentError, match="3 steps, and end has 2 flags: give one for each session"):
+            batch.step(features={"x": first}, end=[True, False])
+        values = batch.step(features={"x": first}, end=[False, True, False]).values
+        size = len(values) // 3
+        for at, bare in enumerate(bares):
+            assert same(values[at * size : (at + 1) * size], bare.step(xs[0], is_last=at == 1))
+        values = batch.step(features={"x": [xs[1], xs[1]]}, places=[0, 2], end=True).values
+        for at, bare in enumerate((bares[0], bares[2])):
+            assert same(values[at * size : (at + 1) * size], bare.step(xs[1], is_last=True))
+
+
 async def test_sessions_of_other_values_step_together(service: LocalService, file: Path) -> None:
     """Two languages, and two beginnings, in one step batch: they are run apart, and each has its own bits."""
     with Client(service.target) as client:
