@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp, SettingsError
 
 from carousel._version import __version__
-from service.settings import Settings
+from service.redaction import without_passwords
+from service.settings import SECRETS, Settings
 
 _HELP = ("-h", "--help")
 _USAGE = {
@@ -95,11 +96,12 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 def _told(error: ValidationError | SettingsError) -> str:
     if isinstance(error, SettingsError):
-        return str(error)
+        return without_passwords(str(error).removeprefix("error parsing CLI: "))
     lines = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
         text = str(problem.get("ctx", {}).get("error", problem["msg"]))
         # without a name: settings that do not go together, which the message names; its input is all of them
-        lines.append(f"{name} = {problem.get('input')!r}: {text}" if name else text)
-    return "\n".join(lines)
+        value = "" if name in SECRETS else f" = {problem.get('input')!r}"
+        lines.append(f"{name}{value}: {text}" if name else text)
+    return without_passwords("\n".join(lines))

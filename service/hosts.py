@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv6Address, ip_address
+from urllib.parse import urlsplit
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 """Names and addresses of this machine alone."""
@@ -54,6 +55,23 @@ def checked_host(name: str) -> str:
     if not (_NAME.fullmatch(plain) or is_address(plain)) or "%" in plain:
         raise ValueError("expected a name or an address without a scheme, a port or a path, such as carousel.example")
     return plain
+
+
+def is_redis_url(url: str) -> bool:
+    """Whether a URL has a scheme of Redis, and a host and a port that can be read."""
+    try:
+        parts = urlsplit(url)
+        has_place = bool(parts.path if parts.scheme == "unix" else parts.hostname and parts.port != 0)
+    except ValueError:  # whose text may have a part of the password
+        return False
+    return parts.scheme in ("redis", "rediss", "unix") and has_place and not parts.fragment
+
+
+def checked_without_user(url: str) -> str:
+    """A URL of a setting that is shown. Raises ValueError for one with a user or a password."""
+    if "@" in url:
+        raise ValueError("expected a URL without a user and a password, such as http://collector:4317")
+    return url
 
 
 def checked_origin(origin: str) -> str:

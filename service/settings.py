@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.engine.limits import EngineLimits
 from service.engine.rows import ROW_BUCKETS
-from service.hosts import checked_host, checked_origin
+from service.hosts import checked_host, checked_origin, checked_without_user, is_redis_url
 from service.repository.runtime import Provider, RuntimeOptions, Runtimes
 from service.sessions.persistence import Durability, PolicyLimits, SessionLimits
 
@@ -42,6 +42,16 @@ class RedisUrl(SecretStr):
         return _REDIS_URL if self.get_secret_value() == _REDIS_URL else super()._display()
 
 
+def _checked_redis_url(url: RedisUrl) -> RedisUrl:
+    if not is_redis_url(url.get_secret_value()):
+        raise ValueError(
+            "expected redis://host:port/database, rediss:// for TLS, or unix:///path, with user:password@ before the"
+            " host where it needs them, and / ? # @ of a password as %2F %3F %23 %40 (the value is not shown: it may"
+            " have a password)"
+        )
+    return url
+
+
 class Settings(BaseSettings):
     """Serves recurrent models: sessions that keep their hidden and cell state, over gRPC.
 
@@ -55,6 +65,8 @@ class Settings(BaseSettings):
         env_prefix="CAROUSEL_",
         extra="forbid",
         frozen=True,
+        hide_input_in_errors=True,
+        cli_exit_on_error=False,
         use_attribute_docstrings=True,
         cli_prog_name="python -m service",
         cli_kebab_case=True,
@@ -114,7 +126,7 @@ class Settings(BaseSettings):
     max_metadata_bytes: Annotated[int, Field(ge=1024, le=2**20)] = 16 * 1024
     """Size of one call's metadata."""
 
-    otlp_endpoint: str = ""
+    otlp_endpoint: Annotated[str, AfterValidator(checked_without_user)] = ""
     """Where traces are sent by OTLP over gRPC, such as `http://collector:4317`; empty: there are none. Needs the extra
     `tracing`."""
     trace_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -170,7 +182,7 @@ class Settings(BaseSettings):
     data_folder: Path = Path("carousel-data")
     """Folder of the embedded store and of the key that signs snapshots; made when it is first needed. Keep
     nothing else in it: the server takes other users' rights on it away."""
-    redis_url: RedisUrl = RedisUrl(_REDIS_URL)
+    redis_url: Annotated[RedisUrl, AfterValidator(_checked_redis_url)] = RedisUrl(_REDIS_URL)
     """Redis or Valkey for `store=redis`."""
     snapshot_key_file: Path | None = None
     """File whose bytes sign snapshots, 16 or more; servers that exchange snapshots, or share a store, need the same. By
@@ -287,6 +299,10 @@ class Settings(BaseSettings):
             keep_s=self.keep_s,
             max_keep_s=self.max_keep_s,
         )
+
+
+SECRETS = frozenset(name for name, field in Settings.model_fields.items() if field.annotation is RedisUrl)
+"""Settings whose value no message shows."""
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[tuple[str, str | None]]:

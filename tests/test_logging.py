@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 _SCRIPT = """
 import asyncio, gc, logging, threading
 from service.telemetry import logging as ours
@@ -82,3 +84,23 @@ def test_a_failure_in_text_has_its_traceback_and_no_values_of_variables() -> Non
     assert "ValueError: 1.0 is not in list" in done.stderr
     assert "0.123456" not in done.stderr
     assert len(done.stderr.splitlines()) < 10
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_no_line_has_the_password_of_a_url(log_format: str) -> None:
+    """Whoever has put it there: a field of ours, a library, or an exception."""
+    script = f"""
+import logging, structlog
+from service.telemetry import logging as ours
+
+ours.configure({log_format!r}, "info")
+structlog.get_logger().info("store.opened", url="redis://:hush@cache:6379")
+logging.getLogger("redis").warning("cannot reach redis://:hush@cache:6379")
+try:
+    raise ValueError("redis://:hush@cache:6379")
+except ValueError as error:
+    structlog.get_logger().error("store.failed", exc_info=error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr.count("redis://***@cache:6379") >= 3
+    assert "hush@" not in done.stderr

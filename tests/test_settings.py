@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import pytest
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import CliApp
 
@@ -457,6 +458,35 @@ def test_what_is_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert settings.redis_url.get_secret_value() == "redis://user:hush@cache:6379/1"
     assert "hush" not in repr(settings)
     assert "hush" not in f"{settings.redis_url} {settings.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--tls-cert-file=missing"],
+        ["--port=-1"],
+        ["--redis-url=redis://:hush#hush@cache:6379"],
+        ["--redis-url=hush"],
+        ["--redis-ur=redis://:hush@cache"],
+        ["--redis-url", "redis://cache", "redis://:hush@cache"],
+        ["--otlp-endpoint=http://user:hush@collector:4317"],
+        ['--allowed-origins=["http://user:hush@app.example"]'],
+    ],
+)
+def test_no_refusal_has_a_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.setenv("CAROUSEL_REDIS_URL", "redis://user:hush@cache:6379/1")
+    assert run(monkeypatch, "--check", *arguments) == 2
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1, "the reason, once"
+    assert "hush" not in told.err + told.out
+
+
+def test_an_exception_of_the_settings_has_no_value() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings(redis_url="redis://user:hush@cache", tls_cert_file=Path("hush"))
+    assert "hush" not in f"{refused.value} {refused.value!r}"
 
 
 def test_help_shows_every_default(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import inspect
 import re
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +37,7 @@ class Connection:
     """
 
     target: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     tls: bool | None = None
     ca: Path | None = None
     cert: Path | None = None
@@ -46,7 +46,7 @@ class Connection:
 
     def over(self, other: Connection) -> Connection:
         """These options, and those of `other` where these say nothing."""
-        own = (getattr(self, field.name) for field in fields(self))
+        own = (getattr(self, one.name) for one in fields(self))
         others = (getattr(other, field.name) for field in fields(self))
         return Connection(*(a if a is not None else b for a, b in zip(own, others, strict=True)))
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from service.redaction import without_passwords
+
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
@@ -37,6 +39,7 @@ def configure(log_format: str, log_level: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *exceptions,
             renderer,
+            _without_passwords,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[log_level.upper()]),
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
@@ -46,6 +49,11 @@ def configure(log_format: str, log_level: str) -> None:
     threading.excepthook = _thread_crashed
     root = logging.getLogger()
     root.handlers = [_Forwarder(logging.WARNING)]
+
+
+def _without_passwords(_: Any, __: str, line: Any) -> str:
+    """Of a line that is written, whoever put them there: a library's message, or an exception's."""
+    return without_passwords(line)
 
 
 def loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
