@@ -13,6 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from service.repository.files import FilesError, check_files
 from service.repository.manifest import (
     BASE_VARIANT,
     FILE_NAME,
@@ -108,12 +109,15 @@ class Bundle:
 def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
     """Checks and loads `<model>/<version>/`. runtime: how its graphs are run; None: by the defaults.
 
-    Raises BundleError: the manifest is missing or malformed, is another model's, a file is missing or has another
-    digest, a vocabulary is not what the manifest says, or a graph is not.
+    Raises BundleError: the folder has what no bundle has (see `check_files`), the manifest is missing or malformed, is
+    another model's, a file is missing or has another digest, a vocabulary is not what the manifest says, or a graph is
+    not.
     """
-    manifest_path = folder / FILE_NAME
     try:
-        text = manifest_path.read_bytes()
+        check_files(folder, texts=(FILE_NAME,))
+        text = (folder / FILE_NAME).read_bytes()
+    except FilesError as error:
+        raise BundleError(str(error)) from error
     except OSError as error:
         raise BundleError(f"{FILE_NAME} cannot be read: {error.strerror}") from error
     try:
@@ -127,8 +131,9 @@ def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
     for file in manifest.files:
         _check_digest(folder / file, manifest.digests[file])
     try:
+        check_files(folder, texts=[spec.file for spec in manifest.vocabularies])
         source, step, target = _load_vocabularies(folder, manifest)
-    except (ValueError, OSError) as error:
+    except (FilesError, ValueError, OSError) as error:
         raise BundleError(str(error)) from error
     runtime = runtime or RuntimeOptions()
     variants = {BASE_VARIANT: _load_variant(folder, manifest, manifest.step, manifest.readout, runtime)}
@@ -188,13 +193,14 @@ def _first_values(folder: Path, manifest: Manifest) -> dict[int, NDArray[Any]]:
             found[place] = np.array(state.constant.default, dtype).reshape(shape)
         elif state.initial_file is not None:
             try:
-                found[place] = np.load(folder / state.initial_file, allow_pickle=False)
+                # mapped, as the sizes in its header are only then held against the file's own
+                mapped = np.load(folder / state.initial_file, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise BundleError(f"{state.initial_file} is not a NumPy array: {error}") from error
-            has = found[place]
-            if (has.dtype, has.shape) != (np.dtype(dtype), shape):
+            if (mapped.dtype, mapped.shape) != (np.dtype(dtype), shape):
                 expected = f"state {state.name} is {dtype} {list(shape)}"
-                raise BundleError(f"{state.initial_file} is {has.dtype} {list(has.shape)}, but {expected}")
+                raise BundleError(f"{state.initial_file} is {mapped.dtype} {list(mapped.shape)}, but {expected}")
+            found[place] = np.array(mapped)
     return found
 
 

@@ -267,9 +267,14 @@ class Manifest(Part):
         return self.step.logits is not None and self.input_vocabulary is None
 
     @property
+    def vocabularies(self) -> list[VocabularySpec]:
+        """Those that there are."""
+        return [spec for spec in (self.source_vocabulary, self.input_vocabulary, self.target_vocabulary) if spec]
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Every file, but this one, that serving reads."""
-        vocabularies = [v.file for v in (self.source_vocabulary, self.input_vocabulary, self.target_vocabulary) if v]
+        vocabularies = [vocabulary.file for vocabulary in self.vocabularies]
         variants = [part for variant in self.variants.values() for part in (variant.step, variant.readout)]
         graphs = [part.file for part in (self.encoder, self.step, self.readout, self.trace, *variants) if part]
         loops = [step.loop for step in (self.step, *self._steps_of_variants) if step.loop]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,7 +67,8 @@ def put_weights_at(place: str) -> Callable[[Path], None]:
         graph = onnx.load(folder / "step.onnx")
         weight = graph.graph.initializer[0]
         (folder.parent / "weights.bin").write_bytes(weight.raw_data)
-        (folder / "link.bin").symlink_to(folder.parent / "weights.bin")
+        if place == "link.bin":
+            (folder / place).symlink_to(folder.parent / "weights.bin")
         set_external_data(weight, place.format(folder=folder), 0, len(weight.raw_data))
         weight.ClearField("raw_data")
         weight.data_location = onnx.TensorProto.EXTERNAL
@@ -72,6 +76,31 @@ def put_weights_at(place: str) -> Callable[[Path], None]:
         set_digest(folder, "step.onnx")
 
     return damage
+
+
+def replace(file: str, change: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Does something to one file of the bundle."""
+
+    def damage(folder: Path) -> None:
+        change(folder / file)
+
+    return damage
+
+
+def make_fifo(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def add_many_files(folder: Path) -> None:
+    for number in range(1000):
+        (folder / f"{number}.txt").touch()
+
+
+def bind_a_socket(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as one, contextlib.chdir(folder):  # as a whole path may be too long
+        one.bind("here")
 
 
 def use_an_operator_of_ones_own(folder: Path) -> None:
@@ -94,7 +123,7 @@ def of_state_input(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder, lambda manifest: manifest["states"][0]["input"].update(values))
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "wrong digest": (flip_a_byte, "step.onnx has SHA-256 [0-9a-f]{64}, but the manifest gives it [0-9a-f]{64}"),
     "missing graph": (lambda folder: (folder / "step.onnx").unlink(), "step.onnx cannot be read: No such file"),
     "missing vocabulary": (lambda folder: (folder / "target.txt").unlink(), "target.txt cannot be read: No such file"),
@@ -130,7 +159,45 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "weights in the folder above": (put_weights_at("../weights.bin"), "step.onnx .* path escapes model directory"),
     "weights at an absolute path": (put_weights_at("{folder}/../weights.bin"), "step.onnx .* data path"),
-    "weights behind a link": (put_weights_at("link.bin"), "step.onnx .* path escapes model directory"),
+    "weights behind a link": (put_weights_at("link.bin"), "link.bin is a link that leads out of the bundle, to /"),
+    "graph behind a link": (
+        replace("step.onnx", lambda path: path.symlink_to(path.rename(path.parent.parent / path.name))),
+        "step.onnx is a link that leads out of the bundle, to /.*/step.onnx: put the file itself into the bundle",
+    ),
+    "manifest behind a link": (
+        replace(FILE_NAME, lambda path: path.symlink_to(path.rename(path.parent.parent / path.name))),
+        "manifest.json is a link that leads out of the bundle",
+    ),
+    "link to a folder outside": (
+        lambda folder: (folder / "more").symlink_to(folder.parent),
+        "more is a link that leads out of the bundle",
+    ),
+    "link to nowhere": (
+        lambda folder: (folder / "notes").symlink_to("nowhere"),
+        "notes is a link that leads nowhere: nowhere",
+    ),
+    "link to itself": (lambda folder: (folder / "notes").symlink_to("notes"), "notes is a link that leads nowhere"),
+    "vocabulary that is a FIFO": (
+        replace("target.txt", make_fifo),
+        "target.txt is a FIFO: a bundle has regular files and folders, and nothing else",
+    ),
+    "manifest that is a FIFO": (
+        replace(FILE_NAME, make_fifo),
+        "manifest.json is a FIFO",
+    ),
+    "FIFO that nobody names": (
+        replace("a/b/c", make_fifo),
+        "a/b/c is a FIFO",
+    ),
+    "socket": (bind_a_socket, "here is a socket"),
+    "manifest without an end": (
+        replace(FILE_NAME, lambda path: os.truncate(path, 64 * 1024**2 + 1)),
+        "manifest.json has 67108865 bytes, the most that it may have is 67108864",
+    ),
+    "folder of many files": (
+        add_many_files,
+        "its folder has more than 1000 files and folders",
+    ),
     "operator of one's own": (use_an_operator_of_ones_own, "step.onnx is not a graph that ONNX Runtime can load"),
     "graph in the folder above": (
         lambda folder: edit(folder, lambda manifest: manifest["step"].update(file="../step.onnx")),
@@ -142,12 +209,22 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_bundle_is_not_loaded(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_a_damaged_bundle_is_not_loaded(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
     folder = write_language_model(tmp_path)
     load_bundle(folder)
     damage(folder)
     with pytest.raises(BundleError, match=message):
         load_bundle(folder)
+
+
+def test_links_within_a_bundle_are_followed(tmp_path: Path) -> None:
+    """As volumes of Kubernetes have them."""
+    folder = write_language_model(tmp_path)
+    (folder / "..data").mkdir()
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        path.rename(folder / "..data" / path.name)
+        path.symlink_to(Path("..data", path.name))
+    assert load_bundle(folder).model == "tiny-lm"
 
 
 async def test_the_server_starts_without_a_bad_bundle_says_why_and_shows_it_in_health(tmp_path: Path) -> None:
