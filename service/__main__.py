@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 
 import structlog
@@ -31,6 +32,8 @@ def main() -> int:
         from service.check import check  # noqa: PLC0415  # serving does without, and so does Envoy's launcher
 
         return check(settings)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server handles it: there is nothing to read again yet
     logging.configure(settings.log_format, settings.log_level)
     for variable, nearest in unknown_variables(os.environ):
         structlog.get_logger().warning("settings.unknown_variable", variable=variable, nearest=nearest)

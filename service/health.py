@@ -23,8 +23,9 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[misc]  # which 
 
 
 class ModelHealth:
-    """Keeps the health of models up to date: each version as `model/version`; a model's name stands for its newest
-    version that is served. Event loop only."""
+    """Keeps the health up to date of the server (""), of its services, and of its models: each version as
+    `model/version`; a model's name stands for its newest version that is served. The health service itself serves for
+    as long as the process does. Event loop only."""
 
     def __init__(self, servicer: health.aio.HealthServicer, repository: Repository) -> None:
         self._servicer = servicer
@@ -34,10 +35,9 @@ class ModelHealth:
         self._is_cut = False
 
     async def start(self, services: Iterable[str]) -> None:
-        """The server and its services are there, and so are its models."""
+        """The process is there, and so are the services and the models."""
         self._services = tuple(services)
-        for name in ("", *self._services):
-            await self._servicer.set(name, _SERVING)
+        await self._servicer.set(health.SERVICE_NAME, _SERVING)
         await self.update()
 
     async def set_cut(self, is_cut: bool) -> None:
@@ -45,15 +45,19 @@ class ModelHealth:
         itself it is well."""
         if is_cut != self._is_cut:
             self._is_cut = is_cut
-            for name in self._services:
-                await self._servicer.set(name, _NOT_SERVING if is_cut else _SERVING)
+            await self.update()
 
     async def update(self) -> None:
-        """Sets what the repository has now; a model that it has no more is not served."""
+        """Sets what the repository has now; a model that it has no more is not served. Without any model the server
+        and its services are not, either."""
         statuses = dict.fromkeys(self._names, _NOT_SERVING)
+        is_serving = bool(self._repository.bundles)
+        statuses[""] = _SERVING if is_serving else _NOT_SERVING
+        services = _SERVING if is_serving and not self._is_cut else _NOT_SERVING
+        statuses |= dict.fromkeys(self._services, services)
         for keys, status in ((self._repository.problems, _NOT_SERVING), (self._repository.bundles, _SERVING)):
             for model, version in sorted(keys):
                 statuses[model] = statuses[f"{model}/{version}"] = status
-        self._names = set(statuses)
+        self._names = set(statuses) - {"", *self._services}
         for name, status in statuses.items():
             await self._servicer.set(name, status)

@@ -29,12 +29,10 @@ from service.repository.manifest import BASE_VARIANT
 from service.repository.repository import (
     Problem,
     Repository,
-    RepositoryError,
     Stamp,
-    check_models,
     check_name,
     load_version,
-    not_a_folder,
+    look_at,
     stamps_in,
 )
 from service.repository.runtime import Runtimes
@@ -84,16 +82,10 @@ class Hosting:
     async def start(self) -> None:
         """Loads the versions of the folder. Raises RepositoryError. Cancelling it ends it after the version in hand."""
         folder = self.repository.folder
-        if not await asyncio.to_thread(folder.is_dir):
-            raise not_a_folder(folder)
-        try:
-            there = await asyncio.to_thread(stamps_in, folder)
-        except OSError as error:
-            raise RepositoryError(f"models: {folder} cannot be read: {error.strerror}") from error
-        check_models(folder, there, self._runtimes)
-        if not there:
-            self._observer.repository_empty(str(folder.resolve()))
+        there = await asyncio.to_thread(look_at, folder, self._runtimes)
         await self._to_the_end(self._load_all(there, there, ()))
+        if not self.repository.bundles and not self._is_stopping:
+            self._observer.nothing_served(str(folder.resolve()), len(there))
 
     async def stop(self) -> None:
         """Stops every engine, once a load that is in progress has ended."""

@@ -1,7 +1,8 @@
-"""The listeners: ports, TLS, health probes, and the principals that may call."""
+"""The listeners beside the wire's: health probes and metrics; and the principals that may call."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import grpc
@@ -11,11 +12,14 @@ from grpc_health.v1 import health, health_pb2_grpc
 from carousel._extras import how_to_install
 from service.api.principals import Everybody, Principals, TokenFileError
 from service.hosts import is_loopback
-from service.ports import why_not
+from service.ports import Reservation, reason_of
 from service.process import StartError
 from service.settings import Settings
+from service.telemetry.exposition import Exposition
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from service.telemetry.tracing import Tracing
 
 log = structlog.get_logger()
@@ -32,19 +36,53 @@ def warn_if_open(settings: Settings) -> None:
         log.warning("server.open_to_all", host=settings.host, hint=_CLOSE_IT)
 
 
-def make_probes(settings: Settings, servicer: health.aio.HealthServicer) -> tuple[grpc.aio.Server, int] | None:
-    """A server of health alone, and its port; None when there is to be none. Raises StartError."""
-    if settings.health_port is None:
-        return None
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    address = f"{settings.host}:{settings.health_port}"
-    if reason := why_not(settings.host, settings.health_port):
-        raise StartError(f"cannot listen on {address}: {reason}")
+def reserve(host: str, port: int) -> Reservation:
+    """Keeps a port for the server that starts. Raises StartError."""
     try:
-        return server, int(server.add_insecure_port(address))
-    except RuntimeError as error:
-        raise StartError(f"cannot listen on {address}: {error}") from error
+        return Reservation(host, port)
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}:{port}: {reason_of(error)}") from error
+
+
+class Reserved:
+    """The ports beside that of the wire, kept from the first moment of a start. Raises StartError."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._host = settings.host
+        with ExitStack() as undo:
+            self._health = None if settings.health_port is None else reserve(settings.host, settings.health_port)
+            if self._health is not None:
+                undo.callback(self._health.release)
+            self._metrics = reserve(settings.host, settings.metrics_port) if settings.metrics else None
+            undo.pop_all()
+
+    def make_probes(self, servicer: health.aio.HealthServicer) -> tuple[grpc.aio.Server, int] | None:
+        """A server of health alone, and its port; None when there is to be none. Raises StartError."""
+        if self._health is None:
+            return None
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        address = f"{self._host}:{self._health.release()}"
+        try:
+            return server, int(server.add_insecure_port(address))
+        except RuntimeError as error:
+            raise StartError(f"cannot listen on {address}: {error}") from error
+
+    def make_exposition(self, registry: CollectorRegistry) -> Exposition | None:
+        """The server of metrics; None when there is to be none. Raises StartError."""
+        if self._metrics is None:
+            return None
+        port = self._metrics.release()
+        try:
+            return Exposition(port, self._host, registry)
+        except OSError as error:
+            raise StartError(f"cannot listen on {self._host}:{port}: {reason_of(error)}") from error
+
+    def release(self) -> None:
+        """Lets go what was not used."""
+        for one in (self._health, self._metrics):
+            if one is not None:
+                one.release()
 
 
 def principals(settings: Settings) -> Principals | Everybody:
@@ -63,6 +101,12 @@ def principals(settings: Settings) -> Principals | Everybody:
 
 def make_tracing(settings: Settings) -> Tracing | None:
     """Where traces go; None when there are none. Raises StartError without what it needs."""
+    kind = check_tracing(settings)
+    return None if kind is None else kind(settings.otlp_endpoint, settings.trace_ratio)
+
+
+def check_tracing(settings: Settings) -> type[Tracing] | None:
+    """What `make_tracing` makes; None when there are no traces. Raises StartError without what it needs."""
     if not settings.otlp_endpoint:
         return None
     try:
@@ -70,4 +114,4 @@ def make_tracing(settings: Settings) -> Tracing | None:
     except ModuleNotFoundError as error:
         command = how_to_install("tracing", distribution="carousel-serving")
         raise StartError(f"otlp_endpoint needs {error.name}: {command}") from error
-    return Tracing(settings.otlp_endpoint, settings.trace_ratio)
+    return Tracing

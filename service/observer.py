@@ -161,8 +161,9 @@ class ModelObserver(Protocol):
     def model_dropped(self, model: str, version: int) -> None:
         """No session uses an unloaded version any more, and its engines have stopped."""
 
-    def repository_empty(self, folder: str) -> None:
-        """The folder of models, by its whole path, has none. Called once, when the server starts."""
+    def nothing_served(self, folder: str, num_versions: int) -> None:
+        """Of the versions in the folder of models, by its whole path, none is served; num_versions: how many it has.
+        Called once, when the server starts."""
 
     def repository_lost(self, reason: str) -> None:
         """The folder of models cannot be read. Called once, until it can be read again."""

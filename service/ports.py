@@ -1,4 +1,5 @@
-"""Why a port cannot be listened on, told by the system: gRPC's own error says only how to make it log more."""
+"""Ports: kept for a server that is about to listen, and why one cannot be listened on, told by the system. gRPC's own
+error says only how to make it log more."""
 
 from __future__ import annotations
 
@@ -6,23 +7,58 @@ import socket
 from typing import Any
 
 
+class Reservation:
+    """Keeps a port, without listening: who connects is refused until somebody listens. host: a name or an address, of
+    IPv6 also in brackets; port: 0 takes a free one. Raises OSError when no address of `host` can be bound to it.
+
+    On Linux a server may listen at the port meanwhile, as both sockets allow that (SO_REUSEADDR).
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.port = port
+        """The real one, also where 0 was asked for."""
+        self._sockets: list[socket.socket] = []
+        failure: OSError | None = None
+        for family, kind, protocol, _, address in _resolved(host, port):
+            try:
+                one = socket.socket(family, kind, protocol)
+            except OSError as error:
+                failure = failure or error
+                continue
+            try:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: closed connections are none
+                one.bind((address[0], self.port, *address[2:]))
+            except OSError as error:
+                one.close()
+                failure = failure or error
+            else:
+                self._sockets.append(one)
+                self.port = one.getsockname()[1]
+        if failure is not None and not self._sockets:
+            raise failure
+
+    def release(self) -> int:
+        """Lets the port go; it may be called twice. Returns it."""
+        for one in self._sockets:
+            one.close()
+        self._sockets.clear()
+        return self.port
+
+
 def why_not(host: str, port: int) -> str | None:
     """The reason why no address of `host` can be bound to `port`, such as "address already in use"; None when one can.
-    host: a name or an address, of IPv6 also in brackets."""
-    reason = None
+    host, port: as those of a `Reservation`."""
     try:
-        found = _resolved(host, port)
+        Reservation(host, port).release()
     except OSError as error:
-        return _told(error)
-    for family, kind, protocol, _, address in found:
-        try:
-            with socket.socket(family, kind, protocol) as one:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: closed connections are none
-                one.bind(address)
-                return None
-        except OSError as error:
-            reason = reason or _told(error)
-    return reason
+        return reason_of(error)
+    return None
+
+
+def reason_of(error: OSError) -> str:
+    """The system's reason, in lower case."""
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
 
 
 def addresses(host: str, port: int) -> list[tuple[str, int]]:
@@ -32,8 +68,3 @@ def addresses(host: str, port: int) -> list[tuple[str, int]]:
 
 def _resolved(host: str, port: int) -> list[Any]:
     return socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-
-
-def _told(error: OSError) -> str:
-    text = error.strerror or str(error)
-    return text[:1].lower() + text[1:]

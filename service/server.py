@@ -20,19 +20,18 @@ from service.api.reflection import add_reflection
 from service.api.sessions import Sessions
 from service.background import Background
 from service.collector import Collector
+from service.conditions import demand
 from service.engine.engine import Engine
 from service.health import HealthServicer, ModelHealth
 from service.hosting import Hosting
-from service.listeners import make_probes, make_tracing, principals
+from service.listeners import Reserved, make_tracing, principals
 from service.process import StartError
 from service.repository.bundle import Bundle
 from service.repository.repository import RepositoryError
 from service.sessions.service import SessionService
-from service.sessions.snapshot import Codec
 from service.sessions.storage import Storage
-from service.sessions.stores.base import StateStore, StoreError
-from service.sessions.stores.opening import open_store, signing_key
 from service.settings import Settings
+from service.storing import open_storage
 from service.telemetry.engines import EngineTelemetry, ModelTelemetry, Occupancy
 from service.telemetry.exposition import Exposition
 from service.telemetry.metrics import Metrics
@@ -69,7 +68,7 @@ class Server:
     def __init__(self, settings: Settings, wire: Wire) -> None:
         self._settings = settings
         self._wire = wire
-        self._is_open = False
+        self._is_open = self._is_started = False
         self._metrics = Metrics()
         self._tracing = make_tracing(settings)
         self._telemetry = SessionTelemetry(self._metrics, self._tracing)
@@ -85,6 +84,7 @@ class Server:
         self._sessions: SessionService | None = None
         self._storage: Storage | None = None
         self._inference: Inference | None = None
+        self._reserved: Reserved | None = None
         self._probes: grpc.aio.Server | None = None
         self._exposition: Exposition | None = None
         self._background = Background()
@@ -118,35 +118,35 @@ class Server:
             await self.stop()
 
     async def start(self) -> Addresses:
-        """Handles signals from here on, opens the store, loads the repository, warms the engines up, and listens.
-        Raises StartError."""
+        """Handles signals from here on, keeps the ports, looks at all that a start needs, opens the store, loads the
+        repository, warms the engines up, and listens. Raises StartError; before the store is opened nothing is made."""
         settings = self._settings
         self._wire.handle_signals(self._leave.set, self._on_reload)
         log.info("server.starting")
-        await self._open_sessions()
+        self._wire.reserve()
+        reserved = self._reserved = Reserved(settings)
+        await asyncio.to_thread(demand, settings)
+        self._storage = await open_storage(settings, StoreTelemetry(self._metrics))
+        self._open_sessions(self._storage)
         try:
             await self._hosting.start()
         except RepositoryError as error:
             raise StartError(str(error)) from error
         self._open_wire()
-        health_port = 0
-        probes = make_probes(settings, self._health)
-        try:
-            if settings.metrics:
-                self._exposition = Exposition(settings.metrics_port, settings.host, self._metrics.registry)
-        except OSError as error:
-            raise StartError(f"cannot listen on {settings.host}:{settings.metrics_port}: {error}") from error
-        port = await self._wire.start()
-        if probes is not None:
-            self._probes, health_port = probes
-            await self._probes.start()
         await self._model_health.start(SERVICES)
+        self._exposition = reserved.make_exposition(self._metrics.registry)
+        probes, health_port = reserved.make_probes(self._health) or (None, 0)
+        port = await self._wire.start()
+        self._probes = probes
+        if probes is not None:
+            await probes.start()
         interval_s = min(1.0, settings.idle_timeout_s / 4)
         self._background.repeat("expire", interval_s, self._expire)
         self._background.repeat("reap", interval_s, self._hosting.reap)
         self._background.repeat("health", min(0.5, settings.lease_s / 3), self._look_at_lease)
         if settings.watch_models_s:
             self._background.repeat("watch", settings.watch_models_s, self._hosting.look)
+        self._is_started = True
         addresses = Addresses(port, 0 if self._exposition is None else self._exposition.port, health_port)
         models = (
             ", ".join(f"{model}/{version}" for model, version in sorted(self._hosting.repository.bundles)) or "none"
@@ -170,8 +170,8 @@ class Server:
 
     async def stop(self) -> None:
         """Refuses what is new, tells every stream to move, lets generations and feeds finish within the grace time,
-        stores what is to be stored, and stops."""
-        if self._sessions is not None:
+        stores what is to be stored, and stops. After a start that failed it lets go what there is, without a word."""
+        if self._sessions is not None and self._is_started:
             await self._drain(self._sessions)
         await self._background.stop()
         if self._inference is not None:
@@ -179,6 +179,8 @@ class Server:
         await self._wire.stop(_STREAM_END_S)
         if self._probes is not None:
             await self._probes.stop(0)
+        if self._reserved is not None:
+            self._reserved.release()
         if self._sessions is not None:
             await self._sessions.stop(_STORE_END_S)
         if self._crash is None:
@@ -187,7 +189,8 @@ class Server:
             await self._exposition.stop()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop)
-        log.info("server.stopped")
+        if self._is_started or self._leave.is_set():
+            log.info("server.stopped")
 
     async def _drain(self, sessions: SessionService) -> None:
         loop = asyncio.get_running_loop()
@@ -206,28 +209,10 @@ class Server:
             await asyncio.sleep(0.02)
         sessions.expiry.end_all()
 
-    async def _open_sessions(self) -> None:
+    def _open_sessions(self, storage: Storage) -> None:
         settings = self._settings
-
-        def open_all() -> tuple[StateStore, bytes]:
-            key = signing_key(settings.store, key_file=settings.snapshot_key_file, data_folder=settings.data_folder)
-            store = open_store(
-                settings.store,
-                data_folder=settings.data_folder,
-                redis_url=settings.redis_url.get_secret_value(),
-                lease_s=settings.lease_s,
-            )
-            return store, key
-
-        try:
-            store, key = await asyncio.to_thread(open_all)
-        except StoreError as error:
-            raise StartError(str(error)) from error
-        codec = Codec(key, is_compressed=settings.snapshot_compression)
-        heartbeat_s = min(0.1, settings.lease_s / 3)
-        self._storage = Storage(store, codec, StoreTelemetry(self._metrics), heartbeat_s=heartbeat_s)
         self._sessions = SessionService(
-            self._storage,
+            storage,
             settings.session_limits,
             self._telemetry,
             find=self._hosting.find,
@@ -296,8 +281,8 @@ class Server:
             await self._model_health.set_cut(self._sessions.leases.is_cut)
 
     def _on_reload(self) -> None:
-        if self._leave.is_set():
-            log.info("server.not_reloaded", reason="it is leaving")
+        if self._leave.is_set() or not self._is_started:
+            log.info("server.not_reloaded", reason="it is leaving" if self._leave.is_set() else "it is starting")
         else:
             self._background.start("reload", self._reload())
 

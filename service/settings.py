@@ -85,8 +85,8 @@ class Settings(BaseSettings):
     metrics_port: Port = 9100
     """Port of `/metrics` for Prometheus; 0 takes a free one."""
     check: bool = False
-    """Check the settings, certificates, principals and every bundle, print what was found and exit: 0 when all can be
-    served."""
+    """Check all that a start needs, and every bundle, print what was found and exit: 0 when the server would start
+    and serve every bundle."""
 
     wire: Literal["auto", "grpcio", "envoy"] = "auto"
     """What carries the calls: gRPC's own library, or Envoy with the server inside, which is faster and speaks gRPC-Web,

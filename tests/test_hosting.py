@@ -246,13 +246,20 @@ async def test_an_empty_folder_is_told_of_by_its_whole_path_when_the_server_star
     monkeypatch.chdir(tmp_path)
     scene = Scene(Path())
     await scene.hosting.start()
-    assert scene.observer.heard == [("repository_empty", str(tmp_path))]
+    assert scene.observer.heard == [("nothing_served", str(tmp_path), 0)]
     await scene.hosting.look()
-    assert scene.observer.count("repository_empty") == 1
+    assert scene.observer.count("nothing_served") == 1
     write_language_model(tmp_path)
     scene = Scene(Path())
     await scene.hosting.start()
-    assert scene.observer.count("repository_empty") == 0
+    assert scene.observer.count("nothing_served") == 0
+
+
+async def test_a_folder_of_which_nothing_can_be_served_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "lm" / "1").mkdir(parents=True)
+    scene = Scene(tmp_path)
+    await scene.hosting.start()
+    assert scene.observer.heard[-1] == ("nothing_served", str(tmp_path), 1)
 
 
 async def test_a_folder_that_is_away_is_reported_once_and_harms_nothing(scene: Scene) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 import pytest
 
-from service.ports import why_not
+from service.ports import Reservation, why_not
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
@@ -25,6 +26,24 @@ def test_a_port_whose_connections_were_just_closed_is_free() -> None:
         with socket.create_connection(("127.0.0.1", port)):
             server.accept()[0].close()
     assert why_not("127.0.0.1", port) is None
+
+
+def test_a_port_is_kept_without_accepting_anybody_until_it_is_let_go() -> None:
+    kept = Reservation("127.0.0.1", 0)
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", kept.port))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", kept.port))
+    assert kept.release() == kept.release() == kept.port
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", kept.port))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems let nobody listen at it meanwhile")
+def test_a_server_may_listen_at_a_port_that_is_kept() -> None:
+    kept = Reservation("127.0.0.1", 0)
+    with socket.create_server(("127.0.0.1", kept.port)), socket.create_connection(("127.0.0.1", kept.port)):
+        kept.release()
 
 
 @pytest.mark.parametrize(

@@ -49,11 +49,12 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.upper().startswith("CAROUSEL_"):
             monkeypatch.delenv(name)
+    monkeypatch.setattr("service.check.in_use", lambda settings: ())  # nor on what else runs on this machine
 
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
-    """A folder without a bundle: enough for `--check`, which says so at once."""
+    """A folder without a bundle: enough for `--check`, which is done with it at once."""
     return tmp_path
 
 
@@ -243,8 +244,17 @@ def test_a_variable_that_is_no_setting_is_passed_over(
 ) -> None:
     """Kubernetes sets some of its own for a service of that name."""
     monkeypatch.setenv("CAROUSEL_SERVICE_HOST", "10.0.0.1")
-    assert run(monkeypatch, "--check", "--models", str(empty)) == 1
-    assert capsys.readouterr().err == f"no bundle in {empty}\n"
+    assert run(monkeypatch, "--check", "--models", str(empty)) == 0
+    assert capsys.readouterr().out == f"WARNING {empty}: no version would be served\n"
+
+
+def test_a_check_tells_of_a_variable_that_is_no_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
+) -> None:
+    monkeypatch.setenv("CAROUSEL_MAX_SESSION", "5")
+    run(monkeypatch, "--check", "--models", str(empty))
+    told = "WARNING CAROUSEL_MAX_SESSION is no setting: there is CAROUSEL_MAX_SESSIONS\n"
+    assert capsys.readouterr().out.startswith(told)
 
 
 def test_a_variable_that_looks_like_a_setting_and_is_none_is_told_of() -> None:
@@ -301,7 +311,7 @@ def test_a_runtime_of_a_model_that_is_not_there_is_refused(
     write_language_model(tmp_path)
     given = '{"tiny": {"num_threads": 2}}'
     assert run(monkeypatch, "--check", "--models", str(tmp_path), "--model-runtimes", given) == 1
-    assert capsys.readouterr().err == f"model_runtimes: 'tiny' is not in {tmp_path}: there is tiny-lm\n"
+    assert capsys.readouterr().out == f"FAILED  model_runtimes: 'tiny' is not in {tmp_path}: there is tiny-lm\n"
 
 
 def test_a_graph_is_loaded_as_its_models_runtime_says(tmp_path: Path) -> None:
@@ -505,12 +515,12 @@ def test_several_values_out_of_range_are_all_named(
     assert named == ["port", "max_sessions"]
 
 
-def test_checking_a_folder_without_bundles_fails(
+def test_checking_a_folder_without_bundles_warns_as_a_start_does(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty: Path
 ) -> None:
-    assert run(monkeypatch, "--check", "--models", str(empty)) == 1
+    assert run(monkeypatch, "--check", "--models", str(empty)) == 0
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", f"no bundle in {empty}\n")
+    assert (captured.out, captured.err) == (f"WARNING {empty}: no version would be served\n", "")
 
 
 def test_checking_a_folder_that_is_missing_fails(
@@ -519,8 +529,8 @@ def test_checking_a_folder_that_is_missing_fails(
     missing = empty / "missing"
     assert run(monkeypatch, "--check", "--models", str(missing)) == 1
     captured = capsys.readouterr()
-    told = f"models: {missing} is not a folder: name one with --models, or serve --example\n"
-    assert (captured.out, captured.err) == ("", told)
+    told = f"FAILED  models: {missing} is not a folder: name one with --models, or serve --example\n"
+    assert (captured.out, captured.err) == (told, "")
 
 
 def test_checking_names_each_bundle_and_what_is_wrong_with_it(
@@ -531,7 +541,8 @@ def test_checking_names_each_bundle_and_what_is_wrong_with_it(
         (empty / folder).mkdir(parents=True)
     assert run(monkeypatch, "--check", "--models", str(empty)) == 1
     reason = "manifest.json cannot be read: No such file or directory"
-    assert capsys.readouterr().out == f"FAILED  a/1: {reason}\nFAILED  b/1: {reason}\nFAILED  b/2: {reason}\n"
+    failed = f"FAILED  a/1: {reason}\nFAILED  b/1: {reason}\nFAILED  b/2: {reason}\n"
+    assert capsys.readouterr().out == f"{failed}WARNING {empty}: no version would be served\n"
 
 
 def test_checking_bundles_that_can_be_served_succeeds(
@@ -578,4 +589,4 @@ def test_the_examples_and_a_folder_are_not_both_served(
         f" ({empty}) and CAROUSEL_MODELS, or --example and CAROUSEL_EXAMPLE\n"
     )
     assert told.out == ""
-    assert run(monkeypatch, "--check", "--no-example", "--models", str(empty)) == 1
+    assert run(monkeypatch, "--check", "--no-example", "--models", str(empty)) == 0

@@ -47,7 +47,7 @@ class Connection:
     def over(self, other: Connection) -> Connection:
         """These options, and those of `other` where these say nothing."""
         own = (getattr(self, one.name) for one in fields(self))
-        others = (getattr(other, field.name) for field in fields(self))
+        others = (getattr(other, one.name) for one in fields(self))
         return Connection(*(a if a is not None else b for a, b in zip(own, others, strict=True)))
 
     @property

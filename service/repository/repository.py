@@ -114,6 +114,19 @@ def scan(folder: Path, runtimes: Runtimes | None = None) -> Repository:
     return repository
 
 
+def look_at(folder: Path, runtimes: Runtimes) -> dict[tuple[str, int], Stamp]:
+    """What `stamps_in` finds. Raises RepositoryError when `folder` is not a folder, cannot be read, or lacks a model
+    that `runtimes` names."""
+    if not folder.is_dir():
+        raise not_a_folder(folder)
+    try:
+        there = stamps_in(folder)
+    except OSError as error:
+        raise RepositoryError(f"models: {folder} cannot be read: {error.strerror}") from error
+    check_models(folder, there, runtimes)
+    return there
+
+
 def check_models(folder: Path, there: Iterable[tuple[str, int]], runtimes: Runtimes) -> None:
     """Raises RepositoryError when a folder that has these versions lacks a model that `runtimes` names."""
     models = {model for model, _ in there}

@@ -155,11 +155,10 @@ class ModelTelemetry:
         self._metrics.drop_version(model, version)
         log.info("model.dropped", model=model, version=version)
 
-    def repository_empty(self, folder: str) -> None:
+    def nothing_served(self, folder: str, num_versions: int) -> None:
         """See `ModelObserver`."""
-        log.warning(
-            "models.folder_empty", folder=folder, hint="put <model>/<version>/ there, or name another folder: --models"
-        )
+        hint = "see model.failed" if num_versions else "put <model>/<version>/ there, or name another folder: --models"
+        log.warning("models.none_served", folder=folder, versions=num_versions, hint=hint)
 
     def repository_lost(self, reason: str) -> None:
         """See `ModelObserver`."""

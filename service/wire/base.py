@@ -9,7 +9,8 @@ import grpc
 
 
 class Wire(Protocol):
-    """Carries calls. Event loop only; `open`, `start` and `stop` are called once each, in this order."""
+    """Carries calls. Event loop only; `reserve`, `open`, `start` and `stop` are called once each, in this order. A
+    start that fails may leave out those before `stop`."""
 
     name: str
     """As the setting `wire` has it."""
@@ -17,6 +18,10 @@ class Wire(Protocol):
     def handle_signals(self, on_leave: Callable[[], None], on_reload: Callable[[], None]) -> None:
         """From here on calls `on_leave`, once, when the process is to end, and `on_reload` when files are to be read
         again."""
+        ...
+
+    def reserve(self) -> None:
+        """Keeps the port, so that none in use is found out after models were loaded. Raises StartError."""
         ...
 
     def open(self, interceptor: grpc.aio.ServerInterceptor) -> Any:

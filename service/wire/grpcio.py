@@ -15,8 +15,8 @@ import structlog
 from service import process
 from service.background import Background
 from service.certificates import Pems, certificates_of
-from service.listeners import warn_if_open
-from service.ports import why_not
+from service.listeners import reserve, warn_if_open
+from service.ports import Reservation
 from service.process import StartError
 from service.settings import Settings
 from service.wire.json_calls import JsonInterceptor
@@ -67,6 +67,7 @@ class GrpcioWire:
         self._interceptors: tuple[grpc.aio.ServerInterceptor, ...] = ()
         self._methods = Methods()
         self._port = settings.port
+        self._reservation: Reservation | None = None
         self._server: grpc.aio.Server | None = None
         self._background = Background()
         self._is_stopping = False
@@ -74,6 +75,11 @@ class GrpcioWire:
     def handle_signals(self, on_leave: Callable[[], None], on_reload: Callable[[], None]) -> None:
         """The signals of this process. Main thread only."""
         process.handle_signals(on_leave, on_reload)
+
+    def reserve(self) -> None:
+        """Keeps the port until `start`."""
+        self._reservation = reserve(self._settings.host, self._settings.port)
+        self._port = self._reservation.port
 
     def open(self, interceptor: grpc.aio.ServerInterceptor) -> Methods:
         """What the servers will serve."""
@@ -91,8 +97,8 @@ class GrpcioWire:
 
     async def start(self) -> int:
         """Listens, and serves."""
-        if reason := why_not(self._settings.host, self._settings.port):
-            raise StartError(f"cannot listen on {self._settings.host}:{self._settings.port}: {reason}")
+        if self._reservation is not None:
+            self._reservation.release()
         if self._pems is None:
             warn_if_open(self._settings)
         await self._serve()
@@ -102,6 +108,8 @@ class GrpcioWire:
         """Ends the server."""
         self._is_stopping = True
         await self._background.stop()
+        if self._reservation is not None:
+            self._reservation.release()
         if self._server is not None:
             await self._server.stop(grace_s)
 

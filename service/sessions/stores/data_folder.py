@@ -104,6 +104,35 @@ class DataFolder:
         os.close(self._lock)
 
 
+def is_in_use(path: Path) -> bool:
+    """Whether another process has a folder. Changes nothing; of one that cannot be looked at, it is not known."""
+    try:
+        lock = os.open(path / "owner.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def check_folder(path: Path) -> None:
+    """Looks whether `make_folder` can make a folder, or use the one that is there. Makes nothing. Raises StoreError."""
+    there = next((folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder)), path)
+    if not there.is_dir():
+        raise StoreError(f"{there} is not a folder: move it away, or set data_folder to another folder")
+    has_effective_user = os.access in os.supports_effective_ids
+    if not os.access(there, os.R_OK | os.W_OK | os.X_OK, effective_ids=has_effective_user):
+        what = "" if there == path else f" cannot be made: the folder {there}"
+        raise StoreError(
+            f"{path}{what} is read-only for the server's user (Permission denied): let that user read and write it, or"
+            " set data_folder to another folder"
+        )
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder that only its user may use, or takes the rights of others on an existing one away. Raises
     StoreError."""

@@ -8,14 +8,44 @@ from contextlib import closing
 from pathlib import Path
 
 from service.sessions.stores.base import StateStore, StoreError
-from service.sessions.stores.data_folder import DataFolder, make_folder, put_in_place, tighten
+from service.sessions.stores.data_folder import DataFolder, check_folder, is_in_use, make_folder, put_in_place, tighten
 from service.sessions.stores.lmdb import LmdbStore
+from service.sessions.stores.lmdb_file import check_data_file
 from service.sessions.stores.memory import MemoryStore
 
 _SESSIONS = "sessions"
 """The embedded store's folder in the data folder."""
+_KEY_FILE = "snapshot.key"
 _KEY_BYTES = 32
 _LEAST_KEY_BYTES = 16
+
+
+def check_store(kind: str, *, key_file: Path | None, data_folder: Path, redis_url: str) -> None:
+    """Looks whether `signing_key` and `open_store` can do what they are for. Makes nothing; an embedded store that
+    another process has is good. Raises StoreError as they do."""
+    if kind == "redis" and key_file is None:
+        raise _no_key()
+    if key_file is not None:
+        _read_key(key_file)
+    if kind == "lmdb":
+        check_folder(data_folder)
+        for folder in (data_folder, data_folder / _SESSIONS):
+            if folder.exists():
+                check_folder(folder)
+        if key_file is None and (data_folder / _KEY_FILE).exists():
+            _read_key(data_folder / _KEY_FILE)
+        data_file = data_folder / _SESSIONS / "data.mdb"
+        if os.path.lexists(data_file) and not is_store_in_use(kind, data_folder):
+            check_data_file(data_file)
+    elif kind == "redis":
+        from service.sessions.stores.redis_address import check_reachable  # noqa: PLC0415  # as below
+
+        check_reachable(redis_url)
+
+
+def is_store_in_use(kind: str, data_folder: Path) -> bool:
+    """Whether another process has the embedded store."""
+    return kind == "lmdb" and is_in_use(data_folder / _SESSIONS)
 
 
 def open_store(kind: str, *, data_folder: Path, redis_url: str, lease_s: float) -> StateStore:
@@ -38,16 +68,31 @@ def signing_key(kind: str, *, key_file: Path | None, data_folder: Path) -> bytes
     process has the data folder that has no key yet.
     """
     if key_file is None and kind == "redis":
-        raise StoreError("store = redis needs snapshot_key_file: servers that share a store need the same key")
+        raise _no_key()
     if key_file is None and kind == "memory":
         return secrets.token_bytes(_KEY_BYTES)
-    path = key_file or data_folder / "snapshot.key"
+    if key_file is not None:
+        return _read_key(key_file)
+    path = data_folder / _KEY_FILE
     try:
-        if key_file is None:
-            _make_key(path)
+        _make_key(path)
+    except OSError as error:
+        raise StoreError(
+            f"data_folder: the key {path} cannot be made ({error.strerror}): let the server's user write there, set"
+            " data_folder to another folder, or give a key by snapshot_key_file"
+        ) from error
+    return _read_key(path)
+
+
+def _no_key() -> StoreError:
+    return StoreError("store = redis needs snapshot_key_file: servers that share a store need the same key")
+
+
+def _read_key(path: Path) -> bytes:
+    try:
         key = path.read_bytes()
     except OSError as error:
-        raise StoreError(f"snapshot_key_file = {path} cannot be read: {error}") from error
+        raise StoreError(f"snapshot_key_file = {path} cannot be read: {error.strerror}") from error
     if len(key) < _LEAST_KEY_BYTES:
         raise StoreError(f"snapshot_key_file = {path} has {len(key)} bytes, it must have {_LEAST_KEY_BYTES} or more")
     return key

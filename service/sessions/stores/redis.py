@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 
@@ -26,6 +25,7 @@ from service.sessions.stores.base import (
     id_of,
     politely,
 )
+from service.sessions.stores.redis_address import address_of, failed
 
 _IS_TAKEN = """
 local record = redis.call('HMGET', KEYS[1], 'k', 'o', 'p')
@@ -149,7 +149,7 @@ class RedisStore:
         self.lease_s: float | None = lease_s
         self._lease_ms = round(lease_s * 1000)
         self._prefix = prefix
-        self._address = urlsplit(url)._replace(netloc=urlsplit(url).netloc.rpartition("@")[2]).geturl()
+        self._address = address_of(url)
         self._client: Any = redis.Redis.from_url(
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, decode_responses=False
         )
@@ -296,7 +296,7 @@ class RedisStore:
         return f"{self._prefix}s:{session_id}"
 
     def _failed(self, error: Exception) -> StoreError:
-        return StoreError(f"the store at {self._address} does not do it: {error}")
+        return failed(self._address, error)
 
 
 def _claimed(kind: bytes, *rest: Any) -> Claim:

@@ -23,7 +23,7 @@ import structlog
 
 from service import process
 from service.certificates import certificates_of
-from service.ports import addresses, why_not
+from service.ports import Reservation, addresses, reason_of
 from service.process import StartError
 from service.settings import Settings
 from service.wire.envoy import configuration, library
@@ -50,8 +50,19 @@ _EXPECTED = (
 def serve(settings: Settings, arguments: list[str]) -> int:
     """Serves until a signal comes; the process's exit code. arguments: of the command line, which the server reads
     again. Raises StartError. Main thread only."""
-    if reason := why_not(settings.host, settings.port):
-        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {reason}")
+    try:
+        reservation = Reservation(settings.host, settings.port)
+    except OSError as error:
+        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {reason_of(error)}") from error
+    if not settings.port:
+        reservation.release()  # Envoy takes a free one
+    try:
+        return _serve(settings, arguments, reservation)
+    finally:
+        reservation.release()
+
+
+def _serve(settings: Settings, arguments: list[str], reservation: Reservation) -> int:
     certificates_of(settings)  # or Envoy would say, in its own words, what is wrong with them
     try:
         _remove_left()
@@ -69,7 +80,7 @@ def serve(settings: Settings, arguments: list[str]) -> int:
             application=_APPLICATION,
             where=addresses(settings.host, settings.port),
         )
-        return asyncio.run(_Launcher(folder, made, arguments).run())
+        return asyncio.run(_Launcher(folder, made, arguments, reservation).run())
     except library.MissingError as error:
         raise StartError(f"wire = envoy: {error}") from error
     finally:
@@ -87,7 +98,8 @@ def _remove_left() -> None:
 
 
 class _Launcher:
-    def __init__(self, folder: Path, made: dict[str, Any], arguments: list[str]) -> None:
+    def __init__(self, folder: Path, made: dict[str, Any], arguments: list[str], reservation: Reservation) -> None:
+        self._reservation = reservation
         self._folder = folder
         self._made = made
         self._arguments = arguments
@@ -146,6 +158,7 @@ class _Launcher:
         assert self._link is not None  # noqa: S101  # made before
         while (port := await _listening(self._folder / configuration.ADMIN)) is None:  # noqa: ASYNC110  # bounded by Envoy's life
             await asyncio.sleep(_ASK_S)
+        self._reservation.release()
         self._link.send("listening", port)
 
 

@@ -64,6 +64,9 @@ class EnvoyWire:
         if not self._port.done():
             self._port.set_result(port)
 
+    def reserve(self) -> None:
+        """The launcher has done it."""
+
     def open(self, interceptor: grpc.aio.ServerInterceptor) -> Host:
         """The host, without services yet."""
         settings = self._settings

@@ -16,6 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.sessions.stores.base import StoreError, Write
+from service.sessions.stores.data_folder import check_folder, is_in_use
 from service.sessions.stores.lmdb import LmdbStore
 from service.sessions.stores.lmdb_file import check_data_file
 from service.sessions.stores.opening import open_store, signing_key
@@ -374,3 +375,24 @@ def test_a_key_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "snapshot.key").exists()
     assert len(signing_key("lmdb", key_file=None, data_folder=tmp_path)) == 32
     assert not (tmp_path / "snapshot.key.new").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_as_read_only_and_nothing_is_made(reachable: Path) -> None:
+    (reachable / "read-only").mkdir()
+    (reachable / "read-only").chmod(0o555)
+    with as_plain_user():
+        check_folder(reachable)
+        check_folder(reachable / "new" / "data")
+        told = "is read-only for the server's user .*: let that user read and write it"
+        with pytest.raises(StoreError, match=f"^{reachable}/read-only {told}"):
+            check_folder(reachable / "read-only")
+        with pytest.raises(StoreError, match=f"/data cannot be made: the folder {reachable}/read-only {told}"):
+            check_folder(reachable / "read-only" / "data")
+    assert not (reachable / "new").exists()
+
+
+def test_a_folder_is_in_use_while_a_process_has_it(tmp_path: Path) -> None:
+    assert not is_in_use(tmp_path / "sessions")
+    with closing(LmdbStore(tmp_path / "sessions")):
+        assert is_in_use(tmp_path / "sessions")
+    assert not is_in_use(tmp_path / "sessions")

@@ -1,0 +1,87 @@
+"""What must be so for a server to start, besides its bundles: looked at by the start, and by `--check` alike.
+
+Nothing is made or opened for long: a start that fails leaves nothing behind. What another process has for now, such as
+a port, is no condition: see `in_use`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from service.certificates import certificates_of
+from service.listeners import check_tracing, principals
+from service.ports import why_not
+from service.process import StartError
+from service.repository.repository import RepositoryError, look_at
+from service.sessions.stores.base import StoreError
+from service.sessions.stores.opening import check_store, is_store_in_use
+from service.settings import Settings
+from service.wire import choice
+from service.wire.envoy.library import MissingError
+
+
+class Condition(NamedTuple):
+    """subject: what it is about, to be shown; empty: nothing that was given. check: raises StartError."""
+
+    subject: str
+    check: Callable[[Settings], object]
+
+
+def conditions(settings: Settings) -> list[Condition]:
+    """All of them, in the order in which a start needs them."""
+    return [
+        Condition("", _check_wire),
+        Condition(str(settings.tls_cert_file or ""), certificates_of),
+        Condition(str(settings.tokens_file or ""), principals),
+        Condition("", check_tracing),
+        Condition("", _check_models),
+        Condition(str(settings.snapshot_key_file or ""), _check_store),
+    ]
+
+
+def demand(settings: Settings) -> None:
+    """Raises StartError for the first that does not hold. Blocks: files are read, and a Redis is asked."""
+    for condition in conditions(settings):
+        condition.check(settings)
+
+
+def in_use(settings: Settings) -> Iterator[str]:
+    """What a start would not get now, as another process has it: ports, and the folder of the embedded store."""
+    ports = [settings.port, settings.metrics_port if settings.metrics else None, settings.health_port]
+    for port in filter(None, ports):
+        if reason := why_not(settings.host, port):
+            yield f"{settings.host}:{port}: {reason}"
+    if is_store_in_use(settings.store, settings.data_folder):
+        yield f"{settings.data_folder}: another process has it"
+
+
+def _check_wire(settings: Settings) -> None:
+    try:
+        wire, _ = choice.choose(settings)
+        if wire == "envoy":
+            tempfile.gettempdir()
+    except MissingError as error:
+        raise StartError(str(error)) from error
+    except OSError as error:
+        raise StartError(f"wire = envoy: {error.strerror}: set TMPDIR, or set wire to grpcio") from error
+
+
+def _check_models(settings: Settings) -> None:
+    try:
+        look_at(settings.model_folder, settings.runtimes)
+    except RepositoryError as error:
+        raise StartError(str(error)) from error
+
+
+def _check_store(settings: Settings) -> None:
+    try:
+        check_store(
+            settings.store,
+            key_file=settings.snapshot_key_file,
+            data_folder=settings.data_folder,
+            redis_url=settings.redis_url.get_secret_value(),
+        )
+    except StoreError as error:
+        raise StartError(str(error)) from error

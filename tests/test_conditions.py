@@ -1,0 +1,169 @@
+"""A start that fails says why, once, and leaves nothing behind; `--check` finds the same before."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from examples.local_service import local_service
+from service.check import check
+from service.conditions import demand
+from service.process import StartError
+from service.sessions.stores.lmdb import LmdbStore
+from service.settings import Settings
+from tests.bundles import write_language_model
+from tests.certificates import Authority
+
+ADDRESS = "127.0.0.1"
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    write_language_model(tmp_path / "models")
+    return tmp_path / "models"
+
+
+def settings(folder: Path, **given: object) -> Settings:
+    """Of a start that succeeds, but for what is given."""
+    usual = {"models": folder / "models", "data_folder": folder / "data", "port": 0, "metrics_port": 0}
+    return Settings.model_validate({**usual, "wire": "grpcio", **given})
+
+
+def short_key(folder: Path) -> Path:
+    (folder / "key").write_bytes(b"short")
+    return folder / "key"
+
+
+def a_file(folder: Path) -> Path:
+    (folder / "file").write_bytes(b"")
+    return folder / "file"
+
+
+def damaged_store(folder: Path) -> Path:
+    (folder / "old" / "sessions").mkdir(parents=True)
+    (folder / "old" / "sessions" / "data.mdb").write_bytes(b"some text")
+    return folder / "old"
+
+
+def foreign_key_pair(folder: Path) -> dict[str, object]:
+    authority = Authority()
+    (folder / "cert").write_bytes(authority.issue_server().certificate)
+    (folder / "other.key").write_bytes(authority.issue_server().key)
+    return {"tls_cert_file": folder / "cert", "tls_key_file": folder / "other.key"}
+
+
+WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
+    "no folder of models": (lambda folder: {"models": folder / "none"}, "models: {folder}/none is not a folder: "),
+    "no such model": (
+        lambda folder: {"model_runtimes": {"g2p": {"num_threads": 2}}},
+        "model_runtimes: 'g2p' is not in {folder}/models: there is tiny-lm",
+    ),
+    "no certificate": (
+        lambda folder: {"tls_cert_file": "/nope", "tls_key_file": "/nope"},
+        "/nope cannot be read: No such file or directory",
+    ),
+    "another certificate's key": (foreign_key_pair, "{folder}/cert and {folder}/other.key are no certificate and its"),
+    "no tokens": (lambda folder: {"tokens_file": "/nope"}, "tokens_file: /nope cannot be read: No such file or"),
+    "a store without a key": (lambda folder: {"store": "redis"}, "store = redis needs snapshot_key_file: "),
+    "no key": (lambda folder: {"snapshot_key_file": "/nope"}, "snapshot_key_file = /nope cannot be read: No such file"),
+    "a short key": (
+        lambda folder: {"snapshot_key_file": short_key(folder)},
+        "snapshot_key_file = {folder}/key has 5 bytes, it must have 16 or more",
+    ),
+    "a file for a folder": (lambda folder: {"data_folder": a_file(folder)}, "{folder}/file is not a folder: move it"),
+    "a file above the folder": (
+        lambda folder: {"data_folder": a_file(folder) / "data"},
+        "{folder}/file is not a folder",
+    ),
+    "a damaged store": (
+        lambda folder: {"data_folder": damaged_store(folder)},
+        "{folder}/old/sessions/data.mdb is not a file of LMDB: ",
+    ),
+    "no Redis": (
+        lambda folder: {
+            "store": "redis",
+            "redis_url": "redis://:hush@127.0.0.1:1/0",
+            "snapshot_key_file": Path(__file__),
+        },
+        "the store at redis://127.0.0.1:1/0 does not do it: ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "told"), WRONG.values(), ids=WRONG.keys())
+def test_a_check_finds_what_ends_a_start(
+    models: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    given: Callable[[Path], dict[str, object]],
+    told: str,
+) -> None:
+    """By the same function, and in the same words; neither makes a folder."""
+    wrong = settings(tmp_path, **given(tmp_path))
+    with pytest.raises(StartError) as refused:
+        demand(wrong)
+    assert str(refused.value).startswith(told.format(folder=tmp_path))
+    assert check(wrong) == 1
+    assert f"FAILED  {refused.value}\n" in capsys.readouterr().out
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_check_of_what_starts_passes_and_makes_nothing(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = set(tmp_path.rglob("*"))
+    demand(settings(tmp_path))
+    assert check(settings(tmp_path)) == 0
+    assert capsys.readouterr().out == "ok      tiny-lm/1\n"
+    assert set(tmp_path.rglob("*")) == there
+
+
+def test_a_check_beside_the_server_that_runs_tells_what_is_in_use_and_passes(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server((ADDRESS, 0)) as taken, closing(LmdbStore(tmp_path / "data" / "sessions")):
+        port = taken.getsockname()[1]
+        assert check(settings(tmp_path, port=port)) == 0
+    assert capsys.readouterr().out == (
+        f"IN USE  {ADDRESS}:{port}: address already in use\n"
+        f"IN USE  {tmp_path / 'data'}: another process has it\n"
+        "ok      tiny-lm/1\n"
+    )
+
+
+@pytest.mark.parametrize("wire", ["grpcio", "envoy"])
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [(["--models=none"], "models: none is not a folder"), (["--metrics-port={port}"], "cannot listen on 127.0.0.1:")],
+)
+def test_a_start_that_fails_says_why_once_and_makes_no_folder(
+    tmp_path: Path, wire: str, flags: list[str], told: str
+) -> None:
+    with socket.create_server((ADDRESS, 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "service", f"--wire={wire}", f"--data-folder={tmp_path / 'data'}", "--port=0"]
+        command += ["--metrics-port=0", "--log-format=json", *(flag.format(port=port) for flag in flags)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.returncode == 1
+    assert [line["event"] for line in lines] == ["wire.chosen", "server.starting", "server.cannot_start"]
+    assert lines[-1]["reason"].startswith(told)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("wire", ["grpcio", "envoy"])
+def test_serving_nothing_is_a_warning(tmp_path: Path, wire: str) -> None:
+    with local_service(tmp_path, {"wire": wire, "health-port": 0}) as service:
+        (warned,) = [line for line in service.log if line["level"] == "warning"]
+        started = next(line for line in service.log if line["event"] == "server.started")
+        asked = [sys.executable, "-m", "service", "health", f"--health-port={started['health_port']}"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    assert (warned["event"], warned["folder"], warned["versions"]) == ("models.none_served", str(tmp_path), 0)
+    assert (done.returncode, done.stdout) == (1, "NOT_SERVING\n")
