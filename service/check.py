@@ -6,8 +6,9 @@ import os
 
 from service.conditions import conditions, in_use
 from service.process import StartError
-from service.repository.repository import Repository, RepositoryError, scan
+from service.repository.repository import RepositoryError, look_at
 from service.settings import Settings, unknown_variables
+from service.trial import TrialLimits, try_version
 
 
 def check(settings: Settings) -> int:
@@ -31,17 +32,19 @@ def check(settings: Settings) -> int:
     for taken in in_use(settings):
         print(f"IN USE  {taken}")
     try:
-        repository = scan(settings.model_folder, settings.runtimes)
+        there = look_at(settings.model_folder, settings.runtimes)
     except RepositoryError:
         return 1  # which was told above
-    _tell_versions(repository)
-    return 0 if is_good and not repository.problems else 1
+    served = [_try(settings, key) for key in there]
+    if not any(served):
+        print(f"WARNING {settings.model_folder.resolve()}: no version would be served")
+    return 0 if is_good and all(served) else 1
 
 
-def _tell_versions(repository: Repository) -> None:
-    for model, version in sorted(repository.bundles):
-        print(f"ok      {model}/{version}")
-    for (model, version), problem in sorted(repository.problems.items()):
-        print(f"FAILED  {model}/{version}: {problem.reason}")
-    if not repository.bundles:
-        print(f"WARNING {repository.folder.resolve()}: no version would be served")
+def _try(settings: Settings, key: tuple[str, int]) -> bool:
+    """Prints whether a version would be served."""
+    model, version = key
+    trial = TrialLimits(settings.check_memory_mib, settings.check_time_s)
+    problem = try_version(settings.model_folder, key, settings.runtimes.of(model), settings.engine_limits, trial)
+    print(f"ok      {model}/{version}" if problem is None else f"FAILED  {model}/{version}: {problem.reason}")
+    return problem is None

@@ -8,12 +8,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.engine.limits import EngineLimits
 from service.engine.rows import ROW_BUCKETS
-from service.hosts import checked_host, checked_origin, checked_without_user, is_redis_url
+from service.hosts import checked_host, checked_origin, checked_without_user
+from service.redis_url import DEFAULT as DEFAULT_REDIS_URL
+from service.redis_url import CheckedRedisUrl, RedisUrl
 from service.repository.runtime import Provider, RuntimeOptions, Runtimes
 from service.sessions.persistence import Durability, PolicyLimits, SessionLimits
 
@@ -25,31 +27,12 @@ _OF_KUBERNETES = re.compile(r"CAROUSEL_(SERVICE_|PORT_\d)")
 _FRAMING_BYTES = 512
 """The most that a response has beside its answer: ids of a request and a session, positions, and what frames fields."""
 
-_REDIS_URL = "redis://127.0.0.1:6379/0"
-
 _EXAMPLES = Path(__file__).parent.parent / "model_repository"
 """All models of a checkout; in an installed server the smallest of them."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 PageHost = Annotated[str, AfterValidator(checked_host)]
 Origin = Annotated[str, AfterValidator(checked_origin)]
-
-
-class RedisUrl(SecretStr):
-    """The address of a Redis, which may have a password in it. It is shown where it is the default."""
-
-    def _display(self) -> str:
-        return _REDIS_URL if self.get_secret_value() == _REDIS_URL else super()._display()
-
-
-def _checked_redis_url(url: RedisUrl) -> RedisUrl:
-    if not is_redis_url(url.get_secret_value()):
-        raise ValueError(
-            "expected redis://host:port/database, rediss:// for TLS, or unix:///path, with user:password@ before the"
-            " host where it needs them, and / ? # @ of a password as %2F %3F %23 %40 (the value is not shown: it may"
-            " have a password)"
-        )
-    return url
 
 
 class Settings(BaseSettings):
@@ -87,6 +70,11 @@ class Settings(BaseSettings):
     check: bool = False
     """Check all that a start needs, and every bundle, print what was found and exit: 0 when the server would start
     and serve every bundle."""
+
+    check_memory_mib: Annotated[int, Field(ge=256)] = 2048
+    """MiB of memory that the graphs of one version may take when `check` tries them, in a process of their own."""
+    check_time_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds that they may take then."""
 
     wire: Literal["auto", "grpcio", "envoy"] = "auto"
     """What carries the calls: gRPC's own library, or Envoy with the server inside, which is faster and speaks gRPC-Web,
@@ -182,7 +170,7 @@ class Settings(BaseSettings):
     data_folder: Path = Path("carousel-data")
     """Folder of the embedded store and of the key that signs snapshots; made when it is first needed. Keep
     nothing else in it: the server takes other users' rights on it away."""
-    redis_url: Annotated[RedisUrl, AfterValidator(_checked_redis_url)] = RedisUrl(_REDIS_URL)
+    redis_url: CheckedRedisUrl = DEFAULT_REDIS_URL
     """Redis or Valkey for `store=redis`."""
     snapshot_key_file: Path | None = None
     """File whose bytes sign snapshots, 16 or more; servers that exchange snapshots, or share a store, need the same. By

@@ -94,26 +94,6 @@ def not_a_folder(folder: Path) -> RepositoryError:
     return RepositoryError(f"models: {folder} is not a folder: name one with --models, or serve --example")
 
 
-def scan(folder: Path, runtimes: Runtimes | None = None) -> Repository:
-    """Loads every version under `folder`.
-
-    Raises RepositoryError when `folder` is not a folder, or lacks a model that `runtimes` names. Bundles that fail
-    their checks become problems.
-    """
-    if not folder.is_dir():
-        raise not_a_folder(folder)
-    runtimes = runtimes or Runtimes()
-    repository = Repository(folder)
-    for key in versions_in(folder):
-        found = load_version(folder, key, runtimes)
-        if isinstance(found, Bundle):
-            repository.bundles[key] = found
-        else:
-            repository.problems[key] = found
-    check_models(folder, [*repository.bundles, *repository.problems], runtimes)
-    return repository
-
-
 def look_at(folder: Path, runtimes: Runtimes) -> dict[tuple[str, int], Stamp]:
     """What `stamps_in` finds. Raises RepositoryError when `folder` is not a folder, cannot be read, or lacks a model
     that `runtimes` names."""

@@ -42,8 +42,8 @@ class RuntimeOptions(BaseModel):
     allow_spinning: bool = False
     provider: Provider = "cpu"
 
-    def load(self, path: str) -> ort.InferenceSession:
-        """Loads a graph. Raises OSError where it cannot be read, and what ONNX Runtime raises."""
+    def session_options(self) -> ort.SessionOptions:
+        """How ONNX Runtime runs a graph."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.num_threads
         options.inter_op_num_threads = 1
@@ -51,11 +51,15 @@ class RuntimeOptions(BaseModel):
         # The pattern planner keeps a plan for every input shape it has seen, without bound.
         options.enable_mem_pattern = False
         options.log_severity_level = 3
+        return options
+
+    def load(self, path: str) -> ort.InferenceSession:
+        """Loads a graph. Raises OSError where it cannot be read, and what ONNX Runtime raises."""
         providers = [_PROVIDERS[self.provider]]
         if self.provider != "cpu":
             providers.append(_PROVIDERS["cpu"])  # for operators that the other lacks
         disabled = left_out(Path(path).read_bytes()) if self.provider == "cpu" else None
-        return ort.InferenceSession(path, options, providers=providers, disabled_optimizers=disabled)
+        return ort.InferenceSession(path, self.session_options(), providers=providers, disabled_optimizers=disabled)
 
 
 @dataclass(frozen=True, slots=True)

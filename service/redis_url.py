@@ -1,0 +1,32 @@
+"""The setting that says where a Redis is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, SecretStr
+
+from service.hosts import is_redis_url
+
+_DEFAULT = "redis://127.0.0.1:6379/0"
+
+
+class RedisUrl(SecretStr):
+    """The address of a Redis, which may have a password in it. It is shown where it is the default."""
+
+    def _display(self) -> str:
+        return _DEFAULT if self.get_secret_value() == _DEFAULT else super()._display()
+
+
+def _checked(url: RedisUrl) -> RedisUrl:
+    if not is_redis_url(url.get_secret_value()):
+        raise ValueError(
+            "expected redis://host:port/database, rediss:// for TLS, or unix:///path, with user:password@ before the"
+            " host where it needs them, and / ? # @ of a password as %2F %3F %23 %40 (the value is not shown: it may"
+            " have a password)"
+        )
+    return url
+
+
+CheckedRedisUrl = Annotated[RedisUrl, AfterValidator(_checked)]
+DEFAULT = RedisUrl(_DEFAULT)

@@ -1,0 +1,161 @@
+"""Runs a version's graphs once, in a process of their own: a graph that takes all memory or time ends that process, and
+no server.
+
+There the graphs are loaded and run as a start does it, at every size of batch, and the one that looks inside a step as
+well; but ONNX Runtime has no arena of memory: what it holds is what the graphs need.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from service.engine.core import EngineCore
+from service.engine.jobs import Items
+from service.engine.limits import EngineLimits
+from service.engine.trace_graph import TraceGraph
+from service.observer import BatchReport, GraphKind
+from service.repository.bundle import Bundle
+from service.repository.repository import Problem, load_version
+from service.repository.runtime import RuntimeOptions, Runtimes
+
+_LOOK_S = 0.01
+"""Between two looks at what the process holds."""
+_MIB = 1024 * 1024
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+@dataclass(frozen=True, slots=True)
+class TrialLimits:
+    """What the process of a trial may take: MiB that are resident, the interpreter's own among them, and seconds."""
+
+    memory_mib: int
+    time_s: float
+
+
+def try_version(
+    folder: Path, key: tuple[str, int], runtime: RuntimeOptions, limits: EngineLimits, trial: TrialLimits
+) -> Problem | None:
+    """Loads a version of a folder of models and runs its graphs. limits: of the engines that a server would make.
+
+    Returns None when it can be served, else why not. Blocks for as long as that takes, `trial.time_s` at most; memory
+    is looked at on Linux alone. Thread-safe.
+    """
+    request = {"folder": str(folder.resolve()), "key": key, "runtime": runtime.model_dump(), "limits": asdict(limits)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    with subprocess.Popen(  # noqa: S603  # this interpreter, on this file
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    ) as process:
+        assert process.stdin is not None  # noqa: S101  # it was asked for
+        assert process.stdout is not None  # noqa: S101  # likewise
+        with suppress(BrokenPipeError):  # it has ended already, and its code says so
+            process.stdin.write(json.dumps(request).encode())
+            process.stdin.close()
+        reason = _watch(process, trial)
+        if reason is None:
+            try:
+                reason = json.loads(process.stdout.read())
+            except ValueError:
+                reason = f"the process in which its graphs are tried ended with code {process.returncode}"
+    return None if not reason else Problem(*key, reason)
+
+
+def _watch(process: subprocess.Popen[bytes], trial: TrialLimits) -> str | None:
+    """Waits for a process, and kills it when it takes too much. Returns what it took too much of."""
+    deadline = time.monotonic() + trial.time_s
+    while True:
+        try:
+            process.wait(_LOOK_S)
+        except subprocess.TimeoutExpired:
+            if _resident_bytes(process.pid) > trial.memory_mib * _MIB:
+                reason = f"its graphs take more than {trial.memory_mib} MiB of memory (check_memory_mib)"
+            elif time.monotonic() > deadline:
+                reason = f"its graphs are not loaded and run once within {trial.time_s:g} s (check_time_s)"
+            else:
+                continue
+            process.kill()
+            return reason
+        return None
+
+
+def _resident_bytes(pid: int) -> int:
+    """0 where it is not known."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
+
+
+class _WithoutArena(RuntimeOptions):
+    """How graphs are run here."""
+
+    def session_options(self) -> ort.SessionOptions:
+        """See `RuntimeOptions`."""
+        options = super().session_options()
+        options.enable_cpu_mem_arena = False
+        return options
+
+
+class _Deaf:
+    """An `EngineObserver` that does nothing."""
+
+    is_tracing = False
+
+    def batch_traced(self, tags: Sequence[Any], report: BatchReport) -> None:
+        """Nothing."""
+
+    def batch_ran(self, report: BatchReport) -> None:
+        """Nothing."""
+
+    def batch_failed(self, kind: GraphKind, num_rows: int, error: BaseException) -> None:
+        """Nothing."""
+
+
+def _reason_why_not(request: dict[str, Any]) -> str:
+    """What is wrong with a version; empty: nothing is."""
+    model, version = request["key"]
+    runtimes = Runtimes(_WithoutArena.model_validate(request["runtime"]))
+    found = load_version(Path(request["folder"]), (model, version), runtimes)
+    if isinstance(found, Problem):
+        return found.reason
+    try:
+        for variant in found.variants:
+            core = EngineCore(found, variant, EngineLimits(**request["limits"]), _Deaf(), _ignore)
+            core.warm_up()
+            _look_inside(found, core)
+    except Exception as error:  # of ONNX Runtime, or for want of memory
+        return f"its engine cannot start: {str(error)[:2000] or type(error).__name__}"
+    return ""
+
+
+def _look_inside(bundle: Bundle, core: EngineCore) -> None:
+    """Runs the graph that looks inside a step, on the row that is nobody's."""
+    if bundle.trace is not None:
+        rows = np.zeros(1, dtype=np.int64)
+        tokens = Items(bundle.manifest.step.feature_size).blank(1, 1) + 1
+        graph = TraceGraph(bundle.manifest, bundle.trace)
+        states, contexts = core.arena.gather(rows), core.arena.gather_context(rows)
+        graph.run(tokens, np.ones(1, dtype=np.int64), states, contexts, core.arena.source_lengths([0]))
+
+
+def _ignore(error: Exception) -> None:
+    """There are no jobs, so that none fails."""
+
+
+if __name__ == "__main__":
+    print(json.dumps(_reason_why_not(json.load(sys.stdin))))

@@ -1,0 +1,83 @@
+"""A graph is run in a process of its own first, which may not take much: the one that asks goes on whatever happens."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from service.engine.limits import EngineLimits
+from service.repository.repository import Problem
+from service.repository.runtime import RuntimeOptions
+from service.trial import TrialLimits, try_version
+from tests.bundles import write_language_model
+from tests.end_to_end.test_bad_bundles import set_digest
+
+KEY = ("tiny-lm", 1)
+ENOUGH = TrialLimits(memory_mib=512, time_s=60.0)
+FEW = EngineLimits(max_batch_rows=4)
+
+
+def add_an_allocation(folder: Path, num_numbers: int) -> None:
+    """Makes the step graph add up so many zeros for each token, which changes no logits."""
+    graph = onnx.load(folder / "step.onnx")
+    last = next(node for node in graph.graph.node if "logits" in node.output)
+    last.output[list(last.output).index("logits")] = "logits_before"
+    sizes = numpy_helper.from_array(np.array([num_numbers, 1], np.int64), "sizes")
+    graph.graph.initializer.append(sizes)
+    graph.graph.node.extend(
+        [
+            helper.make_node("Shape", ["tokens"], ["tokens_shape"]),  # or it would be computed once, at the load
+            helper.make_node("Mul", ["tokens_shape", "sizes"], ["zeros_shape"]),
+            helper.make_node("ConstantOfShape", ["zeros_shape"], ["zeros"]),
+            helper.make_node("ReduceSum", ["zeros"], ["nothing"], keepdims=0),
+            helper.make_node("Add", ["logits_before", "nothing"], ["logits"]),
+        ]
+    )
+    (folder / "step.onnx").write_bytes(graph.SerializeToString())
+    set_digest(folder, "step.onnx")
+
+
+def attempt(models: Path, trial: TrialLimits = ENOUGH) -> Problem | None:
+    return try_version(models, KEY, RuntimeOptions(), FEW, trial)
+
+
+def test_a_good_version_passes(tmp_path: Path) -> None:
+    write_language_model(tmp_path)
+    assert attempt(tmp_path) is None
+
+
+def test_a_version_that_cannot_be_loaded_is_a_problem_in_the_servers_words(tmp_path: Path) -> None:
+    (write_language_model(tmp_path) / "target.txt").unlink()
+    assert attempt(tmp_path) == Problem(*KEY, "target.txt cannot be read: No such file or directory")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is looked up in /proc")
+def test_a_graph_that_would_take_gigabytes_is_refused_before_it_has_them(tmp_path: Path) -> None:
+    add_an_allocation(write_language_model(tmp_path / "little"), 1000)
+    add_an_allocation(write_language_model(tmp_path / "much"), 2**31)
+    assert attempt(tmp_path / "little") is None, "the graph is good but for what it takes"
+    told = "its graphs take more than 512 MiB of memory (check_memory_mib)"
+    assert attempt(tmp_path / "much") == Problem(*KEY, told)
+
+
+def test_a_graph_that_takes_too_long_is_refused(tmp_path: Path) -> None:
+    write_language_model(tmp_path)
+    told = "its graphs are not loaded and run once within 0.01 s (check_time_s)"
+    assert attempt(tmp_path, TrialLimits(512, 0.01)) == Problem(*KEY, told)
+
+
+def test_a_graph_that_cannot_be_run_is_a_problem(tmp_path: Path) -> None:
+    add_an_allocation(write_language_model(tmp_path), -1)
+    problem = attempt(tmp_path)
+    assert problem is not None
+    assert problem.reason.startswith("its engine cannot start: ")
+
+
+def test_a_process_that_ends_without_a_word_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert attempt(tmp_path) == Problem(*KEY, "the process in which its graphs are tried ended with code 1")
