@@ -9,11 +9,13 @@ import os
 import ssl
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
+from service.certificate_dates import Warned, warning_of
 from service.process import StartError
 from service.settings import Settings
 
@@ -139,14 +141,32 @@ def certificates_of(settings: Settings) -> Certificates | None:
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
     files = (settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+
+    def on_change(error: CertificateError | None) -> None:
+        if error is None:
+            log.info("tls.reloaded")
+            warn_of_dates(settings)
+        else:
+            log.error("tls.not_reloaded", reason=str(error))
+
     try:
-        return Certificates(*files, _log_certificates)
+        return Certificates(*files, on_change)
     except CertificateError as error:
         raise StartError(str(error)) from error
 
 
-def _log_certificates(error: CertificateError | None) -> None:
-    if error is None:
-        log.info("tls.reloaded")
-    else:
-        log.error("tls.not_reloaded", reason=str(error))
+def dates_to_warn_of(settings: Settings) -> Warned | None:
+    """What the server's own certificates, and those that vouch for them, are to be warned of now."""
+    try:
+        pems = b"" if settings.tls_cert_file is None else settings.tls_cert_file.read_bytes()
+    except OSError:  # which who reads the certificates tells
+        return None
+    return warning_of(pems, datetime.now(UTC))
+
+
+def warn_of_dates(settings: Settings) -> None:
+    """Logs `dates_to_warn_of`. Clients refuse a certificate that is over, or not valid yet; the server serves on: its
+    clock may be wrong, and streams that are open do not end by it."""
+    warned = dates_to_warn_of(settings)
+    if warned is not None:
+        log.warning(warned.event, at=warned.at, file=str(settings.tls_cert_file), hint="replace it: it is read again")

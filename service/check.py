@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from service.certificates import dates_to_warn_of
 from service.conditions import conditions, in_use
 from service.process import StartError
 from service.repository.repository import RepositoryError, look_at
@@ -29,6 +30,9 @@ def check(settings: Settings) -> int:
         else:
             if subject:
                 print(f"ok      {subject}")
+    warned = dates_to_warn_of(settings)
+    if warned is not None:
+        print(f"WARNING {settings.tls_cert_file}: {warned.event}: {warned.at}")
     for taken in in_use(settings):
         print(f"IN USE  {taken}")
     try:

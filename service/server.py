@@ -19,6 +19,7 @@ from service.api.models import Models
 from service.api.reflection import add_reflection
 from service.api.sessions import Sessions
 from service.background import Background
+from service.certificates import warn_of_dates
 from service.collector import Collector
 from service.conditions import demand
 from service.engine.engine import Engine
@@ -123,6 +124,7 @@ class Server:
         settings = self._settings
         self._wire.handle_signals(self._leave.set, self._on_reload)
         log.info("server.starting")
+        warn_of_dates(settings)
         self._wire.reserve()
         reserved = self._reserved = Reserved(settings)
         await asyncio.to_thread(demand, settings)

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 _DAY = timedelta(days=1)
+_YEAR = timedelta(days=365)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,10 @@ class Issued:
 
 
 class Authority:
-    """Signs what it is asked to."""
+    """Signs what it is asked to. expires_in: of its certificates; negative: they are over."""
 
-    def __init__(self) -> None:
+    def __init__(self, expires_in: timedelta = _YEAR) -> None:
+        self._expires_in = expires_in
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
 
@@ -78,6 +80,6 @@ class Authority:
             subject_name=subject,
             public_key=key.public_key(),
             serial_number=x509.random_serial_number(),
-            not_valid_before=now - _DAY,
-            not_valid_after=now + _DAY,
+            not_valid_before=now - 2 * _YEAR if self._expires_in < -_DAY else now - _DAY,
+            not_valid_after=now + self._expires_in,
         )

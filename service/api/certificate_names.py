@@ -16,6 +16,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
+from service.der import elements
 from service.errors import quoted
 
 AuthContext = Callable[[], Mapping[str, Iterable[bytes]]]
@@ -76,7 +77,7 @@ def _is_common(name: str) -> bool:
 def _parts(certificate: bytes) -> tuple[bytes, bytes | None]:
     """The contents of the subject and of the extensions; None without extensions."""
     (whole,) = _contents(certificate, _SEQUENCE)
-    signed = _elements(_elements(whole)[0][1])
+    signed = elements(elements(whole)[0][1])
     rest = signed[1:] if signed[0][0] == _VERSION else signed
     _serial, _algorithm, _issuer, _validity, subject, *others = rest
     extensions = next((content for tag, content in others if tag == _EXTENSIONS), None)
@@ -87,7 +88,7 @@ def _common_names(subject: bytes) -> list[str]:
     found = []
     for attributes in _contents(subject, _SET):
         for attribute in _contents(attributes, _SEQUENCE):
-            (_, kind), (tag, value) = _elements(attribute)
+            (_, kind), (tag, value) = elements(attribute)
             if kind == _COMMON_NAME:
                 found.append(value.decode(_ENCODINGS.get(tag, "latin-1")))
     return found
@@ -99,32 +100,16 @@ def _alternative_names(extensions: bytes | None) -> list[tuple[int, str]]:
         return []
     (listed,) = _contents(extensions, _SEQUENCE)
     for extension in _contents(listed, _SEQUENCE):
-        (_, kind), *_critical, (_, value) = _elements(extension)
+        (_, kind), *_critical, (_, value) = elements(extension)
         if kind == _ALTERNATIVE_NAMES:
             (names,) = _contents(value, _SEQUENCE)
-            return [(tag, name.decode("latin-1")) for tag, name in _elements(names)]
+            return [(tag, name.decode("latin-1")) for tag, name in elements(names)]
     return []
 
 
 def _contents(data: bytes, expected: int) -> list[bytes]:
     """The contents of elements that all have one tag."""
-    elements = _elements(data)
-    if any(tag != expected for tag, _ in elements):
+    found = elements(data)
+    if any(tag != expected for tag, _ in found):
         raise ValueError(f"a tag is not {expected:#x}")
-    return [content for _, content in elements]
-
-
-def _elements(data: bytes) -> list[tuple[int, bytes]]:
-    """The tag and the contents of each DER element."""
-    found: list[tuple[int, bytes]] = []
-    at = 0
-    while at < len(data):
-        tag, size, begin = data[at], data[at + 1], at + 2
-        if size >= 0x80:
-            begin += size - 0x80
-            size = int.from_bytes(data[at + 2 : begin])
-        at = begin + size
-        if at > len(data):
-            raise ValueError("an element is cut short")
-        found.append((tag, data[begin:at]))
-    return found
+    return [content for _, content in found]

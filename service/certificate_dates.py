@@ -1,0 +1,74 @@
+"""From when to when certificates are valid, and what to say of it. Pure."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from service.der import elements
+
+SOON = timedelta(days=14)
+"""Before its end, from when on a certificate is warned of."""
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_VERSION = 0xA0
+_SHORT_YEAR = 0x17
+"""The tag of a time whose year has two digits (RFC 5280, 4.1.2.5.1)."""
+
+
+class Validity(NamedTuple):
+    """Of one certificate; both times belong to it."""
+
+    begins: datetime
+    ends: datetime
+
+
+class Warned(NamedTuple):
+    """event: of a log line; at: the time that it is about, in UTC."""
+
+    event: str
+    at: str
+
+
+def validity_of(pems: bytes) -> Validity | None:
+    """The time in which all certificates of a file are valid; None when one cannot be read."""
+    try:
+        found = [_validity(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))) for pem in _PEM.findall(pems)]
+    except (ValueError, IndexError):
+        return None
+    return Validity(max(one.begins for one in found), min(one.ends for one in found)) if found else None
+
+
+def warning_of(pems: bytes, now: datetime) -> Warned | None:
+    """What to warn of: certificates that are over, soon will be, or are not valid yet; None when there is nothing."""
+    validity = validity_of(pems)
+    if validity is None:
+        return None
+    if validity.ends <= now:
+        return Warned("tls.certificate_expired", _told(validity.ends))
+    if now < validity.begins:
+        return Warned("tls.certificate_not_yet_valid", _told(validity.begins))
+    if validity.ends - now < SOON:
+        return Warned("tls.certificate_expires_soon", _told(validity.ends))
+    return None
+
+
+def _told(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M} UTC"
+
+
+def _validity(certificate: bytes) -> Validity:
+    """RFC 5280, 4.1. Raises ValueError and IndexError."""
+    ((_, whole),) = elements(certificate)
+    signed = elements(elements(whole)[0][1])
+    rest = signed[1:] if signed[0][0] == _VERSION else signed
+    begins, ends = elements(rest[3][1])
+    return Validity(_time(*begins), _time(*ends))
+
+
+def _time(tag: int, content: bytes) -> datetime:
+    text = content.decode("ascii")
+    if tag == _SHORT_YEAR:
+        text = f"{'19' if text >= '5' else '20'}{text}"
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
