@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 GraphKind = Literal["encoder", "step", "readout"]
@@ -42,14 +43,55 @@ class RequestTrace(Protocol):
         """It was answered in full. Called by the event loop."""
 
 
+@dataclass(slots=True)
+class CallReport:
+    """One gRPC call, complete when it has ended. Event loop only.
+
+    request_id: the caller's `x-request-id`, or one that the server made; method: such as
+    `/carousel.v1.Inference/Stream`; peer: the connection it came by; is_known: whether the server has the method;
+    principal: empty until it is known, and without a file of principals. models: those that the call used, by name.
+    num_messages_in, num_messages_out: requests that were read, responses that were made; num_tokens_in,
+    num_tokens_out: tokens or vectors that were fed or scored, and those that were generated; num_failed: requests of a
+    stream that were refused or failed. code: the gRPC status code's name; reason: of `carousel.v1.Error`, if it has
+    one; duration_s: seconds until it ended; trace_id: empty when the call is not traced.
+    """
+
+    request_id: str
+    method: str
+    peer: str
+    is_known: bool = True
+    principal: str = ""
+    models: set[str] = field(default_factory=set)
+    num_messages_in: int = 0
+    num_messages_out: int = 0
+    num_tokens_in: int = 0
+    num_tokens_out: int = 0
+    num_failed: int = 0
+    code: str = "OK"
+    reason: str = ""
+    duration_s: float = 0.0
+    trace_id: str = ""
+
+    @property
+    def model(self) -> str:
+        """The call's one model; empty when it used none, or several."""
+        return next(iter(self.models)) if len(self.models) == 1 else ""
+
+
+CALL: ContextVar[CallReport | None] = ContextVar("call", default=None)
+"""The call that is being handled, for its handler to add to."""
+
+
 class CallTrace(Protocol):
-    """Follows one gRPC call. Called by the event loop."""
+    """Follows one gRPC call. Called by the event loop. trace_id: 32 hexadecimal digits."""
+
+    trace_id: str
 
     def request(self) -> RequestTrace:
         """A request in it was read."""
 
-    def ended(self, code: str) -> None:
-        """The call has ended. code: the gRPC status code's name."""
+    def ended(self, report: CallReport) -> None:
+        """The call has ended."""
 
 
 CALL_TRACE: ContextVar[CallTrace | None] = ContextVar("call_trace", default=None)
@@ -175,14 +217,14 @@ class ModelObserver(Protocol):
 class ApiObserver(Protocol):
     """Hears of gRPC calls. Called by the event loop."""
 
-    def call_started(self, method: str, peer: str) -> None:
-        """A call has come. method: such as `/carousel.v1.Inference/Stream`; peer: the connection it came by."""
+    def call_started(self, report: CallReport) -> None:
+        """A call has come."""
 
-    def trace_call(self, method: str, metadata: Mapping[str, str]) -> CallTrace | None:
+    def trace_call(self, report: CallReport, metadata: Mapping[str, str]) -> CallTrace | None:
         """A call has come; its trace, if it is to be traced."""
 
-    def call_ended(self, method: str, peer: str, code: str, seconds: float) -> None:
-        """It has ended. code: the gRPC status code's name, such as `OK`."""
+    def call_ended(self, report: CallReport) -> None:
+        """It has ended."""
 
     def response_written(self, seconds: float) -> None:
         """A response was handed to the transport, which took so long."""

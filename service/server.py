@@ -33,6 +33,7 @@ from service.sessions.service import SessionService
 from service.sessions.storage import Storage
 from service.settings import Settings
 from service.storing import open_storage
+from service.telemetry.access_log import AccessLog
 from service.telemetry.engines import EngineTelemetry, ModelTelemetry, Occupancy
 from service.telemetry.exposition import Exposition
 from service.telemetry.metrics import Metrics
@@ -72,7 +73,7 @@ class Server:
         self._is_open = self._is_started = False
         self._metrics = Metrics()
         self._tracing = make_tracing(settings)
-        self._telemetry = SessionTelemetry(self._metrics, self._tracing)
+        self._telemetry = SessionTelemetry(self._metrics, self._tracing, AccessLog(settings.access_log))
         self._health = HealthServicer()
         self._hosting = Hosting(
             settings.model_folder,

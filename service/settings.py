@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     """Form of the log lines."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged; debug tells of every session."""
+    access_log: Literal["off", "errors", "all"] = "errors"
+    """Calls that have a line in the log, `call.ended`, when they end, whatever log_level is: none, those that failed or
+    in which a request failed, or all."""
 
     reflection: bool = True
     """Tell what services there are to who asks by gRPC's reflection."""

@@ -394,6 +394,9 @@ async def test_a_token_s_path_is_measured_for_every_event(tiny_repository: Path)
         assert 0 < crossed.files <= crossed.functions <= crossed.calls
         assert crossed.files - 1 <= crossed.moves < crossed.calls
     fed = events["one fed token"]
+    # measured before calls had reports; one call and one file more than of the model that the benchmark measures
+    assert fed.calls <= path.MAX_CALLS + 1
+    assert fed.files <= path.MAX_FILES + 1
     assert events["strict feed with its checkpoint"].calls > fed.calls
     assert events["generate 32 tokens"].calls > fed.calls
     assert sys.getprofile() is None

@@ -1,4 +1,8 @@
-"""What surrounds every call: who it comes from, its count and duration, and errors into statuses."""
+"""What surrounds every call: its request id, who it comes from, its report to the observer, and errors into statuses.
+
+Calls that are refused before a handler runs are surrounded as well: by an unknown method, by what the wire refuses
+(`refusing`), by a missing token. Calls of gRPC's health are left alone.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +15,48 @@ import grpc
 
 from service.api.caller import CALLER, Caller, as_called
 from service.api.certificate_names import AuthContext
+from service.api.request_ids import KEY, request_id_of
 from service.api.status import TABLE, abort
-from service.errors import INTERNAL, AnswerTooLargeError, CarouselError, TooManyCallsError, UnauthenticatedError
-from service.observer import CALL_TRACE, ApiObserver
+from service.errors import INTERNAL, AnswerTooLargeError, CarouselError, TooManyCallsError
+from service.observer import CALL, CALL_TRACE, ApiObserver, CallReport
 
 _OURS = "/carousel.v1."
 _STREAM = "/carousel.v1.Inference/Stream"
 _HEALTH = "/grpc.health.v1."
+_MAX_METHOD = 200
+"""Characters of an unknown method that are told."""
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Find = Callable[[str | None, AuthContext], Caller]
 """Whose call it is, by its `authorization` header and its client's certificate. Raises UnauthenticatedError."""
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
+Reported = Callable[[Any, Any, CallReport], Awaitable[Any]]
+"""A behaviour that adds to the report of its call."""
+
+
+class _Refusal:
+    """A behaviour that refuses every call."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, *, is_known: bool) -> None:
+        self._code, self._details = code, details
+        self.is_known = is_known
+
+    async def __call__(self, _: Any, context: Any, report: CallReport | None = None) -> None:
+        await context.abort(self._code, self._details)
+
+
+def refusing(code: grpc.StatusCode, details: str, *, is_known: bool) -> Handler:
+    """A handler of calls that are refused, whosever they are. is_known: whether the server has their method."""
+    refusal: Any = _Refusal(code, details, is_known=is_known)
+    return grpc.stream_stream_rpc_method_handler(refusal)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Turns errors of the domain into statuses, and anything else into INTERNAL with a fixed text. max_calls: of our
-    own services in progress at once; more are refused. max_answer_bytes: of the answer of a unary call, whichever it
-    is; a larger one is not sent."""
+    """Turns errors of the domain into statuses, and anything else into INTERNAL with a fixed text. Outside of all other
+    interceptors.
+
+    max_calls: of our own services in progress at once; more are refused. max_answer_bytes: of the answer of a unary
+    call, whichever it is; a larger one is not sent.
+    """
 
     def __init__(self, observer: ApiObserver, find: Find, *, max_answer_bytes: int, max_calls: int = 20_000) -> None:
         self._observer = observer
@@ -40,84 +69,115 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wraps the handlers of our own services, which are all coroutine functions."""
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Wraps a handler; makes one that refuses the call where there is none."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith(_HEALTH):
+        if handler is None:
+            text = f"{_printable(method)}: no such method"
+            handler = refusing(grpc.StatusCode.UNIMPLEMENTED, text, is_known=False)
+        if method.startswith(_HEALTH):
             return handler
         metadata = cast("dict[str, str]", dict(handler_call_details.invocation_metadata))
-        if not method.startswith(_OURS):  # reflection
-            return self._guarded(handler, metadata.get("authorization"))
         kinds = (
             ("unary_unary", grpc.unary_unary_rpc_method_handler),
             ("unary_stream", grpc.unary_stream_rpc_method_handler),
             ("stream_stream", grpc.stream_stream_rpc_method_handler),
         )
         for name, make in kinds:
-            behaviour = getattr(handler, name)
+            behaviour: Any = getattr(handler, name)
             if behaviour is not None:
-                wrapped: Any = self._wrap(behaviour, method, metadata)
+                serve: Reported
+                is_known = True
+                if isinstance(behaviour, _Refusal):
+                    serve, is_known = behaviour, behaviour.is_known
+                elif method.startswith(_OURS):
+                    serve = self._served(behaviour, method, metadata.get("authorization"))
+                else:
+                    serve = self._reflected(behaviour, metadata.get("authorization"))
+                wrapped: Any = self._reported(serve, method, metadata, is_known=is_known)
                 return make(wrapped, handler.request_deserializer, handler.response_serializer)
         return handler
 
-    def _guarded(self, handler: Handler, authorization: str | None) -> Handler:
-        """The handler of a stream, for those who may call."""
-        find, behaviour = self._find, cast("Any", handler.stream_stream)
+    def _served(self, behaviour: Behaviour, method: str, authorization: str | None) -> Reported:
+        """The behaviour of a method of our own services, which is a coroutine function, for those who may call."""
 
-        async def call(requests: Any, context: Any) -> AsyncIterator[Any]:
-            try:
-                find(authorization, context.auth_context)
-            except UnauthenticatedError as error:
-                await abort(context, error)
-            async for response in behaviour(requests, context):
-                yield response
-
-        guarded: Any = call
-        return grpc.stream_stream_rpc_method_handler(guarded, handler.request_deserializer, handler.response_serializer)
-
-    def _wrap(self, behaviour: Behaviour, method: str, metadata: dict[str, str]) -> Behaviour:
-        observer, find = self._observer, self._find
-        is_stream = method == _STREAM
-
-        async def call(request: Any, context: Any) -> Any:
-            began_s = time.monotonic()
-            code = grpc.StatusCode.OK
-            peer = context.peer()
-            observer.call_started(method, peer)
-            trace = observer.trace_call(method, metadata)
-            CALL_TRACE.set(trace)
+        async def serve(request: Any, context: Any, report: CallReport) -> Any:
             self._num_calls += 1
             try:
                 self._check_room()
-                caller = find(metadata.get("authorization"), context.auth_context)
-                if not is_stream:  # of which each message counts
+                caller = self._caller(authorization, context, report)
+                if method != _STREAM:  # of which each message counts
                     caller.admit()
+                    report.num_messages_in = 1
                 CALLER.set(caller)
                 answer = await behaviour(request, context)
                 if answer is not None:  # of a unary call: streams write theirs themselves
                     self._check_size(answer.ByteSize(), method)
+                    report.num_messages_out = 1
                 return answer
+            finally:
+                self._num_calls -= 1
+
+        return serve
+
+    def _reflected(self, behaviour: Callable[[Any, Any], AsyncIterator[Any]], authorization: str | None) -> Reported:
+        """The behaviour of gRPC's reflection, which is an asynchronous generator, for those who may call."""
+
+        async def serve(requests: Any, context: Any, report: CallReport) -> None:
+            self._caller(authorization, context, report)
+            async for response in behaviour(requests, context):
+                try:
+                    await context.write(response)
+                except grpc.aio.InternalError:  # what grpc says of a client that has left meanwhile
+                    return
+                report.num_messages_out += 1
+
+        return serve
+
+    def _caller(self, authorization: str | None, context: Any, report: CallReport) -> Caller:
+        caller = self._find(authorization, context.auth_context)
+        report.principal = caller.principal.name
+        return caller
+
+    def _reported(self, serve: Reported, method: str, metadata: dict[str, str], *, is_known: bool) -> Behaviour:
+        """The behaviour, with a report of each call, and with errors as statuses."""
+        observer = self._observer
+        method = method if is_known else _printable(method)
+
+        async def call(request: Any, context: Any) -> Any:
+            began_s = time.monotonic()
+            report = CallReport(request_id_of(metadata), method, context.peer(), is_known)
+            observer.call_started(report)
+            trace = observer.trace_call(report, metadata)
+            if trace is not None:
+                report.trace_id = trace.trace_id
+            CALL.set(report)
+            CALL_TRACE.set(trace)
+            context.set_trailing_metadata(((KEY, report.request_id),))
+            try:
+                return await serve(request, context, report)
             except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED
+                report.code = _name(context.code() or grpc.StatusCode.CANCELLED)
+                raise
+            except grpc.aio.AbortError:
+                report.code = _name(context.code() or grpc.StatusCode.UNKNOWN)
                 raise
             except CarouselError as error:
                 as_called(error, getattr(request, "session_id", ""))
-                code = grpc.StatusCode.UNKNOWN
                 row = TABLE[type(error)]
-                observer.request_failed("", row.code.name, row.reason)
-                await abort(context, error)
+                report.code, report.reason = row.code.name, row.reason
+                observer.request_failed(report.model, row.code.name, row.reason)
+                await abort(context, error, report.request_id)
             except Exception as error:
-                code = grpc.StatusCode.INTERNAL
+                report.code = grpc.StatusCode.INTERNAL.name
                 observer.handler_crashed(method, error)
-                await context.abort(code, INTERNAL)
+                await context.abort(grpc.StatusCode.INTERNAL, INTERNAL)
             finally:
-                self._num_calls -= 1
-                if code is grpc.StatusCode.UNKNOWN:
-                    code = context.code() or code
-                observer.call_ended(method, peer, _name(code), time.monotonic() - began_s)
+                report.duration_s = time.monotonic() - began_s
+                observer.call_ended(report)
                 if trace is not None:
-                    trace.ended(_name(code))
+                    trace.ended(report)
 
         return call
 
@@ -136,6 +196,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 retry_delay_s=1.0,
                 max_calls=self._max_calls,
             )
+
+
+def _printable(method: str) -> str:
+    """A method that the server does not have, cut short, and in printable ASCII: anybody can send any."""
+    method = method[:_MAX_METHOD]
+    return method if method.isascii() and method.isprintable() else ascii(method)
 
 
 def _name(code: grpc.StatusCode | int) -> str:

@@ -15,6 +15,7 @@ from service.engine.decoding import Decoding
 from service.engine.jobs import Item, OutputKind, OutputSpec
 from service.engine.results import Failed, Generated, Result, Scored, Searched
 from service.errors import CarouselError, RequestCancelledError, SessionMovedError, ShuttingDownError
+from service.observer import CALL, CallReport
 from service.sessions.constants import Given
 from service.sessions.served import Served
 from service.sessions.session import CloseReason, Reply, Request, Session
@@ -26,6 +27,7 @@ class OneShot:
     """The state of one call. `outbox` gets its responses, and is closed after the last. Event loop only."""
 
     def __init__(self, domain: Domain, caller: Caller, outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse]) -> None:
+        self._report = CALL.get() or CallReport("", "", "")
         self._caller = caller
         self._sessions = domain.sessions
         self._outbox = outbox
@@ -44,6 +46,7 @@ class OneShot:
         """Opens the session and feeds it the prompt, both as soon as there is a slot. num_bytes: that the call's
         request holds meanwhile; given: its constants. Raises the reason why it cannot be opened."""
         principal = self._caller.principal
+        self._report.num_tokens_in += len(source or ()) + len(prompt or ())
         new = self._sessions.opening.prepare(
             served,
             self._caller.new_key(""),
@@ -80,6 +83,7 @@ class OneShot:
     def score(self, session: Session, targets: list[list[int]], *, with_end: bool) -> None:
         """Queues the score. Raises the reason why it is refused."""
         request = self._request(self._on_scored, session)
+        self._report.num_tokens_in += sum(map(len, targets))
         self._when_live(
             session,
             lambda: self._sessions.requests.score(request, None, targets, with_end=with_end, field=""),
@@ -121,9 +125,11 @@ class OneShot:
             self._on_step(request, result)
             return
         bundle, max_bytes = request.session.served.bundle, self._sessions.limits.max_answer_bytes
+        self._report.num_tokens_out += len(result.token_ids)
         for piece in pieces(result, bundle, max_bytes):
             part = self._part
             if part is None or part.is_taken or part.room < len(piece.token_ids):
+                self._report.num_messages_out += 1
                 part = self._part = Part(bundle, max_bytes)
                 self._outbox.put_later(partial(_response, request, part), partial(_granted, request, part))
             part.add(piece)
@@ -132,6 +138,8 @@ class OneShot:
 
     def _on_searched(self, request: Request, result: Result) -> None:
         if isinstance(result, Searched):
+            self._report.num_messages_out += 1
+            self._report.num_tokens_out += request.num_tokens
             self._outbox.put_later(partial(_found, request, result), lambda: None)
             self._outbox.close()
         else:

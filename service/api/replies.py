@@ -20,24 +20,34 @@ from service.api.token_answer import TokenAnswer
 from service.engine.jobs import Item
 from service.engine.results import Failed, Fed, Generated, Result, Scored, Searched, Stepped
 from service.errors import CarouselError, EngineError, report
-from service.observer import ApiObserver
+from service.observer import ApiObserver, CallReport
 from service.sessions.session import Request, Session
 
 
 class Replies:
-    """Answers the requests of one stream. max_answer_bytes: of one answer. num_unanswered: requests that came in and
-    have no last answer yet."""
+    """Answers the requests of one stream. max_answer_bytes: of one answer.
+
+    num_requests: those that came in; num_answered: those that have their last answer; num_more: responses besides last
+    answers; num_failed: requests, and sessions of step batches, that were refused or failed. num_tokens_in,
+    num_tokens_out: tokens or vectors that requests fed or scored, and tokens that they generated.
+    """
 
     _token_answer = TokenAnswer()
     """Of all streams: each answer is serialized before the next is filled in."""
 
     def __init__(self, outbox: Outbox[pb.StreamResponse], observer: ApiObserver, max_answer_bytes: int) -> None:
-        self.num_unanswered = 0
+        self.num_requests = self.num_answered = self.num_more = self.num_failed = 0
+        self.num_tokens_in = self.num_tokens_out = 0
         self._max_bytes = max_answer_bytes
         self._outbox = outbox
         self._observer = observer
         self._parts: dict[Request, Part] = {}
         self.is_last_read = False
+
+    @property
+    def num_unanswered(self) -> int:
+        """Requests that came in and have no last answer yet."""
+        return self.num_requests - self.num_answered
 
     def last_read(self) -> None:
         """No more requests will come: the outbox is closed as soon as all are answered."""
@@ -46,6 +56,7 @@ class Replies:
 
     def notify(self, response: pb.StreamResponse) -> None:
         """Writes a notice that no request asked for."""
+        self.num_more += 1
         self._outbox.put(response)
 
     def answer(self, request: Request, response: pb.StreamResponse) -> None:
@@ -55,12 +66,14 @@ class Replies:
             self._outbox.put(response)
             self._finish()
 
-    def refuse(self, request: Request, session_id: str, session: Session | None, error: CarouselError) -> None:
-        """Answers a request with the reason why it was refused. session: the one that it was about, if it is known. A
+    def refuse(
+        self, request: Request, session_id: str, session: Session | None, error: CarouselError, model: str
+    ) -> None:
+        """Answers a request with the reason why it was refused. session, model: that it was about, if they are known. A
         second answer is dropped."""
         if not request.is_ended:
             request.is_ended = True
-            self._fail(request, session_id, session, error)
+            self._fail(request, session_id, session, error, model)
 
     def stepped(self, request: Request, result: Stepped, *, model: str, numbers: Numbers, error_length: int) -> None:
         """Answers a step batch. A second answer is dropped. model: of its sessions; other arguments as those of
@@ -68,7 +81,9 @@ class Replies:
         if request.is_ended:
             return
         request.is_ended = True
+        self.num_tokens_in += len(result.positions) - len(result.errors)
         if result.errors and not request.replayed:
+            self.num_failed += len(result.errors)
             for kind, count in Counter(type(error) for _, error in result.errors).items():
                 row = TABLE[kind]
                 self._observer.request_failed(model, row.code.name, row.reason, count)
@@ -88,6 +103,7 @@ class Replies:
             self._put_later(request, partial(answers.large_opened, request, result, source))
         else:
             self._outbox.put(answers.opened(request, result, source))
+        self.num_tokens_in += len(source or ())
         self._finish()
 
     def on_fed(self, request: Request, result: Result) -> None:
@@ -99,6 +115,7 @@ class Replies:
                 filled = self._token_answer.of(request, result) if self._outbox.is_at_once else None
                 if filled is None or not self._outbox.put_at_once(filled):
                     self._outbox.put(answers.fed(request, result))
+            self.num_tokens_in += request.num_tokens
             self._finish()
         else:
             self.on_failed(request, result)
@@ -107,6 +124,7 @@ class Replies:
         """A beam search is done, or failed."""
         if isinstance(result, Searched):
             self._put_later(request, partial(answers.found, request, result))
+            self.num_tokens_out += request.num_tokens
             self._finish()
         else:
             self.on_failed(request, result)
@@ -115,6 +133,7 @@ class Replies:
         """A score is done, or failed."""
         if isinstance(result, Scored):
             self._put_later(request, partial(answers.scored, request, result))
+            self.num_tokens_in += request.num_tokens
             self._finish()
         else:
             self.on_failed(request, result)
@@ -125,21 +144,25 @@ class Replies:
             self._parts.pop(request, None)
             self.on_failed(request, result)
             return
+        self.num_tokens_out += len(result.token_ids)
         bundle = request.session.served.bundle
         for piece in pieces(result, bundle, self._max_bytes):
             part = self._parts.get(request)
             if part is None or part.is_taken or part.room < len(piece.token_ids):
+                self.num_more += 1
                 part = self._parts[request] = Part(bundle, self._max_bytes)
                 self._outbox.put_later(partial(self._generated, request, part), partial(_granted, request, part))
             part.add(piece)
         if result.finish_reason is not None:
+            self.num_more -= 1  # its last part is its last answer
             del self._parts[request]
             self._finish()
 
     def on_failed(self, request: Request, result: Result) -> None:
         """A request failed in the engine, or its answer could not be stored."""
         assert isinstance(result, Failed)  # noqa: S101  # the callers have looked at every other result
-        self._fail(request, request.session.name, request.session, result.error)
+        session = request.session
+        self._fail(request, session.name, session, result.error, session.served.model)
 
     def _generated(self, request: Request, part: Part) -> pb.StreamResponse:
         """A part of a generation; the end of it in place of one that cannot be made."""
@@ -167,22 +190,32 @@ class Replies:
         """Has an answer made when its turn to be written comes."""
         self._outbox.put_later(partial(self._made, request, make), request.release)
 
-    def _fail(self, request: Request, session_id: str, session: Session | None, error: CarouselError) -> None:
+    def _fail(
+        self, request: Request, session_id: str, session: Session | None, error: CarouselError, model: str
+    ) -> None:
         request.release()
         row = TABLE[type(error)]
-        model = session.served.bundle.model if session is not None else ""
         self._observer.request_failed(model, row.code.name, row.reason)
+        self.num_failed += 1
         self._outbox.put(answers.refused(request.request_id, session_id, session, error, self._max_bytes))
         self._finish()
 
     def _finish(self) -> None:
         """A request has its last answer."""
-        self.num_unanswered -= 1
+        self.num_answered += 1
         if self.is_last_read:
             self._end_if_done()
 
+    def report(self, call: CallReport) -> None:
+        """Adds what was counted to the report of the stream's call."""
+        call.num_messages_in += self.num_requests
+        call.num_messages_out += self.num_answered + self.num_more
+        call.num_tokens_in += self.num_tokens_in
+        call.num_tokens_out += self.num_tokens_out
+        call.num_failed += self.num_failed
+
     def _end_if_done(self) -> None:
-        if self.is_last_read and self.num_unanswered == 0:
+        if self.is_last_read and self.num_answered == self.num_requests:
             self._outbox.close()
 
 

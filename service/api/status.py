@@ -7,11 +7,13 @@ from typing import NamedTuple, NoReturn
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from carousel.v1 import error_pb2
 from service import errors
+from service.api.request_ids import KEY as REQUEST_ID
 
 DOMAIN = "carousel"
 METADATA_KEY = "carousel-error-bin"
@@ -93,30 +95,35 @@ def to_message(error: errors.CarouselError, max_length: int = MAX_MESSAGE_LENGTH
     return message
 
 
-async def abort(context: grpc.aio.ServicerContext[object, object], error: errors.CarouselError) -> NoReturn:
+async def abort(
+    context: grpc.aio.ServicerContext[object, object], error: errors.CarouselError, request_id: str
+) -> NoReturn:
     """Ends a call with the error's status: `google.rpc.Status` details for everyone, and `carousel.v1.Error` for
-    clients without googleapis. All of it together stays under MAX_METADATA_BYTES: transports drop a larger status, and
-    the client would see their error in place of this one."""
+    clients without googleapis; and the id of the call, among the details and beside them. All of it together stays
+    under MAX_METADATA_BYTES: transports drop a larger status, and the client would see their error in place of this
+    one."""
     max_length = MAX_MESSAGE_LENGTH
     while True:
         message = to_message(error, max_length)
-        status = rpc_status.to_status(_rich_status(error, message))
-        metadata = (*status.trailing_metadata, (METADATA_KEY, message.SerializeToString()))
+        status = rpc_status.to_status(_rich_status(error, message, request_id))
+        packed = (METADATA_KEY, message.SerializeToString())
+        metadata = (*status.trailing_metadata, packed, (REQUEST_ID, request_id))
         if _wire_size(status.details, metadata) <= MAX_METADATA_BYTES or max_length < _SHORTEST:
             await context.abort(status.code, status.details, metadata)
         max_length //= 2  # it travels four times, and a character takes up to 12 bytes
 
 
-def _wire_size(details: str, metadata: Iterable[tuple[str, bytes]]) -> int:
+def _wire_size(details: str, metadata: Iterable[tuple[str, str | bytes]]) -> int:
     """Bytes of a status in HTTP/2, where other than printable ASCII is percent-encoded, and bytes are in base 64."""
     text = sum(1 if " " <= character <= "~" else 3 * len(character.encode()) for character in details)
     return text + sum(_ENTRY_BYTES + len(key) + 4 * len(value) // 3 + 4 for key, value in metadata)
 
 
-def _rich_status(error: errors.CarouselError, message: error_pb2.Error) -> status_pb2.Status:
+def _rich_status(error: errors.CarouselError, message: error_pb2.Error, request_id: str) -> status_pb2.Status:
     status = status_pb2.Status(code=message.code, message=message.message)
-    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo] = [
-        error_details_pb2.ErrorInfo(reason=message.reason, domain=DOMAIN, metadata=message.metadata)
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=message.reason, domain=DOMAIN, metadata=message.metadata),
+        error_details_pb2.RequestInfo(request_id=request_id),
     ]
     if message.field:
         violation = error_details_pb2.BadRequest.FieldViolation(

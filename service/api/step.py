@@ -29,6 +29,7 @@ from service.errors import (
     StoreUnavailableError,
     quoted,
 )
+from service.observer import CALL, CallReport
 from service.sessions.answer_memory import StreamBudget
 from service.sessions.persistence import OnDisconnect
 from service.sessions.session import CloseReason, Request, Session, nobody
@@ -43,6 +44,7 @@ class Step:
         self._sessions = domain.sessions
         self._visits = domain.sessions.visits
         self._budget = StreamBudget(domain.sessions.answer_budget)
+        self._report = CALL.get() or CallReport("", "", "")
 
     async def answer(self, message: pb.StepRequest) -> pb.StepResponse:
         """Carries the call out, in its turn. Raises the reason why it is refused, or has failed."""
@@ -57,6 +59,8 @@ class Step:
             )
         if has_open:
             openings.check(message.open)
+            if self._domain.hosting.repository.has(message.open.model):
+                self._report.models.add(message.open.model)
         try:
             if not message.session_id:
                 return await self._open(message)
@@ -95,6 +99,7 @@ class Step:
         try:
             self._sessions.opening.begin(new)
             opened = await _opened(request, _succeeded(await result), new.source)
+            self._report.num_tokens_in += len(new.source or ())
             return await self._use(message, session, pb.StepResponse(opened=opened))
         except (CallerError, AnswerTooLargeError):
             if session.is_live and session.is_detached and not (session.position or session.num_unanswered):
@@ -122,6 +127,7 @@ class Step:
     async def _use(self, message: pb.StepRequest, session: Session, response: pb.StepResponse) -> pb.StepResponse:
         """Feeds and closes the session, as far as it is asked."""
         response.session_id = session.name
+        self._report.models.add(session.served.model)
         if message.HasField("feed"):
             fed = await self._feed(message.feed, session)
             response.position = fed.position
@@ -164,6 +170,7 @@ class Step:
                 session_id=session.name,
             ) from error
         assert isinstance(fed, Fed)  # noqa: S101  # a feed was asked for
+        self._report.num_tokens_in += request.num_tokens
         if request.answer_bytes or request.replayed:
             return await answers.large_fed(request, fed)
         return answers.fed(request, fed)

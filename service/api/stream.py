@@ -56,6 +56,7 @@ class Stream:
         self._spill = sessions.spill
         self.sessions: dict[str, Session] = {}
         """Those that are open on this stream, or being opened, by name."""
+        self.models: set[str] = set()
         self.is_over = False
         self.is_ended_by_server = False
         """Whether the client may have sent requests that are not read any more."""
@@ -89,7 +90,7 @@ class Stream:
         """Takes one request in. Whatever is wrong with it is answered."""
         handler, reply = self._handlers[message.WhichOneof("request")]
         request = Request(None, message.request_id, reply, self._clock(), self._budget)
-        self.replies.num_unanswered += 1
+        self.replies.num_requests += 1
         try:
             if self._is_rated:
                 self._caller.admit()
@@ -128,6 +129,7 @@ class Stream:
         if self.is_over:
             self._registry.detach(session)
             return
+        self.models.add(session.served.model)
         self.sessions[session.name] = session
         if not session.handle:
             self._batches.add(session)
@@ -142,7 +144,8 @@ class Stream:
         """Answers a request with the reason why it was refused."""
         session = request.session or self._meant(message)
         self._arrivals.opened(request)
-        self.replies.refuse(request, session.name if session else message.session_id, session, error)
+        model = self._arrivals.model_of(message) if session is None else session.served.model
+        self.replies.refuse(request, session.name if session else message.session_id, session, error, model)
 
     def crashed(self, request: Request, message: pb.StreamRequest, error: Exception) -> None:
         """Reports a bug of the server's, and answers the request that met it."""

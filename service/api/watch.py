@@ -48,6 +48,8 @@ class Watch:
         self.is_given_up = False
         """Whether the watch is over and its reader did not take what was left of it: it would not take the error
         either."""
+        self.model = self._bundle.model
+        self.num_written = 0
 
     @classmethod
     async def begin(cls, sessions: SessionService, caller: Caller, session_id: str) -> Self:
@@ -88,8 +90,12 @@ class Watch:
             limit.reschedule(asyncio.get_running_loop().time() + left_s)
 
     async def _tell_all(self, write: Write) -> None:
+        async def counted(response: pb.WatchResponse) -> None:
+            await write(response)
+            self.num_written += 1
+
         while (told := await self._watcher.next()) is not None:
-            await self._tell(told, write)
+            await self._tell(told, counted)
             await asyncio.sleep(0)  # a watcher that has much to read leaves others their turn
 
     async def _tell(self, told: Told, write: Write) -> None:

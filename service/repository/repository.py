@@ -70,6 +70,10 @@ class Repository:
             f"{within}model = {quoted(model)} does not exist: there is {names}", field=f"{within}model", model=model
         )
 
+    def has(self, model: str) -> bool:
+        """Whether there is a version of a model, served or not."""
+        return any(model == name for name, _ in (*self.bundles, *self.problems))
+
     def _newest_problem(self, model: str) -> Problem | None:
         found = [problem for (name, _), problem in self.problems.items() if name == model]
         return max(found, key=lambda problem: problem.version, default=None)

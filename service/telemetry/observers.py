@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-from service.observer import CallTrace, RequestTrace
+from service.observer import CallReport, CallTrace, RequestTrace
+from service.telemetry.access_log import AccessLog
 from service.telemetry.instruments import FLUSH_AT, Backlog, CounterChild, GaugeChild, HistogramChild
 from service.telemetry.metrics import Metrics
 
@@ -35,8 +36,9 @@ class _Sessions(NamedTuple):
 class SessionTelemetry:
     """A `SessionObserver` and an `ApiObserver` of the whole server."""
 
-    def __init__(self, metrics: Metrics, tracing: Tracing | None = None) -> None:
+    def __init__(self, metrics: Metrics, tracing: Tracing | None = None, access_log: AccessLog | None = None) -> None:
         self._metrics = metrics
+        self._access_log = access_log
         self._tracing = tracing
         self._peers: Counter[str] = Counter()
         self._connections = metrics.connections_active.labels()
@@ -167,25 +169,28 @@ class SessionTelemetry:
             self._requests[model, version, request] = found
         return found
 
-    def trace_call(self, method: str, metadata: Mapping[str, str]) -> CallTrace | None:
+    def trace_call(self, report: CallReport, metadata: Mapping[str, str]) -> CallTrace | None:
         """See `ApiObserver`."""
-        return None if self._tracing is None else self._tracing.call(method, metadata)
+        return None if self._tracing is None else self._tracing.call(report, metadata)
 
-    def call_started(self, method: str, peer: str) -> None:
+    def call_started(self, report: CallReport) -> None:
         """See `ApiObserver`."""
-        self._metrics.calls_active.labels(method).inc()
-        self._peers[peer] += 1
+        self._metrics.calls_active.labels(_method(report)).inc()
+        self._peers[report.peer] += 1
         self._connections.set(len(self._peers))
 
-    def call_ended(self, method: str, peer: str, code: str, seconds: float) -> None:
+    def call_ended(self, report: CallReport) -> None:
         """See `ApiObserver`."""
+        peer, method = report.peer, _method(report)
         self._peers[peer] -= 1
         if not self._peers[peer]:
             del self._peers[peer]
         self._connections.set(len(self._peers))
         self._metrics.calls_active.labels(method).dec()
-        self._metrics.calls.labels(method, code).inc()
-        self._metrics.call_seconds.labels(method).observe(seconds)
+        self._metrics.calls.labels(method, report.code).inc()
+        self._metrics.call_seconds.labels(method).observe(report.duration_s)
+        if self._access_log is not None:
+            self._access_log.call_ended(report)
 
     def response_written(self, seconds: float) -> None:
         """See `ApiObserver`."""
@@ -201,6 +206,11 @@ class SessionTelemetry:
     def handler_crashed(self, method: str, error: BaseException) -> None:
         """See `ApiObserver`."""
         log.error("handler.crashed", method=method, exc_info=error)
+
+
+def _method(report: CallReport) -> str:
+    """The label of a call's method: what a client can choose freely is no label."""
+    return report.method if report.is_known else "unknown"
 
 
 class StoreTelemetry:

@@ -21,7 +21,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, form
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from carousel._version import __version__
-from service.observer import BatchReport
+from service.observer import BatchReport, CallReport
 
 _MAX_BATCHES = 64
 """Batches of one request that have spans of their own; a generation may have thousands."""
@@ -43,13 +43,19 @@ class Tracing:
         self._tracer = self._provider.get_tracer("carousel")
         self._propagator = TraceContextTextMapPropagator()
 
-    def call(self, method: str, metadata: Mapping[str, str]) -> CallTrace | None:
+    def call(self, report: CallReport, metadata: Mapping[str, str]) -> CallTrace | None:
         """The trace of a call that has come; None when it is not sampled."""
+        service, _, method = report.method.lstrip("/").rpartition("/")
         span = self._tracer.start_span(
-            method.lstrip("/"),
+            f"{service}/{method}" if report.is_known else "unknown method",  # a name is of a fixed list
             context=self._propagator.extract(metadata),
             kind=SpanKind.SERVER,
-            attributes={"rpc.system": "grpc", "rpc.service": method.split("/")[1], "rpc.method": method.split("/")[2]},
+            attributes={
+                "rpc.system": "grpc",
+                "rpc.service": service,
+                "rpc.method": method,
+                "carousel.request_id": report.request_id,
+            },
         )
         return CallTrace(self._tracer, span) if span.is_recording() else None
 
@@ -64,16 +70,20 @@ class CallTrace:
     def __init__(self, tracer: Tracer, span: Span) -> None:
         self._tracer = tracer
         self._span = span
+        self.trace_id = format_trace_id(span.get_span_context().trace_id)
 
     def request(self) -> RequestTrace:
         """See `observer.CallTrace`."""
         return RequestTrace(self._tracer, self._span)
 
-    def ended(self, code: str) -> None:
+    def ended(self, report: CallReport) -> None:
         """See `observer.CallTrace`."""
-        self._span.set_attribute("rpc.grpc.status", code)
-        if code in _SERVERS_FAULT:
-            self._span.set_status(Status(StatusCode.ERROR, code))
+        self._span.set_attribute("rpc.grpc.status", report.code)
+        for name, value in (("enduser.id", report.principal), ("carousel.reason", report.reason)):
+            if value:
+                self._span.set_attribute(name, value)
+        if report.code in _SERVERS_FAULT:
+            self._span.set_status(Status(StatusCode.ERROR, report.code))
         self._span.end()
 
 

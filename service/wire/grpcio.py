@@ -19,7 +19,7 @@ from service.listeners import reserve, warn_if_open
 from service.ports import Reservation
 from service.process import StartError
 from service.settings import Settings
-from service.wire.json_calls import JsonInterceptor
+from service.wire.decoding import DecodingInterceptor
 
 log = structlog.get_logger()
 
@@ -83,7 +83,7 @@ class GrpcioWire:
 
     def open(self, interceptor: grpc.aio.ServerInterceptor) -> Methods:
         """What the servers will serve."""
-        self._interceptors = (JsonInterceptor(), interceptor)
+        self._interceptors = (interceptor, DecodingInterceptor())
         return self._methods
 
     def reset(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:

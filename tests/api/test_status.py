@@ -50,7 +50,7 @@ class Context:
 async def aborted(error: errors.CarouselError) -> Context:
     context: Any = Context()
     with pytest.raises(Aborted):
-        await abort(context, error)
+        await abort(context, error, "the-call")
     assert isinstance(context, Context)
     return context
 
@@ -161,12 +161,14 @@ async def test_a_failed_call_carries_the_standard_details() -> None:
         ),
         "BadRequest": error_details_pb2.BadRequest(field_violations=[violation]),
         "RetryInfo": delay,
+        "RequestInfo": error_details_pb2.RequestInfo(request_id="the-call"),
     }
+    assert context.metadata["x-request-id"] == "the-call"
 
 
 async def test_a_failed_call_carries_no_detail_that_says_nothing() -> None:
     context = await aborted(errors.ModelNotFoundError("no such model"))
-    assert list(details(context)) == ["ErrorInfo"]
+    assert list(details(context)) == ["ErrorInfo", "RequestInfo"]
 
 
 @pytest.mark.parametrize("kind", TABLE)
@@ -181,7 +183,11 @@ async def test_a_failed_call_carries_our_own_message_too(kind: type[errors.Carou
 def size_of(context: Context) -> int:
     """What a status takes, by gRPC's count: each entry of metadata with 32 bytes more."""
     text = sum(1 if " " <= one <= "~" else 3 * len(one.encode()) for one in context.details)
-    return text + sum(32 + len(key) + len(base64.b64encode(value)) for key, value in context.metadata.items())
+    metadata = [
+        (key, value.encode() if isinstance(value, str) else base64.b64encode(value))
+        for key, value in context.metadata.items()
+    ]
+    return text + sum(32 + len(key) + len(value) for key, value in metadata)
 
 
 @pytest.mark.parametrize("letter", ["m", "é", "\N{GRINNING FACE}", "\0"])

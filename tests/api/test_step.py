@@ -21,7 +21,8 @@ LOGITS = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
 
 
 async def step(it: Sessions, session_id: str = "", caller: Caller = NOBODY, **fields: Any) -> pb.StepResponse:
-    hosting = SimpleNamespace(find=lambda *names, **more: it.served)
+    repository = SimpleNamespace(has=lambda model: True)
+    hosting = SimpleNamespace(find=lambda *names, **more: it.served, repository=repository)
     domain = SimpleNamespace(hosting=hosting, sessions=it.service, policy_limits=PolicyLimits())
     return await Step(cast(Any, domain), caller).answer(pb.StepRequest(session_id=session_id, **fields))
 

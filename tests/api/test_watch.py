@@ -46,7 +46,8 @@ class Context:
 
 
 def served(it: Sessions) -> Inference:
-    hosting = SimpleNamespace(find=lambda *names, **more: it.served)
+    repository = SimpleNamespace(has=lambda model: True)
+    hosting = SimpleNamespace(find=lambda *names, **more: it.served, repository=repository)
     domain = SimpleNamespace(hosting=hosting, sessions=it.service, policy_limits=PolicyLimits())
     return Inference(cast(Any, domain), cast(Any, it.events), lambda context: cast(Any, context).reset())
 

@@ -8,13 +8,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from carousel import Client
@@ -22,44 +19,10 @@ from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc
 from examples.local_service import LocalService, local_service
 from tests.conftest import ROOT, SHIPPED
+from tests.spans import Collector, attributes
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
-
-
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps the spans that it gets. A tree is told as names within names."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-        self._server = grpc.server(ThreadPoolExecutor(2))
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
-        add: Any = trace_service_pb2_grpc.add_TraceServiceServicer_to_server
-        add(self, self._server)
-        self._server.start()
-
-    def Export(  # gRPC's name
-        self, request: trace_service_pb2.ExportTraceServiceRequest, context: object
-    ) -> trace_service_pb2.ExportTraceServiceResponse:
-        for resource in request.resource_spans:
-            assert {"service.name": "carousel"}.items() <= {
-                one.key: one.value.string_value for one in resource.resource.attributes
-            }.items()
-            for scope in resource.scope_spans:
-                self.spans += scope.spans
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-    def stop(self) -> None:
-        self._server.stop(0).wait()
-
-    def named(self, name: str) -> list[Span]:
-        return [span for span in self.spans if span.name == name]
-
-    def under(self, parent: Span) -> list[Span]:
-        return sorted(
-            (span for span in self.spans if span.parent_span_id == parent.span_id),
-            key=lambda span: span.start_time_unix_nano,
-        )
 
 
 @pytest.fixture
@@ -79,10 +42,6 @@ def generate(service: LocalService, flags: str) -> None:
         request = pb.GenerateRequest(model="g2p-en", source=pb.Sequence(text="gate"))
         metadata = (("traceparent", f"00-{TRACE}-{PARENT}-{flags}"),)
         assert list(inference_pb2_grpc.InferenceStub(channel).Generate(request, metadata=metadata))
-
-
-def attributes(span: Span) -> dict[str, object]:
-    return {one.key: getattr(one.value, str(one.value.WhichOneof("value"))) for one in span.attributes}
 
 
 def test_a_call_is_part_of_its_callers_trace_and_tells_where_its_time_went(collector: Collector) -> None:

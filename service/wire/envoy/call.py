@@ -183,8 +183,8 @@ class Call:
         self._trailers = checked(trailing_metadata)
 
     def code(self) -> grpc.StatusCode | int | None:
-        """The status as it was set."""
-        return self._code
+        """The status as it was set, or as the client's fault or its deadline has set it."""
+        return self._code or (self._failure[0] if self._failure else None)
 
     def details(self) -> str:
         """The message of that status."""

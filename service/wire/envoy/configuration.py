@@ -144,8 +144,10 @@ def _virtual_host(settings: Settings) -> dict[str, Any]:
                 "allow_origin_string_match": [{"exact": origin} for origin in settings.allowed_origins],
                 "allow_methods": "POST",
                 "allow_headers": "authorization, content-type, connect-protocol-version, connect-timeout-ms,"
-                " grpc-timeout, traceparent, tracestate, x-grpc-web, x-session-id, x-user-agent",
-                "expose_headers": "grpc-status, grpc-message, grpc-status-details-bin, carousel-error-bin",
+                " grpc-timeout, traceparent, tracestate, x-grpc-web, x-request-id, x-session-id,"
+                " x-user-agent",
+                "expose_headers": "grpc-status, grpc-message, grpc-status-details-bin, carousel-error-bin,"
+                " x-request-id, trailer-x-request-id",
                 "max_age": "7200",
             }
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import quote, unquote_to_bytes
 
 import grpc
@@ -29,6 +29,7 @@ _TRANSPORT = {"te", "content-type", "content-length", "host", "connection", "tra
 _TRANSPORT |= {CERTIFICATE.decode(), UNARY, CONNECT}
 # `By`, before it, has names of the server's own certificate, as they are
 _PEM = re.compile(rb'(?:.*;)?Hash=[0-9a-f]{64};Cert="([^"]+)"', re.DOTALL)
+_CONNECT_VERSIONS = {b"1", b"-"}
 _NAME = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
 _OURS = _TRANSPORT | {"grpc-status", "grpc-message", "grpc-encoding", "grpc-accept-encoding"}
@@ -78,6 +79,25 @@ def seconds_of(timeout: str) -> float | None:
     """Seconds of a header `grpc-timeout`; None for one that is none."""
     match = _TIMEOUT.fullmatch(timeout)
     return None if match is None else int(match[1]) * _SECONDS[match[2]]
+
+
+def why_malformed(headers: Mapping[bytes, bytes]) -> tuple[grpc.StatusCode, str] | None:
+    """How a call ends that a client has begun with headers that are none of its protocol; None: they are."""
+    version = headers.get(CONNECT.encode())
+    if version is not None and version not in _CONNECT_VERSIONS:
+        text = f"connect-protocol-version is {quoted(version.decode('latin-1'))}: expected 1"
+        return grpc.StatusCode.INVALID_ARGUMENT, text
+    if version is not None and (timeout := headers.get(b"connect-timeout-ms")) is not None:  # no time of any length
+        text = f"connect-timeout-ms is {quoted(timeout.decode('latin-1'))}: expected up to 10 digits"
+        return grpc.StatusCode.INVALID_ARGUMENT, text
+    if b"trailers" not in headers.get(b"te", b""):
+        text = "te is missing: expected trailers, which a proxy on the way may not pass"
+        return grpc.StatusCode.INTERNAL, text
+    said = headers.get(b"grpc-timeout", b"1S").decode("latin-1")
+    if seconds_of(said) is None:
+        text = f"grpc-timeout is {said[:40]!r}: expected up to 8 digits and one of H, M, S, m, u, n"
+        return grpc.StatusCode.INTERNAL, text
+    return None
 
 
 def checked(metadata: Iterable[tuple[str, str | bytes]]) -> list[tuple[str, str | bytes]]:

@@ -13,7 +13,8 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from service.errors import INTERNAL, quoted
+from service.api.interceptors import refusing
+from service.errors import INTERNAL
 from service.wire.codec import STREAMS, codec_of, is_json
 from service.wire.envoy.browsers import Browsers
 from service.wire.envoy.call import Call, Event, Receive, Send, send_whole
@@ -26,6 +27,7 @@ from service.wire.envoy.headers import (
     seconds_of,
     size_of,
     status_headers,
+    why_malformed,
 )
 from service.wire.envoy.page import Page
 from service.wire.marks import CONNECT, UNARY
@@ -33,6 +35,8 @@ from service.wire.marks import CONNECT, UNARY
 log = structlog.get_logger()
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Refusal: TypeAlias = tuple[grpc.StatusCode, str]
+"""How a call that is not begun ends."""
 
 
 @dataclass(slots=True)
@@ -128,21 +132,16 @@ class Host:
         if scope["method"] != "POST" or has_json is None:
             await self._answer_no_call(scope, headers, reason, send)
             return
-        if reason is not None:
-            await _refuse(send, content_type, grpc.StatusCode.PERMISSION_DENIED, reason)
-            return
-        refusal = self._refusal(raw, headers)
-        if refusal is not None:
-            await _refuse(send, content_type, *refusal)
-            return
         metadata, method = metadata_of(raw), _method(scope)
-        handler = await self._interceptor.intercept_service(self._find, _Details(method, metadata))
+        refusal = self._refusal(raw, headers, reason)
+
+        async def find(_: grpc.HandlerCallDetails) -> Handler | None:
+            return self._handler(method, refusal, is_whole=is_whole)
+
+        is_whole = UNARY.encode() in headers
+        handler = await self._interceptor.intercept_service(find, _Details(method, metadata))
         if handler is None:
             await _refuse(send, content_type, grpc.StatusCode.UNIMPLEMENTED, f"{method[:200]}: no such method")
-            return
-        is_whole = UNARY.encode() in headers
-        if is_whole and (handler.request_streaming or handler.response_streaming):
-            await _refuse(send, content_type, grpc.StatusCode.UNIMPLEMENTED, STREAMS)
             return
         frames = Frames(headers.get(b"grpc-encoding", b"").decode("latin-1"), self._max_message_bytes)
         codec = codec_of(handler, is_json=has_json)
@@ -152,13 +151,8 @@ class Host:
         if CONNECT.encode() in headers:
             call.malformed = grpc.StatusCode.INVALID_ARGUMENT
         timeout = headers.get(b"grpc-timeout")
-        if timeout is not None:
-            said = timeout.decode("latin-1")
-            timeout_s = seconds_of(said)
-            if timeout_s is None:
-                text = f"grpc-timeout is {said[:40]!r}: expected up to 8 digits and one of H, M, S, m, u, n"
-                await _refuse(send, content_type, grpc.StatusCode.INTERNAL, text)
-                return
+        timeout_s = None if timeout is None else seconds_of(timeout.decode("latin-1"))
+        if timeout_s is not None:
             call.set_deadline(timeout_s)
         self._calls.add(call)
         if self._looking is None:
@@ -170,25 +164,26 @@ class Host:
             if not self._calls:
                 self._empty.set()
 
-    def _refusal(self, raw: Headers, headers: Mapping[bytes, bytes]) -> tuple[grpc.StatusCode, str] | None:
-        """Why a call is not begun, whichever its method."""
+    def _handler(self, method: str, refusal: Refusal | None, *, is_whole: bool) -> Handler | None:
+        """What serves a call: a handler that reads the request itself, or one that refuses. None: no such method."""
+        handler = self._handlers.get(method)
+        if refusal is None and handler is not None:
+            if not (is_whole and (handler.request_streaming or handler.response_streaming)):
+                return handler if handler.request_streaming else _reading(handler)
+            refusal = grpc.StatusCode.UNIMPLEMENTED, STREAMS
+        return None if refusal is None else refusing(*refusal, is_known=handler is not None)
+
+    def _refusal(self, raw: Headers, headers: Mapping[bytes, bytes], reason: str | None) -> Refusal | None:
+        """Why a call is not begun, whichever its method. reason: why its web page may not call."""
+        if reason is not None:
+            return grpc.StatusCode.PERMISSION_DENIED, reason
         num_bytes = size_of(raw)
         if num_bytes > self._max_metadata_bytes:
             text = f"the metadata has {num_bytes} bytes, the limit is {self._max_metadata_bytes} (max_metadata_bytes)"
             return grpc.StatusCode.RESOURCE_EXHAUSTED, text
         if self._is_stopping:
             return grpc.StatusCode.UNAVAILABLE, "the server is shutting down"
-        version = headers.get(CONNECT.encode())
-        if version is not None and version not in _CONNECT_VERSIONS:
-            text = f"connect-protocol-version is {quoted(version.decode('latin-1'))}: expected 1"
-            return grpc.StatusCode.INVALID_ARGUMENT, text
-        if version is not None and (timeout := headers.get(b"connect-timeout-ms")) is not None:  # no time of any length
-            text = f"connect-timeout-ms is {quoted(timeout.decode('latin-1'))}: expected up to 10 digits"
-            return grpc.StatusCode.INVALID_ARGUMENT, text
-        if b"trailers" not in headers.get(b"te", b""):
-            text = "te is missing: expected trailers, which a proxy on the way may not pass"
-            return grpc.StatusCode.INTERNAL, text
-        return None
+        return why_malformed(headers)
 
     def _look_for_clients(self) -> None:
         for call in self._calls:
@@ -213,13 +208,9 @@ class Host:
         body = f"{text}\n".encode()
         await _answer_other(send, status, _TEXT, _TEXT_HEADERS, body, is_head=method == "HEAD")
 
-    async def _find(self, details: grpc.HandlerCallDetails) -> Handler | None:
-        return self._handlers.get(details.method)
-
 
 _LOOK_S = 0.1
 """Between two looks whether the clients are still there whose handlers do not read."""
-_CONNECT_VERSIONS = {b"1", b"-"}
 _CLIENT_HAS_LEFT = "ClientDisconnectedError"
 """pyvoy's own class, which exists inside of Envoy alone."""
 _TEXT = b"text/plain; charset=utf-8"
@@ -243,21 +234,36 @@ async def _run(handler: Handler, call: Call, path: str) -> None:
 
 
 async def _handle(handler: Handler, call: Call) -> None:
-    """Runs a handler of any of the four kinds, which is a coroutine function or an asynchronous generator."""
+    """Runs a handler of any of the four kinds. Those of one request read it themselves: see `_reading`."""
     behaviour: Any = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-    request: Any = _requests(call)
-    if not handler.request_streaming:
+    response = await _answer(behaviour, _requests(call) if handler.request_streaming else None, call)
+    if not handler.response_streaming and (call.code() or grpc.StatusCode.OK) is grpc.StatusCode.OK:
+        await call.write(response)
+
+
+def _reading(handler: Handler) -> Handler:
+    """A handler of one request that reads it, so that what surrounds handlers surrounds a request that is none."""
+    behaviour: Any = handler.unary_stream if handler.response_streaming else handler.unary_unary
+
+    async def read_and_answer(_: Any, call: Any) -> Any:
         request = await _request(call)
         if request is grpc.aio.EOF:
             await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the call has no request: this method takes one")
+        return await _answer(behaviour, request, call)
+
+    reading: Any = read_and_answer
+    make = grpc.unary_stream_rpc_method_handler if handler.response_streaming else grpc.unary_unary_rpc_method_handler
+    return make(reading, handler.request_deserializer, handler.response_serializer)
+
+
+async def _answer(behaviour: Any, request: Any, call: Call) -> Any:
+    """Runs a behaviour, a coroutine function or an asynchronous generator, whose responses are written here."""
     answer = behaviour(request, call)
-    if inspect.isasyncgen(answer):
-        async for response in answer:
-            await call.write(response)
-        return
-    response = await answer
-    if not handler.response_streaming and (call.code() or grpc.StatusCode.OK) is grpc.StatusCode.OK:
+    if not inspect.isasyncgen(answer):
+        return await answer
+    async for response in answer:
         await call.write(response)
+    return None
 
 
 async def _requests(call: Call) -> AsyncIterator[Any]:

@@ -1,6 +1,8 @@
-"""Calls whose messages are JSON, on gRPC's own wire, which does not tell a server what a call's content type is.
+"""How the messages of calls are read on gRPC's own wire: where a request that is no message is a call that failed, with
+a report, as any other.
 
-A proxy that makes gRPC of a browser's JSON (`deploy/envoy`) marks such a call in its metadata.
+gRPC does not tell a server what a call's content type is. A proxy that makes gRPC of a browser's JSON (`deploy/envoy`)
+marks such a call in its metadata.
 """
 
 from __future__ import annotations
@@ -11,51 +13,48 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
+from service.api.interceptors import refusing
 from service.wire.codec import STREAMS, Codec, codec_of
 from service.wire.json_messages import JsonError
 from service.wire.marks import UNARY
 
 MARK = ("carousel-codec", "json")
-"""The metadata of such a call."""
+"""The metadata of a call whose messages are JSON."""
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-class JsonInterceptor(grpc.aio.ServerInterceptor):
-    """Gives marked calls their messages from JSON, and has the answers as JSON. Outside of all other interceptors."""
+class DecodingInterceptor(grpc.aio.ServerInterceptor):
+    """Gives handlers their messages. Marked calls have them in JSON, and are answered in JSON. Inside of all other
+    interceptors."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """The handler of the call; of a call that is marked, one that reads and writes JSON."""
+        """The handler of the call, which takes bytes where there is one request."""
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
         metadata = handler_call_details.invocation_metadata
         if (handler.request_streaming or handler.response_streaming) and any(name == UNARY for name, _ in metadata):
-            return grpc.unary_unary_rpc_method_handler(_refuse_to_stream)
-        return _of_json(handler) if MARK in metadata else handler
+            return refusing(grpc.StatusCode.UNIMPLEMENTED, STREAMS, is_known=True)
+        return _decoded(handler, is_json=MARK in metadata)
 
 
-def _of_json(handler: Handler) -> Handler:
-    """The handler, for JSON."""
-    codec = codec_of(handler, is_json=True)
-    if handler.stream_stream is not None:
-        return grpc.stream_stream_rpc_method_handler(handler.stream_stream, _strict(codec), codec.encode)
-    if handler.unary_stream is not None:
-        return grpc.unary_stream_rpc_method_handler(
-            _decoding(handler.unary_stream, codec), response_serializer=codec.encode
-        )
+def _decoded(handler: Handler, *, is_json: bool) -> Handler:
+    codec = codec_of(handler, is_json=is_json)
     if handler.unary_unary is not None:
         return grpc.unary_unary_rpc_method_handler(
             _decoding(handler.unary_unary, codec), response_serializer=codec.encode
         )
+    if handler.unary_stream is not None:
+        return grpc.unary_stream_rpc_method_handler(
+            _decoding(handler.unary_stream, codec), response_serializer=codec.encode
+        )
+    if is_json and handler.stream_stream is not None:
+        return grpc.stream_stream_rpc_method_handler(handler.stream_stream, _strict(codec), codec.encode)
     return handler
-
-
-async def _refuse_to_stream(_: bytes, context: Any) -> None:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, STREAMS)
 
 
 def _strict(codec: Codec) -> Callable[[bytes], Any]:
@@ -71,13 +70,15 @@ def _strict(codec: Codec) -> Callable[[bytes], Any]:
 
 
 def _decoding(behaviour: Any, codec: Codec) -> Any:
-    """A behaviour for the bytes of a request; one that is not JSON of its message is refused, with the place."""
+    """A behaviour for the bytes of a request; one that is no message is refused."""
 
     async def call(data: bytes, context: Any) -> Any:
         try:
             request = codec.decode(data)
-        except JsonError as error:
+        except JsonError as error:  # which tells the place
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except DecodeError as error:
+            await context.abort(grpc.StatusCode.INTERNAL, f"the request cannot be parsed: {error}")
         return await behaviour(request, context)
 
     return call
