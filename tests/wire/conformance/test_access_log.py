@@ -141,9 +141,10 @@ def test_calls_that_are_refused_have_a_line_an_id_and_a_span(
     code, reason = ended
     has_method = path.startswith("/carousel.v1.Models/") and "Nope" not in path
     request_id = f"refused-{code.name}-{path}"
-    with grpc.insecure_channel(service.target) as channel, pytest.raises(grpc.RpcError) as raised:
+    with grpc.insecure_channel(service.target) as channel:
         call: Any = channel.unary_unary(path)
-        call(data, metadata=(*metadata, (KEY, request_id)), timeout=30)
+        with pytest.raises(grpc.RpcError) as raised:
+            call(data, metadata=(*metadata, (KEY, request_id)), timeout=30)
     error: Any = raised.value
     assert error.code() is code
     assert ids_in(error) == {request_id}
@@ -172,9 +173,10 @@ def test_an_id_that_is_none_is_replaced(watched: tuple[LocalService, Collector],
 
 def test_what_a_client_made_up_is_no_label_of_a_metric(watched: tuple[LocalService, Collector]) -> None:
     service, _ = watched
-    with grpc.insecure_channel(service.target) as channel, pytest.raises(grpc.RpcError):
+    with grpc.insecure_channel(service.target) as channel:
         call: Any = channel.unary_unary("/made.up.Service/Method")
-        call(b"", metadata=(APP,), timeout=30)
+        with pytest.raises(grpc.RpcError):
+            call(b"", metadata=(APP,), timeout=30)
     with urlopen(service.metrics_url, timeout=10) as response:
         text = response.read().decode()
     assert "made.up" not in text
