@@ -173,7 +173,7 @@ class StoreObserver(Protocol):
         """A session's checkpoint was written, so long after it had moved."""
 
     def operation_failed(self, operation: str) -> None:
-        """The store has failed to do something: `read`, `write` or `heartbeat`."""
+        """The store has failed to do something: `read`, `write`, `heartbeat` or `upkeep`."""
 
     def store_failed(self, error: BaseException) -> None:
         """The store does not answer, or cannot write. Told once, until it works again."""

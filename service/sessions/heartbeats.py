@@ -74,6 +74,7 @@ class Heartbeats:
         while self._clock() < sweep_at_s:
             await asyncio.sleep(self._interval_s)
             await self._thread.let_go()
+            await self._thread.probe()
         count = _SWEEP
         while count == _SWEEP:
             count = await self._thread.sweep(_SWEEP)

@@ -258,7 +258,8 @@ class Storage:
         except Exception as error:  # the store's, or a bug of ours
             guarded(self._thread.fails, error, "write")
         else:
-            guarded(self._thread.works, "write")
+            if len(failed) < len(batch):
+                guarded(self._thread.works, "write")
             guarded(self.observer.records_written, sizes, perf_counter() - began_s)
         for put, thens in batch:
             self._writing.discard(put.record_id)

@@ -4,13 +4,17 @@ Rules:
 
 1. While the store fails, calls are refused at once, except one that tries it again from time to time. Those that waited
    when it failed fail with it, and no more than a number wait for it: nobody waits behind others' time-outs.
-2. A record whose taking failed may be this process's all the same: the store can have done it later. It is let go as
+2. Writes count as failing until they have succeeded for a while since the last failure, longer each time that they fail
+   again: on a full disk a small write may succeed between two that do not. Only records that are written, and probes,
+   which write one of their own, tell whether writes succeed.
+3. A record whose taking failed may be this process's all the same: the store can have done it later. It is let go as
    soon as the store answers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +34,10 @@ _MAX_CLAIMS = 4096
 _RETRY_S = 0.5
 """Between two tries of a store that fails."""
 
+_SETTLE_S, _MAX_SETTLE_S = 1.0, 10.0
+"""For how long writes must have succeeded, after the first failure and after many."""
+_PROBE_TTL_S = 60.0
+
 T = TypeVar("T")
 
 
@@ -44,13 +52,15 @@ class StoreThread:
         self._clock = clock
         self._failing: set[str] = set()
         self._risk = ""
+        self._write_failed_at_s = -math.inf
+        self._settle_s = _SETTLE_S
         self._tries_at_s = 0.0
         self._num_calls = 0
         self._failed_at_s = -1.0
         self._claims: list[tuple[str, asyncio.Future[Claim]]] = []
         self._claiming: asyncio.Task[None] | None = None
         self.maybe_taken: set[str] = set()
-        """See rule 2. Taken from on the store's thread alone."""
+        """See rule 3. Taken from on the store's thread alone."""
 
     @property
     def is_failing(self) -> bool:
@@ -149,20 +159,31 @@ class StoreThread:
         return beat
 
     async def let_go(self) -> None:
-        """Lets go of what may have been taken: see rule 2. Raises StoreUnavailableError."""
+        """Lets go of what may have been taken: see rule 3. Raises StoreUnavailableError."""
         if self.maybe_taken:
-            await self.call(self._let_go_all, operation="write")
+            await self.call(self._let_go_all, operation="upkeep")
 
     async def sweep(self, limit: int) -> int:
         """See `StateStore.sweep`. Raises StoreUnavailableError."""
-        return await self.call(self._store.sweep, limit, operation="write")
+        return await self.call(self._store.sweep, limit, operation="upkeep")
 
     async def look_for_risk(self) -> None:
         """Reports a risk that the store's settings are, once, until they are others. Raises StoreUnavailableError."""
-        risk = await self.call(self._store.risk, operation="write")
+        risk = await self.call(self._store.risk, operation="upkeep")
         if risk != self._risk:
             self._risk = risk
             self._observer.store_at_risk(risk)
+
+    async def probe(self) -> None:
+        """Writes a record of its own, and takes it away again, while writes count as failing and have not failed for a
+        while. Raises StoreUnavailableError."""
+        if "write" in self._failing and self._clock() >= self._write_failed_at_s + self._settle_s:
+            await self.call(self._probe, operation="write")
+
+    def _probe(self) -> None:
+        name = f"~probe~{self._store.owner}"
+        self._store.reserve(name, _PROBE_TTL_S)
+        self._store.let_go(name)
 
     async def close(self) -> None:
         """Closes the store, after a heartbeat that is on its way: it would count as there again. Nothing else may be
@@ -201,6 +222,14 @@ class StoreThread:
     def fails(self, error: Exception, operation: str) -> None:
         """The store failed."""
         self._tries_at_s = self._clock() + _RETRY_S
+        if operation == "write":
+            now_s = self._clock()
+            since_s = now_s - self._write_failed_at_s
+            if since_s > 2 * _MAX_SETTLE_S:
+                self._settle_s = _SETTLE_S
+            elif "write" not in self._failing or since_s >= self._settle_s:  # they had succeeded for a while
+                self._settle_s = min(2 * self._settle_s, _MAX_SETTLE_S)
+            self._write_failed_at_s = now_s
         was_failing = self.is_failing
         self._failing.add(operation)
         self._observer.operation_failed(operation)
@@ -210,7 +239,8 @@ class StoreThread:
     def works(self, *operations: str) -> None:
         """The store works."""
         if self._failing:
-            self._failing.difference_update(operations)
+            is_settled = self._clock() >= self._write_failed_at_s + self._settle_s
+            self._failing.difference_update(one for one in operations if one != "write" or is_settled)
             if not self._failing:
                 self._observer.store_recovered()
 

@@ -162,7 +162,9 @@ class Metrics:
 
     def _store(self) -> None:
         section = "Store: what outlives the process"
-        self.store_up = self._gauge(section, "store_up", "1 while the store does what it is asked, 0 while it fails")
+        self.store_up = self._gauge(
+            section, "store_up", "1 while the store does what it is asked and writes succeed, 0 while it fails"
+        )
         self.store_at_risk = self._gauge(
             section, "store_at_risk", "1 while the store's own settings put acknowledged sessions at risk: Redis evicts"
         )

@@ -222,7 +222,7 @@ class StoreTelemetry:
         self._seconds = metrics.store_seconds.labels()
         self._failures = metrics.store_failures.labels()
         self._corrupt = metrics.records_corrupt.labels()
-        self._errors = {name: metrics.store_errors.labels(name) for name in ("read", "write", "heartbeat")}
+        self._errors = {name: metrics.store_errors.labels(name) for name in ("read", "write", "heartbeat", "upkeep")}
         self._sizes = metrics.snapshot_bytes.labels("checkpoint")
         self._read_seconds = metrics.store_read_seconds.labels()
         self._delay = metrics.checkpoint_delay.labels()
