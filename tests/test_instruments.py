@@ -165,3 +165,22 @@ def test_batches_and_answers_are_counted_by_their_labels() -> None:
     model = (("model", "g2p"), ("request", "feed"), ("version", "1"))
     assert found["carousel_tokens_total", model] == 3.0
     assert [v for (name, _), v in found.items() if name == "carousel_request_queue_time_seconds_count"] == [4.0]
+
+
+def test_counters_of_a_version_begin_at_0_when_it_is_served() -> None:
+    """A rate of a counter that is not there yet is unknown, and misses its first increment."""
+    metrics = Metrics()
+    ModelTelemetry(metrics, SessionTelemetry(metrics), lambda: None).model_loaded("g2p", 1, ["fp32"])
+    found = {
+        (sample.name, *(sample.labels.get(name) for name in ("request", "reason", "source"))): sample.value
+        for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())
+        for sample in family.samples
+        if sample.labels.get("model") == "g2p"
+    }
+    for request in ("feed", "generate", "score", "step_batch"):
+        assert found["carousel_tokens_total", request, None, None] == 0
+        assert found["carousel_request_latency_seconds_count", request, None, None] == 0
+        assert found["carousel_replayed_requests_total", request, None, None] == 0
+    assert found["carousel_sessions_closed_total", None, "idle", None] == 0
+    assert found["carousel_sessions_resumed_total", None, None, "store"] == 0
+    assert found["carousel_session_spills_total", None, None, None] == 0

@@ -131,6 +131,7 @@ class ModelTelemetry:
 
     def model_loaded(self, model: str, version: int, variants: list[str]) -> None:
         """See `ModelObserver`."""
+        self._sessions.add_version(model, version)
         self._served.labels(model, str(version)).set(1)
         self._loads.labels(model, str(version), "ok").inc()
         log.info("model.loaded", model=model, version=version, variants=variants)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from service.observer import CallReport, CallTrace, RequestTrace
+from service.sessions.session import CloseReason
 from service.telemetry.access_log import AccessLog
 from service.telemetry.instruments import FLUSH_AT, Backlog, CounterChild, GaugeChild, HistogramChild
 from service.telemetry.metrics import Metrics
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_REQUESTS = ("feed", "generate", "score", "step_batch")
 _Answered = tuple[str, int, str, float | None, int]
 """Of a request: model, version, kind, seconds until it was answered, tokens; None: it moved its session by the tokens,
 and is not answered yet, or failed."""
@@ -51,6 +53,20 @@ class SessionTelemetry:
         self._writes: Backlog[float] = Backlog(self._write_seconds.extend)
         metrics.registry.add(self._answered)
         metrics.registry.add(self._writes)
+
+    def add_version(self, model: str, version: int) -> None:
+        """Has the counters of a version that is served begin at 0, so that a rate of them is 0 and not unknown."""
+        metrics, labels = self._metrics, (model, str(version))
+        self._of_model(model, version)
+        for request in _REQUESTS:
+            self._of_request(model, version, request)
+            metrics.replayed.labels(*labels, request)
+        for reason in CloseReason:
+            metrics.sessions_closed.labels(*labels, reason.value)
+        for source in ("memory", "store"):
+            metrics.sessions_resumed.labels(*labels, source)
+        for instrument in (metrics.sessions_detached, metrics.spills, metrics.sessions_spilled):
+            instrument.labels(*labels)
 
     def drop_version(self, model: str, version: int) -> None:
         """Forgets the children of a version that has no session any more."""
