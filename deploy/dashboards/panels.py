@@ -29,7 +29,8 @@ class Query:
 @dataclass(frozen=True, slots=True)
 class Panel:
     """unit: Grafana's name of it. empty: shown when there is nothing; says what that means. width: of 24 columns.
-    limits: a value each from which on a stat is yellow, and red."""
+    limits: a value each from which on a stat is yellow, and red. states: what a stat shows for 0, which is red, and
+    for 1."""
 
     title: str
     description: str
@@ -40,6 +41,7 @@ class Panel:
     width: int = 8
     is_stacked: bool = False
     limits: tuple[float, float] | None = None
+    states: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +173,20 @@ def _stat(panel: Panel) -> stat.Panel:
             models.Threshold(value=value, color=color)
             for value, color in zip(panel.limits, ("orange", "red"), strict=True)
         ]
-    return (
+    built = (
         stat.Panel()
         .graph_mode(common_models.BigValueGraphMode.AREA)
         .color_mode(common_models.BigValueColorMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
     )
+    if panel.states is not None:
+        options = {
+            str(value): models.ValueMappingResult(text=text, color=color, index=value)
+            for value, (text, color) in enumerate(zip(panel.states, ("red", "green"), strict=True))
+        }
+        built.mappings([models.ValueMap(options=options)])
+    return built
 
 
 def _heatmap(panel: Panel) -> heatmap.Panel:

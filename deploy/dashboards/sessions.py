@@ -8,18 +8,18 @@ from deploy.dashboards.queries import EMPTY, HERE, MODEL, mean, percentiles, rat
 DASHBOARD = Dashboard(
     uid="carousel-sessions",
     title="Sessions",
-    description="Lives of sessions: opened, gone on with, put aside, stored, closed; and how the store does.",
+    description="Lives of sessions: opened, resumed, spilled, stored, closed; and how the store does.",
     rows=(
         Row(
             "Lives",
             (
                 Panel(
                     "Open",
-                    "Sessions that are open, by model; those put aside for room among them.",
+                    "Sessions that are open, by model; those spilled to the store among them.",
                     "short",
                     (
                         Query(f"sum by (model) (carousel_sessions_active{{{MODEL}}})", "{{model}}"),
-                        Query(f"sum by (model) (carousel_sessions_spilled{{{MODEL}}})", "{{model}} put aside"),
+                        Query(f"sum by (model) (carousel_sessions_spilled{{{MODEL}}})", "{{model}} spilled"),
                     ),
                     EMPTY,
                 ),
@@ -42,21 +42,21 @@ DASHBOARD = Dashboard(
                     is_stacked=True,
                 ),
                 Panel(
-                    "Gone on with",
+                    "Resumes",
                     "Sessions a second that a client resumed: from memory, or from the store.",
                     "ops",
                     (Query(rate("carousel_sessions_resumed_total", "source"), "from {{source}}"),),
                     "No session was resumed yet",
                 ),
                 Panel(
-                    "Left by their stream",
+                    "Detached",
                     "Sessions a second whose stream ended, and that are held or kept.",
                     "ops",
                     (Query(rate("carousel_sessions_detached_total", "model"), "{{model}}"),),
-                    "No session was left yet",
+                    "No session was detached yet",
                 ),
                 Panel(
-                    "Answered again",
+                    "Replayed requests",
                     "Requests a second that clients sent again and that were answered from memory.",
                     "reqps",
                     (Query(rate("carousel_replayed_requests_total", "request"), "{{request}}"),),
@@ -69,12 +69,13 @@ DASHBOARD = Dashboard(
             (
                 Panel(
                     "Store",
-                    "1 while the store does what it is asked.",
+                    "Up while the store does what it is asked and writes succeed, of all servers the worst.",
                     "short",
-                    (Query(f"min(carousel_store_up{{{HERE}}})", "up"),),
+                    (Query(f"min(carousel_store_up{{{HERE}}})", "store"),),
                     EMPTY,
                     "stat",
                     4,
+                    states=("down", "up"),
                 ),
                 Panel(
                     "Checkpoint lag",
@@ -139,11 +140,11 @@ DASHBOARD = Dashboard(
                     width=12,
                 ),
                 Panel(
-                    "Put aside for room",
+                    "Spilled",
                     "Sessions a second whose state left memory for the store; many: add slots or servers.",
                     "ops",
                     (Query(rate("carousel_session_spills_total", "model"), "{{model}}"),),
-                    "No session was put aside yet",
+                    "No session was spilled yet",
                     width=12,
                 ),
             ),
