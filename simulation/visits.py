@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import reduce
 from typing import Any, NamedTuple
 
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
-from simulation.arithmetic import ZERO, Hidden, after, logits
+from simulation.arithmetic import ZERO, Hidden
 from simulation.bundles import LAZY
 from simulation.checks import Journal
 from simulation.system import Replica
@@ -66,9 +67,9 @@ class Visitor:
         request.feed.CopyFrom(pb.Feed(token_ids=tokens, position=self._position, outputs=outputs))
         if self._position == 0:
             request.open.CopyFrom(pb.Open(model=LAZY, durability=pb.DURABILITY_CHECKPOINT))
-        start, self._hidden = self._position, after(self._hidden, tokens)
+        start, self._hidden = self._position, reduce(Hidden.step, tokens, self._hidden)
         self._position += len(tokens)
-        self.fed.append(Feed(start, tokens, logits(self._hidden)))
+        self.fed.append(Feed(start, tokens, self._hidden.logits))
         self._journal.note(f"-- {self.name} @ {self._replicas[self._slot].life.name}: {self.fed[-1]}")
         is_twice = not does_close and rng.random() < 0.2
         sent = [self._sent(request, is_given_up=rng.random() < 0.2) for _ in range(1 + is_twice)]

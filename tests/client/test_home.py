@@ -120,7 +120,7 @@ with Client(sys.argv[1]) as client, client.session("toy", "ab", on_disconnect=ON
 """
 
 ASYNC_FORKS = """
-import asyncio, os, sys
+import asyncio, os, sys, traceback
 from carousel import AsyncClient, FailedPreconditionError
 
 async def main():
@@ -146,9 +146,12 @@ async def main():
             try:
                 asyncio.new_event_loop().run_until_complete(refused())
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code == 0, code
         assert (await session.feed("A")).position == 2
         print("undisturbed")
 

@@ -104,7 +104,7 @@ def test_the_node_program_names_fields_that_there_are() -> None:
     known = fields(inference_pb2.DESCRIPTOR, error_pb2.DESCRIPTOR)
     for text in re.findall(r"(?:request = |write\()(\{.*\})", code):
         assert set(re.findall(r"\b([a-z]\w*)(?=[:,] )", text)) <= known, text
-    used = set(re.findall(r"\b(?:answer|error|generated|fed|outputs\[0\]|tokens\[0\]|token)\.(\w+)", code))
+    used = set(re.findall(r"(?:\b(?:answer|error|generated|fed|token)|(?:outputs|tokens)\[0\])(?=\.(\w+))", code))
     assert used - known <= {"code", "details", "tokens"}
     assert {"request_id", "response", "reason", "position"} <= used
 

@@ -25,7 +25,7 @@ from carousel.values import SessionConstant, StateTensor
 from examples.local_service import LocalService, local_service
 from service.repository.bundle import BundleError, load_bundle
 from service.repository.manifest import FILE_NAME, sha256_of
-from tests.client.test_cli import Shell
+from tests.client.cli_shell import Shell
 from tests.export import foreign
 from tests.export.test_export_onnx import export, manifest_of, refusal
 
