@@ -53,7 +53,8 @@ class CallReport:
     num_messages_in, num_messages_out: requests that were read, responses that were made; num_tokens_in,
     num_tokens_out: tokens or vectors that were fed or scored, and those that were generated; num_failed: requests of a
     stream that were refused or failed. code: the gRPC status code's name; reason: of `carousel.v1.Error`, if it has
-    one; duration_s: seconds until it ended; trace_id: empty when the call is not traced.
+    one; duration_s: seconds until it ended; trace_id: empty when the call is not traced. others_session: the session of
+    another principal's that its admin named, `principal/id`.
     """
 
     request_id: str
@@ -71,6 +72,7 @@ class CallReport:
     reason: str = ""
     duration_s: float = 0.0
     trace_id: str = ""
+    others_session: str = ""
 
     @property
     def model(self) -> str:

@@ -164,7 +164,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 report.code = _name(context.code() or grpc.StatusCode.UNKNOWN)
                 raise
             except CarouselError as error:
-                as_called(error, getattr(request, "session_id", ""))
+                as_called(error, report.others_session)
                 row = TABLE[type(error)]
                 report.code, report.reason = row.code.name, row.reason
                 observer.request_failed(report.model, row.code.name, row.reason)

@@ -126,7 +126,7 @@ class Resume:
     async def here(self, session_id: str) -> Session:
         """A session of this server, which is taken from nowhere else. Raises SessionNotFoundError, which says whether
         the store has it, SessionMovedError and StoreUnavailableError."""
-        session = self._registry.directory.get(session_id)
+        session = await self._opened(session_id)  # one that is being fetched does not know its position yet
         if session is None:
             if await self._storage.has(session_id):
                 raise SessionNotFoundError(
