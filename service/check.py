@@ -9,6 +9,7 @@ from service.conditions import conditions, in_use
 from service.process import StartError
 from service.repository.repository import RepositoryError, look_at
 from service.settings import Settings, unknown_variables
+from service.storing import ADVICE, open_key_mode
 from service.trial import TrialLimits, try_version
 
 
@@ -33,6 +34,8 @@ def check(settings: Settings) -> int:
     warned = dates_to_warn_of(settings)
     if warned is not None:
         print(f"WARNING {settings.tls_cert_file}: {warned.event}: {warned.at}")
+    if mode := open_key_mode(settings):
+        print(f"WARNING {settings.storage_key_file} has mode {mode}: {ADVICE}")
     for taken in in_use(settings):
         print(f"IN USE  {taken}")
     try:

@@ -18,6 +18,7 @@ from service.repository.repository import RepositoryError, look_at
 from service.sessions.stores.base import StoreError
 from service.sessions.stores.opening import check_store, is_store_in_use
 from service.settings import Settings
+from service.storing import cipher_of
 from service.wire import choice
 from service.wire.envoy.library import MissingError
 
@@ -37,6 +38,7 @@ def conditions(settings: Settings) -> list[Condition]:
         Condition(str(settings.tokens_file or ""), principals),
         Condition("", check_tracing),
         Condition("", _check_models),
+        Condition(str(settings.storage_key_file or ""), cipher_of),
         Condition(str(settings.snapshot_key_file or ""), _check_store),
     ]
 

@@ -178,6 +178,9 @@ class Settings(BaseSettings):
     snapshot_key_file: Path | None = None
     """File whose bytes sign snapshots, 16 or more; servers that exchange snapshots, or share a store, need the same. By
     default one is made in data_folder; `store=redis` needs one that is given."""
+    storage_key_file: Path | None = None
+    """File of the keys that encrypt stored sessions: a line each, an id, a space and 32 bytes in base64. The first
+    encrypts, all decrypt. Servers that share a store need the same keys. Needs the extra `encryption`."""
     snapshot_compression: bool = False
     """Compress snapshots and checkpoints with zstd."""
     max_durability: Literal["none", "checkpoint", "strict"] = "strict"

@@ -4,18 +4,48 @@ from __future__ import annotations
 
 import asyncio
 
+import structlog
+
 from service.observer import StoreObserver
 from service.process import StartError
+from service.sessions.record_cipher import RecordCipher
 from service.sessions.snapshot import Codec
 from service.sessions.storage import Storage
+from service.sessions.storage_keys import mode_open_to_others, read_keys
 from service.sessions.stores.base import StateStore, StoreError
 from service.sessions.stores.opening import open_store, signing_key
 from service.settings import Settings
+
+log = structlog.get_logger()
+
+ADVICE = "other users of this machine may decrypt stored sessions: run `chmod o-rwx` on it as its owner"
+
+
+def cipher_of(settings: Settings) -> RecordCipher:
+    """What encrypts stored sessions. Raises StartError for keys that cannot be used."""
+    if settings.storage_key_file is None:
+        return RecordCipher()
+    try:
+        return RecordCipher(read_keys(settings.storage_key_file))
+    except StoreError as error:
+        raise StartError(str(error)) from error
+
+
+def open_key_mode(settings: Settings) -> str | None:
+    """The mode of the storage keys' file, in octal, when it is open to other users."""
+    try:
+        return None if settings.storage_key_file is None else mode_open_to_others(settings.storage_key_file)
+    except OSError:  # which who reads the keys tells
+        return None
 
 
 async def open_storage(settings: Settings, observer: StoreObserver) -> Storage:
     """The storage, not started yet. Makes the data folder and the key in it, where they are missing. Raises
     StartError."""
+
+    cipher = await asyncio.to_thread(cipher_of, settings)
+    if mode := open_key_mode(settings):
+        log.warning("storage_key_file.open_to_others", path=str(settings.storage_key_file), mode=mode, advice=ADVICE)
 
     def open_all() -> tuple[StateStore, bytes]:
         key = signing_key(settings.store, key_file=settings.snapshot_key_file, data_folder=settings.data_folder)
@@ -32,4 +62,4 @@ async def open_storage(settings: Settings, observer: StoreObserver) -> Storage:
     except StoreError as error:
         raise StartError(str(error)) from error
     codec = Codec(key, is_compressed=settings.snapshot_compression)
-    return Storage(store, codec, observer, heartbeat_s=min(0.1, settings.lease_s / 3))
+    return Storage(store, codec, observer, cipher=cipher, heartbeat_s=min(0.1, settings.lease_s / 3))

@@ -41,6 +41,12 @@ def short_key(folder: Path) -> Path:
     return folder / "key"
 
 
+def key_lines(folder: Path, text: str) -> Path:
+    (folder / "keys").write_text(text)
+    (folder / "keys").chmod(0o600)
+    return folder / "keys"
+
+
 def a_file(folder: Path) -> Path:
     (folder / "file").write_bytes(b"")
     return folder / "file"
@@ -76,6 +82,14 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
     "a short key": (
         lambda folder: {"snapshot_key_file": short_key(folder)},
         "snapshot_key_file = {folder}/key has 5 bytes, it must have 16 or more",
+    ),
+    "no storage keys": (
+        lambda folder: {"storage_key_file": "/nope"},
+        "storage_key_file = /nope cannot be read: No such file",
+    ),
+    "a storage key without its id": (
+        lambda folder: {"storage_key_file": key_lines(folder, "AAAA")},
+        "storage_key_file = {folder}/keys, line 1 must be `ID BASE64`: ",
     ),
     "a file for a folder": (lambda folder: {"data_folder": a_file(folder)}, "{folder}/file is not a folder: move it"),
     "a file above the folder": (
@@ -123,6 +137,17 @@ def test_a_check_of_what_starts_passes_and_makes_nothing(
     assert check(settings(tmp_path)) == 0
     assert capsys.readouterr().out == "ok      tiny-lm/1\n"
     assert set(tmp_path.rglob("*")) == there
+
+
+def test_a_check_warns_of_storage_keys_that_others_may_read(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = key_lines(tmp_path, f"2026 {'A' * 43}=")
+    keys.chmod(0o644)
+    assert check(settings(tmp_path, storage_key_file=keys)) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"ok      {keys}"
+    assert told[1].startswith(f"WARNING {keys} has mode 0644: other users of this machine may decrypt stored sessions")
 
 
 def test_a_check_beside_the_server_that_runs_tells_what_is_in_use_and_passes(

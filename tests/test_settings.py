@@ -32,6 +32,7 @@ OF_THEIR_OWN = (
     "model_runtimes",
     "redis_url",
     "snapshot_key_file",
+    "storage_key_file",
     "health_port",
     "tls_cert_file",
     "tls_key_file",
@@ -466,6 +467,7 @@ def test_what_is_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("CAROUSEL_REDIS_URL", "redis://user:hush@cache:6379/1")
     settings = CliApp.run(Settings, cli_args=["--snapshot-key-file", str(tmp_path / "key")])
     assert settings.snapshot_key_file == tmp_path / "key"
+    assert CliApp.run(Settings, cli_args=["--storage-key-file=keys"]).storage_key_file == Path("keys")
     assert settings.redis_url.get_secret_value() == "redis://user:hush@cache:6379/1"
     assert "hush" not in repr(settings)
     assert "hush" not in f"{settings.redis_url} {settings.model_dump_json()}"

@@ -90,7 +90,7 @@ class Claims:
                     f"session_id = {name_of(session_id)!r} is another session by now", field="session_id"
                 )
             if claimed.payload is not None and not is_checked:
-                check(self._storage.codec.decode(claimed.payload))
+                check(self._storage.image_in(session_id, claimed.payload))
                 is_checked = True
             await self._released(claimed, politely(session_id) if is_polite else session_id, deadline_s)
 

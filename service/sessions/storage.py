@@ -25,6 +25,7 @@ from service.errors import SnapshotCorruptError, guarded
 from service.observer import StoreObserver
 from service.sessions.heartbeats import Heartbeats
 from service.sessions.image import Image
+from service.sessions.record_cipher import RecordCipher
 from service.sessions.session import name_of
 from service.sessions.snapshot import Codec
 from service.sessions.store_thread import StoreThread
@@ -75,7 +76,8 @@ class Put(NamedTuple):
 
 
 class Storage:
-    """One store. heartbeat_s: between two heartbeats; clock: monotonic seconds."""
+    """One store. cipher: encrypts what it keeps of sessions; heartbeat_s: between two heartbeats; clock: monotonic
+    seconds."""
 
     def __init__(
         self,
@@ -83,11 +85,13 @@ class Storage:
         codec: Codec,
         observer: StoreObserver,
         *,
+        cipher: RecordCipher | None = None,
         heartbeat_s: float = 0.1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.codec = codec
         self.observer = observer
+        self._cipher = cipher or RecordCipher()
         self._store = store
         self._clock = clock
         self._thread = StoreThread(store, observer, clock)
@@ -186,12 +190,16 @@ class Storage:
         return await self._thread.call(self._store.has, record_id)
 
     async def decode(self, record_id: str, payload: bytes) -> Image:
-        """The image in a claimed record. Raises what `Codec.decode` raises; a record that is corrupt is set aside."""
+        """The image in a claimed record. Raises what `image_in` raises; a record that is corrupt is set aside."""
         try:
-            return self.codec.decode(payload)
+            return self.image_in(record_id, payload)
         except SnapshotCorruptError as error:
             await self.set_aside(record_id, error)
             raise
+
+    def image_in(self, record_id: str, payload: bytes) -> Image:
+        """The image in a record. Raises what `RecordCipher.decrypt` and `Codec.decode` raise."""
+        return self.codec.decode(self._cipher.decrypt(record_id, payload))
 
     async def set_aside(self, record_id: str, error: Exception) -> None:
         """Moves a record that cannot be read out of the way, and reports it."""
@@ -278,6 +286,9 @@ class Storage:
         if not self._pending:
             self._is_idle.set()
 
+    def _payload(self, record_id: str, image: Image) -> bytes:
+        return self._cipher.encrypt(record_id, self.codec.encode(image))
+
     def _write(self, puts: Sequence[Put]) -> tuple[Written, set[str], list[int]]:
         """The store's thread. Returns what became of the writes, the ids of those that could not be encoded, and the
         sizes of the images that were written."""
@@ -286,7 +297,7 @@ class Storage:
         failed: set[str] = set()
         for put in puts:
             try:
-                payload = put.tombstone if put.image is None else self.codec.encode(put.image)
+                payload = put.tombstone if put.image is None else self._payload(put.record_id, put.image)
             except Exception as error:  # whatever it is, the other records can be written
                 failed.add(put.record_id)
                 self.observer.record_corrupt(put.record_id, error)
