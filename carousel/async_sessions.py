@@ -47,6 +47,11 @@ class AsyncSessions(Unpicklable):
         response = await unary(self._stub.Close, request, self._timeout, session_metadata(session_id))
         return response.position
 
+    async def close_all(self, principal: str = "") -> int:
+        """Closes all sessions of a principal: see `Sessions.close_all`."""
+        request = sessions_pb2.SessionsCloseAllRequest(principal=principal)
+        return (await unary(self._stub.CloseAll, request, self._timeout)).closed_count
+
     async def snapshot(self, session_id: str) -> bytes:
         """A session as bytes: see `Sessions.snapshot`."""
         request = sessions_pb2.SessionsSnapshotRequest(session_id=session_id)

@@ -45,6 +45,15 @@ class Sessions(Unpicklable):
         request = sessions_pb2.SessionsCloseRequest(session_id=session_id)
         return unary(self._stub.Close, request, self._timeout, session_metadata(session_id)).position
 
+    def close_all(self, principal: str = "") -> int:
+        """Closes all sessions of a principal, yours when none is named: those of the server that answers, and all that
+        are stored. Notifies their clients. Returns how many were closed. Only an admin may name another principal.
+
+        Raises PermissionDeniedError; UnavailableError when some could not be closed: call it again.
+        """
+        request = sessions_pb2.SessionsCloseAllRequest(principal=principal)
+        return unary(self._stub.CloseAll, request, self._timeout).closed_count
+
     def snapshot(self, session_id: str) -> bytes:
         """A session as bytes, signed by the server, for `restore`: its state, its source, and its generation.
 

@@ -140,6 +140,11 @@ class SimulatedStore:
         self._check()
         return self._store.has(session_id)
 
+    def ids(self, prefix: str) -> list[str]:
+        """See `StateStore`."""
+        self._check()
+        return self._store.ids(prefix)
+
     def claim(self, session_ids: Sequence[str]) -> list[Claim]:
         """See `StateStore`."""
         return self._take(partial(self._store.claim, session_ids))

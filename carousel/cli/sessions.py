@@ -96,6 +96,23 @@ def close(
                 note(f"{session_id}: closed at position {position}")
 
 
+def close_all(
+    context: typer.Context,
+    principal: Annotated[
+        str, typer.Argument(metavar="[PRINCIPAL]", help="Whose; yours by default. Others' need an admin.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Closes all sessions of a principal, those that are only stored, too. With --json an object: closed_count."""
+    connection: Connection = context.obj
+    with connection.client() as client:
+        count = client.sessions.close_all(principal)
+    if as_json:
+        print_json({"closed_count": count})
+    else:
+        note(f"{count:,} sessions closed")
+
+
 def fork(
     context: typer.Context,
     session_id: SessionId,
@@ -137,6 +154,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "fork": fork,
     "rewind": rewind,
     "close": close,
+    "close-all": close_all,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name, cls=Command)(connected(_command))

@@ -26,15 +26,15 @@ from carousel.v1 import inference_pb2 as carousel_dot_v1_dot_inference__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61rousel/v1/sessions.proto\x12\x0b\x63\x61rousel.v1\x1a\x1b\x63\x61rousel/v1/inference.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x03\n\x0bSessionInfo\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x10\n\x08position\x18\x04 \x01(\x04\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.carousel.v1.SessionState\x12-\n\topen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07variant\x18\x08 \x01(\t\x12+\n\ndurability\x18\t \x01(\x0e\x32\x17.carousel.v1.Durability\x12 \n\x13\x63heckpoint_position\x18\n \x01(\x04H\x00\x88\x01\x01\x12\x10\n\x08\x61ttached\x18\x0b \x01(\x08\x12\x0f\n\x07spilled\x18\x0c \x01(\x08\x12\r\n\x05marks\x18\r \x03(\x04\x42\x16\n\x14_checkpoint_position\"(\n\x12SessionsGetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"@\n\x13SessionsGetResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.carousel.v1.SessionInfo\"K\n\x13SessionsListRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"p\n\x14SessionsListResponse\x12*\n\x08sessions\x18\x01 \x03(\x0b\x32\x18.carousel.v1.SessionInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x04\"*\n\x14SessionsCloseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"S\n\x15SessionsCloseResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.carousel.v1.CloseReason\"-\n\x17SessionsSnapshotRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\">\n\x18SessionsSnapshotResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\x10\n\x08position\x18\x02 \x01(\x04\"`\n\x16SessionsRestoreRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x14\n\x07version\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\n\n\x08_version\"D\n\x17SessionsRestoreResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.carousel.v1.SessionInfo\"B\n\x13SessionsForkRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66ork_session_id\x18\x02 \x01(\t\"A\n\x14SessionsForkResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.carousel.v1.SessionInfo\"=\n\x15SessionsRewindRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\"C\n\x16SessionsRewindResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.carousel.v1.SessionInfo\"G\n\x0bStateTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"<\n\x17SessionsGetStateRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\"\xc6\x01\n\x18SessionsGetStateResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12)\n\x07tensors\x18\x02 \x03(\x0b\x32\x18.carousel.v1.StateTensor\x12\x19\n\x11pending_token_ids\x18\x03 \x03(\r\x12\x18\n\x10pending_features\x18\x04 \x03(\x0c\x12#\n\x07\x65mitted\x18\x05 \x03(\x0b\x32\x12.carousel.v1.Token\x12\x13\n\x0bnum_emitted\x18\x06 \x01(\x04\"X\n\x17SessionsSetStateRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12)\n\x07tensors\x18\x02 \x03(\x0b\x32\x18.carousel.v1.StateTensor\",\n\x18SessionsSetStateResponse\x12\x10\n\x08position\x18\x01 \x01(\x04*{\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SESSION_STATE_IDLE\x10\x01\x12\x16\n\x12SESSION_STATE_BUSY\x10\x02\x12\x1c\n\x18SESSION_STATE_GENERATING\x10\x03\x32\xf2\x05\n\x08Sessions\x12H\n\x03Get\x12\x1f.carousel.v1.SessionsGetRequest\x1a .carousel.v1.SessionsGetResponse\x12K\n\x04List\x12 .carousel.v1.SessionsListRequest\x1a!.carousel.v1.SessionsListResponse\x12N\n\x05\x43lose\x12!.carousel.v1.SessionsCloseRequest\x1a\".carousel.v1.SessionsCloseResponse\x12W\n\x08Snapshot\x12$.carousel.v1.SessionsSnapshotRequest\x1a%.carousel.v1.SessionsSnapshotResponse\x12T\n\x07Restore\x12#.carousel.v1.SessionsRestoreRequest\x1a$.carousel.v1.SessionsRestoreResponse\x12K\n\x04\x46ork\x12 .carousel.v1.SessionsForkRequest\x1a!.carousel.v1.SessionsForkResponse\x12Q\n\x06Rewind\x12\".carousel.v1.SessionsRewindRequest\x1a#.carousel.v1.SessionsRewindResponse\x12W\n\x08GetState\x12$.carousel.v1.SessionsGetStateRequest\x1a%.carousel.v1.SessionsGetStateResponse\x12W\n\x08SetState\x12$.carousel.v1.SessionsSetStateRequest\x1a%.carousel.v1.SessionsSetStateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63\x61rousel/v1/sessions.proto\x12\x0b\x63\x61rousel.v1\x1a\x1b\x63\x61rousel/v1/inference.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x03\n\x0bSessionInfo\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x10\n\x08position\x18\x04 \x01(\x04\x12(\n\x05state\x18\x05 \x01(\x0e\x32\x19.carousel.v1.SessionState\x12-\n\topen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07variant\x18\x08 \x01(\t\x12+\n\ndurability\x18\t \x01(\x0e\x32\x17.carousel.v1.Durability\x12 \n\x13\x63heckpoint_position\x18\n \x01(\x04H\x00\x88\x01\x01\x12\x10\n\x08\x61ttached\x18\x0b \x01(\x08\x12\x0f\n\x07spilled\x18\x0c \x01(\x08\x12\r\n\x05marks\x18\r \x03(\x04\x42\x16\n\x14_checkpoint_position\"(\n\x12SessionsGetRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"@\n\x13SessionsGetResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.carousel.v1.SessionInfo\"K\n\x13SessionsListRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"p\n\x14SessionsListResponse\x12*\n\x08sessions\x18\x01 \x03(\x0b\x32\x18.carousel.v1.SessionInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x13\n\x0btotal_count\x18\x03 \x01(\x04\"*\n\x14SessionsCloseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"S\n\x15SessionsCloseResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.carousel.v1.CloseReason\",\n\x17SessionsCloseAllRequest\x12\x11\n\tprincipal\x18\x01 \x01(\t\"0\n\x18SessionsCloseAllResponse\x12\x14\n\x0c\x63losed_count\x18\x01 \x01(\x04\"-\n\x17SessionsSnapshotRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\">\n\x18SessionsSnapshotResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\x10\n\x08position\x18\x02 \x01(\x04\"`\n\x16SessionsRestoreRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x14\n\x07version\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\n\n\x08_version\"D\n\x17SessionsRestoreResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.carousel.v1.SessionInfo\"B\n\x13SessionsForkRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66ork_session_id\x18\x02 \x01(\t\"A\n\x14SessionsForkResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.carousel.v1.SessionInfo\"=\n\x15SessionsRewindRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x04\"C\n\x16SessionsRewindResponse\x12)\n\x07session\x18\x01 \x01(\x0b\x32\x18.carousel.v1.SessionInfo\"G\n\x0bStateTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"<\n\x17SessionsGetStateRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\"\xc6\x01\n\x18SessionsGetStateResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12)\n\x07tensors\x18\x02 \x03(\x0b\x32\x18.carousel.v1.StateTensor\x12\x19\n\x11pending_token_ids\x18\x03 \x03(\r\x12\x18\n\x10pending_features\x18\x04 \x03(\x0c\x12#\n\x07\x65mitted\x18\x05 \x03(\x0b\x32\x12.carousel.v1.Token\x12\x13\n\x0bnum_emitted\x18\x06 \x01(\x04\"X\n\x17SessionsSetStateRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12)\n\x07tensors\x18\x02 \x03(\x0b\x32\x18.carousel.v1.StateTensor\",\n\x18SessionsSetStateResponse\x12\x10\n\x08position\x18\x01 \x01(\x04*{\n\x0cSessionState\x12\x1d\n\x19SESSION_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SESSION_STATE_IDLE\x10\x01\x12\x16\n\x12SESSION_STATE_BUSY\x10\x02\x12\x1c\n\x18SESSION_STATE_GENERATING\x10\x03\x32\xcb\x06\n\x08Sessions\x12H\n\x03Get\x12\x1f.carousel.v1.SessionsGetRequest\x1a .carousel.v1.SessionsGetResponse\x12K\n\x04List\x12 .carousel.v1.SessionsListRequest\x1a!.carousel.v1.SessionsListResponse\x12N\n\x05\x43lose\x12!.carousel.v1.SessionsCloseRequest\x1a\".carousel.v1.SessionsCloseResponse\x12W\n\x08\x43loseAll\x12$.carousel.v1.SessionsCloseAllRequest\x1a%.carousel.v1.SessionsCloseAllResponse\x12W\n\x08Snapshot\x12$.carousel.v1.SessionsSnapshotRequest\x1a%.carousel.v1.SessionsSnapshotResponse\x12T\n\x07Restore\x12#.carousel.v1.SessionsRestoreRequest\x1a$.carousel.v1.SessionsRestoreResponse\x12K\n\x04\x46ork\x12 .carousel.v1.SessionsForkRequest\x1a!.carousel.v1.SessionsForkResponse\x12Q\n\x06Rewind\x12\".carousel.v1.SessionsRewindRequest\x1a#.carousel.v1.SessionsRewindResponse\x12W\n\x08GetState\x12$.carousel.v1.SessionsGetStateRequest\x1a%.carousel.v1.SessionsGetStateResponse\x12W\n\x08SetState\x12$.carousel.v1.SessionsSetStateRequest\x1a%.carousel.v1.SessionsSetStateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'carousel.v1.sessions_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SESSIONSTATE']._serialized_start=1948
-  _globals['_SESSIONSTATE']._serialized_end=2071
+  _globals['_SESSIONSTATE']._serialized_start=2044
+  _globals['_SESSIONSTATE']._serialized_end=2167
   _globals['_SESSIONINFO']._serialized_start=106
   _globals['_SESSIONINFO']._serialized_end=500
   _globals['_SESSIONSGETREQUEST']._serialized_start=502
@@ -49,32 +49,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONSCLOSEREQUEST']._serialized_end=843
   _globals['_SESSIONSCLOSERESPONSE']._serialized_start=845
   _globals['_SESSIONSCLOSERESPONSE']._serialized_end=928
-  _globals['_SESSIONSSNAPSHOTREQUEST']._serialized_start=930
-  _globals['_SESSIONSSNAPSHOTREQUEST']._serialized_end=975
-  _globals['_SESSIONSSNAPSHOTRESPONSE']._serialized_start=977
-  _globals['_SESSIONSSNAPSHOTRESPONSE']._serialized_end=1039
-  _globals['_SESSIONSRESTOREREQUEST']._serialized_start=1041
-  _globals['_SESSIONSRESTOREREQUEST']._serialized_end=1137
-  _globals['_SESSIONSRESTORERESPONSE']._serialized_start=1139
-  _globals['_SESSIONSRESTORERESPONSE']._serialized_end=1207
-  _globals['_SESSIONSFORKREQUEST']._serialized_start=1209
-  _globals['_SESSIONSFORKREQUEST']._serialized_end=1275
-  _globals['_SESSIONSFORKRESPONSE']._serialized_start=1277
-  _globals['_SESSIONSFORKRESPONSE']._serialized_end=1342
-  _globals['_SESSIONSREWINDREQUEST']._serialized_start=1344
-  _globals['_SESSIONSREWINDREQUEST']._serialized_end=1405
-  _globals['_SESSIONSREWINDRESPONSE']._serialized_start=1407
-  _globals['_SESSIONSREWINDRESPONSE']._serialized_end=1474
-  _globals['_STATETENSOR']._serialized_start=1476
-  _globals['_STATETENSOR']._serialized_end=1547
-  _globals['_SESSIONSGETSTATEREQUEST']._serialized_start=1549
-  _globals['_SESSIONSGETSTATEREQUEST']._serialized_end=1609
-  _globals['_SESSIONSGETSTATERESPONSE']._serialized_start=1612
-  _globals['_SESSIONSGETSTATERESPONSE']._serialized_end=1810
-  _globals['_SESSIONSSETSTATEREQUEST']._serialized_start=1812
-  _globals['_SESSIONSSETSTATEREQUEST']._serialized_end=1900
-  _globals['_SESSIONSSETSTATERESPONSE']._serialized_start=1902
-  _globals['_SESSIONSSETSTATERESPONSE']._serialized_end=1946
-  _globals['_SESSIONS']._serialized_start=2074
-  _globals['_SESSIONS']._serialized_end=2828
+  _globals['_SESSIONSCLOSEALLREQUEST']._serialized_start=930
+  _globals['_SESSIONSCLOSEALLREQUEST']._serialized_end=974
+  _globals['_SESSIONSCLOSEALLRESPONSE']._serialized_start=976
+  _globals['_SESSIONSCLOSEALLRESPONSE']._serialized_end=1024
+  _globals['_SESSIONSSNAPSHOTREQUEST']._serialized_start=1026
+  _globals['_SESSIONSSNAPSHOTREQUEST']._serialized_end=1071
+  _globals['_SESSIONSSNAPSHOTRESPONSE']._serialized_start=1073
+  _globals['_SESSIONSSNAPSHOTRESPONSE']._serialized_end=1135
+  _globals['_SESSIONSRESTOREREQUEST']._serialized_start=1137
+  _globals['_SESSIONSRESTOREREQUEST']._serialized_end=1233
+  _globals['_SESSIONSRESTORERESPONSE']._serialized_start=1235
+  _globals['_SESSIONSRESTORERESPONSE']._serialized_end=1303
+  _globals['_SESSIONSFORKREQUEST']._serialized_start=1305
+  _globals['_SESSIONSFORKREQUEST']._serialized_end=1371
+  _globals['_SESSIONSFORKRESPONSE']._serialized_start=1373
+  _globals['_SESSIONSFORKRESPONSE']._serialized_end=1438
+  _globals['_SESSIONSREWINDREQUEST']._serialized_start=1440
+  _globals['_SESSIONSREWINDREQUEST']._serialized_end=1501
+  _globals['_SESSIONSREWINDRESPONSE']._serialized_start=1503
+  _globals['_SESSIONSREWINDRESPONSE']._serialized_end=1570
+  _globals['_STATETENSOR']._serialized_start=1572
+  _globals['_STATETENSOR']._serialized_end=1643
+  _globals['_SESSIONSGETSTATEREQUEST']._serialized_start=1645
+  _globals['_SESSIONSGETSTATEREQUEST']._serialized_end=1705
+  _globals['_SESSIONSGETSTATERESPONSE']._serialized_start=1708
+  _globals['_SESSIONSGETSTATERESPONSE']._serialized_end=1906
+  _globals['_SESSIONSSETSTATEREQUEST']._serialized_start=1908
+  _globals['_SESSIONSSETSTATEREQUEST']._serialized_end=1996
+  _globals['_SESSIONSSETSTATERESPONSE']._serialized_start=1998
+  _globals['_SESSIONSSETSTATERESPONSE']._serialized_end=2042
+  _globals['_SESSIONS']._serialized_start=2170
+  _globals['_SESSIONS']._serialized_end=3013
 # @@protoc_insertion_point(module_scope)

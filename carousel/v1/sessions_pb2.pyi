@@ -284,6 +284,50 @@ class SessionsCloseResponse(_message.Message):
 Global___SessionsCloseResponse: _TypeAlias = SessionsCloseResponse  # noqa: Y015
 
 @_typing.final
+class SessionsCloseAllRequest(_message.Message):
+    """Asks to close all sessions of a principal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
+    principal: _builtins.str
+    """The principal's name. Default: the caller."""
+    def __init__(
+        self,
+        *,
+        principal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsCloseAllRequest: _TypeAlias = SessionsCloseAllRequest  # noqa: Y015
+
+@_typing.final
+class SessionsCloseAllResponse(_message.Message):
+    """They are closed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLOSED_COUNT_FIELD_NUMBER: _builtins.int
+    closed_count: _builtins.int
+    """How many were closed. A session that had ended before does not count."""
+    def __init__(
+        self,
+        *,
+        closed_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed_count", b"closed_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionsCloseAllResponse: _TypeAlias = SessionsCloseAllResponse  # noqa: Y015
+
+@_typing.final
 class SessionsSnapshotRequest(_message.Message):
     """Asks for a session as bytes."""
 

@@ -54,6 +54,11 @@ class SessionsStub(object):
                 request_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsCloseRequest.SerializeToString,
                 response_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsCloseResponse.FromString,
                 _registered_method=True)
+        self.CloseAll = channel.unary_unary(
+                '/carousel.v1.Sessions/CloseAll',
+                request_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsCloseAllRequest.SerializeToString,
+                response_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsCloseAllResponse.FromString,
+                _registered_method=True)
         self.Snapshot = channel.unary_unary(
                 '/carousel.v1.Sessions/Snapshot',
                 request_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsSnapshotRequest.SerializeToString,
@@ -112,6 +117,16 @@ class SessionsServicer(object):
 
     def Close(self, request, context):
         """Closes a session, whoever opened it. Its stream is told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseAll(self, request, context):
+        """Closes all sessions of a principal: those of the server that answers, and all that are stored, whichever server has
+        them. Their streams are told, and nothing of their content stays in the store. Other servers' sessions that are not
+        stored stay as they are, and so do those that are opened meanwhile. When some cannot be closed, all others are, and
+        the error tells how many: ask again. PERMISSION_DENIED for another principal's, unless the caller is an admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -185,6 +200,11 @@ def add_SessionsServicer_to_server(servicer, server):
                     servicer.Close,
                     request_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsCloseRequest.FromString,
                     response_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsCloseResponse.SerializeToString,
+            ),
+            'CloseAll': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseAll,
+                    request_deserializer=carousel_dot_v1_dot_sessions__pb2.SessionsCloseAllRequest.FromString,
+                    response_serializer=carousel_dot_v1_dot_sessions__pb2.SessionsCloseAllResponse.SerializeToString,
             ),
             'Snapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.Snapshot,
@@ -303,6 +323,33 @@ class Sessions(object):
             '/carousel.v1.Sessions/Close',
             carousel_dot_v1_dot_sessions__pb2.SessionsCloseRequest.SerializeToString,
             carousel_dot_v1_dot_sessions__pb2.SessionsCloseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseAll(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/carousel.v1.Sessions/CloseAll',
+            carousel_dot_v1_dot_sessions__pb2.SessionsCloseAllRequest.SerializeToString,
+            carousel_dot_v1_dot_sessions__pb2.SessionsCloseAllResponse.FromString,
             options,
             channel_credentials,
             insecure,

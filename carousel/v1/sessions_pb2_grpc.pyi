@@ -48,6 +48,12 @@ class SessionsStub:
     """
     Close: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsCloseRequest, _sessions_pb2.SessionsCloseResponse]
     """Closes a session, whoever opened it. Its stream is told."""
+    CloseAll: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsCloseAllRequest, _sessions_pb2.SessionsCloseAllResponse]
+    """Closes all sessions of a principal: those of the server that answers, and all that are stored, whichever server has
+    them. Their streams are told, and nothing of their content stays in the store. Other servers' sessions that are not
+    stored stay as they are, and so do those that are opened meanwhile. When some cannot be closed, all others are, and
+    the error tells how many: ask again. PERMISSION_DENIED for another principal's, unless the caller is an admin.
+    """
     Snapshot: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSnapshotRequest, _sessions_pb2.SessionsSnapshotResponse]
     """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed on the
     server that has it; see above for others. A session made of the snapshot goes on with what was being generated when
@@ -93,6 +99,12 @@ class SessionsAsyncStub(SessionsStub):
     """
     Close: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsCloseRequest, _sessions_pb2.SessionsCloseResponse]  # type: ignore[assignment]
     """Closes a session, whoever opened it. Its stream is told."""
+    CloseAll: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsCloseAllRequest, _sessions_pb2.SessionsCloseAllResponse]  # type: ignore[assignment]
+    """Closes all sessions of a principal: those of the server that answers, and all that are stored, whichever server has
+    them. Their streams are told, and nothing of their content stays in the store. Other servers' sessions that are not
+    stored stay as they are, and so do those that are opened meanwhile. When some cannot be closed, all others are, and
+    the error tells how many: ask again. PERMISSION_DENIED for another principal's, unless the caller is an admin.
+    """
     Snapshot: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsSnapshotRequest, _sessions_pb2.SessionsSnapshotResponse]  # type: ignore[assignment]
     """A session as bytes: its state, what it had read, what it is generating, its marks. It goes on undisturbed on the
     server that has it; see above for others. A session made of the snapshot goes on with what was being generated when
@@ -153,6 +165,18 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sessions_pb2.SessionsCloseResponse, _abc.Awaitable[_sessions_pb2.SessionsCloseResponse]]:
         """Closes a session, whoever opened it. Its stream is told."""
+
+    @_abc_1.abstractmethod
+    def CloseAll(
+        self,
+        request: _sessions_pb2.SessionsCloseAllRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sessions_pb2.SessionsCloseAllResponse, _abc.Awaitable[_sessions_pb2.SessionsCloseAllResponse]]:
+        """Closes all sessions of a principal: those of the server that answers, and all that are stored, whichever server has
+        them. Their streams are told, and nothing of their content stays in the store. Other servers' sessions that are not
+        stored stay as they are, and so do those that are opened meanwhile. When some cannot be closed, all others are, and
+        the error tells how many: ask again. PERMISSION_DENIED for another principal's, unless the caller is an admin.
+        """
 
     @_abc_1.abstractmethod
     def Snapshot(

@@ -11,6 +11,7 @@ from service.api.caller import CALLER
 from service.api.session_messages import emitted_so_far, session_info, state_tensor, tensor_message
 from service.errors import InvalidFieldError
 from service.repository.repository import check_name
+from service.sessions.checks import check_principal
 from service.sessions.service import SessionService
 from service.sessions.session import Session
 
@@ -66,6 +67,16 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         """Closes a session, whoever opened it; its stream is told."""
         position = await self._sessions.resume.close(CALLER.get().any_key(request.session_id))
         return pb.SessionsCloseResponse(position=position, reason=inference_pb2.CLOSE_REASON_CLIENT)
+
+    async def CloseAll(self, request: pb.SessionsCloseAllRequest, context: Context) -> pb.SessionsCloseAllResponse:
+        """Closes all sessions of a principal."""
+        caller, principal = CALLER.get(), request.principal
+        if principal:
+            check_principal(principal)
+        if principal not in ("", caller.principal.name):
+            caller.check_admin("Sessions.CloseAll of another principal")
+        count = await self._sessions.closing.close_all(principal or caller.principal.name)
+        return pb.SessionsCloseAllResponse(closed_count=count)
 
     async def Snapshot(self, request: pb.SessionsSnapshotRequest, context: Context) -> pb.SessionsSnapshotResponse:
         """A session as bytes."""

@@ -18,6 +18,7 @@ from service.sessions.kinds import check_kind
 
 _SESSION_ID = re.compile(r"(?:[A-Za-z0-9._-]{1,64}/)?[A-Za-z0-9._:-]{1,128}")
 """With the principal whose it is in front, which the API adds."""
+_PRINCIPAL = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN_BYTES = 32
 """Of a token on the wire with its name and log-probability, where the caller does not say the most for a vocabulary."""
 _OUTPUT_BYTES = 24
@@ -33,6 +34,14 @@ def check_session_id(session_id: str, *, field: str = "session_id") -> None:
     """Raises InvalidFieldError unless the id is one that a client may choose."""
     if not _SESSION_ID.fullmatch(session_id):
         raise invalid_session_id(session_id, field=field)
+
+
+def check_principal(name: str) -> None:
+    """Raises InvalidFieldError unless a principal can have the name."""
+    if not _PRINCIPAL.fullmatch(name):
+        raise InvalidFieldError(
+            f"principal = {quoted(name)} must be 1 to 64 of the characters A-Z a-z 0-9 . _ -", field="principal"
+        )
 
 
 def invalid_session_id(session_id: str, *, field: str = "session_id") -> InvalidFieldError:

@@ -12,6 +12,7 @@ from service.errors import CarouselError, StoreUnavailableError
 from service.observer import SessionObserver
 from service.sessions.admin import Admin
 from service.sessions.answer_memory import AnswerBudget, Replays
+from service.sessions.closing import Closing
 from service.sessions.deferral import Deferral
 from service.sessions.directory import Directory
 from service.sessions.ending import Ending
@@ -98,6 +99,7 @@ class SessionService:
             patience_s=patience_s,
         )
         self.visits = Visits(self.registry, self.resume, limits.max_in_flight)
+        self.closing = Closing(self.registry, self.resume, storage)
         self.admin = Admin(self.registry, self.resume, self.spill, codec=storage.codec, observer=observer)
 
     def start(self) -> None:

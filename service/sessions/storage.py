@@ -189,6 +189,10 @@ class Storage:
         await self.after_writes(record_id)
         return await self._thread.call(self._store.has, record_id)
 
+    async def ids(self, prefix: str) -> list[str]:
+        """See `StateStore.ids`. Raises StoreUnavailableError."""
+        return await self._thread.call(self._store.ids, prefix)
+
     async def decode(self, record_id: str, payload: bytes) -> Image:
         """The image in a claimed record. Raises what `image_in` raises; a record that is corrupt is set aside."""
         try:

@@ -124,6 +124,9 @@ class StateStore(Protocol):
     def has(self, session_id: str) -> bool:
         """Whether `reserve` would refuse an id. Changes nothing."""
 
+    def ids(self, prefix: str) -> list[str]:
+        """The ids that begin with a prefix, of records of sessions that are not gone, in order. Changes nothing."""
+
     def claim(self, session_ids: Sequence[str]) -> list[Claim]:
         """Makes records the caller's, each under its next epoch, whose owners let them or are gone; they do not expire
         in the next `CLAIMED_S`. One that is the caller's already stays as it is. When it raises, each may have been

@@ -110,6 +110,24 @@ class LmdbStore:
             return True
         return expires_at > self._clock() and not self._is_free(_STANDINGS[standing], has_payload, owner.decode())
 
+    def ids(self, prefix: str) -> list[str]:
+        """See `StateStore`. Those of records that cannot be read are among them."""
+        self._folder.check()
+        start, now, found = prefix.encode(), self._clock(), []
+        try:
+            with self._environment.begin(db=self._records) as transaction, transaction.cursor() as cursor:
+                for key, value in cursor.iternext() if cursor.set_range(start) else ():
+                    if not key.startswith(start):
+                        break
+                    if len(value) >= _HEADER.size and value[:2] == struct.pack("<H", _FORMAT):
+                        _, standing, _, _, expires_at, _ = _HEADER.unpack_from(value)
+                        if expires_at <= now or _STANDINGS[standing] is Standing.GONE:
+                            continue
+                    found.append(key.decode())
+        except lmdb.Error as error:
+            raise StoreError(f"the embedded store cannot be read: {error}") from error
+        return found
+
     def claim(self, session_ids: Sequence[str]) -> list[Claim]:
         """See `StateStore`. What another process owned is free: it would have the folder."""
 

@@ -81,6 +81,15 @@ class MemoryStore:
         record = self._shelf.find(session_id, self._clock())
         return record is not None and not self._is_free(record)
 
+    def ids(self, prefix: str) -> list[str]:
+        """See `StateStore`."""
+        now, found = self._clock(), []
+        for session_id in sorted(self._shelf.records):
+            record = self._shelf.find(session_id, now) if session_id.startswith(prefix) else None
+            if record is not None and record.standing is not Standing.GONE:
+                found.append(session_id)
+        return found
+
     def claim(self, session_ids: Sequence[str]) -> list[Claim]:
         """See `StateStore`."""
         return [self._claim(session_id) for session_id in session_ids]

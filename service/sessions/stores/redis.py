@@ -6,12 +6,14 @@ lives, which it renews; what others want of it they put into a set of its.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import redis
 
+from service.sessions.stores import redis_scripts
 from service.sessions.stores.base import (
     CLAIMED_S,
     Beat,
@@ -27,115 +29,10 @@ from service.sessions.stores.base import (
 )
 from service.sessions.stores.redis_address import address_of, failed
 
-_IS_TAKEN = """
-local record = redis.call('HMGET', KEYS[1], 'k', 'o', 'p')
-if not record[1] or record[1] == 'gone' then return 0 end
-if record[1] == 'free' or record[3] or record[2] == ARGV[1] then return 1 end
-return redis.call('EXISTS', ARGV[2] .. 'o:' .. record[2])
-"""
-_THERE = """
-local function be_there(key, term, lease)
-    if redis.call('EXISTS', key) == 0 then redis.call('SET', key, term, 'PX', lease) end
-end
-"""
-_RESERVE = f"""
-{_THERE}
-local function is_taken() {_IS_TAKEN} end
-if is_taken() == 1 then return false end
-local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
-redis.call('HDEL', KEYS[1], 'p')
-redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[4], ARGV[5])
-be_there(ARGV[2] .. 'o:' .. ARGV[1], ARGV[6], ARGV[7])
-return epoch
-"""
-_CLAIM = f"""
-{_THERE}
-local record = redis.call('HMGET', KEYS[1], 'k', 'o', 'p', 'e')
-if not record[1] then return {{'none'}} end
-if record[1] == 'gone' then return {{'gone', record[3]}} end
-local owner = record[2]
-if record[1] == 'owned' and owner == ARGV[1] then
-    return {{'claimed', record[4], record[3], redis.call('PTTL', KEYS[1])}}
-end
-if record[1] == 'owned' and redis.call('EXISTS', ARGV[2] .. 'o:' .. owner) == 1 then
-    return {{'held', owner, record[3]}}
-end
-local epoch = redis.call('HINCRBY', KEYS[1], 'e', 1)
-redis.call('HSET', KEYS[1], 'o', ARGV[1], 'k', 'owned')
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[4]) then redis.call('PEXPIRE', KEYS[1], ARGV[4]) end
-redis.call('SREM', ARGV[2] .. 'w:' .. ARGV[1], ARGV[3], ARGV[5])
-be_there(ARGV[2] .. 'o:' .. ARGV[1], ARGV[6], ARGV[7])
-return {{'claimed', epoch, record[3], redis.call('PTTL', KEYS[1])}}
-"""
-_ASK = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return -1 end
-local free = {}
-for at, key in ipairs(KEYS) do
-    if at > 2 then
-        local record = redis.call('HMGET', key, 'k', 'o')
-        if record[1] == 'owned' and record[2] == ARGV[1] then
-            redis.call('SADD', KEYS[2], ARGV[at])
-        else
-            free[#free + 1] = at - 3
-        end
-    end
-end
-redis.call('PEXPIRE', KEYS[2], ARGV[2])
-return free
-"""
-_WRITE = f"""
-{_THERE}
-local record = redis.call('HMGET', KEYS[1], 'e', 'o', 'k')
-if not record[1] and (ARGV[5] == '0' or ARGV[7] == '0') then return -1 end
-if record[1] and (record[1] ~= ARGV[2] or record[2] ~= ARGV[1]) then return 0 end
-if record[3] == 'gone' and ARGV[3] ~= 'gone' then return 0 end
-redis.call('HSET', KEYS[1], 'e', ARGV[2], 'o', ARGV[1], 'k', ARGV[3])
-if ARGV[5] == '1' then redis.call('HSET', KEYS[1], 'p', ARGV[6]) end
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
-if not record[1] then be_there(ARGV[8], ARGV[9], ARGV[10]) end
-return 1
-"""
-
-
-_LET_GO = """
-local record = redis.call('HMGET', KEYS[1], 'k', 'o')
-if record[1] ~= 'owned' or record[2] ~= ARGV[1] then return end
-if redis.call('HEXISTS', KEYS[1], 'p') == 1 then
-    redis.call('HSET', KEYS[1], 'k', 'free')
-else
-    redis.call('DEL', KEYS[1])
-end
-"""
-
-
-_BEAT = """
-if redis.call('PEXPIRE', KEYS[1], ARGV[1]) == 0 then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1]) end
-local wanted = redis.call('SMEMBERS', KEYS[2])
-redis.call('DEL', KEYS[2])
-local lease, time = tonumber(ARGV[1]), redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local since, gone = now, now
-local own = redis.call('HGET', KEYS[3], ARGV[3])
-if own then
-    local from, last = string.match(own, '(%d+) (%d+)')
-    gone = math.min(now, last + lease)
-    if now <= last + lease then since = tonumber(from) end
-end
-local rivals, all = 0, redis.call('HGETALL', KEYS[3])
-for at = 1, #all, 2 do
-    local from, last = string.match(all[at + 1], '(%d+) (%d+)')
-    if all[at] ~= ARGV[3] then
-        rivals = math.max(rivals, math.min(now, last + lease) - math.max(tonumber(from), gone))
-        if now - last > tonumber(ARGV[4]) then redis.call('HDEL', KEYS[3], all[at]) end
-    end
-end
-redis.call('HSET', KEYS[3], ARGV[3], string.format('%d %d', since, now))
-return {redis.call('GET', KEYS[1]), wanted, rivals}
-"""
 _REMEMBERED_S = 86_400.0
 """How long Redis knows since when a server was there, after its last heartbeat."""
+_SCANNED = 1000
+"""Keys that Redis looks at in one go."""
 
 
 class RedisStore:
@@ -157,13 +54,13 @@ class RedisStore:
         self._beats: Any = redis.Redis.from_url(
             url, socket_timeout=min(timeout_s, lease_s / 4), socket_connect_timeout=min(timeout_s, lease_s / 4)
         )
-        self._beat = self._beats.register_script(_BEAT)
-        self._is_taken = self._client.register_script(_IS_TAKEN)
-        self._reserve = self._client.register_script(_RESERVE)
-        self._claim = self._client.register_script(_CLAIM)
-        self._ask = self._client.register_script(_ASK)
-        self._write = self._client.register_script(_WRITE)
-        self._let_go = self._client.register_script(_LET_GO)
+        self._beat = self._beats.register_script(redis_scripts.BEAT)
+        self._is_taken = self._client.register_script(redis_scripts.IS_TAKEN)
+        self._reserve = self._client.register_script(redis_scripts.RESERVE)
+        self._claim = self._client.register_script(redis_scripts.CLAIM)
+        self._ask = self._client.register_script(redis_scripts.ASK)
+        self._write = self._client.register_script(redis_scripts.WRITE)
+        self._let_go = self._client.register_script(redis_scripts.LET_GO)
         try:
             self._send_heartbeat(self._client)  # the first one may take its time
         except StoreError:
@@ -188,6 +85,20 @@ class RedisStore:
         except (redis.RedisError, OSError) as error:
             raise self._failed(error) from error
         return bool(is_taken)
+
+    def ids(self, prefix: str) -> list[str]:
+        """See `StateStore`."""
+        pattern = re.sub(r"([*?\[\]\\^-])", r"\\\1", self._key(prefix)) + "*"
+        try:
+            keys = sorted(set(self._client.scan_iter(match=pattern, count=_SCANNED)))
+            with self._client.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.hget(key, "k")
+                standings = pipeline.execute()
+        except (redis.RedisError, OSError) as error:
+            raise self._failed(error) from error
+        found = [key.decode() for key, standing in zip(keys, standings, strict=True) if standing not in (None, b"gone")]
+        return [key.removeprefix(self._key("")) for key in found]
 
     def claim(self, session_ids: Sequence[str]) -> list[Claim]:
         """See `StateStore`."""

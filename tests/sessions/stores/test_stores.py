@@ -191,6 +191,15 @@ def test_a_record_is_there_until_its_session_is_gone_and_looking_changes_nothing
     assert claim(store, "a") == Gone(b"how")
 
 
+def test_ids_are_told_by_their_prefix_without_those_that_are_gone(store: StateStore) -> None:
+    for name in ("a*/one", "a*/two", "a*/gone", "a/three", "ab/four", "five"):
+        store.reserve(name, LATER)
+    store.write([Write("a*/two", 1, b"x", LATER), Write("a*/gone", 1, b"how", LATER, Standing.GONE)])
+    assert store.ids("a*/") == ["a*/one", "a*/two"]
+    assert store.ids("") == ["a*/one", "a*/two", "a/three", "ab/four", "five"]
+    assert store.ids("b") == []
+
+
 def test_a_record_that_was_claimed_does_not_expire_before_its_owner_has_written_it(store: StateStore) -> None:
     assert store.reserve("s", LATER) == 1
     store.write([Write("s", 1, b"state", 0.05, Standing.FREE)])
