@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from examples.ports import free_port
 from examples.processes import children, is_running
 
 _COMMAND = (sys.executable, "-m", "service")
@@ -60,21 +64,22 @@ def local_service(
 
     models: the folder; None: those that come with the server. flags: by name without dashes in front, such as
     `{"max-sessions": 4}`; True and False turn a switch on and off. Unless they say otherwise nothing is stored beyond
-    the process. Raises RuntimeError with the log when it does not start.
+    the process. It has started when it logs so or, where its `log-level` leaves that out, when it tells its health.
+    Raises RuntimeError with the log when it does not start.
     """
     served: dict[str, object] = {"example": True} if models is None else {"models": models}
-    given = {**served, "port": 0, "metrics-port": 0, "log-format": "json", "store": "memory", **(flags or {})}
+    usual = {"port": 0, "metrics-port": 0, "log-format": "json", "log-level": "info", "store": "memory"}
+    given = {**served, **usual, **(flags or {})}
+    is_told = given["log-level"] in ("debug", "info")
+    if not is_told:
+        given |= _known_ports(given)
     arguments = [part for name, value in given.items() for part in _flag(name, value)]
     with tempfile.NamedTemporaryFile(suffix=".log") as log_file:
         process = subprocess.Popen([*command, *arguments], stderr=log_file)
         try:
-            started = _wait_until_started(process, Path(log_file.name))
-            yield LocalService(
-                f"127.0.0.1:{started['port']}",
-                f"http://127.0.0.1:{started['metrics_port']}/metrics",
-                process,
-                log_file,
-            )
+            port, metrics_port = _wait_until_started(process, Path(log_file.name), None if is_told else given)
+            metrics_url = f"http://127.0.0.1:{metrics_port}/metrics"
+            yield LocalService(f"127.0.0.1:{port}", metrics_url, process, log_file)
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -91,17 +96,41 @@ def _flag(name: str, value: object) -> list[str]:
     return [f"--{name}", str(value)]
 
 
-def _wait_until_started(process: subprocess.Popen[bytes], log: Path) -> dict[str, object]:
+def _known_ports(given: Mapping[str, object]) -> dict[str, object]:
+    """Ports in the place of those that only the log would tell; with TLS one more, where health is asked for."""
+    asked = {name: given.get(name) for name in ("port", "metrics-port", "health-port")}
+    if "tls-cert-file" in given and asked["health-port"] is None:
+        asked["health-port"] = 0
+    return {name: free_port() for name, port in asked.items() if port == 0}
+
+
+def _wait_until_started(
+    process: subprocess.Popen[bytes], log: Path, given: Mapping[str, object] | None
+) -> tuple[object, object]:
+    """Its port, and that of its metrics. given: the flags, when the log does not tell that it has started."""
     for _ in range(1200):
-        for line in _read_log(log):
-            if line.get("event") == "server.started":
-                return line
+        if given is None:
+            for line in _read_log(log):
+                if line.get("event") == "server.started":
+                    return line["port"], line["metrics_port"]
+        elif _tells_health(given.get("health-port", given["port"])):
+            return given["port"], given["metrics-port"]
         try:
             code = process.wait(0.05)
         except subprocess.TimeoutExpired:
             continue
         raise RuntimeError(f"the service ended with code {code}:\n{log.read_text()}")
     raise RuntimeError(f"the service did not start within a minute:\n{log.read_text()}")
+
+
+def _tells_health(port: object) -> bool:
+    """Whether it answers, be it that it has no model to serve."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+        except grpc.RpcError:
+            return False
+    return True
 
 
 def _read_log(path: Path) -> list[dict[str, object]]:
