@@ -64,12 +64,28 @@ def redis_server(folder: Path) -> Iterator[RedisServer]:
 
 
 @contextmanager
-def prometheus_server(folder: Path, config: str) -> Iterator[str]:
+def prometheus_server(folder: Path, config: str, *flags: str, port: int | None = None) -> Iterator[str]:
     """A Prometheus of its own with this configuration; its URL."""
-    path, port = folder / "prometheus.yml", free_port()
+    path, port = folder / "prometheus.yml", port or free_port()
     path.write_text(config)
     command = [program("prometheus"), f"--config.file={path}", f"--storage.tsdb.path={folder / 'tsdb'}"]
     command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
+    process = subprocess.Popen([*command, *flags])
+    try:
+        wait_for_port(port, process)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def alertmanager_server(folder: Path, config: str) -> Iterator[str]:
+    """An Alertmanager of its own with this configuration; its URL."""
+    path, port = folder / "alertmanager.yml", free_port()
+    path.write_text(config)
+    command = [program("prometheus-alertmanager"), f"--config.file={path}", f"--storage.path={folder / 'alerts'}"]
+    command += [f"--web.listen-address=127.0.0.1:{port}", "--cluster.listen-address=", "--log.level=warn"]
     process = subprocess.Popen(command)
     try:
         wait_for_port(port, process)

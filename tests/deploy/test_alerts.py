@@ -44,7 +44,7 @@ def test_each_alert_has_its_runbook(alert: str) -> None:
     assert f"\n### {alert}\n" in OPERATIONS
     for rule in RULES:
         if rule.get("alert") == alert:
-            assert rule["annotations"]["runbook_url"] == f"docs/operations.md#{alert.lower()}"
+            assert rule["annotations"]["runbook_url"] == f"{{{{ $externalLabels.runbooks }}}}#{alert.lower()}"
             assert rule["labels"]["severity"] in ("page", "ticket")
 
 

@@ -51,15 +51,20 @@ def test_a_service_is_limited_and_may_do_little(name: str) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert {"cpus", "memory"} <= set(service["deploy"]["resources"]["limits"])
     assert service["healthcheck"].get("test") or name == "key"
-    assert not re.search(r":latest$", service["image"]) or "build" in service
+    assert re.search(r":v?\d+\.\d+\.\d+(-[a-z]+)?(@sha256:[0-9a-f]{64})?$", service["image"]) or "build" in service
     for port in service.get("ports", ()):
         assert port.startswith("127.0.0.1:"), "it is published to this machine alone"
+
+
+def test_the_image_is_built_on_an_exact_version() -> None:
+    bases = re.findall(r"(?m)^FROM (\S+)", (DEPLOY / "Dockerfile").read_text())
+    assert set(bases) == {"python:3.11.14-slim-trixie"}, "one base for what is built and what runs"
 
 
 def test_compose_starts_by_health_and_the_profile_adds_what_scales() -> None:
     services = COMPOSE["services"]
     always = {name for name, service in services.items() if "profiles" not in service}
-    assert always == {"carousel", "prometheus", "grafana"}
+    assert always == {"carousel", "prometheus", "alertmanager", "grafana"}
     assert {name for name, service in services.items() if service.get("profiles") == ["scale"]} == set(
         services
     ) - always
