@@ -15,7 +15,7 @@ DASHBOARD = Dashboard(
             "Versions",
             (
                 Panel(
-                    "Served",
+                    "Servers by version",
                     "Servers that serve each version; 0 where it failed or was unloaded.",
                     "short",
                     (
@@ -26,9 +26,10 @@ DASHBOARD = Dashboard(
                     ),
                     EMPTY,
                     "stat",
+                    states=("not served",),
                 ),
                 Panel(
-                    "State of a session",
+                    "Session state size",
                     "Bytes of state and context that each session of a variant holds in memory.",
                     "bytes",
                     (
@@ -41,7 +42,7 @@ DASHBOARD = Dashboard(
                     "stat",
                 ),
                 Panel(
-                    "Loads",
+                    "Model loads",
                     "Versions loaded since the servers started, and loads that failed.",
                     "short",
                     (
@@ -59,7 +60,7 @@ DASHBOARD = Dashboard(
             "Batches",
             (
                 Panel(
-                    "Steps",
+                    "Step rate",
                     "Tokens run through each version's graphs, a second.",
                     "cps",
                     (
@@ -72,7 +73,7 @@ DASHBOARD = Dashboard(
                     is_stacked=True,
                 ),
                 Panel(
-                    "Batch size",
+                    "Mean batch size",
                     "Mean of sessions that one run advances: what continuous batching gains.",
                     "short",
                     (
@@ -84,7 +85,7 @@ DASHBOARD = Dashboard(
                     QUIET,
                 ),
                 Panel(
-                    "Batch fill",
+                    "Batch fill ratio",
                     "Steps over rows times width: the rest is padding of chunks of different lengths.",
                     "percentunit",
                     (
@@ -96,7 +97,7 @@ DASHBOARD = Dashboard(
                     QUIET,
                 ),
                 Panel(
-                    "Batch sizes, spread",
+                    "Batch size distribution",
                     "How many batches a second had how many sessions.",
                     "short",
                     (Query(rate("carousel_batch_size_bucket", "le", f'{VERSION},graph="step"'), "{{le}}"),),
@@ -105,7 +106,7 @@ DASHBOARD = Dashboard(
                     12,
                 ),
                 Panel(
-                    "Runs",
+                    "Graph run rate",
                     "Runs of each graph, a second, and those that failed.",
                     "ops",
                     (
@@ -124,38 +125,38 @@ DASHBOARD = Dashboard(
             ),
         ),
         Row(
-            "Where a step's time goes",
+            "Step latency breakdown",
             (
                 Panel(
-                    "Waiting for a batch",
+                    "Queue time",
                     "From a request's arrival to its first batch.",
                     "s",
                     percentiles("carousel_request_queue_time_seconds", VERSION),
                     QUIET,
                 ),
                 Panel(
-                    "Assembling a batch (p95)",
+                    "Batch assembly time (p95)",
                     "Picking rows and gathering their state.",
                     "s",
                     (percentile_by_graph("carousel_batch_assembly_seconds"),),
                     QUIET,
                 ),
                 Panel(
-                    "Running the graph (p95)",
+                    "Graph run time (p95)",
                     "ONNX Runtime alone.",
                     "s",
                     (percentile_by_graph("carousel_graph_run_seconds"),),
                     QUIET,
                 ),
                 Panel(
-                    "Storing what came of it (p95)",
+                    "Batch commit time (p95)",
                     "Choosing tokens, scattering state.",
                     "s",
                     (percentile_by_graph("carousel_batch_commit_seconds"),),
                     QUIET,
                 ),
                 Panel(
-                    "Share of the graph",
+                    "Graph share of step time",
                     "Of a batch's time, what the graph's run takes: the rest is ours.",
                     "percentunit",
                     (
@@ -169,7 +170,7 @@ DASHBOARD = Dashboard(
                     QUIET,
                 ),
                 Panel(
-                    "Slots",
+                    "Slots and forks in use",
                     "Sessions in memory, those that may be, and beams and targets at work.",
                     "short",
                     (

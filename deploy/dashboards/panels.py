@@ -29,8 +29,8 @@ class Query:
 @dataclass(frozen=True, slots=True)
 class Panel:
     """unit: Grafana's name of it. empty: shown when there is nothing; says what that means. width: of 24 columns.
-    limits: a value each from which on a stat is yellow, and red. states: what a stat shows for 0, which is red, and
-    for 1."""
+    limits: a value each from which on a stat is yellow, and red. states: what a stat shows for 0, which is red, and,
+    where that is all that it counts to, for 1."""
 
     title: str
     description: str
@@ -41,7 +41,7 @@ class Panel:
     width: int = 8
     is_stacked: bool = False
     limits: tuple[float, float] | None = None
-    states: tuple[str, str] | None = None
+    states: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +180,10 @@ def _stat(panel: Panel) -> stat.Panel:
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .thresholds(dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps))
     )
-    if panel.states is not None:
+    if panel.states:
         options = {
             str(value): models.ValueMappingResult(text=text, color=color, index=value)
-            for value, (text, color) in enumerate(zip(panel.states, ("red", "green"), strict=True))
+            for value, (text, color) in enumerate(zip(panel.states, ("red", "green"), strict=False))
         }
         built.mappings([models.ValueMap(options=options)])
     return built

@@ -11,19 +11,20 @@ DASHBOARD = Dashboard(
     description="What clients get: traffic, errors, latency, and how near the server is to its limits.",
     rows=(
         Row(
-            "Now",
+            "Overview",
             (
                 Panel(
-                    "Servers",
+                    "Servers up",
                     "Servers that answer Prometheus.",
                     "short",
                     (Query(f'sum(up{{job="carousel",{HERE}}})', "servers"),),
                     EMPTY,
                     "stat",
                     4,
+                    states=("down",),
                 ),
                 Panel(
-                    "Tokens",
+                    "Token throughput",
                     "Tokens consumed or generated, a second.",
                     "cps",
                     (Query(rate("carousel_tokens_total"), "tokens"),),
@@ -32,7 +33,7 @@ DASHBOARD = Dashboard(
                     4,
                 ),
                 Panel(
-                    "Sessions",
+                    "Active sessions",
                     "Sessions that are open.",
                     "short",
                     (Query(f"sum(carousel_sessions_active{{{MODEL}}})", "sessions"),),
@@ -41,7 +42,7 @@ DASHBOARD = Dashboard(
                     4,
                 ),
                 Panel(
-                    "Errors",
+                    "Error ratio",
                     "Part of all requests that the server failed, over 5 minutes. The objective is 0.1 %.",
                     "percentunit",
                     (Query("carousel:request_errors:ratio_rate5m", "failed"),),
@@ -51,7 +52,7 @@ DASHBOARD = Dashboard(
                     limits=(0.001, 0.0144),
                 ),
                 Panel(
-                    "Slow feeds",
+                    "Slow feed ratio",
                     "Part of all feeds answered after more than 0.1 s, over 5 minutes. The objective is 1 %.",
                     "percentunit",
                     (Query("carousel:slow_feeds:ratio_rate5m", "slow"),),
@@ -61,7 +62,7 @@ DASHBOARD = Dashboard(
                     limits=(0.01, 0.144),
                 ),
                 Panel(
-                    "Slots taken",
+                    "Slot utilization",
                     "The fullest model: sessions in memory, of those that may be.",
                     "percentunit",
                     (Query(f"max(carousel:sessions_per_slot:ratio{{{MODEL}}})", "taken"),),
@@ -76,7 +77,7 @@ DASHBOARD = Dashboard(
             "Traffic and errors",
             (
                 Panel(
-                    "Tokens by request",
+                    "Token throughput by request",
                     "Tokens a second that sessions consumed (feed) or the server generated.",
                     "cps",
                     (Query(rate("carousel_tokens_total", "model, request"), "{{model}} {{request}}"),),
@@ -84,14 +85,14 @@ DASHBOARD = Dashboard(
                     is_stacked=True,
                 ),
                 Panel(
-                    "Requests answered",
+                    "Request rate",
                     "Requests a second whose last answer was given.",
                     "reqps",
                     (Query(rate("carousel_request_latency_seconds_count", "request"), "{{request}}"),),
                     QUIET,
                 ),
                 Panel(
-                    "Errors by reason",
+                    "Error rate by reason",
                     "Requests and calls refused or failed, a second. INVALID_ARGUMENT and its like are the callers'.",
                     "reqps",
                     (Query(rate("carousel_errors_total", "code, reason"), "{{code}} {{reason}}"),),
@@ -99,7 +100,7 @@ DASHBOARD = Dashboard(
                     is_stacked=True,
                 ),
                 Panel(
-                    "Calls by status",
+                    "Call rate by status",
                     "gRPC calls that ended, a second. A stream is one call, however many messages it had.",
                     "reqps",
                     (Query(rate("carousel_calls_total", "method, code", HERE), "{{method}} {{code}}"),),
@@ -107,7 +108,7 @@ DASHBOARD = Dashboard(
                     width=12,
                 ),
                 Panel(
-                    "Streams and connections",
+                    "Active streams and connections",
                     "Open streams, other calls going on, and connections that have any.",
                     "short",
                     (
@@ -144,7 +145,7 @@ DASHBOARD = Dashboard(
                     "No generations",
                 ),
                 Panel(
-                    "Feed latency, spread",
+                    "Feed latency distribution",
                     "How many feeds took how long: two bands where a percentile shows one line.",
                     "s",
                     (
@@ -158,7 +159,7 @@ DASHBOARD = Dashboard(
                     12,
                 ),
                 Panel(
-                    "Inter-token latency, spread",
+                    "Inter-token latency distribution",
                     "How many tokens came how long after the one before.",
                     "s",
                     (Query(rate("carousel_inter_token_latency_seconds_bucket", "le"), "{{le}}"),),
@@ -172,14 +173,14 @@ DASHBOARD = Dashboard(
             "Saturation",
             (
                 Panel(
-                    "Queue",
+                    "Queue depth",
                     "Requests admitted and not yet answered; also generations that wait for a slow reader.",
                     "short",
                     (Query(f"sum by (instance, model) (carousel_queue_depth{{{MODEL}}})", "{{instance}} {{model}}"),),
                     EMPTY,
                 ),
                 Panel(
-                    "Refused for load",
+                    "Rejected requests by reason",
                     "Requests a second answered RESOURCE_EXHAUSTED, by what had run out.",
                     "reqps",
                     (
@@ -191,7 +192,7 @@ DASHBOARD = Dashboard(
                     "Nothing was refused",
                 ),
                 Panel(
-                    "CPU",
+                    "CPU usage",
                     "Cores that each server keeps busy.",
                     "short",
                     (
@@ -203,21 +204,21 @@ DASHBOARD = Dashboard(
                     EMPTY,
                 ),
                 Panel(
-                    "Memory",
+                    "Resident memory",
                     "Resident memory of each server.",
                     "bytes",
                     (Query(f'process_resident_memory_bytes{{job="carousel",{HERE}}}', "{{instance}}"),),
                     EMPTY,
                 ),
                 Panel(
-                    "Handing responses to the transport",
+                    "Response write time",
                     "Waits for a slow reader; long ones are clients that do not keep up.",
                     "s",
                     percentiles("carousel_response_write_seconds", HERE),
                     QUIET,
                 ),
                 Panel(
-                    "File descriptors",
+                    "File descriptor utilization",
                     "Open ones, of those that the process may open: a connection is one.",
                     "percentunit",
                     (

@@ -27,7 +27,7 @@ GRAFANA = ROOT / "deploy" / "grafana"
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((GRAFANA / "dashboards").glob("*.json"))}
 SECONDS = 12.0
 VARIABLES = {"instance": ".*", "model": ".*", "version": ".*", "__rate_interval": "5s"}
-MAY_BE_EMPTY = {"Refused for load", "Store errors"}
+MAY_BE_EMPTY = {"Rejected requests by reason", "Store errors"}
 """What a service at work need not have."""
 
 
@@ -141,6 +141,32 @@ def test_a_panel_has_unit_description_and_empty_state(name: str, panel: dict[str
     assert defaults["noValue"]
     assert panel["description"].endswith(".")
     assert all(target["legendFormat"] for target in panel["targets"])
+
+
+@pytest.mark.parametrize(("name", "panel"), PANELS, ids=IDS)
+def test_a_title_says_by_a_standard_word_what_is_measured(name: str, panel: dict[str, Any]) -> None:
+    words = {"percentunit": r"ratio|utilization|share", "s": r"latency|time|lag|delay", "reqps": r"rate|requests"}
+    unit = panel["fieldConfig"]["defaults"]["unit"]
+    assert re.search(words.get(unit, ""), panel["title"], re.IGNORECASE)
+    assert ("distribution" in panel["title"]) is (panel["type"] == "heatmap")
+
+
+@pytest.mark.parametrize(
+    ("title", "words"), [("Servers up", ["down"]), ("Servers by version", ["not served"]), ("Store", ["down", "up"])]
+)
+def test_a_state_is_told_in_a_word(title: str, words: list[str]) -> None:
+    (panel,) = [panel for _, panel in PANELS if panel["title"] == title]
+    (mapping,) = panel["fieldConfig"]["defaults"]["mappings"]
+    assert [mapping["options"][str(value)]["text"] for value in range(len(words))] == words
+    assert mapping["options"]["0"]["color"] == "red"
+
+
+def test_runbooks_name_panels_that_there_are() -> None:
+    runbooks = (ROOT / "docs" / "operations.md").read_text().partition("## When it alerts")[2].partition("\n## ")[0]
+    named = {" ".join(one.rpartition("/")[2].split()) for one in re.findall(r"(?<!\*)\*([^*`]+)\*(?!\*)", runbooks)}
+    known = {panel["title"].removesuffix(" (p95)") for _, panel in PANELS} | {"Service", "Models", "Sessions"}
+    assert named
+    assert named <= known
 
 
 def test_every_source_is_the_one_that_is_provisioned() -> None:
