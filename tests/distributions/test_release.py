@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from distributions.release import ReleaseError, next_changelog, next_version
+from carousel._version import __version__
+from distributions.release import DEPLOYED, ReleaseError, next_changelog, next_deployed, next_version
 from tests.conftest import ROOT
 
 DAY = date(2027, 1, 2)
@@ -49,15 +50,31 @@ def test_what_is_no_later_version_is_refused(version: str, message: str) -> None
         next_version('__version__ = "0.9.10"\n', "0.9.10", version)
 
 
+@pytest.mark.parametrize("path", DEPLOYED, ids=str)
+def test_what_is_deployed_gets_the_version_and_nothing_else_is_changed(path: Path) -> None:
+    text = (ROOT / path).read_text()
+    changed = next_deployed(text, __version__, "9.8.7")
+    assert changed != text
+    assert changed.replace("9.8.7", __version__) == text
+    assert next_deployed(changed, "9.8.7", __version__) == text
+
+
+def test_what_is_deployed_with_another_version_is_refused() -> None:
+    with pytest.raises(ReleaseError, match=r"names no version 0\.1\.0"):
+        next_deployed("newTag: 0.1.01\n", "0.1.0", "0.2.0")
+
+
 class Project:
     """A repository with the release's script, and programs beside it that only write down how they were called."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.calls_file = root, root.parent / "calls"
-        for name in ("scripts/release", "pyproject.toml", "carousel/_version.py"):
+        for name in ("scripts/release", "pyproject.toml", "carousel/_version.py", *DEPLOYED):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
         (root / "carousel" / "_version.py").write_text('__version__ = "0.1.0"\n')
+        for path in DEPLOYED:
+            (root / path).write_text((ROOT / path).read_text().replace(__version__, "0.1.0"))
         shutil.copytree(ROOT / "distributions", root / "distributions", ignore=shutil.ignore_patterns("__pycache__"))
         (root / "CHANGELOG.md").write_text(CHANGELOG)
         (root / ".gitignore").write_text(".venv/\n__pycache__/\n")
@@ -114,6 +131,8 @@ def test_a_release_is_checked_tested_committed_built_and_tagged(project: Project
     assert project.git("status", "--porcelain") == ""
     assert '"0.2.0"' in (project.root / "carousel" / "_version.py").read_text()
     assert "## [0.2.0] - " in (project.root / "CHANGELOG.md").read_text()
+    for path in DEPLOYED:
+        assert ": 0.2.0\n" in (project.root / path).read_text()
     epoch = project.git("log", "-1", "--format=%ct")
     assert project.calls == [
         "docker info",
