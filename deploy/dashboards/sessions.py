@@ -11,10 +11,10 @@ DASHBOARD = Dashboard(
     description="Lives of sessions: opened, resumed, spilled, stored, closed; and how the store does.",
     rows=(
         Row(
-            "Lives",
+            "Lifecycle",
             (
                 Panel(
-                    "Open",
+                    "Active sessions",
                     "Sessions that are open, by model; those spilled to the store among them.",
                     "short",
                     (
@@ -24,7 +24,7 @@ DASHBOARD = Dashboard(
                     EMPTY,
                 ),
                 Panel(
-                    "Opened and closed",
+                    "Session open and close rate",
                     "Sessions a second.",
                     "ops",
                     (
@@ -34,7 +34,7 @@ DASHBOARD = Dashboard(
                     "No session was opened yet",
                 ),
                 Panel(
-                    "Closed, by reason",
+                    "Session close rate by reason",
                     "client, disconnect: usual; moved: to another server; idle: nobody asked; lost, failed: ours.",
                     "ops",
                     (Query(rate("carousel_sessions_closed_total", "reason"), "{{reason}}"),),
@@ -42,21 +42,21 @@ DASHBOARD = Dashboard(
                     is_stacked=True,
                 ),
                 Panel(
-                    "Resumes",
+                    "Resume rate",
                     "Sessions a second that a client resumed: from memory, or from the store.",
                     "ops",
                     (Query(rate("carousel_sessions_resumed_total", "source"), "from {{source}}"),),
                     "No session was resumed yet",
                 ),
                 Panel(
-                    "Detached",
+                    "Detach rate",
                     "Sessions a second whose stream ended, and that are held or kept.",
                     "ops",
                     (Query(rate("carousel_sessions_detached_total", "model"), "{{model}}"),),
                     "No session was detached yet",
                 ),
                 Panel(
-                    "Replayed requests",
+                    "Replayed request rate",
                     "Requests a second that clients sent again and that were answered from memory.",
                     "reqps",
                     (Query(rate("carousel_replayed_requests_total", "request"), "{{request}}"),),
@@ -68,7 +68,7 @@ DASHBOARD = Dashboard(
             "Durability",
             (
                 Panel(
-                    "Store",
+                    "Store state",
                     "Up while the store does what it is asked and writes succeed, of all servers the worst.",
                     "short",
                     (Query(f"min(carousel_store_up{{{HERE}}})", "store"),),
@@ -95,7 +95,7 @@ DASHBOARD = Dashboard(
                     "No checkpoint yet",
                 ),
                 Panel(
-                    "Checkpoints",
+                    "Checkpoint rate",
                     "Records written, a second.",
                     "ops",
                     (Query(rate("carousel_checkpoints_total", "instance", HERE), "{{instance}}"),),
@@ -115,21 +115,21 @@ DASHBOARD = Dashboard(
                     "The store was not used yet",
                 ),
                 Panel(
-                    "Written",
+                    "Checkpoint throughput",
                     "Bytes of checkpoints, a second.",
                     "Bps",
                     (Query(rate("carousel_checkpoint_bytes_total", "instance", HERE), "{{instance}}"),),
                     "No checkpoint yet",
                 ),
                 Panel(
-                    "Size of a snapshot",
+                    "Snapshot size",
                     "Mean bytes of a session: by checkpoint, and by Sessions.Snapshot.",
                     "bytes",
                     (Query(mean("carousel_snapshot_bytes", "use", HERE), "{{use}}"),),
                     "No snapshot yet",
                 ),
                 Panel(
-                    "Store errors",
+                    "Store error rate",
                     "Operations a second that failed; records set aside as unreadable.",
                     "ops",
                     (
@@ -140,7 +140,7 @@ DASHBOARD = Dashboard(
                     width=12,
                 ),
                 Panel(
-                    "Spilled",
+                    "Spill rate",
                     "Sessions a second whose state left memory for the store; many: add slots or servers.",
                     "ops",
                     (Query(rate("carousel_session_spills_total", "model"), "{{model}}"),),
