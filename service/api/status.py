@@ -123,7 +123,6 @@ def _rich_status(error: errors.CarouselError, message: error_pb2.Error, request_
     status = status_pb2.Status(code=message.code, message=message.message)
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=message.reason, domain=DOMAIN, metadata=message.metadata),
-        error_details_pb2.RequestInfo(request_id=request_id),
     ]
     if message.field:
         violation = error_details_pb2.BadRequest.FieldViolation(
@@ -132,6 +131,9 @@ def _rich_status(error: errors.CarouselError, message: error_pb2.Error, request_
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_delay_s is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=message.retry_delay))
+    details.append(
+        error_details_pb2.RequestInfo(request_id=request_id)
+    )  # last: programs know the others by their places
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
