@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from examples.local_service import LocalService
 
 ROOT = Path(__file__).parents[2]
@@ -101,8 +99,8 @@ def test_what_mypy_reveals_of_a_program_is_so_when_it_runs(tmp_path: Path, shipp
     assert "True 1\n" in ran.stdout
 
 
-@pytest.mark.parametrize("wrong", ["token.value", "token[0]", "(value,) = token"])
-def test_mypy_refuses_what_a_token_may_not_have(tmp_path: Path, wrong: str) -> None:
-    said = mypy(tmp_path, f"from carousel import Token\n\n\ndef use(token: Token) -> None:\n    {wrong}\n")
-    assert said[-1] == "Found 1 error in 1 file (checked 1 source file)"
-    assert said[0].startswith("5: error: ")
+def test_mypy_refuses_what_a_token_may_not_have(tmp_path: Path) -> None:
+    wrong = ["token.value", "token[0]", "(value,) = token"]
+    lines = "\n    ".join(wrong)
+    said = mypy(tmp_path, f"from carousel import Token\n\n\ndef use(token: Token) -> None:\n    {lines}\n")
+    assert [line.split(" ")[:2] for line in said[:-1]] == [[f"{5 + at}:", "error:"] for at in range(len(wrong))]

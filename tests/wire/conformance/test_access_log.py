@@ -40,8 +40,10 @@ def watched(
         "access-log": "all",
         "otlp-endpoint": f"http://127.0.0.1:{collector.port}",
     }
-    with local_service(tiny_repository, flags) as service:
-        yield service, collector
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")  # milliseconds that a span waits for others; 5,000 of itself
+        with local_service(tiny_repository, flags) as service:
+            yield service, collector
     collector.stop()
 
 
