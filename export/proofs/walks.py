@@ -149,8 +149,9 @@ def walk(
             for chunks_so_far, told in zip(answered[index], (logits, *heads), strict=False):
                 chunks_so_far.append(told[position, : chunks[index]])
             fed[index] += chunks[index]
-            for array, advanced, state in zip(states, next_states, interface.states, strict=True):
-                array[_row(state.input, index)] = advanced[_row(state.input, position)]
+        for array, advanced, state in zip(states, next_states, interface.states, strict=True):
+            before = (slice(None),) * _batch_axis(state.input)
+            array[(*before, active)] = advanced
     readout = runner.read_out([*states, *contexts])
     for index, found in enumerate(walks):
         found |= {tensor.name: np.concatenate(c) for tensor, c in zip(per_token, answered[index], strict=True) if c}
