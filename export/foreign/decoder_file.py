@@ -224,6 +224,11 @@ def _find_states(
 def _outputs(found: DecoderFile, step: Steps, outputs: Mapping[str, Tensor], vocabulary_size: int | None) -> list[str]:
     """The output that is what a step gives: of those that are no states and do not grow with the source."""
     short, long = step.run(SHORT), step.run(LONG)
+    for name in found.hints.outputs:
+        if name in short and short[name].shape != long[name].shape:
+            raise ExportError(
+                f"--output {name}: it is as long as the source, as attention weights are, and a step gives logits"
+            )
     if found.hints.outputs:
         return list(found.hints.outputs)
     pairs = pair_states(

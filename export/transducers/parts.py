@@ -106,7 +106,9 @@ def _read(
     own = _of_role(hints, role, inputs | outputs)
     notes: list[str] = []
     _refuse_lengths(file, inputs, own)
-    pairs = pair_states(model, inputs, outputs, own, notes) if len(inputs) > 1 or role == ENCODER else {}
+    is_of_kind = any(kinds[next(iter(kinds))](one) for one in inputs.values())
+    has_states = len(inputs) > 1 or role == ENCODER
+    pairs = pair_states(model, inputs, outputs, own, notes) if is_of_kind and has_states else {}
     left = {name: one for name, one in inputs.items() if name not in pairs}
     reads: dict[str, Tensor] = {}
     for what, fits in kinds.items():

@@ -79,6 +79,7 @@ def test_files_of_other_models_are_refused(tmp_path: Path, capsys: pytest.Captur
         ([predictor, predictor, joiner], [], f"{predictor} must read frames and its states"),
         ([encoder, encoder, joiner], [], f"{encoder} must read tokens and its states"),
         ([encoder, predictor, predictor], [], f"which input of {predictor} is which?"),
+        ([encoder, joiner, predictor], [], f"{joiner} must read tokens and its states"),
         ([encoder, predictor, encoder], [], f"{encoder} must read an encoded frame and a prediction"),
         (
             [encoder, predictor, joiner],

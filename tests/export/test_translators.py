@@ -156,6 +156,8 @@ REFUSALS: list[tuple[Side, Side, str, str]] = [
     (SOURCE, translators.bahdanau("real"), "--mask mask=1", "--mask mask=1: 1 must be real, padding, additive"),
     (SOURCE, ATTENDING, "--eos 9", "--eos 9: its tokens are 9, whose ids are counted from 0"),
     (SOURCE, ATTENDING, "--source-eos 11", "--source-eos 11: its tokens are 11, whose ids are counted from 0"),
+    (SOURCE, ATTENDING, "--output weights", "--output weights: it is as long as the source, as attention weights are"),
+    (SOURCE, ATTENDING, "--output x", "--output names x, and"),
     (SOURCE, ATTENDING, "--feeds-back", "--feeds-back and --encoder do not go together"),
 ]
 
