@@ -32,7 +32,9 @@ def seconds(value: Any, name: str) -> float:
         raise TypeError(f"{name} must be a number of seconds, not {value!r:.60}")
     number = float(value)
     if math.isnan(number) or number < 0:
-        raise InvalidArgumentError(f"{name} = {number:g} must be a number of seconds, 0 or more", field=name)
+        raise InvalidArgumentError(
+            f"{name} = {number:g} must be a number of seconds, 0 or more", field=name, reason="INVALID_FIELD"
+        )
     return number
 
 
@@ -41,7 +43,9 @@ def one_of(value: Any, choices: Sequence[str], name: str, *, field: str) -> str:
     otherwise or of another type."""
     if not isinstance(value, str) or value not in choices:
         *first, last = map(repr, choices)
-        raise InvalidArgumentError(f"{name} = {value!r:.60} must be {', '.join(first)} or {last}", field=field)
+        raise InvalidArgumentError(
+            f"{name} = {value!r:.60} must be {', '.join(first)} or {last}", field=field, reason="INVALID_FIELD"
+        )
     return value
 
 

@@ -19,10 +19,14 @@ Constants: TypeAlias = Mapping[str, Any]
 def fill_constants(messages: MutableMapping[str, pb.Tensor], constants: Constants | None, field: str) -> None:
     """Puts them into a request. Raises InvalidArgumentError for what is no number."""
     if constants is not None and not isinstance(constants, Mapping):
-        raise InvalidArgumentError(f"{field} must be a dict of values by name, not {constants!r:.60}", field=field)
+        raise InvalidArgumentError(
+            f"{field} must be a dict of values by name, not {constants!r:.60}", field=field, reason="INVALID_FIELD"
+        )
     for name, value in (constants or {}).items():
         if not isinstance(name, str):
-            raise InvalidArgumentError(f"{field} has the name {name!r:.60}: it must be a string", field=field)
+            raise InvalidArgumentError(
+                f"{field} has the name {name!r:.60}: it must be a string", field=field, reason="INVALID_FIELD"
+            )
         shape: list[int] = []
         numbers = array("f")
         given = memoryview(value).tolist() if getattr(value, "shape", ()) else value
@@ -33,6 +37,7 @@ def fill_constants(messages: MutableMapping[str, pb.Tensor], constants: Constant
                 f"{field}[{name!r}] must be numbers of 32 bits, in rows of one length, and whole ones up to"
                 f" {LARGEST_WHOLE}, not {value!r:.60}",
                 field=f"{field}[{name!r}]",
+                reason="INVALID_FIELD",
             ) from None
         if sys.byteorder == "big":
             numbers.byteswap()

@@ -81,7 +81,9 @@ def vectors(
     if isinstance(features, Mapping):
         return joined(features, inputs, field, is_last=is_last)
     if is_last if isinstance(is_last, bool) else any(is_last):
-        raise InvalidArgumentError(f"{field}: end=True needs features by name, and a model that reads it", field=field)
+        raise InvalidArgumentError(
+            f"{field}: end=True needs features by name, and a model that reads it", field=field, reason="INVALID_FIELD"
+        )
     return features
 
 
@@ -191,8 +193,9 @@ def step_batch_message(
     tokens = tokens or ()
     if len(tokens) != len(handles):
         raise InvalidArgumentError(
-            f"step_batch.token_ids: tokens for {len(tokens)} sessions, and {len(handles)} sessions: give as many",
+            f"step_batch.token_ids: tokens for {len(tokens)} sessions, and the step has {len(handles)}: give as many",
             field="step_batch.token_ids",
+            reason="INVALID_FIELD",
         )
     message = pb.StepBatch(
         handles=handles,
@@ -207,7 +210,9 @@ def step_batch_message(
         else:
             message.token_ids.extend(tokens)  # type: ignore[arg-type]
     except ValueError as error:  # it does not fit 32 bits
-        raise InvalidArgumentError(f"step_batch.token_ids: {error}", field="step_batch.token_ids") from None
+        raise InvalidArgumentError(
+            f"step_batch.token_ids: {error}", field="step_batch.token_ids", reason="INVALID_FIELD"
+        ) from None
     return message
 
 
@@ -219,7 +224,9 @@ def _fill_policy(message: pb.Open, policy: SessionPolicy) -> None:
         hold_s = seconds(policy.hold_s, "hold_s")
         if hold_s > _MAX_HOLD_S:
             raise InvalidArgumentError(
-                f"hold_s = {hold_s:g} must be at most {_MAX_HOLD_S:g} seconds", field="open.on_disconnect.duration"
+                f"hold_s = {hold_s:g} must be at most {_MAX_HOLD_S:g} seconds",
+                field="open.on_disconnect.duration",
+                reason="INVALID_FIELD",
             )
         message.on_disconnect.duration.FromNanoseconds(round(hold_s * 1e9))
     if policy.durability is not None:

@@ -55,6 +55,7 @@ def steps_message(features: Features, size: int, field: str) -> pb.Tensor:
                 f"{field} has {count} numbers, and a step reads {size}: {lacking} for {num_steps}"
                 f" {'step' if num_steps == 1 else 'steps'} (`carousel.Frames` keeps the rest until it is whole)",
                 field=field,
+                reason="INVALID_FIELD",
             )
         message.shape[:] = [count // (size or 1), size]
     return message
@@ -137,4 +138,6 @@ def _little_endian(numbers: array[float]) -> bytes:
 
 def _malformed(field: str, expected: str) -> InvalidArgumentError:
     shapes = "[steps, features], or their numbers, [numbers]"
-    return InvalidArgumentError(f"{field} must be vectors, one a step, {shapes}: {expected}", field=field)
+    return InvalidArgumentError(
+        f"{field} must be vectors, one a step, {shapes}: {expected}", field=field, reason="INVALID_FIELD"
+    )

@@ -35,7 +35,9 @@ def uint(value: object, bits: int, field: str) -> int:
     if isinstance(value, bool):
         raise _no_integer(value, field)
     if not 0 <= number < 1 << bits:
-        raise InvalidArgumentError(f"{field} = {number} must be 0 to {(1 << bits) - 1}", field=field)
+        raise InvalidArgumentError(
+            f"{field} = {number} must be 0 to {(1 << bits) - 1}", field=field, reason="INVALID_FIELD"
+        )
     return number
 
 

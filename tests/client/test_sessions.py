@@ -158,8 +158,10 @@ async def test_what_no_message_can_hold_is_refused_before_it_is_sent(
     shell: Shell, tokens: object, options: dict[str, object], error: type[Exception], words: str
 ) -> None:
     session = await shell.open()
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=words) as raised:
         await session.feed(tokens, **options)
+    reason = getattr(raised.value, "reason", None)
+    assert reason == ("INVALID_FIELD" if error is InvalidArgumentError else None)
     assert (await session.feed("A")).position == 1
     await session.close()
 
