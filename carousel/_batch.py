@@ -133,7 +133,7 @@ class BatchProtocol:
         """Closes one session. post: sends a request. Raises LookupError while a step of it is in flight."""
         self.check_open()
         recovery = self.recovery
-        member = recovery.members[place]
+        member = _member(recovery.members, place)
         if any(recovery.members[step.places[row]] is member for step in recovery.steps.values() for row in step.rows):
             raise LookupError(f"a step of the session at place {place} is in flight: `receive` its answer first")
         self.num_closed += not member.is_closed
@@ -227,7 +227,7 @@ class BatchProperties(Unpicklable, Generic[P]):
             places = range(len(recovery.members))
             if protocol.num_closed:
                 places = [place for place in places if not recovery.members[place].is_closed]
-        members = [recovery.members[place] for place in places]
+        members = [_member(recovery.members, place) for place in places]
         if end is True:
             end = [True] * len(members)
         message = _requests.step_batch_message(
@@ -261,3 +261,10 @@ class BatchProperties(Unpicklable, Generic[P]):
     def _post(self, request: pb.StreamRequest) -> None:
         if self._protocol.recovery.may_send(request):
             self._stream.post(request)
+
+
+def _member(members: Sequence[Member], place: int) -> Member:
+    """The session at a place. Raises IndexError for a place that none has, such as one counted from the end."""
+    if not 0 <= place < len(members):
+        raise IndexError(f"place = {place} has no session: this batch has opened {len(members)}, counted from 0")
+    return members[place]

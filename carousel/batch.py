@@ -109,7 +109,8 @@ class SessionBatch(BatchProperties[ReconnectingStream[BatchProtocol]]):
         reason OUTPUTS_LOST: the session consumed the tokens, and the connection was lost before the answer came. It
         goes on from its position.
 
-        Raises InvalidArgumentError when the step itself is wrong; DeadlineExceededError when no answer came in time,
+        Raises InvalidArgumentError when the step itself is wrong, IndexError for an unknown place;
+        DeadlineExceededError when no answer came in time,
         and UnavailableError when the sessions were not resumed within `resume_timeout`: the step is in flight, and
         `receive` waits for it again; LookupError when other steps are in flight.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from carousel import AsyncClient, Client, NotFoundError, SessionClosedError
+from carousel import AsyncClient, Client, InvalidArgumentError, NotFoundError, SessionClosedError
 from examples.local_service import LocalService
 
 policies = pytest.mark.parametrize("on_disconnect", ["free", "hold"])
@@ -29,9 +29,15 @@ def test_one_session_of_a_batch_is_closed_and_the_others_are_stepped(
         assert (step.places, list(step.errors), step.positions[1]) == ((1, 2), [1], 3)
         assert batch.open() == 3
         assert batch.step([2, 3, 4]).positions == (3, 4, 1)
-        with pytest.raises(IndexError):
-            batch.close_session(4)
+        for place in (4, -1):
+            with pytest.raises(IndexError, match=f"place = {place} has no session: this batch has opened 4"):
+                batch.close_session(place)
+            with pytest.raises(IndexError, match=f"place = {place} has no session"):
+                batch.step([2], places=[place])
         assert len(batch) == 4
+        with pytest.raises(InvalidArgumentError, match="tokens for 4 sessions, and the step has 3: give as many"):
+            batch.step([2] * 4)
+        assert batch.step([2] * 3).errors == {}
 
 
 def test_a_session_whose_step_is_in_flight_is_not_closed_and_others_are(tiny_service: LocalService) -> None:
