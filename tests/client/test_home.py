@@ -17,10 +17,18 @@ from .fake_server import FakeServer
 ROOT = Path(__file__).parents[2]
 
 
+SKIPPED = "skipping fork() handlers"
+"""What gRPC says when it is forked while another of its threads is at work: the child may die of that."""
+
+
 def run(program: str, target: str) -> str:
-    """Runs a program in a process of its own, which must end by itself. Returns what it prints."""
+    """Runs a program in a process of its own, which must end by itself; again, where gRPC was not ready to be forked.
+    Returns what it prints."""
     command = [sys.executable, "-c", program, target]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    for _ in range(5):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode == 0 or SKIPPED not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -111,6 +119,9 @@ with Client(sys.argv[1]) as client, client.session("toy", "ab", on_disconnect=ON
         for call in (lambda: next(generation), lambda: client.session("toy"), lambda: list(session.generate())):
             refused(call)
         generation.close()
+        session.close()
+        client.close()
+        os._exit(0)  # as multiprocessing does
     else:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert session.feed("A").position == 2
