@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -150,7 +151,7 @@ def walk(
                 chunks_so_far.append(told[position, : chunks[index]])
             fed[index] += chunks[index]
         for array, advanced, state in zip(states, next_states, interface.states, strict=True):
-            before = (slice(None),) * _batch_axis(state.input)
+            before: tuple[Any, ...] = (slice(None),) * _batch_axis(state.input)
             array[(*before, active)] = advanced
     readout = runner.read_out([*states, *contexts])
     for index, found in enumerate(walks):
