@@ -12,6 +12,11 @@ from typing import Any
 from carousel.errors import InvalidArgumentError
 
 
+def invalid(message: str, field: str) -> InvalidArgumentError:
+    """The error for an argument that is not sent. field: the request's, as the server would name it."""
+    return InvalidArgumentError(message, field=field, reason="INVALID_FIELD")
+
+
 def text(value: object, name: str) -> str:
     """Raises TypeError for what is no string."""
     if not isinstance(value, str):
@@ -32,9 +37,7 @@ def seconds(value: Any, name: str) -> float:
         raise TypeError(f"{name} must be a number of seconds, not {value!r:.60}")
     number = float(value)
     if math.isnan(number) or number < 0:
-        raise InvalidArgumentError(
-            f"{name} = {number:g} must be a number of seconds, 0 or more", field=name, reason="INVALID_FIELD"
-        )
+        raise invalid(f"{name} = {number:g} must be a number of seconds, 0 or more", name)
     return number
 
 
@@ -43,9 +46,7 @@ def one_of(value: Any, choices: Sequence[str], name: str, *, field: str) -> str:
     otherwise or of another type."""
     if not isinstance(value, str) or value not in choices:
         *first, last = map(repr, choices)
-        raise InvalidArgumentError(
-            f"{name} = {value!r:.60} must be {', '.join(first)} or {last}", field=field, reason="INVALID_FIELD"
-        )
+        raise invalid(f"{name} = {value!r:.60} must be {', '.join(first)} or {last}", field)
     return value
 
 

@@ -8,8 +8,8 @@ from array import array
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
+from carousel._arguments import invalid
 from carousel._ports import LARGEST_WHOLE
-from carousel.errors import InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
 
 Constants: TypeAlias = Mapping[str, Any]
@@ -19,25 +19,20 @@ Constants: TypeAlias = Mapping[str, Any]
 def fill_constants(messages: MutableMapping[str, pb.Tensor], constants: Constants | None, field: str) -> None:
     """Puts them into a request. Raises InvalidArgumentError for what is no number."""
     if constants is not None and not isinstance(constants, Mapping):
-        raise InvalidArgumentError(
-            f"{field} must be a dict of values by name, not {constants!r:.60}", field=field, reason="INVALID_FIELD"
-        )
+        raise invalid(f"{field} must be a dict of values by name, not {constants!r:.60}", field)
     for name, value in (constants or {}).items():
         if not isinstance(name, str):
-            raise InvalidArgumentError(
-                f"{field} has the name {name!r:.60}: it must be a string", field=field, reason="INVALID_FIELD"
-            )
+            raise invalid(f"{field} has the name {name!r:.60}: it must be a string", field)
         shape: list[int] = []
         numbers = array("f")
         given = memoryview(value).tolist() if getattr(value, "shape", ()) else value
         try:
             _collect(given, shape, numbers, 0)
         except (TypeError, ValueError, OverflowError):
-            raise InvalidArgumentError(
+            raise invalid(
                 f"{field}[{name!r}] must be numbers of 32 bits, in rows of one length, and whole ones up to"
                 f" {LARGEST_WHOLE}, not {value!r:.60}",
-                field=f"{field}[{name!r}]",
-                reason="INVALID_FIELD",
+                f"{field}[{name!r}]",
             ) from None
         if sys.byteorder == "big":
             numbers.byteswap()

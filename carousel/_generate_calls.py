@@ -48,10 +48,9 @@ class GenerateCalls(Unpicklable):
 
         source: text, or names, or ids; for models with an encoder. version: 0 means the newest. variant: which way of
         computing it, such as `int8`; empty for `fp32`. prompt: target tokens to consume first. constants: see
-        `session`. decoding: see
-        `DecodingOptions`. resume_timeout: seconds to try again after a lost connection, or when the server shuts down,
-        until new tokens arrive. The same version of the model generates the tokens again, and those that have arrived
-        already are dropped. timeout: seconds for the whole generation.
+        `session`. decoding: see `DecodingOptions`. resume_timeout: seconds to try again after a lost connection, or
+        when the server shuts down, until new tokens arrive. The same version of the model generates the tokens again,
+        and those that have arrived already are dropped. timeout: seconds for the whole generation.
 
         A model that gives values yields `ValueToken`s. The iterator raises NotFoundError for an unknown model,
         InvalidArgumentError, ResourceExhaustedError, DeadlineExceededError, UnavailableError.

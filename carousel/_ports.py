@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from carousel._arguments import invalid
 from carousel._tensors import Features
 from carousel.errors import InvalidArgumentError
 from carousel.model_info import Port, SessionConstant
@@ -35,33 +36,23 @@ def joined(parts: Parts, inputs: Sequence[Port], field: str, *, is_last: bool | 
     """The vectors, [steps, features], that have these parts. is_last: whether the session is fed nothing after them; a
     sequence says it of each step, where each is another session's. Raises InvalidArgumentError that names the part."""
     if not inputs:
-        raise InvalidArgumentError(
-            f"{field} has names, and the model's inputs have none: give vectors", field=field, reason="INVALID_FIELD"
-        )
+        raise invalid(f"{field} has names, and the model's inputs have none: give vectors", field)
     unknown = [name for name in parts if name not in {port.name for port in inputs}]
     missing = [port.name for port in inputs if port.name not in parts and not port.is_end]
     if unknown or missing:
         expected = ", ".join(port.name for port in inputs)
         wrong = f"no {missing[0]!r}" if missing else repr(unknown[0])
-        raise InvalidArgumentError(
-            f"{field} has {wrong}: the model reads {expected}", field=field, reason="INVALID_FIELD"
-        )
+        raise invalid(f"{field} has {wrong}: the model reads {expected}", field)
     ends = [port.name for port in inputs if port.is_end]
     has_last = is_last if isinstance(is_last, bool) else any(is_last)
     if has_last and (not ends or ends[0] in parts):
         why = f"{ends[0]!r} is given, too" if ends else f"the model reads {', '.join(port.name for port in inputs)}"
-        raise InvalidArgumentError(
-            f"{field}: end=True is for models that read whether a step is the last: {why}",
-            field=field,
-            reason="INVALID_FIELD",
-        )
+        raise invalid(f"{field}: end=True is for models that read whether a step is the last: {why}", field)
     columns = {port.name: _numbers(parts[port.name], port, field) for port in inputs if port.name in parts}
     counts = {port.name: len(columns[port.name]) // port.size for port in inputs if port.name in columns}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        raise InvalidArgumentError(
-            f"{field} has different numbers of steps: {told}", field=field, reason="INVALID_FIELD"
-        )
+        raise invalid(f"{field} has different numbers of steps: {told}", field)
     num_steps = next(iter(counts.values()), 0)
     for port in inputs:
         if port.is_end and port.name not in columns:
@@ -89,10 +80,8 @@ def _flags(is_last: bool | Sequence[bool], num_steps: int, field: str) -> Sequen
     if isinstance(is_last, bool):
         return [is_last and step == num_steps - 1 for step in range(num_steps)]
     if len(is_last) != num_steps:
-        raise InvalidArgumentError(
-            f"{field} has {num_steps} steps, and end has {len(is_last)} flags: give one for each session",
-            field=field,
-            reason="INVALID_FIELD",
+        raise invalid(
+            f"{field} has {num_steps} steps, and end has {len(is_last)} flags: give one for each session", field
         )
     return is_last
 
@@ -125,6 +114,4 @@ def _flat(value: Any) -> Iterator[Any]:
 
 def _malformed(value: object, port: Port, field: str, what: str = "numbers") -> InvalidArgumentError:
     shape = ", ".join(map(str, ("steps", *port.shape)))
-    return InvalidArgumentError(
-        f"{field}[{port.name!r}] must be {what}, [{shape}], not {value!r:.60}", field=field, reason="INVALID_FIELD"
-    )
+    return invalid(f"{field}[{port.name!r}] must be {what}, [{shape}], not {value!r:.60}", field)

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias, cast
 
-from carousel._arguments import flag, one_of, seconds, text
+from carousel._arguments import flag, invalid, one_of, seconds, text
 from carousel._constants import Constants, fill_constants
 from carousel._ports import Parts, joined
 from carousel._tensors import Features, is_features, steps_message, tensor_message
 from carousel._tokens import is_ordered, split, uint
-from carousel.errors import InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
 from carousel.values import Port
 
@@ -81,9 +80,7 @@ def vectors(
     if isinstance(features, Mapping):
         return joined(features, inputs, field, is_last=is_last)
     if is_last if isinstance(is_last, bool) else any(is_last):
-        raise InvalidArgumentError(
-            f"{field}: end=True needs features by name, and a model that reads it", field=field, reason="INVALID_FIELD"
-        )
+        raise invalid(f"{field}: end=True needs features by name, and a model that reads it", field)
     return features
 
 
@@ -192,10 +189,9 @@ def step_batch_message(
         )
     tokens = tokens or ()
     if len(tokens) != len(handles):
-        raise InvalidArgumentError(
+        raise invalid(
             f"step_batch.token_ids: tokens for {len(tokens)} sessions, and the step has {len(handles)}: give as many",
-            field="step_batch.token_ids",
-            reason="INVALID_FIELD",
+            "step_batch.token_ids",
         )
     message = pb.StepBatch(
         handles=handles,
@@ -210,9 +206,7 @@ def step_batch_message(
         else:
             message.token_ids.extend(tokens)  # type: ignore[arg-type]
     except ValueError as error:  # it does not fit 32 bits
-        raise InvalidArgumentError(
-            f"step_batch.token_ids: {error}", field="step_batch.token_ids", reason="INVALID_FIELD"
-        ) from None
+        raise invalid(f"step_batch.token_ids: {error}", "step_batch.token_ids") from None
     return message
 
 
@@ -223,11 +217,7 @@ def _fill_policy(message: pb.Open, policy: SessionPolicy) -> None:
     if policy.hold_s is not None:
         hold_s = seconds(policy.hold_s, "hold_s")
         if hold_s > _MAX_HOLD_S:
-            raise InvalidArgumentError(
-                f"hold_s = {hold_s:g} must be at most {_MAX_HOLD_S:g} seconds",
-                field="open.on_disconnect.duration",
-                reason="INVALID_FIELD",
-            )
+            raise invalid(f"hold_s = {hold_s:g} must be at most {_MAX_HOLD_S:g} seconds", "open.on_disconnect.duration")
         message.on_disconnect.duration.FromNanoseconds(round(hold_s * 1e9))
     if policy.durability is not None:
         durability = one_of(policy.durability, _DURABILITIES, "durability", field="open.durability")

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
+from carousel._arguments import invalid
 from carousel.errors import InvalidArgumentError
 from carousel.v1 import inference_pb2 as pb
 
@@ -51,11 +52,10 @@ def steps_message(features: Features, size: int, field: str) -> pb.Tensor:
         if missing:
             num_steps = (count + missing) // size
             lacking = f"{missing} {'is' if missing == 1 else 'are'} missing"
-            raise InvalidArgumentError(
+            raise invalid(
                 f"{field} has {count} numbers, and a step reads {size}: {lacking} for {num_steps}"
                 f" {'step' if num_steps == 1 else 'steps'} (`carousel.Frames` keeps the rest until it is whole)",
-                field=field,
-                reason="INVALID_FIELD",
+                field,
             )
         message.shape[:] = [count // (size or 1), size]
     return message
@@ -138,6 +138,4 @@ def _little_endian(numbers: array[float]) -> bytes:
 
 def _malformed(field: str, expected: str) -> InvalidArgumentError:
     shapes = "[steps, features], or their numbers, [numbers]"
-    return InvalidArgumentError(
-        f"{field} must be vectors, one a step, {shapes}: {expected}", field=field, reason="INVALID_FIELD"
-    )
+    return invalid(f"{field} must be vectors, one a step, {shapes}: {expected}", field)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping, Set
 
-from carousel.errors import InvalidArgumentError
+from carousel._arguments import invalid
 
 
 def split(tokens: Iterable[object], names_field: str, ids_field: str) -> tuple[list[str], list[int]]:
@@ -35,9 +35,7 @@ def uint(value: object, bits: int, field: str) -> int:
     if isinstance(value, bool):
         raise _no_integer(value, field)
     if not 0 <= number < 1 << bits:
-        raise InvalidArgumentError(
-            f"{field} = {number} must be 0 to {(1 << bits) - 1}", field=field, reason="INVALID_FIELD"
-        )
+        raise invalid(f"{field} = {number} must be 0 to {(1 << bits) - 1}", field)
     return number
 
 
