@@ -7,12 +7,11 @@ import ssl
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from service.der import elements
+from service.der import elements, fields_of
 
 SOON = timedelta(days=14)
 """Before its end, from when on a certificate is warned of."""
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-_VERSION = 0xA0
 _SHORT_YEAR = 0x17
 """The tag of a time whose year has two digits (RFC 5280, 4.1.2.5.1)."""
 
@@ -59,11 +58,9 @@ def _told(time: datetime) -> str:
 
 
 def _validity(certificate: bytes) -> Validity:
-    """RFC 5280, 4.1. Raises ValueError and IndexError."""
-    ((_, whole),) = elements(certificate)
-    signed = elements(elements(whole)[0][1])
-    rest = signed[1:] if signed[0][0] == _VERSION else signed
-    begins, ends = elements(rest[3][1])
+    """Raises ValueError and IndexError."""
+    _serial, _algorithm, _issuer, (_, validity), *_ = fields_of(certificate)
+    begins, ends = elements(validity)
     return Validity(_time(*begins), _time(*ends))
 
 

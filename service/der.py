@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+_SEQUENCE = 0x30
+_VERSION = 0xA0
+"""The tag of a certificate's version, which those of version 1 leave out."""
+
+
+def fields_of(certificate: bytes) -> list[tuple[int, bytes]]:
+    """What a certificate says, without its version: serial number, algorithm, issuer, validity, subject, and more (RFC
+    5280, 4.1). Raises ValueError and IndexError for what is none."""
+    ((tag, whole),) = elements(certificate)
+    if tag != _SEQUENCE:
+        raise ValueError(f"a tag is not {_SEQUENCE:#x}")
+    signed = elements(elements(whole)[0][1])
+    return signed[1:] if signed[0][0] == _VERSION else signed
+
 
 def elements(data: bytes) -> list[tuple[int, bytes]]:
     """The tag and the contents of each element. Raises ValueError and IndexError for what is cut short."""

@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
-from service.der import elements
+from service.der import elements, fields_of
 from service.errors import quoted
 
 AuthContext = Callable[[], Mapping[str, Iterable[bytes]]]
@@ -29,7 +29,7 @@ _COMMON = "CN="
 
 # X.509 in DER: RFC 5280, 4.1 and appendix A.
 _SEQUENCE, _SET = 0x30, 0x31
-_VERSION, _EXTENSIONS = 0xA0, 0xA3
+_EXTENSIONS = 0xA3
 _DNS_NAME, _URI_NAME = 0x82, 0x86
 _COMMON_NAME, _ALTERNATIVE_NAMES = bytes((0x55, 4, 3)), bytes((0x55, 29, 17))
 _ENCODINGS = {0x0C: "utf-8", 0x1C: "utf-32-be", 0x1E: "utf-16-be"}
@@ -76,10 +76,7 @@ def _is_common(name: str) -> bool:
 
 def _parts(certificate: bytes) -> tuple[bytes, bytes | None]:
     """The contents of the subject and of the extensions; None without extensions."""
-    (whole,) = _contents(certificate, _SEQUENCE)
-    signed = elements(elements(whole)[0][1])
-    rest = signed[1:] if signed[0][0] == _VERSION else signed
-    _serial, _algorithm, _issuer, _validity, subject, *others = rest
+    _serial, _algorithm, _issuer, _validity, subject, *others = fields_of(certificate)
     extensions = next((content for tag, content in others if tag == _EXTENSIONS), None)
     return subject[1], extensions
 
