@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from carousel._extras import how_to_install
 from service.api.principals import Everybody, Principals, TokenFileError
 from service.hosts import is_loopback
-from service.ports import Reservation, reason_of
+from service.ports import reason_of, reserve
 from service.process import StartError
 from service.settings import Settings
 from service.telemetry.exposition import Exposition
@@ -34,14 +34,6 @@ def warn_if_open(settings: Settings) -> None:
     """Logs a warning when the services can be called from elsewhere by everybody, in plain text."""
     if not is_loopback(settings.host) and settings.tokens_file is None:
         log.warning("server.open_to_all", host=settings.host, hint=_CLOSE_IT)
-
-
-def reserve(host: str, port: int) -> Reservation:
-    """Keeps a port for the server that starts. Raises StartError."""
-    try:
-        return Reservation(host, port)
-    except OSError as error:
-        raise StartError(f"cannot listen on {host}:{port}: {reason_of(error)}") from error
 
 
 class Reserved:

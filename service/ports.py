@@ -6,6 +6,8 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from service.process import StartError
+
 
 class Reservation:
     """Keeps a port, without listening: who connects is refused until somebody listens. host: a name or an address, of
@@ -43,6 +45,14 @@ class Reservation:
             one.close()
         self._sockets.clear()
         return self.port
+
+
+def reserve(host: str, port: int) -> Reservation:
+    """Keeps a port for the server that starts. Raises StartError."""
+    try:
+        return Reservation(host, port)
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}:{port}: {reason_of(error)}") from error
 
 
 def why_not(host: str, port: int) -> str | None:

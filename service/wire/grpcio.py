@@ -15,8 +15,8 @@ import structlog
 from service import process
 from service.background import Background
 from service.certificates import Pems, certificates_of
-from service.listeners import reserve, warn_if_open
-from service.ports import Reservation
+from service.listeners import warn_if_open
+from service.ports import Reservation, reserve
 from service.process import StartError
 from service.settings import Settings
 from service.wire.decoding import DecodingInterceptor

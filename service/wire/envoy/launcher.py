@@ -23,7 +23,7 @@ import structlog
 
 from service import process
 from service.certificates import certificates_of
-from service.ports import Reservation, addresses, reason_of
+from service.ports import Reservation, addresses, reserve
 from service.process import StartError
 from service.settings import Settings
 from service.wire.envoy import configuration, library
@@ -50,10 +50,7 @@ _EXPECTED = (
 def serve(settings: Settings, arguments: list[str]) -> int:
     """Serves until a signal comes; the process's exit code. arguments: of the command line, which the server reads
     again. Raises StartError. Main thread only."""
-    try:
-        reservation = Reservation(settings.host, settings.port)
-    except OSError as error:
-        raise StartError(f"cannot listen on {settings.host}:{settings.port}: {reason_of(error)}") from error
+    reservation = reserve(settings.host, settings.port)
     if not settings.port:
         reservation.release()  # Envoy takes a free one
     try:
