@@ -16,9 +16,10 @@ from service.repository.manifest import BASE_VARIANT, Manifest
 from service.repository.vocabulary import too_many
 from service.sessions.kinds import check_kind
 
-_SESSION_ID = re.compile(r"(?:[A-Za-z0-9._-]{1,64}/)?[A-Za-z0-9._:-]{1,128}")
+PRINCIPAL = r"[A-Za-z0-9._-]{1,64}"
+"""The pattern of a principal's name."""
+_SESSION_ID = re.compile(rf"(?:{PRINCIPAL}/)?[A-Za-z0-9._:-]{{1,128}}")
 """With the principal whose it is in front, which the API adds."""
-_PRINCIPAL = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN_BYTES = 32
 """Of a token on the wire with its name and log-probability, where the caller does not say the most for a vocabulary."""
 _OUTPUT_BYTES = 24
@@ -38,7 +39,7 @@ def check_session_id(session_id: str, *, field: str = "session_id") -> None:
 
 def check_principal(name: str) -> None:
     """Raises InvalidFieldError unless a principal can have the name."""
-    if not _PRINCIPAL.fullmatch(name):
+    if not re.fullmatch(PRINCIPAL, name):
         raise InvalidFieldError(
             f"principal = {quoted(name)} must be 1 to 64 of the characters A-Z a-z 0-9 . _ -", field="principal"
         )
