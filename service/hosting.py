@@ -97,6 +97,10 @@ class Hosting:
         self._leaving.clear()
         await asyncio.to_thread(_stop_all, engines)
 
+    def known(self, model: str) -> str:
+        """The name of a model, if there is a version of it, served or not; else empty: clients may send any name."""
+        return model if self.repository.has(model) else ""
+
     def find(self, model: str, version: int, variant: str, *, within: str = "") -> Served:
         """The bundle and the engine for a model: the newest version for 0, the base for no variant. within: in front of
         the request's fields. Raises ModelNotFoundError, InvalidFieldError and ModelUnavailableError."""

@@ -79,9 +79,18 @@ class CallReport:
         """The call's one model; empty when it used none, or several."""
         return next(iter(self.models)) if len(self.models) == 1 else ""
 
+    def used(self, model: str) -> None:
+        """The call used a model; an empty name says nothing."""
+        if model:
+            self.models.add(model)
 
-CALL: ContextVar[CallReport | None] = ContextVar("call", default=None)
-"""The call that is being handled, for its handler to add to."""
+
+CALL: ContextVar[CallReport] = ContextVar("call")
+
+
+def current_call() -> CallReport:
+    """The call that is being handled, for its handler to add to; outside of calls a report that nobody reads."""
+    return CALL.get(None) or CallReport("", "", "")
 
 
 class CallTrace(Protocol):

@@ -148,11 +148,6 @@ class Arrivals:
         """The source that an opening brought."""
         return self._unanswered[request][1] if request in self._unanswered else None
 
-    def model_of(self, message: pb.StreamRequest) -> str:
-        """The model that an opening asks for, if the server has it; else empty."""
-        asked = message.open.model
-        return asked if self._domain.hosting.repository.has(asked) else ""
-
     def disconnect(self) -> None:
         """The stream is over: what waits is dropped."""
         for waiting in self.resuming.values():

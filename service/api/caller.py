@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from service.errors import CarouselError, ForbiddenError, InvalidFieldError, RateLimitedError, quoted
 from service.hosting import Hosting
-from service.observer import CALL
+from service.observer import current_call
 from service.sessions.checks import check_session_id, invalid_session_id
 from service.sessions.persistence import PolicyLimits
 from service.sessions.service import SessionService
@@ -106,8 +106,7 @@ class Caller:
         Raises InvalidFieldError as `key` does."""
         if self._names_others and "/" in session_id:
             check_session_id(session_id, field=field)
-            if (report := CALL.get()) is not None:
-                report.others_session = session_id
+            current_call().others_session = session_id
             return session_id
         return self.key(session_id, field=field)
 

@@ -22,7 +22,7 @@ from service.api.step import Step
 from service.api.stream import Stream
 from service.api.watch import Watch
 from service.errors import InvalidFieldError, ShuttingDownError
-from service.observer import CALL, ApiObserver
+from service.observer import ApiObserver, current_call
 from service.sessions.persistence import SessionLimits
 from service.sessions.registry import Registry
 from service.sessions.served import Served
@@ -65,7 +65,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         """Many requests of many sessions, for as long as the client stays."""
         outbox: Outbox[pb.StreamResponse] = Outbox(_OUTBOX_LIMIT, _at_once(context, self._observer))
         stream = Stream(self._domain, CALLER.get(), self._observer, outbox)
-        report = CALL.get()
+        report = current_call()
         self._streams.add(stream)
         try:
             async with asyncio.TaskGroup() as group:
@@ -79,9 +79,8 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         finally:
             self._streams.discard(stream)
             stream.disconnect()
-            if report is not None:
-                report.models |= stream.models
-                stream.replies.report(report)
+            report.models |= stream.models
+            stream.replies.report(report)
         if malformed:
             raise InvalidFieldError("a message is not a StreamRequest: the stream cannot go on after it")
         if stream.is_ended_by_server:
@@ -133,7 +132,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
     async def Watch(self, request: pb.WatchRequest, context: Context) -> None:  # type: ignore[override]
         """What happens to one session."""
         watch = await Watch.begin(self._domain.sessions, CALLER.get(), request.session_id)
-        report = CALL.get()
+        report = current_call()
         self._watches.add(watch)
         try:
             await watch.tell(context.write)
@@ -144,15 +143,12 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             watch.close()
             if watch.is_given_up:
                 self._reset(context)
-            if report is not None:
-                report.models.add(watch.model)
-                report.num_messages_out = watch.num_written
+            report.used(watch.model)
+            report.num_messages_out = watch.num_written
 
     def _find(self, request: pb.GenerateRequest | pb.ScoreRequest) -> Served:
         """The model of a call. Raises what `Hosting.find` raises."""
-        report = CALL.get()
-        if report is not None and self._domain.hosting.repository.has(request.model):
-            report.models.add(request.model)
+        current_call().used(self._domain.hosting.known(request.model))
         return self._domain.hosting.find(request.model, request.version, request.variant)
 
 

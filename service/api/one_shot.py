@@ -15,7 +15,7 @@ from service.engine.decoding import Decoding
 from service.engine.jobs import Item, OutputKind, OutputSpec
 from service.engine.results import Failed, Generated, Result, Scored, Searched
 from service.errors import CarouselError, RequestCancelledError, SessionMovedError, ShuttingDownError
-from service.observer import CALL, CallReport
+from service.observer import current_call
 from service.sessions.constants import Given
 from service.sessions.served import Served
 from service.sessions.session import CloseReason, Reply, Request, Session
@@ -27,7 +27,7 @@ class OneShot:
     """The state of one call. `outbox` gets its responses, and is closed after the last. Event loop only."""
 
     def __init__(self, domain: Domain, caller: Caller, outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse]) -> None:
-        self._report = CALL.get() or CallReport("", "", "")
+        self._report = current_call()
         self._caller = caller
         self._sessions = domain.sessions
         self._outbox = outbox

@@ -29,7 +29,7 @@ from service.errors import (
     StoreUnavailableError,
     quoted,
 )
-from service.observer import CALL, CallReport
+from service.observer import current_call
 from service.sessions.answer_memory import StreamBudget
 from service.sessions.persistence import OnDisconnect
 from service.sessions.session import CloseReason, Request, Session, nobody
@@ -44,7 +44,7 @@ class Step:
         self._sessions = domain.sessions
         self._visits = domain.sessions.visits
         self._budget = StreamBudget(domain.sessions.answer_budget)
-        self._report = CALL.get() or CallReport("", "", "")
+        self._report = current_call()
 
     async def answer(self, message: pb.StepRequest) -> pb.StepResponse:
         """Carries the call out, in its turn. Raises the reason why it is refused, or has failed."""
@@ -59,8 +59,7 @@ class Step:
             )
         if has_open:
             openings.check(message.open)
-            if self._domain.hosting.repository.has(message.open.model):
-                self._report.models.add(message.open.model)
+            self._report.used(self._domain.hosting.known(message.open.model))
         try:
             if not message.session_id:
                 return await self._open(message)
@@ -127,7 +126,7 @@ class Step:
     async def _use(self, message: pb.StepRequest, session: Session, response: pb.StepResponse) -> pb.StepResponse:
         """Feeds and closes the session, as far as it is asked."""
         response.session_id = session.name
-        self._report.models.add(session.served.model)
+        self._report.used(session.served.model)
         if message.HasField("feed"):
             fed = await self._feed(message.feed, session)
             response.position = fed.position

@@ -45,6 +45,7 @@ class Stream:
     ) -> None:
         sessions, limits = domain.sessions, domain.sessions.limits
         self._caller = caller
+        self._hosting = domain.hosting
         self._observer = observer
         self._outbox = outbox
         self._clock = clock
@@ -144,7 +145,7 @@ class Stream:
         """Answers a request with the reason why it was refused."""
         session = request.session or self._meant(message)
         self._arrivals.opened(request)
-        model = self._arrivals.model_of(message) if session is None else session.served.model
+        model = self._hosting.known(message.open.model) if session is None else session.served.model
         self.replies.refuse(request, session.name if session else message.session_id, session, error, model)
 
     def crashed(self, request: Request, message: pb.StreamRequest, error: Exception) -> None:

@@ -21,8 +21,7 @@ LOGITS = pb.OutputSpec(kind=pb.OUTPUT_KIND_LOGITS)
 
 
 async def step(it: Sessions, session_id: str = "", caller: Caller = NOBODY, **fields: Any) -> pb.StepResponse:
-    repository = SimpleNamespace(has=lambda model: True)
-    hosting = SimpleNamespace(find=lambda *names, **more: it.served, repository=repository)
+    hosting = SimpleNamespace(find=lambda *names, **more: it.served, known=lambda model: model)
     domain = SimpleNamespace(hosting=hosting, sessions=it.service, policy_limits=PolicyLimits())
     return await Step(cast(Any, domain), caller).answer(pb.StepRequest(session_id=session_id, **fields))
 
