@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from carousel.v1 import inference_pb2 as pb
+from simulation.streams import ClientStream, Sent
 from simulation.world import World
 from tests.simulation.scenes import STRICT, fed, keep, opened, play
 
@@ -14,14 +15,20 @@ MAX_IN_FLIGHT = 3
 """Fewer requests than there are parts of a generation."""
 
 
+async def generated(world: World) -> tuple[ClientStream, Sent]:
+    """A strict session that has generated all its tokens, of which the store is slow to have any."""
+    stream = world.connect()
+    await opened(stream, "s", durability=STRICT, on_disconnect=keep())
+    await fed(stream, "s", 1)
+    world.loop.slowness_s = 0.3
+    generating = stream.send("s", generate=pb.Generate(decoding=DECODING))
+    await asyncio.sleep(0.2)
+    return stream, generating
+
+
 def test_a_cancel_is_carried_out_while_many_parts_of_a_generation_wait_for_the_store() -> None:
     async def act(world: World) -> None:
-        stream = world.connect()
-        await opened(stream, "s", durability=STRICT, on_disconnect=keep())
-        await fed(stream, "s", 1)
-        world.loop.slowness_s = 0.3
-        generating = stream.send("s", generate=pb.Generate(decoding=DECODING))
-        await asyncio.sleep(0.2)
+        stream, generating = await generated(world)
         assert not generating.responses, "all of it waits"
         cancelled = await stream.ask("s", cancel=pb.Cancel())
         assert cancelled.HasField("cancelled"), cancelled
@@ -34,12 +41,7 @@ def test_a_cancel_is_carried_out_while_many_parts_of_a_generation_wait_for_the_s
 
 def test_a_request_behind_a_generation_is_taken_while_its_parts_wait_and_too_many_are_refused() -> None:
     async def act(world: World) -> None:
-        stream = world.connect()
-        await opened(stream, "s", durability=STRICT, on_disconnect=keep())
-        await fed(stream, "s", 1)
-        world.loop.slowness_s = 0.3
-        generating = stream.send("s", generate=pb.Generate(decoding=DECODING))
-        await asyncio.sleep(0.2)
+        stream, generating = await generated(world)
         feeds = [stream.send("s", feed=pb.Feed(token_ids=[2])) for _ in range(MAX_IN_FLIGHT)]
         for sent in (generating, *feeds):
             assert await sent.wait(10.0)
