@@ -1,8 +1,9 @@
 """Sequence-to-sequence models of others' files, over a bare loop of ONNX Runtime over the same files.
 
-Transducers and a translator of random weights. Of the transducers one is small, whose frames cost less than a message,
-and one of a recogniser's size. Each of 64 streams feeds a frame a message, and a penalty on the blank makes about every
-fifth frame emit a token. Each of the translator's has a source of its own, and generates tokens again and again.
+Transducers and a translator of random weights. Of the transducers one is small, whose frames cost less than a message;
+two are of a recogniser's size, with 9 and 24 million weights. Each of 64 streams feeds a frame a message, and a penalty
+on the blank makes about every fifth frame emit a token. Each of the translator's has a source of its own, and generates
+tokens again and again.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ TOKENS = 32
 """Of one generation."""
 _BOUND = 0.6
 RECOGNISERS = (
-    (Recogniser("spotter", 80, 64, 2, 64, 40, -1.45), None),
-    (Recogniser("recogniser", 320, 512, 4, 256, 500, -3.85), _BOUND),
+    (Recogniser("spotter", 80, 64, 2, 64, 40, 30.0, -1.45), None),
+    (Recogniser("recogniser", 320, 512, 4, 256, 500, 30.0, -3.85), None),
+    (Recogniser("large_recogniser", 320, 768, 5, 512, 500, 400.0, -1.33), _BOUND),
 )
 """With what the ratio of each must be at least."""
 TRANSLATOR = Translator("translator", 256, 4000)

@@ -25,7 +25,8 @@ Array = NDArray[Any]
 @dataclass(frozen=True, slots=True)
 class Recogniser:
     """A transducer. features: numbers of a frame; hidden, layers: of the encoder's LSTM; joined: units of the joiner;
-    tokens: the blank among them; penalty: on the blank, so that about every fifth frame emits a token."""
+    tokens: the blank among them; gain: of what the encoder gives, which fades with every layer of random weights;
+    penalty: on the blank, so that about every fifth frame emits a token."""
 
     name: str
     features: int
@@ -33,6 +34,7 @@ class Recogniser:
     layers: int
     joined: int
     tokens: int
+    gain: float
     penalty: float
 
     @property
@@ -66,7 +68,7 @@ class Recogniser:
             for name in (f"h{layer}", f"c{layer}"):
                 inputs.append(value(name, 1, "batch", self.hidden))
                 outputs.append(value(f"{name}n", 1, "batch", self.hidden))
-        weights += [weight("O", self.hidden, self.joined, scale=30.0)]
+        weights += [weight("O", self.hidden, self.joined, scale=self.gain)]
         nodes.append(helper.make_node("Transpose", [f"x{self.layers}"], ["rows"], perm=[1, 0, 2]))
         nodes.append(helper.make_node("MatMul", ["rows", "O"], ["encoded"]))
         return model_of(nodes, inputs, [value("encoded", "batch", 1, self.joined), *outputs], weights)
