@@ -5,11 +5,25 @@ from __future__ import annotations
 from carousel.errors import PositionMismatchError, SessionClosedError
 from carousel.values import CloseReason
 
+_WORDS = {
+    CloseReason.UNSPECIFIED: "the server gave a reason that this client does not know",
+    CloseReason.CLIENT: "a client asked for it",
+    CloseReason.DISCONNECT: "the stream or the call that it was opened for has ended",
+    CloseReason.IDLE: "it was idle for longer than the server allows",
+    CloseReason.SHUTDOWN: "the server shuts down",
+    CloseReason.FAILED: "opening it failed",
+    CloseReason.EXPIRED: "nobody went on with it for as long as it was held",
+    CloseReason.MOVED: "another server has it",
+    CloseReason.LOST: "its state is nowhere any more",
+    CloseReason.TAKEN: "another stream has it",
+    CloseReason.MAX_AGE: "it reached the age that the server allows",
+}
+
 
 def session_closed(session_id: str, reason: CloseReason, position: int) -> SessionClosedError:
     """The error of a session that was closed at a position."""
     return SessionClosedError(
-        f"session {session_id!r} was closed ({reason}) at position {position}",
+        f"session {session_id!r} was closed ({reason}) at position {position}: {_WORDS[reason]}",
         reason="SESSION_CLOSED",
         metadata={"session_id": session_id, "close_reason": reason.value, "position": str(position)},
     )

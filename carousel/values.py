@@ -57,6 +57,7 @@ class CloseReason(StrEnum):
     MOVED = "moved"
     LOST = "lost"
     TAKEN = "taken"
+    MAX_AGE = "max_age"
 
 
 class SessionState(StrEnum):

@@ -20,7 +20,8 @@
     │       ├── SnapshotCorruptError   they were one, and have been changed
     │       ├── SnapshotFormatError    a later server's
     │       ├── SnapshotKeyError       signed with another key
-    │       └── SnapshotModelError     of a model that is not served here as it was
+    │       ├── SnapshotModelError     of a model that is not served here as it was
+    │       └── SnapshotExpiredError   of a session that is too old
     ├── AccessError                    the caller may not do this
     │   ├── UnauthenticatedError       nobody knows who it is
     │   └── ForbiddenError             it is known, and may not
@@ -160,6 +161,10 @@ class SnapshotKeyError(SnapshotError):
 
 class SnapshotModelError(SnapshotError):
     """The model that a snapshot is of is not served here, or not as it was."""
+
+
+class SnapshotExpiredError(SnapshotError):
+    """A snapshot is of a session that is older than this server allows."""
 
 
 class AccessError(CarouselError):

@@ -134,8 +134,8 @@ class SessionObserver(Protocol):
     def session_closed(self, model: str, version: int, session_id: str, reason: str, position: int) -> None:
         """A session was closed. reason: the lower-case name of a `CloseReason`."""
 
-    def stored_session_closed(self, model: str, version: int, session_id: str, position: int) -> None:
-        """A client closed a session that the store alone had."""
+    def stored_session_closed(self, model: str, version: int, session_id: str, reason: str, position: int) -> None:
+        """A session that the store alone had was closed. reason: as for `session_closed`."""
 
     def session_resumed(self, model: str, version: int, session_id: str, source: str) -> None:
         """A session was gone on with. source: `memory` or `store`."""

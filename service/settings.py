@@ -127,6 +127,9 @@ class Settings(BaseSettings):
     """Sessions open at once. A slot takes memory only once a session has used it."""
     idle_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """Seconds without a request after which a session is closed and its stream told."""
+    max_age_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds from when a session is opened until it is closed and its record removed, however often it is used; its
+    snapshots and forks count from the same moment. 0: no limit. Servers that share a store need the same."""
     max_in_flight: Annotated[int, Field(ge=1)] = 64
     """Requests of one session that may wait for their answers."""
     max_feed_tokens: Annotated[int, Field(ge=1)] = 131_072
@@ -271,6 +274,7 @@ class Settings(BaseSettings):
         return SessionLimits(
             max_sessions=self.max_sessions,
             idle_timeout_s=self.idle_timeout_s,
+            max_age_s=self.max_age_s,
             max_feed_tokens=self.max_feed_tokens,
             max_generate_tokens=self.max_generate_tokens,
             max_in_flight=self.max_in_flight,

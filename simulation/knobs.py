@@ -17,6 +17,7 @@ class Knobs:
     num_slots: int = 3
     max_sessions: int = 6
     idle_timeout_s: float = 2.0
+    max_age_s: float = 0.0
     generation_window: int = 4
     replay_tokens: int = 16
     max_in_flight: int = 6

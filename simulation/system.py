@@ -207,6 +207,7 @@ class Replica:
             SessionLimits(
                 max_sessions=knobs.max_sessions,
                 idle_timeout_s=knobs.idle_timeout_s,
+                max_age_s=knobs.max_age_s,
                 max_feed_tokens=32,
                 max_generate_tokens=64,
                 max_in_flight=knobs.max_in_flight,

@@ -344,6 +344,7 @@ OUT_OF_RANGE = [
     ("max_sessions", "10000001", "Input should be less than or equal to 10000000"),
     ("idle_timeout_s", "0", "Input should be greater than 0"),
     ("idle_timeout_s", "nan", "Input should be greater than 0"),
+    ("max_age_s", "-1", "Input should be greater than or equal to 0"),
     ("inline_s", "-1", "Input should be greater than or equal to 0"),
     ("max_in_flight", "0", "Input should be greater than or equal to 1"),
     ("max_forks", "0", "Input should be greater than or equal to 1"),

@@ -211,6 +211,8 @@ class _CloseReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CloseReas
     """Its state is nowhere: its server ended before it was ever stored, or the store no longer has its record."""
     CLOSE_REASON_TAKEN: _CloseReason.ValueType  # 9
     """It is not closed: another stream of this server has gone on with it."""
+    CLOSE_REASON_MAX_AGE: _CloseReason.ValueType  # 10
+    """It reached the age that the server allows, counted from when it was opened, however it was used."""
 
 class CloseReason(_CloseReason, metaclass=_CloseReasonEnumTypeWrapper):
     """Why a session was closed."""
@@ -237,6 +239,8 @@ CLOSE_REASON_LOST: CloseReason.ValueType  # 8
 """Its state is nowhere: its server ended before it was ever stored, or the store no longer has its record."""
 CLOSE_REASON_TAKEN: CloseReason.ValueType  # 9
 """It is not closed: another stream of this server has gone on with it."""
+CLOSE_REASON_MAX_AGE: CloseReason.ValueType  # 10
+"""It reached the age that the server allows, counted from when it was opened, however it was used."""
 Global___CloseReason: _TypeAlias = CloseReason  # noqa: Y015
 
 class _SessionChange:

@@ -147,7 +147,8 @@ class SessionsServicer(object):
         """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
         resumed, by `Open.resume`, as if its stream had ended: with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP for
         the duration that was agreed on when it was opened, with DISCONNECT_ACTION_FREE for as long as the server holds
-        sessions that do not say how long. Then it is closed.
+        sessions that do not say how long. Then it is closed. Its age counts from when the session that the snapshot is of
+        was opened: FAILED_PRECONDITION, with the reason SNAPSHOT_EXPIRED, when that is longer ago than this server allows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,7 +157,8 @@ class SessionsServicer(object):
     def Fork(self, request, context):
         """Makes a copy of a live session, under an id of its own, which waits to be resumed as a restored one does. The copy
         has the state, the position and the marks, and nothing of the requests: it does not go on with what the session
-        generates, and the session's last request cannot be sent to it again.
+        generates, and the session's last request cannot be sent to it again. Its age counts from when the session was
+        opened.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -65,12 +65,14 @@ class SessionsStub:
     """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
     resumed, by `Open.resume`, as if its stream had ended: with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP for
     the duration that was agreed on when it was opened, with DISCONNECT_ACTION_FREE for as long as the server holds
-    sessions that do not say how long. Then it is closed.
+    sessions that do not say how long. Then it is closed. Its age counts from when the session that the snapshot is of
+    was opened: FAILED_PRECONDITION, with the reason SNAPSHOT_EXPIRED, when that is longer ago than this server allows.
     """
     Fork: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsForkRequest, _sessions_pb2.SessionsForkResponse]
     """Makes a copy of a live session, under an id of its own, which waits to be resumed as a restored one does. The copy
     has the state, the position and the marks, and nothing of the requests: it does not go on with what the session
-    generates, and the session's last request cannot be sent to it again.
+    generates, and the session's last request cannot be sent to it again. Its age counts from when the session was
+    opened.
     """
     Rewind: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRewindRequest, _sessions_pb2.SessionsRewindResponse]
     """Sets a session back to a mark: see `Feed.mark`. FAILED_PRECONDITION while it has work in flight."""
@@ -116,12 +118,14 @@ class SessionsAsyncStub(SessionsStub):
     """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
     resumed, by `Open.resume`, as if its stream had ended: with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP for
     the duration that was agreed on when it was opened, with DISCONNECT_ACTION_FREE for as long as the server holds
-    sessions that do not say how long. Then it is closed.
+    sessions that do not say how long. Then it is closed. Its age counts from when the session that the snapshot is of
+    was opened: FAILED_PRECONDITION, with the reason SNAPSHOT_EXPIRED, when that is longer ago than this server allows.
     """
     Fork: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsForkRequest, _sessions_pb2.SessionsForkResponse]  # type: ignore[assignment]
     """Makes a copy of a live session, under an id of its own, which waits to be resumed as a restored one does. The copy
     has the state, the position and the marks, and nothing of the requests: it does not go on with what the session
-    generates, and the session's last request cannot be sent to it again.
+    generates, and the session's last request cannot be sent to it again. Its age counts from when the session was
+    opened.
     """
     Rewind: _aio.UnaryUnaryMultiCallable[_sessions_pb2.SessionsRewindRequest, _sessions_pb2.SessionsRewindResponse]  # type: ignore[assignment]
     """Sets a session back to a mark: see `Feed.mark`. FAILED_PRECONDITION while it has work in flight."""
@@ -200,7 +204,8 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
         """Makes a session of a snapshot, on any server that serves the same bundle and has the same key. It waits to be
         resumed, by `Open.resume`, as if its stream had ended: with DISCONNECT_ACTION_HOLD and DISCONNECT_ACTION_KEEP for
         the duration that was agreed on when it was opened, with DISCONNECT_ACTION_FREE for as long as the server holds
-        sessions that do not say how long. Then it is closed.
+        sessions that do not say how long. Then it is closed. Its age counts from when the session that the snapshot is of
+        was opened: FAILED_PRECONDITION, with the reason SNAPSHOT_EXPIRED, when that is longer ago than this server allows.
         """
 
     @_abc_1.abstractmethod
@@ -211,7 +216,8 @@ class SessionsServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sessions_pb2.SessionsForkResponse, _abc.Awaitable[_sessions_pb2.SessionsForkResponse]]:
         """Makes a copy of a live session, under an id of its own, which waits to be resumed as a restored one does. The copy
         has the state, the position and the marks, and nothing of the requests: it does not go on with what the session
-        generates, and the session's last request cannot be sent to it again.
+        generates, and the session's last request cannot be sent to it again. Its age counts from when the session was
+        opened.
         """
 
     @_abc_1.abstractmethod

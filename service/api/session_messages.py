@@ -27,6 +27,7 @@ _CLOSE_REASONS = {
     CloseReason.MOVED: pb.CLOSE_REASON_MOVED,
     CloseReason.LOST: pb.CLOSE_REASON_LOST,
     CloseReason.TAKEN: pb.CLOSE_REASON_TAKEN,
+    CloseReason.MAX_AGE: pb.CLOSE_REASON_MAX_AGE,
 }
 _STATES = {
     State.IDLE: sessions_pb2.SESSION_STATE_IDLE,

@@ -60,6 +60,7 @@ TABLE: dict[type[errors.CarouselError], Row] = {
     errors.SnapshotFormatError: Row(grpc.StatusCode.UNIMPLEMENTED, "SNAPSHOT_FORMAT"),
     errors.SnapshotKeyError: Row(grpc.StatusCode.PERMISSION_DENIED, "SNAPSHOT_KEY"),
     errors.SnapshotModelError: Row(grpc.StatusCode.FAILED_PRECONDITION, "SNAPSHOT_MODEL"),
+    errors.SnapshotExpiredError: Row(grpc.StatusCode.FAILED_PRECONDITION, "SNAPSHOT_EXPIRED"),
     errors.StoreUnavailableError: Row(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
     errors.FeedUncertainError: Row(grpc.StatusCode.ABORTED, "FEED_UNCERTAIN"),
     errors.SessionMovedError: Row(grpc.StatusCode.ABORTED, "SESSION_MOVED"),

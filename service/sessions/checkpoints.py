@@ -142,7 +142,7 @@ class Checkpoints:
 
         session.served.engine.read([session.lane], read)
 
-    def release(self, session: Session, ttl_s: float, then: Do, on_failed: Do, *, has_slot: bool) -> None:
+    def release(self, session: Session, then: Do, on_failed: Do, *, has_slot: bool) -> None:
         """Stores a session that ends as it is now, for any server to claim, and calls `then` when that is stored;
         `on_failed` each time before that the store fails. One in the middle of a feed, or without a slot, is left as it
         was stored last."""
@@ -159,7 +159,7 @@ class Checkpoints:
                 then()
 
             make_until_s = self._leases.make_until_s(session)
-            put = self._leases.put_of(session, image, Standing.FREE, ttl_s)
+            put = self._leases.put_of(session, image, Standing.FREE)
             self._last_records.write(put._replace(make_until_s=make_until_s), written, on_failed)
 
         if has_slot:

@@ -3,7 +3,7 @@
 Rules:
 
 1. A record is looked at before its owner is asked for it: what cannot be used here is left where it is. One that has no
-   owner is claimed, looked at, and given back, or set aside when it is corrupt.
+   owner is claimed, looked at, and given back, or set aside when it is corrupt. A session that is too old is ended.
 2. An owner is asked for all of its sessions at once, until it has let go of them or is gone.
 
 Event loop only.
@@ -12,7 +12,6 @@ Event loop only.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
@@ -96,26 +95,36 @@ class Claims:
 
     def give_back(self, session_id: str, taken: Taken) -> None:
         """Lets any server claim a record that was taken, and cannot be used here after all."""
-        self._registry.last_records.give_back(session_id, taken.epoch, taken.ttl_s)
+        gone_by_s = self._registry.directory.ages.gone_by_s(taken.image.opened_at)
+        self._registry.last_records.give_back(session_id, taken.epoch, taken.ttl_s, gone_by_s)
 
     async def _use(self, session_id: str, claimed: Claimed, check: Check) -> Taken:
         """What was claimed; given back when it cannot be used."""
         here = self._registry.directory.get(session_id)
         if here is not None and here.persistence.has_record and here.persistence.epoch == claimed.epoch:
             raise SessionIdInUseError(f"session_id = {here.name!r} was opened here", field="session_id")
-        if claimed.payload is None:
-            error = self._buried(session_id, claimed.epoch)
-            await self._storage.after_writes(session_id)  # who is told that it is gone may open its id, at any server
-            raise error
+        if claimed.payload is None:  # its server ended before it was ever stored
+            raise await self._buried(session_id, claimed.epoch, CloseReason.LOST)
         try:
             image = await self._storage.decode(session_id, claimed.payload)
-            check(image)
         except SnapshotCorruptError:  # it is set aside
             raise
         except CarouselError:  # another server may do better
             self._registry.last_records.give_back(session_id, claimed.epoch, claimed.ttl_s)
             raise
-        return Taken(claimed.epoch, image, claimed.ttl_s)
+        ages = self._registry.directory.ages
+        if ages.is_over(image.opened_at):
+            reason, position = CloseReason.MAX_AGE, image.lane.position
+            observer = self._registry.observer
+            observer.stored_session_closed(image.model, image.version, session_id, reason.value, position)
+            raise await self._buried(session_id, claimed.epoch, reason, position)
+        taken = Taken(claimed.epoch, image, min(claimed.ttl_s, ages.left_s(image.opened_at)))
+        try:
+            check(image)
+        except CarouselError:  # another server may do better
+            self.give_back(session_id, taken)
+            raise
+        return taken
 
     async def _released(self, held: Held, wanted: str, deadline_s: float) -> None:
         """Returns when another server has let go of a session, or is gone. wanted: the session, as it is asked for.
@@ -167,9 +176,12 @@ class Claims:
         finally:
             del self._asked[owner]
 
-    def _buried(self, session_id: str, epoch: int) -> SessionNotFoundError:
-        """The error for a session whose server ended before it was ever stored."""
-        tombstone = Tombstone(CloseReason.LOST, 0, time.time())
+    async def _buried(
+        self, session_id: str, epoch: int, reason: CloseReason, position: int = 0
+    ) -> SessionNotFoundError:
+        """Ends a session of which this server has the record alone. Returns the error for it."""
+        tombstone = Tombstone(reason, position, self._registry.wall_clock())
         self._registry.tombstones.add(session_id, tombstone)
         self._registry.last_records.bury(session_id, epoch, tombstone.encode())
+        await self._storage.after_writes(session_id)  # who is told that it is gone may open its id, at any server
         return Tombstones.error_of(session_id, tombstone)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from service.errors import SessionIdInUseError, StoreUnavailableError, TooManySessionsError
+from service.sessions.ages import Ages
 from service.sessions.lifecycle import State
 from service.sessions.session import Session, name_of, owner_of
 
@@ -56,9 +57,11 @@ class _Order:
 
 
 class Directory:
-    """Sessions by id, and two orders of use: of those with a slot, and of all others. max_sessions: at once."""
+    """Sessions by id, by age, and in two orders of use: of those with a slot, and of all others. max_sessions: at
+    once."""
 
-    def __init__(self, max_sessions: int) -> None:
+    def __init__(self, max_sessions: int, ages: Ages) -> None:
+        self.ages = ages
         self._max_sessions = max_sessions
         self._by_id: dict[str, Session] = {}
         self._owned: Counter[str] = Counter()
@@ -128,6 +131,7 @@ class Directory:
         if owner:
             self._owned[owner] += 1
         self._order(session).link(session)
+        self.ages.add(session)
 
     def remove(self, session: Session) -> None:
         """Takes a session out. Its id can be given again."""
@@ -138,6 +142,7 @@ class Directory:
                 if not self._owned[owner]:
                     del self._owned[owner]
             self._order(session).unlink(session)
+            self.ages.remove()
 
     def move(self, session: Session, state: State) -> None:
         """Sets a session's state, and keeps it in the order of use that goes with it."""

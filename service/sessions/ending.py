@@ -7,6 +7,7 @@ Event loop only; times come from the injected clock.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from service.errors import (
@@ -91,6 +92,11 @@ def error_of(session: Session, reason: CloseReason) -> CarouselError:
         return SessionMovedError(f"session {session.name!r} was resumed on another stream", session_id=session.name)
     if reason is CloseReason.LOST:
         return SessionMovedError(f"session {session.name!r} was lost: {reason.value}", session_id=session.name)
+    if reason is CloseReason.MAX_AGE:
+        return RequestCancelledError(
+            f"session {session.name!r} was closed: it reached the age that this server allows (max_age_s)",
+            close_reason=reason.value,
+        )
     return RequestCancelledError("the session was closed", close_reason=reason.value)
 
 
@@ -185,9 +191,9 @@ class LastRecords:
         put = Put(record_id or session_id, epoch, None, ttl_s, Standing.GONE, tombstone or b"{}")
         self.write(put, lambda result: then(moved if result is WriteResult.REFUSED else None), lambda: then(error))
 
-    def give_back(self, session_id: str, epoch: int, ttl_s: float) -> None:
-        """Lets any server claim a record that this one claimed and cannot use."""
-        put = Put(session_id, epoch, None, ttl_s, Standing.FREE)
+    def give_back(self, session_id: str, epoch: int, ttl_s: float, gone_by_s: float = math.inf) -> None:
+        """Lets any server claim a record that this one claimed and cannot use. gone_by_s: see `Put`."""
+        put = Put(session_id, epoch, None, ttl_s, Standing.FREE, gone_by_s=gone_by_s)
         self.write(put, lambda _: None)
 
     def write(

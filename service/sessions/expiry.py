@@ -1,4 +1,5 @@
-"""When sessions end by themselves: they are idle, nobody resumes them, another server wants them, or this one leaves.
+"""When sessions end by themselves: they are idle, or too old, nobody resumes them, another server wants them, or this
+one leaves.
 
 Event loop only.
 """
@@ -37,8 +38,11 @@ class Expiry:
             self._registry.hand_over(session)
 
     def expire(self) -> None:
-        """Ends the sessions that were idle for longer than `idle_timeout_s`, and those that were held for long enough;
-        those that are to be kept leave the memory. Renews records that would expire before their sessions."""
+        """Ends the sessions that have reached the age that is allowed, also those that work; those that were idle for
+        longer than `idle_timeout_s`; and those that were held for long enough. Those that are to be kept leave the
+        memory. Renews records that would expire before their sessions."""
+        for session in self._registry.directory.ages.overdue():
+            guarded(self._expire_old, session)
         now_s = self._registry.clock()
         for session in list(self._registry.detached.values()):
             guarded(self._expire_held, session, now_s)
@@ -57,6 +61,9 @@ class Expiry:
         resumed elsewhere."""
         for session in self._registry.directory:
             guarded(self._end, session, 0.0)
+
+    def _expire_old(self, session: Session) -> None:
+        self._registry.close(session, CloseReason.MAX_AGE, notify=True)
 
     def _expire_held(self, session: Session, now_s: float) -> None:
         if session.is_over or not session.is_detached:

@@ -11,9 +11,9 @@ A server counts as there for its lease after each heartbeat (Gray and Cheriton 1
    it is answered: another server can have had the session since. One that the store refuses is another server's. While
    the store fails, what waits is refused.
 4. A record that the store has lost is written anew, unless another server can have had it meanwhile and left one that
-   is gone by now. Every record lasts for the idle timeout at least: so when others have been there for longer than that
-   while this server counted as gone, sessions without a record are lost; and a session's last record, which may be
-   tried again for long, is not made anew later than that.
+   is gone by now. Every record lasts for the idle timeout at least, or until its session is too old: so when others
+   have been there for longer than that while this server counted as gone, sessions without a record are lost; and a
+   session's last record, which may be tried again for long, is not made anew later than that.
 
 Event loop only; times come from the injected clock.
 """
@@ -26,6 +26,7 @@ from collections.abc import Callable
 from functools import partial
 
 from service.errors import StoreUnavailableError
+from service.sessions.ages import Ages
 from service.sessions.deferral import Deferral
 from service.sessions.image import Image
 from service.sessions.session import Session
@@ -40,7 +41,7 @@ OnSession = Callable[[Session], None]
 class Leases:
     """on_lost: called with sessions that another server has; on_missing: with those whose record the store has not;
     on_settled: with those of which more is stored, or which are known again to be this server's; idle_timeout_s: how
-    long a record outlives a session that has no other time.
+    long a record outlives a session that has no other time; ages: beyond which no record lasts.
 
     until_s: monotonic seconds up to which this server may speak for its sessions; `look` is to be called past it.
     """
@@ -53,16 +54,18 @@ class Leases:
         on_lost: OnSession,
         on_missing: OnSession,
         on_settled: OnSession,
+        ages: Ages,
         idle_timeout_s: float,
         clock: Callable[[], float],
     ) -> None:
-        self.idle_timeout_s = idle_timeout_s
+        self._idle_timeout_s = idle_timeout_s
         self.until_s = -math.inf if storage.lease_s is not None else math.inf
         self._storage = storage
         self._deferral = deferral
         self._on_lost = on_lost
         self._on_missing = on_missing
         self._on_settled = on_settled
+        self._ages = ages
         self._clock = clock
         self._recorded: dict[Session, None] = {}
         """Those that have a record, or an id that is reserved, first those that were looked at longest ago."""
@@ -96,30 +99,30 @@ class Leases:
         self._since.pop(session, None)
 
     def ttl_s(self, session: Session) -> float:
-        """How long a session may do without being used."""
-        return session.policy.duration_s + self.idle_timeout_s
+        """How long a session may do without being used, and its record lasts."""
+        return min(session.policy.duration_s + self._idle_timeout_s, self._ages.left_s(session.opened_at))
 
-    def put_of(
-        self, session: Session, image: Image | None, standing: Standing = Standing.OWNED, ttl_s: float = 0.0
-    ) -> Put:
-        """A write of a session's record. image: None leaves it as it is; ttl_s: how long it is to last; 0: as `ttl_s`
-        says."""
+    def put_of(self, session: Session, image: Image | None, standing: Standing = Standing.OWNED) -> Put:
+        """A write of a session's record. image: None leaves it as it is."""
         persistence = session.persistence
-        ttl_s = ttl_s or self.ttl_s(session)
-        persistence.renew_at_s = (now_s := self._clock()) + 0.5 * ttl_s
+        now_s, ttl_s = self._clock(), self.ttl_s(session)
+        if standing is Standing.FREE and session.is_detached:  # it was held for a part of its time
+            ttl_s = max(self._idle_timeout_s, persistence.held_until_s - now_s)
+        persistence.renew_at_s = now_s + 0.5 * ttl_s
         persistence.has_record = persistence.has_record or image is not None
         if not session.is_over and session not in self._recorded:
             self.add(session)
         make_until_s = math.inf if self._may_make(session) else -math.inf
         record_id = persistence.record_id or session.id
-        return Put(record_id, persistence.epoch, image, ttl_s, standing, make_until_s=make_until_s, put_s=now_s)
+        gone_by_s = self._ages.gone_by_s(session.opened_at)
+        return Put(record_id, persistence.epoch, image, ttl_s, standing, None, make_until_s, now_s, gone_by_s)
 
     def make_until_s(self, session: Session) -> float:
         """Until when a last record may be made of a session where the store has none, in monotonic seconds."""
         persistence = session.persistence
         if not persistence.has_record:
             return math.inf
-        return (persistence.known_s if persistence.is_unconfirmed else self._known_s) + self.idle_timeout_s
+        return (persistence.known_s if persistence.is_unconfirmed else self._known_s) + self._idle_timeout_s
 
     @property
     def _known_s(self) -> float:
@@ -207,7 +210,7 @@ class Leases:
         is_gap, self._term = bool(self._term) and beat.term != self._term, beat.term
         if is_gap:
             self.look()
-            is_contested = beat.rivals_s > self.idle_timeout_s
+            is_contested = beat.rivals_s > self._idle_timeout_s
             before = self._unconfirmed
             self._unconfirmed = {session: bool(known) or is_contested for session, known in before.items()}
         self.until_s = sent_s + lease_s

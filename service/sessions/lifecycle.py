@@ -59,7 +59,7 @@ class Event(Enum):
     RESTORE = "restore"  # a request waits for it
     RESTORED = "restored"
     NOT_RESTORED = "not_restored"
-    CLOSE = "close"  # by the client, by the end of its stream, by idleness, by the end of the server
+    CLOSE = "close"  # by the client, by the end of its stream, by idleness, by age, by the end of the server
     EXPIRE = "expire"  # nobody resumed it in time
     HAND_OVER = "hand_over"  # another server, or a later one, may have it
     LOSE = "lose"  # another server has it already

@@ -113,17 +113,19 @@ class PolicyLimits:
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
     """max_sessions: live at once, of all models; idle_timeout_s: without a request, until a session is closed;
-    max_feed_tokens: in one feed; max_generate_tokens: in one generation; max_in_flight: requests of one session not yet
-    answered; max_forks: beams of one search, targets of one score; generation_window: tokens generated ahead of what
-    has been written to the client; max_answer_bytes: of one answer; num_tombstones: closed sessions remembered;
-    replay_tokens: of one generation, kept for retries; max_marks: of one session; hold_s: for which a copy of a session
-    that would end with its stream waits to be resumed; max_deferred_bytes: of all requests that wait for sessions to be
-    opened or restored; max_replay_bytes: of all that is kept for retries, and as much again of what the store did not
-    take; max_unwritten_bytes: of large requests in flight, and of answers not yet written, and as much again of what
-    waits for watchers."""
+    max_age_s: from when a session was opened until it is closed, however it is used; 0: no limit; max_feed_tokens: in
+    one feed; max_generate_tokens: in one generation; max_in_flight: requests of one session not yet answered;
+    max_forks: beams of one search, targets of one score; generation_window: tokens generated ahead of what has been
+    written to the client; max_answer_bytes: of one answer; num_tombstones: closed sessions remembered; replay_tokens:
+    of one generation, kept for retries; max_marks: of one session; hold_s: for which a copy of a session that would end
+    with its stream waits to be resumed; max_deferred_bytes: of all requests that wait for sessions to be opened or
+    restored; max_replay_bytes: of all that is kept for retries, and as much again of what the store did not take;
+    max_unwritten_bytes: of large requests in flight, and of answers not yet written, and as much again of what waits
+    for watchers."""
 
     max_sessions: int = 10_000
     idle_timeout_s: float = 300.0
+    max_age_s: float = 0.0
     max_feed_tokens: int = 131_072
     max_generate_tokens: int = 65_536
     max_in_flight: int = 64

@@ -64,6 +64,7 @@ class Registry:
             on_lost=self.lose,
             on_missing=self._rewrite,
             on_settled=watches.settled,
+            ages=directory.ages,
             idle_timeout_s=idle_timeout_s,
             clock=clock,
         )
@@ -282,7 +283,6 @@ class Registry:
             persistence.after_claim.append(lambda: self._release(session, end, ended))
             return
         persistence.moved = error_of(session, CloseReason.MOVED)
-        ttl_s = max(self.leases.idle_timeout_s, persistence.held_until_s - self.clock()) if session.is_detached else 0.0
         has_slot = end.before in HOLDS_SLOT
         if persistence.policy.durability is Durability.STRICT:
             persistence.is_releasing = has_slot and bool(persistence.awaiting or session.num_in_flight)
@@ -298,7 +298,7 @@ class Registry:
             settled()
             self._recorded(session, end, None, ended)
 
-        self.checkpoints.release(session, ttl_s, stored, settled, has_slot=has_slot)
+        self.checkpoints.release(session, stored, settled, has_slot=has_slot)
 
     def _recorded(
         self, session: Session, end: Ending, error: CarouselError | None, ended: Callable[[], None] | None = None

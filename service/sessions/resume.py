@@ -229,6 +229,7 @@ class Resume:
         self._registry.check_open()
         self._registry.directory.check_room(owner, max_owned)
         image = self._storage.codec.decode(data)
+        self._registry.directory.ages.check_snapshot(image.opened_at)
         served = served_image(self._find, image, version, "snapshot")
         session_id = key(name or name_of(image.session_id))
         return await self.settle(image, served, session_id, owner=owner, max_owned=max_owned)
@@ -286,7 +287,9 @@ class Resume:
                 give(error)
 
             registry.last_records.bury(session_id, epoch, tombstone.encode(), tell)
-            self._observer.stored_session_closed(image.model, image.version, session_id, position)
+            self._observer.stored_session_closed(
+                image.model, image.version, session_id, CloseReason.CLIENT.value, position
+            )
             failure: CarouselError | None = await recorded
             if failure is not None:
                 raise failure

@@ -11,6 +11,7 @@ from service.engine.engine import Engine
 from service.errors import CarouselError, StoreUnavailableError
 from service.observer import SessionObserver
 from service.sessions.admin import Admin
+from service.sessions.ages import Ages
 from service.sessions.answer_memory import AnswerBudget, Replays
 from service.sessions.closing import Closing
 from service.sessions.deferral import Deferral
@@ -61,7 +62,8 @@ class SessionService:
         self.tasks = Tasks()
         self._has_missed = False
         """Whether the last heartbeat has failed."""
-        self.directory = Directory(limits.max_sessions)
+        ages = Ages(limits.max_age_s, clock=clock, wall_clock=wall_clock)
+        self.directory = Directory(limits.max_sessions, ages)
         self.deferral = Deferral(max_requests=limits.max_in_flight, max_bytes=limits.max_deferred_bytes)
         self.answer_budget = AnswerBudget(limits.max_unwritten_bytes)
         self.watches = Watches(limits.max_unwritten_bytes)

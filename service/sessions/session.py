@@ -35,6 +35,7 @@ class CloseReason(Enum):
     MOVED = "moved"
     LOST = "lost"
     TAKEN = "taken"
+    MAX_AGE = "max_age"
 
 
 class Request:

@@ -63,7 +63,8 @@ Then = Callable[[WriteResult], None]
 class Put(NamedTuple):
     """A write of an image, or of a tombstone, or of neither: see `Write`. record_id: the session's id, or another name
     that no client can choose; make_until_s: monotonic seconds after which it makes no record where there is none;
-    put_s: those at which it was put, of a session that is live."""
+    put_s: those at which it was put, of a session that is live; gone_by_s: those from which the store is to have no
+    record, however late it is written."""
 
     record_id: str
     epoch: int
@@ -73,6 +74,7 @@ class Put(NamedTuple):
     tombstone: bytes | None = None
     make_until_s: float = math.inf
     put_s: float = -math.inf
+    gone_by_s: float = math.inf
 
 
 class Storage:
@@ -306,8 +308,9 @@ class Storage:
                 failed.add(put.record_id)
                 self.observer.record_corrupt(put.record_id, error)
                 continue
-            makes = self._clock() <= put.make_until_s
-            writes.append(Write(put.record_id, put.epoch, payload, put.ttl_s, put.standing, makes))
+            now_s = self._clock()
+            ttl_s, makes = min(put.ttl_s, max(0.0, put.gone_by_s - now_s)), now_s <= put.make_until_s
+            writes.append(Write(put.record_id, put.epoch, payload, ttl_s, put.standing, makes))
             if put.image is not None and payload is not None:
                 sizes.append(len(payload))
         return self._thread.write(writes), failed, sizes

@@ -102,11 +102,11 @@ class SessionTelemetry:
             "session.closed", session_id=session_id, model=model, version=version, reason=reason, position=position
         )
 
-    def stored_session_closed(self, model: str, version: int, session_id: str, position: int) -> None:
+    def stored_session_closed(self, model: str, version: int, session_id: str, reason: str, position: int) -> None:
         """See `SessionObserver`."""
-        self._metrics.sessions_closed.labels(model, str(version), "client").inc()
+        self._metrics.sessions_closed.labels(model, str(version), reason).inc()
         log.debug(
-            "session.closed", session_id=session_id, model=model, version=version, reason="client", position=position
+            "session.closed", session_id=session_id, model=model, version=version, reason=reason, position=position
         )
 
     def session_resumed(self, model: str, version: int, session_id: str, source: str) -> None:

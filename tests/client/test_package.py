@@ -23,6 +23,7 @@ from carousel import (
     _answers,
 )
 from carousel import errors as errors_module
+from carousel._session_errors import session_closed
 from carousel.v1 import error_pb2
 from carousel.v1 import inference_pb2 as pb
 
@@ -145,3 +146,12 @@ def test_a_value_token_is_a_token_and_a_tuple_of_values() -> None:
     assert hash(token) == hash((1.5, -2.0))
     assert pickle.loads(pickle.dumps(token)) == copy.copy(token) == token
     assert repr(token) == "ValueToken((1.5, -2.0))"
+
+
+def test_every_reason_why_a_session_ends_is_told_in_words() -> None:
+    for value in carousel.CloseReason:
+        error = session_closed("s", value, 3)
+        assert error.close_reason is value
+        assert error.message.startswith(f"session 's' was closed ({value}) at position 3: ")
+    aged = session_closed("s", carousel.CloseReason.MAX_AGE, 3)
+    assert aged.message.endswith("at position 3: it reached the age that the server allows")

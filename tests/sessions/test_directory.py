@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from service.errors import SessionIdInUseError, StoreUnavailableError, TooManySessionsError
+from service.sessions.ages import Ages
 from service.sessions.directory import Directory
 from service.sessions.lifecycle import State
 from service.sessions.session import Session
@@ -23,7 +24,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.store: Directory = Directory(100)
+        self.store: Directory = Directory(100, Ages())
         self.kept: list[Session] = []
         self.now_s = 0.0
         self.serial = 0
@@ -84,7 +85,7 @@ TestDirectory = StoreMachine.TestCase
 
 
 def test_the_least_recently_used_comes_first_of_those_used_at_different_times() -> None:
-    store = Directory(100)
+    store = Directory(100, Ages())
     sessions = [domain.session(name, serial) for serial, name in enumerate("abc", 1)]
     for session in sessions:
         store.add(session)
@@ -96,7 +97,7 @@ def test_the_least_recently_used_comes_first_of_those_used_at_different_times() 
 
 
 def test_the_sessions_that_are_found_unused_may_be_removed_while_they_are_looked_at() -> None:
-    store = Directory(100)
+    store = Directory(100, Ages())
     for serial, name in enumerate("abc", 1):
         store.add(domain.session(name, serial))
     for session in store.unused_since(1.0):
@@ -105,7 +106,7 @@ def test_the_sessions_that_are_found_unused_may_be_removed_while_they_are_looked
 
 
 def test_an_id_and_a_place_belong_to_one_session_at_a_time() -> None:
-    directory = Directory(2)
+    directory = Directory(2, Ages())
     first = domain.session("p/a", 1)
     directory.add(first)
     with pytest.raises(SessionIdInUseError, match="'a' is in use"):
@@ -121,7 +122,7 @@ def test_an_id_and_a_place_belong_to_one_session_at_a_time() -> None:
 
 
 def test_a_session_without_a_slot_is_in_another_order_of_use() -> None:
-    directory = Directory(10)
+    directory = Directory(10, Ages())
     sessions = [domain.session(name, serial) for serial, name in enumerate("abc", 1)]
     for session in sessions:
         directory.add(session)
@@ -134,7 +135,7 @@ def test_a_session_without_a_slot_is_in_another_order_of_use() -> None:
 
 
 async def test_an_id_is_being_ended_until_its_last_record_is_stored() -> None:
-    directory = Directory(10)
+    directory = Directory(10, Ages())
     end_first, end_second = directory.begin_ending("a"), directory.begin_ending("a")
     assert directory.is_ending("a")
     waiting = asyncio.ensure_future(directory.ended("a", 10.0))
@@ -151,13 +152,13 @@ async def test_an_id_is_being_ended_until_its_last_record_is_stored() -> None:
 
 async def test_who_waits_for_an_id_goes_on_in_the_same_turn_in_which_it_is_free() -> None:
     """Awaiting a future that is done is no turn of the event loop: one that stays listed would be awaited for ever."""
-    directory = Directory(10)
+    directory = Directory(10, Ages())
     directory.begin_ending("a")()
     await directory.ended("a", 10.0)
 
 
 async def test_an_id_that_stays_in_use_is_not_waited_for_for_ever() -> None:
-    directory = Directory(10)
+    directory = Directory(10, Ages())
     directory.begin_ending("a")
     with pytest.raises(StoreUnavailableError, match="'a' is being stored"):
         await directory.ended("a", 0.01)

@@ -20,6 +20,7 @@ TOLD = {
     CloseReason.MOVED: "has moved: another server has it",
     CloseReason.TAKEN: "was taken over by another stream",
     CloseReason.LOST: "was lost: its server ended before it was stored, or the store no longer has its record",
+    CloseReason.MAX_AGE: "was closed because it reached the age that the server allows (max_age_s)",
 }
 
 

@@ -1,0 +1,82 @@
+"""Sessions that are too old are found, the oldest first, whoever has them; those that have ended cost nothing."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import SnapshotExpiredError
+from service.sessions.ages import Ages
+from service.sessions.lifecycle import State
+from service.sessions.persistence import Persistence, SessionPolicy
+from service.sessions.session import Session
+from tests import domain
+
+NOW_S = 1_700_000_000.0
+
+
+def session(serial: int, opened_at: float) -> Session:
+    """One that was opened on another server."""
+    one = domain.session(f"s{serial}", serial)
+    one.persistence = Persistence(SessionPolicy(), opened_at=opened_at)
+    return one
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=30), st.integers(0, 25))
+def test_those_that_are_too_old_are_found_once_the_oldest_first(opened: list[tuple[int, bool]], now_s: int) -> None:
+    ages = Ages(5.0, wall_clock=lambda: NOW_S + now_s)
+    sessions = [session(serial, NOW_S + opened_s) for serial, (opened_s, _) in enumerate(opened)]
+    for one, (_, has_ended) in zip(sessions, opened, strict=True):
+        ages.add(one)
+        if has_ended:
+            one.state = State.ENDED
+            ages.remove()
+    expected = [one for one in sessions if not one.is_over and one.opened_at + 5.0 <= NOW_S + now_s]
+    assert ages.overdue() == sorted(expected, key=lambda one: one.opened_at)
+    assert ages.overdue() == []
+
+
+def test_sessions_that_have_ended_do_not_stay_in_memory() -> None:
+    ages, few = Ages(1e6, wall_clock=lambda: NOW_S), []
+    for serial in range(20_000):
+        one = session(serial, NOW_S)
+        ages.add(one)
+        if serial % 10_000:
+            one.state = State.ENDED
+            ages.remove()
+        else:
+            few.append(one)
+    assert sys.getsizeof(ages._oldest) < 50_000
+    assert len(ages._oldest) < 3_000
+    assert {entry[2] for entry in ages._oldest} >= {*few}
+
+
+def test_what_is_left_of_an_age_is_told_in_both_clocks() -> None:
+    ages = Ages(60.0, clock=lambda: 7.0, wall_clock=lambda: NOW_S)
+    assert (ages.left_s(NOW_S - 50.0), ages.gone_by_s(NOW_S - 50.0)) == (15.0, 22.0)  # with the grace
+    assert (ages.left_s(NOW_S - 500.0), ages.gone_by_s(NOW_S - 500.0)) == (0.0, 7.0)
+    assert not ages.is_over(NOW_S - 59.9)
+    assert ages.is_over(NOW_S - 60.0)
+
+
+def test_without_a_limit_nothing_is_too_old_or_kept() -> None:
+    ages = Ages(wall_clock=lambda: NOW_S)
+    ages.add(session(1, 0.0))
+    assert not ages._oldest
+    assert ages.overdue() == []
+    assert not ages.is_over(0.0)
+    assert ages.left_s(0.0) == ages.gone_by_s(0.0) == math.inf
+    ages.check_snapshot(0.0)
+
+
+def test_a_snapshot_that_is_too_old_is_refused_with_its_time_and_the_limit() -> None:
+    ages = Ages(60.0, wall_clock=lambda: NOW_S)
+    ages.check_snapshot(NOW_S - 59.0)
+    with pytest.raises(SnapshotExpiredError) as raised:
+        ages.check_snapshot(NOW_S - 61.0)
+    assert raised.value.field == "snapshot"
+    assert "opened at 2023-11-14T22:12:19+00:00, and a session may exist for 60 s here (max_age_s)" in str(raised.value)
