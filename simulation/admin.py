@@ -7,7 +7,7 @@ from typing import Any
 
 from carousel.v1 import error_pb2, sessions_pb2
 from carousel.v1 import inference_pb2 as pb
-from simulation.adapters import stored_in
+from simulation.adapters import EPOCH, stored_in
 from simulation.bare import Bare
 from simulation.bundles import LISTENER
 from simulation.connections import Connections
@@ -122,7 +122,8 @@ class Admin:
         found = await self.call(slot, "Sessions.Restore", request)
         if isinstance(found, sessions_pb2.SessionsRestoreResponse):
             stored = stored_in(snapshot)
-            self._add(name, model, [World(stored.position, stored.hidden)], found.session)
+            worlds = [World(stored.position, stored.hidden)]
+            self._add(name, model, worlds, found.session, stored.opened_at - EPOCH)
 
     async def _fork(self, view: View, slot: int, number: int) -> None:
         self._last += 1
@@ -130,7 +131,7 @@ class Admin:
         request = sessions_pb2.SessionsForkRequest(session_id=view.name, fork_session_id=name)
         found = await self._use(view, slot, "Sessions.Fork", request)
         if isinstance(found, sessions_pb2.SessionsForkResponse) and self._is_quiet(view):
-            self._add(name, view.model, list(view.worlds.now), found.session)
+            self._add(name, view.model, list(view.worlds.now), found.session, view.opened_at_s)
 
     async def _rewind(self, view: View, slot: int, number: int) -> None:
         if not view.worlds.marks:
@@ -179,14 +180,17 @@ class Admin:
             view.worlds.set_to([*view.worlds.now, world])
             self._went_back(view, seen.position)
 
-    def _add(self, name: str, model: str, worlds: list[World], info: sessions_pb2.SessionInfo) -> None:
-        """A session that was made of another."""
+    def _add(
+        self, name: str, model: str, worlds: list[World], info: sessions_pb2.SessionInfo, opened_at_s: float
+    ) -> None:
+        """A session that was made of another. opened_at_s: see `Belief`; of that one."""
         client = self._client
         if len(client.views) >= _MOST_VIEWS:
             return
         view = client.new_view(name, model)
         view.worlds = Worlds(worlds)
         view.presence = Presence.UNKNOWN
+        view.opened_at_s = opened_at_s
         view.durability = info.durability
         client.views.append(view)
 

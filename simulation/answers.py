@@ -243,6 +243,7 @@ class Answers:
                 if self._view.may_be_there(entry):
                     self._view.is_exclusive = False  # it is a new one, or the one before, or there are two
                 self._begin(entry)
+                self._view.opened_at_s = min(self._view.opened_at_s, entry.sent.sent_at_s)
                 self._view.worlds = Worlds([first_world(self._view.model, self._view.source)])
                 self._view.presence = Presence.UNKNOWN
                 self._view.where = None

@@ -22,12 +22,13 @@ _FREED_S = 1.0
 
 class Belief:
     """A session. floor: what must survive its server; floor_at_s: since when; stream: where it is open; source: what a
-    translator reads."""
+    translator reads; opened_at_s: the earliest time at which it may have been opened, or what it is a copy of."""
 
     def __init__(self, name: str, model: str, journal: Journal, replicas: Sequence[Replica]) -> None:
         self.name = name
         self.model = model
-        self.idle_timeout_s = replicas[0].knobs.idle_timeout_s
+        knobs = replicas[0].knobs
+        self.idle_timeout_s, self.max_age_s = knobs.idle_timeout_s, knobs.max_age_s or math.inf
         self.source: tuple[int, ...] = ()
         self.worlds = Worlds([World(0, ZERO)])
         self.presence = Presence.ABSENT
@@ -45,12 +46,11 @@ class Belief:
         self.on_their_way: list[Sent] = []
         """Requests whose answers are not waited for any more, and which a server may yet carry out."""
         self.floor: int | None = None
-        self.floor_at_s = self.used_at_s = 0.0
-        self.num_closings = 0
-        """Calls of `Sessions.Close` that are on their way."""
+        self.floor_at_s, self.used_at_s, self.opened_at_s = 0.0, 0.0, math.inf
+        self.num_closings = self.num_cancels = 0
+        """Calls of `Sessions.Close` that are on their way, and Cancels that were sent."""
         self.has_lost_close = False
         """Whether a Close on a stream will not be answered, or too late to matter, and may have been carried out."""
-        self.num_cancels = 0
         self.may_be_closed = False
         """Whether a Close was refused, after which the session may be closed all the same."""
         self.unexplained: list[Sent] = []
@@ -109,6 +109,7 @@ class Belief:
     def opened(self, sent: Sent, answer: pb.StreamResponse) -> None:
         """A new session is open."""
         self.worlds = Worlds([first_world(self.model, self.source)])
+        self.opened_at_s = sent.sent_at_s
         self._attached(sent, answer)
         self.floor = None
         self.last = None
@@ -232,7 +233,7 @@ class Belief:
         lifetime_s = self.idle_timeout_s
         if self.action != pb.DISCONNECT_ACTION_FREE:
             lifetime_s = min(lifetime_s, self.duration_s)
-        return self.floor_at_s + lifetime_s
+        return min(self.floor_at_s + lifetime_s, self.opened_at_s + self.max_age_s)
 
     @property
     def must_be_found(self) -> bool:
@@ -248,6 +249,11 @@ class Belief:
         at_s = min(at_s, self.now())
         since_s = min(self.used_at_s, at_s - self._lifetime_s)
         return self._is_forgotten(at_s) or replica.store_trouble_s(since_s) >= 0.25 * self.idle_timeout_s
+
+    @property
+    def may_be_too_old(self) -> bool:
+        """Whether it may have reached the age at which it is closed."""
+        return self.now() - self.opened_at_s >= self.max_age_s
 
     def may_be_overlooked(self, replica: Replica, at_s: float) -> bool:
         """Whether a replica that was asked for its id at a time need not have known that another has it."""
@@ -276,8 +282,8 @@ class Belief:
         return opening.before is not Presence.ABSENT or is_unrecorded
 
     def violate(self, text: str) -> None:
-        """An answer or a notice about it is wrong."""
-        if self.is_exclusive:
+        """An answer or a notice about it is wrong. Of one that may be too old nothing is known until it is opened."""
+        if self.is_exclusive and not self.may_be_too_old:
             self._journal.violate(f"{self}: {text}")
 
     def now(self) -> float:

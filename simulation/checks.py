@@ -14,6 +14,10 @@ from simulation.system import Replica
 Stamp = dict[str, Stored | None]
 """What the store had of sessions at one moment, by id."""
 _TRACE = 4000
+_PAUSED_S = 4.0
+"""Virtual seconds by which a replica that is paused may write late."""
+_GRACE_S = 5.0
+"""For how long a record may outlive its session's age."""
 
 
 class Journal:
@@ -43,13 +47,18 @@ class Journal:
 
 
 class StoreChecks:
-    """Watches every write: a record belongs to one session until it says that the session is gone."""
+    """Watches every write: a record belongs to one session until it says that the session is gone, and does not last
+    for longer than the session may exist. max_age_s: 0: no limit; wall_clock: Unix seconds."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, max_age_s: float, wall_clock: Callable[[], float]) -> None:
         self._journal = journal
+        self._max_age_s = max_age_s
+        self._wall_clock = wall_clock
 
     def changed(self, record: Record | None, write: Write) -> None:
         """A write is done. record: as it was before."""
+        if self._max_age_s and write.standing is not Standing.GONE:
+            self._check_time(record, write)
         if record is None or record.standing is Standing.GONE or record.payload is None:
             return
         if write.payload is None or write.standing is Standing.GONE:
@@ -60,6 +69,15 @@ class StoreChecks:
                 f"the record of {write.session_id!r}, at position {before.position}, is overwritten by another session"
                 f" of that id, at position {after.position}"
             )
+
+    def _check_time(self, record: Record | None, write: Write) -> None:
+        payload = write.payload or (None if record is None else record.payload)
+        if payload is None:
+            return
+        gone_by_s = stored_in(payload).opened_at + self._max_age_s + _GRACE_S
+        over_s = self._wall_clock() + write.ttl_s - gone_by_s
+        if write.ttl_s and over_s > _PAUSED_S:
+            self._journal.violate(f"the record of {write.session_id!r} lasts {over_s:g} s longer than its session may")
 
 
 def stored(shelf: Shelf, session_id: str) -> Stored | None:

@@ -47,6 +47,7 @@ def knobs_of(seed: int, models: Sequence[str] = MODELS) -> Knobs:
         checkpoint_interval_s=rng.choice([0.05, 0.3]),
         max_chunk_tokens=rng.choice([2, 4]),
         num_replicas=rng.choice([2, 2, 2, 3, 5]),
+        max_age_s=rng.choice([0.7, 1.5, 3.0]) if seed % 5 == 2 else 0.0,
     )
 
 

@@ -261,7 +261,15 @@ class Replica:
         while True:
             await asyncio.sleep(min(1.0, self.knobs.idle_timeout_s / 4))
             self._service.expiry.expire()
+            self._check_ages()
             await self._hosting.reap()
+
+    def _check_ages(self) -> None:
+        """After a look at them no session is older than it may be."""
+        now_s, limit_s = self._service.registry.wall_clock(), self.knobs.max_age_s
+        age_s = max((now_s - session.opened_at for session in self._service.directory), default=0.0)
+        if limit_s and age_s >= limit_s:
+            self._on_bug(f"{self.life.name} has a session of {age_s:g} s, and its limit is {limit_s:g} s")
 
     async def _guarded(self, life: Life, name: str, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """As the interceptor of calls does: refusals are told, anything else is a bug."""

@@ -53,6 +53,7 @@ class View(Belief):
         is_expected = {
             pb.CLOSE_REASON_CLIENT: self.is_closing or self.may_be_closed,
             pb.CLOSE_REASON_IDLE: was_idle,
+            pb.CLOSE_REASON_MAX_AGE: self.may_be_too_old,
             pb.CLOSE_REASON_LOST: self.may_be_expired(stream.replica) or math.isfinite(self.forgotten_at_s),
             pb.CLOSE_REASON_SHUTDOWN: stream.is_leaving or stream.replica.is_draining,
             pb.CLOSE_REASON_MOVED: any(want.replica is not stream.replica for want in self.wants)

@@ -43,7 +43,8 @@ class World:
         self.loop = loop
         self.knobs = knobs
         wall_clock: Callable[[], float] = lambda: EPOCH + loop.time()  # noqa: E731  # passed on, twice
-        self.shelf = Shelf(clock=wall_clock, lease_s=knobs.lease_s, on_change=StoreChecks(self.journal).changed)
+        checks = StoreChecks(self.journal, knobs.max_age_s, wall_clock)
+        self.shelf = Shelf(clock=wall_clock, lease_s=knobs.lease_s, on_change=checks.changed)
         self.faults = Faults(random.Random(f"{seed}/store"), wall_clock)
         self.delay = delays(random.Random(f"{seed}/wire"), _WIRE_S)
         self.replicas = [

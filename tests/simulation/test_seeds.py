@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from carousel.v1 import inference_pb2 as pb
+from service.sessions.ages import Ages
 from service.sessions.directory import Directory
 from simulation import arithmetic
 from simulation.bundles import OF_NUMBERS
@@ -79,6 +81,7 @@ def test_scripts_reach_every_kind_of_request_and_of_fault() -> None:
     assert drawn >= {"half_close", "reading", "rewind", "set_state", "snapshot", "restore", "fork", "get", "list"}
     assert drawn >= {"outage", "errors", "stall", "kill", "drain", "graph_errors", "pause", "cut", "empty", "evict"}
     assert {knobs_of(seed).num_replicas for seed in range(100)} == {2, 3, 5}
+    assert len({knobs_of(seed).max_age_s for seed in range(100)}) == 4
 
 
 def test_main_counts_seeds_and_events() -> None:
@@ -100,6 +103,22 @@ def test_a_wrong_bit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(arithmetic.StepGraph, "run", wrong)
     assert found_by_seeds("that the plain model does not give")
+
+
+def test_a_session_that_is_too_old_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ages, "overdue", lambda self: [])
+    assert found_by_seeds("has a session of")
+
+
+def test_a_session_that_is_closed_before_its_age_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Ages.is_over
+    monkeypatch.setattr(Ages, "is_over", lambda self, opened_at: right(self, opened_at - 0.5))
+    assert found_by_seeds("is told CLOSE_REASON_MAX_AGE, for which there is no reason")
+
+
+def test_a_record_that_lasts_for_longer_than_its_session_may_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ages, "left_s", lambda self, opened_at: math.inf)
+    assert found_by_seeds("longer than its session may")
 
 
 def test_an_answer_that_comes_twice_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
