@@ -51,8 +51,8 @@ PROGRAMS = sorted(
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_recipe_and_study_names_all_that_is_missing_in_one_line(tmp_path: Path, program: str) -> None:
-    code, said = run_without(tmp_path, "torch matplotlib tqdm", "-m", program, "--help")
-    expected = f"torch, matplotlib and tqdm are not installed: ./scripts/setup train (in {ROOT})\n"
+    code, said = run_without(tmp_path, "torch matplotlib polib tqdm", "-m", program, "--help")
+    expected = f"torch, matplotlib, polib and tqdm are not installed: ./scripts/setup train (in {ROOT})\n"
     assert (code, said) == (1, expected)
 
 
