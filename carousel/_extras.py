@@ -12,7 +12,7 @@ from carousel._version import __version__
 IMAGE_MARK = "carousel-image"
 """A file in the environment of the project's image, which has no pip."""
 
-IMAGE_EXTRAS = ("cli", "envoy", "tracing")
+IMAGE_EXTRAS = ("cli", "encryption", "envoy", "tracing")
 """What an image may be built with."""
 
 

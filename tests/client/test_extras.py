@@ -51,8 +51,9 @@ def test_an_environment_without_pip_needs_one_from_elsewhere(monkeypatch: pytest
 
 def test_in_the_image_which_has_no_pip_it_is_built_with_it(installed: Path) -> None:
     (installed / _extras.IMAGE_MARK).touch()
-    command = "docker build -f deploy/Dockerfile --build-arg EXTRAS=tracing -t carousel ."
-    assert _extras.how_to_install("tracing", distribution="carousel-serving").startswith(command)
+    for extra in ("encryption", "tracing"):
+        command = f"docker build -f deploy/Dockerfile --build-arg EXTRAS={extra} -t carousel ."
+        assert _extras.how_to_install(extra, distribution="carousel-serving").startswith(command)
     elsewhere = "./scripts/setup export (in a checkout; an image cannot have it)"
     assert _extras.how_to_install("export", distribution="carousel-serving") == elsewhere
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()

@@ -41,7 +41,7 @@ def test_every_package_has_hashes(name: str) -> None:
 def test_an_extras_lock_has_what_the_server_has_not() -> None:
     assert entries(TWO + ONE) == {"a": ONE, "b": TWO}
     assert entries(beyond(ONE + TWO, ONE)) == {"b": TWO}
-    assert not any(LOCKS[name].keys() & LOCKS["server"] for name in ("cli", "tracing"))
+    assert not any(LOCKS[name].keys() & LOCKS["server"] for name in ("cli", "encryption", "tracing"))
 
 
 def test_a_package_in_two_versions_is_refused() -> None:
