@@ -37,6 +37,8 @@ from carousel.values import (
 from carousel.watching import SessionChange
 
 _ERROR_KEY = "carousel-error-bin"
+_REQUEST_ID_KEY = "x-request-id"
+"""Of a failed call's trailing metadata, and of the metadata of an error inside a stream."""
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _CLASSES: dict[grpc.StatusCode, type[CarouselError]] = {
     kind.code: kind
@@ -204,8 +206,8 @@ def state_tensor(message: sessions_pb2.StateTensor) -> StateTensor:
     return StateTensor(message.name, message.dtype, tuple(message.shape), message.data)
 
 
-def error(message: error_pb2.Error) -> CarouselError:
-    """The error that a message of the server's describes."""
+def error(message: error_pb2.Error, request_id: str = "") -> CarouselError:
+    """The error that a message of the server's describes. request_id: of the call, where the message has none."""
     code = _CODES.get(message.code, grpc.StatusCode.UNKNOWN)
     kind = _CLASSES.get(code, CarouselError)
     if message.reason == "POSITION_MISMATCH" and message.metadata.get("position", "").isdecimal():
@@ -215,7 +217,8 @@ def error(message: error_pb2.Error) -> CarouselError:
         code=code,
         reason=message.reason,
         field=message.field,
-        metadata=message.metadata,
+        metadata={name: value for name, value in message.metadata.items() if name != _REQUEST_ID_KEY},
+        request_id=message.metadata.get(_REQUEST_ID_KEY, request_id),
         retry_delay=message.retry_delay.ToTimedelta() if message.HasField("retry_delay") else None,
     )
 
@@ -227,7 +230,7 @@ def error_message(failure: CarouselError) -> error_pb2.Error:
         message=failure.message,
         reason=failure.reason,
         field=failure.field,
-        metadata=failure.metadata,
+        metadata=failure.metadata | ({_REQUEST_ID_KEY: failure.request_id} if failure.request_id else {}),
     )
 
 
@@ -239,10 +242,12 @@ def client_closed() -> CarouselError:
 def rpc_error(failure: grpc.RpcError) -> CarouselError:
     """The error that a failed call describes: the server's own when it sent one, else grpc's."""
     pairs: Iterable[tuple[str, str | bytes]] = failure.trailing_metadata() or ()  # type: ignore[assignment]  # stubs err
-    for key, value in pairs:
-        if key == _ERROR_KEY and isinstance(value, bytes):
-            with suppress(DecodeError):
-                return error(error_pb2.Error.FromString(value))
+    trailers = dict(pairs)
+    packed, call_id = trailers.get(_ERROR_KEY), trailers.get(_REQUEST_ID_KEY)
+    request_id = call_id if isinstance(call_id, str) else ""
+    if isinstance(packed, bytes):
+        with suppress(DecodeError):
+            return error(error_pb2.Error.FromString(packed), request_id)
     code, details = failure.code(), failure.details() or ""
     if _CLOSED in details:
         return client_closed()
@@ -250,7 +255,7 @@ def rpc_error(failure: grpc.RpcError) -> CarouselError:
         return errors.UnavailableError(f"the connection was lost: {details}", reason=CONNECTION_LOST)
     if code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in _BROKEN):
         return errors.UnavailableError(f"the connection was lost: {details}", reason=CONNECTION_LOST)
-    return _CLASSES.get(code, CarouselError)(details, code=code)
+    return _CLASSES.get(code, CarouselError)(details, code=code, request_id=request_id)
 
 
 def _enum(kind: type[E], descriptor: EnumDescriptor, value: int) -> E:

@@ -37,6 +37,7 @@ class CarouselError(Exception):
     code: the canonical gRPC code. reason: a stable UPPER_SNAKE_CASE name of the cause, empty when the server gave
     none. message: for people. field: the request field at fault, such as `feed.token_ids[3]`, or empty. metadata:
     details of the cause by name. retry_delay: how long to wait before trying again; None when a retry does not help.
+    request_id: of the call, by which the server's access log and traces have it; empty when no server answered.
     """
 
     code = StatusCode.UNKNOWN
@@ -50,6 +51,7 @@ class CarouselError(Exception):
         field: str = "",
         metadata: Mapping[str, str] | None = None,
         retry_delay: timedelta | None = None,
+        request_id: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -59,6 +61,7 @@ class CarouselError(Exception):
         self.field = field
         self.metadata = dict(metadata or {})
         self.retry_delay = retry_delay
+        self.request_id = request_id
 
     def __str__(self) -> str:
         return f"{self.message} [{self.reason}]" if self.reason else self.message

@@ -65,6 +65,8 @@ def tell(error: Exception) -> None:
             found["reason"] = "USAGE"
         if isinstance(cause, CarouselError):
             found |= {"code": cause.code.name, "reason": cause.reason, "message": cause.message, "field": cause.field}
+            if cause.request_id:
+                found["request_id"] = cause.request_id
             if cause.retry_delay is not None:
                 found["retry_delay_s"] = cause.retry_delay.total_seconds()
         if isinstance(error, LineError):

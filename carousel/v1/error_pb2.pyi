@@ -69,6 +69,7 @@ class Error(_message.Message):
         """Facts of the cause by name. `position` tells where the session stands for POSITION_MISMATCH, and where it stood
         when it was closed for SESSION_NOT_FOUND, together with `close_reason`, if that is remembered. For STORE_UNAVAILABLE
         in answer to a request that was done it tells where the session stands, and `stored_position` how far it is stored.
+        Inside a stream `x-request-id` is the id of the call, as a failed call has it in its trailing metadata.
         """
 
     @_builtins.property

@@ -17,15 +17,11 @@ from service.api.status import MAX_MESSAGE_LENGTH, to_message
 from service.engine.beam import Hypothesis
 from service.engine.jobs import Item
 from service.engine.results import Encoded, Fed, Result, Scored, Searched, StepOutput, Stepped
-from service.errors import CarouselError, shortened
 from service.repository.bundle import Bundle
 from service.repository.manifest import PortSpec
 from service.repository.vocabulary import Vocabulary
 from service.sessions.persistence import NOT_STORED
 from service.sessions.session import CloseReason, Request, Session
-
-_MAX_ID = 140
-"""Characters of an id that no session can have, which a refusal repeats."""
 
 
 def opened(request: Request, result: Result, source: Sequence[Item] | None) -> pb.StreamResponse:
@@ -128,14 +124,19 @@ def scored(request: Request, result: Scored) -> pb.StreamResponse:
     )
 
 
-def stepped(result: Stepped, *, numbers: convert.Numbers, error_length: int = MAX_MESSAGE_LENGTH) -> pb.BatchStepped:
+def stepped(
+    result: Stepped, *, numbers: convert.Numbers, error_length: int = MAX_MESSAGE_LENGTH, call_id: str = ""
+) -> pb.BatchStepped:
     """Many sessions consumed tokens. numbers: what is told in logits; error_length: characters of each text of an
-    error."""
+    error; call_id: see `to_message`."""
     message = pb.BatchStepped(
         positions=result.positions,
         token_ids=result.token_ids,
         log_probabilities=result.log_probabilities,
-        errors=[pb.BatchError(index=place, error=to_message(error, error_length)) for place, error in result.errors],
+        errors=[
+            pb.BatchError(index=place, error=to_message(error, error_length, call_id=call_id))
+            for place, error in result.errors
+        ],
     )
     if result.logits is not None:
         convert.fill_numbers(message, result.logits, numbers)
@@ -143,10 +144,15 @@ def stepped(result: Stepped, *, numbers: convert.Numbers, error_length: int = MA
 
 
 def batch_stepped(
-    request: Request, result: Stepped, *, numbers: convert.Numbers, error_length: int = MAX_MESSAGE_LENGTH
+    request: Request,
+    result: Stepped,
+    *,
+    numbers: convert.Numbers,
+    error_length: int = MAX_MESSAGE_LENGTH,
+    call_id: str = "",
 ) -> pb.StreamResponse:
     """A step batch was carried out. Arguments as those of `stepped`."""
-    message = stepped(result, numbers=numbers, error_length=error_length)
+    message = stepped(result, numbers=numbers, error_length=error_length, call_id=call_id)
     message.replayed = request.replayed
     return pb.StreamResponse(request_id=request.request_id, batch_stepped=message)
 
@@ -168,23 +174,6 @@ def closed(request_id: int, session: Session, reason: CloseReason) -> pb.StreamR
         session_id=session.name,
         position=session.reportable_position,
         closed=pb.Closed(reason=session_messages.close_reason(reason)),
-    )
-
-
-def refused(
-    request_id: int, session_id: str, session: Session | None, error: CarouselError, max_bytes: int
-) -> pb.StreamResponse:
-    """A request was refused or has failed. session: the one that it was about, if it is known. The texts are as short
-    as `max_bytes` asks for."""
-    message, length = to_message(error), MAX_MESSAGE_LENGTH
-    while length and message.ByteSize() > max_bytes:
-        length //= 2
-        message = to_message(error, length)
-    return pb.StreamResponse(
-        request_id=request_id,
-        session_id=shortened(session_id, _MAX_ID),
-        position=0 if session is None or session.persistence.is_unconfirmed else session.reportable_position,
-        error=message,
     )
 
 
@@ -281,7 +270,12 @@ async def hypotheses_found(hypotheses: Sequence[Hypothesis], bundle: Bundle) -> 
 
 
 async def large_batch_stepped(
-    request: Request, result: Stepped, *, numbers: convert.Numbers, error_length: int = MAX_MESSAGE_LENGTH
+    request: Request,
+    result: Stepped,
+    *,
+    numbers: convert.Numbers,
+    error_length: int = MAX_MESSAGE_LENGTH,
+    call_id: str = "",
 ) -> pb.StreamResponse:
     """A step batch was carried out. Arguments as those of `stepped`."""
     response = pb.StreamResponse(request_id=request.request_id)
@@ -300,7 +294,7 @@ async def large_batch_stepped(
     step = _SLICE // _ERROR
     for begin in range(0, len(result.errors), step):
         errors = Stepped([], [], [], None, result.errors[begin : begin + step])
-        message.MergeFrom(stepped(errors, numbers=numbers, error_length=error_length))
+        message.MergeFrom(stepped(errors, numbers=numbers, error_length=error_length, call_id=call_id))
         await asyncio.sleep(0)
     return response
 

@@ -15,17 +15,19 @@ from service.api import answers
 from service.api.convert import Numbers
 from service.api.outbox import Made, Outbox
 from service.api.part import Part, pieces
+from service.api.refusals import refused
 from service.api.status import TABLE
 from service.api.token_answer import TokenAnswer
 from service.engine.jobs import Item
 from service.engine.results import Failed, Fed, Generated, Result, Scored, Searched, Stepped
 from service.errors import CarouselError, EngineError, report
-from service.observer import ApiObserver, CallReport
+from service.observer import ApiObserver, CallReport, current_call
 from service.sessions.session import Request, Session
 
 
 class Replies:
-    """Answers the requests of one stream. max_answer_bytes: of one answer.
+    """Answers the requests of one stream. max_answer_bytes: of one answer. Made within the stream's call, whose id
+    every error has.
 
     num_requests: those that came in; num_answered: those that have their last answer; num_more: responses besides last
     answers; num_failed: requests, and sessions of step batches, that were refused or failed. num_tokens_in,
@@ -41,6 +43,7 @@ class Replies:
         self._max_bytes = max_answer_bytes
         self._outbox = outbox
         self._observer = observer
+        self._call_id = current_call().request_id
         self._parts: dict[Request, Part] = {}
         self.is_last_read = False
 
@@ -91,7 +94,10 @@ class Replies:
         make: Callable[..., Made[pb.StreamResponse]] = (
             answers.large_batch_stepped if is_large else answers.batch_stepped
         )
-        self._put_later(request, partial(make, request, result, numbers=numbers, error_length=error_length))
+        self._put_later(
+            request,
+            partial(make, request, result, numbers=numbers, error_length=error_length, call_id=self._call_id),
+        )
         self._finish()
 
     def on_opened(self, request: Request, result: Result, source: Sequence[Item] | None) -> None:
@@ -174,7 +180,7 @@ class Replies:
                 self._parts.pop(request, None)
                 self._finish()
             session = request.session
-            return answers.refused(request.request_id, session.name, session, _failure(error), self._max_bytes)
+            return self._refused(request, session.name, session, _failure(error))
 
     async def _made(self, request: Request, make: Callable[[], Made[pb.StreamResponse]]) -> pb.StreamResponse:
         """An answer; a failure in place of one that cannot be made."""
@@ -184,7 +190,7 @@ class Replies:
         except Exception as error:
             session: Session | None = request.session
             name = session.name if session else ""
-            return answers.refused(request.request_id, name, session, _failure(error), self._max_bytes)
+            return self._refused(request, name, session, _failure(error))
 
     def _put_later(self, request: Request, make: Callable[[], Made[pb.StreamResponse]]) -> None:
         """Has an answer made when its turn to be written comes."""
@@ -197,8 +203,13 @@ class Replies:
         row = TABLE[type(error)]
         self._observer.request_failed(model, row.code.name, row.reason)
         self.num_failed += 1
-        self._outbox.put(answers.refused(request.request_id, session_id, session, error, self._max_bytes))
+        self._outbox.put(self._refused(request, session_id, session, error))
         self._finish()
+
+    def _refused(
+        self, request: Request, session_id: str, session: Session | None, error: CarouselError
+    ) -> pb.StreamResponse:
+        return refused(request.request_id, session_id, session, error, self._max_bytes, call_id=self._call_id)
 
     def _finish(self) -> None:
         """A request has its last answer."""

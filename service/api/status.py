@@ -78,10 +78,13 @@ TABLE: dict[type[errors.CarouselError], Row] = {
 }
 
 
-def to_message(error: errors.CarouselError, max_length: int = MAX_MESSAGE_LENGTH) -> error_pb2.Error:
+def to_message(
+    error: errors.CarouselError, max_length: int = MAX_MESSAGE_LENGTH, *, call_id: str = ""
+) -> error_pb2.Error:
     """The error as it travels inside a stream. Its text has at most `max_length` characters, its field and each fact
     at most MAX_FACT_LENGTH, or `max_length` if that is less, whatever a request made them quote; where a number might
-    not fit there are no facts. Raises KeyError for a class that the table lacks."""
+    not fit there are no facts. call_id: of the stream's call; it is among the facts where it fits whole. Raises
+    KeyError for a class that the table lacks."""
     row, fact_length = TABLE[type(error)], min(max_length, MAX_FACT_LENGTH)
     facts = error.facts if max_length >= _NUMBER_LENGTH else {}
     message = error_pb2.Error(
@@ -91,6 +94,8 @@ def to_message(error: errors.CarouselError, max_length: int = MAX_MESSAGE_LENGTH
         field=errors.shortened(error.field, fact_length),
         metadata={name: errors.shortened(str(value), fact_length) for name, value in facts.items()},
     )
+    if call_id and len(call_id) <= fact_length:
+        message.metadata[REQUEST_ID] = call_id
     if error.retry_delay_s is not None:
         message.retry_delay.FromNanoseconds(round(error.retry_delay_s * 1e9))
     return message

@@ -29,10 +29,10 @@ from service.sessions.step_columns import StepBatch
 
 _NUMBER_BYTES = 36
 """About what a number takes in a list."""
-_BARE_ERROR_BYTES = 90
+_BARE_ERROR_BYTES = 110
 """The most that it takes without a text."""
-_TEXTS = 4
-"""The most that an error has: its message, its field and two facts."""
+_TEXTS = 5
+"""The most that an error has: its message, its field, two facts and the id of the call."""
 
 Act = Callable[[Failures], None]
 Defer = Callable[[Request, pb.StreamRequest, list[Session], Act], None]

@@ -12,6 +12,7 @@ import pytest
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert
+from service.api.refusals import refused
 from service.api.token_answer import TokenAnswer
 from service.engine.beam import Hypothesis
 from service.engine.decoding import FinishReason
@@ -166,7 +167,15 @@ async def test_a_step_batch_of_no_session_has_an_empty_answer() -> None:
 @pytest.mark.parametrize("max_bytes", [512, 3000, 2**22])
 def test_the_texts_of_a_refusal_are_as_short_as_an_answer_must_be(max_bytes: int) -> None:
     error = InvalidFieldError("語" * 5000, field="語" * 5000, first="語" * 5000, second="語" * 5000)
-    response = answers.refused(1, "s", None, error, max_bytes)
+    response = refused(1, "s", None, error, max_bytes, call_id="c" * 128)
     assert response.error.ByteSize() <= max_bytes
     assert response.error.reason == "INVALID_FIELD"
     assert response.error.message.startswith("語" * 20)
+    assert response.error.metadata.get("x-request-id", "c" * 128) == "c" * 128, "whole, or not there"
+
+
+def test_each_error_of_a_step_batch_has_the_calls_id_where_there_is_room() -> None:
+    result = Stepped([0, 0], [0, 0], [], None, [(0, InvalidFieldError("a")), (1, InvalidFieldError("b"))])
+    for length, given in ((200, {"x-request-id": "the-call"}), (7, {})):
+        message = answers.stepped(result, numbers="logits", error_length=length, call_id="the-call")
+        assert [dict(one.error.metadata) for one in message.errors] == [given, given]

@@ -176,6 +176,7 @@ def test_errors_are_json_where_the_output_is(shell: Shell, tmp_path: Path) -> No
         error = json.loads(done.stderr)["error"]
         assert (error["code"], error["reason"]) == (name, reason)
         assert error["message"]
+        assert bool(error.get("request_id")) == (code == 4), "of a call, where there was one"
 
 
 def read_a_line_and_leave(process: subprocess.Popen[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from carousel import CarouselError, Client
 from carousel.v1 import inference_pb2 as pb
 from carousel.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc
 from examples.local_service import LocalService, local_service
@@ -119,6 +120,34 @@ def test_a_stream_has_one_line_with_its_counts(watched: tuple[LocalService, Coll
     assert (found["model"], found["requests_failed"]) == ("tiny-endless", 1)
     assert (found["messages_in"], found["messages_out"]) == (5, len(answers))
     assert (found["tokens_in"], found["tokens_out"]) == (4, 7)
+    (refused,) = [answer.error for answer in answers if answer.WhichOneof("response") == "error"]
+    assert refused.metadata[KEY] == "a-stream"
+
+
+def test_every_error_of_a_step_batch_has_the_calls_id(watched: tuple[LocalService, Collector]) -> None:
+    requests = [
+        pb.StreamRequest(request_id=1, open=pb.Open(model="tiny-endless")),
+        pb.StreamRequest(request_id=2, step_batch=pb.StepBatch(handles=[1, 10**6], token_ids=[1, 1])),
+    ]
+    with grpc.insecure_channel(watched[0].target) as channel:
+        call: Any = inference_pb2_grpc.InferenceStub(channel).Stream(iter(requests), metadata=(APP, (KEY, "a-batch")))
+        answers = list(call)
+    assert [one.error.metadata[KEY] for one in answers[-1].batch_stepped.errors] == ["a-batch"]
+
+
+@pytest.mark.parametrize("is_in_a_stream", [False, True])
+def test_the_clients_error_has_the_id_of_its_calls_line(
+    watched: tuple[LocalService, Collector], *, is_in_a_stream: bool
+) -> None:
+    service, _ = watched
+    with Client(service.target, token=TOKEN) as client:
+        session = client.session("tiny-endless")
+        with pytest.raises(CarouselError) as caught:
+            session.feed([10**6]) if is_in_a_stream else client.model("nope")
+    error = caught.value
+    method = "/carousel.v1.Inference/Stream" if is_in_a_stream else "/carousel.v1.Models/Get"
+    assert line(service, error.request_id)["method"] == method
+    assert KEY not in error.metadata
 
 
 @pytest.mark.parametrize(

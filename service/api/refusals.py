@@ -1,0 +1,34 @@
+"""The answer to a request of a stream that was refused or has failed."""
+
+from __future__ import annotations
+
+from carousel.v1 import inference_pb2 as pb
+from service.api.status import MAX_MESSAGE_LENGTH, to_message
+from service.errors import CarouselError, shortened
+from service.sessions.session import Session
+
+_MAX_ID = 140
+"""Characters of an id that no session can have, which a refusal repeats."""
+
+
+def refused(
+    request_id: int,
+    session_id: str,
+    session: Session | None,
+    error: CarouselError,
+    max_bytes: int,
+    *,
+    call_id: str = "",
+) -> pb.StreamResponse:
+    """A request was refused or has failed. session: the one that it was about, if it is known; call_id: see
+    `to_message`. The texts are as short as `max_bytes` asks for."""
+    message, length = to_message(error, call_id=call_id), MAX_MESSAGE_LENGTH
+    while length and message.ByteSize() > max_bytes:
+        length //= 2
+        message = to_message(error, length, call_id=call_id)
+    return pb.StreamResponse(
+        request_id=request_id,
+        session_id=shortened(session_id, _MAX_ID),
+        position=0 if session is None or session.persistence.is_unconfirmed else session.reportable_position,
+        error=message,
+    )
