@@ -29,7 +29,7 @@ def main() -> int:
     if settings is None:
         return 2
     if settings.check:
-        from service.check import check  # noqa: PLC0415  # serving does without, and so does Envoy's launcher
+        from service.check import check  # noqa: PLC0415  # Envoy's launcher does without
 
         return check(settings)
     if sys.platform != "win32":

@@ -1,13 +1,15 @@
-"""The setting `check`: looks at what the server would be started with, and starts nothing."""
+"""The setting `check`: looks at what the server would be started with, and starts nothing. A server that runs tries new
+versions as the check does."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from service.certificates import dates_to_warn_of
 from service.conditions import conditions, in_use
 from service.process import StartError
-from service.repository.repository import RepositoryError, look_at
+from service.repository.repository import Problem, RepositoryError, look_at
 from service.settings import Settings, unknown_variables
 from service.storing import ADVICE, open_key_mode
 from service.trial import TrialLimits, try_version
@@ -48,10 +50,16 @@ def check(settings: Settings) -> int:
     return 0 if is_good and all(served) else 1
 
 
+def attempt(settings: Settings, key: tuple[str, int], is_wanted: Callable[[], bool] = lambda: True) -> Problem | None:
+    """Runs a version's graphs in a process of their own: see `try_version`."""
+    limits = TrialLimits(settings.check_memory_mib, settings.check_time_s)
+    runtime = settings.runtimes.of(key[0])
+    return try_version(settings.model_folder, key, runtime, settings.engine_limits, limits, is_wanted=is_wanted)
+
+
 def _try(settings: Settings, key: tuple[str, int]) -> bool:
     """Prints whether a version would be served."""
     model, version = key
-    trial = TrialLimits(settings.check_memory_mib, settings.check_time_s)
-    problem = try_version(settings.model_folder, key, settings.runtimes.of(model), settings.engine_limits, trial)
+    problem = attempt(settings, key)
     print(f"ok      {model}/{version}" if problem is None else f"FAILED  {model}/{version}: {problem.reason}")
     return problem is None

@@ -51,7 +51,8 @@ class _Holder:
         asyncio.get_running_loop().set_exception_handler(_loop_exception)
         link = await Link.to_launcher()
         messages = link.messages()
-        _, (arguments, folder) = await anext(messages)
+        _, (arguments, folder, interpreter) = await anext(messages)
+        sys.executable = interpreter  # within Envoy Python takes what PATH has for it
         settings = CliApp.run(Settings, cli_args=arguments)  # which the launcher has read, too
         logging.configure(settings.log_format, settings.log_level)
         code = 1

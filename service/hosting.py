@@ -8,7 +8,10 @@ Rules:
 3. A loaded bundle is not read again: a bundle never changes, a new one has a new version.
 4. A version that was unloaded stays unloaded, also for who watches the folder, until somebody asks for it by `load`,
    or until its manifest is another file.
-5. Loads run one after another, and each to its end, also when its caller has gone: a started engine always has an
+5. A version that is new while the server runs is tried first, in a process of its own: see `trial`. One that took too
+   much there is not tried again by who watches the folder, until its manifest is another file. What the server has
+   served before, and what it starts with, is not tried.
+6. Loads run one after another, and each to its end, also when its caller has gone: a started engine always has an
    owner.
 
 Event loop only, but for what blocks, which runs in a thread.
@@ -30,6 +33,7 @@ from service.repository.repository import (
     Problem,
     Repository,
     Stamp,
+    TakesTooMuch,
     check_name,
     load_version,
     look_at,
@@ -42,6 +46,8 @@ Key = tuple[str, int]
 """A model and a version."""
 _LISTED = 20
 Result = TypeVar("Result")
+Attempt = Callable[[Key, Callable[[], bool]], Problem | None]
+"""Tries a version, for as long as the second argument says that it is wanted; returns why it cannot be served."""
 
 
 class _Leaving(NamedTuple):
@@ -53,7 +59,8 @@ class _Leaving(NamedTuple):
 
 class Hosting:
     """Loads, finds and unloads versions. make_engine(bundle, variant): an engine that is not started;
-    num_sessions(engine): how many sessions use it, those that are being opened on it with them."""
+    num_sessions(engine): how many sessions use it, those that are being opened on it with them; attempt: blocks, and is
+    called in a thread."""
 
     def __init__(
         self,
@@ -63,15 +70,18 @@ class Hosting:
         *,
         make_engine: Callable[[Bundle, str], Engine],
         num_sessions: Callable[[Engine], int],
+        attempt: Attempt = lambda key, is_wanted: None,
     ) -> None:
         self.repository = Repository(folder)
         self._runtimes = runtimes
         self._observer = observer
         self._make_engine = make_engine
         self._num_sessions = num_sessions
+        self._attempt = attempt
         self._served: dict[tuple[str, int, str], Served] = {}
         self._leaving: list[_Leaving] = []
         self._unloaded: dict[Key, Stamp] = {}
+        self._too_much: dict[Key, Stamp] = {}
         self._stamps: dict[Key, Stamp] = {}
         self._loading = asyncio.Lock()
         self._starting: Key | None = None
@@ -83,7 +93,7 @@ class Hosting:
         """Loads the versions of the folder. Raises RepositoryError. Cancelling it ends it after the version in hand."""
         folder = self.repository.folder
         there = await asyncio.to_thread(look_at, folder, self._runtimes)
-        await self._to_the_end(self._load_all(there, there, ()))
+        await self._to_the_end(self._load_all(there, there, is_tried=False))
         if not self.repository.bundles and not self._is_stopping:
             self._observer.nothing_served(str(folder.resolve()), len(there))
 
@@ -144,11 +154,11 @@ class Hosting:
                 field="model",
                 model=model,
             )
-        return await self._to_the_end(self._load_all(wanted, there, ()))
+        return await self._to_the_end(self._load_all(wanted, there))
 
     async def look(self) -> None:
-        """Loads what the folder has of new versions; one that was unloaded only when its manifest is another file. A
-        folder that cannot be read is reported once, until it can."""
+        """Loads what the folder has of new versions; one that was unloaded, or took too much when it was tried, only
+        when its manifest is another file. A folder that cannot be read is reported once, until it can."""
         try:
             there = await asyncio.to_thread(stamps_in, self.repository.folder)
         except OSError as error:
@@ -159,7 +169,8 @@ class Hosting:
         if self._is_folder_lost:
             self._is_folder_lost = False
             self._observer.repository_found()
-        passed_over = [key for key, stamp in self._unloaded.items() if there.get(key) in (stamp, None)]
+        known = (*self._unloaded.items(), *self._too_much.items())
+        passed_over = [key for key, stamp in known if there.get(key) in (stamp, None)]
         await self._to_the_end(self._load_all(there, there, passed_over))
 
     async def unload(self, model: str, version: int) -> int:
@@ -207,7 +218,12 @@ class Hosting:
             raise
 
     async def _load_all(
-        self, wanted: Collection[Key], there: Mapping[Key, Stamp], passed_over: Collection[Key]
+        self,
+        wanted: Collection[Key],
+        there: Mapping[Key, Stamp],
+        passed_over: Collection[Key] = (),
+        *,
+        is_tried: bool = True,
     ) -> list[Bundle | Problem]:
         found: list[Bundle | Problem] = []
         async with self._loading:
@@ -215,13 +231,16 @@ class Hosting:
                 if key in passed_over or self._is_stopping:
                     continue
                 bundle = self.repository.bundles.get(key)
-                found.append(bundle if bundle is not None else await self._load(key, there[key]))
+                is_new = is_tried and self._unloaded.get(key) != there[key]
+                found.append(bundle if bundle is not None else await self._load(key, there[key], is_tried=is_new))
         return found
 
-    async def _load(self, key: Key, stamp: Stamp) -> Bundle | Problem:
+    async def _load(self, key: Key, stamp: Stamp, *, is_tried: bool) -> Bundle | Problem:
         self._starting = key
         try:
-            found = await asyncio.to_thread(load_version, self.repository.folder, key, self._runtimes)
+            found = await asyncio.to_thread(self._read, key, is_tried=is_tried)
+            if isinstance(found, TakesTooMuch):
+                self._too_much[key] = stamp
             if isinstance(found, Bundle):
                 found = await self._serve(found, stamp)
         finally:
@@ -229,6 +248,11 @@ class Hosting:
         if isinstance(found, Problem):
             self._note(found)
         return found
+
+    def _read(self, key: Key, *, is_tried: bool) -> Bundle | Problem:
+        """Loads a version, once its trial is over. In a thread."""
+        problem = self._attempt(key, lambda: not self._is_stopping) if is_tried else None
+        return problem or load_version(self.repository.folder, key, self._runtimes)
 
     async def _serve(self, bundle: Bundle, stamp: Stamp) -> Bundle | Problem:
         """Starts the engines of a version: all of them, or none and a problem."""
@@ -246,6 +270,7 @@ class Hosting:
             self._served[*key, variant] = Served(bundle, engine, variant)
         self._stamps[key] = stamp
         self._unloaded.pop(key, None)
+        self._too_much.pop(key, None)
         self.repository.problems.pop(key, None)
         self.repository.bundles[key] = bundle
         self._observer.model_loaded(*key, list(engines))

@@ -6,6 +6,7 @@ import asyncio
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 import structlog
@@ -20,6 +21,7 @@ from service.api.reflection import add_reflection
 from service.api.sessions import Sessions
 from service.background import Background
 from service.certificates import warn_of_dates
+from service.check import attempt
 from service.collector import Collector
 from service.conditions import demand
 from service.engine.engine import Engine
@@ -81,6 +83,7 @@ class Server:
             ModelTelemetry(self._metrics, self._telemetry, self._models_changed),
             make_engine=self._make_engine,
             num_sessions=self._num_sessions,
+            attempt=partial(attempt, settings),
         )
         self._model_health = ModelHealth(self._health, self._hosting.repository)
         self._sessions: SessionService | None = None

@@ -72,7 +72,8 @@ class Settings(BaseSettings):
     and serve every bundle."""
 
     check_memory_mib: Annotated[int, Field(ge=256)] = 2048
-    """MiB of memory that the graphs of one version may take when `check` tries them, in a process of their own."""
+    """MiB of memory that the graphs of one version may take when they are tried in a process of their own: by `check`,
+    and before a server that runs loads a new version."""
     check_time_s: Annotated[float, Field(gt=0)] = 120.0
     """Seconds that they may take then."""
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,12 +28,14 @@ from service.engine.limits import EngineLimits
 from service.engine.trace_graph import TraceGraph
 from service.observer import BatchReport, GraphKind
 from service.repository.bundle import Bundle
-from service.repository.repository import Problem, load_version
+from service.repository.repository import Problem, TakesTooMuch, load_version
 from service.repository.runtime import RuntimeOptions, Runtimes
 
 _LOOK_S = 0.01
 """Between two looks at what the process holds."""
 _MIB = 1024 * 1024
+_NICENESS = 10
+"""Of the process: what a server does for its sessions goes first."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -45,52 +48,70 @@ class TrialLimits:
 
 
 def try_version(
-    folder: Path, key: tuple[str, int], runtime: RuntimeOptions, limits: EngineLimits, trial: TrialLimits
+    folder: Path,
+    key: tuple[str, int],
+    runtime: RuntimeOptions,
+    limits: EngineLimits,
+    trial: TrialLimits,
+    *,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> Problem | None:
-    """Loads a version of a folder of models and runs its graphs. limits: of the engines that a server would make.
+    """Loads a version of a folder of models and runs its graphs. limits: of the engines that a server would make;
+    is_wanted: asked meanwhile, whether the trial goes on.
 
     Returns None when it can be served, else why not. Blocks for as long as that takes, `trial.time_s` at most; memory
     is looked at on Linux alone. Thread-safe.
     """
     request = {"folder": str(folder.resolve()), "key": key, "runtime": runtime.model_dump(), "limits": asdict(limits)}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    with subprocess.Popen(  # noqa: S603  # this interpreter, on this file
-        [sys.executable, "-m", __name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-    ) as process:
+    try:
+        started = subprocess.Popen(  # noqa: S603  # this interpreter, on this file
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+    except OSError as error:
+        return Problem(*key, f"the process that tries its graphs cannot be started: {error.strerror}")
+    with started as process:
         assert process.stdin is not None  # noqa: S101  # it was asked for
         assert process.stdout is not None  # noqa: S101  # likewise
         with suppress(BrokenPipeError):  # it has ended already, and its code says so
             process.stdin.write(json.dumps(request).encode())
             process.stdin.close()
-        reason = _watch(process, trial)
-        if reason is None:
-            try:
-                reason = json.loads(process.stdout.read())
-            except ValueError:
-                reason = f"the process in which its graphs are tried ended with code {process.returncode}"
+        too_much = _watch(process, trial, is_wanted)
+        if too_much is not None:
+            return TakesTooMuch(*key, too_much)
+        if process.returncode == -signal.SIGKILL:
+            if not is_wanted():
+                return Problem(*key, "its graphs are not tried: the server stops")
+            return TakesTooMuch(*key, "the process that tried its graphs was killed, perhaps for want of memory")
+        try:
+            reason = json.loads(process.stdout.read())
+        except ValueError:
+            reason = f"the process in which its graphs are tried ended with code {process.returncode}"
     return None if not reason else Problem(*key, reason)
 
 
-def _watch(process: subprocess.Popen[bytes], trial: TrialLimits) -> str | None:
-    """Waits for a process, and kills it when it takes too much. Returns what it took too much of."""
+def _watch(process: subprocess.Popen[bytes], trial: TrialLimits, is_wanted: Callable[[], bool]) -> str | None:
+    """Waits for a process, and kills it when it takes too much or is not wanted any more. Returns what it took too much
+    of."""
     deadline = time.monotonic() + trial.time_s
     while True:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(_LOOK_S)
-        except subprocess.TimeoutExpired:
-            if _resident_bytes(process.pid) > trial.memory_mib * _MIB:
-                reason = f"its graphs take more than {trial.memory_mib} MiB of memory (check_memory_mib)"
-            elif time.monotonic() > deadline:
-                reason = f"its graphs are not loaded and run once within {trial.time_s:g} s (check_time_s)"
-            else:
-                continue
-            process.kill()
-            return reason
-        return None
+            return None
+        reason = None
+        if _resident_bytes(process.pid) > trial.memory_mib * _MIB:
+            reason = f"its graphs take more than {trial.memory_mib} MiB of memory (check_memory_mib)"
+        elif time.monotonic() > deadline:
+            reason = f"its graphs are not loaded and run once within {trial.time_s:g} s (check_time_s)"
+        elif is_wanted():
+            continue
+        process.kill()
+        process.wait()
+        return reason
 
 
 def _resident_bytes(pid: int) -> int:
@@ -157,5 +178,14 @@ def _ignore(error: Exception) -> None:
     """There are no jobs, so that none fails."""
 
 
+def _go_last() -> None:
+    """When memory is short, this process is ended before the server that has started it; and it gets the processor
+    after that."""
+    os.nice(_NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 if __name__ == "__main__":
+    _go_last()
     print(json.dumps(_reason_why_not(json.load(sys.stdin))))

@@ -20,7 +20,7 @@ from service.engine.engine import Engine
 from service.errors import ModelNotFoundError, ModelUnavailableError
 from service.hosting import Hosting
 from service.repository.bundle import Bundle
-from service.repository.repository import RepositoryError
+from service.repository.repository import Problem, RepositoryError, TakesTooMuch
 from service.repository.runtime import RuntimeOptions, Runtimes
 from tests.bundles import write_language_model
 
@@ -62,7 +62,8 @@ class Observer:
 
 
 class Scene:
-    """A hosting of fakes over a folder. uses: sessions by engine; prepare: is called with each engine made."""
+    """A hosting of fakes over a folder. uses: sessions by engine; prepare: is called with each engine made; tried: the
+    versions that were, problem: what is found then."""
 
     def __init__(self, folder: Path, runtimes: Runtimes | None = None) -> None:
         self.folder = folder
@@ -71,12 +72,15 @@ class Scene:
         self.uses: Counter[FakeEngine] = Counter()
         self.observer = Observer()
         self.prepare: Callable[[FakeEngine], None] = lambda engine: None
+        self.tried: list[tuple[str, int]] = []
+        self.problem: Problem | None = None
         self.hosting = Hosting(
             folder,
             runtimes or Runtimes(),
             cast(Any, self.observer),
             make_engine=self._make,
             num_sessions=lambda engine: self.uses[cast(FakeEngine, engine)],
+            attempt=self._attempt,
         )
 
     def _make(self, bundle: Bundle, variant: str) -> Engine:
@@ -85,6 +89,12 @@ class Scene:
         self.engines.append(engine)
         self.made.set()
         return cast(Engine, engine)
+
+    def _attempt(self, key: tuple[str, int], is_wanted: Callable[[], bool]) -> Problem | None:
+        assert threading.current_thread() is not threading.main_thread(), "it takes its time"
+        assert is_wanted()
+        self.tried.append(key)
+        return self.problem
 
     def engine(self, model: str = "lm", version: int = 1, variant: str = "") -> FakeEngine:
         """The engine that a new session would get."""
@@ -238,6 +248,37 @@ async def test_watching_does_not_undo_an_unload_until_the_bundle_is_another(scen
     await scene.hosting.unload("lm", 1)
     await scene.hosting.load()
     assert scene.engine() is scene.engines[2], "who asks for it gets it"
+
+
+async def test_what_is_new_while_the_server_runs_is_tried_once(scene: Scene) -> None:
+    await scene.hosting.start()
+    assert scene.tried == [], "what it starts with was checked before"
+    await scene.hosting.unload("lm", 1)
+    await scene.hosting.load("lm", 1)
+    assert scene.tried == [], "it was served already"
+    write_language_model(scene.folder, model="lm", version=2, seed=2)
+    await scene.hosting.look()
+    await scene.hosting.load()
+    write_language_model(scene.folder, model="lm", version=3, seed=3)
+    await scene.hosting.load("lm", 3)
+    assert scene.tried == [("lm", 2), ("lm", 3)]
+
+
+async def test_a_version_that_takes_too_much_is_refused_and_not_tried_at_each_look(scene: Scene) -> None:
+    await scene.hosting.start()
+    folder = write_language_model(scene.folder, model="lm", version=2, seed=2)
+    scene.problem = TakesTooMuch("lm", 2, "its graphs take too much")
+    assert await scene.hosting.load("lm", 2) == [scene.problem]
+    with pytest.raises(ModelUnavailableError, match="could not be loaded: its graphs take too much"):
+        scene.engine("lm", 2)
+    await scene.hosting.look()
+    assert scene.tried == [("lm", 2)]
+    assert len(scene.engines) == 1, "its graphs are not loaded here"
+    scene.problem = None
+    (folder / "manifest.json").rename(folder / "kept.json")
+    (folder / "manifest.json").write_bytes((folder / "kept.json").read_bytes())
+    await scene.hosting.look()
+    assert scene.engine("lm", 2) is scene.engines[1]
 
 
 async def test_an_empty_folder_is_told_of_by_its_whole_path_when_the_server_starts(

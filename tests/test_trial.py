@@ -11,7 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from service.engine.limits import EngineLimits
-from service.repository.repository import Problem
+from service.repository.repository import Problem, TakesTooMuch
 from service.repository.runtime import RuntimeOptions
 from service.trial import TrialLimits, try_version
 from tests.bundles import write_language_model
@@ -62,13 +62,13 @@ def test_a_graph_that_would_take_gigabytes_is_refused_before_it_has_them(tmp_pat
     add_an_allocation(write_language_model(tmp_path / "much"), 2**31)
     assert attempt(tmp_path / "little") is None, "the graph is good but for what it takes"
     told = "its graphs take more than 512 MiB of memory (check_memory_mib)"
-    assert attempt(tmp_path / "much") == Problem(*KEY, told)
+    assert attempt(tmp_path / "much") == TakesTooMuch(*KEY, told)
 
 
 def test_a_graph_that_takes_too_long_is_refused(tmp_path: Path) -> None:
     write_language_model(tmp_path)
     told = "its graphs are not loaded and run once within 0.01 s (check_time_s)"
-    assert attempt(tmp_path, TrialLimits(512, 0.01)) == Problem(*KEY, told)
+    assert attempt(tmp_path, TrialLimits(512, 0.01)) == TakesTooMuch(*KEY, told)
 
 
 def test_a_graph_that_cannot_be_run_is_a_problem(tmp_path: Path) -> None:
@@ -76,6 +76,30 @@ def test_a_graph_that_cannot_be_run_is_a_problem(tmp_path: Path) -> None:
     problem = attempt(tmp_path)
     assert problem is not None
     assert problem.reason.startswith("its engine cannot start: ")
+
+
+def test_a_process_that_cannot_be_started_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    told = "the process that tries its graphs cannot be started: No such file or directory"
+    assert attempt(tmp_path) == Problem(*KEY, told)
+
+
+def test_a_trial_that_nobody_waits_for_any_more_ends(tmp_path: Path) -> None:
+    write_language_model(tmp_path)
+    answers = iter([True, True, False, False])
+    problem = try_version(tmp_path, KEY, RuntimeOptions(), FEW, ENOUGH, is_wanted=lambda: next(answers))
+    assert problem == Problem(*KEY, "its graphs are not tried: the server stops")
+
+
+def test_a_process_that_was_killed_is_a_version_that_takes_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = tmp_path / "killed"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(killed))
+    told = "the process that tried its graphs was killed, perhaps for want of memory"
+    assert attempt(tmp_path) == TakesTooMuch(*KEY, told)
 
 
 def test_a_process_that_ends_without_a_word_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,11 @@ class Problem:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class TakesTooMuch(Problem):
+    """A version whose graphs took too much memory or time when they were tried."""
+
+
 @dataclass(slots=True)
 class Repository:
     """What a scan found: bundles that can be served, and problems, both by (model, version)."""

@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -120,7 +121,7 @@ class _Launcher:
         theirs.close()
         os.close(write_end)
         link = self._link = await Link.over(ours)
-        link.send("serve", [self._arguments, str(self._folder)])
+        link.send("serve", [self._arguments, str(self._folder), sys.executable])
         process.handle_signals(lambda: link.send("leave"), lambda: link.send("reload"))
         with os.fdopen(read_end, errors="replace") as envoys_log:
             tasks = [
