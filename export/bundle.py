@@ -246,6 +246,13 @@ def write_graphs(  # what a bundle is made of
     return folder
 
 
+def refuse_sample_rate(options: BundleOptions, *, is_of_tokens: bool) -> None:
+    """Raises ExportError for a sample rate of a model that reads tokens."""
+    rate = options.get("sample_rate")
+    if is_of_tokens and rate is not None:
+        raise ExportError(f"--sample-rate {rate}: a model that has a vocabulary reads tokens, and no sound")
+
+
 def _refuse_existing(options: BundleOptions) -> Path:
     """The bundle's folder, which must not be there already unless it is to be replaced."""
     folder = options["to"] / options["name"] / str(options.get("version", 1))

@@ -15,7 +15,7 @@ from typing import Literal, Unpack
 import torch
 from torch import nn
 
-from export.bundle import BundleOptions, Contents, Vocabularies, write_bundle
+from export.bundle import BundleOptions, Contents, Vocabularies, refuse_sample_rate, write_bundle
 from export.errors import ExportError, first_line
 from export.exportable import OneStep, RowByRow, StepByStep, WithLengths
 from export.fitting import Fitted, fit
@@ -126,6 +126,7 @@ def write_module(model: TorchModel, *, notes: list[str] | None = None, **options
     """Writes the bundle of a module of anybody's and returns its folder: see `export.bundle.write_seq2seq`. The graphs
     are held to the module itself, run row by row. notes: gets what was found of it."""
     _check(model)
+    refuse_sample_rate(options, is_of_tokens=model.vocabulary is not None)
     told: list[str] = [] if notes is None else notes
     if isinstance(model.module, torch.jit.ScriptModule):
         raise ExportError("a TorchModel needs the module itself: a scripted one cannot be exported")

@@ -231,14 +231,18 @@ def _step_inputs(inputs: Mapping[str, Tensor], others: Collection[str], hints: H
 
 
 def _of_more_files(left: Sequence[Tensor]) -> str:
-    """What to do with a token and a tensor of numbers that another file may give."""
-    kinds = sorted(one.dtype.startswith("int") for one in left)
-    if kinds != [False, True]:
+    """What to do with a token and tensors that another file may give: memories, and their masks or lengths."""
+    tokens = [one for one in left if one.dtype.startswith("int")]
+    given = [one for one in left if one.dtype.startswith("float") and len(one.shape) > 1]
+    if not tokens or not given:
         return ""
-    return (
-        ". If this is the decoder of a translator, give its encoder with --encoder FILE; if it is the prediction"
-        " network and the joiner of a transducer, use `python -m export transducer ENCODER FILE`"
-    )
+    told = ". If this is the decoder of a translator, give its encoder with --encoder FILE"
+    if len(left) == 2:
+        told += (
+            "; if it is the prediction network and the joiner of a transducer, use `python -m export transducer"
+            " ENCODER FILE`"
+        )
+    return told
 
 
 def _roles(tensor: Tensor) -> str:

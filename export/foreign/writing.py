@@ -19,7 +19,7 @@ from typing import Unpack
 
 import onnx
 
-from export.bundle import BundleOptions, Vocabularies, write_graphs
+from export.bundle import BundleOptions, Vocabularies, refuse_sample_rate, write_graphs
 from export.errors import ExportError
 from export.foreign.axes import Hints
 from export.foreign.branches import without_others
@@ -88,6 +88,7 @@ def write_model(
     whole: onnx.ModelProto, hints: Hints, described: Described, **options: Unpack[BundleOptions]
 ) -> Written:
     """As `write_onnx`, of a file that was read, as `loading.load` does."""
+    refuse_sample_rate(options, is_of_tokens=described.vocabulary is not None)
     proven = prove_model(whole, hints, described)
     options["description"] += forced(proven.notes)
     vocabularies = Vocabularies(target=described.vocabulary)

@@ -30,6 +30,9 @@ class Recurrent(nn.Module):
 def make():
     return TorchModel(Recurrent(), states={"hidden": (1, "batch", 4)}, feature_size=3, value_size=4)
 """
+OF_TOKENS = MODULE.replace("feature_size=3", "vocabulary=Vocabulary(('a', 'b'), 'whitespace')").replace(
+    "import TorchModel", "import TorchModel\nfrom export.vocabulary import Vocabulary"
+)
 SAID = ["--name", "said", "--version", "3", "--description", "As it was said", "--max-tokens", "17"]
 
 
@@ -86,3 +89,28 @@ def test_all_common_flags_are_handed_on() -> None:
     add_common_flags(parser)
     parsed = parser.parse_args(["--name", "said", "--to", "."])
     assert set(common_options(parsed, description="")) - {"evaluation"} == set(vars(parsed))
+
+
+def file_of_tokens(folder: Path) -> list[str]:
+    (folder / "vocabulary").write_text("a\nb\n")
+    return [*onnx_file(folder), "--vocabulary", "vocabulary"]
+
+
+def module_of_tokens(folder: Path) -> list[str]:
+    (folder / "module_of_tokens.py").write_text(OF_TOKENS)
+    return ["torch", "module_of_tokens:make"]
+
+
+@pytest.mark.parametrize("command", [file_of_tokens, module_of_tokens])
+def test_a_sample_rate_of_a_model_of_tokens_is_refused_before_anything_is_run(
+    command: Callable[[Path], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for place in ("export.torch_model.fit", "export.foreign.writing.prove_model"):
+        monkeypatch.setattr(place, lambda *given, **named: pytest.fail("it began"))
+    monkeypatch.chdir(tmp_path)
+    assert main([*command(tmp_path), *SAID, "--to", "to", "--sample-rate", "8000"]) == 1
+    refused = "--sample-rate 8000: a model that has a vocabulary reads tokens, and no sound"
+    assert refused in capsys.readouterr().err

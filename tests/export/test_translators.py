@@ -59,6 +59,25 @@ def test_what_an_encoders_mask_means_is_found_by_running_it(meaning: str, tmp_pa
     assert [mask.form for mask in encoder.masks] == [meaning]
 
 
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        OF_ONE_STATE,
+        translators.bahdanau("real"),
+        translators.bahdanau("padding", torch.int32),
+        translators.bahdanau(lengths=True),
+        translators.luong(),
+    ],
+)
+def test_a_decoder_without_its_encoder_is_told_of_the_flag(
+    decoder: Side, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = translators.export(decoder, tmp_path / "decoder.onnx")
+    assert main(["onnx", str(file), "--name", "alone", "--to", str(tmp_path / "to")]) == 1
+    told = "If this is the decoder of a translator, give its encoder with --encoder FILE"
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("opset", [11, 17, 20])
 def test_contexts_and_first_states_of_other_names_are_matched_by_shape(opset: int, tmp_path: Path) -> None:
     _, decoder = read(translators.bridged(), translators.bahdanau(names=("w", "q", "keys", "m")), tmp_path, opset)
