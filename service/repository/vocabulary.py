@@ -81,15 +81,17 @@ class Vocabulary:
             )
         return checked
 
-    def ids_of(self, names: Iterable[str], *, field: str, is_exact: bool = False) -> list[int]:
-        """The ids of token names. Raises UnknownTokenError naming the first that the vocabulary lacks, unless it has a
-        token that stands for those; is_exact: that token is meant by its own name alone."""
+    def ids_of(self, names: Iterable[str], *, field: str, is_exact: bool = False, is_text: bool = False) -> list[int]:
+        """The ids of token names. is_text: they are the words of a text. Raises UnknownTokenError naming the first that
+        the vocabulary lacks, unless it has a token that stands for those; is_exact: that token is meant by its own name
+        alone."""
         ids = []
         for at, name in enumerate(names):
             token_id = self._ids.get(name, None if is_exact else self._unknown_id)
             if token_id is None:
+                hint = ": tokens go between spaces" if is_text and self._has_commas(name) else ""
                 raise UnknownTokenError(
-                    f"{field}[{at}] = {quoted(name)} is not in {self.owner}", field=f"{field}[{at}]"
+                    f"{field}[{at}] = {quoted(name)} is not in {self.owner}{hint}", field=f"{field}[{at}]"
                 )
             ids.append(token_id)
         return ids
@@ -115,10 +117,16 @@ class Vocabulary:
             pieces = [piece.lower() if len(piece) <= self._longest else piece for piece in pieces]
         return self._ids_of_pieces(pieces, field)
 
+    def _has_commas(self, word: str) -> bool:
+        """Whether a word begins with tokens that have commas between or behind them, such as `3,4` and `3,`."""
+        first, comma, rest = word[: 2 * self._longest + 2].partition(",")
+        second = rest.partition(",")[0]
+        return bool(comma) and first in self._ids and (not second or second in self._ids)
+
     def _ids_of_pieces(self, pieces: list[str], field: str) -> list[int]:
         if not pieces:
             raise EmptySequenceError(f"{field} is empty: it must have 1 token or more", field=field)
-        return self.ids_of(pieces, field=field)
+        return self.ids_of(pieces, field=field, is_text=not self._by_characters)
 
 
 def too_many(count: str, limit: int, setting: str, field: str) -> SequenceTooLongError:

@@ -134,6 +134,19 @@ def test_any_text_gives_ids_or_a_refusal_that_names_what_is_there(text: str) -> 
         assert refusal.value.message.startswith(f"text[{unknown}] = {folded[unknown]!r} is not in ")
 
 
+@pytest.mark.parametrize(
+    ("text", "is_told"),
+    [("1,2,0", True), ("1, 2, 0", True), ("0 1,2", True), ("1,7", False), ("7,1", False), ("7", False)],
+)
+def test_ids_with_commas_between_them_are_refused_with_what_goes_there(text: str, is_told: bool) -> None:
+    numbers = Vocabulary(("0", "1", "2"), owner="the vocabulary of raw", tokenizer="whitespace", lowercase=False)
+    with pytest.raises(UnknownTokenError) as refusal:
+        numbers.ids_of_text(text, field="text")
+    assert refusal.value.message.endswith("is not in the vocabulary of raw: tokens go between spaces") == is_told
+    with pytest.raises(UnknownTokenError, match=r"is not in the vocabulary of raw$"):
+        numbers.ids_of(["1,2"], field="tokens")
+
+
 def load(path: Path, content: str, size: int, tokenizer: Literal["characters", "whitespace"]) -> Vocabulary:
     path.write_text(content, encoding="utf-8")
     spec = VocabularySpec(file=path.name, size=size, tokenizer=tokenizer)
