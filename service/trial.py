@@ -36,6 +36,10 @@ _LOOK_S = 0.01
 _MIB = 1024 * 1024
 _NICENESS = 10
 """Of the process: what a server does for its sessions goes first."""
+_GROUP = Path("/sys/fs/cgroup")
+"""Of control groups, version 2: what a container sees of its own."""
+_KEPT = 0.05
+"""Of a container's memory, which is left to the others in it."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -98,13 +102,17 @@ def _watch(process: subprocess.Popen[bytes], trial: TrialLimits, is_wanted: Call
     """Waits for a process, and kills it when it takes too much or is not wanted any more. Returns what it took too much
     of."""
     deadline = time.monotonic() + trial.time_s
+    most, told = trial.memory_mib * _MIB, f"{trial.memory_mib} MiB of memory (check_memory_mib)"
+    room = _room_bytes()
+    if room is not None and room < most:
+        most, told = room, f"{room // _MIB} MiB of memory, which is what the container has left for them"
     while True:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_LOOK_S)
             return None
         reason = None
-        if _resident_bytes(process.pid) > trial.memory_mib * _MIB:
-            reason = f"its graphs take more than {trial.memory_mib} MiB of memory (check_memory_mib)"
+        if _resident_bytes(process.pid) > most:
+            reason = f"its graphs take more than {told}"
         elif time.monotonic() > deadline:
             reason = f"its graphs are not loaded and run once within {trial.time_s:g} s (check_time_s)"
         elif is_wanted():
@@ -120,6 +128,18 @@ def _resident_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
     except (OSError, IndexError):
         return 0
+
+
+def _room_bytes() -> int | None:
+    """What the container's processes have left of its memory, caches of files not counted. None without a limit, and
+    where it is not known."""
+    try:
+        limit = int((_GROUP / "memory.max").read_text())
+        lines = (_GROUP / "memory.stat").read_text().splitlines()
+        used = next(int(line.split()[1]) for line in lines if line.startswith("anon "))
+    except (OSError, ValueError, StopIteration):  # the limit may be the word `max`
+        return None
+    return max(0, int(limit * (1 - _KEPT)) - used)
 
 
 class _WithoutArena(RuntimeOptions):

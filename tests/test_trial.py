@@ -65,6 +65,25 @@ def test_a_graph_that_would_take_gigabytes_is_refused_before_it_has_them(tmp_pat
     assert attempt(tmp_path / "much") == TakesTooMuch(*KEY, told)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is looked up in /proc")
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (str(400 * 2**20), "280 MiB of memory, which is what the container has left for them"),
+        (str(2**40), "512 MiB of memory (check_memory_mib)"),
+        ("max", "512 MiB of memory (check_memory_mib)"),
+    ],
+)
+def test_a_container_that_has_less_memory_left_is_the_limit(
+    limit: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {100 * 2**20}\nfile {2**40}\n")
+    monkeypatch.setattr("service.trial._GROUP", tmp_path)
+    add_an_allocation(write_language_model(tmp_path / "models"), 2**31)
+    assert attempt(tmp_path / "models") == TakesTooMuch(*KEY, f"its graphs take more than {told}")
+
+
 def test_a_graph_that_takes_too_long_is_refused(tmp_path: Path) -> None:
     write_language_model(tmp_path)
     told = "its graphs are not loaded and run once within 0.01 s (check_time_s)"
