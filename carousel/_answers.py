@@ -116,6 +116,7 @@ def hypotheses(messages: Iterable[inference_pb2.Hypothesis]) -> tuple[Hypothesis
             m.score,
             m.log_probability,
             _enum(FinishReason, inference_pb2.FinishReason.DESCRIPTOR, m.finish_reason),
+            m.text,
         )
         for m in messages
     )

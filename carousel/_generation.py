@@ -17,7 +17,8 @@ class GenerationState:
 
     request_id: of the request that started it on a session's stream; 0 before that, and for one-call generations.
     position: after the tokens that have arrived. is_ended: no more tokens will arrive. version: of the model; known
-    for one-call generations only, once their first response has arrived. seed: of the sampling; None without any.
+    for one-call generations only, once their first response has arrived. seed: of the sampling; None without any. text:
+    of the words that have arrived; when the generation has ended, unfinished_text is the end of it.
     """
 
     def __init__(self, decoding: pb.Decoding) -> None:
@@ -28,6 +29,7 @@ class GenerationState:
         self.is_ended = False
         self.version = 0
         self.hypotheses: tuple[Hypothesis, ...] = ()
+        self.text = self.unfinished_text = ""
         self._tokens: deque[Token | Vector] = deque()
         self._error: CarouselError | None = None
 
@@ -57,6 +59,9 @@ class GenerationState:
             found = vectors(generated.values)
         num_known = max(0, self.position - (position - len(found)))
         self._tokens.extend(found[num_known:])
+        if num_known < len(found) or not found:
+            self.unfinished_text = generated.unfinished_text
+            self.text += generated.text + self.unfinished_text
         self.position = max(self.position, position)
         self.hypotheses = _answers.hypotheses(generated.hypotheses)
         self.finish_reason = _answers.finish_reason(generated.finish_reason)

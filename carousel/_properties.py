@@ -88,6 +88,23 @@ class GenerationProperties:
         return self._state.finish_reason
 
     @property
+    def text(self) -> str:
+        """The text that has arrived, of a model of subwords; empty of others.
+
+        Words come whole, each with a space before it, but for the first of the sequence; when the generation has ended,
+        `unfinished_text` is the end of it. It may be ahead of the tokens taken here.
+        """
+        return self._state.text
+
+    @property
+    def unfinished_text(self) -> str:
+        """The word that was not complete when the generation ended, as far as it is spelt.
+
+        The text of the session's next generation begins with it again, as soon as it is complete.
+        """
+        return self._state.unfinished_text
+
+    @property
     def seed(self) -> int | None:
         """The seed of the sampling: the one that was given, or one that the client has drawn, 0 to 2**53 - 1.
 

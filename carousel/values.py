@@ -204,13 +204,14 @@ class Hypothesis:
 
     tokens: each with its log-probability, without the one that ended it. score: what it is ranked by, log_probability
     over its length to the power of the length penalty. log_probability: the sum of its tokens', the one that ended it
-    with them. finish_reason: why it ended.
+    with them. finish_reason: why it ended. text: of models of subwords.
     """
 
     tokens: tuple[Token, ...]
     score: float
     log_probability: float
     finish_reason: FinishReason
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

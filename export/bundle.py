@@ -19,6 +19,7 @@ from export import card
 from export.errors import ExportError
 from export.folder import refuse_existing, write_folder
 from export.graphs import Graphs, export_graphs
+from export.history import with_history
 from export.interface import (
     Interface,
     forecaster_interface,
@@ -35,7 +36,14 @@ from models.language_model import LanguageModel
 from models.seq2seq import DecoderReadout, Seq2Seq
 from models.tagger import Tagger
 from models.token_stack import TokenReadout
-from service.repository.manifest import FILE_NAME, Manifest, Parity, SpecialTokens, VariantSpec
+from service.repository.manifest import (
+    FILE_NAME,
+    Manifest,
+    Parity,
+    SpecialTokens,
+    VariantSpec,
+    VocabularySpec,
+)
 
 MAX_BUNDLE_BYTES = 16_000_000
 """The most a bundle may weigh unless its writer says otherwise: shipped bundles live in version control."""
@@ -95,9 +103,10 @@ def write_seq2seq(
     _check_vocabulary("source", source, model.config.source_vocabulary_size)
     _check_vocabulary("target", target, model.config.target_vocabulary_size)
     model = copy.deepcopy(model).cpu().float().eval()
+    interface, step = _kept(seq2seq_interface(model.config, max_source_length=max_source_length), model.decoder, target)
     contents = Contents(
-        interface=seq2seq_interface(model.config, max_source_length=max_source_length),
-        step=model.decoder,
+        interface=interface,
+        step=step,
         encoder=model.encoder,
         readout=DecoderReadout(model.decoder).eval(),
         vocabularies=Vocabularies(source=source, target=target),
@@ -113,9 +122,10 @@ def write_language_model(
     """Writes the bundle of a language model and returns its folder: see `write_seq2seq`."""
     _check_vocabulary("target", vocabulary, model.config.vocabulary_size)
     model = copy.deepcopy(model).cpu().float().eval()
+    interface, step = _kept(language_model_interface(model.config), model, vocabulary)
     contents = Contents(
-        interface=language_model_interface(model.config),
-        step=model,
+        interface=interface,
+        step=step,
         readout=TokenReadout(model).eval(),
         vocabularies=Vocabularies(target=vocabulary),
         special_tokens=special_tokens,
@@ -148,6 +158,11 @@ def write_forecaster(model: Forecaster, *, max_source_length: int = 1024, **opti
     return write_bundle(contents, **options)
 
 
+def _kept(interface: Interface, step: nn.Module, vocabulary: Vocabulary) -> tuple[Interface, nn.Module]:
+    """A step whose session keeps what the text of its vocabulary needs."""
+    return (interface, step) if vocabulary.subwords is None else with_history(interface, step)
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabularies:
     """Of the source, of what steps read when it is not the target's, and of the logits. None: there are numbers."""
@@ -159,8 +174,19 @@ class Vocabularies:
     @property
     def files(self) -> dict[str, bytes]:
         """The bundle's, by name."""
-        named = ((_SOURCE_FILE, self.source), (_INPUT_FILE, self.input), (_TARGET_FILE, self.target))
-        return {file: vocabulary.to_lines() for file, vocabulary in named if vocabulary is not None}
+        found: dict[str, bytes] = {}
+        for file, vocabulary in self._named:
+            found |= {} if vocabulary is None else vocabulary.files(file)
+        return found
+
+    @property
+    def specs(self) -> list[VocabularySpec | None]:
+        """What the manifest says of each."""
+        return [None if vocabulary is None else vocabulary.spec(file) for file, vocabulary in self._named]
+
+    @property
+    def _named(self) -> tuple[tuple[str, Vocabulary | None], ...]:
+        return (_SOURCE_FILE, self.source), (_INPUT_FILE, self.input), (_TARGET_FILE, self.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +235,9 @@ def write_graphs(  # what a bundle is made of
     trace = make_trace(graphs.step, of_one_step) if options.get("trace", True) else None
     if trace is not None:
         files[trace.spec.file] = trace.graph
-    source, read, target = vocabularies.source, vocabularies.input, vocabularies.target
+    source, read, target = vocabularies.specs
     sample_rate = options.get("sample_rate")
-    is_new = interface.is_new or sample_rate is not None
+    is_new = interface.is_new or sample_rate is not None or any(one.is_new for one in vocabularies.specs if one)
     manifest = Manifest(
         format_version=2 if is_new else 1,
         model=options["name"],
@@ -224,9 +250,9 @@ def write_graphs(  # what a bundle is made of
         states=interface.states,
         contexts=interface.contexts,
         trace=None if trace is None else trace.spec,
-        source_vocabulary=None if source is None else source.spec(_SOURCE_FILE),
-        input_vocabulary=None if read is None else read.spec(_INPUT_FILE),
-        target_vocabulary=None if target is None else target.spec(_TARGET_FILE),
+        source_vocabulary=source,
+        input_vocabulary=read,
+        target_vocabulary=target,
         start=interface.start,
         special_tokens=special_tokens,
         sample_rate=sample_rate,

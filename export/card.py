@@ -8,6 +8,11 @@ from service.repository.manifest import ContextSpec, Manifest, PortSpec, StateSp
 
 FILE_NAME = "README.md"
 _FEW = 4
+_TOKENIZERS = {
+    "characters": "characters",
+    "whitespace": "words between white space",
+    "subword": "pieces of words, by SentencePiece",
+}
 """Numbers that are shown of a value."""
 
 
@@ -71,7 +76,7 @@ def _number(count: int) -> str:
 
 
 def _tokenizer(vocabulary: VocabularySpec) -> str:
-    split = {"characters": "characters", "whitespace": "words between white space"}[vocabulary.tokenizer]
+    split = _TOKENIZERS[vocabulary.tokenizer]
     return f"{split}, lower-cased first" if vocabulary.lowercase else split
 
 

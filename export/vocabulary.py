@@ -7,6 +7,7 @@ from typing import Literal
 
 from export.errors import ExportError
 from service.repository.manifest import VocabularySpec
+from service.repository.subwords import Subwords
 
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
@@ -14,12 +15,18 @@ _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """tokens: in the order of their ids; tokenizer, lowercase, unknown_id: how text becomes tokens, as `VocabularySpec`
-    has it."""
+    has it; subwords: the content of a model of SentencePiece, for the tokenizer `subword` alone."""
 
     tokens: tuple[str, ...]
-    tokenizer: Literal["characters", "whitespace"]
+    tokenizer: Literal["characters", "whitespace", "subword"]
     lowercase: bool = False
     unknown_id: int | None = None
+    subwords: bytes | None = None
+
+    @classmethod
+    def of_subwords(cls, model: bytes) -> Vocabulary:
+        """The pieces of a model of SentencePiece. Raises what SentencePiece raises for what is none."""
+        return cls(tuple(Subwords(model).pieces), "subword", subwords=model)
 
     @property
     def escaped(self) -> bool:
@@ -38,16 +45,26 @@ class Vocabulary:
         escaped = self.escaped
         return "".join(f"{_escape(token) if escaped else token}\n" for token in self.tokens).encode()
 
+    def files(self, file: str) -> dict[str, bytes]:
+        """What the bundle has of it, kept in `file`, by name. Raises as `to_lines` does."""
+        return {file: self.to_lines()} | ({} if self.subwords is None else {_subwords_file(file): self.subwords})
+
     def spec(self, file: str) -> VocabularySpec:
         """What the manifest says of it, kept in `file`."""
         return VocabularySpec(
             file=file,
             size=len(self.tokens),
             tokenizer=self.tokenizer,
+            subwords=None if self.subwords is None else _subwords_file(file),
             lowercase=self.lowercase,
             escaped=self.escaped,
             unknown_id=self.unknown_id,
         )
+
+
+def _subwords_file(file: str) -> str:
+    """The model's, beside the file of the tokens."""
+    return f"{file.removesuffix('.txt')}.subwords"
 
 
 def _escape(token: str) -> str:

@@ -175,13 +175,19 @@ class _Asked(NamedTuple):
         )
         is_search = "beam_size" in self.decoding
         is_shown = not (self.as_json or is_search)
+        has_text, num_shown = self.info.tokenizer == "subword", 0
         for token in generation:
+            told = generation.text[num_shown:] if has_text else (between if tokens else "") + token.text
             if is_shown:
-                typer.echo((between if tokens else "") + token.text, nl=False)
+                typer.echo(told, nl=False)
                 sys.stdout.flush()
+            num_shown += len(told)
             tokens.append(token.text)
+        if is_shown:
+            typer.echo(generation.text[num_shown:], nl=False)
         if self.as_json:
             found |= {"tokens": tokens, "finish_reason": generation.finish_reason}
+            found |= {"text": generation.text} if has_text else {}
             print_json(found | ({"hypotheses": generation.hypotheses} if is_search else {}))
         elif is_search:
             for hypothesis in generation.hypotheses:

@@ -136,8 +136,9 @@ class Talk:
         else:
             generation = self._session.generate(max_tokens=count)
             tokens = [token.text for token in generation]
-            text = ("" if self._info.tokenizer == "characters" else " ").join(tokens)
+            text = generation.text or ("" if self._info.tokenizer == "characters" else " ").join(tokens)
             found = {"generated": tokens, "finish_reason": generation.finish_reason}
+            found |= {"text": text} if self._info.tokenizer == "subword" else {}
         self._lines.append(before)
         self._shown = None
         if self._manner.as_json:

@@ -1471,8 +1471,19 @@ class Generated(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     HYPOTHESES_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    UNFINISHED_TEXT_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why generation ended; unspecified while it goes on."""
+    text: _builtins.str
+    """Of models of subwords that keep their last tokens: the text of the words that these tokens complete, each with a space
+    before it, but for the first of the sequence. It is what the text of all tokens up to this position is longer by,
+    whoever has generated or fed them. Not told to watchers. Of a beam search, that of the first hypothesis.
+    """
+    unfinished_text: _builtins.str
+    """Likewise, with a `finish_reason`: the word that is not complete, as far as it is spelt. When the session goes on, it is
+    part of the text that comes then.
+    """
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """The tokens, in order; the end token, or the stop token, is not among them."""
@@ -1494,10 +1505,12 @@ class Generated(_message.Message):
         finish_reason: Global___FinishReason.ValueType = ...,
         hypotheses: _abc.Iterable[Global___Hypothesis] | None = ...,
         values: Global___Tensor | None = ...,
+        text: _builtins.str = ...,
+        unfinished_text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "hypotheses", b"hypotheses", "tokens", b"tokens", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "hypotheses", b"hypotheses", "text", b"text", "tokens", b"tokens", "unfinished_text", b"unfinished_text", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1513,12 +1526,15 @@ class Hypothesis(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     LOG_PROBABILITY_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """What it is ranked by: `log_probability` over its length to the power of the length penalty."""
     log_probability: _builtins.float
     """The sum of its tokens' log-probabilities, the token that ended it with them."""
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
+    text: _builtins.str
+    """As `Generated.text`, with its `unfinished_text`."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
         """Its tokens, each with its log-probability; the token that ended it is not among them."""
@@ -1530,10 +1546,11 @@ class Hypothesis(_message.Message):
         score: _builtins.float = ...,
         log_probability: _builtins.float = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
+        text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "log_probability", b"log_probability", "score", b"score", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "log_probability", b"log_probability", "score", b"score", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import convert, session_messages
+from service.api.hypotheses import hypotheses_found
 from service.api.part import Part
+from service.api.slices import ARRAY, ERROR, NUMBERS, SLICE, Slices
 from service.api.status import MAX_MESSAGE_LENGTH, to_message
-from service.engine.beam import Hypothesis
 from service.engine.jobs import Item
 from service.engine.results import Encoded, Fed, Result, Scored, Searched, StepOutput, Stepped
-from service.repository.bundle import Bundle
 from service.repository.manifest import PortSpec
 from service.repository.vocabulary import Vocabulary
 from service.sessions.persistence import NOT_STORED
@@ -177,34 +177,11 @@ def closed(request_id: int, session: Session, reason: CloseReason) -> pb.StreamR
     )
 
 
-_SLICE = 1000
-"""Fields of a message, each of which takes about 1 us to make."""
-_ARRAY = 8
-"""An array takes as long as so many other fields."""
-_ERROR = 20
-"""So does an error."""
-_NUMBERS = 16
-"""Plain numbers of a packed field that take as long as another field."""
-
-
-class _Slices:
-    """Counts what was made since the event loop had its last turn."""
-
-    def __init__(self) -> None:
-        self._left = _SLICE
-
-    async def made(self, num_fields: int) -> None:
-        self._left -= num_fields
-        if self._left <= 0:
-            self._left = _SLICE
-            await asyncio.sleep(0)
-
-
 async def large_opened(request: Request, result: Fed, source: Sequence[Item] | None) -> pb.StreamResponse:
     """A session is open, and this is what comes next in it. source: as the model read it."""
     response = opened(request, Encoded(result.position), source)
     vocabulary = request.session.served.bundle.target_vocabulary
-    await _fill(response.opened.output, result.outputs[0], vocabulary, _Slices())
+    await _fill(response.opened.output, result.outputs[0], vocabulary, Slices())
     return response
 
 
@@ -217,23 +194,23 @@ async def large_fed(request: Request, result: Fed) -> pb.StreamResponse:
 
 async def add_outputs(message: pb.Fed, outputs: Sequence[StepOutput], session: Session) -> None:
     """Adds what a feed of a session told."""
-    vocabulary, slices = session.served.bundle.target_vocabulary, _Slices()
+    vocabulary, slices = session.served.bundle.target_vocabulary, Slices()
     for output in outputs:
         await _fill(message.outputs.add(), output, vocabulary, slices)
 
 
-async def _fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary | None, slices: _Slices) -> None:
+async def _fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary | None, slices: Slices) -> None:
     num_tokens = len(output.token_ids)
-    if num_tokens <= _SLICE:
+    if num_tokens <= SLICE:
         convert.fill(message, output, vocabulary)
-        await slices.made(num_tokens + _ARRAY * (1 + len(output.trace or ())))
+        await slices.made(num_tokens + ARRAY * (1 + len(output.trace or ())))
         return
     convert.fill(message, output._replace(token_ids=[], log_probabilities=None), vocabulary)
-    for begin in range(0, num_tokens, _SLICE):
-        end = begin + _SLICE
+    for begin in range(0, num_tokens, SLICE):
+        end = begin + SLICE
         scores = None if output.log_probabilities is None else output.log_probabilities[begin:end]
         convert.fill(message, StepOutput(output.position, output.token_ids[begin:end], scores), vocabulary)
-        await slices.made(_SLICE)
+        await slices.made(SLICE)
 
 
 async def found(request: Request, result: Searched) -> pb.StreamResponse:
@@ -243,30 +220,8 @@ async def found(request: Request, result: Searched) -> pb.StreamResponse:
         request_id=request.request_id,
         session_id=request.session.name,
         position=result.position,
-        generated=await hypotheses_found(result.hypotheses, bundle),
+        generated=await hypotheses_found(result, bundle),
     )
-
-
-async def hypotheses_found(hypotheses: Sequence[Hypothesis], bundle: Bundle) -> pb.Generated:
-    """What a beam search has found: the first of the hypotheses is what was generated."""
-    slices = _Slices()
-    message = pb.Generated(finish_reason=pb.FINISH_REASON_EOS)
-    for hypothesis in hypotheses:
-        told = message.hypotheses.add()
-        for begin in range(0, max(1, len(hypothesis.tokens)), _SLICE):
-            part = hypothesis._replace(
-                tokens=hypothesis.tokens[begin : begin + _SLICE],
-                log_probabilities=hypothesis.log_probabilities[begin : begin + _SLICE],
-            )
-            told.MergeFrom(convert.hypothesis(part, bundle))
-            await slices.made(1 + len(part.tokens))
-    if hypotheses:
-        best = message.hypotheses[0]
-        message.finish_reason = best.finish_reason
-        for begin in range(0, len(best.tokens), _SLICE):
-            message.tokens.extend(best.tokens[begin : begin + _SLICE])
-            await slices.made(_SLICE)
-    return message
 
 
 async def large_batch_stepped(
@@ -286,12 +241,12 @@ async def large_batch_stepped(
         width = result.logits.shape[1]
     elif num_rows:
         width = 1 + len(result.token_ids) // num_rows
-    step = max(1, _SLICE * _NUMBERS // width)
+    step = max(1, SLICE * NUMBERS // width)
     for begin in range(0, num_rows, step):
         message.MergeFrom(stepped(_rows(result, begin, begin + step), numbers=numbers))
         if begin + step < num_rows:
             await asyncio.sleep(0)
-    step = _SLICE // _ERROR
+    step = SLICE // ERROR
     for begin in range(0, len(result.errors), step):
         errors = Stepped([], [], [], None, result.errors[begin : begin + step])
         message.MergeFrom(stepped(errors, numbers=numbers, error_length=error_length, call_id=call_id))

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from carousel.v1 import inference_pb2 as pb
-from service.api import answers, convert
+from service.api import convert
 from service.api.caller import Caller, Domain
+from service.api.hypotheses import hypotheses_found
 from service.api.outbox import Outbox
 from service.api.part import Part, pieces
+from service.api.text import text_after
 from service.engine.decoding import Decoding
 from service.engine.jobs import Item, OutputKind, OutputSpec
 from service.engine.results import Failed, Generated, Result, Scored, Searched
@@ -130,7 +132,8 @@ class OneShot:
             part = self._part
             if part is None or part.is_taken or part.room < len(piece.token_ids):
                 self._report.num_messages_out += 1
-                part = self._part = Part(bundle, max_bytes)
+                text = text_after(piece.before, bundle) if part is None else part.text
+                part = self._part = Part(bundle, max_bytes, text)
                 self._outbox.put_later(partial(_response, request, part), partial(_granted, request, part))
             part.add(piece)
         if result.finish_reason is not None:
@@ -169,7 +172,7 @@ class OneShot:
 
 async def _found(request: Request, result: Searched) -> pb.GenerateResponse:
     bundle = request.session.served.bundle
-    generated = await answers.hypotheses_found(result.hypotheses, bundle)
+    generated = await hypotheses_found(result, bundle)
     return pb.GenerateResponse(generated=generated, position=result.position, version=bundle.version)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from carousel.v1 import inference_pb2 as pb
 from service.api import convert, vectors
+from service.api.text import Text
 from service.engine.jobs import ITEM_SIZE, Item
 from service.engine.results import Generated
 from service.repository.bundle import Bundle
@@ -18,12 +19,22 @@ _MAX_BYTES = 1024 * 1024
 
 class Part:
     """Tokens of one generation, in order; or vectors, of a model that gives values. max_bytes: that an answer
-    may have."""
+    may have. text: of the generation, if it has one: its parts share it, and are taken in their order."""
 
-    __slots__ = ("_bundle", "_log_probabilities", "_max_items", "_token_ids", "finish_reason", "is_taken", "position")
+    __slots__ = (
+        "_bundle",
+        "_log_probabilities",
+        "_max_items",
+        "_token_ids",
+        "finish_reason",
+        "is_taken",
+        "position",
+        "text",
+    )
 
-    def __init__(self, bundle: Bundle, max_bytes: int) -> None:
+    def __init__(self, bundle: Bundle, max_bytes: int, text: Text | None = None) -> None:
         self._bundle = bundle
+        self.text = text
         self._max_items = _max_items(bundle, max_bytes)
         self._token_ids: list[Item] = []
         self._log_probabilities: list[float] = []
@@ -49,6 +60,14 @@ class Part:
 
     def take(self) -> pb.Generated:
         """The message; nothing can be added from now on."""
+        generated = self._taken()
+        if self.text is not None:
+            generated.text = self.text.add(self._token_ids)  # type: ignore[arg-type]  # a model of a vocabulary
+            if self.finish_reason:
+                generated.unfinished_text = self.text.unfinished
+        return generated
+
+    def _taken(self) -> pb.Generated:
         self.is_taken = True
         vocabulary = self._bundle.target_vocabulary
         if vocabulary is None:
@@ -77,7 +96,8 @@ def pieces(result: Generated, bundle: Bundle, max_bytes: int) -> list[Generated]
         end = min(begin + size, len(result.token_ids))
         scores = None if result.log_probabilities is None else result.log_probabilities[begin:end]
         reason = result.finish_reason if end == len(result.token_ids) else None
-        cut.append(Generated(first + end, result.token_ids[begin:end], scores, reason))
+        before = None if begin else result.before
+        cut.append(Generated(first + end, result.token_ids[begin:end], scores, reason, before))
     return cut
 
 

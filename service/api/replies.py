@@ -17,6 +17,7 @@ from service.api.outbox import Made, Outbox
 from service.api.part import Part, pieces
 from service.api.refusals import refused
 from service.api.status import TABLE
+from service.api.text import text_after
 from service.api.token_answer import TokenAnswer
 from service.engine.jobs import Item
 from service.engine.results import Failed, Fed, Generated, Result, Scored, Searched, Stepped
@@ -156,7 +157,8 @@ class Replies:
             part = self._parts.get(request)
             if part is None or part.is_taken or part.room < len(piece.token_ids):
                 self.num_more += 1
-                part = self._parts[request] = Part(bundle, self._max_bytes)
+                text = text_after(request.before or piece.before, bundle) if part is None else part.text
+                part = self._parts[request] = Part(bundle, self._max_bytes, text)
                 self._outbox.put_later(partial(self._generated, request, part), partial(_granted, request, part))
             part.add(piece)
         if result.finish_reason is not None:

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeAlias
 from carousel.v1 import inference_pb2 as pb
 from service.api import answers, convert, session_messages, vectors
 from service.api.caller import Caller
+from service.api.hypotheses import hypotheses_found
 from service.api.part import Part, pieces
 from service.engine.jobs import Item
 from service.engine.results import Generated, Searched
@@ -108,7 +109,7 @@ class Watch:
                 part.add(piece)
                 await write(self._response(piece.position, generated=part.take()))
         elif isinstance(happening, Searched):
-            found = await answers.hypotheses_found(happening.hypotheses, bundle)
+            found = await hypotheses_found(happening._replace(before=None), bundle)
             await write(self._response(position, generated=found))
         elif isinstance(happening, CloseReason):
             closed = pb.Closed(reason=session_messages.close_reason(happening))

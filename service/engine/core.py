@@ -21,13 +21,14 @@ from service.engine import commands
 from service.engine.apart import run_apart
 from service.engine.arena import Arena, Slot
 from service.engine.bursts import Bursts, Driver
-from service.engine.generations import ActiveEncode, begin_generation, choose_together, resume_generation
-from service.engine.jobs import EncodeJob, GenerateJob, Job, Lane, ScoreJob, SearchJob, StepBatchJob
+from service.engine.generations import choose_together, resume_generation
+from service.engine.history import History
+from service.engine.jobs import Job, Lane, StepBatchJob
+from service.engine.kinds import add_kinds
 from service.engine.limits import EngineLimits, batch_tokens
 from service.engine.results import LOGITS, NEXT_TOKEN, Failed, LaneState, Produced, all_failed, read_lanes, write_lane
 from service.engine.runner import Ran, Runner
 from service.engine.scheduler import Batch, Costs, Scheduler
-from service.engine.searches import begin_score, begin_search
 from service.engine.step_batches import submit_step_batch
 from service.engine.stepper import Stepper
 from service.errors import CarouselError, EngineError
@@ -83,7 +84,7 @@ class EngineCore:
             on_fault=partial(observer.batch_failed, "step"),
         )
         self.take_results: Callable[[], Produced] = stepper.take_results
-        add_kinds(stepper, self._runner.fork)
+        add_kinds(stepper, self._runner.fork, History(manifest.history, stepper.read))
         self._bursts = Bursts(arena, self._runner.step_graph, stepper, observer, manifest.output_size)
         self._output_size = manifest.output_size
         self._takes_bursts = manifest.step.tokens is not None
@@ -306,14 +307,6 @@ class EngineCore:
     def _release(self, slots: Sequence[Slot]) -> None:
         for slot in slots:
             self.arena.release(slot)
-
-
-def add_kinds(stepper: Stepper, fork: Callable[[int, list[int]], None]) -> None:
-    """Registers the kinds of jobs that a stepper does not know by itself. fork: copies a row's state to others."""
-    stepper.add(EncodeJob, partial(ActiveEncode, stepper))
-    stepper.add(GenerateJob, partial(begin_generation, stepper))
-    stepper.add(SearchJob, partial(begin_search, stepper))
-    stepper.add(ScoreJob, partial(begin_score, stepper, fork))
 
 
 def _commit_error() -> CarouselError:

@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from service.engine.before import Before
 from service.engine.decoding import Choice, FinishReason, choose_batch
+from service.engine.history import History
 from service.engine.jobs import NO_TOKENS, EncodeJob, GenerateJob, Item, Lane, Rest
 from service.engine.results import CHOICE, NEXT_TOKEN, Chosen, Encoded, Failed, Generated, StepResult, known
 from service.engine.scheduler import RowJob
@@ -50,13 +52,13 @@ class ActiveEncode(RowJob):
         return None
 
 
-def begin_generation(stepper: Stepper, lane: Lane, job: GenerateJob) -> None:
+def begin_generation(stepper: Stepper, history: History, lane: Lane, job: GenerateJob) -> None:
     """Begins a generation, or refuses it when its position is not the lane's."""
     if job.start is not None and job.start != lane.position:
         error = position_mismatch("generate.position", job.start, lane.position)
         stepper.answer(job, Failed(lane.position, error))
     else:
-        ActiveGeneration(stepper, lane, job).begin()
+        ActiveGeneration(stepper, lane, job, history.before(lane)).begin()
 
 
 def resume_generation(lane: Lane, job: GenerateJob) -> None:
@@ -69,10 +71,11 @@ def resume_generation(lane: Lane, job: GenerateJob) -> None:
 class ActiveGeneration(RowJob):
     """A generation. request: its job; takes_likeliest: whether it chooses the likeliest token and needs no more."""
 
-    __slots__ = ("_choice", "_stepper", "request", "takes_likeliest")
+    __slots__ = ("_before", "_choice", "_stepper", "request", "takes_likeliest")
 
-    def __init__(self, stepper: Stepper, lane: Lane, job: GenerateJob) -> None:
+    def __init__(self, stepper: Stepper, lane: Lane, job: GenerateJob, before: Before | None = None) -> None:
         self._stepper = stepper
+        self._before = before
         self.lane = lane
         self.job = self.request = job
         decoding = job.decoding
@@ -124,7 +127,7 @@ class ActiveGeneration(RowJob):
         self.lane.position += len(token_ids)
         self.request.num_produced += len(token_ids)
         self.inputs, self.done, self.num_pending = list(token_ids[-1:]), 0, 1
-        self._stepper.answer_partly(self.job, Generated(self.lane.position, token_ids, log_probabilities, None))
+        self._stepper.answer_partly(self.job, self._generated(token_ids, log_probabilities, None))
 
     def commit_token(self, token: int, log_probability: float | None, result: StepResult, row: int) -> None:
         """Takes a token that a row of a result led to, and ends with it or runs it next."""
@@ -168,12 +171,19 @@ class ActiveGeneration(RowJob):
             self.done += width
         self.lane.next_logits = result.row(row, width - 1).copy() if self._stepper.keeps_logits else None
 
+    def _generated(
+        self, tokens: Sequence[Item], log_probabilities: list[float] | None, reason: FinishReason | None
+    ) -> Generated:
+        """An answer; the first tells what was before it."""
+        before, self._before = self._before, None
+        return Generated(self.lane.position, tokens, log_probabilities, reason, before)
+
     def _commit(self, token: Item, log_probability: float | None) -> None:
         lane, job, stepper = self.lane, self.request, self._stepper
         decoding = job.decoding
         reason = decoding.finish_reason(token, job.num_produced + 1, stepper.eos_id)
         if reason is FinishReason.EOS or reason is FinishReason.STOP:
-            stepper.finish(lane, job, Generated(lane.position, [], None, reason))
+            stepper.finish(lane, job, self._generated([], None, reason))
             return
         if isinstance(token, int):
             self._choice.advance(token)
@@ -181,7 +191,7 @@ class ActiveGeneration(RowJob):
         lane.position += 1
         job.num_produced += 1
         scores = [log_probability] if decoding.log_probabilities and log_probability is not None else None
-        generated = Generated(lane.position, [token], scores, reason)
+        generated = self._generated([token], scores, reason)
         if reason is None:
             self.inputs, self.done, self.num_pending = [token], 0, 1
             stepper.answer_partly(job, generated)

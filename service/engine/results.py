@@ -18,6 +18,7 @@ import numpy as np
 
 from service.engine.arena import Arena, Array
 from service.engine.beam import Hypothesis
+from service.engine.before import Before
 from service.engine.decoding import Decoding, FinishReason, FloatArray, FloatRow, IntArray, log_softmax, top_k
 from service.engine.emitted import emitted
 from service.engine.jobs import NO_TOKENS, Item, Items, Job, Lane, OutputKind, OutputSpec, Rest, StepBatchJob
@@ -110,20 +111,24 @@ class Fed(NamedTuple):
 class Generated(NamedTuple):
     """One of the answers to a `GenerateJob`: tokens, the end, or both. position: after it.
 
-    log_probabilities: one for each token, when they were asked for.
+    log_probabilities: one for each token, when they were asked for. before: in the first answer, of models that keep
+    their last tokens.
     """
 
     position: int
     token_ids: Sequence[Item]
     log_probabilities: list[float] | None
     finish_reason: FinishReason | None
+    before: Before | None = None
 
 
 class Searched(NamedTuple):
-    """Answers a `SearchJob`. position: after the first of the hypotheses, which are the best first."""
+    """Answers a `SearchJob`. position: after the first of the hypotheses, which are the best first. before: as that of
+    `Generated`."""
 
     position: int
     hypotheses: list[Hypothesis]
+    before: Before | None = None
 
 
 class Scored(NamedTuple):

@@ -14,7 +14,9 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
+from service.engine.before import Before
 from service.engine.decoding import FloatArray, score
+from service.engine.history import History
 from service.engine.jobs import NO_TOKENS, Job, Lane, OutputKind, OutputSpec, Rest, ScoreJob, SearchJob
 from service.engine.results import LOGITS, Failed, Fed, Result, Scored, Searched, StepResult
 from service.engine.scheduler import Group
@@ -28,13 +30,13 @@ Fork: TypeAlias = Callable[[int, list[int]], None]
 """Copies the state of a row of the arena to others."""
 
 
-def begin_search(stepper: Stepper, lane: Lane, job: SearchJob) -> None:
+def begin_search(stepper: Stepper, history: History, lane: Lane, job: SearchJob) -> None:
     """Begins a search, or refuses it when its position is not the lane's."""
     if job.start is not None and job.start != lane.position:
         error = position_mismatch("generate.position", job.start, lane.position)
         stepper.answer(job, Failed(lane.position, error))
     else:
-        ActiveSearch(stepper, lane, job).begin()
+        ActiveSearch(stepper, lane, job, history.before(lane)).begin()
 
 
 def begin_score(stepper: Stepper, fork: Fork, lane: Lane, job: ScoreJob) -> None:
@@ -119,8 +121,9 @@ class _LookingAhead(ABC):
 class ActiveSearch(_LookingAhead):
     """A beam search in hand."""
 
-    def __init__(self, stepper: Stepper, lane: Lane, job: SearchJob) -> None:
+    def __init__(self, stepper: Stepper, lane: Lane, job: SearchJob, before: Before | None = None) -> None:
         super().__init__(stepper, lane, job)
+        self._before = before
         self._search = job.search
         self._rows = [slot.row for slot in job.slots]
         self._group = Group(self, [], [], [], [], LOGITS, runs_on=True)
@@ -141,7 +144,7 @@ class ActiveSearch(_LookingAhead):
             self._consumed()
 
     def _consumed(self) -> None:
-        self._finish(Searched(self._lane.position, self._search.results()))
+        self._finish(Searched(self._lane.position, self._search.results(), self._before))
 
     def _fork_ended(self, part: ActiveFeed, result: Result) -> None:
         """A search has rows, and no lanes of its own."""

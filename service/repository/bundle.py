@@ -131,7 +131,7 @@ def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
     for file in manifest.files:
         _check_digest(folder / file, manifest.digests[file])
     try:
-        check_files(folder, texts=[spec.file for spec in manifest.vocabularies])
+        check_files(folder, texts=[file for spec in manifest.vocabularies for file in spec.files])
         source, step, target = _load_vocabularies(folder, manifest)
     except (FilesError, ValueError, OSError) as error:
         raise BundleError(str(error)) from error

@@ -20,6 +20,7 @@ from service.repository.specs import (
     Dtype,
     EncoderSpec,
     FileName,
+    Parity,
     Part,
     ReadoutSpec,
     SessionConstantSpec,
@@ -30,7 +31,7 @@ from service.repository.specs import (
     VocabularySpec,
     check_is,
 )
-from service.repository.steps import EmitsSpec, PortSpec, StepSpec, TopKSpec
+from service.repository.steps import HISTORY, EmitsSpec, PortSpec, StepSpec, TopKSpec
 
 __all__ = [
     "BASE_VARIANT",
@@ -96,25 +97,13 @@ class SpecialTokens(Part):
     """End of sequence: generation ends at it. None: the model has none."""
 
 
-class Parity(Part):
-    """How closely the graphs reproduce the model that they were made from, as the exporter measured it."""
-
-    tolerance: float
-    """The largest absolute difference that was allowed."""
-    max_abs_error: dict[str, float]
-    """The largest absolute difference seen, by tensor."""
-    num_rows: int
-    """Rows compared, of random ragged batches, stepwise and chunked."""
-    reference: str = "PyTorch"
-    """What they were held to."""
-
-
 class Manifest(Part):
     """What one bundle is and how to run it."""
 
     format_version: Literal[1, 2] = 1
     """The version of this contract: 2 where a step has inputs, outputs or a loop, a state a first value that is not
-    zeros, or an encoder a token that the server adds to each source, which servers before do not know."""
+    zeros, an encoder a token that the server adds to each source, or a vocabulary subwords, which servers before do not
+    know."""
     model: ModelName
     """The model's name: lower-case letters, digits, `.`, `_`, `-`."""
     version: Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -175,8 +164,10 @@ class Manifest(Part):
             raise ValueError("sample_rate needs step.features, and format_version 2")
         steps = (self.step, *self._steps_of_variants)
         encoders = () if self.encoder is None else (self.encoder,)
-        if self.format_version < 2 and any(one.is_new for one in (*steps, *self.states, *encoders)):
-            raise ValueError("format_version must be 2 where a step, a state or an encoder has what version 1 has not")
+        if self.format_version < 2 and any(one.is_new for one in (*steps, *self.states, *encoders, *self.vocabularies)):
+            raise ValueError(
+                "format_version must be 2 where a step, a state, an encoder or a vocabulary has what version 1 has not"
+            )
         if BASE_VARIANT in self.variants:
             raise ValueError(f"variants must not name {BASE_VARIANT}: it is the manifest's own step")
         self._check_graphs("", self.step, self.readout)
@@ -200,6 +191,8 @@ class Manifest(Part):
             )
         if emits is not None and (unknown := emits.states - {state.name for state in self.states}):
             raise ValueError(f"step.emits names {min(unknown)}, which is no state")
+        if self.step.history is not None:
+            self._check_history(self.step.history)
         if (read is None) != (self.step.tokens is None):
             raise ValueError("tokens that steps read need a vocabulary, and features have none")
         if self.input_vocabulary is not None and self.step.tokens is None:
@@ -216,6 +209,14 @@ class Manifest(Part):
             for field in ("bos_id", "eos_id"):
                 if (getattr(self.encoder, field) or 0) >= size:
                     raise ValueError(f"encoder.{field} is outside the source vocabulary (0 to {size - 1})")
+
+    def _check_history(self, name: str) -> None:
+        if self.target_vocabulary is None or self.target_vocabulary.subwords is None or not self.can_generate:
+            raise ValueError("step.history needs a target_vocabulary of subwords, which steps read, too")
+        state = next((one for one in self.states if one.name == name), None)
+        if state is None:
+            raise ValueError(f"step.history names {name}, which is no state")
+        check_is(f"the state {name}", state.input, "int64", ("batch", HISTORY))
 
     def _check_graphs(self, where: str, step: StepSpec, readout: ReadoutSpec | None) -> None:
         reads_and_gives = (step.tokens is None, step.values is None, step.inputs, step.outputs, step.emits)
@@ -274,7 +275,7 @@ class Manifest(Part):
     @property
     def files(self) -> tuple[str, ...]:
         """Every file, but this one, that serving reads."""
-        vocabularies = [vocabulary.file for vocabulary in self.vocabularies]
+        vocabularies = [file for vocabulary in self.vocabularies for file in vocabulary.files]
         variants = [part for variant in self.variants.values() for part in (variant.step, variant.readout)]
         graphs = [part.file for part in (self.encoder, self.step, self.readout, self.trace, *variants) if part]
         loops = [step.loop for step in (self.step, *self._steps_of_variants) if step.loop]
@@ -289,6 +290,12 @@ class Manifest(Part):
             for place, state in enumerate(self.states)
             if state.constant is not None and not state.constant.is_session_number
         }
+
+    @cached_property
+    def history(self) -> int | None:
+        """The place of the state that has the last tokens; None without one."""
+        names = [state.name for state in self.states]
+        return None if self.step.history is None else names.index(self.step.history)
 
     @cached_property
     def session_number(self) -> int | None:

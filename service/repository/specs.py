@@ -241,8 +241,11 @@ class VocabularySpec(Part):
     """The text file in the bundle."""
     size: Annotated[int, Field(ge=2)]
     """The number of its lines."""
-    tokenizer: Literal["characters", "whitespace"]
-    """How text is split into tokens; text is lower-cased first when `lowercase` is true."""
+    tokenizer: Literal["characters", "whitespace", "subword"]
+    """How text is split into tokens: by characters, by white space, or by SentencePiece, whose pieces the tokens then
+    are."""
+    subwords: FileName | None = None
+    """SentencePiece's model in the bundle, for `subword` alone."""
     lowercase: bool = False
     """Whether text is lower-cased before it is split."""
     escaped: bool = False
@@ -251,10 +254,41 @@ class VocabularySpec(Part):
     """The token that stands for any other. None: what the vocabulary lacks is refused."""
 
     @model_validator(mode="after")
-    def _knows_the_unknown(self) -> Self:
+    def _is_whole(self) -> Self:
+        if (self.tokenizer == "subword") != (self.subwords is not None):
+            raise ValueError("tokenizer subword and the file subwords go together")
         if self.unknown_id is not None and self.unknown_id >= self.size:
             raise ValueError(f"unknown_id = {self.unknown_id} is outside the vocabulary (0 to {self.size - 1})")
         return self
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has what format version 1 does not have."""
+        return self.subwords is not None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Those in the bundle."""
+        return (self.file,) if self.subwords is None else (self.file, self.subwords)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Servers of format version 1 read a manifest that has nothing else."""
+        found: dict[str, object] = serialize(self)
+        return {name: value for name, value in found.items() if value is not None or name != "subwords"}
+
+
+class Parity(Part):
+    """How closely the graphs reproduce the model that they were made from, as the exporter measured it."""
+
+    tolerance: float
+    """The largest absolute difference that was allowed."""
+    max_abs_error: dict[str, float]
+    """The largest absolute difference seen, by tensor."""
+    num_rows: int
+    """Rows compared, of random ragged batches, stepwise and chunked."""
+    reference: str = "PyTorch"
+    """What they were held to."""
 
 
 def check_is(field: str, tensor: TensorSpec, dtype: Dtype, shape: tuple[Axis | int, ...]) -> None:

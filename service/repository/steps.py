@@ -16,6 +16,9 @@ from pydantic import (
 
 from service.repository.specs import ConstantSpec, Dtype, FileName, Part, TensorSpec, check_is, last_axis
 
+HISTORY = 64
+"""Tokens that a state of the last tokens has."""
+
 
 class TopKSpec(Part):
     """Outputs of the step graph that spare fetching all logits when only the best tokens are asked for."""
@@ -35,7 +38,7 @@ class TopKSpec(Part):
         return self
 
 
-_NEW = ("inputs", "outputs", "loop", "emits")
+_NEW = ("inputs", "outputs", "loop", "emits", "history")
 """What format version 1 does not have."""
 
 
@@ -119,6 +122,9 @@ class StepSpec(Part):
     """The named parts of `values`, likewise."""
     emits: EmitsSpec | None = None
     """What `values` are where they are tokens that the step emitted; None: they are what the model gives."""
+    history: str | None = None
+    """The name of the state that has the last `HISTORY` tokens that steps read, the newest last: text of subwords is
+    made of them. None: none has."""
     feeds_back: bool = False
     """Whether `values` are the features of the next step: then the model can go on by itself."""
     constants: tuple[ConstantSpec, ...] = ()

@@ -15,9 +15,12 @@ from service.errors import (
     quoted,
 )
 from service.repository.manifest import VocabularySpec
+from service.repository.subwords import Subwords
 
 _ESCAPE = re.compile(r"\\([nrt\\]|u[0-9a-f]{4})")
 _ESCAPED = re.compile(r"(?:[^\\]|\\([nrt\\]|u[0-9a-f]{4}))*")
+_COMPOSED = 4
+"""Characters, at most, that normalisation makes one."""
 _CHARACTERS = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
@@ -32,12 +35,20 @@ class Vocabulary:
     the module of a table kept would hold the vocabularies of unloaded versions for ever."""
 
     def __init__(
-        self, names: Sequence[str], *, owner: str, tokenizer: str, lowercase: bool, unknown_id: int | None = None
+        self,
+        names: Sequence[str],
+        *,
+        owner: str,
+        tokenizer: str,
+        lowercase: bool,
+        unknown_id: int | None = None,
+        subwords: Subwords | None = None,
     ) -> None:
         self.names = tuple(names)
         self.owner = owner
         self.tokenizer = tokenizer
         self._unknown_id = unknown_id
+        self.subwords = subwords
         self._ids = {name: index for index, name in enumerate(names)}
         self._by_characters = tokenizer == "characters"
         self._lowercase = lowercase
@@ -49,7 +60,8 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path, spec: VocabularySpec, *, owner: str) -> Vocabulary:
-        """Reads one token a line. Raises ValueError when the file's lines are not those that `spec` promises."""
+        """Reads one token a line, and the model of subwords. Raises ValueError when the file's lines are not those that
+        `spec` promises, or not the pieces of the model, and OSError."""
         text = path.read_text(encoding="utf-8")
         names = text.removesuffix("\n").split("\n") if text else []
         if spec.escaped:
@@ -58,7 +70,15 @@ class Vocabulary:
             raise ValueError(f"{path.name} has {len(names)} lines, but the manifest gives it {spec.size}")
         if len(set(names)) != len(names):
             raise ValueError(f"{path.name} names a token twice")
-        return cls(names, owner=owner, tokenizer=spec.tokenizer, lowercase=spec.lowercase, unknown_id=spec.unknown_id)
+        subwords = None if spec.subwords is None else Subwords.load(path.parent / spec.subwords, names)
+        return cls(
+            names,
+            owner=owner,
+            tokenizer=spec.tokenizer,
+            lowercase=spec.lowercase,
+            unknown_id=spec.unknown_id,
+            subwords=subwords,
+        )
 
     @property
     def max_token_bytes(self) -> int:
@@ -109,6 +129,14 @@ class Vocabulary:
             if limit is not None and len(text) > limit:  # lower case has as many characters, or more
                 raise too_many(f"{len(text)} tokens", limit, setting, whole or field)
             return self._ids_of_pieces(list(text.lower() if self._lowercase else text), field)
+        if self.subwords is not None:
+            words = text.split() if limit is None else text.split(None, limit)
+            if limit is not None and (len(words) > limit or sum(map(len, words)) > limit * self._longest * _COMPOSED):
+                raise too_many(f"more than {limit} tokens", limit, setting, whole or field)
+            pieces = self.subwords.cut(text.lower() if self._lowercase else text)
+            if limit is not None and len(pieces) > limit:
+                raise too_many(f"{len(pieces)} tokens", limit, setting, whole or field)
+            return self._ids_of_pieces(pieces, field)
         pieces = text.split() if limit is None else text.split(None, limit)
         if limit is not None and len(pieces) > limit:
             raise too_many(f"more than {limit} tokens", limit, setting, whole or field)

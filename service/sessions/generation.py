@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from service.engine.before import Before
 from service.engine.decoding import Decoding, FinishReason, IntArray
 from service.engine.jobs import NO_TOKENS, GenerateJob, Item, OutputSpec
 from service.engine.results import Failed, Fed, Generated, Result, Searched
@@ -99,11 +100,12 @@ class Generation:
     its tokens are delivered to, None when it has no listener. num_read: tokens that were written to the client;
     num_granted: tokens that it need not wait for. received_position: up to which the client of a generation that is
     made again has its tokens, which are not delivered once more. is_dropped: of a search, whether its results took too
-    much memory, and only its position is kept.
+    much memory, and only its position is kept. before: the tokens before those that are kept, if the model has them.
     """
 
     __slots__ = (
         "__weakref__",
+        "before",
         "decoding",
         "finish_reason",
         "former",
@@ -126,6 +128,7 @@ class Generation:
         self.former = former
         self.decoding = decoding
         self.request = request
+        self.before: Before | None = None
         self.tokens: list[Item] = []
         self.log_probabilities: list[float] | None = [] if decoding.log_probabilities else None
         self.num_dropped = 0
@@ -172,12 +175,15 @@ class Generation:
         """Adds tokens. num_kept: at least so many are kept, and at most twice as many."""
         if self.start is None:
             self.start = result.position - len(result.token_ids)
+        if not self.tokens and result.before is not None:
+            self.before = result.before
         self.tokens += result.token_ids
         if self.log_probabilities is not None:
             self.log_probabilities += result.log_probabilities or []
         self.finish_reason = result.finish_reason
         if len(self.tokens) > 2 * num_kept:
             num_dropped = len(self.tokens) - num_kept
+            self.before = self._before(num_dropped)
             del self.tokens[:num_dropped]
             if self.log_probabilities is not None:
                 del self.log_probabilities[:num_dropped]
@@ -198,7 +204,12 @@ class Generation:
             )
         begin = position - first
         log_probabilities = None if self.log_probabilities is None else self.log_probabilities[begin:]
-        return Generated(self.position, self.tokens[begin:], log_probabilities, self.finish_reason)
+        before = self._before(begin)
+        return Generated(self.position, self.tokens[begin:], log_probabilities, self.finish_reason, before)
+
+    def _before(self, index: int) -> Before | None:
+        """The tokens before one of those that are kept."""
+        return None if self.before is None else self.before.after(self.tokens[:index])
 
 
 Asked = LastFeed | Generation | Unkept

@@ -155,6 +155,7 @@ class Generations:
     def _continue(self, session: Session, last: Generation, request: Request, received: int | None) -> None:
         """Delivers a generation that exists already to another request."""
         missed = last.after(received)
+        request.before = missed.before
         last.received_position = None
         request.granted = partial(self._read, session, last)
         self._requests.replayed(request, "generate")
@@ -280,7 +281,7 @@ class Generations:
             self._requests.answered(request, "generate", num_tokens)
             if generation is not None:
                 generation.start = result.position - len(best)
-                generation.tokens, generation.found = [*best], result
+                generation.tokens, generation.found, generation.before = [*best], result, result.before
                 num_bytes = size_of(best) + sum(2 * size_of(one.tokens) for one in result.hypotheses)
                 self._requests.replays.keep(generation, num_bytes)
         else:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from service.engine.before import Before
 from service.engine.decoding import Decoding, FinishReason, FloatRow, IntArray
 from service.engine.jobs import ITEM_SIZE, Item, OutputSpec
 from service.engine.results import Fed, LaneState, Searched, StepOutput
@@ -42,6 +43,7 @@ class GeneratedBefore:
     log_probabilities: list[float] | None
     finish_reason: FinishReason | None
     found: Searched | None = None
+    before: Before | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def last_in(image: Image) -> LastFeed | Generation | None:
         generation.tokens = list(last.tokens)
         generation.log_probabilities = None if last.log_probabilities is None else list(last.log_probabilities)
         generation.num_dropped = last.num_dropped
-        generation.finish_reason, generation.found = last.finish_reason, last.found
+        generation.finish_reason, generation.found, generation.before = last.finish_reason, last.found, last.before
         generation.num_read = generation.num_granted = generation.num_tokens
         generation.seen = image.lane.seen
         return generation
@@ -256,6 +258,7 @@ def _last_of(session: Session, lane: LaneState) -> FedBefore | GeneratedBefore |
             None if last.log_probabilities is None else list(last.log_probabilities),
             last.finish_reason,
             last.found,
+            last.before,
         )
     count = max(0, lane.num_produced - last.num_dropped)  # more may have been told since
     return GeneratedBefore(
@@ -265,6 +268,7 @@ def _last_of(session: Session, lane: LaneState) -> FedBefore | GeneratedBefore |
         last.tokens[:count],
         None if last.log_probabilities is None else last.log_probabilities[:count],
         None,
+        before=last.before,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from service.engine.before import Before
 from service.engine.jobs import Lane
 from service.engine.results import Failed, Generated, Result
 from service.errors import CarouselError, EngineError, IllegalRequestError, guarded, report
@@ -44,7 +45,8 @@ class Request:
     `deliver` passes answers to reply(request, result): one, or many for a generation, of which the last says so.
 
     began_s: monotonic seconds of its arrival; last_s: of its last tokens. num_tokens: fed or generated so far.
-    is_ended: whether its last answer was delivered. granted: of a generation; the caller calls it with the number of
+    is_ended: whether its last answer was delivered. before: the tokens before those of a generation that it goes on
+    with, if the model has them. granted: of a generation; the caller calls it with the number of
     tokens that were written to the client, and the position after them. retries: of a feed, those that came while it
     was in flight. trace: None when its call is not traced. budget: of the stream that its answer is written to, if it
     is on one; answer_bytes: what the answer takes of it.
@@ -52,6 +54,7 @@ class Request:
 
     __slots__ = (
         "answer_bytes",
+        "before",
         "began_s",
         "budget",
         "granted",
@@ -83,6 +86,7 @@ class Request:
         self.answer_bytes = 0
         self.is_ended = False
         self.replayed = False
+        self.before: Before | None = None
         self.retries: list[Request] | None = None
         self.granted: Callable[[int, int], None] | None = None
         call = CALL_TRACE.get()

@@ -5,7 +5,7 @@
     flags     2  1: the body is compressed (zstd)
     key       8  which key signed it
     size      4  of the header
-    header       MessagePack: see `snapshot_header`
+    header       MessagePack: see `snapshot_format`
     body         the tensors that the header describes, one after another, row-major, little-endian
     tag      32  HMAC-SHA256 of all before
     checksum  4  CRC-32 of all before, in every format the last: what was changed by accident is told from what
@@ -27,7 +27,8 @@ import zstandard
 
 from service.errors import SnapshotCorruptError, SnapshotError, SnapshotFormatError, SnapshotKeyError
 from service.sessions.image import Image
-from service.sessions.snapshot_header import Header, arrays_of, header_of, image_of
+from service.sessions.snapshot_format import Header
+from service.sessions.snapshot_header import arrays_of, header_of, image_of
 
 FORMAT = 1
 _MAGIC = b"CRSL"

@@ -1,6 +1,6 @@
 """The header of a snapshot: what is said of an image beside its tensors, and the image made of both again.
 
-These classes are the format: fields may be added, with defaults, and none is ever renamed or given another meaning.
+`snapshot_format` has its classes.
 """
 
 from __future__ import annotations
@@ -13,114 +13,19 @@ import numpy as np
 
 from service.engine.arena import Array
 from service.engine.beam import Hypothesis
+from service.engine.before import Before
 from service.engine.decoding import Beam, Decoding, FinishReason, FloatRow, Sampling
 from service.engine.jobs import OutputKind, OutputSpec
 from service.engine.results import LaneState, Searched, StepOutput
+from service.sessions import snapshot_format as form
 from service.sessions.image import FedBefore, GeneratedBefore, Image
 from service.sessions.persistence import Durability, OnDisconnect, SessionPolicy
 
 
-class _Tensor(msgspec.Struct, array_like=True):
-    dtype: str
-    shape: list[int]
-
-
-class _Lane(msgspec.Struct):
-    position: int
-    pending: list[int | bytes]
-    num_states: int
-    tensors: list[_Tensor]
-    has_next_logits: bool = False
-    num_produced: int = 0
-    seen: list[int] | None = None
-
-
-class _Output(msgspec.Struct, array_like=True):
-    position: int
-    token_ids: list[int]
-    log_probabilities: list[float] | None
-    logits: bytes | None
-    trace: dict[str, bytes] | None = None
-    num_limited: int = 0
-
-
-class _Feed(msgspec.Struct):
-    start: int
-    tokens: list[int | bytes]
-    kind: str
-    top_k: int
-    every_position: bool
-    answer: list[_Output]
-    has_trace: bool = False
-
-
-class _Sampling(msgspec.Struct):
-    temperature: float
-    top_k: int | None
-    top_p: float
-    seed: int
-
-
-class _Beam(msgspec.Struct):
-    beam_size: int
-    length_penalty: float
-    num_best: int
-
-
-class _Decoding(msgspec.Struct):
-    max_tokens: int
-    sampling: _Sampling | None
-    log_probabilities: bool
-    repetition_penalty: float
-    min_tokens: int
-    stop_ids: list[int]
-    beam: _Beam | None
-
-
-class _Hypothesis(msgspec.Struct):
-    tokens: list[int]
-    end_id: int | None
-    score: float
-    log_probability: float
-    log_probabilities: list[float]
-    finish_reason: str
-
-
-class _Generation(msgspec.Struct):
-    start: int
-    decoding: _Decoding
-    num_dropped: int
-    tokens: list[int | bytes]
-    log_probabilities: list[float] | None
-    finish_reason: str | None
-    found_position: int | None = None
-    found: list[_Hypothesis] = []
-
-
-class Header(msgspec.Struct):
-    """Of an image. state_names: of the tensors of each lane, the first `num_states`; contexts and logits follow."""
-
-    session_id: str
-    model: str
-    version: int
-    variant: str
-    manifest_digest: str
-    opened_at: float
-    state_names: list[str]
-    durability: int
-    on_disconnect: int
-    duration_s: float
-    is_unattended: bool
-    lane: _Lane
-    feed: _Feed | None = None
-    generation: _Generation | None = None
-    marks: list[_Lane] = []
-
-
-def header_of(image: Image) -> Header:
+def header_of(image: Image) -> form.Header:
     """What is said of an image."""
     policy, last = image.policy, image.last
-    return Header(
+    return form.Header(
         image.session_id,
         image.model,
         image.version,
@@ -152,22 +57,22 @@ def _arrays(lane: LaneState) -> list[Array]:
     ]
 
 
-def _lane(lane: LaneState) -> _Lane:
-    return _Lane(
+def _lane(lane: LaneState) -> form.Lane:
+    return form.Lane(
         lane.position,
         lane.pending,
         len(lane.states),
-        [_Tensor(array.dtype.name, list(array.shape)) for array in _arrays(lane)],
+        [form.Tensor(array.dtype.name, list(array.shape)) for array in _arrays(lane)],
         has_next_logits=lane.next_logits is not None,
         num_produced=lane.num_produced,
         seen=None if lane.seen is None else lane.seen.tolist(),
     )
 
 
-def _feed(last: FedBefore) -> _Feed:
+def _feed(last: FedBefore) -> form.Feed:
     outputs = last.outputs
     answer = [
-        _Output(
+        form.Output(
             output.position,
             output.token_ids,
             output.log_probabilities,
@@ -177,7 +82,7 @@ def _feed(last: FedBefore) -> _Feed:
         )
         for output in last.answer
     ]
-    return _Feed(
+    return form.Feed(
         last.start,
         list(last.tokens),
         outputs.kind.value,
@@ -192,19 +97,19 @@ def _bytes(row: FloatRow) -> bytes:
     return row.astype("<f4", copy=False).tobytes()
 
 
-def _generation(last: GeneratedBefore) -> _Generation:
-    decoding, found = last.decoding, last.found
+def _generation(last: GeneratedBefore) -> form.Generation:
+    decoding, found, before = last.decoding, last.found, last.before
     sampling, beam = decoding.sampling, decoding.beam
-    return _Generation(
+    return form.Generation(
         last.start,
-        _Decoding(
+        form.Decoding(
             decoding.max_tokens,
-            None if sampling is None else msgspec.convert(sampling, _Sampling, from_attributes=True),
+            None if sampling is None else msgspec.convert(sampling, form.Sampling, from_attributes=True),
             decoding.log_probabilities,
             decoding.repetition_penalty,
             decoding.min_tokens,
             sorted(decoding.stop_ids),
-            None if beam is None else _Beam(*beam),
+            None if beam is None else form.Beam(*beam),
         ),
         last.num_dropped,
         list(last.tokens),
@@ -212,16 +117,17 @@ def _generation(last: GeneratedBefore) -> _Generation:
         None if last.finish_reason is None else last.finish_reason.value,
         None if found is None else found.position,
         [] if found is None else [_hypothesis(one) for one in found.hypotheses],
+        None if before is None else list(before.tokens),
     )
 
 
-def _hypothesis(one: Hypothesis) -> _Hypothesis:
-    return _Hypothesis(
+def _hypothesis(one: Hypothesis) -> form.Hypothesis:
+    return form.Hypothesis(
         one.tokens, one.end_id, one.score, one.log_probability, one.log_probabilities, one.finish_reason.value
     )
 
 
-def image_of(header: Header, body: bytes) -> Image:
+def image_of(header: form.Header, body: bytes) -> Image:
     """The image that a header and its tensors are of. Raises ValueError when they do not fit each other."""
     arrays = _split(header, body)
     lane = _read_lane(header.lane, arrays)
@@ -250,7 +156,7 @@ def image_of(header: Header, body: bytes) -> Image:
     )
 
 
-def _split(header: Header, body: bytes) -> Iterator[Array]:
+def _split(header: form.Header, body: bytes) -> Iterator[Array]:
     begin = 0
     for lane in (header.lane, *header.marks):
         for tensor in lane.tensors:
@@ -262,7 +168,7 @@ def _split(header: Header, body: bytes) -> Iterator[Array]:
         raise ValueError(f"{len(body)} bytes of tensors, expected {begin}")
 
 
-def _read_lane(lane: _Lane, arrays: Iterator[Array]) -> LaneState:
+def _read_lane(lane: form.Lane, arrays: Iterator[Array]) -> LaneState:
     tensors = [next(arrays) for _ in lane.tensors]
     next_logits = tensors.pop().astype(np.float32, copy=False) if lane.has_next_logits else None
     seen = None if lane.seen is None else np.array(lane.seen, np.int64)
@@ -270,7 +176,7 @@ def _read_lane(lane: _Lane, arrays: Iterator[Array]) -> LaneState:
     return LaneState(lane.position, lane.pending, next_logits, states, contexts, lane.num_produced, seen)
 
 
-def _read_feed(feed: _Feed) -> FedBefore:
+def _read_feed(feed: form.Feed) -> FedBefore:
     answer = [
         StepOutput(
             one.position,
@@ -290,7 +196,7 @@ def _floats(data: bytes) -> FloatRow:
     return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
 
 
-def _read_generation(one: _Generation) -> GeneratedBefore:
+def _read_generation(one: form.Generation) -> GeneratedBefore:
     sampling, beam = one.decoding.sampling, one.decoding.beam
     decoding = Decoding(
         one.decoding.max_tokens,
@@ -301,7 +207,7 @@ def _read_generation(one: _Generation) -> GeneratedBefore:
         frozenset(one.decoding.stop_ids),
         None if beam is None else Beam(beam.beam_size, beam.length_penalty, beam.num_best),
     )
-    found = None
+    found, before = None, None if one.before is None else Before(one.start + one.num_dropped, one.before)
     if one.found_position is not None:
         found = Searched(
             one.found_position,
@@ -311,6 +217,9 @@ def _read_generation(one: _Generation) -> GeneratedBefore:
                 )
                 for h in one.found
             ],
+            before,
         )
     reason = None if one.finish_reason is None else FinishReason(one.finish_reason)
-    return GeneratedBefore(one.start, decoding, one.num_dropped, one.tokens, one.log_probabilities, reason, found)
+    return GeneratedBefore(
+        one.start, decoding, one.num_dropped, one.tokens, one.log_probabilities, reason, found, before
+    )

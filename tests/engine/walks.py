@@ -6,9 +6,9 @@ import numpy as np
 
 from service.engine.arena import Slot
 from service.engine.beam import BeamSearch
-from service.engine.core import add_kinds
 from service.engine.decoding import Decoding
 from service.engine.generations import choose_together, resume_generation
+from service.engine.history import History
 from service.engine.jobs import (
     EncodeJob,
     FeedJob,
@@ -20,6 +20,7 @@ from service.engine.jobs import (
     SearchJob,
     StepBatchJob,
 )
+from service.engine.kinds import add_kinds
 from service.engine.results import LOGITS, NEXT_TOKEN, FetchSpec, Result, Stepped, StepResult
 from service.engine.scheduler import Batch, Group, Scheduler
 from service.engine.step_batches import ActiveStepBatch, submit_step_batch
@@ -48,7 +49,7 @@ class World:
         self.stepper = Stepper(
             self.scheduler, EOS_ID, has_readout=has_readout, has_start=bos_id is not None, release=self._release
         )
-        add_kinds(self.stepper, self._fork)
+        add_kinds(self.stepper, self._fork, History(None, self.stepper.read))
         self.batches: dict[Job, ActiveStepBatch] = {}
         self.sessions: list[PlainSession] = []
         self.state: dict[int, list[int]] = {}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from service.repository import manifest as contract
 from service.repository.manifest import Manifest, sha256_of
+from service.repository.steps import HISTORY
 from tests import domain
 
 CHANGES: list[tuple[str, dict[str, Any], str]] = [
@@ -48,7 +49,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     (
         "a tokenizer that does not exist",
         {"target_vocabulary.tokenizer": "bpe"},
-        "target_vocabulary.tokenizer: Input should be 'characters' or 'whitespace'",
+        "target_vocabulary.tokenizer: Input should be 'characters', 'whitespace' or 'subword'",
     ),
     ("a source of no tokens", {"encoder.max_source_length": 0}, "encoder.max_source_length: Input should be greater"),
     (
@@ -64,7 +65,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     (
         "an added token in the first format",
         {"encoder.eos_id": 1},
-        "format_version must be 2 where a step, a state or an encoder has what version 1 has not",
+        "format_version must be 2 where a step, a state, an encoder or a vocabulary has what version 1 has not",
     ),
     ("a negative id", {"special_tokens.eos_id": -1}, "special_tokens.eos_id: Input should be greater than or equal"),
     (
@@ -273,7 +274,7 @@ def test_the_parts_of_vectors_may_have_names() -> None:
     [
         (
             {"format_version": 1},
-            "format_version must be 2 where a step, a state or an encoder has what version 1 has not",
+            "format_version must be 2 where a step, a state, an encoder or a vocabulary has what version 1 has not",
         ),
         ({"step.inputs.0.shape": [5]}, "step.inputs must have 5 numbers in all"),
         ({"step.outputs.1.name": "action"}, "step.outputs must have names of their own"),
@@ -380,3 +381,68 @@ def test_a_files_digest_is_that_of_its_bytes(tmp_path: Path) -> None:
     assert sha256_of(tmp_path / "file") == hashlib.sha256(b"carousel\n" * 100_000).hexdigest()
     with pytest.raises(FileNotFoundError):
         sha256_of(tmp_path / "other")
+
+
+WORDS = {
+    "file": "target.txt",
+    "size": 9,
+    "tokenizer": "subword",
+    "subwords": "target.subwords",
+}
+HISTORY_STATE = {
+    "name": "history",
+    "input": {"name": "history", "dtype": "int64", "shape": ["batch", HISTORY]},
+    "output": "next_history",
+}
+
+
+def worded() -> dict[str, Any]:
+    """A language model of subwords that keeps its last tokens."""
+    return {
+        "model": "worded",
+        "version": 1,
+        "description": "",
+        "format_version": 2,
+        "step": {
+            "file": "step.onnx",
+            "tokens": {"name": "tokens", "dtype": "int64", "shape": ["batch", "time"]},
+            "lengths": {"name": "lengths", "dtype": "int64", "shape": ["batch"]},
+            "logits": {"name": "logits", "dtype": "float32", "shape": ["batch", "time", 9]},
+            "history": "history",
+        },
+        "states": [*NAMED["states"], HISTORY_STATE],
+        "target_vocabulary": WORDS,
+        "special_tokens": {"bos_id": 1},
+        "max_tokens": 1,
+        "digests": dict.fromkeys(("step.onnx", "target.txt", "target.subwords"), "0" * 64),
+        "exported_with": {},
+        "parity": NAMED["parity"],
+        "evaluation": {},
+    }
+
+
+def test_a_step_may_keep_its_last_tokens() -> None:
+    manifest = Manifest.model_validate(worded())
+    assert manifest.history == 1
+    assert {"target.txt", "target.subwords"} <= set(manifest.files)
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step.history": "cell"}, "step.history names cell, which is no state"),
+        ({"step.history": "h"}, f"the state h must be int64 ['batch', {HISTORY}], not float32 ['batch', 2]"),
+        (
+            {"target_vocabulary.tokenizer": "whitespace", "target_vocabulary.subwords": None},
+            "step.history needs a target_vocabulary of subwords, which steps read, too",
+        ),
+        ({"format_version": 1}, "format_version must be 2"),
+        ({"digests": {"step.onnx": "0" * 64, "target.txt": "0" * 64}}, "digests must name target.subwords"),
+    ],
+)
+def test_last_tokens_that_no_text_is_made_of_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        Manifest.model_validate(changed(changes, of=worded()))
+    told = [problem["msg"] for problem in refusal.value.errors()]
+    assert any(message in line for line in told), told

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from service.engine.beam import Hypothesis
+from service.engine.before import Before
 from service.engine.decoding import Beam, Decoding, FinishReason
 from service.engine.jobs import Item, OutputSpec, size_of
-from service.engine.results import Fed, Searched, StepOutput
+from service.engine.results import Fed, Generated, Searched, StepOutput
 from service.errors import QueueFullError
+from service.repository.steps import HISTORY
 from service.sessions.answer_memory import SMALL_ANSWER, AnswerBudget, Replays, StreamBudget, outputs_bytes
 from service.sessions.generation import Generation, LastFeed
 from service.sessions.session import Request
@@ -162,3 +164,20 @@ def test_of_a_search_that_is_not_kept_the_position_is() -> None:
     Replays(1).keep(search, 100_000)
     assert (search.is_ended, search.position, len(search.tokens)) == (True, 1000, 0)
     assert search.found is None
+
+
+def test_a_generation_knows_what_was_before_each_of_its_tokens() -> None:
+    """Also when its first tokens are no longer kept."""
+    generation = Generation(None, Decoding(1000), None)
+    generation.add(Generated(5, [14, 15], None, None, Before(3, [11, 12, 13])), 2)
+    for position in range(6, 30):
+        generation.add(Generated(position, [10 + position], None, None), 2)
+    for position in range(3 + generation.num_dropped, 30):
+        told = generation.after(position)
+        assert told.before == Before(position, list(range(11, 11 + position)))
+        assert told.token_ids == list(range(11 + position, 40))
+
+
+def test_before_is_as_long_as_a_history() -> None:
+    many = list(range(HISTORY))
+    assert Before(HISTORY, many).after([1, 2]) == Before(HISTORY + 2, [*many[2:], 1, 2])

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.beam import Hypothesis
+from service.engine.before import Before
 from service.engine.decoding import Beam, Decoding, FinishReason, Sampling
 from service.engine.jobs import Item, OutputKind, OutputSpec
 from service.engine.results import LaneState, Searched, StepOutput
@@ -51,11 +52,16 @@ def images() -> dict[str, Image]:
     beam = Decoding(9, beam=Beam(4, 0.5, 2))
     hypotheses = [Hypothesis([1, 2], 0, 0.5, -1.0, [-0.5, -0.25, -0.25], FinishReason.EOS)]
     searched = GeneratedBefore(6, beam, 0, [1, 2], None, None, Searched(8, hypotheses))
+    worded = GeneratedBefore(2, decoding, 3, [3, 5], [-0.25, -0.5], None, before=Before(5, [9, 8, 7]))
+    before = Before(6, [4, 4])
+    searched_words = GeneratedBefore(6, beam, 0, [1, 2], None, None, Searched(8, hypotheses, before), before)
     common = ("s-1", "g2p-en", 3, "int8", "ab" * 32, 1_700_000_000.5, ["hidden", "cell"])
     return {
         "fed": Image(*common, lane(8, pending=[]), policy, fed, {3: lane(3, pending=[1]), 6: lane(6, pending=[])}),
         "generating": Image(*common, lane(8, pending=[5], num_produced=3), policy, going_on),
         "searched": Image(*common, lane(8, pending=[]), SessionPolicy(), searched),
+        "worded": Image(*common, lane(7, pending=[5], num_produced=5), policy, worded),
+        "foundwords": Image(*common, lane(8, pending=[]), SessionPolicy(), searched_words),
     }
 
 

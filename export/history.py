@@ -1,0 +1,46 @@
+"""The last tokens as a state of the step, for models of subwords: the server makes text of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from export.interface import Interface
+from service.repository.manifest import StateSpec, TensorSpec
+from service.repository.steps import HISTORY
+
+
+class WithHistory(nn.Module):
+    """A step that shifts its tokens into a state of their own, behind its other states. num_states: how many those
+    are."""
+
+    def __init__(self, step: nn.Module, num_states: int) -> None:
+        super().__init__()
+        self.step = step
+        self.num_states = num_states
+
+    def forward(self, tokens: Tensor, lengths: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+        """tokens: [B, T] int64; lengths: [B]; carried: the step's states, the history, [B, `HISTORY`] int64, and its
+        contexts. Returns what the step returns, and the next history."""
+        states, history, contexts = (
+            carried[: self.num_states],
+            carried[self.num_states],
+            carried[self.num_states + 1 :],
+        )
+        logits, *following = self.step(tokens, lengths, *states, *contexts)
+        places = lengths.unsqueeze(1) + torch.arange(HISTORY).unsqueeze(0)  # [B, HISTORY]
+        return (logits, *following, torch.cat([history, tokens], dim=1).gather(1, places))
+
+
+def with_history(interface: Interface, step: nn.Module) -> tuple[Interface, nn.Module]:
+    """The interface and the step of a model whose session keeps its last tokens, from zeros on."""
+    tensor = TensorSpec(name="history", dtype="int64", shape=("batch", HISTORY))
+    state = StateSpec(name="history", input=tensor, output="next_history")
+    told = dataclasses.replace(
+        interface,
+        step=interface.step.model_copy(update={"history": state.name}),
+        states=(*interface.states, state),
+    )
+    return told, WithHistory(step, len(interface.states)).eval()

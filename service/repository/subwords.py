@@ -1,0 +1,67 @@
+"""Subwords: text cut into pieces of words, by a model of SentencePiece (Kudo and Richardson 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What SentencePiece writes for one."""
+_UNKNOWN = " \N{DOUBLE QUESTION MARK} "
+"""What SentencePiece spells the unknown piece as."""
+
+
+class Subwords:
+    """A model of SentencePiece. Immutable; safe to share between threads."""
+
+    def __init__(self, model: bytes) -> None:
+        self._processor = SentencePieceProcessor(model_proto=model)
+
+    @classmethod
+    def load(cls, path: Path, names: Sequence[str]) -> Subwords:
+        """Reads a model. names: its pieces, by id. Raises ValueError when it is none, or has other pieces, and OSError
+        when it cannot be read."""
+        content = path.read_bytes()
+        try:
+            subwords = cls(content)
+            pieces = subwords.pieces
+        except Exception as error:  # SentencePiece raises RuntimeError and others
+            raise ValueError(f"{path.name} is no model of SentencePiece: {error}") from error
+        if pieces != list(names):
+            raise ValueError(f"{path.name} has {len(pieces)} pieces, which are not the {len(names)} of the vocabulary")
+        return subwords
+
+    @property
+    def pieces(self) -> list[str]:
+        """Its pieces, by id."""
+        return [self._processor.id_to_piece(index) for index in range(self._processor.get_piece_size())]
+
+    @cached_property
+    def spelt(self) -> tuple[bytes, ...]:
+        """What each piece adds to a text, UTF-8, by id: of one that begins a word its space first, of a byte that byte,
+        and of control pieces nothing."""
+        processor, found = self._processor, []
+        for index, piece in enumerate(self.pieces):
+            if processor.is_control(index) or processor.is_unused(index):
+                found.append(b"")
+            elif processor.is_byte(index):
+                found.append(bytes([int(piece.removeprefix("<0x").removesuffix(">"), 16)]))
+            elif processor.is_unknown(index):
+                found.append(_UNKNOWN.encode())
+            else:
+                found.append(piece.replace(_SPACE, " ").encode())
+        return tuple(found)
+
+    @cached_property
+    def begins_word(self) -> tuple[bool, ...]:
+        """Whether a piece begins a word, by id."""
+        return tuple(spelt.startswith(b" ") for spelt in self.spelt)
+
+    def cut(self, text: str) -> list[str]:
+        """The likeliest pieces of a text. What no piece has is as it is in the text, or in bytes where the model has
+        those."""
+        found: list[str] = self._processor.encode(text, out_type=str)
+        return found

@@ -1,0 +1,152 @@
+"""A translator of subwords: texts go in, words come out, and a session may be cut anywhere inside one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from sentencepiece import SentencePieceProcessor
+
+from carousel import Client, Generation, Session
+from examples.local_service import LocalService, local_service
+from export.bundle import write_seq2seq
+from export.vocabulary import Vocabulary
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
+from service.repository.manifest import SpecialTokens
+from tests.subwords import model
+
+SOURCE = "the old mouse opens the door"
+MODEL = "mice"
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights, which does not end by itself."""
+    torch.manual_seed(0)
+    vocabulary = Vocabulary.of_subwords(model())
+    size = len(vocabulary.tokens)
+    network = Seq2Seq(Seq2SeqConfig(size, size, embedding_size=16, hidden_size=16, attention_size=8, num_layers=1))
+    with torch.no_grad():
+        network.decoder.logits.bias[:260] -= 20.0  # of control pieces, and bytes that would make no characters
+    folder = tmp_path_factory.mktemp("repository")
+    write_seq2seq(
+        network,
+        source=vocabulary,
+        target=vocabulary,
+        special_tokens=SpecialTokens(pad_id=0, bos_id=1, eos_id=2),
+        to=folder,
+        name=MODEL,
+        description="A translator of random weights",
+        evaluation={},
+        write_card=lambda manifest: "",
+        trace=False,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(repository: Path) -> Iterator[LocalService]:
+    with local_service(repository) as one:
+        yield one
+
+
+TEMPERATURE, SEED = 1.5, 3
+
+
+@pytest.fixture(scope="module")
+def whole(service: LocalService) -> tuple[list[int], str]:
+    """Tokens of a generation in one part, and its text."""
+    with Client(service.target) as client:
+        return told(client.generate(MODEL, SOURCE, max_tokens=60, temperature=TEMPERATURE, seed=SEED))
+
+
+def told(generation: Generation) -> tuple[list[int], str]:
+    ids = [token.id for token in generation]
+    return ids, generation.text
+
+
+def parts(session: Session, counts: Sequence[int]) -> tuple[list[int], str, str]:
+    """Tokens of generations one after the other, the text of their complete words, and the word that is not."""
+    ids, complete, rest = [], "", ""
+    for count in counts:
+        generation = session.generate(max_tokens=count, temperature=TEMPERATURE, seed=SEED)
+        ids += [token.id for token in generation]
+        rest = generation.unfinished_text
+        complete += generation.text.removesuffix(rest)
+    return ids, complete, rest
+
+
+def test_a_text_is_cut_and_words_come_back(service: LocalService, whole: tuple[list[int], str]) -> None:
+    processor = SentencePieceProcessor(model_proto=model())
+    ids, text = whole
+    assert len(ids) == 60
+    assert len(text.split()) > 5
+    assert text == processor.decode(ids)
+    with Client(service.target) as client:
+        by_ids = client.generate(MODEL, processor.encode(SOURCE), max_tokens=60, temperature=TEMPERATURE, seed=SEED)
+        assert told(by_ids) == whole, "the server cuts the source as SentencePiece does"
+
+
+@pytest.mark.parametrize("count", [1, 2, 15])
+def test_parts_of_a_generation_tell_its_text(service: LocalService, whole: tuple[list[int], str], count: int) -> None:
+    """Each ends with the word that is not complete, which comes again when it is."""
+    with Client(service.target) as client, client.session(MODEL, SOURCE) as session:
+        ids, complete, rest = parts(session, [count] * (60 // count))
+    assert (ids, complete + rest) == whole
+
+
+@pytest.mark.parametrize("cut", [5, 6, 7, 8])
+def test_a_copy_goes_on_inside_a_word(service: LocalService, whole: tuple[list[int], str], cut: int) -> None:
+    """A fork, and a session restored from a snapshot."""
+    with Client(service.target) as client:
+        with client.session(MODEL, SOURCE) as session:
+            first, complete, _ = parts(session, [cut])
+            client.sessions.fork(session.id, f"fork-{cut}")
+            snapshot = client.sessions.snapshot(session.id)
+            client.sessions.restore(snapshot, session_id=f"copy-{cut}")
+            following = [parts(session, [60 - cut])]
+        for name in (f"fork-{cut}", f"copy-{cut}"):
+            with client.resume(name) as copy:
+                following.append(parts(copy, [60 - cut]))
+    for ids, more, last in following:
+        assert (first + ids, complete + more + last) == whole
+
+
+def test_the_hypotheses_of_a_search_have_texts(service: LocalService) -> None:
+    processor = SentencePieceProcessor(model_proto=model())
+    with Client(service.target) as client, client.session(MODEL, SOURCE) as session:
+        found = session.generate(max_tokens=12, beam_size=3, num_best=3)
+        ids = [token.id for token in found]
+        assert found.text == processor.decode(ids)
+        assert [one.text for one in found.hypotheses] == [
+            processor.decode([token.id for token in one.tokens]) for one in found.hypotheses
+        ]
+        before = found.text.removesuffix(found.unfinished_text)
+        more = session.generate(max_tokens=5, beam_size=2)
+        ids += [token.id for token in more]
+        assert before + more.text == processor.decode(ids)
+
+
+def test_a_session_set_back_inside_a_word_tells_it_again(service: LocalService) -> None:
+    with Client(service.target) as client, client.session(MODEL, SOURCE) as session:
+        words = SentencePieceProcessor(model_proto=model()).encode("the small", out_type=int)
+        session.feed(words[:-1], mark=True)
+        first = told(session.generate(max_tokens=9, temperature=TEMPERATURE, seed=SEED))
+        session.rewind(len(words) - 1)
+        assert told(session.generate(max_tokens=9, temperature=TEMPERATURE, seed=SEED)) == first
+        assert first[1].startswith((" small", " smal"))
+
+
+def test_another_server_goes_on_inside_a_word(repository: Path, tmp_path: Path, whole: tuple[list[int], str]) -> None:
+    flags = {"store": "lmdb", "data-folder": tmp_path / "data"}
+    with local_service(repository, flags) as one, Client(one.target) as client:
+        session = client.session(MODEL, SOURCE, session_id="kept", on_disconnect="keep")
+        first, complete, _ = parts(session, [7])
+    with local_service(repository, flags) as other, Client(other.target) as client:
+        ids, more, last = parts(client.resume("kept"), [53])
+    assert (first + ids, complete + more + last) == whole
