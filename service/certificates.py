@@ -5,6 +5,7 @@ They are checked when they are read, and read again when they change.
 
 from __future__ import annotations
 
+import math
 import os
 import ssl
 import threading
@@ -15,11 +16,16 @@ from typing import NamedTuple
 
 import structlog
 
-from service.certificate_dates import Warned, warning_of
+from service.certificate_dates import Warned, validity_of, warning_of
 from service.process import StartError
 from service.settings import Settings
 
 log = structlog.get_logger()
+
+SERVER = "tls_cert_file"
+"""The setting that names the file of the server's certificate."""
+CLIENT_CA = "tls_client_ca_file"
+"""The setting that names the file of whose certificates clients must have."""
 
 
 class CertificateError(Exception):
@@ -45,10 +51,24 @@ class Certificates:
         self._on_change = on_change
         self._lock = threading.Lock()
         self._stamps = self._look()
-        self.first = self._read()
+        self.first = self._latest = self._read()
         """What the files had at the start."""
         self._problem = ""
         self._next: Pems | None = None
+
+    def end_of(self, setting: str) -> float | None:
+        """When the first of the certificates of a file ends: seconds since the epoch; NaN when that cannot be read.
+
+        setting: the one that names the file; None without one. Files that have changed are read before. Called by any
+        thread; blocks while files are read.
+        """
+        self._read_changes()
+        with self._lock:
+            pems = self._latest.certificate if setting == SERVER else self._latest.authorities
+        if pems is None:
+            return None
+        validity = validity_of(pems)
+        return math.nan if validity is None else validity.ends.timestamp()
 
     def reload(self) -> bool:
         """Reads the files now, changed or not. Returns whether they are good; `on_change` hears of both. Called by any
@@ -60,6 +80,7 @@ class Certificates:
                 self._problem = ""
                 self._report(error)
                 return False
+            self._latest = self._next
             self._problem = ""
         self._on_change(None)
         return True
@@ -67,21 +88,26 @@ class Certificates:
     def changed(self) -> Pems | None:
         """What the files have, when they have changed since the last call and are good; None while what they had before
         holds. Called by any thread; blocks while the files are read."""
+        self._read_changes()
         with self._lock:
-            reloaded, self._next = self._next, None
+            pems, self._next = self._next, None
+        return pems
+
+    def _read_changes(self) -> None:
+        """Reads the files if they have changed, for the next call of `changed`."""
+        with self._lock:
             try:
                 stamps = self._look()
                 if stamps == self._stamps:
                     self._problem = ""
-                    return reloaded  # `reload` has reported it
+                    return
                 self._stamps = stamps
-                pems = self._read()
+                self._latest = self._next = self._read()
             except CertificateError as error:
                 self._report(error)
-                return reloaded
+                return
             self._problem = ""
         self._on_change(None)
-        return pems
 
     def _report(self, error: CertificateError) -> None:
         """Tells `on_change`, once for each problem: `changed` is called often."""

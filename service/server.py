@@ -20,7 +20,7 @@ from service.api.models import Models
 from service.api.reflection import add_reflection
 from service.api.sessions import Sessions
 from service.background import Background
-from service.certificates import warn_of_dates
+from service.certificates import CLIENT_CA, SERVER, warn_of_dates
 from service.check import attempt
 from service.collector import Collector
 from service.conditions import demand
@@ -139,6 +139,7 @@ class Server:
         except RepositoryError as error:
             raise StartError(str(error)) from error
         self._open_wire()
+        self._watch_certificates()
         await self._model_health.start(SERVICES)
         self._exposition = reserved.make_exposition(self._metrics.registry)
         probes, health_port = reserved.make_probes(self._health) or (None, 0)
@@ -229,6 +230,14 @@ class Server:
         self._sessions.start()
         checkpoints = self._sessions.checkpoints
         self._metrics.checkpoint_lag.labels().add_function(lambda: checkpoints.lag_s)
+
+    def _watch_certificates(self) -> None:
+        certificates = self._wire.certificates
+        if certificates is None:
+            return
+        for setting in (SERVER, CLIENT_CA):
+            if certificates.end_of(setting) is not None:
+                self._metrics.certificate_expiry.labels(setting).add_function(partial(certificates.end_of, setting))
 
     def _make_engine(self, bundle: Bundle, variant: str) -> Engine:
         is_tracing = self._tracing is not None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import trustme
+from cryptography import x509
 
-from service.certificates import CertificateError, Certificates
+from service.certificates import CLIENT_CA, SERVER, CertificateError, Certificates
+from tests.certificates import Authority
 
 
 class Files:
@@ -91,3 +94,25 @@ def test_a_certificate_that_comes_before_its_key_is_used_once_the_key_is_there(f
     issued.private_key_pem.write_to_path(files.key)
     assert certificates.changed() is not None
     assert [error is None for error in files.heard] == [False, True]
+
+
+def test_the_end_of_each_file_is_that_of_the_certificates_that_new_connections_get(files: Files) -> None:
+    certificates = files.certificates()
+    assert certificates.end_of(SERVER) == end_of(files.cert)
+    assert certificates.end_of(CLIENT_CA) == end_of(files.authority)
+    before = end_of(files.cert)
+    issued = Authority(timedelta(days=9)).issue_server()
+    files.cert.write_bytes(issued.certificate)
+    assert certificates.end_of(SERVER) == before, "the certificate is not used without its key"
+    files.key.write_bytes(issued.key)
+    assert certificates.end_of(SERVER) == end_of(files.cert) != before, "changed files are read"
+    assert certificates.changed() is not None, "the wire gets them all the same"
+    assert [error is None for error in files.heard] == [False, True]
+
+
+def test_without_authorities_of_clients_they_have_no_end(files: Files) -> None:
+    assert Certificates(files.cert, files.key, None, files.heard.append).end_of(CLIENT_CA) is None
+
+
+def end_of(path: Path) -> float:
+    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc.timestamp()

@@ -229,6 +229,18 @@ DASHBOARD = Dashboard(
                     ),
                     EMPTY,
                 ),
+                Panel(
+                    "TLS certificate lifetime",
+                    "Until the first certificate of a file ends; below 0 it has ended. The setting names the file.",
+                    "s",
+                    (
+                        Query(
+                            f"carousel_tls_certificate_expiry_timestamp_seconds{{{HERE}}} - time()",
+                            "{{instance}} {{file}}",
+                        ),
+                    ),
+                    "No TLS",
+                ),
             ),
         ),
     ),

@@ -214,6 +214,13 @@ class Metrics:
         self.model_loads = self._counter(
             section, "model_loads_total", "Versions loaded, by result: ok or failed", (*MODEL, "result")
         )
+        self.certificate_expiry = self._gauge(
+            section,
+            "tls_certificate_expiry_timestamp_seconds",
+            "When the first of the certificates ends that the file has: seconds since the epoch. `file` is the setting"
+            " that names it: `tls_cert_file` or `tls_client_ca_file`; nothing without TLS",
+            ("file",),
+        )
         build = self._gauge(section, "build_info", "Always 1", ("version", "python_version", "onnxruntime_version"))
         build.labels(__version__, platform.python_version(), onnxruntime.__version__).set(1)
 

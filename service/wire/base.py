@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import grpc
 
+from service.certificates import Certificates
+
 
 class Wire(Protocol):
     """Carries calls. Event loop only; `reserve`, `open`, `start` and `stop` are called once each, in this order. A
@@ -14,6 +16,8 @@ class Wire(Protocol):
 
     name: str
     """As the setting `wire` has it."""
+    certificates: Certificates | None
+    """What it accepts TLS with; None where it speaks plain text."""
 
     def handle_signals(self, on_leave: Callable[[], None], on_reload: Callable[[], None]) -> None:
         """From here on calls `on_leave`, once, when the process is to end, and `on_reload` when files are to be read

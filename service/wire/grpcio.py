@@ -62,8 +62,8 @@ class GrpcioWire:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._certificates = certificates_of(settings)
-        self._pems = None if self._certificates is None else self._certificates.first
+        self.certificates = certificates_of(settings)
+        self._pems = None if self.certificates is None else self.certificates.first
         self._interceptors: tuple[grpc.aio.ServerInterceptor, ...] = ()
         self._methods = Methods()
         self._port = settings.port
@@ -178,7 +178,7 @@ class GrpcioWire:
 
     def _credentials(self, pems: Pems) -> grpc.ServerCredentials:
         """For `add_secure_port`. gRPC asks before every handshake, from threads of its own, what the files have."""
-        certificates = self._certificates
+        certificates = self.certificates
         assert certificates is not None  # noqa: S101  # there are some
 
         def fetch() -> grpc.ServerCertificateConfiguration | None:
@@ -196,8 +196,8 @@ class GrpcioWire:
 
     def reload(self) -> None:
         """Reads the certificates again; new connections get what they say."""
-        if self._certificates is not None:
-            self._certificates.reload()
+        if self.certificates is not None:
+            self.certificates.reload()
 
 
 def _waits_for_end(task: asyncio.Task[Any], handling: asyncio.Task[Any]) -> bool:

@@ -35,7 +35,7 @@ class EnvoyWire:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings = settings
         self._folder = folder
-        self._certificates = certificates_of(settings)
+        self.certificates = certificates_of(settings)
         self.host: Host | None = None
         """What serves requests, once the services are known."""
         self._background = Background()
@@ -87,13 +87,13 @@ class EnvoyWire:
 
     async def start(self) -> int:
         """Lets Envoy listen, and waits until it does."""
-        if self._certificates is None:
+        if self.certificates is None:
             warn_if_open(self._settings)
         self.is_ready.set()
         port = await self._port
         if self._settings.page:
             log.info("page.served", url=self._url(port))
-        if self._certificates is not None:
+        if self.certificates is not None:
             self._background.repeat("certificates", _LOOK_S, self._look)
         return port
 
@@ -111,11 +111,11 @@ class EnvoyWire:
 
     def reload(self) -> None:
         """Reads the certificates again, and has Envoy read them if they are good."""
-        if self._certificates is not None and self._certificates.reload():
+        if self.certificates is not None and self.certificates.reload():
             self._have_envoy_read()
 
     async def _look(self) -> None:
-        if self._certificates is not None and await asyncio.to_thread(self._certificates.changed) is not None:
+        if self.certificates is not None and await asyncio.to_thread(self.certificates.changed) is not None:
             self._have_envoy_read()
 
     def _have_envoy_read(self) -> None:
