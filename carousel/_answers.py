@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from carousel import errors
 from carousel._backoff import CLIENT_CLOSED, CONNECTION_LOST
+from carousel._connecting import cause_of, explained
 from carousel._ports import ports, session_constant, taken_apart
 from carousel.errors import CarouselError
 from carousel.steps import RestoredFrom
@@ -254,6 +255,8 @@ def rpc_error(failure: grpc.RpcError) -> CarouselError:
         return client_closed()
     if code in _LOST_CODES and any(words in details for words in _LOST):
         return errors.UnavailableError(f"the connection was lost: {details}", reason=CONNECTION_LOST)
+    if code is grpc.StatusCode.UNAVAILABLE and (cause := cause_of(details)) is not None:
+        return errors.UnavailableError(explained(details, cause))
     if code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in _BROKEN):
         return errors.UnavailableError(f"the connection was lost: {details}", reason=CONNECTION_LOST)
     return _CLASSES.get(code, CarouselError)(details, code=code, request_id=request_id)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import grpc
 import typer
 
+from carousel._connecting import Cause, cause_of
 from carousel.async_client import AsyncClient
 from carousel.cli.failures import CLOSED_OUTPUT, leave_output
 from carousel.cli.reading import InputError
@@ -27,6 +28,18 @@ _CAUSES = (
     re.compile(r".*(Tls handshake failed) .*OPENSSL_internal:(\w+)", re.DOTALL),
 )
 """What gRPC has to say of a connection that was not made, without the addresses that it tried."""
+_OF_CLIENT_CERTIFICATE = (Cause.CLOSED, Cause.CLIENT_CERTIFICATE)
+"""What a server that requires a client certificate answers over TLS."""
+_ADVICE = {
+    Cause.PLAIN_TEXT_SERVER: "leave out --tls, --ca, --cert and --key, or give the port with TLS (-t HOST:PORT)",
+    Cause.DATES: Cause.DATES.advice,
+    Cause.NAME: "give a name in the certificate (-t HOST:PORT)",
+    Cause.AUTHORITY: "give the PEM file of the authority (--ca)",
+    Cause.CLIENT_CERTIFICATE: "give one (--cert, --key)",
+    Cause.NO_HTTP_2: "give a port of a Carousel server (-t HOST:PORT), or, if this one requires TLS, --tls or --ca",
+    Cause.CLOSED: "if it requires a client certificate, give one (--cert, --key)",
+}
+"""Which options to try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +85,12 @@ class Connection:
     def explained(self, error: CarouselError) -> CarouselError:
         """An error of a call in one sentence, where gRPC has written it in several."""
         if isinstance(error, UnavailableError) and not error.reason:
-            found = [cause for pattern in _CAUSES if (cause := pattern.match(error.message))]
+            cause = cause_of(error.message)
+            if cause is not None:
+                return UnavailableError(
+                    f"cannot connect to {self.address}: {cause.happened}: {self._advice(cause)}", reason="NOT_REACHED"
+                )
+            found = [match for pattern in _CAUSES if (match := pattern.match(error.message))]
             told = ": ".join(found[-1].groups()) if found else error.message
             return UnavailableError(
                 f"no Carousel server can be reached at {self.address}: {told} (-t HOST:PORT names another)",
@@ -84,13 +102,25 @@ class Connection:
             )
         return error
 
+    @property
+    def _has_tls(self) -> bool:
+        return bool(self.tls or self.ca or self.cert)
+
+    def _advice(self, cause: Cause) -> str:
+        """Which options to try."""
+        if cause is Cause.CLOSED and not self._has_tls:
+            return "if it requires TLS, give --tls, or --ca with the PEM file of its authority"
+        if cause in _OF_CLIENT_CERTIFICATE and self.cert:
+            return "give a certificate from an authority that the server trusts (--cert, --key)"
+        return _ADVICE[cause]
+
     def _options(self) -> dict[str, Any]:
         if ":" not in self.address.strip(":"):
             raise typer.BadParameter(f"{self.address!r} must be HOST:PORT", param_hint="--target")
         if (self.cert is None) != (self.key is None):
             raise typer.BadParameter("--cert and --key go together")
         credentials = None
-        if self.tls or self.ca or self.cert:
+        if self._has_tls:
             ca, key, cert = _read(self.ca), _read(self.key), _read(self.cert)
             self._check_files()
             credentials = grpc.ssl_channel_credentials(ca, key, cert)

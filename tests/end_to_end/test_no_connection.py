@@ -1,0 +1,190 @@
+"""A client that cannot connect says why and what to try, in the terms of its user, whichever wire the server has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import NamedTuple
+
+import grpc
+import pytest
+
+from carousel import AsyncClient, Client, UnavailableError
+from examples.local_service import local_service
+from tests.certificates import Authority, Issued
+from tests.client.cli_shell import Shell
+
+AUTHORITY, OTHER, EXPIRED = Authority(), Authority(), Authority(timedelta(days=-3))
+
+
+class Case(NamedTuple):
+    """server: which of `servers`; ca, own: what the client has, None for none; happened, advice: what the error says,
+    in Python and in a shell."""
+
+    server: str
+    ca: Authority | None
+    own: Issued | None
+    happened: str
+    python: str
+    shell: str
+
+
+NO_TLS = "the server does not use TLS at this port"
+CLOSED = "the server closed the new connection"
+CASES = {
+    "TLS to a port without": Case(
+        "plain", AUTHORITY, None, NO_TLS, "leave `credentials` out", "leave out --tls, --ca, --cert and --key"
+    ),
+    "plain text to a port with TLS": Case(
+        "tls", None, None, CLOSED, "if it requires TLS, pass `credentials`", "give --tls, or --ca with the PEM file"
+    ),
+    "another authority": Case(
+        "tls",
+        OTHER,
+        None,
+        "the client does not trust the authority of the server's certificate",
+        "pass its PEM: credentials=grpc.ssl_channel_credentials(ca)",
+        "give the PEM file of the authority (--ca)",
+    ),
+    "another name": Case(
+        "named",
+        AUTHORITY,
+        None,
+        "the server's certificate has another name than the target",
+        "connect to a name in the certificate",
+        "give a name in the certificate (-t HOST:PORT)",
+    ),
+    "an expired certificate": Case(
+        "expired",
+        EXPIRED,
+        None,
+        "the server's certificate has expired or is not valid yet",
+        "replace it, or correct this machine's clock",
+        "replace it, or correct this machine's clock",
+    ),
+    "no client certificate": Case("mutual", AUTHORITY, None, "", "client certificate", "give one (--cert, --key)"),
+    "another authority of the client's certificate": Case(
+        "mutual",
+        AUTHORITY,
+        OTHER.issue(common=["me"]),
+        "",
+        "client certificate",
+        "give a certificate from an authority that the server trusts (--cert, --key)",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=["grpcio", "envoy"])
+def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The targets of servers on one wire, by what they require."""
+    folder = tmp_path_factory.mktemp("servers")
+    (folder / "models").mkdir()
+    (folder / "ca").write_bytes(AUTHORITY.certificate)
+
+    def flags(name: str, issued: Issued) -> dict[str, object]:
+        (folder / f"{name}.pem").write_bytes(issued.certificate)
+        (folder / f"{name}.key").write_bytes(issued.key)
+        return {"tls-cert-file": folder / f"{name}.pem", "tls-key-file": folder / f"{name}.key"}
+
+    wanted = {
+        "plain": {},
+        "tls": flags("tls", AUTHORITY.issue_server()),
+        "named": flags("named", AUTHORITY.issue(dns=["elsewhere.example"])),
+        "expired": flags("expired", EXPIRED.issue_server()),
+        "mutual": {**flags("mutual", AUTHORITY.issue_server()), "tls-client-ca-file": folder / "ca"},
+    }
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(local_service(folder / "models", {"wire": request.param, **given})).target
+            for name, given in wanted.items()
+        }
+
+
+def blocking(target: str, credentials: grpc.ChannelCredentials | None) -> None:
+    with Client(target, credentials=credentials, timeout=10) as client:
+        client.models()
+
+
+def generating(target: str, credentials: grpc.ChannelCredentials | None) -> None:
+    """A call that is repeated when its connection is lost: this one had none."""
+    with Client(target, credentials=credentials, timeout=10) as client:
+        list(client.generate("any"))
+
+
+def opening(target: str, credentials: grpc.ChannelCredentials | None) -> None:
+    with Client(target, credentials=credentials, timeout=10) as client:
+        client.session("any")
+
+
+def asynchronous(target: str, credentials: grpc.ChannelCredentials | None) -> None:
+    async def ask() -> None:
+        async with AsyncClient(target, credentials=credentials, timeout=10) as client:
+            await client.models()
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("call", [blocking, generating, opening, asynchronous])
+@pytest.mark.parametrize("name", CASES)
+def test_the_library_says_what_to_pass(
+    servers: dict[str, str], name: str, call: Callable[[str, grpc.ChannelCredentials | None], None]
+) -> None:
+    case = CASES[name]
+    credentials = None if case.ca is None else case.ca.credentials(case.own)
+    with pytest.raises(UnavailableError) as raised:
+        call(servers[case.server], credentials)
+    told, _, details = raised.value.message.partition(" (failed to connect")
+    assert told.startswith(case.happened)
+    assert case.python in told
+    assert details, "gRPC's own words are there, too"
+    assert raised.value.reason == ""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_command_says_which_options_to_give(servers: dict[str, str], name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    files = {} if case.ca is None else {"ca": case.ca.certificate}
+    if case.own is not None:
+        files |= {"cert": case.own.certificate, "key": case.own.key}
+    options: list[str] = []
+    for option, content in files.items():
+        (tmp_path / option).write_bytes(content)
+        options += [f"--{option}", str(tmp_path / option)]
+    done = Shell(servers[case.server]).run(*options, "models", code=3)
+    told = done.stderr.decode().splitlines()[-1]  # gRPC may have logged before
+    assert told.startswith(f"error: cannot connect to {servers[case.server]}: {case.happened}")
+    assert case.shell in told
+
+
+@pytest.fixture
+def http_1() -> Iterator[str]:
+    """The target of a server that answers plain text in HTTP/1, as those of HTTPS do."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_answers_in_http_1_is_told_from_one_that_is_not_there(http_1: str) -> None:
+    for call in (blocking, asynchronous):
+        with pytest.raises(UnavailableError, match=r"does not answer in HTTP/2 at this port: .* pass `credentials`"):
+            call(http_1, None)
+    told = Shell(http_1).run("models", code=3).stderr.decode()
+    assert "the server does not answer in HTTP/2 at this port: give a port of a Carousel server" in told
+
+
+@pytest.mark.parametrize("target", ["127.0.0.1:1", "nowhere.invalid:50051"])
+def test_a_server_that_is_not_there_is_no_question_of_tls(target: str) -> None:
+    for call in (blocking, asynchronous):
+        with pytest.raises(UnavailableError) as raised:
+            call(target, None)
+        assert "TLS" not in raised.value.message
+        assert "credentials" not in raised.value.message
+    assert b"TLS" not in Shell(target).run("models", code=3).stderr
