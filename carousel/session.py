@@ -10,6 +10,7 @@ from typing import Self, Unpack
 from carousel import _requests
 from carousel._deadline import Deadline, closing_deadline
 from carousel._decoding import decoding_message
+from carousel._exchange import Exchange
 from carousel._generation import GenerationState
 from carousel._iteration import Iteration
 from carousel._ports import Parts
@@ -146,18 +147,22 @@ class Session(SessionProperties):
         UnavailableError when the session was not resumed within `resume_timeout`; a later call tries again.
         SessionClosedError and NotFoundError when the session is gone.
         """
-        message = _requests.feed_message(
-            tokens,
-            features=_requests.vectors(features, self._protocol.inputs, "feed.features", is_last=end),
-            feature_size=self._protocol.feature_size,
-            top_k=top_k,
-            logits=logits,
-            outputs=outputs,
-            every_position=every_position,
-            mark=mark,
-            trace=trace,
-        )
-        return self._stream.run(self._protocol.feed(message), Deadline(self._or_default(timeout)))
+
+        def exchange() -> Exchange[Step]:  # made in its turn, so that `cancel` waits for a large message
+            message = _requests.feed_message(
+                tokens,
+                features=_requests.vectors(features, self._protocol.inputs, "feed.features", is_last=end),
+                feature_size=self._protocol.feature_size,
+                top_k=top_k,
+                logits=logits,
+                outputs=outputs,
+                every_position=every_position,
+                mark=mark,
+                trace=trace,
+            )
+            return (yield from self._protocol.feed(message))
+
+        return self._stream.run(exchange(), Deadline(self._or_default(timeout)))
 
     def generate(self, *, timeout: float | None = None, **decoding: Unpack[DecodingOptions]) -> Generation:
         """Lets the server choose the next tokens, from the session's position. It starts with the first `next`.
@@ -199,8 +204,11 @@ class Session(SessionProperties):
         Raises InvalidArgumentError for a token outside the vocabulary, no target, or more than the server takes at
         once, ResourceExhaustedError when the server has too many in progress, and what `feed` raises.
         """
-        message = _requests.score_message(targets, with_end=with_end)
-        return self._stream.run(self._protocol.score(message), Deadline(self._or_default(timeout)))
+
+        def exchange() -> Exchange[tuple[TargetScore, ...]]:  # as that of a feed
+            return (yield from self._protocol.score(_requests.score_message(targets, with_end=with_end)))
+
+        return self._stream.run(exchange(), Deadline(self._or_default(timeout)))
 
     def rewind(self, position: int, *, timeout: float | None = None) -> None:
         """Sets the session back to a mark. A generation that is not at its end is ended first.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -72,6 +72,27 @@ def test_cancel_ends_the_feed_that_another_thread_waits_for(shipped_service: Loc
         assert position == session.position == client.sessions.get(session.id).position < len(LONG)
         assert session.feed(["a"]).position == position + 1
         assert session.cancel() == position + 1  # with nothing in flight
+
+
+@both
+def test_cancel_ends_a_feed_whose_message_is_still_being_made(tiny_service: LocalService, on_disconnect: str) -> None:
+    """Of many tokens that takes a while, in which nothing was sent yet."""
+    being_made, is_asked = threading.Event(), threading.Event()
+
+    class Slow(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            being_made.set()
+            assert is_asked.wait(20)
+            time.sleep(0.2)  # `cancel` waits by now, whether or not it has to
+            return super().__iter__()
+
+    with Client(tiny_service.target) as client, client.session("tiny-endless", on_disconnect=on_disconnect) as session:
+        feeding = InThread(lambda: session.feed(Slow([1] * 20_000), outputs=False))
+        assert being_made.wait(20)
+        is_asked.set()
+        position = session.cancel()
+        assert isinstance(feeding.result(), RequestCancelledError)
+        assert position == session.position < 20_000
 
 
 @both
