@@ -40,6 +40,7 @@ class EnvoyWire:
         """What serves requests, once the services are known."""
         self._background = Background()
         self._port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._is_leaving = False
         self._on_leave: Callable[[], None] | None = None
         self._on_reload: Callable[[], None] | None = None
         self.is_ready = asyncio.Event()
@@ -48,9 +49,12 @@ class EnvoyWire:
     def handle_signals(self, on_leave: Callable[[], None], on_reload: Callable[[], None]) -> None:
         """The launcher gets the signals and passes them on."""
         self._on_leave, self._on_reload = on_leave, on_reload
+        if self._is_leaving:
+            on_leave()
 
     def leave(self) -> None:
-        """The launcher was told to end."""
+        """The launcher was told to end, maybe before there was a server."""
+        self._is_leaving = True
         if self._on_leave is not None:
             self._on_leave()
 
