@@ -86,6 +86,7 @@ def principals(settings: Settings) -> Principals | Everybody:
             settings.tokens_file,
             lambda error: log.error("tokens.not_reloaded", reason=str(error)),
             has_client_certificates=settings.tls_client_ca_file is not None,
+            on_change=lambda: log.info("tokens.reloaded"),
         )
     except TokenFileError as error:
         raise StartError(str(error)) from error

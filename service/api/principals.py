@@ -77,8 +77,9 @@ class _File(BaseModel):
 
 
 class Principals:
-    """Finds who calls. on_error: told of a file that cannot be read any more; what it said before holds.
-    has_client_certificates: whether clients must have certificates; without, no principal may have names of some.
+    """Finds who calls. on_error: told of a file that cannot be read any more: what it said before holds. on_change:
+    told of one that was read again because it has changed. has_client_certificates: whether clients must have them;
+    without, no principal may have names of some.
 
     Event loop only. clock: monotonic seconds. Raises TokenFileError when the file is no good at the start.
     """
@@ -90,8 +91,10 @@ class Principals:
         clock: Callable[[], float] = time.monotonic,
         *,
         has_client_certificates: bool = False,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = path
+        self._on_change = on_change
         self._has_client_certificates = has_client_certificates
         self._on_error = on_error
         self._clock = clock
@@ -153,7 +156,8 @@ class Principals:
             self._report(error)
             return
         if is_changed:
-            self._reload()
+            if self._reload():
+                self._on_change()
         else:
             self._problem = ""
 

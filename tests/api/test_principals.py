@@ -106,7 +106,8 @@ def test_every_hash_is_compared_in_constant_time(path: Path, monkeypatch: pytest
 
 def test_the_file_is_read_again_when_it_changes(path: Path) -> None:
     clock = Clock()
-    principals = Principals(path, no_error, clock)
+    changes: list[float] = []
+    principals = Principals(path, no_error, clock, on_change=lambda: changes.append(clock.now_s))
     bob = principals.find(f"Bearer {BOB}", no_certificate)
     write(path, entry("bob", "another", more="max_sessions = 5"))
     assert principals.find(f"Bearer {BOB}", no_certificate) is bob, "it is looked at once a second at most"
@@ -115,6 +116,7 @@ def test_the_file_is_read_again_when_it_changes(path: Path) -> None:
         principals.find(f"Bearer {BOB}", no_certificate)
     assert principals.find("Bearer another", no_certificate) is bob, "who keeps its count of requests"
     assert bob.principal.max_sessions == 5
+    assert changes == [clock.now_s]
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: write(path, "[")], ids=["gone", "no TOML"])
