@@ -46,8 +46,16 @@ def check(settings: Settings) -> int:
         return 1  # which was told above
     served = [_try(settings, key) for key in there]
     if not any(served):
-        print(f"WARNING {settings.model_folder.resolve()}: no version would be served")
+        print(f"WARNING {settings.model_folder.resolve()}: no version would be served{_advice(settings)}")
     return 0 if is_good and all(served) else 1
+
+
+def _advice(settings: Settings) -> str:
+    """Behind a folder that has no versions: what it may be."""
+    folder = settings.model_folder.resolve()
+    if not any(folder.glob("*/manifest.json")):
+        return ""
+    return f": it looks like the folder of one model, give the one above: --models {folder.parent}"
 
 
 def attempt(settings: Settings, key: tuple[str, int], is_wanted: Callable[[], bool] = lambda: True) -> Problem | None:

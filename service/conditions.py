@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from typing import NamedTuple
 
 from service.certificates import certificates_of
@@ -34,6 +35,7 @@ def conditions(settings: Settings) -> list[Condition]:
     """All of them, in the order in which a start needs them."""
     return [
         Condition("", _check_wire),
+        Condition("", _check_ports),
         Condition(str(settings.tls_cert_file or ""), certificates_of),
         Condition(str(settings.tokens_file or ""), principals),
         Condition("", check_tracing),
@@ -68,6 +70,17 @@ def _check_wire(settings: Settings) -> None:
         raise StartError(str(error)) from error
     except OSError as error:
         raise StartError(f"wire = envoy: {error.strerror}: set TMPDIR, or set wire to grpcio") from error
+
+
+def _check_ports(settings: Settings) -> None:
+    given = {
+        "port": settings.port,
+        "metrics_port": settings.metrics_port if settings.metrics else 0,
+        "health_port": settings.health_port or 0,
+    }
+    for (one, port), (other, same) in combinations(given.items(), 2):
+        if port and port == same:
+            raise StartError(f"{one} = {port} and {other} = {same} are one port: set one of them to another")
 
 
 def _check_models(settings: Settings) -> None:

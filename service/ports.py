@@ -4,6 +4,7 @@ error says only how to make it log more."""
 from __future__ import annotations
 
 import socket
+import sys
 from typing import Any
 
 from service.process import StartError
@@ -11,9 +12,11 @@ from service.process import StartError
 
 class Reservation:
     """Keeps a port, without listening: who connects is refused until somebody listens. host: a name or an address, of
-    IPv6 also in brackets; port: 0 takes a free one. Raises OSError when no address of `host` can be bound to it.
+    IPv6 also in brackets; port: 0 takes a free one. Raises OSError when no address of `host` can be bound to it, or
+    another process keeps it so.
 
-    On Linux a server may listen at the port meanwhile, as both sockets allow that (SO_REUSEADDR).
+    On Linux a server may listen at the port meanwhile, as both sockets allow that (SO_REUSEADDR). As two that do not
+    listen yet could then have it both, a name that one process has at a time goes with it.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -30,11 +33,12 @@ class Reservation:
             try:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: closed connections are none
                 one.bind((address[0], self.port, *address[2:]))
+                names = _named(*one.getsockname()[:2])
             except OSError as error:
                 one.close()
                 failure = failure or error
             else:
-                self._sockets.append(one)
+                self._sockets += [one, *names]
                 self.port = one.getsockname()[1]
         if failure is not None and not self._sockets:
             raise failure
@@ -74,6 +78,20 @@ def reason_of(error: OSError) -> str:
 def addresses(host: str, port: int) -> list[tuple[str, int]]:
     """The addresses of `host`, each once, with the port. Raises OSError."""
     return list(dict.fromkeys((str(address[0]), port) for *_, address in _resolved(host, port)))
+
+
+def _named(host: str, port: int) -> list[socket.socket]:
+    """A socket without a file, of a name that one process of this network has at a time; none where the system has no
+    such names. Raises OSError."""
+    if sys.platform != "linux":
+        return []
+    one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        one.bind(f"\0carousel/{host}/{port}")
+    except OSError:
+        one.close()
+        raise
+    return [one]
 
 
 def _resolved(host: str, port: int) -> list[Any]:

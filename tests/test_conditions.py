@@ -6,13 +6,16 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
+from carousel import Client
 from examples.local_service import local_service
+from examples.ports import free_port
 from service.check import check
 from service.conditions import demand
 from service.process import StartError
@@ -95,6 +98,18 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
     "a file above the folder": (
         lambda folder: {"data_folder": a_file(folder) / "data"},
         "{folder}/file is not a folder",
+    ),
+    "a folder where none can be made": (
+        lambda folder: {"data_folder": Path("/proc/carousel/data")},
+        "/proc/carousel/data cannot be made: the folder /proc is read-only for the server's user (",
+    ),
+    "one port for calls and metrics": (
+        lambda folder: {"port": 50999, "metrics_port": 50999},
+        "port = 50999 and metrics_port = 50999 are one port: ",
+    ),
+    "one port for calls and health": (
+        lambda folder: {"port": 50999, "health_port": 50999},
+        "port = 50999 and health_port = 50999 are one port: ",
     ),
     "a damaged store": (
         lambda folder: {"data_folder": damaged_store(folder)},
@@ -181,6 +196,49 @@ def test_a_start_that_fails_says_why_once_and_makes_no_folder(
     assert [line["event"] for line in lines] == ["wire.chosen", "server.starting", "server.cannot_start"]
     assert lines[-1]["reason"].startswith(told)
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("wire", ["grpcio", "envoy"])
+def test_of_two_that_start_at_once_on_a_port_one_serves(models: Path, tmp_path: Path, wire: str) -> None:
+    """Whichever; the other says that the port is in use."""
+    port = free_port()
+    command = [sys.executable, "-m", "service", f"--wire={wire}", f"--models={models}", f"--port={port}"]
+    command += ["--metrics-port=0", "--log-format=json", "--store=memory"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        ended = wait_for_one(both)
+        (other,) = [process for process in both if process is not ended]
+        wait_for(port)
+        with Client(f"{ADDRESS}:{port}") as client:
+            assert [info.model for info in client.models()] == ["tiny-lm"]
+        assert other.poll() is None
+    finally:
+        for process in both:
+            process.terminate()
+        logs = [process.communicate(timeout=60)[1] for process in both]
+    refused = [json.loads(line) for line in logs[both.index(ended)].splitlines()][-1]
+    assert (ended.returncode, refused["event"]) == (1, "server.cannot_start")
+    assert refused["reason"].startswith(f"cannot listen on {ADDRESS}:{port}: ")
+
+
+def wait_for(port: int) -> None:
+    """Until somebody listens, half a minute at most."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        with suppress(ConnectionRefusedError), socket.create_connection((ADDRESS, port)):
+            return
+        time.sleep(0.05)
+
+
+def wait_for_one(processes: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    """The first that ends, within half a minute."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        for process in processes:
+            if process.poll() is not None:
+                return process
+        time.sleep(0.05)
+    raise AssertionError("both are still there")
 
 
 @pytest.mark.parametrize("wire", ["grpcio", "envoy"])

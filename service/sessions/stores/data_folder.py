@@ -9,6 +9,7 @@ import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import lmdb
 import structlog
@@ -120,17 +121,21 @@ def is_in_use(path: Path) -> bool:
 
 
 def check_folder(path: Path) -> None:
-    """Looks whether `make_folder` can make a folder, or use the one that is there. Makes nothing. Raises StoreError."""
+    """Looks whether `make_folder` can make a folder, or use the one that is there: by a folder in it, which it removes.
+    Raises StoreError."""
     there = next((folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder)), path)
     if not there.is_dir():
         raise StoreError(f"{there} is not a folder: move it away, or set data_folder to another folder")
-    has_effective_user = os.access in os.supports_effective_ids
-    if not os.access(there, os.R_OK | os.W_OK | os.X_OK, effective_ids=has_effective_user):
+    try:
+        os.listdir(there)
+        with TemporaryDirectory(prefix=".carousel-", dir=there):  # of some file systems the rights do not tell
+            pass
+    except OSError as error:
         what = "" if there == path else f" cannot be made: the folder {there}"
         raise StoreError(
-            f"{path}{what} is read-only for the server's user (Permission denied): let that user read and write it, or"
+            f"{path}{what} is read-only for the server's user ({error.strerror}): let that user read and write it, or"
             " set data_folder to another folder"
-        )
+        ) from error
 
 
 def make_folder(path: Path) -> None:
