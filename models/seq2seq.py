@@ -20,7 +20,9 @@ from models.recurrent import CellKind, RecurrentLayer, state_names
 
 @dataclass(frozen=True, slots=True)
 class Seq2SeqConfig:
-    """The sizes of a `Seq2Seq`. Token 0 of both vocabularies is padding. cell: any but "lstm-projected"."""
+    """The sizes of a `Seq2Seq`. Token 0 of both vocabularies is padding. cell: any but "lstm-projected".
+    has_shared_embedding: whether source, target and logits have one embedding (Press and Wolf 2017), which needs one
+    vocabulary, and an embedding as large as a hidden state. Raises ValueError for sizes that do not go together."""
 
     source_vocabulary_size: int
     target_vocabulary_size: int
@@ -31,6 +33,12 @@ class Seq2SeqConfig:
     dropout: float = 0.3
     cell: CellKind = "lstm"
     attention: AttentionKind = "luong"
+    has_shared_embedding: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = (self.source_vocabulary_size, self.embedding_size)
+        if self.has_shared_embedding and sizes != (self.target_vocabulary_size, self.hidden_size):
+            raise ValueError("a shared embedding needs one vocabulary, and embedding_size = hidden_size")
 
     @property
     def attended_size(self) -> int:
@@ -164,6 +172,9 @@ class Seq2Seq(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        if config.has_shared_embedding:
+            nn.init.normal_(self.decoder.logits.weight, std=config.embedding_size**-0.5)
+            self.encoder.embedding.weight = self.decoder.embedding.weight = self.decoder.logits.weight
 
     def forward(self, source: Tensor, source_lengths: Tensor | None, target: Tensor) -> Tensor:
         """source: [B, S]; source_lengths: [B] or None; target: [B, T], beginning with the start token.

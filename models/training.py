@@ -127,7 +127,9 @@ def load_trained(checkpoint: Path, name: str, build: Callable[[dict[str, Any]], 
     if metadata.get("model") != name:
         raise ValueError(f"{checkpoint} is a checkpoint of {metadata.get('model')!r}, not of {name!r}")
     model = build(json.loads(metadata["config"]))
-    model.load_state_dict(weights)
+    if weights.keys() != dict(model.named_parameters()).keys():  # of which one that is shared has one name
+        raise ValueError(f"{checkpoint} has not the weights of {name!r}")
+    model.load_state_dict(weights, strict=False)
     model.eval()
     return model
 

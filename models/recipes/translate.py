@@ -1,0 +1,227 @@
+"""English to German: what programs say to people.
+
+    python -m models.recipes.translate train --run runs/translate
+    python -m models.recipes.translate evaluate runs/translate/best.safetensors
+
+`train` makes the corpus first, unless it is there: see `models.recipes.translate_data`. Each epoch cuts the texts into
+other pieces at random (subword regularisation, Kudo 2018), so that the model learns more of few texts. A killed `train`
+goes on from its last whole epoch when it is called again with the same `--run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from models import training
+from models.curves import plot_curves
+from models.recipes import translate_data as data
+from models.recipes.translate_baselines import WordByWord, nearest
+from models.recipes.translate_pieces import BOS_ID, EOS_ID, FILE, PAD_ID, Pieces
+from models.search import beam_search
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
+
+MODEL = "translate-en-de"
+CORPUS = Path("runs/translate-corpus")
+JUDGED_WORDS = range(2, 21)
+"""Words of a text that the model is judged by."""
+LABEL_SMOOTHING = 0.1
+MAX_TARGET_TOKENS = 96
+MAX_SOURCE_TOKENS = 96
+SMOOTHNESS = 0.2
+"""Of the choice among the ways to cut a text, in training: the smaller the more even (alpha in Kudo 2018)."""
+_PADDED_TOKENS = 4096
+"""Of a batch, source and target."""
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""source [B, S], decoder input [B, T] beginning with the start token, expected [B, T] ending with the end token."""
+
+
+def train(run: Path, corpus: Path, config: training.TrainingConfig, sizes: dict[str, int | float]) -> None:
+    """Trains into the folder `run`, or goes on with the run that is there, and evaluates the best epoch."""
+    torch.manual_seed(config.seed)
+    pairs, validation = data.load(corpus, "train"), data.load(corpus, "validation")
+    pieces = Pieces.of_run(run, pairs)
+    sizes = {"source_vocabulary_size": len(pieces), "target_vocabulary_size": len(pieces), **sizes}
+    model = Seq2Seq(Seq2SeqConfig(**sizes, has_shared_embedding=True))  # type: ignore[arg-type]  # by name
+    print(f"{sum(weights.numel() for weights in model.parameters()):,} weights", flush=True)
+    held_out = make_batches(pieces, validation)
+
+    def loss(module: nn.Module, batch: Batch) -> Tensor:
+        source, inputs, expected = batch
+        with training.half_precision():
+            logits = module(source, None, inputs).float()
+        targets = expected.flatten()
+        return cross_entropy(logits.flatten(0, 1), targets, ignore_index=PAD_ID, label_smoothing=LABEL_SMOOTHING)
+
+    history = training.train(
+        model,
+        run=run,
+        config=config,
+        batches=lambda epoch: make_batches(pieces, pairs, seed=config.seed * 1_000_003 + epoch),
+        loss=loss,
+        validation_error=lambda module: held_out_loss(cast(Seq2Seq, module), held_out),
+        metadata={"model": MODEL, "config": json.dumps(model.config.to_json())},
+    )
+    plot_curves(history, run / "curves.png", error_name="validation loss, nats a piece")
+
+
+@torch.no_grad()
+def held_out_loss(model: Seq2Seq, batches: Sequence[Batch]) -> float:
+    """Nats a piece, without label smoothing."""
+    total, count = 0.0, 0
+    for source, inputs, expected in batches:
+        logits = model(source, None, inputs)
+        total += float(cross_entropy(logits.flatten(0, 1), expected.flatten(), ignore_index=PAD_ID, reduction="sum"))
+        count += int((expected != PAD_ID).sum())
+    return total / count
+
+
+def make_batches(pieces: Pieces, pairs: Sequence[data.Pair], *, seed: int | None = None) -> list[Batch]:
+    """Batches of sources of one length each, so that only targets need padding. seed: of pieces and order; None: the
+    likeliest pieces, always in the same order."""
+    texts = [side for pair in pairs for side in (pair.english, pair.german)]
+    cut = pieces.cut(texts) if seed is None else pieces.cut_at_random(texts, seed=seed, smoothness=SMOOTHNESS)
+    by_length: dict[int, list[tuple[list[int], list[int]]]] = defaultdict(list)
+    for source, target in zip(cut[::2], cut[1::2], strict=True):
+        if len(source) <= MAX_SOURCE_TOKENS and len(target) < MAX_TARGET_TOKENS:
+            by_length[len(source)].append((source, target))
+    generator, batches = random.Random(seed or 0), []
+    for length, rows in sorted(by_length.items()):
+        generator.shuffle(rows)
+        rows.sort(key=lambda row: len(row[1]) // 4)
+        begin = 0
+        while begin < len(rows):
+            end = begin + 1
+            while end < len(rows) and (end + 1 - begin) * (length + len(rows[end][1])) <= _PADDED_TOKENS:
+                end += 1
+            batches.append(_to_batch(rows[begin:end]))
+            begin = end
+    generator.shuffle(batches)
+    return batches
+
+
+def translate(
+    model: Seq2Seq, pieces: Pieces, texts: Sequence[str], *, beam_size: int, batch_size: int = 256
+) -> list[str]:
+    """The German of each text."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    cut = pieces.cut(texts)
+    for place, ids in enumerate(cut):
+        by_length[len(ids)].append(place)
+    found = [""] * len(texts)
+    for places in by_length.values():
+        for begin in range(0, len(places), batch_size):
+            part = places[begin : begin + batch_size]
+            decoded = beam_search(
+                model,
+                torch.tensor([cut[place] for place in part]),
+                None,
+                beam_size=beam_size,
+                max_tokens=MAX_TARGET_TOKENS,
+                bos_id=BOS_ID,
+                eos_id=EOS_ID,
+            )
+            for place, ids in zip(part, decoded, strict=True):
+                found[place] = pieces.text(ids)
+    return found
+
+
+def write_evaluation(checkpoint: Path, corpus: Path) -> dict[str, object]:
+    """Judges a checkpoint, and two baselines, on the test split, into `evaluation.json` beside it."""
+    model, pieces = load_model(checkpoint), Pieces((checkpoint.parent / FILE).read_bytes())
+    pairs, test = data.load(corpus, "train"), data.load(corpus, "test")
+    judged = [pair for pair in test if len(pair.english.split()) in JUDGED_WORDS]
+    texts = [pair.english for pair in judged]
+    words = WordByWord(pairs)
+    answers = {
+        "greedy": translate(model, pieces, texts, beam_size=1),
+        "beam_4": translate(model, pieces, texts, beam_size=4),
+        "nearest_source": nearest(pairs, texts),
+        "word_by_word": [words.translate(text) for text in texts],
+    }
+    bleu, chrf = BLEU(), CHRF()
+    references = [[pair.german for pair in judged]]
+    found: dict[str, object] = {
+        "task": "English to German, messages of programs, 2 to 20 words",
+        "num_training_pairs": len(pairs),
+        "num_test_pairs": len(judged),
+    }
+    for name, hypotheses in answers.items():
+        found[name] = {
+            "bleu": round(bleu.corpus_score(hypotheses, references).score, 2),
+            "chrf": round(chrf.corpus_score(hypotheses, references).score, 2),
+        }
+    found["signatures"] = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
+    return training.write_evaluation(checkpoint, found)
+
+
+def load_model(checkpoint: Path) -> Seq2Seq:
+    """The trained model of a checkpoint, in evaluation mode. Raises ValueError when it is another recipe's."""
+    return training.load_trained(checkpoint, MODEL, lambda sizes: Seq2Seq(Seq2SeqConfig(**sizes)))
+
+
+def _to_batch(rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
+    longest = max(len(target) for _, target in rows) + 1
+    inputs = torch.full((len(rows), longest), PAD_ID)
+    expected = torch.full((len(rows), longest), PAD_ID)
+    for row, (_, target) in enumerate(rows):
+        ids = torch.tensor(target)
+        inputs[row, 0] = BOS_ID
+        inputs[row, 1 : len(target) + 1] = ids
+        expected[row, : len(target)] = ids
+        expected[row, len(target)] = EOS_ID
+    return torch.tensor([source for source, _ in rows]), inputs, expected
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m models.recipes.translate", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    defaults = training.TrainingConfig()
+    trained = commands.add_parser("train", help="train, or go on with a run that was stopped")
+    trained.add_argument("--run", type=Path, default=Path("runs/translate"), help="folder of the run")
+    trained.add_argument("--corpus", type=Path, default=CORPUS, help=f"folder of the corpus (default: {CORPUS})")
+    trained.add_argument("--epochs", type=int, default=30)
+    trained.add_argument("--hidden-size", type=int, default=256)
+    trained.add_argument("--embedding-size", type=int, default=256)
+    trained.add_argument("--attention-size", type=int, default=256)
+    trained.add_argument("--dropout", type=float, default=0.3)
+    trained.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    trained.add_argument("--seed", type=int, default=defaults.seed)
+    evaluated = commands.add_parser("evaluate", help="judge a checkpoint, and the baselines, on the test split")
+    evaluated.add_argument("checkpoint", type=Path)
+    evaluated.add_argument("--corpus", type=Path, default=CORPUS, help=f"folder of the corpus (default: {CORPUS})")
+    parsed = parser.parse_args(arguments)
+    if parsed.command == "evaluate":
+        write_evaluation(parsed.checkpoint, parsed.corpus)
+        return
+    if not (parsed.corpus / "train.tsv").exists():
+        parsed.corpus.mkdir(parents=True, exist_ok=True)
+        data.build(parsed.corpus)
+    train(
+        parsed.run,
+        parsed.corpus,
+        training.TrainingConfig(epochs=parsed.epochs, learning_rate=parsed.learning_rate, seed=parsed.seed),
+        {
+            "embedding_size": parsed.embedding_size,
+            "hidden_size": parsed.hidden_size,
+            "attention_size": parsed.attention_size,
+            "dropout": parsed.dropout,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
