@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import signal
 import sys
+
+_HANGUP = None if sys.platform == "win32" else signal.signal(signal.SIGHUP, signal.SIG_IGN)
+"""What SIGHUP did before. Until the server handles it there is nothing to read again, and what comes while modules are
+imported must not end the process."""
+
+import asyncio
+import os
 
 import structlog
 
@@ -22,6 +27,7 @@ def main() -> int:
     """The process's exit code: 0 after a clean stop, 1 when it could not start or a check failed, 2: settings."""
     first, *others = sys.argv[1:] or [""]
     if first in COMMANDS:
+        _restore_hangup()
         return COMMANDS[first](others)
     if first and not first.startswith("-"):
         return refused(first)
@@ -31,9 +37,8 @@ def main() -> int:
     if settings.check:
         from service.check import check  # noqa: PLC0415  # Envoy's launcher does without
 
+        _restore_hangup()
         return check(settings)
-    if sys.platform != "win32":
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server handles it: there is nothing to read again yet
     logging.configure(settings.log_format, settings.log_level)
     for variable, nearest in unknown_variables(os.environ):
         structlog.get_logger().warning("settings.unknown_variable", variable=variable, nearest=nearest)
@@ -42,6 +47,12 @@ def main() -> int:
     except (StartError, MissingError) as error:
         structlog.get_logger().error("server.cannot_start", reason=str(error))
         return 1
+
+
+def _restore_hangup() -> None:
+    """For what serves nothing, and ends with its terminal."""
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, _HANGUP)
 
 
 def run(settings: Settings) -> int:

@@ -51,3 +51,22 @@ def test_a_second_signal_ends_the_first_process_of_a_container_too() -> None:
         pytest.skip("this machine lets nobody make a namespace of processes")
     done = subprocess.run([*alone, sys.executable, "-c", _TWO_SIGNALS], capture_output=True, check=False, timeout=60)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
+
+
+def test_sighup_does_not_end_a_process_that_still_imports() -> None:
+    """The signal comes at the first import of the entry point that takes time."""
+    code = """
+import os, runpy, signal, sys
+
+class Hook:
+    def find_spec(self, name, *_):
+        if name == "structlog":
+            os.kill(os.getpid(), signal.SIGHUP)
+
+sys.meta_path.insert(0, Hook())
+sys.argv = ["service", "--version"]
+runpy.run_module("service", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Carousel ")
