@@ -121,7 +121,7 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
             "redis_url": "redis://:hush@127.0.0.1:1/0",
             "snapshot_key_file": Path(__file__),
         },
-        "the store at redis://127.0.0.1:1/0 does not do it: ",
+        "the store at redis://127.0.0.1:1/0 fails: ",
     ),
 }
 

@@ -239,5 +239,17 @@ def _read(path: Path) -> _File:
 
 
 def _told(problem: ErrorDetails) -> str:
-    reason = str(problem.get("ctx", {}).get("error", problem["msg"]))
+    reason = _reason(problem)
     return ": ".join((*filter(None, (".".join(map(str, problem["loc"])),)), reason))
+
+
+def _reason(problem: ErrorDetails) -> str:
+    kind, place = problem["type"], problem["loc"]
+    if kind == "string_pattern_mismatch" and "token_sha256" in place:
+        return "it must be the SHA-256 of a token, 64 hexadecimal digits, as `python -m service token NAME` prints it"
+    if kind == "extra_forbidden" and place[0] == "principals":
+        return f"there is no such field: there are {', '.join(_Entry.model_fields)}"
+    if kind in ("extra_forbidden", "missing") and len(place) == 1:
+        what = "is missing" if kind == "missing" else "is no part of this file"
+        return f"{what}: it has a table [principals.NAME] for each principal"
+    return str(problem.get("ctx", {}).get("error", problem["msg"]))

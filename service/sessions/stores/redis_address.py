@@ -25,5 +25,15 @@ def address_of(url: str) -> str:
 
 
 def failed(address: str, error: Exception) -> StoreError:
-    """For what Redis, or the way to it, answers instead."""
-    return StoreError(f"the store at {address} does not do it: {error}")
+    """For what Redis, or the way to it, answers instead, with what may help."""
+    return StoreError(f"the store at {address} fails: {error}{_hint(address, str(error))}")
+
+
+def _hint(address: str, told: str) -> str:
+    if "WRONGPASS" in told or "invalid username-password" in told or "invalid password" in told:
+        return ": correct the user and the password in redis_url"
+    if "NOAUTH" in told or "already authenticated" in told or "Authentication required" in told:
+        return ": it wants a password: set redis_url to redis://:PASSWORD@HOST:PORT/0, or with USER before the colon"
+    if address.startswith("rediss:"):
+        return ": if it does not use TLS, redis_url begins with redis:// in place of rediss://"
+    return ""

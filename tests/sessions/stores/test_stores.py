@@ -34,6 +34,7 @@ from service.sessions.stores.lmdb import LmdbStore
 from service.sessions.stores.memory import MemoryStore, Shelf
 from service.sessions.stores.opening import signing_key
 from service.sessions.stores.redis import RedisStore
+from service.sessions.stores.redis_address import check_reachable
 from tests.services import RedisServer, redis_server
 from tests.sessions.stores.claims import claim, mine
 
@@ -356,7 +357,7 @@ def test_redis_may_go_away_and_come_back(tmp_path: Path) -> None:
         store.write([write("a", 1, b"before")])
         server.stop()
         for call in (store.heartbeat, lambda: claim(store, "a"), lambda: store.write([write("a", 1, b"x")])):
-            with pytest.raises(StoreError, match="does not do it"):
+            with pytest.raises(StoreError, match="fails: "):
                 call()
         server.start()
         store.heartbeat()
@@ -549,3 +550,20 @@ def test_redis_is_as_the_plain_one(redis: RedisServer) -> None:
             RedisMachine.make = lambda: RedisStore(redis.url, prefix=prefix)
 
     run_state_machine_as_test(RedisMachine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None))
+
+
+def test_what_redis_refuses_is_told_with_what_may_help(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        with Redis.from_url(server.url) as client:
+            client.config_set("requirepass", "hush")
+        address = server.url.removeprefix("redis://")
+        for url, told in (
+            (f"redis://{address}", "it wants a password: set redis_url to redis://:PASSWORD@HOST:PORT/0"),
+            (f"redis://:wrong@{address}", "correct the user and the password in redis_url"),
+            (f"rediss://{address}", "if it does not use TLS, redis_url begins with redis:// in place of rediss://"),
+        ):
+            with pytest.raises(StoreError) as refused:
+                check_reachable(url)
+            assert told in str(refused.value)
+            assert "wrong" not in str(refused.value).replace("WRONGPASS", "")
+        check_reachable(f"redis://:hush@{address}")
