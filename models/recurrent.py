@@ -68,7 +68,6 @@ class RecurrentLayer(nn.Module):
         self.hidden_size = hidden_size
         self.num_directions = 2 if bidirectional else 1
         self.nonlinearity = nonlinearity
-        self.nonlinearity = nonlinearity
         self.cells = nn.ModuleList()
         if kind in _UNROLLED:
             self.cells.extend(_UNROLLED[kind](input_size, hidden_size) for _ in range(self.num_directions))
