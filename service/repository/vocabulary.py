@@ -21,6 +21,8 @@ _ESCAPE = re.compile(r"\\([nrt\\]|u[0-9a-f]{4})")
 _ESCAPED = re.compile(r"(?:[^\\]|\\([nrt\\]|u[0-9a-f]{4}))*")
 _COMPOSED = 4
 """Characters, at most, that normalisation makes one."""
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
+"""What a byte is shown as that makes no character."""
 _CHARACTERS = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
@@ -82,12 +84,14 @@ class Vocabulary:
 
     @property
     def max_token_bytes(self) -> int:
-        """The most bytes that a `Token` of the wire takes inside another message: id, name and log-probability."""
+        """The most bytes that a `Token` of the wire takes inside another message: id, name and log-probability; and of
+        subwords what it adds to a text."""
         found: int | None = self.derived.get("max_token_bytes")
         if found is None:
             name = max((len(name.encode()) for name in self.names), default=0)
             inner = _varint(len(self.names)) + 1 + _varint(name) + 1 + name + 5
-            found = self.derived["max_token_bytes"] = 1 + _varint(inner) + inner
+            text = 0 if self.subwords is None else max(len(_REPLACEMENT), *map(len, self.subwords.spelt))
+            found = self.derived["max_token_bytes"] = 1 + _varint(inner) + inner + text
         return found
 
     def check_ids(self, ids: Iterable[int], *, field: str, first: int = 0) -> list[int]:

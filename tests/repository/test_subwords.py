@@ -66,6 +66,14 @@ def test_a_text_of_megabytes_is_refused_at_once(tmp_path: Path, text: str) -> No
     assert min(took) < 0.03, "cutting it takes ten times as long"
 
 
+def test_a_token_takes_its_text_too(tmp_path: Path) -> None:
+    """Parts of a generation are as long as their messages may be."""
+    vocabulary = load(tmp_path)
+    plain = Vocabulary(vocabulary.names, owner="", tokenizer="whitespace", lowercase=False)
+    longest = max(len(name.replace("▁", " ").encode()) for name in vocabulary.names if not name.startswith("<"))
+    assert vocabulary.max_token_bytes == plain.max_token_bytes + longest
+
+
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     load(tmp_path)
     (tmp_path / "target.subwords").write_bytes(b"no model")
