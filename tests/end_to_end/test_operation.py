@@ -141,7 +141,7 @@ async def test_sessions_that_are_closed_while_they_are_put_aside_are_put_aside_n
 
 def test_no_label_of_a_metric_can_be_chosen_by_clients() -> None:
     known = {"model", "version", "variant", "graph", "request", "reason", "code", "method", "source", "use"}
-    known |= {"operation", "result", "python_version", "onnxruntime_version"}
+    known |= {"operation", "result", "python_version", "onnxruntime_version", "file"}
     for instruments in Metrics().sections.values():
         for instrument in instruments:
             assert set(instrument.label_names) <= known
