@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -61,3 +64,30 @@ def beam_search(
     winner = (total / lengths).argmax(dim=1)
     best_tokens = tokens[torch.arange(rows, device=source.device), winner, 1:].tolist()
     return [row[: row.index(eos_id)] if eos_id in row else row for row in best_tokens]
+
+
+def search_all(
+    model: Seq2Seq,
+    sources: Sequence[Sequence[int]],
+    *,
+    beam_size: int,
+    max_tokens: int,
+    bos_id: int,
+    eos_id: int,
+    batch_size: int,
+) -> list[list[int]]:
+    """`beam_search` for sources of any lengths, in batches of one length each, so that none needs padding."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for place, source in enumerate(sources):
+        by_length[len(source)].append(place)
+    found: list[list[int]] = [[] for _ in sources]
+    for places in by_length.values():
+        for begin in range(0, len(places), batch_size):
+            part = places[begin : begin + batch_size]
+            batch = torch.tensor([sources[place] for place in part])
+            decoded = beam_search(
+                model, batch, None, beam_size=beam_size, max_tokens=max_tokens, bos_id=bos_id, eos_id=eos_id
+            )
+            for place, ids in zip(part, decoded, strict=True):
+                found[place] = ids
+    return found

@@ -24,13 +24,14 @@ from models import training
 from models.curves import plot_curves
 from models.metrics import ErrorRates, score
 from models.recipes import cmudict_data as data
-from models.search import beam_search
+from models.search import search_all
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
 
 MODEL = "g2p-en"
 LABEL_SMOOTHING = 0.1
 MAX_TARGET_TOKENS = 40
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
+_GRAPHEME_IDS = {grapheme: index for index, grapheme in enumerate(data.GRAPHEMES)}
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """source [B, S], decoder input [B, T] beginning with the start token, expected [B, T] ending with the end token."""
@@ -86,25 +87,16 @@ def evaluate(model: Seq2Seq, dictionary: data.Dictionary, *, beam_size: int, bat
 def transcribe(model: Seq2Seq, words: list[str], *, beam_size: int, batch_size: int = 512) -> dict[str, list[str]]:
     """The phonemes of each word. Raises KeyError for a letter outside the source vocabulary."""
     names = data.phonemes()
-    by_length: dict[int, list[str]] = defaultdict(list)
-    for word in words:
-        by_length[len(word)].append(word)
-    found: dict[str, list[str]] = {}
-    for group in by_length.values():
-        for at in range(0, len(group), batch_size):
-            part = group[at : at + batch_size]
-            decoded = beam_search(
-                model,
-                _source(part),
-                None,
-                beam_size=beam_size,
-                max_tokens=MAX_TARGET_TOKENS,
-                bos_id=BOS_ID,
-                eos_id=EOS_ID,
-            )
-            for word, ids in zip(part, decoded, strict=True):
-                found[word] = [names[token] for token in ids]
-    return found
+    decoded = search_all(
+        model,
+        [_ids(word) for word in words],
+        beam_size=beam_size,
+        max_tokens=MAX_TARGET_TOKENS,
+        bos_id=BOS_ID,
+        eos_id=EOS_ID,
+        batch_size=batch_size,
+    )
+    return {word: [names[token] for token in ids] for word, ids in zip(words, decoded, strict=True)}
 
 
 def load_model(checkpoint: Path) -> Seq2Seq:
@@ -142,8 +134,11 @@ def _to_batch(group: list[tuple[str, data.Phonemes]]) -> Batch:
 
 
 def _source(words: list[str]) -> Tensor:
-    ids = {grapheme: index for index, grapheme in enumerate(data.GRAPHEMES)}
-    return torch.tensor([[ids[letter] for letter in word] for word in words])
+    return torch.tensor([_ids(word) for word in words])
+
+
+def _ids(word: str) -> list[int]:
+    return [_GRAPHEME_IDS[letter] for letter in word]
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from models.curves import plot_curves
 from models.recipes import translate_data as data
 from models.recipes.translate_baselines import WordByWord, nearest
 from models.recipes.translate_pieces import BOS_ID, EOS_ID, FILE, PAD_ID, Pieces
-from models.search import beam_search
+from models.search import search_all
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
 
 MODEL = "translate-en-de"
@@ -116,26 +116,16 @@ def translate(
     model: Seq2Seq, pieces: Pieces, texts: Sequence[str], *, beam_size: int, batch_size: int = 256
 ) -> list[str]:
     """The German of each text."""
-    by_length: dict[int, list[int]] = defaultdict(list)
-    cut = pieces.cut(texts)
-    for place, ids in enumerate(cut):
-        by_length[len(ids)].append(place)
-    found = [""] * len(texts)
-    for places in by_length.values():
-        for begin in range(0, len(places), batch_size):
-            part = places[begin : begin + batch_size]
-            decoded = beam_search(
-                model,
-                torch.tensor([cut[place] for place in part]),
-                None,
-                beam_size=beam_size,
-                max_tokens=MAX_TARGET_TOKENS,
-                bos_id=BOS_ID,
-                eos_id=EOS_ID,
-            )
-            for place, ids in zip(part, decoded, strict=True):
-                found[place] = pieces.text(ids)
-    return found
+    decoded = search_all(
+        model,
+        pieces.cut(texts),
+        beam_size=beam_size,
+        max_tokens=MAX_TARGET_TOKENS,
+        bos_id=BOS_ID,
+        eos_id=EOS_ID,
+        batch_size=batch_size,
+    )
+    return [pieces.text(ids) for ids in decoded]
 
 
 def write_evaluation(checkpoint: Path, corpus: Path) -> dict[str, object]:
