@@ -68,7 +68,7 @@ def train(
     """
     run.mkdir(parents=True, exist_ok=True)
     average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     history = _resume(run, model, average, optimizer)
     steps_per_epoch = len(batches(0))
     total_steps = config.epochs * steps_per_epoch

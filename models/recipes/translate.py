@@ -31,6 +31,7 @@ from models.recipes.translate_baselines import WordByWord, nearest
 from models.recipes.translate_pieces import BOS_ID, EOS_ID, FILE, PAD_ID, Pieces
 from models.search import search_all
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
+from models.smoothing import smoothed_cross_entropy
 
 MODEL = "translate-en-de"
 CORPUS = Path("runs/translate-corpus")
@@ -39,7 +40,7 @@ JUDGED_WORDS = range(2, 21)
 LABEL_SMOOTHING = 0.1
 MAX_TARGET_TOKENS = 96
 MAX_SOURCE_TOKENS = 96
-SMOOTHNESS = 0.2
+SMOOTHNESS = 0.5
 """Of the choice among the ways to cut a text, in training: the smaller the more even (alpha in Kudo 2018)."""
 _PADDED_TOKENS = 4096
 """Of a batch, source and target."""
@@ -61,9 +62,10 @@ def train(run: Path, corpus: Path, config: training.TrainingConfig, sizes: dict[
     def loss(module: nn.Module, batch: Batch) -> Tensor:
         source, inputs, expected = batch
         with training.half_precision():
-            logits = module(source, None, inputs).float()
-        targets = expected.flatten()
-        return cross_entropy(logits.flatten(0, 1), targets, ignore_index=PAD_ID, label_smoothing=LABEL_SMOOTHING)
+            logits = module(source, None, inputs)
+        return smoothed_cross_entropy(
+            logits.flatten(0, 1), expected.flatten(), smoothing=LABEL_SMOOTHING, ignored=PAD_ID
+        )
 
     history = training.train(
         model,
@@ -183,11 +185,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trained = commands.add_parser("train", help="train, or go on with a run that was stopped")
     trained.add_argument("--run", type=Path, default=Path("runs/translate"), help="folder of the run")
     trained.add_argument("--corpus", type=Path, default=CORPUS, help=f"folder of the corpus (default: {CORPUS})")
-    trained.add_argument("--epochs", type=int, default=30)
+    trained.add_argument("--epochs", type=int, default=10)
     trained.add_argument("--hidden-size", type=int, default=256)
     trained.add_argument("--embedding-size", type=int, default=256)
     trained.add_argument("--attention-size", type=int, default=256)
-    trained.add_argument("--dropout", type=float, default=0.3)
+    trained.add_argument("--dropout", type=float, default=0.2)
     trained.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     trained.add_argument("--seed", type=int, default=defaults.seed)
     evaluated = commands.add_parser("evaluate", help="judge a checkpoint, and the baselines, on the test split")
