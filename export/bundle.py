@@ -28,6 +28,7 @@ from export.interface import (
     tagger_interface,
 )
 from export.proofs.proof import prove
+from export.rounded import export_in_8_bits
 from export.trace import make_trace
 from export.variants import INT8, Evaluate, make_int8
 from export.vocabulary import Vocabulary
@@ -66,9 +67,10 @@ class BundleOptions(_Required, total=False):
     to, name, version: it is written as `to/name/version`, of version 1 unless told otherwise. description: one line.
     evaluation: the recipe's. sample_rate: of what is sound. max_tokens: generated at most when a request sets no
     limit. write_card: gives the README of a manifest. extra_files: what lies beside it and is not read at serving, by
-    name. int8: whether to make that variant, which `evaluate_int8` may refuse, given both. trace: whether to make the
-    graph that looks inside; it is made unless told otherwise. packages: those that made it, whose versions are told.
-    max_bytes: the most that the bundle may weigh. replace: take the place of the version that is there.
+    name. int8: whether to make that variant, which `evaluate_int8` may refuse, given both. weights_in_8_bits: whether
+    to round large weights (`models.rounding`) and to store them so, in a quarter of the room. trace: whether to make
+    the graph that looks inside; it is made unless told otherwise. packages: those that made it, whose versions are
+    told. max_bytes: the most that the bundle may weigh. replace: take the place of the version that is there.
     """
 
     version: int
@@ -78,6 +80,7 @@ class BundleOptions(_Required, total=False):
     extra_files: Mapping[str, bytes]
     int8: bool
     evaluate_int8: Evaluate | None
+    weights_in_8_bits: bool
     trace: bool
     packages: Sequence[str]
     max_bytes: int
@@ -208,7 +211,8 @@ def write_bundle(contents: Contents, **options: Unpack[BundleOptions]) -> Path:
     """Exports, proves and writes a model: see `write_seq2seq`."""
     _refuse_existing(options)
     interface = contents.interface
-    graphs = export_graphs(interface, contents.step, contents.encoder, contents.readout)
+    export = export_in_8_bits if options.get("weights_in_8_bits", False) else export_graphs
+    graphs = export(interface, contents.step, contents.encoder, contents.readout)
     parity = prove(
         graphs, interface, contents.reference or contents.step, contents.encoder_reference or contents.encoder
     )

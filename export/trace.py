@@ -23,6 +23,7 @@ from export.graphs import Graphs
 from export.interface import Interface
 from export.proofs.runners import OnnxRunner, session_of
 from export.proofs.walks import draw_rows
+from export.rounded import store_in_8_bits, with_float_weights
 from export.surgery import drop_the_unused, share_weights
 from export.unroll import Unroller
 from models.recurrent import ONNX_DOMAIN_VERSION
@@ -49,7 +50,9 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
 
     Raises ExportError when what it tells is not what the step does.
     """
-    model = onnx.load_from_string(step)
+    stored = onnx.load_from_string(step)
+    model = with_float_weights(stored)
+    is_in_8_bits = model != stored
     if _opset(model) < _MIN_OPSET:
         model = version_converter.convert_version(model, ONNX_DOMAIN_VERSION)
     writer = Unroller(model.graph)
@@ -75,6 +78,8 @@ def make_trace(step: bytes, interface: Interface) -> Trace | None:
     _drop_unused_inputs(model.graph)
     onnx.checker.check_model(model)  # what its shapes are, ONNX Runtime says: of some `If`, onnx infers none
     spec = TraceSpec(file=FILE, outputs=tuple(outputs))
+    if is_in_8_bits:
+        model = store_in_8_bits(model)
     share_weights(model.graph, step, interface.step.file)
     graph = model.SerializeToString(deterministic=True)
     _prove(step, graph, spec, interface)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import onnx
-
 from export.graphs import Graphs, serialize
 from export.interface import Interface
 from export.proofs.invariance import check_invariance
@@ -14,6 +12,7 @@ from export.proofs.parity import measure_parity
 from export.proofs.proof import check_signature
 from export.proofs.runners import OnnxRunner
 from export.quantize import quantize
+from export.rounded import change_in_floats
 from service.repository.manifest import ReadoutSpec, VariantSpec
 
 INT8 = "int8"
@@ -44,7 +43,7 @@ def make_int8(graphs: Graphs, interface: Interface, evaluate: Evaluate | None = 
 
     Raises ExportError saying what does not hold, and what `evaluate` raises.
     """
-    step = serialize(quantize(onnx.load_from_string(graphs.step)))
+    step = serialize(change_in_floats(graphs.step, quantize))
     files = {f"step.{INT8}.onnx": step}
     readout, readout_spec = graphs.readout, interface.readout
     if readout is not None and readout_spec is not None:
@@ -68,7 +67,7 @@ def make_int8(graphs: Graphs, interface: Interface, evaluate: Evaluate | None = 
 
 def _make_readout(readout: bytes, spec: ReadoutSpec, files: dict[str, bytes]) -> tuple[bytes, ReadoutSpec]:
     """The quantised readout, noted among the files; the base's own when none of its products is worth it."""
-    quantized = serialize(quantize(onnx.load_from_string(readout)))
+    quantized = serialize(change_in_floats(readout, quantize))
     if quantized == readout:
         return readout, spec
     own = spec.model_copy(update={"file": f"readout.{INT8}.onnx"})

@@ -1,0 +1,104 @@
+"""Graphs whose large weights are stored in 8 bits: of a model whose weights `models.rounding` has rounded.
+
+Such a weight is an int8 tensor, its scales, and the Cast and the Mul that make floats of them. ONNX Runtime computes
+those when it loads the graph (constant folding; a DequantizeLinear it would keep), so a step runs what it would with
+float weights, bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from export.graphs import Graphs, export_graphs, serialize
+from export.interface import Interface
+from models.rounding import MIN_WEIGHTS, NUM_STEPS, round_weights
+
+_STORED, _SCALES, _FLOATS = "int8", "scales", "floats"
+
+
+def export_in_8_bits(
+    interface: Interface, step: nn.Module, encoder: nn.Module | None = None, readout: nn.Module | None = None
+) -> Graphs:
+    """As `export_graphs`, of modules whose large weights are rounded first, in place, and stored in 8 bits."""
+    for module in (step, encoder, readout):
+        if module is not None:
+            round_weights(module)
+    graphs = export_graphs(interface, step, encoder, readout)
+    return Graphs(
+        step=_stored(graphs.step),
+        encoder=None if graphs.encoder is None else _stored(graphs.encoder),
+        readout=None if graphs.readout is None else _stored(graphs.readout),
+    )
+
+
+def change_in_floats(graph: bytes, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> onnx.ModelProto:
+    """The graph that `change` makes of one with float weights. What was stored in 8 bits is so in the result, too."""
+    model = onnx.load_from_string(graph)
+    floats = with_float_weights(model)
+    return change(floats) if floats == model else store_in_8_bits(change(floats))
+
+
+def store_in_8_bits(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with every large weight that was rounded stored so; others, and all values, stay as they are."""
+    stored = onnx.ModelProto()
+    stored.CopyFrom(model)
+    graph = stored.graph
+    initializers, nodes = list(graph.initializer), list(graph.node)
+    del graph.initializer[:], graph.node[:]
+    for tensor in initializers:
+        found = None
+        if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= MIN_WEIGHTS:
+            found = _integers(numpy_helper.to_array(tensor))
+        if found is None:
+            graph.initializer.append(tensor)
+            continue
+        names = {part: f"{tensor.name}/{part}" for part in (_STORED, _SCALES, _FLOATS)}
+        integers, scales = found
+        graph.initializer.append(numpy_helper.from_array(integers, names[_STORED]))
+        graph.initializer.append(numpy_helper.from_array(scales, names[_SCALES]))
+        graph.node.append(helper.make_node("Cast", [names[_STORED]], [names[_FLOATS]], to=TensorProto.FLOAT))
+        graph.node.append(helper.make_node("Mul", [names[_FLOATS], names[_SCALES]], [tensor.name]))
+    graph.node.extend(nodes)
+    return stored
+
+
+def with_float_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph that `store_in_8_bits` was given; any other as it is."""
+    floats = onnx.ModelProto()
+    floats.CopyFrom(model)
+    graph = floats.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    made = {name.removesuffix(f"/{_STORED}") for name in tensors if f"{name.removesuffix(_STORED)}{_SCALES}" in tensors}
+    made = {name for name in made if f"{name}/{_STORED}" in tensors}
+    for name in made:
+        integers, scales = (numpy_helper.to_array(tensors[f"{name}/{part}"]) for part in (_STORED, _SCALES))
+        graph.initializer.append(numpy_helper.from_array(integers.astype(np.float32) * scales, name))
+    gone = {f"{name}/{part}" for name in made for part in (_STORED, _SCALES, _FLOATS)}
+    kept = [tensor for tensor in graph.initializer if tensor.name not in gone]
+    nodes = [node for node in graph.node if not gone.intersection(node.input)]
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(kept)
+    graph.node.extend(nodes)
+    return floats
+
+
+def _integers(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
+    """Weights as integers and the scales along one axis that give them exactly; None where there are none."""
+    for axis in range(weights.ndim):
+        others = tuple(other for other in range(weights.ndim) if other != axis)
+        largest = np.abs(weights).max(axis=others, keepdims=True)
+        scales = np.where(largest > 0, largest / np.float32(NUM_STEPS), np.float32(1.0))
+        integers = np.rint(weights / scales).astype(np.int8)
+        if (integers.astype(np.float32) * scales).tobytes() == np.ascontiguousarray(weights).tobytes():
+            return integers, scales
+    return None
+
+
+def _stored(graph: bytes) -> bytes:
+    return serialize(store_in_8_bits(onnx.load_from_string(graph)))

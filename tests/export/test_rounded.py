@@ -1,0 +1,102 @@
+"""Weights in 8 bits: a quarter of the room, and the bits of a graph with float weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from export.bundle import write_language_model
+from export.graphs import export_module, serialize
+from export.proofs.runners import session_of
+from export.rounded import store_in_8_bits, with_float_weights
+from export.vocabulary import Vocabulary
+from models.language_model import LanguageModel, LanguageModelConfig
+from models.rounding import round_weights, scales_of
+from service.repository.manifest import SpecialTokens, TensorSpec
+
+X = TensorSpec(name="x", dtype="float32", shape=("batch", 192))
+Y = TensorSpec(name="y", dtype="float32", shape=("batch", 256))
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(192, 192), nn.Tanh(), nn.Linear(192, 256)).eval()
+    with torch.no_grad():
+        module[0].weight[3] = 0.0
+        module[0].weight[4] *= 1e-12
+    return module
+
+
+def test_each_weight_is_rounded_by_half_a_scale_at_most_and_once() -> None:
+    module = linear()
+    before = [weights.clone() for weights in module.parameters()]
+    round_weights(module)
+    once = [weights.clone() for weights in module.parameters()]
+    for was, now in zip(before, once, strict=True):
+        if was.dim() == 1:
+            assert torch.equal(was, now)
+        else:
+            assert ((was - now).abs() <= 0.5001 * scales_of(was)).all()
+            assert not torch.equal(was, now)
+            assert (now.abs().amax(dim=1) <= was.abs().amax(dim=1) * (1 + 2**-10)).all()
+    round_weights(module)
+    assert all(torch.equal(was, now) for was, now in zip(once, module.parameters(), strict=True))
+
+
+def test_a_graph_in_8_bits_gives_the_same_bits_in_a_quarter_of_the_room() -> None:
+    module = linear()
+    round_weights(module)
+    floats = export_module(module, (X,), (Y,))
+    stored = store_in_8_bits(floats)
+    assert len(serialize(stored)) < 0.3 * len(serialize(floats))
+    x = np.random.default_rng(0).standard_normal((5, 192)).astype(np.float32)
+    found, expected = (session_of(model).run(None, {"x": x})[0] for model in (stored, floats))
+    assert found.tobytes() == expected.tobytes()
+    again = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in with_float_weights(stored).graph.initializer}
+    assert again.keys() == {tensor.name for tensor in floats.graph.initializer}
+    for tensor in floats.graph.initializer:
+        assert again[tensor.name].tobytes() == onnx.numpy_helper.to_array(tensor).tobytes()
+
+
+def test_weights_that_were_not_rounded_stay_as_they_are() -> None:
+    floats = export_module(linear(), (X,), (Y,))
+    assert store_in_8_bits(floats) == floats
+    assert with_float_weights(floats) == floats
+
+
+def test_a_bundle_in_8_bits_is_proven_and_has_a_trace_and_a_variant(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    words = ("<pad>", "<s>", "</s>", *(f"word{number}" for number in range(509)))
+    model = LanguageModel(LanguageModelConfig(vocabulary_size=512, embedding_size=128, hidden_size=128, num_layers=1))
+    before = {name: weights.clone() for name, weights in model.named_parameters()}
+    sizes = {}
+    for in_8_bits in (False, True):
+        folder = write_language_model(
+            model,
+            vocabulary=Vocabulary(words, "whitespace"),
+            special_tokens=SpecialTokens(pad_id=0, bos_id=1, eos_id=2),
+            to=tmp_path,
+            name=f"words-{in_8_bits}".lower(),
+            description="Random",
+            evaluation={},
+            int8=True,
+            weights_in_8_bits=in_8_bits,
+        )
+        sizes[in_8_bits] = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert sizes[True]["step.onnx"] < 0.3 * sizes[False]["step.onnx"]
+    assert sizes[True]["readout.onnx"] < 0.3 * sizes[False]["readout.onnx"]
+    assert sizes[True]["step.int8.onnx"] < 0.6 * sizes[False]["step.int8.onnx"]  # whose embedding was in floats
+    assert sizes[True]["trace.onnx"] < 1.5 * sizes[False]["trace.onnx"]  # its weights lie in the step's file
+    assert all(torch.equal(before[name], weights) for name, weights in model.named_parameters())
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_scales_have_few_bits(scale: float) -> None:
+    scales = scales_of(torch.randn(100, 8, generator=torch.Generator().manual_seed(0)) * scale)
+    mantissa, _ = torch.frexp(scales)
+    assert torch.equal(mantissa * 2**11, (mantissa * 2**11).round())
