@@ -108,6 +108,13 @@ def _export_co2(parsed: argparse.Namespace) -> Path:
     return _export_recipe(parsed, export_co2, MODEL, DESCRIPTION)
 
 
+def _export_translate(parsed: argparse.Namespace) -> Path:
+    from export.shipped.translate import DESCRIPTION, export_translate  # noqa: PLC0415  # likewise
+    from models.recipes.translate import MODEL  # noqa: PLC0415  # likewise
+
+    return _export_recipe(parsed, export_translate, MODEL, DESCRIPTION)
+
+
 def _export_torch(parsed: argparse.Namespace) -> Path:
     from export.torch_model import load_factory, write_module  # noqa: PLC0415  # likewise
 
@@ -156,18 +163,20 @@ _EXPORTS: dict[str, Callable[[argparse.Namespace], Path]] = {
     "stress": _export_stress,
     "co2": _export_co2,
     "morse": _export_morse,
+    "translate": _export_translate,
     "torch": _export_torch,
     "onnx": _export_onnx,
     "transducer": _export_transducer,
     "random-lm": _export_random_lm,
 }
-_TRAINED = ("g2p", "pychar", "stress", "co2", "morse")
+_TRAINED = ("g2p", "pychar", "stress", "co2", "morse", "translate")
 """Those that import what has trained the model."""
 _RECIPES = {
     "pychar": "Python source, character by character: the bundle pychar-en",
     "stress": "phonemes of running speech to stress: the bundle stress-en",
     "co2": "atmospheric carbon dioxide, months ahead: the bundle co2-forecast",
     "morse": "Morse code by ear, a transducer: the bundle morse",
+    "translate": "English to German, as programs speak: the bundle translate-en-de",
 }
 
 

@@ -97,6 +97,9 @@ class _Rewriter(Writer):
         if node.op_type == "Squeeze" and node.input[0] in self._renamed:
             self._renamed[node.output[0]] = inputs[0]  # an LSTM's outputs, which have no axis of directions here
             return
+        if node.op_type == "Transpose" and node.input[0] in self._weights:  # of an embedding that the logits share
+            axes = {attribute.name: list(attribute.ints) for attribute in node.attribute}
+            self._weights[node.output[0]] = self._weights[node.input[0]].transpose(axes.get("perm"))
         copied = self.graph.node.add()
         copied.CopyFrom(node)
         copied.input[:] = inputs

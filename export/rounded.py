@@ -53,7 +53,7 @@ def store_in_8_bits(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.initializer[:], graph.node[:]
     for tensor in initializers:
         found = None
-        if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= MIN_WEIGHTS:
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and np.prod(tensor.dims) >= MIN_WEIGHTS:
             found = _integers(numpy_helper.to_array(tensor))
         if found is None:
             graph.initializer.append(tensor)
@@ -89,9 +89,10 @@ def with_float_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _integers(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
-    """Weights as integers and the scales along one axis that give them exactly; None where there are none."""
-    for axis in range(weights.ndim):
-        others = tuple(other for other in range(weights.ndim) if other != axis)
+    """Weights as integers, and the scales that give them exactly: of each row, or transposed of each column; None where
+    there are none."""
+    rows, columns = (-1,), tuple(range(weights.ndim - 1))
+    for others in (rows, columns):
         largest = np.abs(weights).max(axis=others, keepdims=True)
         scales = np.where(largest > 0, largest / np.float32(NUM_STEPS), np.float32(1.0))
         integers = np.rint(weights / scales).astype(np.int8)

@@ -22,11 +22,13 @@ def beam_search(
     max_tokens: int,
     bos_id: int,
     eos_id: int,
+    length_penalty: float = 1.0,
 ) -> list[list[int]]:
-    """The best target for each source by length-normalised log-probability; beam_size 1 is greedy search.
+    """The best target for each source; beam_size 1 is greedy search.
 
     source: [B, S] int64; source_lengths: [B] or None. Returns B token lists without start and end tokens.
-    The score of a hypothesis is the mean log-probability of its tokens, the end token included.
+    The score of a hypothesis is the log-probability of its tokens over their number to the power of length_penalty, the
+    end token included.
     """
     rows, width = source.shape[0], beam_size
     carried = model.carried(source, source_lengths)
@@ -50,7 +52,7 @@ def beam_search(
         step = torch.where(finished.unsqueeze(-1), only_eos, step)
         candidates = total.unsqueeze(-1) + step
         candidate_lengths = (lengths + (~finished)).unsqueeze(-1)
-        best = (candidates / candidate_lengths).flatten(1).topk(width, dim=1).indices  # [B, K]
+        best = (candidates / candidate_lengths**length_penalty).flatten(1).topk(width, dim=1).indices  # [B, K]
         parent, token = best // vocabulary, best % vocabulary
         total = candidates.flatten(1).gather(1, best)
         lengths = candidate_lengths.squeeze(-1).gather(1, parent)
@@ -61,7 +63,7 @@ def beam_search(
         if bool(finished.all()):
             break
 
-    winner = (total / lengths).argmax(dim=1)
+    winner = (total / lengths**length_penalty).argmax(dim=1)
     best_tokens = tokens[torch.arange(rows, device=source.device), winner, 1:].tolist()
     return [row[: row.index(eos_id)] if eos_id in row else row for row in best_tokens]
 
@@ -75,6 +77,7 @@ def search_all(
     bos_id: int,
     eos_id: int,
     batch_size: int,
+    length_penalty: float = 1.0,
 ) -> list[list[int]]:
     """`beam_search` for sources of any lengths, in batches of one length each, so that none needs padding."""
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -86,7 +89,14 @@ def search_all(
             part = places[begin : begin + batch_size]
             batch = torch.tensor([sources[place] for place in part])
             decoded = beam_search(
-                model, batch, None, beam_size=beam_size, max_tokens=max_tokens, bos_id=bos_id, eos_id=eos_id
+                model,
+                batch,
+                None,
+                beam_size=beam_size,
+                max_tokens=max_tokens,
+                bos_id=bos_id,
+                eos_id=eos_id,
+                length_penalty=length_penalty,
             )
             for place, ids in zip(part, decoded, strict=True):
                 found[place] = ids

@@ -19,24 +19,20 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from models import training
 from models.curves import plot_curves
 from models.recipes import translate_data as data
-from models.recipes.translate_baselines import WordByWord, nearest
-from models.recipes.translate_pieces import BOS_ID, EOS_ID, FILE, PAD_ID, Pieces
+from models.recipes.translate_pieces import BOS_ID, EOS_ID, PAD_ID, Pieces
+from models.rounding import round_weights
 from models.search import search_all
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from models.smoothing import smoothed_cross_entropy
 
 MODEL = "translate-en-de"
 CORPUS = Path("runs/translate-corpus")
-JUDGED_WORDS = range(2, 21)
-"""Words of a text that the model is judged by."""
 LABEL_SMOOTHING = 0.1
 MAX_TARGET_TOKENS = 96
 MAX_SOURCE_TOKENS = 96
@@ -115,9 +111,15 @@ def make_batches(pieces: Pieces, pairs: Sequence[data.Pair], *, seed: int | None
 
 
 def translate(
-    model: Seq2Seq, pieces: Pieces, texts: Sequence[str], *, beam_size: int, batch_size: int = 256
+    model: Seq2Seq,
+    pieces: Pieces,
+    texts: Sequence[str],
+    *,
+    beam_size: int,
+    length_penalty: float = 1.0,
+    batch_size: int = 256,
 ) -> list[str]:
-    """The German of each text."""
+    """The German of each text. length_penalty: see `models.search.beam_search`."""
     decoded = search_all(
         model,
         pieces.cut(texts),
@@ -126,42 +128,17 @@ def translate(
         bos_id=BOS_ID,
         eos_id=EOS_ID,
         batch_size=batch_size,
+        length_penalty=length_penalty,
     )
     return [pieces.text(ids) for ids in decoded]
 
 
-def write_evaluation(checkpoint: Path, corpus: Path) -> dict[str, object]:
-    """Judges a checkpoint, and two baselines, on the test split, into `evaluation.json` beside it."""
-    model, pieces = load_model(checkpoint), Pieces((checkpoint.parent / FILE).read_bytes())
-    pairs, test = data.load(corpus, "train"), data.load(corpus, "test")
-    judged = [pair for pair in test if len(pair.english.split()) in JUDGED_WORDS]
-    texts = [pair.english for pair in judged]
-    words = WordByWord(pairs)
-    answers = {
-        "greedy": translate(model, pieces, texts, beam_size=1),
-        "beam_4": translate(model, pieces, texts, beam_size=4),
-        "nearest_source": nearest(pairs, texts),
-        "word_by_word": [words.translate(text) for text in texts],
-    }
-    bleu, chrf = BLEU(), CHRF()
-    references = [[pair.german for pair in judged]]
-    found: dict[str, object] = {
-        "task": "English to German, messages of programs, 2 to 20 words",
-        "num_training_pairs": len(pairs),
-        "num_test_pairs": len(judged),
-    }
-    for name, hypotheses in answers.items():
-        found[name] = {
-            "bleu": round(bleu.corpus_score(hypotheses, references).score, 2),
-            "chrf": round(chrf.corpus_score(hypotheses, references).score, 2),
-        }
-    found["signatures"] = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
-    return training.write_evaluation(checkpoint, found)
-
-
 def load_model(checkpoint: Path) -> Seq2Seq:
-    """The trained model of a checkpoint, in evaluation mode. Raises ValueError when it is another recipe's."""
-    return training.load_trained(checkpoint, MODEL, lambda sizes: Seq2Seq(Seq2SeqConfig(**sizes)))
+    """The trained model of a checkpoint, in evaluation mode, its weights rounded to 8 bits, as they are shipped. Raises
+    ValueError when it is another recipe's."""
+    model = training.load_trained(checkpoint, MODEL, lambda sizes: Seq2Seq(Seq2SeqConfig(**sizes)))
+    round_weights(model)
+    return model
 
 
 def _to_batch(rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
@@ -197,6 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     evaluated.add_argument("--corpus", type=Path, default=CORPUS, help=f"folder of the corpus (default: {CORPUS})")
     parsed = parser.parse_args(arguments)
     if parsed.command == "evaluate":
+        from models.recipes.translate_judged import write_evaluation  # noqa: PLC0415  # which imports this module
+
         write_evaluation(parsed.checkpoint, parsed.corpus)
         return
     if not (parsed.corpus / "train.tsv").exists():

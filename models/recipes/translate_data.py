@@ -34,6 +34,7 @@ from models.recipes.translate_sources import SOURCES, Source
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SOURCES_FILE = "sources.json"
 
 _CANNOT = re.compile(r"\b(?:can['\u2019]?t|cannot)\b")
 _NEGATION = re.compile(r"n['\u2019]t\b")
@@ -123,7 +124,7 @@ def build(corpus: Path, sources: Sequence[Source] = SOURCES) -> list[Read]:
         (corpus / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
     kept = Counter(pair.source for pairs in arranged.values() for pair in pairs)
     read = [replace(one, kept=kept[one.name]) for one in read]
-    (corpus / "sources.json").write_text(json.dumps([asdict(one) for one in read], indent=1) + "\n", encoding="utf-8")
+    (corpus / SOURCES_FILE).write_text(json.dumps([asdict(one) for one in read], indent=1) + "\n", encoding="utf-8")
     return read
 
 

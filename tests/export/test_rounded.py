@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("torch")
+
 import numpy as np
 import onnx
-import pytest
 import torch
 from torch import nn
 
 from export.bundle import write_language_model
-from export.graphs import export_module, serialize
+from export.graphs import export_graphs, export_module, serialize
+from export.interface import seq2seq_interface
 from export.proofs.runners import session_of
+from export.quantize import quantize
 from export.rounded import store_in_8_bits, with_float_weights
 from export.vocabulary import Vocabulary
 from models.language_model import LanguageModel, LanguageModelConfig
 from models.rounding import round_weights, scales_of
+from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from service.repository.manifest import SpecialTokens, TensorSpec
 
 X = TensorSpec(name="x", dtype="float32", shape=("batch", 192))
@@ -100,3 +106,14 @@ def test_scales_have_few_bits(scale: float) -> None:
     scales = scales_of(torch.randn(100, 8, generator=torch.Generator().manual_seed(0)) * scale)
     mantissa, _ = torch.frexp(scales)
     assert torch.equal(mantissa * 2**11, (mantissa * 2**11).round())
+
+
+def test_logits_that_share_the_embedding_are_quantised_in_the_variant() -> None:
+    sizes = {"embedding_size": 128, "hidden_size": 128, "attention_size": 16, "num_layers": 1}
+    config = Seq2SeqConfig(600, 600, **sizes, has_shared_embedding=True)  # type: ignore[arg-type]  # by name
+    interface = seq2seq_interface(config, max_source_length=8)
+    step = export_graphs(interface, Seq2Seq(config).eval().decoder).step
+    quantized = quantize(onnx.load_from_string(step))
+    weights = {tensor.name: list(tensor.dims) for tensor in quantized.graph.initializer}
+    integers = [weights[node.input[1]] for node in quantized.graph.node if node.op_type == "MatMulInteger"]
+    assert sorted(integers) == [[128, 600], [256, 512]]

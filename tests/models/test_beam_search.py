@@ -41,11 +41,14 @@ def test_width_one_takes_the_likeliest_token_each_time(model: Seq2Seq, source: T
         assert tokens == _greedy(model, row, max_tokens=9)
 
 
-def test_a_wide_beam_finds_the_best_of_all_sequences(model: Seq2Seq, source: Tensor) -> None:
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+def test_a_wide_beam_finds_the_best_of_all_sequences(model: Seq2Seq, source: Tensor, penalty: float) -> None:
     """With room for every sequence, the winner is the one that scoring them all finds."""
-    found = beam_search(model, source, None, beam_size=V**4, max_tokens=3, bos_id=BOS, eos_id=EOS)
+    found = beam_search(
+        model, source, None, beam_size=V**4, max_tokens=3, bos_id=BOS, eos_id=EOS, length_penalty=penalty
+    )
     for row, tokens in zip(source, found, strict=True):
-        assert tokens == _best_of_all(model, row, num_steps=4)
+        assert tokens == _best_of_all(model, row, num_steps=4, length_penalty=penalty)
 
 
 def test_a_row_is_decoded_alike_alone_and_in_a_padded_batch(model: Seq2Seq, source: Tensor) -> None:
@@ -71,7 +74,7 @@ def _greedy(model: Seq2Seq, row: Tensor, *, max_tokens: int) -> list[int]:
 
 
 @torch.no_grad()
-def _best_of_all(model: Seq2Seq, row: Tensor, *, num_steps: int) -> list[int]:
+def _best_of_all(model: Seq2Seq, row: Tensor, *, num_steps: int, length_penalty: float) -> list[int]:
     """Scores every sequence of num_steps tokens by teacher forcing, each cut at its first end token."""
     every = torch.tensor(list(itertools.product(range(V), repeat=num_steps)))  # [V ** num_steps, num_steps]
     inputs = torch.cat([torch.full((len(every), 1), BOS), every[:, :-1]], dim=1)
@@ -80,6 +83,6 @@ def _best_of_all(model: Seq2Seq, row: Tensor, *, num_steps: int) -> list[int]:
     scored = {}
     for tokens, values in zip(every.tolist(), steps.tolist(), strict=True):
         length = tokens.index(EOS) + 1 if EOS in tokens else num_steps
-        scored[tuple(tokens[:length])] = sum(values[:length]) / length
+        scored[tuple(tokens[:length])] = sum(values[:length]) / length**length_penalty
     best = max(scored, key=scored.__getitem__)
     return [token for token in best if token != EOS]

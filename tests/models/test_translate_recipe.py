@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from models.recipes import translate
 from models.recipes.translate_baselines import WordByWord, nearest
 from models.recipes.translate_data import Pair
+from models.recipes.translate_judged import NUM_EXAMPLES, SENTENCES, write_evaluation
 from models.recipes.translate_pieces import Pieces, learn
 from models.training import TrainingConfig
 
@@ -75,12 +77,26 @@ def test_it_trains_goes_on_and_is_judged(corpus: Path, tmp_path: Path, capsys: p
     assert json.loads((run / "history.json").read_text()) == history, "a run that is over is not begun again"
     model = translate.load_model(run / "best.safetensors")
     assert model.encoder.embedding.weight is model.decoder.logits.weight
-    found = translate.write_evaluation(run / "best.safetensors", corpus)
+    found = write_evaluation(run / "best.safetensors", corpus)
     assert found["num_test_pairs"] == len(HELD_OUT)
     assert found == json.loads((run / "evaluation.json").read_text())
     word_by_word = found["word_by_word"]
     assert isinstance(word_by_word, dict)
     assert word_by_word["bleu"] == 100.0, "these languages have the same order of words"
+    sentences, examples = found["sentences"], found["examples"]
+    assert isinstance(sentences, list)
+    assert [english for english, _ in sentences] == list(SENTENCES)
+    assert isinstance(examples, list)
+    assert len(examples) == min(NUM_EXAMPLES, len(HELD_OUT))
+    assert {(english, german) for english, _, german in examples} <= {(one.english, one.german) for one in HELD_OUT}
+
+
+def test_a_sentence_of_the_card_must_not_be_in_the_corpus(corpus: Path, tmp_path: Path) -> None:
+    translate.train(tmp_path, corpus, replace(SHORT, epochs=1), SIZES)
+    with (corpus / "train.tsv").open("a") as file:
+        file.write(f"{SENTENCES[0].upper()}\tegal\ttest\n")
+    with pytest.raises(ValueError, match="battery"):
+        write_evaluation(tmp_path / "best.safetensors", corpus)
 
 
 def test_baselines() -> None:

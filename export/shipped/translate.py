@@ -1,0 +1,142 @@
+"""The bundle of `models.recipes.translate`: English to German, as programs speak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Unpack
+
+from pydantic import BaseModel
+
+from export import card
+from export.bundle import BundleOptions, write_seq2seq
+from export.errors import ExportError
+from export.shipped.recipe_card import Evaluation, Story, write_card
+from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
+from export.vocabulary import Vocabulary
+from models.recipes import translate as recipe
+from models.recipes.translate_data import Read, table
+from models.recipes.translate_pieces import BOS_ID, EOS_ID, FILE, PAD_ID
+from models.seq2seq import Seq2Seq
+from service.repository.manifest import SpecialTokens
+
+DESCRIPTION = "English to German, word by word, trained on the messages of programs"
+
+
+class Scores(BaseModel):
+    """Of one way to translate, in percent."""
+
+    bleu: float
+    chrf: float
+
+
+class TranslateEvaluation(Evaluation):
+    """What the recipe writes."""
+
+    greedy: Scores
+    beam_4: Scores
+    nearest_source: Scores
+    word_by_word: Scores
+    length_penalty: float
+    """Of beam search: the best on the validation split."""
+    num_training_pairs: int
+    num_test_pairs: int
+    signatures: dict[str, str]
+    """Of sacreBLEU, by the name of the score."""
+    examples: list[tuple[str, str, str]]
+    """Of the test split: English, the answer, and what its translators wrote."""
+    sentences: list[tuple[str, str]]
+    """Of no split: English, and the answer."""
+    sources: list[Read]
+    """Of the corpus."""
+
+
+def export_translate(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
+    """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `pieces.model`,
+    `evaluation.json`, `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
+    model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
+    evaluation = load_evaluation(checkpoint, TranslateEvaluation, "models.recipes.translate")
+    curves = curves_of(checkpoint)
+    pieces = checkpoint.parent / FILE
+    if not pieces.exists():
+        raise ExportError(f"{pieces} is missing: the run of {checkpoint.name} has made it")
+    vocabulary = Vocabulary.of_subwords(pieces.read_bytes())
+    told = story(model, evaluation)
+    options.setdefault("extra_files", curves)
+    options.setdefault("max_tokens", recipe.MAX_TARGET_TOKENS)
+    options.setdefault("weights_in_8_bits", True)
+    options.setdefault(
+        "write_card",
+        lambda manifest: write_card(manifest, evaluation, told, curves_file=CURVES_FILE if curves else None),
+    )
+    return write_seq2seq(
+        model,
+        source=vocabulary,
+        target=vocabulary,
+        special_tokens=SpecialTokens(pad_id=PAD_ID, bos_id=BOS_ID, eos_id=EOS_ID),
+        max_source_length=recipe.MAX_SOURCE_TOKENS,
+        **options,
+    )
+
+
+def story(model: Seq2Seq, evaluation: TranslateEvaluation) -> Story:
+    """What only its author can tell of it."""
+    config = model.config
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    rows = {
+        "**this model, greedy**": evaluation.greedy,
+        f"**this model, beam of 4, length penalty {evaluation.length_penalty:g}**": evaluation.beam_4,
+        "word by word: each word by its most frequent alignment (IBM Model 1)": evaluation.word_by_word,
+        "the translation of the nearest source, by edit distance": evaluation.nearest_source,
+    }
+    return Story(
+        about=[
+            f"An LSTM encoder-decoder with attention: {config.num_layers} bi-directional encoder layers and "
+            f"{config.num_layers} decoder layers of {config.hidden_size} units, one embedding of "
+            f"{config.target_vocabulary_size:,} pieces for source, target and logits, Luong's general attention of "
+            f"{config.attention_size} from the first decoder layer; {num_parameters:,} parameters, stored in 8 bits "
+            "and computed with in 32-bit floats.",
+            "It reads a sentence, which the server cuts into pieces of words, and gives its German; each word of the "
+            "text comes when it is complete. `%1` and `%2` stand for what a program puts in. Translations of the test "
+            "split, which a hash has drawn, decoded greedily:",
+        ],
+        examples=[["English", "its German", "its translators'"], *map(_cells, evaluation.examples)],
+        figures=[
+            ["", "BLEU", "chrF"],
+            *([name, f"{scores.bleu:.1f}", f"{scores.chrf:.1f}"] for name, scores in rows.items()),
+        ],
+        figures_note="\n".join(
+            [
+                f"On {evaluation.num_test_pairs:,} texts, of {evaluation.num_training_pairs:,} that trained it and the "
+                f"baselines. By sacreBLEU: `{evaluation.signatures['bleu']}`, `{evaluation.signatures['chrf']}`.",
+                "",
+                "Sentences that are in no split, the last four not of programs at all, decoded greedily:",
+                "",
+                *card.table(["English", "its German"], map(_cells, evaluation.sentences))[:-1],
+            ]
+        ),
+        commands=[
+            "python -m models.recipes.translate train --run runs/translate",
+            "python -m models.recipes.translate evaluate runs/translate/best.safetensors",
+            "python -m export translate runs/translate/best.safetensors --to model_repository",
+        ],
+        limits=[
+            "The language of programs: menus, settings, messages, help. Of anything else it knows few words, and then "
+            "says something fluent that is not there.",
+            "Sentences of up to 20 words, one at a time. It knows nothing of the sentence before.",
+            "Whom it speaks to (`Sie` or `du`) changes with the programs that it has read.",
+            "Names and words that it has never read may come out wrong, also where they should stay as they are.",
+        ],
+        data="\n".join(
+            [
+                "The translations of these programs, whose texts belong to their authors; what may train a model, and "
+                "why, is in `docs/decisions/0045`. The corpus is not part of the project: the recipe fetches it. The "
+                "weights are under the project's own licence, Apache-2.0.",
+                "",
+                table(evaluation.sources),
+            ]
+        ),
+    )
+
+
+def _cells(texts: tuple[str, ...]) -> list[str]:
+    return [text.replace("|", "\\|") for text in texts]
