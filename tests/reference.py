@@ -94,4 +94,4 @@ class ReferenceSession:
         feeds = {spec.source.name: padded, spec.lengths.name: np.array([len(source)], np.int64)}
         outputs = dict(zip(names, encoder.run(names, feeds), strict=True))
         self._fixed = {c.input.name: outputs[c.output] for c in self.manifest.contexts}
-        self._state = {s.input.name: outputs[s.initial] for s in self.manifest.states if s.initial}
+        self._state |= {s.input.name: outputs[s.initial] for s in self.manifest.states if s.initial}
