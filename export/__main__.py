@@ -110,7 +110,7 @@ def _export_co2(parsed: argparse.Namespace) -> Path:
 
 def _export_translate(parsed: argparse.Namespace) -> Path:
     from export.shipped.translate import DESCRIPTION, export_translate  # noqa: PLC0415  # likewise
-    from models.recipes.translate import MODEL  # noqa: PLC0415  # likewise
+    from models.recipes.translate_training import MODEL  # noqa: PLC0415  # likewise
 
     return _export_recipe(parsed, export_translate, MODEL, DESCRIPTION)
 

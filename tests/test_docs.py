@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.sessions.lifecycle import diagram
+from tests import imports
 
 ROOT = Path(__file__).parent.parent
 OF_DEVELOPERS = {"docs/architecture.md", "docs/performance.md"}
@@ -17,6 +18,19 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 
 def test_the_diagram_of_a_session_is_drawn_from_its_table() -> None:
     assert f"```mermaid\n{diagram()}\n```" in (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_the_packages_are_drawn_from_the_code() -> None:
+    expected = f"```mermaid\n{imports.diagram()}\n```"
+    assert expected in (ROOT / "docs" / "architecture.md").read_text(), f"docs/architecture.md should have\n{expected}"
+
+
+def test_the_files_that_the_architecture_names_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"`((?:\w+/)+\w+\.(?:py|ts|yml|md|proto))`", text))
+    assert len(named) > 40
+    tops = [ROOT, ROOT / "service", ROOT / "service" / "sessions", ROOT / "export"]
+    assert {name for name in named if not any((top / name).exists() for top in tops)} == set()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -13,7 +13,7 @@ from export.errors import ExportError
 from export.shipped.recipe_card import Evaluation, Story, write_card
 from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
 from export.vocabulary import Vocabulary
-from models.recipes import translate as recipe
+from models.recipes import translate_training as recipe
 from models.recipes.translate_data import Read, table
 from models.recipes.translate_pieces import BOS_ID, EOS_ID, FILE, PAD_ID
 from models.seq2seq import Seq2Seq

@@ -12,9 +12,9 @@ from sacrebleu.metrics.chrf import CHRF
 
 from models import training
 from models.recipes import translate_data as data
-from models.recipes.translate import load_model, translate
 from models.recipes.translate_baselines import WordByWord, nearest
 from models.recipes.translate_pieces import FILE, Pieces
+from models.recipes.translate_training import load_model, translate
 from models.seq2seq import Seq2Seq
 
 JUDGED_WORDS = range(2, 21)

@@ -14,7 +14,7 @@ pytest.importorskip("rapidfuzz")
 
 import torch
 
-from models.recipes import translate
+from models.recipes import translate_training as translate
 from models.recipes.translate_baselines import WordByWord, nearest
 from models.recipes.translate_data import Pair
 from models.recipes.translate_judged import NUM_EXAMPLES, SENTENCES, write_evaluation
