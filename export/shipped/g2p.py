@@ -11,6 +11,7 @@ from export.proofs.runners import one_torch_thread
 from export.shipped import g2p_card
 from export.shipped.g2p_card import Evaluation
 from export.shipped.g2p_int8 import evaluate
+from export.shipped.recipe_card import write_card
 from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
 from export.vocabulary import Vocabulary
 from models.recipes import cmudict_data as data
@@ -56,14 +57,19 @@ def export_g2p(
         evaluation=evaluation.model_dump(),
         max_source_length=MAX_SOURCE_LENGTH,
         max_tokens=MAX_TOKENS,
-        write_card=lambda manifest: g2p_card.write_card(
+        write_card=lambda manifest: write_card(
             manifest,
             evaluation,
-            model.config,
-            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-            examples=_examples(model),
+            g2p_card.story(
+                evaluation,
+                model.config,
+                manifest.variants,
+                num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+                examples=_examples(model),
+                max_source_length=MAX_SOURCE_LENGTH,
+                licence_file=_LICENCE_FILE,
+            ),
             curves_file=CURVES_FILE if curves else None,
-            licence_file=_LICENCE_FILE,
         ),
         extra_files=extra_files,
         int8=int8,

@@ -1,14 +1,15 @@
-"""The model card of `g2p-en`: what it is, how good it is beside what is published, what it cannot do, whose data."""
+"""What is told of `g2p-en`: what it is, how good it is beside what is published, what it cannot do, whose data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from export import card
+from export.shipped import recipe_card
+from export.shipped.recipe_card import Story
 from models.seq2seq import Seq2SeqConfig
-from service.repository.manifest import Manifest
+from service.repository.manifest import VariantSpec
 
 _PUBLISHED = (
     # system, dictionary and split, word error rate %, phoneme error rate %
@@ -40,17 +41,9 @@ class Rates(BaseModel):
     """Words scored."""
 
 
-class Evaluation(BaseModel):
+class Evaluation(recipe_card.Evaluation):
     """What the recipe writes into `evaluation.json`; fields beyond these are kept as they are."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    checkpoint_sha256: str
-    """SHA-256 of the checkpoint that was measured, in hexadecimal."""
-    task: str
-    """What was measured, in words."""
-    split: str
-    """How words were divided, in words."""
     num_training_words: int
     """Words trained on."""
     num_validation_words: int
@@ -63,119 +56,66 @@ class Evaluation(BaseModel):
     """Beam search of width 4, by mean log-probability."""
 
 
-def write_card(
-    manifest: Manifest,
+def story(
     evaluation: Evaluation,
     config: Seq2SeqConfig,
+    variants: Mapping[str, VariantSpec],
     *,
     num_parameters: int,
     examples: Sequence[Example],
-    curves_file: str | None,
+    max_source_length: int,
     licence_file: str,
-) -> str:
-    """The whole card, in Markdown. curves_file, licence_file: names of files beside it."""
-    lines = [f"# {manifest.model}, version {manifest.version}", "", f"{manifest.description}.", ""]
-    lines += _model(config, num_parameters, examples)
-    lines += _figures(evaluation, manifest)
-    lines += _training(evaluation, curves_file, list(manifest.variants))
-    lines += _limits(manifest)
-    lines += _data(licence_file)
-    return "\n".join([*lines, card.reference(manifest)])
-
-
-def _model(config: Seq2SeqConfig, num_parameters: int, examples: Sequence[Example]) -> list[str]:
-    return [
-        f"An LSTM encoder-decoder with attention: {config.num_layers} bi-directional encoder layers and "
-        f"{config.num_layers} decoder layers of {config.hidden_size} units, embeddings of {config.embedding_size}, "
-        f"Luong's general attention of {config.attention_size} from the first decoder layer; "
-        f"{num_parameters:,} parameters, 32-bit floats.",
-        "",
-        "It reads a word letter by letter and gives its phonemes, one a step. Some words it was not trained on, "
-        "decoded greedily:",
-        "",
-        *card.table(
-            ["word", "its answer", "listed"], [[word, answer, ", ".join(listed)] for word, answer, listed in examples]
-        ),
-    ]
-
-
-def _figures(evaluation: Evaluation, manifest: Manifest) -> list[str]:
+) -> Story:
+    """Returns what the card tells. licence_file: the name of a file beside it."""
     measured = [("greedy", evaluation.greedy), ("beam of 4", evaluation.beam_4)]
-    for name, variant in manifest.variants.items():
+    for name, variant in variants.items():
         measured.append((f"{name}, greedy", Rates.model_validate(variant.evaluation["greedy"])))
     ours = [
-        [
+        (
             f"**this model, {way}**",
             "CMUdict of today, our split",
-            _percent(r.word_error_rate),
-            _percent(r.phoneme_error_rate),
-        ]
+            *map(_percent, (r.word_error_rate, r.phoneme_error_rate)),
+        )
         for way, r in measured
     ]
-    return [
-        "## Figures",
-        "",
-        f"On {evaluation.num_test_words:,} test words, stress removed. A word counts as right when its "
-        "transcription is one of the listed pronunciations; the phoneme error rate is the edit distance to the nearest "
-        "of them over its length.",
-        "",
-        *card.table(["system", "data", "word error rate, %", "phoneme error rate, %"], [*ours, *_PUBLISHED]),
+    options = f" --variants {' '.join(variants)} --max-bytes 18000000" if variants else ""
+    return Story(
+        about=[
+            f"An LSTM encoder-decoder with attention: {config.num_layers} bi-directional encoder layers and "
+            f"{config.num_layers} decoder layers of {config.hidden_size} units, embeddings of {config.embedding_size}, "
+            f"Luong's general attention of {config.attention_size} from the first decoder layer; "
+            f"{num_parameters:,} parameters, 32-bit floats.",
+            "It reads a word letter by letter and gives its phonemes, one a step. Some words it was not trained on, "
+            "decoded greedily:",
+        ],
+        examples=[
+            ["word", "its answer", "listed"],
+            *([word, answer, ", ".join(listed)] for word, answer, listed in examples),
+        ],
+        figures=[["system", "data", "word error rate, %", "phoneme error rate, %"], *ours, *_PUBLISHED],
+        figures_note=f"On {evaluation.num_test_words:,} test words; {evaluation.num_training_words:,} words of the CMU "
+        f"Pronouncing Dictionary trained it and {evaluation.num_validation_words:,} chose the epoch, with all their "
+        "pronunciations. A word counts as right when its transcription is one of the listed pronunciations; the "
+        "phoneme error rate is the edit distance to the nearest of them over its length.\n\n"
         "**The split is our own**, so these figures stand beside the published ones, not in their table: today's "
         "dictionary has no standard split, other authors drew theirs otherwise, and it is harder than the PRONASYL "
         "2007 split (106,837 training and 12,000 test words), which does not come with the dictionary. The published "
         "figures are as their authors report them; none was run again here.",
-        "",
-    ]
-
-
-def _training(evaluation: Evaluation, curves_file: str | None, variants: Sequence[str]) -> list[str]:
-    options = f" --variants {' '.join(variants)} --max-bytes 18000000" if variants else ""
-    curves = ["", f"![training loss and validation error by epoch]({curves_file})"] if curves_file else []
-    return [
-        "## Training",
-        "",
-        f"On {evaluation.num_training_words:,} words of the CMU Pronouncing Dictionary with all their pronunciations, "
-        f"{evaluation.num_validation_words:,} validation words choosing the epoch. All pronunciations of a word are on "
-        f"one side of the split: {evaluation.split}. Cross-entropy with label smoothing and teacher forcing, Adam, the "
-        "evaluated weights being a moving average.",
-        "",
-        "To make it again, with the extra `train` installed:",
-        "",
-        "```sh",
-        "python -m models.recipes.g2p train --run runs/g2p",
-        f"python -m export g2p runs/g2p/best.safetensors --to model_repository{options}",
-        "```",
-        "",
-        "The seed is fixed, but another processor or another PyTorch rounds differently and ends in slightly other "
-        "weights.",
-        *curves,
-        "",
-    ]
-
-
-def _limits(manifest: Manifest) -> list[str]:
-    longest = manifest.encoder.max_source_length if manifest.encoder else 0
-    return [
-        "## Limits",
-        "",
-        f"- Words of the letters a to z and the apostrophe, of up to {longest} of them. No digits, hyphens, full "
-        "stops, accents or abbreviations: spell them out first.",
-        "- North American English as the dictionary transcribes it, without stress. Much of the dictionary is names, "
-        "and names of foreign origin are hard to tell from their spelling.",
-        "- A word has one transcription, whatever the sentence: `read` and `lead` are not told apart.",
-        "- It answers anything spelt with these letters, words or not, and does not say when it is guessing.",
-        "",
-    ]
-
-
-def _data(licence_file: str) -> list[str]:
-    return [
-        "## Data and licence",
-        "",
-        "The CMU Pronouncing Dictionary, Copyright (C) 1993-2015 Carnegie Mellon University, under the BSD-style "
+        commands=[
+            "python -m models.recipes.g2p train --run runs/g2p",
+            f"python -m export g2p runs/g2p/best.safetensors --to model_repository{options}",
+        ],
+        limits=[
+            f"Words of the letters a to z and the apostrophe, of up to {max_source_length} of them. No digits, "
+            "hyphens, full stops, accents or abbreviations: spell them out first.",
+            "North American English as the dictionary transcribes it, without stress. Much of the dictionary is "
+            "names, and names of foreign origin are hard to tell from their spelling.",
+            "A word has one transcription, whatever the sentence: `read` and `lead` are not told apart.",
+            "It answers anything spelt with these letters, words or not, and does not say when it is guessing.",
+        ],
+        data="The CMU Pronouncing Dictionary, Copyright (C) 1993-2015 Carnegie Mellon University, under the BSD-style "
         f"licence in [{licence_file}]({licence_file}). The weights are under the project's own licence, Apache-2.0.",
-        "",
-    ]
+    )
 
 
 def _percent(fraction: float) -> str:

@@ -24,8 +24,10 @@ from models import training
 from models.curves import plot_curves
 from models.metrics import ErrorRates, score
 from models.recipes import cmudict_data as data
+from models.recipes import command
 from models.search import search_all
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
+from models.targets import teacher_forced
 
 MODEL = "g2p-en"
 LABEL_SMOOTHING = 0.1
@@ -121,15 +123,8 @@ def write_evaluation(checkpoint: Path) -> dict[str, object]:
 
 def _to_batch(group: list[tuple[str, data.Phonemes]]) -> Batch:
     ids = {phoneme: index for index, phoneme in enumerate(data.phonemes())}
-    longest = max(len(phonemes) for _, phonemes in group) + 1
-    inputs = torch.full((len(group), longest), PAD_ID)
-    expected = torch.full((len(group), longest), PAD_ID)
-    for row, (_, phonemes) in enumerate(group):
-        target = torch.tensor([ids[phoneme] for phoneme in phonemes])
-        inputs[row, 0] = BOS_ID
-        inputs[row, 1 : len(phonemes) + 1] = target
-        expected[row, : len(phonemes)] = target
-        expected[row, len(phonemes)] = EOS_ID
+    targets = [[ids[phoneme] for phoneme in phonemes] for _, phonemes in group]
+    inputs, expected = teacher_forced(targets, pad_id=PAD_ID, bos_id=BOS_ID, eos_id=EOS_ID)
     return _source([word for word, _ in group]), inputs, expected
 
 
@@ -143,27 +138,22 @@ def _ids(word: str) -> list[int]:
 
 def main() -> None:
     """The command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m models.recipes.g2p", description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    defaults = training.TrainingConfig()
-    training_parser = commands.add_parser("train", help="train, or go on with a run that was stopped")
-    training_parser.add_argument("--run", type=Path, default=Path("runs/g2p"), help="folder of the run")
-    training_parser.add_argument("--epochs", type=int, default=defaults.epochs)
-    training_parser.add_argument("--hidden-size", type=int, default=256)
-    training_parser.add_argument("--batch-size", type=int, default=256)
-    training_parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
-    training_parser.add_argument("--seed", type=int, default=defaults.seed)
-    evaluation_parser = commands.add_parser("evaluate", help="score a checkpoint on the test split")
-    evaluation_parser.add_argument("checkpoint", type=Path)
-    arguments = parser.parse_args()
-    if arguments.command == "evaluate":
-        write_evaluation(arguments.checkpoint)
-        return
+    command.run(
+        "models.recipes.g2p",
+        __doc__.splitlines()[0],
+        numbers={"epochs": 28, "hidden": 256, "batch-size": 256},
+        compared_with="the listed pronunciations",
+        train=_train,
+        evaluate=write_evaluation,
+    )
+
+
+def _train(parsed: argparse.Namespace) -> None:
     train(
-        arguments.run,
-        training.TrainingConfig(epochs=arguments.epochs, learning_rate=arguments.learning_rate, seed=arguments.seed),
-        Seq2SeqConfig(len(data.GRAPHEMES), len(data.phonemes()), hidden_size=arguments.hidden_size),
-        batch_size=arguments.batch_size,
+        parsed.run,
+        training.TrainingConfig(epochs=parsed.epochs, seed=parsed.seed),
+        Seq2SeqConfig(len(data.GRAPHEMES), len(data.phonemes()), hidden_size=parsed.hidden),
+        batch_size=parsed.batch_size,
     )
 
 

@@ -25,6 +25,7 @@ from models.rounding import round_weights
 from models.search import search_all
 from models.seq2seq import Seq2Seq, Seq2SeqConfig
 from models.smoothing import smoothed_cross_entropy
+from models.targets import teacher_forced
 
 MODEL = "translate-en-de"
 LABEL_SMOOTHING = 0.1
@@ -136,13 +137,6 @@ def load_model(checkpoint: Path) -> Seq2Seq:
 
 
 def _to_batch(rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
-    longest = max(len(target) for _, target in rows) + 1
-    inputs = torch.full((len(rows), longest), PAD_ID)
-    expected = torch.full((len(rows), longest), PAD_ID)
-    for row, (_, target) in enumerate(rows):
-        ids = torch.tensor(target)
-        inputs[row, 0] = BOS_ID
-        inputs[row, 1 : len(target) + 1] = ids
-        expected[row, : len(target)] = ids
-        expected[row, len(target)] = EOS_ID
+    targets = [target for _, target in rows]
+    inputs, expected = teacher_forced(targets, pad_id=PAD_ID, bos_id=BOS_ID, eos_id=EOS_ID)
     return torch.tensor([source for source, _ in rows]), inputs, expected
