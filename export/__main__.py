@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nothing was written: {said}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        missing = told_missing(error, "train" if parsed.recipe in _TRAINED else None)
+        missing = told_missing(error, "train" if parsed.recipe in _SHIPPED else None)
         if missing is None:
             raise
         print(f"nothing was written: {missing}", file=sys.stderr)
@@ -47,23 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _export_g2p(parsed: argparse.Namespace) -> Path:
-    from export.bundle import MAX_BUNDLE_BYTES  # noqa: PLC0415  # torch takes seconds to import; --help need not wait
-    from export.shipped.g2p import export_g2p  # noqa: PLC0415  # likewise
-
-    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
-    return export_g2p(
-        parsed.checkpoint,
-        to=parsed.to,
-        version=parsed.version,
-        int8=INT8 in parsed.variants,
-        max_bytes=parsed.max_bytes or MAX_BUNDLE_BYTES,
-        replace=parsed.replace,
-    )
-
-
 def _export_random_lm(parsed: argparse.Namespace) -> Path:
-    from export.random_lm import export_random_lm  # noqa: PLC0415  # likewise
+    from export.random_lm import export_random_lm  # noqa: PLC0415  # torch takes seconds to import; --help need not wait
 
     print(f"exporting {parsed.name} and proving its graph ...", flush=True)
     return export_random_lm(
@@ -80,39 +65,24 @@ def _export_random_lm(parsed: argparse.Namespace) -> Path:
     )
 
 
-def _export_pychar(parsed: argparse.Namespace) -> Path:
-    from export.shipped.pychar import DESCRIPTION, export_pychar  # noqa: PLC0415  # likewise
-    from models.recipes.pychar import MODEL  # noqa: PLC0415  # likewise
+def _export_shipped(parsed: argparse.Namespace) -> Path:
+    """Writes the bundle of a recipe's checkpoint."""
+    from export.bundle import MAX_BUNDLE_BYTES  # noqa: PLC0415  # likewise
 
-    return _export_recipe(parsed, export_pychar, MODEL, DESCRIPTION)
-
-
-def _export_stress(parsed: argparse.Namespace) -> Path:
-    from export.shipped.stress import DESCRIPTION, export_stress  # noqa: PLC0415  # likewise
-    from models.recipes.stress import MODEL  # noqa: PLC0415  # likewise
-
-    return _export_recipe(parsed, export_stress, MODEL, DESCRIPTION)
-
-
-def _export_morse(parsed: argparse.Namespace) -> Path:
-    from export.shipped.morse import DESCRIPTION, export_morse  # noqa: PLC0415  # likewise
-    from models.recipes.morse import MODEL  # noqa: PLC0415  # likewise
-
-    return _export_recipe(parsed, export_morse, MODEL, DESCRIPTION)
-
-
-def _export_co2(parsed: argparse.Namespace) -> Path:
-    from export.shipped.co2 import DESCRIPTION, export_co2  # noqa: PLC0415  # likewise
-    from models.recipes.co2 import MODEL  # noqa: PLC0415  # likewise
-
-    return _export_recipe(parsed, export_co2, MODEL, DESCRIPTION)
-
-
-def _export_translate(parsed: argparse.Namespace) -> Path:
-    from export.shipped.translate import DESCRIPTION, export_translate  # noqa: PLC0415  # likewise
-    from models.recipes.translate_training import MODEL  # noqa: PLC0415  # likewise
-
-    return _export_recipe(parsed, export_translate, MODEL, DESCRIPTION)
+    module, _ = _SHIPPED[parsed.recipe]
+    shipped = importlib.import_module(module)
+    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
+    folder: Path = shipped.export_bundle(
+        parsed.checkpoint,
+        to=parsed.to,
+        name=shipped.recipe.MODEL,
+        description=shipped.DESCRIPTION,
+        version=parsed.version,
+        int8=INT8 in parsed.variants,
+        max_bytes=parsed.max_bytes or MAX_BUNDLE_BYTES,
+        replace=parsed.replace,
+    )
+    return folder
 
 
 def _export_torch(parsed: argparse.Namespace) -> Path:
@@ -143,41 +113,23 @@ def _export_transducer(parsed: argparse.Namespace) -> Path:
     return command.run(parsed)
 
 
-def _export_recipe(parsed: argparse.Namespace, export: Callable[..., Path], name: str, description: str) -> Path:
-    """export: writes the bundle of a recipe's checkpoint."""
-    print(f"exporting {parsed.checkpoint} and proving the graphs ...", flush=True)
-    return export(
-        parsed.checkpoint,
-        to=parsed.to,
-        name=name,
-        description=description,
-        evaluation=json.loads((parsed.checkpoint.parent / "evaluation.json").read_bytes()),
-        version=parsed.version,
-        replace=parsed.replace,
-    )
-
-
+_SHIPPED = {
+    "g2p": ("export.shipped.g2p", "English spelling to phonemes: the bundle g2p-en"),
+    "translate": ("export.shipped.translate", "English to German, as programs speak: the bundle translate-en-de"),
+    "pychar": ("export.shipped.pychar", "Python source, character by character: the bundle pychar-en"),
+    "stress": ("export.shipped.stress", "phonemes of running speech to stress: the bundle stress-en"),
+    "co2": ("export.shipped.co2", "atmospheric carbon dioxide, months ahead: the bundle co2-forecast"),
+    "morse": ("export.shipped.morse", "Morse code by ear, a transducer: the bundle morse"),
+}
+"""The recipes of the models that come with the project: which module exports each, and its help."""
 _EXPORTS: dict[str, Callable[[argparse.Namespace], Path]] = {
-    "g2p": _export_g2p,
-    "pychar": _export_pychar,
-    "stress": _export_stress,
-    "co2": _export_co2,
-    "morse": _export_morse,
-    "translate": _export_translate,
+    **dict.fromkeys(_SHIPPED, _export_shipped),
     "torch": _export_torch,
     "onnx": _export_onnx,
     "transducer": _export_transducer,
     "random-lm": _export_random_lm,
 }
-_TRAINED = ("g2p", "pychar", "stress", "co2", "morse", "translate")
-"""Those that import what has trained the model."""
-_RECIPES = {
-    "pychar": "Python source, character by character: the bundle pychar-en",
-    "stress": "phonemes of running speech to stress: the bundle stress-en",
-    "co2": "atmospheric carbon dioxide, months ahead: the bundle co2-forecast",
-    "morse": "Morse code by ear, a transducer: the bundle morse",
-    "translate": "English to German, as programs speak: the bundle translate-en-de",
-}
+_WITH_VARIANTS = ("g2p", "translate")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -190,15 +142,17 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m export", description="Exports a checkpoint to a verified bundle.")
     recipes = parser.add_subparsers(dest="recipe", required=True, metavar="RECIPE")
-    g2p = recipes.add_parser("g2p", help="English spelling to phonemes: the bundle g2p-en")
-    g2p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a best.safetensors of models.recipes.g2p")
-    add_place(g2p)
-    g2p.add_argument("--max-bytes", type=count, metavar="N", help="the most the bundle may weigh (default: 16000000)")
-    _add_variants(g2p)
-    for name, about in _RECIPES.items():
+    for name, (module, about) in _SHIPPED.items():
         recipe = recipes.add_parser(name, help=about)
-        recipe.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a best.safetensors of that recipe")
+        made_by = module.replace("export.shipped", "models.recipes")
+        recipe.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=f"a best.safetensors of {made_by}")
         add_place(recipe)
+        recipe.add_argument(
+            "--max-bytes", type=count, metavar="N", help="the most the bundle may weigh (default: 16000000)"
+        )
+        recipe.set_defaults(variants=[])
+        if name in _WITH_VARIANTS:
+            _add_variants(recipe)
     torch_model = recipes.add_parser(
         "torch",
         help="a module of your own",

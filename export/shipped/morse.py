@@ -36,11 +36,12 @@ class MorseEvaluation(Evaluation):
     """By the speed."""
 
 
-def export_morse(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
+def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `evaluation.json`,
     `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, MorseEvaluation, "models.recipes.morse")
+    options["evaluation"] = evaluation.model_dump()
     curves = curves_of(checkpoint)
     told = story(model, evaluation)
     options.setdefault("extra_files", curves)

@@ -24,11 +24,12 @@ _PROMPTS = ("import os\nimport s", "def __init__(self", "    for i in ra", "    
 _MAX_COMPLETION = 40
 
 
-def export_pychar(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
+def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `evaluation.json`,
     `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.pychar")
+    options["evaluation"] = evaluation.model_dump()
     curves = curves_of(checkpoint)
     story = _story(model, evaluation)
     options.setdefault("extra_files", curves)

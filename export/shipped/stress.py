@@ -21,11 +21,12 @@ DESCRIPTION = "The stress of each phoneme of running speech, told four phonemes 
 _LICENCE_FILE = "LICENSE.cmudict"
 
 
-def export_stress(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
+def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `evaluation.json`,
     `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, Evaluation, "models.recipes.stress")
+    options["evaluation"] = evaluation.model_dump()
     curves = curves_of(checkpoint)
     story = _story(model, evaluation)
     options.setdefault("extra_files", {**curves, _LICENCE_FILE: cmudict.license_string().encode()})

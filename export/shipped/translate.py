@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Unpack
 
@@ -14,7 +16,7 @@ from export.shipped.recipe_card import Evaluation, Story, write_card
 from export.shipped.runs import CURVES_FILE, curves_of, load_evaluation, load_model
 from export.vocabulary import Vocabulary
 from models.recipes import translate_training as recipe
-from models.recipes.translate_data import Read, table
+from models.recipes.translate_data import SOURCES_FILE, Read, table
 from models.recipes.translate_pieces import BOS_ID, EOS_ID, FILE, PAD_ID
 from models.seq2seq import Seq2Seq
 from service.repository.manifest import SpecialTokens
@@ -50,18 +52,20 @@ class TranslateEvaluation(Evaluation):
     """Of the corpus."""
 
 
-def export_translate(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
+def export_bundle(checkpoint: Path, **options: Unpack[BundleOptions]) -> Path:
     """Writes the bundle of a checkpoint and returns its folder. Reads what lies beside it: `pieces.model`,
     `evaluation.json`, `curves.png`. Raises as `export.bundle.write_seq2seq` does."""
     model = load_model(checkpoint, recipe.load_model, recipe.MODEL)
     evaluation = load_evaluation(checkpoint, TranslateEvaluation, "models.recipes.translate")
+    options["evaluation"] = evaluation.model_dump(exclude={"sources", "examples", "sentences"})  # the card has those
     curves = curves_of(checkpoint)
     pieces = checkpoint.parent / FILE
     if not pieces.exists():
         raise ExportError(f"{pieces} is missing: the run of {checkpoint.name} has made it")
     vocabulary = Vocabulary.of_subwords(pieces.read_bytes())
     told = story(model, evaluation)
-    options.setdefault("extra_files", curves)
+    sources = json.dumps([asdict(one) for one in evaluation.sources], indent=1) + "\n"
+    options.setdefault("extra_files", {SOURCES_FILE: sources.encode(), **curves})
     options.setdefault("max_tokens", recipe.MAX_TARGET_TOKENS)
     options.setdefault("weights_in_8_bits", True)
     options.setdefault(
