@@ -41,6 +41,16 @@ def seconds(value: Any, name: str) -> float:
     return number
 
 
+def at_least_one(value: Any, name: str) -> int:
+    """Raises TypeError for what is no whole number, and InvalidArgumentError for what is less than 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, not {value!r:.60}")
+    number = int(value)
+    if number < 1:
+        raise invalid(f"{name} = {number} must be 1 or more", name)
+    return number
+
+
 def one_of(value: Any, choices: Sequence[str], name: str, *, field: str) -> str:
     """One of the words. field: the request's, for the error. Raises InvalidArgumentError for any other, spelled
     otherwise or of another type."""

@@ -10,6 +10,7 @@ import grpc
 
 from carousel import _requests
 from carousel._async_generate_calls import AsyncGenerateCalls
+from carousel._async_many_calls import AsyncManyCalls
 from carousel._async_model_calls import AsyncModelCalls
 from carousel._async_step_calls import AsyncStepCalls
 from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials, all_options
@@ -28,7 +29,7 @@ from carousel.v1.models_pb2_grpc import ModelsStub
 from carousel.v1.sessions_pb2_grpc import SessionsStub
 
 
-class AsyncClient(AsyncGenerateCalls, AsyncModelCalls, AsyncStepCalls, AsyncWatchCalls):
+class AsyncClient(AsyncGenerateCalls, AsyncManyCalls, AsyncModelCalls, AsyncStepCalls, AsyncWatchCalls):
     """A connection to a server, made when it is first needed. For the tasks of the event loop that it is made in.
 
     Close it, or use `async with`. It belongs to the process that makes it: see `Client`.

@@ -14,6 +14,7 @@ from carousel._channel import MAX_MESSAGE_BYTES, ChannelOptions, all_credentials
 from carousel._constants import Constants
 from carousel._generate_calls import GenerateCalls
 from carousel._home import Home
+from carousel._many_calls import ManyCalls
 from carousel._model_calls import ModelCalls
 from carousel._protocol import SessionProtocol
 from carousel._recovery import Recovery
@@ -29,7 +30,7 @@ from carousel.v1.sessions_pb2_grpc import SessionsStub
 from carousel.watch import WatchCalls
 
 
-class Client(GenerateCalls, ModelCalls, StepCalls, WatchCalls):
+class Client(GenerateCalls, ManyCalls, ModelCalls, StepCalls, WatchCalls):
     """A connection to a server, made when it is first needed. Threads may share it. Close it, or use `with`.
 
     It belongs to the process that makes it: pickled or copied it raises TypeError, used in a process that was forked

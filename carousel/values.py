@@ -215,6 +215,23 @@ class Hypothesis:
 
 
 @dataclass(frozen=True, slots=True)
+class GeneratedSequence:
+    """What `generate_many` gives for a source, which is as it was given.
+
+    tokens, text, finish_reason, hypotheses: as a generation has them; values: [steps] vectors, of a model that gives
+    values. error: why there is nothing of that, None when there is.
+    """
+
+    source: object
+    tokens: tuple[Token, ...] = ()
+    values: tuple[tuple[float, ...], ...] = ()
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    hypotheses: tuple[Hypothesis, ...] = ()
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TargetScore:
     """How likely a target is. log_probability: natural logarithm, the sum of log_probabilities: of each of its tokens
     given those before it, and with `with_end` of the end token after them."""

@@ -19,6 +19,7 @@ from carousel.cli import (
     sessions,
     step,
     stream,
+    translate,
     watch,
 )
 from carousel.cli.connection import connected
@@ -39,6 +40,7 @@ _COMMANDS = {
     "Models": (("models", models.list_models), ("load", models.load), ("unload", models.unload)),
     "Sequences, each in a session of its own": (
         ("generate", generate.generate),
+        ("translate", translate.translate),
         ("forecast", forecast.forecast),
         ("score", score.score),
         ("inspect", inspect.inspect),

@@ -57,6 +57,9 @@ def generate(
         float | None, typer.Option(help="Above 1 makes tokens that were given less likely.")
     ] = None,
     beam_size: Annotated[int | None, typer.Option(min=1, help="Searches for the likeliest sequences.")] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="With --beam-size: the higher, the longer (default: 1).")
+    ] = None,
     num_best: Annotated[int | None, typer.Option(min=1, help="How many of them to print.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -79,6 +82,7 @@ def generate(
         "seed": seed,
         "repetition_penalty": repetition_penalty,
         "beam_size": beam_size,
+        "length_penalty": length_penalty,
         "num_best": num_best,
     }
     decoding = {name: value for name, value in options.items() if value is not None}
@@ -191,6 +195,7 @@ class _Asked(NamedTuple):
             print_json(found | ({"hypotheses": generation.hypotheses} if is_search else {}))
         elif is_search:
             for hypothesis in generation.hypotheses:
-                typer.echo(f"{hypothesis.score:9.4f}  {between.join(token.text for token in hypothesis.tokens)}")
+                found_text = hypothesis.text if has_text else between.join(token.text for token in hypothesis.tokens)
+                typer.echo(f"{hypothesis.score:9.4f}  {found_text}")
         else:
             typer.echo()

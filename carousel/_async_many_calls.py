@@ -1,0 +1,175 @@
+"""`AsyncClient.generate_many`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Unpack
+
+from carousel import _arguments, _requests
+from carousel._async_stream import AsyncStream
+from carousel._backoff import Backoff, CallBackoff
+from carousel._constants import Constants
+from carousel._deadline import Deadline
+from carousel._decoding import decoding_message
+from carousel._home import Unpicklable
+from carousel._many import ManyGenerations
+from carousel._requests import Source
+from carousel.errors import CarouselError
+from carousel.v1 import inference_pb2 as pb
+from carousel.values import DecodingOptions, GeneratedSequence
+
+if TYPE_CHECKING:
+    from carousel.v1.inference_pb2_grpc import InferenceAsyncStub  # exists for type checkers alone
+
+Sources = Iterable[Source | None] | AsyncIterable[Source | None]
+
+
+class AsyncManyCalls(Unpicklable):
+    """Many generations on one stream."""
+
+    _inference: InferenceAsyncStub
+    _timeout: float | None
+
+    def generate_many(
+        self,
+        model: str,
+        sources: Sources,
+        *,
+        version: int = 0,
+        variant: str = "",
+        constants: Constants | None = None,
+        concurrency: int = 64,
+        resume_timeout: float = 60.0,
+        timeout: float | None = None,
+        **decoding: Unpack[DecodingOptions],
+    ) -> AsyncGenerator[GeneratedSequence]:
+        """Generates a sequence for each source: see `Client.generate_many`.
+
+        sources: an iterable, which must not block, or an asynchronous one. A task of its own reads them. Close the
+        iterator with `aclose` to close the sessions at once.
+        """
+        concurrency = _arguments.at_least_one(concurrency, "concurrency")
+        opening = _requests.open_message(model, source=None, version=version, variant=variant, constants=constants)
+        protocol = ManyGenerations(opening, decoding_message(**decoding))
+        limit = self._timeout if timeout is None else timeout
+        run = _Run(partial(AsyncStream, self._inference, protocol), protocol, resume_timeout, limit)
+        return run.results(sources, concurrency)
+
+
+class _Run:
+    """One call: joins the sources, the protocol and one stream after another."""
+
+    def __init__(
+        self,
+        connect: Callable[[], AsyncStream],
+        protocol: ManyGenerations,
+        resume_timeout: float,
+        timeout: float | None,
+    ) -> None:
+        self._connect = connect
+        self._protocol = protocol
+        self._timeout = timeout
+        self._stream: AsyncStream | None = None
+        self._received: asyncio.Task[pb.StreamResponse | CarouselError] | None = None
+        """Waits for the next response of the stream."""
+        self._lost = CallBackoff(resume_timeout)
+        self._full = Backoff(resume_timeout)
+        self._deadline = Deadline(None)
+        self._num_done = 0
+        """Sequences that were complete when the program was here last."""
+        self._arrived: asyncio.Queue[tuple[Source | None]] = asyncio.Queue()
+
+    async def results(self, sources: Sources, concurrency: int) -> AsyncGenerator[GeneratedSequence]:
+        """See `AsyncManyCalls.generate_many`."""
+        room = asyncio.Semaphore(concurrency)
+        reading = asyncio.create_task(self._read(sources, room), name="carousel-sources")
+        try:
+            while True:
+                was_idle = not self._protocol.num_in_flight
+                while not self._arrived.empty():
+                    self._post(self._protocol.add(*self._arrived.get_nowait()))
+                for result in self._protocol.take():
+                    room.release()
+                    yield result
+                if reading.done() and self._arrived.empty() and not self._protocol.num_entries:
+                    await reading  # raises what the sources raised
+                    return
+                await self._settle(was_idle=was_idle)
+                await self._wait(reading)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            await self._end()
+
+    async def _read(self, sources: Sources, room: asyncio.Semaphore) -> None:
+        if isinstance(sources, AsyncIterable):
+            async for source in sources:
+                await room.acquire()
+                self._arrived.put_nowait((source,))
+        else:
+            for source in sources:
+                await room.acquire()
+                self._arrived.put_nowait((source,))
+
+    async def _settle(self, *, was_idle: bool) -> None:
+        """Sends again what a full server has refused, once it may have room, and sets the time to wait until."""
+        has_progress = self._protocol.num_done > self._num_done
+        self._num_done = self._protocol.num_done
+        if has_progress:
+            self._full.reset()
+        refused_by = self._protocol.refused_by
+        if refused_by is not None and (has_progress or not self._protocol.num_in_flight):
+            self._full.begin(time.monotonic())
+            await asyncio.sleep(self._full.next(refused_by, time.monotonic()))
+            self._post(self._protocol.repeat())
+        if has_progress or was_idle:
+            self._deadline = Deadline(self._timeout if self._protocol.num_in_flight else None)
+
+    async def _wait(self, reading: asyncio.Task[None]) -> None:
+        """Waits for a response, or until another source has arrived, or there are no more."""
+        arrival = asyncio.create_task(self._arrived.get())
+        waited: list[asyncio.Task[object]] = [arrival]
+        if self._stream is not None:
+            self._received = self._received or asyncio.create_task(self._stream.receive())
+            waited.append(self._received)
+        if not reading.done():
+            waited.append(reading)
+        try:
+            await asyncio.wait(waited, timeout=self._deadline.remaining(), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if arrival.done():
+                self._post(self._protocol.add(*arrival.result()))
+            arrival.cancel()
+        if self._received is not None and self._received.done():
+            received, self._received = self._received.result(), None
+            await self._take_up(received)
+        elif self._deadline.remaining() == 0.0:
+            raise self._deadline.exceeded()
+
+    async def _take_up(self, received: pb.StreamResponse | CarouselError) -> None:
+        try:
+            if isinstance(received, CarouselError):
+                raise received
+            self._post(self._protocol.receive(received))
+        except CarouselError as error:
+            await self._end()
+            if self._protocol.num_entries:
+                now_s, remaining_s = time.monotonic(), self._deadline.remaining()
+                await asyncio.sleep(self._lost.next(error, self._protocol.num_done, now_s, remaining_s))
+                self._post(self._protocol.restart())
+
+    def _post(self, requests: Iterable[pb.StreamRequest]) -> None:
+        for request in requests:
+            self._stream = self._stream or self._connect()
+            self._stream.post(request)
+
+    async def _end(self) -> None:
+        stream, self._stream = self._stream, None
+        if self._received is not None:
+            self._received.cancel()
+            self._received = None
+        if stream is not None:
+            await stream.end(Deadline(0))

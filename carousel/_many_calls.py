@@ -1,0 +1,179 @@
+"""`Client.generate_many`."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from functools import partial
+from typing import Unpack
+
+from carousel import _arguments, _requests
+from carousel._backoff import Backoff, CallBackoff
+from carousel._constants import Constants
+from carousel._deadline import Deadline
+from carousel._decoding import decoding_message
+from carousel._home import Unpicklable
+from carousel._many import ManyGenerations
+from carousel._requests import Source
+from carousel._stream import Stream
+from carousel.errors import CarouselError
+from carousel.v1 import inference_pb2 as pb
+from carousel.v1.inference_pb2_grpc import InferenceStub
+from carousel.values import DecodingOptions, GeneratedSequence
+
+
+class ManyCalls(Unpicklable):
+    """Many generations on one stream."""
+
+    _inference: InferenceStub
+    _timeout: float | None
+
+    def generate_many(
+        self,
+        model: str,
+        sources: Iterable[Source | None],
+        *,
+        version: int = 0,
+        variant: str = "",
+        constants: Constants | None = None,
+        concurrency: int = 64,
+        resume_timeout: float = 60.0,
+        timeout: float | None = None,
+        **decoding: Unpack[DecodingOptions],
+    ) -> Generator[GeneratedSequence]:
+        """Generates a sequence for each source, all on one stream, and yields them in the order of the sources.
+
+        sources: any number, also without end. A thread of its own reads them, at most `concurrency` ahead of what was
+        yielded, so that a slow iterable delays no result. version, variant, constants, decoding: as in `generate`.
+        concurrency: sessions at once, 1 or more. resume_timeout: seconds to try again after a lost connection, or while
+        the server is full, until another sequence is complete. timeout: seconds to wait for a sequence.
+
+        A source that is refused has its error in `GeneratedSequence.error`, and the others go on. The iterator raises
+        UnavailableError and the like when the server cannot be reached, DeadlineExceededError, and what `sources`
+        raises. Closing it closes the sessions.
+        """
+        concurrency = _arguments.at_least_one(concurrency, "concurrency")
+        opening = _requests.open_message(model, source=None, version=version, variant=variant, constants=constants)
+        protocol = ManyGenerations(opening, decoding_message(**decoding))
+        limit = self._timeout if timeout is None else timeout
+        run = _Run(partial(Stream, self._inference, protocol), protocol, resume_timeout, limit)
+        return run.results(sources, concurrency)
+
+
+class _Reader:
+    """Reads sources in a thread of its own, and tells after each."""
+
+    def __init__(self, sources: Iterable[Source | None], num_ahead: int, tell: Callable[[], None]) -> None:
+        self.arrived: queue.SimpleQueue[tuple[Source | None] | Exception | None] = queue.SimpleQueue()
+        """Each source in a tuple, then None, or the error that reading them raised."""
+        self.room = threading.Semaphore(num_ahead)
+        self.is_stopped = False
+        self._sources = sources
+        self._tell = tell
+        threading.Thread(target=self._read, name="carousel-sources", daemon=True).start()
+
+    def _read(self) -> None:
+        end: Exception | None = None
+        try:
+            for source in self._sources:
+                self.room.acquire()
+                if self.is_stopped:
+                    return
+                self.arrived.put((source,))
+                self._tell()
+        except Exception as error:  # raised where the results are read
+            end = error
+        self.arrived.put(end)
+        self._tell()
+
+
+class _Run:
+    """One call: joins the reader, the protocol and one stream after another."""
+
+    def __init__(
+        self, connect: Callable[[], Stream], protocol: ManyGenerations, resume_timeout: float, timeout: float | None
+    ) -> None:
+        self._connect = connect
+        self._protocol = protocol
+        self._timeout = timeout
+        self._stream: Stream | None = None
+        self._lost = CallBackoff(resume_timeout)
+        self._full = Backoff(resume_timeout)
+        self._deadline = Deadline(None)
+        self._num_done = 0
+        """Sequences that were complete when the program was here last."""
+
+    def results(self, sources: Iterable[Source | None], concurrency: int) -> Generator[GeneratedSequence]:
+        """See `ManyCalls.generate_many`."""
+        reader = _Reader(sources, concurrency, self._wake)
+        is_over, end = False, None
+        try:
+            while True:
+                was_idle = not self._protocol.num_in_flight
+                while not is_over and not (self._protocol.num_entries and reader.arrived.empty()):
+                    arrived = reader.arrived.get()
+                    if isinstance(arrived, tuple):
+                        self._post(self._protocol.add(*arrived))
+                    else:
+                        is_over, end = True, arrived
+                for result in self._protocol.take():
+                    reader.room.release()
+                    yield result
+                if self._protocol.num_entries:
+                    self._settle(was_idle=was_idle)
+                    self._receive()
+                elif end is not None:
+                    raise end
+                elif is_over:
+                    return
+        finally:
+            reader.is_stopped = True
+            reader.room.release()
+            self._end()
+
+    def _wake(self) -> None:
+        stream = self._stream
+        if stream is not None:
+            stream.wake()
+
+    def _settle(self, *, was_idle: bool) -> None:
+        """Sends again what a full server has refused, once it may have room, and sets the time to wait until."""
+        has_progress = self._protocol.num_done > self._num_done
+        self._num_done = self._protocol.num_done
+        if has_progress:
+            self._full.reset()
+        refused_by = self._protocol.refused_by
+        if refused_by is not None and (has_progress or not self._protocol.num_in_flight):
+            self._full.begin(time.monotonic())
+            time.sleep(self._full.next(refused_by, time.monotonic()))
+            self._post(self._protocol.repeat())
+        if has_progress or was_idle:
+            self._deadline = Deadline(self._timeout if self._protocol.num_in_flight else None)
+
+    def _receive(self) -> None:
+        """Waits for a response, or until the reader has another source."""
+        assert self._stream is not None  # noqa: S101  # the caller has looked
+        received = self._stream.receive(self._deadline)
+        try:
+            if isinstance(received, CarouselError):
+                raise received
+            if received is not None:
+                self._post(self._protocol.receive(received))
+        except CarouselError as error:
+            self._end()
+            if self._protocol.num_entries:
+                now_s, remaining_s = time.monotonic(), self._deadline.remaining()
+                time.sleep(self._lost.next(error, self._protocol.num_done, now_s, remaining_s))
+                self._post(self._protocol.restart())
+
+    def _post(self, requests: Iterable[pb.StreamRequest]) -> None:
+        for request in requests:
+            self._stream = self._stream or self._connect()
+            self._stream.post(request)
+
+    def _end(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.end(Deadline(0))

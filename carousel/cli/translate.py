@@ -1,0 +1,126 @@
+"""`carousel translate`."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from carousel.cli import failures
+from carousel.cli.connection import Connection
+from carousel.cli.failures import LineError
+from carousel.cli.printing import AsJson, print_json
+from carousel.cli.reading import InputError, named
+from carousel.errors import CarouselError
+from carousel.values import DecodingOptions, GeneratedSequence, ModelInfo
+
+MODEL = "translate-en-de"
+_STANDARD_INPUT = Path("-")
+
+
+def translate(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model that reads a text and gives tokens.")] = MODEL,
+    input_file: Annotated[
+        Path, typer.Option("--input", "-i", allow_dash=True, help="What to translate, line by line.")
+    ] = _STANDARD_INPUT,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Go on with the next line after one that is refused.")
+    ] = False,
+    version: Annotated[int, typer.Option(min=0, help="0: the newest.")] = 0,
+    variant: Annotated[str, typer.Option(help="Such as int8.")] = "",
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, show_default="the model's", help="Of a translation, at most.")
+    ] = None,
+    beam_size: Annotated[int | None, typer.Option(min=1, help="Searches for the likeliest translation.")] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="With --beam-size: the higher, the longer (default: 1).")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Lines that the server works on at once.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Translates standard input, or a file, line by line, on one stream; a line is printed when those before it are.
+
+    A line that is refused is named, and ends the command; with --keep-going its line of the output is empty, and the
+    exit code is that of the first one. Empty lines stay empty. With --json an object a line that is not empty: source,
+    line, text, tokens, finish_reason.
+    """
+    if length_penalty is not None and beam_size is None:
+        raise typer.BadParameter("--length-penalty goes with --beam-size")
+    given = {"max_tokens": max_tokens, "beam_size": beam_size, "length_penalty": length_penalty}
+    decoding: DecodingOptions = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
+    connection: Connection = context.obj
+    lines = _Lines(input_file)
+    code = 0
+    with connection.client() as client:
+        info = client.model(model, version)
+        if not info.has_encoder or info.source_feature_size or info.value_size:
+            raise typer.BadParameter(f"{info.model} does not read a text and give tokens", param_hint="MODEL")
+        for result in client.generate_many(
+            info.model, lines.sources(), version=version, variant=variant, concurrency=concurrency, **decoding
+        ):
+            number = lines.print_empty_ones(as_json=as_json)
+            error = result.error
+            if error is not None:
+                cause = connection.explained(error) if isinstance(error, CarouselError) else error
+                failed = LineError(named(input_file), number, cause)
+                if not (keep_going and failures.exit_code(failed) in (failures.REFUSED, failures.WRONG)):
+                    raise failed from None
+                failures.tell(failed)
+                code = code or failures.exit_code(failed)
+            _print(info, result, number, as_json=as_json)
+        lines.print_empty_ones(as_json=as_json)
+    if code:
+        raise typer.Exit(code)
+
+
+class _Lines:
+    """The lines of a file, read as they come, and which of them are empty."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._unprinted: deque[tuple[int, bool]] = deque()
+        """The number of each line that was read and not printed, and whether it is empty."""
+
+    def sources(self) -> Iterator[str]:
+        """Yields the lines that are not empty. Raises InputError."""
+        is_standard_input = str(self._path) == "-"
+        try:
+            # a file of its own: a thread that waits for `sys.stdin` keeps the process from ending
+            with open(
+                sys.stdin.fileno() if is_standard_input else self._path, "rb", closefd=not is_standard_input
+            ) as file:
+                for number, data in enumerate(file, 1):
+                    line = data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                    self._unprinted.append((number, not line.strip()))
+                    if line.strip():
+                        yield line
+        except UnicodeDecodeError as error:
+            raise InputError(f"{named(self._path)} is no text in UTF-8: {error.reason}") from None
+        except OSError as error:
+            raise InputError(f"{self._path} cannot be read: {error.strerror or error}") from None
+
+    def print_empty_ones(self, *, as_json: bool) -> int:
+        """Prints the empty lines that are next, and returns the number of the line after them; 0 without any."""
+        while self._unprinted:
+            number, is_empty = self._unprinted.popleft()
+            if not is_empty:
+                return number
+            if not as_json:
+                typer.echo()
+        return 0
+
+
+def _print(info: ModelInfo, result: GeneratedSequence, number: int, *, as_json: bool) -> None:
+    tokens = [token.text for token in result.tokens]
+    text = result.text if info.tokenizer == "subword" else ("" if info.tokenizer == "characters" else " ").join(tokens)
+    if not as_json:
+        typer.echo(text)
+        sys.stdout.flush()
+    elif result.error is None:
+        found: dict[str, Any] = {"source": result.source, "line": number, "text": text, "tokens": tokens}
+        print_json(found | {"finish_reason": result.finish_reason})

@@ -1,0 +1,71 @@
+"""`carousel translate`: lines in, lines out, in order, each as soon as it may be."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from examples.local_service import LocalService
+from tests.client.cli_shell import COMMAND, Shell
+
+
+@pytest.fixture
+def shell(shipped_service: LocalService) -> Shell:
+    return Shell(shipped_service.target)
+
+
+def test_lines_are_translated_in_order_and_empty_ones_stay(shell: Shell, tmp_path: Path) -> None:
+    typed = "gate\n\n  \nstate\r\n\n"
+    expected = "G EY T\n\n\nS T EY T\n\n"
+    assert shell.out("translate", "g2p-en", typed=typed) == expected
+    (tmp_path / "words").write_bytes(b"\xef\xbb\xbf" + typed.encode().rstrip(b"\n"))
+    assert shell.out("translate", "g2p-en", "--input", str(tmp_path / "words")) == expected[:-1]
+    assert shell.out("translate", "g2p-en", typed="") == ""
+    best = shell.out("translate", "g2p-en", "--beam-size", "3", "--length-penalty", "0.5", typed="gate")
+    assert best == "G EY T\n"
+
+
+def test_as_json_a_line_is_an_object(shell: Shell) -> None:
+    lines = shell.out("translate", "g2p-en", "--json", typed="\ngate\n").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"source": "gate", "line": 2, "text": "G EY T", "tokens": ["G", "EY", "T"], "finish_reason": "eos"}
+    ]
+
+
+def test_a_refused_line_is_named_and_ends_the_command_unless_it_is_to_go_on(shell: Shell) -> None:
+    done = shell.run("translate", "g2p-en", typed="gate\n\n9\nstate\n", code=1)
+    assert done.stdout == b"G EY T\n\n"
+    assert b"standard input, line 3: open.source.text[0] = '9' is not in the source vocabulary" in done.stderr
+    done = shell.run("translate", "g2p-en", "--keep-going", typed="gate\n\n9\nstate\n", code=1)
+    assert done.stdout == b"G EY T\n\n\nS T EY T\n"
+    done = shell.run("translate", "g2p-en", typed=b"gate\n\xff\n", code=2)
+    assert done.stdout == b"G EY T\n"
+    assert b"standard input is no text in UTF-8" in done.stderr
+
+
+def test_what_cannot_be_translated_is_refused_in_a_sentence(shell: Shell, tmp_path: Path) -> None:
+    for model in ("pychar-en", "co2-forecast", "morse"):
+        refused = shell.run("translate", model, typed="a\n", code=2).stderr.decode()
+        assert f"{model} does not read a text and give tokens" in refused
+    assert b"nope' does not exist" in shell.run("translate", "nope", typed="a\n", code=4).stderr
+    assert b"--length-penalty goes with --beam-size" in shell.run("translate", "--length-penalty", "1", code=2).stderr
+    assert b"cannot be read" in shell.run("translate", "g2p-en", "-i", str(tmp_path / "none"), code=2).stderr
+
+
+def test_a_typed_line_is_answered_before_the_next_and_ctrl_c_ends_it(shell: Shell) -> None:
+    command = [*COMMAND, "--target", shell.target, "translate", "g2p-en"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for word, phonemes in (("gate", b"G EY T\n"), ("state", b"S T EY T\n")):
+            process.stdin.write(f"{word}\n".encode())
+            process.stdin.flush()
+            assert process.stdout.readline() == phonemes
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr.read() == b""

@@ -1,0 +1,147 @@
+"""`generate_many` against real servers: the same as one by one, also from a full server and one that is killed."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from carousel import AsyncClient, Client, GeneratedSequence, UnavailableError
+from examples.local_service import LocalService, local_service
+from examples.ports import free_port
+from tests.conftest import SHIPPED
+
+MODEL = "g2p-en"
+WORDS = ["carousel", "a", "sequences", "gate", "forget", "elephant", "state", "recurrent"] * 5
+REFUSED = "9"
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model alone, which a server loads sooner."""
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copytree(SHIPPED / MODEL, folder / MODEL)
+    return folder
+
+
+def told(result: GeneratedSequence) -> list[str]:
+    assert result.error is None
+    return [token.text for token in result.tokens]
+
+
+@pytest.mark.parametrize(
+    "decoding", [{}, {"beam_size": 3, "num_best": 2}, {"temperature": 1.5, "seed": 7}], ids=["greedy", "beam", "seed"]
+)
+async def test_it_gives_what_generate_gives(shipped_service: LocalService, decoding: dict[str, Any]) -> None:
+    with Client(shipped_service.target) as client:
+        expected = [[token.text for token in client.generate(MODEL, word, **decoding)] for word in WORDS[:8]] * 5
+        found = list(client.generate_many(MODEL, WORDS, **decoding))
+    assert [result.source for result in found] == WORDS
+    assert [told(result) for result in found] == expected
+    assert {len(result.hypotheses) for result in found} == {decoding.get("num_best", 0)}
+    async with AsyncClient(shipped_service.target) as other:
+        assert [told(result) async for result in other.generate_many(MODEL, WORDS, **decoding)] == expected
+
+
+async def test_a_refused_source_keeps_its_place(shipped_service: LocalService) -> None:
+    sources = ["gate", REFUSED, "gate"]
+    with Client(shipped_service.target) as client:
+        found = list(client.generate_many(MODEL, sources))
+    async with AsyncClient(shipped_service.target) as other:
+        also = [result async for result in other.generate_many(MODEL, sources)]
+    for results in (found, also):
+        assert [result.error is None for result in results] == [True, False, True]
+        assert "'9' is not in the source vocabulary" in str(results[1].error)
+
+
+def test_sources_without_end_are_read_a_little_ahead_and_leaving_closes_all(shipped_service: LocalService) -> None:
+    num_read = 0
+
+    def sources() -> Iterator[str]:
+        nonlocal num_read
+        for word in itertools.cycle(WORDS):
+            num_read += 1
+            yield word
+
+    with Client(shipped_service.target) as client:
+        results = client.generate_many(MODEL, sources(), concurrency=4)
+        assert [result.source for result in itertools.islice(results, 10)] == WORDS[:10]
+        assert num_read <= 10 + 4 + 1
+        results.close()
+        assert not [info for info in client.sessions.list() if info.model == MODEL]
+
+
+def test_a_source_is_answered_while_the_next_is_waited_for(shipped_service: LocalService) -> None:
+    answered = threading.Event()
+
+    def sources() -> Iterator[str]:
+        yield "gate"
+        assert answered.wait(30), "the first has no answer"
+        yield "state"
+
+    with Client(shipped_service.target) as client:
+        for result in client.generate_many(MODEL, sources()):
+            assert told(result)
+            answered.set()
+
+
+async def test_what_the_sources_raise_comes_after_the_results(shipped_service: LocalService) -> None:
+    def sources() -> Iterator[str]:
+        yield "gate"
+        raise OSError("the disk is gone")
+
+    async def also() -> AsyncIterator[str]:
+        for source in sources():
+            yield source
+
+    with Client(shipped_service.target) as client:
+        results = client.generate_many(MODEL, sources())
+        assert told(next(results)) == ["G", "EY", "T"]
+        with pytest.raises(OSError, match="disk"):
+            next(results)
+    async with AsyncClient(shipped_service.target) as other:
+        more = other.generate_many(MODEL, also())
+        assert told(await anext(more)) == ["G", "EY", "T"]
+        with pytest.raises(OSError, match="disk"):
+            await anext(more)
+
+
+async def test_a_server_with_few_slots_is_waited_for(repository: Path) -> None:
+    with local_service(repository, {"max-sessions": 3}) as service:
+        with Client(service.target) as client:
+            assert [told(result)[-1] for result in client.generate_many(MODEL, ["gate"] * 20)] == ["T"] * 20
+        async with AsyncClient(service.target) as other:
+            assert [told(one)[-1] async for one in other.generate_many(MODEL, ["gate"] * 20)] == ["T"] * 20
+
+
+async def test_a_killed_server_is_waited_for(repository: Path) -> None:
+    """The sequences that it had not completed are made by the next one."""
+    flags = {"port": free_port()}
+    with local_service(repository, flags) as service:
+        client, other = Client(service.target), AsyncClient(service.target)
+        results, more = (
+            client.generate_many(MODEL, WORDS, concurrency=8),
+            other.generate_many(MODEL, WORDS, concurrency=8),
+        )
+        found, also = [told(next(results))], [told(await anext(more))]
+        service.kill()
+    with local_service(repository, flags) as service, client:
+        found += [told(result) for result in results]
+        also += [told(result) async for result in more]
+        await other.close()
+        expected = [[token.text for token in client.generate(MODEL, word)] for word in WORDS[:8]] * 5
+    assert found == also == expected
+
+
+async def test_a_server_that_is_not_there_is_not_waited_for() -> None:
+    target = f"127.0.0.1:{free_port()}"
+    with Client(target) as client, pytest.raises(UnavailableError):
+        list(client.generate_many(MODEL, ["gate"]))
+    async with AsyncClient(target) as other:
+        with pytest.raises(UnavailableError):
+            await anext(other.generate_many(MODEL, ["gate"]))
