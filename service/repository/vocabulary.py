@@ -73,7 +73,7 @@ class Vocabulary:
         if len(set(names)) != len(names):
             raise ValueError(f"{path.name} names a token twice")
         subwords = None if spec.subwords is None else Subwords.load(path.parent / spec.subwords, names)
-        return cls(
+        found = cls(
             names,
             owner=owner,
             tokenizer=spec.tokenizer,
@@ -81,6 +81,8 @@ class Vocabulary:
             unknown_id=spec.unknown_id,
             subwords=subwords,
         )
+        _ = found.max_token_bytes  # of thousands of pieces it takes 20 ms: here, and not while a session waits
+        return found
 
     @property
     def max_token_bytes(self) -> int:
