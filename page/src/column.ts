@@ -17,6 +17,7 @@ import { SourceForm } from "./source";
 import type { Source, Stored } from "./steps";
 import { news, numEmitted, Transcript } from "./transcript";
 import { Typing } from "./typing";
+import { Written } from "./written";
 
 /** What a column asks of the page. */
 export interface Host {
@@ -55,6 +56,7 @@ export class Column implements Listener {
   private readonly numbers: Numbers;
   private readonly sound: Sound;
   private readonly transcript = new Transcript();
+  private readonly written = new Written();
   private readonly inside = new Inside();
   private readonly copying: Copying;
   private again: (() => void) | null = null;
@@ -86,6 +88,7 @@ export class Column implements Listener {
       this.sound.element,
       this.numbers.element,
       this.transcript.element,
+      this.written.element,
       this.candidates.element,
       this.chips.element,
       this.marks.element,
@@ -178,6 +181,7 @@ export class Column implements Listener {
     this.sound.draw(session);
     this.numbers.draw(session);
     this.transcript.draw(session);
+    this.written.draw(session);
     this.chips.draw(session);
     this.marks.draw(session);
     this.candidates.draw(session);

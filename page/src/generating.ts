@@ -34,8 +34,16 @@ export class Generating {
   /** Shows the controls where the session's model can go on by itself. */
   draw(session: Session): void {
     if (session !== this.session) this.stop();
+    if (session.model !== this.session?.model) this.suggest(session.model.tokenizer === "subword");
     this.session = session;
     this.element.hidden = !session.model.canGenerate || session.model.featureSize > 0;
+  }
+
+  /** The controls' first values. isText: of a model that writes text, whose likeliest token is taken. */
+  private suggest(isText: boolean): void {
+    this.temperature.valueAsNumber = isText ? 0 : 0.7;
+    this.num.valueAsNumber = isText ? 60 : 20;
+    this.temperature.dispatchEvent(new Event("input"));
   }
 
   /** Stops after the token that is under way. */

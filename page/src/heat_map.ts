@@ -12,6 +12,8 @@ export interface Picture {
 }
 
 const MIN_COLUMNS = 24;
+/** Letters of a column's name that stand beside the next; longer ones are written downwards. */
+const MAX_LABEL = 4;
 type Rgb = [number, number, number];
 
 /** A heat map with a title. */
@@ -87,6 +89,7 @@ export class HeatMap {
     this.canvas.style.width = `${2.25 * numColumns}rem`;
     this.canvas.style.height = `${1.25 * numRows}rem`;
     this.rowNames.replaceChildren(...(Array.isArray(rows) ? rows : []).map((row) => h("span", {}, [row])));
+    this.columnNames.classList.toggle("is-long", labels.some((label) => label.length > MAX_LABEL));
     this.columnNames.replaceChildren(...labels.map((label) => h("span", {}, [label])));
   }
 

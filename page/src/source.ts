@@ -6,6 +6,7 @@ import type { Source } from "./steps";
 import { numbersOf, rowsOf, shown } from "./tokens";
 
 const WORD = "carousel";
+const SENTENCE = "The selected file could not be opened.";
 const NUM_EXAMPLE = 36;
 
 /** The form. open: called with a source. act: runs what may fail and tells what failed. */
@@ -63,6 +64,7 @@ export class SourceForm {
 }
 
 function word(model: ModelInfo): string {
+  if (model.tokenizer === "subword") return SENTENCE;
   const known = new Set(model.sourceVocabulary);
   return Array.from(WORD).every((letter) => known.has(letter)) ? WORD : "";
 }

@@ -36,13 +36,13 @@ export function isEnd(token: string): boolean {
 /** A token as it is shown. */
 export function shown(token: string): string {
   if (isEnd(token)) return "end";
-  return MARKS[token]?.[0] ?? token;
+  return MARKS[token]?.[0] ?? token.replace(/^▁/, "␣");
 }
 
 /** A token as it is read aloud. */
 export function spoken(token: string): string {
   if (isEnd(token)) return "the end";
-  return MARKS[token]?.[1] ?? token;
+  return MARKS[token]?.[1] ?? token.replace(/^▁/, "");
 }
 
 /** A probability, for people. */

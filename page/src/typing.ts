@@ -41,7 +41,7 @@ export class Typing {
   draw(session: Session): void {
     if (session !== this.session) this.failed = false;
     this.session = session;
-    this.element.hidden = session.model.featureSize > 0;
+    this.element.hidden = session.model.featureSize > 0 || session.model.tokenizer === "subword"; // pieces are not typed
     say(
       this.hint,
       this.tokenizer === "characters"
