@@ -12,7 +12,7 @@ from carousel import _arguments, _requests
 from carousel._async_stream import AsyncStream
 from carousel._backoff import Backoff, CallBackoff
 from carousel._constants import Constants
-from carousel._deadline import Deadline
+from carousel._deadline import Deadline, closing_deadline
 from carousel._decoding import decoding_message
 from carousel._home import Unpicklable
 from carousel._many import ManyGenerations
@@ -95,6 +95,7 @@ class _Run:
                     room.release()
                     yield result
                 if reading.done() and self._arrived.empty() and not self._protocol.num_entries:
+                    await self._end(closing_deadline(self._timeout))  # which the last sessions are closed in
                     await reading  # raises what the sources raised
                     return
                 await self._settle(was_idle=was_idle)
@@ -102,7 +103,7 @@ class _Run:
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-            await self._end()
+            await self._end(Deadline(0))
 
     async def _read(self, sources: Sources, room: asyncio.Semaphore) -> None:
         if isinstance(sources, AsyncIterable):
@@ -155,7 +156,7 @@ class _Run:
                 raise received
             self._post(self._protocol.receive(received))
         except CarouselError as error:
-            await self._end()
+            await self._end(Deadline(0))
             if self._protocol.num_entries:
                 now_s, remaining_s = time.monotonic(), self._deadline.remaining()
                 await asyncio.sleep(self._lost.next(error, self._protocol.num_done, now_s, remaining_s))
@@ -166,10 +167,10 @@ class _Run:
             self._stream = self._stream or self._connect()
             self._stream.post(request)
 
-    async def _end(self) -> None:
+    async def _end(self, deadline: Deadline) -> None:
         stream, self._stream = self._stream, None
         if self._received is not None:
             self._received.cancel()
             self._received = None
         if stream is not None:
-            await stream.end(Deadline(0))
+            await stream.end(deadline)

@@ -12,7 +12,7 @@ from typing import Unpack
 from carousel import _arguments, _requests
 from carousel._backoff import Backoff, CallBackoff
 from carousel._constants import Constants
-from carousel._deadline import Deadline
+from carousel._deadline import Deadline, closing_deadline
 from carousel._decoding import decoding_message
 from carousel._home import Unpicklable
 from carousel._many import ManyGenerations
@@ -124,14 +124,15 @@ class _Run:
                 if self._protocol.num_entries:
                     self._settle(was_idle=was_idle)
                     self._receive()
-                elif end is not None:
-                    raise end
                 elif is_over:
+                    self._end(closing_deadline(self._timeout))  # which the last sessions are closed in
+                    if end is not None:
+                        raise end
                     return
         finally:
             reader.is_stopped = True
             reader.room.release()
-            self._end()
+            self._end(Deadline(0))
 
     def _wake(self) -> None:
         stream = self._stream
@@ -162,7 +163,7 @@ class _Run:
             if received is not None:
                 self._post(self._protocol.receive(received))
         except CarouselError as error:
-            self._end()
+            self._end(Deadline(0))
             if self._protocol.num_entries:
                 now_s, remaining_s = time.monotonic(), self._deadline.remaining()
                 time.sleep(self._lost.next(error, self._protocol.num_done, now_s, remaining_s))
@@ -173,7 +174,7 @@ class _Run:
             self._stream = self._stream or self._connect()
             self._stream.post(request)
 
-    def _end(self) -> None:
+    def _end(self, deadline: Deadline) -> None:
         stream, self._stream = self._stream, None
         if stream is not None:
-            stream.end(Deadline(0))
+            stream.end(deadline)
