@@ -1,8 +1,8 @@
-"""What a stream answers: functions from results to responses.
+"""Makes the responses of a stream from results.
 
-Large messages are made in slices, by the functions that begin with `large_`: after each slice the event loop serves
-others. Making a message of 4 MiB of small numbers and names takes up to 0.2 s, a slice about 1 ms. A slice is a number
-of fields, and no time, so that a run can be repeated exactly. Event loop only.
+Functions whose names begin with `large_` make a large message in slices: after each slice the event loop serves others.
+A message of 4 MiB of small numbers and names takes up to 0.2 s to make, a slice about 1 ms. The size of a slice is a
+number of fields and not a time, so that a run can be repeated exactly. Event loop only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from service.sessions.session import CloseReason, Request, Session
 
 
 def opened(request: Request, result: Result, source: Sequence[Item] | None) -> pb.StreamResponse:
-    """A session is open. source: as the model read it."""
+    """Returns the response to an opening. source: the source items, as the model reads them."""
     session = request.session
     bundle, message = session.served.bundle, described(session)
     message.handle = session.handle
@@ -39,7 +39,7 @@ def opened(request: Request, result: Result, source: Sequence[Item] | None) -> p
 
 
 def described(session: Session) -> pb.Opened:
-    """What a session is."""
+    """Returns the `Opened` message of a session with its model, durability, ports and feature size."""
     bundle = session.served.bundle
     return pb.Opened(
         model=bundle.model,
@@ -53,12 +53,12 @@ def described(session: Session) -> pb.Opened:
 
 
 def ports(specs: Sequence[PortSpec]) -> list[pb.Port]:
-    """The named parts of vectors."""
+    """Returns the named parts of vectors."""
     return [pb.Port(name=spec.name, dtype=spec.dtype, shape=spec.shape, is_end=spec.is_end) for spec in specs]
 
 
 def resumed(request_id: int, session: Session, position: int, *, is_here: bool) -> pb.StreamResponse:
-    """A session was resumed at a position. is_here: whether it was in memory."""
+    """Returns the response to a resume request. is_here: whether the session was in memory."""
     message = described(session)
     message.handle = session.handle
     message.restored_from = pb.RESTORED_FROM_MEMORY if is_here else pb.RESTORED_FROM_STORE
@@ -68,7 +68,8 @@ def resumed(request_id: int, session: Session, position: int, *, is_here: bool) 
 
 
 def with_checkpoint(response: pb.StreamResponse, session: Session) -> pb.StreamResponse:
-    """The response, with the stored position of its session when the client does not know it yet."""
+    """Adds the stored position of the session to the response if the client does not know it yet. Returns the
+    response."""
     if session.persistence is not NOT_STORED:
         position = session.persistence.unreported_checkpoint()
         if position is not None:
@@ -77,23 +78,23 @@ def with_checkpoint(response: pb.StreamResponse, session: Session) -> pb.StreamR
 
 
 def go_away(grace_s: float) -> pb.StreamResponse:
-    """The server is leaving."""
+    """Returns the notice that the server shuts down. grace_s: seconds until it ends the stream."""
     message = pb.GoAway()
     message.grace.FromNanoseconds(round(grace_s * 1e9))
     return pb.StreamResponse(go_away=message)
 
 
 def fed(request: Request, result: Fed) -> pb.StreamResponse:
-    """Tokens were consumed."""
+    """Returns the response to a feed."""
     session = request.session
     response = pb.StreamResponse(request_id=request.request_id, session_id=session.name, position=result.position)
     message = response.fed
-    message.replayed = request.replayed  # also when it is false: setting it makes the answer one of this kind
+    message.replayed = request.replayed  # set even if false: this makes `fed` the kind of the response
     vocabulary = session.served.bundle.target_vocabulary
     for position, token_ids, log_probabilities, logits, trace, num_limited in result.outputs:
         filled = message.outputs.add()
         if vocabulary is not None and log_probabilities is None and logits is None and trace is None:
-            filled.position = position  # tokens alone, as nearly always
+            filled.position = position  # the most frequent case: tokens alone
             tokens = vocabulary.derived.get("tokens") or convert.token_messages(vocabulary)
             for token_id in token_ids:
                 filled.tokens.append(tokens[token_id])
@@ -104,7 +105,7 @@ def fed(request: Request, result: Fed) -> pb.StreamResponse:
 
 
 def generated(request: Request, part: Part) -> pb.StreamResponse:
-    """A part of a generation."""
+    """Returns the response that has a part of a generation."""
     response = pb.StreamResponse(
         request_id=request.request_id,
         session_id=request.session.name,
@@ -115,7 +116,7 @@ def generated(request: Request, part: Part) -> pb.StreamResponse:
 
 
 def scored(request: Request, result: Scored) -> pb.StreamResponse:
-    """Targets were scored."""
+    """Returns the response to a score."""
     return pb.StreamResponse(
         request_id=request.request_id,
         session_id=request.session.name,
@@ -127,8 +128,8 @@ def scored(request: Request, result: Scored) -> pb.StreamResponse:
 def stepped(
     result: Stepped, *, numbers: convert.Numbers, error_length: int = MAX_MESSAGE_LENGTH, call_id: str = ""
 ) -> pb.BatchStepped:
-    """Many sessions consumed tokens. numbers: what is told in logits; error_length: characters of each text of an
-    error; call_id: see `to_message`."""
+    """Returns the result of a step batch as a message. numbers: what `result.logits` holds; error_length: the most
+    characters of each text of an error; call_id: see `to_message`."""
     message = pb.BatchStepped(
         positions=result.positions,
         token_ids=result.token_ids,
@@ -151,14 +152,14 @@ def batch_stepped(
     error_length: int = MAX_MESSAGE_LENGTH,
     call_id: str = "",
 ) -> pb.StreamResponse:
-    """A step batch was carried out. Arguments as those of `stepped`."""
+    """Returns the response to a step batch. The arguments are those of `stepped`."""
     message = stepped(result, numbers=numbers, error_length=error_length, call_id=call_id)
     message.replayed = request.replayed
     return pb.StreamResponse(request_id=request.request_id, batch_stepped=message)
 
 
 def cancelled(request_id: int, session: Session, count: int) -> pb.StreamResponse:
-    """A session's work in flight has ended."""
+    """Returns the response to a cancel. count: the number of requests that were cancelled."""
     return pb.StreamResponse(
         request_id=request_id,
         session_id=session.name,
@@ -168,7 +169,7 @@ def cancelled(request_id: int, session: Session, count: int) -> pb.StreamRespons
 
 
 def closed(request_id: int, session: Session, reason: CloseReason) -> pb.StreamResponse:
-    """A session is closed."""
+    """Returns the response to a close, or the notice that a session was closed: `request_id` is then 0."""
     return pb.StreamResponse(
         request_id=request_id,
         session_id=session.name,
@@ -178,7 +179,8 @@ def closed(request_id: int, session: Session, reason: CloseReason) -> pb.StreamR
 
 
 async def large_opened(request: Request, result: Fed, source: Sequence[Item] | None) -> pb.StreamResponse:
-    """A session is open, and this is what comes next in it. source: as the model read it."""
+    """Returns the response to an opening that asked for outputs, made in slices. source: the source items, as the model
+    reads them."""
     response = opened(request, Encoded(result.position), source)
     vocabulary = request.session.served.bundle.target_vocabulary
     await _fill(response.opened.output, result.outputs[0], vocabulary, Slices())
@@ -186,14 +188,14 @@ async def large_opened(request: Request, result: Fed, source: Sequence[Item] | N
 
 
 async def large_fed(request: Request, result: Fed) -> pb.StreamResponse:
-    """Tokens were consumed."""
+    """Returns the response to a feed, made in slices."""
     response = fed(request, result._replace(outputs=[]))
     await add_outputs(response.fed, result.outputs, request.session)
     return response
 
 
 async def add_outputs(message: pb.Fed, outputs: Sequence[StepOutput], session: Session) -> None:
-    """Adds what a feed of a session told."""
+    """Adds the outputs of a feed to a message, in slices."""
     vocabulary, slices = session.served.bundle.target_vocabulary, Slices()
     for output in outputs:
         await _fill(message.outputs.add(), output, vocabulary, slices)
@@ -214,7 +216,7 @@ async def _fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabula
 
 
 async def found(request: Request, result: Searched) -> pb.StreamResponse:
-    """A beam search is done."""
+    """Returns the response to a beam search, made in slices."""
     bundle = request.session.served.bundle
     return pb.StreamResponse(
         request_id=request.request_id,
@@ -232,7 +234,7 @@ async def large_batch_stepped(
     error_length: int = MAX_MESSAGE_LENGTH,
     call_id: str = "",
 ) -> pb.StreamResponse:
-    """A step batch was carried out. Arguments as those of `stepped`."""
+    """Returns the response to a step batch, made in slices. The arguments are those of `stepped`."""
     response = pb.StreamResponse(request_id=request.request_id)
     message = response.batch_stepped
     message.replayed = request.replayed
@@ -255,7 +257,7 @@ async def large_batch_stepped(
 
 
 def _rows(result: Stepped, begin: int, end: int) -> Stepped:
-    """Some rows of a result, without errors."""
+    """Returns the rows from `begin` to `end` of a result, without errors."""
     k = len(result.token_ids) // len(result.positions)
     return Stepped(
         result.positions[begin:end],

@@ -1,9 +1,9 @@
-"""How a stream gets its sessions: new ones, and those that it resumes.
+"""Opens and resumes the sessions of one stream.
 
-Requests for a session that is being resumed wait here, in order, until the session is known; from then on they wait
-with the session. So do a second Open of an id whose first is not answered yet, and what comes behind it: its answer
-depends on what becomes of the first. How many sessions one stream opens at once is bounded: it is not read meanwhile.
-Event loop only.
+Requests for a session that is being resumed wait here, in order, until the session is found. From then on they wait in
+the queue of the session (`Session.deferred`). A second Open of an id waits here as well while the first is not
+answered, and so do all later requests for this id: its result depends on the result of the first. The openings of one
+stream that are not answered yet are bounded: at the limit, no request of the stream is read. Event loop only.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from service.sessions.session import Failures, Request, Session
 
 _MAX_OPENINGS = 64
 _MAX_BYTES = 16 * 1024 * 1024
-"""Of the openings of one stream that are not answered yet."""
+"""The most openings of one stream that may be unanswered, and the most bytes of them."""
 
 
 class Stream(Protocol):
-    """What arrivals need of their stream: see `stream.Stream`."""
+    """The part of `stream.Stream` that `Arrivals` uses."""
 
     sessions: dict[str, Session]
     replies: Replies
     is_over: bool
 
     def took(self, session: Session) -> None:
-        """The stream has a session from here on."""
+        """Adds a session to the stream."""
 
     def on_ended(self, session: Session, reason: Any) -> None:
-        """Something other than this stream ended a session, or took it."""
+        """Called when something other than this stream ended a session or took it over."""
 
     def refuse(self, request: Request, message: pb.StreamRequest, error: CarouselError) -> None:
-        """Answers a request with the reason why it was refused."""
+        """Answers a request with an error."""
 
     def crashed(self, request: Request, message: pb.StreamRequest, error: Exception) -> None:
-        """Reports a bug of the server's, and answers the request that met it."""
+        """Reports a bug in the server to the observer, and answers the request with a fixed error."""
 
     def run(self, request: Request, message: pb.StreamRequest, failures: Failures | None = None) -> None:
-        """Carries out a request that had to wait."""
+        """Runs a request that had to wait."""
 
 
 class Arrivals:
@@ -64,23 +64,29 @@ class Arrivals:
         self._caller = caller
         self._stream = stream
         self.is_full = False
-        """Whether no more openings should be read."""
+        """Whether too many openings are unanswered, so that no request should be read."""
         self._unanswered: dict[Request, tuple[int, Sequence[Item] | None]] = {}
         self._num_bytes = 0
         self._room: asyncio.Future[None] | None = None
         self.resuming: dict[str, list[tuple[Request, pb.StreamRequest]]] = {}
-        """The sessions that are being resumed, or opened twice, and the requests that wait for each."""
+        """The requests that wait for each session that is being resumed or was opened twice, by session id."""
         self._opening: dict[str, Request] = {}
-        """The openings of new sessions that are not answered yet."""
+        """The requests that open new sessions and are not answered yet, by session name."""
 
     async def room(self) -> None:
-        """Waits until it is full no longer. One task at a time."""
+        """Waits while `is_full` is true. Only one task may wait at a time."""
         while self.is_full:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
 
     def open(self, request: Request, message: pb.StreamRequest, known: Session | None) -> None:
-        """Opens a new session. known: the stream's own session of that id. Raises the reason why it cannot be."""
+        """Opens a new session.
+
+        known: the session of this stream that already has the id, if any.
+
+        Raises SessionAlreadyOpenError if `known` is open, and other subclasses of CarouselError if the request is
+        refused.
+        """
         openings.check(message.open)
         if known is not None and self._waits_for_first(request, message):
             return
@@ -107,7 +113,12 @@ class Arrivals:
         self._sessions.opening.begin(new)
 
     def resume(self, request: Request, message: pb.StreamRequest, known: Session | None) -> None:
-        """Resumes a session. known: the stream's own session of that id. Raises the reason why it cannot be."""
+        """Resumes a session.
+
+        known: the session of this stream that already has the id, if any.
+
+        Raises a subclass of CarouselError if the request is refused at once. Later errors are answered to the client.
+        """
         session_messages.check_resume(message.open)
         session_id = message.session_id
         if not session_id:
@@ -128,15 +139,15 @@ class Arrivals:
         self._sessions.tasks.start(self._resume(request, message, key))
 
     def defers(self, request: Request, message: pb.StreamRequest) -> bool:
-        """Whether a request is for a session that is being resumed. Then it waits. Raises QueueFullError."""
+        """Queues a request if its session is being resumed. Returns whether it did. Raises QueueFullError."""
         return self._waits(request, message)
 
     def opened(self, request: Request) -> None:
-        """An opening was answered, or is about to be."""
+        """Stops counting an opening, because it is answered or is about to be. Ignores all other requests."""
         session: Session | None = request.session
         if session is not None and self._opening.get(session.name) is request:
             del self._opening[session.name]
-            if session.name in self.resuming:  # not before a session that could not be opened has given its id back
+            if session.name in self.resuming:  # later: an opening that failed must free its id first
                 asyncio.get_running_loop().call_soon(self._run_waiting, session.name)
         num_bytes, _ = self._unanswered.pop(request, (0, None))
         self._num_bytes -= num_bytes
@@ -145,19 +156,20 @@ class Arrivals:
             self._room.set_result(None)
 
     def source_of(self, request: Request) -> Sequence[Item] | None:
-        """The source that an opening brought."""
+        """Returns the source items of an unanswered opening; None when it has none."""
         return self._unanswered[request][1] if request in self._unanswered else None
 
     def disconnect(self) -> None:
-        """The stream is over: what waits is dropped."""
+        """Drops the requests that wait, because the stream has ended."""
         for waiting in self.resuming.values():
             for _, message in waiting:
                 self._sessions.deferral.give_back(message.ByteSize())
             waiting.clear()
 
     def _answer(self, request: Request, message: pb.StreamRequest, session: Session, *, is_here: bool) -> None:
-        """Answers a resumption, with the position of `position_to_tell`. is_here: whether the session was in memory."""
-        position = session.position  # what is sent behind it may be applied before it is answered
+        """Answers a resume request with the position of `position_to_tell`. is_here: whether the session was in
+        memory."""
+        position = session.position  # later requests may move the session before this answer
 
         def answer(error: CarouselError | None) -> None:
             try:
@@ -176,7 +188,8 @@ class Arrivals:
         self.is_full = len(self._unanswered) >= _MAX_OPENINGS or self._num_bytes >= _MAX_BYTES
 
     def _waits_for_first(self, request: Request, message: pb.StreamRequest) -> bool:
-        """Whether the first opening of the id is not answered yet. Then this one waits. Raises QueueFullError."""
+        """Queues an opening if the first opening of its id is not answered yet. Returns whether it did. Raises
+        QueueFullError."""
         name = message.session_id
         if name not in self._opening:
             return False
@@ -191,7 +204,7 @@ class Arrivals:
         return True
 
     def _run_waiting(self, session_id: str) -> None:
-        """Carries out what waited, in order. One may begin another opening, behind which the rest waits again."""
+        """Runs the requests that wait, in order. If one of them opens the id again, the rest wait again."""
         for request, message in self.resuming.pop(session_id, ()):
             self._sessions.deferral.give_back(message.ByteSize())
             try:
@@ -227,11 +240,11 @@ class Arrivals:
             )
         except CarouselError as error:
             stream.refuse(request, message, error)
-        except Exception as error:  # a bug with one request must not keep those that wait for it
+        except Exception as error:  # the requests that wait must run all the same
             stream.crashed(request, message, error)
         else:
             request.session = session
             stream.took(session)
-            self._sessions.generations.leave(session)  # as nobody listens to what it generates, until a retry does
+            self._sessions.generations.leave(session)  # its generation has no receiver until a retry
             self._answer(request, message, session, is_here=is_here)
         self._run_waiting(session_id)

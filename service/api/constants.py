@@ -1,4 +1,5 @@
-"""Session constants of the wire to first values of states. Every refusal names the field as the client spells it."""
+"""Converts session constants from the wire into first values of states. Errors name the field as the client spells
+it."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ from service.sessions.constants import Given, refused_choice
 
 
 def session_constants(given: Mapping[str, pb.Tensor], manifest: Manifest, *, field: str) -> Given:
-    """What an opening gives, None for nothing. Raises InvalidFieldError for a name that the model does not have, for
-    one that is missing, and for a value that it does not take."""
+    """Returns the constants of an opening, by place in the manifest's states; None if the model has none. Raises
+    InvalidFieldError for an unknown name, for a missing constant without a default, and for a value that the model does
+    not accept."""
     known = manifest.session_constants
     if not known and not given:
         return None
@@ -41,12 +43,12 @@ def session_constants(given: Mapping[str, pb.Tensor], manifest: Manifest, *, fie
 
 
 def infos(manifest: Manifest) -> list[models_pb2.SessionConstant]:
-    """What openings may give."""
+    """Returns the constants that an opening may give."""
     return [_info(manifest.states[place]) for place in manifest.session_constants.values()]
 
 
 def _info(state: StateSpec) -> models_pb2.SessionConstant:
-    assert state.constant is not None  # noqa: S101  # only those are told
+    assert state.constant is not None  # noqa: S101  # `infos` passes constants alone
     (port,) = ports([PortSpec(name=state.name, dtype=state.input.dtype, shape=state.row_shape)])
     choices = [number for one in state.constant.choices for number in one]
     return models_pb2.SessionConstant(port=port, default_value=state.constant.default, choices=choices)
@@ -65,6 +67,6 @@ def _value(message: pb.Tensor, state: StateSpec, field: str) -> Array:
             f"{field}.data must be whole numbers up to {LARGEST_WHOLE}, not {quoted(numbers.tolist())}",
             field=f"{field}.data",
         )
-    if problem := refused_choice(state, numbers):  # as they came: 0.5 is no boolean
+    if problem := refused_choice(state, numbers):  # before `astype`: 0.5 is not a boolean
         raise InvalidFieldError(f"{field} = {problem}", field=field)
     return numbers.astype(dtype).reshape(state.row_shape)

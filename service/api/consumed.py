@@ -1,5 +1,5 @@
-"""What sessions consume, from messages: the tokens and the vectors of sources, prompts, feeds and step batches. Every
-refusal names the field as the client spells it."""
+"""Converts messages into what sessions consume: the tokens and vectors of sources, prompts, feeds and step batches.
+Errors name the field as the client spells it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from service.repository.bundle import Bundle
 from service.repository.vocabulary import Vocabulary, too_many
 
 _OF_STEPS = "max_feed_tokens"
-"""The limit of what steps read."""
+"""The setting that limits what steps read."""
 
 
 def check_count(numbers: Sized, limit: int | None, *, field: str, setting: str = _OF_STEPS) -> None:
-    """Raises SequenceTooLongError for more than `limit` tokens, before anybody looks at one of them. None: no limit.
-    setting: the limit's name."""
+    """Raises SequenceTooLongError for more than `limit` tokens, before any token is read. limit: None for no limit;
+    setting: the name of the limit."""
     if limit is not None and len(numbers) > limit:
         raise too_many(f"{len(numbers)} tokens", limit, setting, field)
 
@@ -27,10 +27,12 @@ def check_count(numbers: Sized, limit: int | None, *, field: str, setting: str =
 def sequence_ids(
     sequence: pb.Sequence, vocabulary: Vocabulary, *, field: str, limit: int | None = None, setting: str = _OF_STEPS
 ) -> list[int]:
-    """The ids of a sequence in whichever form it came. limit: tokens that it may have, by `setting`; None: any number.
+    """Returns the token ids of a sequence, in whichever form it was sent.
 
-    A sequence over its limit is refused by its count, before any token is looked up. Raises InvalidFieldError and its
-    kin.
+    limit: the most tokens, set by `setting`; None: no limit.
+
+    A sequence over its limit is refused by its count, before any token is looked up. Raises InvalidFieldError or a
+    subclass.
     """
     form = sequence.WhichOneof("form")
     if form == "text":
@@ -49,8 +51,8 @@ def sequence_ids(
 
 
 def source_items(source: pb.Sequence, bundle: Bundle, *, field: str = "source") -> Sequence[Item]:
-    """What the encoder reads: a source, between the tokens that the server adds to it. Raises InvalidFieldError when
-    the model has no encoder, and its kin."""
+    """Returns what the encoder reads: a source, between the tokens that the server adds to it. Raises
+    InvalidFieldError, also if the model has no encoder, or a subclass."""
     encoder = bundle.manifest.encoder
     if encoder is None:
         raise InvalidFieldError(f"{field} must not be given: {bundle.model} has no encoder", field=field)
@@ -74,8 +76,8 @@ def _present(token_id: int | None) -> list[int]:
 
 
 def prompt_items(prompt: pb.Sequence, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
-    """The items that steps consume first. limit: how many there may be; None: any number. Raises InvalidFieldError
-    and its kin."""
+    """Returns the items of a prompt, which the steps consume first. limit: the most items; None: no limit. Raises
+    InvalidFieldError or a subclass."""
     step = bundle.manifest.step
     items = _items(prompt, bundle.step_vocabulary, step.feature_size, bundle.model, limit, field="prompt")
     vectors.check_whole(items, step.whole_numbers, field="prompt.features")
@@ -83,8 +85,8 @@ def prompt_items(prompt: pb.Sequence, bundle: Bundle, limit: int | None = None) 
 
 
 def feed_items(feed: pb.Feed, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
-    """The items of a feed; none when it brings none. limit: how many there may be; None: any number. Raises
-    InvalidFieldError and its kin."""
+    """Returns the items of a feed; empty if it has none. limit: the most items; None: no limit. Raises
+    InvalidFieldError or a subclass."""
     if bundle.step_vocabulary is not None:
         if feed.HasField("features"):
             raise _reads("tokens", bundle.model, field="feed.features")
@@ -100,8 +102,8 @@ def feed_items(feed: pb.Feed, bundle: Bundle, limit: int | None = None) -> Seque
 
 
 def step_batch_items(message: pb.StepBatch, bundle: Bundle, limit: int | None = None) -> Sequence[Item]:
-    """The items of a step batch, for `check_items` to check each row's. limit: how many there may be; None: any number.
-    Raises InvalidFieldError and its kin."""
+    """Returns the items of a step batch. `check_items` must check those of each row. limit: the most items; None: no
+    limit. Raises InvalidFieldError or a subclass."""
     if bundle.step_vocabulary is not None:
         if message.HasField("features"):
             raise _reads("tokens", bundle.model, field="step_batch.features")
@@ -114,9 +116,10 @@ def step_batch_items(message: pb.StepBatch, bundle: Bundle, limit: int | None = 
 
 
 def check_items(items: Sequence[Item], bundle: Bundle, *, first: int) -> None:
-    """Checks what `step_batch_items` does not. first: the place of items[0]. Raises InvalidFieldError and its kin."""
+    """Checks the items of one row, which `step_batch_items` does not. first: the place of items[0] in the step batch.
+    Raises InvalidFieldError or a subclass."""
     if bundle.step_vocabulary is not None:
-        ids = cast("Sequence[int]", items)  # of a model that reads tokens
+        ids = cast("Sequence[int]", items)  # the model reads tokens
         bundle.step_vocabulary.check_ids(ids, field="step_batch.token_ids", first=first)
     else:
         vectors.check_whole(items, bundle.manifest.step.whole_numbers, field="step_batch.features", first=first)
@@ -147,11 +150,11 @@ def _reads(what: str, model: str, *, field: str) -> InvalidFieldError:
 
 
 def feed_ids(feed: pb.Feed, vocabulary: Vocabulary, limit: int | None = None) -> list[int]:
-    """The ids of a feed; none when it brings none. limit: how many there may be; None: any number. Raises
-    InvalidFieldError and its kin."""
+    """Returns the token ids of a feed; empty if it has none. limit: the most ids; None: no limit. Raises
+    InvalidFieldError or a subclass."""
     token_ids = feed.token_ids
     if not feed.tokens:
-        if len(token_ids) == 1 and token_ids[0] < len(vocabulary.names):  # nearly always
+        if len(token_ids) == 1 and token_ids[0] < len(vocabulary.names):  # the most frequent case
             return [token_ids[0]]
         check_count(token_ids, limit, field="feed")
         return vocabulary.check_ids(token_ids, field="feed.token_ids")

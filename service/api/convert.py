@@ -1,4 +1,5 @@
-"""Messages to domain values and back, and only here. Every refusal names the field as the client spells it."""
+"""Converts messages to domain values and back: outputs, decoding, tokens, scores. Errors name the field as the client
+spells it."""
 
 from __future__ import annotations
 
@@ -30,13 +31,14 @@ _OUTPUT_KINDS = {
     pb.OUTPUT_KIND_EMITTED: OutputKind.EMITTED,
 }
 Numbers: TypeAlias = Literal["logits", "values", "emitted"]
-"""What the numbers that a step gives are."""
+"""What the numbers mean that a step outputs."""
 _PAGE_TOKEN_LENGTH = 18
-"""Digits that a signed number of 64 bits has room for, whatever they are."""
+"""The most digits that any signed 64-bit number can hold."""
 _STOP_TOKENS = 1024
 NEXT_TOKEN = OutputSpec()
 EMITTED = OutputSpec(OutputKind.EMITTED, every_position=True)
-"""What is returned when nothing is said: by models with a vocabulary, by those that give values, and by transducers."""
+"""The default outputs: `NEXT_TOKEN` of models with a vocabulary, `VALUES` of models that output values, `EMITTED` of
+transducers."""
 _FINISH_REASONS = {
     None: pb.FINISH_REASON_UNSPECIFIED,
     FinishReason.EOS: pb.FINISH_REASON_EOS,
@@ -46,27 +48,28 @@ _FINISH_REASONS = {
 
 
 def parse_page_token(text: str) -> int:
-    """The number that a page token stands for; 0 for none. Raises InvalidFieldError for text that no page gave."""
+    """Returns the number in a page token; 0 if there is none. Raises InvalidFieldError for text that is not a page
+    token."""
     if len(text) <= _PAGE_TOKEN_LENGTH and (not text or (text.isascii() and text.isdecimal())):
         return int(text or 0)
     raise InvalidFieldError(f"page_token = {quoted(text)} is not one that a page gave", field="page_token")
 
 
 def unknown_value(value: int, enum: EnumDescriptor, *, field: str) -> InvalidFieldError:
-    """The error for a number that an enum has no name for."""
+    """Returns the error for a number that an enum does not define."""
     expected = ", ".join(one.name for one in enum.values if one.number)
     return InvalidFieldError(f"{field} = {value} is unknown: it must be one of {expected}", field=field)
 
 
 def default_outputs(bundle: Bundle) -> OutputSpec:
-    """What is returned when nothing is said."""
+    """Returns the outputs of a request that does not ask for any."""
     if bundle.target_vocabulary is None:
         return VALUES
     return NEXT_TOKEN if bundle.manifest.step.emits is None else EMITTED
 
 
 def output_spec(message: pb.OutputSpec, bundle: Bundle, *, field: str) -> OutputSpec:
-    """What to return. Raises InvalidFieldError for a kind that does not exist."""
+    """Returns the outputs that a message asks for. Raises InvalidFieldError for an unknown kind."""
     kind = _OUTPUT_KINDS.get(message.kind) if message.kind else default_outputs(bundle).kind
     if kind is None:
         raise unknown_value(message.kind, pb.OutputKind.DESCRIPTOR, field=f"{field}.kind")
@@ -74,7 +77,8 @@ def output_spec(message: pb.OutputSpec, bundle: Bundle, *, field: str) -> Output
 
 
 def decoding(message: pb.Decoding, vocabulary: Vocabulary | None, default_max_tokens: int, *, field: str) -> Decoding:
-    """How to generate. Ranges are checked by the domain; raises for stop tokens that the vocabulary lacks."""
+    """Returns how to generate. The domain checks the ranges. Raises InvalidFieldError or a subclass for stop tokens
+    that are not in the vocabulary, or too many."""
     sampling = None
     if message.HasField("sampling"):
         given = message.sampling
@@ -86,7 +90,7 @@ def decoding(message: pb.Decoding, vocabulary: Vocabulary | None, default_max_to
         )
     stop_ids: list[int] = []
     if vocabulary is not None:
-        # more than there are tokens say nothing more; a few may be given twice
+        # more stop tokens than this only repeat others; short lists may repeat some
         limit = max(len(vocabulary), _STOP_TOKENS)
         check_count(message.stop_token_ids, limit, field=f"{field}.stop_token_ids", setting="")
         check_count(message.stop_tokens, limit, field=f"{field}.stop_tokens", setting="")
@@ -122,9 +126,9 @@ def targets(
     max_targets: int | None = None,
     limit: int | None = None,
 ) -> list[list[int]]:
-    """The ids of each of the targets of a score. max_targets: how many targets there may be; limit: tokens of one;
-    None: any number. Raises as `sequence_ids`, SequenceTooLongError for too many targets, and InvalidFieldError without
-    a vocabulary."""
+    """Returns the token ids of each target of a score. max_targets: the most targets; limit: the most tokens of one;
+    None: no limit. Raises as `sequence_ids`, EmptySequenceError for no target, SequenceTooLongError for too many
+    targets, and InvalidFieldError if there is no vocabulary."""
     if max_targets is not None:
         check_forks(max(1, len(message)), max_targets, field=field)
     if vocabulary is None:
@@ -133,13 +137,14 @@ def targets(
 
 
 def source_tokens(ids: Sequence[Item], vocabulary: Vocabulary) -> list[pb.Token]:
-    """A source as the model read it."""
+    """Returns the tokens of a source, as the model reads them."""
     tokens = token_messages(vocabulary)
     return [tokens[token_id] for token_id in ids if isinstance(token_id, int)]
 
 
 def fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary | None) -> None:
-    """What the model says comes next, into a message that is where it belongs: filling costs half of making one."""
+    """Fills in the output of a step. message: already inside its parent, because filling it costs half as much as
+    making one."""
     message.position = output.position
     if output.trace is not None:
         for name, told in output.trace.items():
@@ -162,14 +167,14 @@ def fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary | No
 
 
 def numbers_of(bundle: Bundle) -> Numbers:
-    """What the numbers that a step of a model gives are."""
+    """Returns what the numbers mean that a step of a model outputs."""
     if bundle.manifest.step.emits is not None:
         return "emitted"
     return "values" if bundle.target_vocabulary is None else "logits"
 
 
 def fill_numbers(message: pb.BatchStepped, rows: FloatArray, numbers: Numbers) -> None:
-    """Adds the numbers of steps, a row for each session."""
+    """Adds the numbers of a step batch. rows: one row for each session."""
     if numbers != "emitted":
         tensors.extend_floats(message, numbers, rows)
         return
@@ -182,7 +187,8 @@ def fill_numbers(message: pb.BatchStepped, rows: FloatArray, numbers: Numbers) -
 
 
 def token_messages(vocabulary: Vocabulary) -> tuple[pb.Token, ...]:
-    """Every token without a log-probability, by id. Not to be changed."""
+    """Returns the message of each token, by id, without log-probabilities. They are made once for a vocabulary and must
+    not be changed."""
     made: tuple[pb.Token, ...] | None = vocabulary.derived.get("tokens")
     if made is None:
         made = tuple(pb.Token(id=token, text=name) for token, name in enumerate(vocabulary.names))
@@ -191,9 +197,9 @@ def token_messages(vocabulary: Vocabulary) -> tuple[pb.Token, ...]:
 
 
 def hypothesis(result: Hypothesis, bundle: Bundle) -> pb.Hypothesis:
-    """A result of a beam search."""
+    """Returns one result of a beam search as a message."""
     names = () if bundle.target_vocabulary is None else bundle.target_vocabulary.names
-    pairs = zip(result.tokens, result.log_probabilities, strict=False)  # the token that ended it comes last
+    pairs = zip(result.tokens, result.log_probabilities, strict=False)  # the last may be the end token's
     return pb.Hypothesis(
         tokens=[pb.Token(id=token, text=names[token], log_probability=p) for token, p in pairs],
         score=result.score,
@@ -203,10 +209,10 @@ def hypothesis(result: Hypothesis, bundle: Bundle) -> pb.Hypothesis:
 
 
 def target_scores(scores: list[list[float]]) -> list[pb.TargetScore]:
-    """How likely targets are, given the log-probabilities of their tokens."""
+    """Returns the scores of targets. scores: for each target the log-probabilities of its tokens."""
     return [pb.TargetScore(log_probability=fsum(ps), log_probabilities=ps) for ps in scores]
 
 
 def finish_reason(reason: FinishReason | None) -> pb.FinishReason.ValueType:
-    """Why a generation ended; unspecified while it goes on."""
+    """Returns why a generation ended; unspecified while it continues."""
     return _FINISH_REASONS[reason]

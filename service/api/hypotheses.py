@@ -1,4 +1,4 @@
-"""What a beam search has found, as a message. Event loop only."""
+"""Makes a message of what a beam search found. Event loop only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from service.repository.bundle import Bundle
 
 
 async def hypotheses_found(result: Searched, bundle: Bundle) -> pb.Generated:
-    """A search's answer: the first of the hypotheses is what was generated."""
+    """Returns the answer to a beam search, made in slices. The first hypothesis, which is the best, is also what was
+    generated."""
     slices, hypotheses = Slices(), result.hypotheses
     message = pb.Generated(finish_reason=pb.FINISH_REASON_EOS)
     for hypothesis in hypotheses:

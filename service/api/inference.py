@@ -1,4 +1,4 @@
-"""The `Inference` service: reads, hands over, writes."""
+"""The `Inference` service: reads requests, passes them to the domain, and writes responses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OUTBOX_LIMIT = 256
 
 
 class Inference(inference_pb2_grpc.InferenceServicer):
-    """Runs models over sessions. reset: see `Wire.reset`."""
+    """Serves the calls of `Inference`. reset: see `Wire.reset`."""
 
     def __init__(self, domain: Domain, observer: ApiObserver, reset: Callable[[Context], None]) -> None:
         self._domain = domain
@@ -43,33 +43,33 @@ class Inference(inference_pb2_grpc.InferenceServicer):
         self._watches: set[Watch] = set()
 
     def end_streams(self) -> None:
-        """Lets every stream end as soon as the requests that it has read are answered, and every watch at once."""
+        """Ends each stream as soon as the requests that it has read are answered, and each watch at once."""
         for stream in list(self._streams):
             stream.end()
         for watch in list(self._watches):
             watch.end()
 
     def go_away(self, grace_s: float) -> None:
-        """Tells every stream that the server is leaving."""
+        """Sends GoAway to every stream. grace_s: seconds until the server ends the streams."""
         for stream in list(self._streams):
             stream.replies.notify(answers.go_away(grace_s))
 
     @property
     def num_streams(self) -> int:
-        """Streams that have not ended."""
+        """Number of streams that have not ended."""
         return len(self._streams)
 
-    # The generated base class promises iterators; grpc.aio serves a coroutine that calls `context.write` as well.
+    # The generated base class declares iterators; grpc.aio also accepts a coroutine that calls `context.write`.
 
     async def Stream(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
-        """Many requests of many sessions, for as long as the client stays."""
+        """Serves many requests of many sessions until the client ends the stream."""
         outbox: Outbox[pb.StreamResponse] = Outbox(_OUTBOX_LIMIT, _at_once(context, self._observer))
         stream = Stream(self._domain, CALLER.get(), self._observer, outbox)
         report = current_call()
         self._streams.add(stream)
         try:
             async with asyncio.TaskGroup() as group:
-                # each a task of its own: a task that wakes up resumes each coroutine between it and what it awaited
+                # two tasks: waking up a task costs time for each coroutine between the task and what it awaits
                 reader = group.create_task(
                     _read(stream, outbox, context, self._observer, self._domain.sessions.registry)
                 )
@@ -87,7 +87,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             raise ShuttingDownError("the server is shutting down: open a new stream", retry_delay_s=1.0)
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
-        """One generation in a session of its own."""
+        """Generates once, in a session that exists only for this call."""
         served = self._find(request)
         decoding = convert.decoding(
             request.decoding, served.bundle.target_vocabulary, served.bundle.manifest.max_tokens, field="decoding"
@@ -102,7 +102,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             call.end()
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
-        """How likely targets are, in a session of its own."""
+        """Returns the scores of targets, in a session that exists only for this call."""
         served = self._find(request)
         limits = self._domain.sessions.limits
         targets = convert.targets(
@@ -118,7 +118,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             call.score(_open(call, served, request, limits), targets, with_end=request.with_end)
             taken = await outbox.next()
             call.raise_failure()
-            assert taken is not None  # noqa: S101  # closed without a response by a failure alone
+            assert taken is not None  # noqa: S101  # only a failure closes it without a response
             response = taken[0]
             assert isinstance(response, pb.ScoreResponse)  # noqa: S101  # a score was asked for
             return response
@@ -126,11 +126,11 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             call.end()
 
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
-        """A visit of one session."""
+        """Opens, feeds and closes one session without a stream: see `step`."""
         return await Step(self._domain, CALLER.get()).answer(request)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> None:  # type: ignore[override]
-        """What happens to one session."""
+        """Writes what happens to one session: see `watch`."""
         watch = await Watch.begin(self._domain.sessions, CALLER.get(), request.session_id)
         report = current_call()
         self._watches.add(watch)
@@ -147,7 +147,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
             report.num_messages_out = watch.num_written
 
     def _find(self, request: pb.GenerateRequest | pb.ScoreRequest) -> Served:
-        """The model of a call. Raises what `Hosting.find` raises."""
+        """Returns the model of a call. Raises what `Hosting.find` raises."""
         current_call().used(self._domain.hosting.known(request.model))
         return self._domain.hosting.find(request.model, request.version, request.variant)
 
@@ -155,7 +155,7 @@ class Inference(inference_pb2_grpc.InferenceServicer):
 def _open(
     call: OneShot, served: Served, request: pb.GenerateRequest | pb.ScoreRequest, limits: SessionLimits
 ) -> Session:
-    """Opens the session of a call, with the source and the prompt that its request has."""
+    """Opens the session of a call, with the source, the prompt and the constants of its request."""
     bundle = served.bundle
     source = consumed.source_items(request.source, bundle) if request.HasField("source") else None
     prompt = None
@@ -172,7 +172,8 @@ async def _read(
     observer: ApiObserver,
     registry: Registry,
 ) -> bool:
-    """Takes requests in, up to the last. Returns whether a message was none, which ends the stream."""
+    """Reads requests up to the client's last one. Returns whether a message could not be decoded, which ends the
+    stream."""
     clock, leases = registry.clock, registry.leases
     while True:
         try:
@@ -185,7 +186,7 @@ async def _read(
         if clock() > leases.until_s:
             leases.look()
         if outbox.hold():
-            # a lone session is answered before `handle` returns: its answer is written from here, sparing a task switch
+            # `handle` answers a lone session before it returns: writing the response here saves a task switch
             stream.handle(request)
             is_there = not outbox.waiting or await _write_one(outbox.take(), context, observer)
             outbox.let_go()
@@ -201,7 +202,7 @@ async def _read(
 
 
 async def _write(outbox: Outbox[Any], context: Context, observer: ApiObserver) -> None:
-    """Writes responses until the outbox is closed and empty, or the client is gone."""
+    """Writes responses until the outbox is closed and empty, or the client has disconnected."""
     while True:
         if outbox.waiting:
             response, on_written = outbox.take()
@@ -210,7 +211,7 @@ async def _write(outbox: Outbox[Any], context: Context, observer: ApiObserver) -
             began_s = perf_counter()
             try:
                 await context.write(response)
-            except grpc.aio.InternalError:  # what grpc says of a client that has left meanwhile
+            except grpc.aio.InternalError:  # grpc raises this when the client has disconnected
                 return
             observer.response_written(perf_counter() - began_s)
             if on_written is not None:
@@ -222,7 +223,7 @@ async def _write(outbox: Outbox[Any], context: Context, observer: ApiObserver) -
 
 
 def _at_once(context: Any, observer: ApiObserver) -> Callable[[pb.StreamResponse], bool] | None:
-    """What writes a response without waiting, on a wire that can: see `Wire.open`."""
+    """Returns a function that writes a response without waiting; None if the wire cannot do so: see `Wire.open`."""
     write_at_once = getattr(context, "write_at_once", None)
     if write_at_once is None:
         return None
@@ -238,7 +239,7 @@ def _at_once(context: Any, observer: ApiObserver) -> Callable[[pb.StreamResponse
 
 
 async def _write_one(entry: OutboxEntry[Any], context: Context, observer: ApiObserver) -> bool:
-    """Writes one response. Returns whether the client is still there."""
+    """Writes one response. Returns whether the client is still connected."""
     response, on_written = entry
     if on_written is not None and isinstance(response, CoroutineType):
         response = await response

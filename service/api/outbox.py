@@ -1,7 +1,7 @@
-"""The responses of one call that wait to be written, and the only place where a call waits for its reader.
+"""The responses of one call that wait to be written. A call waits for its reader here and nowhere else.
 
-Bounded: who fills it looks at `is_full` and waits for `room` before taking more in; generations are bounded by their
-window. Event loop only.
+The outbox is bounded by its producer, which checks `is_full` and awaits `room` before it accepts more work. Generations
+are bounded by their window. Event loop only.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 Response = TypeVar("Response")
 Made: TypeAlias = Response | Coroutine[Any, Any, Response]
-"""A response, or a coroutine that makes it: a large one is made in slices, see `answers`."""
+"""A response, or a coroutine that makes it. Large responses are made in slices: see `answers`."""
 OutboxEntry: TypeAlias = tuple[Made[Response], Callable[[], None] | None]
-"""A response, and the function to call when it was written. One that is yet to be made always has the function."""
+"""A response, and the function to call after it was written. Responses that are made later always have the function."""
 
 
 class _Later(NamedTuple):
@@ -27,8 +27,12 @@ class _Later(NamedTuple):
 
 
 class Outbox(Generic[Response]):
-    """Responses in order. limit: the number at which it is full. waiting: those to be written; is_closed: whether
-    nothing more will be put. at_once: writes one without waiting, and returns whether it did; None: nothing does."""
+    """A queue of responses.
+
+    limit: the number of responses at which it is full. waiting: the responses that are not written yet; is_closed:
+    whether no more will be put. at_once: writes a response without waiting and returns whether it did; None if the wire
+    cannot do so.
+    """
 
     def __init__(self, limit: int, at_once: Callable[[Response], bool] | None = None) -> None:
         self.waiting: deque[Response | _Later] = deque()
@@ -41,20 +45,21 @@ class Outbox(Generic[Response]):
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more should be taken in that will be answered here."""
+        """Whether no more work should be accepted that is answered here."""
         return len(self.waiting) >= self.limit
 
     @property
     def is_at_once(self) -> bool:
-        """Whether the next response is written where it is put: what came before it has left, and the wire can."""
+        """Whether the next response is written where it is put: the wire can do so, the writer is idle and nothing
+        waits."""
         return self._at_once is not None and self._arrival is not None and not self.waiting
 
     def put_at_once(self, response: Response) -> bool:
-        """Writes a response now, if `is_at_once`. Returns whether the wire took it."""
+        """Writes a response now. Call it only if `is_at_once`. Returns whether the wire accepted it."""
         return self._at_once is not None and self._at_once(response)
 
     def put(self, response: Response) -> None:
-        """Adds a response; never waits, and takes even one that is over the limit."""
+        """Adds a response. Never waits, and accepts responses over the limit."""
         if self.is_at_once and self.put_at_once(response):
             return
         self.waiting.append(response)
@@ -62,29 +67,30 @@ class Outbox(Generic[Response]):
             self._wake_up()
 
     def put_later(self, make: Callable[[], Made[Response]], on_written: Callable[[], None]) -> None:
-        """Adds a response that is made when its turn comes."""
+        """Adds a response that is made when its turn comes. on_written: called after it was written."""
         self.waiting.append(_Later(make, on_written))
         if self._arrival is not None and not self._is_held:
             self._wake_up()
 
     def abandon(self) -> None:
-        """Nobody will take anything any more: drops what is there, and whatever is put from here on."""
+        """Drops the responses that wait, and all that are put later, because nothing is written any more."""
         self._at_once = None
         self.waiting = deque(maxlen=0)
 
     def close(self) -> None:
-        """Nothing more will be put: `next` gives None once all is taken."""
+        """Records that no more responses will be put. `next` returns None when all are taken."""
         self.is_closed = True
         if not self._is_held:
             self._wake_up()
 
     def arrival(self) -> asyncio.Future[None]:
-        """A future that is done when something is put, or the outbox is closed. One task at a time."""
+        """Returns a future that is done when a response is put or the outbox is closed. Only one task may wait at a
+        time."""
         self._arrival = asyncio.get_running_loop().create_future()
         return self._arrival
 
     async def next(self) -> tuple[Response, Callable[[], None] | None] | None:
-        """The oldest response, made; None when there will be no more. One task at a time."""
+        """Returns the oldest response, made; None after the last one. Only one task may wait at a time."""
         while not self.waiting:
             if self.is_closed:
                 return None
@@ -94,30 +100,30 @@ class Outbox(Generic[Response]):
         return made, on_written
 
     async def room(self) -> None:
-        """Waits until it is full no longer. One task at a time."""
+        """Waits until the outbox is not full. Only one task may wait at a time."""
         while self.is_full:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
 
     def hold(self) -> bool:
-        """Keeps the task that waits for an arrival, if one does, asleep until `let_go`: who holds writes in its
-        place."""
+        """Keeps the writer task suspended until `let_go`. Returns whether a task is waiting: the caller then writes in
+        its place."""
         self._is_held = self._arrival is not None and not self.waiting
         return self._is_held
 
     def let_go(self) -> None:
-        """Ends `hold`: the task that waits for an arrival continues if there is anything for it."""
+        """Ends `hold`. The writer task continues if responses wait or the outbox is closed."""
         self._is_held = False
         if self.waiting or self.is_closed:
             self._wake_up()
 
     def take(self) -> OutboxEntry[Response]:
-        """The oldest response. Raises IndexError when there is none."""
+        """Removes and returns the oldest response. Raises IndexError if there is none."""
         entry = self.waiting.popleft()
         if self._room is not None and not self._room.done() and not self.is_full:
             self._room.set_result(None)
         if isinstance(entry, _Later):
-            return entry.make(), entry.on_written  # type: ignore[return-value]  # `put_later` has looked
+            return entry.make(), entry.on_written  # type: ignore[return-value]  # `put_later` has checked the type
         return entry, None
 
     def _wake_up(self) -> None:

@@ -1,6 +1,7 @@
-"""A part of a generation that waits to be written: tokens gather in it until the writer takes it.
+"""A part of a generation: its tokens wait in it until the writer takes them as one response.
 
-So a fast reader gets each token at once, and a slow one gets in one message what has come meanwhile. Event loop only.
+A fast reader thus gets each token at once. A slow reader gets in one response all tokens that were generated meanwhile.
+Event loop only.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from service.repository.bundle import Bundle
 from service.repository.vocabulary import Vocabulary
 
 _MAX_BYTES = 1024 * 1024
-"""Of a part, where an answer may be larger."""
+"""The most bytes of a part, even where a response may be larger."""
 
 
 class Part:
-    """Tokens of one generation, in order; or vectors, of a model that gives values. max_bytes: that an answer
-    may have. text: of the generation, if it has one: its parts share it, and are taken in their order."""
+    """Tokens of one generation, in order; of a model that outputs values, vectors.
+
+    max_bytes: the most bytes of a response. text: the text of the generation, if it has one: all of its parts share it,
+    and must be taken in order.
+    """
 
     __slots__ = (
         "_bundle",
@@ -47,22 +51,22 @@ class Part:
 
     @property
     def room(self) -> int:
-        """How many more tokens its message has room for. A result that is longer begins another part: see `pieces`."""
+        """How many more tokens the response can hold. A result that is longer starts another part: see `pieces`."""
         return self._max_items - len(self._token_ids)
 
     def add(self, result: Generated) -> None:
-        """Adds what one answer of the engine tells. Only while the part is not taken; all of a part's answers have
-        log-probabilities, or none."""
+        """Adds the tokens of one result. Not allowed after `take`. Either all results of a part have log-probabilities,
+        or none has."""
         self._token_ids += result.token_ids
         self._log_probabilities += result.log_probabilities or ()
         self.position = result.position
         self.finish_reason = convert.finish_reason(result.finish_reason)
 
     def take(self) -> pb.Generated:
-        """The message; nothing can be added from now on."""
+        """Returns the message. Nothing can be added afterwards."""
         generated = self._taken()
         if self.text is not None:
-            generated.text = self.text.add(self._token_ids)  # type: ignore[arg-type]  # a model of a vocabulary
+            generated.text = self.text.add(self._token_ids)  # type: ignore[arg-type]  # the model has a vocabulary
             if self.finish_reason:
                 generated.unfinished_text = self.text.unfinished
         return generated
@@ -73,7 +77,7 @@ class Part:
         if vocabulary is None:
             values = vectors.tensor(self._token_ids, self._bundle.manifest.output_size)
             return pb.Generated(values=values, finish_reason=self.finish_reason)
-        token_ids: list[int] = self._token_ids  # type: ignore[assignment]  # a model of a vocabulary chooses tokens
+        token_ids: list[int] = self._token_ids  # type: ignore[assignment]  # models with a vocabulary generate token ids
         if self._log_probabilities:
             names = vocabulary.names
             pairs = zip(token_ids, self._log_probabilities, strict=True)
@@ -86,7 +90,7 @@ class Part:
 
 
 def pieces(result: Generated, bundle: Bundle, max_bytes: int) -> list[Generated]:
-    """A result cut so that each piece fits a part. All but the last have no end."""
+    """Splits a result so that each piece fits a part. Only the last piece has the finish reason."""
     size = _max_items(bundle, max_bytes)
     if len(result.token_ids) <= size:
         return [result]
@@ -106,8 +110,8 @@ def _max_items(bundle: Bundle, max_bytes: int) -> int:
 
 
 def _wire_forms(vocabulary: Vocabulary) -> tuple[bytes, ...]:
-    """A `Generated` of each token alone, serialised. Joined they are a `Generated` of all of them, by the rules of
-    protocol buffers: parsing it is several times as fast as making its tokens one by one."""
+    """Returns a serialized `Generated` for each token. Joined, they are a `Generated` of all these tokens, by the rules
+    of Protocol Buffers. Parsing that is several times as fast as making the tokens one by one."""
     forms: tuple[bytes, ...] | None = vocabulary.derived.get("generated")
     if forms is None:
         messages = convert.token_messages(vocabulary)

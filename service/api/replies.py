@@ -1,7 +1,8 @@
-"""The answers of one stream: results of requests become responses in its outbox, and each request is counted.
+"""Answers the requests of one stream: turns results into responses, puts these into the outbox, and counts the
+requests.
 
-A request is counted where it comes in, in `Stream.handle`, and where its last answer goes out, in `_finish`; nothing
-else counts. Event loop only.
+A request is counted when it arrives, in `Stream.handle`, and when its last response is queued, in `_finish`; nothing
+else counts requests. Event loop only.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ from service.sessions.session import Request, Session
 
 
 class Replies:
-    """Answers the requests of one stream. max_answer_bytes: of one answer. Made within the stream's call, whose id
-    every error has.
+    """Answers the requests of one stream. Must be made inside the stream's call: every error carries the id of that
+    call.
 
-    num_requests: those that came in; num_answered: those that have their last answer; num_more: responses besides last
-    answers; num_failed: requests, and sessions of step batches, that were refused or failed. num_tokens_in,
-    num_tokens_out: tokens or vectors that requests fed or scored, and tokens that they generated.
+    max_answer_bytes: the most bytes of one response.
+
+    num_requests: requests that arrived; num_answered: requests whose last response is queued; num_more: responses
+    besides the last ones; num_failed: requests, and sessions of step batches, that were refused or failed.
+    num_tokens_in: tokens or vectors that requests fed or scored; num_tokens_out: tokens that requests generated.
     """
 
     _token_answer = TokenAnswer()
-    """Of all streams: each answer is serialized before the next is filled in."""
+    """Shared by all streams: each response is serialized before the next one is filled in."""
 
     def __init__(self, outbox: Outbox[pb.StreamResponse], observer: ApiObserver, max_answer_bytes: int) -> None:
         self.num_requests = self.num_answered = self.num_more = self.num_failed = 0
@@ -50,21 +53,21 @@ class Replies:
 
     @property
     def num_unanswered(self) -> int:
-        """Requests that came in and have no last answer yet."""
+        """Number of requests that arrived and have no last response yet."""
         return self.num_requests - self.num_answered
 
     def last_read(self) -> None:
-        """No more requests will come: the outbox is closed as soon as all are answered."""
+        """Records that no more requests will arrive. The outbox is closed as soon as all requests are answered."""
         self.is_last_read = True
         self._end_if_done()
 
     def notify(self, response: pb.StreamResponse) -> None:
-        """Writes a notice that no request asked for."""
+        """Queues a notice that no request asked for."""
         self.num_more += 1
         self._outbox.put(response)
 
     def answer(self, request: Request, response: pb.StreamResponse) -> None:
-        """Answers a request for which the engine has no result. A second answer is dropped."""
+        """Answers a request that needs no result of the engine. Does nothing if the request was answered already."""
         if not request.is_ended:
             request.is_ended = True
             self._outbox.put(response)
@@ -73,15 +76,15 @@ class Replies:
     def refuse(
         self, request: Request, session_id: str, session: Session | None, error: CarouselError, model: str
     ) -> None:
-        """Answers a request with the reason why it was refused. session, model: that it was about, if they are known. A
-        second answer is dropped."""
+        """Answers a request with an error. Does nothing if the request was answered already. session, model: what the
+        request is about, if that is known."""
         if not request.is_ended:
             request.is_ended = True
             self._fail(request, session_id, session, error, model)
 
     def stepped(self, request: Request, result: Stepped, *, model: str, numbers: Numbers, error_length: int) -> None:
-        """Answers a step batch. A second answer is dropped. model: of its sessions; other arguments as those of
-        `answers.stepped`."""
+        """Answers a step batch. Does nothing if the request was answered already. model: the model of its sessions; the
+        other arguments are those of `answers.stepped`."""
         if request.is_ended:
             return
         request.is_ended = True
@@ -102,7 +105,7 @@ class Replies:
         self._finish()
 
     def on_opened(self, request: Request, result: Result, source: Sequence[Item] | None) -> None:
-        """A session is open, or could not be opened. source: as the model read it."""
+        """Answers an opening with its result. source: the source items, as the model reads them."""
         if isinstance(result, Failed):
             self.on_failed(request, result)
             return
@@ -114,7 +117,7 @@ class Replies:
         self._finish()
 
     def on_fed(self, request: Request, result: Result) -> None:
-        """A feed is done, or failed."""
+        """Answers a feed with its result."""
         if isinstance(result, Fed):
             if request.answer_bytes or request.replayed:
                 self._put_later(request, partial(answers.large_fed, request, result))
@@ -128,7 +131,7 @@ class Replies:
             self.on_failed(request, result)
 
     def on_searched(self, request: Request, result: Result) -> None:
-        """A beam search is done, or failed."""
+        """Answers a beam search with its result."""
         if isinstance(result, Searched):
             self._put_later(request, partial(answers.found, request, result))
             self.num_tokens_out += request.num_tokens
@@ -137,7 +140,7 @@ class Replies:
             self.on_failed(request, result)
 
     def on_scored(self, request: Request, result: Result) -> None:
-        """A score is done, or failed."""
+        """Answers a score with its result."""
         if isinstance(result, Scored):
             self._put_later(request, partial(answers.scored, request, result))
             self.num_tokens_in += request.num_tokens
@@ -146,7 +149,7 @@ class Replies:
             self.on_failed(request, result)
 
     def on_generated(self, request: Request, result: Result) -> None:
-        """A generation progressed, or ended."""
+        """Queues the next tokens of a generation, or its end, or its error."""
         if not isinstance(result, Generated):
             self._parts.pop(request, None)
             self.on_failed(request, result)
@@ -162,18 +165,18 @@ class Replies:
                 self._outbox.put_later(partial(self._generated, request, part), partial(_granted, request, part))
             part.add(piece)
         if result.finish_reason is not None:
-            self.num_more -= 1  # its last part is its last answer
+            self.num_more -= 1  # `_finish` counts the last part
             del self._parts[request]
             self._finish()
 
     def on_failed(self, request: Request, result: Result) -> None:
-        """A request failed in the engine, or its answer could not be stored."""
+        """Answers a request that failed in the engine, or whose result could not be stored."""
         assert isinstance(result, Failed)  # noqa: S101  # the callers have looked at every other result
         session = request.session
         self._fail(request, session.name, session, result.error, session.served.model)
 
     def _generated(self, request: Request, part: Part) -> pb.StreamResponse:
-        """A part of a generation; the end of it in place of one that cannot be made."""
+        """Makes the response for a part of a generation. If that fails, ends the generation with an error response."""
         try:
             return answers.generated(request, part)
         except Exception as error:
@@ -185,7 +188,7 @@ class Replies:
             return self._refused(request, session.name, session, _failure(error))
 
     async def _made(self, request: Request, make: Callable[[], Made[pb.StreamResponse]]) -> pb.StreamResponse:
-        """An answer; a failure in place of one that cannot be made."""
+        """Makes a response. If that fails, returns an error response."""
         try:
             response = make()
             return response if isinstance(response, pb.StreamResponse) else await response
@@ -195,7 +198,7 @@ class Replies:
             return self._refused(request, name, session, _failure(error))
 
     def _put_later(self, request: Request, make: Callable[[], Made[pb.StreamResponse]]) -> None:
-        """Has an answer made when its turn to be written comes."""
+        """Queues a response that is made when its turn to be written comes."""
         self._outbox.put_later(partial(self._made, request, make), request.release)
 
     def _fail(
@@ -214,13 +217,13 @@ class Replies:
         return refused(request.request_id, session_id, session, error, self._max_bytes, call_id=self._call_id)
 
     def _finish(self) -> None:
-        """A request has its last answer."""
+        """Counts a request as answered."""
         self.num_answered += 1
         if self.is_last_read:
             self._end_if_done()
 
     def report(self, call: CallReport) -> None:
-        """Adds what was counted to the report of the stream's call."""
+        """Adds the counts to the report of the stream's call."""
         call.num_messages_in += self.num_requests
         call.num_messages_out += self.num_answered + self.num_more
         call.num_tokens_in += self.num_tokens_in
@@ -233,12 +236,12 @@ class Replies:
 
 
 def _failure(error: Exception) -> EngineError:
-    """Reports what making an answer raised. Returns what is answered in its place."""
+    """Reports the exception that making a response raised. Returns the error that the client gets."""
     report(error)
     return EngineError("the answer could not be made: the server's log says more")
 
 
 def _granted(request: Request, part: Part) -> None:
-    """A part was written."""
+    """Reports to the generation that a part was written, so that it may generate further tokens."""
     if request.granted is not None:
         request.granted(len(part), part.position)

@@ -1,7 +1,8 @@
-"""One `Inference.Step` call: a visit of a session, with at most one opening, one feed and one close.
+"""One `Inference.Step` call: opens, feeds and closes one session without a stream, each at most once. This is a visit:
+see `sessions.visits`.
 
-A call that is given up, because its client has left or its time is over, leaves the session as it is: what the engine
-has got is done, and kept for whoever sends the call again. Event loop only.
+If the client leaves or the deadline passes, the session stays as it is: the engine finishes the jobs that it has, and
+the result is kept for a retry. Event loop only.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from service.sessions.session import CloseReason, Request, Session, nobody
 
 
 class Step:
-    """The state of one call: `answer` it once."""
+    """The state of one call. `answer` may be called once."""
 
     def __init__(self, domain: Domain, caller: Caller) -> None:
         self._domain = domain
@@ -47,7 +48,8 @@ class Step:
         self._report = current_call()
 
     async def answer(self, message: pb.StepRequest) -> pb.StepResponse:
-        """Carries the call out, in its turn. Raises the reason why it is refused, or has failed."""
+        """Runs the call when its turn in the session's visits comes. Raises a subclass of CarouselError if it is
+        refused or fails."""
         has_open = message.HasField("open")
         if has_open and message.open.HasField("resume"):
             raise InvalidFieldError(
@@ -71,9 +73,9 @@ class Step:
             self._budget.close()
 
     async def _continue(self, message: pb.StepRequest, session: Session, is_here: bool) -> pb.StepResponse:
-        """Visits a session that is there. is_here: whether it was in memory."""
+        """Runs the call on a session that exists. is_here: whether the session was in memory."""
         try:
-            # a feed tells the position itself
+            # the response to a feed has the position
             position = 0 if message.HasField("feed") else await self._visits.position(session)
             opened = answers.resumed(0, session, position, is_here=is_here).opened
             return await self._use(message, session, pb.StepResponse(position=position, opened=opened))
@@ -81,7 +83,8 @@ class Step:
             self._visits.leave(session)
 
     async def _open(self, message: pb.StepRequest) -> pb.StepResponse:
-        """Visits a session that it opens; and closes it again, when nothing is done with it because of the caller."""
+        """Opens the session and runs the call on it. Closes the session again if the call fails because of the caller
+        and the session did nothing."""
         request, result = self._request(None)
         new = openings.prepare(
             self._domain,
@@ -108,7 +111,11 @@ class Step:
             self._visits.leave(session)
 
     async def _find(self, message: pb.StepRequest, key: str) -> tuple[Session, bool] | None:
-        """The session that is there, and whether it was in memory; None when the call is to open it. key: its id."""
+        """Returns the session that exists, and whether it was in memory; None if the call must open it.
+
+        key: the inner id of the session. Raises SessionIdInUseError for a session unlike the one that the call would
+        open, and what `Visits.find` raises.
+        """
         try:
             session, is_here = await self._visits.find(key, self._caller.principal.max_sessions)
         except SessionNotFoundError:
@@ -124,7 +131,8 @@ class Step:
         return session, is_here
 
     async def _use(self, message: pb.StepRequest, session: Session, response: pb.StepResponse) -> pb.StepResponse:
-        """Feeds and closes the session, as far as it is asked."""
+        """Feeds and closes the session, as far as the call asks for it. Returns `response` with the results. If it is
+        too large, the source, the ports and the output of the opening are left out."""
         response.session_id = session.name
         self._report.used(session.served.model)
         if message.HasField("feed"):
@@ -146,11 +154,11 @@ class Step:
         return response
 
     async def _feed(self, message: pb.Feed, session: Session) -> pb.StreamResponse:
-        """Feeds the session, and returns what a stream would answer."""
+        """Feeds the session. Returns the response that a stream would send."""
         request, result = self._request(session)
 
         def act() -> None:
-            self._visits.check_free(session)  # a stream may have taken it while it had no slot
+            self._visits.check_free(session)  # a stream may have resumed it while it had no slot
             bundle, requests = session.served.bundle, self._sessions.requests
             items = consumed.feed_items(message, bundle, requests.limits.max_feed_tokens)
             outputs = convert.output_spec(message.outputs, bundle, field="feed.outputs")
@@ -163,7 +171,7 @@ class Step:
         except (StoreUnavailableError, ShuttingDownError) as error:
             if message.HasField("position"):
                 raise
-            # not UNAVAILABLE: proxies and clients may send such a call again by themselves
+            # not UNAVAILABLE: proxies and clients may retry such a call automatically
             raise FeedUncertainError(
                 f"{error.message}. The feed has no position: ask where the session is before you send it again",
                 session_id=session.name,
@@ -175,7 +183,7 @@ class Step:
         return answers.fed(request, fed)
 
     def _request(self, session: Session | None) -> tuple[Request, asyncio.Future[Result]]:
-        """A request of the session, and its result."""
+        """Returns a request of the session, and a future of its result."""
         result, give = awaited()
         return Request(session, 0, lambda _, result: give(result), time.monotonic(), self._budget), result
 
@@ -187,14 +195,14 @@ async def _opened(request: Request, result: Result, source: Sequence[Item] | Non
 
 
 def _succeeded(result: Result) -> Result:
-    """A result. Raises the error of one that failed."""
+    """Returns a result. Raises the error of a failed one."""
     if isinstance(result, Failed):
         raise result.error
     return result
 
 
 def _check_same(session: Session, message: pb.Open) -> None:
-    """Raises SessionIdInUseError when a session is not what a call would have opened."""
+    """Raises SessionIdInUseError if a session has another model, version or variant than the call would open."""
     served = session.served
     asked = (message.model, message.version or served.version, message.variant or served.variant)
     if asked != (served.model, served.version, served.variant):

@@ -1,4 +1,4 @@
-"""The step batches of one stream: handles, and the last batch, kept so that a retry can be answered.
+"""The step batches of one stream: the handles of its sessions, and the last batch, which is kept to answer a retry.
 
 Event loop only.
 """
@@ -28,21 +28,21 @@ from service.sessions.step_batches import StepBatches, StepBatchRequest, lanes_o
 from service.sessions.step_columns import StepBatch
 
 _NUMBER_BYTES = 36
-"""About what a number takes in a list."""
+"""About the bytes that a number takes in a Python list."""
 _BARE_ERROR_BYTES = 110
-"""The most that it takes without a text."""
+"""The most bytes that an error takes without its texts."""
 _TEXTS = 5
-"""The most that an error has: its message, its field, two facts and the id of the call."""
+"""The most texts that an error has: its message, its field, two facts and the id of the call."""
 
 Act = Callable[[Failures], None]
 Defer = Callable[[Request, pb.StreamRequest, list[Session], Act], None]
 
 
 class _Sent:
-    """A batch that was accepted. message: empty when it and its answer took too much memory and are not kept: a retry
-    is refused for its positions; bundle: of its sessions, None when it names none that is there; former: the last one
-    before it, until it is known that any of its sessions took part; accepted: None until the engine has it; retries:
-    requests that came before its answer."""
+    """A batch that was accepted. message: empty if the batch and its answer take too much memory and are not kept: a
+    retry is then refused because of its positions; bundle: of its sessions, None if it names no session that exists;
+    former: the last batch before this one, until it is known whether any session took part in this one; accepted: None
+    until the engine has the batch; retries: requests that repeated the batch before it was answered."""
 
     __slots__ = ("__weakref__", "accepted", "bundle", "former", "message", "retries")
 
@@ -55,7 +55,7 @@ class _Sent:
 
     @property
     def num_bytes(self) -> int:
-        """About what it takes in memory with its answer."""
+        """About the bytes that the batch and its answer take in memory."""
         result = None if self.accepted is None else self.accepted.result
         num_bytes = 3 * self.message.ByteSize()
         if result is not None:
@@ -64,13 +64,13 @@ class _Sent:
         return num_bytes
 
     def drop(self) -> None:
-        """See `answer_memory.Droppable`."""
+        """Drops the batch and its answer: see `answer_memory.Droppable`."""
         self.message, self.accepted = pb.StepBatch(), None
 
 
 class _Found:
-    """The sessions of a batch. refused: why some cannot take part; lanes: when all can; bundle: of the first session
-    that is there; num_moves: `Spill.num_moves` as the lanes were looked up."""
+    """The sessions of a batch. refused: the errors of the sessions that cannot take part, by place; lanes: set if all
+    can; bundle: of the first session that exists; num_moves: `Spill.num_moves` when the lanes were looked up."""
 
     __slots__ = ("bundle", "handles", "lanes", "num_moves", "refused", "sessions", "there")
 
@@ -85,8 +85,8 @@ class _Found:
 
 
 class StreamBatches:
-    """Carries step batches out. defer(request, message, sessions, run): has one wait until its sessions have their
-    slots, and then calls run(failures)."""
+    """Runs the step batches of one stream. defer(request, message, sessions, run): makes a request wait until its
+    sessions have their slots, and then calls run(failures)."""
 
     def __init__(
         self, batches: StepBatches, spill: Spill, limits: SessionLimits, replies: Replies, defer: Defer
@@ -100,22 +100,22 @@ class StreamBatches:
         self._last_handle = 0
         self._last: _Sent | None = None
         self._unstored = Unstored()
-        """Batches that were done for sessions whose answers the store did not take: `_Sent`, by `_key`."""
+        """Batches that were applied but whose answers the store did not take: `_Sent`, by `_key`."""
         self._last_found: _Found | None = None
 
     def add(self, session: Session) -> None:
-        """Gives a session a handle."""
+        """Gives a session its handle."""
         self._last_handle += 1
         session.handle = self._last_handle
         self._sessions[session.handle] = session
 
     def remove(self, session: Session) -> None:
-        """Its handle is not used again."""
+        """Removes a session. Its handle is not used again."""
         self._sessions.pop(session.handle, None)
         self._last_found = None
 
     def step(self, request: Request, message: pb.StreamRequest) -> None:
-        """Carries a step batch out, or defers it. Raises InvalidFieldError and its kin, QueueFullError and
+        """Runs or defers a step batch. Raises InvalidFieldError or a subclass, QueueFullError and
         AnswerTooLargeError."""
         batch = message.step_batch
         if message.session_id:
@@ -125,7 +125,7 @@ class StreamBatches:
             if self._answer_retry(request, last):
                 return
             if last is self._last:
-                self._last = None  # its sessions were fed, set back or closed since
+                self._last = None  # its sessions were fed, rewound or closed since
         found = self._find(batch)
         if any(session.deferred is not None for session in found.there):
             self._defer(request, message, found.there, partial(self._run, request, batch, found.there))
@@ -133,8 +133,9 @@ class StreamBatches:
             self._step(request, batch, found, found.refused)
 
     def _run(self, request: Request, batch: pb.StepBatch, known: list[Session], failures: Failures) -> None:
-        """Carries out a step batch that was deferred. known: its sessions when it came; failures: those that it must do
-        without. A session that got its handle later was not open yet, whatever the handle names now."""
+        """Runs a step batch that was deferred.
+        known: its sessions when it arrived; failures: the sessions that cannot take part, and why. A session that got
+        its handle later is refused: the handle named no open session when the batch arrived."""
         last = self._repeated(batch)
         if last is not None:
             if self._answer_retry(request, last):
@@ -170,13 +171,13 @@ class StreamBatches:
         positions = list(batch.positions) or None
         asked = StepBatch(found.sessions, refused, tokens, counts, positions, outputs, None if refused else found.lanes)
         accepted = self._batches.step(asked, partial(self._on_stepped, request, sent), request.reserve)
-        if batch is sent.message:  # else it was answered, and is not kept
+        if batch is sent.message:  # false if it was answered at once and dropped
             sent.accepted = accepted
         if not accepted.is_refused:
             self._last = sent if batch.positions else None
 
     def _repeated(self, batch: pb.StepBatch) -> _Sent | None:
-        """The batch that this one is a retry of: the last, or one whose answer the store did not take."""
+        """Returns the batch that this one repeats: the last one, or one whose answer the store did not take."""
         last = self._last
         if not batch.positions or (last is not None and batch == last.message):
             return last if batch.positions else None
@@ -186,7 +187,7 @@ class StreamBatches:
         return None
 
     def _find(self, batch: pb.StepBatch) -> _Found:
-        """The sessions. Those of the last batch are kept: the next one is mostly of the same."""
+        """Returns the sessions of a batch. Reuses the last lookup if the handles are the same, as they mostly are."""
         check_length(len(batch.handles), self._limits.max_feed_tokens, field="step_batch.handles", noun="handle")
         check_batch(len(batch.handles), max_answer_bytes=self._limits.max_answer_bytes, field="step_batch.handles")
         handles = list(batch.handles)
@@ -210,18 +211,18 @@ class StreamBatches:
         if accepted.is_refused:
             self._forget(sent, former)
             if former is not None and former.message == sent.message and self._answer_retry(request, former):
-                return  # which a batch had hidden that was refused itself
+                return  # the refused batch had taken the place of `former`
         self._reply(request, sent, result)
         self._keep(sent, accepted, result)
         retries, sent.retries = sent.retries, []
         for retry in retries:
             self._replay(retry, sent, accepted, result)
-        sent.accepted = accepted  # it is known before `step` returns, where it is answered inline
+        sent.accepted = accepted  # an inline answer comes before `step` returns
         if sent.message.positions:
             self._batches.replays.keep(sent, sent.num_bytes)
 
     def _forget(self, sent: _Sent, former: _Sent | None) -> None:
-        """A batch was refused, and has changed nothing: what was the last before it is that again."""
+        """Removes a refused batch, which has changed nothing: the last batch before it becomes the last one again."""
         newer = self._last
         while newer is not None and newer is not sent and newer.former is not sent:
             newer = newer.former
@@ -231,7 +232,8 @@ class StreamBatches:
             newer.former = former
 
     def _answer_retry(self, request: Request, sent: _Sent) -> bool:
-        """Answers a batch that was sent again, if its sessions are where it left them. Returns whether it did."""
+        """Answers a batch that was sent again, if its sessions are where it left them. Returns whether it did. While
+        the batch runs, the retry waits for its result. Raises QueueFullError."""
         accepted = sent.accepted
         if accepted is None or accepted.result is None:
             check_retries(len(sent.retries), self._limits.max_in_flight)
@@ -251,7 +253,7 @@ class StreamBatches:
         self._keep(sent, accepted, result)
 
     def _reply(self, request: Request, sent: _Sent, result: Stepped) -> None:
-        """Answers a batch. The more of its sessions failed, the shorter are the texts that say why."""
+        """Answers a batch. The more of its sessions failed, the shorter is the text of each error."""
         each, bundle = self._limits.max_answer_bytes // max(1, len(result.errors)), sent.bundle
         self._replies.stepped(
             request,
@@ -262,7 +264,7 @@ class StreamBatches:
         )
 
     def _keep(self, sent: _Sent, accepted: StepBatchRequest, result: Stepped) -> None:
-        """Keeps a batch that was done, and whose answer has other errors than that: the store did not take it."""
+        """Keeps an applied batch if the store did not take its answer: the errors then differ from the engine's."""
         done = accepted.result
         if done is not None and sent.message.positions and result.errors != done.errors:
             sent.accepted = accepted
@@ -270,7 +272,7 @@ class StreamBatches:
 
 
 def _key(batch: pb.StepBatch) -> int:
-    """What hardly two batches have in common."""
+    """Returns a hash of a batch. Two different batches hardly ever have the same."""
     return hash(batch.SerializeToString(deterministic=True))
 
 
@@ -282,7 +284,7 @@ def _not_open(handles: list[int], at: int) -> SessionNotOpenError:
 
 
 def _doubled(handles: list[int]) -> InvalidFieldError:
-    """The error for a handle that is given twice."""
+    """Returns the error for a handle that is given twice."""
     seen: set[int] = set()
     for at, handle in enumerate(handles):
         if handle in seen:
@@ -301,8 +303,8 @@ def _may_be_unfit(batch: pb.StepBatch, bundle: Bundle) -> bool:
 
 
 def _unfit(found: _Found, bundle: Bundle, items: Sequence[Item], counts: list[int] | None) -> dict[int, CarouselError]:
-    """The refusals of the bundle's sessions whose tokens it lacks, or whose vectors have no whole numbers for its
-    integer inputs."""
+    """Returns the errors of the bundle's sessions whose token ids are not in its vocabulary, or whose vectors have
+    fractions for its integer inputs, by place."""
     refused: dict[int, CarouselError] = {}
     ends = list(accumulate(counts or [1] * len(found.handles), initial=0))
     for at, session in enumerate(found.sessions[: len(ends) - 1]):

@@ -1,11 +1,11 @@
-"""One `Inference.Stream` call: its sessions, its requests, its responses. Rules:
+"""One `Inference.Stream` call: its sessions, its requests and its responses. Rules:
 
-1. Every message is one request, counted where it comes in and where its last answer goes out: see `replies`.
-2. A refused request is answered by an error and changes nothing; the stream goes on.
-3. When the client has sent its last request the call ends as soon as all of them are answered.
-4. However the call ends, its sessions are detached, each by its own policy.
-5. While too many responses wait for a slow reader, or answers of too many bytes are computed or wait, or too many
-   sessions are being opened, no request is read.
+1. Each message is one request. It is counted when it arrives and when its last response is queued: see `replies`.
+2. A refused request is answered with an error and changes nothing. The stream continues.
+3. After the client's last request, the call ends as soon as all requests are answered.
+4. However the call ends, each of its sessions is detached, as its own policy says.
+5. No request is read while too many responses wait for a slow reader, while large answers take too much memory, or
+   while too many sessions are being opened.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Handler = Callable[[Request, pb.StreamRequest], None]
 
 
 class Stream:
-    """The state of one call. `handle` takes a request in; `outbox` holds what is to be written. Event loop only."""
+    """The state of one call. `handle` accepts a request; `outbox` holds the responses to write. Event loop only."""
 
     def __init__(
         self,
@@ -56,11 +56,11 @@ class Stream:
         self._generations = sessions.generations
         self._spill = sessions.spill
         self.sessions: dict[str, Session] = {}
-        """Those that are open on this stream, or being opened, by name."""
+        """The sessions that are open, or being opened, on this stream, by name."""
         self.models: set[str] = set()
         self.is_over = False
         self.is_ended_by_server = False
-        """Whether the client may have sent requests that are not read any more."""
+        """Whether the server ended the call before it read the client's last request."""
         replies = self.replies = Replies(outbox, observer, limits.max_answer_bytes)
         self._batches = StreamBatches(sessions.step_batches, sessions.spill, limits, replies, self._defer)
         self._arrivals = Arrivals(domain, caller, self)
@@ -81,14 +81,14 @@ class Stream:
         return len(self._outbox.waiting) >= self._outbox.limit or self._arrivals.is_full or self._budget.is_full
 
     async def room(self) -> None:
-        """Returns when a request may be read. One task at a time."""
+        """Waits until a request may be read. Only one task may wait at a time."""
         while self.is_full:
             await self._outbox.room()
             await self._arrivals.room()
             await self._budget.room()
 
     def handle(self, message: pb.StreamRequest) -> None:
-        """Takes one request in. Whatever is wrong with it is answered."""
+        """Accepts one request. Raises nothing: every error becomes the response to the request."""
         handler, reply = self._handlers[message.WhichOneof("request")]
         request = Request(None, message.request_id, reply, self._clock(), self._budget)
         self.replies.num_requests += 1
@@ -99,20 +99,20 @@ class Stream:
                 handler(request, message)
         except CarouselError as error:
             self.refuse(request, message, error)
-        except Exception as error:  # a bug with one request must not cost the others of the stream their answers
+        except Exception as error:  # a bug in one request must not stop the others
             self.crashed(request, message, error)
 
     def last_read(self) -> None:
-        """The client will send nothing more."""
+        """Records that the client sends no more requests."""
         self.replies.last_read()
 
     def end(self) -> None:
-        """The server leaves: the call ends as soon as the requests that were read are answered."""
+        """Ends the call as soon as the requests that were read are answered, because the server shuts down."""
         self.is_ended_by_server = not self.replies.is_last_read
         self.replies.last_read()
 
     def disconnect(self) -> None:
-        """The call is over: detaches its sessions."""
+        """Detaches the sessions of a call that has ended, and drops the responses that wait."""
         self.is_over = True
         self._outbox.abandon()
         self._budget.close()
@@ -122,11 +122,11 @@ class Stream:
             try:
                 self._generations.leave(session)
                 self._registry.detach(session)
-            except Exception as error:  # a bug with one session must not keep the others
+            except Exception as error:  # a bug in one session must not keep the others attached
                 self._observer.handler_crashed(_METHOD, error)
 
     def took(self, session: Session) -> None:
-        """The stream has a session from here on; when the call is over meanwhile, it is detached at once."""
+        """Adds a session to the stream. If the call has ended meanwhile, detaches the session at once."""
         if self.is_over:
             self._registry.detach(session)
             return
@@ -136,20 +136,20 @@ class Stream:
             self._batches.add(session)
 
     def on_ended(self, session: Session, reason: CloseReason) -> None:
-        """Something other than this stream ended a session, or took it."""
+        """Removes a session that something other than this stream ended or took over, and notifies the client."""
         if self.sessions.get(session.name) is session:
             self._forget(session)
             self.replies.notify(answers.closed(0, session, reason))
 
     def refuse(self, request: Request, message: pb.StreamRequest, error: CarouselError) -> None:
-        """Answers a request with the reason why it was refused."""
+        """Answers a request with an error."""
         session = request.session or self._meant(message)
         self._arrivals.opened(request)
         model = self._hosting.known(message.open.model) if session is None else session.served.model
         self.replies.refuse(request, session.name if session else message.session_id, session, error, model)
 
     def crashed(self, request: Request, message: pb.StreamRequest, error: Exception) -> None:
-        """Reports a bug of the server's, and answers the request that met it."""
+        """Reports a bug in the server to the observer, and answers the request with INTERNAL and a fixed text."""
         self._observer.handler_crashed(_METHOD, error)
         self.refuse(request, message, EngineError(INTERNAL))
 
@@ -241,8 +241,8 @@ class Stream:
         raise InvalidFieldError(f"request is missing: one of {', '.join(filter(None, self._handlers))} must be given")
 
     def _session(self, request: Request, message: pb.StreamRequest, kind: str) -> Session | None:
-        """The session of a request; None when the request was deferred. Raises SessionNotOpenError and
-        SessionNotFoundError."""
+        """Returns the session of a request; None when the request was deferred. Raises SessionNotOpenError,
+        SessionNotFoundError and InvalidFieldError."""
         session = request.session
         if session is None:
             session = request.session = self.sessions.get(message.session_id) or self._find(message, kind)
@@ -273,7 +273,7 @@ class Stream:
         )
 
     def _meant(self, message: pb.StreamRequest) -> Session | None:
-        """The session that a refused request was about, if it is one of this stream."""
+        """Returns the session of this stream that a refused request is about, if there is one."""
         if not message.session_id and not message.HasField("open") and len(self.sessions) == 1:
             return next(iter(self.sessions.values()))
         return self.sessions.get(message.session_id)
@@ -285,7 +285,7 @@ class Stream:
     def _defer(
         self, request: Request, message: pb.StreamRequest, sessions: list[Session], act: Act | None = None
     ) -> None:
-        """Has a request wait until its sessions have their slots. act: see `run`."""
+        """Makes a request wait until its sessions have their slots. act: see `run`."""
         self._spill.when_live(
             sessions,
             partial(self.run, request, message, act=act),
@@ -296,7 +296,7 @@ class Stream:
     def run(
         self, request: Request, message: pb.StreamRequest, failures: Failures | None = None, act: Act | None = None
     ) -> None:
-        """Carries out a request that had to wait: by act(failures); None: as one that has just come."""
+        """Runs a request that had to wait. Calls act(failures); without `act`, handles the request like a new one."""
         if self.is_over:
             request.is_ended = True
             return
