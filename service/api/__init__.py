@@ -1,1 +1,1 @@
-"""Wire to domain and back, and nothing else: the only room but `server` that knows grpc."""
+"""Translates between protobuf messages and domain objects, and serves the gRPC calls."""

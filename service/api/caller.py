@@ -1,9 +1,9 @@
-"""Who a call comes from, what it may ask, and what its sessions are called inside.
+"""The caller of a call: its principal, what it may do, and the internal ids of its sessions.
 
-A session belongs to the principal that opened it: inside it is called `principal/id`, so that two principals may use
-one id, and none ever meets another's. Event loop only.
+A session belongs to the principal that opened it. Its internal id is `principal/id`, so that two principals can use the
+same id, and neither can reach sessions of the other. Event loop only.
 
-And what the handlers of calls work on.
+Also defines `Domain`, which the handlers of calls work on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from service.sessions.session import name_of, owner_of
 
 
 class Domain(NamedTuple):
-    """Models, sessions, and the policies that a client may ask for."""
+    """What handlers of calls use: the models, the sessions, and the limits of the policies that a client may ask
+    for."""
 
     hosting: Hosting
     sessions: SessionService
@@ -37,7 +38,11 @@ _ID_BYTES = 9
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """name: empty for nobody in particular. is_admin: may see and change what is others'. None: no limit."""
+    """An identity that calls are made with.
+
+    name: empty if there is no file of principals. is_admin: may see and change what belongs to others. max_sessions:
+    live at once; None: no limit. max_requests_per_s: None: no limit.
+    """
 
     name: str
     is_admin: bool = False
@@ -55,7 +60,8 @@ class Caller:
         self._counted_at_s = -float("inf")
 
     def admit(self) -> None:
-        """Counts one request. Raises RateLimitedError when there were too many (a token bucket, one second deep)."""
+        """Counts one request. Raises RateLimitedError if there were too many: a token bucket holds the requests of one
+        second."""
         rate = self.principal.max_requests_per_s
         if rate is None:
             return
@@ -72,22 +78,22 @@ class Caller:
         self._allowance -= 1.0
 
     def check_admin(self, what: str) -> None:
-        """Raises ForbiddenError unless the principal may do what concerns all."""
+        """Raises ForbiddenError unless the principal is an admin. what: the action, for the error."""
         if not self.principal.is_admin:
             raise ForbiddenError(f"{what}: principal {quoted(self.principal.name)} is no admin")
 
     def new_key(self, session_id: str, *, field: str = "session_id") -> str:
-        """The inner name of a new session. An empty id gets one, or stays empty for a caller without a name: the
-        session is named when it is made. Raises InvalidFieldError."""
+        """Returns the internal id of a new session. Makes one for an empty id; if the caller has no name, returns an
+        empty id instead, and the session gets its id when it is made. Raises InvalidFieldError."""
         if session_id:
             return self.key(session_id, field=field)
         return f"{self.principal.name}/{secrets.token_urlsafe(_ID_BYTES)}" if self.principal.name else ""
 
     def key(self, session_id: str, *, field: str = "session_id") -> str:
-        """The inner name of a session of the caller's own.
+        """Returns the internal id of a session of the caller's own.
 
-        Raises InvalidFieldError for an id that no session can have, an empty one too, so that neither the sessions nor
-        the store are ever asked for one. An admin is told where others' sessions may be named.
+        Raises InvalidFieldError for an id that no session can have, also for an empty one, so that such an id reaches
+        neither the sessions nor the store. For an admin, the error says which calls accept the sessions of others.
         """
         if "/" in session_id:
             if self._names_others:
@@ -102,8 +108,8 @@ class Caller:
         return f"{self.principal.name}/{session_id}" if self.principal.name else session_id
 
     def any_key(self, session_id: str, *, field: str = "session_id") -> str:
-        """The inner name of a session that may be another's, `principal/id`, if the caller is an admin with a name.
-        Raises InvalidFieldError as `key` does."""
+        """Returns the internal id of a session. If the caller is an admin with a name, it may be the session of another
+        principal, `principal/id`. Raises InvalidFieldError as `key` does."""
         if self._names_others and "/" in session_id:
             check_session_id(session_id, field=field)
             current_call().others_session = session_id
@@ -112,22 +118,22 @@ class Caller:
 
     @property
     def _names_others(self) -> bool:
-        """Whether `principal/id` means something of it."""
+        """Whether the caller may use ids of the form `principal/id`."""
         return self.principal.is_admin and bool(self.principal.name)
 
     def shown(self, key: str) -> str:
-        """What the caller calls a session."""
+        """Returns the id of a session as the caller spells it."""
         return name_of(key) if owner_of(key) == self.principal.name else key
 
 
 NOBODY = Caller(Principal("", is_admin=True))
 CALLER: ContextVar[Caller] = ContextVar("caller", default=NOBODY)
-"""Whose call this is, for handlers."""
+"""The caller of the call that is being handled."""
 
 
 def as_called(error: CarouselError, session_id: str) -> None:
-    """Has an error name a session of another principal's as its admin did, `principal/id`: inside, where nobody knows
-    who asks, errors name it as its owner does."""
+    """Makes an error name another principal's session as the admin of the call does, `principal/id`. The code that
+    makes errors does not know the caller and names a session as its owner does."""
     name = name_of(session_id)
     if name != session_id and error.facts.get("session_id") == name:
         error.message = error.message.replace(repr(name), repr(session_id))

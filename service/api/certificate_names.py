@@ -1,12 +1,12 @@
-"""The names in a client's certificate, as the file of principals writes them.
+"""Reads the names in a client's certificate. The file of principals writes them in this form:
 
-    spiffe://corp/app   an alternative name that is a URI
-    app.example.com     one that is a DNS name
-    CN=app              the subject's common name, of a subject that has one
+    spiffe://corp/app   a subject alternative name that is a URI
+    app.example.com     a subject alternative name that is a DNS name
+    CN=app              the common name of the subject, if it has exactly one
 
-They are read from the certificate itself, on both wires. What the wires say of its names cannot be trusted: Python's
-gRPC cuts them at a NUL, and Envoy does not escape them, so that `x;URI=spiffe://corp/admin` reads as two. The wire has
-verified the certificate before. Pure.
+On both wires the names are read from the certificate itself, because the names that the wires report cannot be trusted:
+gRPC for Python cuts them at a NUL, and Envoy does not escape them, so that `x;URI=spiffe://corp/admin` reads as two
+names. The wire has verified the certificate before. Pure.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from service.der import elements, fields_of
 from service.errors import quoted
 
 AuthContext = Callable[[], Mapping[str, Iterable[bytes]]]
-"""What a wire knows of a call's client: `x509_pem_cert` has the client's certificate, if it was verified."""
+"""Returns what a wire knows of a call's client: `x509_pem_cert` has the client's certificate, if it was verified."""
 
-# Each kind of names has a shape that no other has: a name of one kind never reads as one of another.
+# No text matches two of these forms, so that a name of one kind is never taken for another kind.
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+")
 _DNS = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _COMMON = "CN="
 
-# X.509 in DER: RFC 5280, 4.1 and appendix A.
+# Tags and object identifiers of X.509 in DER: RFC 5280, 4.1 and appendix A.
 _SEQUENCE, _SET = 0x30, 0x31
 _EXTENSIONS = 0xA3
 _DNS_NAME, _URI_NAME = 0x82, 0x86
 _COMMON_NAME, _ALTERNATIVE_NAMES = bytes((0x55, 4, 3)), bytes((0x55, 29, 17))
 _ENCODINGS = {0x0C: "utf-8", 0x1C: "utf-32-be", 0x1E: "utf-16-be"}
-"""Of strings, by tag; others have a character a byte."""
+"""Encodings of strings, by tag. Strings with other tags have one byte for each character."""
 
 
 class CertificateFormatError(ValueError):
-    """A certificate is not as RFC 5280 has it. One that a wire has verified never is so."""
+    """A certificate does not have the format of RFC 5280. A certificate that a wire has verified always has it."""
 
 
 def check_name(text: str) -> str:
-    """The name, if a certificate can have it. Raises ValueError."""
+    """Returns the name, if a certificate can have it. Raises ValueError."""
     if _URI.fullmatch(text) or _DNS.fullmatch(text) or (text.startswith(_COMMON) and _is_common(text[len(_COMMON) :])):
         return text
     raise ValueError(
@@ -51,14 +51,15 @@ def check_name(text: str) -> str:
 
 
 def names_of(auth_context: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
-    """The names of the client's certificate: URIs, DNS names, the common name, the first two in the certificate's
-    order. Names that `check_name` refuses are left out. Empty without a certificate. Raises CertificateFormatError."""
+    """Returns the names of the client's certificate: URIs, DNS names, the common name. URIs and DNS names are in the
+    certificate's order. Names that `check_name` refuses are left out. Empty without a certificate. Raises
+    CertificateFormatError."""
     return next((names_in(pem) for pem in auth_context.get("x509_pem_cert", ())), ())
 
 
 @lru_cache(maxsize=256)
 def names_in(pem: bytes) -> tuple[str, ...]:
-    """The names of a certificate in PEM. Raises CertificateFormatError."""
+    """Returns the names of a certificate in PEM. Raises CertificateFormatError."""
     try:
         subject, extensions = _parts(ssl.PEM_cert_to_DER_cert(pem.decode("ascii")))
         commons, alternatives = _common_names(subject), _alternative_names(extensions)
@@ -75,7 +76,7 @@ def _is_common(name: str) -> bool:
 
 
 def _parts(certificate: bytes) -> tuple[bytes, bytes | None]:
-    """The contents of the subject and of the extensions; None without extensions."""
+    """Returns the contents of the subject, and those of the extensions; None without extensions."""
     _serial, _algorithm, _issuer, _validity, subject, *others = fields_of(certificate)
     extensions = next((content for tag, content in others if tag == _EXTENSIONS), None)
     return subject[1], extensions
@@ -92,7 +93,7 @@ def _common_names(subject: bytes) -> list[str]:
 
 
 def _alternative_names(extensions: bytes | None) -> list[tuple[int, str]]:
-    """The tag and the name of each."""
+    """Returns the tag and the text of each subject alternative name."""
     if extensions is None:
         return []
     (listed,) = _contents(extensions, _SEQUENCE)
@@ -105,7 +106,7 @@ def _alternative_names(extensions: bytes | None) -> list[tuple[int, str]]:
 
 
 def _contents(data: bytes, expected: int) -> list[bytes]:
-    """The contents of elements that all have one tag."""
+    """Returns the contents of elements that must all have the tag `expected`. Raises ValueError for another tag."""
     found = elements(data)
     if any(tag != expected for tag, _ in found):
         raise ValueError(f"a tag is not {expected:#x}")

@@ -1,7 +1,7 @@
-"""What surrounds every call: its request id, who it comes from, its report to the observer, and errors into statuses.
+"""Surrounds each call: sets its request id and its caller, reports it to the observer, and turns errors into statuses.
 
-Calls that are refused before a handler runs are surrounded as well: by an unknown method, by what the wire refuses
-(`refusing`), by a missing token. Calls of gRPC's health are left alone.
+Calls that are refused before a handler runs are surrounded as well: for an unknown method, by the wire (`refusing`), or
+for a missing token. Calls of gRPC's health service pass through unchanged.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _OURS = "/carousel.v1."
 _STREAM = "/carousel.v1.Inference/Stream"
 _HEALTH = "/grpc.health.v1."
 _MAX_METHOD = 200
-"""Characters of an unknown method that are told."""
+"""The most characters of an unknown method name that responses and reports show."""
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Find = Callable[[str | None, AuthContext], Caller]
-"""Whose call it is, by its `authorization` header and its client's certificate. Raises UnauthenticatedError."""
+"""Returns the caller for an `authorization` header and a client's certificate. Raises UnauthenticatedError."""
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
 Reported = Callable[[Any, Any, CallReport], Awaitable[Any]]
-"""A behaviour that adds to the report of its call."""
+"""A behaviour that also gets the report of its call."""
 
 
 class _Refusal:
@@ -45,17 +45,17 @@ class _Refusal:
 
 
 def refusing(code: grpc.StatusCode, details: str, *, is_known: bool) -> Handler:
-    """A handler of calls that are refused, whosever they are. is_known: whether the server has their method."""
+    """Returns a handler that refuses calls, whoever makes them. is_known: whether the server has the method."""
     refusal: Any = _Refusal(code, details, is_known=is_known)
     return grpc.stream_stream_rpc_method_handler(refusal)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Turns errors of the domain into statuses, and anything else into INTERNAL with a fixed text. Outside of all other
-    interceptors.
+    """Turns domain errors into statuses, and any other exception into INTERNAL with a fixed text. Must be the outermost
+    interceptor.
 
-    max_calls: of our own services in progress at once; more are refused. max_answer_bytes: of the answer of a unary
-    call, whichever it is; a larger one is not sent.
+    max_calls: the most calls of our own services that may be in progress; further calls are refused. max_answer_bytes:
+    the most bytes of the response of any unary call; a larger one is not sent.
     """
 
     def __init__(self, observer: ApiObserver, find: Find, *, max_answer_bytes: int, max_calls: int = 20_000) -> None:
@@ -70,7 +70,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Wraps a handler; makes one that refuses the call where there is none."""
+        """Wraps a handler. For an unknown method, wraps a handler that refuses the call."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None:
@@ -100,19 +100,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return handler
 
     def _served(self, behaviour: Behaviour, method: str, authorization: str | None) -> Reported:
-        """The behaviour of a method of our own services, which is a coroutine function, for those who may call."""
+        """Returns the behaviour of a method of our own services, a coroutine function, with checks: the number of
+        calls, the caller, the caller's rate, and the size of the response."""
 
         async def serve(request: Any, context: Any, report: CallReport) -> Any:
             self._num_calls += 1
             try:
                 self._check_room()
                 caller = self._caller(authorization, context, report)
-                if method != _STREAM:  # of which each message counts
+                if method != _STREAM:  # a stream counts each of its messages
                     caller.admit()
                     report.num_messages_in = 1
                 CALLER.set(caller)
                 answer = await behaviour(request, context)
-                if answer is not None:  # of a unary call: streams write theirs themselves
+                if answer is not None:  # a unary call: streaming methods write their responses themselves
                     self._check_size(answer.ByteSize(), method)
                     report.num_messages_out = 1
                 return answer
@@ -122,14 +123,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return serve
 
     def _reflected(self, behaviour: Callable[[Any, Any], AsyncIterator[Any]], authorization: str | None) -> Reported:
-        """The behaviour of gRPC's reflection, which is an asynchronous generator, for those who may call."""
+        """Returns the behaviour of gRPC's reflection, an asynchronous generator, for authenticated callers."""
 
         async def serve(requests: Any, context: Any, report: CallReport) -> None:
             self._caller(authorization, context, report)
             async for response in behaviour(requests, context):
                 try:
                     await context.write(response)
-                except grpc.aio.InternalError:  # what grpc says of a client that has left meanwhile
+                except grpc.aio.InternalError:  # grpc raises this when the client has disconnected
                     return
                 report.num_messages_out += 1
 
@@ -141,7 +142,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return caller
 
     def _reported(self, serve: Reported, method: str, metadata: dict[str, str], *, is_known: bool) -> Behaviour:
-        """The behaviour, with a report of each call, and with errors as statuses."""
+        """Returns a behaviour that reports each call and turns errors into statuses."""
         observer = self._observer
         method = method if is_known else _printable(method)
 
@@ -199,13 +200,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _printable(method: str) -> str:
-    """A method that the server does not have, cut short, and in printable ASCII: anybody can send any."""
+    """Returns the name of an unknown method, shortened and in printable ASCII, because clients can send anything."""
     method = method[:_MAX_METHOD]
     return method if method.isascii() and method.isprintable() else ascii(method)
 
 
 def _name(code: grpc.StatusCode | int) -> str:
-    """A context gives its code as it was set: a `StatusCode`, or a number."""
+    """Returns the name of a status code. A context has the code as it was set: a `StatusCode` or a number."""
     if isinstance(code, int):
         return next((c.name for c in grpc.StatusCode if c.value[0] == code), "UNKNOWN")
     return code.name

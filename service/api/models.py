@@ -18,7 +18,7 @@ Context = grpc.aio.ServicerContext[object, object]
 
 
 class Models(models_pb2_grpc.ModelsServicer):
-    """Tells which models are served, and loads and unloads them. max_answer_bytes: of one answer."""
+    """Lists, loads and unloads models. max_answer_bytes: the most bytes of one response."""
 
     def __init__(self, hosting: Hosting, *, max_answer_bytes: int) -> None:
         self._max_answer_bytes = max_answer_bytes
@@ -26,13 +26,13 @@ class Models(models_pb2_grpc.ModelsServicer):
         self._repository = hosting.repository
 
     async def List(self, request: pb.ModelsListRequest, context: Context) -> pb.ModelsListResponse:
-        """Every version, served or not."""
+        """Returns every version in the repository, served or not."""
         infos = [model_info(bundle) for bundle in self._repository.bundles.values()]
         infos += [problem_info(problem) for problem in self._repository.problems.values()]
         return pb.ModelsListResponse(models=sorted(infos, key=lambda info: (info.model, info.version)))
 
     async def Get(self, request: pb.ModelsGetRequest, context: Context) -> pb.ModelsGetResponse:
-        """One version, served or not."""
+        """Returns one version, served or not."""
         try:
             info = model_info(self._repository.find(request.model, request.version))
         except ModelUnavailableError as error:
@@ -40,7 +40,8 @@ class Models(models_pb2_grpc.ModelsServicer):
         return pb.ModelsGetResponse(model=info)
 
     async def Load(self, request: pb.ModelsLoadRequest, context: Context) -> pb.ModelsLoadResponse:
-        """What is new. Vocabularies that one answer has no room for are left out: the versions are loaded already."""
+        """Loads versions and returns them. A response that would be too large has no vocabularies: an error would be
+        wrong, because the versions are loaded already."""
         CALLER.get().check_admin("load")
         found = await self._hosting.load(request.model, request.version)
         response = pb.ModelsLoadResponse(models=map(_info, found))
@@ -51,14 +52,14 @@ class Models(models_pb2_grpc.ModelsServicer):
         return response
 
     async def Unload(self, request: pb.ModelsUnloadRequest, context: Context) -> pb.ModelsUnloadResponse:
-        """One version."""
+        """Stops serving one version. Returns how many sessions still use it."""
         CALLER.get().check_admin("unload")
         count = await self._hosting.unload(request.model, request.version)
         return pb.ModelsUnloadResponse(session_count=count)
 
 
 def model_info(bundle: Bundle) -> pb.ModelInfo:
-    """A version that is served."""
+    """Returns the message of a version that is served."""
     manifest, source, read = bundle.manifest, bundle.source_vocabulary, bundle.step_vocabulary
     target = bundle.target_vocabulary
     return pb.ModelInfo(
@@ -97,7 +98,7 @@ def _transducer(emits: EmitsSpec | None) -> pb.Transducer | None:
 
 
 def problem_info(problem: Problem) -> pb.ModelInfo:
-    """A version that could not be loaded."""
+    """Returns the message of a version that could not be loaded."""
     return pb.ModelInfo(
         model=problem.model,
         version=problem.version,

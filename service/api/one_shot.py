@@ -1,4 +1,4 @@
-"""One `Inference.Generate` or `Inference.Score` call: a session that lives as long as the call."""
+"""One `Inference.Generate` or `Inference.Score` call: its session lives as long as the call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NOTHING = OutputSpec(OutputKind.NONE)
 
 
 class OneShot:
-    """The state of one call. `outbox` gets its responses, and is closed after the last. Event loop only."""
+    """The state of one call. `outbox` gets its responses, and is closed after the last one. Event loop only."""
 
     def __init__(self, domain: Domain, caller: Caller, outbox: Outbox[pb.GenerateResponse | pb.ScoreResponse]) -> None:
         self._report = current_call()
@@ -45,8 +45,12 @@ class OneShot:
         num_bytes: int = 0,
         given: Given = None,
     ) -> Session:
-        """Opens the session and feeds it the prompt, both as soon as there is a slot. num_bytes: that the call's
-        request holds meanwhile; given: its constants. Raises the reason why it cannot be opened."""
+        """Opens the session and feeds it the prompt, both as soon as a slot is free.
+
+        num_bytes: the bytes of the call's request, which is kept until then; given: the session constants.
+
+        Raises a subclass of CarouselError if the session cannot be opened.
+        """
         principal = self._caller.principal
         self._report.num_tokens_in += len(source or ()) + len(prompt or ())
         new = self._sessions.opening.prepare(
@@ -70,7 +74,7 @@ class OneShot:
         return session
 
     def generate(self, session: Session, decoding: Decoding) -> None:
-        """Queues the generation. Raises the reason why it is refused."""
+        """Queues the generation. Raises a subclass of CarouselError if it is refused."""
         if decoding.beam is None:
             request = self._request(self._on_generated, session)
             self._when_live(
@@ -83,7 +87,7 @@ class OneShot:
         )
 
     def score(self, session: Session, targets: list[list[int]], *, with_end: bool) -> None:
-        """Queues the score. Raises the reason why it is refused."""
+        """Queues the score. Raises a subclass of CarouselError if it is refused."""
         request = self._request(self._on_scored, session)
         self._report.num_tokens_in += sum(map(len, targets))
         self._when_live(
@@ -92,12 +96,12 @@ class OneShot:
         )
 
     def raise_failure(self) -> None:
-        """Raises the error that ended the work, if one did."""
+        """Raises the error that ended the call's work, if there is one."""
         if self._failure is not None:
             raise self._failure
 
     def end(self) -> None:
-        """Closes the session, whether or not it has done its work."""
+        """Closes the session, whether its work is done or not."""
         if self._session is not None:
             self._sessions.registry.close(self._session, CloseReason.CLIENT, notify=False)
 
@@ -105,7 +109,7 @@ class OneShot:
         return Request(session, 0, reply, time.monotonic())
 
     def _when_live(self, session: Session, act: Callable[[], None]) -> None:
-        """Acts at once when the session has its slot, else as soon as it has."""
+        """Calls `act` as soon as the session has its slot: at once if it has one."""
         if session.deferred is None:
             act()
             return
@@ -156,7 +160,7 @@ class OneShot:
             self._on_step(request, result)
 
     def _on_ended(self, session: Session, reason: CloseReason) -> None:
-        """Something else ended the session, and its work before its time."""
+        """Fails the call because something else ended its session early."""
         if reason is CloseReason.SHUTDOWN:
             self._fail(ShuttingDownError("the server is shutting down: send the call to another", retry_delay_s=1.0))
         elif reason in (CloseReason.LOST, CloseReason.MOVED):

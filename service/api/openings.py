@@ -1,4 +1,4 @@
-"""What a client asks for when it opens a session, from its message, and the session that it gets."""
+"""Prepares the session that an `Open` message asks for."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from service.sessions.persistence import OnDisconnect
 from service.sessions.session import OnEnded, Request
 
 _WITHIN = "open."
-"""In front of the fields of an opening."""
+"""The prefix of the fields of an opening, for errors."""
 
 
 def check(message: pb.Open) -> None:
-    """Raises InvalidFieldError for an opening that no session could come of, whatever the server has."""
+    """Raises InvalidFieldError for an opening that no server could accept."""
     check_name(message.model, field=f"{_WITHIN}model")
     session_messages.check_policy(message)
 
@@ -32,8 +32,11 @@ def prepare(
     num_bytes: int,
     on_disconnect: OnDisconnect = OnDisconnect.FREE,
 ) -> NewSession:
-    """A session in OPENING: see `Opening.prepare`, which says what is raised besides ModelNotFoundError and
-    ModelUnavailableError. session_id: as the client calls it; on_disconnect: where the message does not say."""
+    """Returns a session in OPENING. Raises ModelNotFoundError, ModelUnavailableError, and what `Opening.prepare`
+    raises.
+
+    session_id: as the client spells it; on_disconnect: the default if the message does not say.
+    """
     served = domain.hosting.find(message.model, message.version, message.variant, within=_WITHIN)
     policy = session_messages.policy(message, domain.policy_limits, on_disconnect)
     source, outputs = None, None

@@ -1,16 +1,18 @@
-"""Who may call: principals, the hashes of their tokens and the names of their certificates, in a TOML file that is read
-again when it changes.
+"""Finds the principal of a call, by the hash of its token or by the names of its client's certificate.
+
+The principals are in a TOML file, which is read again when it changes:
 
     [principals.app]           # token_sha256, certificate_names or both
     token_sha256 = ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]
     certificate_names = ["spiffe://corp/app", "app.example.com", "CN=app"]
-    max_sessions = 100         # live at once; default: no limit but the server's
-    max_requests_per_s = 2000  # messages of streams, and other calls; bursts of a second's worth are let through
+    max_sessions = 100         # live at once; default: only the server's limit
+    max_requests_per_s = 2000  # messages of streams, and other calls; bursts of one second's requests are allowed
     admin = false              # may see and change sessions of others, and load and unload models
 
-A token has 32 random bytes, so its plain hash is not to be guessed. `python -m service token` makes one. A call that
-brings a token is its principal's, whatever certificate its client has; without a token the client's certificate says
-whose it is: its first name, in the order of `names_of`, that a principal has.
+A token has 32 random bytes, so that nobody can find it from its plain hash. `python -m service token` makes one.
+
+A call with a token belongs to the token's principal, whatever certificate its client has. Without a token, the client's
+certificate decides: of its names, in the order of `names_of`, the first that a principal has.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ Name = Annotated[str, StringConstraints(pattern=f"^{PRINCIPAL}$")]
 
 
 class TokenFileError(Exception):
-    """The file cannot be read, or is not as it must be; the message says what is wrong, without any token."""
+    """The file cannot be read, or is invalid. The message says what is wrong, and contains no token."""
 
 
 class _Entry(BaseModel):
@@ -77,11 +79,13 @@ class _File(BaseModel):
 
 
 class Principals:
-    """Finds who calls. on_error: told of a file that cannot be read any more: what it said before holds. on_change:
-    told of one that was read again because it has changed. has_client_certificates: whether clients must have them;
-    without, no principal may have names of some.
+    """Finds the caller of a call.
 
-    Event loop only. clock: monotonic seconds. Raises TokenFileError when the file is no good at the start.
+    on_error: called if the file can no longer be read; the principals that were read before stay. on_change: called
+    after the file was read again because it changed. has_client_certificates: whether clients must have certificates;
+    if not, no principal may have certificate names. clock: monotonic seconds.
+
+    Event loop only. Raises TokenFileError if the file is invalid at the start.
     """
 
     def __init__(
@@ -107,8 +111,8 @@ class Principals:
         self._take(self._read())
 
     def find(self, authorization: str | None, auth_context: AuthContext) -> Caller:
-        """The caller of an `authorization` header; without one, of the client's certificate. Raises
-        UnauthenticatedError, which tells the names of the certificate, and nothing of what the header has."""
+        """Returns the caller for an `authorization` header; without one, for the client's certificate. Raises
+        UnauthenticatedError, which shows the names of the certificate, but nothing of the header."""
         self._look()
         if authorization is None:
             return self._find_by_certificate(auth_context)
@@ -116,7 +120,7 @@ class Principals:
             raise UnauthenticatedError("authorization is of another scheme: this server wants `Bearer` and a token")
         digest = hashlib.sha256(authorization[len(_SCHEME) :].strip().encode()).digest()
         found = None
-        for known, caller in self._by_digest:  # all of them: how long it takes tells nothing
+        for known, caller in self._by_digest:  # no early exit: the time must reveal nothing
             if secrets.compare_digest(known, digest):
                 found = caller
         if found is None:
@@ -140,8 +144,8 @@ class Principals:
         )
 
     def reload(self) -> bool:
-        """Reads the file now, changed or not. Returns whether it is good; of one that is not, `on_error` hears, and the
-        principals before stay."""
+        """Reads the file now, even if it has not changed. Returns whether it is valid. If it is not, calls `on_error`
+        and keeps the principals that were read before."""
         self._problem = ""
         return self._reload()
 
@@ -172,7 +176,7 @@ class Principals:
         return True
 
     def _report(self, error: TokenFileError) -> None:
-        """Tells `on_error`, once for each problem: the file is looked at every second."""
+        """Calls `on_error`, once for each problem, because the file is checked every second."""
         if str(error) != self._problem:
             self._problem = str(error)
             self._on_error(error)
@@ -210,19 +214,20 @@ class Principals:
 
 
 class Everybody:
-    """No file of principals: all who reach the server are one principal without a name, which may do everything."""
+    """Finds the caller if there is no file of principals: all clients are one principal, which has no name and may do
+    everything."""
 
     def find(self, authorization: str | None, auth_context: AuthContext) -> Caller:
-        """Nobody in particular."""
+        """Returns the caller without a name."""
         return NOBODY
 
     def reload(self) -> bool:
-        """There is no file to read."""
+        """Does nothing, because there is no file to read."""
         return True
 
 
 def new_token() -> tuple[str, str]:
-    """A token, and what the file has of it."""
+    """Returns a new token, and its hash for the file."""
     token = secrets.token_urlsafe(32)
     return token, hashlib.sha256(token.encode()).hexdigest()
 

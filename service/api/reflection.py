@@ -1,4 +1,4 @@
-"""gRPC's reflection, by both of its names: v1, and v1alpha, which older tools ask for. The messages are the same."""
+"""gRPC reflection under both of its names: v1, and v1alpha, which older tools use. The messages are the same."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ _NEW = _OLD.replace("v1alpha", "v1")
 
 
 class _Twice:
-    """Takes the methods of the service, and registers them by both names."""
+    """Takes the place of a server: registers the methods of the service under both names."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        """Generated code gives the same methods to `add_registered_method_handlers`."""
+        """Does nothing: generated code passes the same methods to `add_registered_method_handlers`."""
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Called by generated code."""
+        """Registers the methods under both names. Called by generated code."""
         for name in (service, _NEW):
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
             self._server.add_registered_method_handlers(name, handlers)
 
 
 def add_reflection(services: Iterable[str], server: Any) -> None:
-    """Adds the service that tells what services there are: those named, and itself."""
+    """Adds the reflection service, which lists the given services and itself."""
     _describe_new()
     servicer = reflection.aio.ReflectionServicer((*services, _OLD, _NEW))
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, _Twice(server))
 
 
 def _describe_new() -> None:
-    """Has the pool of descriptors know the service by its new name, so that it can be asked about itself."""
+    """Adds the service under its new name to the pool of descriptors, so that reflection can describe it."""
     file = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(file)
     file.name = file.name.replace("v1alpha", "v1")

@@ -1,4 +1,4 @@
-"""The answer to a request of a stream that was refused or has failed."""
+"""Makes the response to a request of a stream that was refused or has failed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from service.errors import CarouselError, shortened
 from service.sessions.session import Session
 
 _MAX_ID = 140
-"""Characters of an id that no session can have, which a refusal repeats."""
+"""The most characters of an invalid session id that a refusal repeats."""
 
 
 def refused(
@@ -20,8 +20,11 @@ def refused(
     *,
     call_id: str = "",
 ) -> pb.StreamResponse:
-    """A request was refused or has failed. session: the one that it was about, if it is known; call_id: see
-    `to_message`. The texts are as short as `max_bytes` asks for."""
+    """Returns the response to a request that was refused or has failed.
+
+    session: what the request is about, if it is known; call_id: see `to_message`. The texts are shortened until the
+    error has at most `max_bytes` bytes.
+    """
     message, length = to_message(error, call_id=call_id), MAX_MESSAGE_LENGTH
     while length and message.ByteSize() > max_bytes:
         length //= 2

@@ -1,4 +1,4 @@
-"""Messages about sessions to domain values and back, beside `convert`."""
+"""Converts messages about sessions to domain values and back: policies, states, descriptions."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ _ACTIONS = {
 
 
 def policy(message: pb.Open, limits: PolicyLimits, on_disconnect: OnDisconnect = OnDisconnect.FREE) -> SessionPolicy:
-    """What an opening asks for. on_disconnect: where it does not say. Raises InvalidFieldError for what is unknown, or
-    more than the server gives."""
+    """Returns the policy that an opening asks for. on_disconnect: the default if the message does not say. Raises
+    InvalidFieldError for unknown values, and for more than the server grants."""
     check_policy(message)
     asked = message.on_disconnect
     duration_s = _seconds(asked.duration, "open.on_disconnect.duration") if asked.HasField("duration") else None
@@ -71,7 +71,7 @@ def policy(message: pb.Open, limits: PolicyLimits, on_disconnect: OnDisconnect =
 
 
 def check_policy(message: pb.Open) -> None:
-    """Raises InvalidFieldError when an opening asks for what no server knows."""
+    """Raises InvalidFieldError if an opening asks for an unknown durability or disconnect action."""
     if message.durability not in _DURABILITIES:
         raise convert.unknown_value(message.durability, pb.Durability.DESCRIPTOR, field="open.durability")
     action = message.on_disconnect.action
@@ -80,8 +80,8 @@ def check_policy(message: pb.Open) -> None:
 
 
 def _seconds(duration: Duration, field: str) -> float:
-    """A duration in seconds. Raises InvalidFieldError for nanoseconds that are a second or more, or have another sign
-    than the seconds: see google/protobuf/duration.proto."""
+    """Returns a duration in seconds. Raises InvalidFieldError if the nanoseconds are a second or more, or have another
+    sign than the seconds: see google/protobuf/duration.proto."""
     seconds, nanos = int(duration.seconds), int(duration.nanos)
     if abs(nanos) >= 10**9 or seconds * nanos < 0:
         raise InvalidFieldError(
@@ -93,7 +93,7 @@ def _seconds(duration: Duration, field: str) -> float:
 
 
 def check_resume(message: pb.Open) -> None:
-    """Raises InvalidFieldError when a resumption says what the session has said when it was opened."""
+    """Raises InvalidFieldError if a resume request sets a field that only the opening of the session may set."""
     for field in message.DESCRIPTOR.fields:
         name = field.name
         if name != "resume" and name in {one.name for one, _ in message.ListFields()}:
@@ -103,7 +103,8 @@ def check_resume(message: pb.Open) -> None:
 
 
 def emitted_so_far(bundle: Bundle, lane: LaneState) -> tuple[list[pb.Token], int]:
-    """The last tokens that a session of a transducer has emitted, and the number of all; none for other models."""
+    """Returns the last tokens that a transducer's session has emitted, and how many it has emitted in all; none for
+    other models."""
     emits, vocabulary = bundle.manifest.step.emits, bundle.target_vocabulary
     if emits is None or vocabulary is None:
         return [], 0
@@ -115,17 +116,17 @@ def emitted_so_far(bundle: Bundle, lane: LaneState) -> tuple[list[pb.Token], int
 
 
 def durability(session: Session) -> pb.Durability.ValueType:
-    """What of a session is stored."""
+    """Returns how much of a session is stored."""
     return _DURABILITY_VALUES[session.policy.durability]
 
 
 def close_reason(reason: CloseReason) -> pb.CloseReason.ValueType:
-    """Why a session was closed."""
+    """Returns why a session was closed."""
     return _CLOSE_REASONS[reason]
 
 
 def session_info(session: Session) -> sessions_pb2.SessionInfo:
-    """A live session."""
+    """Returns the message that describes a live session."""
     bundle, persistence = session.served.bundle, session.persistence
     info = sessions_pb2.SessionInfo(
         session_id=session.id,
@@ -147,10 +148,10 @@ def session_info(session: Session) -> sessions_pb2.SessionInfo:
 
 
 def tensor_message(tensor: StateTensor) -> sessions_pb2.StateTensor:
-    """A state tensor to be read."""
+    """Returns a state tensor as a message."""
     return sessions_pb2.StateTensor(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, data=tensor.data)
 
 
 def state_tensor(message: sessions_pb2.StateTensor) -> StateTensor:
-    """A state tensor to be written."""
+    """Returns the state tensor in a message."""
     return StateTensor(message.name, message.dtype, list(message.shape), message.data)

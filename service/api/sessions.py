@@ -18,13 +18,13 @@ from service.sessions.session import Session
 Context = grpc.aio.ServicerContext[object, object]
 _MAX_PAGE_SIZE = 1000
 _PAGE_BYTES = 64
-"""The most that a page has beside its sessions."""
+"""The most bytes of a page besides its sessions."""
 _ITEM_BYTES = 4
-"""The most that frames a session in a page."""
+"""The most bytes that frame one session in a page."""
 
 
 class Sessions(sessions_pb2_grpc.SessionsServicer):
-    """Looks at sessions, copies them, changes them and closes them."""
+    """Reads, copies, changes and closes sessions."""
 
     def __init__(self, sessions: SessionService) -> None:
         self._sessions = sessions
@@ -32,13 +32,13 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         self._admin = sessions.admin
 
     async def Get(self, request: pb.SessionsGetRequest, context: Context) -> pb.SessionsGetResponse:
-        """One session."""
+        """Returns one session."""
         return pb.SessionsGetResponse(
             session=_info(await self._sessions.resume.here(CALLER.get().any_key(request.session_id)))
         )
 
     async def List(self, request: pb.SessionsListRequest, context: Context) -> pb.SessionsListResponse:
-        """A page of sessions."""
+        """Returns a page of sessions. An admin sees all, any other principal its own."""
         size = request.page_size or 100
         if size > _MAX_PAGE_SIZE:
             raise InvalidFieldError(f"page_size = {size} must be 1 to {_MAX_PAGE_SIZE}", field="page_size")
@@ -64,7 +64,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         )
 
     async def Close(self, request: pb.SessionsCloseRequest, context: Context) -> pb.SessionsCloseResponse:
-        """Closes a session, whoever opened it; its stream is told."""
+        """Closes a session, whoever opened it, and notifies its stream."""
         position = await self._sessions.resume.close(CALLER.get().any_key(request.session_id))
         return pb.SessionsCloseResponse(position=position, reason=inference_pb2.CLOSE_REASON_CLIENT)
 
@@ -79,12 +79,12 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         return pb.SessionsCloseAllResponse(closed_count=count)
 
     async def Snapshot(self, request: pb.SessionsSnapshotRequest, context: Context) -> pb.SessionsSnapshotResponse:
-        """A session as bytes."""
+        """Returns a session as bytes."""
         snapshot, position = await self._admin.snapshot(CALLER.get().any_key(request.session_id))
         return pb.SessionsSnapshotResponse(snapshot=snapshot, position=position)
 
     async def Restore(self, request: pb.SessionsRestoreRequest, context: Context) -> pb.SessionsRestoreResponse:
-        """A session of bytes."""
+        """Makes a session from a snapshot."""
         version = request.version if request.HasField("version") else None
         if version == 0:
             raise InvalidFieldError("version = 0 must be 1 or more: which one must be said", field="version")
@@ -100,7 +100,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         return pb.SessionsRestoreResponse(session=_info(session))
 
     async def Fork(self, request: pb.SessionsForkRequest, context: Context) -> pb.SessionsForkResponse:
-        """A copy of a session."""
+        """Copies a session."""
         caller = CALLER.get()
         session = await self._admin.fork(
             caller.any_key(request.session_id),
@@ -111,14 +111,14 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         return pb.SessionsForkResponse(session=_info(session))
 
     async def Rewind(self, request: pb.SessionsRewindRequest, context: Context) -> pb.SessionsRewindResponse:
-        """Sets a session back to a mark."""
+        """Rewinds a session to a mark."""
         session = await self._admin.rewind(CALLER.get().any_key(request.session_id), request.position)
         info = _info(session)
-        info.position = request.position  # it may be further by now
+        info.position = request.position  # the session may have moved since
         return pb.SessionsRewindResponse(session=info)
 
     async def GetState(self, request: pb.SessionsGetStateRequest, context: Context) -> pb.SessionsGetStateResponse:
-        """The state of a session."""
+        """Returns the state of a session."""
         session, lane, tensors = await self._admin.read(CALLER.get().any_key(request.session_id), request.names)
         emitted, num_emitted = emitted_so_far(session.served.bundle, lane)
         return pb.SessionsGetStateResponse(
@@ -131,7 +131,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
         )
 
     async def SetState(self, request: pb.SessionsSetStateRequest, context: Context) -> pb.SessionsSetStateResponse:
-        """Writes the state of a session."""
+        """Replaces the state of a session."""
         position = await self._admin.write(
             CALLER.get().any_key(request.session_id), list(map(state_tensor, request.tensors))
         )
@@ -139,7 +139,7 @@ class Sessions(sessions_pb2_grpc.SessionsServicer):
 
 
 def _info(session: Session) -> pb.SessionInfo:
-    """A session, called as its caller calls it."""
+    """Returns the message of a session, with its id as the caller spells it."""
     info = session_info(session)
     info.session_id = CALLER.get().shown(session.id)
     return info

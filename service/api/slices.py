@@ -1,27 +1,27 @@
-"""Large messages are made in slices of fields: after each the event loop serves others."""
+"""Counts the fields of large messages, which are made in slices: after each slice the event loop serves others."""
 
 from __future__ import annotations
 
 import asyncio
 
 SLICE = 1000
-"""Fields of a message, each of which takes about 1 us to make."""
+"""Fields in a slice. Each takes about 1 us to make."""
 ARRAY = 8
-"""An array takes as long as so many other fields."""
+"""An array takes as long as this number of other fields."""
 ERROR = 20
-"""So does an error."""
+"""An error takes as long as this number of other fields."""
 NUMBERS = 16
-"""Plain numbers of a packed field that take as long as another field."""
+"""This number of plain numbers in a packed field takes as long as one other field."""
 
 
 class Slices:
-    """Counts what was made since the event loop had its last turn. Event loop only."""
+    """Counts the fields that were made since the event loop last served others. Event loop only."""
 
     def __init__(self) -> None:
         self._left = SLICE
 
     async def made(self, num_fields: int) -> None:
-        """So many fields were made."""
+        """Counts fields that were made. At the end of a slice, lets the event loop serve others."""
         self._left -= num_fields
         if self._left <= 0:
             self._left = SLICE

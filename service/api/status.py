@@ -1,4 +1,4 @@
-"""Domain errors to gRPC statuses: one table, and only here."""
+"""Turns domain errors into gRPC statuses. `TABLE` is the only place that maps one to the other."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from service.api.request_ids import KEY as REQUEST_ID
 DOMAIN = "carousel"
 METADATA_KEY = "carousel-error-bin"
 MAX_MESSAGE_LENGTH = 2000
-"""Characters of an error's text."""
+"""The most characters of an error's text."""
 MAX_FACT_LENGTH = 200
-"""Characters of the name of a field, and of a fact."""
+"""The most characters of a field's name, and of a fact."""
 _NUMBER_LENGTH = 20
-"""Characters that a number of 64 bits may take."""
+"""The most characters of a 64-bit number."""
 MAX_METADATA_BYTES = 8 * 1024 - 512
-"""Of a failed call's status: what gRPC's clients take by default, less what the transport itself adds."""
+"""The most bytes of a failed call's status: the default limit of gRPC clients, less what the transport itself adds."""
 _SHORTEST = 64
 _ENTRY_BYTES = 32
-"""What HTTP/2 counts for an entry of metadata besides its key and value."""
+"""Bytes that HTTP/2 counts for a metadata entry besides its key and its value."""
 
 
 class Row(NamedTuple):
@@ -81,10 +81,14 @@ TABLE: dict[type[errors.CarouselError], Row] = {
 def to_message(
     error: errors.CarouselError, max_length: int = MAX_MESSAGE_LENGTH, *, call_id: str = ""
 ) -> error_pb2.Error:
-    """The error as it travels inside a stream. Its text has at most `max_length` characters, its field and each fact
-    at most MAX_FACT_LENGTH, or `max_length` if that is less, whatever a request made them quote; where a number might
-    not fit there are no facts. call_id: of the stream's call; it is among the facts where it fits whole. Raises
-    KeyError for a class that the table lacks."""
+    """Returns the error as a stream sends it.
+
+    max_length: the most characters of its text. Its field and each fact have at most MAX_FACT_LENGTH characters, or
+    `max_length` if that is less, however much of a request they quote. If a number might not fit, there are no facts.
+    call_id: the id of the stream's call; it is added to the facts if it fits whole.
+
+    Raises KeyError for a class that `TABLE` lacks.
+    """
     row, fact_length = TABLE[type(error)], min(max_length, MAX_FACT_LENGTH)
     facts = error.facts if max_length >= _NUMBER_LENGTH else {}
     message = error_pb2.Error(
@@ -104,10 +108,12 @@ def to_message(
 async def abort(
     context: grpc.aio.ServicerContext[object, object], error: errors.CarouselError, request_id: str
 ) -> NoReturn:
-    """Ends a call with the error's status: `google.rpc.Status` details for everyone, and `carousel.v1.Error` for
-    clients without googleapis; and the id of the call, among the details and beside them. All of it together stays
-    under MAX_METADATA_BYTES: transports drop a larger status, and the client would see their error in place of this
-    one."""
+    """Ends a call with the status of an error.
+
+    The status has `google.rpc.Status` details for everyone, `carousel.v1.Error` for clients without googleapis, and the
+    id of the call, among the details and as metadata. All of it together stays under MAX_METADATA_BYTES: transports
+    drop a larger status, and the client would see the transport's error instead.
+    """
     max_length = MAX_MESSAGE_LENGTH
     while True:
         message = to_message(error, max_length)
@@ -116,11 +122,12 @@ async def abort(
         metadata = (*status.trailing_metadata, packed, (REQUEST_ID, request_id))
         if _wire_size(status.details, metadata) <= MAX_METADATA_BYTES or max_length < _SHORTEST:
             await context.abort(status.code, status.details, metadata)
-        max_length //= 2  # it travels four times, and a character takes up to 12 bytes
+        max_length //= 2  # the text is sent four times, and a character takes up to 12 bytes
 
 
 def _wire_size(details: str, metadata: Iterable[tuple[str, str | bytes]]) -> int:
-    """Bytes of a status in HTTP/2, where other than printable ASCII is percent-encoded, and bytes are in base 64."""
+    """Returns the bytes of a status in HTTP/2. Text other than printable ASCII is percent-encoded, and bytes are in
+    Base64."""
     text = sum(1 if " " <= character <= "~" else 3 * len(character.encode()) for character in details)
     return text + sum(_ENTRY_BYTES + len(key) + 4 * len(value) // 3 + 4 for key, value in metadata)
 
@@ -139,7 +146,7 @@ def _rich_status(error: errors.CarouselError, message: error_pb2.Error, request_
         details.append(error_details_pb2.RetryInfo(retry_delay=message.retry_delay))
     details.append(
         error_details_pb2.RequestInfo(request_id=request_id)
-    )  # last: programs know the others by their places
+    )  # last: programs find the other details by their places
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)

@@ -1,4 +1,4 @@
-"""Arrays of numbers into messages, bit by bit."""
+"""Copies arrays of numbers into messages without changing a bit."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 _PACKED = 2
 """The wire type of bytes, messages and packed numbers."""
 _FEW = 256
-"""Numbers that are as fast to append one by one as to parse."""
+"""Up to this count, appending numbers one by one is as fast as parsing them."""
 
 
 def packed_floats(message: Message, field_number: int, array: NDArray[Any]) -> None:
-    """Appends all numbers of an array to a `repeated float` field of a message that has nothing in it yet but other
-    fields. A packed field is the numbers' own bytes: parsing them takes a copy of the memory, not an object a number.
-    """
+    """Appends all numbers of an array to a `repeated float` field that is still empty. Other fields may be set. A
+    packed field consists of the bytes of its numbers: parsing it copies memory, and makes no object for each number."""
     data = array.astype("<f4", copy=False).tobytes()
     message.MergeFromString(_varint(field_number << 3 | _PACKED) + _varint(len(data)) + data)
 
 
 def extend_floats(message: Message, name: str, array: NDArray[Any]) -> None:
-    """Appends all numbers of an array to the `repeated float` field of that name, the faster way for their number."""
+    """Appends all numbers of an array to the named `repeated float` field, in the way that is faster for their
+    count."""
     if array.size <= _FEW:
         getattr(message, name).extend(array.ravel().tolist())
     elif array.size:

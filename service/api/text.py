@@ -1,9 +1,9 @@
-"""The text of generated subwords: each word when it is complete.
+"""The text of generated subwords. Each word is output when it is complete.
 
-The text up to a position is that of the words that are complete there, and follows from the tokens before it alone, of
-which the last `HISTORY` are enough: a session that was forked, set back, moved or restored inside a word goes on with
-the right one. A word is complete when the next begins; one of more than `HISTORY` tokens is given out as it comes.
-Characters whose bytes are not all there wait.
+The text up to a position has the words that are complete there. It depends only on the tokens before the position, and
+the last `HISTORY` of them are enough: a session that is forked, rewound, moved or restored inside a word continues with
+the right word. A word is complete when the next one begins. A word of more than `HISTORY` tokens is output as it grows.
+A character waits until all of its bytes are known.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ _Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Text:
-    """What tokens after a position add to the text. Event loop only."""
+    """Turns the tokens after a position into text. Event loop only."""
 
     def __init__(self, subwords: Subwords, before: Before) -> None:
         self._spelt, self._begins_word = subwords.spelt, subwords.begins_word
         tokens = before.tokens
         begin = next((index for index in reversed(range(len(tokens))) if self._begins_word[tokens[index]]), None)
-        is_whole = before.position == len(tokens)  # the sequence begins with them
+        is_whole = before.position == len(tokens)  # they are the whole sequence so far
         self._is_first = is_whole and begin in (None, 0)
-        """Whether the word is the first of the sequence, which no space stands before."""
+        """Whether the current word is the first of the sequence, which has no space before it."""
         self._num_tokens = len(tokens) - (begin or 0) if is_whole or begin is not None else HISTORY + 1
-        """Of the word so far; above `HISTORY`: it is given out as it comes."""
+        """Tokens of the current word so far. Above `HISTORY`, the word is output as it grows."""
         self._waiting = b"".join(self._spelt[token] for token in tokens[begin or 0 :])
-        """What is spelt and not given out."""
+        """Bytes of the current word that are not output yet."""
         if self._num_tokens > HISTORY:
             self._take_characters()
 
     def add(self, tokens: Sequence[int]) -> str:
-        """The text that more tokens complete; a space is in front of each word but the first of the sequence."""
+        """Returns the text that further tokens complete. Each word but the first of the sequence has a space before
+        it."""
         complete = []
         for token in tokens:
             if self._begins_word[token]:
@@ -52,7 +53,7 @@ class Text:
 
     @property
     def unfinished(self) -> str:
-        """The word that is not complete, as far as it is spelt."""
+        """The current word, which is not complete, as far as it is spelled."""
         return self._shown(_Decoder("replace").decode(self._waiting))
 
     def _take_all(self) -> str:
@@ -60,7 +61,7 @@ class Text:
         return self._shown(waiting.decode("utf-8", "replace"))
 
     def _take_characters(self) -> str:
-        """Takes what is whole."""
+        """Removes and returns the characters whose bytes are all known."""
         decoder = _Decoder("replace")
         text = self._shown(decoder.decode(self._waiting))
         self._waiting = decoder.getstate()[0]
@@ -72,7 +73,7 @@ class Text:
 
 
 def text_after(before: Before | None, bundle: Bundle) -> Text | None:
-    """The text of what comes after a position; None of models that have none."""
+    """Returns the text after a position; None for a model that has none."""
     vocabulary = bundle.target_vocabulary
     if before is None or vocabulary is None or vocabulary.subwords is None:
         return None

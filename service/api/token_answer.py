@@ -1,5 +1,5 @@
-"""The answer to a feed that gives one token, made once and filled in for each: five messages cost several times as much
-to make as to fill in."""
+"""The response to a feed that returns one token. It is made once and filled in for each feed, because making its five
+messages takes several times as long as filling them in."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from service.sessions.session import Request
 
 
 class TokenAnswer:
-    """For who serializes it before the next is filled in. Event loop only."""
+    """A response that is used again: the caller must serialize it before it is filled in again. Event loop only."""
 
     def __init__(self) -> None:
         self._response = pb.StreamResponse()
-        self._response.fed.replayed = False  # set all the same, as in every answer of this kind
+        self._response.fed.replayed = False  # set although false, as in `answers.fed`
         self._output = self._response.fed.outputs.add()
         self._token = self._output.tokens.add()
 
     def of(self, request: Request, result: Fed) -> pb.StreamResponse | None:
-        """What `answers.fed` makes, until the next call; None for an answer of another form."""
+        """Returns what `answers.fed` would make, valid until the next call; None if the response has another form."""
         session, outputs = request.session, result.outputs
         vocabulary = session.served.bundle.target_vocabulary
         if len(outputs) != 1 or vocabulary is None or session.persistence is not NOT_STORED or request.replayed:

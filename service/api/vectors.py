@@ -1,4 +1,4 @@
-"""Vectors of features from tensors of the wire, and back. Every refusal names the field as the client spells it."""
+"""Converts tensors on the wire to vectors of features and back. Errors name the field as the client spells it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from service.errors import EmptySequenceError, InvalidFieldError, quoted
 from service.repository.vocabulary import too_many
 
 LARGEST_WHOLE = 2**24
-"""The largest whole number up to which 32-bit floats have all."""
+"""32-bit floats can hold every whole number up to this one."""
 
 
 def items_of(
     message: pb.Tensor, size: int, model: str, *, field: str, limit: int | None = None, setting: str = "max_feed_tokens"
 ) -> list[Item]:
-    """The vectors of a tensor [steps, size], or of one [numbers] that has the vectors one after the other.
+    """Returns the vectors of a tensor [steps, size], or of a tensor [numbers] that has the vectors one after the other.
 
-    model: its name, for refusals; limit: steps that the tensor may have, by `setting`; None: any number.
+    model: its name, for errors; limit: the most steps of the tensor, set by `setting`; None: no limit.
 
     Raises InvalidFieldError for another shape, for numbers that do not fill the last vector, and for data of another
-    length, EmptySequenceError for no step, and SequenceTooLongError.
+    length; EmptySequenceError for no steps; SequenceTooLongError for too many.
     """
     shape = list(message.shape[:3])
     num_steps = _num_steps(shape, size, model, field=field, num_axes=len(message.shape))
@@ -36,7 +36,7 @@ def items_of(
 
 
 def check_data(data: bytes, count: int, shape: Sequence[int], *, field: str) -> None:
-    """Raises InvalidFieldError for data of another length than `count` numbers. shape: of the tensor that has it."""
+    """Raises InvalidFieldError unless the data has `count` numbers. shape: the shape of the tensor, for the error."""
     if len(data) != ITEM_SIZE * count:
         raise InvalidFieldError(
             f"{field}.data has {len(data)} bytes, and shape {shape} of 32-bit floats needs {ITEM_SIZE * count}",
@@ -45,13 +45,13 @@ def check_data(data: bytes, count: int, shape: Sequence[int], *, field: str) -> 
 
 
 def are_whole(numbers: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which numbers are whole, and so small that 32-bit floats have all beside them."""
+    """Returns which numbers are whole, and not above LARGEST_WHOLE in size."""
     found: NDArray[np.bool_] = (np.abs(numbers) <= LARGEST_WHOLE) & (np.rint(numbers) == numbers)
     return found
 
 
 def _num_steps(shape: list[int], size: int, model: str, *, field: str, num_axes: int) -> int:
-    """How many vectors a tensor has. shape: its first axes. Raises InvalidFieldError and EmptySequenceError."""
+    """Returns how many vectors a tensor has. shape: its first axes. Raises InvalidFieldError and EmptySequenceError."""
     is_flat = num_axes == 1
     if not is_flat and (num_axes != 2 or shape[1] != size):
         shown = quoted(shape) if num_axes <= 2 else f"of {num_axes} axes"
@@ -72,10 +72,11 @@ def _num_steps(shape: list[int], size: int, model: str, *, field: str, num_axes:
 
 
 def check_whole(items: Sequence[Item], places: Mapping[int, str], *, field: str, first: int = 0) -> None:
-    """Raises InvalidFieldError when an integer input of the model would be given another number than the client's.
+    """Raises InvalidFieldError if a number for an integer input is not whole, so that the model would read another
+    number.
 
-    items: vectors; places: where in a vector such inputs have their numbers, and their names, as
-    `StepSpec.whole_numbers` has them; first: the place of items[0] in the field.
+    items: vectors; places: the numbers of a vector that integer inputs read, and the names of these inputs, as in
+    `StepSpec.whole_numbers`; first: the place of items[0] in the field.
     """
     if not places or not items:
         return
@@ -92,5 +93,5 @@ def check_whole(items: Sequence[Item], places: Mapping[int, str], *, field: str,
 
 
 def tensor(items: Sequence[Item], size: int) -> pb.Tensor:
-    """Vectors as a tensor [steps, size]."""
-    return pb.Tensor(shape=[len(items), size], data=b"".join(items))  # type: ignore[arg-type]  # of a model of values
+    """Returns vectors as a tensor [steps, size]."""
+    return pb.Tensor(shape=[len(items), size], data=b"".join(items))  # type: ignore[arg-type]  # the items are vectors

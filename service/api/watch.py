@@ -1,4 +1,5 @@
-"""One `Inference.Watch` call: makes messages of what happens to a session, in its own time. Event loop only."""
+"""One `Inference.Watch` call: turns what happens to a session into messages, at the pace of the reader. Event loop
+only."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ from service.sessions.watches import Change, Consumed, Told, Watcher
 
 Write: TypeAlias = Callable[[pb.WatchResponse], Awaitable[None]]
 _MAX_TOKENS = 1000
-"""That one message tells as consumed."""
+"""The most consumed tokens in one message."""
 _LAST_WRITE_S = 2.0
-"""That a reader has for the message that is being written when the watch fails."""
+"""Seconds that a reader has for the message that is being written when the watch fails."""
 _LAST_EVENTS_S = 60.0
-"""That it has for all that it has not read when the session ends."""
+"""Seconds that a reader has for all unread messages when the session ends."""
 _CHANGES = {
     Change.ATTACHED: pb.SESSION_CHANGE_ATTACHED,
     Change.DETACHED: pb.SESSION_CHANGE_DETACHED,
@@ -37,8 +38,8 @@ _CHANGES = {
 
 
 class Watch:
-    """The state of one call: made by `begin`, and to be closed. session_id: as the caller calls the session;
-    max_answer_bytes: of a message."""
+    """The state of one call. Made by `begin`; `close` must be called. session_id: as the caller spells it;
+    max_answer_bytes: the most bytes of a message."""
 
     def __init__(self, watcher: Watcher, session_id: str, max_answer_bytes: int) -> None:
         self._watcher = watcher
@@ -47,23 +48,26 @@ class Watch:
         self._session_id = session_id
         self._max_bytes = max_answer_bytes
         self.is_given_up = False
-        """Whether the watch is over and its reader did not take what was left of it: it would not take the error
+        """Whether the watch is over and its reader did not read the rest in time. The reader would not read the error
         either."""
         self.model = self._bundle.model
         self.num_written = 0
 
     @classmethod
     async def begin(cls, sessions: SessionService, caller: Caller, session_id: str) -> Self:
-        """Begins to watch a session of this server. Raises what `Resume.here` raises, InvalidFieldError and
+        """Starts to watch a session of this server. Raises what `Resume.here` raises, InvalidFieldError and
         TooManyWatchersError."""
         session = await sessions.resume.here(caller.any_key(session_id))
         watcher = sessions.watches.watch(sessions.registry.here(session))
         return cls(watcher, caller.shown(session.id), sessions.limits.max_answer_bytes)
 
     async def tell(self, write: Write) -> None:
-        """Writes what happens, up to the session's end. Raises the error that ends the watch before, at the latest
-        `_LAST_WRITE_S` seconds after it is there, whether or not anybody reads; WatcherDroppedError, too, when not all
-        was read `_LAST_EVENTS_S` seconds after the session's end."""
+        """Writes what happens until the session ends.
+
+        Raises the error that ends the watch earlier, at most `_LAST_WRITE_S` seconds after it occurred, even if nobody
+        reads. Raises WatcherDroppedError also if the reader has unread messages `_LAST_EVENTS_S` seconds after the
+        session's end.
+        """
         try:
             async with asyncio.timeout(None) as limit:
                 self._watcher.on_over = partial(self._end_soon, limit)
@@ -74,15 +78,15 @@ class Watch:
             self.is_given_up = True
         finally:
             self._watcher.on_over = None
-        if self.is_given_up:  # raised here: nothing keeps the message any more
+        if self.is_given_up:  # raised outside `except`, whose error would keep the message in memory
             raise self._watcher.drop()
 
     def end(self) -> None:
-        """The server leaves."""
+        """Ends the watch because the server shuts down."""
         self._watcher.leave(ShuttingDownError("the server is shutting down: watch again", retry_delay_s=1.0))
 
     def close(self) -> None:
-        """The call is over."""
+        """Removes the watcher, because the call has ended."""
         self._watcher.close()
 
     def _end_soon(self, limit: asyncio.Timeout) -> None:
@@ -97,7 +101,7 @@ class Watch:
 
         while (told := await self._watcher.next()) is not None:
             await self._tell(told, counted)
-            await asyncio.sleep(0)  # a watcher that has much to read leaves others their turn
+            await asyncio.sleep(0)  # others run between two messages
 
     async def _tell(self, told: Told, write: Write) -> None:
         position, happening, bundle = told.moment[1], told.happening, self._bundle
@@ -120,7 +124,7 @@ class Watch:
             await write(self._response(position, changed=pb.Changed(change=_CHANGES[happening])))
 
     async def _tell_consumed(self, position: int, consumed: Consumed, write: Write) -> None:
-        """In parts, where one message has no room for all."""
+        """Writes consumed items, in several messages if one cannot hold all."""
         items, outputs = consumed
         last = pb.Consumed()
         last.fed.SetInParent()
