@@ -1,1 +1,2 @@
-"""Translates between protobuf messages and domain objects, and serves the gRPC calls."""
+"""Translates between messages and domain objects, and maps domain errors to gRPC statuses. Does not open ports: see
+`wire`."""

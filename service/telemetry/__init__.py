@@ -1,1 +1,1 @@
-"""Metrics and logs: what the observer protocol reports to."""
+"""Metrics, logs and traces: implements the observer protocols of `service.observer`."""

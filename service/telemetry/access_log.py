@@ -1,4 +1,4 @@
-"""The access log: one line a call, when it has ended. Whatever `log_level` says, its lines are written."""
+"""The access log: one line for each call, when it has ended. `log_level` does not affect it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _log = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_
 
 
 class AccessLog:
-    """Writes the lines. level: `errors`: of calls that did not end with OK, and of streams in which a request was
+    """Writes the access log. level: `errors` selects calls that did not end with OK, and streams in which a request was
     refused or failed."""
 
     def __init__(self, level: AccessLevel) -> None:
@@ -22,7 +22,8 @@ class AccessLog:
         self._has_all = level == "all"
 
     def call_ended(self, report: CallReport) -> None:
-        """Writes the line of a call, if it is to have one. Fields that say nothing are left out."""
+        """Writes the line of a call, if the level selects it. Leaves out an empty reason, number of failures or trace
+        id."""
         if not self._is_on or not (self._has_all or report.code != "OK" or report.num_failed):
             return
         fields = {

@@ -1,6 +1,6 @@
-"""What engines and models report, made metrics: an `EngineObserver` and a `ModelObserver`.
+"""Turns reports of engines and models into metrics: implements `EngineObserver` and `ModelObserver`.
 
-Label children are resolved once, here, and never on the hot path.
+Label children are looked up once, here, and never on the hot path.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class _Graph(NamedTuple):
 
 
 class Occupancy(NamedTuple):
-    """Sessions that have a slot; beams and scored targets that have one; requests admitted and not yet answered."""
+    """What is in use in an engine. num_sessions: sessions that have a slot; num_forks: beams and scored targets that
+    have a slot; num_waiting: requests admitted and not yet answered."""
 
     num_sessions: int
     num_forks: int
@@ -38,7 +39,7 @@ class Occupancy(NamedTuple):
 
 
 class EngineTelemetry:
-    """An `EngineObserver` of one variant of a model."""
+    """The `EngineObserver` of one variant of a model."""
 
     def __init__(self, metrics: Metrics, model: str, version: int, variant: str, *, is_tracing: bool = False) -> None:
         self.is_tracing = is_tracing
@@ -64,8 +65,11 @@ class EngineTelemetry:
         metrics.registry.add(self._batches)
 
     def watch(self, read: Callable[[], Occupancy | None], *, num_slots: int, state_bytes: int) -> None:
-        """Adds an engine to those whose occupancy is reported. A version that was unloaded and loaded again has two for
-        as long as sessions use its first. read: None once the engine has stopped; safe to call from any thread."""
+        """Adds an engine whose occupancy is reported. A version that was unloaded and loaded again has two engines
+        while sessions use the first.
+
+        read: returns None once the engine has stopped; must be safe to call from any thread.
+        """
         metrics, labels = self._metrics, self._labels
         metrics.state_bytes.labels(*labels).set(state_bytes)
 
@@ -77,7 +81,7 @@ class EngineTelemetry:
             gauge.labels(*labels).add_function(ask)
 
         report(metrics.slots, lambda seen: num_slots)
-        # read between two changes, forks that begin or end may be taken for sessions
+        # a read between two changes may count a fork that begins or ends as a session
         report(metrics.slots_used, lambda seen: min(seen.num_sessions, num_slots))
         report(metrics.forks_used, lambda seen: seen.num_forks)
         report(metrics.queue_depth, lambda seen: seen.num_waiting)
@@ -104,7 +108,7 @@ class EngineTelemetry:
             self._queue_seconds.extend(seconds for report in some for seconds in report.queue_s)
 
     def batch_traced(self, tags: Sequence[Any], report: BatchReport) -> None:
-        """See `EngineObserver`. tags: requests, most of them."""
+        """See `EngineObserver`. tags: mostly requests."""
         for request in tags:
             trace: RequestTrace | None = getattr(request, "trace", None)
             if trace is not None:
@@ -120,8 +124,8 @@ log = structlog.get_logger()
 
 
 class ModelTelemetry:
-    """A `ModelObserver`. sessions: drops its own part of a version that is dropped; changed: called after each report
-    of a version."""
+    """The `ModelObserver` of the server. sessions: also drops its metrics of a version that is dropped; changed: called
+    after a version was loaded, has failed or was unloaded."""
 
     def __init__(self, metrics: Metrics, sessions: SessionTelemetry, changed: Callable[[], None]) -> None:
         self._metrics, self._sessions = metrics, sessions

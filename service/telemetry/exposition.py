@@ -1,4 +1,4 @@
-"""The HTTP server that Prometheus reads the metrics from."""
+"""The HTTP server from which Prometheus reads the metrics."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from contextlib import suppress
 from prometheus_client import CollectorRegistry, start_http_server
 
 _BEGIN_S = 0.01
-"""Seconds until a thread that ends it has certainly said so."""
+"""Seconds after which the thread that runs `shutdown` has certainly asked the server to stop."""
 
 
 class Exposition:
-    """Answers from a thread of its own. Raises OSError when it cannot listen at `port`."""
+    """Serves the metrics from a thread of its own. Raises OSError if it cannot listen on `port`."""
 
     def __init__(self, port: int, host: str, registry: CollectorRegistry) -> None:
         self._server, self._thread = start_http_server(port, host, registry)
         self.port = self._server.server_port
-        """The real one, also where 0 was asked for."""
+        """The actual port, also if 0 was asked for."""
 
     async def stop(self) -> None:
-        """Ends the thread."""
+        """Stops the server and its thread."""
         ending = asyncio.create_task(asyncio.to_thread(self._server.shutdown))
-        # it looks twice a second whether it is to end, and whenever somebody connects
+        # the server checks whether to stop twice a second and at each connection, so connecting stops it at once
         await asyncio.sleep(_BEGIN_S)
         with suppress(OSError), socket.socket(self._server.address_family) as one:
             one.setblocking(False)

@@ -1,7 +1,7 @@
-"""Log lines: event names with fields, never payloads; text for people or JSON for machines, to standard error.
+"""Log lines: event names with fields, never payloads; text for people or JSON for programs, on standard error.
 
-Errors that no code of ours handles become log lines of the same form: those of threads, of destructors, of callbacks
-and tasks of an event loop, and what libraries log.
+Errors that no code of ours handles become log lines of the same form: errors in threads, in destructors, in callbacks
+and tasks of an event loop, and messages that libraries log.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ log = structlog.get_logger()
 
 
 def configure(log_format: str, log_level: str) -> None:
-    """Sets structlog up for the process. log_format: `text` or `json`."""
+    """Sets up the logging of the process. log_format: `text` or `json`."""
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if log_format == "json"
-        # no values of variables: they may be anybody's data, and formatting them stops the event loop for seconds
+        # no values of variables: they may be user data, and formatting them blocks the event loop for seconds
         else structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
@@ -52,12 +52,12 @@ def configure(log_format: str, log_level: str) -> None:
 
 
 def _without_passwords(_: Any, __: str, line: Any) -> str:
-    """Of a line that is written, whoever put them there: a library's message, or an exception's."""
+    """Removes passwords from a finished line, also those in a library's message or an exception."""
     return without_passwords(line)
 
 
 def loop_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Logs an error that nobody awaits: for `loop.set_exception_handler`."""
+    """Logs an error that nothing awaits. For `loop.set_exception_handler`."""
     source = context.get("task") or context.get("future") or context.get("handle") or context.get("transport")
     log.error(
         "loop.exception",
@@ -89,6 +89,6 @@ class _Forwarder(logging.Handler):
         error = record.exc_info[1] if record.exc_info else None
         try:
             message = record.getMessage()[:2000]
-        except (TypeError, ValueError):  # its arguments do not go with its text
+        except (TypeError, ValueError):  # its arguments do not fit its format string
             message = str(record.msg)[:2000]
         getattr(log, level)("library.message", logger=record.name, message=message, exc_info=error)

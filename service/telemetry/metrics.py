@@ -1,9 +1,9 @@
 """The Prometheus metrics: every name, label and bucket, in one place.
 
-Durations are in seconds, sizes in bytes. `model` and `version` label whatever belongs to a model; no label ever holds
-what a client can choose freely, such as a session id.
+Durations are in seconds, sizes in bytes. `model` and `version` label every metric that belongs to a model. No label has
+a value that a client can choose freely, such as a session id.
 
-`python -m service.telemetry.metrics > docs/metrics.md` makes their reference.
+`python -m service.telemetry.metrics > docs/metrics.md` writes the reference of the metrics.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Prometheus client library.
 class Metrics:
     """The metrics of one server, in a registry of its own. Safe to use from any thread.
 
-    sections: the instruments, by what they are about, in the order in which they are documented.
+    sections: the instruments by topic, in the order in which they are documented.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Metrics:
             collector(registry=self.registry)
 
     def drop_version(self, model: str, version: int) -> None:
-        """Drops whatever is labelled with a version of a model."""
+        """Drops the values that are labelled with a version of a model."""
         for instruments in self.sections.values():
             for instrument in instruments:
                 instrument.drop(model=model, version=str(version))
@@ -252,7 +252,7 @@ class Metrics:
 
 
 def markdown() -> str:
-    """The whole page."""
+    """Returns the reference of all metrics, in Markdown."""
     parts = [_HEAD]
     for section, instruments in Metrics().sections.items():
         parts.append(f"\n## {section}\n\n| name | type | labels | what |\n| --- | --- | --- | --- |\n")

@@ -1,6 +1,6 @@
-"""The observer protocols, implemented: every report becomes metrics, and some become log lines.
+"""Implements the observer protocols: every report becomes metrics, and some become log lines.
 
-Label children are resolved once, here, and never on the hot path.
+Label children are looked up once, here, and never on the hot path.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ log = structlog.get_logger()
 
 _REQUESTS = ("feed", "generate", "score", "step_batch")
 _Answered = tuple[str, int, str, float | None, int]
-"""Of a request: model, version, kind, seconds until it was answered, tokens; None: it moved its session by the tokens,
-and is not answered yet, or failed."""
+"""A report of a request: model, version, kind, seconds until it was answered, tokens. The seconds are None if the
+request moved its session by the tokens but is not answered yet, or failed."""
 
 
 class _Sessions(NamedTuple):
@@ -36,7 +36,7 @@ class _Sessions(NamedTuple):
 
 
 class SessionTelemetry:
-    """A `SessionObserver` and an `ApiObserver` of the whole server."""
+    """The `SessionObserver` and the `ApiObserver` of the server."""
 
     def __init__(self, metrics: Metrics, tracing: Tracing | None = None, access_log: AccessLog | None = None) -> None:
         self._metrics = metrics
@@ -55,7 +55,7 @@ class SessionTelemetry:
         metrics.registry.add(self._writes)
 
     def add_version(self, model: str, version: int) -> None:
-        """Has the counters of a version that is served begin at 0, so that a rate of them is 0 and not unknown."""
+        """Starts the counters of a served version at 0, so that their rates are 0 and not unknown."""
         metrics, labels = self._metrics, (model, str(version))
         self._of_model(model, version)
         for request in _REQUESTS:
@@ -69,7 +69,7 @@ class SessionTelemetry:
             instrument.labels(*labels)
 
     def drop_version(self, model: str, version: int) -> None:
-        """Forgets the children of a version that has no session any more."""
+        """Drops the children of a version that has no sessions any more."""
         self._answered.flush()
         self._models.pop((model, version), None)
         for key in [key for key in self._requests if key[:2] == (model, version)]:
@@ -225,12 +225,13 @@ class SessionTelemetry:
 
 
 def _method(report: CallReport) -> str:
-    """The label of a call's method: what a client can choose freely is no label."""
+    """Returns the label for the method of a call: `unknown` for a method that the server does not have, because clients
+    can send anything."""
     return report.method if report.is_known else "unknown"
 
 
 class StoreTelemetry:
-    """A `StoreObserver`."""
+    """The `StoreObserver` of the server."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._checkpoints = metrics.checkpoints.labels()

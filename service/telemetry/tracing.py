@@ -1,10 +1,10 @@
-"""Traces by OpenTelemetry, sent by OTLP. Needs the extra `tracing`; imported only when traces are asked for.
+"""OpenTelemetry traces, sent by OTLP. Needs the extra `tracing`; imported only if traces are configured.
 
-the call                      server span; its parent is the caller's, by W3C `traceparent`
+the call                      server span; its parent is the caller's span, from W3C `traceparent`
 └── feed, generate, ...       from reading a request to its answer; on a stream there are many
     ├── queue                 until its first batch
-    └── batch                 each that it has a part in: assembling it, running it, storing what came of it
-        └── run               of the graph alone
+    └── batch                 each batch that has a part of it: assembling it, running it, storing its results
+        └── run               the run of the graph alone
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from carousel._version import __version__
 from service.observer import BatchReport, CallReport
 
 _MAX_BATCHES = 64
-"""Batches of one request that have spans of their own; a generation may have thousands."""
+"""The most batches of one request that have spans of their own; a generation may have thousands."""
 _SERVERS_FAULT = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
-"""Codes at which a server's span is an error, by OpenTelemetry's conventions for gRPC."""
+"""Codes that make a server's span an error, by OpenTelemetry's conventions for gRPC."""
 
 
 class Tracing:
-    """Where spans come from and go to. endpoint: of a collector, `http://host:4317`, or `https` for TLS. ratio: 0 to 1,
-    of the calls that come without a trace; those that come with one say themselves whether they are sampled."""
+    """Makes spans and exports them. endpoint: of a collector, `http://host:4317`, or `https` for TLS. ratio: 0 to 1,
+    the share of sampled calls among those that come without a trace; a call that comes with a trace says itself whether
+    it is sampled."""
 
     def __init__(self, endpoint: str, ratio: float) -> None:
         self._provider = TracerProvider(
@@ -44,10 +45,10 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def call(self, report: CallReport, metadata: Mapping[str, str]) -> CallTrace | None:
-        """The trace of a call that has come; None when it is not sampled."""
+        """Starts the trace of a call. Returns None if the call is not sampled."""
         service, _, method = report.method.lstrip("/").rpartition("/")
         span = self._tracer.start_span(
-            f"{service}/{method}" if report.is_known else "unknown method",  # a name is of a fixed list
+            f"{service}/{method}" if report.is_known else "unknown method",  # span names must come from a fixed list
             context=self._propagator.extract(metadata),
             kind=SpanKind.SERVER,
             attributes={
@@ -60,12 +61,12 @@ class Tracing:
         return CallTrace(self._tracer, span) if span.is_recording() else None
 
     def stop(self) -> None:
-        """Sends what is left. Blocks, for seconds when nobody takes it."""
+        """Sends the spans that are left. Blocks; for seconds if no collector accepts them."""
         self._provider.shutdown()
 
 
 class CallTrace:
-    """See `observer.CallTrace`."""
+    """Implements `observer.CallTrace`."""
 
     def __init__(self, tracer: Tracer, span: Span) -> None:
         self._tracer = tracer
@@ -88,7 +89,7 @@ class CallTrace:
 
 
 class RequestTrace:
-    """See `observer.RequestTrace`. Its span is named when it ends; one that is refused has none."""
+    """Implements `observer.RequestTrace`. Its span gets its name when it ends; a refused request has no span."""
 
     def __init__(self, tracer: Tracer, parent: Span) -> None:
         self._tracer = tracer
