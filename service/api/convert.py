@@ -31,9 +31,9 @@ _OUTPUT_KINDS = {
     pb.OUTPUT_KIND_EMITTED: OutputKind.EMITTED,
 }
 Numbers: TypeAlias = Literal["logits", "values", "emitted"]
-"""What the numbers mean that a step outputs."""
+"""The meaning of the numbers that a step outputs."""
 _PAGE_TOKEN_LENGTH = 18
-"""The most digits that any signed 64-bit number can hold."""
+"""Any number of this many digits fits in a signed 64-bit integer."""
 _STOP_TOKENS = 1024
 NEXT_TOKEN = OutputSpec()
 EMITTED = OutputSpec(OutputKind.EMITTED, every_position=True)
@@ -167,7 +167,7 @@ def fill(message: pb.StepOutput, output: StepOutput, vocabulary: Vocabulary | No
 
 
 def numbers_of(bundle: Bundle) -> Numbers:
-    """Returns what the numbers mean that a step of a model outputs."""
+    """Returns the meaning of the numbers that a step of a model outputs."""
     if bundle.manifest.step.emits is not None:
         return "emitted"
     return "values" if bundle.target_vocabulary is None else "logits"

@@ -113,7 +113,7 @@ class Step:
     async def _find(self, message: pb.StepRequest, key: str) -> tuple[Session, bool] | None:
         """Returns the session that exists, and whether it was in memory; None if the call must open it.
 
-        key: the inner id of the session. Raises SessionIdInUseError for a session unlike the one that the call would
+        key: the internal id of the session. Raises SessionIdInUseError for a session unlike the one that the call would
         open, and what `Visits.find` raises.
         """
         try:
