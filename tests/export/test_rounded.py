@@ -31,11 +31,11 @@ Y = TensorSpec(name="y", dtype="float32", shape=("batch", 256))
 
 def linear() -> nn.Module:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(192, 192), nn.Tanh(), nn.Linear(192, 256)).eval()
+    first = nn.Linear(192, 192)
     with torch.no_grad():
-        module[0].weight[3] = 0.0
-        module[0].weight[4] *= 1e-12
-    return module
+        first.weight[3] = 0.0
+        first.weight[4] *= 1e-12
+    return nn.Sequential(first, nn.Tanh(), nn.Linear(192, 256)).eval()
 
 
 def test_each_weight_is_rounded_by_half_a_scale_at_most_and_once() -> None:
