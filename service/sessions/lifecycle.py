@@ -1,16 +1,16 @@
-"""The life of a session: which event may happen in which state, where it leads, and what the server then does.
+"""The life of a session, as one table: (state, event) to (next state, actions of the server).
 
-Pure: no clock, no I/O, no asyncio, no engine. `TABLE` is the only place that says what is legal; `Registry`, `Spill`
-and `Requests` carry its actions out and report back by further events. docs/architecture.md has the diagram that
-`diagram` draws. Rules:
+This module is pure: it knows no clock, no I/O, no asyncio and no engine. Only `TABLE` says which events are legal.
+`Registry`, `Spill` and `Requests` carry out the actions and report the results as further events. `diagram` draws the
+table for docs/architecture.md. Rules:
 
-1. A session has its id from OPENING until ENDED. Nobody else can take the id meanwhile.
-2. Only IDLE, BUSY and GENERATING have a slot of the engine. A request in any other state before ENDING is deferred:
-   it waits, in order, until the session has a slot again.
-3. Every request is answered once: by the engine, or by REFUSE_DEFERRED and FREE_SLOT when the session ends or cannot
-   be restored.
-4. ENDING lasts until the store has the last record of the session (`BURY`, `RELEASE`); without a record it ends at
-   once.
+1. A session owns its id from OPENING until ENDED. No other session can take the id during this time.
+2. Only a session in IDLE, BUSY or GENERATING has a slot that requests can use. A request in any other state before
+   ENDING is deferred: it waits, in order, until the session has a slot again.
+3. Every request is answered exactly once: by the engine, or by REFUSE_DEFERRED or FREE_SLOT when the session ends or
+   cannot be restored.
+4. ENDING lasts until the store has the last record of the session (`BURY`, `RELEASE`). A session without a record ends
+   at once.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 
 class State(Enum):
-    """Where a session is in its life."""
+    """The state of a session."""
 
-    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
+    __hash__ = object.__hash__  # members are singletons; Enum.__hash__ hashes the name, in Python
 
     OPENING = "opening"
     IDLE = "idle"
@@ -36,40 +36,40 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What can happen to a session."""
+    """An event in the life of a session."""
 
-    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
+    __hash__ = object.__hash__  # members are singletons; Enum.__hash__ hashes the name, in Python
 
-    START = "start"  # it got its id and its slot
-    FAIL = "fail"  # it cannot be opened
+    START = "start"  # the session has its id and a slot
+    FAIL = "fail"  # the session cannot be opened
     FEED = "feed"
     STEP_BATCH = "step_batch"
     SCORE = "score"
     GENERATE = "generate"
     FINISH = "finish"  # the last request in flight was answered
     CANCEL = "cancel"
-    READ = "read"  # snapshot, fork, get_state
+    READ = "read"  # a request reads the state: snapshot, fork, get_state
     REWIND = "rewind"
     SET_STATE = "set_state"
-    RESUME = "resume"  # a stream takes it
-    DETACH = "detach"  # its stream ended, and it is held
-    SPILL = "spill"  # another session needs its slot
-    STORED = "stored"  # its state is in the store
+    RESUME = "resume"  # a stream resumes the session
+    DETACH = "detach"  # the stream ended, and the policy keeps the session
+    SPILL = "spill"  # another session needs the slot
+    STORED = "stored"  # the store has the session's state
     NOT_STORED = "not_stored"  # the store failed
-    RESTORE = "restore"  # a request waits for it
+    RESTORE = "restore"  # a request needs the spilled session
     RESTORED = "restored"
     NOT_RESTORED = "not_restored"
-    CLOSE = "close"  # by the client, by the end of its stream, by idleness, by age, by the end of the server
-    EXPIRE = "expire"  # nobody resumed it in time
-    HAND_OVER = "hand_over"  # another server, or a later one, may have it
-    LOSE = "lose"  # another server has it already
-    RECORD = "record"  # the store has its last record, or there is none to write
+    CLOSE = "close"  # ended by the client, the end of its stream, idleness, age or shutdown
+    EXPIRE = "expire"  # no stream resumed the session in time
+    HAND_OVER = "hand_over"  # the session is stored for another server, or a later start of this one
+    LOSE = "lose"  # another server owns the session already
+    RECORD = "record"  # the store has the last record, or there is none to write
 
 
 class Action(Enum):
-    """What the server does after an event."""
+    """An action of the server after an event."""
 
-    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
+    __hash__ = object.__hash__  # members are singletons; Enum.__hash__ hashes the name, in Python
 
     SUBMIT = "submit"  # give the request to the engine
     DEFER = "defer"  # keep the request until the session has a slot
@@ -81,7 +81,7 @@ class Action(Enum):
     TELL_STREAM = "tell the stream that had it"
     HOLD = "hold until a time"
     STORE = "store"
-    FREE_SLOT = "free the slot"  # and answer what is in flight
+    FREE_SLOT = "free the slot"  # also answers the requests in flight
     READ_RECORD = "read the record"
     BURY = "record the end"
     RELEASE = "record that it is free"
@@ -89,7 +89,7 @@ class Action(Enum):
 
 
 class Transition(NamedTuple):
-    """The state that follows, and what is done, in order."""
+    """The next state, and the actions in their order."""
 
     state: State
     actions: tuple[Action, ...] = ()
@@ -98,7 +98,7 @@ class Transition(NamedTuple):
 LIVE = frozenset({State.IDLE, State.BUSY, State.GENERATING})
 """The states with a slot that requests can use."""
 HOLDS_SLOT = LIVE | {State.SPILLING}
-"""Those whose state is in a slot: also of a session that is being stored, to give it up."""
+"""The states with a slot. In SPILLING the session still has its slot, but requests cannot use it."""
 OVER = frozenset({State.ENDING, State.ENDED})
 _WAITING = (State.OPENING, State.SPILLING, State.SPILLED, State.RESTORING)
 _BEFORE_END = (*_WAITING, State.IDLE, State.BUSY, State.GENERATING)
@@ -145,12 +145,15 @@ def _table() -> dict[tuple[State, Event], Transition]:
 
 
 TABLE = _table()
-"""(state, event) to the transition. What is not here is illegal."""
+"""(state, event) to transition. An event that has no entry is illegal."""
 
 
 def diagram() -> str:
-    """The table as a Mermaid state diagram. An event that changes no state and only defers, reads or takes over is left
-    out: it is legal in every state before ENDING. The end is drawn from one state for all that it can come from."""
+    """Returns the table as a Mermaid state diagram.
+
+    An event that keeps the state is left out when it only defers, reads, cancels, detaches or resumes: it is legal in
+    every state before ENDING. Each way to end is drawn once, from the composite state `open`.
+    """
     arrows: dict[tuple[str, str], list[str]] = {}
     for (state, event), transition in TABLE.items():
         is_quiet = transition.state is state and transition.actions[:1] != (Action.SUBMIT,)

@@ -1,8 +1,8 @@
-"""How much of a session is kept: the policy that is agreed when it is opened, the server's limits, and the record that
-the store has, or will have, with the answers that wait for it.
+"""How much of a session is stored: the policy agreed at opening, the server's limits, and the session's record with the
+answers that wait for it.
 
-Most sessions are never stored. They share `NOT_STORED`, which cannot be changed: `Session.own_persistence` gives a
-session its own. A million sessions would feel an object each.
+Most sessions are never stored. They share the read-only object `NOT_STORED`, because one object for each of a million
+sessions takes too much memory. `Session.own_persistence` gives a session its own object.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from service.errors import CarouselError, InvalidFieldError, guarded
 
 
 class Durability(IntEnum):
-    """How much of a session the store keeps; a greater value keeps more.
+    """How much of a session the store keeps. A greater value keeps more.
 
-    NONE: nothing, except to free its slot or to keep it after its stream. CHECKPOINT: its state, at intervals. STRICT:
-    every answer is stored before it is delivered.
+    NONE: nothing, except to spill the session or to keep it after its stream. CHECKPOINT: its state, at intervals.
+    STRICT: each answer is stored before it is delivered.
     """
 
     NONE = 1
@@ -40,7 +40,8 @@ class OnDisconnect(IntEnum):
 
 
 class SessionPolicy(NamedTuple):
-    """duration_s: how long HOLD and KEEP last; is_unattended: whether a generation continues without a stream."""
+    """What the server agreed to. duration_s: how long HOLD and KEEP last. is_unattended: whether a generation continues
+    without a stream."""
 
     durability: Durability = Durability.NONE
     on_disconnect: OnDisconnect = OnDisconnect.FREE
@@ -54,7 +55,7 @@ class SessionPolicy(NamedTuple):
 
     @property
     def is_stored(self) -> bool:
-        """Whether the store has, or will have, a record under the session's id, so that any server can resume it."""
+        """Whether the store has, or will have, a record under the session's id, for any server to resume."""
         return self.durability is not Durability.NONE or self.on_disconnect is OnDisconnect.KEEP
 
 
@@ -63,8 +64,8 @@ PLAIN = SessionPolicy()
 
 @dataclass(frozen=True, slots=True)
 class PolicyLimits:
-    """What a server grants. max_durability: the most that is stored; hold_s, keep_s: the durations when a client gives
-    none; max_hold_s, max_keep_s: the longest."""
+    """What a server grants. max_durability: the highest durability. hold_s, keep_s: default durations. max_hold_s,
+    max_keep_s: longest durations."""
 
     max_durability: Durability = Durability.STRICT
     hold_s: float = 60.0
@@ -80,8 +81,8 @@ class PolicyLimits:
         *,
         is_unattended: bool,
     ) -> SessionPolicy:
-        """The policy of a session that asks for this; None: the client did not say. Raises InvalidFieldError for more
-        than this server grants."""
+        """Returns the policy for a client's request. None: the client did not set the value. Raises InvalidFieldError
+        when the request exceeds what this server grants."""
         if durability is None:
             durability = Durability.NONE if on_disconnect is OnDisconnect.FREE else Durability.CHECKPOINT
             durability = min(durability, self.max_durability)
@@ -112,16 +113,17 @@ class PolicyLimits:
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """max_sessions: live at once, of all models; idle_timeout_s: without a request, until a session is closed;
-    max_age_s: from when a session was opened until it is closed, however it is used; 0: no limit; max_feed_tokens: in
-    one feed; max_generate_tokens: in one generation; max_in_flight: requests of one session not yet answered;
-    max_forks: beams of one search, targets of one score; generation_window: tokens generated ahead of what has been
-    written to the client; max_answer_bytes: of one answer; num_tombstones: closed sessions remembered; replay_tokens:
-    of one generation, kept for retries; max_marks: of one session; hold_s: for which a copy of a session that would end
-    with its stream waits to be resumed; max_deferred_bytes: of all requests that wait for sessions to be opened or
-    restored; max_replay_bytes: of all that is kept for retries, and as much again of what the store did not take;
-    max_unwritten_bytes: of large requests in flight, and of answers not yet written, and as much again of what waits
-    for watchers."""
+    """The limits of a server. max_sessions: open sessions, of all models together. idle_timeout_s: seconds without a
+    request after which a session is closed. max_age_s: seconds from the opening of a session until it is closed, even
+    when it is in use; 0 means no limit. max_feed_tokens: tokens in one feed. max_generate_tokens: tokens in one
+    generation. max_in_flight: unanswered requests of one session. max_forks: beams of one search, or targets of one
+    score. generation_window: tokens generated ahead of what was written to the client. max_answer_bytes: bytes of one
+    answer. num_tombstones: closed sessions that are remembered. replay_tokens: tokens of one generation kept for
+    retries. max_marks: marks of one session. hold_s: seconds for which a copy of a session waits to be resumed when its
+    policy has no duration. max_deferred_bytes: bytes of all requests that wait for sessions to be opened or restored.
+    max_replay_bytes: bytes of all answers kept for retries, and the same again for answers that the store did not take.
+    max_unwritten_bytes: bytes of large requests in flight and of answers not yet written, and the same again for events
+    that wait for watchers."""
 
     max_sessions: int = 10_000
     idle_timeout_s: float = 300.0
@@ -142,19 +144,20 @@ class SessionLimits:
 
     @property
     def mark_s(self) -> float:
-        """By how much the last use of a session may be later than it is marked: a mark costs as much as a step."""
+        """How much later than `last_used_s` a session may have been used, in seconds. `last_used_s` is not updated at
+        every step, because an update costs as much as a step."""
         return self.idle_timeout_s / 64
 
 
 WhenDone = Callable[[CarouselError | None], None]
-"""Called once: with None when it is done, or with the reason why it cannot be."""
+"""Called once: with None on success, or with the reason for the failure."""
 Moment = tuple[int, int]
-"""(era, position): a point in a session's life. Positions grow within an era; a rewind begins a new era."""
+"""(era, position): a point in a session's life. Positions grow within an era; rewind and set_state begin a new era."""
 
 
 class Kept:
-    """A request that was done, and whose answer the store did not take. answered: the request with its answer; key:
-    under which `among` has it, as one of few."""
+    """A completed request whose answer the store did not take. answered: the request with its answer. key: the key of
+    the short list in `among` that holds this object."""
 
     __slots__ = ("__weakref__", "among", "answered", "key")
 
@@ -164,7 +167,7 @@ class Kept:
         self.answered = answered
 
     def drop(self) -> None:
-        """Keeps it no longer."""
+        """Removes this object from `among`."""
         among = self.among()
         if among is not None and self.key in among:
             among[self.key] = [one for one in among[self.key] if one is not self]
@@ -173,65 +176,67 @@ class Kept:
 
 
 class Unstored(dict[object, list[Kept]]):
-    """Those of one session, or the step batches of one stream, by what tells them apart."""
+    """The `Kept` requests of one session, or the step batches of one stream, by a key that identifies a retry."""
 
     __slots__ = ("__weakref__",)
 
 
 @dataclass(slots=True, eq=False)
 class Persistence:
-    """Event loop only."""
+    """A session's record, its stream, and the answers that wait for the store. Event loop only."""
 
     policy: SessionPolicy
     epoch: int = 1
-    """The store's fencing epoch under which this server owns the record."""
+    """The fencing epoch under which this server owns the record."""
     record_id: str | None = None
     """The record's name in the store; None: the session's id."""
     has_record: bool = False
-    """Whether the store has a record of this session, or may have one."""
+    """Whether the store has, or may have, a record of this session."""
     renew_at_s: float = 0.0
-    """Monotonic seconds at which half of the record's time is over."""
+    """When half of the record's lifetime is over, in monotonic seconds."""
     is_unconfirmed: bool = False
-    """Whether another server may have the session: see `leases`."""
+    """Whether another server may own the session: see `leases`."""
     known_s: float = 0.0
-    """Of one that is unconfirmed: when it was known last that no other has it, in monotonic seconds."""
+    """For an unconfirmed session: when this server was last known to own it, in monotonic seconds."""
     era: int = 0
-    """How often the session went to a state that no feed led to: by rewind or by set_state."""
+    """How often the state was replaced by a rewind or a set_state."""
     stored: Moment | None = None
     """The moment that the record holds."""
     reported_position: int | None = None
-    """The stored position that the client knows of."""
+    """The stored position that the client was last informed of."""
     is_dirty: bool = False
-    """Whether the session changed since it was last read out for the store."""
+    """Whether the session changed after it was last read for the store."""
     is_writing: bool = False
     after_claim: list[Callable[[], None]] | None = None
-    """While the store is asked to give this server the record: what is to be done when it answered."""
+    """Callbacks that run when the store has answered a claim of the record; None when no claim is in progress."""
     is_fetched: bool = False
-    """Whether the session came out of the store, and no stream has resumed it since."""
+    """Whether the session came from the store and no stream has resumed it yet."""
     is_unverified: bool = False
     """Whether the store could not be asked if another session has the id."""
     is_attached: bool = True
     held_until_s: float = 0.0
-    """Monotonic seconds at which a detached session expires."""
+    """When a detached session expires, in monotonic seconds."""
     awaiting: list[tuple[Moment, WhenDone, bool]] = field(default_factory=list)
-    """Answers that wait until their moment is stored, in the order in which they are to be delivered; and whether each
-    is a part, after which its request is answered again."""
+    """Answers that wait until their moment is stored, in order of delivery. The flag says whether the answer is
+    partial, that is, whether further answers to the same request follow."""
     num_parts: int = 0
-    """How many of them are."""
+    """The number of partial answers in `awaiting`."""
     unstored: Unstored = field(default_factory=Unstored)
-    """What was done and could not be stored: see `unstored`."""
+    """Completed requests whose answers the store did not take: see `unstored`."""
     moved: CarouselError | None = None
-    """For a session that was handed over: the answer of requests whose effect its record does not have."""
+    """For a session that was handed over: the error for requests whose effect is not in its record."""
     is_releasing: bool = False
-    """Whether the record of a session that was handed over is being written: what it holds decides the answers."""
+    """Whether the last record of a session that was handed over is being written. Its answers depend on what that
+    record holds."""
     marks: dict[int, LaneState] = field(default_factory=dict)
-    """By position, the oldest first."""
+    """Marks by position, the oldest first."""
     opened_at: float | None = None
-    """Unix seconds, of a session that was opened elsewhere."""
+    """When the session was opened, in Unix seconds; None: it was opened on this server."""
 
     @contextmanager
     def claiming(self) -> Iterator[None]:
-        """While the store is asked to give this server the record: what ends the session meanwhile waits."""
+        """While the body asks the store to give this server the record, delays everything that ends the session. Runs
+        the delayed callbacks afterwards."""
         self.after_claim = []
         try:
             yield
@@ -242,31 +247,33 @@ class Persistence:
 
     @property
     def checkpoint_position(self) -> int | None:
-        """The position from which any server can resume the session; None when it has no record under its own id."""
+        """The position from which any server can resume the session; None when there is no record under the session's
+        id."""
         return None if self.stored is None or self.record_id is not None else self.stored[1]
 
     @property
     def is_resumed(self) -> bool:
-        """Whether the session came out of the store, or is in it: it exists, whatever becomes of its opening here."""
+        """Whether the store has the session: it continues to exist there when its opening fails here."""
         return self.stored is not None
 
     @property
     def waits_for_store(self) -> bool:
-        """Whether answers wait until what they report is stored."""
+        """Whether answers wait until the store has what they report."""
         return self.policy.durability is Durability.STRICT or self.is_unconfirmed
 
     @property
     def is_set_back(self) -> bool:
-        """Whether the session was set back, or given another state, since the moment that the record holds: a position
-        there says nothing of what the session is."""
+        """Whether the session was rewound, or got another state, after the moment that the record holds. The stored
+        position then says nothing about the current state."""
         return self.era != (0 if self.stored is None else self.stored[0])
 
     def holds(self, moment: Moment) -> bool:
-        """Whether the record has what the session was at a moment."""
+        """Whether the record includes the session's state at a moment."""
         return self.stored is not None and moment <= self.stored
 
     def unreported_checkpoint(self) -> int | None:
-        """The stored position when the client does not know it yet. The caller reports it."""
+        """Returns the stored position when the client does not know it yet, else None. The caller must report it to the
+        client."""
         position = self.checkpoint_position
         if position == self.reported_position:
             return None
@@ -275,17 +282,17 @@ class Persistence:
 
     @property
     def num_awaiting(self) -> int:
-        """Requests whose last answer waits."""
+        """The number of requests whose last answer waits for the store."""
         return len(self.awaiting) - self.num_parts
 
     def wait(self, moment: Moment, call: WhenDone, is_part: bool = False) -> None:
-        """Has an answer wait: see `awaiting`."""
+        """Adds an answer to `awaiting`."""
         self.awaiting.append((moment, call, is_part))
         if is_part:
             self.num_parts += 1
 
     def resolve(self, stored: Moment | None, error: CarouselError | None) -> None:
-        """Calls those that wait for a moment up to `stored`, or all of them with an error."""
+        """Calls the callbacks that wait for a moment up to `stored`, or all of them with the error."""
         if not self.awaiting:
             return
         awaiting, self.awaiting, self.num_parts = self.awaiting, [], 0
@@ -297,12 +304,12 @@ class Persistence:
 
 
 class _NotStored(Persistence):
-    """What all plain sessions share."""
+    """The persistence that all plain sessions share. Read-only."""
 
     __slots__ = ()
 
     def __setattr__(self, name: str, value: object) -> None:
-        if hasattr(self, "opened_at"):  # the last field: all are set
+        if hasattr(self, "opened_at"):  # the last field: all fields are set
             raise AttributeError(f"{name}: all plain sessions share this: call Session.own_persistence first")
         object.__setattr__(self, name, value)
 

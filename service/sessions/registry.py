@@ -1,7 +1,7 @@
-"""The shell of the lifecycle: carries out what the table says when sessions start, change hands and end.
+"""Carries out what the lifecycle table says when sessions start, change their stream, and end.
 
-It owns no rule: `lifecycle.TABLE` says what follows an event, and each action has one method here. Opening is
-`opening`'s, spilling `spill`'s, expiry and drain `expiry`'s. Event loop only; times come from the injected clocks.
+`lifecycle.TABLE` has the rules; each action has one method here. Does not open, spill or expire sessions: see
+`opening`, `spill` and `expiry`. Event loop only; times come from the injected clocks.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from service.sessions.watches import Change, Watches
 
 
 class Registry:
-    """The sessions of this server. interval_s, num_tokens, idle_timeout_s: see `Checkpoints`; on_elsewhere: called with
-    those that ended here, and that another server has; clock: monotonic seconds; wall_clock: Unix seconds."""
+    """The sessions of this server. interval_s, num_tokens: see `Checkpoints`. idle_timeout_s: see `Leases`.
+    on_elsewhere: called for an ended session that another server owns. clock, wall_clock: monotonic, Unix seconds."""
 
     def __init__(
         self,
@@ -90,38 +90,38 @@ class Registry:
         return len(self.directory)
 
     def get(self, session_id: str) -> Session:
-        """A session of this server. Raises SessionNotFoundError, which says what became of it when that is known."""
+        """Returns this server's session. Raises SessionNotFoundError, with the reason for its end if known."""
         session = self.directory.get(session_id)
         if session is None:
             raise self.tombstones.not_found(session_id)
         return session
 
     def here(self, session: Session) -> Session:
-        """The session, unless it has ended: its stream is not told before the store knows. Raises the reason then."""
+        """Returns the session. Raises the reason when it has ended; its stream may be notified later."""
         if session.is_over:
             raise session.persistence.moved or self.tombstones.not_found(session.id)
         return session
 
     def used(self, session: Session) -> None:
-        """Notes that a session was used now."""
+        """Marks a session as used now."""
         if not session.is_over:
             self.directory.touch(session, self.clock())
 
     def check_open(self) -> None:
-        """Raises ShuttingDownError when no session may be opened any more. Looks at the lease."""
+        """Checks the lease. Raises ShuttingDownError when this server opens no more sessions."""
         self.leases.check()
         if self.is_draining:
             raise ShuttingDownError("the server is shutting down: open the session elsewhere", retry_delay_s=1.0)
 
     def make(self, served: Served, session_id: str, lane: Lane, on_ended: OnEnded) -> Session:
-        """A session in OPENING, which nobody knows yet. lane: without a slot until `start`."""
+        """Returns a new session in OPENING, which is not in the directory yet. lane: a placeholder until `start`."""
         self._last_serial = max(self._last_serial + 1, int(self.wall_clock() * 1e6))
         session = Session(session_id, self._last_serial, served, lane, on_ended, last_used_s=self.clock())
         self.deferral.suspend(session)
         return session
 
     def start(self, session: Session, lane: Lane) -> None:
-        """A session in OPENING gets its slot. What waits for it runs when `run_deferred` is called."""
+        """Gives a session in OPENING its slot. The caller must then call `Deferral.run`."""
         session.lane = lane
         self.directory.move(session, session.transition(Event.START).state)
         self.directory.touch(session, self.clock())
@@ -130,14 +130,14 @@ class Registry:
         self.observer.session_opened(session.served.model, session.served.version, session.id)
 
     def fail(self, session: Session, error: CarouselError) -> None:
-        """A session in OPENING cannot be opened. What waits for it is refused with the error. One out of the store
-        stays there, for any server to resume."""
+        """Ends a session in OPENING that cannot be opened. Its deferred requests are refused with the error. A session
+        that came from the store stays there, and any server can resume it."""
         self.deferral.refuse(session, error)
         event = Event.HAND_OVER if session.persistence.is_resumed else Event.FAIL
         self._apply(session, event, Ending(CloseReason.FAILED, notifies=False))
 
     def attach(self, session: Session, on_ended: OnEnded) -> None:
-        """Gives a session to a stream; a stream that had it is told that it was taken."""
+        """Attaches a session to a stream. The stream that had it before is notified."""
         session.transition(Event.RESUME)
         if not session.is_detached:
             session.on_ended(session, CloseReason.TAKEN)
@@ -153,7 +153,7 @@ class Registry:
         self.watches.changed(session, Change.ATTACHED)
 
     def detach(self, session: Session) -> None:
-        """A session's stream ended: does what its policy says."""
+        """Applies the session's policy after its stream ended."""
         if session.is_over:
             return
         policy = session.policy
@@ -170,22 +170,22 @@ class Registry:
             self.keep(session)
 
     def keep(self, session: Session) -> None:
-        """Stores a session that no stream has at once, if it is one that is stored."""
+        """Stores a detached session soon, if its policy stores it."""
         if session.policy.is_stored:
             if session.policy.durability is Durability.NONE:
-                self.checkpoints.changed(session)  # it was not stored before
+                self.checkpoints.changed(session)  # this policy stores a session only once it is detached
             self.checkpoints.hasten(session)
 
     def hold(self, session: Session, duration_s: float) -> None:
-        """Holds a session that no stream has, for so long."""
+        """Keeps a detached session for `duration_s`."""
         session.own_persistence().held_until_s = self.clock() + duration_s
         self.detached[session.id] = session
 
     def close(self, session: Session, reason: CloseReason, *, notify: bool, then: WhenDone | None = None) -> None:
-        """Ends a session for good. Closing it again does nothing.
+        """Ends a session for good. Does nothing when it has ended already.
 
-        notify: tell the session's own stream. then: called when each of its requests was answered and the store knows
-        the end; before, with StoreUnavailableError, when the store fails.
+        notify: whether its own stream is notified. then: called when all requests are answered and the store has the
+        end, or with StoreUnavailableError.
         """
         if not session.is_over:
             event = Event.EXPIRE if reason is CloseReason.EXPIRED else Event.CLOSE
@@ -194,27 +194,27 @@ class Registry:
             then(None)
 
     def hand_over(self, session: Session, reason: CloseReason = CloseReason.MOVED) -> None:
-        """Ends a session here and stores it as it is, for any server to resume. Its stream is told. A new one that is
-        not open yet is closed."""
+        """Ends a session here and stores it, so that any server can resume it, and notifies its stream. A new session
+        that is not open yet is closed."""
         if session.state is State.OPENING and not session.persistence.is_resumed:
             self.close(session, CloseReason.SHUTDOWN, notify=True)
         elif not session.is_over:
             self._apply(session, Event.HAND_OVER, Ending(reason, notifies=True))
 
     def lose(self, session: Session) -> None:
-        """Another server has a session: this server's copy of it is worthless."""
+        """Ends a session that another server owns. This server's copy is discarded."""
         if not session.is_over:
             self._apply(session, Event.LOSE, Ending(CloseReason.MOVED, notifies=True))
 
     def _rewrite(self, session: Session) -> None:
-        """The store has lost a session's record: what is in memory is stored anew."""
+        """Stores a session whose record the store has lost. Closes a spilled one: memory has no copy."""
         if session.state is State.SPILLED:
             self.close(session, CloseReason.LOST, notify=True)
         else:
             self.checkpoints.rewrite(session)
 
     def _apply(self, session: Session, event: Event, end: Ending) -> None:
-        """Takes a session out of the server, and does what the table says."""
+        """Removes a session from the server and carries out the actions of the table."""
         transition = session.transition(event)
         end.before = session.state
         self.directory.move(session, transition.state)
@@ -227,20 +227,20 @@ class Registry:
             self.tombstones.add(session.id, tombstone)
         if end.before in (State.SPILLED, State.RESTORING):
             self.observer.session_unspilled(session.served.model, session.served.version, session.id)
-        if not (session.num_in_flight and end.before in HOLDS_SLOT):  # else its position is not its last yet
+        if not (session.num_in_flight and end.before in HOLDS_SLOT):  # else its position is not final yet
             end.tell(self.observer, session)
         for action in transition.actions:
             guarded(self._on_end[action], session, end)
 
     def _refuse_deferred(self, session: Session, end: Ending) -> None:
-        """Refuses what waits for a slot; and what waits for the store, unless its last record decides that."""
+        """Refuses deferred requests, and answers that wait for the store unless the last record decides those."""
         error = error_of(session, end.reason)
         if not session.persistence.is_releasing:
             session.persistence.resolve(None, error)
         self.deferral.refuse(session, error)
 
     def _free_slot(self, session: Session, end: Ending) -> None:
-        def freed() -> None:  # all is answered: its position is the last
+        def freed() -> None:  # every request is answered: the position is final
             end.tombstone = self.tombstones.correct(session.id, end.tombstone, session.position)
             end.freed(self.observer, session)
 
@@ -250,14 +250,14 @@ class Registry:
             freed()
 
     def _bury(self, session: Session, end: Ending, ended: Callable[[], None] | None = None) -> None:
-        """Records the end of a session that left a record. What was never opened, or is nobody else's, vanishes.
-        ended: see `Directory.begin_ending`, when that was called already."""
+        """Records the end of a session that has a record. Deletes the record of a session that was never open or that
+        no other server could resume. ended: the callback of `Directory.begin_ending`, if it was called already."""
         claiming = session.persistence.after_claim
         if claiming is not None:
             ended = self.directory.begin_ending(session.id)
             claiming.append(lambda: self._bury(session, end, ended))
             return
-        if session.num_in_flight and end.before in HOLDS_SLOT and not end.is_freed:  # its position is not its last yet
+        if session.num_in_flight and end.before in HOLDS_SLOT and not end.is_freed:  # its position is not final
             ended = ended or self.directory.begin_ending(session.id)
             end.after_freed = lambda: self._bury(session, end, ended)
             return
@@ -276,8 +276,8 @@ class Registry:
         )
 
     def _release(self, session: Session, end: Ending, ended: Callable[[], None] | None = None) -> None:
-        """Stores a session for anybody to claim. A strict one's answers wait for that, and so does what its stream is
-        told. ended: as for `_bury`."""
+        """Stores a session so that any server can claim it. The answers and the notification of a strict session wait
+        for that. ended: see `_bury`."""
         persistence, ended = session.own_persistence(), ended or self.directory.begin_ending(session.id)
         if persistence.after_claim is not None:
             persistence.after_claim.append(lambda: self._release(session, end, ended))
@@ -303,7 +303,7 @@ class Registry:
     def _recorded(
         self, session: Session, end: Ending, error: CarouselError | None, ended: Callable[[], None] | None = None
     ) -> None:
-        """The last record is stored, or another server has the session, or it could not be stored for now."""
+        """Handles the result of the last record: stored (None), owned by another server, or failed for now."""
         end.is_recorded, end.error = True, error
         end.report()
         if isinstance(error, StoreUnavailableError):

@@ -1,4 +1,4 @@
-"""The requests of sessions: what each goes through, and feeds, scores and cancellation. Generations are `generations`'.
+"""Feeds, scores and cancellation, and the checks that all requests of a session pass. `generations` owns generations.
 
 A request is checked against its session and its model, becomes one job of the engine, and is answered once. A refused
 request changes nothing. Event loop only; times come from the injected clock.
@@ -38,11 +38,11 @@ from service.sessions.unstored import Keeper, unstored_feed, unstored_score
 from service.sessions.watches import Change
 
 _FEW = 64
-"""Tokens or outputs that need not be counted when they are kept."""
+"""A kept feed with at most so many tokens and top-k outputs is small: its bytes are not counted."""
 
 
 class Requests:
-    """Gives sessions' requests to their engines."""
+    """Gives feeds and scores to the engines, and cancels them."""
 
     def __init__(self, registry: Registry, replays: Replays, limits: SessionLimits, observer: SessionObserver) -> None:
         self.limits = limits
@@ -56,38 +56,38 @@ class Requests:
         self.replays = replays
 
     def check_turn(self, session: Session, field: str, position: int | None) -> None:
-        """Refuses what cannot be next, with PositionMismatchError or QueueFullError; StoreUnavailableError when the
-        position of a strict session is not stored. While work is in flight the engine, which knows when it ends, is
-        the judge."""
+        """Raises when a request cannot be the next one: PositionMismatchError or QueueFullError, or
+        StoreUnavailableError when the position of a strict session is not stored. While requests are in flight the
+        engine checks the position, because only the engine knows where they end."""
         if session.num_in_flight == 0 and position is not None and position != session.position:
             if session.reportable_position != session.position:
-                raise not_stored(session)  # the error would tell a position that is not
+                raise not_stored(session)  # PositionMismatchError would report a position that is not stored
             raise position_mismatch(field, position, session.position)
         self._check_unanswered(session, session.num_unanswered)
 
     def _check_unanswered(self, session: Session, count: int) -> None:
-        """Refuses, with QueueFullError, one more than the requests that a session may have without an answer."""
+        """Raises QueueFullError when a session has `count` unanswered requests and may not have one more."""
         if count >= self.limits.max_in_flight:
             raise too_many_in_flight(session.name, count, self.limits.max_in_flight)
 
     @staticmethod
     def admitted(session: Session, following: State) -> None:
-        """The engine took a request."""
+        """Records that the engine accepted a request."""
         session.state = following
         session.num_in_flight += 1
 
     def ended(self, session: Session, result: Result) -> None:
-        """The last answer to a request in flight came."""
+        """Records the last answer to a request in flight."""
         session.ended(result)
         if session.state in LIVE:
             session.last_used_s = self.clock()
-            if session.newer is not None:  # else it is the one that was used last
+            if session.newer is not None:  # None: already the most recently used
                 self._touch(session, session.last_used_s)
             if session.persistence is not NOT_STORED:
                 self.checkpoints.changed(session)
 
     def answered(self, request: Request, name: str, num_tokens: int = 0) -> None:
-        """Reports a request that was done. num_tokens: those that were not reported before."""
+        """Reports a completed request to the observer. num_tokens: tokens that were not reported before."""
         served, trace = request.session.served, request.trace
         seconds = self.clock() - request.began_s
         self.observer.request_answered(served.model, served.version, name, seconds, num_tokens, trace=trace)
@@ -95,12 +95,12 @@ class Requests:
             trace.ended(name, served.model, served.version, request.num_tokens)
 
     def moved(self, session: Session, name: str, num_tokens: int) -> None:
-        """Reports tokens by which a request moved its session before it ended otherwise than `answered` says."""
+        """Reports the tokens that a request consumed before it failed or was cancelled."""
         if num_tokens > 0:
             self.observer.tokens_moved(session.served.model, session.served.version, name, num_tokens)
 
     def progressed(self, request: Request, num_tokens: int) -> None:
-        """Reports tokens of a generation."""
+        """Reports new tokens of a generation."""
         served, now_s = request.session.served, self.clock()
         if request.num_tokens == 0:
             self.observer.first_token(served.model, served.version, now_s - request.began_s, num_tokens)
@@ -111,7 +111,7 @@ class Requests:
         request.num_tokens += num_tokens
 
     def replayed(self, request: Request, name: str) -> None:
-        """Reports a retry that is answered again. It is a use of its session."""
+        """Reports a retry that is answered from memory. The retry counts as a use of the session."""
         request.replayed = True
         self._touch(request.session, self.clock())
         served = request.session.served
@@ -126,10 +126,12 @@ class Requests:
         *,
         has_mark: bool = False,
     ) -> None:
-        """Makes `request.session` consume tokens from `position` on. A retry is answered again and not applied again.
-        has_mark: the session can be set back to where it is after it.
+        """Makes `request.session` consume tokens from `position` on. A retry of the last feed is answered again and not
+        applied twice. position: None skips the check of the position. has_mark: adds a mark at the position after the
+        feed.
 
-        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError.
+        Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError,
+        StoreUnavailableError.
         """
         session, num_tokens = request.session, len(tokens)
         request.num_tokens = num_tokens
@@ -137,7 +139,7 @@ class Requests:
         if position is not None and isinstance(last, LastFeed) and last.is_repeated_by(position, tokens, outputs):
             if last.result is not None or not last.is_cancelled:
                 self._feed_again(request, last)
-                return  # else it is applied, if the Cancel came in time
+                return  # otherwise submit it: the Cancel may have stopped the first one
         elif position is not None and session.persistence.unstored:
             done = unstored_feed(session, position, tokens, outputs)
             if done is not None:
@@ -148,7 +150,7 @@ class Requests:
         if not 0 < num_tokens <= self.limits.max_feed_tokens:
             noun = "token" if served.bundle.step_vocabulary is not None else "vector"
             check_length(num_tokens, self.limits.max_feed_tokens, field="feed", noun=noun)
-        # looked up, because the checks take longer than a step of a small model
+        # cached per outputs, because the check takes longer than a step of a small model
         each = served.answer_bytes.get(outputs)
         num_bytes = num_tokens * served.item_bytes
         if each is None or each * num_tokens > SMALL_ANSWER or num_bytes > SMALL_FEED:
@@ -168,10 +170,11 @@ class Requests:
     def score(
         self, request: Request, position: int | None, targets: list[list[int]], *, with_end: bool, field: str
     ) -> None:
-        """Answers how likely targets are from where the session is, each followed by the end token if `with_end`.
+        """Answers with the probabilities of targets from the session's position. with_end: appends the end token to
+        each target.
 
-        field: the request's, of which `targets` is one. Raises InvalidFieldError, PositionMismatchError,
-        IllegalRequestError, QueueFullError.
+        field: the prefix of this request's fields in error messages. Raises InvalidFieldError, PositionMismatchError,
+        IllegalRequestError, QueueFullError, StoreUnavailableError.
         """
         session = request.session
         check_reads_what_it_gives(session.served.bundle.manifest, field=f"{field}targets")
@@ -205,10 +208,11 @@ class Requests:
         self.admitted(session, following.state)
 
     def cancel(self, session: Session, then: Callable[[int, CarouselError | None], None]) -> None:
-        """Ends the session's work in flight at a token boundary, and refuses what waits for its slot.
+        """Stops the session's requests in flight at a token boundary, and refuses its deferred requests.
 
-        `then` gets the number of requests ended, after each was answered; of a strict session, when the position that
-        it stands at is stored, or the error for which that cannot be. Raises QueueFullError.
+        `then(count, error)` is called after each of these requests was answered; count: their number. For a strict
+        session it is called when the current position is stored, or with the error when the store fails. Raises
+        QueueFullError.
         """
 
         def ended(num_ended: int) -> None:
@@ -228,7 +232,7 @@ class Requests:
         session.served.engine.cancel(session.lane, ended)
 
     def _feed_again(self, request: Request, last: LastFeed) -> None:
-        """Answers a retry of the last feed."""
+        """Answers a retry of `last`: at once, or together with `last` when it is still in flight."""
         if last.result is None:
             assert last.request is not None  # noqa: S101  # only one that was answered has none
             retries = last.request.retries = last.request.retries or []
@@ -245,13 +249,13 @@ class Requests:
         else:
             self._check_unanswered(request.session, request.session.num_unanswered)
             num_tokens = last.result.position - (last.start or 0)
-            # the limit may have been that of another server, when it was applied
+            # another server may have applied the feed under a higher limit
             request.session.served.check_outputs(last.outputs, num_tokens, self.limits.max_answer_bytes)
             self.replayed(request, "feed")
             self.checkpoints.deliver(request, last.result, self.unstored.of(request.session, last))
 
     def _keep(self, feed: LastFeed, result: Result) -> None:
-        """Keeps the answer of a feed, for retries."""
+        """Keeps the answer of a feed for retries."""
         feed.request, feed.result = None, result
         feed.start = result.position - len(feed.tokens)
         outputs = feed.outputs
@@ -260,8 +264,8 @@ class Requests:
             self.replays.keep(feed, size_of(feed.tokens) + outputs_bytes(result.outputs))
 
     def _answered_before(self, request: Request, job: FeedJob, result: Result, before: Asked | None) -> bool:
-        """Whether a feed that the engine has refused repeats the one before it, which a Cancel, or a request that was
-        refused, had hidden. It is answered again then."""
+        """Returns whether a feed that the engine refused is a retry of the feed before it, and answers it again if so.
+        `feed` could not see that when a Cancel, or a request that was itself refused, came between the two."""
         if job.start is None or not isinstance(before, LastFeed) or not isinstance(before.result, Fed):
             return False
         if not before.is_repeated_by(job.start, job.tokens, job.outputs):
@@ -276,7 +280,7 @@ class Requests:
     def _on_fed(self, job: FeedJob, result: Result) -> None:
         request: Request = job.tag
         session = request.session
-        num_tokens = result.position - session.position  # what has moved the session counts, whatever became of it
+        num_tokens = result.position - session.position  # tokens consumed before a failure count, too
         self.ended(session, result)
         if not isinstance(result, Fed):
             self.moved(session, "feed", num_tokens)
@@ -300,7 +304,7 @@ class Requests:
             self.checkpoints.deliver(one, result, on_unstored)
 
     def _marked(self, session: Session, result: Fed, mark: LaneState) -> Fed:
-        """Keeps a mark, and returns the result without it."""
+        """Keeps the mark of a result. Returns the result without it."""
         marks = session.own_persistence().marks
         marks.pop(result.position, None)
         marks[result.position] = mark

@@ -1,6 +1,6 @@
-"""A session's data: its identity, its lane in the engine, its requests, and what it can answer again.
+"""The data of a session: its identity, its lane in the engine, its requests, and the answers kept for retries.
 
-Pure: no asyncio, no clock. `lifecycle` says what may happen to it when.
+This module is pure: it knows no asyncio and no clock. `lifecycle` says which events are legal in which state.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from service.sessions.served import Served
 class CloseReason(Enum):
     """Why a session ended."""
 
-    __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
+    __hash__ = object.__hash__  # members are singletons; Enum.__hash__ hashes the name, in Python
 
     CLIENT = "client"
     DISCONNECT = "disconnect"
@@ -42,14 +42,16 @@ class CloseReason(Enum):
 class Request:
     """One request of one session, from its arrival to its last answer. Event loop only.
 
-    `deliver` passes answers to reply(request, result): one, or many for a generation, of which the last says so.
+    `deliver` passes each answer to reply(request, result). A generation has many answers, and the last one carries its
+    finish reason; every other request has one answer.
 
-    began_s: monotonic seconds of its arrival; last_s: of its last tokens. num_tokens: fed or generated so far.
-    is_ended: whether its last answer was delivered. before: the tokens before those of a generation that it goes on
-    with, if the model has them. granted: of a generation; the caller calls it with the number of
-    tokens that were written to the client, and the position after them. retries: of a feed, those that came while it
-    was in flight. trace: None when its call is not traced. budget: of the stream that its answer is written to, if it
-    is on one; answer_bytes: what the answer takes of it.
+    began_s: arrival, in monotonic seconds. last_s: when its last tokens came, in monotonic seconds. num_tokens: tokens
+    fed or generated so far. is_ended: whether the last answer was delivered. before: for a generation that continues an
+    earlier one, the tokens before the first one delivered, if the model keeps them. granted: set for a generation; the
+    caller calls it with the number of tokens written to the client and the position after them. retries: for a feed,
+    its retries that arrived while it was in flight. trace: None when the call is not traced. budget: the memory budget
+    of the stream that the answer is written to, None without a stream. answer_bytes: bytes of that budget that this
+    request holds.
     """
 
     __slots__ = (
@@ -93,27 +95,28 @@ class Request:
         self.trace = None if call is None else call.request()
 
     def reserve(self, num_bytes: int) -> None:
-        """Counts an answer of so many bytes at most. Raises QueueFullError."""
+        """Takes `num_bytes`, the largest possible size of the answer, from the stream's budget. Small answers are not
+        counted. Raises QueueFullError."""
         if num_bytes > SMALL_ANSWER and self.budget is not None:
             self.budget.take(num_bytes)
             self.answer_bytes += num_bytes
 
     def release(self) -> None:
-        """The answer was written, or none that is large will be."""
+        """Returns the reserved bytes to the budget: the answer was written, or no large answer will come."""
         num_bytes, self.answer_bytes = self.answer_bytes, 0
         if num_bytes and self.budget is not None:
             self.budget.give_back(num_bytes)
 
     def deliver(self, result: Result) -> None:
-        """Passes an answer on; a failure in place of one that cannot be. What comes after the last answer is
-        dropped."""
+        """Passes a result to `reply`. When `reply` raises, delivers a failure instead. Results after the last answer
+        are dropped."""
         if not self.is_ended:
             if type(result) is Failed and "close_reason" in result.error.facts:
                 result.error.facts.setdefault("position", result.position)
             self.is_ended = not isinstance(result, Generated) or result.finish_reason is not None
             try:
                 self.reply(self, result)
-            except Exception as error:  # a bug with one answer must not leave a request without any
+            except Exception as error:  # a bug in one answer must not leave the request unanswered
                 report(error)
                 self.is_ended = True
                 failure = EngineError("the answer could not be made: the server's log says more")
@@ -125,14 +128,14 @@ OnEnded = Callable[["Session", CloseReason], None]
 
 
 Failures = dict["Session", CarouselError]
-"""The sessions that a request of several must do without, and why."""
+"""The sessions that a request of several sessions must skip, and why."""
 
 
 class Deferred:
-    """One request that waits. run(failures): carries it out; refuse: answers it with an error; num_bytes: what it
-    holds.
+    """One deferred request. run(failures) carries it out; refuse(error) answers it with an error; num_bytes: memory it
+    takes.
 
-    blocked: its sessions that have no slot yet, or in whose queue it is not the first.
+    blocked: those of its sessions that have no slot yet, or in whose queue this request is not the first.
     """
 
     __slots__ = ("blocked", "failures", "is_started", "num_bytes", "refuse", "run", "sessions")
@@ -155,14 +158,14 @@ class Deferred:
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One sequence being processed. Event loop only.
+    """One sequence in progress. Event loop only.
 
-    id: `principal/name`, or the name alone when nobody in particular opened it. serial: Unix microseconds at which this
-    server took it in, or a little more: no two have the same. position: as of the last answer; the truth when nothing
-    is in flight. on_ended: called when something other than its stream ends it. last_used_s: monotonic seconds. handle:
-    its name in step batches, on its stream; 0: none yet. last: the request that can be retried. deferred: requests that
-    wait for it, in order; None while a request can go straight to the engine. older, newer: its neighbours in the order
-    of use, for `Directory` alone.
+    id: `principal/name`, or only the name when the session has no principal. serial: the Unix time in microseconds at
+    which this server created it, increased where needed to be unique. position: the position after the last answer;
+    exact when no request is in flight. on_ended: called when anything except its own stream ends the session.
+    last_used_s: monotonic seconds. handle: its number in step batches on its stream; 0 means none yet. last: the
+    request that can be retried. deferred: the requests that wait for the session, in order; None while requests can go
+    straight to the engine. older, newer: neighbours in the order of use; only `Directory` uses them.
     """
 
     id: str
@@ -181,65 +184,64 @@ class Session:
     older: Session | None = None
     newer: Session | None = None
     name: str = field(init=False)
-    """Its id, as its principal calls it."""
+    """The id without the principal."""
 
     def __post_init__(self) -> None:
         self.name = name_of(self.id)
 
     @property
     def whereabouts(self) -> str:
-        """Why a stream that does not have it cannot use it, for messages."""
+        """Returns why a stream cannot use this session of another stream, as a phrase for error messages."""
         if self.is_detached:
             return "is held, and no stream has it: resume it"
         return "is being opened elsewhere" if self.state is State.OPENING else "was opened on another stream"
 
     @property
     def policy(self) -> SessionPolicy:
-        """What was agreed when it was opened."""
+        """The policy agreed when the session was opened."""
         return self.persistence.policy
 
     @property
     def opened_at(self) -> float:
-        """When it was opened, on whichever server: Unix seconds."""
+        """When the session was opened, on any server, in Unix seconds."""
         restored = self.persistence.opened_at
         return self.serial / 1e6 if restored is None else restored
 
     @property
     def is_live(self) -> bool:
-        """Whether it has a slot."""
+        """Whether the session has a slot that requests can use."""
         return self.state in LIVE
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests can be carried out: it has a slot, and is known to be this server's."""
+        """Whether requests can run: the session has a slot, and this server is known to own it."""
         return self.state in LIVE and not self.persistence.is_unconfirmed
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, for clients."""
+        """Whether the session has ended, as clients see it."""
         return self.state in OVER
 
     @property
     def is_detached(self) -> bool:
-        """Whether no stream has it."""
+        """Whether no stream is attached."""
         return not self.persistence.is_attached
 
     @property
     def is_working(self) -> bool:
-        """Whether it works for somebody: a generation that nobody reads does not count, nor does one that waits for its
-        reader on a session without a stream."""
+        """Whether the session does work that a client waits for. A generation without a listener does not count."""
         if self.state is State.GENERATING and isinstance(self.last, Generation):
             return self.last.request is not None
         return self.num_in_flight > 0 or bool(self.deferred) or bool(self.persistence.awaiting)
 
     @property
     def num_unanswered(self) -> int:
-        """Requests in flight, and those whose last answers wait for the store."""
+        """The number of requests in flight, plus requests whose last answer waits for the store."""
         return self.num_in_flight + self.persistence.num_awaiting
 
     @property
     def reportable_position(self) -> int:
-        """The position that may be told: of a strict session no more than the store has."""
+        """The position that clients may see. For a strict session this is at most the stored position."""
         persistence = self.persistence
         if persistence.policy.durability is not Durability.STRICT or persistence.stored == (
             persistence.era,
@@ -250,17 +252,17 @@ class Session:
 
     @property
     def moment(self) -> Moment:
-        """Where it is, in the order of what is to be stored."""
+        """The current point in the session's life, as the store orders them."""
         return self.persistence.era, self.position
 
     def own_persistence(self) -> Persistence:
-        """Its persistence, to be changed."""
+        """Returns the session's own, mutable persistence. Creates it when the session still shares `NOT_STORED`."""
         if self.persistence is NOT_STORED:
             self.persistence = Persistence(NOT_STORED.policy)
         return self.persistence
 
     def transition(self, event: Event) -> Transition:
-        """The transition of an event. Raises IllegalRequestError when the table does not have it."""
+        """Returns the transition for an event. Raises IllegalRequestError when the table has none."""
         following = TABLE.get((self.state, event))
         if following is None:
             raise IllegalRequestError(
@@ -272,7 +274,7 @@ class Session:
         return following
 
     def ended(self, result: Result) -> None:
-        """Counts the last answer to one of its requests in flight."""
+        """Records the last answer to one request in flight. Becomes IDLE when no other request is in flight."""
         self.position = result.position
         self.num_in_flight -= 1
         if not self.num_in_flight and self.state in LIVE:
@@ -280,14 +282,14 @@ class Session:
 
 
 def nobody(session: Session, reason: CloseReason) -> None:
-    """No stream has the session: the `OnEnded` of one."""
+    """The `OnEnded` of a session without a stream. Does nothing."""
 
 
 def name_of(session_id: str) -> str:
-    """The name in an id."""
+    """Returns the name in an id."""
     return session_id[session_id.find("/") + 1 :]
 
 
 def owner_of(session_id: str) -> str:
-    """The principal in an id; empty for nobody in particular."""
+    """Returns the principal in an id, or "" when there is none."""
     return session_id[: max(session_id.find("/"), 0)]
