@@ -1,13 +1,14 @@
-"""When sessions are stored: behind their answers, at intervals; and before, where an answer waits for it.
+"""When sessions are stored: at intervals, after their answers; and immediately, when an answer waits for the store.
 
 Rules:
 
-1. A session is stored as it is at a boundary between tokens, and never while it is being stored already: one that
-   changes meanwhile is stored again. A copy that was read out before a rewind is not stored after it.
+1. A session is stored as it is at a boundary between tokens. It is never stored twice at the same time: when it changes
+   during a write, it is stored again afterwards. A copy that was read before a rewind is not stored after the rewind.
 2. The answers of a strict session wait in `Persistence.awaiting`, in order, until the moment that they report is
-   stored. Failures wait too: they report a position.
-3. When the store fails, sessions continue in memory and are stored when it works again, also where their record
-   needed to be renewed only; answers that wait fail, and all of their requests can be sent again: see `unstored`.
+   stored. Failures wait too, because they report a position.
+3. When the store fails, sessions continue in memory and are stored when the store works again; so are sessions that
+   only needed to renew their record. Answers that wait fail, and the client can send their requests again: see
+   `unstored`.
 
 Event loop only; times come from the injected clocks.
 """
@@ -32,16 +33,16 @@ from service.sessions.storage import Storage, Then, WriteResult
 from service.sessions.stores.base import Standing
 
 _MIDST_S = 0.005
-"""How long a session in the middle of a feed is left alone, when an answer waits until it is stored."""
+"""Seconds between two attempts to store a session in the middle of a feed, while an answer waits for the store."""
 
 Do = Callable[[], None]
 OnSession = Callable[[Session], None]
 
 
 class Checkpoints:
-    """Stores sessions that change. interval_s: how long a session may be ahead of its record, and num_tokens: how far;
-    idle_timeout_s: how long a record outlives a session that has no other time; on_lost: called with sessions that
-    another server has; on_used: with those whose generation goes on without its request."""
+    """Stores sessions that change. interval_s: for how many seconds a record may be older than its session. num_tokens:
+    how many tokens a session may be ahead of its record before it is stored immediately. on_used: called with a session
+    whose generation continues without its request."""
 
     def __init__(
         self,
@@ -68,7 +69,8 @@ class Checkpoints:
         self._is_urgent_due = False
 
     def changed(self, session: Session) -> None:
-        """A session changed. One that will be kept, and is not stored otherwise, is stored while no stream has it."""
+        """Schedules the storing of a changed session, if its policy says so. A session with KEEP and without
+        checkpoints is stored only while no stream is attached."""
         persistence, policy = session.persistence, session.persistence.policy
         is_kept = policy.on_disconnect is OnDisconnect.KEEP and not persistence.is_attached
         if session.is_over or (policy.durability is Durability.NONE and not is_kept):
@@ -80,8 +82,8 @@ class Checkpoints:
             self._hasten(session)
 
     def deliver(self, request: Request, result: Result, on_unstored: Do | None = None) -> None:
-        """Answers a request; of a strict session as soon as the store has what the answer reports. on_unstored: called
-        before when the answer is that the store does not take it."""
+        """Answers a request; for a strict session, only when the store has what the answer reports. on_unstored: called
+        before the answer when the store fails."""
         session, persistence = request.session, request.session.persistence
         if not persistence.waits_for_store:
             request.deliver(result)
@@ -99,7 +101,7 @@ class Checkpoints:
                 request.deliver(result)
                 return
             if isinstance(last, Generation) and last.request is request:
-                last.request = None  # a retry may listen to it
+                last.request = None  # a retry may become its listener
                 self._on_used(session)
             if on_unstored is not None:
                 on_unstored()
@@ -111,15 +113,16 @@ class Checkpoints:
             self.when_stored(session, moment, answer, is_part)
 
     def after_pending(self, session: Session, call: WhenDone) -> None:
-        """Calls `call` after the answers of a session that wait for the store; of a strict session, when what it is now
-        is stored."""
+        """Calls `call` after the answers of a session that wait for the store; for a strict session, when its current
+        state is stored."""
         if session.persistence.waits_for_store and not session.is_over:
             self.when_stored(session, session.moment, call)
         else:
             call(None)
 
     def when_stored(self, session: Session, moment: Moment, call: WhenDone, is_part: bool = False) -> None:
-        """Calls `call` when a session is stored up to a moment, or cannot be. is_part: see `Persistence.awaiting`."""
+        """Calls `call` when a session is stored up to a moment, or when it cannot be stored. is_part: see
+        `Persistence.awaiting`."""
         persistence = session.persistence
         if not persistence.awaiting and not persistence.is_unconfirmed and persistence.holds(moment):
             call(None)
@@ -128,8 +131,8 @@ class Checkpoints:
             self._hasten(session)
 
     def store(self, session: Session, then: Then) -> None:
-        """Stores a session as it is now, whatever its policy. FAILED also when it is in the middle of a feed, or
-        ended."""
+        """Stores a session as it is now, whatever its policy. The result is FAILED also when the session has ended or
+        is in the middle of a feed."""
         era = session.persistence.era
 
         def read(states: Sequence[LaneState | None]) -> None:
@@ -143,16 +146,16 @@ class Checkpoints:
         session.served.engine.read([session.lane], read)
 
     def release(self, session: Session, then: Do, on_failed: Do, *, has_slot: bool) -> None:
-        """Stores a session that ends as it is now, for any server to claim, and calls `then` when that is stored;
-        `on_failed` each time before that the store fails. One in the middle of a feed, or without a slot, is left as it
-        was stored last."""
+        """Stores a session that ends, as it is now, so that any server can claim it. Calls `then` when it is stored,
+        and `on_failed` at each failed attempt before. Without a slot, or in the middle of a feed, the record keeps the
+        state that was stored last."""
         persistence = session.persistence
 
         def read(states: Sequence[LaneState | None]) -> None:
             image = None if (state := states[0]) is None else image_of(session, state)
 
             def written(result: WriteResult) -> None:
-                if result is not WriteResult.STORED:  # another server has it: nothing of it counts as stored
+                if result is not WriteResult.STORED:  # another server owns the record: nothing counts as stored
                     persistence.stored = None
                 elif state is not None:
                     persistence.stored = (persistence.era, state.position)
@@ -168,12 +171,12 @@ class Checkpoints:
             read([None])
 
     def end(self, session: Session) -> None:
-        """A session ended: it is neither stored again nor renewed."""
+        """Stops storing and renewing a session that has ended."""
         self.forget(session)
         self._leases.end(session)
 
     def forget(self, session: Session) -> None:
-        """A session need not be stored as it is: it is stored."""
+        """Cancels the storing of a session that is stored already."""
         self._dirty.discard(session)
         self._urgent.discard(session)
         self._ahead.pop(session, None)
@@ -187,13 +190,13 @@ class Checkpoints:
             self._hasten(session)
 
     def hasten(self, session: Session) -> None:
-        """Stores a session soon, if it is not stored yet."""
+        """Stores a session soon, if it has changes that are not stored."""
         if session in self._dirty:
             self._hasten(session)
 
     @property
     def lag_s(self) -> float:
-        """How long ago the session changed that waits longest for its checkpoint; 0 when none waits. Any thread."""
+        """The age in seconds of the oldest change that is not stored; 0 when there is none. Any thread."""
         since_s = list(self._ahead.values())
         return self._clock() - min(since_s) if since_s else 0.0
 
@@ -224,7 +227,7 @@ class Checkpoints:
         by_engine: dict[Engine, list[Session]] = {}
         for session in sessions:
             persistence = session.persistence
-            if not session.is_live:  # stored as it is, or about to be; or over
+            if not session.is_live:  # spilled or being spilled, or ended
                 persistence.is_dirty = False
                 self._ahead.pop(session, None)
                 continue
@@ -243,7 +246,7 @@ class Checkpoints:
             if session.is_over:
                 persistence.is_writing = False
                 continue
-            if state is None or persistence.era != era:  # in the middle of a feed, or set back meanwhile: later
+            if state is None or persistence.era != era:  # in the middle of a feed, or rewound meanwhile: try later
                 persistence.is_writing = False
                 self._mark_dirty(session)
                 if persistence.awaiting:
@@ -286,5 +289,5 @@ class Checkpoints:
         since_s = self._ahead.pop(session, None)
         if since_s is not None:
             self._storage.observer.session_stored(now_s - since_s)
-        if session.persistence.is_dirty:  # it changed since it was read out
+        if session.persistence.is_dirty:  # it changed after it was read
             self._ahead[session] = now_s

@@ -1,5 +1,5 @@
-"""How sessions end: why, who is to know, the errors of requests that are left undone, and the last record: that a
-session ended, or that any server may claim it.
+"""How sessions end: the reason, who is notified, the errors for unfinished requests, and the last record. The last
+record says that the session has ended, or that any server may claim it.
 
 Event loop only; times come from the injected clock.
 """
@@ -29,9 +29,9 @@ from service.sessions.tombstones import Tombstone
 
 
 class Ending:
-    """Why a session ends, and who is to know. then: called when everything is answered and recorded; with an error when
-    the store failed to record it. is_promised: whether a client was told that it will be recorded later; after_freed:
-    called when all is answered and the slot is free."""
+    """Why a session ends, and who is notified. then: called when every request is answered and the end is recorded;
+    with an error when the store fails to record it. is_promised: whether a client was told that the end will be
+    recorded later. after_freed: called when every request is answered and the slot is free."""
 
     __slots__ = (
         "after_freed",
@@ -58,13 +58,13 @@ class Ending:
         self.error: CarouselError | None = None
 
     def tell(self, observer: SessionObserver, session: Session) -> None:
-        """Reports the end of a session that was open, once: its position is its last."""
+        """Reports the end of a session that was open, once, with its final position."""
         if not self.is_told and self.before is not State.OPENING:
             self.is_told, served = True, session.served
             observer.session_closed(served.model, served.version, session.id, self.reason.value, session.position)
 
     def freed(self, observer: SessionObserver, session: Session) -> None:
-        """All is answered, and the slot is free."""
+        """Records that every request is answered and the slot is free."""
         self.is_freed = True
         self.tell(observer, session)
         after, self.after_freed = self.after_freed, None
@@ -73,14 +73,14 @@ class Ending:
         self.report()
 
     def report(self) -> None:
-        """Calls `then`, once, as soon as both are known: that the slot is free, and the fate of the record."""
+        """Calls `then` once, when the slot is free and the result of the last record is known."""
         if self.is_freed and self.is_recorded and self.then is not None:
             then, self.then = self.then, None
             guarded(then, self.error)
 
 
 def error_of(session: Session, reason: CloseReason) -> CarouselError:
-    """The error for requests that a session's end leaves undone."""
+    """Returns the error for requests that are unfinished when a session ends."""
     if reason is CloseReason.MOVED:
         return SessionMovedError(
             f"session {session.name!r} was handed over: resume it on a new stream, or send the call again",
@@ -101,14 +101,14 @@ def error_of(session: Session, reason: CloseReason) -> CarouselError:
 
 
 def not_open(session: Session, error: CarouselError) -> SessionNotOpenError:
-    """The error for requests that waited for a session that could not be opened."""
+    """Returns the error for requests that waited for a session that could not be opened."""
     return SessionNotOpenError(
         f"session {name_of(session.id)!r} could not be opened: {error.message}", field="session_id"
     )
 
 
 def unstored(session: Session, error: CarouselError) -> CarouselError:
-    """The error for an opening that waits for the store, when it fails."""
+    """Returns the error for an opening that waited for the store when the store failed."""
     if not isinstance(error, StoreUnavailableError):
         return error
     return StoreUnavailableError(
@@ -119,11 +119,13 @@ def unstored(session: Session, error: CarouselError) -> CarouselError:
 
 
 def position_to_tell(session: Session, position: int, error: CarouselError | None) -> int:
-    """Where whoever goes on with a session is told that it is, once what waited for the store is settled: of a strict
-    one the position that is stored. position: where it was; error: what the store failed with.
+    """Returns the position to report to the client that continues with a session, after the answers that waited for the
+    store are settled. For a strict session this is the stored position. position: the session's own position. error:
+    the store's error, or None.
 
-    Raises the error for one that was set back, and is not stored so: its client would go on from another state than it
-    was told.
+    Raises `error` when the session is unconfirmed, or when it is no StoreUnavailableError. Raises StoreUnavailableError
+    for a session that was rewound without being stored: its client would continue from another state than the reported
+    one.
     """
     if error is None:
         return position
@@ -140,7 +142,7 @@ def position_to_tell(session: Session, position: int, error: CarouselError | Non
 
 
 def not_stored(session: Session) -> StoreUnavailableError:
-    """The error for answers that wait for the store, when it fails."""
+    """Returns the error for answers that wait for the store when the store fails."""
     return StoreUnavailableError(
         f"session {session.name!r} is at position {session.position}, and the store did not take that: send the request"
         " again as it was, with its position, and then in order all others that were answered so: they are answered and"
@@ -153,19 +155,19 @@ def not_stored(session: Session) -> StoreUnavailableError:
 
 
 _LONGEST_DELAY_S = 30.0
-"""Between two tries, at most; each is twice the one before."""
+"""The longest delay between two attempts. Each delay is twice the one before."""
 _TOMBSTONE_S = 3600.0
-"""How long a store remembers a session that ended."""
+"""How long a store keeps the tombstone of an ended session."""
 
 
 class LastRecords:
-    """Writes last records. delay_s: before the second try, but for `hasten`."""
+    """Writes last records, and retries until the store takes them. delay_s: the delay before the second attempt."""
 
     def __init__(self, storage: Storage, *, delay_s: float = 1.0) -> None:
         self._storage = storage
         self._delay_s = delay_s
         self._waiting: dict[Callable[[], None], asyncio.TimerHandle] = {}
-        """What is to be tried again, and when."""
+        """The attempts to repeat, each with its timer."""
 
     def bury(
         self,
@@ -176,9 +178,9 @@ class LastRecords:
         *,
         record_id: str | None = None,
     ) -> None:
-        """Stores that a session ended, and how; None: its record vanishes. `then` is called when that is stored; with
-        SessionMovedError when another server has the session; and each time before with StoreUnavailableError when the
-        store fails. record_id: where it is not the session's."""
+        """Records that a session has ended, and how. tombstone: None deletes the record. `then` is called with None
+        when this is stored, with SessionMovedError when another server owns the session, and with StoreUnavailableError
+        at each failed attempt before. record_id: the record's name when it is not the session's id."""
         ttl_s = 0.0 if tombstone is None else _TOMBSTONE_S
         error = StoreUnavailableError(
             f"session {name_of(session_id)!r} is closed on this server, and the store does not know it yet: this server"
@@ -192,7 +194,8 @@ class LastRecords:
         self.write(put, lambda result: then(moved if result is WriteResult.REFUSED else None), lambda: then(error))
 
     def give_back(self, session_id: str, epoch: int, ttl_s: float, gone_by_s: float = math.inf) -> None:
-        """Lets any server claim a record that this one claimed and cannot use. gone_by_s: see `Put`."""
+        """Releases a record that this server claimed and cannot use, so that any server can claim it. gone_by_s: see
+        `Put`."""
         put = Put(session_id, epoch, None, ttl_s, Standing.FREE, gone_by_s=gone_by_s)
         self.write(put, lambda _: None)
 
@@ -203,8 +206,8 @@ class LastRecords:
         on_failed: Callable[[], None] = lambda: None,
         delay_s: float | None = None,
     ) -> None:
-        """Writes a record until the store has it, or refuses it because another server has the session. Then calls
-        `then`, never with FAILED; each time before that the store fails, `on_failed`."""
+        """Writes a record until the store takes it, or refuses it because another server owns the session. Then calls
+        `then`, never with FAILED. Calls `on_failed` at each failed attempt before."""
 
         def written(result: WriteResult) -> None:
             if result is not WriteResult.FAILED:
@@ -222,7 +225,7 @@ class LastRecords:
         self._storage.put(put, written)
 
     def hasten(self) -> None:
-        """The store may work again: tries at once what waits to be tried."""
+        """Repeats all waiting attempts at once, because the store may work again."""
         for again, timer in list(self._waiting.items()):
             timer.cancel()
             again()

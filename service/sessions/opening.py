@@ -1,13 +1,13 @@
-"""How sessions begin: new ones, and those made of an image.
+"""How sessions begin: new sessions, and sessions made from an image.
 
 Rules:
 
-1. Everything that can be wrong with a request is checked before the id is taken, and nothing is asked of the store
-   before the server has room.
-2. A session exists, in OPENING, as soon as it has its id: whatever comes for it meanwhile waits.
-3. A stored session reserves its id in the store. Any other with an id that a client chose asks the store whether a
-   stored session has it; when the store cannot be asked it begins all the same, and is checked when it is resumed.
-4. An opening that fails gives back its id, its slot and its reservation.
+1. A request is checked completely before it takes the id. The store is not asked before the server has room.
+2. A session exists, in OPENING, as soon as it has its id. Requests that arrive before it is open wait.
+3. A stored session reserves its id in the store. For any other session with an id chosen by the client, the server asks
+   the store whether a stored session has that id. When the store does not answer, the session begins nevertheless and
+   is checked when it is resumed.
+4. An opening that fails returns its id, its slot and its reservation.
 
 Event loop only.
 """
@@ -43,12 +43,12 @@ from service.sessions.session import CloseReason, OnEnded, Request, Session, nob
 from service.sessions.spill import NO_LANE, Spill
 from service.sessions.storage import Storage
 
-_PATIENCE_S = 5.0  # for the last record of an id's former session
+_PATIENCE_S = 5.0  # for the last record of an ended session of the same id
 
 
 @dataclass(slots=True, eq=False)
 class NewSession:
-    """What an opening needs besides its session. on_ended: of its stream; num_bytes: that its request holds."""
+    """The arguments of an opening. on_ended: of its stream. num_bytes: memory that the request takes."""
 
     session: Session
     request: Request
@@ -61,7 +61,7 @@ class NewSession:
 
     @property
     def is_taken(self) -> bool:
-        """Whether another stream has resumed it before its opening was answered."""
+        """Whether another stream resumed the session before its opening was answered."""
         return self.session.on_ended not in (self.on_ended, nobody)
 
 
@@ -94,9 +94,9 @@ class Opening:
         within: str = "",
         given: Given = None,
     ) -> NewSession:
-        """A session in OPENING, which has its id; `begin` must follow. session_id: empty to have one made; is_chosen:
-        by a client; owner: the principal; max_owned: how many sessions it may have; within: see `check_open`; given:
-        its constants.
+        """Makes a session in OPENING, which owns its id. The caller must call `begin` next. session_id: "" generates
+        one. is_chosen: whether a client chose it. owner: the principal. max_owned: how many sessions the principal may
+        have. within: see `check_open`. given: the constants of the session.
 
         Raises InvalidFieldError, SessionIdInUseError, ShuttingDownError, TooManySessionsError, QueueFullError.
         """
@@ -130,14 +130,14 @@ class Opening:
         return NewSession(session, request, on_ended, source, outputs, is_chosen, num_bytes, given)
 
     def begin(self, new: NewSession) -> None:
-        """Opens a session, at once when it can be. `new.request` is answered with the result of its last step: `Fed`
-        when outputs were asked for, else `Encoded`; or `Failed`, and the session has ended."""
+        """Opens a session, at once where possible. Answers `new.request` with the result of the last step: `Fed` when
+        outputs were requested, else `Encoded`; or `Failed`, and the session has ended."""
         waits = new.is_chosen
         if not waits:
             try:
                 self._start(new, new.session.served.engine.open(new.source or (), new.given))
             except NoSlotError:
-                waits = True  # another session may give its own up
+                waits = True  # another session may be spilled
             except CarouselError as error:
                 self._fail(new, error)
         if waits:
@@ -157,11 +157,11 @@ class Opening:
         taken: Taken | None = None,
         is_chosen: bool = True,
     ) -> asyncio.Task[Session]:
-        """Makes a session of an image, which no stream has yet. It has its id and its place at once; the task finishes
-        it, and raises what keeps it from that. session_id: empty to have one made; taken: its record, which this
-        server has already; None: its id is taken first.
+        """Makes a session from an image, without a stream. It has its id and its place at once; the returned task
+        finishes it, and raises the reason for a failure. session_id: "" generates one. taken: the record that this
+        server has claimed; None: the task takes the id first.
 
-        Raises SnapshotModelError when the model has other state, SessionIdInUseError, ShuttingDownError,
+        Raises SnapshotModelError when the state does not fit the model, SessionIdInUseError, ShuttingDownError,
         TooManySessionsError, StoreUnavailableError.
         """
         registry = self._registry
@@ -182,7 +182,7 @@ class Opening:
         return self._tasks.start(self._finish_image(session, image, taken, is_chosen=is_chosen))
 
     async def _finish_image(self, session: Session, image: Image, taken: Taken | None, *, is_chosen: bool) -> Session:
-        """Takes the id of a session in OPENING, if it has to, and puts it where its image is."""
+        """Takes the id of a session in OPENING if needed, and writes the image into its lane."""
         registry, served, persistence = self._registry, session.served, session.persistence
         try:
             if taken is None and is_chosen:
@@ -199,9 +199,9 @@ class Opening:
         served.engine.write(lane, image.lane)
         session.position, session.last = image.lane.position, last_in(image)
         persistence.is_attached = False
-        if taken is not None:  # held as long as its record was to last
+        if taken is not None:  # held for as long as its record lasts
             registry.hold(session, max(image.policy.duration_s, self._limits.idle_timeout_s))
-        else:  # a copy, which waits as if its stream had ended; one that ends with its stream has no duration
+        else:  # a copy waits like a detached session; FREE has no duration
             registry.hold(session, image.policy.duration_s or self._limits.hold_s)
             registry.checkpoints.changed(session)
             registry.keep(session)
@@ -211,7 +211,7 @@ class Opening:
         return session
 
     async def _stored(self, session: Session) -> None:
-        """Returns when a strict session is stored. One that cannot be is closed. Raises StoreUnavailableError."""
+        """Waits until a strict session is stored. Closes it when it cannot be stored. Raises StoreUnavailableError."""
         stored, give = awaited()
         self._registry.checkpoints.after_pending(session, give)
         error: CarouselError | None = await stored
@@ -243,7 +243,7 @@ class Opening:
         registry, persistence = self._registry, session.persistence
         await registry.directory.ended(session.id, _PATIENCE_S)
         if session.is_over:
-            return  # what was reserved for it now nobody would give back
+            return  # a reservation made now would never be released
         is_free = True
         if not session.policy.is_stored:
             try:
@@ -264,7 +264,7 @@ class Opening:
             )
 
     def _start(self, new: NewSession, lane: Lane) -> None:
-        """Submits the first jobs of a session. Raises QueueFullError, having freed the lane."""
+        """Submits the first jobs of a session. Raises QueueFullError after it has freed the lane."""
         session, request, engine = new.session, new.request, new.session.served.engine
         jobs: list[Job] = []
         if new.source is not None:
@@ -292,7 +292,7 @@ class Opening:
             self._registry.fail(new.session, not_open(new.session, error))
 
     def _on_prepared(self, job: Job, result: Result) -> None:
-        """A step of opening that is not the last. When it fails the last one fails with it."""
+        """Records a step of an opening before the last one. When it fails, the last step fails, too."""
         job.tag.session.ended(result)
 
     def _on_opened(self, new: NewSession, job: Job, result: Result) -> None:
@@ -304,12 +304,12 @@ class Opening:
         if request.trace is not None:
             request.trace.ended("open", session.served.bundle.model, session.served.bundle.version, 0)
         if isinstance(result, Failed) and not (new.is_taken and isinstance(result.error, RequestCancelledError)):
-            registry.close(session, CloseReason.FAILED, notify=new.is_taken)  # a taker's Cancel ends no session
+            registry.close(session, CloseReason.FAILED, notify=new.is_taken)  # no Cancel of a new stream ends it
         self._answer(new, result)
 
     def _answer(self, new: NewSession, result: Result) -> None:
-        """Answers an opening; of a strict session when it is stored. One that cannot be stored has not been opened, but
-        another stream that was told already that it has it goes on."""
+        """Answers an opening; for a strict session, when it is stored. An opening that cannot be stored fails, but the
+        session stays when another stream has already resumed it."""
         request, session, registry = new.request, new.session, self._registry
 
         def answer(error: CarouselError | None) -> None:

@@ -1,4 +1,4 @@
-"""Resuming sessions, wherever they are: on another stream, held, or in the store. And making them of snapshots.
+"""Resumes sessions from another stream, from memory or from the store, and makes sessions from snapshots.
 
 Event loop only.
 """
@@ -36,13 +36,13 @@ from service.sessions.spill import Spill
 from service.sessions.storage import Storage
 from service.sessions.tombstones import Tombstone
 
-_SAME_S = 1e-5  # no two sessions of one server are opened within a microsecond
+_SAME_S = 1e-5  # two openings on one server are at least a microsecond apart
 _NOT_OPENED = (SessionNotOpenError, SessionNotFoundError, RequestCancelledError)
-"""What those hear who wait for a session that is not opened after all."""
+"""The errors of requests that waited for a session whose opening failed."""
 
 
 class Resume:
-    """Finds sessions and gives them to streams. patience_s: how long another server gets to hand one over."""
+    """Finds sessions and attaches them to streams. patience_s: how long another server may take to hand one over."""
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class Resume:
         self._find = find
         self._patience_s = patience_s
         self._taking: dict[str, asyncio.Task[Session | int]] = {}
-        """What is done with records that were claimed, by id."""
+        """The tasks that claim and use records, by id."""
 
     def is_taking(self, session_id: str) -> bool:
-        """Whether a record is being claimed, and what follows done."""
+        """Whether a task claims or uses the record of this id."""
         return session_id in self._taking
 
     async def resume(
@@ -80,11 +80,12 @@ class Resume:
         *,
         is_over: Callable[[], bool] = lambda: False,
     ) -> tuple[Session, bool]:
-        """Gives a session to a stream. Returns it, and whether nothing of it was lost because it was in this server's
-        memory since a stream had it last. is_over: whether the stream has ended: it takes the session from no other.
+        """Attaches a session to a stream. Returns it, and whether nothing of it was lost because it never left this
+        server's memory. is_over: whether the resuming stream has ended; the session then stays where it is.
 
-        Raises SessionNotFoundError, which says what became of it; SnapshotError and its kin for a record that cannot be
-        resumed here; StoreUnavailableError; SessionIdInUseError; ShuttingDownError; TooManySessionsError.
+        Raises SessionNotFoundError, with what happened to the session; SnapshotError and its subclasses, for a record
+        that cannot be resumed here; StoreUnavailableError, SessionIdInUseError, SessionNotOpenError, ShuttingDownError,
+        TooManySessionsError.
         """
         session, is_here = await self.meet(session_id, max_owned)
         if is_over():
@@ -96,8 +97,8 @@ class Resume:
     async def meet(
         self, session_id: str, max_owned: int | None = None, *, is_polite: bool = False
     ) -> tuple[Session, bool]:
-        """A session of this server, or one of the store, which is then held here, and whether nothing of it was lost:
-        see `resume`. Who goes on with it calls `met`. is_polite: see `Claims.take`. Raises what `resume` raises."""
+        """As `find`. Also returns whether nothing was lost: see `resume`. A caller that uses the session must call
+        `met`."""
         check_session_id(session_id)
         is_here = self._registry.directory.get(session_id) is not None
         while True:
@@ -108,25 +109,25 @@ class Resume:
                 return session, is_here and not session.persistence.is_fetched
 
     def met(self, session: Session, *, is_here: bool) -> None:
-        """Somebody goes on with a session that `meet` has found."""
+        """Records that a caller uses a session that `meet` returned."""
         session.own_persistence().is_fetched = False
         bundle = session.served.bundle
         source = "memory" if is_here else "store"
         self._observer.session_resumed(bundle.model, bundle.version, session.id, source)
 
     async def find(self, session_id: str, max_owned: int | None = None, *, is_polite: bool = False) -> Session:
-        """A session of this server, or one of the store, which is then held here. is_polite: see `Claims.take`. Raises
-        what `resume` raises."""
+        """Returns a session from memory, or from the store; the latter is held in memory from now on. is_polite: see
+        `Claims.take`. Raises what `resume` raises."""
         while True:
             found = await self._find_or(session_id, lambda: self._fetch(session_id, max_owned, is_polite=is_polite))
             assert isinstance(found, Session)  # noqa: S101  # what is fetched is one
-            with suppress(SessionMovedError, SessionNotFoundError):  # then another server has it
+            with suppress(SessionMovedError, SessionNotFoundError):  # another server owns it: search again
                 return await self._confirmed(found)
 
     async def here(self, session_id: str) -> Session:
-        """A session of this server, which is taken from nowhere else. Raises SessionNotFoundError, which says whether
-        the store has it, SessionMovedError and StoreUnavailableError."""
-        session = await self._opened(session_id)  # one that is being fetched does not know its position yet
+        """Returns a session of this server; claims none from elsewhere. Raises SessionNotFoundError, which says whether
+        the store has the session, SessionMovedError and StoreUnavailableError."""
+        session = await self._opened(session_id)  # a session that is being fetched does not know its position yet
         if session is None:
             if await self._storage.has(session_id):
                 raise SessionNotFoundError(
@@ -139,10 +140,10 @@ class Resume:
         return await self._confirmed(session)
 
     async def close(self, session_id: str, *, opened_at: float | None = None) -> int:
-        """Closes a session and returns its position. One that the store alone has takes no place here for that.
-        opened_at: of the one that is meant; None: whichever has the id. Raises what `find` raises, but
-        TooManySessionsError; StoreUnavailableError also when the end could not be recorded: this server records it
-        later."""
+        """Closes a session and returns its position. A session that only the store has is not loaded for that.
+        opened_at: the opening time of the session that is meant; None: any session with this id. Raises what `find`
+        raises, except TooManySessionsError. Raises StoreUnavailableError also when the end could not be recorded; this
+        server then records it later."""
         while True:
             found = await self._find_or(session_id, lambda: self._close_stored(session_id, opened_at))
             if isinstance(found, int):
@@ -157,8 +158,8 @@ class Resume:
                 raise error
 
     async def _find_or(self, session_id: str, take: Callable[[], Coroutine[Any, Any, Session | int]]) -> Session | int:
-        """A session of this server; else what `take` makes of the id's record, of which one task at a time does
-        anything."""
+        """Returns this server's session, or else the result of `take`, which claims the record. Only one task at a time
+        claims a record."""
         check_session_id(session_id)
         self._registry.leases.check()
         directory = self._registry.directory
@@ -168,18 +169,18 @@ class Resume:
             if session is not None:
                 return session
             taking = self._taking.get(session_id)
-            if taking is not None and not taking.done():  # one that is done is awaited without a turn of the event loop
-                with suppress(SessionIdInUseError, SessionNotOpenError):  # the latter of who asked politely
+            if taking is not None and not taking.done():  # awaiting a done task never yields
+                with suppress(SessionIdInUseError, SessionNotOpenError):  # SessionNotOpenError: of a polite caller
                     await asyncio.shield(taking)
                 continue
             if directory.is_ending(session_id):
                 await directory.ended(session_id, deadline_s - asyncio.get_running_loop().time())
                 continue
             taking = self._taking[session_id] = self._tasks.start(take())
-            # it ends whatever becomes of who asked first: a claim must not be left half done
+            # the task finishes also when its first caller is cancelled: no claim may stay half done
             try:
                 taken = await asyncio.shield(taking)
-            except SessionIdInUseError as error:  # an opening of the id, which cannot succeed, came between
+            except SessionIdInUseError as error:  # an opening of the same id, which cannot succeed, came first
                 if asyncio.get_running_loop().time() >= deadline_s:
                     raise StoreUnavailableError(
                         f"session {name_of(session_id)!r} cannot be had: its id is being opened again and again",
@@ -191,18 +192,18 @@ class Resume:
                 return taken
 
     async def _confirmed(self, session: Session) -> Session:
-        """The session, once it is known to be this server's: the claim that gave it may have been answered late. Raises
-        the reason why it is not."""
+        """Returns the session when this server is known to own it. The store may have answered the claim late. Raises
+        the reason when this server does not own it."""
         self._registry.leases.check()
         while session.persistence.is_unconfirmed:
-            with suppress(RequestCancelledError):  # a Cancel is not meant for this; of an end the next turn tells
+            with suppress(RequestCancelledError):  # a Cancel is not meant for this call; the next round sees an end
                 await self._spill.act(session, lambda: None)
                 break
         return session
 
     async def _opened(self, session_id: str) -> Session | None:
-        """The session of this server that has the id, once it is open; None when none has it, or its opening failed:
-        the store may have a session of the id, of another server."""
+        """Returns this server's session of the id, once it is open. None when there is none, or its opening failed;
+        another server's session may be in the store."""
         while True:
             session = self._registry.directory.get(session_id)
             if session is None or session.state is not State.OPENING:
@@ -220,10 +221,10 @@ class Resume:
         owner: str = "",
         max_owned: int | None = None,
     ) -> Session:
-        """Makes a session of a snapshot. name: empty for the snapshot's; version: None for the snapshot's; key: gives
-        the id of a name.
+        """Makes a session from a snapshot. name: "" takes the snapshot's. version: None takes the snapshot's. key: maps
+        a name to an id.
 
-        Raises SnapshotError and its kin, SessionIdInUseError, StoreUnavailableError, ShuttingDownError,
+        Raises SnapshotError and its subclasses, SessionIdInUseError, StoreUnavailableError, ShuttingDownError,
         TooManySessionsError.
         """
         self._registry.check_open()
@@ -237,12 +238,12 @@ class Resume:
     async def settle(
         self, image: Image, served: Served, session_id: str, *, owner: str = "", max_owned: int | None = None
     ) -> Session:
-        """Makes a session of an image, under an id that nobody has; empty: one is made."""
+        """Makes a session from an image, under an id that is not in use. "" generates an id."""
         image = replace(image, session_id=session_id)
         return await asyncio.shield(self._opening.make(image, served, session_id, owner=owner, max_owned=max_owned))
 
     async def _fetch(self, session_id: str, max_owned: int | None, *, is_polite: bool) -> Session:
-        """A session from the store. Its record is this function's until the session exists, then the session's."""
+        """Loads a session from the store. This function owns the claimed record until the session exists."""
         registry = self._registry
         try:
             registry.check_open()
@@ -254,11 +255,11 @@ class Resume:
             )
             try:
                 served = served_image(self._find, taken.image, None, "session_id")
-                await self._opened(session_id)  # one that came meanwhile cannot have the id, but does not know it yet
+                await self._opened(session_id)  # an opening meanwhile must first fail and free the id
                 making = self._opening.make(
                     taken.image, served, session_id, max_owned=max_owned, taken=taken, is_chosen=False
                 )
-            except CarouselError:  # another server may do better
+            except CarouselError:  # another server may be able to use it
                 self._claims.give_back(session_id, taken)
                 raise
             return await making
@@ -266,7 +267,7 @@ class Resume:
             self._taking.pop(session_id, None)
 
     async def _close_stored(self, session_id: str, opened_at: float | None) -> int:
-        """Ends a session that the store alone has. Returns its position."""
+        """Ends a session that only the store has. Returns its position."""
         registry = self._registry
         try:
             registry.check_open()
@@ -298,7 +299,7 @@ class Resume:
             self._taking.pop(session_id, None)
 
     async def _verify(self, session: Session) -> None:
-        """Makes sure that a session whose id could not be checked when it was opened hides no stored one."""
+        """Makes sure that the store has no session of this id: it did not answer when this one was opened."""
         if await self._storage.has(session.id):
             raise SessionIdInUseError(
                 f"session_id = {session.name!r} is the id of two sessions: one in the store, and one that was opened"
@@ -310,7 +311,7 @@ class Resume:
 
 
 def _check_same(session_id: str, opened_at: float, wanted: float | None) -> None:
-    """Raises SessionNotFoundError when a session is another than the one that was opened at `wanted`."""
+    """Raises SessionNotFoundError when the session was not opened at the `wanted` time."""
     if wanted is not None and abs(opened_at - wanted) > _SAME_S:
         raise SessionNotFoundError(
             f"session_id = {name_of(session_id)!r} is another session by now", field="session_id"

@@ -1,8 +1,8 @@
-"""Slots for sessions: when an engine has none left, the session that was idle for longest is stored and gives its
-slot up. It is restored when a request asks for it.
+"""Slots for sessions. When an engine has no free slot, the session that was idle for longest is stored and its slot is
+freed. A request restores it.
 
-A session that is stored under its own id keeps its record there; any other is spilled under a name that no client can
-choose, so that it never meets another session's record. Event loop only.
+A session that is stored under its own id is spilled into that record. Any other session is spilled under a name that no
+client can choose, so that it never collides with the record of another session. Event loop only.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from service.sessions.stores.base import Claimed, Held
 from service.sessions.watches import Change
 
 NO_LANE = Lane(Slot(0, -1), [])
-"""The lane of sessions without a slot. Nothing is ever submitted to it."""
+"""The lane of sessions without a slot. No job is ever submitted to it."""
 _MAX_ROUNDS = 16
-"""How often a slot that was freed for one session may be taken by another before it."""
+"""How often another session may take the slot that was freed for this one, before the attempt fails."""
 T = TypeVar("T")
 
 
@@ -48,11 +48,11 @@ class Spill:
         self._tasks = tasks
         self._prefix = f"~{secrets.token_hex(8)}"
         self.num_moves = 0
-        """How often a session got another lane, or lost its own: caches of lanes are valid as long as it stays."""
+        """How often a session got or lost a lane. Caches of lanes are valid while this number stays the same."""
 
     async def lane(self, engine: Engine, source: Sequence[Item] = (), given: Given = None) -> Lane:
-        """A lane of an engine, see `Engine.open`, spilling a session when every slot is taken. Raises NoSlotError when
-        no session can give its slot up, and StoreUnavailableError."""
+        """Returns a lane of an engine (see `Engine.open`). Spills a session when no slot is free. Raises NoSlotError
+        when no session can be spilled, and StoreUnavailableError."""
         for _ in range(_MAX_ROUNDS):
             try:
                 return engine.open(source, given)
@@ -67,9 +67,8 @@ class Spill:
         refuse: Callable[[CarouselError], None],
         num_bytes: int = 0,
     ) -> None:
-        """Defers a request until its sessions have their slots and its turn has come, and restores those that are
-        spilled. One that has ended, of which its stream is not told before the store knows, has no turn any more.
-        Raises QueueFullError."""
+        """Defers a request until all its sessions have slots and its turn has come. Restores those that are spilled. A
+        session that has ended is refused here; its stream may not be notified yet. Raises QueueFullError."""
         self._registry.deferral.defer(Deferred(sessions, run, refuse, num_bytes))
         for session in sessions:
             if session.is_over:
@@ -79,8 +78,8 @@ class Spill:
                 self._restore(session)
 
     async def act(self, session: Session, act: Callable[[], T]) -> T:
-        """Calls `act` in the turn of a session with a slot, and returns what it returns. Raises what `act` raises, and
-        the reason why the session has none."""
+        """Calls `act` when the session has a slot and its turn has come. Returns what `act` returns. Raises what `act`
+        raises, or the reason why the session has no slot."""
         if session.deferred is None:
             return act()
         if session.is_over:
@@ -103,11 +102,11 @@ class Spill:
         return await done
 
     async def _make_room(self, engine: Engine, error: NoSlotError) -> None:
-        """Frees a slot. Raises `error` when no session can give its own up, and StoreUnavailableError."""
+        """Spills a session to free a slot. Raises `error` when no session can be spilled, and StoreUnavailableError."""
         session = self._idlest(engine)
         if session is None:
             raise error
-        # begun before anything is awaited, and finished whatever becomes of who needs the slot
+        # starts before the first await, and finishes also when the caller is cancelled
         self._move(session, Event.SPILL)
         self._registry.deferral.suspend(session)
         persistence = session.own_persistence()
@@ -122,7 +121,7 @@ class Spill:
         checkpoints.store(session, give)
         result: WriteResult = await stored
         if session.is_over:
-            return  # which freed its slot too
+            return  # its end has freed the slot
         if result is not WriteResult.STORED:
             self._move(session, Event.NOT_STORED)
             checkpoints.changed(session)
@@ -142,7 +141,7 @@ class Spill:
         await freed
 
     def _idlest(self, engine: Engine) -> Session | None:
-        """The session of an engine that was idle for longest, and that nothing waits for."""
+        """Returns the session of an engine that was idle for longest and that no request or write needs."""
         for session in self._registry.directory.live():
             persistence = session.persistence
             if (
@@ -190,8 +189,8 @@ class Spill:
         registry.deferral.run(session)
 
     async def _read(self, session: Session) -> Image:
-        """The image in a spilled session's record. Raises StoreUnavailableError, SnapshotError and its kin, and
-        SessionNotFoundError when another server has it, or nobody."""
+        """Returns the image in the record of a spilled session. Raises StoreUnavailableError, SnapshotError and its
+        subclasses, and SessionNotFoundError when another server owns the record or there is none."""
         persistence = session.own_persistence()
         record_id = persistence.record_id or session.id
         with persistence.claiming():
