@@ -1,10 +1,11 @@
-"""Taking the records of sessions that this server does not have.
+"""Claims the records of sessions that this server does not have.
 
 Rules:
 
-1. A record is looked at before its owner is asked for it: what cannot be used here is left where it is. One that has no
-   owner is claimed, looked at, and given back, or set aside when it is corrupt. A session that is too old is ended.
-2. An owner is asked for all of its sessions at once, until it has let go of them or is gone.
+1. A record is checked before its owner is asked for it. A record that cannot be used here stays where it is. A record
+   without an owner is claimed, checked, and given back when it cannot be used, or set aside when it is corrupt. A
+   session that is too old is ended.
+2. An owner is asked for all wanted sessions at once, repeatedly, until it has released them or is gone.
 
 Event loop only.
 """
@@ -33,15 +34,15 @@ from service.sessions.stores.base import Claimed, Gone, Held, id_of, politely
 from service.sessions.tombstones import Tombstone, Tombstones
 
 _ASK_S = 0.05
-"""Between two times that an owner is asked."""
+"""Seconds between two requests to an owner."""
 _MAX_ASKED = 1000
-"""Sessions that it is asked for in one go."""
+"""The most sessions in one request to an owner."""
 Check = Callable[[Image], object]
 """Raises the reason why an image cannot be used here."""
 
 
 class Taken(NamedTuple):
-    """A record that is this server's. ttl_s: after which it may vanish."""
+    """A record that this server owns. ttl_s: seconds after which it may vanish."""
 
     epoch: int
     image: Image
@@ -49,7 +50,7 @@ class Taken(NamedTuple):
 
 
 class Claims:
-    """patience_s: how long another server gets to hand a session over."""
+    """Claims records. patience_s: how long another server may take to hand a session over."""
 
     def __init__(self, registry: Registry, storage: Storage, tasks: Tasks, patience_s: float) -> None:
         self._registry = registry
@@ -57,7 +58,7 @@ class Claims:
         self._tasks = tasks
         self._patience_s = patience_s
         self._asked: dict[str, dict[str, asyncio.Future[None]]] = {}
-        """Who waits for the sessions of other servers: by owner and id."""
+        """The waiting callers: by owner, then by id."""
 
     async def take(
         self,
@@ -67,13 +68,15 @@ class Claims:
         is_written: bool = False,
         is_polite: bool = False,
     ) -> Taken:
-        """Takes a session's record. is_written: the session that is meant has been stored: another's that never was is
-        left alone; is_polite: one that a stream has at another server stays there, and one that is at work until it is
-        done: SessionNotOpenError when it is not to be had in time.
+        """Claims a session's record. is_written: the session that is meant was stored before, so another server's
+        record that was never written belongs to another session and is left alone. is_polite: a session stays at
+        another server while a stream is attached there or while it works; raises SessionNotOpenError when it is not
+        released in time.
 
-        Raises what `check` raises; SessionNotFoundError, which says what became of the session; SessionIdInUseError for
-        one opened here meanwhile; StoreUnavailableError; SnapshotError and its kin for a record that cannot be read
-        here."""
+        Raises what `check` raises; SessionNotFoundError, which says what happened to the session; SessionIdInUseError
+        for a session opened here meanwhile; StoreUnavailableError; SnapshotError and its subclasses for a record that
+        cannot be read here.
+        """
         deadline_s = asyncio.get_running_loop().time() + self._patience_s
         is_checked = False
         while True:
@@ -94,22 +97,22 @@ class Claims:
             await self._released(claimed, politely(session_id) if is_polite else session_id, deadline_s)
 
     def give_back(self, session_id: str, taken: Taken) -> None:
-        """Lets any server claim a record that was taken, and cannot be used here after all."""
+        """Releases a claimed record that cannot be used here, so that any server can claim it."""
         gone_by_s = self._registry.directory.ages.gone_by_s(taken.image.opened_at)
         self._registry.last_records.give_back(session_id, taken.epoch, taken.ttl_s, gone_by_s)
 
     async def _use(self, session_id: str, claimed: Claimed, check: Check) -> Taken:
-        """What was claimed; given back when it cannot be used."""
+        """Returns a claimed record, or gives it back when it cannot be used."""
         here = self._registry.directory.get(session_id)
         if here is not None and here.persistence.has_record and here.persistence.epoch == claimed.epoch:
             raise SessionIdInUseError(f"session_id = {here.name!r} was opened here", field="session_id")
-        if claimed.payload is None:  # its server ended before it was ever stored
+        if claimed.payload is None:  # its server ended before the first write
             raise await self._buried(session_id, claimed.epoch, CloseReason.LOST)
         try:
             image = await self._storage.decode(session_id, claimed.payload)
-        except SnapshotCorruptError:  # it is set aside
+        except SnapshotCorruptError:  # the record was set aside
             raise
-        except CarouselError:  # another server may do better
+        except CarouselError:  # another server may be able to use it
             self._registry.last_records.give_back(session_id, claimed.epoch, claimed.ttl_s)
             raise
         ages = self._registry.directory.ages
@@ -121,14 +124,15 @@ class Claims:
         taken = Taken(claimed.epoch, image, min(claimed.ttl_s, ages.left_s(image.opened_at)))
         try:
             check(image)
-        except CarouselError:  # another server may do better
+        except CarouselError:  # another server may be able to use it
             self.give_back(session_id, taken)
             raise
         return taken
 
     async def _released(self, held: Held, wanted: str, deadline_s: float) -> None:
-        """Returns when another server has let go of a session, or is gone. wanted: the session, as it is asked for.
-        Raises StoreUnavailableError at the deadline, and SessionNotOpenError for one that was asked for politely."""
+        """Returns when the owner of a session has released it or is gone. wanted: the id, in the form for
+        `StateStore.ask`. At the deadline, raises StoreUnavailableError, or SessionNotOpenError after a polite
+        request."""
         waiting = self._asked.get(held.owner)
         if waiting is None:
             waiting = self._asked[held.owner] = {}
@@ -156,7 +160,7 @@ class Claims:
             waiting.pop(wanted, None)
 
     async def _ask(self, owner: str, waiting: dict[str, asyncio.Future[None]]) -> None:
-        """Asks an owner for its sessions as long as anybody waits for one."""
+        """Asks an owner for its sessions until nothing waits for them."""
         try:
             while waiting:
                 session_ids = list(islice(waiting, _MAX_ASKED))
@@ -164,7 +168,7 @@ class Claims:
                     released = await self._storage.ask(owner, session_ids)
                 except StoreUnavailableError:
                     released = set()
-                for session_id in session_ids:  # those that were asked for last come first the next time
+                for session_id in session_ids:  # a session asked for now comes later in the next round
                     future = waiting.pop(session_id, None)
                     if future is None or future.done():
                         continue
@@ -179,9 +183,9 @@ class Claims:
     async def _buried(
         self, session_id: str, epoch: int, reason: CloseReason, position: int = 0
     ) -> SessionNotFoundError:
-        """Ends a session of which this server has the record alone. Returns the error for it."""
+        """Ends a session whose record this server has claimed. Returns the error for it."""
         tombstone = Tombstone(reason, position, self._registry.wall_clock())
         self._registry.tombstones.add(session_id, tombstone)
         self._registry.last_records.bury(session_id, epoch, tombstone.encode())
-        await self._storage.after_writes(session_id)  # who is told that it is gone may open its id, at any server
+        await self._storage.after_writes(session_id)  # after this error a client may open the id anywhere
         return Tombstones.error_of(session_id, tombstone)

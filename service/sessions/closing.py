@@ -1,4 +1,4 @@
-"""Closing all sessions of a principal. Event loop only."""
+"""Closes all sessions of a principal. Event loop only."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from service.sessions.session import owner_of
 from service.sessions.storage import Storage
 
 _AT_ONCE = 128
-"""Sessions that are closed together: their last records are one write of the store."""
+"""Sessions that are closed together, so that the store writes their last records in one batch."""
 _SPILLED = "~"
-"""What the names of records begin with that are no session's id."""
+"""The prefix of record names that are not session ids."""
 
 
 class Closing:
-    """Closes sessions that are in memory, and those that the store has."""
+    """Closes sessions in memory and sessions in the store."""
 
     def __init__(self, registry: Registry, resume: Resume, storage: Storage) -> None:
         self._registry = registry
@@ -25,10 +25,13 @@ class Closing:
         self._storage = storage
 
     async def close_all(self, principal: str) -> int:
-        """Closes the sessions of a principal, of nobody in particular for an empty name. Returns how many there were.
+        """Closes the sessions of a principal; "" means the sessions without a principal. Returns the number of closed
+        sessions.
 
-        Raises what `Resume.close` raises for the first that cannot be closed, but SessionNotFoundError, once all others
-        are closed; StoreUnavailableError when the store cannot tell which it has: none is closed then."""
+        Raises what `Resume.close` raises for the first session that cannot be closed, except SessionNotFoundError,
+        after all others were closed. Raises StoreUnavailableError when the store cannot list the sessions; then none is
+        closed.
+        """
         self._registry.leases.check()
         stored = await self._storage.ids(f"{principal}/" if principal else "")
         here = (session.id for session in self._registry.directory)
@@ -51,7 +54,7 @@ class Closing:
         return num_closed
 
     async def _close(self, session_id: str) -> bool | CarouselError:
-        """Whether it was there; or why it could not be closed."""
+        """Returns whether the session existed, or the error that prevented the close."""
         try:
             await self._resume.close(session_id)
         except SessionNotFoundError:

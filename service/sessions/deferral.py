@@ -1,13 +1,13 @@
-"""Requests that wait until their sessions have a slot, and are known to be this server's: while a session is opened,
-spilled, restored, or confirmed.
+"""Requests that wait until their sessions have a slot and are confirmed, while a session is opened, spilled, restored
+or confirmed.
 
 Rules:
 
-1. The requests of a session run in the order in which they came: while one waits, all that come later wait behind it.
-2. A request of several sessions (a step batch) waits in the queue of each of them, and runs when it is the first in all
-   of them and all have a slot.
-3. Each is run or refused, once. One that raises costs no other anything: it is refused.
-4. Both their number for a session and the bytes of all of them are bounded.
+1. The requests of a session run in their order of arrival: while one waits, all later ones wait behind it.
+2. A request of several sessions (a step batch) waits in the queue of each session. It runs when it is the first in all
+   these queues and all sessions have a slot.
+3. Each request is either run or refused, once. A request that raises is refused, and does not affect the others.
+4. Both the number of waiting requests of a session, and the bytes of all waiting requests, are limited.
 
 Event loop only.
 """
@@ -21,9 +21,9 @@ from service.sessions.session import Deferred, Session
 
 
 class Deferral:
-    """The queues of all sessions: `Session.deferred`, which is None while a session is ready and nothing waits for it.
+    """The queues of all sessions. `Session.deferred` is None while a session is ready and has no waiting request.
 
-    max_requests: of one session; max_bytes: of all sessions.
+    max_requests: waiting requests of one session. max_bytes: bytes of the waiting requests of all sessions.
     """
 
     def __init__(self, *, max_requests: int, max_bytes: int) -> None:
@@ -32,8 +32,7 @@ class Deferral:
         self.num_bytes = 0
 
     def defer(self, deferred: Deferred) -> None:
-        """Puts a request behind those that wait. Raises QueueFullError when there are too many, having changed
-        nothing."""
+        """Adds a request to the end of its queues. Raises QueueFullError, and changes nothing, when too many wait."""
         for session in deferred.sessions:
             if session.deferred is not None and len(session.deferred) >= self._max_requests:
                 raise QueueFullError(
@@ -62,23 +61,23 @@ class Deferral:
         self.num_bytes += num_bytes
 
     def give_back(self, num_bytes: int) -> None:
-        """The bytes of an opening wait no longer."""
+        """Subtracts the bytes of an opening that no longer waits."""
         self.num_bytes -= num_bytes
 
     def suspend(self, session: Session) -> None:
-        """The session is not ready from here on: its requests wait."""
+        """Makes the requests of a session wait from now on."""
         if session.deferred is None:
             session.deferred = deque()
 
     def run(self, session: Session) -> None:
-        """The session has a slot, or is confirmed: runs what waited, as far as its turn has come."""
+        """Runs the waiting requests whose turn has come, because the session has a slot or was confirmed."""
         ready: list[Deferred] = []
         self._take_turn(session, ready)
         self._start(ready)
 
     def refuse(self, session: Session, error: CarouselError) -> int:
-        """The session ended, was cancelled, or cannot be restored: refuses what waits for it alone, and lets a request
-        of several sessions run without it. Returns how many were refused."""
+        """Refuses the waiting requests of a session that ended, was cancelled or cannot be restored. A request of
+        several sessions runs without this session. Returns the number of refused requests."""
         waiting, session.deferred = session.deferred, None if session.is_ready else deque()
         count = 0
         for deferred in waiting or ():
@@ -95,8 +94,8 @@ class Deferral:
         return count
 
     def _start(self, ready: list[Deferred]) -> None:
-        """Runs requests whose turn has come, and what comes next in their queues."""
-        for deferred in ready:  # which grows meanwhile
+        """Runs requests whose turn has come, and then the next ones in their queues."""
+        for deferred in ready:  # the list grows meanwhile
             if deferred.is_started:
                 continue
             deferred.is_started = True
@@ -111,7 +110,7 @@ class Deferral:
 
     @staticmethod
     def _take_turn(session: Session, ready: list[Deferred]) -> None:
-        """Lets the first request of a session with a slot have its turn there."""
+        """Gives the first request of a ready session its turn."""
         if not session.is_ready or session.deferred is None:
             return
         if not session.deferred:

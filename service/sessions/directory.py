@@ -1,4 +1,4 @@
-"""The sessions of this server, and their ids: who has which id, in the order of opening, and in the order of use.
+"""The sessions of this server by id, in the order of opening, and in the order of use.
 
 An id belongs to one session from before the first check of its opening until its last record is stored. Event loop
 only.
@@ -18,12 +18,12 @@ from service.sessions.lifecycle import State
 from service.sessions.session import Session, name_of, owner_of
 
 _ID_BYTES = 9
-"""Random bytes of an id made here, 12 characters: of a million sessions two would meet once in ten thousand million."""
+"""Random bytes of a generated id (12 characters). Among a million ids, the probability of a collision is 1e-10."""
 
 
 class _Order:
-    """Sessions from the least recently used on, linked through themselves: 16 bytes each, where an OrderedDict takes
-    10 times as much."""
+    """Sessions from the least to the most recently used, as a linked list through the sessions: 16 bytes each, where an
+    OrderedDict takes 10 times as much."""
 
     def __init__(self) -> None:
         self.oldest: Session | None = None
@@ -57,8 +57,8 @@ class _Order:
 
 
 class Directory:
-    """Sessions by id, by age, and in two orders of use: of those with a slot, and of all others. max_sessions: at
-    once."""
+    """Sessions by id, by age, and in two orders of use: sessions with a usable slot, and all others. max_sessions: the
+    most at one time."""
 
     def __init__(self, max_sessions: int, ages: Ages) -> None:
         self.ages = ages
@@ -77,12 +77,12 @@ class Directory:
         return iter(list(self._by_id.values()))
 
     def new_id(self, owner: str = "") -> str:
-        """An id that nobody has."""
+        """Returns a random id that is not in use."""
         name = secrets.token_urlsafe(_ID_BYTES)
         return f"{owner}/{name}" if owner else name
 
     def check_room(self, owner: str = "", max_owned: int | None = None) -> None:
-        """Raises TooManySessionsError when one more would be too many, for the server or for its principal."""
+        """Raises TooManySessionsError when one more session exceeds the limit of the server or of its principal."""
         if len(self._by_id) >= self._max_sessions:
             raise TooManySessionsError(
                 f"{self._max_sessions} sessions are open, the most this server holds (max_sessions): try again later",
@@ -99,7 +99,7 @@ class Directory:
 
     def check_free(self, session_id: str) -> None:
         """Raises SessionIdInUseError when a session of this server has the id, and StoreUnavailableError when another
-        server may have that session by now."""
+        server may own that session."""
         session = self._by_id.get(session_id)
         if session is not None and session.persistence.is_unconfirmed:
             raise StoreUnavailableError(
@@ -122,7 +122,7 @@ class Directory:
             )
 
     def add(self, session: Session, max_owned: int | None = None) -> None:
-        """Gives a session its id, and a place in the server. It counts as just used. Raises SessionIdInUseError and
+        """Adds a session under its id, as the most recently used. Raises SessionIdInUseError, StoreUnavailableError and
         TooManySessionsError."""
         self.check_free(session.id)
         owner = owner_of(session.id)
@@ -134,7 +134,7 @@ class Directory:
         self.ages.add(session)
 
     def remove(self, session: Session) -> None:
-        """Takes a session out. Its id can be given again."""
+        """Removes a session. Its id can be used again."""
         if self._by_id.get(session.id) is session:
             del self._by_id[session.id]
             if owner := owner_of(session.id):
@@ -145,7 +145,7 @@ class Directory:
             self.ages.remove()
 
     def move(self, session: Session, state: State) -> None:
-        """Sets a session's state, and keeps it in the order of use that goes with it."""
+        """Sets a session's state, and moves the session to the order of use of that state."""
         before = self._order(session)
         session.state = state
         after = self._order(session)
@@ -154,15 +154,15 @@ class Directory:
             after.link(session)
 
     def get(self, session_id: str) -> Session | None:
-        """The session that has the id."""
+        """Returns the session with the id."""
         return self._by_id.get(session_id)
 
     def count(self, owner: str) -> int:
-        """How many sessions a principal has; for nobody in particular, how many there are."""
+        """Returns the number of sessions of a principal; of all sessions when `owner` is ""."""
         return self._owned[owner] if owner else len(self)
 
     def touch(self, session: Session, now_s: float) -> None:
-        """Notes that a session was used at the monotonic time `now_s`. One that is in here no more is left alone."""
+        """Marks a session as used at the monotonic time `now_s`. A session that was removed keeps its place."""
         session.last_used_s = now_s
         order = self._live if session.is_live else self._other
         if session is not order.newest and self._by_id.get(session.id) is session:
@@ -170,12 +170,12 @@ class Directory:
             order.link(session)
 
     def live(self) -> Iterator[Session]:
-        """Those that have a slot, the least recently used first."""
+        """Iterates over the sessions with a usable slot, the least recently used first."""
         return iter(self._live)
 
     def unused_since(self, time_s: float) -> list[Session]:
-        """The sessions last used before the monotonic time `time_s`, the least recently used first, those without a
-        slot after the others."""
+        """Returns the sessions last used before the monotonic time `time_s`: first those with a usable slot, then the
+        others, each from the least recently used."""
         found = []
         for order in (self._live, self._other):
             for session in order:
@@ -186,12 +186,12 @@ class Directory:
 
     @property
     def num_generating(self) -> int:
-        """Sessions that generate now, for somebody who reads."""
+        """The number of sessions whose running generation has a listener."""
         return sum(session.state is State.GENERATING and session.is_working for session in self._by_id.values())
 
     def page(self, after_serial: int, size: int, model: str, owner: str | None = None) -> list[Session]:
-        """Up to `size` sessions opened after the one with that serial, in that order; of one model, or of all when it
-        is empty; of one principal, or of all for None."""
+        """Returns up to `size` sessions opened after the session with serial `after_serial`, in order of opening.
+        model: "" means all models. owner: None means all principals."""
         found: Iterable[Session] = (session for session in self._by_id.values() if session.serial > after_serial)
         if model:
             found = (session for session in found if session.served.bundle.model == model)
@@ -200,8 +200,8 @@ class Directory:
         return list(islice(found, size))
 
     def begin_ending(self, session_id: str) -> Callable[[], None]:
-        """The last record of a session that had the id is being written: until what is returned is called, `ended`
-        waits. Calling it again does nothing."""
+        """Marks that the last record of a session with this id is being written. Returns a callback that removes the
+        mark; `ended` waits for it. Further calls of the callback do nothing."""
         future = asyncio.get_running_loop().create_future()
         waiting = self._ending.setdefault(session_id, [])
         waiting.append(future)
@@ -217,11 +217,11 @@ class Directory:
         return end
 
     def is_ending(self, session_id: str) -> bool:
-        """Whether the last record of a former session of the id is not stored yet."""
+        """Whether the last record of an earlier session with this id is not stored yet."""
         return session_id in self._ending
 
     async def ended(self, session_id: str, timeout_s: float) -> None:
-        """Returns when no last record of a former session of the id is being written. Raises StoreUnavailableError
+        """Returns when no last record of an earlier session with this id is being written. Raises StoreUnavailableError
         after `timeout_s`."""
         try:
             async with asyncio.timeout(max(0.0, timeout_s)):

@@ -1,5 +1,5 @@
-"""When sessions end by themselves: they are idle, or too old, nobody resumes them, another server wants them, or this
-one leaves.
+"""Ends sessions that are idle, too old, not resumed in time, wanted by another server, or open when this server shuts
+down.
 
 Event loop only.
 """
@@ -15,20 +15,21 @@ from service.sessions.registry import Registry
 from service.sessions.session import CloseReason, Session
 
 _RENEWALS = 1000
-"""Records whose expiry is looked at in one turn."""
+"""The number of records whose expiry is checked in one turn."""
 
 
 class Expiry:
-    """Ends sessions as their policies say. idle_timeout_s: since the use that was marked last, until a session ends;
-    later uses that are not marked must be within it."""
+    """Ends sessions as their policies say. idle_timeout_s: seconds after `last_used_s` at which a session ends;
+    includes the delay with which `last_used_s` is updated."""
 
     def __init__(self, registry: Registry, idle_timeout_s: float) -> None:
         self._registry = registry
         self._idle_timeout_s = idle_timeout_s
 
     def wanted(self, session_id: str, *, is_polite: bool = False) -> None:
-        """Another server wants a session of this one: its client is there. It cannot mean a new session that is not
-        open yet, but one that had the id before. is_polite: not one that a stream has, or that is visited, or works."""
+        """Hands a session over to another server, whose client asked for it. A new session that is not open yet is
+        kept, because the client can only mean an earlier session of that id. is_polite: also keeps a session that a
+        stream has, that a `Step` uses, or that works."""
         session = self._registry.directory.get(session_id)
         if session is None or not session.policy.is_stored:
             return
@@ -38,9 +39,9 @@ class Expiry:
             self._registry.hand_over(session)
 
     def expire(self) -> None:
-        """Ends the sessions that have reached the age that is allowed, also those that work; those that were idle for
-        longer than `idle_timeout_s`; and those that were held for long enough. Those that are to be kept leave the
-        memory. Renews records that would expire before their sessions."""
+        """Ends sessions that are too old, also busy ones; sessions that were idle for longer than `idle_timeout_s`; and
+        detached sessions whose time is over. Sessions with KEEP are stored and leave the memory. Renews records that
+        would expire before their sessions."""
         for session in self._registry.directory.ages.overdue():
             guarded(self._expire_old, session)
         now_s = self._registry.clock()
@@ -51,14 +52,14 @@ class Expiry:
         self._registry.leases.renew_some(_RENEWALS)
 
     def busy(self) -> Callable[[], bool]:
-        """Whether any session that is busy now still is, with the same request: to be asked as often as needed. One
-        that generates is not: see `Directory.num_generating`."""
+        """Returns a function that says whether any session that is busy now still runs the same request. Generating
+        sessions do not count: see `Directory.num_generating`."""
         busy = [(session, session.last) for session in self._registry.directory if session.state is State.BUSY]
         return lambda: any(session.state is State.BUSY and session.last is last for session, last in busy)
 
     def end_all(self) -> None:
-        """Ends every session because the server shuts down, and tells their streams: those that are stored can be
-        resumed elsewhere."""
+        """Ends every session because the server shuts down, and notifies their streams. Stored sessions can be resumed
+        elsewhere."""
         for session in self._registry.directory:
             guarded(self._end, session, 0.0)
 
@@ -75,7 +76,7 @@ class Expiry:
         if session.is_over:
             return
         is_kept = session.policy.on_disconnect is OnDisconnect.KEEP
-        # one that is opened ends by itself, and is answered; of one that is unconfirmed others may decide
+        # An opening ends by itself and is answered. An unconfirmed session may belong to another server.
         is_busy = session.is_working or session.state is State.OPENING or session.persistence.is_unconfirmed
         if is_busy or (session.is_detached and not is_kept):
             self._registry.directory.touch(session, now_s)

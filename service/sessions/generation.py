@@ -1,8 +1,7 @@
-"""What a session was asked last, kept so that it can be asked again: a feed and its answer, or a generation and its
-tokens, from which a retry continues.
+"""The last request of a session, kept for retries: a feed with its answer, or a generation with its tokens.
 
-What is accepted has what was asked before it as its `former`, until it is done: when the engine refuses it, because it
-is not in turn, the former is the last again. A refused request changes nothing.
+Each accepted request refers to the request before it, as `former`, until it is done. When the engine refuses a request
+because its position is wrong, the former becomes the last request again. A refused request changes nothing.
 
 Pure. Event loop only.
 """
@@ -20,11 +19,11 @@ from service.errors import OutputsLostError, PositionMismatchError
 from service.sessions.answer_memory import outputs_bytes
 
 _SMALL = 4096
-"""Bytes of an answer that is kept in any case."""
+"""An answer of up to so many bytes is always kept."""
 
 
 class Unkept:
-    """A request that was accepted, and of which nothing is kept: a step batch, or a generation of a plain session."""
+    """An accepted request of which nothing is kept: a step batch, or a generation of a plain session."""
 
     __slots__ = ("former", "request")
 
@@ -34,12 +33,12 @@ class Unkept:
 
 
 class LastFeed:
-    """The feed that was accepted last, kept so that it can be answered again.
+    """The last accepted feed, kept so that it can be answered again.
 
-    request: None once it was answered, or when it came with a restored session. start: None until it is known.
-    result: None while it runs. is_dropped: whether the answer took too much memory, and only its position is kept;
-    is_hashed: whether the tokens did, of which a hash is kept. is_cancelled: whether a Cancel came after it while it
-    ran, so that it may fail.
+    request: None after its answer, or when it came with a restored session. start: None until it is known. result: None
+    while the feed runs. is_dropped: whether the answer took too much memory, so that only its position is kept.
+    is_hashed: whether only a hash of the tokens is kept, to save memory. is_cancelled: whether a Cancel came while the
+    feed ran, so that it may fail.
     """
 
     __slots__ = (
@@ -74,7 +73,7 @@ class LastFeed:
         self._hash = 0
 
     def drop(self) -> None:
-        """Forgets the tokens, but for a hash, and a large answer, but for its position."""
+        """Replaces the tokens by a hash, and a large answer by its position."""
         if not self.is_hashed:
             self._hash, self.tokens, self.is_hashed = hash(tuple(self.tokens)), NO_TOKENS, True
         if isinstance(self.result, Fed) and outputs_bytes(self.result.outputs) > _SMALL:
@@ -82,7 +81,7 @@ class LastFeed:
             self.is_dropped = True
 
     def is_repeated_by(self, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> bool:
-        """Whether a feed is a retry of this one. One that failed cannot be retried."""
+        """Whether a feed is a retry of this one. A feed that failed cannot be retried."""
         return (
             start == self.start
             and (hash(tuple(tokens)) == self._hash if self.is_hashed else tokens == self.tokens)
@@ -94,13 +93,14 @@ class LastFeed:
 class Generation:
     """One generation, or one beam search, of a session.
 
-    start: where it began, None until it is known. tokens, log_probabilities: those that are kept; `num_dropped` others
-    came before. found: the result of a search. job: the engine's job, None when it has ended, and while a restored
-    generation waits for its retry; seen: the tokens that the repetition penalty counts then. request: the request that
-    its tokens are delivered to, None when it has no listener. num_read: tokens that were written to the client;
-    num_granted: tokens that it need not wait for. received_position: up to which the client of a generation that is
-    made again has its tokens, which are not delivered once more. is_dropped: of a search, whether its results took too
-    much memory, and only its position is kept. before: the tokens before those that are kept, if the model has them.
+    start: the position where it began; None until it is known. tokens, log_probabilities: those that are kept;
+    `num_dropped` tokens came before them. found: the result of a search. job: the engine's job; None after its end, and
+    while a restored generation waits for its retry. seen: for such a restored generation, the tokens that the
+    repetition penalty counts. request: the request that receives its tokens; None when it has no listener. num_read:
+    tokens that were written to the client. num_granted: tokens that the engine counts as read, so that it may generate
+    further. received_position: for a generation that is made again, the position up to which the client has its tokens;
+    these are not delivered again. is_dropped: whether the result of a search took too much memory, so that only its
+    position is kept. before: the tokens before the kept ones, if the model keeps them.
     """
 
     __slots__ = (
@@ -142,24 +142,24 @@ class Generation:
         self.is_dropped = False
 
     def drop(self) -> None:
-        """Forgets what a search has found, but for its position."""
+        """Drops the result of a search, except its position."""
         self.is_dropped = True
         self.num_dropped += len(self.tokens)
         self.tokens, self.found = [], None
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens it has made."""
+        """The number of tokens generated so far."""
         return self.num_dropped + len(self.tokens)
 
     @property
     def position(self) -> int:
-        """After its tokens."""
+        """The position after its tokens."""
         return (self.start or 0) + self.num_tokens
 
     @property
     def is_ended(self) -> bool:
-        """Whether it has come to its end."""
+        """Whether the generation has ended."""
         return self.finish_reason is not None or self.found is not None or self.is_dropped
 
     @property
@@ -168,11 +168,11 @@ class Generation:
         return self.job is None and not self.is_ended and self.num_tokens > 0
 
     def is_repeated_by(self, start: int | None, decoding: Decoding, position: int) -> bool:
-        """Whether a request is a retry of this one, on a session that is at `position`."""
+        """Whether a request is a retry of this one, for a session at `position`."""
         return start is not None and start == self.start and decoding == self.decoding and position == self.position
 
     def add(self, result: Generated, num_kept: int) -> None:
-        """Adds tokens. num_kept: at least so many are kept, and at most twice as many."""
+        """Adds tokens. At least `num_kept` tokens are kept, and at most twice as many."""
         if self.start is None:
             self.start = result.position - len(result.token_ids)
         if not self.tokens and result.before is not None:
@@ -190,7 +190,7 @@ class Generation:
             self.num_dropped += num_dropped
 
     def after(self, position: int | None) -> Generated:
-        """Its tokens after a position; None: all. Raises OutputsLostError when they are not kept."""
+        """Returns its tokens after a position; None: all. Raises OutputsLostError when they are no longer kept."""
         assert self.start is not None  # noqa: S101  # one that is repeated has begun
         first = self.start + self.num_dropped
         position = self.start if position is None else position
@@ -208,7 +208,7 @@ class Generation:
         return Generated(self.position, self.tokens[begin:], log_probabilities, self.finish_reason, before)
 
     def _before(self, index: int) -> Before | None:
-        """The tokens before one of those that are kept."""
+        """Returns the tokens before the kept token at `index`."""
         return None if self.before is None else self.before.after(self.tokens[:index])
 
 
@@ -216,19 +216,19 @@ Asked = LastFeed | Generation | Unkept
 
 
 class HasLast(Protocol):
-    """A session, as far as it is looked at here."""
+    """The part of a session that this module uses."""
 
     last: Asked | None
 
 
 def is_refused(result: Result) -> bool:
-    """Whether the engine has refused a request, because it was not in turn."""
+    """Whether the engine refused a request because its position was wrong."""
     return isinstance(result, Failed) and isinstance(result.error, PositionMismatchError)
 
 
 def settled(session: HasLast, request: Any, *, is_refused: bool) -> Asked | None:
-    """What a session was asked by a request that is done: it is the last, unless another came after it; None: nothing
-    is kept of it. One that was refused is taken out, and its former returned."""
+    """Returns what is kept of a request that is done; None: nothing. It stays the session's last request unless another
+    came after it. A refused request is removed, and its former is returned."""
     newer, asked = None, session.last
     while asked is not None and asked.request is not request:
         newer, asked = asked, asked.former

@@ -1,4 +1,5 @@
-"""Generations and beam searches of sessions, which a retry can continue from where its client received them.
+"""Generations and beam searches of sessions. A retry continues a generation from the position that its client has
+received.
 
 A refused request changes nothing. Event loop only.
 """
@@ -22,7 +23,7 @@ from service.sessions.unstored import unstored_generation
 
 
 class Generations:
-    """Gives sessions' generations to their engines, and delivers their tokens to whoever listens."""
+    """Gives generations to the engines, and delivers their tokens to the listening requests."""
 
     def __init__(self, requests: Requests) -> None:
         self.limits = requests.limits
@@ -34,11 +35,12 @@ class Generations:
     def generate(
         self, request: Request, position: int | None, decoding: Decoding, *, field: str, received: int | None = None
     ) -> None:
-        """Starts a generation of `request.session`. It is answered for every few tokens and for the end; when they were
-        written to the client, the caller calls `Request.granted`. decoding: without a beam.
+        """Starts a generation of `request.session`. It is answered after every few tokens, and at the end. The caller
+        calls `Request.granted` when answers were written to the client. decoding: without a beam.
 
-        A retry, on a session whose stream was lost, continues it: what came after the position `received` is delivered
-        again. Where the generation is not known any more it is made again, and delivered from there.
+        A retry, after the session lost its stream, continues the generation: the tokens after the position `received`
+        are delivered again. When the server does not know the generation any more, it makes the generation again and
+        delivers it from there.
 
         Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError.
         """
@@ -78,8 +80,8 @@ class Generations:
             self._checkpoints.deliver(request, missed)
 
     def search(self, request: Request, position: int | None, decoding: Decoding, beam: Beam, *, field: str) -> None:
-        """Starts a beam search of `request.session`. It is answered once, when the session has consumed the best that
-        was found. A retry is answered again.
+        """Starts a beam search of `request.session`. It is answered once, after the session has consumed the best
+        result. A retry is answered again.
 
         Raises InvalidFieldError, PositionMismatchError, IllegalRequestError, QueueFullError, OutputsLostError.
         """
@@ -120,14 +122,15 @@ class Generations:
         self._requests.admitted(session, following)
 
     def leave(self, session: Session) -> None:
-        """A session's stream ended: its generation has no listener."""
+        """Removes the listener of a session's generation, because its stream ended."""
         last = session.last
         if isinstance(last, Generation):
             last.request = None
             self._run_unattended(session, last)
 
     def _check_generate(self, request: Request, position: int | None, decoding: Decoding, field: str) -> State:
-        """Refuses a generation that cannot be next, or not so. Returns the state that follows."""
+        """Raises when a generation cannot be the next request, or its decoding is wrong. Returns the state that
+        follows."""
         session = request.session
         following = session.transition(Event.GENERATE).state
         check_can_generate(session.served.bundle.manifest, decoding, field)
@@ -137,7 +140,7 @@ class Generations:
         return following
 
     def _check_size(self, session: Session, decoding: Decoding, field: str) -> int:
-        """See `check_decoding`; and each vector by itself must fit an answer."""
+        """As `check_decoding`. Also checks that one vector fits into an answer."""
         bundle = session.served.bundle
         if bundle.target_vocabulary is None:
             num_bytes = ITEM_SIZE * bundle.manifest.output_size
@@ -153,32 +156,32 @@ class Generations:
         )
 
     def _continue(self, session: Session, last: Generation, request: Request, received: int | None) -> None:
-        """Delivers a generation that exists already to another request."""
+        """Delivers an existing generation to another request."""
         missed = last.after(received)
         request.before = missed.before
         last.received_position = None
         request.granted = partial(self._read, session, last)
         self._requests.replayed(request, "generate")
         last.request = None if last.is_ended else request
-        if received is not None:  # maybe more than its stream knew of when it ended
+        if received is not None:  # may be more than the former stream knew
             self._read(session, last, 0, received)
         if last.is_ended or missed.token_ids:
             self._checkpoints.deliver(request, missed, self._unstored.of(session, last))
 
     def _read(self, session: Session, generation: Generation, _: int, position: int) -> None:
-        """The tokens of a generation up to a position were written to the client."""
+        """Records that the tokens up to a position were written to the client."""
         generation.num_read = max(generation.num_read, position - (generation.start or 0))
         self._grant(session, generation, generation.num_read)
 
     def _unheard(self, session: Session, generation: Generation) -> None:
-        """There are tokens without a listener: an answer before them was not stored, or its stream is gone."""
+        """Handles tokens without a listener: an earlier answer could not be stored, or the stream has ended."""
         self._run_unattended(session, generation)
         on_unstored = self._unstored.of(session, generation)
         if generation.is_ended and on_unstored is not None:
             on_unstored()
 
     def _run_unattended(self, session: Session, generation: Generation) -> None:
-        """Lets a generation without a listener continue, as far as its tokens are kept."""
+        """Lets a generation without a listener continue, as long as its tokens can be kept."""
         if session.policy.is_unattended:
             self._grant(
                 session, generation, min(generation.num_tokens, generation.num_read + self.limits.replay_tokens)
@@ -212,7 +215,7 @@ class Generations:
             return
         if isinstance(result, Generated):
             generation.add(result, self.limits.replay_tokens + self.limits.generation_window)
-        elif not session.is_over:  # one that is handed over is stored as it was before its work was ended
+        elif not session.is_over:  # a session that is handed over is stored as it was before
             session.last = None
         listener = generation.request
         if is_ended:
@@ -226,8 +229,8 @@ class Generations:
             self._deliver_rest(session, generation, listener, result)
 
     def _refused(self, job: GenerateJob, request: Request, result: Result) -> None:
-        """The engine has refused a generation, which was not in turn. One that repeats what was asked before it, and
-        was hidden by a request that was refused itself, is answered again."""
+        """Handles that the engine refused a generation because of its position. When the request repeats the one before
+        it, which a refused request had hidden, it is answered again."""
         session = request.session
         self._requests.ended(session, result)
         refused, received, listener = session.last, None, request
@@ -253,7 +256,7 @@ class Generations:
             self._requests.answered(request, "generate")
 
     def _deliver_rest(self, session: Session, generation: Generation, listener: Request, result: Generated) -> None:
-        """Delivers what the client does not have of a generation that is made again."""
+        """Delivers the part that the client does not have of a generation that is made again."""
         received = generation.received_position
         if received is not None and received < result.position:
             generation.received_position = None
@@ -300,7 +303,7 @@ class Generations:
 
 
 def _repeated(session: Session, position: int | None, decoding: Decoding) -> Generation | None:
-    """The generation that a request is a retry of: the session's last, when it has no listener, or one that ended and
+    """Returns the generation that a request retries: the session's last, if it has no listener, or one that ended and
     whose answer the store did not take."""
     last = session.last
     if (

@@ -1,19 +1,20 @@
-"""Whose the records of this server's sessions are: they are renewed before they expire, and when this server's lease
-has run out it asks the store before it speaks for them.
+"""Which records of this server's sessions it still owns. Records are renewed before they expire. When this server's
+lease has expired, it asks the store before it answers for its sessions.
 
-A server counts as there for its lease after each heartbeat (Gray and Cheriton 1989). Rules:
+A server counts as alive for the time of its lease after each heartbeat (Gray and Cheriton 1989). Rules:
 
-1. A lease is counted here from before its heartbeat was sent, in monotonic seconds: it ends here no later than there.
-2. When it has run out, by the clock or because the store says that it had, every session with a record is unconfirmed:
-   its requests wait, and answers in flight wait until they are stored, whatever its durability.
-3. A session is confirmed by anything that the store takes under its epoch, and all are by a heartbeat which shows that
-   the lease held after all. What the store was asked before the lease was looked at last confirms nothing, however late
-   it is answered: another server can have had the session since. One that the store refuses is another server's. While
-   the store fails, what waits is refused.
-4. A record that the store has lost is written anew, unless another server can have had it meanwhile and left one that
-   is gone by now. Every record lasts for the idle timeout at least, or until its session is too old: so when others
-   have been there for longer than that while this server counted as gone, sessions without a record are lost; and a
-   session's last record, which may be tried again for long, is not made anew later than that.
+1. This server counts its lease from before it sends the heartbeat, in monotonic seconds. So the lease ends here no
+   later than in the store.
+2. When the lease has expired, by the clock or as the store reports, every session with a record is unconfirmed: its
+   requests wait, and its answers in flight wait until they are stored, whatever its durability.
+3. Anything that the store accepts under a session's epoch confirms the session. A heartbeat that shows that the lease
+   did not expire after all confirms all sessions. A question that was sent before the expiry was last noticed confirms
+   nothing, however late its answer comes, because another server can have had the session since then. A session that
+   the store refuses belongs to another server. While the store fails, what waits is refused.
+4. A record that the store has lost is written again, unless another server can have owned it meanwhile and left a
+   record that has expired by now. Every record lasts at least for the idle timeout, or until its session is too old. So
+   when other servers were alive for longer than that while this one counted as gone, sessions without a record are
+   lost. A session's last record, which may be retried for long, is not created anew after that time either.
 
 Event loop only; times come from the injected clock.
 """
@@ -39,11 +40,12 @@ OnSession = Callable[[Session], None]
 
 
 class Leases:
-    """on_lost: called with sessions that another server has; on_missing: with those whose record the store has not;
-    on_settled: with those of which more is stored, or which are known again to be this server's; idle_timeout_s: how
-    long a record outlives a session that has no other time; ages: beyond which no record lasts.
+    """Renews records and confirms sessions. on_lost: called with a session that another server owns. on_missing: called
+    with a session whose record the store does not have. on_settled: called when more of a session is stored, or when it
+    is confirmed. idle_timeout_s: how long a record outlives a session whose policy has no duration. ages: limits how
+    long records last.
 
-    until_s: monotonic seconds up to which this server may speak for its sessions; `look` is to be called past it.
+    until_s: the monotonic time until which this server may answer for its sessions. After it, call `look` first.
     """
 
     def __init__(
@@ -68,45 +70,46 @@ class Leases:
         self._ages = ages
         self._clock = clock
         self._recorded: dict[Session, None] = {}
-        """Those that have a record, or an id that is reserved, first those that were looked at longest ago."""
+        """Sessions with a record or a reservation, the one checked longest ago first."""
         self._unconfirmed: dict[Session, bool | None] = {}
-        """Each with None until a heartbeat is heard; then, when the lease did run out and the store must be asked, with
-        whether another server can have had the session and left no record of it."""
+        """The unconfirmed sessions. None: no heartbeat was answered since. Otherwise the lease did expire and the store
+        must be asked; the value is whether another server can have had the session and left no record."""
         self._confirming: set[Session] = set()
         self._looked_s = -math.inf
-        """When the lease was found last to have run out, in monotonic seconds."""
+        """When the expiry of the lease was last noticed, in monotonic seconds."""
         self._is_lapsed = False
-        """Whether the lease has run out, and all sessions but those of `_since` are unconfirmed, or were since."""
+        """Whether the lease has expired. All sessions except those in `_since` are, or were, unconfirmed because of
+        that."""
         self._since: dict[Session, None] = {}
         self._term = ""
-        """The store's name for the time for which this server's lease holds without a gap."""
+        """The store's name for the period in which this server's lease holds without a gap."""
 
     @property
     def is_cut(self) -> bool:
-        """Whether the lease has run out: others may have the sessions that are stored."""
+        """Whether the lease has expired: other servers may own the stored sessions."""
         return self._clock() > self.until_s
 
     def add(self, session: Session) -> None:
-        """A session has a record, or a reservation, from here on."""
+        """Adds a session that has a record or a reservation."""
         self._recorded[session] = None
         if self._is_lapsed:
             self._since[session] = None
 
     def end(self, session: Session) -> None:
-        """A session ended: its record is not renewed any more."""
+        """Removes a session that has ended: its record is no longer renewed."""
         self._recorded.pop(session, None)
         self._unconfirmed.pop(session, None)
         self._since.pop(session, None)
 
     def ttl_s(self, session: Session) -> float:
-        """How long a session may do without being used, and its record lasts."""
+        """Returns for how many seconds the record of a session lasts when the session is not used."""
         return min(session.policy.duration_s + self._idle_timeout_s, self._ages.left_s(session.opened_at))
 
     def put_of(self, session: Session, image: Image | None, standing: Standing = Standing.OWNED) -> Put:
-        """A write of a session's record. image: None leaves it as it is."""
+        """Returns a write of a session's record. image: None leaves the payload unchanged."""
         persistence = session.persistence
         now_s, ttl_s = self._clock(), self.ttl_s(session)
-        if standing is Standing.FREE and session.is_detached:  # it was held for a part of its time
+        if standing is Standing.FREE and session.is_detached:  # part of its time has passed
             ttl_s = max(self._idle_timeout_s, persistence.held_until_s - now_s)
         persistence.renew_at_s = now_s + 0.5 * ttl_s
         persistence.has_record = persistence.has_record or image is not None
@@ -118,7 +121,7 @@ class Leases:
         return Put(record_id, persistence.epoch, image, ttl_s, standing, None, make_until_s, now_s, gone_by_s)
 
     def make_until_s(self, session: Session) -> float:
-        """Until when a last record may be made of a session where the store has none, in monotonic seconds."""
+        """Returns the monotonic time until which a last record may be created when the store has none."""
         persistence = session.persistence
         if not persistence.has_record:
             return math.inf
@@ -126,17 +129,16 @@ class Leases:
 
     @property
     def _known_s(self) -> float:
-        """When the last heartbeat was sent that was heard: nobody could claim anything before."""
+        """When the last answered heartbeat was sent. No other server could claim a record before."""
         return self.until_s - (self._storage.lease_s or 0.0)
 
     def renew(self, session: Session) -> None:
-        """Has the record of a session outlive it."""
+        """Extends the lifetime of a session's record."""
         put = self.put_of(session, None)
         self._storage.put(put, partial(self._renewed, session, put.put_s))
 
     def renew_some(self, count: int) -> None:
-        """Looks at so many sessions, those first that were looked at longest ago, and renews the records that would
-        expire before long."""
+        """Checks `count` sessions, those checked longest ago first, and renews records that expire soon."""
         now_s = self._clock()
         for _ in range(min(count, len(self._recorded))):
             session = next(iter(self._recorded))
@@ -146,7 +148,7 @@ class Leases:
                 self.renew(session)
 
     def noted(self, session: Session, put_s: float, result: WriteResult) -> None:
-        """A write of the record of a session, which has not ended, came to this result. put_s: see `Put`."""
+        """Handles the result of a write of the record of an open session. put_s: see `Put`."""
         if result is WriteResult.REFUSED:
             self._on_lost(session)
         elif result is WriteResult.STORED:
@@ -160,22 +162,23 @@ class Leases:
             else:
                 self._on_lost(session)
         else:
-            session.persistence.renew_at_s = -math.inf  # it is renewed again, as soon as it is looked at
+            session.persistence.renew_at_s = -math.inf  # renews it again at the next check
             if session.persistence.is_unconfirmed:
                 self._refuse(session)
 
     def _may_make(self, session: Session) -> bool:
-        """Whether a record may be made of a session where the store has none. Nobody can have had one that was never
-        stored."""
+        """Whether a record may be created when the store has none. A session that was never stored cannot have had a
+        record at another server."""
         return self._unconfirmed.get(session, False) is False or session.persistence.stored is None
 
     def check(self) -> None:
-        """Looks at the lease, before anything is told of a session."""
+        """Checks the lease. Call this before any answer about a session."""
         if self.is_cut:
             self.look()
 
     def look(self) -> None:
-        """The lease has run out: nothing is told of a stored session before the store was asked."""
+        """Marks the stored sessions as unconfirmed, because the lease has expired. The store must be asked before they
+        are used."""
         self._looked_s = self._clock()
         suspects = list(self._since if self._is_lapsed else self._recorded)
         self._since.clear()
@@ -190,8 +193,8 @@ class Leases:
                 self._deferral.suspend(session)
 
     def confirmed(self, session: Session, asked_s: float) -> None:
-        """The store has taken something under a session's epoch. What waited runs. asked_s: monotonic seconds at which
-        the store was asked: that does not count when the lease was found to have run out since."""
+        """Handles that the store accepted something under a session's epoch: confirms the session and runs what waits.
+        asked_s: the monotonic time of the question; ignored when the expiry was noticed after it."""
         if session.persistence.is_unconfirmed and asked_s >= self._looked_s:
             session.persistence.is_unconfirmed = False
             self._unconfirmed.pop(session, None)
@@ -203,7 +206,7 @@ class Leases:
             self._deferral.run(session)
 
     def beaten(self, sent_s: float, beat: Beat) -> None:
-        """A heartbeat that was sent at a monotonic time has reached the store."""
+        """Handles the answer to a heartbeat. sent_s: the monotonic time at which it was sent."""
         lease_s = self._storage.lease_s
         if lease_s is None:
             return
@@ -214,7 +217,7 @@ class Leases:
             before = self._unconfirmed
             self._unconfirmed = {session: bool(known) or is_contested for session, known in before.items()}
         self.until_s = sent_s + lease_s
-        if self.is_cut:  # its answer took longer than the lease
+        if self.is_cut:  # the answer took longer than the lease
             self.look()
             return
         self._is_lapsed = False
@@ -226,12 +229,12 @@ class Leases:
                 self._confirm(session)
 
     def failed(self) -> None:
-        """A heartbeat has failed: what waits for its session to be confirmed is refused."""
+        """Handles a failed heartbeat: refuses what waits for a session to be confirmed."""
         for session in list(self._unconfirmed):
             self._refuse(session)
 
     def _confirm(self, session: Session) -> None:
-        """Asks the store whether an unconfirmed session is this server's, once at a time."""
+        """Asks the store whether this server owns an unconfirmed session, unless it is being asked already."""
         if session not in self._confirming:
             self._confirming.add(session)
             self.renew(session)

@@ -1,13 +1,13 @@
-"""A store of records, for the event loop: a thread that waits for it, and writes that gather while it does.
+"""A store of records for the event loop: a thread calls the store, and writes are collected while it works.
 
 Rules:
 
-1. Writes of one record reach the store in the order in which they were put; of those that wait, only the last is
-   written.
-2. All that waits is written in one go, up to a number of records and of bytes, as soon as the store has finished the
-   batch before: the slower it is, the larger the batch.
-3. When the store fails, every write of that batch has failed. Who put a write decides whether to put another.
-4. No exception of a callback, or of a record that cannot be encoded, ends the writing.
+1. Writes of one record reach the store in the order of their `put`. Of several waiting writes of one record, only the
+   last is written.
+2. All waiting writes go to the store in one batch, up to a number of records and of bytes, as soon as the previous
+   batch is done. So a slower store gets larger batches.
+3. When the store fails, every write of that batch fails. The caller of `put` decides whether to put again.
+4. No exception of a callback, and no record that cannot be encoded, stops the writing.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from service.sessions.stores.base import (
 
 _MAX_RECORDS = 1024
 _MAX_BYTES = 32 * 1024 * 1024
-"""Of one batch of writes."""
+"""The limit of one batch of writes."""
 
 
 class WriteResult(Enum):
-    """The result of a write. REFUSED: another server has the record, or it is that of a session which has ended;
-    MISSING: the store has no record, and the write could make none."""
+    """The result of a write. REFUSED: another server owns the record, or its session has ended. MISSING: the store has
+    no record, and the write was not allowed to create one."""
 
     STORED = "stored"
     REFUSED = "refused"
@@ -61,10 +61,10 @@ Then = Callable[[WriteResult], None]
 
 
 class Put(NamedTuple):
-    """A write of an image, or of a tombstone, or of neither: see `Write`. record_id: the session's id, or another name
-    that no client can choose; make_until_s: monotonic seconds after which it makes no record where there is none;
-    put_s: those at which it was put, of a session that is live; gone_by_s: those from which the store is to have no
-    record, however late it is written."""
+    """A write of an image, of a tombstone, or of neither: see `Write`. record_id: the session's id, or another name
+    that no client can choose. make_until_s: the monotonic time until which the write may create a missing record.
+    put_s: the monotonic time of the `put`, for an open session. gone_by_s: the monotonic time from which the store must
+    have no record, however late the write is."""
 
     record_id: str
     epoch: int
@@ -78,7 +78,7 @@ class Put(NamedTuple):
 
 
 class Storage:
-    """One store. cipher: encrypts what it keeps of sessions; heartbeat_s: between two heartbeats; clock: monotonic
+    """One store. cipher: encrypts the stored payloads. heartbeat_s: seconds between two heartbeats. clock: monotonic
     seconds."""
 
     def __init__(
@@ -112,16 +112,16 @@ class Storage:
         on_beat: Callable[[float, Beat], None] = lambda sent_s, beat: None,
         on_missed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begins to write, and to send heartbeats. on_wanted: called with the ids that other servers want; on_beat:
-        with the monotonic time at which a heartbeat was sent that was heard, and what it told; on_missed: when
-        one failed."""
+        """Starts the writes and the heartbeats. on_wanted: called with the ids that other servers want. on_beat: called
+        after each heartbeat that the store answered, with the monotonic time at which it was sent, and the answer.
+        on_missed: called after each failed heartbeat."""
         self._tasks = [
             asyncio.create_task(self._write_for_ever()),
             *self._heartbeats.start(on_wanted, on_beat, on_missed),
         ]
 
     async def stop(self, timeout_s: float) -> None:
-        """Writes what waits, for so long at most, and closes the store."""
+        """Writes what waits, for at most `timeout_s`, and closes the store."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self.drained(), timeout_s)
         for task in self._tasks:
@@ -135,12 +135,12 @@ class Storage:
         return self._store.lease_s
 
     def hasten_heartbeat(self) -> None:
-        """Has a heartbeat sent at once."""
+        """Sends a heartbeat at once."""
         self._heartbeats.hasten()
 
     @property
     def is_failing(self) -> bool:
-        """Whether the store failed when it was asked last."""
+        """Whether the last call of the store failed."""
         return self._thread.is_failing
 
     async def drained(self) -> None:
@@ -148,13 +148,13 @@ class Storage:
         await self._is_idle.wait()
 
     def put(self, put: Put, then: Then) -> None:
-        """Has a record written. `then` is called on the event loop."""
+        """Queues a write of a record. `then` is called on the event loop."""
         before = self._pending.pop(put.record_id, None)
         calls = [then]
         if before is not None:
             earlier, thens = before
             if earlier.standing is Standing.GONE and put.standing is not Standing.GONE and earlier.epoch == put.epoch:
-                self._pending[put.record_id] = before  # it has ended: what comes late is not written
+                self._pending[put.record_id] = before  # the session has ended: later writes are refused
                 asyncio.get_running_loop().call_soon(then, WriteResult.REFUSED)
                 return
             calls = [*thens, then]
@@ -165,13 +165,13 @@ class Storage:
         self._has_pending.set()
 
     async def claim(self, record_id: str) -> Claimed | Held | Gone | None:
-        """See `StateStore.claim`. What waits to be written of the record is written before; a claim whose answer is
-        lost is let go of later. Raises StoreUnavailableError, and SnapshotCorruptError for a record that cannot be
-        read, which is set aside."""
+        """See `StateStore.claim`. Waits for queued writes of the record first. When the answer of a claim is lost, the
+        record is released later. Raises StoreUnavailableError, and SnapshotCorruptError for a record that cannot be
+        read and was set aside."""
         return await self._claim(record_id, self._thread.claim)
 
     async def claim_again(self, record_id: str) -> Claimed | Held | Gone | None:
-        """As `claim`, for the record of a session that this server has: it keeps the record when the answer is lost."""
+        """As `claim`, for the record of a session of this server. The record stays owned when the answer is lost."""
         return await self._claim(record_id, self._thread.claim_again)
 
     async def ask(self, owner: str, record_ids: Sequence[str]) -> set[str]:
@@ -196,7 +196,7 @@ class Storage:
         return await self._thread.call(self._store.ids, prefix)
 
     async def decode(self, record_id: str, payload: bytes) -> Image:
-        """The image in a claimed record. Raises what `image_in` raises; a record that is corrupt is set aside."""
+        """Returns the image in a claimed record. Raises what `image_in` raises. A corrupt record is set aside."""
         try:
             return self.image_in(record_id, payload)
         except SnapshotCorruptError as error:
@@ -204,16 +204,16 @@ class Storage:
             raise
 
     def image_in(self, record_id: str, payload: bytes) -> Image:
-        """The image in a record. Raises what `RecordCipher.decrypt` and `Codec.decode` raise."""
+        """Returns the image in a record. Raises what `RecordCipher.decrypt` and `Codec.decode` raise."""
         return self.codec.decode(self._cipher.decrypt(record_id, payload))
 
     async def set_aside(self, record_id: str, error: Exception) -> None:
-        """Moves a record that cannot be read out of the way, and reports it."""
+        """Moves an unreadable record to a separate place in the store, and reports it."""
         self.observer.record_corrupt(record_id, error)
         await self._thread.call(self._store.set_aside, record_id)
 
     def let_go(self, record_id: str) -> None:
-        """Lets any server claim a record that is this server's, though it has no such session: see `StateStore`."""
+        """Releases a record that this server owns although it has no such session: see `StateStore`."""
         self._thread.maybe_taken.add(record_id)
 
     async def _claim(self, record_id: str, claim: Callable[[str], Awaitable[Claim]]) -> Claimed | Held | Gone | None:
@@ -234,7 +234,7 @@ class Storage:
         )
 
     async def after_writes(self, record_id: str) -> None:
-        """Returns when no write of the record waits or is on its way."""
+        """Returns when no write of the record is queued or in progress."""
         while record_id in self._pending or record_id in self._writing:
             written = self._written.get(record_id)
             if written is None:
@@ -246,7 +246,7 @@ class Storage:
             await self._has_pending.wait()
             try:
                 await self._write_batch()
-            except Exception as error:  # a bug of ours must not end the writing for all
+            except Exception as error:  # a bug here must not stop all writing
                 asyncio.get_running_loop().call_exception_handler(
                     {"message": "writing to the session store failed", "exception": error}
                 )
@@ -269,7 +269,7 @@ class Storage:
             written, failed, sizes = await asyncio.get_running_loop().run_in_executor(
                 self._thread.executor, self._write, [put for put, _ in batch]
             )
-        except Exception as error:  # the store's, or a bug of ours
+        except Exception as error:  # an error of the store, or a bug here
             guarded(self._thread.fails, error, "write")
         else:
             if len(failed) < len(batch):
@@ -296,15 +296,15 @@ class Storage:
         return self._cipher.encrypt(record_id, self.codec.encode(image))
 
     def _write(self, puts: Sequence[Put]) -> tuple[Written, set[str], list[int]]:
-        """The store's thread. Returns what became of the writes, the ids of those that could not be encoded, and the
-        sizes of the images that were written."""
+        """Writes a batch; runs on the store's thread. Returns the store's result, the ids that could not be encoded,
+        and the sizes of the written images."""
         writes: list[Write] = []
         sizes: list[int] = []
         failed: set[str] = set()
         for put in puts:
             try:
                 payload = put.tombstone if put.image is None else self._payload(put.record_id, put.image)
-            except Exception as error:  # whatever it is, the other records can be written
+            except Exception as error:  # the other records can still be written
                 failed.add(put.record_id)
                 self.observer.record_corrupt(put.record_id, error)
                 continue

@@ -1,12 +1,12 @@
-"""The answers that the store did not take, kept so that their requests can be sent again.
+"""Answers that the store did not take, kept so that their requests can be retried.
 
 Rules:
 
-1. A request of a strict session that was done, and whose answer could not be stored, is kept with its answer. Sent
-   again as it was, it is answered again, whatever was done after it. So a client that had several requests in flight
-   sends all of them again, in order.
-2. They are kept for as long as their session lives and is not set back, or, step batches, their stream. Of all of them
-   the latest that take up to `max_bytes` are kept.
+1. When the answer of a strict session cannot be stored, its request is kept with the answer. The same request, sent
+   again, gets the same answer, whatever the session did afterwards. So a client with several requests in flight sends
+   all of them again, in order.
+2. Answers are kept as long as their session lives and is not rewound; those of step batches as long as their stream.
+   All kept answers together take up to `max_bytes`; the oldest are dropped.
 
 Event loop only.
 """
@@ -25,14 +25,14 @@ from service.sessions.persistence import Kept
 from service.sessions.session import Session
 
 _ENTRY_BYTES = 256
-"""About what an answer takes besides its tokens and numbers."""
+"""About the bytes of an answer without its tokens and numbers."""
 Targets = Sequence[Sequence[int]]
 _NUMBER_BYTES = 36
-"""About what a token, or a number, takes in a list."""
+"""About the bytes of a token or number in a list."""
 
 
 class DoneScore:
-    """A score that was done. start: where; targets: with their end tokens, where those were asked for."""
+    """A completed score. start: its position. targets: with their end tokens, if the request asked for them."""
 
     __slots__ = ("result", "start", "targets")
 
@@ -43,25 +43,26 @@ class DoneScore:
 
 
 class Keeper:
-    """Keeps such answers, of all sessions, up to `max_bytes` of them."""
+    """Keeps such answers of all sessions, up to `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self._kept = Replays(max_bytes, least=0)
 
     @property
     def num_bytes(self) -> int:
-        """Of all that are kept."""
+        """The bytes of all kept answers."""
         return self._kept.num_bytes
 
     def of(self, session: Session, answered: LastFeed | Generation | DoneScore) -> Callable[[], None] | None:
-        """What is to be called when the store does not take an answer; None: it does not wait for the store."""
+        """Returns the callback for the case that the store does not take an answer. None: the answer does not wait for
+        the store."""
         persistence = session.persistence
         if not persistence.waits_for_store:
             return None
         return partial(self._keep_of, session, answered, persistence.era)
 
     def of_feed(self, session: Session, job: FeedJob, result: Result) -> Callable[[], None] | None:
-        """Likewise, of the answer to a feed."""
+        """As `of`, for the answer to a feed."""
         if not session.persistence.waits_for_store or not isinstance(result, Fed):
             return None
         feed = session.last
@@ -71,11 +72,11 @@ class Keeper:
         return self.of(session, feed)
 
     def of_score(self, session: Session, job: ScoreJob, result: Result) -> Callable[[], None] | None:
-        """Likewise, of a score."""
+        """As `of`, for a score."""
         return self.of(session, DoneScore(job.targets, result)) if isinstance(result, Scored) else None
 
     def keep(self, kept: Kept, num_bytes: int) -> None:
-        """Keeps an answer, unless it is kept. Drops the oldest while all take too much."""
+        """Keeps an answer, unless it is kept already. Drops the oldest answers when all take too much memory."""
         among = kept.among()
         if among is None:
             return
@@ -95,7 +96,7 @@ class Keeper:
 
 
 def unstored_feed(session: Session, start: int, tokens: Sequence[Item], outputs: OutputSpec) -> LastFeed | None:
-    """The feed that was done so."""
+    """Returns the kept feed that a request repeats."""
     for one in _found(session, start):
         if isinstance(one, LastFeed) and one.is_repeated_by(start, tokens, outputs):
             return one
@@ -103,7 +104,7 @@ def unstored_feed(session: Session, start: int, tokens: Sequence[Item], outputs:
 
 
 def unstored_score(session: Session, start: int, targets: Targets) -> DoneScore | None:
-    """The score that was done so."""
+    """Returns the kept score that a request repeats."""
     if not session.persistence.unstored:
         return None
     for one in _found(session, start, tuple(map(tuple, targets))):
@@ -113,7 +114,7 @@ def unstored_score(session: Session, start: int, targets: Targets) -> DoneScore 
 
 
 def unstored_generation(session: Session, start: int, decoding: Decoding) -> Generation | None:
-    """The generation, or the search, that came to its end so."""
+    """Returns the kept generation or search that a request repeats."""
     for one in _found(session, start, decoding):
         if isinstance(one, Generation):
             return one
@@ -126,7 +127,7 @@ def _found(session: Session, *key: object) -> Iterator[object]:
 
 
 def _size(answered: LastFeed | Generation | DoneScore) -> int:
-    """About the bytes that a request and its answer take."""
+    """Returns about the bytes that a request and its answer take."""
     if isinstance(answered, DoneScore):
         return _ENTRY_BYTES + 2 * _NUMBER_BYTES * sum(map(len, answered.targets))
     num_bytes = _ENTRY_BYTES + _NUMBER_BYTES * len(answered.tokens)

@@ -1,13 +1,14 @@
-"""What a store of sessions' records must do. It knows bytes, and whose they are, and no session.
+"""What a store of session records must do. It knows bytes and their owners, but no sessions.
 
-A record belongs to the process that claimed it last, under an epoch that every claim makes greater (a fencing token:
+A record belongs to the process that claimed it last, under an epoch that every claim increases (a fencing token:
 Kleppmann 2016). Rules:
 
-1. What `write` has returned for survives the end of the process, and of the machine as far as the store promises it.
-2. Only the owner writes, and only under its epoch: who was deprived of a record cannot change it any more.
-3. Only the record of an owner that is gone, or that has let it go, can be claimed. An owner that is there is told that
-   somebody wants it, by `heartbeat`, once `ask` was called. What was wanted before it got the record does not count.
-4. Who gets or makes a record counts as there, also before its next heartbeat when the store has lost everything.
+1. What `write` has accepted survives the end of the process, and of the machine as far as the store promises it.
+2. Only the owner writes, and only under its epoch. A process that lost a record cannot change it any more.
+3. A record can be claimed only when its owner is gone or has released it. After `ask`, an owner that is alive learns
+   from `heartbeat` that another process wants the record. Requests from before it got the record do not count.
+4. A process that gets or makes a record counts as alive, even before its next heartbeat when the store has lost
+   everything.
 """
 
 from __future__ import annotations
@@ -17,32 +18,32 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 CLAIMED_S = 60.0
-"""How long a record that was claimed lives at least: until its new owner has written it, also to a slow store."""
+"""The least lifetime of a claimed record: long enough for its new owner to write it, also to a slow store."""
 
 _POLITE = "?"
 
 
 def politely(session_id: str) -> str:
-    """An id as it is asked for, when the session is wanted unless a stream has it there, or it is at work."""
+    """Returns the form of an id that asks for a session only if no stream is attached to it and it does no work."""
     return _POLITE + session_id
 
 
 def id_of(wanted: str) -> str:
-    """The id in what is asked for."""
+    """Returns the id in a wanted id, which may be polite."""
     return wanted.removeprefix(_POLITE)
 
 
 class StoreError(Exception):
-    """The store cannot do it now: it is down, slow, or full. What was acknowledged before is not lost."""
+    """The store cannot do the operation now: it is down, slow or full. Nothing acknowledged before is lost."""
 
 
 class CorruptRecordError(StoreError):
-    """A record cannot be read. It harms no other, and can be set aside."""
+    """A record cannot be read. Other records are not affected, and the record can be set aside."""
 
 
 class Standing(Enum):
-    """Whose a record is. OWNED: the writer's; FREE: anybody's who claims it; GONE: the session has ended, and the
-    payload says how."""
+    """Who may use a record. OWNED: its owner. FREE: any process that claims it. GONE: nobody: the session has ended,
+    and the payload says how."""
 
     OWNED = "owned"
     FREE = "free"
@@ -50,9 +51,9 @@ class Standing(Enum):
 
 
 class Write(NamedTuple):
-    """A change of one record. epoch: under which the writer has it; payload: None leaves the record's as it is; ttl_s:
-    seconds from when it is written after which the record may vanish: no server's clock counts, which may be wrong;
-    makes: whether a record is made of the payload where there is none."""
+    """A change of one record. epoch: the epoch under which the writer owns it. payload: None leaves the payload
+    unchanged. ttl_s: seconds after the write from which the record may vanish; the store counts them, because a
+    server's clock may be wrong. makes: whether a missing record is created."""
 
     session_id: str
     epoch: int
@@ -63,17 +64,18 @@ class Write(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What became of writes, by session. refused: those of records that are another's, or gone; missing: those that
-    found no record, and could make none."""
+    """The writes that were not done, by session. refused: another process owns the record, or it is gone. missing:
+    there was no record, and the write was not allowed to create one."""
 
     refused: set[str]
     missing: set[str]
 
 
 class Beat(NamedTuple):
-    """A heartbeat was heard. term: a name of the time since when this process counts as there without a gap: as long as
-    it is the same, nobody could claim its records; wanted: ids of its sessions that others want, as they asked;
-    rivals_s: for how long another process has been there, at most, while this one counted as gone."""
+    """The answer to a heartbeat. term: names the period in which this process counts as alive without a gap; while it
+    stays the same, no other process could claim its records. wanted: ids of its sessions that other processes want, in
+    the form in which they asked. rivals_s: the longest time for which another process was alive while this one counted
+    as gone."""
 
     term: str
     wanted: list[str]
@@ -81,8 +83,8 @@ class Beat(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """The record is the caller's. payload: None: reserved by its owner, which is gone, and never written; ttl_s: after
-    which it may vanish."""
+    """The record belongs to the caller. payload: None when its owner reserved it and ended without writing it. ttl_s:
+    seconds after which it may vanish."""
 
     epoch: int
     payload: bytes | None
@@ -90,7 +92,7 @@ class Claimed(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Another process has the record, which is there. payload: as it was written last; None: never."""
+    """Another process that is alive owns the record. payload: as it was written last; None: never written."""
 
     owner: str
     payload: bytes | None
@@ -103,64 +105,65 @@ class Gone(NamedTuple):
 
 
 Claim = Claimed | Held | Gone | CorruptRecordError | None
-"""What became of the claim of one record. None: there is none."""
+"""The result of the claim of one record. None: there is no record."""
 
 
 class StateStore(Protocol):
-    """Keeps records. One thread at a time; every call may block, and may raise StoreError."""
+    """Keeps records. Called by one thread at a time. Every call may block, and may raise StoreError."""
 
     @property
     def owner(self) -> str:
-        """The name of this process in the store, which no other has."""
+        """The unique name of this process in the store."""
 
     @property
     def lease_s(self) -> float | None:
-        """Seconds for which this process counts as there after a heartbeat; None: for as long as it has the store."""
+        """Seconds for which this process counts as alive after a heartbeat. None: as long as it has the store open."""
 
     def reserve(self, session_id: str, ttl_s: float) -> int | None:
-        """Takes an id that no record has, or one of a session that is gone, or one that an owner that is gone reserved
-        and never wrote. Returns the epoch; None: it is taken."""
+        """Takes an id without a record, with the record of an ended session, or with a record whose owner reserved it
+        and is gone without writing it. Returns the epoch, or None when the id is taken."""
 
     def has(self, session_id: str) -> bool:
         """Whether `reserve` would refuse an id. Changes nothing."""
 
     def ids(self, prefix: str) -> list[str]:
-        """The ids that begin with a prefix, of records of sessions that are not gone, in order. Changes nothing."""
+        """Returns the ids with a prefix whose sessions have not ended, in order. Changes nothing."""
 
     def claim(self, session_ids: Sequence[str]) -> list[Claim]:
-        """Makes records the caller's, each under its next epoch, whose owners let them or are gone; they do not expire
-        in the next `CLAIMED_S`. One that is the caller's already stays as it is. When it raises, each may have been
-        claimed or not."""
+        """Claims records that their owners have released, or whose owners are gone. Each gets its next epoch, and does
+        not expire within the next `CLAIMED_S`. A record that the caller owns already stays unchanged. When this raises,
+        each record may have been claimed or not."""
 
     def ask(self, owner: str, session_ids: Sequence[str]) -> set[str]:
-        """Tells another process that its records are wanted, some of them `politely`. Returns those that are its no
-        more, or all when it is gone: they can be claimed, as far as they are there."""
+        """Informs another process that its records are wanted, some of them `politely`. Returns those that it does not
+        own any more, or all when it is gone: they can be claimed if they exist."""
 
     def write(self, writes: Sequence[Write]) -> Written:
-        """Changes records, of distinct sessions, in one go. One that is not there is made of a payload, under the
-        write's epoch, as far as the write may: the store has lost it, or its time was over before its owner could renew
-        it.
+        """Changes the records of distinct sessions in one batch. A missing record is created from the payload, under
+        the write's epoch, if the write allows it: the store has lost the record, or it expired before its owner could
+        renew it.
 
-        Returns those that were not written. The record of a session that has ended becomes no other under its epoch.
-        When it raises, each may have been written or not.
+        Returns the writes that were not done. Under its epoch, the record of an ended session cannot change its
+        standing. When this raises, each record may have been written or not.
         """
 
     def heartbeat(self) -> Beat:
-        """Tells that this process is there, which must be told more often than once in its lease's time. Another thread
-        than that of the other calls may call it."""
+        """Reports that this process is alive. Must be called more often than once in the time of the lease. A thread
+        other than that of the other calls may call it."""
 
     def let_go(self, session_id: str) -> None:
-        """Undoes a `reserve` or `claim` of the caller's whose result it never knew. A record of the caller's that was
-        never written vanishes, any other of its may be claimed by anybody. Others' records stay as they are."""
+        """Undoes a `reserve` or `claim` of the caller whose result it never received. A record of the caller that was
+        never written is deleted; any other record of the caller can be claimed by any process. Records of other
+        processes stay unchanged."""
 
     def set_aside(self, session_id: str) -> None:
-        """Moves a record that cannot be read out of the way, where an operator finds it."""
+        """Moves an unreadable record to a separate place where an operator finds it."""
 
     def risk(self) -> str:
-        """What the store's own settings put at risk of what it has acknowledged, for an operator; empty: nothing."""
+        """Returns, for an operator, which settings of the store put acknowledged data at risk; "" when none do."""
 
     def sweep(self, limit: int) -> int:
-        """Removes up to `limit` expired records. Returns how many."""
+        """Removes up to `limit` expired records. Returns the number of removed records."""
 
     def close(self) -> None:
-        """Lets go of everything that this process owns, as far as the store knows it by the process alone."""
+        """Closes the store. This process no longer counts as alive, so its records can be claimed."""
