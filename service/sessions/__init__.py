@@ -1,1 +1,1 @@
-"""What a session is, and where it lives."""
+"""Sessions: their life, their requests and their stores."""

@@ -1,7 +1,7 @@
-"""Looking into sessions and changing them from outside: snapshots, forks, rewinds, state tensors.
+"""Reads and changes sessions from outside: snapshots, forks, rewinds, state tensors.
 
-Each waits for its turn behind the requests that wait for the session's slot. None changes a session that is at work.
-Event loop only.
+Each call waits behind the deferred requests of its session. No call changes a session with requests in flight. Event
+loop only.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from service.sessions.spill import Spill
 from service.sessions.watches import Change
 
 _MIDST_S = 0.005
-"""How long a session in the middle of a feed is left alone before it is looked at again."""
+"""Seconds between two attempts to read a session in the middle of a feed."""
 T = TypeVar("T")
 _MOST_EMITTED = 2**53
-"""Tokens that a session may be said to have emitted: far from where 64 bits end."""
+"""The most emitted tokens that a client may write into a state: far below the limit of 64 bits."""
 
 
 class StateTensor:
-    """A state tensor as it travels. data: row-major, little-endian."""
+    """A state tensor in its wire form. data: row-major, little-endian."""
 
     __slots__ = ("data", "dtype", "name", "shape")
 
@@ -58,7 +58,7 @@ class StateTensor:
 
 
 class Admin:
-    """Reads and writes sessions of this server, and those in the store, which are resumed here."""
+    """Reads and writes sessions of this server, and sessions in the store, which are resumed here first."""
 
     def __init__(
         self, registry: Registry, resume: Resume, spill: Spill, *, codec: Codec, observer: SessionObserver
@@ -71,7 +71,7 @@ class Admin:
         self._observer = observer
 
     async def snapshot(self, session_id: str) -> tuple[bytes, int]:
-        """A session as bytes, and its position in them. Raises SessionNotFoundError and what resuming it here
+        """Returns a session's snapshot, and the position in it. Raises SessionNotFoundError and what `Resume.find`
         raises."""
         _, image = await self._image(session_id)
         snapshot = await asyncio.to_thread(self._codec.encode, image)
@@ -79,7 +79,7 @@ class Admin:
         return snapshot, image.lane.position
 
     async def fork(self, session_id: str, fork_id: str, *, owner: str = "", max_owned: int | None = None) -> Session:
-        """A copy of a session, without what it is generating. fork_id: empty to have one made; owner, max_owned: see
+        """Makes a copy of a session without its unfinished generation. fork_id: "" generates one. owner, max_owned: see
         `Opening.prepare`. Raises what `snapshot` raises, SessionIdInUseError and TooManySessionsError."""
         if fork_id == session_id:
             raise SessionIdInUseError(
@@ -95,8 +95,8 @@ class Admin:
             ) from error
 
     async def rewind(self, session_id: str, position: int) -> Session:
-        """Sets a session back to a mark. Raises MarkNotFoundError, IllegalRequestError when it is at work, and what
-        `snapshot` raises; StoreUnavailableError when it was set back and could not be stored so."""
+        """Sets a session back to a mark. Raises MarkNotFoundError, IllegalRequestError when requests are in flight, and
+        what `snapshot` raises. Raises StoreUnavailableError when the rewound session could not be stored."""
 
         def act(session: Session) -> Session:
             session.transition(Event.REWIND)
@@ -119,8 +119,8 @@ class Admin:
         return session
 
     async def read(self, session_id: str, names: Sequence[str]) -> tuple[Session, LaneState, list[StateTensor]]:
-        """A session, its state, and its state tensors, all when no name is given. Raises InvalidFieldError for a name
-        that the model does not have, and what `snapshot` raises."""
+        """Returns a session, its state, and its state tensors. names: empty means all tensors. Raises InvalidFieldError
+        for a name that the model does not have, and what `snapshot` raises."""
         session = await self._resume.find(session_id)
         specs = _specs(session)
         for name in names:
@@ -135,9 +135,9 @@ class Admin:
         return session, lane, tensors
 
     async def write(self, session_id: str, tensors: Sequence[StateTensor]) -> int:
-        """Writes state tensors of a session; the others stay. Returns its position, which stays too. Raises
-        InvalidFieldError for a tensor that the model does not have so, IllegalRequestError when the session is at work,
-        and what `rewind` raises."""
+        """Writes state tensors of a session; the other tensors and the position stay. Returns the position. Raises
+        InvalidFieldError for a tensor that does not fit the model, IllegalRequestError when requests are in flight, and
+        what `rewind` raises."""
         session = await self._resume.find(session_id)
         specs = _specs(session)
         given: dict[str, Array] = {}
@@ -160,23 +160,22 @@ class Admin:
             def act(one: Session, states: list[Array] = states, lane: LaneState = lane, was: object = moment) -> bool:
                 one.transition(Event.SET_STATE)
                 if one.moment != was:
-                    return False  # it moved since it was read
+                    return False  # it moved after it was read
                 self._write(one, lane._replace(states=states, next_logits=None))
                 return True
 
             if await self._act(session_id, act):
                 break
         await self._store(session)
-        return lane.position  # it may be further by now
+        return lane.position  # the session may have moved since
 
     async def _act(self, session_id: str, act: Callable[[Session], T]) -> T:
-        """Calls `act` in the turn of a session with a slot. Raises what it raises, and what finding the session
-        raises."""
+        """Calls `act` when the session has a slot and its turn has come. Raises what `act` and `Resume.find` raise."""
         session = await self._resume.find(session_id)
         return await self._spill.act(session, lambda: act(session))
 
     async def _image(self, session_id: str) -> tuple[Session, Image]:
-        """A session as it is, as soon as it is not in the middle of a feed."""
+        """Returns a session and its image, as soon as it is not in the middle of a feed."""
         while True:
             found, give = awaited()
 
@@ -199,7 +198,7 @@ class Admin:
             await asyncio.sleep(_MIDST_S)
 
     def _write(self, session: Session, state: LaneState) -> None:
-        """Puts a session where no feed led it."""
+        """Replaces the state of a session and begins a new era."""
         session.served.engine.write(session.lane, state)
         session.position, session.last = state.position, None
         session.own_persistence().era += 1
@@ -207,7 +206,7 @@ class Admin:
         self._watches.changed(session, Change.SET_BACK)
 
     async def _store(self, session: Session) -> None:
-        """Stores a session that was changed from outside, if it is one that is stored."""
+        """Stores a session that was changed from outside, if its policy stores it. Raises StoreUnavailableError."""
         if session.policy.durability is Durability.NONE or session.is_over:
             return
         stored, give = awaited()
@@ -222,7 +221,7 @@ class Admin:
 
 
 def _specs(session: Session) -> dict[str, StateSpec]:
-    """Of the state tensors, by name, in the manifest's order."""
+    """Returns the specifications of the state tensors by name, in the manifest's order."""
     return {state.name: state for state in session.served.bundle.manifest.states}
 
 
@@ -234,7 +233,8 @@ def _check_name(name: str, specs: Mapping[str, StateSpec], field: str) -> None:
 
 
 def _check_emitted(manifest: Manifest, name: str, values: Array, field: str) -> None:
-    """Raises InvalidFieldError for tokens of a transducer that are none, and for such a number of them."""
+    """Raises InvalidFieldError when the state tensors of a transducer's emitted tokens have invalid token ids or
+    counts."""
     emits, vocabulary = manifest.step.emits, manifest.target_vocabulary
     if emits is None or vocabulary is None or not values.size:
         return
@@ -247,7 +247,7 @@ def _check_emitted(manifest: Manifest, name: str, values: Array, field: str) -> 
 
 
 def _array(tensor: StateTensor, state: StateSpec, field: str) -> Array:
-    """Raises InvalidFieldError when a tensor is not as a model's."""
+    """Returns a tensor as an array. Raises InvalidFieldError when it does not fit the model."""
     spec = state.input
     if tensor.dtype != spec.dtype:
         raise InvalidFieldError(

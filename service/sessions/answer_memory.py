@@ -1,12 +1,12 @@
-"""The memory that requests and answers take: large ones until they are written, and those that are kept for retries.
+"""The memory of requests and answers: large ones until they are written, and answers kept for retries.
 
-A large answer is counted by the most bytes that it may have, from when its request is accepted until it is written, or
-the request has failed, and with it what a large feed or score holds itself. Small ones are not counted: their number is
-bounded.
+A large answer counts with its largest possible size, together with the memory of a large feed or score, from the
+acceptance of the request until the answer is written or the request has failed. Small answers are not counted, because
+their number is limited.
 
-Of the answers that are kept for retries of feeds and step batches small ones are bounded by the number of sessions.
-Large ones are kept, the latest first, up to a number of bytes; of those beyond it the positions alone are kept, so
-that a retry is still not applied twice. Event loop only.
+Answers of feeds and step batches are kept for retries. Small ones are limited by the number of sessions. Of the large
+ones, the latest are kept, up to a number of bytes. Of the others only the positions are kept, so that a retry is still
+not applied twice. Event loop only.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from service.engine.results import StepOutput
 from service.errors import QueueFullError
 
 SMALL_ANSWER = 2048
-"""Bytes up to which an answer is not counted."""
+"""An answer of at most so many bytes is not counted."""
 SMALL_FEED = 16 * 1024
-"""Bytes up to which what a feed holds is not counted."""
+"""The memory of a feed of at most so many bytes is not counted."""
 _STREAM_BYTES = 32 * 1024 * 1024
-"""Of one stream, from which no request is read until something was written."""
+"""The limit of one stream. Above it, no request of the stream is read until an answer is written."""
 
 
 class AnswerBudget:
-    """What is counted of all streams. max_bytes: that they may have together, but for a single answer."""
+    """The counted bytes of all streams. max_bytes: their limit. A single larger answer is allowed."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -37,7 +37,7 @@ class AnswerBudget:
 
 
 class StreamBudget:
-    """What is counted of one stream."""
+    """The counted bytes of one stream."""
 
     def __init__(self, budget: AnswerBudget) -> None:
         self._budget = budget
@@ -45,10 +45,10 @@ class StreamBudget:
         self._is_closed = False
         self.num_bytes = 0
         self.is_full = False
-        """Whether no request should be read until an answer was written."""
+        """Whether the caller should read no request until an answer is written."""
 
     def take(self, num_bytes: int) -> None:
-        """Counts a request with its answer. Raises QueueFullError when those of all streams take too much memory."""
+        """Counts a request with its answer. Raises QueueFullError when all streams together take too much memory."""
         budget = self._budget
         if budget.num_bytes and budget.num_bytes + num_bytes > budget.max_bytes:
             raise QueueFullError(
@@ -61,20 +61,20 @@ class StreamBudget:
             self._count(num_bytes)
 
     def give_back(self, num_bytes: int) -> None:
-        """An answer was written, or will not be."""
+        """Subtracts an answer that was written, or will not be."""
         if not self._is_closed:
             self._count(-num_bytes)
             if self._room is not None and not self._room.done() and not self.is_full:
                 self._room.set_result(None)
 
     def close(self) -> None:
-        """The stream is over: nothing more is written to it."""
+        """Subtracts everything, because the stream has ended and nothing more is written."""
         if not self._is_closed:
             self._count(-self.num_bytes)
             self._is_closed = True
 
     async def room(self) -> None:
-        """Returns when it is full no longer. One task at a time."""
+        """Returns when the stream is below its limit. One task at a time."""
         while self.is_full:
             self._room = asyncio.get_running_loop().create_future()
             await self._room
@@ -86,19 +86,19 @@ class StreamBudget:
 
 
 _LARGE = 16 * 1024
-"""Bytes from which an answer is counted."""
+"""An answer of at least so many bytes is counted."""
 
 
 class Droppable(Protocol):
-    """What keeps an answer. It can be referred to weakly."""
+    """An object that keeps an answer. It must support weak references."""
 
     def drop(self) -> None:
-        """Forgets the answer, but for its positions."""
+        """Drops the answer, except its positions."""
 
 
 class Replays:
-    """Counts the answers of all sessions, for as long as anything keeps them. max_bytes: of those of `least` bytes and
-    more, which alone are counted."""
+    """Counts the kept answers of all sessions, as long as they are referenced. max_bytes: their limit. least: smaller
+    answers are not counted."""
 
     def __init__(self, max_bytes: int, *, least: int = _LARGE) -> None:
         self._max_bytes = max_bytes
@@ -107,7 +107,7 @@ class Replays:
         self.num_bytes = 0
 
     def keep(self, answer: Droppable, num_bytes: int) -> None:
-        """Counts an answer, once, and drops the oldest that are too many."""
+        """Counts an answer once, and drops the oldest ones above the limit."""
         if num_bytes < self._least:
             return
         there = ref(answer, self._forget)
@@ -126,7 +126,7 @@ class Replays:
 
 
 def outputs_bytes(outputs: Iterable[StepOutput]) -> int:
-    """About the bytes that the outputs of a feed take."""
+    """Returns about the bytes of the outputs of a feed."""
     total = 0
     for output in outputs:
         total += 120 + 40 * len(output.token_ids)

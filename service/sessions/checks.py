@@ -1,6 +1,6 @@
-"""What a request may ask of a model: checks that name the field, its value and what was expected.
+"""Checks of requests against a model. Each error names the field, its value and what was expected.
 
-Pure. `field` arguments are the names of request fields as the caller spells them, such as `feed.outputs`.
+Pure. `field` arguments are the names of request fields as the caller writes them, such as `feed.outputs`.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from service.sessions.kinds import check_kind
 PRINCIPAL = r"[A-Za-z0-9._-]{1,64}"
 """The pattern of a principal's name."""
 _SESSION_ID = re.compile(rf"(?:{PRINCIPAL}/)?[A-Za-z0-9._:-]{{1,128}}")
-"""With the principal whose it is in front, which the API adds."""
+"""The pattern of an id. The API adds the principal in front of the client's name."""
 _TOKEN_BYTES = 32
-"""Of a token on the wire with its name and log-probability, where the caller does not say the most for a vocabulary."""
+"""Bytes of a token on the wire, with its name and log-probability, if the caller does not give the limit of a
+vocabulary."""
 _OUTPUT_BYTES = 24
-"""The most that an output takes besides its numbers: its position, and what frames its fields."""
+"""The most bytes of an output besides its numbers: its position and the framing of its fields."""
 _STEPPED_BYTES = 90
-"""The most that one session takes in an answer to a step batch, besides its outputs: its position and, if it failed, an
-error with hardly a text."""
+"""The most bytes of one session in the answer to a step batch, besides its outputs: its position and, if it failed, an
+error with a short text."""
 _HYPOTHESIS_BYTES = 48
-"""The most that a hypothesis takes besides its tokens."""
+"""The most bytes of a hypothesis besides its tokens."""
 
 
 def check_session_id(session_id: str, *, field: str = "session_id") -> None:
-    """Raises InvalidFieldError unless the id is one that a client may choose."""
+    """Raises InvalidFieldError unless a client may choose the id."""
     if not _SESSION_ID.fullmatch(session_id):
         raise invalid_session_id(session_id, field=field)
 
 
 def check_principal(name: str) -> None:
-    """Raises InvalidFieldError unless a principal can have the name."""
+    """Raises InvalidFieldError unless the name is valid for a principal."""
     if not re.fullmatch(PRINCIPAL, name):
         raise InvalidFieldError(
             f"principal = {quoted(name)} must be 1 to 64 of the characters A-Z a-z 0-9 . _ -", field="principal"
@@ -46,15 +47,15 @@ def check_principal(name: str) -> None:
 
 
 def invalid_session_id(session_id: str, *, field: str = "session_id") -> InvalidFieldError:
-    """The error for an id that no client may choose."""
+    """Returns the error for an id that no client may choose."""
     return InvalidFieldError(
         f"{field} = {quoted(session_id)} must be 1 to 128 of the characters A-Z a-z 0-9 . _ : -", field=field
     )
 
 
 def check_length(count: int, limit: int, *, field: str, noun: str = "token", setting: str = "max_feed_tokens") -> None:
-    """Raises EmptySequenceError for none, SequenceTooLongError for more than `limit`. noun: of what; setting: the
-    limit's name."""
+    """Raises EmptySequenceError for a count of 0, and SequenceTooLongError for more than `limit`. noun: what is
+    counted. setting: the name of the limit."""
     if count == 0:
         raise EmptySequenceError(f"{field} is empty: it must have 1 {noun} or more", field=field)
     if count > limit:
@@ -62,7 +63,7 @@ def check_length(count: int, limit: int, *, field: str, noun: str = "token", set
 
 
 def check_retries(count: int, limit: int) -> None:
-    """Raises QueueFullError when `count` retries of one request wait for its answer already."""
+    """Raises QueueFullError when `count` retries of one request wait for its answer already and one more may not."""
     if count >= limit:
         raise QueueFullError(
             f"{count} retries of this request wait for its answer already, the most that may (max_in_flight): read"
@@ -73,7 +74,7 @@ def check_retries(count: int, limit: int) -> None:
 
 
 def trace_size(manifest: Manifest) -> int:
-    """The most bytes that a look inside one step takes on the wire, names and framing with it."""
+    """Returns the most bytes of the trace of one step on the wire, with names and framing."""
     longest = 0 if manifest.encoder is None else manifest.encoder.max_source_length
     outputs = () if manifest.trace is None else manifest.trace.outputs
     total = 0
@@ -93,12 +94,12 @@ def check_outputs(
     trace_size: int = 0,
     token_bytes: int = _TOKEN_BYTES,
 ) -> int:
-    """The most bytes that one output takes. Raises InvalidFieldError for a wrong top_k, AnswerTooLargeError when the
-    answer might be over `max_bytes`.
+    """Returns the most bytes of one output. Raises InvalidFieldError for a wrong top_k, and AnswerTooLargeError when
+    the answer may exceed `max_bytes`.
 
-    vocabulary_size: logits, or values, that a step gives. trace_size: see the function of that name. token_bytes: the
-    most that a token takes, see `Bundle.max_token_bytes`. For a step batch num_tokens is the number of its sessions,
-    and `outputs.every_position` must be true: its answer has columns, which take no more than outputs do.
+    vocabulary_size: logits, or values, that a step returns. trace_size: see the function of that name. token_bytes: the
+    most bytes of a token, see `Bundle.max_token_bytes`. For a step batch, num_tokens is the number of its sessions, and
+    `outputs.every_position` must be true; the columns of its answer take no more bytes than outputs.
     """
     if outputs.kind is OutputKind.TOP_K and not 1 <= outputs.top_k <= vocabulary_size:
         raise InvalidFieldError(
@@ -124,7 +125,7 @@ def check_outputs(
 
 
 def check_answer(num_bytes: int, max_bytes: int, *, field: str, advice: str) -> None:
-    """Raises AnswerTooLargeError for an answer that might be over `max_bytes`. advice: how to ask for less."""
+    """Raises AnswerTooLargeError when an answer may exceed `max_bytes`. advice: how the client can ask for less."""
     if num_bytes > max_bytes:
         raise AnswerTooLargeError(
             f"{field} asks for an answer of up to {num_bytes} bytes, the limit is {max_bytes} (from"
@@ -145,10 +146,10 @@ def check_open(
     source_token_bytes: int = 0,
     within: str = "",
 ) -> int:
-    """The most bytes that the outputs take. Raises EmptySequenceError, SequenceTooLongError, InvalidFieldError and
-    AnswerTooLargeError for what does not go with a model. token_bytes: the most that a token of the outputs takes;
-    source_token_bytes: the most that a token of the source takes, which the answer repeats; within: in front of the
-    request's fields."""
+    """Returns the most bytes of the outputs of an opening. Raises EmptySequenceError, SequenceTooLongError,
+    InvalidFieldError and AnswerTooLargeError when the request does not fit the model. token_bytes: the most bytes of an
+    output token. source_token_bytes: the most bytes of a source token, which the answer repeats. within: the prefix of
+    the request's fields."""
     field = f"{within}source"
     if manifest.encoder is None:
         if source is not None:
@@ -181,15 +182,15 @@ def check_open(
 
 
 def check_batch(num_sessions: int, *, max_answer_bytes: int, field: str) -> int:
-    """The most bytes that the answer to a step batch of so many sessions takes besides outputs, where all have failed.
-    Raises AnswerTooLargeError when they are over `max_answer_bytes`."""
+    """Returns the most bytes, besides outputs, of the answer to a step batch in which every session failed. Raises
+    AnswerTooLargeError above `max_answer_bytes`."""
     num_bytes = _STEPPED_BYTES * num_sessions
     check_answer(num_bytes, max_answer_bytes, field=field, advice="step fewer sessions at a time")
     return num_bytes
 
 
 def check_score(targets: Sequence[Sequence[int]], *, max_answer_bytes: int, field: str) -> int:
-    """The most bytes that the answer to a score of these targets takes. Raises AnswerTooLargeError when they are over
+    """Returns the most bytes of the answer to a score of these targets. Raises AnswerTooLargeError above
     `max_answer_bytes`."""
     num_bytes = sum(_HYPOTHESIS_BYTES + 4 * (len(target) + 1) for target in targets)
     check_answer(num_bytes, max_answer_bytes, field=field, advice="score fewer targets at a time")
@@ -197,12 +198,12 @@ def check_score(targets: Sequence[Sequence[int]], *, max_answer_bytes: int, fiel
 
 
 def check_forks(count: int, limit: int, *, field: str) -> None:
-    """Raises EmptySequenceError for no target, SequenceTooLongError for more than `limit`."""
+    """Raises EmptySequenceError for no target, and SequenceTooLongError for more than `limit`."""
     check_length(count, limit, field=field, noun="target", setting="max_forks")
 
 
 def check_reads_what_it_gives(manifest: Manifest, *, field: str) -> None:
-    """Raises InvalidFieldError unless what the model gives is tokens that it reads."""
+    """Raises InvalidFieldError unless the model generates tokens that its steps consume."""
     if manifest.target_vocabulary is None or not manifest.can_generate:
         raise InvalidFieldError(
             f"{field} must not be given: {manifest.model} does not read the tokens that it tells the likelihood of",
@@ -211,7 +212,7 @@ def check_reads_what_it_gives(manifest: Manifest, *, field: str) -> None:
 
 
 def check_can_generate(manifest: Manifest, decoding: Decoding, field: str) -> None:
-    """Raises InvalidFieldError when the model cannot go on by itself, or not so."""
+    """Raises InvalidFieldError when the model cannot generate, or not with this decoding."""
     if not manifest.can_generate:
         raise InvalidFieldError(
             f"{manifest.model} cannot generate: what a step gives is not what the next one reads",
@@ -243,9 +244,9 @@ def check_decoding(
     max_answer_bytes: int | None = None,
     token_bytes: int = _TOKEN_BYTES,
 ) -> int:
-    """The most bytes that the results of a search take; 0 for none. Raises InvalidFieldError naming the parameter that
-    is out of its range, and AnswerTooLargeError for a search whose results might be over `max_answer_bytes`; None: any
-    size. token_bytes: see `Bundle.max_token_bytes`."""
+    """Returns the most bytes of the results of a search; 0 without a beam. Raises InvalidFieldError for a parameter
+    outside its range, and AnswerTooLargeError when the results of a search may exceed `max_answer_bytes`; None means
+    any size. token_bytes: see `Bundle.max_token_bytes`."""
     if not 1 <= decoding.max_tokens <= max_tokens:
         raise InvalidFieldError(
             f"{field}.max_tokens = {decoding.max_tokens} must be 1 to {max_tokens} (max_generate_tokens)",
@@ -266,7 +267,7 @@ def check_decoding(
     if decoding.beam is None:
         return 0
     _check_beam(decoding, decoding.beam, max_beam_size, field)
-    # the best one is told twice: as what was generated, and among the results
+    # the answer has the best result twice: as the generated tokens, and among the results
     num_bytes = (1 + decoding.beam.num_best) * (_HYPOTHESIS_BYTES + decoding.max_tokens * token_bytes)
     if max_answer_bytes is not None:
         advice = "ask for fewer tokens, or fewer results"
@@ -301,7 +302,7 @@ def _check_beam(decoding: Decoding, beam: Beam, limit: int, field: str) -> None:
         raise InvalidFieldError(
             f"{within}.num_best = {beam.num_best} must be 1 to beam_size, {beam.beam_size}", field=f"{within}.num_best"
         )
-    if not -10.0 <= beam.length_penalty <= 10.0:  # NaN is not
+    if not -10.0 <= beam.length_penalty <= 10.0:  # false for NaN, too
         raise InvalidFieldError(
             f"{within}.length_penalty = {beam.length_penalty:g} must be -10 to 10", field=f"{within}.length_penalty"
         )

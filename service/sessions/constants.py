@@ -1,7 +1,7 @@
-"""What sessions are given when they are opened, and keep: session constants, and the number that tells them apart.
+"""The values that sessions get at their opening and keep: session constants, and the session number.
 
-They are states that no step changes. A fork, and a session restored from a snapshot, has those of the session that it
-was made of, its number too: it gives the same bits.
+They are states that no step changes. A fork, and a session restored from a snapshot, keeps those of its original, also
+the number, so that it computes the same bits.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from service.errors import quoted
 from service.repository.manifest import Dtype, Manifest, StateSpec
 
 Given: TypeAlias = Mapping[int, Array] | None
-"""First values of states, without the batch axis, by their place in the manifest."""
+"""Initial values of states, without the batch axis, by their index in the manifest."""
 _NUMBER_BITS: dict[Dtype, int] = {"int64": 63, "int32": 31, "float64": 53, "float32": 24, "float16": 11, "bool": 1}
 
 
 def refused_choice(state: StateSpec, value: Array) -> str:
-    """Why a state cannot have a value, of a session constant that has some values alone; empty when it can."""
+    """Returns why a session constant with a fixed set of values cannot have this value; "" when it can."""
     choices = () if state.constant is None else state.constant.choices
     numbers = value.ravel()
     if not choices or any(np.array_equal(numbers, np.array(one, value.dtype)) for one in choices):
@@ -35,8 +35,8 @@ def _shown(numbers: Sequence[float]) -> str:
 
 
 def with_number(manifest: Manifest, session_id: str, given: Given) -> Given:
-    """What is given, with the session's number where the model reads one: the first bits of the SHA-256 of its id, as
-    many as the type holds exactly."""
+    """Returns the given values and, if the model reads one, the session number: the first bits of the SHA-256 of the
+    session's id, as many as the data type holds exactly."""
     place = manifest.session_number
     if place is None:
         return given

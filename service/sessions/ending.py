@@ -30,7 +30,7 @@ from service.sessions.tombstones import Tombstone
 
 class Ending:
     """Why a session ends, and who is notified. then: called when every request is answered and the end is recorded;
-    with an error when the store fails to record it. is_promised: whether a client was told that the end will be
+    with an error when the store fails to record it. is_promised: whether a client was informed that the end will be
     recorded later. after_freed: called when every request is answered and the slot is free."""
 
     __slots__ = (

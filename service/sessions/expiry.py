@@ -76,7 +76,7 @@ class Expiry:
         if session.is_over:
             return
         is_kept = session.policy.on_disconnect is OnDisconnect.KEEP
-        # An opening ends by itself and is answered. An unconfirmed session may belong to another server.
+        # an opening always ends and is answered; an unconfirmed session may belong to another server.
         is_busy = session.is_working or session.state is State.OPENING or session.persistence.is_unconfirmed
         if is_busy or (session.is_detached and not is_kept):
             self._registry.directory.touch(session, now_s)

@@ -191,7 +191,7 @@ class Generation:
 
     def after(self, position: int | None) -> Generated:
         """Returns its tokens after a position; None: all. Raises OutputsLostError when they are no longer kept."""
-        assert self.start is not None  # noqa: S101  # one that is repeated has begun
+        assert self.start is not None  # noqa: S101  # a repeated generation has begun
         first = self.start + self.num_dropped
         position = self.start if position is None else position
         if not first <= position <= self.position:

@@ -215,7 +215,7 @@ class Generations:
             return
         if isinstance(result, Generated):
             generation.add(result, self.limits.replay_tokens + self.limits.generation_window)
-        elif not session.is_over:  # a session that is handed over is stored as it was before
+        elif not session.is_over:  # a session handed over is stored as before its work stopped
             session.last = None
         listener = generation.request
         if is_ended:

@@ -1,4 +1,4 @@
-"""What is done for a store over and over: heartbeats, which wait for nothing else, and tidying.
+"""The repeated tasks of a store: heartbeats, which wait for nothing else, and upkeep.
 
 Event loop only.
 """
@@ -15,15 +15,15 @@ from service.sessions.store_thread import StoreThread
 from service.sessions.stores.base import Beat
 
 _SWEEP = 1000
-"""Expired records that are removed in one go."""
+"""The limit of expired records removed in one call."""
 _SWEEP_S = 1.0
-"""Between two looks whether any have expired."""
+"""Seconds between two searches for expired records."""
 _RISK_S = 10.0
-"""Between two looks at the store's settings."""
+"""Seconds between two checks of the store's settings."""
 
 
 class Heartbeats:
-    """interval_s: between two heartbeats; clock: monotonic seconds."""
+    """Runs the repeated tasks. interval_s: seconds between two heartbeats. clock: monotonic seconds."""
 
     def __init__(self, thread: StoreThread, interval_s: float, clock: Callable[[], float]) -> None:
         self._thread = thread
@@ -38,13 +38,13 @@ class Heartbeats:
         on_beat: Callable[[float, Beat], None],
         on_missed: Callable[[], None],
     ) -> list[asyncio.Task[None]]:
-        """Begins with both. Returns the tasks, to be cancelled. See `Storage.start`."""
+        """Starts both tasks. Returns them; the caller cancels them. See `Storage.start`."""
 
         async def beat() -> None:
             sent_s = self._clock()
             try:
                 heard = await self._thread.beat()
-            except StoreUnavailableError:  # reported, and tried again
+            except StoreUnavailableError:  # already reported; retried
                 on_missed()
             else:
                 on_beat(sent_s, heard)
@@ -61,12 +61,12 @@ class Heartbeats:
         ]
 
     def hasten(self) -> None:
-        """Has a heartbeat sent at once."""
+        """Sends a heartbeat at once."""
         self._is_due.set()
 
     async def _tidy(self) -> None:
-        """Lets go of what may have been taken, and removes what has expired, as fast as it does; and looks
-        at the store's settings now and then."""
+        """One round of upkeep: releases records that may be owned, probes writes, removes all expired records, and
+        sometimes checks the store's settings."""
         if self._clock() >= self._risk_at_s:
             self._risk_at_s = self._clock() + _RISK_S
             await self._thread.look_for_risk()
@@ -81,11 +81,11 @@ class Heartbeats:
 
 
 async def _for_ever(act: Callable[[], Awaitable[None]], pause_s: float) -> None:
-    """Repeats it, whatever it raises."""
+    """Repeats `act` for ever, also when it raises."""
     while True:
         try:
             await act()
-        except StoreUnavailableError:  # reported, and tried again
+        except StoreUnavailableError:  # already reported; retried
             await asyncio.sleep(pause_s)
         except Exception as error:
             asyncio.get_running_loop().call_exception_handler(

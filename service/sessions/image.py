@@ -1,6 +1,7 @@
-"""A session as values: everything that another server needs to resume it; made of a session, checked, and taken apart.
+"""A session as values: everything that another server needs to resume it. Makes an image of a session, checks it, and
+reads its last request.
 
-Pure. Knows no format.
+Pure. Knows no file format.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from service.sessions.session import Session
 
 @dataclass(frozen=True, slots=True)
 class FedBefore:
-    """The last feed and its answer. start: where it began."""
+    """The last feed and its answer. start: the position where it began."""
 
     start: int
     tokens: Sequence[Item]
@@ -34,7 +35,7 @@ class FedBefore:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedBefore:
-    """The last generation, which is at its end or not: see `Generation`."""
+    """The last generation, ended or not: see `Generation`."""
 
     start: int
     decoding: Decoding
@@ -48,8 +49,8 @@ class GeneratedBefore:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """manifest_digest: of the bundle, in hexadecimal. opened_at: Unix seconds. state_names: of `lane.states`, in order.
-    last: what can be answered again. marks: by position, oldest first."""
+    """A session as values. manifest_digest: of the bundle, in hexadecimal. opened_at: Unix seconds. state_names: the
+    names of `lane.states`, in order. last: the request that can be retried. marks: by position, the oldest first."""
 
     session_id: str
     model: str
@@ -65,7 +66,7 @@ class Image:
 
     @property
     def num_bytes(self) -> int:
-        """About what it takes as bytes: its tensors, and the answers that can be asked for again."""
+        """About its size in bytes: its tensors, and the answers kept for retries."""
         num_bytes = sum(lane.num_bytes for lane in (self.lane, *self.marks.values()))
         if isinstance(self.last, FedBefore):
             num_bytes += sum(
@@ -77,10 +78,11 @@ class Image:
 
 
 def image_of(session: Session, lane: LaneState) -> Image:
-    """A session as its lane was. Call only after all earlier results of the lane were delivered."""
+    """Returns the image of a session with the state of its lane. Call only after all earlier results of the lane were
+    delivered."""
     served, persistence, last = session.served, session.persistence, session.last
     is_suspended = isinstance(last, Generation) and last.is_suspended and last.position == lane.position
-    if isinstance(last, Generation) and is_suspended and not lane.num_produced:  # nobody has gone on with it yet
+    if isinstance(last, Generation) and is_suspended and not lane.num_produced:  # no retry has continued it yet
         lane = lane._replace(num_produced=last.num_tokens, seen=last.seen)
     return Image(
         session.id,
@@ -98,7 +100,7 @@ def image_of(session: Session, lane: LaneState) -> Image:
 
 
 def last_in(image: Image) -> LastFeed | Generation | None:
-    """What may be sent again to a session made of an image."""
+    """Returns the request that can be retried on a session made from an image."""
     last = image.last
     if isinstance(last, FedBefore):
         feed = LastFeed(None, last.start, last.tokens, last.outputs)
@@ -117,7 +119,7 @@ def last_in(image: Image) -> LastFeed | Generation | None:
 
 
 def check_fits(image: Image, served: Served) -> None:
-    """Raises SnapshotModelError when a model has not the state that an image has."""
+    """Raises SnapshotModelError when the state of an image does not fit a model."""
     manifest = served.bundle.manifest
     told = f"{served.bundle.model} version {served.bundle.version}"
     names = [state.name for state in manifest.states]
@@ -153,8 +155,8 @@ def _check_source(lane: LaneState, manifest: Manifest, told: str) -> None:
 
 
 def _check_vocabulary(image: Image, manifest: Manifest, told: str) -> None:
-    """Whatever in an image becomes an index of the engine's arrays, or must have their size, is looked at here: the
-    engine itself checks nothing while it commits a step."""
+    """Checks every value of an image that becomes an index into the engine's arrays or must have their size. The engine
+    checks nothing while it commits a step."""
     read, given = _Items.read_by(manifest), _Items.given_by(manifest)
     lanes = [image.lane, *image.marks.values()]
     fits = (
@@ -169,7 +171,7 @@ def _check_vocabulary(image: Image, manifest: Manifest, told: str) -> None:
 
 
 def _fit_outputs(logits: FloatRow | None, manifest: Manifest) -> bool:
-    """Whether a row has as many numbers as a step gives."""
+    """Whether a row has as many numbers as the output of a step."""
     return logits is None or logits.shape == (manifest.output_size,)
 
 
@@ -202,38 +204,38 @@ def _are_pairs(tokens: Sequence[Item], log_probabilities: Sequence[float] | None
 
 
 class _Items(NamedTuple):
-    """Tokens below `size`; or, when there is no vocabulary, vectors of `size` numbers."""
+    """The valid items: tokens below `size` or, without a vocabulary, vectors of `size` numbers."""
 
     size: int
     is_vocabulary: bool
 
     @classmethod
     def read_by(cls, manifest: Manifest) -> _Items:
-        """The items that steps of a model consume."""
+        """Returns the items that a model's steps consume."""
         vocabulary = manifest.step_vocabulary
         return cls(manifest.step.feature_size, False) if vocabulary is None else cls(vocabulary.size, True)
 
     @classmethod
     def given_by(cls, manifest: Manifest) -> _Items:
-        """The items that a model generates."""
+        """Returns the items that a model generates."""
         vocabulary = manifest.target_vocabulary
         return cls(manifest.output_size, False) if vocabulary is None else cls(vocabulary.size, True)
 
     def fit(self, items: Sequence[Item]) -> bool:
-        """Whether all of them are such items."""
+        """Whether all items are valid."""
         if self.is_vocabulary:
             return all(isinstance(item, int) and 0 <= item < self.size for item in items)
         return all(isinstance(item, bytes) and len(item) == ITEM_SIZE * self.size for item in items)
 
     def fit_array(self, ids: IntArray | None) -> bool:
-        """Whether an array has token ids alone; one without any fits each model."""
+        """Whether an array contains only valid token ids. None and an empty array fit every model."""
         if ids is None or not ids.size:
             return True
         return self.is_vocabulary and int(ids.min()) >= 0 and int(ids.max()) < self.size
 
 
 def _inner_shape(spec: TensorSpec) -> list[int | None]:
-    """Without the batch axis; None where an axis is as long as the source."""
+    """Returns the shape without the batch axis. None marks an axis as long as the source."""
     return [axis if isinstance(axis, int) else None for axis in spec.shape if axis != "batch"]
 
 
@@ -242,7 +244,7 @@ def _last_of(session: Session, lane: LaneState) -> FedBefore | GeneratedBefore |
     if lane.num_produced and not isinstance(last, Generation):
         return _going_on(lane)
     while isinstance(last, Unkept) or (isinstance(last, LastFeed) and last.result is None):
-        last = last.former  # what is in flight has not come so far
+        last = last.former  # the state does not include requests in flight
     if isinstance(last, LastFeed):
         return _fed_before(last, lane)
     if last is None or last.start is None:
@@ -260,7 +262,7 @@ def _last_of(session: Session, lane: LaneState) -> FedBefore | GeneratedBefore |
             last.found,
             last.before,
         )
-    count = max(0, lane.num_produced - last.num_dropped)  # more may have been told since
+    count = max(0, lane.num_produced - last.num_dropped)  # more tokens may have followed since
     return GeneratedBefore(
         last.start,
         last.decoding,
@@ -282,8 +284,8 @@ def _fed_before(last: LastFeed, lane: LaneState) -> FedBefore | None:
 
 
 def _going_on(lane: LaneState) -> GeneratedBefore | None:
-    """The generation in hand of a session that keeps no tokens: it can continue, and no token of it is delivered
-    again."""
+    """Returns the unfinished generation of a session that keeps no tokens. It can continue, but none of its tokens can
+    be delivered again."""
     decoding = lane.decoding
     if decoding is None:
         return None

@@ -28,7 +28,7 @@ def check_kind(manifest: Manifest, variant: str, outputs: OutputSpec, *, field: 
 
 
 def _kinds_of(manifest: Manifest) -> tuple[Set[OutputKind], str]:
-    """The kinds of outputs beside none, and what the model gives, in words."""
+    """Returns the kinds of outputs except NONE, and a phrase that says what the model returns."""
     if manifest.step.emits is not None:
         return _OF_TRANSDUCERS, "it emits tokens"
     if manifest.target_vocabulary is None:

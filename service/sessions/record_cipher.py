@@ -1,14 +1,14 @@
-"""Encryption of what a store keeps of sessions, with AES-256-GCM. A snapshot in a record (see `snapshot`) becomes:
+"""Encryption of the session payloads in a store, with AES-256-GCM. A snapshot in a record (see `snapshot`) becomes:
 
     magic     4  b"CRSE"
     format    2  1
     size      1  of the key's id
-    key id       ASCII: which key encrypted it
+    key id       ASCII: the key that encrypted it
     nonce    12  random
     snapshot     encrypted
-    tag      16  of the encrypted snapshot, all before the nonce, and the record's id, UTF-8: no record can take the
-                 place of another
-    checksum  4  CRC-32 of all before: what was changed by accident is told from what another key has encrypted
+    tag      16  of the encrypted snapshot, all bytes before the nonce, and the record's id in UTF-8: no record can
+                 take the place of another
+    checksum  4  CRC-32 of all bytes before: distinguishes accidental changes from data encrypted with another key
 
 Numbers are little-endian and unsigned.
 """
@@ -36,15 +36,15 @@ _TAG_SIZE = 16
 
 
 class RecordCipher:
-    """Encrypts payloads of records with the first of its keys, and decrypts with all; without a key it encrypts none.
-    keys: by their ids. Threads may share it."""
+    """Encrypts payloads of records with the first key, and decrypts with any key. Without keys it does not encrypt.
+    keys: by id. Threads may share it."""
 
     def __init__(self, keys: Mapping[str, AESGCM] | None = None) -> None:
         self._keys = dict(keys or {})
         self._first = next(iter(self._keys), None)
 
     def encrypt(self, record_id: str, payload: bytes) -> bytes:
-        """The payload of a record as the store is to keep it."""
+        """Returns the payload of a record in the form for the store."""
         if self._first is None:
             return payload
         key_id = self._first.encode()
@@ -54,10 +54,10 @@ class RecordCipher:
         return data + _CHECKSUM.pack(zlib.crc32(data))
 
     def decrypt(self, record_id: str, data: bytes) -> bytes:
-        """The payload of a record that the store has; one that is not encrypted, as it is.
+        """Returns the payload of a stored record. A payload that is not encrypted is returned unchanged.
 
-        Raises SnapshotKeyError for a key that is not there, and for one that is another than what encrypted the record;
-        SnapshotFormatError; and SnapshotCorruptError for data that were changed by accident.
+        Raises SnapshotKeyError when the key is missing or is not the one that encrypted the record;
+        SnapshotFormatError; and SnapshotCorruptError for data that changed by accident.
         """
         if not data.startswith(_MAGIC):
             return data
@@ -86,7 +86,7 @@ class RecordCipher:
                 session_id=name,
             )
         nonce, encrypted = body[nonce_at : nonce_at + _NONCE_SIZE], body[nonce_at + _NONCE_SIZE :]
-        from cryptography.exceptions import InvalidTag  # noqa: PLC0415  # of an extra, which is there with a key
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415  # an optional extra, installed if there are keys
 
         try:
             if len(encrypted) < _TAG_SIZE:

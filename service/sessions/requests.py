@@ -234,7 +234,7 @@ class Requests:
     def _feed_again(self, request: Request, last: LastFeed) -> None:
         """Answers a retry of `last`: at once, or together with `last` when it is still in flight."""
         if last.result is None:
-            assert last.request is not None  # noqa: S101  # only one that was answered has none
+            assert last.request is not None  # noqa: S101  # only an answered feed has no request
             retries = last.request.retries = last.request.retries or []
             check_retries(len(retries), self.limits.max_in_flight)
             self.replayed(request, "feed")

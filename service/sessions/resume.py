@@ -120,7 +120,7 @@ class Resume:
         `Claims.take`. Raises what `resume` raises."""
         while True:
             found = await self._find_or(session_id, lambda: self._fetch(session_id, max_owned, is_polite=is_polite))
-            assert isinstance(found, Session)  # noqa: S101  # what is fetched is one
+            assert isinstance(found, Session)  # noqa: S101  # `_fetch` returns a session
             with suppress(SessionMovedError, SessionNotFoundError):  # another server owns it: search again
                 return await self._confirmed(found)
 

@@ -1,4 +1,4 @@
-"""What serves a session: a bundle, and the engine that runs it."""
+"""A bundle together with the engine that runs it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from service.sessions.checks import check_outputs, trace_size
 from service.sessions.kinds import check_kind
 
 _MAX_CHECKED = 256
-"""Kinds of outputs of one model whose checks are remembered."""
+"""The most kinds of outputs of one model whose checks are cached."""
 
 
 class Served:
-    """A bundle and the engine that runs it, by one of its variants. model, version: the bundle's. answer_bytes: the
-    most that one output takes in an answer, by what is asked, as far as it was checked already: see `check_outputs`.
-    item_bytes: about what an item of a feed takes in memory."""
+    """A bundle and the engine that runs one of its variants. model, version: those of the bundle. answer_bytes: a cache
+    for `check_outputs`: by the outputs of a feed, the most bytes for each of its tokens. item_bytes: about the bytes of
+    an item of a feed in memory."""
 
     __slots__ = ("answer_bytes", "bundle", "engine", "item_bytes", "model", "variant", "version")
 
@@ -31,8 +31,8 @@ class Served:
         self.item_bytes = 40 + 4 * bundle.manifest.step.feature_size  # a reference and an object
 
     def check_outputs(self, outputs: OutputSpec, num_tokens: int, max_bytes: int) -> int:
-        """The most bytes that the outputs of a feed take. Raises InvalidFieldError and its kin, and AnswerTooLargeError
-        for more than `max_bytes`; else notes what an output takes."""
+        """Returns the most bytes of the outputs of a feed. Raises InvalidFieldError and its subclasses, and
+        AnswerTooLargeError for more than `max_bytes`. Caches valid outputs in `answer_bytes`."""
         manifest = self.bundle.manifest
         check_kind(manifest, self.variant, outputs, field="feed.outputs")
         each = check_outputs(

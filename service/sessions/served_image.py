@@ -1,4 +1,4 @@
-"""Which of the versions that are served goes on with an image."""
+"""Finds the served version that can continue with an image."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from service.sessions.image import Image
 from service.sessions.served import Served
 
 Find = Callable[[str, int, str], Served]
-"""Finds what serves a model, by name, version and variant. Raises ModelNotFoundError and ModelUnavailableError."""
+"""Finds a served model by name, version and variant. Raises ModelNotFoundError and ModelUnavailableError."""
 
 
 def served_image(find: Find, image: Image, version: int | None, field: str) -> Served:
-    """What serves an image. field: the request's, when the version is the image's own. Raises SnapshotModelError."""
+    """Returns the served version for an image. version: None takes the image's own. field: the request field that
+    errors name in that case. Raises SnapshotModelError."""
     what = "session" if field == "session_id" else "snapshot"
     try:
         served = find(image.model, version or image.version, image.variant)

@@ -1,4 +1,4 @@
-"""The parts that sessions need, made and joined: each gets what it needs when it is made."""
+"""Makes and connects the parts of the session layer."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from service.sessions.visits import Visits
 from service.sessions.watches import Watches
 
 _MAX_CLOSES = 60
-"""Tries to close a session that another server has."""
+"""The most attempts to close a session that another server owns."""
 _CLOSE_S = 1.0
-"""Between two of them."""
+"""Seconds between two attempts."""
 
 
 class SessionService:
-    """Everything about sessions, over one store. find: see `served_image`; patience_s: see `Resume`; interval_s,
-    num_tokens: see `Checkpoints`; clock: monotonic seconds; wall_clock: Unix seconds."""
+    """The session layer over one store. find: see `served_image`. patience_s: see `Resume`. interval_s, num_tokens: see
+    `Checkpoints`. clock: monotonic seconds. wall_clock: Unix seconds."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class SessionService:
         self.limits = limits
         self.tasks = Tasks()
         self._has_missed = False
-        """Whether the last heartbeat has failed."""
+        """Whether the last heartbeat failed."""
         ages = Ages(limits.max_age_s, clock=clock, wall_clock=wall_clock)
         self.directory = Directory(limits.max_sessions, ages)
         self.deferral = Deferral(max_requests=limits.max_in_flight, max_bytes=limits.max_deferred_bytes)
@@ -105,7 +105,7 @@ class SessionService:
         self.admin = Admin(self.registry, self.resume, self.spill, codec=storage.codec, observer=observer)
 
     def start(self) -> None:
-        """Starts the store's tasks: other servers can ask for sessions from here on."""
+        """Starts the tasks of the store. Other servers can ask for sessions from now on."""
         self.storage.start(self._wanted, self._beaten, self._missed)
 
     def _beaten(self, sent_s: float, beat: Beat) -> None:
@@ -119,8 +119,8 @@ class SessionService:
         self.leases.failed()
 
     def _elsewhere(self, session: Session, end: Ending) -> None:
-        """A session that ended here goes on: another server had it already. What a client was told of its end is made
-        true."""
+        """Handles that a session which ended here belongs to another server. If a client was
+        informed that the session is closed, closes it there."""
         tombstone = Tombstone(CloseReason.MOVED, session.position, self.registry.wall_clock())
         self.registry.tombstones.add(session.id, tombstone)
         if end.is_promised:
@@ -132,14 +132,14 @@ class SessionService:
                 await self.resume.close(session_id, opened_at=opened_at)
             except StoreUnavailableError:
                 await asyncio.sleep(_CLOSE_S)
-            except CarouselError:  # it is gone, or another has its id
+            except CarouselError:  # it is gone, or another session has its id
                 return
             else:
                 return
 
     def _wanted(self, wanted: str) -> None:
-        """Another server wants a session of this one, as it was asked for. A record that this server has for no
-        session, because the answer to its claim was lost, is let go."""
+        """Handles that another server wants a session. Releases a record that this server owns without a session,
+        because the answer to its claim was lost. wanted: the id, in the form in which the other server asked."""
         directory, session_id = self.directory, id_of(wanted)
         is_here = directory.get(session_id) is not None or directory.is_ending(session_id)
         if is_here or self.resume.is_taking(session_id):
@@ -148,15 +148,15 @@ class SessionService:
             self.storage.let_go(session_id)
 
     async def stop(self, timeout_s: float) -> None:
-        """Ends what is unfinished, writes what waits, for so long at most, and closes the store."""
+        """Ends unfinished tasks, writes what waits for at most `timeout_s`, and closes the store."""
         await self.tasks.stop()
         await self.storage.stop(timeout_s)
 
     def num_sessions(self, engine: Engine) -> int:
-        """How many sessions use an engine, also those that are being opened with it."""
+        """Returns how many sessions use an engine, including those being opened."""
         return sum(session.served.engine is engine for session in self.directory)
 
     def count(self, model: str, version: int) -> int:
-        """How many sessions are with a version."""
+        """Returns how many sessions use a version."""
         bundles = (session.served.bundle for session in self.directory)
         return sum(bundle.model == model and bundle.version == version for bundle in bundles)

@@ -1,18 +1,18 @@
-"""Sessions as bytes: the format of snapshots and checkpoints, which is for ever.
+"""Sessions as bytes: the format of snapshots and checkpoints, which never changes.
 
     magic     4  b"CRSL"
     format    2  1
     flags     2  1: the body is compressed (zstd)
-    key       8  which key signed it
+    key       8  identifies the key that signed it
     size      4  of the header
     header       MessagePack: see `snapshot_format`
     body         the tensors that the header describes, one after another, row-major, little-endian
-    tag      32  HMAC-SHA256 of all before
-    checksum  4  CRC-32 of all before, in every format the last: what was changed by accident is told from what
-                 another key has signed
+    tag      32  HMAC-SHA256 of all bytes before
+    checksum  4  CRC-32 of all bytes before; the last field in every format. Distinguishes accidental changes from
+                 data signed with another key
 
-Numbers are little-endian and unsigned. Later formats have other numbers; fields may be added to the header of this one,
-with defaults.
+Numbers are little-endian and unsigned. Later formats have other format numbers. Fields with defaults may be added to
+the header of this format.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ _MAX_BODY = 1 << 32
 
 
 class Codec:
-    """Writes and reads snapshots. key: signs them; is_compressed: whether it writes them so. Threads may share it."""
+    """Writes and reads snapshots. key: signs them. is_compressed: whether it compresses those that it writes. Threads
+    may share it."""
 
     def __init__(self, key: bytes, *, is_compressed: bool = False) -> None:
         self._key = key
@@ -48,7 +49,7 @@ class Codec:
         self._is_compressed = is_compressed
 
     def encode(self, image: Image) -> bytes:
-        """An image as bytes."""
+        """Returns an image as bytes."""
         header = msgspec.msgpack.encode(header_of(image))
         body = b"".join(array.tobytes() for array in arrays_of(image))
         if self._is_compressed:
@@ -59,7 +60,8 @@ class Codec:
         return signed + _CHECKSUM.pack(zlib.crc32(signed))
 
     def decode(self, data: bytes) -> Image:
-        """The image in bytes. Raises SnapshotError, SnapshotCorruptError, SnapshotFormatError and SnapshotKeyError."""
+        """Returns the image in bytes. Raises SnapshotError, SnapshotCorruptError, SnapshotFormatError and
+        SnapshotKeyError."""
         if not data.startswith(_MAGIC):
             raise SnapshotError(
                 f"snapshot of {len(data)} bytes is not a Carousel snapshot (bad magic bytes)", field="snapshot"
@@ -90,5 +92,5 @@ class Codec:
             if flags & _COMPRESSED:
                 body = zstandard.ZstdDecompressor().decompress(body, max_output_size=_MAX_BODY)
             return image_of(header, body)
-        except (msgspec.MsgspecError, zstandard.ZstdError, ValueError, KeyError) as error:  # a bug: it was signed so
+        except (msgspec.MsgspecError, zstandard.ZstdError, ValueError, KeyError) as error:  # signed, so a bug
             raise SnapshotCorruptError(f"snapshot cannot be read: {error}", field="snapshot") from error

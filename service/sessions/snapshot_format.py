@@ -1,6 +1,6 @@
-"""What the header of a snapshot is written as.
+"""The classes of the header of a snapshot.
 
-These classes are the format: fields may be added, with defaults, and none is ever renamed or given another meaning.
+These classes are the file format. Fields with defaults may be added. No field is ever renamed or gets another meaning.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import msgspec
 
 
 class Tensor(msgspec.Struct, array_like=True):
-    """An array that follows the header."""
+    """A tensor that follows the header."""
 
     dtype: str
     shape: list[int]
 
 
 class Lane(msgspec.Struct):
-    """See `LaneState`, whose arrays follow the header."""
+    """See `LaneState`. Its arrays follow the header."""
 
     position: int
     pending: list[int | bytes]
@@ -28,7 +28,7 @@ class Lane(msgspec.Struct):
 
 
 class Output(msgspec.Struct, array_like=True):
-    """See `StepOutput`; numbers are 32-bit floats, little-endian."""
+    """See `StepOutput`. Numbers are 32-bit floats, little-endian."""
 
     position: int
     token_ids: list[int]
@@ -91,7 +91,7 @@ class Hypothesis(msgspec.Struct):
 
 
 class Generation(msgspec.Struct):
-    """See `GeneratedBefore`. before: the tokens of its `before`."""
+    """See `GeneratedBefore`. before: only the tokens of its `before`."""
 
     start: int
     decoding: Decoding
@@ -105,7 +105,8 @@ class Generation(msgspec.Struct):
 
 
 class Header(msgspec.Struct):
-    """Of an image. state_names: of the tensors of each lane, the first `num_states`; contexts and logits follow."""
+    """See `Image`. state_names: the names of the first `num_states` tensors of each lane; contexts and logits follow
+    them."""
 
     session_id: str
     model: str

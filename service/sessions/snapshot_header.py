@@ -1,6 +1,6 @@
-"""The header of a snapshot: what is said of an image beside its tensors, and the image made of both again.
+"""Makes the header of a snapshot from an image, and an image from a header and its tensors.
 
-`snapshot_format` has its classes.
+`snapshot_format` has the classes of the header.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from service.sessions.persistence import Durability, OnDisconnect, SessionPolicy
 
 
 def header_of(image: Image) -> form.Header:
-    """What is said of an image."""
+    """Returns the header of an image."""
     policy, last = image.policy, image.last
     return form.Header(
         image.session_id,
@@ -45,7 +45,7 @@ def header_of(image: Image) -> form.Header:
 
 
 def arrays_of(image: Image) -> Iterator[Array]:
-    """The tensors that follow a header, in order, little-endian."""
+    """Returns the tensors that follow a header, in order, little-endian."""
     for lane in (image.lane, *image.marks.values()):
         yield from _arrays(lane)
 
@@ -128,7 +128,7 @@ def _hypothesis(one: Hypothesis) -> form.Hypothesis:
 
 
 def image_of(header: form.Header, body: bytes) -> Image:
-    """The image that a header and its tensors are of. Raises ValueError when they do not fit each other."""
+    """Returns the image of a header and its tensors. Raises ValueError when they do not fit together."""
     arrays = _split(header, body)
     lane = _read_lane(header.lane, arrays)
     last: FedBefore | GeneratedBefore | None = None

@@ -1,4 +1,4 @@
-"""Step batches: many sessions that consume tokens by one request, and are answered by one.
+"""Step batches: one request makes many sessions consume tokens, and gets one answer.
 
 A session that cannot take part is reported in the answer, and the others take part. Event loop only; times come from
 the injected clock.
@@ -25,10 +25,10 @@ from service.sessions.step_columns import StepBatch, check_columns, select, seve
 from service.sessions.unstored import Keeper
 
 _ID_BYTES = 9
-"""The most that a token takes in the columns of an answer: its number, and its log-probability."""
+"""The most bytes of a token in an answer's columns: its id and its log-probability."""
 
 _READY = frozenset({State.IDLE, State.BUSY})
-"""The states in which a session takes part without a look at the table."""
+"""The states in which a session takes part without a look-up in the table."""
 
 Reply = Callable[["StepBatchRequest", Stepped], None]
 
@@ -36,10 +36,10 @@ Reply = Callable[["StepBatchRequest", Stepped], None]
 class StepBatchRequest:
     """One step batch, from its arrival to its answer.
 
-    sessions: those that take part, at `places` of the batch; refused: why the others do not, by place; positions: where
-    these are, as far as it may be told. began_s: monotonic seconds of its arrival. result: the answer, once it is
-    known, without what the store failed to take; eras: of the sessions that have their own persistence, as it left
-    them.
+    sessions: those that take part, at `places` of the batch. refused: by place, why the others do not. positions: the
+    reportable positions of the refused sessions, by place. began_s: arrival, in monotonic seconds. result: the answer
+    once it is known, without errors of the store. eras: the era after the batch, for sessions with their own
+    persistence.
     """
 
     __slots__ = (
@@ -76,7 +76,7 @@ class StepBatchRequest:
 
     @property
     def is_refused(self) -> bool:
-        """Whether it was refused for each of its sessions, and so has changed nothing."""
+        """Whether the batch was refused for each of its sessions, and so changed nothing."""
         if self.result is None:
             return False
         wrong = (place for place, error in self.result.errors if isinstance(error, PositionMismatchError))
@@ -84,8 +84,8 @@ class StepBatchRequest:
 
     @property
     def is_done(self) -> bool:
-        """Whether all of its sessions went through it and were not set back since, so that a retry can be answered
-        again wherever they are now."""
+        """Whether all its sessions have consumed their tokens and were not rewound since. A retry can then be answered
+        again, wherever the sessions are now."""
         return self.result is not None and all(
             not session.is_over
             and session.position >= self.result.positions[place]
@@ -95,8 +95,8 @@ class StepBatchRequest:
 
     @property
     def is_current(self) -> bool:
-        """Whether all of its sessions are where it left them, so that a retry can be answered again. While it runs it
-        is."""
+        """Whether all its sessions are where the batch left them, so that a retry can be answered again. True while the
+        batch runs."""
         if self.result is None:
             return True
         return all(
@@ -109,7 +109,7 @@ class StepBatchRequest:
 
 
 class StepBatches:
-    """Gives step batches to their engine."""
+    """Gives step batches to their engines."""
 
     def __init__(
         self,
@@ -131,8 +131,8 @@ class StepBatches:
 
     def step(self, batch: StepBatch, reply: Reply, reserve: Callable[[int], None]) -> StepBatchRequest:
         """Makes the sessions of a batch consume its tokens. reply(request, stepped) is called once on the event loop,
-        maybe before this returns. reserve(num_bytes): counts the answer. Raises InvalidFieldError and its kin for a
-        batch that is wrong as a whole, and QueueFullError."""
+        maybe before this returns. reserve(num_bytes) counts the memory of the answer. Raises InvalidFieldError and its
+        subclasses for a batch that is wrong as a whole, and QueueFullError."""
         check_columns(batch, self._limits.max_feed_tokens)
         num_sessions, limit = len(batch.sessions), self._limits.max_answer_bytes
         reserve(check_batch(num_sessions, max_answer_bytes=limit, field="step_batch.handles"))
@@ -160,7 +160,7 @@ class StepBatches:
         if counts is not None and manifest.step.emits is not None and max(counts) > 1:
             raise several_frames(manifest.model)
         each = check_outputs(
-            batch.outputs._replace(every_position=True),  # one for each session
+            batch.outputs._replace(every_position=True),  # one output for each session
             num_tokens=num_sessions,
             vocabulary_size=manifest.output_size,
             max_bytes=limit,
@@ -186,9 +186,9 @@ class StepBatches:
         return request
 
     def answer_again(self, request: StepBatchRequest, reply: Reply) -> None:
-        """Answers a retry of a batch that is answered already and whose sessions are where it left them. Raises
+        """Answers a retry of a batch that was answered and whose sessions are where it left them. Raises
         QueueFullError."""
-        assert request.result is not None  # noqa: S101  # the caller has looked
+        assert request.result is not None  # noqa: S101  # the caller checks this
         for session in request.eras:
             if session.num_unanswered >= self._limits.max_in_flight:
                 raise too_many_in_flight(session.name, session.num_unanswered, self._limits.max_in_flight)
@@ -200,13 +200,13 @@ class StepBatches:
         self._answer(request, request.result, reply)
 
     def replayed(self, request: StepBatchRequest) -> None:
-        """Reports a retry of a batch that is answered again, now or with the batch."""
+        """Reports a retry that is answered from memory, or together with the batch."""
         if request.sessions:
             served = request.sessions[0].served
             self._observer.request_replayed(served.model, served.version, "step_batch")
 
     def _refused(self, batch: StepBatch) -> dict[int, CarouselError]:
-        """The reasons why some of the sessions cannot take part, by place."""
+        """Returns why some sessions cannot take part, by place."""
         refused = dict(batch.refused)
         limit = self._limits.max_in_flight
         for place, session in enumerate(batch.sessions):
@@ -218,7 +218,7 @@ class StepBatches:
             if count >= limit or session.state not in _READY:
                 try:
                     following = session.transition(Event.STEP_BATCH)
-                    assert following.state in LIVE  # noqa: S101  # the caller defers what has no slot
+                    assert following.state in LIVE  # noqa: S101  # the caller defers sessions without a slot
                     refused[place] = too_many_in_flight(session.name, count, limit)
                 except CarouselError as error:
                     refused[place] = error
@@ -266,8 +266,8 @@ class StepBatches:
         )
 
     def _answer(self, request: StepBatchRequest, result: Stepped, reply: Reply | None = None) -> None:
-        """Answers a batch when all of its strict sessions are stored; those that cannot be are reported in it, each by
-        one error, whatever else was wrong with it."""
+        """Answers a batch when all its strict sessions are stored. A session that cannot be stored is reported with
+        this one error, which replaces its other error."""
         request.result = result
         reply = reply or request.reply
         strict: list[tuple[int, Session]] = []
@@ -298,7 +298,7 @@ class StepBatches:
 
 
 def lanes_of(sessions: list[Session]) -> list[Lane]:
-    """Raises InvalidFieldError when the sessions have not all the same engine."""
+    """Returns the lanes of sessions. Raises InvalidFieldError when the sessions do not all use the same engine."""
     engine = sessions[0].served.engine
     if any(session.served.engine is not engine for session in sessions):
         raise InvalidFieldError(

@@ -1,4 +1,4 @@
-"""The columns of a step batch, and of its answer: checked, selected and spread. Pure."""
+"""Checks, selects and spreads the columns of a step batch and of its answer. Pure."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from service.sessions.session import Session
 
 
 class StepBatch(NamedTuple):
-    """What is asked. All columns have the order of the sessions.
+    """The request of a step batch. All columns are in the order of the sessions.
 
-    sessions: N of them, each once, or None; refused: why some cannot take part, by place, as the caller knows;
-    tokens: one session's after the other's, `counts[i]` each, or one; positions: where they begin, or None: wherever
-    the sessions are; outputs: what to return after the last token of each; lanes: of the sessions, when it is known
-    that all can take part and have one engine.
+    sessions: N distinct sessions, or None where there is none. refused: by place, why a session cannot take part, as
+    far as the caller knows. tokens: the sessions' tokens one after another, `counts[i]` each; counts: None means 1
+    each. positions: where the tokens begin; None: at the sessions' positions. outputs: what to return after the last
+    token of each session. lanes: those of the sessions, if the caller knows that all can take part and use one engine.
     """
 
     sessions: list[Session | None]
@@ -34,8 +34,8 @@ class StepBatch(NamedTuple):
 
 
 def check_columns(batch: StepBatch, limit: int) -> None:
-    """Raises InvalidFieldError and its kin unless the columns of a batch fit each other. limit: of tokens and
-    sessions."""
+    """Raises InvalidFieldError and its subclasses unless the columns of a batch fit together. limit: of the number of
+    tokens, and of sessions."""
     size, counts = len(batch.sessions), batch.counts
     check_length(size, limit, field="step_batch.handles", noun="handle")
     is_vectors = bool(batch.tokens) and isinstance(batch.tokens[0], bytes)
@@ -71,8 +71,8 @@ def check_columns(batch: StepBatch, limit: int) -> None:
 
 
 def several_frames(model: str) -> InvalidFieldError:
-    """The error for a session of a transducer that consumes several vectors in a step batch, which tells of the last
-    alone."""
+    """Returns the error for a transducer session that consumes several vectors in a step batch. The answer could report
+    only the tokens of the last vector."""
     return InvalidFieldError(
         f"step_batch.counts must be 1 each: {model} emits tokens with every vector; feed several of a session by"
         " themselves",
@@ -83,7 +83,7 @@ def several_frames(model: str) -> InvalidFieldError:
 def select(
     places: Sequence[int], tokens: Sequence[Item], counts: list[int] | None, positions: list[int] | None
 ) -> tuple[Sequence[Item], list[int] | None, list[int] | None]:
-    """Some places' columns of a batch."""
+    """Returns the columns of some places of a batch."""
     if counts is None:
         tokens = [tokens[place] for place in places]
     else:
@@ -101,7 +101,7 @@ def spread(
     refused: dict[int, CarouselError],
     refused_positions: dict[int, int],
 ) -> Stepped:
-    """The answer with the places of those that were refused: their positions, and 0 in each other column."""
+    """Returns the answer with places for the refused sessions added: their positions, and 0 in every other column."""
     if not refused:
         return stepped
     size, places = len(places) + len(refused), list(places)

@@ -1,7 +1,7 @@
-"""The file of the keys that encrypt stored sessions.
+"""Reads the file with the keys that encrypt stored sessions.
 
-A line has a key: its id, a space, and 32 bytes in base64. The first key encrypts, all decrypt. Empty lines and lines
-that begin with `#` do not count. No message has what a line says, but for an id that is one.
+Each line has one key: an id, a space, and 32 bytes in base64. The first key encrypts; all keys decrypt. Empty lines and
+lines that begin with `#` are ignored. Error messages contain nothing of a line except a valid id.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 _KEY_BYTES = 32
 _ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
-"""Too short for a key in base64: one in the place of its id is not shown."""
+"""Too short for a key in base64, so that a key written in the place of an id is not shown in messages."""
 
 
 def read_keys(path: Path) -> Mapping[str, AESGCM]:
-    """The keys of a file by their ids, in the file's order. Raises StoreError."""
+    """Returns the keys of a file by id, in the file's order. Raises StoreError."""
     try:
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  # of an extra
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  # an optional extra
     except ModuleNotFoundError as error:
         command = how_to_install("encryption", distribution="carousel-serving")
         raise StoreError(f"storage_key_file needs {error.name}: {command}") from error
@@ -57,7 +57,8 @@ def read_keys(path: Path) -> Mapping[str, AESGCM]:
 
 
 def mode_open_to_others(path: Path) -> str | None:
-    """The mode of a file, in octal, when users other than its owner and its group have rights on it. Raises OSError."""
+    """Returns the mode of a file, in octal, when users outside its owner and group have access; else None. Raises
+    OSError."""
     mode = stat.S_IMODE(path.stat().st_mode)
     return f"{mode:04o}" if mode & stat.S_IRWXO else None
 

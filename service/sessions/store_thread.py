@@ -1,14 +1,14 @@
-"""The thread that waits for a store, and what is known of the store's health.
+"""The thread that calls a store, and what is known about the store's health.
 
 Rules:
 
-1. While the store fails, calls are refused at once, except one that tries it again from time to time. Those that waited
-   when it failed fail with it, and no more than a number wait for it: nobody waits behind others' time-outs.
-2. Writes count as failing until they have succeeded for a while since the last failure, longer each time that they fail
-   again: on a full disk a small write may succeed between two that do not. Only records that are written, and probes,
-   which write one of their own, tell whether writes succeed.
-3. A record whose taking failed may be this process's all the same: the store can have done it later. It is let go as
-   soon as the store answers.
+1. While the store fails, calls are refused at once, except one attempt from time to time. Calls that were waiting when
+   it failed fail, too. The number of waiting calls is limited. So no call waits for the time-outs of others.
+2. Writes count as failing until they have succeeded for some time after the last failure; this time grows with repeated
+   failures. On a full disk, a small write may succeed between two that fail. Only writes of records, and probes (which
+   write a record of their own), show whether writes succeed.
+3. A claim or reservation that failed may have succeeded in the store later. Its record is released as soon as the store
+   answers.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ from service.observer import StoreObserver
 from service.sessions.stores.base import Beat, Claim, CorruptRecordError, StateStore, StoreError, Write, Written
 
 _MAX_CALLS = 512
-"""Reads and reservations that wait for the store."""
+"""The limit of reads and reservations that wait for the store."""
 _CLAIMS = 256
-"""Of one batch of claims."""
+"""The limit of one batch of claims."""
 _MAX_CLAIMS = 4096
-"""Claims that wait for the store."""
+"""The limit of claims that wait for the store."""
 _RETRY_S = 0.5
-"""Between two tries of a store that fails."""
+"""Seconds between two attempts while the store fails."""
 
 _SETTLE_S, _MAX_SETTLE_S = 1.0, 10.0
-"""For how long writes must have succeeded, after the first failure and after many."""
+"""For how many seconds writes must succeed: after the first failure, and at most after repeated ones."""
 _PROBE_TTL_S = 60.0
 
 T = TypeVar("T")
 
 
 class StoreThread:
-    """One store's. `call` from the event loop; what is for `call` or for the executor, on the thread."""
+    """The thread of one store. Use `call` and the other coroutines from the event loop; functions passed to `call` or
+    to the executor run on the thread."""
 
     def __init__(self, store: StateStore, observer: StoreObserver, clock: Callable[[], float]) -> None:
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -60,16 +61,16 @@ class StoreThread:
         self._claims: list[tuple[str, asyncio.Future[Claim]]] = []
         self._claiming: asyncio.Task[None] | None = None
         self.maybe_taken: set[str] = set()
-        """See rule 3. Taken from on the store's thread alone."""
+        """Records that may be owned: see rule 3. Only the store's thread removes entries."""
 
     @property
     def is_failing(self) -> bool:
-        """Whether the store failed when it was asked last."""
+        """Whether the last call of the store failed."""
         return bool(self._failing)
 
     async def call(self, call: Callable[..., T], *args: Any, operation: str = "read") -> T:
-        """Calls the store and returns what it returns. operation: as which it is counted. Raises StoreUnavailableError
-        and CorruptRecordError."""
+        """Calls the store and returns its result. operation: the name under which failures count. Raises
+        StoreUnavailableError and CorruptRecordError."""
         if operation == "read":
             self._check_open()
         self._num_calls += 1
@@ -79,7 +80,7 @@ class StoreThread:
             )
         except CorruptRecordError:
             raise
-        except Exception as error:  # whatever it is, who asked is to be answered
+        except Exception as error:  # every error must reach the caller
             self.fails(error, operation)
             raise _unavailable() from error
         finally:
@@ -88,7 +89,7 @@ class StoreThread:
         return result
 
     def _try(self, queued_at_s: float, call: Callable[..., T], *args: Any) -> T:
-        """The store's thread. Raises StoreError at once when the store failed after the call was queued."""
+        """Runs on the store's thread. Raises StoreError at once when the store failed after the call was queued."""
         if queued_at_s <= self._failed_at_s:
             raise StoreError("it failed while the call waited for it")
         try:
@@ -104,7 +105,7 @@ class StoreThread:
         return await self.call(self._take, [record_id], lambda: self._store.reserve(record_id, ttl_s))
 
     async def claim(self, record_id: str) -> Claim:
-        """See `StateStore.claim`. Those that come while the store is busy go to it together. Raises
+        """See `StateStore.claim`. Claims that arrive while the store is busy are sent together. Raises
         StoreUnavailableError."""
         if len(self._claims) >= _MAX_CLAIMS:
             raise _too_many(len(self._claims))
@@ -115,7 +116,7 @@ class StoreThread:
         return await claim
 
     async def claim_again(self, record_id: str) -> Claim:
-        """As `claim`, at once, for a record that is kept when the answer is lost."""
+        """As `claim`, but at once, for a record that stays owned when the answer is lost."""
         (claim,) = await self.call(self._store.claim, [record_id])
         return claim
 
@@ -149,7 +150,7 @@ class StoreThread:
             raise
 
     async def beat(self) -> Beat:
-        """A heartbeat, on a thread of its own: it waits for nothing else. Raises StoreUnavailableError."""
+        """Sends a heartbeat on its own thread, so that it waits for nothing else. Raises StoreUnavailableError."""
         try:
             beat = await asyncio.get_running_loop().run_in_executor(self._heart, self._store.heartbeat)
         except Exception as error:
@@ -159,7 +160,7 @@ class StoreThread:
         return beat
 
     async def let_go(self) -> None:
-        """Lets go of what may have been taken: see rule 3. Raises StoreUnavailableError."""
+        """Releases records that may be owned: see rule 3. Raises StoreUnavailableError."""
         if self.maybe_taken:
             await self.call(self._let_go_all, operation="upkeep")
 
@@ -168,15 +169,15 @@ class StoreThread:
         return await self.call(self._store.sweep, limit, operation="upkeep")
 
     async def look_for_risk(self) -> None:
-        """Reports a risk that the store's settings are, once, until they are others. Raises StoreUnavailableError."""
+        """Reports a risk from the store's settings, once for each change. Raises StoreUnavailableError."""
         risk = await self.call(self._store.risk, operation="upkeep")
         if risk != self._risk:
             self._risk = risk
             self._observer.store_at_risk(risk)
 
     async def probe(self) -> None:
-        """Writes a record of its own, and takes it away again, while writes count as failing and have not failed for a
-        while. Raises StoreUnavailableError."""
+        """Writes and deletes a record of its own, when writes count as failing but have not failed for some time.
+        Raises StoreUnavailableError."""
         if "write" in self._failing and self._clock() >= self._write_failed_at_s + self._settle_s:
             await self.call(self._probe, operation="write")
 
@@ -186,8 +187,8 @@ class StoreThread:
         self._store.let_go(name)
 
     async def close(self) -> None:
-        """Closes the store, after a heartbeat that is on its way: it would count as there again. Nothing else may be
-        asked of it from here on."""
+        """Closes the store after any heartbeat in progress, which would make this process count as alive again. Make no
+        further calls."""
         if self._claiming is not None:
             self._claiming.cancel()
         loop = asyncio.get_running_loop()
@@ -203,7 +204,7 @@ class StoreThread:
             self.maybe_taken.discard(record_id)
 
     def _check_open(self) -> None:
-        """Refuses a call while the store fails, or too many wait for it."""
+        """Raises when the store fails, or when too many calls wait for it."""
         now_s = self._clock()
         if "read" in self._failing and (now_s < self._tries_at_s or self._num_calls):
             raise _unavailable()
@@ -212,7 +213,7 @@ class StoreThread:
         self._tries_at_s = now_s + _RETRY_S
 
     def write(self, writes: Sequence[Write]) -> Written:
-        """For the executor: see `StateStore.write`."""
+        """Runs on the executor: see `StateStore.write`."""
         try:
             return self._store.write(writes)
         except StoreError:
@@ -220,14 +221,14 @@ class StoreThread:
             raise
 
     def fails(self, error: Exception, operation: str) -> None:
-        """The store failed."""
+        """Records a failure of the store."""
         self._tries_at_s = self._clock() + _RETRY_S
         if operation == "write":
             now_s = self._clock()
             since_s = now_s - self._write_failed_at_s
             if since_s > 2 * _MAX_SETTLE_S:
                 self._settle_s = _SETTLE_S
-            elif "write" not in self._failing or since_s >= self._settle_s:  # they had succeeded for a while
+            elif "write" not in self._failing or since_s >= self._settle_s:  # writes had succeeded for some time
                 self._settle_s = min(2 * self._settle_s, _MAX_SETTLE_S)
             self._write_failed_at_s = now_s
         was_failing = self.is_failing
@@ -237,7 +238,7 @@ class StoreThread:
             self._observer.store_failed(error)
 
     def works(self, *operations: str) -> None:
-        """The store works."""
+        """Records a success of the store."""
         if self._failing:
             is_settled = self._clock() >= self._write_failed_at_s + self._settle_s
             self._failing.difference_update(one for one in operations if one != "write" or is_settled)

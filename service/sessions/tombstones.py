@@ -1,4 +1,4 @@
-"""What is remembered of sessions that have ended: the tombstones, and what they say to whoever asks for one.
+"""What the server remembers of ended sessions (tombstones), and the errors made from it.
 
 Event loop only; times come from the injected clock.
 """
@@ -29,24 +29,24 @@ _REASONS = {
 
 
 class Tombstone(NamedTuple):
-    """closed_at: Unix seconds."""
+    """How a session ended. closed_at: Unix seconds."""
 
     reason: CloseReason
     position: int
     closed_at: float
 
     def encode(self) -> bytes:
-        """As bytes, for a store."""
+        """Returns the tombstone as bytes, for a store."""
         return msgspec.json.encode(self)
 
     @classmethod
     def decode(cls, data: bytes) -> Tombstone:
-        """From bytes. Raises msgspec.MsgspecError when they are none."""
+        """Returns the tombstone in `data`. Raises msgspec.MsgspecError for other bytes."""
         return msgspec.json.decode(data, type=cls)
 
 
 class Tombstones:
-    """Remembers the last `capacity` sessions that were closed. Event loop only."""
+    """Remembers the last `capacity` closed sessions. Event loop only."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -56,8 +56,8 @@ class Tombstones:
         return len(self._by_id)
 
     def add(self, session_id: str, tombstone: Tombstone) -> None:
-        """Remembers a session; the oldest memory goes when there are too many. An opening that failed says nothing of
-        the session that had the id before it."""
+        """Remembers a session, and drops the oldest one above the capacity. A failed opening does not replace what is
+        known of an earlier session with the same id."""
         if tombstone.reason is CloseReason.FAILED and session_id in self._by_id:
             return
         self._by_id[session_id] = tombstone
@@ -66,8 +66,8 @@ class Tombstones:
             self._by_id.popitem(last=False)
 
     def correct(self, session_id: str, tombstone: Tombstone | None, position: int) -> Tombstone | None:
-        """The tombstone of a session that came to another position while it ended. It is remembered so, unless
-        another session had the id since."""
+        """Returns the tombstone with the final position of a session that moved while it ended. Also replaces the
+        remembered one, unless a later session had the id."""
         if tombstone is None or tombstone.position == position:
             return tombstone
         corrected = tombstone._replace(position=position)
@@ -76,7 +76,7 @@ class Tombstones:
         return corrected
 
     def not_found(self, session_id: str) -> SessionNotFoundError:
-        """The error for a session that is not live, saying what became of it when that is known."""
+        """Returns the error for a session that is not in memory. It says how the session ended, if known."""
         tombstone = self._by_id.get(session_id)
         if tombstone is None:
             return SessionNotFoundError(
@@ -88,8 +88,8 @@ class Tombstones:
 
     @classmethod
     def error_in(cls, session_id: str, data: bytes) -> SessionNotFoundError:
-        """The error for a session whose tombstone a store has. One that another version of this server wrote may say
-        what this one does not know."""
+        """Returns the error for a session whose tombstone comes from a store. Another version of this server may have
+        written a tombstone that this one cannot read."""
         try:
             return cls.error_of(session_id, Tombstone.decode(data))
         except msgspec.MsgspecError:
@@ -101,7 +101,7 @@ class Tombstones:
 
     @staticmethod
     def error_of(session_id: str, tombstone: Tombstone) -> SessionNotFoundError:
-        """The error for a session with this tombstone."""
+        """Returns the error for a session with this tombstone."""
         when = datetime.fromtimestamp(tombstone.closed_at, UTC).isoformat(timespec="seconds")
         return SessionNotFoundError(
             f"session_id = {name_of(session_id)!r} is gone: it {_REASONS[tombstone.reason]}"

@@ -1,13 +1,13 @@
-"""Visits: calls that use a session which no stream has, and leave it without one.
+"""Visits: calls that use a detached session and leave it detached.
 
 Rules:
 
-1. The visits of one id come one after the other, in the order in which they came, also while the session is opened or
-   taken from the store.
-2. A session that a stream has is left to it. A stream may take one while it is visited: the visit's request in flight
-   is answered all the same.
-3. The time for which a session is held begins anew at the end of each visit, however the visit ends; none passes
-   meanwhile.
+1. The visits of one id run one after another, in their order of arrival, also while the session is opened or claimed
+   from the store.
+2. A session with a stream cannot be visited. A stream may take a session during a visit; the visit's request in flight
+   is still answered.
+3. The time for which a detached session is held starts again at the end of each visit, however the visit ends. It does
+   not run during a visit.
 
 Event loop only.
 """
@@ -28,7 +28,7 @@ from service.sessions.session import CloseReason, Session, name_of
 
 
 class _Turns:
-    """Of one id. num: visits that have their turn or wait for it."""
+    """The turns of one id. num: visits that have their turn or wait for it."""
 
     __slots__ = ("lock", "num")
 
@@ -38,7 +38,7 @@ class _Turns:
 
 
 class Visits:
-    """max_waiting: visits of one session that may wait for their turn."""
+    """The visits of all sessions. max_waiting: visits of one session that may wait for their turn."""
 
     def __init__(self, registry: Registry, resume: Resume, max_waiting: int) -> None:
         self._registry = registry
@@ -48,7 +48,7 @@ class Visits:
 
     @asynccontextmanager
     async def turn(self, session_id: str) -> AsyncIterator[None]:
-        """Waits for its turn, and has it until the block ends. Raises QueueFullError."""
+        """Waits for the caller's turn, which lasts until the block ends. Raises QueueFullError."""
         turns = self._turns.setdefault(session_id, _Turns())
         if turns.num > self._max_waiting:
             raise QueueFullError(
@@ -67,10 +67,11 @@ class Visits:
                 del self._turns[session_id]
 
     async def find(self, session_id: str, max_owned: int | None = None) -> tuple[Session, bool]:
-        """Begins the visit of a session that is there. Returns it, and whether nothing of it was lost because it was in
+        """Begins the visit of an existing session. Returns it, and whether nothing of it was lost because it was in
         this server's memory.
 
-        Raises SessionNotOpenError for one that a stream has, here or at another server, and what `Resume.meet` raises.
+        Raises SessionNotOpenError for a session with a stream, here or at another server, and what `Resume.meet`
+        raises.
         """
         session, is_here = await self._resume.meet(session_id, max_owned, is_polite=True)
         self.check_free(session)
@@ -82,7 +83,7 @@ class Visits:
 
     @staticmethod
     def begin(session: Session) -> None:
-        """Begins the visit of a session that it opens."""
+        """Begins the visit of a session that the visit itself opens."""
         session.own_persistence().is_attached = False
 
     @staticmethod
@@ -96,15 +97,16 @@ class Visits:
             )
 
     async def position(self, session: Session) -> int:
-        """Where a session is; of a strict one as far as it is stored. Raises what `position_to_tell` raises."""
+        """Returns a session's position; for a strict session, the stored one. Raises what `position_to_tell` raises."""
         position = session.position
         settled, give = awaited()
         self._registry.checkpoints.after_pending(session, give)
         return position_to_tell(session, position, await settled)
 
     async def close(self, session: Session, reason: CloseReason) -> None:
-        """Closes a session, and returns when the store knows it. Raises SessionNotOpenError when a stream has it by
-        now, the reason why it is here no more, and StoreUnavailableError: it is closed all the same."""
+        """Closes a session, and returns when the store has its end. Raises SessionNotOpenError when a stream has taken
+        it, and the reason when it is no longer here. Raises StoreUnavailableError when the store fails; the session is
+        closed nevertheless."""
         self.check_free(self._registry.here(session))
         closed, give = awaited()
         self._registry.close(session, reason, notify=False, then=give)
@@ -113,7 +115,7 @@ class Visits:
             raise error
 
     def leave(self, session: Session) -> None:
-        """The visit is over: does what the session's policy says."""
+        """Ends a visit: applies the session's policy."""
         if session.is_over or not session.is_detached:
             return
         policy = session.policy

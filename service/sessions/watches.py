@@ -1,15 +1,16 @@
-"""Who watches sessions, and what waits to be told to them.
+"""The watchers of sessions, and the events that wait for them.
 
 Rules:
 
-1. Watching changes nothing: a session is neither used nor held by it, and who feeds it waits for nobody who watches.
-2. What happens to a session is told in order, and each thing once; what is only answered again is not told.
-3. What answers wait for (see `Persistence.waits_for_store`) is told no sooner than they are given: when the moment
-   after it is stored, and the session known to be this server's. What is not stored when it ends is never told.
-4. What waits for one watcher is bounded, and whoever has more is dropped, and told so. What waits for all of them is
-   bounded too, and those with the most are dropped first.
+1. Watching has no side effect: it does not use or hold a session, and no feed waits for a watcher.
+2. The events of a session are delivered in order, each once. An answer to a retry is no event.
+3. When answers wait for the store (see `Persistence.waits_for_store`), an event is delivered no earlier than the
+   answer: when the moment after it is stored, and the session is confirmed. An event that is not stored when the
+   session ends is never delivered.
+4. The events that wait for one watcher are limited. A watcher that exceeds the limit is dropped, with an error. The
+   events that wait for all watchers are limited, too; those with the most are dropped first.
 
-Where nobody watches, all this costs a look at whether `of_session` is empty. Event loop only.
+Without watchers, the only cost is a check whether `of_session` is empty. Event loop only.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from service.sessions.persistence import Moment
 from service.sessions.session import CloseReason, Session
 
 _MAX_WATCHERS = 16
-"""Of one session."""
+"""The limit for one session."""
 _MAX_EVENTS = 256
-"""That wait for one watcher."""
+"""The limit of events that wait for one watcher."""
 _MAX_BYTES = 4 * 1024 * 1024
-"""Of those, but for a single one that is larger."""
+"""The limit of their bytes. A single larger event is allowed."""
 _EVENT_BYTES = 200
-"""About what one takes beside its tokens and outputs."""
+"""About the bytes of an event without its tokens and outputs."""
 
 
 class Change(Enum):
-    """What becomes of a session without a token."""
+    """A change of a session that consumes and generates no token."""
 
-    WATCHED = "watched"  # a watch of it has begun
+    WATCHED = "watched"  # a watch of the session begins
     ATTACHED = "attached"
     DETACHED = "detached"
     SET_BACK = "set_back"
@@ -52,18 +53,18 @@ class Change(Enum):
 
 
 class Consumed(NamedTuple):
-    """Tokens that a session has consumed, and the outputs that whoever fed it got."""
+    """Tokens that a session consumed, and the outputs that its client received."""
 
     items: Sequence[Item]
     outputs: list[StepOutput]
 
 
 Happening: TypeAlias = Consumed | Generated | Searched | Change | CloseReason
-"""What is told of a session. After a `CloseReason` nothing is."""
+"""The content of an event. No event follows a `CloseReason`."""
 
 
 class Told(NamedTuple):
-    """One thing to be told. moment: of the session, after it."""
+    """One event. moment: the session's moment after it."""
 
     moment: Moment
     happening: Happening
@@ -71,23 +72,23 @@ class Told(NamedTuple):
 
 
 class Watcher:
-    """Whoever watches one session: made by `Watches.watch`, and to be closed."""
+    """One watch of one session. `Watches.watch` makes it, and the caller must close it."""
 
     def __init__(self, session: Session, watches: Watches) -> None:
         self.session = session
         self._watches = watches
         self._waiting: deque[Told] = deque()
         self.num_bytes = 0
-        """That wait."""
+        """The bytes of the events that wait."""
         self._has_ended = False
         self.failure: CarouselError | None = None
-        """The error that has ended the watch."""
+        """The error that ended the watch."""
         self.on_over: Callable[[], None] | None = None
-        """Called when there is one, and when the session has ended: not much more is told."""
+        """Called when the watch fails or the session ends: few events, or none, follow."""
         self._arrival: asyncio.Future[None] | None = None
 
     async def next(self) -> Told | None:
-        """What comes next; None after the end. Raises the error that ended the watch. One task at a time."""
+        """Returns the next event; None after the end. Raises the error that ended the watch. One task at a time."""
         while True:
             if self.failure is not None:
                 raise self.failure
@@ -101,7 +102,7 @@ class Watcher:
             await self._arrival
 
     def put(self, told: Told) -> None:
-        """Adds what is to be told. Drops the watcher when that is too much."""
+        """Adds an event. Drops the watcher when too much waits."""
         is_too_large = bool(self._waiting) and self.num_bytes + told.num_bytes > _MAX_BYTES
         if len(self._waiting) >= _MAX_EVENTS or is_too_large:
             self.drop()
@@ -113,12 +114,12 @@ class Watcher:
             self.wake_up()
 
     def wake_up(self) -> None:
-        """What waits may be told by now."""
+        """Wakes the reader: an event may be deliverable now."""
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
 
     def end(self, reason: CloseReason) -> None:
-        """The session has ended: only what may be told already still is."""
+        """Handles the end of the session: keeps only the events that may be delivered now."""
         session, kept = self.session, deque[Told]()
         while self._waiting and self._may_tell(self._waiting[0]):
             kept.append(self._waiting.popleft())
@@ -132,7 +133,7 @@ class Watcher:
             self.on_over()
 
     def drop(self) -> CarouselError:
-        """Ends the watch because too much waits, or for too long. Returns the error that has ended it."""
+        """Ends the watch because too much waits, or waits for too long. Returns the error that ended it."""
         event, wait = ("event", "waits") if len(self._waiting) == 1 else ("events", "wait")
         return self._fail(
             WatcherDroppedError(
@@ -144,18 +145,19 @@ class Watcher:
         )
 
     def leave(self, error: CarouselError) -> None:
-        """Ends the watch with an error because the server leaves, unless the session has ended."""
+        """Ends the watch with an error because the server shuts down, unless the session has ended."""
         if not self._has_ended:
             self._fail(error)
 
     def close(self) -> None:
-        """Ends the watch: nothing more is told."""
+        """Ends the watch: no further event is delivered."""
         self._waiting.clear()
         self._count(-self.num_bytes)
         self._watches.remove(self)
 
     def _fail(self, error: CarouselError) -> CarouselError:
-        """Its place among the session's is free when its call is over, which `on_over` brings about."""
+        """Ends the watch with an error. `on_over` makes the caller close it, which frees its place among the session's
+        watchers."""
         self._waiting.clear()
         self._count(-self.num_bytes)
         if self.failure is None:
@@ -177,20 +179,20 @@ class Watcher:
 
 
 class Watches:
-    """The watchers of all sessions. max_bytes: that may wait for them together.
+    """The watchers of all sessions. max_bytes: of all waiting events together.
 
-    of_session: those of each session that has any. num_bytes: that wait.
+    of_session: the watchers of each session that has any. num_bytes: of all waiting events.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.of_session: dict[Session, list[Watcher]] = {}
         self.num_bytes = 0
         self._all: set[Watcher] = set()
-        """Also those of sessions that have ended, which have not read all of it."""
+        """All watchers, also of ended sessions with events that were not read yet."""
         self._max_bytes = max_bytes
 
     def watch(self, session: Session) -> Watcher:
-        """Begins to watch a session. Raises TooManyWatchersError."""
+        """Begins a watch of a session. Raises TooManyWatchersError."""
         watchers = self.of_session.get(session, [])
         if len(watchers) >= _MAX_WATCHERS:
             raise TooManyWatchersError(
@@ -205,7 +207,7 @@ class Watches:
         return watcher
 
     def remove(self, watcher: Watcher) -> None:
-        """A watcher watches no longer."""
+        """Removes a watcher."""
         self._all.discard(watcher)
         rest = [one for one in self.of_session.get(watcher.session, ()) if one is not watcher]
         if rest:
@@ -214,18 +216,18 @@ class Watches:
             self.of_session.pop(watcher.session, None)
 
     def make_room(self, num_bytes: int) -> None:
-        """Drops the watchers for which the most waits, until so many bytes more may wait; a single event always may."""
+        """Drops the watchers with the most waiting bytes until `num_bytes` more fit. A single event always fits."""
         while self.num_bytes and self.num_bytes + num_bytes > self._max_bytes:
             max(self._all, key=lambda watcher: watcher.num_bytes).drop()
 
     def fed(self, session: Session, job: FeedJob, result: Result, num_tokens: int) -> None:
-        """A feed has moved a session by so many tokens, whatever became of it."""
+        """Reports that a feed moved a session by `num_tokens`, also when the feed failed."""
         if session in self.of_session:
             outputs = result.outputs if isinstance(result, Fed) else []
             self._consumed(session, result.position, job.tokens[:num_tokens], outputs)
 
     def stepped(self, sessions: Sequence[Session], job: StepBatchJob, result: Stepped) -> None:
-        """A step batch has moved sessions, whose positions are still those before it."""
+        """Reports that a step batch moved sessions. `Session.position` must still be the position before the batch."""
         ends = range(len(sessions) + 1) if job.counts is None else list(accumulate(job.counts, initial=0))
         failed = {place for place, _ in result.errors}
         for place, session in enumerate(sessions):
@@ -236,12 +238,13 @@ class Watches:
                 self._consumed(session, result.positions[place], items, outputs)
 
     def generated(self, session: Session, result: Result) -> None:
-        """A generation has given tokens, or its end, or has failed."""
+        """Reports tokens or the end of a generation. Ignores a failure."""
         if session in self.of_session and isinstance(result, Generated):
             self._tell(session, result.position, result, size_of(result.token_ids))
 
     def searched(self, session: Session, job: SearchJob, result: Result, num_tokens: int) -> None:
-        """A search is done, or ended while its session had consumed so many tokens of what was found."""
+        """Reports the end of a search. num_tokens: tokens of the best result that the session had consumed when the
+        search ended."""
         if session not in self.of_session:
             return
         if isinstance(result, Searched):
@@ -252,17 +255,17 @@ class Watches:
             self.generated(session, Generated(result.position, best, None, None))
 
     def changed(self, session: Session, change: Change) -> None:
-        """Something else has become of a session."""
+        """Reports another change of a session."""
         if session in self.of_session:
             self._tell(session, session.position, change, 0)
 
     def ended(self, session: Session, reason: CloseReason) -> None:
-        """A session has ended here."""
+        """Reports that a session has ended here."""
         for watcher in self.of_session.pop(session, ()):
             watcher.end(reason)
 
     def settled(self, session: Session) -> None:
-        """More of a session is stored, or it is known to be this server's."""
+        """Wakes the watchers: more of the session is stored, or it was confirmed."""
         for watcher in self.of_session.get(session, ()):
             watcher.wake_up()
 
@@ -276,12 +279,12 @@ class Watches:
 
 
 def _row(job: StepBatchJob, result: Stepped, place: int) -> list[StepOutput]:
-    """What a session would have got, had it been fed alone."""
+    """Returns the outputs that a session would have received from a feed of its own."""
     if job.outputs.kind is OutputKind.NONE:
         return []
     begin, end = place * job.width, (place + 1) * job.width
     scores = result.log_probabilities[begin:end] if job.outputs.kind is OutputKind.TOP_K else None
-    logits = None if result.logits is None else result.logits[place].copy()  # not the whole batch's
+    logits = None if result.logits is None else result.logits[place].copy()  # a copy, not a view of the whole batch
     if job.outputs.kind is OutputKind.EMITTED and logits is not None:
         ids, scores, num_limited = emitted(logits)
         return [StepOutput(result.positions[place], ids, scores, num_limited=num_limited)] if ids else []

@@ -1,1 +1,1 @@
-"""Where sessions outlive their process: records behind one protocol."""
+"""Stores of session records that outlive a server process, behind one protocol."""

@@ -42,8 +42,8 @@ class CorruptRecordError(StoreError):
 
 
 class Standing(Enum):
-    """Who may use a record. OWNED: its owner. FREE: any process that claims it. GONE: nobody: the session has ended,
-    and the payload says how."""
+    """Who may use a record. OWNED: its owner. FREE: any process that claims it. GONE: no process;
+    the session has ended, and the payload says how."""
 
     OWNED = "owned"
     FREE = "free"

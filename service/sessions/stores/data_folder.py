@@ -1,5 +1,5 @@
-"""The folder of the embedded store: only its user may read it, one process has it at a time, and that process notices
-when somebody removes or replaces its files."""
+"""The folder of the embedded store. Only its user may read it, only one process uses it at a time, and that process
+notices when its files are removed or replaced."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _ADVICE = "move back the folder that the server has opened, or restart the serve
 
 
 class DataFolder:
-    """A folder that this process has until `close`.
+    """A folder that this process holds until `close`.
 
-    path: made when it is missing. Raises StoreError when it cannot be used, or another process has it.
+    path: created if missing. Raises StoreError when the folder cannot be used or another process holds it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,10 +57,10 @@ class DataFolder:
     def open_environment(
         self, names: Sequence[bytes], initial_bytes: int
     ) -> tuple[lmdb.Environment, list[lmdb._Database]]:
-        """Opens the data file, or makes it. From here on `check` compares it, too. Call it once.
+        """Opens or creates the data file. From now on `check` examines it, too. Call it once.
 
-        names: of the databases; initial_bytes: the least size of the map.
-        Returns LMDB's environment and its databases. Raises StoreError.
+        names: of the databases. initial_bytes: the least size of the map. Returns LMDB's environment and its databases.
+        Raises StoreError.
         """
         with ExitStack() as undo:
             try:
@@ -83,8 +83,8 @@ class DataFolder:
         return environment, databases
 
     def check(self) -> None:
-        """Raises StoreError when the lock file or the data file was removed or replaced, or the data file has shrunk:
-        LMDB only makes it larger. Any thread may call it."""
+        """Raises StoreError when the lock file or the data file was removed or replaced, or when the data file has
+        shrunk; LMDB never shrinks it. Any thread may call it."""
         least_bytes = self._least_bytes  # read before the file's size, which another thread's transaction may increase
         if not os.path.samestat(_stat(self._lock_file), self._locked):
             raise StoreError(f"{self._lock_file} was replaced while the server runs: {_ADVICE}")
@@ -101,12 +101,12 @@ class DataFolder:
         self._least_bytes = now.st_size
 
     def close(self) -> None:
-        """Lets another process have the folder."""
+        """Releases the folder for other processes."""
         os.close(self._lock)
 
 
 def is_in_use(path: Path) -> bool:
-    """Whether another process has a folder. Changes nothing; of one that cannot be looked at, it is not known."""
+    """Whether another process holds a folder. Changes nothing. False when the folder cannot be examined."""
     try:
         lock = os.open(path / "owner.lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -121,14 +121,14 @@ def is_in_use(path: Path) -> bool:
 
 
 def check_folder(path: Path) -> None:
-    """Looks whether `make_folder` can make a folder, or use the one that is there: by a folder in it, which it removes.
-    Raises StoreError."""
+    """Checks whether `make_folder` can create a folder, or use the existing one: creates a temporary folder in it and
+    removes it. Raises StoreError."""
     there = next((folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder)), path)
     if not there.is_dir():
         raise StoreError(f"{there} is not a folder: move it away, or set data_folder to another folder")
     try:
         os.listdir(there)
-        with TemporaryDirectory(prefix=".carousel-", dir=there):  # of some file systems the rights do not tell
+        with TemporaryDirectory(prefix=".carousel-", dir=there):  # permissions do not tell on some file systems
             pass
     except OSError as error:
         what = "" if there == path else f" cannot be made: the folder {there}"
@@ -139,7 +139,7 @@ def check_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder that only its user may use, or takes the rights of others on an existing one away. Raises
+    """Creates a folder that only its user may use, or removes the permissions of other users on an existing one. Raises
     StoreError."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -151,8 +151,8 @@ def make_folder(path: Path) -> None:
 
 
 def tighten(path: Path) -> None:
-    """Takes the rights of group and others on a file or folder away, if it is there. When that fails, it logs how an
-    operator can do it. A folder with the sticky bit, such as /tmp, stays as it is: others use it on purpose."""
+    """Removes the permissions of group and others on a file or folder, if it exists. When that fails, logs how an
+    operator can do it. A folder with the sticky bit, such as /tmp, stays unchanged, because other users need it."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
@@ -177,8 +177,8 @@ def tighten(path: Path) -> None:
 
 
 def put_in_place(new: Path, path: Path) -> None:
-    """Renames a file that is written and synced, so that `path` is whole or missing, also after a power failure. Raises
-    OSError."""
+    """Renames a written and synced file to `path`, so that `path` is complete or missing, also after a power failure.
+    Raises OSError."""
     new.replace(path)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -189,7 +189,7 @@ def put_in_place(new: Path, path: Path) -> None:
 
 
 def _make_data_file(path: Path, names: Sequence[bytes], size: int) -> None:
-    """Makes the file in one step: a process that is killed meanwhile leaves no half-made file, which the next start
+    """Creates the file atomically: a process that is killed meanwhile leaves no partial file, which the next start
     would refuse. Raises lmdb.Error and OSError."""
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
@@ -203,7 +203,7 @@ def _make_data_file(path: Path, names: Sequence[bytes], size: int) -> None:
 
 
 def _stat(path: Path) -> os.stat_result:
-    """Raises StoreError."""
+    """Returns the status of a file. Raises StoreError."""
     try:
         return os.stat(path)
     except FileNotFoundError as error:

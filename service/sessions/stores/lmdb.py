@@ -1,6 +1,7 @@
-"""Records in LMDB: embedded, in a folder that one process has at a time.
+"""Records in LMDB: an embedded store, in a folder that one process uses at a time.
 
-A batch of writes is one transaction, on disk when it returns. The map, which bounds the file, grows by itself.
+A batch of writes is one transaction, which is on disk when it returns. The map limits the size of the file; it grows
+automatically.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from service.sessions.stores.data_folder import DataFolder
 
 _FORMAT = 1
 _HEADER = struct.Struct("<HBBQd16s")
-"""Format, standing, whether there is a payload, epoch, Unix seconds of its expiry, owner."""
+"""Format, standing, whether there is a payload, epoch, expiry in Unix seconds, owner."""
 _STANDINGS = tuple(Standing)
 _DATABASES = (b"records", b"expiries", b"aside")
 _INITIAL_BYTES = 64 * 1024 * 1024
@@ -47,17 +48,17 @@ class _Record(NamedTuple):
     expires_at: float
 
     def encode(self) -> bytes:
-        """As a value."""
+        """Returns the record as a value of the database."""
         has_payload = self.payload is not None
         head = (_FORMAT, _STANDINGS.index(self.standing), has_payload, self.epoch, self.expires_at)
         return _HEADER.pack(*head, self.owner.encode()) + (self.payload or b"")
 
 
 class LmdbStore:
-    """A `StateStore`. folder: made when it is missing; clock: Unix seconds; None: the time, which does not
-    jump while this process lives; initial_bytes, max_bytes: of the map.
+    """A `StateStore`. folder: created if missing. clock: Unix seconds; None: the system's time, without its jumps while
+    this process lives. initial_bytes, max_bytes: sizes of the map.
 
-    Raises StoreError when the folder cannot be used, another process has it, or its data file is damaged.
+    Raises StoreError when the folder cannot be used, another process uses it, or its data file is damaged.
     """
 
     lease_s: float | None = None
@@ -111,7 +112,7 @@ class LmdbStore:
         return expires_at > self._clock() and not self._is_free(_STANDINGS[standing], has_payload, owner.decode())
 
     def ids(self, prefix: str) -> list[str]:
-        """See `StateStore`. Those of records that cannot be read are among them."""
+        """See `StateStore`. Includes the ids of records that cannot be read."""
         self._folder.check()
         start, now, found = prefix.encode(), self._clock(), []
         try:
@@ -129,7 +130,8 @@ class LmdbStore:
         return found
 
     def claim(self, session_ids: Sequence[str]) -> list[Claim]:
-        """See `StateStore`. What another process owned is free: it would have the folder."""
+        """See `StateStore`. The record of any other process is free: that process is gone, because this one holds the
+        folder."""
 
         def act(transaction: lmdb.Transaction) -> list[Claim]:
             return [self._claim(transaction, session_id) for session_id in session_ids]
@@ -137,7 +139,7 @@ class LmdbStore:
         return self._change(act)
 
     def ask(self, owner: str, session_ids: Sequence[str]) -> set[str]:
-        """See `StateStore`. No other process has the folder."""
+        """See `StateStore`. No other process uses the folder."""
         return set(session_ids)
 
     def write(self, writes: Sequence[Write]) -> Written:
@@ -152,7 +154,8 @@ class LmdbStore:
         return self._change(act)
 
     def heartbeat(self) -> Beat:
-        """See `StateStore`. Nobody else can want anything. Raises StoreError when the folder is no longer there."""
+        """See `StateStore`. No other process can want a record. Raises StoreError when the folder was removed or
+        replaced."""
         self._folder.check()
         return Beat("", [])
 
@@ -209,8 +212,8 @@ class LmdbStore:
         self._folder.close()
 
     def _is_free(self, standing: Standing, has_payload: bool, owner: str) -> bool:
-        """Whether a record's id may be reserved: its session is gone, or was never written by an owner that is gone, as
-        every other is: it would have the folder."""
+        """Whether a record's id may be reserved: its session has ended, or another owner never wrote it. Every other
+        owner is gone, because this process holds the folder."""
         if has_payload or standing is not Standing.OWNED:
             return standing is Standing.GONE
         return owner != self.owner
@@ -258,7 +261,7 @@ class LmdbStore:
         transaction.put(key, record.encode(), db=self._records)
 
     def _find(self, transaction: lmdb.Transaction, session_id: str) -> _Record | None:
-        """Raises CorruptRecordError."""
+        """Returns a record that has not expired. Raises CorruptRecordError."""
         key = session_id.encode()
         value = transaction.get(key, db=self._records)
         if value is None:
@@ -274,8 +277,8 @@ class LmdbStore:
         return _Record(epoch, owner.decode(), _STANDINGS[standing], payload, expires_at)
 
     def _change(self, act: Callable[[lmdb.Transaction], T]) -> T:
-        """Runs a transaction, again with a larger map when it does not fit. Raises StoreError also when somebody took
-        the data file away meanwhile: the changes are lost with it."""
+        """Runs a transaction. Repeats it with a larger map when it does not fit. Raises StoreError also when the data
+        file was removed or replaced meanwhile, because the changes are lost."""
         while True:
             self._folder.check()
             try:
@@ -293,12 +296,12 @@ class LmdbStore:
 
 
 def _steady_clock() -> Callable[[], float]:
-    """Unix seconds as they were when it was made, and the seconds since: nobody's setting of the clock expires a
+    """Returns a clock of Unix seconds that ignores later changes of the system's time, so that no such change expires a
     record."""
     began_s = time.time() - time.monotonic()
     return lambda: began_s + time.monotonic()
 
 
 def _milliseconds(time_s: float) -> bytes:
-    """Sorts as the time does."""
+    """Returns a time in milliseconds as bytes that sort in order of time."""
     return struct.pack(">Q", max(0, round(time_s * 1000)))

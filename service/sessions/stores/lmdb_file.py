@@ -1,8 +1,8 @@
-"""Checks a file of LMDB without mapping it: LMDB maps the file, and a page that is missing kills the process (SIGBUS).
+"""Checks an LMDB file without mapping it. LMDB maps the file, and access to a missing page kills the process (SIGBUS).
 
-The layout is LMDB's data version 1 (LMDB 0.9), in this machine's word size and little-endian. LMDB itself judges files
-of another version. LMDB does not write a page that it took and freed in one transaction. So a file may be shorter than
-its last page number says, when the rest is free: then the check reads the list of free pages.
+The layout is LMDB's data version 1 (LMDB 0.9), with this machine's word size, little-endian. LMDB itself checks files
+of other versions. LMDB does not write a page that was allocated and freed in one transaction. So a file may be shorter
+than its last page number says, when the missing pages are free. In this case the check reads the list of free pages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ databases, each: pad, flags, depth, branch, leaf and overflow pages, entries, ro
 _PAGE = struct.Struct("@NHHHH")
 """Number, pad, flags, end of the node offsets, begin of the nodes."""
 _NODE = struct.Struct("@HHHH")
-"""Low and high half of the value's size (of a branch: the child's page number), flags, size of the key."""
+"""Low and high half of the value's size (in a branch: of the child's page number), flags, size of the key."""
 _WORD = struct.Struct("@N")
 
 _MAGIC = 0xBEEFC0DE
@@ -44,7 +44,7 @@ class _Meta(NamedTuple):
 
 
 def check_data_file(path: Path) -> None:
-    """Checks a file that exists. Raises StoreError when LMDB could not use it, or would read beyond its end."""
+    """Checks an existing file. Raises StoreError when LMDB could not use it, or would read beyond its end."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise StoreError(f"{path} is not a regular file: move it away, or set data_folder to another folder")
@@ -77,7 +77,7 @@ def _check(path: Path, descriptor: int) -> None:
 
 
 def _meta(descriptor: int, offset: int) -> _Meta | None:
-    """The meta page at `offset`; None: there is none."""
+    """Returns the meta page at `offset`, or None when there is none."""
     data = os.pread(descriptor, _META.size, offset)
     if len(data) < _META.size:
         return None
@@ -90,7 +90,7 @@ def _meta(descriptor: int, offset: int) -> _Meta | None:
 
 
 def _num_free(descriptor: int, meta: _Meta, first_page: int) -> int:
-    """How many pages from `first_page` on are free; 0 when the list of free pages is missing or damaged itself."""
+    """Returns how many pages from `first_page` on are free; 0 when the list of free pages is missing or damaged."""
     try:
         pages = _free_pages(descriptor, meta.page_size, meta.free_root)
         return sum(first_page <= page <= meta.last_page for page in pages)
@@ -99,7 +99,7 @@ def _num_free(descriptor: int, meta: _Meta, first_page: int) -> int:
 
 
 def _free_pages(descriptor: int, page_size: int, root: int) -> Iterator[int]:
-    """The numbers in the values of the tree at `root`. Raises struct.error when a page is not there."""
+    """Returns the page numbers in the values of the tree at `root`. Raises struct.error when a page is missing."""
     if root == _NO_ROOT:
         return
     page = os.pread(descriptor, page_size, root * page_size)

@@ -1,4 +1,4 @@
-"""Records in this process's memory, and gone with it."""
+"""Records in this process's memory. They are lost when the process ends."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ class Record:
 
 @dataclass(slots=True)
 class Shelf:
-    """What several memory stores may share, as replicas share a server."""
+    """Records that several memory stores may share, as replicas share a Redis."""
 
     records: dict[str, Record] = field(default_factory=dict)
     owners: dict[str, set[str]] = field(default_factory=dict)
-    """Those that are there, each with the ids that others want of it."""
+    """The processes that are alive, each with the ids that others want from it."""
     aside: dict[str, Record] = field(default_factory=dict)
 
     def find(self, session_id: str, now: float) -> Record | None:
-        """The record of a session whose time is not over. now: of the stores' clock."""
+        """Returns the record of a session unless it has expired. now: seconds of the stores' clock."""
         record = self.records.get(session_id)
         return None if record is None or record.expires_at <= now else record
 
     def is_there(self, owner: str) -> bool:
-        """Whether a store's process is there: until it closes its store."""
+        """Whether a store's process counts as alive: until it closes its store."""
         return owner in self.owners
 
 
 class MemoryStore:
-    """A `StateStore`. shelf: what it shares with others; clock: seconds; owner: the name of this process, which no
-    other has; None: one is made."""
+    """A `StateStore`. shelf: what it shares with other stores. clock: seconds. owner: the unique name of this process;
+    None generates one."""
 
     lease_s: float | None = None
 
@@ -180,7 +180,7 @@ class MemoryStore:
         self._shelf.owners.pop(self.owner, None)
 
     def _is_free(self, record: Record) -> bool:
-        """Whether a record's id may be reserved: its session is gone, or was never written by an owner that is gone."""
+        """Whether a record's id may be reserved: its session has ended, or its owner is gone and never wrote it."""
         if record.payload is not None or record.standing is not Standing.OWNED:
             return record.standing is Standing.GONE
         return record.owner != self.owner and not self._shelf.is_there(record.owner)

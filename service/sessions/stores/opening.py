@@ -1,4 +1,4 @@
-"""Opening the store that the settings name, and the key that signs what goes there."""
+"""Opens the store that the settings name, and reads the key that signs snapshots."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _LEAST_KEY_BYTES = 16
 
 
 def check_store(kind: str, *, key_file: Path | None, data_folder: Path, redis_url: str) -> None:
-    """Looks whether `signing_key` and `open_store` can do what they are for. Makes nothing; an embedded store that
-    another process has is good. Raises StoreError as they do."""
+    """Checks whether `signing_key` and `open_store` can succeed. Creates nothing. An embedded store that another
+    process uses passes the check. Raises StoreError as they do."""
     if kind == "redis" and key_file is None:
         raise _no_key()
     if key_file is not None:
@@ -38,34 +38,34 @@ def check_store(kind: str, *, key_file: Path | None, data_folder: Path, redis_ur
         if os.path.lexists(data_file) and not is_store_in_use(kind, data_folder):
             check_data_file(data_file)
     elif kind == "redis":
-        from service.sessions.stores.redis_address import check_reachable  # noqa: PLC0415  # as below
+        from service.sessions.stores.redis_address import check_reachable  # noqa: PLC0415  # only redis needs it
 
         check_reachable(redis_url)
 
 
 def is_store_in_use(kind: str, data_folder: Path) -> bool:
-    """Whether another process has the embedded store."""
+    """Whether another process uses the embedded store."""
     return kind == "lmdb" and is_in_use(data_folder / _SESSIONS)
 
 
 def open_store(kind: str, *, data_folder: Path, redis_url: str, lease_s: float) -> StateStore:
-    """A store. kind: lmdb, redis or memory. Raises StoreError."""
+    """Opens a store. kind: lmdb, redis or memory. Raises StoreError."""
     if kind == "lmdb":
         make_folder(data_folder)
         return LmdbStore(data_folder / _SESSIONS)
     if kind == "redis":
-        from service.sessions.stores.redis import RedisStore  # noqa: PLC0415  # what others need not wait for
+        from service.sessions.stores.redis import RedisStore  # noqa: PLC0415  # only redis needs it
 
         return RedisStore(redis_url, lease_s=lease_s)
     return MemoryStore()
 
 
 def signing_key(kind: str, *, key_file: Path | None, data_folder: Path) -> bytes:
-    """The key: of a file that is given; else, for lmdb, of one that is made in the data folder; else a new one, with
-    which nobody else can read what this process has signed.
+    """Returns the signing key: the content of `key_file`; else, for lmdb, of a key file in the data folder, which is
+    created if missing; else a new random key, which no other process knows.
 
-    Raises StoreError for a file that cannot be read or is too short, for a shared store without one, and when another
-    process has the data folder that has no key yet.
+    Raises StoreError for a file that cannot be read or is too short, for a shared store without a key file, and when
+    another process uses the data folder and it has no key yet.
     """
     if key_file is None and kind == "redis":
         raise _no_key()
@@ -99,8 +99,8 @@ def _read_key(path: Path) -> bytes:
 
 
 def _make_key(path: Path) -> None:
-    """Writes a new key unless there is one, under the store's lock: of servers that start at once, one makes a key.
-    Raises StoreError and OSError."""
+    """Writes a new key unless there is one, under the store's lock: when several servers start at once, only one makes
+    a key. Raises StoreError and OSError."""
     make_folder(path.parent)
     if path.exists():
         tighten(path)

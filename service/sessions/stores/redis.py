@@ -1,7 +1,7 @@
 """Records in Redis or Valkey, which several servers share.
 
-A record is a hash; each change of one is a script, which Redis runs as a whole. A server is there as long as its key
-lives, which it renews; what others want of it they put into a set of its.
+A record is a hash. Each change of a record is a script, which Redis runs atomically. A server counts as alive while its
+key exists; it renews the key. Other servers put the ids that they want from a server into that server's set.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from service.sessions.stores.base import (
 from service.sessions.stores.redis_address import address_of, failed
 
 _REMEMBERED_S = 86_400.0
-"""How long Redis knows since when a server was there, after its last heartbeat."""
+"""How long after a server's last heartbeat Redis keeps the times at which it was alive."""
 _SCANNED = 1000
-"""Keys that Redis looks at in one go."""
+"""The keys that Redis examines in one scan step."""
 
 
 class RedisStore:
-    """A `StateStore`. lease_s: how long this process counts as there after its last heartbeat; timeout_s: of a call.
+    """A `StateStore`. lease_s: how long this process counts as alive after its last heartbeat. timeout_s: of one call.
 
-    Raises StoreError when it cannot be reached.
+    Raises StoreError when Redis cannot be reached.
     """
 
     def __init__(self, url: str, *, lease_s: float = 3.0, prefix: str = "carousel:", timeout_s: float = 2.0) -> None:
@@ -50,7 +50,8 @@ class RedisStore:
         self._client: Any = redis.Redis.from_url(
             url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, decode_responses=False
         )
-        # a heartbeat that is not answered soon is sent again before the lease is over, and waits for nothing else
+        # the short timeout lets an unanswered heartbeat be sent again before the lease expires; a separate client never
+        # waits for other calls
         self._beats: Any = redis.Redis.from_url(
             url, socket_timeout=min(timeout_s, lease_s / 4), socket_connect_timeout=min(timeout_s, lease_s / 4)
         )
@@ -62,7 +63,7 @@ class RedisStore:
         self._write = self._client.register_script(redis_scripts.WRITE)
         self._let_go = self._client.register_script(redis_scripts.LET_GO)
         try:
-            self._send_heartbeat(self._client)  # the first one may take its time
+            self._send_heartbeat(self._client)  # the first one may take longer
         except StoreError:
             self._client.close()
             self._beats.close()
@@ -148,7 +149,7 @@ class RedisStore:
         return Written({one for one, code in results if code == 0}, {one for one, code in results if code < 0})
 
     def heartbeat(self) -> Beat:
-        """See `StateStore`. The key of a process that is there is prolonged, and not written: that a store can do which
+        """See `StateStore`. Extends the expiry of the process's key instead of writing it, which also works when Redis
         has no memory left."""
         return self._send_heartbeat(self._beats)
 
@@ -176,7 +177,7 @@ class RedisStore:
             raise self._failed(error) from error
 
     def risk(self) -> str:
-        """See `StateStore`. A Redis that evicts deletes records, and tells nobody."""
+        """See `StateStore`. A Redis that evicts keys deletes records without notice."""
         try:
             memory = self._client.info("memory")
         except (redis.RedisError, OSError) as error:
@@ -190,7 +191,7 @@ class RedisStore:
         )
 
     def sweep(self, limit: int) -> int:
-        """See `StateStore`. Redis does it by itself."""
+        """See `StateStore`. Redis itself removes expired records."""
         return 0
 
     def close(self) -> None:
@@ -221,7 +222,7 @@ def _claimed(kind: bytes, *rest: Any) -> Claim:
 
 
 def _term() -> str:
-    """A name for a time during which this process is there, should it begin now."""
+    """Returns a new name for the period in which this process counts as alive, in case that period begins now."""
     return secrets.token_hex(4)
 
 

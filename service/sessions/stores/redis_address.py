@@ -1,4 +1,4 @@
-"""Where a Redis is, as messages say it, and whether it answers."""
+"""The address of a Redis as messages show it, and a check that it answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.sessions.stores.base import StoreError
 
 
 def check_reachable(url: str, timeout_s: float = 2.0) -> None:
-    """Asks a Redis for nothing, and waits so long for its answer. Raises StoreError."""
+    """Pings a Redis, and waits for at most `timeout_s`. Raises StoreError."""
     with redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s) as client:
         try:
             client.ping()
@@ -19,13 +19,13 @@ def check_reachable(url: str, timeout_s: float = 2.0) -> None:
 
 
 def address_of(url: str) -> str:
-    """The URL without user and password."""
+    """Returns the URL without user and password."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def failed(address: str, error: Exception) -> StoreError:
-    """For what Redis, or the way to it, answers instead, with what may help."""
+    """Returns the StoreError for an error of Redis or of the connection, with advice."""
     return StoreError(f"the store at {address} fails: {error}{_hint(address, str(error))}")
 
 

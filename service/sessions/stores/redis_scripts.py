@@ -1,4 +1,4 @@
-"""The scripts that change records in Redis or Valkey, in Lua. Redis runs each as a whole."""
+"""The Lua scripts that change records in Redis or Valkey. Redis runs each script atomically."""
 
 from __future__ import annotations
 
