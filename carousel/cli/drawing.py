@@ -97,7 +97,8 @@ def _draw_units(axis: Axes, look: Look, what: str, values: NDArray[np.float32]) 
 def _draw_alignment(axis: Axes, look: Look, values: NDArray[np.float32]) -> None:
     image = axis.imshow(values, aspect="auto", interpolation="nearest", cmap="magma", vmin=0.0, vmax=1.0)
     axis.set(xlabel="source", ylabel="says next")
-    axis.set_xticks(range(len(look.source)), [_label_of(token) for token in look.source])
+    labels = [_label_of(token) for token in look.source]
+    axis.set_xticks(range(len(labels)), labels, rotation=90 if _are_long(labels) else 0)
     axis.set_yticks(range(len(look.told)), [_label_of(token) for token in look.told])
     if axis.figure is not None:
         axis.figure.colorbar(image, ax=axis, fraction=0.05, label="weight")
@@ -107,8 +108,11 @@ def _label(axis: Axes, steps: Sequence[str]) -> None:
     every = -(-len(steps) // _MAX_LABELS)
     places = range(0, len(steps), every)
     labels = [_label_of(steps[place]) for place in places]
-    is_long = max(map(len, labels), default=0) > _MAX_LABEL
-    axis.set_xticks(list(places), labels, fontsize="x-small", rotation=90 if is_long else 0)
+    axis.set_xticks(list(places), labels, fontsize="x-small", rotation=90 if _are_long(labels) else 0)
+
+
+def _are_long(labels: Sequence[str]) -> bool:
+    return max(map(len, labels), default=0) > _MAX_LABEL
 
 
 def _label_of(token: str) -> str:

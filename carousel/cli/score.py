@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from carousel._requests import Source
 from carousel.cli.connection import Connection
 from carousel.cli.constants import Given, constants_of
 from carousel.cli.failures import LineError
@@ -51,7 +52,8 @@ def score(
         info = client.model(model, version)
         if info.value_size:
             raise typer.BadParameter(f"{model} gives numbers: only tokens are scored", param_hint="MODEL")
-        split = [tokens_of(info, one) for one in given]
+        # the server cuts texts into subwords
+        split: list[Source] = [one if info.tokenizer == "subword" else tokens_of(info, one) for one in given]
         try:
             found = client.score(
                 model,
@@ -73,7 +75,7 @@ def score(
             print_json(
                 {
                     "target": target,
-                    "tokens": tokens,
+                    "tokens": [] if isinstance(tokens, str) else tokens,
                     "log_probability": one.log_probability,
                     "log_probabilities": one.log_probabilities,
                 }

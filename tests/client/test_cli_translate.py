@@ -69,3 +69,9 @@ def test_a_typed_line_is_answered_before_the_next_and_ctrl_c_ends_it(shell: Shel
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         assert process.stderr.read() == b""
+
+
+def test_targets_of_subwords_are_scored_as_text(shell: Shell) -> None:
+    rows = shell.out("score", "translate-en-de", "Die Datei", "Datei Die", "--source", "The file").splitlines()[1:]
+    likely, unlikely = (float(row.split("\t")[0]) for row in rows)
+    assert likely > unlikely
