@@ -1,6 +1,6 @@
-"""What becomes of a batch whose run has raised: it is divided until what cannot be run is alone.
+"""Divides a batch whose run raised an exception, until each row that cannot run is alone.
 
-What one row brings, such as an index that the model does not have, costs no other session anything but a run more.
+So bad input of one row, such as an index that the model does not have, costs other sessions only another run.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ def run_apart(
     commit: Callable[[Batch, Ran, float], None],
     fail: Callable[[Batch, Exception], None],
 ) -> None:
-    """Runs the halves of a batch, and theirs.
+    """Runs the two halves of a batch, and divides a half again if it raises.
 
-    run: raises what ONNX Runtime raises, and has changed nothing then. commit: called with what was run, and when that
-    began (`perf_counter`). fail: called with what cannot be run, and why.
+    error: the exception that the batch raised.
+    run: may raise what ONNX Runtime raises, and has changed nothing then.
+    commit: called with each part that ran, its results, and the start of its run (`perf_counter`).
+    fail: called with each part that cannot run, and the exception.
     """
     halves = _halves(batch)
     if not halves:
@@ -38,7 +40,7 @@ def run_apart(
 
 
 def _halves(batch: Batch) -> list[Batch]:
-    """Two batches of the jobs and groups that are still in hand; none of one that cannot be divided."""
+    """Returns two batches of the jobs and groups that are still active; none when the batch cannot be divided."""
     members: list[RowJob | Group] = [job for job in batch.jobs if job.lane.active is job]
     for group in batch.groups:
         members += _rows_apart(group)
@@ -60,7 +62,7 @@ def _part(batch: Batch, members: Sequence[RowJob | Group], widths: dict[int, int
 
 
 def _rows_apart(group: Group) -> list[Group]:
-    """The rows of a step batch, each as a group; others go together."""
+    """Returns each row of a step batch as a group of its own. Any other group stays whole."""
     group.compact()
     if not group.places:
         return [group]

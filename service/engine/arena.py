@@ -1,21 +1,20 @@
-"""Slots: a session's row in the contiguous arrays that hold every session's state and context.
+"""The arena: contiguous arrays with one row per session, which hold every session's state and context.
 
-Owns the arrays and who has which row. Knows no session, no clock, no thread of its own.
+Owns the arrays and knows which row is in use. Knows no session, no clock, and starts no thread.
 
 Rules:
-1. Slot 0 is nobody's: padded rows of a batch read it, and nothing is written to it once it has its first values.
-2. A slot is zero when it is handed out, but for states with a first value of their own.
-3. A slot carries the generation of its row. Releasing moves the row to the next one, so releasing twice, or
-   using what was released, is an error and never somebody else's state.
-4. The state of the batch that was run last is kept aside, as the graph gave it, until somebody asks for anything else:
-   a batch of the same rows, as a lone session or a gateway's step batch makes again and again, is then neither gathered
-   nor scattered.
-5. The arrays are allocated whole at the start and left untouched: the operating system gives a page its memory
-   when a session first writes to it, so room for a million sessions costs nothing until they come. They are asked of
-   the operating system itself: in Envoy's process the allocator is Envoy's, which writes to all that it zeroes.
+1. Row 0 belongs to no session: padded rows of a batch read it. After initialization it is never written.
+2. The state and context of a new slot are zero, except for states with configured first values.
+3. A slot carries the generation of its row. Releasing a slot increases the row's generation, so a second release raises
+   ValueError and never affects the row's next owner.
+4. The arena keeps the state of the last batch as the graph returned it, until another call needs it in the arrays. A
+   batch of the same rows, which a lone session or a gateway's step batch repeats, then needs no gather and no scatter.
+5. The arrays are allocated whole at the start and not written to. The operating system assigns memory to a page when a
+   session first writes to it, so room for a million sessions costs nothing until they exist. The arrays come directly
+   from mmap, because inside Envoy the allocator is Envoy's, which writes to all memory that it zeroes.
 
-`acquire` is called by one thread and everything else by another: they meet only in the free list, whose append
-and pop are atomic, and a row is never in the hands of both.
+One thread calls `acquire`, another calls everything else. They share only the free list, whose append and pop are
+atomic, and only one of them uses a row at a time.
 
 Shapes: `B` rows of a batch, `S` source positions.
 """
@@ -39,26 +38,26 @@ IntArray = NDArray[np.int64]
 
 
 class Slot(NamedTuple):
-    """A row and the generation in which it was handed out."""
+    """A row, and the row's generation when the slot was acquired."""
 
     row: int
     generation: int
 
 
 def _untouched(shape: Sequence[int], dtype: str) -> Array:
-    """Zeros that take no memory until they are written to."""
+    """Returns an array of zeros that takes no memory until it is written to."""
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     if sys.platform == "win32" or not num_bytes:
         return np.zeros(shape, dtype)
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if sys.platform == "linux":
-        with suppress(OSError):  # of a kernel without them; NumPy asks for them too
+        with suppress(OSError):  # a kernel without huge pages refuses; NumPy requests them for its own arrays too
             memory.madvise(mmap.MADV_HUGEPAGE)
     return np.ndarray(shape, dtype, memory)
 
 
 class _Tensor:
-    """One state tensor of every slot: an array whose `axis` counts rows."""
+    """One state tensor of all slots: an array whose axis number `axis` counts rows."""
 
     def __init__(self, spec: TensorSpec, num_rows: int) -> None:
         self.name = spec.name
@@ -68,12 +67,12 @@ class _Tensor:
         self._before = (slice(None),) * self.axis
 
     def at(self, rows: Any) -> tuple[Any, ...]:
-        """The index of `rows` along the batch axis."""
+        """Returns the index that selects `rows` along the batch axis."""
         return (*self._before, rows)
 
 
 class Arena:
-    """State and context of up to `num_slots` sessions."""
+    """Holds state and context of up to `num_slots` sessions."""
 
     def __init__(self, manifest: Manifest, num_slots: int, first_values: Mapping[int, Array] | None = None) -> None:
         """first_values: see `Bundle.first_values`."""
@@ -89,29 +88,31 @@ class Arena:
             self._contexts.append(_untouched(shape, context.input.dtype))
         self._source_lengths = np.zeros(num_slots + 1, dtype=np.int64)
         self._generations = np.zeros(num_slots + 1, dtype=np.int64)
-        for place, value in self._first_values.items():  # graphs are warmed up on the row that is nobody's
+        for place, value in self._first_values.items():  # warm-up runs the graphs on row 0
             state = self._states[place]
             state.values[state.at(0)] = value
         self._free: list[int] = []
         self._num_touched = 0
         self._buffers: dict[int, list[Array]] = {}
         self._kept: tuple[IntArray, IntArray, list[Array]] | None = None
-        """The rows of the batch that was run last, with padding and without, and its state."""
+        """Of the last batch: its rows with padding, its rows without padding, and its next state."""
 
     @property
     def row_bytes(self) -> int:
-        """What the arrays have for one slot."""
+        """Bytes of one slot in all arrays together."""
         arrays = [*(tensor.values for tensor in self._states), *self._contexts, self._source_lengths]
         return sum(array.nbytes for array in arrays) // (self.num_slots + 1)
 
     @property
     def num_used(self) -> int:
-        """Slots that are handed out."""
+        """Number of slots in use."""
         return self._num_touched - len(self._free)
 
     def acquire(self, given: Mapping[int, Array] | None = None) -> Slot | None:
-        """A slot with first values, or None when all are taken. given: those that are this slot's own, without the
-        batch axis, by the state's place."""
+        """Returns a slot with first values; None when all slots are in use.
+
+        given: first values for this slot alone, without the batch axis, by index of the state tensor.
+        """
         if self._free:
             row = self._free.pop()
             for state in self._states:
@@ -131,22 +132,22 @@ class Arena:
         return Slot(row, int(self._generations[row]))
 
     def release(self, slot: Slot) -> None:
-        """Takes a slot back. Raises ValueError when it is not the row's present generation: released before."""
+        """Frees a slot. Raises ValueError when the slot was released before."""
         if self._generations[slot.row] != slot.generation:
             raise ValueError(f"slot {slot.row} of generation {slot.generation} was released before")
-        self.flush()  # before the row is somebody else's
+        self.flush()  # first, because the kept state may include this row, which can get a new owner
         self._generations[slot.row] += 1
         self._free.append(slot.row)
 
     def gather(self, rows: IntArray) -> list[Array]:
         """Copies the state of `rows` into batch order.
 
-        rows: [B]; 0 for padding, whose state means nothing. Returns one array a state tensor, of the manifest's shape
-        with batch = B, valid until the next call with the same B (the buffers are reused), and not to be written to.
-        Raises nothing: rows are checked where they are handed out.
+        rows: [B]; 0 for padding, whose state has no meaning. Returns one array for each state tensor, of the manifest's
+        shape with batch = B. The arrays are read-only for the caller and valid until the next call with the same B,
+        because the buffers are reused. Raises nothing: rows are checked when they are acquired.
         """
         if self._kept is not None:
-            # most often it is the very array: then nothing need be compared
+            # most often `rows` is the same array, which needs no comparison of values
             if self._kept[0] is rows or self._kept[0].tobytes() == rows.tobytes():
                 return self._kept[2]
             self.flush()
@@ -163,10 +164,10 @@ class Arena:
         return buffers
 
     def keep(self, rows: IntArray, count: int, values: list[Array]) -> None:
-        """Takes the state that a batch has now: as `scatter` of the first `count` rows, when it is asked for.
+        """Stores the next state of a batch, without copying it. `flush` later scatters the first `count` rows.
 
-        rows: [B] as they were gathered, not changed from now on;
-        values: one [.., B, ..] array a state tensor, the arena's from now on.
+        rows: [B] as they were gathered; the caller must not change the array any more.
+        values: one [.., B, ..] array for each state tensor; the arena owns them from now on.
         """
         kept = self._kept
         if kept is not None and kept[0] is not rows and kept[0].tobytes() != rows.tobytes():
@@ -174,7 +175,7 @@ class Arena:
         self._kept = (rows, rows[:count], values)
 
     def flush(self) -> None:
-        """Writes what was kept aside to the arrays."""
+        """Writes the kept state of the last batch, if there is any, to the arrays."""
         if self._kept is not None:
             _, rows, values = self._kept
             self._kept = None
@@ -188,21 +189,24 @@ class Arena:
         *,
         places: list[int] | None = None,
     ) -> None:
-        """Writes state back.
+        """Writes the state of some rows to the arrays.
 
-        rows: [B] distinct and not 0; values: one array a state tensor, of B rows or more, of which the first B
-        count, or those at `places`, [B]; tensors: which state tensors they are, when not all.
+        rows: [B] distinct and not 0.
+        values: one array for each state tensor, with at least B rows; the first B are used, or those at `places`.
+        tensors: indices of the state tensors in `values`; None: all.
+        places: [B] which rows of `values` to use; None: the first B.
         """
-        self.flush()  # which may be older state of the same rows
+        self.flush()  # first: the kept state may be older state of the same rows
         states = self._states if tensors is None else [self._states[index] for index in tensors]
         of_batch = slice(len(rows)) if places is None else places
         for state, value in zip(states, values, strict=True):
             state.values[state.at(rows)] = value[state.at(of_batch)]
 
     def set_context(self, rows: IntArray, lengths: IntArray, values: list[Array]) -> None:
-        """Stores what the encoder gave. rows, lengths: [B]; values: one [B', S, ...] array a context tensor, B' >= B.
+        """Stores the encoder's output as context. rows, lengths: [B]; values: one [B', S, ...] array for each context
+        tensor, B' >= B.
 
-        Positions from a row's length on are left zero, whatever the encoder gave there.
+        Positions at and after a row's length stay zero, whatever `values` contains there.
         """
         for context, value in zip(self._contexts, values, strict=True):
             for index, (row, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=True)):
@@ -210,25 +214,27 @@ class Arena:
         self._source_lengths[rows] = lengths
 
     def gather_context(self, rows: IntArray) -> list[Array]:
-        """The context of `rows` [B]: one [B, S, ...] array a context tensor, zero where padded.
+        """Returns the context of `rows` [B]: one [B, S, ...] array for each context tensor, zero where padded.
 
-        S is the longest of them, rounded up to a multiple of 8.
+        S is the longest source of the rows, rounded up to a multiple of 8.
         """
         if not self._contexts:
             return []
         longest = int(self._source_lengths[rows].max())
         width = max(SOURCE_MULTIPLE, -(-longest // SOURCE_MULTIPLE) * SOURCE_MULTIPLE)
-        # indexing, not `take`: that would copy the whole of a view that is not contiguous before it takes from it
+        # indexing, not `take`: `take` would first copy the whole view, because it is not contiguous
         return [context[rows, :width] for context in self._contexts]
 
     def source_lengths(self, rows: list[int]) -> list[int]:
-        """How long the source of each of `rows` is; 0 without one."""
+        """Returns the source length of each of `rows`; 0 for a row without a source."""
         lengths: list[int] = self._source_lengths[rows].tolist()
         return lengths
 
     def read(self, rows: list[int]) -> list[tuple[list[Array], list[Array]]]:
-        """Copies of the state and of the context of each of `rows`: arrays without the batch axis, and [S, ...] arrays
-        as long as the row's source."""
+        """Returns copies of the state and the context of each of `rows`.
+
+        For each row: state arrays without the batch axis, and [S, ...] context arrays, S the length of its source.
+        """
         self.flush()
         blocks = [state.values[state.at(rows)] for state in self._states]
         copies = []
@@ -239,7 +245,10 @@ class Arena:
         return copies
 
     def write(self, row: int, states: list[Array], contexts: list[Array]) -> None:
-        """Sets the state and the context of a row, as `read` gave them. Raises ValueError for other shapes."""
+        """Sets the state and context of a row to arrays of the shapes that `read` returns.
+
+        Raises ValueError when a state array has another shape.
+        """
         self.flush()
         length = len(contexts[0]) if contexts else 0
         for tensor, value in zip(self._states, states, strict=True):

@@ -1,17 +1,18 @@
-"""Beam search as a machine that takes logits and returns what to run next: no graph, no state, no clock.
+"""Beam search as a pure state machine: takes logits, returns what to run next. No graph, no model state, no clock.
 
-1. The beams are rows of the batch, best first. A step keeps the best of all their continuations by one token, so that
-   a row's state comes from the row that was its parent: the engine gathers the rows by `parents`, feeds them `tokens`.
-2. A continuation by the end token or a stop token is finished. It leaves the beam and takes its place with it, so the
-   beam narrows by one for each and the search ends when `beam_size` have finished (as in Bahdanau et al. 2015, and
-   Sutskever et al. 2014, section 3.2). A beam of one is then the greedy choice.
-3. Of the finished the best `num_best` are kept, by score: the sum of their log-probabilities over
-   length ** length_penalty (as in Wu et al. 2016, section 7, without its constant), the end token counting in both.
-4. The search also ends when no running row can come to a better score than the worst kept. A row's sum only falls, so
-   the best that it can come to is its sum now, at the length that flatters it most: the longest permitted, or for a
-   negative length_penalty the next.
-5. What the model says is impossible, or NaN, is no continuation.
-6. Equals rank by beam, the lower first, then by token; in the results, the one that finished first comes first.
+1. The beams are rows of the batch, best first. A step keeps the best of all continuations by one token. So a row's
+   state comes from its parent row: the engine gathers the states by `parents` and feeds the rows `tokens`.
+2. A continuation with the end token or a stop token is finished. It leaves the beam, and its place is not filled again.
+   So the beam becomes narrower, and the search ends when `beam_size` continuations have finished (as in Bahdanau et al.
+   2015, and Sutskever et al. 2014, section 3.2). A beam of one is the greedy choice.
+3. The best `num_best` of the finished are kept, by score: the sum of their log-probabilities divided by
+   length ** length_penalty (as in Wu et al. 2016, section 7, without its constant). The end token counts in both.
+4. The search also ends when no running row can reach a better score than the worst kept one. A row's sum only falls. So
+   its best possible score is its present sum at the most favourable length: the longest permitted, or for a negative
+   length_penalty the next.
+5. A token with probability 0 or NaN is no continuation.
+6. Equal continuations rank by beam, the lower first, then by token. Equal results rank by when they finished, the first
+   first.
 
 `K` is the number of running rows, `V` the vocabulary's size.
 """
@@ -28,8 +29,8 @@ from service.engine.decoding import FinishReason, FloatArray, IntArray, log_soft
 
 
 class BeamStep(NamedTuple):
-    """What to run next. parents, tokens: [K], row by row the row of the last step that it goes on from, and the token
-    that it is fed. K is 0 when the search is done."""
+    """What to run next. parents, tokens: [K] for each row its parent row in the last step, and the token to feed it. K
+    is 0 when the search is done."""
 
     parents: IntArray
     tokens: IntArray
@@ -37,10 +38,10 @@ class BeamStep(NamedTuple):
 
 
 class Hypothesis(NamedTuple):
-    """A result. tokens: without the one that ended it, which is `end_id`, or None at the limit of tokens.
+    """A result. tokens: without the ending token `end_id`, which is None when the limit of tokens ended it.
 
-    log_probability: the sum, the ending token's with it. score: that over length ** length_penalty. log_probabilities:
-    each token's, then the ending token's, if there is one.
+    log_probability: the sum, including the ending token's. score: that sum divided by length ** length_penalty.
+    log_probabilities: of each token, then of the ending token, if there is one.
     """
 
     tokens: list[int]
@@ -53,7 +54,7 @@ class Hypothesis(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Candidates:
-    """Continuations, best first, as columns. totals: sums of log-probabilities. gains: the last token's own."""
+    """Continuations, best first, as columns. totals: sums of log-probabilities. gains: of the last token alone."""
 
     parents: IntArray
     tokens: IntArray
@@ -65,7 +66,7 @@ class _Candidates:
 
 
 class _Finished(NamedTuple):
-    """A finished hypothesis, by where its last token stands in the history: it is spelt out when it is a result."""
+    """A finished hypothesis, as the place of its last token in the history. `_spell` collects its tokens."""
 
     score: float
     log_probability: float
@@ -77,12 +78,15 @@ class _Finished(NamedTuple):
 
 
 class BeamSearch:
-    """One search. Memory grows by `beam_size` rows of three numbers a step.
+    """One search. In each step, memory grows by at most `beam_size` rows of four numbers.
 
-    beam_size: 1 or more. max_tokens: 1 or more, of a hypothesis, the one that ends it with them. eos_id: the end token,
-    if the model has one; stop_ids: tokens that end a hypothesis as it does. min_tokens: how many come before either.
-    length_penalty: -10 to 10; 0 compares sums, 1 means per token. num_best: how many results are wanted, 1 to
-    beam_size. Raises ValueError for what is out of its range.
+    beam_size: 1 or more.
+    max_tokens: 1 or more; tokens of a hypothesis, including the one that ends it.
+    eos_id: the end token, if the model has one; stop_ids: other tokens that end a hypothesis.
+    min_tokens: how many tokens come before an end or stop token.
+    length_penalty: -10 to 10; 0 compares sums, 1 compares means per token.
+    num_best: number of results, 1 to beam_size.
+    Raises ValueError when beam_size, max_tokens or num_best is out of range.
     """
 
     def __init__(
@@ -106,23 +110,23 @@ class BeamSearch:
         self._length_penalty = length_penalty
         self._num_best = num_best
         self._totals = np.zeros(1, np.float64)
-        """[K], each running row's sum of log-probabilities, best first. At first all beams are the one row."""
+        """[K] each running row's sum of log-probabilities, best first. At first there is one row for all beams."""
         self._history: list[_Candidates] = []
-        """What was kept running at each step."""
+        """The continuations that kept running, for each step."""
         self._best: list[_Finished] = []
 
     @property
     def num_rows(self) -> int:
-        """K, the rows of logits that the next `advance` takes: 1 at first, 0 when the search is done."""
+        """K, the number of rows of logits that the next `advance` takes: 1 at first, 0 when the search is done."""
         return len(self._totals)
 
     @property
     def is_done(self) -> bool:
-        """Whether there is nothing more to run."""
+        """Whether nothing is left to run."""
         return not self.num_rows
 
     def advance(self, logits: FloatArray) -> BeamStep:
-        """Takes what comes next after each running row. logits: [K, V], in the order of the last step's rows.
+        """Advances by one token. logits: [K, V] after each running row, in the order of the last step's rows.
 
         Raises ValueError when K is not `num_rows`, or the search is done.
         """
@@ -143,14 +147,14 @@ class BeamSearch:
         return BeamStep(running.parents, running.tokens, self.is_done)
 
     def results(self) -> list[Hypothesis]:
-        """The best of those that have finished, best first: `num_best` when the search is done.
+        """Returns the best finished hypotheses, best first: `num_best` when the search is done.
 
-        Fewer when there are no more to be found, none when the model gave no token a probability.
+        Fewer when not as many were found, none when the model gave no token a probability.
         """
         return [self._spell(finished) for finished in self._best]
 
     def _rank(self, logits: FloatArray, *, may_end: bool) -> _Candidates:
-        """The best continuations of the running rows, as many as the beam is wide."""
+        """Returns the best continuations of the running rows, at most as many as the beam is wide."""
         gains = log_softmax_batch(logits)
         totals = self._totals[:, np.newaxis] + gains
         if not may_end:
@@ -159,7 +163,7 @@ class BeamSearch:
         flat = totals.ravel()
         possible = flat > -np.inf
         if flat.size > self._width:
-            # no worse than the best `width`; more than those only where some are equal
+            # keeps all that are as good as the best `width`, which are more than `width` if some are equal
             possible &= flat >= np.partition(flat, -self._width)[-self._width]
         where = np.flatnonzero(possible)
         where = where[np.argsort(-flat[where], kind="stable")[: self._width]]
@@ -174,11 +178,11 @@ class BeamSearch:
             reason = FinishReason.STOP if token in self._end_ids else FinishReason.MAX_TOKENS
         parent, gain = int(candidates.parents[index]), float(candidates.gains[index])
         self._best.append(_Finished(self._score(total, step + 1), total, step, parent, token, gain, reason))
-        self._best.sort(key=lambda finished: -finished.score)  # stable: of equals the first stays first
+        self._best.sort(key=lambda finished: -finished.score)  # stable, so that of equals the first one stays first
         del self._best[self._num_best :]
 
     def _is_beaten(self, total: float, length: int) -> bool:
-        """Whether the best running row, of that sum and length, can no more come among the kept."""
+        """Whether the best running row, with this sum and length, cannot reach one of the kept scores any more."""
         if len(self._best) < self._num_best:
             return False
         kindest = self._max_tokens if self._length_penalty >= 0.0 else length + 1

@@ -1,4 +1,4 @@
-"""The last tokens before a position, of models that keep them."""
+"""The last tokens before a position, for models that keep them in a state."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from service.repository.steps import HISTORY
 
 
 class Before(NamedTuple):
-    """The last tokens before a position: `HISTORY` of them, or all that there are."""
+    """The last tokens before a position: `HISTORY` of them, or all when there are fewer."""
 
     position: int
     tokens: Sequence[Any]
 
     def after(self, tokens: Sequence[Any]) -> Before:
-        """What is before the position after more tokens."""
+        """Returns the last tokens before the position that follows more `tokens`."""
         return Before(self.position + len(tokens), [*self.tokens, *tokens][-HISTORY:])

@@ -1,14 +1,15 @@
-"""Bursts: generations that go on together, step after step, for as long as nothing else is to be done.
+"""Bursts: generations that step together, one step after the other, while the engine has nothing else to do.
 
-Their state goes from run to run and stays out of the arena, and their tokens are committed many at a time, so that a
-step costs little more than its run and, where it is not the likeliest token that is taken, the choice. Rules:
+Their state passes from run to run outside the arena, and their tokens are committed many at a time. So a step costs
+little more than its run and, for rows that do not take the likeliest token, the choice. Rules:
 
-1. A token that ends a generation, or fills its window, is committed as any other batch's is: what a session gets never
-   depends on whether it went in a burst.
-2. Where a generation ends, its state is written to the arena as it is then. Its row runs on idle, until the burst ends.
-3. A burst ends when a row's token cannot be chosen: that step is undone, and taken again by a batch of its own.
-4. A burst ends when the driver is called, but not in its first millisecond: a burst costs something to set
-   up, and when many come and go all would be spent on that.
+1. A token that ends a generation, or fills its window, is committed as in any other batch: a session's output never
+   depends on whether it ran in a burst.
+2. When a generation ends, its state at that step is written to the arena. Its row continues to run, unused, until the
+   burst ends.
+3. A burst ends when choosing raises for any row. That step is undone; the next batch, which is not a burst, repeats it.
+4. A burst ends when the driver is called, but not in its first millisecond. Setting up a burst takes time, and if many
+   requests come and go, the engine would spend all its time on that.
 """
 
 from __future__ import annotations
@@ -31,26 +32,26 @@ from service.engine.stepper import Stepper
 from service.observer import BatchReport, EngineObserver
 
 _LEAST_S = 0.001
-"""How long a burst goes on although its driver is called."""
+"""How long a burst continues although its driver is called, in seconds."""
 _LEAST_ROOM = 2
-"""Tokens that every window must have room for."""
+"""Tokens that every window must have room for when a burst begins."""
 
 
 class Driver(Protocol):
-    """Who drives, as a burst sees it."""
+    """The thread that drives the engine, as a burst sees it."""
 
     def is_called(self) -> bool:
-        """Whether there is something else to do."""
+        """Whether the engine has something else to do."""
 
     def can_deliver(self) -> bool:
-        """Whether tokens are delivered at once now. Until then they wait, and leave together with those that follow."""
+        """Whether tokens may be delivered now. If not, they wait and are delivered with later ones."""
 
     def deliver(self) -> None:
-        """Passes the results so far on to the event loop."""
+        """Passes the results so far to the event loop."""
 
 
 class Bursts:
-    """Runs bursts. The thread that drives the engine alone."""
+    """Runs bursts. Only for the thread that drives the engine."""
 
     def __init__(
         self, arena: Arena, graph: StepGraph, stepper: Stepper, observer: EngineObserver, output_size: int
@@ -63,7 +64,7 @@ class Bursts:
         self._is_barred = False
 
     def generations(self, batch: Batch) -> list[ActiveGeneration]:
-        """Those of a batch, if all of it can go in a burst and nothing else waits; else none."""
+        """Returns the generations of a batch if all of it can run as a burst and nothing else waits; else none."""
         if self._is_barred:
             self._is_barred = False
             return []
@@ -75,9 +76,10 @@ class Bursts:
         return found
 
     def run(self, jobs: list[ActiveGeneration], driver: Driver) -> tuple[list[ActiveGeneration], Exception | None]:
-        """Steps generations until the driver is called, or they must stop. Every token is committed then.
+        """Steps generations until the driver is called or they must stop, and commits every token.
 
-        Returns those that go on, and what a run raised, if one did: their state is as it was before that run.
+        Returns the generations that are not finished, and the exception that a run raised, or None. After an exception,
+        the state is as it was before that run.
         """
         burst = Burst(self._arena, self._graph, [job.lane.slot.row for job in jobs], [j.lane.context_row for j in jobs])
         progress = _Progress(jobs, burst, self._stepper, self._output_size)
@@ -90,13 +92,13 @@ class Bursts:
             began = perf_counter()
             try:
                 result = burst.step(progress.tokens, progress.fetch)
-            except Exception as raised:  # ONNX Runtime raises classes of its own
+            except Exception as raised:  # ONNX Runtime has exception classes of its own
                 error = raised
                 break
             committing = perf_counter()
             try:
                 progress.take(result)
-            except Exception:  # the next batch takes this step again, and finds out which row it is
+            except Exception:  # the next batch repeats this step and finds out which row raises
                 burst.undo()
                 self._is_barred = True
                 break
@@ -116,9 +118,9 @@ class Bursts:
 
 
 class Burst:
-    """Rows that step again and again: their state goes from run to run, and back to the arena when it is saved.
+    """Rows that step again and again. Their state passes from run to run; `save` writes it to the arena.
 
-    rows, context_rows: [B].
+    rows, context_rows: [B] arena rows of the state and of the context.
     """
 
     def __init__(self, arena: Arena, graph: StepGraph, rows: list[int], context_rows: list[int]) -> None:
@@ -134,11 +136,11 @@ class Burst:
 
     @property
     def capacity(self) -> int:
-        """Rows with padding."""
+        """Number of rows with padding."""
         return len(self._rows)
 
     def step(self, tokens: IntArray | list[int], fetch: FetchSpec) -> StepResult:
-        """Consumes one token a row. tokens: [B]. Raises what ONNX Runtime raises, having changed nothing."""
+        """Consumes one token a row. tokens: [B]. Raises what ONNX Runtime raises; nothing has changed then."""
         self._tokens[: self._count, 0] = tokens
         result, states = self._graph.run(
             self._tokens, self._lengths, self._states, self._contexts, fetch, count=self._count
@@ -147,18 +149,18 @@ class Burst:
         return result
 
     def undo(self) -> None:
-        """Makes the last step undone. Once."""
+        """Restores the state from before the last step. Only one step can be undone."""
         self._states = self._before
 
     def save(self, places: list[int]) -> None:
-        """Writes the state of some of the rows to the arena."""
+        """Writes the state of the rows at `places` to the arena."""
         self._arena.scatter(self._rows[places], self._states, places=places)
 
 
 class _Progress:
-    """How far a burst's generations are.
+    """The progress of a burst's generations.
 
-    active: places of those that go on; tokens: [B] what comes next in each row; fetch: what their runs must fetch.
+    active: places of unfinished generations; tokens: [B] the next token of each row; fetch: outputs that the runs need.
     """
 
     def __init__(self, jobs: list[ActiveGeneration], burst: Burst, stepper: Stepper, output_size: int) -> None:
@@ -179,11 +181,11 @@ class _Progress:
 
     @property
     def must_stop(self) -> bool:
-        """Whether a window is full, or most rows run on idle."""
+        """Whether a window is full, or most of the rows belong to finished generations."""
         return self._room <= 0 or 2 * len(self.active) < len(self._jobs)
 
     def take(self, result: StepResult) -> None:
-        """Takes in the result of a step. Raises what choosing raises."""
+        """Takes the result of a step. Raises what choosing raises."""
         if result.next_tokens is None:
             raise ValueError("a step of one token a row gave no next tokens")
         self.tokens = result.next_tokens[: len(self._jobs), 0].astype(np.int64)
@@ -202,7 +204,7 @@ class _Progress:
             self.commit()
 
     def commit(self) -> None:
-        """Commits what was taken in."""
+        """Commits the tokens of all steps that were taken but not committed."""
         if self._steps and self.active:
             columns = list(zip(*self._steps, strict=True))
             for place in self.active:
@@ -211,7 +213,7 @@ class _Progress:
         self._steps.clear()
 
     def end(self) -> list[ActiveGeneration]:
-        """Commits everything, writes the state to the arena, and lets the generations that go on wait for their next
+        """Commits everything, writes the state to the arena, and schedules the unfinished generations for their next
         batch. Returns them."""
         self.commit()
         self._burst.save(self.active)
@@ -227,8 +229,8 @@ class _Progress:
         self._jobs[place].take_many(token_ids, scores)
 
     def _choose(self, result: StepResult) -> dict[int, float]:
-        """Puts the tokens of those that do not take the likeliest in its place. Returns their log-probabilities, NaN
-        where they were not asked for."""
+        """Replaces the likeliest token of each row that chooses in another way. Returns the log-probabilities of these
+        rows, NaN where they were not asked for."""
         choices = [choice for choice in (self._jobs[place].choice for place in self._choosers) if choice is not None]
         chosen, scores = choose_batch(result.row(self._choosers, 0), choices)
         self.tokens[self._choosers] = chosen
@@ -246,13 +248,13 @@ class _Progress:
 
 
 def _ends(jobs: list[ActiveGeneration], eos_id: int | None) -> list[int]:
-    """Tokens that may end one of the generations."""
+    """Returns the tokens that may end one of the generations."""
     ends = set().union(*(job.request.decoding.stop_ids for job in jobs))
     return sorted(ends if eos_id is None else ends | {eos_id})
 
 
 def _begun(jobs: list[ActiveGeneration], now_s: float) -> tuple[float, ...]:
-    """How long each of those that begin now has waited, in seconds. They are started from here on."""
+    """Marks the requests as started. Returns, for each that starts now, how long it has waited, in seconds."""
     waited = []
     for request in [job.request for job in jobs]:
         if not request.is_started:

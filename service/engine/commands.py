@@ -1,4 +1,4 @@
-"""Commands: everything that an engine can be asked for. The core's inbox holds them until its next step."""
+"""The commands of an engine: every request to it is one of these. The core's inbox holds them until its next step."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from service.errors import CarouselError
 
 
 class Submit(NamedTuple):
-    """Queues a job behind the lane's others."""
+    """Queues a job behind the lane's other jobs."""
 
     lane: Lane
     job: Job
 
 
 class SubmitStepBatch(NamedTuple):
-    """Queues a job of many lanes behind the others of each."""
+    """Queues a job of many lanes behind the other jobs of each lane."""
 
     job: StepBatchJob
 
 
 class Resume(NamedTuple):
-    """Continues a generation that was parked, if its window has room again."""
+    """Continues a generation that waits for a grant, if its window has room again."""
 
     lane: Lane
     job: GenerateJob
 
 
 class Cancel(NamedTuple):
-    """Ends the lane's jobs at a token boundary and answers each with `error`. then: called with their number."""
+    """Ends the lane's jobs at a token boundary and answers each with `error`. then: called with the number of jobs."""
 
     lane: Lane
     error: CarouselError
@@ -40,7 +40,10 @@ class Cancel(NamedTuple):
 
 
 class Close(NamedTuple):
-    """Ends the lane's jobs, answers each with `error`, and frees its slot. A second one frees nothing twice."""
+    """Ends the lane's jobs, answers each with `error`, and frees the lane's slot. Does nothing on a closed lane.
+
+    then: called in both cases.
+    """
 
     lane: Lane
     error: CarouselError
@@ -48,7 +51,7 @@ class Close(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Copies the state of lanes. then: called with it, see `results.read_lanes`."""
+    """Copies the state of lanes. then: called with the result of `results.read_lanes`."""
 
     lanes: Sequence[Lane]
     then: Callable[[list[LaneState | None]], None]
@@ -62,7 +65,7 @@ class Write(NamedTuple):
 
 
 class ReleaseForks(NamedTuple):
-    """Frees slots that no job owns: those of a job that was refused."""
+    """Frees slots that no job owns, such as those of a refused job."""
 
     slots: Sequence[Slot]
 

@@ -1,12 +1,12 @@
-"""The core of an engine: commands come in, one step at a time is scheduled, run and committed, results come out.
+"""The core of an engine: takes commands, schedules, runs and commits one batch at a time, and collects results.
 
-It has no thread and no event loop: whoever holds it calls `step`, one caller at a time. Rules:
+It has no thread and no event loop: its owner calls `step`, one caller at a time. Rules:
 
-1. Everything that is asked for is a command in `inbox`, and is carried out at the beginning of a step.
-2. Commands' callbacks and jobs' results come out in one order: what a lane produced before it was read comes before the
-   callback of the read, and what it produced after the read comes after.
-3. An exception costs what raised it alone: a command, or a row of a batch. Its job is answered with an EngineError, and
-   its lane goes on from where its state is.
+1. Every request to the engine is a command in `inbox`. Commands are executed at the beginning of a step.
+2. The callbacks of commands and the results of jobs come out in one order: results that a lane produced before a read
+   come before the read's callback, and results that it produced after the read come after.
+3. An exception affects only the command, or the row of a batch, that raised it. The job receives an EngineError, and
+   its lane continues from its current state.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from service.observer import BatchReport, EngineObserver
 from service.repository.bundle import Bundle
 
 _STEP_BATCH_SHARE = 0.25
-"""Of what other batches may cost on the event loop: a step batch is one message however many rows it has, so that there
-is little to do beside running it, and the event loop had better read the next one meanwhile."""
+"""Factor on the time limit for batches on the event loop, for a step batch. A step batch is one message, however many
+rows it has, so almost all of its time is the run itself, and meanwhile the event loop could read the next message."""
 
 
 class Progress(Enum):
-    """What a step did. DEFERRED: the batch that is next is not small, and waits for a step that may run it."""
+    """What a step did. DEFERRED: the next batch is not small; it is kept for the next step."""
 
     IDLE = "idle"
     RAN = "ran"
@@ -49,7 +49,10 @@ class Progress(Enum):
 
 
 class EngineCore:
-    """Runs one variant of a bundle over an arena. on_fault: called with an exception that no batch's report covers."""
+    """Runs one variant of a bundle over an arena.
+
+    on_fault: called with each exception that no report of a batch covers.
+    """
 
     def __init__(
         self,
@@ -92,7 +95,7 @@ class EngineCore:
         self._deferred: Batch | None = None
         self.inbox: deque[commands.Command] = deque()
         self.num_closed = 0
-        """How many lanes were closed: their slots are free."""
+        """Number of closed lanes; their slots are free."""
         self._handlers: dict[type[commands.Command], Callable[..., object]] = {
             commands.Submit: stepper.submit,
             commands.SubmitStepBatch: self._submit_step_batch,
@@ -106,24 +109,24 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would find anything to do."""
+        """Whether a step would find a command or a batch."""
         return bool(self.inbox or self._deferred is not None or self.scheduler.num_waiting)
 
     def warm_up(self) -> None:
-        """Runs every batch size and measures it."""
+        """Runs every batch size and records its time."""
         for kind, num_rows, seconds in self._runner.warm_up(self.scheduler.max_rows):
             self._costs.record(kind, num_rows, 1, seconds)
             if kind == "step" and self._limits.max_batch_tokens is None:
                 self.scheduler.bound(num_rows, seconds, is_step_by_step=self._takes_one_step)
 
     def step(self, *, small_only: bool = False, driver: Driver | None = None) -> Progress:
-        """Carries commands out, then schedules, runs and commits one batch.
+        """Executes the commands, then schedules, runs and commits one batch.
 
-        small_only: defers a batch that is not known to cost little, or after which more would wait at once. driver: a
-        batch of generations may go on as a burst, until the driver is called.
+        small_only: defers a batch that is not known to cost little, or whose jobs need another batch at once.
+        driver: if given, a batch of generations may continue as a burst until the driver is called.
         """
         batch = self._deferred
-        if batch is None:  # a deferred batch is run before its lanes may be closed
+        if batch is None:  # commands wait until a deferred batch has run, because they may close its lanes
             if self.inbox:
                 self.take_in()
             batch = self.scheduler.next_batch()
@@ -145,14 +148,14 @@ class EngineCore:
         commit = partial(self._commit, has_choices=fetch.has_choices)
         try:
             ran = self._runner.run(batch, fetch)
-        except Exception as error:  # ONNX Runtime raises classes of its own; whatever it was, the state is untouched
+        except Exception as error:  # ONNX Runtime has exception classes of its own; the state is unchanged in any case
             run_apart(batch, error, partial(self._runner.run, fetch=fetch), commit, self._fail)
         else:
             commit(batch, ran, began)
         return Progress.RAN
 
     def take_in(self) -> None:
-        """Carries the commands of the inbox out. One that raises costs no other anything."""
+        """Executes the commands of the inbox. A command that raises does not affect the others."""
         inbox, stepper = self.inbox, self.stepper
         while inbox:
             command = inbox.popleft()
@@ -164,7 +167,7 @@ class EngineCore:
                 stepper.settle()
 
     def refuse_all(self, error: CarouselError) -> None:
-        """Answers every job `error`, now and from here on."""
+        """Answers every job with `error`: those that wait now, and all later ones."""
         stepper = self.stepper
         self.take_in()
         self._handlers[commands.Submit] = lambda lane, job: stepper.answer(job, Failed(lane.position, error))
@@ -180,7 +183,7 @@ class EngineCore:
             batch = self.scheduler.next_batch()
 
     def _commit(self, batch: Batch, ran: Ran, began: float, *, has_choices: bool) -> None:
-        """Hands each row of a result to its job, and reports the batch. A row that raises fails alone."""
+        """Passes each row of a result to its job, and reports the batch. A row that raises fails alone."""
         committing = perf_counter()
         stepper, result = self.stepper, ran.result
         if has_choices:
@@ -192,7 +195,7 @@ class EngineCore:
             if not request.is_started:
                 request.is_started = True
                 waited.append(began - request.submitted_s)
-            if job.lane.active is job:  # a row of a compound job may have ended the others
+            if job.lane.active is job:  # an earlier row of the same compound job may have ended this one
                 try:
                     job.take(result, row, width)
                 except Exception as error:
@@ -223,7 +226,7 @@ class EngineCore:
             self._observer.batch_traced([job.tag for job in owners.values()], report)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
-        """A batch's run has raised: its jobs are answered, and its lanes are as they were before."""
+        """Answers the jobs of a batch whose run raised `error`. The state of its lanes is unchanged."""
         self._observer.batch_failed(batch.kind, batch.num_rows, error)
         self._abandon(batch, EngineError("the model failed to run; the session is as it was before"))
         self.stepper.settle()
@@ -247,7 +250,7 @@ class EngineCore:
         return True
 
     def _is_small(self, batch: Batch) -> bool:
-        """Whether a batch is known to cost little, and leaves nothing behind that would go on by itself."""
+        """Whether a batch is known to cost little, and its jobs need no other batch directly after it."""
         if batch.runs_on:
             return False
         limit_s = self._limits.inline_s
@@ -259,7 +262,7 @@ class EngineCore:
         return seconds is not None and seconds <= limit_s
 
     def _command_failed(self, command: commands.Command, error: Exception) -> None:
-        """Answers what a command that raised would have led to, and reports it."""
+        """Reports that a command raised, and answers whoever waits for the command."""
         if isinstance(command, commands.Submit):
             self.stepper.begin_failed(command.lane, command.job, error)
             return
@@ -274,7 +277,7 @@ class EngineCore:
                     self.stepper.answer(job, all_failed(job, _commit_error()))
             case commands.Write(lane, _):
                 lane.refusal = EngineError("the session's state could not be restored: open it again")
-            case commands.Read(lanes, then):  # who waits for it looks again, or does without
+            case commands.Read(lanes, then):  # the reader tries again, or continues without the state
                 entries.append((None, partial(then, [None] * len(lanes))))
             case commands.Cancel(_, _, then):
                 entries.append((None, partial(then, 0)))

@@ -1,10 +1,10 @@
-"""From logits to tokens: pure functions of a batch of rows, in which no row knows of another.
+"""Chooses tokens from logits: pure functions of a batch of rows, in which no row depends on another.
 
 1. A row's result has the same bits alone, in any batch and at any place in it. So reductions run along the last axis
-   of a contiguous array, one row at a time in a fixed order; sums that decide a draw are running sums, whose prefixes
-   do not depend on how far they go on; all else is element by element.
-2. Nothing here raises or warns for any logits. A row with a NaN, with +inf, or with nothing but -inf has no
-   distribution: its choice is its argmax (NumPy's: the first NaN, if there is one) however it should be decoded.
+   of a contiguous array, one row at a time in a fixed order. Sums that decide a draw are running sums, because their
+   prefixes do not depend on the array's length. All other operations are element by element.
+2. Nothing here raises or warns, whatever the logits are. A row with NaN, with +inf, or with only -inf has no
+   distribution: its choice is its argmax (in NumPy the first NaN, if there is one), whatever its decoding is.
 3. Equal logits rank by token id, the lowest first.
 
 `R` is the number of rows, `V` the vocabulary's size, `T` the number of target tokens.
@@ -55,7 +55,7 @@ _quiet = np.errstate(invalid="ignore", over="ignore")
 
 
 class FinishReason(Enum):
-    """Why a generation ended: the end token, one of its stop tokens, or its limit."""
+    """Why a generation ended: the end token, one of its stop tokens, or its limit of tokens."""
 
     __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
 
@@ -65,8 +65,8 @@ class FinishReason(Enum):
 
 
 class Beam(NamedTuple):
-    """Search for the likeliest sequences. beam_size: 1 or more, followed at once; length_penalty: -10 to 10; num_best:
-    how many are wanted, 1 to beam_size."""
+    """Search for the likeliest sequences. beam_size: 1 or more, hypotheses followed at once; length_penalty: -10 to 10;
+    num_best: number of results, 1 to beam_size."""
 
     beam_size: int
     length_penalty: float = 1.0
@@ -75,32 +75,33 @@ class Beam(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How a generation chooses tokens.
-
-    sampling: None is greedy. beam: search instead; excludes sampling and repetition_penalty. log_probabilities: report
-    each token's. repetition_penalty > 0: 1 is none. min_tokens: 0 to max_tokens, how many are generated before the end
-    token or a stop token may be chosen. stop_ids: tokens, 0 to V - 1, that end the generation as the end token does.
-    """
+    """How a generation chooses tokens."""
 
     max_tokens: int
     sampling: Sampling | None = None
+    """None: greedy."""
     log_probabilities: bool = False
+    """Whether to report the log-probability of each token."""
     repetition_penalty: float = 1.0
+    """Above 0; 1 is no penalty."""
     min_tokens: int = 0
+    """0 to max_tokens: how many tokens are generated before the end token or a stop token may be chosen."""
     stop_ids: frozenset[int] = frozenset()
+    """Tokens, 0 to V - 1, that end the generation as the end token does."""
     beam: Beam | None = None
+    """Search instead; excludes sampling and repetition_penalty."""
     is_plain: bool = field(init=False, repr=False, compare=False)
-    """Whether its choice is always the argmax of the logits: stored, since every row of every batch is asked."""
+    """Whether the choice is always the argmax of the logits. Stored, because every row of every batch reads it."""
 
     def __post_init__(self) -> None:
         is_plain = self.sampling is None and self.repetition_penalty == 1.0 and self.min_tokens == 0
         object.__setattr__(self, "is_plain", is_plain)
 
     def finish_reason(self, token: int | bytes, num_generated: int, eos_id: int | None) -> FinishReason | None:
-        """Why the generation ends with a token just chosen, or None: it goes on.
+        """Returns why the generation ends with a token just chosen, or None if it continues.
 
-        num_generated: tokens of the generation with this one, or vectors. A token that ends it is not part of what
-        it generated.
+        num_generated: tokens, or vectors, of the generation, including this one. An end token or a stop token is not
+        part of the generation's output.
         """
         if token == eos_id:
             return FinishReason.EOS
@@ -111,21 +112,21 @@ class Decoding:
 
 @dataclass(slots=True, eq=False)
 class Choice:
-    """One row's question: what comes next? It may be kept for a whole generation and updated between its tokens.
-
-    position: of the session, 0 to 2**64 - 1; what the draw depends on beside the seed. num_generated: tokens generated
-    so far. seen: [any number] token ids already in the sequence, for the repetition penalty; duplicates change nothing
-    but the cost; None: the penalty is not applied. eos_id: the model's end token, if it has one.
-    """
+    """The input of one row's choice of its next token. A generation may keep it and update it after each token."""
 
     decoding: Decoding
     position: int
+    """Of the session, 0 to 2**64 - 1. A random draw depends on this and on the seed only."""
     num_generated: int = 0
+    """Tokens generated so far."""
     seen: IntArray | None = None
+    """[any number] token ids in the sequence so far, for the repetition penalty. Duplicates change only the cost. None:
+    no penalty."""
     eos_id: int | None = None
+    """The model's end token, if it has one."""
 
     def advance(self, token: int) -> None:
-        """The token was chosen, and does not end the generation."""
+        """Updates the choice after `token` was chosen and does not end the generation."""
         self.position += 1
         self.num_generated += 1
         if self.decoding.repetition_penalty != 1.0:
@@ -134,10 +135,10 @@ class Choice:
 
 
 def choose_batch(logits: FloatArray, choices: Sequence[Choice]) -> tuple[IntArray, FloatArray]:
-    """The next token of each row. logits: [R, V].
+    """Chooses the next token of each row. logits: [R, V].
 
     Returns [R] token ids, and [R] their log-probabilities under the model alone, without penalty or filters; NaN in
-    rows that did not ask. When every token that may be chosen is impossible, a token that may not be is.
+    rows that did not ask. If every permitted token is impossible (-inf), a forbidden token is chosen.
     """
     logits = np.ascontiguousarray(logits)
     tokens = logits.argmax(axis=-1)
@@ -153,17 +154,17 @@ def choose_batch(logits: FloatArray, choices: Sequence[Choice]) -> tuple[IntArra
 
 @_quiet
 def log_softmax_batch(logits: FloatArray) -> FloatArray:
-    """[R, V] logits to [R, V] natural log-probabilities, none above 0; NaN where a row has no distribution."""
+    """Returns [R, V] natural log-probabilities of [R, V] logits, none above 0; NaN where a row has no distribution."""
     shifted, log_totals = _shift(logits)
     return shifted - log_totals
 
 
 @_quiet
 def score(logits: FloatArray, targets: IntArray) -> FloatArray:
-    """The log-probability of each token of a given target (teacher forcing).
+    """Returns the log-probability of each token of a given target (teacher forcing).
 
-    logits: [T, V], targets: [T] tokens, 0 to V - 1, row by row what came next. Returns [T], the bits of
-    `log_softmax_batch`.
+    logits: [T, V]; targets: [T] tokens, 0 to V - 1, for each row of logits the token that follows. Returns [T], with
+    the same bits as `log_softmax_batch`.
     """
     shifted, log_totals = _shift(logits)
     return shifted[np.arange(len(targets)), targets] - log_totals[:, 0]
@@ -178,25 +179,26 @@ def choose(
     seen: IntArray | None = None,
     eos_id: int | None = None,
 ) -> tuple[int, float | None]:
-    """`choose_batch` of one row [V]: the token, and its log-probability when it was asked for."""
+    """Same as `choose_batch`, for one row [V]. Returns the token, and its log-probability if decoding asks for it."""
     choice = Choice(decoding, position, num_generated, seen, eos_id)
     tokens, log_probabilities = choose_batch(logits[np.newaxis], [choice])
     return int(tokens[0]), float(log_probabilities[0]) if decoding.log_probabilities else None
 
 
 def greedy(logits: FloatRow) -> int:
-    """The most likely token of one row [V]; of equally likely ones the lowest id."""
+    """Returns the likeliest token of one row [V]; of equal ones the lowest id."""
     return int(logits.argmax())
 
 
 def log_softmax(logits: FloatRow) -> FloatRow:
-    """`log_softmax_batch` of one row [V]."""
+    """Same as `log_softmax_batch`, for one row [V]."""
     row: FloatRow = log_softmax_batch(logits[np.newaxis])[0]
     return row
 
 
 def _shift(logits: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """[R, V] logits less their row's largest, and [R, 1] the logarithm of their exponentials' sum, 0 or more."""
+    """Returns [R, V] logits minus their row's maximum, and [R, 1] the log of the sum of their exponentials, 0 or
+    more."""
     logits = np.ascontiguousarray(logits)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted, np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -204,7 +206,7 @@ def _shift(logits: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 @_quiet
 def _choose_special(logits: FloatArray, choices: Sequence[Choice]) -> IntArray:
-    """Of rows whose choice may be another than the argmax. logits: [R, V], overwritten. Returns [R] token ids."""
+    """Chooses in rows that may not take the argmax. logits: [R, V], overwritten. Returns [R] token ids."""
     _penalise(logits, choices)
     _forbid_ends(logits, choices)
     tokens: IntArray = logits.argmax(axis=-1)
@@ -217,8 +219,8 @@ def _choose_special(logits: FloatArray, choices: Sequence[Choice]) -> IntArray:
 
 
 def _penalise(logits: FloatArray, choices: Sequence[Choice]) -> None:
-    """Makes tokens that were seen less likely, or more: positive logits are divided by the penalty, negative ones
-    multiplied (Keskar et al. 2019, CTRL, section 4.1, in its sign-aware form that is in general use)."""
+    """Applies the repetition penalty to the logits of tokens in `seen`: positive logits are divided by it, negative
+    ones multiplied (Keskar et al. 2019, CTRL, section 4.1, in its sign-aware form that is in general use)."""
     found = [
         (row, choice.decoding.repetition_penalty, choice.seen)
         for row, choice in enumerate(choices)
@@ -235,7 +237,7 @@ def _penalise(logits: FloatArray, choices: Sequence[Choice]) -> None:
 
 
 def _forbid_ends(logits: FloatArray, choices: Sequence[Choice]) -> None:
-    """Makes what would end a generation impossible in rows that are not to end yet."""
+    """Makes end token and stop tokens impossible in rows that have not reached min_tokens."""
     for row, choice in enumerate(choices):
         if choice.num_generated < choice.decoding.min_tokens:
             ends = [*choice.decoding.stop_ids] if choice.eos_id is None else [*choice.decoding.stop_ids, choice.eos_id]

@@ -1,4 +1,4 @@
-"""What a step of a transducer gave: see `service.repository.steps.EmitsSpec`. Pure."""
+"""Decodes the values that a step of a transducer returns: see `service.repository.steps.EmitsSpec`. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from service.engine.decoding import FloatRow
 
 
 class Emitted(NamedTuple):
-    """Tokens, their natural log-probabilities, and how many encoded frames had as many tokens as they may."""
+    """The tokens of one step, their natural log-probabilities, and how many encoded frames emitted their maximum."""
 
     token_ids: list[int]
     log_probabilities: list[float]
@@ -16,7 +16,7 @@ class Emitted(NamedTuple):
 
 
 def emitted(values: FloatRow) -> Emitted:
-    """What the values of one step are, [2 + 2 * capacity]."""
+    """Decodes the values of one step, [2 + 2 * capacity]: count, num_limited, token ids, log-probabilities."""
     count, num_limited = int(values[0]), int(values[1])
     capacity = len(values) // 2 - 1
     ids, scores = values[2 : 2 + count], values[2 + capacity : 2 + capacity + count]

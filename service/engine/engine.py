@@ -1,19 +1,19 @@
-"""An engine: who calls the core's step, the event loop or a thread, and how results reach the event loop.
+"""An engine: decides which thread runs the core's steps, and delivers results on the event loop.
 
-While a batch runs, the next one gathers by itself (continuous, or cellular, batching: Gao et al., EuroSys 2018). What a
-batch costs decides where it runs. Handing it to a thread and back costs about as much as a small batch itself, so a
-small batch, after which nothing goes on by itself, runs on the event loop. A larger one, a chunk of a long feed and a
-step of a generation run on a thread, which then drives until nothing is ready: batch after batch on the event loop
-would starve the streams. Both call the same core, so both give the same bits. Rules:
+While a batch runs, the next one gathers (continuous, or cellular, batching: Gao et al., EuroSys 2018). The cost of a
+batch decides where it runs. Handing a batch to a thread and back costs about as much as a small batch. So a small
+batch, which no other batch follows at once, runs on the event loop. A larger batch, a chunk of a long feed and a step
+of a generation run on the engine's thread, which then continues until nothing is ready: so many batches on the event
+loop would starve the streams. Both threads call the same core, so both give the same bits. Rules:
 
-1. One side drives at a time, and only the driver calls the core.
-2. The event loop hands over by a message to the thread, the thread by a call on the event loop: only the event loop
+1. One thread at a time drives: only that thread calls the core.
+2. The event loop hands over with a message to the thread, the thread with a call on the event loop. Only the event loop
    changes who drives.
-3. The event loop's side, `open`, `submit`, `cancel`, `close`, `grant`, only ever appends commands to the inbox.
-4. Results and callbacks are delivered on the event loop in the order in which the core produced them. One that raises
-   is reported to the event loop's exception handler and costs no other anything.
-5. Tokens of generations that go on may wait a little: writing them costs more than choosing them. After each delivery
-   the event loop is left to others for a while, and the tokens that are chosen meanwhile leave together.
+3. `submit`, `cancel`, `close` and all other requests only append commands; `open` and `fork` also acquire slots.
+4. Results and callbacks are delivered on the event loop, in the order in which the core produced them. If one raises,
+   the event loop's exception handler receives the exception, and the others are delivered.
+5. Tokens of unfinished generations may wait: writing them costs more than choosing them. After each delivery the event
+   loop is free for other work for a while; tokens chosen in that time are delivered together.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from service.repository.bundle import Bundle
 from service.repository.manifest import BASE_VARIANT
 
 _LONE_STREAK = 16
-"""Feeds in a row by one lane after which it is taken to be alone."""
+"""Number of consecutive feeds by one lane after which the engine takes it to be the only active one."""
 _REST = 2.0
-"""How long the event loop is left to others after it has delivered tokens, over how long that took."""
+"""Pause after a delivery of tokens, as a multiple of the event loop's time for that delivery."""
 
 
 class Engine:
-    """Runs one variant of a bundle. Except where said, call from the event loop's thread.
+    """Runs one variant of a bundle. All methods are for the event loop's thread, except where stated.
 
-    inline_only: every batch runs on the event loop and there is no thread. session_bytes: of the state and context of
-    one session.
+    inline_only: every batch runs on the event loop, and there is no thread. session_bytes: bytes of one session's state
+    and context.
     """
 
     def __init__(
@@ -84,24 +84,24 @@ class Engine:
         self._thread = threading.Thread(target=self._drive, name=name, daemon=True)
 
     def start(self) -> None:
-        """Warms every batch size up and measures it, then starts the thread. Blocks while it warms up; any thread."""
+        """Runs and measures every batch size, then starts the thread. Blocks meanwhile; any thread may call it."""
         self._core.warm_up()
         if not self._is_inline_only:
             self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread after the batch that it runs. Then, on the event loop, every job that waits, and every later
-        one, is answered with a ShuttingDownError. Blocks; any thread."""
+        """Ends the thread after its current batch. After that, the event loop answers every waiting job and every later
+        one with a ShuttingDownError. Blocks until the thread has ended; any thread may call it."""
         self._is_stopping = True
         if self._thread.is_alive():
             self._handed_over.put(False)
             self._thread.join()
-        with suppress(RuntimeError):  # the event loop is closed: no caller is left to answer
+        with suppress(RuntimeError):  # the event loop is closed, so no caller waits for an answer
             self._loop.call_soon_threadsafe(self._refuse_all)
 
     @property
     def statistics(self) -> EngineStatistics:
-        """A view of the engine as it is now. Any thread."""
+        """The engine's present counts. Any thread may read it."""
         return EngineStatistics(
             self._num_opened - self._core.num_closed,
             self._num_forks,
@@ -112,8 +112,8 @@ class Engine:
         )
 
     def open(self, source: Sequence[Item] = (), given: Mapping[int, Array] | None = None) -> Lane:
-        """A lane with a new slot. source: what it is to read; given: see `Arena.acquire`. Raises NoSlotError when every
-        slot is taken."""
+        """Returns a lane with a new slot. source: what the session will encode; given: see `Arena.acquire`.
+        Raises NoSlotError when every slot is in use."""
         is_full = self._num_opened - self._core.num_closed >= self._limits.num_slots
         slot = None if is_full else self._core.arena.acquire(given)
         if slot is None:
@@ -123,9 +123,9 @@ class Engine:
         return Lane(slot, pending)
 
     def fork(self, count: int) -> list[Slot]:
-        """Slots for a `SearchJob` or a `ScoreJob` that is submitted next; its answer frees them.
+        """Acquires slots for a `SearchJob` or a `ScoreJob` that is submitted next. The job's answer frees them.
 
-        Raises QueueFullError when there are not as many.
+        Raises QueueFullError when fewer slots are free.
         """
         slots: list[Slot] = []
         if self._num_forks + count <= self._limits.num_forks:
@@ -137,8 +137,8 @@ class Engine:
         return slots
 
     def submit(self, lane: Lane, *jobs: Job) -> None:
-        """Queues jobs behind the lane's others, all or none. Raises QueueFullError past `max_waiting`; the slots of a
-        job that was refused are freed."""
+        """Queues jobs behind the lane's others, all or none. Raises QueueFullError past `max_waiting`, and then frees
+        the jobs' forks."""
         if self._num_waiting + len(jobs) > self._limits.max_waiting:
             for job in jobs:
                 self._num_forks -= len(job.slots)
@@ -151,11 +151,11 @@ class Engine:
             self._inbox.append(commands.Submit(lane, job))
         if not self._is_pump_due and not self._is_thread_driving:
             self._is_pump_due = True
-            # not in the next turn but in the one after it: what is read meanwhile joins the batch
+            # not in the next turn but in the one after it, so that requests read in the next turn join the batch
             self._loop.call_soon(self._loop.call_soon, self._pump)
 
     def submit_step_batch(self, job: StepBatchJob) -> None:
-        """Queues a step batch behind all its lanes' jobs. Raises QueueFullError past `max_waiting`."""
+        """Queues a step batch behind the jobs of all its lanes. Raises QueueFullError past `max_waiting`."""
         if self._num_waiting >= self._limits.max_waiting:
             raise self._limits.queue_full(self._num_waiting)
         self._num_waiting += 1
@@ -163,8 +163,8 @@ class Engine:
         self._ask(commands.SubmitStepBatch(job))
 
     def run_inline_if_lone(self, lane: Lane) -> None:
-        """Runs a small batch now, and answers it before returning, when no lane but `lane` has fed anything lately:
-        waiting for the event loop's next turn would only gather company that does not come."""
+        """Runs a small batch now, and answers it before returning, when only `lane` has fed anything lately. In that
+        case no other request would join the batch in the event loop's next turn."""
         if lane is not self._latest_lane:
             self._latest_lane, self._streak = lane, 0
             return
@@ -173,28 +173,28 @@ class Engine:
             self._pump()
 
     def cancel(self, lane: Lane, then: Callable[[int], None]) -> None:
-        """Ends the lane's jobs at a token boundary, answering each; then calls `then` on the event loop with their
-        number."""
+        """Ends the lane's jobs at a token boundary and answers each with RequestCancelledError. Then calls `then` on
+        the event loop with the number of jobs."""
         self._ask(commands.Cancel(lane, RequestCancelledError("the request was cancelled"), then))
 
     def close(self, lane: Lane, then: Callable[[], None] | None = None, error: CarouselError | None = None) -> None:
         """Ends the lane's jobs and frees its slot before the next batch, then calls `then` on the event loop. error:
-        what the jobs are answered, RequestCancelledError by default. A second call frees nothing twice."""
+        the answer to the jobs, RequestCancelledError by default. On a closed lane it only calls `then`."""
         self._ask(commands.Close(lane, error or RequestCancelledError("the session was closed"), then))
 
     def read(self, lanes: Sequence[Lane], then: Callable[[list[LaneState | None]], None]) -> None:
-        """Copies lanes' state between two batches, then calls `then`. None for a lane that is closed, or whose feed or
-        source is run in part. `then` is called on the event loop, after all results that the lanes produced before the
-        copy were delivered, and before any that they produced after it."""
+        """Copies lanes' state between two batches, then calls `then` on the event loop, with None for a lane that is
+        closed, or whose feed or source has run in part. All results that a lane produced before the copy are delivered
+        before this call, all that it produces afterwards are delivered after it."""
         self._ask(commands.Read(lanes, then))
 
     def write(self, lane: Lane, state: LaneState) -> None:
-        """Copies a saved state into an idle lane. What is submitted from here on finds it there. When the arrays are
-        not of this model's shapes, the lane answers every later job with an EngineError."""
+        """Copies a saved state into an idle lane. Later jobs find it there. If the arrays do not have this model's
+        shapes, the lane answers every later job with an EngineError."""
         self._ask(commands.Write(lane, state))
 
     def grant(self, lane: Lane, job: GenerateJob, num_tokens: int) -> None:
-        """`num_tokens` more tokens of a generation have left the server."""
+        """Reports that `num_tokens` more tokens of a generation have left the server, which opens its window."""
         job.num_granted += num_tokens
         if job.is_parked:
             self._ask(commands.Resume(lane, job))
@@ -208,8 +208,8 @@ class Engine:
         return not self._is_delivery_due and perf_counter() >= self._can_deliver_at_s
 
     def deliver(self) -> None:
-        """See `bursts.Driver`: hands results from the engine's thread to the event loop. Tokens of generations that go
-        on wait until they can be delivered, unless something else must be."""
+        """See `bursts.Driver`. Hands results from the engine's thread to the event loop. Tokens of unfinished
+        generations wait until `can_deliver`, unless there is another result, which must not wait."""
         stepper = self._core.stepper
         if stepper.entries and (len(stepper.entries) > stepper.num_partial or self.can_deliver()):
             self._produced.append(self._core.take_results())
@@ -227,7 +227,7 @@ class Engine:
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
-        """One turn of the event loop's driving: a step, and the delivery of its results."""
+        """Drives for one turn of the event loop: runs a step and delivers its results."""
         self._is_pump_due = False
         core = self._core
         if self._is_thread_driving or not (self._inbox or core.scheduler.num_waiting):
@@ -251,7 +251,7 @@ class Engine:
             self._call_pump()
 
     def _drive(self) -> None:
-        """The thread: drives when it is asked to, until nothing is ready."""
+        """Runs on the engine's thread: on each hand-over, drives until nothing is ready."""
         try:
             while self._handed_over.get():
                 while self._core.step(driver=self) is Progress.RAN:
@@ -261,7 +261,7 @@ class Engine:
                         break
                 self._produced.append(self._core.take_results())
                 self._loop.call_soon_threadsafe(self._take_back)
-        except BaseException as error:  # a bug of ours: no job would be answered any more, so the process must know
+        except BaseException as error:  # a bug here: no job would be answered any more, so the process must learn of it
             self._loop.call_soon_threadsafe(self._on_crash, error)
             raise
 
@@ -273,9 +273,9 @@ class Engine:
             self._pump()
 
     def _deliver(self) -> None:
-        """Delivers what has been produced. On the event loop."""
-        self._is_delivery_due = False  # first: what is produced from here on is delivered here, or by another call
-        if self._is_delivering:  # a reply has led to a step: its results come after those that are being delivered
+        """Delivers everything produced so far. On the event loop."""
+        self._is_delivery_due = False  # first, so that results produced from now on request another delivery
+        if self._is_delivering:  # a reply has caused a step: the running delivery delivers its results, after its own
             return
         self._is_delivering = True
         produced = self._produced
@@ -290,7 +290,7 @@ class Engine:
                             result()
                         else:
                             job.reply(job, result)
-                    except Exception as error:  # a bug at the edge must not cost a neighbour its answer
+                    except Exception as error:  # a bug in one reply must not keep the others from being delivered
                         self._report(error)
                 self._num_waiting -= num_ended
                 self._num_forks -= num_freed
@@ -302,12 +302,12 @@ class Engine:
             self._loop.call_soon(self._rest, began_s)
 
     def _rest(self, began_s: float) -> None:
-        """The streams that were woken by a delivery, this turn before this, have begun to write."""
+        """Sets when the next tokens are delivered. Runs when the streams have begun to write the last ones."""
         now_s = perf_counter()
         self._can_deliver_at_s = now_s + _REST * (now_s - began_s)
 
     def _refuse_all(self) -> None:
-        """The thread has ended: answers what waits, on the event loop."""
+        """Answers everything that waits, and all later jobs, on the event loop. Called after the thread has ended."""
         self._core.refuse_all(ShuttingDownError("this model is no longer served here: open the session elsewhere"))
         self._produced.append(self._core.take_results())
         self._is_thread_driving = False
@@ -315,6 +315,6 @@ class Engine:
         self._deliver()
 
     def _report(self, error: Exception) -> None:
-        """Reports what a command or a callback raised. Any thread."""
+        """Reports an exception of a command or a callback to the event loop. Any thread may call it."""
         context = {"message": "a command or a callback of the engine failed", "exception": error}
         self._loop.call_soon_threadsafe(self._loop.call_exception_handler, context)

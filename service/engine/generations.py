@@ -1,5 +1,5 @@
-"""Jobs in hand that need no token of the client's: a source, which the encoder reads before a lane's first step; and a
-generation, whose tokens are chosen one after the other, as far ahead as its window allows.
+"""Active jobs that need no tokens from the client: encoding the source, which comes before a lane's first step, and
+generations, which choose tokens one after the other, as far ahead as the window allows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from service.errors import CarouselError, position_mismatch
 
 
 class ActiveEncode(RowJob):
-    """A source that the encoder is to read."""
+    """The active job that encodes a session's source."""
 
     __slots__ = ("_source", "_stepper")
 
@@ -48,12 +48,12 @@ class ActiveEncode(RowJob):
         self._stepper.answer(self.job, Failed(lane.position, error))
 
     def rest(self, lane: Lane) -> Rest | None:
-        """See `ActiveJob`: the state is not the session's yet."""
+        """See `ActiveJob`. None, because the lane's state is not complete before the source is encoded."""
         return None
 
 
 def begin_generation(stepper: Stepper, history: History, lane: Lane, job: GenerateJob) -> None:
-    """Begins a generation, or refuses it when its position is not the lane's."""
+    """Begins a generation, or refuses it if its start position differs from the lane's."""
     if job.start is not None and job.start != lane.position:
         error = position_mismatch("generate.position", job.start, lane.position)
         stepper.answer(job, Failed(lane.position, error))
@@ -62,14 +62,14 @@ def begin_generation(stepper: Stepper, history: History, lane: Lane, job: Genera
 
 
 def resume_generation(lane: Lane, job: GenerateJob) -> None:
-    """Continues a generation that was parked, if it is still the job in hand and has room again."""
+    """Continues a generation that waits for a grant, if it is still the active job and its window has room again."""
     active = lane.active
     if isinstance(active, ActiveGeneration) and active.job is job and job.is_parked:
         active.schedule_next()
 
 
 class ActiveGeneration(RowJob):
-    """A generation. request: its job; takes_likeliest: whether it chooses the likeliest token and needs no more."""
+    """An active generation. request: its job; takes_likeliest: whether it only needs the likeliest token."""
 
     __slots__ = ("_before", "_choice", "_stepper", "request", "takes_likeliest")
 
@@ -95,7 +95,7 @@ class ActiveGeneration(RowJob):
         return None if self.takes_likeliest else self._choice
 
     def begin(self) -> None:
-        """Finds its first token, or has what is pending run for it."""
+        """Chooses the first token, or first schedules the pending tokens if there are any."""
         lane, stepper = self.lane, self._stepper
         if self.inputs:
             stepper.scheduler.add("step", self, len(self.inputs))
@@ -123,28 +123,28 @@ class ActiveGeneration(RowJob):
             self._commit(*chosen)
 
     def take_many(self, token_ids: Sequence[Item], log_probabilities: list[float] | None) -> None:
-        """Takes several tokens, none of which ends it. The state has consumed all of them but the last."""
+        """Commits several tokens, none of which ends the generation. The state has consumed all except the last."""
         self.lane.position += len(token_ids)
         self.request.num_produced += len(token_ids)
         self.inputs, self.done, self.num_pending = list(token_ids[-1:]), 0, 1
         self._stepper.answer_partly(self.job, self._generated(token_ids, log_probabilities, None))
 
     def commit_token(self, token: int, log_probability: float | None, result: StepResult, row: int) -> None:
-        """Takes a token that a row of a result led to, and ends with it or runs it next."""
+        """Commits a token that was chosen from a row of `result`. Ends the generation, or schedules the token."""
         self._consume(result, row, 1)
         self._commit(token, log_probability)
 
     def advance_choice(self, token: int) -> None:
-        """Notes a token that was chosen and does not end it."""
+        """Updates the choice after a token that does not end the generation."""
         self._choice.advance(token)
 
     def schedule_next(self) -> None:
-        """Runs its last token, as soon as its window has room for the next."""
+        """Schedules its last token if the window has room for another, or else waits for a grant."""
         job, choice = self.request, self._choice
         choice.position = self.lane.position
         choice.num_generated = job.num_produced
-        # Parked first and looked at again: the event loop grants first and looks at `is_parked` then, so one of the two
-        # sees the other.
+        # `is_parked` is set before the window is checked, and the event loop grants before it checks `is_parked`. So at
+        # least one of the two sees the other's change, and no grant is missed.
         job.is_parked = True
         if job.num_produced - job.num_granted < job.window:
             job.is_parked = False
@@ -166,7 +166,7 @@ class ActiveGeneration(RowJob):
         return Rest(pending, self.request.num_produced, self._choice.seen, self.request.decoding)
 
     def _consume(self, result: StepResult, row: int, width: int) -> None:
-        """Brings the lane to where its state is."""
+        """Updates the lane to match its state after a run."""
         if self.inputs:
             self.done += width
         self.lane.next_logits = result.row(row, width - 1).copy() if self._stepper.keeps_logits else None
@@ -174,7 +174,7 @@ class ActiveGeneration(RowJob):
     def _generated(
         self, tokens: Sequence[Item], log_probabilities: list[float] | None, reason: FinishReason | None
     ) -> Generated:
-        """An answer; the first tells what was before it."""
+        """Returns an answer; the first one also contains the tokens before the generation."""
         before, self._before = self._before, None
         return Generated(self.lane.position, tokens, log_probabilities, reason, before)
 
@@ -202,10 +202,10 @@ class ActiveGeneration(RowJob):
 
 
 def choose_together(result: StepResult, jobs: Sequence[RowJob], widths: Sequence[int]) -> dict[int, Chosen]:
-    """What all rows choose that do not simply take the likeliest token, by row.
+    """Chooses the next token of each row that does not simply take the likeliest. Returns the choices by row.
 
-    They are chosen in one go. When that raises, each is chosen by itself, for a row's choice has the same bits in any
-    company, and those that raise again get their exception.
+    All rows are chosen in one call. If it raises, each row is chosen alone, because a row's choice has the same bits in
+    any batch; rows that raise again get their exception.
     """
     rows = [row for row, job in enumerate(jobs) if job.choice is not None]
     choices = [choice for choice in (job.choice for job in jobs) if choice is not None]
@@ -216,7 +216,7 @@ def choose_together(result: StepResult, jobs: Sequence[RowJob], widths: Sequence
         for row, choice in zip(rows, choices, strict=True):
             try:
                 _choose(result, [row], [choice], widths, found)
-            except Exception as error:  # whatever it is, it costs this row alone
+            except Exception as error:  # any exception affects only this row
                 found[row] = error
     return found
 

@@ -1,4 +1,4 @@
-"""The last tokens of a lane, out of the state in which its model keeps them."""
+"""Reads the last tokens of a lane from the state in which its model keeps them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from service.repository.steps import HISTORY
 
 
 class History:
-    """Of the lanes of an engine. place: of the state that has it, among the manifest's; None: the model has none. read:
-    copies a lane. For the side that drives the engine."""
+    """Reads histories of an engine's lanes. Only for the thread that drives the engine.
+
+    place: index of the state that holds the history, in the manifest's order; None: the model keeps none. read: copies
+    a lane's state.
+    """
 
     def __init__(self, place: int | None, read: Callable[[Lane], LaneState | None]) -> None:
         self._place = place
         self._read = read
 
     def before(self, lane: Lane) -> Before | None:
-        """The tokens before the position of a lane that has no job in hand; None of a model that keeps none."""
+        """Returns the tokens before the position of a lane without an active job; None if the model keeps none."""
         if self._place is None or (state := self._read(lane)) is None:
             return None
         tokens = [*state.states[self._place].tolist(), *state.pending]

@@ -1,11 +1,11 @@
-"""Items: what steps consume; jobs: what an engine is asked to do for a session; and lanes: where a session stands.
+"""Defines items (what steps consume), jobs (requests to an engine) and lanes (an engine's view of a session).
 
-A session is a `Lane` to the engine: a slot, a position and a queue of jobs, which are done one after the other. A job
-is the request alone. While it is done its running state is an `ActiveJob`, of which each kind of job has its own.
+To the engine, a session is a `Lane`: a slot, a position and a queue of jobs, which run one after the other. A job holds
+the request only. While it runs, an `ActiveJob` holds its running state; each kind of job has its own class of it.
 
-A token is an `Item` here: a number or, for a model that reads features, a vector, which is the bytes of its numbers,
-32-bit floats, little-endian. So both are immutable values that are kept, compared and stored bit by bit, and only here
-are they arrays. Logits are the values that such a model may give instead.
+A token is an `Item`: its number or, for a model that reads features, a vector in the form of bytes (32-bit floats,
+little-endian). So both are immutable values, which are kept, compared and stored bit by bit. Only `Items` makes arrays
+of them. Such a model may return values instead of logits; the code names both logits.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from service.engine.decoding import Decoding, FloatRow, IntArray
 from service.errors import CarouselError
 
 Item: TypeAlias = int | bytes
-"""A token's number, or a vector."""
+"""A token's number, or the bytes of a vector."""
 
 ITEM_SIZE = 4
-"""Bytes of a number."""
+"""Bytes of one number in a vector."""
 
 
 def size_of(items: Sequence[Item]) -> int:
-    """About the bytes that a list of items takes in memory."""
+    """Returns the approximate memory of a list of items, in bytes."""
     first = items[0] if items else 0
     return len(items) * (48 + len(first) if isinstance(first, bytes) else 40)
 
 
 class Items:
-    """Arrays of items. feature_size: numbers in a vector, F; 0 when items are tokens."""
+    """Makes arrays of items. feature_size: F, the numbers in a vector; 0 when items are tokens."""
 
     def __init__(self, feature_size: int) -> None:
         self.feature_size = feature_size
 
     def blank(self, num_rows: int, width: int) -> Array:
-        """[num_rows, width] tokens, or [num_rows, width, F] features: all zero."""
+        """Returns zeros: [num_rows, width] tokens, or [num_rows, width, F] features."""
         if self.feature_size:
             return np.zeros((num_rows, width, self.feature_size), np.float32)
         return np.zeros((num_rows, width), np.int64)
 
     def array(self, items: Sequence[Item]) -> Array:
-        """Items as an array: [N] or [N, F]."""
+        """Returns items as an array: [N] tokens or [N, F] features."""
         if self.feature_size:
             joined = b"".join(items)  # type: ignore[arg-type]  # of a model that reads features
             return np.frombuffer(joined, "<f4").reshape(len(items), self.feature_size)
@@ -57,7 +57,7 @@ class Items:
 
     @staticmethod
     def vector(values: Array) -> bytes:
-        """The item of a vector [F] of 32-bit floats."""
+        """Returns a vector [F] of 32-bit floats as an item."""
         return values.astype("<f4", copy=False).tobytes()
 
 
@@ -67,7 +67,7 @@ class OutputKind(Enum):
     __hash__ = object.__hash__  # members are singletons; Enum's own hashes the name, in Python
 
     is_vector: bool
-    """Whether the output is every number that the model gives."""
+    """Whether the output contains every number that the model returns for a token."""
 
     NONE = "none"
     NEXT_TOKEN = "next_token"  # noqa: S105  # a token of a vocabulary
@@ -81,8 +81,11 @@ class OutputKind(Enum):
 
 
 class OutputSpec(NamedTuple):
-    """What a feed returns. top_k: for `OutputKind.TOP_K`, 1 to the vocabulary's size. every_position: after each
-    token, instead of after the last alone. has_trace: the trace of the step, too."""
+    """What a feed returns.
+
+    top_k: for `OutputKind.TOP_K`, 1 to the vocabulary's size. every_position: an output after each token, instead of
+    only after the last. has_trace: outputs also contain the trace of their step.
+    """
 
     kind: OutputKind = OutputKind.NEXT_TOKEN
     top_k: int = 0
@@ -91,37 +94,39 @@ class OutputSpec(NamedTuple):
 
 
 VALUES = OutputSpec(OutputKind.VALUES)
-"""All numbers that a step gives."""
+"""All numbers that a step returns."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Job:
-    """One request of one session, or of several. reply(job, result) is called on the event loop, with a `Result`, or
-    for a `StepBatchJob` with a `Stepped`.
-
-    tag: the caller's own; the engine only hands it to the observer. submitted_s: a monotonic time, in seconds, set by
-    the engine. is_started: whether a batch has run some of it. slots: forks that the job owns; its answer frees them.
-    """
+    """One request of one session, or of several. Subclasses are the kinds of jobs."""
 
     reply: Callable[[Any, Any], None]
+    """Called on the event loop with the job and a `Result`, or for a `StepBatchJob` with a `Stepped`."""
     tag: Any = None
+    """The caller's own; the engine only passes it to the observer."""
     submitted_s: float = 0.0
+    """Monotonic time in seconds, set by the engine."""
     is_started: bool = False
+    """Whether a batch has run a part of the job."""
     slots: Sequence[Slot] = ()
+    """Forks that the job owns; its answer frees them."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class EncodeJob(Job):
-    """Reads the source: the first job of a session of a model with an encoder."""
+    """Encodes the source: the first job of a session of a model with an encoder."""
 
     source: Sequence[Item]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class FeedJob(Job):
-    """Consumes tokens from position `start` on, or from the session's position when it is None. Without tokens it
-    returns what comes next at the session's position, and runs what is pending for that. has_mark: the answer carries
-    the lane's state after it."""
+    """Consumes tokens from position `start` on, or from the session's position when `start` is None.
+
+    Without tokens it returns what comes next at the session's position, and runs the pending tokens if that needs them.
+    has_mark: the answer contains the lane's state after the feed.
+    """
 
     start: int | None
     tokens: Sequence[Item]
@@ -131,11 +136,11 @@ class FeedJob(Job):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class GenerateJob(Job):
-    """Generates from position `start` on. The engine is at most `window` tokens ahead of the tokens granted.
+    """Generates from position `start` on, at most `window` tokens ahead of the granted tokens.
 
-    num_produced and is_parked are written by the side that drives the engine alone, num_granted by the event loop
-    alone. A generation that is resumed begins with num_produced and num_granted at its number of tokens so far, and
-    with `seen`: the tokens that its repetition penalty has noted. is_parked: whether it waits for a grant.
+    Only the thread that drives the engine writes num_produced and is_parked, only the event loop writes num_granted. A
+    resumed generation begins with num_produced and num_granted equal to its number of tokens so far, and with `seen`:
+    the tokens that its repetition penalty has noted. is_parked: whether the generation waits for a grant.
     """
 
     start: int | None
@@ -154,7 +159,7 @@ class GenerateJob(Job):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class SearchJob(Job):
-    """Searches for the likeliest continuations, then consumes the best. slots: one for each beam."""
+    """Searches for the likeliest continuations, then consumes the best one. slots: one for each beam."""
 
     start: int | None
     search: BeamSearch
@@ -162,8 +167,10 @@ class SearchJob(Job):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class ScoreJob(Job):
-    """Returns how likely continuations are; the session's position does not change. targets: none is empty; slots: one
-    for each of the targets."""
+    """Returns how likely given continuations are. The session's position does not change.
+
+    targets: the continuations, none of them empty; slots: one for each target.
+    """
 
     start: int | None
     targets: list[list[int]]
@@ -171,10 +178,10 @@ class ScoreJob(Job):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class StepBatchJob(Job):
-    """Many sessions consume tokens at once. It begins when its turn has come in every lane.
+    """Lets many sessions consume tokens at once. It begins when its turn has come in every lane.
 
-    lanes: [N] distinct; starts: [N] positions, or None: wherever the lanes are; tokens: one lane's after the other's;
-    counts: [N] tokens of each lane, None: one each.
+    lanes: [N] distinct; starts: [N] positions, or None for the lanes' present positions; tokens: those of the first
+    lane, then those of the second, and so on; counts: [N] tokens of each lane, or None for one token each.
     """
 
     lanes: list[Lane]
@@ -185,15 +192,17 @@ class StepBatchJob(Job):
 
     @property
     def width(self) -> int:
-        """Token ids returned for each session."""
+        """Number of token ids returned for each session."""
         if self.outputs.kind is OutputKind.NEXT_TOKEN:
             return 1
         return self.outputs.top_k if self.outputs.kind is OutputKind.TOP_K else 0
 
 
 class Rest(NamedTuple):
-    """What a lane's saved state holds of the job in hand. pending: see `Lane`. num_produced, seen, decoding: of a
-    generation."""
+    """What a saved state of a lane contains about the active job.
+
+    pending: see `Lane`. num_produced, seen, decoding: for a generation only.
+    """
 
     pending: list[Item]
     num_produced: int = 0
@@ -205,14 +214,14 @@ class Queued(Protocol):
     """An entry of a lane's queue."""
 
     def begin(self, lane: Lane) -> None:
-        """Its turn in the lane has come."""
+        """Begins the entry: its turn in the lane has come."""
 
     def drop(self, lane: Lane, error: CarouselError) -> None:
-        """It is answered `error` without a turn."""
+        """Answers the entry with `error`: its turn will not come."""
 
 
 class ActiveJob(Protocol):
-    """The running state of a job in hand: `lane.active` of each of its lanes, until it ends there."""
+    """The running state of a job: `lane.active` of each of its lanes, until it ends there."""
 
     @property
     def job(self) -> Job:
@@ -220,54 +229,53 @@ class ActiveJob(Protocol):
 
     @property
     def survives_cancel(self) -> bool:
-        """Whether cancelling the lane's work leaves it alone."""
+        """Whether the job continues when the lane's work is cancelled."""
 
     def abandon(self, lane: Lane, error: CarouselError) -> None:
-        """Ends it for this lane at a token boundary and answers `error`. `lane.active` is cleared already."""
+        """Stops the job for this lane at a token boundary and answers `error`. `lane.active` is already cleared."""
 
     def unchain(self) -> None:
-        """Prepares for something else that is asked of one of its lanes: its followers wait in the lanes' queues."""
+        """Moves the jobs that follow this one into the lanes' queues, because one of the lanes gets another request."""
 
     def rest(self, lane: Lane) -> Rest | None:
-        """What a saved state of the lane holds now; None while its state cannot be read."""
+        """Returns what a saved state of the lane contains about this job now; None while the state cannot be read."""
 
 
 NO_TOKENS: list[Item] = []
-"""The list of every lane that has nothing pending: a million idle sessions share one. Never changed in place."""
+"""The `pending` of every lane without pending tokens: a million idle sessions share this list. Never changed."""
 NO_JOBS: deque[Queued] = deque()
-"""The queue of every lane that has no job behind the one in hand. Never changed either."""
+"""The queue of every lane without queued jobs. Never changed."""
 
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """A session as its engine sees it. Once it was submitted, only the side that drives the engine writes to it.
-
-    `pending` is replaced, never changed in place: idle lanes share an empty one.
-
-    position: target tokens consumed or generated. pending: tokens of the sequence that the state has not yet consumed
-    (a start token, or the last token generated). next_logits: [V], what the state says comes next, when nothing is
-    pending and it was kept. active: the job that is done now; queue: the jobs behind it. refusal: the error with which
-    every further job is answered: set when the lane is closed or cannot be used any more. forked_from: the lane whose
-    context a fork reads.
-    """
+    """A session as its engine sees it. After the first submission, only the thread that drives the engine writes to
+    it."""
 
     slot: Slot
     pending: list[Item]
+    """Tokens of the sequence that the state has not consumed yet: a start token, or the last generated token. Replaced,
+    never changed in place, because idle lanes share an empty list."""
     position: int = 0
+    """Number of target tokens consumed or generated."""
     next_logits: FloatRow | None = None
+    """[V], the logits of the next token, if nothing is pending and they were kept."""
     queue: deque[Queued] = field(default_factory=lambda: NO_JOBS)
+    """The jobs that wait behind the active one."""
     active: ActiveJob | None = None
     refusal: CarouselError | None = None
+    """The answer to every further job, once the lane is closed or unusable."""
     is_closed: bool = False
     forked_from: Lane | None = None
+    """For a fork: the lane whose context it reads."""
 
     @property
     def context_row(self) -> int:
-        """The row of the arena that has its context."""
+        """The arena row that holds the lane's context."""
         return (self.forked_from or self).slot.row
 
     def enqueue(self, entry: Queued) -> None:
-        """Puts an entry at the end of the queue."""
+        """Appends an entry to the queue."""
         if self.active is not None:
             self.active.unchain()
         if self.queue is NO_JOBS:
@@ -276,7 +284,7 @@ class Lane:
             self.queue.append(entry)
 
     def begin_next(self) -> None:
-        """Begins the entries of the queue until a job is in hand."""
+        """Begins entries of the queue until one of them becomes the active job."""
         queue = self.queue
         while queue and self.active is None:
             queue.popleft().begin(self)
@@ -286,7 +294,7 @@ class Lane:
             self.queue = NO_JOBS
 
     def drop_queue(self, error: CarouselError) -> int:
-        """Answers every entry of the queue `error`. Returns how many there were."""
+        """Answers every entry of the queue with `error`. Returns their number."""
         dropped, self.queue = self.queue, NO_JOBS
         for entry in dropped:
             entry.drop(self, error)

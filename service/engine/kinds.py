@@ -1,4 +1,4 @@
-"""The kinds of jobs, and what begins each."""
+"""Lists the kinds of jobs and the handler that begins each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.engine.stepper import Stepper
 
 
 def add_kinds(stepper: Stepper, fork: Fork, history: History) -> None:
-    """Registers the kinds of jobs that a stepper does not know by itself. fork: copies a row's state to others."""
+    """Registers the kinds of jobs that the stepper itself does not implement. fork: copies a row's state to others."""
     stepper.add(EncodeJob, partial(ActiveEncode, stepper))
     stepper.add(GenerateJob, partial(begin_generation, stepper, history))
     stepper.add(SearchJob, partial(begin_search, stepper, history))

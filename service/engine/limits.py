@@ -1,4 +1,4 @@
-"""What an engine is allowed, what it answers past that, and how it stands."""
+"""The limits of an engine, the errors for requests past them, and the engine's counts."""
 
 from __future__ import annotations
 
@@ -11,37 +11,42 @@ _BATCH_S = 0.004
 
 
 def batch_tokens(seconds: float | None) -> int:
-    """How many tokens a batch may have, so that others wait some 4 ms for it: 256 to 2048. seconds: that one takes, in
-    a large batch; None: not known."""
+    """Returns how many tokens a batch may have, 256 to 2048, so that other requests wait about 4 ms for it.
+
+    seconds: time for one token in a large batch; None: not known, which gives 256.
+    """
     return _FEWEST_TOKENS if not seconds else max(_FEWEST_TOKENS, min(_MOST_TOKENS, int(_BATCH_S / seconds)))
 
 
 def chunk_tokens(seconds: float, most: int) -> int:
-    """How many steps of a row, which each take so long, may be run one after the other, so that others wait some 4 ms:
-    1 to `most`."""
+    """Returns how many steps of one row may run one after the other, 1 to `most`, so that others wait about 4 ms.
+
+    seconds: time of one step.
+    """
     return max(1, min(most, int(_BATCH_S / max(seconds, 1e-9))))
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """What one engine is allowed.
-
-    num_slots: sessions at once; num_forks: copies of sessions' states at once, for beams and for targets that are
-    scored; max_waiting: requests admitted and not yet answered; max_batch_rows: sessions in a batch; max_batch_tokens:
-    rows times width of one, None: as `batch_tokens`; max_chunk_tokens: tokens of one session in one; inline_s: the
-    most that a batch may cost, in seconds, to run on the event loop.
-    """
+    """Limits of one engine."""
 
     num_slots: int = 10_000
+    """Sessions at once."""
     num_forks: int = 1024
+    """Copies of sessions' states at once, for beams and for scored targets."""
     max_waiting: int = 16_384
+    """Requests admitted and not yet answered."""
     max_batch_rows: int = 256
+    """Sessions in a batch."""
     max_batch_tokens: int | None = None
+    """Rows times width of a batch; None: computed by `batch_tokens` from the measured cost."""
     max_chunk_tokens: int = 32
+    """Tokens of one session in a batch."""
     inline_s: float = 0.002
+    """Highest estimated cost, in seconds, of a batch that runs on the event loop."""
 
     def no_slot(self) -> NoSlotError:
-        """Every session slot is taken."""
+        """Returns the error for an open when every slot is in use."""
         return NoSlotError(
             f"all {self.num_slots} slots of this model are taken (max_slots): close a session, or try again later",
             retry_delay_s=1.0,
@@ -49,7 +54,7 @@ class EngineLimits:
         )
 
     def no_fork(self, num_used: int) -> QueueFullError:
-        """Too many beams and targets are at work."""
+        """Returns the error for a search or a score when too few forks are free."""
         return QueueFullError(
             f"{num_used} beams and targets are at work, and the most is {self.num_forks} (num_forks): try again later",
             retry_delay_s=0.1,
@@ -57,7 +62,7 @@ class EngineLimits:
         )
 
     def queue_full(self, num_waiting: int) -> QueueFullError:
-        """Too many requests wait."""
+        """Returns the error for a request when too many wait."""
         return QueueFullError(
             f"{num_waiting} requests wait already, the most this model's queue holds (max_waiting): try again later",
             retry_delay_s=0.1,
@@ -67,13 +72,17 @@ class EngineLimits:
 
 @dataclass(frozen=True, slots=True)
 class EngineStatistics:
-    """slots_used: sessions that have a slot; forks_used: copies of states; num_waiting: requests admitted and not yet
-    answered; num_inline, num_threaded: batches run on the event loop, and on the thread; is_stopped: whether it runs
-    none any more."""
+    """Counts of an engine at one moment."""
 
     slots_used: int
+    """Sessions that have a slot."""
     forks_used: int
+    """Copies of states."""
     num_waiting: int
+    """Requests admitted and not yet answered."""
     num_inline: int
+    """Batches that ran on the event loop."""
     num_threaded: int
+    """Batches that ran on the engine's thread."""
     is_stopped: bool
+    """Whether the engine runs no more batches."""

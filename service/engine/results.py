@@ -1,12 +1,11 @@
-"""What comes out: of a run of a graph, by row of the batch and by token in it; of an engine, the answers; and all that
-a lane is, as values of its own.
+"""Defines results: of a graph's run, by row and token; of jobs, as answers; and copies of a lane's state.
 
-Heads of the graph give a value where the graph has them, and logits where it has not, whatever else was fetched: what
-a session gets does not depend on what its neighbours asked for. Shapes: `B` rows, `T` tokens, `V` vocabulary, `K` the
-most that a row asked for.
+If a graph has an output for a value, such as the next token, the value always comes from that output, else from the
+logits, whatever else was fetched. So a session's results do not depend on what other sessions asked for. Shapes: `B`
+rows, `T` tokens, `V` vocabulary, `K` the largest k that a row asked for.
 
-A lane is read between batches, by the side that drives the engine, and can be written into an idle lane. Knows no
-session and no format.
+The thread that drives the engine reads lanes between batches, and can write a copy into an idle lane. Knows no session
+and no format.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from service.errors import CarouselError
 
 
 class LaneState(NamedTuple):
-    """Where a lane is, at a boundary between tokens.
+    """Copy of a lane at a boundary between tokens. The arrays must not be written to.
 
-    pending, next_logits: see `Lane`. states: one array a state tensor, of the manifest's shape without its batch axis;
-    contexts: one [S, ...] array a context tensor, S the source's length. None of the arrays is to be written to.
-    num_produced, seen, decoding: of the generation in hand, if one is: tokens so far, [any number] which of them the
-    repetition penalty has noted, and how they are chosen; this is not known of a state out of the store.
+    pending, next_logits: see `Lane`. states: one array for each state tensor, of the manifest's shape without its batch
+    axis; contexts: one [S, ...] array for each context tensor, S the source's length. num_produced, seen, decoding: of
+    an active generation: its number of tokens so far, [any number] the tokens that the repetition penalty has noted,
+    and how it chooses tokens. decoding is None in a state that was read from a snapshot.
     """
 
     position: int
@@ -45,12 +44,12 @@ class LaneState(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Of its arrays."""
+        """Bytes of its state and context arrays."""
         return sum(array.nbytes for array in (*self.states, *self.contexts))
 
 
 def read_lanes(arena: Arena, lanes: Sequence[Lane]) -> list[LaneState | None]:
-    """Copies lanes out. None for one that is closed, or whose feed or source is run in part: to be read later."""
+    """Copies the state of lanes. None for a lane that is closed, or whose feed or source is run in part: try later."""
     rests = [_rest(lane) for lane in lanes]
     rows = [lane.slot.row for lane, rest in zip(lanes, rests, strict=True) if rest is not None]
     copies = iter(arena.read(rows))
@@ -67,8 +66,8 @@ def read_lanes(arena: Arena, lanes: Sequence[Lane]) -> list[LaneState | None]:
 
 
 def write_lane(arena: Arena, lane: Lane, state: LaneState) -> None:
-    """Copies a saved state into an idle lane. A generation that was in hand is not restored. Raises ValueError when the
-    arrays are not of the arena's shapes."""
+    """Copies a saved state into an idle lane. An unfinished generation is not restored. Raises ValueError when the
+    arrays do not have the arena's shapes."""
     arena.write(lane.slot.row, state.states, state.contexts)
     lane.position = state.position
     lane.pending = state.pending or NO_TOKENS
@@ -82,9 +81,9 @@ def _rest(lane: Lane) -> Rest | None:
 
 
 class StepOutput(NamedTuple):
-    """What the model says comes next at `position`. logits: [V], for `OutputKind.LOGITS` and `OutputKind.VALUES` alone.
-    trace: the outputs of the trace graph for the step, [units] or [source] each, by name. num_limited: encoded frames
-    that had as many tokens as they may, for `OutputKind.EMITTED`."""
+    """What comes next at `position`. logits: [V], only for `OutputKind.LOGITS` and `OutputKind.VALUES`. trace: outputs
+    of the trace graph for the step, by name, [units] or [source] each. num_limited: for `OutputKind.EMITTED`, how many
+    encoded frames emitted their maximum number of tokens."""
 
     position: int
     token_ids: list[int]
@@ -95,13 +94,13 @@ class StepOutput(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Answers an `EncodeJob`."""
+    """Answer to an `EncodeJob`."""
 
     position: int
 
 
 class Fed(NamedTuple):
-    """Answers a `FeedJob`. position: after it. mark: the lane's state after it, when it was wanted."""
+    """Answer to a `FeedJob`. position: after the feed. mark: the lane's state after it, when the job has a mark."""
 
     position: int
     outputs: list[StepOutput]
@@ -109,10 +108,10 @@ class Fed(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """One of the answers to a `GenerateJob`: tokens, the end, or both. position: after it.
+    """An answer to a `GenerateJob`: tokens, the end of the generation, or both. position: after the tokens.
 
-    log_probabilities: one for each token, when they were asked for. before: in the first answer, of models that keep
-    their last tokens.
+    log_probabilities: one for each token, when the job asked for them. before: only in the first answer, and only for
+    models that keep their last tokens in a state.
     """
 
     position: int
@@ -123,8 +122,8 @@ class Generated(NamedTuple):
 
 
 class Searched(NamedTuple):
-    """Answers a `SearchJob`. position: after the first of the hypotheses, which are the best first. before: as that of
-    `Generated`."""
+    """Answer to a `SearchJob`. hypotheses: best first; the session has consumed the first. position: after it. before:
+    see `Generated`."""
 
     position: int
     hypotheses: list[Hypothesis]
@@ -132,18 +131,19 @@ class Searched(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Answers a `ScoreJob`. log_probabilities: of each target's tokens. position: where the session is, as before."""
+    """Answer to a `ScoreJob`. log_probabilities: of each target's tokens. position: the session's, not changed."""
 
     position: int
     log_probabilities: list[list[float]]
 
 
 class Stepped(NamedTuple):
-    """Answers a `StepBatchJob`: columns in the order of its lanes, N of them, 0 where one failed.
+    """Answer to a `StepBatchJob`, as columns of N values in the order of its lanes; 0 for a row that failed.
 
-    positions: [N] after it. token_ids: [N * k] the k most likely next tokens, k = 1 unless more were asked for.
-    log_probabilities: [N * k], for `OutputKind.TOP_K`. logits: [N, V], for `OutputKind.LOGITS`, and values for
-    `OutputKind.VALUES` and `OutputKind.EMITTED`. errors: by place.
+    positions: [N] after the step batch. token_ids: [N * k] the k likeliest next tokens, k = 1 unless the job asked for
+    more. log_probabilities: [N * k], for `OutputKind.TOP_K`. logits: [N, V], for `OutputKind.LOGITS`, and values for
+    `OutputKind.VALUES` and `OutputKind.EMITTED`. errors: (place, error) of each row that failed, where place is its
+    index in `lanes`.
     """
 
     positions: list[int]
@@ -154,19 +154,19 @@ class Stepped(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """Answers any job that was not done, or not to its end. position: where the session stands."""
+    """Answer to any job that was not done to its end. position: the session's present position."""
 
     position: int
     error: CarouselError
 
 
 Result = Encoded | Fed | Generated | Searched | Scored | Failed
-"""Of a job of one session."""
+"""The result of a job of one session."""
 
 
 class Produced(NamedTuple):
-    """What came of commands and batches, in order. entries: a job and a result for its `reply`, or None and a function
-    to call. num_ended: jobs that got their last result; num_partial: results that are not the last of their jobs;
+    """Results of commands and batches, in order. entries: a job and a result for its `reply`, or None and a function to
+    call. num_ended: jobs that got their last result; num_partial: results that are not the last of their jobs;
     num_freed: forks that were freed."""
 
     entries: list[tuple[Job | None, Any]]
@@ -176,7 +176,7 @@ class Produced(NamedTuple):
 
 
 def all_failed(job: StepBatchJob, error: CarouselError) -> Stepped:
-    """The answer to a step batch none of whose rows could be run."""
+    """Returns the answer to a step batch of which every row fails with `error`."""
     size = len(job.lanes) * job.width
     errors = [(place, error) for place in range(len(job.lanes))]
     scores = [0.0] * size if job.outputs.top_k else []
@@ -184,9 +184,9 @@ def all_failed(job: StepBatchJob, error: CarouselError) -> Stepped:
 
 
 class FetchSpec(NamedTuple):
-    """What to fetch of a run beside the likeliest token. logits: of every token; top_k: the most that a row asks for,
-    0: none; trace: the trace graph's outputs, too. has_choices: whether a row chooses its token in another way than by
-    taking the likeliest."""
+    """Which graph outputs a batch needs beside the likeliest token. logits: of every token; top_k: the largest k of any
+    row, 0 for none; trace: the outputs of the trace graph. has_choices: whether a row chooses its token in another way
+    than by taking the likeliest."""
 
     logits: bool = False
     top_k: int = 0
@@ -194,7 +194,7 @@ class FetchSpec(NamedTuple):
     has_choices: bool = False
 
     def __or__(self, other: FetchSpec) -> FetchSpec:
-        """What two rows need together."""
+        """Returns what two rows need together."""
         return FetchSpec(
             self.logits or other.logits,
             max(self.top_k, other.top_k),
@@ -204,33 +204,32 @@ class FetchSpec(NamedTuple):
 
 
 NEXT_TOKEN = FetchSpec()
-"""Nothing but the likeliest token. Compared by identity where every row is asked."""
+"""Only the likeliest token. Every row is compared with this object by identity, because that is fast."""
 LOGITS = FetchSpec(logits=True)
 CHOICE = FetchSpec(logits=True, has_choices=True)
 
 
 def fetch_for(outputs: OutputSpec) -> FetchSpec:
-    """What a feed's outputs need."""
+    """Returns the `FetchSpec` for a feed's outputs."""
     kind = outputs.kind
     return FetchSpec(kind.is_vector, outputs.top_k if kind is OutputKind.TOP_K else 0, outputs.has_trace)
 
 
 TOKEN_OUTPUTS = {OutputSpec(OutputKind.NEXT_TOKEN): NEXT_TOKEN, OutputSpec(OutputKind.NONE): NEXT_TOKEN}
-"""What the commonest outputs need."""
+"""The `FetchSpec` of the most frequent outputs."""
 
 
 Chosen: TypeAlias = tuple[int, float] | Exception
-"""A token and its log-probability, NaN where it was not asked for; or why none could be chosen."""
+"""A token and its log-probability (NaN if not asked for), or the exception that choosing raised."""
 
 NO_CHOICES: dict[int, Chosen] = {}
 
 
 class StepResult:
-    """logits: [B, T, V], or None when they were not fetched. next_tokens: [B, T], or None when the graph has no such
-    head. top_log_probabilities, top_ids: [B, T, K] likewise, or when no row asked. gives_values: whether the logits are
-    values. trace: the trace graph's outputs, by name and row: [T, units], or [T, source] as long as the row's own
-    source; empty when no row asked. chosen: by row, of the rows that do not take the likeliest
-    token."""
+    """Outputs of one run. logits: [B, T, V], or values if gives_values; None when not fetched. next_tokens: [B, T];
+    top_log_probabilities, top_ids: [B, T, K]; each None when the graph has no such output, or when no row asked. trace:
+    outputs of the trace graph, by name and then by row: [T, units], or [T, source] with the row's own source length;
+    empty when no row asked. chosen: by row, the choices of rows that do not simply take the likeliest token."""
 
     __slots__ = (
         "_lists",
@@ -264,19 +263,19 @@ class StepResult:
         self._lists: list[list[int]] | None = None
 
     def row(self, row: Any, column: Any) -> FloatRow:
-        """The logits [V] of one token of one row, a view; of several rows, or of a slice of tokens, [N, V]. Raises
-        ValueError when they were not fetched."""
+        """Returns the logits of one token of one row, [V], a view; of several rows, or of a slice of tokens, [N, V].
+        Raises ValueError when no logits were fetched."""
         if self.logits is None:
             raise ValueError("no logits were fetched for this batch")
         logits: FloatRow = self.logits[row, column]
         return logits
 
     def next_item(self, row: int, column: int) -> Item:
-        """What comes next: the likeliest token, or the values as a vector."""
+        """Returns the next item: the likeliest token, or the values as a vector."""
         return Items.vector(self.row(row, column)) if self.gives_values else self.next_token(row, column)
 
     def next_token(self, row: int, column: int) -> int:
-        """The likeliest next token."""
+        """Returns the likeliest next token."""
         if self._lists is None:
             if self.next_tokens is None:
                 return int(self.row(row, column).argmax())
@@ -284,7 +283,7 @@ class StepResult:
         return self._lists[row][column]
 
     def top_k(self, row: int, column: int, k: int) -> tuple[list[int], list[float]]:
-        """The k likeliest next tokens and their log-probabilities, the likeliest first."""
+        """Returns the k likeliest next tokens and their log-probabilities, the likeliest first."""
         if self.top_ids is not None and self.top_log_probabilities is not None:
             return self.top_ids[row, column, :k].tolist(), self.top_log_probabilities[row, column, :k].tolist()
         logits = self.row(row, column)
@@ -292,7 +291,7 @@ class StepResult:
         return best.tolist(), log_softmax(logits)[best].tolist()
 
     def output(self, row: int, column: int, spec: OutputSpec, position: int) -> StepOutput | None:
-        """What a feed asked for after one of its tokens."""
+        """Returns what a feed asked for after one of its tokens; None if that is nothing."""
         output = None
         if spec.kind is OutputKind.NEXT_TOKEN:
             output = StepOutput(position, [self.next_token(row, column)])
@@ -310,5 +309,5 @@ class StepResult:
 
 
 def known(logits: FloatRow, gives_values: bool) -> StepResult:
-    """What was kept of an earlier run, logits [V], as the result of a batch of one row."""
+    """Wraps the logits [V] that a lane kept from an earlier run as the result of a batch of one row."""
     return StepResult(logits[np.newaxis, np.newaxis], gives_values=gives_values)

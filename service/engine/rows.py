@@ -1,4 +1,4 @@
-"""Rows of a batch: the sizes that batches are padded to, and runs of some rows of a batch alone, or step by step.
+"""Rows of a batch: the batch sizes, and runs of a part of a batch's rows, or of one step at a time.
 
 Shapes: `B` rows, padded up to a bucket; `T` time; `V` values.
 """
@@ -16,17 +16,17 @@ from service.engine.arena import Array, IntArray
 from service.engine.results import FetchSpec, StepResult
 
 ROW_BUCKETS = (1, 2, 4, 8, 12, *(quarters << power for power in range(2, 8) for quarters in (4, 5, 6, 7)), 1024)
-"""The batch sizes that graphs are run at: memory then does not grow with every size that traffic happens to make. A row
-that fills a batch up costs as much as any other: from 16 on they are less than a fifth of a batch."""
+"""The batch sizes that graphs run at. Memory then does not grow with every batch size that occurs in traffic. A padding
+row costs as much as any other; from 16 rows on, padding is less than a fifth of a batch."""
 
 
 def bucket(count: int) -> int:
-    """The least batch size that has room for so many rows."""
+    """Returns the smallest batch size with at least `count` rows."""
     return ROW_BUCKETS[bisect_left(ROW_BUCKETS, count)]
 
 
 def padded(rows: list[int]) -> IntArray:
-    """Rows of the arena as an array, padded up to a bucket with the row that is nobody's."""
+    """Returns rows of the arena as an array, padded up to a bucket with row 0, which belongs to no session."""
     array = np.zeros(bucket(len(rows)), dtype=np.int64)
     array[: len(rows)] = rows
     return array
@@ -43,11 +43,11 @@ def run_steps(
     fetch: FetchSpec,
     count: int,
 ) -> tuple[StepResult, list[Array]]:
-    """As one run of several steps, of a graph that takes one: step after step, each of the rows that have it.
+    """Runs several steps of a graph that takes one step a run. Each step runs only the rows that are long enough.
 
-    run: `StepGraph.run`; tokens: [B, T, ..]; lengths: [B]; axes: of the states, which count rows; count: rows that are
-    no padding. Returns what is fetched, of all steps and meaningless past a row's length, and the next states. Raises
-    what ONNX Runtime raises.
+    run: `StepGraph.run`; tokens: [B, T, ..]; lengths: [B]; axes: for each state, the axis that counts rows; count: rows
+    without padding. Returns the outputs of all steps, which mean nothing past a row's length, and the next states.
+    Raises what ONNX Runtime raises.
     """
     result, states = run(tokens[:, :1], lengths, states, contexts, fetch, count=count)
     first = _told(result)
@@ -75,10 +75,12 @@ def run_steps(
 def run_whole_steps(
     session: ort.InferenceSession, names: list[str], feeds: dict[str, Array], read: str, carried: Sequence[str]
 ) -> list[Array]:
-    """As `run_steps`, of rows that all have all steps, without what a run of its own costs each step.
+    """Does the same as `run_steps` for rows that all have all steps, without the overhead of `StepGraph.run` in each
+    step.
 
-    names: of what is fetched, the next states and then what the steps give; feeds: with all steps under `read`; it is
-    changed; carried: the inputs of the states. Returns what is fetched, of all steps. Raises what ONNX Runtime raises.
+    names: outputs to fetch: first the next states, then the step's outputs; feeds: inputs, with the tokens of all steps
+    under `read`; changed by this function; carried: input names of the states. Returns the next states, then the
+    outputs of all steps. Raises what ONNX Runtime raises.
     """
     tokens = feeds[read]
     states: list[Array] = []
@@ -93,20 +95,20 @@ def run_whole_steps(
 
 
 def _told(result: StepResult) -> list[Array | None]:
-    """What a run gave, in the order in which `StepResult` takes it."""
+    """Returns the outputs of a run in the order of `StepResult`'s arguments."""
     return [result.logits, result.next_tokens, result.top_log_probabilities, result.top_ids]
 
 
 def _put(whole: Sequence[Array | None], rows: slice | list[int], at: int, told: Sequence[Array | None]) -> None:
-    """Puts what one step gave some rows in its place."""
+    """Writes the outputs of step `at` for some rows into the arrays of all steps."""
     for array, one in zip(whole, told, strict=True):
         if array is not None and one is not None:
             array[rows, at] = one[:, 0]
 
 
 class Axes(NamedTuple):
-    """Which axes of a graph's tensors count rows. num_rows: B; inputs: the axes that are not the first, by input;
-    shared: the inputs that have none; outputs: the axes of what is fetched, in order."""
+    """Which axes of a graph's tensors count rows. num_rows: B; inputs: by input name, the axes that are not the first;
+    shared: inputs without such an axis; outputs: the axes of the fetched outputs, in order."""
 
     num_rows: int
     inputs: Mapping[str, int]
@@ -121,8 +123,8 @@ def run_groups(
     groups: Sequence[Sequence[int]],
     axes: Axes,
 ) -> list[Array]:
-    """As one run of all rows, with each group of them in a run of its own. What rows of no group get means nothing.
-    Raises what ONNX Runtime raises."""
+    """Runs each group of rows alone, and returns the outputs as one run of all rows would. Rows in no group get values
+    without meaning. Raises what ONNX Runtime raises."""
     of_group = {name: array for name, array in feeds.items() if name in axes.shared}
     apart: list[tuple[str, Array, tuple[Any, ...]]] = [
         (name, array, (slice(None),) * axes.inputs.get(name, 0))
@@ -131,7 +133,7 @@ def run_groups(
     ]
     whole: list[Array] = []
     for rows in groups:
-        # a slice is a view: ONNX Runtime copies what is not contiguous
+        # one row as a slice is a view, without a copy; ONNX Runtime copies it only if it is not contiguous
         places = [*rows, *[rows[-1]] * (bucket(len(rows)) - len(rows))]
         own: Any = slice(rows[0], rows[0] + 1) if len(rows) == 1 else places
         for name, array, ahead in apart:

@@ -1,7 +1,7 @@
-"""Runs batches: arrays in, arrays out. Knows jobs only as rows, and nothing of queues, requests or answers.
+"""Runs batches: arrays in, arrays out. Sees jobs only as rows; knows no queues, no requests and no answers.
 
-Which inputs and outputs the step graph of a variant has is known here alone. Arrays that are the same from batch to
-batch are kept: making one costs as much as ten lines of Python.
+Only this file knows which inputs and outputs the step graph of a variant has. Arrays that are the same in many batches
+are reused, because making one costs as much as ten lines of Python.
 
 Shapes: `B` rows, padded up to a bucket; `T` time; `S` source; `V` vocabulary.
 """
@@ -28,7 +28,7 @@ from service.repository.uniform import groups_of
 
 
 class Ran(NamedTuple):
-    """A batch that was run. result: of the encoder, without logits; capacity: rows times width with padding."""
+    """The result of a run; without logits for the encoder. capacity: rows times width with padding."""
 
     result: StepResult
     capacity: int
@@ -37,8 +37,8 @@ class Ran(NamedTuple):
 
 
 class StepGraph:
-    """The step graph: advances rows. One thread at a time; ONNX Runtime releases the GIL while it runs. One whose batch
-    axis is fixed at 1 is run row by row, one that reads a uniform state once for each value that a batch has of it."""
+    """The step graph: advances rows. For one thread at a time; ONNX Runtime releases the GIL while it runs. A graph
+    with a fixed batch axis of 1 runs row by row; one with a uniform state runs once for each value in the batch."""
 
     def __init__(
         self,
@@ -74,8 +74,8 @@ class StepGraph:
         *,
         count: int,
     ) -> tuple[StepResult, list[Array]]:
-        """One run. tokens: [B, T], or features [B, T, F]; lengths: [B]; states, contexts: in the manifest's order;
-        count: rows that are no padding. Returns what it gave, and the next states. Raises what ONNX Runtime raises."""
+        """Runs the graph once. tokens: [B, T], or features [B, T, F]; lengths: [B]; states, contexts: in the manifest's
+        order; count: rows without padding. Returns its outputs and the next states. Raises what ONNX Runtime raises."""
         is_long = self._lengths is None and tokens.shape[1] > 1
         if is_long and (self._uniform or self._spec.max_rows == 1 < len(tokens) or lengths.min() < tokens.shape[1]):
             return run_steps(self.run, tokens, lengths, states, contexts, axes=self._axes, fetch=fetch, count=count)
@@ -118,7 +118,7 @@ class StepGraph:
 
 
 class Runner:
-    """The graph of one variant of a bundle over one arena. One thread at a time."""
+    """Runs the graphs of one variant of a bundle over one arena. For one thread at a time."""
 
     def __init__(self, bundle: Bundle, variant: str, arena: Arena) -> None:
         manifest = bundle.manifest
@@ -138,17 +138,17 @@ class Runner:
         self._has_contexts = bool(manifest.contexts)
         self._rows: tuple[list[int], IntArray] = ([], padded([]))
         self._single: dict[int, tuple[Array, IntArray]] = {}
-        """By size: tokens of one each, and lengths of one."""
+        """By batch size: buffers for one token a row, and for lengths of 1."""
 
     @property
     def has_readout(self) -> bool:
-        """Whether a graph returns what comes next from a state alone."""
+        """Whether a graph computes the next logits from a state alone."""
         return self._readout is not None
 
     def run(self, batch: Batch, fetch: FetchSpec) -> Ran:
         """Runs a batch and writes the new state to the arena.
 
-        Raises what ONNX Runtime raises, having written nothing.
+        Raises what ONNX Runtime raises; the arena is unchanged then.
         """
         if batch.kind == "encoder":
             return self._run_encoder(batch)
@@ -180,7 +180,7 @@ class Runner:
         states = self._arena.gather(rows)
         gathered = perf_counter()
         trace = None
-        if fetch.trace and self._trace is not None:  # before the run: the arena's arrays are its own afterwards
+        if fetch.trace and self._trace is not None:  # before the step, while `states` is what the step reads
             sources = self._arena.source_lengths([job.lane.context_row for job in batch.jobs])
             trace = self._trace.run(tokens, lengths, states, contexts, sources)
         result, states = self.step_graph.run(tokens, lengths, states, contexts, fetch, count=count)
@@ -191,13 +191,13 @@ class Runner:
         return Ran(result, size * width, gathered - began, ran - gathered)
 
     def fork(self, row: int, forks: list[int]) -> None:
-        """Copies the state of a row to others."""
+        """Copies the state of a row to other rows."""
         self._arena.scatter(np.array(forks), self._arena.gather(np.full(len(forks), row)))
 
     def warm_up(self, max_rows: int) -> Iterator[tuple[GraphKind, int, float]]:
-        """Runs the graphs at every batch size up to the bucket of `max_rows`, on the row that is nobody's.
+        """Runs the graphs at every batch size up to the bucket of `max_rows`, on row 0, which belongs to no session.
 
-        Yields (graph, rows, seconds) for each: of the second run of one token a row; for the encoder, of the shortest
+        Yields (graph, rows, seconds) of the second run with one token a row; for the encoder, with the shortest
         sources.
         """
         for count in ROW_BUCKETS[: ROW_BUCKETS.index(bucket(max_rows)) + 1]:
@@ -210,7 +210,7 @@ class Runner:
                 self.step_graph.run(ones, lengths, self._arena.gather(rows), contexts, LOGITS, count=count)
                 if is_measured:
                     yield "step", count, perf_counter() - began
-            if self._has_loop:  # its first run takes longer
+            if self._has_loop:  # warm-up only: its first run takes longer
                 self.step_graph.run(
                     self._items.blank(count, 2) + 1,
                     lengths + 1,
@@ -231,11 +231,11 @@ class Runner:
                     began = perf_counter()
                     self._encode(source, lengths)
                     if is_measured:
-                        # a cost counts by the width: one of SOURCE_MULTIPLE tokens, given for one
+                        # the scheduler's costs count tokens, and this run had SOURCE_MULTIPLE tokens a row
                         yield "encoder", count, (perf_counter() - began) / SOURCE_MULTIPLE
 
     def _tokens(self, fed: list[Item], size: int) -> tuple[Array, IntArray]:
-        """One token a row, in a buffer that is used again. A padded row reads token 0, or zeros."""
+        """Returns one token a row, and lengths of 1, in reused buffers. A padded row gets token 0, or zeros."""
         kept = self._single.get(size)
         if kept is None:
             kept = self._single[size] = self._items.blank(size, 1), np.ones(size, dtype=np.int64)
@@ -247,7 +247,7 @@ class Runner:
         return kept
 
     def _chunks(self, batch: Batch, size: int) -> tuple[Array, IntArray]:
-        """Several tokens a row. No group is among them: groups wait in the queue of single tokens."""
+        """Returns several tokens a row, and the lengths. The batch has no groups: these queue for single tokens."""
         lengths = np.ones(size, dtype=np.int64)
         lengths[: len(batch.jobs)] = batch.widths
         tokens = self._items.blank(size, batch.width)
@@ -256,7 +256,7 @@ class Runner:
         return tokens, lengths
 
     def _writes(self, batch: Batch) -> IntArray:
-        """The rows that get the next state, when they are not those that it is read from."""
+        """Returns the rows that the next state is written to, when they differ from the rows that are read."""
         rows = [job.lane.slot.row for job in batch.jobs]
         for group in batch.groups:
             rows += group.writes
@@ -278,8 +278,8 @@ class Runner:
 
     def _read_out(self, rows: IntArray, context_rows: IntArray) -> StepResult:
         spec, manifest = self._readout_spec, self._manifest
-        assert self._readout is not None  # noqa: S101  # only graphs with a readout are given such work
-        assert spec is not None  # noqa: S101  # they come together
+        assert self._readout is not None  # noqa: S101  # only models with a readout get readout jobs
+        assert spec is not None  # noqa: S101  # a readout always has its spec
         feeds = {}
         for state, array in zip(manifest.states, self._arena.gather(rows), strict=True):
             if state.name in spec.states:
@@ -300,7 +300,7 @@ class Runner:
         lengths[:count] = batch.widths
         for index, job in enumerate(batch.jobs):
             source[index, : len(job.source)] = self._source_items.array(job.source)
-        source[count:, 0] = source[0, 0]  # a padded row must read some real token
+        source[count:, 0] = source[0, 0]  # a padded row must read a real token
         gathered = perf_counter()
         outputs = self._encode(source, lengths)
         ran = perf_counter()
@@ -311,7 +311,7 @@ class Runner:
 
     def _encode(self, source: Array, lengths: IntArray) -> list[Array]:
         spec = self._manifest.encoder
-        assert spec is not None  # noqa: S101  # only models with an encoder are given encode jobs
+        assert spec is not None  # noqa: S101  # only models with an encoder get encode jobs
         assert self._encoder is not None  # noqa: S101  # as above
         outputs: list[Array] = self._encoder.run(
             self._encoder_outputs, {spec.source.name: source, spec.lengths.name: lengths}

@@ -1,11 +1,11 @@
-"""Which tokens are the likeliest, and random draws among them.
+"""Ranks tokens by likelihood, and draws random tokens.
 
-The random numbers depend on a seed and a position and on nothing else: Philox4x32-10 (J. Salmon, M. Moraes, R. Dror and
-D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The generator is a function, not a stream: no state to
-keep with a session, none to restore when it is resumed. Integer arithmetic alone.
+The random numbers depend only on a seed and a position: Philox4x32-10 (J. Salmon, M. Moraes, R. Dror and D. Shaw,
+"Parallel random numbers: as easy as 1, 2, 3", SC 2011). The generator is a function, not a stream, so a session has no
+generator state to store or restore. It uses only integer arithmetic.
 
-The rules are those of `decoding`: no row knows of another, no logits make anything raise. `R` is the number of rows,
-`V` the vocabulary's size.
+The rules of `decoding` hold here too: no row depends on another, and no logits raise an exception. `R` is the number of
+rows, `V` the vocabulary's size.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ DoubleArray = NDArray[np.float64]
 UintArray = NDArray[np.uint64]
 
 _BLOCK_SIZE = 1 << 15
-"""Logits that are worked on together, so that what is made of them stays in the cache: 64 rows of 8,000 tokens are
-sampled in a third of the time."""
+"""Number of logits processed together, so that temporary arrays stay in the cache: this takes a third of the time for
+64 rows of 8,000 tokens."""
 
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
 _KEY_STEPS = np.arange(10, dtype=np.uint64)[:, None, None] * np.array([[0x9E3779B9], [0xBB67AE85]], np.uint64)
-"""[10, 2, 1]: what is added to the key before each round."""
+"""[10, 2, 1]: added to the key before each round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +47,18 @@ class Sampling:
 
     @property
     def is_filtered(self) -> bool:
-        """Whether it leaves tokens out."""
+        """Whether it excludes tokens."""
         return self.top_k is not None or self.top_p < 1.0
 
 
 @np.errstate(invalid="ignore", over="ignore")
 def sample_batch(logits: FloatArray, samplings: Sequence[Sampling], positions: Sequence[int]) -> IntArray:
-    """Draws a token from each row. logits: [R, V], samplings, positions: [R]. Returns [R] token ids.
+    """Draws a token from each row. logits: [R, V]; samplings, positions: [R]. Returns [R] token ids.
 
-    A draw inverts the row's cumulative distribution, tokens in order of their likelihood when it is filtered, of their
-    ids when it is not, at a number that comes from the seed and the position alone: a session draws the same token in
-    any batch, and again after it was resumed. Top-p keeps the shortest prefix that reaches it, never none. A row that
-    has no distribution gives its argmax.
+    A draw inverts the row's cumulative distribution at a random number. The tokens are in the order of their likelihood
+    if the sampling is filtered, otherwise in the order of their ids. The number depends only on the seed and the
+    position: a session draws the same token in any batch, and again after it was resumed. Top-p keeps the shortest
+    prefix that reaches it, at least one token. A row without a distribution gives its argmax.
     """
     logits = np.ascontiguousarray(logits)
     draws = uniform(np.array([one.seed for one in samplings], np.uint64), np.array(positions, np.uint64))
@@ -69,9 +69,9 @@ def sample_batch(logits: FloatArray, samplings: Sequence[Sampling], positions: S
 
 
 def top_k_batch(logits: FloatArray, k: int) -> IntArray:
-    """The k most likely tokens of each row, most likely first, of equal ones the lowest id first, NaN last.
+    """Returns the k likeliest tokens of each row, the likeliest first, of equal ones the lowest id first, NaN last.
 
-    logits: [R, V], k: 1 or more, V at the most count. Returns [R, k]. Raises nothing.
+    logits: [R, V]; k: 1 or more, values above V count as V. Returns [R, k]. Raises nothing.
     """
     k = min(k, logits.shape[-1])
     tokens = np.empty((len(logits), k), np.int64)
@@ -81,32 +81,32 @@ def top_k_batch(logits: FloatArray, k: int) -> IntArray:
 
 
 def sample(logits: FloatRow, sampling: Sampling, position: int) -> int:
-    """`sample_batch` of one row [V]."""
+    """Same as `sample_batch`, for one row [V]."""
     return int(sample_batch(logits[np.newaxis], [sampling], [position])[0])
 
 
 def top_k(logits: FloatRow, k: int) -> IntArray:
-    """`top_k_batch` of one row [V]. Returns [k]."""
+    """Same as `top_k_batch`, for one row [V]. Returns [k]."""
     ranked: IntArray = top_k_batch(logits[np.newaxis], k)[0]
     return ranked
 
 
 def _blocks(num_rows: int, size: int) -> list[slice]:
-    """The rows of [num_rows, size], cut into runs of about a block."""
+    """Returns the rows of [num_rows, size] as slices of about `_BLOCK_SIZE` numbers."""
     step = max(1, _BLOCK_SIZE // size)
     return [slice(begin, begin + step) for begin in range(0, num_rows, step)]
 
 
 def _rank(logits: FloatArray, k: int) -> IntArray:
-    """`top_k_batch` of one block.
+    """Same as `top_k_batch`, for one block.
 
-    Sorts integers, the logit's order in the upper half and the token in the lower: no two are equal, so a partial sort
-    gives what a stable one would, at V = 8,000 some twenty times faster.
+    Sorts integers with the logit's rank in the upper half and the token in the lower half. No two are equal, so a
+    partial sort gives the same order as a stable sort, about twenty times faster at V = 8,000.
     """
-    negated = np.subtract(np.float32(0.0), logits, order="C")  # both zeros become the one
-    negated[np.isnan(negated)] = np.nan  # of either sign, the largest
+    negated = np.subtract(np.float32(0.0), logits, order="C")  # maps -0.0 and 0.0 to the same zero
+    negated[np.isnan(negated)] = np.nan  # one sign for all NaN; they sort as the largest
     bits = negated.view(np.int32)
-    # a float's bits, those below the sign flipped when it is negative, order as the float does
+    # with the lower 31 bits of negative floats flipped, the bits order as the floats do
     keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64) << 32 | np.arange(logits.shape[-1])
     if k < logits.shape[-1]:
         keys = np.partition(keys, k - 1, axis=-1)[:, :k]
@@ -115,7 +115,7 @@ def _rank(logits: FloatArray, k: int) -> IntArray:
 
 
 def _draw_block(logits: FloatArray, samplings: Sequence[Sampling], draws: DoubleArray) -> IntArray:
-    """`sample_batch` of one block. draws: [R] numbers in [0, 1)."""
+    """Same as `sample_batch`, for one block. draws: [R] numbers in [0, 1)."""
     best = logits.max(axis=-1, keepdims=True)
     filtered = [row for row, one in enumerate(samplings) if one.is_filtered]
     if len(filtered) == len(samplings):
@@ -136,7 +136,7 @@ def _draw(logits: FloatArray, best: FloatArray, samplings: Sequence[Sampling], d
 
 
 def _draw_filtered(logits: FloatArray, samplings: Sequence[Sampling], draws: DoubleArray) -> IntArray:
-    """Draws from the tokens that top-k and top-p leave, in the order of their likelihood."""
+    """Draws from the tokens that top-k and top-p keep, in the order of their likelihood."""
     rows = np.arange(len(samplings))
     size = logits.shape[-1]
     limits = np.array([size if one.top_k is None else min(one.top_k, size) for one in samplings])
@@ -144,7 +144,7 @@ def _draw_filtered(logits: FloatArray, samplings: Sequence[Sampling], draws: Dou
     ranked = _rank(logits, int(limits.max()))
     ordered = np.take_along_axis(logits, ranked, axis=-1)
     cumulative = _accumulate(ordered, ordered[:, :1], samplings)
-    # with top_p = 1 this leaves out only what is too little to count
+    # with top_p = 1 this excludes only tokens whose weight is too small to change the sum
     last = (cumulative >= (shares * cumulative[rows, limits - 1])[:, np.newaxis]).argmax(axis=-1)
     drawn = (cumulative > (draws * cumulative[rows, last])[:, np.newaxis]).argmax(axis=-1)
     tokens: IntArray = ranked[rows, drawn]
@@ -152,10 +152,10 @@ def _draw_filtered(logits: FloatArray, samplings: Sequence[Sampling], draws: Dou
 
 
 def _accumulate(logits: FloatArray, best: FloatArray, samplings: Sequence[Sampling]) -> DoubleArray:
-    """[R, any] running sums of the tokens' weights, the most likely one's being 1. best: [R, 1].
+    """Returns [R, any] running sums of the tokens' weights, where the likeliest token's weight is 1. best: [R, 1].
 
-    The last one times a number below 1 rounds to less than itself, so that a draw always finds its token, and never one
-    of weight 0.
+    The last sum times a number below 1 rounds to less than itself. So a draw always finds a token, and never one of
+    weight 0.
     """
     temperatures = np.array([[one.temperature] for one in samplings])
     weights = np.exp((logits.astype(np.float64) - best) / temperatures)
@@ -163,10 +163,10 @@ def _accumulate(logits: FloatArray, best: FloatArray, samplings: Sequence[Sampli
 
 
 def uniform(seeds: UintArray, positions: UintArray) -> NDArray[np.float64]:
-    """One number in [0, 1) a row: a multiple of 2**-53, each as likely as any other.
+    """Returns one number in [0, 1) for each row: a multiple of 2**-53, all equally likely.
 
-    seeds, positions: [R], any 64 bits. The seed is the key, the position the lower half of the counter, and the number
-    the upper 53 of the first 64 bits that come out. Raises nothing.
+    seeds, positions: [R], any 64 bits. The seed is the key, the position the lower half of the counter. The number is
+    the upper 53 bits of the first 64 bits of output. Raises nothing.
     """
     even = np.zeros((2, len(positions)), np.uint64)
     odd = np.zeros_like(even)
@@ -178,15 +178,15 @@ def uniform(seeds: UintArray, positions: UintArray) -> NDArray[np.float64]:
 
 
 def philox4x32(counters: NDArray[np.uint32], keys: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """The generator itself, 10 rounds. counters: [R, 4], keys: [R, 2], lowest word first. Returns [R, 4]."""
+    """Runs the generator, 10 rounds. counters: [R, 4], keys: [R, 2], lowest word first. Returns [R, 4]."""
     words = counters.astype(np.uint64).T
     even, odd = _rounds(words[0::2], words[1::2], keys.astype(np.uint64).T)
     return np.stack((even[0], odd[0], even[1], odd[1]), axis=-1).astype(np.uint32)
 
 
 def _rounds(even: UintArray, odd: UintArray, key: UintArray) -> tuple[UintArray, UintArray]:
-    """even: words 0 and 2 of the counter, odd: words 1 and 3, key: all [2, R], 32 bits each in 64, so that a product
-    keeps both its halves."""
+    """Runs the rounds. even: words 0 and 2 of the counter; odd: words 1 and 3; key: all [2, R], 32 bits each in 64, so
+    that a product keeps both halves. Returns the new even and odd words."""
     for round_key in (key + _KEY_STEPS) & _LOW:
         products = even * _MULTIPLIERS
         even = (products >> _HALF)[::-1] ^ odd ^ round_key

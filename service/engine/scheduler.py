@@ -1,15 +1,16 @@
-"""What batches are made of, rows and groups; what goes into the next one, pure and fair; and what a batch costs.
+"""Chooses the rows of the next batch, and estimates what a batch costs. Pure: no clock, no tensors.
 
-Jobs in hand wait in queues by the kind of graph and by the width (tokens) that they need, in powers of two, so that a
-batch wastes less than half of itself on padding and a long feed never widens a batch of single tokens. Rules:
+A batch consists of single rows (`RowJob`) and groups of rows (`Group`). Active jobs wait in queues. There is one queue
+for each pair of graph kind and width, where the width is the number of tokens that the job needs, rounded up to a power
+of two. So less than half of a batch is padding, and a long feed never widens a batch of single tokens. Rules:
 
-1. The queue whose head has waited longest is served, from its head: nobody starves.
-2. A step takes at most `max_chunk` tokens of a job; what is left goes to the back: a long feed delays others
-   by one chunk, never by its length.
-3. rows x width <= `max_tokens`, and rows <= `max_rows`; one row always fits.
-4. A job is in one queue at most, once.
-5. A group, whose rows go together and take a token each, waits in the queue of single tokens for a batch that has room
-   for all of it; one that is alone always fits.
+1. The queue whose head has waited longest is served, from its head. No job starves.
+2. A step takes at most `max_chunk` tokens of a job; for the rest, the job queues again, at the back. So a long feed
+   delays other jobs by one chunk, never by its length.
+3. rows x width <= `max_tokens`, and rows <= `max_rows`. A batch of one row is always allowed.
+4. A job is in at most one queue, at most once.
+5. The rows of a group take one token each and always run in the same batch. A group waits in the queue of single tokens
+   until a batch has room for all its rows. An empty batch has room for any group.
 """
 
 from __future__ import annotations
@@ -28,46 +29,46 @@ from service.errors import CarouselError
 from service.observer import GraphKind
 
 _WEIGHT = 0.1
-"""Of a new measurement of a batch's cost, in the exponential moving average."""
+"""Weight of a new measurement in the exponential moving average of a batch's cost."""
 
 
 class RowJob(ABC):
-    """A job in hand that has one row of a batch.
-
-    inputs[done:]: tokens that it still has to run, the first `num_pending` of which came from `lane.pending`; none for
-    a row of the readout. ticket: the scheduler's. fetch: the graph outputs that its row needs. runs_on: whether more of
-    it waits to be run once its next batch was.
-    """
+    """An active job that has one row of a batch."""
 
     __slots__ = ("done", "fetch", "inputs", "job", "lane", "num_pending", "runs_on", "ticket")
 
     job: Job
     lane: Lane
     inputs: Sequence[Item]
+    """Tokens to run; `inputs[done:]` are not run yet. Empty for a row of the readout or of the encoder."""
     done: int
     num_pending: int
+    """How many of the first `inputs` were taken from `lane.pending`."""
     ticket: int
+    """Written by the scheduler; 0 while the job is not queued."""
     fetch: FetchSpec
+    """The graph outputs that the row needs."""
     runs_on: bool
+    """Whether the job needs another batch after its next one."""
 
     survives_cancel: ClassVar[bool] = False
 
     @property
     def choice(self) -> Choice | None:
-        """How its next token is chosen, when it is not simply the likeliest."""
+        """How the next token is chosen; None when it is always the likeliest one."""
         return None
 
     @property
     def source(self) -> Sequence[Item]:
-        """What a row of the encoder reads."""
+        """The tokens that a row of the encoder reads."""
         return NO_TOKENS
 
     @abstractmethod
     def take(self, result: StepResult, row: int, width: int) -> None:
-        """Its row was run, with `width` tokens.
+        """Commits the result of the job's row: row `row` of `result`, where the row ran `width` tokens.
 
-        It brings the lane to where its state is first, and answers last: whatever raises here, the lane is whole and
-        the job can be abandoned.
+        It first updates the lane to match its state, and answers last. So if it raises, the lane is consistent and the
+        job can be abandoned.
         """
 
     @abstractmethod
@@ -75,56 +76,58 @@ class RowJob(ABC):
         """See `ActiveJob`."""
 
     def unchain(self) -> None:  # noqa: B027  # few kinds have a chain
-        """See `ActiveJob`: only the lane's queue follows it."""
+        """See `ActiveJob`. Does nothing: a row job has no chain, only the lane's queue."""
 
     def rest(self, lane: Lane) -> Rest | None:
         """See `ActiveJob`."""
         return Rest(list(self.inputs[self.done : self.num_pending]))
 
     def set_down(self) -> None:
-        """Makes the lane of a job that ends midway whole: tokens that were pending before it, and that the state has
-        not consumed, stay pending."""
+        """Makes the lane consistent when the job ends early: inputs that were taken from `lane.pending` and that the
+        state has not consumed become pending again."""
         if self.done < self.num_pending:
             self.lane.pending = list(self.inputs[self.done : self.num_pending])
 
 
 class GroupOwner(ActiveJob, Protocol):
-    """A job in hand whose rows go as groups."""
+    """An active job whose rows run as groups."""
 
     def take_group(self, group: Group, result: StepResult, begin: int) -> None:
-        """The rows of a group were run: those of the batch from `begin` on."""
+        """Commits the result of a group's rows, which are the rows of the batch from `begin` on."""
 
     def fail_group(self, group: Group, error: CarouselError) -> None:
-        """The run or the commit of a group has failed. Every row of it that is not answered is answered `error`."""
+        """Answers `error` for each row of the group that is not answered yet. The run or the commit has failed."""
 
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Rows that take one token each, together: those of a step batch, or a search's beams.
-
-    reads, writes, contexts: [R] the rows of the arena that have their state, that get the next one, and that have their
-    context; tokens: [R]; runs_on: whether more of the owner waits to be run once they were; places: [R] of a step
-    batch, its rows' places in it; dropped: places that left since, whose rows `compact` takes out.
-    """
+    """Rows that run together and take one token each: those of a step batch, or a search's beams. R is their number."""
 
     owner: GroupOwner
     reads: list[int]
+    """[R] the arena rows that the state is read from."""
     writes: list[int]
+    """[R] the arena rows that the next state is written to."""
     contexts: list[int]
+    """[R] the arena rows that hold the context."""
     tokens: Sequence[Item]
     fetch: FetchSpec
     runs_on: bool = False
+    """Whether the owner needs another batch after this one."""
     places: Sequence[int] = ()
+    """[R] for a step batch: each row's index in it."""
     dropped: set[int] = field(default_factory=set)
+    """Places whose rows must not run any more; `compact` removes these rows."""
     ticket: int = 0
+    """Written by the scheduler; 0 while the group is not queued."""
 
     @property
     def num_rows(self) -> int:
-        """R, without those that left."""
+        """R, without the dropped rows."""
         return len(self.tokens) - len(self.dropped)
 
     def compact(self) -> None:
-        """Takes the rows of dropped places out, all in one go. Of a step batch: its three lists of rows are one."""
+        """Removes the rows of all dropped places. Only step batches drop rows, and their three row lists are equal."""
         if self.dropped:
             kept = [row for row, place in enumerate(self.places) if place not in self.dropped]
             self.reads = self.writes = self.contexts = [self.reads[row] for row in kept]
@@ -134,10 +137,10 @@ class Group:
 
 
 class Batch(NamedTuple):
-    """Jobs and groups to advance together, in this order of rows.
+    """Jobs and groups to advance together. The rows of the batch have this order: first jobs, then groups.
 
-    widths[i]: how many tokens of jobs[i] go in; width: the most of them. num_rows, num_tokens: of jobs and groups.
-    runs_on: whether more of a job waits to be run once this batch was.
+    widths[i]: number of tokens of jobs[i] in this batch; width: the largest of them. num_rows, num_tokens: totals over
+    jobs and groups. runs_on: whether one of the jobs needs another batch after this one.
     """
 
     kind: GraphKind
@@ -151,12 +154,15 @@ class Batch(NamedTuple):
 
 
 _Entry: TypeAlias = tuple[int, RowJob | Group, int, RowJob | None, Group | None]
-"""One that waits: its ticket, itself, its width, and itself again as what it is. It is stale when its ticket is no
-longer its member's. No named tuple: one is made for each row, and costs five times as much."""
+"""A queue entry: ticket, member, width, then the member again as a job or as a group. An entry is stale when its ticket
+differs from its member's. Not a NamedTuple: one is made for each row, and a NamedTuple costs five times as much."""
 
 
 class Scheduler:
-    """Chooses batches. max_rows: in one; max_tokens: rows times width; max_chunk: one job's tokens in a step."""
+    """Chooses batches.
+
+    max_rows: most rows of a batch; max_tokens: most rows times width; max_chunk: most tokens of one job in a step.
+    """
 
     def __init__(self, *, max_rows: int, max_tokens: int, max_chunk: int) -> None:
         self.max_rows = max_rows
@@ -165,21 +171,26 @@ class Scheduler:
         self._queues: dict[tuple[GraphKind, int], deque[_Entry]] = {}
         self._last_ticket = 0
         self.num_waiting = 0
-        """How many jobs and groups wait."""
+        """Number of queued jobs and groups."""
 
     def __len__(self) -> int:
         return self.num_waiting
 
     def bound(self, num_rows: int, seconds: float, *, is_step_by_step: bool) -> None:
-        """Has batches take some milliseconds at most, now that one of so many rows is known to take so long.
-        is_step_by_step: whether a chunk takes as long as its steps do alone."""
+        """Sets `max_tokens` so that a batch takes some milliseconds at most.
+
+        seconds: the measured time of a batch of `num_rows` rows of one token. is_step_by_step: whether a chunk takes as
+        long as its steps one by one; then a measurement of one row also limits `max_chunk`.
+        """
         self.max_tokens = batch_tokens(seconds / num_rows)
         if is_step_by_step and num_rows == 1:
             self.max_chunk = chunk_tokens(seconds, self.max_chunk)
 
     def add(self, kind: GraphKind, job: RowJob, num_tokens: int) -> int:
-        """Queues a job that needs `num_tokens` >= 1 run. Returns how many of them the next batch will take. Raises
-        ValueError if it waits already."""
+        """Queues a job that needs `num_tokens` >= 1 run. Returns how many of them its next batch takes.
+
+        Raises ValueError if the job is queued already.
+        """
         if job.ticket:
             raise ValueError("the job waits already")
         width = min(num_tokens, self.max_chunk) if kind == "step" else num_tokens
@@ -194,7 +205,7 @@ class Scheduler:
         return width
 
     def add_group(self, group: Group) -> None:
-        """Queues a group. Raises ValueError if it waits already."""
+        """Queues a group. Raises ValueError if it is queued already."""
         if group.ticket:
             raise ValueError("the group waits already")
         self._last_ticket += 1
@@ -204,13 +215,13 @@ class Scheduler:
         self.num_waiting += 1
 
     def remove(self, member: RowJob | Group) -> None:
-        """Takes a job or a group out of its queue, if it is in one."""
+        """Removes a job or a group from its queue. Does nothing when it is not queued."""
         if member.ticket:
-            member.ticket = 0  # its entry is stale now, and is dropped when its turn comes
+            member.ticket = 0  # the entry in the queue is stale now; `next_batch` skips it
             self.num_waiting -= 1
 
     def next_batch(self) -> Batch | None:
-        """The next batch, whose members no longer wait; None when nothing does."""
+        """Returns the next batch and removes its members from their queues; None when nothing is queued."""
         oldest: tuple[GraphKind, int] | None = None
         oldest_ticket = 0
         for key, queue in self._queues.items():
@@ -252,24 +263,23 @@ class Scheduler:
 
 
 class Costs:
-    """Moving averages of seconds a batch, by graph, rows and width, both in powers of two: what decides where a batch
-    runs. Pure: times are passed in.
+    """Moving averages of the seconds that a batch takes, by graph, rows and width, the last two in powers of two.
 
-    A size that was not seen yet is taken to cost in proportion to the nearest smaller one that was. One thread at a
-    time.
+    The engine uses them to decide where a batch runs. For a size without measurement, the estimate is proportional to
+    the nearest smaller size with one. Pure: times are passed in. For one thread at a time.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[GraphKind, int, int], float] = {}
 
     def record(self, kind: GraphKind, num_rows: int, width: int, seconds: float) -> None:
-        """A batch of `num_rows` rows of up to `width` tokens took so long, from assembling it to its results."""
+        """Records that a batch of `num_rows` rows of up to `width` tokens took `seconds`, from assembly to commit."""
         key = (kind, (num_rows - 1).bit_length(), (width - 1).bit_length())
         known = self._seconds.get(key)
         self._seconds[key] = seconds if known is None else known + _WEIGHT * (seconds - known)
 
     def estimate(self, kind: GraphKind, num_rows: int, width: int) -> float | None:
-        """Seconds such a batch will take; None when nothing like it was ever measured."""
+        """Returns the expected seconds of such a batch; None when neither it nor a smaller one was ever measured."""
         rows, wide = (num_rows - 1).bit_length(), (width - 1).bit_length()
         known = self._seconds.get((kind, rows, wide))
         if known is not None:

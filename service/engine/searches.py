@@ -1,9 +1,9 @@
 """Beam searches, and scores of given continuations: jobs that look ahead of their session's position.
 
-Both work on copies of its state, in slots of their own. A search's beams are rows of one group, whose state comes from
-the rows that were their parents; when it is done the session consumes the best. A score's targets are lanes of their
-own, fed from forks of the state. The session's lane is held meanwhile, and changes only in that what was pending is
-run.
+Both work on copies of the session's state, in slots of their own. A search's beams are the rows of one group; each row
+reads the state of its parent row. When the search ends, the session consumes the best hypothesis. Each target of a
+score is fed to a lane of its own, which is a fork of the session's. Meanwhile the session's lane runs no other job. A
+score changes the session only in that its pending tokens are run.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _LOGITS = OutputSpec(OutputKind.LOGITS)
 _NOTHING = OutputSpec(OutputKind.NONE)
 
 Fork: TypeAlias = Callable[[int, list[int]], None]
-"""Copies the state of a row of the arena to others."""
+"""Copies the state of a row of the arena to other rows."""
 
 
 def begin_search(stepper: Stepper, history: History, lane: Lane, job: SearchJob) -> None:
-    """Begins a search, or refuses it when its position is not the lane's."""
+    """Begins a search, or refuses it if its start position differs from the lane's."""
     if job.start is not None and job.start != lane.position:
         error = position_mismatch("generate.position", job.start, lane.position)
         stepper.answer(job, Failed(lane.position, error))
@@ -40,7 +40,7 @@ def begin_search(stepper: Stepper, history: History, lane: Lane, job: SearchJob)
 
 
 def begin_score(stepper: Stepper, fork: Fork, lane: Lane, job: ScoreJob) -> None:
-    """Begins to score targets, or refuses it when its position is not the lane's."""
+    """Begins a score, or refuses it if its start position differs from the lane's."""
     if job.start is not None and job.start != lane.position:
         error = position_mismatch("score.position", job.start, lane.position)
         stepper.answer(job, Failed(lane.position, error))
@@ -49,7 +49,7 @@ def begin_score(stepper: Stepper, fork: Fork, lane: Lane, job: ScoreJob) -> None
 
 
 class _LookingAhead(ABC):
-    """A job in hand of a lane that first asks what comes next, as a part."""
+    """An active job that first asks what comes next in its lane, with a feed as a part."""
 
     survives_cancel: ClassVar[bool] = False
 
@@ -59,7 +59,7 @@ class _LookingAhead(ABC):
         self.job = job
 
     def begin(self) -> None:
-        """Asks what comes next."""
+        """Asks for the next logits."""
         ActiveFeed(self._stepper, self._lane, self.job, [], _LOGITS, whole=self)
 
     def abandon(self, lane: Lane, error: CarouselError) -> None:
@@ -68,7 +68,7 @@ class _LookingAhead(ABC):
         self._stepper.answer(self.job, Failed(lane.position, error))
 
     def unchain(self) -> None:  # noqa: B027  # as above
-        """See `ActiveJob`: only the lane's queue follows it."""
+        """See `ActiveJob`. Does nothing: such a job has no chain, only the lane's queue."""
 
     def rest(self, lane: Lane) -> Rest | None:
         """See `ActiveJob`."""
@@ -80,7 +80,7 @@ class _LookingAhead(ABC):
             self._fork_ended(part, result)
         elif not isinstance(result, Fed):
             self._finish(result)
-        elif not result.outputs:  # of the tokens that the job chose; the first part asks for logits
+        elif not result.outputs:  # the feed of the best hypothesis; the first feed returns logits
             self._consumed()
         else:
             self._lane.active = self
@@ -103,23 +103,23 @@ class _LookingAhead(ABC):
 
     @abstractmethod
     def _advance(self, logits: FloatArray, rows: list[int]) -> None:
-        """What comes next in some rows of the arena is known. logits: [K, V]; rows: [K]."""
+        """Continues with the next logits of some arena rows. logits: [K, V]; rows: [K]."""
 
     @abstractmethod
     def _consumed(self) -> None:
-        """The session has consumed what the job chose."""
+        """Ends the job: the session has consumed what the job chose, or nothing had to be consumed."""
 
     @abstractmethod
     def _fork_ended(self, part: ActiveFeed, result: Result) -> None:
-        """A part in a fork of the lane is done or has failed."""
+        """Handles the end of a part in a fork of the lane, done or failed."""
 
     @abstractmethod
     def _stop(self) -> None:
-        """Its rows run no further."""
+        """Removes the job's rows from the scheduler."""
 
 
 class ActiveSearch(_LookingAhead):
-    """A beam search in hand."""
+    """An active beam search."""
 
     def __init__(self, stepper: Stepper, lane: Lane, job: SearchJob, before: Before | None = None) -> None:
         super().__init__(stepper, lane, job)
@@ -147,14 +147,14 @@ class ActiveSearch(_LookingAhead):
         self._finish(Searched(self._lane.position, self._search.results(), self._before))
 
     def _fork_ended(self, part: ActiveFeed, result: Result) -> None:
-        """A search has rows, and no lanes of its own."""
+        """Does nothing: a search has rows, and no lanes of its own."""
 
     def _stop(self) -> None:
         self._stepper.scheduler.remove(self._group)
 
 
 class ActiveScore(_LookingAhead):
-    """Targets that are scored. Their first tokens are scored in the lane, and the rest in forks of it."""
+    """An active score. The first token of each target is scored in the session's lane, the others in forks of it."""
 
     def __init__(self, stepper: Stepper, lane: Lane, job: ScoreJob, fork: Fork) -> None:
         super().__init__(stepper, lane, job)

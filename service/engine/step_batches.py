@@ -1,14 +1,14 @@
-"""Step batches: many lanes that consume tokens at once, and are answered at once, in columns.
+"""Step batches: many lanes that consume tokens together and get one answer, with a column for each value.
 
-A step batch begins when its turn has come in all of its lanes, and holds them until all are done. Rows that take one
-token and have nothing pending, which is nearly all of them, go as groups; any other is a feed of its own, a part of the
-step batch. A row that fails takes no other with it, and its lane goes on at once.
+A step batch begins when its turn has come in all of its lanes, and holds them until all rows are done. Rows with one
+token and nothing pending, which are nearly all rows, run in groups. Any other row is a feed of its own, a part of the
+step batch. A row that fails affects no other row, and its lane continues at once.
 
-A gateway sends step batch after step batch of the same sessions. Those follow each other in a chain that is one for all
-lanes, and spare them their own queues, until one of the lanes is asked for anything else.
+A gateway sends one step batch after the other for the same sessions. These batches wait in one chain for all lanes, not
+in each lane's queue, until one of the lanes gets another request.
 
-Everything here is linear in the number of lanes, whatever fails and whoever leaves: a table of places is made once, and
-rows that leave are taken out of their group in one go when its turn comes.
+All work is linear in the number of lanes, also when rows fail or sessions leave: the table of places is made once, and
+all dropped rows of a group are removed together when the group runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from service.errors import CarouselError, EngineError, position_mismatch
 
 
 def submit_step_batch(stepper: Stepper, job: StepBatchJob, output_size: int) -> ActiveStepBatch:
-    """Puts a step batch at the end of all its lanes' queues, or begins it. output_size: V."""
+    """Begins a step batch, or appends it to a chain or to all its lanes' queues. output_size: V."""
     batch, head = ActiveStepBatch(stepper, job, output_size), job.lanes[0].active
     if not (isinstance(head, ActiveStepBatch) and head.is_followed_by(batch)):
         batch.enter()
@@ -37,11 +37,11 @@ def submit_step_batch(stepper: Stepper, job: StepBatchJob, output_size: int) -> 
 
 
 class ActiveStepBatch:
-    """A step batch from its submission on, with its answer's columns as they come together.
+    """A step batch from its submission to its answer; it collects the answer's columns.
 
-    job: the request. positions: [N] of lanes that are done or have failed; errors: why rows have failed, by place.
-    chain: step batches of the same lanes that follow it; is_alone: whether it holds all of its lanes, and only its
-    chain waits in any of them.
+    job: the request. positions: [N] of lanes that are done or have failed; errors: by place, for rows that failed.
+    chain: later step batches of the same lanes; is_alone: whether this one holds all of its lanes, and nothing waits in
+    any of them except the chain.
     """
 
     __slots__ = (
@@ -89,7 +89,7 @@ class ActiveStepBatch:
         self.chain: deque[ActiveStepBatch] = deque()
 
     def enter(self) -> None:
-        """Takes the idle lanes, and a place in the queues of the others."""
+        """Makes itself the active job of the idle lanes, and enters the queues of the others."""
         late = []
         for place, lane in enumerate(self.job.lanes):
             if lane.active is None and lane.refusal is None and not lane.queue:
@@ -108,21 +108,21 @@ class ActiveStepBatch:
             self.start()
 
     def begin(self, lane: Lane) -> None:
-        """See `Queued`: its turn has come in one more lane."""
+        """See `Queued`. Its turn has come in one more lane."""
         lane.active = self
         self._num_waiting -= 1
         if not self._num_waiting:
             self.start()
 
     def drop(self, lane: Lane, error: CarouselError) -> None:
-        """See `Queued`: its turn in a lane will not come."""
+        """See `Queued`. Its turn in this lane will not come."""
         self._fail(self._place(lane), lane, error)
         self._num_waiting -= 1
         if not self._num_waiting:
             self.start()
 
     def is_followed_by(self, batch: ActiveStepBatch) -> bool:
-        """Takes a batch of the same lanes as its next, if only its chain waits in them. Returns whether it did."""
+        """Appends a batch of the same lanes to the chain if only the chain waits in them. Returns whether it did."""
         if self.is_alone and self.job.lanes == batch.job.lanes:
             self.chain.append(batch)
             return True
@@ -138,7 +138,7 @@ class ActiveStepBatch:
                 self.chain = deque()
 
     def abandon(self, lane: Lane, error: CarouselError) -> None:
-        """See `ActiveJob`. A row that was run already holds its lane, so that its session is answered in order."""
+        """See `ActiveJob`. If the lane's row has run, the batch keeps the lane, so that answers stay in order."""
         place = self._place(lane)
         if not self._is_started:
             self._fail(place, lane, error)
@@ -154,7 +154,7 @@ class ActiveStepBatch:
         return Rest(lane.pending)
 
     def part_ended(self, part: ActiveFeed, result: Result) -> None:
-        """See `Whole`: the step batch holds the lane of a row that is done until all are."""
+        """See `Whole`. After a row is done, the step batch keeps its lane until all rows are."""
         lane, place = part.lane, part.index
         if isinstance(result, Fed):
             lane.active = self
@@ -183,7 +183,7 @@ class ActiveStepBatch:
                 output = result.output(row, 0, self._outputs, lane.position)
                 self._store(place, lane.position, [] if output is None else [output])
         self._num_left -= count
-        if self._num_left:  # else it is answered now, and no row is asked about again
+        if self._num_left:  # otherwise the batch is answered now, and nothing reads `_is_done` again
             for place in places:
                 self._is_done[place] = 1
         self._end_if_done()
@@ -196,17 +196,17 @@ class ActiveStepBatch:
                 self._stepper.abandon(lane, error)
 
     def start(self) -> None:
-        """Its turn has come in every lane."""
+        """Schedules its rows, because its turn has come in every lane."""
         self._is_started = True
         try:
             self._schedule()
-        except Exception as error:  # a bug of ours must cost no other job anything
+        except Exception as error:  # a bug in one step batch must not affect other jobs
             self._stepper.on_fault(len(self.job.lanes), error)
             self._give_up(EngineError("the step batch could not be started; the sessions are as they were before"))
         self._end_if_done()
 
     def _schedule(self) -> None:
-        """Has its rows run, and refuses those that are elsewhere."""
+        """Schedules its rows, and refuses rows whose lane has another position."""
         job = self.job
         lanes = job.lanes
         places: Sequence[int] = range(len(lanes))
@@ -226,7 +226,7 @@ class ActiveStepBatch:
             self._stepper.scheduler.add_group(group)
 
     def _give_up(self, error: CarouselError) -> None:
-        """Fails all rows that it still holds, and lets their lanes go on."""
+        """Fails all rows that are not done, and frees their lanes for the next job."""
         self.unchain()
         for group in self._groups:
             self._stepper.scheduler.remove(group)
@@ -237,8 +237,8 @@ class ActiveStepBatch:
                 self._stepper.free(lane)
 
     def _set_apart(self) -> list[int]:
-        """Refuses rows that are elsewhere, makes feeds of those that are not plain, and returns the places of the
-        rest. The lanes of those that are refused go on after what is answered here."""
+        """Refuses rows whose lane has another position, makes feeds of rows that are not plain, and returns the places
+        of the plain ones. Frees the lanes of refused rows last."""
         job = self.job
         plain: list[int] = []
         elsewhere: list[Lane] = []
@@ -266,7 +266,7 @@ class ActiveStepBatch:
         return plain
 
     def _offsets(self) -> Sequence[int]:
-        """[N + 1] where each lane's tokens begin."""
+        """Returns [N + 1] the offset of each lane's first token in `job.tokens`, and the total."""
         counts = self.job.counts
         return range(len(self.job.lanes) + 1) if counts is None else list(accumulate(counts, initial=0))
 
@@ -286,7 +286,7 @@ class ActiveStepBatch:
         return self._places[lane]
 
     def _drop(self, place: int) -> None:
-        """Takes a row that was not run yet out of its group."""
+        """Removes a row that has not run from its group."""
         if place not in self._apart:
             group = self._groups[bisect_right(self._firsts, place) - 1]
             group.dropped.add(place)
@@ -299,7 +299,7 @@ class ActiveStepBatch:
         self._num_left -= 1
 
     def _end_if_done(self) -> None:
-        """Answers it when all of its rows are done, and lets its lanes go on."""
+        """Answers the job when all its rows are done, then frees its lanes or passes them to the next in the chain."""
         if self._num_left or self._num_waiting or self._is_answered:
             return
         self._is_answered = True
@@ -307,7 +307,7 @@ class ActiveStepBatch:
         columns = self.positions, self._token_ids, self._log_probabilities, self._logits
         stepper.answer(self.job, Stepped(*columns, errors))
         if self.chain:
-            following = self.chain.popleft()  # takes the lanes over, with the rest of the chain
+            following = self.chain.popleft()  # it takes over the lanes and the rest of the chain
             following.chain, following.is_alone, following._num_waiting = self.chain, True, 0
             for lane in self.job.lanes:
                 lane.active = following

@@ -1,13 +1,13 @@
-"""A lane's walk through its jobs: which job is in hand, what it has run next, and what a run's result means for it.
+"""Decides for each lane which job is active, what it runs next, and what the result of a run means for it.
 
-Pure: no graph, no thread, no clock. Jobs in hand add their rows to the scheduler and append their results here; the
-core runs the batches that the scheduler chooses in between.
+Pure: no graph, no thread, no clock. Active jobs add their rows to the scheduler and append their results here. The core
+runs the batches that the scheduler chooses.
 
-The invariants of a lane:
-1. `position` counts the tokens fed or generated; the state has consumed all of them but `pending`.
-2. Either something is pending, or `next_logits` is known, or the graphs can read out of the state what comes next, or
-   nothing was ever run.
-3. After a job ends, however it ends, 1 and 2 hold, so the next one can begin.
+Invariants of a lane:
+1. `position` counts the tokens fed or generated. The state has consumed all of them except `pending`.
+2. Either tokens are pending, or `next_logits` is known, or the readout graph can compute the next logits from the
+   state, or nothing was ever run.
+3. After a job ends, in whatever way, 1 and 2 hold, so the next job can begin.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from service.errors import CarouselError, EngineError, IllegalRequestError, posi
 
 
 class Stepper:
-    """Advances lanes; only the side that drives the engine calls it. eos_id: the token that ends generations, if any;
-    has_readout: whether a graph returns what comes next from a state alone; has_start: whether sessions begin with a
-    start token; gives_values: whether the model gives values; read: copies a lane, for marks; release: frees a slot;
-    on_fault: called with the number of rows that an unexpected exception has cost, and it."""
+    """Advances lanes. Called only by the thread that drives the engine. eos_id: the token that ends generations;
+    has_readout: whether a graph computes the next logits from a state alone; has_start: whether sessions begin with a
+    start token; gives_values: whether the model returns values, not logits; read: copies a lane's state, for marks;
+    release: frees a slot; on_fault: called with the number of rows that an exception affects, and the exception."""
 
     def __init__(
         self,
@@ -68,18 +68,18 @@ class Stepper:
         self._release = release
         self._begin: dict[type[Job], Callable[[Lane, Any], object]] = {FeedJob: self._begin_feed}
         self.due: deque[Callable[[], None]] = deque()
-        """What `settle` will call: what follows a job begins when the job's own work is finished."""
+        """Callbacks that begin the next jobs; `settle` calls them, after the current job's own work is finished."""
         self.parked: set[RowJob] = set()
-        """Generations that wait for a grant."""
+        """Generations whose window is full: they wait for a grant."""
         self.entries: list[tuple[Job | None, Any]] = []
         self.num_ended = self.num_partial = self.num_freed = 0
 
     def add(self, kind: type[Job], begin: Callable[[Lane, Any], object]) -> None:
-        """Registers what begins jobs of a kind. This table is the only place that looks at a job's kind."""
+        """Registers the handler that begins one kind of job. Only this table distinguishes kinds of jobs."""
         self._begin[kind] = begin
 
     def submit(self, lane: Lane, job: Job) -> None:
-        """Begins a job, or queues it behind the lane's others. When it raises, `begin_failed` is to be called."""
+        """Begins a job, or queues it behind the lane's others. If this raises, the caller must call `begin_failed`."""
         if lane.refusal is not None:
             self.answer(job, Failed(lane.position, lane.refusal))
         elif lane.active is None and not lane.queue:
@@ -88,14 +88,14 @@ class Stepper:
             lane.enqueue(Turn(self, job))
 
     def begin(self, lane: Lane, job: Job) -> None:
-        """Begins a job of a lane that has none in hand."""
+        """Begins a job of a lane that has no active job."""
         try:
             self._begin[type(job)](lane, job)
-        except Exception as error:  # a bug of ours must not cost other lanes anything
+        except Exception as error:  # a bug in one job must not affect other lanes
             self.begin_failed(lane, job, error)
 
     def abandon(self, lane: Lane, error: CarouselError) -> int:
-        """Ends the job in hand at a token boundary, and drops those behind it. Returns how many it answered `error`."""
+        """Ends the active job at a token boundary and drops the queue. Returns how many jobs it answered with error."""
         active = lane.active
         if active is not None:
             active.unchain()
@@ -104,13 +104,13 @@ class Stepper:
         return lane.drop_queue(error) + (active is not None)
 
     def cancel(self, lane: Lane, error: CarouselError) -> int:
-        """As `abandon`, but a source goes on being encoded: it belongs to the session, not to its work."""
+        """Like `abandon`, but lets an active encode job finish: every later request of the session needs its source."""
         if lane.active is None or not lane.active.survives_cancel:
             return self.abandon(lane, error)
         return lane.drop_queue(error)
 
     def answer(self, job: Job, result: Result | Stepped) -> None:
-        """Gives a job its last result, and frees its forks."""
+        """Appends a job's last result and frees its forks."""
         self.entries.append((job, result))
         self.num_ended += 1
         if job.slots:
@@ -119,12 +119,12 @@ class Stepper:
             self.num_freed += len(job.slots)
 
     def answer_partly(self, job: Job, result: Result) -> None:
-        """Gives a job a result that is not its last."""
+        """Appends a result that is not the job's last."""
         self.entries.append((job, result))
         self.num_partial += 1
 
     def finish(self, lane: Lane, job: Job, result: Result) -> None:
-        """Ends a lane's job in hand with its last result."""
+        """Ends the lane's active job with its last result."""
         lane.active = None
         if job.slots:
             self.answer(job, result)
@@ -135,22 +135,22 @@ class Stepper:
             self.free(lane)
 
     def free(self, lane: Lane) -> None:
-        """Has the lane's next job begun by `settle`, unless it has one in hand by then."""
+        """Makes `settle` begin the lane's next job, unless the lane has an active job by then."""
         self.due.append(lane.begin_next)
 
     def settle(self) -> None:
-        """Begins all jobs whose turn has come. To be called after each command and each batch."""
+        """Begins all jobs whose turn has come. Must be called after each command and each batch."""
         while self.due:
             self.due.popleft()()
 
     def take_results(self) -> Produced:
-        """What has been produced since the last call."""
+        """Returns, and forgets, everything that was produced since the last call."""
         produced = Produced(self.entries, self.num_ended, self.num_partial, self.num_freed)
         self.entries, self.num_ended, self.num_partial, self.num_freed = [], 0, 0, 0
         return produced
 
     def can_read_out(self, lane: Lane) -> bool:
-        """Whether the readout graph returns what comes next in a lane where nothing is pending."""
+        """Whether the readout graph can compute the next logits of a lane that has no pending tokens."""
         return not self.keeps_logits and bool(lane.position or self.can_read_start)
 
     def _begin_feed(self, lane: Lane, job: FeedJob) -> None:
@@ -160,7 +160,7 @@ class Stepper:
             ActiveFeed(self, lane, job, job.tokens, job.outputs, has_mark=job.has_mark)
 
     def begin_failed(self, lane: Lane, job: Job, error: Exception) -> None:
-        """Answers a job that raised when it was begun, and keeps its lane serving."""
+        """Answers a job whose begin raised `error`. The lane stays usable."""
         self.on_fault(1, error)
         failure = EngineError("the request could not be started; the session is as it was before")
         active, lane.active = lane.active, None
@@ -173,15 +173,15 @@ class Stepper:
 
 
 class Whole(Protocol):
-    """A job in hand that has feeds as its parts."""
+    """An active job whose parts are feeds."""
 
     def part_ended(self, part: ActiveFeed, result: Result) -> None:
-        """A part is done or has failed. Its lane has no job in hand now."""
+        """Handles the end of a part, done or failed. The part's lane has no active job at this moment."""
 
 
 class ActiveFeed(RowJob):
-    """Tokens that a lane consumes: a feed, or part `index` of `whole`. targets: what came after each of the tokens,
-    whose log-probabilities are collected in `scores`."""
+    """Tokens that a lane consumes: a feed, or part `index` of `whole`. targets: for each token the one that follows it,
+    whose log-probability is appended to `scores`."""
 
     __slots__ = ("_collected", "_has_mark", "_outputs", "_start", "_stepper", "_whole", "index", "scores", "targets")
 
@@ -245,7 +245,7 @@ class ActiveFeed(RowJob):
             elif outputs.kind is OutputKind.NEXT_TOKEN:
                 self._collected = [StepOutput(lane.position, [result.next_token(row, width - 1)])]
         elif outputs.every_position:
-            # an output after each target token of the chunk; one after all that was pending when there is no other
+            # one output for each new token of the chunk; if only pending tokens are run, one output after the last
             self._collect(result, row, first, max(first, num_pending) if len(self.inputs) > num_pending else done - 1)
         if not is_last:
             self._queue()
@@ -262,13 +262,13 @@ class ActiveFeed(RowJob):
         self._end(Failed(lane.position, error))
 
     def rest(self, lane: Lane) -> Rest | None:
-        """See `ActiveJob`: a feed is read before its first new token or after its last."""
+        """See `ActiveJob`: None between its first new token and its last."""
         if self.num_pending < self.done < len(self.inputs):
             return None
         return super().rest(lane)
 
     def _queue(self) -> None:
-        """Has what is left run: of a feed that is traced, one token at a time."""
+        """Schedules the remaining tokens; of a traced feed, one token at a time."""
         num_left = len(self.inputs) - self.done
         width = self._stepper.scheduler.add("step", self, 1 if self._outputs.has_trace else num_left)
         self.runs_on = num_left > width
@@ -298,7 +298,7 @@ class ActiveFeed(RowJob):
 
 
 class Turn:
-    """A job of one lane that waits in the lane's queue."""
+    """A job that waits in a lane's queue."""
 
     __slots__ = ("_job", "_stepper")
 
@@ -316,5 +316,5 @@ class Turn:
 
 
 def nothing_consumed() -> CarouselError:
-    """Why nothing comes next in a session that has consumed nothing."""
+    """Returns the error for a session that has consumed nothing, so that no next token exists."""
     return IllegalRequestError("generate: this model has no start token: feed a token, or a vector, first")

@@ -1,11 +1,11 @@
-"""How soon a thread that waits for Python's lock (the GIL) gets it from one that does not give it up by itself.
+"""Sets how long a thread waits for Python's lock (the GIL) while another thread computes: Python's switch interval.
 
-While an engine's thread drives, soon: its runs come back many times a millisecond, and with Python's own interval of
-5 ms it would wait longer for the event loop than it ran. At all other times late: the threads of a wire, which bring
-messages to the event loop one by one, would interrupt it for each of them, so that every batch would be run before its
-fellows have come.
+While an engine's thread drives, the interval is short: the thread returns from runs many times a millisecond, and with
+Python's default of 5 ms it would wait longer for the event loop than it ran. At all other times the interval is 5 ms:
+otherwise the transport's threads, which bring messages to the event loop one by one, would interrupt it for each
+message, and every batch would run before further messages could join it.
 
-Event loop only. Of the whole process: engines are counted.
+Call from the event loop only. The interval holds for the whole process, so the driving engines are counted.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class _Driving:
 
 
 def thread_drives() -> None:
-    """An engine's thread drives from here on."""
+    """Shortens the interval. An engine's thread begins to drive."""
     _Driving.num += 1
     sys.setswitchinterval(_SOON_S)
 
 
 def thread_rests() -> None:
-    """It has given back what it was handed."""
+    """Restores the interval when no engine's thread drives any more. One of them has stopped driving."""
     _Driving.num -= 1
     if not _Driving.num:
         sys.setswitchinterval(_LATE_S)

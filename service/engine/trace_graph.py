@@ -1,4 +1,4 @@
-"""The trace graph: what one step of each row does inside. Its inputs and outputs are known here alone."""
+"""The trace graph: returns the inner values of a step for each row. Only this file knows its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NONE: FloatArray = np.empty(0, np.float32)
 
 
 class TraceGraph:
-    """Looks inside steps, of as many rows at once as a run of the step graph takes. One thread at a time. Raises
+    """Traces steps, for as many rows at once as a run of the step graph takes. For one thread at a time. Raises
     ValueError for a manifest without a trace."""
 
     def __init__(self, manifest: Manifest, session: ort.InferenceSession) -> None:
@@ -33,12 +33,14 @@ class TraceGraph:
         self._over_source = {one.name for one in manifest.trace.outputs if one.tensor.shape[-1] == "source"}
         self._outputs = {output.name: output.tensor.name for output in manifest.trace.outputs}
 
-    def run(  # the step graph's, and how much of the source is each row's own
+    def run(  # the arguments of the step graph, and the rows' source lengths
         self, tokens: Array, lengths: IntArray, states: list[Array], contexts: list[Array], sources: list[int]
     ) -> dict[str, list[FloatArray]]:
-        """What the steps of `tokens`, [B, 1] or [B, 1, F], would do from the states: by name and row, [1, units], or
-        [1, source] as long as the row's own of `sources`, which has fewer rows when the last are padding. Other
-        arguments are as the step graph's. Raises what ONNX Runtime raises."""
+        """Returns what the steps of `tokens`, [B, 1] or [B, 1, F], compute from the states, by name and row.
+
+        sources: the source length of each row, without padding. The other arguments are as for `StepGraph.run`. A value
+        is [1, units], or [1, source] with the row's source length. Raises what ONNX Runtime raises.
+        """
         count = len(sources)
         groups: list[list[int]] = []
         if len(tokens) > 1 and self._is_of_one_row:
@@ -60,7 +62,7 @@ class TraceGraph:
     def _run(
         self, tokens: Array, lengths: IntArray, states: list[Array], contexts: list[Array], sources: list[int]
     ) -> dict[str, list[FloatArray]]:
-        """One run of the graph: see `run`."""
+        """Runs the graph once: see `run`."""
         given = {**dict(zip(self._inputs, (tokens, lengths, *states, *contexts), strict=True)), **self._constants}
         feeds = {name: array for name, array in given.items() if name in self._read}
         found = self._session.run(list(self._outputs.values()), feeds)
