@@ -1,4 +1,4 @@
-"""One bundle, checked and loaded: manifest, vocabularies and ONNX Runtime sessions that agree with each other."""
+"""Loads and checks one bundle: manifest, vocabularies and ONNX Runtime sessions must agree with each other."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _ORT_TYPES: dict[Dtype, str] = {
 
 
 class BundleError(Exception):
-    """A bundle cannot be served; the message says why, naming the file."""
+    """A bundle cannot be served. The message says why and names the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class VariantGraphs:
-    """One way to compute the model's step. readout and readout_spec are None together; loop: see `StepSpec.loop`."""
+    """One way to compute the model's step. readout and readout_spec are given together; loop: see `StepSpec`."""
 
     step: ort.InferenceSession
     step_spec: StepSpec
@@ -57,9 +57,9 @@ class VariantGraphs:
 class Bundle:
     """A bundle that has passed every check.
 
-    source_vocabulary: of an encoder of tokens; step_vocabulary: of the tokens that steps read, the target's own or
-    another; target_vocabulary: of the logits. Each is None where there are numbers instead. trace: None without one.
-    variants: by name; `BASE_VARIANT` is the manifest's own step and readout.
+    source_vocabulary: for an encoder of tokens; step_vocabulary: for the tokens that steps read, the target's own or
+    another one; target_vocabulary: for the logits. Each is None where the model has no tokens. trace: None without a
+    trace graph. variants: by name; `BASE_VARIANT` is the manifest's own step and readout.
     """
 
     folder: Path
@@ -72,12 +72,12 @@ class Bundle:
     variants: Mapping[str, VariantGraphs]
     trace: ort.InferenceSession | None = None
     first_values: Mapping[int, NDArray[Any]] = field(default_factory=dict)
-    """What states begin with that do not begin with zeros, and that no encoder gives: without the batch axis, by their
-    place in the manifest."""
+    """First values, without the batch axis, of states that neither begin with zeros nor get them from the encoder. By
+    the state's index in the manifest."""
 
     @property
     def step(self) -> ort.InferenceSession:
-        """The step graph of the base."""
+        """The step graph of the base variant."""
         return self.variants[BASE_VARIANT].step
 
     @property
@@ -87,31 +87,31 @@ class Bundle:
 
     @property
     def version(self) -> int:
-        """The version."""
+        """The version's number."""
         return self.manifest.version
 
     @property
     def max_token_bytes(self) -> int:
-        """The most bytes that a token of an answer takes on the wire; 0 for a model that gives values."""
+        """Most bytes of one token of an answer on the wire; 0 for a model that returns values."""
         return 0 if self.target_vocabulary is None else self.target_vocabulary.max_token_bytes
 
     @property
     def max_source_token_bytes(self) -> int:
-        """Likewise of a source, which an answer repeats; 0 without one of tokens."""
+        """Most bytes of one token of a source, which an answer repeats; 0 when the source has no tokens."""
         return 0 if self.source_vocabulary is None else self.source_vocabulary.max_token_bytes
 
     @property
     def state_size_bytes(self) -> int:
-        """Bytes of state tensors that each session holds."""
+        """Bytes of state tensors of each session."""
         return sum(np.dtype(state.input.dtype).itemsize * state.size for state in self.manifest.states)
 
 
 def load_bundle(folder: Path, runtime: RuntimeOptions | None = None) -> Bundle:
-    """Checks and loads `<model>/<version>/`. runtime: how its graphs are run; None: by the defaults.
+    """Checks and loads `<model>/<version>/`. runtime: options for running its graphs; None: the defaults.
 
-    Raises BundleError: the folder has what no bundle has (see `check_files`), the manifest is missing or malformed, is
-    another model's, a file is missing or has another digest, a vocabulary is not what the manifest says, or a graph is
-    not.
+    Raises BundleError when the folder contains what no bundle may (see `check_files`), when the manifest is missing,
+    malformed or of another model, when a file is missing or has another digest, or when a vocabulary or a graph does
+    not match the manifest.
     """
     try:
         check_files(folder, texts=(FILE_NAME,))
@@ -173,7 +173,7 @@ def _check_digest(path: Path, expected: str) -> None:
 def _load_vocabularies(
     folder: Path, manifest: Manifest
 ) -> tuple[Vocabulary | None, Vocabulary | None, Vocabulary | None]:
-    """Of the source, of what steps read, and of what they give."""
+    """Loads the vocabularies of the source, of the tokens that steps read, and of those that steps return."""
 
     def load(spec: VocabularySpec | None, what: str) -> Vocabulary | None:
         return None if spec is None else Vocabulary.load(folder / spec.file, spec, owner=f"{what} of {manifest.model}")
@@ -193,7 +193,7 @@ def _first_values(folder: Path, manifest: Manifest) -> dict[int, NDArray[Any]]:
             found[place] = np.array(state.constant.default, dtype).reshape(shape)
         elif state.initial_file is not None:
             try:
-                # mapped, as the sizes in its header are only then held against the file's own
+                # mmap mode compares the sizes in the file's header with the size of the file
                 mapped = np.load(folder / state.initial_file, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise BundleError(f"{state.initial_file} is not a NumPy array: {error}") from error
@@ -207,7 +207,7 @@ def _first_values(folder: Path, manifest: Manifest) -> dict[int, NDArray[Any]]:
 def _load_graph(path: Path, runtime: RuntimeOptions) -> ort.InferenceSession:
     try:
         return runtime.load(str(path))
-    except Exception as error:  # ONNX Runtime raises classes of its own, all derived from Exception alone
+    except Exception as error:  # ONNX Runtime's exception classes have no common base except Exception
         raise BundleError(f"{path.name} is not a graph that ONNX Runtime can load: {error}") from error
 
 
@@ -251,7 +251,7 @@ def _readout_inputs(manifest: Manifest, readout: ReadoutSpec) -> list[TensorSpec
 
 
 def _encoder_inputs(manifest: Manifest) -> list[TensorSpec]:
-    assert manifest.encoder is not None  # noqa: S101  # the caller has looked
+    assert manifest.encoder is not None  # noqa: S101  # the caller checks this
     return [manifest.encoder.source, manifest.encoder.lengths]
 
 
@@ -271,8 +271,11 @@ def _check_graph(
     max_rows: int | None = None,
     takes_all: bool = True,
 ) -> None:
-    """optional: inputs that have a default in the graph, and need not be fed. takes_all: whether it must have every
-    input, not some of them."""
+    """Raises BundleError when a graph's inputs or outputs differ from the manifest.
+
+    optional: inputs with a default in the graph, which need not be fed. takes_all: whether the graph must have all of
+    `inputs`, not only some.
+    """
     found_inputs = {node.name: node for node in session.get_inputs()}
     found_outputs = {node.name: node for node in session.get_outputs()}
     found_optional = {node.name: node for node in session.get_overridable_initializers()}
@@ -295,7 +298,7 @@ def _check_graph(
 
 
 def _lone_axes(max_chunk: int | None, max_rows: int | None) -> set[str]:
-    """The axes that may be fixed at 1 in the graph."""
+    """Returns the axes that may be fixed at 1 in the graph."""
     limits = {"time": max_chunk, "batch": max_rows}
     return {axis for axis, limit in limits.items() if limit == 1}
 
@@ -305,7 +308,7 @@ def _check_tensor(where: str, spec: TensorSpec, node: ort.NodeArg, lone_axes: se
         raise BundleError(f"{where} is {node.type}, but the manifest says {spec.dtype}")
     fixed = [axis if isinstance(axis, int) else None for axis in node.shape]
     expected = [axis if isinstance(axis, int) else None for axis in spec.shape]
-    for index, axis in enumerate(spec.shape):  # ONNX Runtime infers such sizes where the graph has none
+    for index, axis in enumerate(spec.shape):  # ONNX Runtime infers a size of 1 where the graph declares none
         if axis in lone_axes and fixed[index : index + 1] == [1]:
             expected[index] = 1
     if fixed != expected:

@@ -1,6 +1,6 @@
-"""What may lie in a bundle's folder: regular files and folders, and links to those that lead nowhere else.
+"""Checks a bundle's folder: it may contain regular files, folders, and links that stay inside the folder.
 
-A FIFO or a device could hold up whoever reads it for ever, and a link could make the server read any file that it may.
+A FIFO or a device could block its reader forever, and a link could make the server read any file it has access to.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 
 MAX_ENTRIES = 1000
-"""Files and folders of one bundle."""
+"""Most files and folders in one bundle."""
 MAX_TEXT_BYTES = 64 * 1024 * 1024
-"""Of the manifest, and of each vocabulary, which are held in memory whole."""
+"""Most bytes of the manifest and of each vocabulary, which are read into memory whole."""
 _KINDS = (
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
@@ -24,15 +24,15 @@ _KINDS = (
 
 
 class FilesError(Exception):
-    """A bundle's folder has what it must not have; the message names it."""
+    """A bundle's folder contains something that it may not. The message names it."""
 
 
 def check_files(folder: Path, *, texts: Iterable[str] = ()) -> None:
-    """Looks at everything in a bundle's folder, and opens nothing. texts: names of files that are to be read whole.
+    """Checks every entry of a bundle's folder without opening a file. texts: names of files that will be read whole.
 
-    Raises FilesError for more than `MAX_ENTRIES` entries, a file of `texts` over `MAX_TEXT_BYTES`, what is no regular
-    file, folder or link, and a link that leads out of the folder or nowhere. Raises OSError for what cannot be looked
-    at; a file of `texts` that is missing is left to who reads it.
+    Raises FilesError for more than `MAX_ENTRIES` entries, for a file of `texts` over `MAX_TEXT_BYTES`, for an entry
+    that is not a regular file, folder or link, and for a link that leads out of the folder or nowhere. Raises OSError
+    for an entry whose status cannot be read. A missing file of `texts` is no error here; its reader raises.
     """
     root = folder.resolve(strict=True)
     for number, entry in enumerate(_entries(root), 1):
@@ -52,7 +52,7 @@ def check_files(folder: Path, *, texts: Iterable[str] = ()) -> None:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Of a folder and those in it; links are not followed."""
+    """Yields the entries of a folder and of all folders in it. Links are not followed."""
     waiting = [str(folder)]
     while waiting:
         path = waiting.pop()
@@ -68,7 +68,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 def _check_link(link: Path, name: str, root: Path) -> None:
     try:
         target = link.resolve(strict=True)
-    except (OSError, RuntimeError):  # RuntimeError: links that lead to each other, before Python 3.13
+    except (OSError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
         raise FilesError(f"{name} is a link that leads nowhere: {os.readlink(link)}") from None
     if not target.is_relative_to(root):
         raise FilesError(

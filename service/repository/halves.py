@@ -1,7 +1,7 @@
-"""Whether a graph computes in 16-bit floats, by its weights: read from ONNX's own bytes, without the package `onnx`.
+"""Finds out whether a graph has 16-bit float weights. Reads ONNX's bytes directly, without the package `onnx`.
 
-ONNX Runtime 1.32 ends the whole process while it loads a product of 16-bit floats behind a transposition for the CPU:
-it joins both, and has nothing to run that with. Such graphs are loaded without that.
+ONNX Runtime 1.32 ends the whole process when it loads, for the CPU, a matrix product of 16-bit floats behind a
+transposition: its optimizer fuses both into an operation that it cannot run. Such graphs are loaded without that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeAlias
 _FLOAT16 = 10
 """`onnx.TensorProto.FLOAT16`."""
 _DATA_TYPE = 2
-"""The field of a tensor that has its type."""
+"""The field of `TensorProto` that contains the element type."""
 
 _Fields: TypeAlias = Mapping[int, str]
 _PARTS: Mapping[str, _Fields] = {
@@ -23,16 +23,16 @@ _PARTS: Mapping[str, _Fields] = {
     "attribute": {5: "tensor", 6: "graph"},
     "tensor": {},
 }
-"""Which fields of `onnx.proto` have the next part, by their numbers."""
+"""For each message of `onnx.proto`: the numbers of fields that contain other messages, and which messages."""
 
 
 def left_out(content: memoryview | bytes) -> list[str] | None:
-    """The optimizers that a graph is loaded without; None: it is loaded with all. content: the bytes of a model."""
+    """Returns the optimizers to disable when a graph is loaded; None: no optimizer. content: the bytes of a model."""
     return ["MatmulTransposeFusion"] if has_halves(content) else None
 
 
 def has_halves(content: memoryview | bytes) -> bool:
-    """Whether a weight or a constant of a model is of 16-bit floats. False for what is no model."""
+    """Whether a weight or a constant of a model is of 16-bit floats. False if `content` is not a model."""
     try:
         return _has_halves(memoryview(content), "model")
     except (IndexError, ValueError):
@@ -51,7 +51,7 @@ def _has_halves(part: memoryview, kind: str) -> bool:
 
 
 def _fields(part: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of a message in protobuf's wire format: numbers, and messages or strings as bytes."""
+    """Yields the fields of a message in protobuf's wire format: field number, and a number or the field's bytes."""
     at = 0
     while at < len(part):
         key, at = _varint(part, at)
@@ -72,7 +72,7 @@ def _fields(part: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(part: memoryview, at: int) -> tuple[int, int]:
-    """A number, and where the next field begins. Raises IndexError where it is cut short."""
+    """Returns a number and the index of the next field. Raises IndexError when the bytes end too early."""
     value = shift = 0
     while True:
         byte = part[at]

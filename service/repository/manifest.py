@@ -1,7 +1,7 @@
-"""The contract of a bundle: what `manifest.json` must say. The exporter writes it, the server believes nothing else.
+"""The contract of a bundle: the content of `manifest.json`. The exporter writes it; the server relies on nothing else.
 
-A bundle is one version's folder, `model_repository/<model>/<version>/`: ONNX graphs, vocabularies and this manifest.
-Its parts are in `specs`.
+A bundle is the folder of one version, `model_repository/<model>/<version>/`: ONNX graphs, vocabularies and this
+manifest. Its parts are in `specs`.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ __all__ = [
 
 FILE_NAME = "manifest.json"
 BASE_VARIANT = "fp32"
-"""The name of a manifest's own step and readout among the variants."""
+"""The variant name of the manifest's own step and readout."""
 SOURCE_MULTIPLE = 8
-"""The source axis is always padded to a multiple of this: attention's bits do not depend on padding then."""
+"""The source axis is always padded to a multiple of this, so that the bits of attention do not depend on padding."""
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 VariantName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
@@ -72,83 +72,83 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class VariantSpec(Part):
-    """Another way to compute the same step: the same states, contexts and vocabularies, other arithmetic."""
+    """Another way to compute the same step: same states, contexts and vocabularies, different arithmetic."""
 
     step: StepSpec
     """Its step graph."""
     readout: ReadoutSpec | None = None
-    """Its readout, if it has one."""
+    """Its readout graph, if it has one."""
     description: str
-    """One line about it."""
+    """A description in one line."""
     parity: Parity
     """How closely it reproduces the bundle's own step graph."""
     evaluation: dict[str, object]
-    """The recipe's evaluation of it."""
+    """The recipe's evaluation of this variant."""
 
 
 class SpecialTokens(Part):
-    """Ids with a meaning of their own in the vocabulary that steps read, and padding in the source's too."""
+    """Ids with a special meaning in the vocabulary that steps read; pad_id holds for the source's vocabulary too."""
 
     pad_id: Annotated[int, Field(ge=0)] = 0
-    """Fills rows up."""
+    """Padding of rows."""
     bos_id: Annotated[int, Field(ge=0)] | None = None
-    """Start of sequence: run before a session's first token. None: the model has none."""
+    """Start of sequence: it runs before a session's first token. None: the model has no start token."""
     eos_id: Annotated[int, Field(ge=0)] | None = None
-    """End of sequence: generation ends at it. None: the model has none."""
+    """End of sequence: it ends a generation. None: the model has no end token."""
 
 
 class Manifest(Part):
-    """What one bundle is and how to run it."""
+    """What one bundle contains and how to run it."""
 
     format_version: Literal[1, 2] = 1
-    """The version of this contract: 2 where a step has inputs, outputs or a loop, a state a first value that is not
-    zeros, an encoder a token that the server adds to each source, or a vocabulary subwords, which servers before do not
-    know."""
+    """The version of this contract. It is 2 if the bundle uses a field that servers of version 1 do not know: `inputs`,
+    `outputs`, `loop`, `emits` or `history` of a step; `initial_file`, `constant` or `is_uniform` of a state; `bos_id`
+    or `eos_id` of an encoder; `subwords` of a vocabulary; `sample_rate`."""
     model: ModelName
     """The model's name: lower-case letters, digits, `.`, `_`, `-`."""
     version: Annotated[int, Field(ge=1, le=2**31 - 1)]
     """The version's number."""
     description: str
-    """One line about it."""
+    """A description in one line."""
     encoder: EncoderSpec | None = None
-    """The encoder; none for a model without a source."""
+    """The encoder; None for a model without a source."""
     step: StepSpec
     """The step graph."""
     readout: ReadoutSpec | None = None
-    """The readout graph; none: the server keeps a session's last logits instead."""
+    """The readout graph; None: the server keeps a session's last logits instead."""
     variants: dict[VariantName, VariantSpec] = Field(default_factory=dict)
-    """Other arithmetic for the same model, by name, such as `int8`."""
+    """The same model with different arithmetic, by name, such as `int8`."""
     states: tuple[StateSpec, ...]
     """The state tensors."""
     contexts: tuple[ContextSpec, ...] = ()
     """The context tensors."""
     trace: TraceSpec | None = None
-    """The graph that looks inside a step; none: it cannot be looked into."""
+    """The graph that returns the inner values of a step; None: the model cannot be traced."""
     source_vocabulary: VocabularySpec | None = None
     """The source's vocabulary; given exactly when there is an encoder of tokens."""
     input_vocabulary: VocabularySpec | None = None
-    """The vocabulary of the tokens that steps read, where it is another than the target's: a tagger's."""
+    """The vocabulary of the tokens that steps read, if it differs from the target's, as for a tagger."""
     target_vocabulary: VocabularySpec | None = None
-    """The vocabulary of the logits, and of the tokens that steps read unless they have their own; or of the tokens that
-    a transducer emits. None: the model gives values."""
+    """The vocabulary of the logits, or of the tokens that a transducer emits. Also of the tokens that steps read,
+    unless there is an `input_vocabulary`. None: the model returns values."""
     start: Literal["last_of_source"] | None = None
-    """What is run before a session's first step, of a model that reads features: the last vector of the source. A model
+    """For a model that reads features: what runs before a session's first step, the last vector of the source. A model
     of tokens has a start token instead."""
     special_tokens: SpecialTokens = SpecialTokens()
-    """Ids with a meaning of their own."""
+    """Ids with a special meaning."""
     sample_rate: Annotated[int, Field(ge=1)] | None = None
-    """Samples a second, where what a step reads is sound: one channel, numbers from -1 to 1. None: it is something
-    else, or nobody said."""
+    """Samples per second, if a step reads sound: one channel, numbers from -1 to 1. None: a step reads something else,
+    or the rate is not known."""
     max_tokens: Annotated[int, Field(ge=1)]
-    """Tokens generated at most when a request sets no limit."""
+    """Most tokens of a generation when a request sets no limit."""
     digests: dict[FileName, Sha256]
-    """SHA-256 of every other file of the bundle that is read at serving."""
+    """SHA-256 of every other file of the bundle that the server reads."""
     exported_with: dict[str, str]
-    """Versions of the packages that made it, by package."""
+    """Versions of the packages that made the bundle, by package."""
     parity: Parity
     """How closely the graphs reproduce PyTorch."""
     evaluation: dict[str, object]
-    """The recipe's evaluation, as it wrote it."""
+    """The recipe's evaluation, unchanged."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -238,7 +238,7 @@ class Manifest(Part):
 
     @model_serializer(mode="wrap")
     def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Servers of format version 1 read a manifest that has nothing else."""
+        """Omits `sample_rate` if it is not set, so that servers of format version 1 can read the manifest."""
         found: dict[str, object] = serialize(self)
         return {name: value for name, value in found.items() if value or name != "sample_rate"}
 
@@ -248,33 +248,33 @@ class Manifest(Part):
 
     @property
     def step_vocabulary(self) -> VocabularySpec | None:
-        """The vocabulary of the tokens that steps read; None when they read features."""
+        """The vocabulary of the tokens that steps read; None when steps read features."""
         if self.step.tokens is None:
             return None
         return self.target_vocabulary if self.input_vocabulary is None else self.input_vocabulary
 
     @property
     def output_size(self) -> int:
-        """Logits or values that a step gives."""
+        """Number of logits or values that a step returns."""
         if self.step.logits is None or self.target_vocabulary is None:
             return self.step.value_size
         return self.target_vocabulary.size
 
     @property
     def can_generate(self) -> bool:
-        """Whether what a step gives can be what the next one reads."""
+        """Whether a step can read what the step before it returned."""
         if self.step.tokens is None:
             return self.step.feeds_back
         return self.step.logits is not None and self.input_vocabulary is None
 
     @property
     def vocabularies(self) -> list[VocabularySpec]:
-        """Those that there are."""
+        """All vocabularies of the model."""
         return [spec for spec in (self.source_vocabulary, self.input_vocabulary, self.target_vocabulary) if spec]
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Every file, but this one, that serving reads."""
+        """Every file that the server reads, except the manifest."""
         vocabularies = [file for vocabulary in self.vocabularies for file in vocabulary.files]
         variants = [part for variant in self.variants.values() for part in (variant.step, variant.readout)]
         graphs = [part.file for part in (self.encoder, self.step, self.readout, self.trace, *variants) if part]
@@ -284,7 +284,7 @@ class Manifest(Part):
 
     @cached_property
     def session_constants(self) -> dict[str, int]:
-        """The places of the states that an opening gives, by name."""
+        """The indices of the states that an open request sets, by name."""
         return {
             state.name: place
             for place, state in enumerate(self.states)
@@ -293,19 +293,19 @@ class Manifest(Part):
 
     @cached_property
     def history(self) -> int | None:
-        """The place of the state that has the last tokens; None without one."""
+        """The index of the state with the last tokens; None if there is none."""
         names = [state.name for state in self.states]
         return None if self.step.history is None else names.index(self.step.history)
 
     @cached_property
     def session_number(self) -> int | None:
-        """The place of the state that is the session's number; None without one."""
+        """The index of the state that is the session's number; None if there is none."""
         return next(
             (place for place, one in enumerate(self.states) if one.constant and one.constant.is_session_number), None
         )
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal. Raises OSError."""
+    """Returns the SHA-256 of a file in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

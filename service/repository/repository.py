@@ -1,4 +1,4 @@
-"""The model repository: the folder of bundles, scanned and loaded. A bad bundle is reported and harms no other."""
+"""The model repository: scans and loads the folder of bundles. A bad bundle is reported and does not affect others."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from service.repository.manifest import FILE_NAME
 from service.repository.runtime import Runtimes
 
 Stamp = tuple[int, int]
-"""By which two files of one name are told apart: when it was written, and which it is. Zeros where there is none."""
+"""Modification time in ns and inode of a file: both together show whether it was replaced. (0, 0) without a file."""
 _LISTED = 20
-"""Names that a message lists, at most."""
+"""Most names in the list of a message."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-"""What a manifest lets a model be called, of any length: a longer name is one that no model has."""
+"""The pattern of model names, without the limit of length: a longer name is answered as one that does not exist."""
 _NAME_LENGTH = 64
 _VERSION = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A version that cannot be served, and why."""
+    """A version that cannot be served, and the reason."""
 
     model: str
     version: int
@@ -33,22 +33,23 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class TakesTooMuch(Problem):
-    """A version whose graphs took too much memory or time when they were tried."""
+    """A version whose graphs took too much memory or time in a trial."""
 
 
 @dataclass(slots=True)
 class Repository:
-    """What a scan found: bundles that can be served, and problems, both by (model, version)."""
+    """The result of a scan: bundles that can be served, and problems, both by (model, version)."""
 
     folder: Path
     bundles: dict[tuple[str, int], Bundle] = field(default_factory=dict)
     problems: dict[tuple[str, int], Problem] = field(default_factory=dict)
 
     def find(self, model: str, version: int, *, within: str = "") -> Bundle:
-        """The bundle of a model; version 0 means the newest that is served. within: in front of the request's fields.
+        """Returns the bundle of a model. version: 0 for the newest version that is served. within: prefix of the field
+        names in messages.
 
-        Raises ModelNotFoundError naming what there is, InvalidFieldError for what no model can be called, and
-        ModelUnavailableError for one that could not be loaded.
+        Raises ModelNotFoundError, which lists what exists, InvalidFieldError for a name that no model can have, and
+        ModelUnavailableError for a version that could not be loaded.
         """
         wanted = version or max((v for m, v in self.bundles if m == model), default=0)
         bundle = self.bundles.get((model, wanted))
@@ -76,7 +77,7 @@ class Repository:
         )
 
     def has(self, model: str) -> bool:
-        """Whether there is a version of a model, served or not."""
+        """Whether any version of a model exists, served or not."""
         return any(model == name for name, _ in (*self.bundles, *self.problems))
 
     def _newest_problem(self, model: str) -> Problem | None:
@@ -85,7 +86,7 @@ class Repository:
 
 
 def check_name(model: str, *, field: str = "model") -> None:
-    """Raises InvalidFieldError for what no model can be called."""
+    """Raises InvalidFieldError for a name that no model can have."""
     if not _NAME.fullmatch(model[: _NAME_LENGTH + 1]):
         raise InvalidFieldError(
             f"{field} = {quoted(model)} is not a model's name: 1 to {_NAME_LENGTH} of the characters a-z 0-9 . _ -,"
@@ -95,17 +96,17 @@ def check_name(model: str, *, field: str = "model") -> None:
 
 
 class RepositoryError(Exception):
-    """A repository cannot be served as it was asked; the message says why, naming the setting."""
+    """A repository cannot be served with these settings. The message says why and names the setting."""
 
 
 def not_a_folder(folder: Path) -> RepositoryError:
-    """The error for a folder of bundles that is none."""
+    """Returns the error for a path that is not a folder."""
     return RepositoryError(f"models: {folder} is not a folder: name one with --models, or serve --example")
 
 
 def look_at(folder: Path, runtimes: Runtimes) -> dict[tuple[str, int], Stamp]:
-    """What `stamps_in` finds. Raises RepositoryError when `folder` is not a folder, cannot be read, or lacks a model
-    that `runtimes` names."""
+    """Returns `stamps_in(folder)`. Raises RepositoryError when `folder` is not a folder, cannot be read, or does not
+    contain a model that `runtimes` names."""
     if not folder.is_dir():
         raise not_a_folder(folder)
     try:
@@ -117,7 +118,7 @@ def look_at(folder: Path, runtimes: Runtimes) -> dict[tuple[str, int], Stamp]:
 
 
 def check_models(folder: Path, there: Iterable[tuple[str, int]], runtimes: Runtimes) -> None:
-    """Raises RepositoryError when a folder that has these versions lacks a model that `runtimes` names."""
+    """Raises RepositoryError when `there`, the versions in `folder`, lacks a model that `runtimes` names."""
     models = {model for model, _ in there}
     for model in runtimes.by_model:
         if model not in models:
@@ -126,8 +127,8 @@ def check_models(folder: Path, there: Iterable[tuple[str, int]], runtimes: Runti
 
 
 def versions_in(folder: Path) -> list[tuple[str, int]]:
-    """Every `<model>/<version>/`, where version is a number as `str` writes it, in order; hidden entries are passed
-    over. Raises OSError when the folder, or one in it, cannot be read, or is removed meanwhile."""
+    """Returns every `<model>/<version>/` in order. version must be a number without leading zeros; hidden entries are
+    ignored. Raises OSError when a folder cannot be read, or is removed meanwhile."""
     return sorted(
         (model.name, int(version.name))
         for model in folder.iterdir()
@@ -138,7 +139,7 @@ def versions_in(folder: Path) -> list[tuple[str, int]]:
 
 
 def stamps_in(folder: Path) -> dict[tuple[str, int], Stamp]:
-    """What `versions_in` finds, each with the stamp of its manifest."""
+    """Returns the versions of `versions_in`, each with the stamp of its manifest."""
     return {key: _stamp(folder / key[0] / str(key[1]) / FILE_NAME) for key in versions_in(folder)}
 
 
@@ -151,9 +152,9 @@ def _stamp(path: Path) -> Stamp:
 
 
 def load_version(folder: Path, key: tuple[str, int], runtimes: Runtimes) -> Bundle | Problem:
-    """One version; a problem when it fails its checks."""
+    """Loads one version. Returns a Problem when a check fails."""
     model, version = key
     try:
         return load_bundle(folder / model / str(version), runtimes.of(model))
-    except (BundleError, OSError, MemoryError) as error:  # OSError: it was removed meanwhile
+    except (BundleError, OSError, MemoryError) as error:  # OSError: the folder was removed meanwhile
         return Problem(model, version, str(error) or type(error).__name__)

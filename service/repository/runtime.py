@@ -1,4 +1,4 @@
-"""How ONNX Runtime runs a model's graphs."""
+"""Options for ONNX Runtime, which runs a model's graphs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def _available(provider: str) -> str:
 
 
 Provider = Annotated[Literal["cpu", "cuda"], AfterValidator(_available)]
-"""What runs graphs; one that this onnxruntime lacks is refused."""
+"""The execution provider. One that this onnxruntime does not have is refused."""
 
 
 class RuntimeOptions(BaseModel):
-    """Options of one model's graphs. Frozen.
+    """Options for one model's graphs. Frozen.
 
-    num_threads: inside one operator, 1 to 1024; a session's bits are proven not to depend on its batch for 1.
-    allow_spinning: whether threads that wait for work keep their cores busy: a little faster alone, and slower beside a
-    server that needs those cores (microsoft/onnxruntime#13808). provider: what runs them; `cuda` needs an onnxruntime
-    built for it.
+    num_threads: threads inside one operator, 1 to 1024; only for 1 is it proven that a session's bits do not depend on
+    its batch. allow_spinning: whether threads that wait for work keep their cores busy: a little faster alone, slower
+    beside a server that needs those cores (microsoft/onnxruntime#13808). provider: what runs the graphs; `cuda` needs
+    an onnxruntime built for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,33 +43,33 @@ class RuntimeOptions(BaseModel):
     provider: Provider = "cpu"
 
     def session_options(self) -> ort.SessionOptions:
-        """How ONNX Runtime runs a graph."""
+        """Returns these options as ONNX Runtime's session options."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.num_threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.allow_spinning)))
-        # The pattern planner keeps a plan for every input shape it has seen, without bound.
+        # With patterns, ONNX Runtime keeps a memory plan for every input shape it has seen, without bound.
         options.enable_mem_pattern = False
         options.log_severity_level = 3
         return options
 
     def load(self, path: str) -> ort.InferenceSession:
-        """Loads a graph. Raises OSError where it cannot be read, and what ONNX Runtime raises."""
+        """Loads a graph. Raises OSError when the file cannot be read, and what ONNX Runtime raises."""
         providers = [_PROVIDERS[self.provider]]
         if self.provider != "cpu":
-            providers.append(_PROVIDERS["cpu"])  # for operators that the other lacks
+            providers.append(_PROVIDERS["cpu"])  # for operators that the other provider lacks
         disabled = left_out(Path(path).read_bytes()) if self.provider == "cpu" else None
         return ort.InferenceSession(path, self.session_options(), providers=providers, disabled_optimizers=disabled)
 
 
 @dataclass(frozen=True, slots=True)
 class Runtimes:
-    """The options of every model. by_model: those that differ, and only what was given of them counts."""
+    """The options of every model. by_model: options that differ from `default`; only fields that were set count."""
 
     default: RuntimeOptions = field(default_factory=RuntimeOptions)
     by_model: Mapping[str, RuntimeOptions] = field(default_factory=lambda: MappingProxyType({}))
 
     def of(self, model: str) -> RuntimeOptions:
-        """One model's."""
+        """Returns one model's options."""
         given = self.by_model.get(model)
         return self.default if given is None else self.default.model_copy(update=given.model_dump(exclude_unset=True))

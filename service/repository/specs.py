@@ -1,4 +1,4 @@
-"""The parts of a manifest: tensors, graphs and vocabularies, each with what must hold of it alone.
+"""The parts of a manifest: tensors, graphs and vocabularies, each with the checks that concern it alone.
 
 Shapes are lists of integers and of the symbolic axes `batch`, `time`, `source` and `k`.
 """
@@ -22,13 +22,13 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]
 Axis = Literal["batch", "time", "source", "k"]
 Dtype = Literal["float32", "float64", "float16", "int64", "int32", "bool"]
 _NEW_OF_STATES = ("initial_file", "constant", "is_uniform")
-"""What states of format version 1 do not have."""
+"""Fields of a state that format version 1 does not have."""
 _NEW_OF_ENCODERS = ("bos_id", "eos_id")
-"""What encoders of format version 1 do not have."""
+"""Fields of an encoder that format version 1 does not have."""
 
 
 class Part(BaseModel):
-    """What all parts have in common: they are frozen, and have no field that is not told of here."""
+    """The base of all parts. Parts are frozen and refuse unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,34 +45,34 @@ class TensorSpec(Part):
 
 
 class SessionConstantSpec(Part):
-    """What a session is given when it is opened, and keeps: a sampling rate, a language, a speaker. Steps carry it like
-    a state, so whatever stores, moves, rewinds or forks a session does the same to it."""
+    """A value that a session gets when it is opened, and keeps: a sampling rate, a language, a speaker. Steps carry it
+    like a state, so storing, moving, rewinding or forking a session includes it."""
 
     default: tuple[float, ...] = ()
-    """Its elements, row-major, where the opening does not give them. Empty: each opening must give them."""
+    """Its elements, row-major, if the open request does not set them. Empty: each open request must set them."""
     choices: tuple[tuple[float, ...], ...] = ()
-    """The only values that it may have, each as `default`. Empty: any."""
+    """The only permitted values, each in the form of `default`. Empty: any value."""
     is_session_number: bool = False
-    """Whether it is a number by which the model tells sessions apart: the server gives it, and no opening may."""
+    """Whether it is a number by which the model distinguishes sessions. The server sets it; open requests may not."""
 
 
 class StateSpec(Part):
-    """One state tensor: what a step reads and writes again."""
+    """One state tensor: a step reads it and writes its next value."""
 
     name: str
-    """Its name to people and in the API, such as `hidden`."""
+    """Its name in the API and for users, such as `hidden`."""
     input: TensorSpec
-    """The step graph's input."""
+    """The step graph's input that reads it."""
     output: str
-    """The name of the step graph's output that is the next value of that input."""
+    """The name of the step graph's output that returns its next value."""
     initial: str | None = None
-    """The name of the encoder's output that is its first value; none: zeros."""
+    """The name of the encoder's output that is its first value; None: zeros."""
     initial_file: FileName | None = None
-    """The NumPy file (.npy) of the bundle that has its first value, without the batch axis; none: zeros."""
+    """The bundle's NumPy file (.npy) with its first value, without the batch axis; None: zeros."""
     constant: SessionConstantSpec | None = None
-    """What is known of it when it is given at the opening, and no step changes it; none: it is a state like any."""
+    """Set for a value that is set at the opening and that no step changes; None: an ordinary state."""
     is_uniform: bool = False
-    """Whether rows of one run must have the same value of it, bit for bit: the graph reads the first row's alone."""
+    """Whether all rows of one run must have the same value, bit for bit: the graph reads only the first row's."""
 
     @model_validator(mode="after")
     def _one_batch_axis(self) -> Self:
@@ -88,35 +88,35 @@ class StateSpec(Part):
 
     @property
     def size(self) -> int:
-        """How many numbers it has in each row."""
+        """How many numbers each row has."""
         return math.prod(self.row_shape)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Its axes but the batch."""
+        """Its axes without the batch axis."""
         return tuple(axis for axis in self.input.shape if isinstance(axis, int))
 
     @property
     def is_new(self) -> bool:
-        """Whether it has what format version 1 does not have."""
+        """Whether it uses fields that format version 1 does not have."""
         return any(getattr(self, name) for name in _NEW_OF_STATES)
 
     @model_serializer(mode="wrap")
     def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Servers of format version 1 read a manifest that has nothing else."""
+        """Omits newer fields that are not set, so that servers of format version 1 can read the manifest."""
         found: dict[str, object] = serialize(self)
         return {name: value for name, value in found.items() if value or name not in _NEW_OF_STATES}
 
 
 class ContextSpec(Part):
-    """One context tensor: what the encoder gives and every step reads. Padded with zeros along `source`."""
+    """One context tensor: the encoder returns it and every step reads it. Padded with zeros along `source`."""
 
     name: str
-    """Its name to people and in the API, such as `memory`."""
+    """Its name in the API and for users, such as `memory`."""
     input: TensorSpec
-    """The step graph's input; its first axes are batch and source."""
+    """The step graph's input that reads it; its first axes are batch and source."""
     output: str
-    """The name of the encoder's output that gives it."""
+    """The name of the encoder's output that returns it."""
 
     @model_validator(mode="after")
     def _batch_then_source(self) -> Self:
@@ -127,14 +127,14 @@ class ContextSpec(Part):
 
 
 class ConstantSpec(Part):
-    """An input that is the same in every run, such as a sampling rate."""
+    """An input with the same value in every run, such as a sampling rate."""
 
     name: str
     """The input's name in the graph."""
     dtype: Dtype
     """Its element type."""
     shape: tuple[Annotated[int, Field(ge=0)], ...]
-    """Its axes; none for a scalar."""
+    """Its axes; empty for a scalar."""
     values: tuple[float, ...]
     """Its elements, row-major."""
 
@@ -146,20 +146,20 @@ class ConstantSpec(Part):
 
 
 class EncoderSpec(Part):
-    """The graph that reads a source once. Its outputs are named by the states and contexts."""
+    """The graph that reads a source once. The states and contexts name its outputs."""
 
     file: FileName
     """The ONNX file in the bundle."""
     source: TensorSpec
     """Token ids, int64 [batch, source], or vectors of features, float32 [batch, source, features]; 0 where padded."""
     lengths: TensorSpec
-    """Tokens in each row, int64 [batch]."""
+    """Number of tokens in each row, int64 [batch]."""
     max_source_length: Annotated[int, Field(ge=1, le=65536)]
-    """The longest source that the graph reads, in tokens, with those that the server adds."""
+    """The longest source that the graph reads, in tokens, including those that the server adds."""
     bos_id: Annotated[int, Field(ge=0)] | None = None
-    """The token that the server puts before each source. None: none."""
+    """The token that the server puts before each source; None: no token."""
     eos_id: Annotated[int, Field(ge=0)] | None = None
-    """The token that the server puts after each source. None: none."""
+    """The token that the server puts after each source; None: no token."""
 
     @model_validator(mode="after")
     def _is_fed_as_promised(self) -> Self:
@@ -176,46 +176,46 @@ class EncoderSpec(Part):
 
     @model_serializer(mode="wrap")
     def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Servers of format version 1 read a manifest that has nothing else."""
+        """Omits newer fields that are not set, so that servers of format version 1 can read the manifest."""
         found: dict[str, object] = serialize(self)
         return {name: value for name, value in found.items() if value is not None or name not in _NEW_OF_ENCODERS}
 
     @property
     def is_new(self) -> bool:
-        """Whether it has what format version 1 does not have."""
+        """Whether it uses fields that format version 1 does not have."""
         return any(getattr(self, name) is not None for name in _NEW_OF_ENCODERS)
 
     @property
     def max_given_length(self) -> int:
-        """The longest source that a client may give, in tokens."""
+        """The longest source that a client may send, in tokens."""
         return self.max_source_length - (self.bos_id is not None) - (self.eos_id is not None)
 
     @property
     def feature_size(self) -> int:
-        """Numbers in each of the source's vectors; 0 when it is of tokens."""
+        """Numbers in each vector of the source; 0 when the source has tokens."""
         return last_axis(self.source) if self.source.dtype == "float32" else 0
 
 
 class ReadoutSpec(Part):
-    """The graph that tells what comes next from a state as it is, without a step: the bits of the step's own logits."""
+    """The graph that computes the next logits from a state, without a step. Bit-identical to the step's own logits."""
 
     file: FileName
     """The ONNX file in the bundle."""
     states: tuple[str, ...]
-    """Names of the states that it reads; its inputs have the step graph's names."""
+    """Names of the states that it reads; its inputs have the same names as the step graph's."""
     contexts: tuple[str, ...] = ()
-    """Names of the contexts that it reads; likewise."""
+    """Names of the contexts that it reads; its inputs have the same names as the step graph's."""
     logits: TensorSpec
-    """As the step's, for one position: float32 [batch, vocabulary]."""
+    """Like the step's logits, for one position: float32 [batch, vocabulary]."""
 
 
 class TraceOutputSpec(Part):
-    """What a trace tells of one step: a gate, a state, or where attention looked."""
+    """One value that a trace returns for a step: a gate, a state, or attention weights."""
 
     name: str
-    """Its name to people and in the API, such as `layer0.forget_gate`."""
+    """Its name in the API and for users, such as `layer0.forget_gate`."""
     tensor: TensorSpec
-    """The graph's output, float32 [batch, time, units], or [batch, time, source] for attention."""
+    """The graph's output: float32 [batch, time, units], or [batch, time, source] for attention."""
 
     @model_validator(mode="after")
     def _one_vector_a_step(self) -> Self:
@@ -226,32 +226,32 @@ class TraceOutputSpec(Part):
 
 
 class TraceSpec(Part):
-    """The graph that looks inside one step: fed as the step graph is, one step a row, it gives every gate and state."""
+    """The graph that returns every gate and state of a step. Its inputs are the step graph's, with one step a row."""
 
     file: FileName
     """The ONNX file in the bundle."""
     outputs: tuple[TraceOutputSpec, ...]
-    """What it tells."""
+    """The values that it returns."""
 
 
 class VocabularySpec(Part):
-    """A vocabulary: one token a line in a UTF-8 file, the line number from 0 being its id."""
+    """A vocabulary: a UTF-8 file with one token a line. A token's id is its line number, counted from 0."""
 
     file: FileName
     """The text file in the bundle."""
     size: Annotated[int, Field(ge=2)]
-    """The number of its lines."""
+    """Number of lines."""
     tokenizer: Literal["characters", "whitespace", "subword"]
-    """How text is split into tokens: by characters, by white space, or by SentencePiece, whose pieces the tokens then
-    are."""
+    """How text is split into tokens: by characters, by white space, or by SentencePiece, whose pieces are then the
+    tokens."""
     subwords: FileName | None = None
-    """SentencePiece's model in the bundle, for `subword` alone."""
+    """The bundle's SentencePiece model; only for `subword`."""
     lowercase: bool = False
     """Whether text is lower-cased before it is split."""
     escaped: bool = False
     """Whether the file's lines are escaped: `\\n` is a line feed, and so on, as in Python's string literals."""
     unknown_id: Annotated[int, Field(ge=0)] | None = None
-    """The token that stands for any other. None: what the vocabulary lacks is refused."""
+    """The token for text that the vocabulary lacks; None: such text is refused."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -263,41 +263,41 @@ class VocabularySpec(Part):
 
     @property
     def is_new(self) -> bool:
-        """Whether it has what format version 1 does not have."""
+        """Whether it uses fields that format version 1 does not have."""
         return self.subwords is not None
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Those in the bundle."""
+        """Its files in the bundle."""
         return (self.file,) if self.subwords is None else (self.file, self.subwords)
 
     @model_serializer(mode="wrap")
     def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Servers of format version 1 read a manifest that has nothing else."""
+        """Omits newer fields that are not set, so that servers of format version 1 can read the manifest."""
         found: dict[str, object] = serialize(self)
         return {name: value for name, value in found.items() if value is not None or name != "subwords"}
 
 
 class Parity(Part):
-    """How closely the graphs reproduce the model that they were made from, as the exporter measured it."""
+    """How closely the graphs reproduce the model that they were made from, measured by the exporter."""
 
     tolerance: float
-    """The largest absolute difference that was allowed."""
+    """The largest permitted absolute difference."""
     max_abs_error: dict[str, float]
-    """The largest absolute difference seen, by tensor."""
+    """The largest absolute difference found, by tensor."""
     num_rows: int
-    """Rows compared, of random ragged batches, stepwise and chunked."""
+    """Number of rows compared, from random ragged batches, stepwise and chunked."""
     reference: str = "PyTorch"
-    """What they were held to."""
+    """What the graphs were compared with."""
 
 
 def check_is(field: str, tensor: TensorSpec, dtype: Dtype, shape: tuple[Axis | int, ...]) -> None:
-    """Raises ValueError when a tensor is not as it must be."""
+    """Raises ValueError when a tensor has another type or shape than it must have. field: its name in the message."""
     if (tensor.dtype, tensor.shape) != (dtype, shape):
         raise ValueError(f"{field} must be {dtype} {list(shape)}, not {tensor.dtype} {list(tensor.shape)}")
 
 
 def last_axis(tensor: TensorSpec) -> int:
-    """The size of a tensor's last axis; 0 when it has no fixed one."""
+    """Returns the size of a tensor's last axis; 0 when it has no fixed size."""
     last = tensor.shape[-1] if tensor.shape else 0
     return last if isinstance(last, int) else 0

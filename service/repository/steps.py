@@ -1,4 +1,4 @@
-"""The parts of a manifest that describe a step: what it reads, what it gives, and their named parts."""
+"""The parts of a manifest that describe a step: its inputs, its outputs, and their named parts."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pydantic import (
 from service.repository.specs import ConstantSpec, Dtype, FileName, Part, TensorSpec, check_is, last_axis
 
 HISTORY = 64
-"""Tokens that a state of the last tokens has."""
+"""Number of tokens in a state that holds the last tokens."""
 
 
 class TopKSpec(Part):
-    """Outputs of the step graph that spare fetching all logits when only the best tokens are asked for."""
+    """Outputs of the step graph for the best k tokens, so that not all logits must be fetched."""
 
     k: TensorSpec
-    """Input: how many tokens, int64 [1]. Its default in the graph is 0: empty outputs that cost nothing."""
+    """Input: the number of tokens, int64 [1]. Its default in the graph is 0, with empty outputs that cost nothing."""
     log_probabilities: TensorSpec
-    """Natural log-probabilities of the k most likely tokens, most likely first, float32 [batch, time, k]."""
+    """Natural log-probabilities of the k likeliest tokens, the likeliest first, float32 [batch, time, k]."""
     token_ids: TensorSpec
-    """Their ids, int64 [batch, time, k]; of equally likely ones the lowest first."""
+    """Their ids, int64 [batch, time, k]; of equal ones the lowest first."""
 
     @model_validator(mode="after")
     def _is_told_as_promised(self) -> Self:
@@ -39,20 +39,20 @@ class TopKSpec(Part):
 
 
 _NEW = ("inputs", "outputs", "loop", "emits", "history")
-"""What format version 1 does not have."""
+"""Fields of a step that format version 1 does not have."""
 
 
 class PortSpec(Part):
-    """A named part of a vector: some of its numbers, after those of the parts before it."""
+    """A named part of a vector: consecutive numbers that follow those of the part before."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
-    """Its name to people and in the API."""
+    """Its name in the API and for users."""
     dtype: Dtype = "float32"
-    """The type that it has in the graph that the bundle was made from. In a vector it is float32, whatever its type."""
+    """Its type in the graph that the bundle was made from. In the vector it is always float32."""
     shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Its axes; none for a single number. Its numbers are row-major."""
+    """Its axes; empty for a single number. Its numbers are row-major."""
     is_end: bool = False
-    """Whether it is 1 in a session's last vector, where its client says so, and 0 in all others."""
+    """Whether it marks the end: clients set it to 1 in a session's last vector and to 0 in all others."""
 
     @property
     def size(self) -> int:
@@ -61,82 +61,84 @@ class PortSpec(Part):
 
 
 class EmitsSpec(Part):
-    """What the values of a transducer are: how many tokens the step emitted, how many of its encoded frames had as many
-    as they may, then `capacity` ids, of which those past the count are 0, then as many natural log-probabilities."""
+    """How the values of a transducer's step are coded: the number of tokens that the step emitted, the number of
+    encoded frames that emitted their maximum, `capacity` ids (0 after the last token), `capacity` natural
+    log-probabilities."""
 
     blank_id: Annotated[int, Field(ge=0)]
-    """The token that ends an encoded frame, and is never emitted."""
+    """The token that ends an encoded frame. It is never emitted."""
     max_symbols: Annotated[int, Field(ge=1)]
-    """The most tokens of an encoded frame."""
+    """Most tokens of an encoded frame."""
     num_frames: Annotated[int, Field(ge=1)] = 1
-    """Encoded frames of a step."""
+    """Encoded frames in a step."""
     history: str
-    """The name of the state that has the last tokens, the newest last; before there are so many, blanks."""
+    """The name of the state with the last tokens, the newest last; it contains blanks before there are enough
+    tokens."""
     count: str
-    """The name of the state that has the number of all tokens so far."""
+    """The name of the state with the number of all tokens so far."""
     context: str | None = None
-    """The name of the state that has the tokens which the prediction network reads next; None: none has."""
+    """The name of the state with the tokens that the prediction network reads next; None: there is no such state."""
 
     @model_serializer(mode="wrap")
     def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Servers that know no context read a manifest that has none."""
+        """Omits a context that is None, so that servers that do not know this field can read the manifest."""
         found: dict[str, object] = serialize(self)
         return {name: value for name, value in found.items() if value is not None}
 
     @property
     def states(self) -> set[str]:
-        """The names of the states that it tells of."""
+        """The names of the states that it names."""
         return {self.history, self.count} | ({self.context} if self.context is not None else set())
 
     @property
     def capacity(self) -> int:
-        """The most tokens of a step."""
+        """Most tokens of a step."""
         return self.max_symbols * self.num_frames
 
 
 class StepSpec(Part):
-    """The graph that advances a ragged batch of sessions by one step or a chunk of them.
+    """The graph that advances a ragged batch of sessions by one step or by a chunk of steps.
 
-    A step consumes a token or a vector of features, and gives logits over a vocabulary or plain values. ONNX Runtime
-    runs the whole graph whatever is fetched: of the heads only `top_k` can be left out of a run.
+    A step consumes a token or a vector of features, and returns logits over a vocabulary, or plain values. ONNX Runtime
+    runs the whole graph, whatever is fetched; only the outputs of `top_k` can be omitted from a run.
     """
 
     file: FileName
     """The ONNX file in the bundle."""
     loop: FileName | None = None
-    """The ONNX file that takes several steps of a row in one run, when `file` takes one, and no lengths."""
+    """The ONNX file that runs several steps of a row at once, if `file` runs one step and reads no lengths."""
     tokens: TensorSpec | None = None
-    """Token ids, int64 [batch, time]; or else there are `features`."""
+    """Token ids, int64 [batch, time]; None: the step reads `features`."""
     features: TensorSpec | None = None
     """Vectors of features, float32 [batch, time, features]."""
     lengths: TensorSpec | None = None
-    """Steps in each row, int64 [batch], 1 or more. None: the graph takes one step a row, and `max_chunk` is 1."""
+    """Number of steps in each row, int64 [batch], 1 or more. None: the graph takes one step a row; `max_chunk` is 1."""
     logits: TensorSpec | None = None
-    """Unnormalised log-probabilities of the token after each, or of its tag, float32 [batch, time, vocabulary]; or else
-    there are `values`."""
+    """Unnormalised log-probabilities of each token's successor, or of its tag, float32 [batch, time, vocabulary]. None:
+    the step returns `values`."""
     values: TensorSpec | None = None
-    """What the model gives after each, float32 [batch, time, values]."""
+    """What the model returns after each input, float32 [batch, time, values]."""
     inputs: tuple[PortSpec, ...] = ()
-    """The named parts of `features`, in their order. None: they have no names."""
+    """The named parts of `features`, in order. Empty: they have no names."""
     outputs: tuple[PortSpec, ...] = ()
-    """The named parts of `values`, likewise."""
+    """The named parts of `values`, in order. Empty: they have no names."""
     emits: EmitsSpec | None = None
-    """What `values` are where they are tokens that the step emitted; None: they are what the model gives."""
+    """How `values` encode emitted tokens; None: `values` are the model's plain values."""
     history: str | None = None
-    """The name of the state that has the last `HISTORY` tokens that steps read, the newest last: text of subwords is
-    made of them. None: none has."""
+    """The name of the state with the last `HISTORY` tokens that steps read, the newest last. The text of subwords is
+    made from them. None: there is no such state."""
     feeds_back: bool = False
-    """Whether `values` are the features of the next step: then the model can go on by itself."""
+    """Whether `values` are the features of the next step, so that the model can generate."""
     constants: tuple[ConstantSpec, ...] = ()
-    """Inputs that are the same in every run."""
+    """Inputs with the same value in every run."""
     next_token: TensorSpec | None = None
-    """The most likely token after each, int64 [batch, time]; of equally likely ones the lowest id. None: not given."""
+    """The likeliest token after each input, int64 [batch, time]; of equal ones the lowest id. None: not an output."""
     top_k: TopKSpec | None = None
-    """The most likely tokens after each. None: not given."""
+    """The likeliest tokens after each input. None: not an output."""
     max_chunk: Annotated[int, Field(ge=1)] | None = None
-    """The most steps of a row in one run. None: any number; 1: `time` is always 1."""
+    """Most steps of a row in one run. None: any number; 1: `time` is always 1."""
     max_rows: Annotated[int, Field(ge=1, le=1)] | None = None
-    """The most rows in one run. None: any number; 1: the graph's batch axis is fixed, and rows are run one by one."""
+    """Most rows in one run. None: any number; 1: the graph's batch axis is fixed, so rows run one by one."""
 
     @model_validator(mode="after")
     def _is_fed_as_promised(self) -> Self:
@@ -183,18 +185,18 @@ class StepSpec(Part):
 
     @model_serializer(mode="wrap")
     def _without_what_is_new(self, serialize: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Servers that know no names read a manifest that has none."""
+        """Omits newer fields that are not set, so that servers of format version 1 can read the manifest."""
         found: dict[str, object] = serialize(self)
         return {name: value for name, value in found.items() if value or name not in _NEW}
 
     @property
     def is_new(self) -> bool:
-        """Whether it has what format version 1 does not have."""
+        """Whether it uses fields that format version 1 does not have."""
         return any(getattr(self, name) for name in _NEW)
 
     @property
     def of_one_step(self) -> Self:
-        """What `file` is: the step without its loop."""
+        """The step as `file` computes it, without the loop."""
         return self if self.loop is None else self.model_copy(update={"lengths": None, "max_chunk": 1, "loop": None})
 
     @property
@@ -213,16 +215,16 @@ class StepSpec(Part):
 
     @property
     def feature_size(self) -> int:
-        """Numbers in each vector that a step consumes; 0 when it is tokens."""
+        """Numbers in each vector that a step consumes; 0 when a step consumes tokens."""
         return 0 if self.features is None else last_axis(self.features)
 
     @cached_property
     def whole_numbers(self) -> dict[int, str]:
-        """The places in a vector that integer inputs read, which take whole numbers alone, and the inputs' names."""
+        """By place in the vector, the names of integer inputs; these places accept only whole numbers."""
         names = [port.name if port.dtype.startswith("int") else None for port in self.inputs for _ in range(port.size)]
         return {place: name for place, name in enumerate(names) if name is not None}
 
     @property
     def value_size(self) -> int:
-        """Values that a step gives; 0 when it is logits."""
+        """Number of values that a step returns; 0 when it returns logits."""
         return 0 if self.values is None else last_axis(self.values)

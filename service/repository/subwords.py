@@ -1,4 +1,4 @@
-"""Subwords: text cut into pieces of words, by a model of SentencePiece (Kudo and Richardson 2018)."""
+"""Subwords: text split into pieces of words by a SentencePiece model (Kudo and Richardson 2018)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What SentencePiece writes for one."""
+"""SentencePiece's character for a space."""
 _UNKNOWN = " \N{DOUBLE QUESTION MARK} "
-"""What SentencePiece spells the unknown piece as."""
+"""SentencePiece's text for the unknown piece."""
 
 
 class Subwords:
-    """A model of SentencePiece. Immutable; safe to share between threads."""
+    """A SentencePiece model. Immutable; safe to share between threads."""
 
     def __init__(self, model: bytes) -> None:
         self._processor = SentencePieceProcessor(model_proto=model)
 
     @classmethod
     def load(cls, path: Path, names: Sequence[str]) -> Subwords:
-        """Reads a model. names: its pieces, by id. Raises ValueError when it is none, or has other pieces, and OSError
-        when it cannot be read."""
+        """Reads a model. names: the expected pieces, by id. Raises ValueError when the file is not a SentencePiece
+        model or has other pieces, and OSError when it cannot be read."""
         content = path.read_bytes()
         try:
             subwords = cls(content)
@@ -36,13 +36,13 @@ class Subwords:
 
     @property
     def pieces(self) -> list[str]:
-        """Its pieces, by id."""
+        """The model's pieces, by id."""
         return [self._processor.id_to_piece(index) for index in range(self._processor.get_piece_size())]
 
     @cached_property
     def spelt(self) -> tuple[bytes, ...]:
-        """What each piece adds to a text, UTF-8, by id: of one that begins a word its space first, of a byte that byte,
-        and of control pieces nothing."""
+        """The UTF-8 text that each piece adds, by id. A piece that begins a word begins with a space, a byte piece is
+        its byte, and control pieces are empty."""
         processor, found = self._processor, []
         for index, piece in enumerate(self.pieces):
             if processor.is_control(index) or processor.is_unused(index):
@@ -57,11 +57,11 @@ class Subwords:
 
     @cached_property
     def begins_word(self) -> tuple[bool, ...]:
-        """Whether a piece begins a word, by id."""
+        """By id, whether a piece begins a word."""
         return tuple(spelt.startswith(b" ") for spelt in self.spelt)
 
     def cut(self, text: str) -> list[str]:
-        """The likeliest pieces of a text. What no piece has is as it is in the text, or in bytes where the model has
-        those."""
+        """Returns the likeliest pieces of a text. Text that no piece covers is returned unchanged, or as byte pieces if
+        the model has them."""
         found: list[str] = self._processor.encode(text, out_type=str)
         return found

@@ -1,4 +1,4 @@
-"""Rows that have the same value of what one run has once: a graph's tensor without a batch axis."""
+"""Groups rows by the values of states that a run reads only once: tensors without a batch axis in the graph."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 
 def groups_of(arrays: Sequence[tuple[NDArray[Any], int]], count: int) -> list[list[int]]:
-    """The first `count` rows, parted by their values, bit for bit; none when all have the same. arrays: each with the
-    axis that counts its rows."""
+    """Groups the first `count` rows by their values, compared bit by bit. Returns no groups when all rows are equal.
+
+    arrays: each with the axis that counts its rows.
+    """
     columns = [np.ascontiguousarray(np.moveaxis(array, axis, 0)[:count]) for array, axis in arrays]
     keys = np.concatenate([column.reshape(count, -1).view(np.uint8) for column in columns], axis=1)
     if (keys == keys[0]).all():

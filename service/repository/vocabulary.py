@@ -1,4 +1,4 @@
-"""A vocabulary: token names to ids and back, and text to ids."""
+"""A vocabulary: converts token names to ids and back, and text to ids."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from service.repository.subwords import Subwords
 _ESCAPE = re.compile(r"\\([nrt\\]|u[0-9a-f]{4})")
 _ESCAPED = re.compile(r"(?:[^\\]|\\([nrt\\]|u[0-9a-f]{4}))*")
 _COMPOSED = 4
-"""Characters, at most, that normalisation makes one."""
+"""Most characters that normalisation combines into one."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
-"""What a byte is shown as that makes no character."""
+"""Shown in place of a byte that forms no character."""
 _CHARACTERS = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
 class Vocabulary:
-    """Names by id. `owner` names it in messages, such as `the target vocabulary of g2p-en`.
+    """Token names by id. `owner` names the vocabulary in messages, such as `the target vocabulary of g2p-en`.
 
-    Immutable once made, but for `derived`; safe to share between threads.
+    Immutable, except for `derived`; safe to share between threads.
     """
 
     derived: dict[str, Any]
-    """Tables that others make of the names, by a name of their own. They live as long as the vocabulary: a cache that
-    the module of a table kept would hold the vocabularies of unloaded versions for ever."""
+    """Tables that other modules compute from the names, each under its own key. They are stored here to live as long as
+    the vocabulary: a cache in such a module would keep the vocabularies of unloaded versions forever."""
 
     def __init__(
         self,
@@ -62,8 +62,11 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path, spec: VocabularySpec, *, owner: str) -> Vocabulary:
-        """Reads one token a line, and the model of subwords. Raises ValueError when the file's lines are not those that
-        `spec` promises, or not the pieces of the model, and OSError."""
+        """Reads a file with one token a line, and the SentencePiece model if `spec` names one.
+
+        Raises ValueError when the lines do not match `spec` or the model's pieces, and OSError when a file cannot be
+        read.
+        """
         text = path.read_text(encoding="utf-8")
         names = text.removesuffix("\n").split("\n") if text else []
         if spec.escaped:
@@ -81,13 +84,13 @@ class Vocabulary:
             unknown_id=spec.unknown_id,
             subwords=subwords,
         )
-        _ = found.max_token_bytes  # of thousands of pieces it takes 20 ms: here, and not while a session waits
+        _ = found.max_token_bytes  # computed now, since it takes 20 ms for thousands of pieces and a session would wait
         return found
 
     @property
     def max_token_bytes(self) -> int:
-        """The most bytes that a `Token` of the wire takes inside another message: id, name and log-probability; and of
-        subwords what it adds to a text."""
+        """Most bytes that a `Token` takes inside another message on the wire (id, name and log-probability), plus, for
+        subwords, the text that it adds."""
         found: int | None = self.derived.get("max_token_bytes")
         if found is None:
             name = max((len(name.encode()) for name in self.names), default=0)
@@ -97,8 +100,8 @@ class Vocabulary:
         return found
 
     def check_ids(self, ids: Iterable[int], *, field: str, first: int = 0) -> list[int]:
-        """The ids as a list. first: the index in the field of the first of them. Raises TokenOutOfVocabularyError for
-        one that is none of this vocabulary's."""
+        """Returns the ids as a list. first: the index in the field of the first id. Raises TokenOutOfVocabularyError
+        for an id outside this vocabulary."""
         checked = list(ids)
         if checked and not 0 <= min(checked) <= max(checked) < len(self.names):
             at, wrong = next((i, t) for i, t in enumerate(checked, first) if not 0 <= t < len(self.names))
@@ -108,9 +111,11 @@ class Vocabulary:
         return checked
 
     def ids_of(self, names: Iterable[str], *, field: str, is_exact: bool = False, is_text: bool = False) -> list[int]:
-        """The ids of token names. is_text: they are the words of a text. Raises UnknownTokenError naming the first that
-        the vocabulary lacks, unless it has a token that stands for those; is_exact: that token is meant by its own name
-        alone."""
+        """Returns the ids of token names. is_text: the names are the words of a text.
+
+        A name that the vocabulary lacks gets the id of the unknown token. Raises UnknownTokenError naming the first
+        such name if there is no unknown token, or if is_exact, where only its own name stands for the unknown token.
+        """
         ids = []
         for at, name in enumerate(names):
             token_id = self._ids.get(name, None if is_exact else self._unknown_id)
@@ -125,14 +130,14 @@ class Vocabulary:
     def ids_of_text(
         self, text: str, *, field: str, limit: int | None = None, setting: str = "", whole: str = ""
     ) -> list[int]:
-        """The ids of a text's tokens. limit: tokens that it may have, by `setting`; None: any number. whole: the field
-        that is over the limit then; empty: `field`.
+        """Returns the ids of a text's tokens.
 
-        Takes time for `limit` tokens, however long the text is. Raises EmptySequenceError, SequenceTooLongError, or
-        UnknownTokenError naming what is unknown.
+        limit: most tokens that the text may have, named `setting` in the message; None: no limit. whole: the field to
+        name when the text is over the limit; empty: `field`. Takes time for `limit` tokens, however long the text is.
+        Raises EmptySequenceError, SequenceTooLongError, or UnknownTokenError naming the unknown token.
         """
         if self._by_characters:
-            if limit is not None and len(text) > limit:  # lower case has as many characters, or more
+            if limit is not None and len(text) > limit:  # lower-casing never reduces the number of characters
                 raise too_many(f"{len(text)} tokens", limit, setting, whole or field)
             return self._ids_of_pieces(list(text.lower() if self._lowercase else text), field)
         if self.subwords is not None:
@@ -147,12 +152,12 @@ class Vocabulary:
         if limit is not None and len(pieces) > limit:
             raise too_many(f"more than {limit} tokens", limit, setting, whole or field)
         if self._lowercase:
-            # what is longer than every name is none, and is not worth folding
+            # a piece longer than every name is unknown in any case, so lower-casing it would be wasted
             pieces = [piece.lower() if len(piece) <= self._longest else piece for piece in pieces]
         return self._ids_of_pieces(pieces, field)
 
     def _has_commas(self, word: str) -> bool:
-        """Whether a word begins with tokens that have commas between or behind them, such as `3,4` and `3,`."""
+        """Whether a word begins with tokens that are separated or followed by commas, such as `3,4` and `3,`."""
         first, comma, rest = word[: 2 * self._longest + 2].partition(",")
         second = rest.partition(",")[0]
         return bool(comma) and first in self._ids and (not second or second in self._ids)
@@ -164,19 +169,19 @@ class Vocabulary:
 
 
 def too_many(count: str, limit: int, setting: str, field: str) -> SequenceTooLongError:
-    """The error for a sequence of more than `limit` tokens. count: how many it has, in words; setting: the limit's
-    name; empty: it has none."""
+    """Returns the error for a sequence of more than `limit` tokens. count: the number of tokens, in words; setting: the
+    name of the limit; empty: none."""
     told, facts = (f" ({setting})", {setting: limit}) if setting else ("", {})
     return SequenceTooLongError(f"{field} has {count}, the limit is {limit}{told}", field=field, limit=limit, **facts)
 
 
 def _varint(number: int) -> int:
-    """Bytes of a number on the wire."""
+    """Returns the number of bytes of a varint."""
     return max(1, (number.bit_length() + 6) // 7)
 
 
 def _unescaped(line: str, file: str) -> str:
-    r"""A name of an escaped file: `\n`, `\r`, `\t`, `\\` and `\u` with four hexadecimal digits stand for a character.
+    r"""Decodes a line of an escaped file: `\n`, `\r`, `\t`, `\\` and `\u` with four hexadecimal digits are escapes.
     Raises ValueError for any other backslash."""
     if _ESCAPED.fullmatch(line) is None:
         raise ValueError(f"{file} has a line {line!r} that is not escaped as it should be")
