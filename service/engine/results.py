@@ -226,10 +226,14 @@ NO_CHOICES: dict[int, Chosen] = {}
 
 
 class StepResult:
-    """Outputs of one run. logits: [B, T, V], or values if gives_values; None when not fetched. next_tokens: [B, T];
-    top_log_probabilities, top_ids: [B, T, K]; each None when the graph has no such output, or when no row asked. trace:
-    outputs of the trace graph, by name and then by row: [T, units], or [T, source] with the row's own source length;
-    empty when no row asked. chosen: by row, the choices of rows that do not simply take the likeliest token."""
+    """Outputs of one run.
+
+    logits: [B, T, V], or values if gives_values; None when not fetched. next_tokens: [B, T], None when the graph has no
+    such output; for T = 1 they are computed from the logits then. top_log_probabilities, top_ids: [B, T, K], None when
+    the graph has no such outputs, or when no row asked. trace: outputs of the trace graph, by name and then by row:
+    [T, units], or [T, source] with the row's own source length; empty when no row asked. chosen: by row, the choices of
+    rows that do not simply take the likeliest token.
+    """
 
     __slots__ = (
         "_lists",
