@@ -73,5 +73,5 @@ def test_a_typed_line_is_answered_before_the_next_and_ctrl_c_ends_it(shell: Shel
 
 def test_targets_of_subwords_are_scored_as_text(shell: Shell) -> None:
     rows = shell.out("score", "translate-en-de", "Die Datei", "Datei Die", "--source", "The file").splitlines()[1:]
-    likely, unlikely = (float(row.split("\t")[0]) for row in rows)
+    likely, unlikely = (float(row.split()[0]) for row in rows)
     assert likely > unlikely
